@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make memory` (the main job) and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+RES    ?= 256
+
+.DEFAULT_GOAL := help
+.PHONY: help setup memory test lint validate bench wheel clean
+
+help:           ## List the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# The stamp is written last: an interrupted set-up is done again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## Make the virtual environment (done by the others on first use)
+
+memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under results/memory
+	$(BIN)/ppdm-bench memory --res $(RES) --out results/memory
+
+test: $(READY)  ## Run the tests
+	$(BIN)/python -m pytest -n auto
+
+lint: $(READY)  ## Style, types, import direction
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=.:baselines:benchmarks $(BIN)/lint-imports
+
+validate: $(READY) ## Check the prediction against published CUDA peaks and against measurement on the CPU
+	$(BIN)/python -m ppdm_bench.memory.validate --out results/validation
+
+bench: $(READY) ## Micro-benchmarks (pytest-benchmark)
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-only -p no:xdist
+
+wheel: $(READY) ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:          ## Remove the environment, caches and builds; records under results/ stay
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

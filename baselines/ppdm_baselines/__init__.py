@@ -1,0 +1,19 @@
+"""Every method that the toolkit compares, by name: PPDM and the baselines, each a page with its value and presets."""
+
+from collections.abc import Mapping
+
+from ppdm import PPDM, Method
+from ppdm_baselines import ddpm3d
+
+# Our U-Net at PPDM's width: the space is compared, not the network.
+METHODS: Mapping[str, Method] = {m.name: m for m in (PPDM, ddpm3d.MATCHED)}
+
+# The widths, steps and optimiser of each paper. Of PPDM's only the abstract is public, so it has none.
+AUTHORS: Mapping[str, Method] = {m.name: m for m in (ddpm3d.AUTHORS,)}
+
+PRESETS: Mapping[str, Mapping[str, Method]] = {"matched": METHODS, "authors": AUTHORS}
+
+# The full-3-D model, which ratios are against.
+REFERENCE = ddpm3d.MATCHED.name
+
+__all__ = ["AUTHORS", "METHODS", "PRESETS", "REFERENCE"]

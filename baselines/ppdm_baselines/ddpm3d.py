@@ -1,0 +1,40 @@
+"""Full-3-D conditional diffusion: the whole volume through the network at every step, the reference of all ratios.
+
+Ho et al. 2020 (arXiv 2006.11239) made conditional by concatenation, as med-ddpm does (Dorjsembe et al., arXiv
+2305.18453; repository mobaidoctor/med-ddpm).
+"""
+
+from ppdm.kernel import Gaussian
+from ppdm.loss import Loss
+from ppdm.method import Method, Optimisation, Sampling
+from ppdm.representation import Identity
+from ppdm.unet import UNetOptions
+from ppdm.window import Whole
+
+MATCHED = Method(
+    name="ddpm3d",
+    representation=Identity(),
+    window=Whole(),
+    kernel=Gaussian("cosine"),
+    target="noise",
+    loss=Loss(p=1),
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
+    sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
+    optimisation=Optimisation(learning_rate=1e-4),
+)
+
+# med-ddpm: width 64, multipliers 1,1,2,3,4, attention where the grid is 8 times coarser, 250 cosine steps, L1 on ε,
+# average .995, Adam at 1e-5 without warm-up.
+AUTHORS = Method(
+    name="ddpm3d",
+    representation=Identity(),
+    window=Whole(),
+    kernel=Gaussian("cosine"),
+    target="noise",
+    loss=Loss(p=1),
+    network=UNetOptions(
+        width=64, multipliers=(1, 1, 2, 3, 4), residual_blocks=1, attention=(False, False, False, True, False)
+    ),
+    sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
+    optimisation=Optimisation(learning_rate=1e-5, warmup=0, ema=0.995),
+)

@@ -1,0 +1,309 @@
+"""A method is a point in one design space: a frozen dataclass that picks one value of each axis.
+
+Two generic functions do all the work, whatever the method: :func:`training_loss` and :func:`sample`.
+Axes of tensors: volumes (N, C, D, H, W); x0 the target, y the source, t in [0, 1] with t = 0 the target end.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_of
+from ppdm.loss import Loss
+from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
+from ppdm.representation import REPRESENTATIONS, Representation
+from ppdm.unet import UNet, UNetOptions
+from ppdm.window import WINDOWS, Window
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a volume is drawn.
+
+    Args:
+        steps: steps from t = 1 to 0, each one evaluation of the network.
+        stochastic: whether every step draws from the kernel's posterior, or takes its deterministic path.
+        clamp: if given, the volume that each prediction stands for is clamped to [-clamp, clamp].
+
+    Raises:
+        ValueError: steps or clamp not positive.
+    """
+
+    steps: int = 4
+    stochastic: bool = False
+    clamp: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.steps) is not int or self.steps < 1:
+            raise ValueError(f"sampling needs a positive number of steps, got {self.steps!r}")
+        if self.clamp is not None and not self.clamp > 0:
+            raise ValueError(f"clamp must be positive, got {self.clamp}")
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the weights are found: AdamW (arXiv 1711.05101) with linear warm-up, gradient clipping and an average.
+
+    Args:
+        learning_rate: after the warm-up.
+        weight_decay: AdamW's.
+        warmup: steps over which the learning rate rises linearly from 0.
+        clip: largest norm of the gradient.
+        ema: decay of the exponential moving average of the weights that is kept and sampled from.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: int = 100
+    clip: float = 1.0
+    ema: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
+            raise ValueError(
+                f"learning rate and clip must be positive, weight decay and warm-up not negative; got {self}"
+            )
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One point in the design space; combinations that cannot work are refused when it is made.
+
+    Args:
+        name: how commands and tables call it.
+        representation: in which space diffusion lives.
+        window: what the network sees at once.
+        kernel: how the path from target to source is drawn.
+        target: what the network predicts: ``x0``, ``residual``, ``noise`` or ``score`` (:func:`ppdm.kernel.target_of`).
+        loss: how the prediction is scored.
+        network: size and arithmetic of the U-Net.
+        sampling: how volumes are drawn.
+        optimisation: how weights are found.
+
+    Raises:
+        ValueError: an unknown target, or one that the kernel cannot be sampled with.
+    """
+
+    name: str
+    representation: Representation
+    window: Window
+    kernel: Kernel
+    target: str
+    loss: Loss = field(default_factory=Loss)
+    network: UNetOptions = field(default_factory=UNetOptions)
+    sampling: Sampling = field(default_factory=Sampling)
+    optimisation: Optimisation = field(default_factory=Optimisation)
+
+    def __post_init__(self) -> None:
+        if self.target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target not in self.kernel.targets:
+            raise ValueError(
+                f"target {self.target!r} does not determine x0 at every t of {self.kernel}; "
+                f"choose one of {', '.join(self.kernel.targets)}"
+            )
+
+    @property
+    def variant(self) -> str:
+        """What tells points of one name apart in a table, such as ``r=4``."""
+        return self.representation.label
+
+    @property
+    def multiple(self) -> tuple[int, int, int]:
+        """What every size (D, H, W) of a volume is padded to a multiple of."""
+        d, h, w = (r * self.network.multiple for r in self.representation.cell)
+        return d, h, w
+
+    def build(self, channels: int = 1) -> nn.Module:
+        """Make the network, or networks, for volumes of so many channels, in fp32 on the default device."""
+
+        def unet(c_in: int, c_out: int, dims: int) -> nn.Module:
+            return UNet(c_in, c_out, dims, self.network)
+
+        return self.window.build(unet, self.representation.channels(channels))
+
+    def with_factor(self, factor: Factor) -> Self:
+        """The same method with another puzzle factor.
+
+        Raises:
+            ValueError: its representation has none.
+        """
+        if not self.has_factor:
+            raise ValueError(f"{self.name} has no puzzle factor; its representation is {self.representation}")
+        return replace(self, representation=replace(self.representation, factor=factor))  # type: ignore[type-var]
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether the representation has a puzzle factor to choose."""
+        return any(f.name == "factor" for f in fields(self.representation))  # type: ignore[arg-type]
+
+    def with_network(self, **options: Any) -> Self:
+        """The same method with other options of the U-Net, such as ``width=32``."""
+        return replace(self, network=replace(self.network, **options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As nested dictionaries of JSON values; :meth:`from_dict` inverts it.
+
+        Raises:
+            ValueError: a value of an axis is not of this package: it could not be found again without running code.
+        """
+        return {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Make the method that :meth:`to_dict` described.
+
+        Raises:
+            ValueError: a key, a type or a value that there is not.
+        """
+        return cls(**{name: _value(name, value) for name, value in _known(cls, data).items()})
+
+
+AXES: Mapping[str, Mapping[str, type]] = {
+    "representation": REPRESENTATIONS,
+    "window": WINDOWS,
+    "kernel": KERNELS,
+}
+PARTS: Mapping[str, type] = {"loss": Loss, "network": UNetOptions, "sampling": Sampling, "optimisation": Optimisation}
+
+
+def training_loss(
+    method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """The loss of one training step for each subject: a time is drawn, the path is drawn there, the network is scored.
+
+    Args:
+        method: the point in the design space.
+        network: what ``method.build`` made.
+        source, target: normalised volumes (N, C, D, H, W) of the same shape; sizes need not be divisible by anything.
+        generator: of times and noise, on the volumes' device; the global one if absent.
+
+    Returns:
+        (N,), or one number for each piece if the window draws several from a subject.
+
+    Raises:
+        ValueError: the shapes differ, or are not (N, C, D, H, W).
+    """
+    _check_pair(source, target)
+    x0, y = (method.representation.encode(pad_to_multiple(v, method.multiple)) for v in (target, source))
+    x0, y, predict = method.window.draw(x0, y, generator)
+
+    random = {"generator": generator, "device": x0.device}
+    times = 1 - torch.rand(x0.shape[0], **random)  # in (0, 1]: the start is drawn, the end, where nothing is asked, not
+    noise = torch.randn(x0.shape, **random)
+    t = _against(times, x0)
+    x_t = method.kernel.at(x0, y, t, noise)
+
+    output = predict(network, x_t, times, y)
+    loss = method.loss.reconstruction(output, target_of(method.target, method.kernel, x0, x_t, y, t, noise))
+    if method.loss.gradient:
+        error = x0_of(method.target, method.kernel, output, x_t, y, t) - x0
+        loss = loss + method.loss.puzzle_gradient(method.representation.decode(error), method.representation.cell)
+    return loss
+
+
+@torch.no_grad()
+def sample(
+    method: Method,
+    network: nn.Module,
+    source: Tensor,
+    generator: torch.Generator | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Draw a target volume for each source, in ``method.sampling.steps`` evaluations of the network.
+
+    Args:
+        method: the point in the design space.
+        network: what ``method.build`` made.
+        source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything.
+        generator: of the noise, on the volumes' device; the global one if absent. Deterministic bridges need none.
+        progress: called after every step.
+
+    Returns:
+        Volumes of the source's shape.
+
+    Raises:
+        ValueError: the shape is not (N, C, D, H, W).
+    """
+    _check_pair(source, source)
+    kernel, how = method.kernel, method.sampling
+    y = method.representation.encode(pad_to_multiple(source, method.multiple))
+
+    def draw() -> Tensor:
+        return torch.randn(y.shape, generator=generator, device=y.device)
+
+    x = kernel.start(y, draw)
+    for k in range(how.steps, 0, -1):
+        times = torch.full((y.shape[0],), k / how.steps, device=y.device)
+        t, s = _against(times, y), _against(times, y) - 1 / how.steps
+        if k == 1:
+            s = torch.zeros_like(t)  # exactly the end, whatever the rounding of 1/steps
+        output = method.window.apply(network, x, times, y)
+        x0 = x0_of(method.target, kernel, output, x, y, t)
+        if how.clamp is not None:
+            x0 = method.representation.clamp(x0, how.clamp)
+        x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
+        progress()
+    return crop(method.representation.decode(x), source.shape[2:])
+
+
+def _check_pair(source: Tensor, target: Tensor) -> None:
+    if source.ndim != 5 or source.shape != target.shape:
+        raise ValueError(
+            "source and target must be volumes (N, C, D, H, W) of one shape, "
+            f"got {tuple(source.shape)} and {tuple(target.shape)}"
+        )
+
+
+def _against(times: Tensor, x: Tensor) -> Tensor:
+    """(N,) to (N, 1, …, 1), to be broadcast against x."""
+    return times.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A field as JSON values: an axis names its type, a part is its fields, a tuple is a list."""
+    if isinstance(value, tuple):
+        return [_plain(name, v) for v in value]
+    if not is_dataclass(value):
+        return value
+    content = {f.name: _plain(f.name, getattr(value, f.name)) for f in fields(value)}
+    if name not in AXES:
+        return content
+    for key, kind in AXES[name].items():
+        if type(value) is kind:
+            return {"type": key} | content
+    raise ValueError(f"{name} {value} is not one of {', '.join(AXES[name])}, so it cannot be written to a file")
+
+
+def _value(name: str, value: Any) -> Any:
+    """The inverse of :func:`_plain`, by explicit tables and never by a name found in a file."""
+    if name in AXES:
+        if not isinstance(value, Mapping) or value.get("type") not in AXES[name]:
+            raise ValueError(f"{name} must name a type out of {', '.join(AXES[name])}, got {value!r}")
+        return _make(AXES[name][value["type"]], {k: v for k, v in value.items() if k != "type"})
+    return _make(PARTS[name], value) if name in PARTS else value
+
+
+def _make(kind: type, content: Any) -> Any:
+    known = _known(kind, content)
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} cannot be made of {content!r}: {error}") from error
+
+
+def _known(kind: type, content: Any) -> Mapping[str, Any]:
+    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks no field."""
+    names = {f.name for f in fields(kind)}
+    if not isinstance(content, Mapping) or set(content) != names:
+        got = sorted(content) if isinstance(content, Mapping) else content
+        raise ValueError(f"{kind.__name__} has the fields {sorted(names)}, got {got!r}")
+    return content

@@ -1,0 +1,118 @@
+"""The pixel puzzle: a lossless exchange of voxels for channels (PPDM, arXiv 2606.15323, abstract).
+
+Axes: (N, C, D, H, W) in 3-D, (N, C, H, W) in 2-D. r = (rd, rh, rw) is the puzzle factor, one integer an axis.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+from torch import Tensor, arange
+
+Factor = int | Sequence[int]
+
+
+def puzzle(x: Tensor, factor: Factor) -> Tensor:
+    """Trade voxels for channels: every r-sized cell of the grid becomes one voxel with ``prod(r)`` times the channels.
+
+    Channel ``c·prod(r) + (id·rh + ih)·rw + iw`` of the result holds voxel ``(d·rd + id, h·rh + ih, w·rw + iw)`` of
+    channel ``c``; in 2-D this is the order of ``torch.nn.functional.pixel_unshuffle``. Nothing is computed, so the
+    exchange is exact bit for bit in every dtype, and gradients pass through.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W), any dtype.
+        factor: one integer for all spatial axes, or one an axis (anisotropic voxels).
+
+    Returns:
+        (N, C·prod(r), D/rd, H/rh, W/rw), or its 2-D counterpart.
+
+    Raises:
+        ValueError: x has no 2 or 3 spatial axes, the factor is no positive integer an axis, or a size is no multiple of
+            it (:func:`pad_to_multiple` mends that).
+
+    >>> import torch
+    >>> puzzle(torch.zeros(1, 1, 8, 8, 8), 2).shape
+    torch.Size([1, 8, 4, 4, 4])
+    """
+    r = factor_of(factor, x)
+    n, c, *size = x.shape
+    if any(s % k for s, k in zip(size, r, strict=True)):
+        raise ValueError(
+            f"puzzle: sizes {tuple(size)} of shape {tuple(x.shape)} are not multiples of factor {r}; "
+            f"pad with pad_to_multiple(x, {r}) first"
+        )
+    cells = [v for s, k in zip(size, r, strict=True) for v in (s // k, k)]
+    dims = len(r)
+    outer, inner = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)  # positions of the cells, of the voxels inside
+    return x.reshape(n, c, *cells).permute(0, 1, *inner, *outer).reshape(n, c * prod(r), *cells[::2])
+
+
+def unpuzzle(z: Tensor, factor: Factor) -> Tensor:
+    """Invert :func:`puzzle` exactly.
+
+    Args:
+        z: (N, C·prod(r), D, H, W) or (N, C·prod(r), H, W), any dtype.
+        factor: the factor that made it.
+
+    Returns:
+        (N, C, D·rd, H·rh, W·rw), or its 2-D counterpart.
+
+    Raises:
+        ValueError: z has no 2 or 3 spatial axes, the factor is no positive integer an axis, or the channels are no
+            multiple of its product.
+    """
+    r = factor_of(factor, z)
+    n, c, *size = z.shape
+    if c % prod(r):
+        raise ValueError(
+            f"unpuzzle: {c} channels of shape {tuple(z.shape)} are not a multiple of {prod(r)}, "
+            f"which factor {r} needs; give the factor that puzzled it"
+        )
+    dims = len(r)
+    interleaved = [axis for k in range(dims) for axis in (2 + dims + k, 2 + k)]  # cell, then voxel inside, axis by axis
+    whole = [s * k for s, k in zip(size, r, strict=True)]
+    return z.reshape(n, c // prod(r), *r, *size).permute(0, 1, *interleaved).reshape(n, c // prod(r), *whole)
+
+
+def pad_to_multiple(x: Tensor, multiple: Factor) -> Tensor:
+    """Extend every spatial axis at its end to the next multiple, by reflection; :func:`crop` removes it exactly.
+
+    The reflection folds as often as it must, so that a size of 1 or an extension beyond the size is no special case,
+    and it copies voxels only, so that integers and booleans pass.
+
+    Raises:
+        ValueError: x has no 2 or 3 spatial axes, one of them is empty, or the multiple is no positive integer an axis.
+    """
+    for axis, m in enumerate(factor_of(multiple, x), start=2):
+        size = x.shape[axis]
+        if size == 0:
+            raise ValueError(
+                f"pad_to_multiple: axis {axis} of shape {tuple(x.shape)} is empty; there is nothing to reflect"
+            )
+        if size % m:
+            x = x.index_select(axis, _reflected(size, -(-size // m) * m).to(x.device))
+    return x
+
+
+def crop(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Keep the first ``size`` voxels of every spatial axis: the inverse of :func:`pad_to_multiple`."""
+    return x[(..., *(slice(s) for s in size))]
+
+
+def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
+    """One positive integer for each spatial axis of x, or a sentence that repeats factor and shape."""
+    dims = x.ndim - 2
+    if dims not in (2, 3):
+        raise ValueError(f"expected (N, C, H, W) or (N, C, D, H, W) for factor {factor}, got shape {tuple(x.shape)}")
+    r = (factor,) * dims if isinstance(factor, int) else tuple(factor)
+    if len(r) != dims or not all(type(k) is int and k > 0 for k in r):
+        raise ValueError(
+            f"factor must be a positive integer, or {dims} of them for shape {tuple(x.shape)}; got {factor!r}"
+        )
+    return r
+
+
+def _reflected(size: int, length: int) -> Tensor:
+    """Indices 0 … size-1, size-2 … 0, 1 …: a triangle wave of the wanted length (the border is not repeated)."""
+    period = max(2 * (size - 1), 1)
+    k = arange(length) % period
+    return k.minimum(period - k) if size > 1 else k * 0

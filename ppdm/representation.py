@@ -1,0 +1,103 @@
+"""In which space diffusion lives: what is done to a volume before the first step and undone after the last.
+
+Axes: volumes (N, C, D, H, W); latents z (N, C', D', H', W').
+"""
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
+
+from torch import Tensor
+
+from ppdm.pixel_puzzle import puzzle, unpuzzle
+
+
+class Representation(Protocol):
+    """What :mod:`ppdm.method` asks of a representation; its values are frozen dataclasses."""
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        """Voxels of the volume along each axis that one latent voxel stands for."""
+
+    @property
+    def label(self) -> str:
+        """How rows of a table tell its values apart, such as ``r=4``; empty if there is nothing to tell."""
+
+    def channels(self, c: int) -> int:
+        """Channels of the latent of a volume of c channels."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Volume to latent; sizes must be multiples of the cell."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent to volume."""
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        """The latent of the volume clamped to [-limit, limit]."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Voxels as they are."""
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        return (1, 1, 1)
+
+    @property
+    def label(self) -> str:
+        return ""
+
+    def channels(self, c: int) -> int:
+        return c
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        return z.clamp(-limit, limit)
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """Voxels traded for channels (PPDM, arXiv 2606.15323): lossless, and nothing to learn.
+
+    Args:
+        factor: r, one integer or one an axis (D, H, W); 1 leaves the volume as it is.
+
+    Raises:
+        ValueError: the factor is no positive integer, nor three of them.
+    """
+
+    factor: int | tuple[int, int, int] = 2
+
+    def __post_init__(self) -> None:
+        r = self.cell
+        if len(r) != 3 or not all(type(k) is int and k > 0 for k in r):
+            raise ValueError(f"a puzzle factor is a positive integer, or three of them (D, H, W); got {self.factor!r}")
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        return self.factor if isinstance(self.factor, tuple) else (self.factor,) * 3
+
+    @property
+    def label(self) -> str:
+        return "r=" + ("x".join(map(str, self.factor)) if isinstance(self.factor, tuple) else str(self.factor))
+
+    def channels(self, c: int) -> int:
+        return c * prod(self.cell)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return puzzle(x, self.cell)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return unpuzzle(z, self.cell)
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        return z.clamp(-limit, limit)  # a rearrangement: clamping before or after is the same
+
+
+REPRESENTATIONS = {"identity": Identity, "puzzle": Puzzle}
