@@ -1,0 +1,130 @@
+"""PyTorch's caching allocator, replayed: what a sequence of births and deaths makes it take from the driver.
+
+One stream, default settings (c10/cuda/CUDACachingAllocator.cpp): requests are rounded to 512 B; up to 1 MiB they share
+segments of 2 MiB, below 10 MiB segments of 20 MiB, larger ones get a segment of their own rounded to 2 MiB. A free
+block is reused best fit and split where enough is left; neighbours merge when freed; when the device is full, segments
+that are wholly free are returned first.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ppdm_bench.memory.target import MIB
+
+ROUND = 512
+Event = tuple[int, int]  # (block, its bytes at birth, 0 at its death)
+
+
+def rounded(size: int) -> int:
+    """Bytes that the allocator hands out for a request."""
+    return -(-size // ROUND) * ROUND
+
+
+@dataclass(eq=False)
+class _Block:
+    size: int
+    small: bool
+    order: int
+    before: "_Block | None" = None
+    after: "_Block | None" = None
+    free: bool = False
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.size, self.order
+
+
+class CachingAllocator:
+    """A model of one device's allocator.
+
+    Args:
+        capacity: bytes that can be taken from the driver; None is without end.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self.capacity = capacity
+        self.reserved = self.peak_reserved = 0
+        self._idle: dict[bool, list[tuple[tuple[int, int], _Block]]] = {True: [], False: []}
+        self._used: dict[int, _Block] = {}
+        self._count = 0
+
+    def replay(self, events: Iterable[Event]) -> bool:
+        """Follow births and deaths in order; False, at once, when a birth does not fit."""
+        for name, size in events:
+            if size == 0:
+                self._release(self._used.pop(name))
+            elif not self._allocate(name, size):
+                return False
+        return True
+
+    def _allocate(self, name: int, size: int) -> bool:
+        block = self._best_fit(size)
+        if block is None:
+            segment = _segment(size)
+            if self.capacity is not None and self.reserved + segment > self.capacity:
+                self._return_free_segments()
+                if self.reserved + segment > self.capacity:
+                    return False
+            self.reserved += segment
+            self.peak_reserved = max(self.peak_reserved, self.reserved)
+            block = self._block(segment, size <= MIB)
+        self._split(block, size)
+        self._used[name] = block
+        return True
+
+    def _best_fit(self, size: int) -> _Block | None:
+        idle = self._idle[size <= MIB]
+        at = bisect_left(idle, (size, 0), key=lambda entry: entry[0])
+        return self._take(idle[at][1]) if at < len(idle) else None
+
+    def _split(self, block: _Block, size: int) -> None:
+        rest = block.size - size
+        if rest < ROUND if block.small else rest <= MIB:
+            return
+        tail = self._block(rest, block.small)
+        tail.before, tail.after = block, block.after
+        if block.after:
+            block.after.before = tail
+        block.after, block.size = tail, size
+        self._set_free(tail)
+
+    def _release(self, block: _Block) -> None:
+        if block.before and block.before.free:
+            left = self._take(block.before)
+            block.size, block.before = block.size + left.size, left.before
+            if left.before:
+                left.before.after = block
+        if block.after and block.after.free:
+            right = self._take(block.after)
+            block.size, block.after = block.size + right.size, right.after
+            if right.after:
+                right.after.before = block
+        self._set_free(block)
+
+    def _return_free_segments(self) -> None:
+        for idle in self._idle.values():
+            for _, block in [entry for entry in idle if not entry[1].before and not entry[1].after]:
+                self._take(block)
+                self.reserved -= block.size
+
+    def _block(self, size: int, small: bool) -> _Block:
+        self._count += 1
+        return _Block(size, small, self._count)
+
+    def _set_free(self, block: _Block) -> None:
+        block.free = True
+        insort(self._idle[block.small], (block.key, block), key=lambda entry: entry[0])
+
+    def _take(self, block: _Block) -> _Block:
+        idle = self._idle[block.small]
+        del idle[bisect_left(idle, block.key, key=lambda entry: entry[0])]
+        block.free = False
+        return block
+
+
+def _segment(size: int) -> int:
+    """Bytes asked of the driver for a request that no free block holds."""
+    if size <= MIB:
+        return 2 * MIB
+    return 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB

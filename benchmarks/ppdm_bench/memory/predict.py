@@ -1,0 +1,176 @@
+"""Peak memory of any PyTorch code: predicted without memory and without a GPU, or measured.
+
+>>> def build():
+...     net = torch.nn.Linear(1000, 1000)
+...     return net, torch.optim.AdamW(net.parameters())
+>>> def step(state):
+...     net, optimizer = state
+...     net(torch.randn(64, 1000)).square().mean().backward()
+...     optimizer.step()
+...     optimizer.zero_grad()
+>>> predict_peak(build, step).peak_allocated  # doctest: +SKIP
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException
+
+from ppdm_bench.memory.allocator import CachingAllocator
+from ppdm_bench.memory.emulation import cuda_world
+from ppdm_bench.memory.target import Target
+from ppdm_bench.memory.trace import KINDS, Timeline, Trace
+
+State = TypeVar("State")
+
+
+class PredictionError(RuntimeError):
+    """The code does something that cannot be followed without its data."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Peak memory of some code, in bytes.
+
+    Attributes:
+        peak_allocated: most bytes of live tensors at once, after the allocator's rounding to 512 B
+            (``torch.cuda.max_memory_allocated``).
+        breakdown: the peak by kind: params (with buffers), grads, optimizer, inputs, activations, workspace. The values
+            add up to it. Empty where only a counter was read.
+        terms: the workspace by the rule or operator that it comes from.
+        iterations: the peak within each iteration.
+        peak_reserved: most bytes taken from the driver (``torch.cuda.max_memory_reserved``); None on the CPU.
+        fits: whether the target's card holds it; None if no capacity was given.
+        timeline: every birth and death that was seen; None where only a counter was read.
+    """
+
+    peak_allocated: int
+    breakdown: dict[str, int] = field(default_factory=dict)
+    terms: dict[str, int] = field(default_factory=dict)
+    iterations: tuple[int, ...] = ()
+    peak_reserved: int | None = None
+    fits: bool | None = None
+    timeline: Timeline | None = field(default=None, repr=False)
+
+
+def predict_peak(
+    build: Callable[[], State],
+    step: Callable[[State], Any],
+    iterations: int = 2,
+    target: Target | Literal["cpu"] | None = None,
+) -> Peak:
+    """Run real code on tensors without memory and follow every storage.
+
+    Modules, tensors and optimizers that ``build`` and ``step`` close over may be real; they are counted and left as they
+    were. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda.synchronize()`` runs as it is. A value
+    that depends on data is not known here: ``.item()`` gives 1 (False for booleans) unless it is a constant's.
+
+    Args:
+        build: makes the state, such as a network and its optimizer.
+        step: one iteration; what it allocates and keeps is followed.
+        iterations: how many; optimizer state exists only from the second on.
+        target: the device and software predicted for; the PyTorch at hand on CUDA if absent; ``"cpu"`` applies no rule
+            of CUDA's and is what :func:`measure_peak` on the CPU gives.
+
+    Returns:
+        The peak; on CUDA with ``peak_reserved`` from a replay of the caching allocator and, where the target has a
+        capacity, with a verdict.
+
+    Raises:
+        ValueError: iterations below 1, or a target that is none.
+        PredictionError: shapes depend on data, or an operator has no fake implementation.
+    """
+    if target is not None and not isinstance(target, Target) and target != "cpu":
+        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
+    on_cuda = None if target == "cpu" else target or Target()
+    with ExitStack() as stack:
+        fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        trace = stack.enter_context(Trace(fake, on_cuda))
+        if on_cuda:
+            stack.enter_context(cuda_world(trace))
+        try:
+            _follow(trace, build, step, iterations)
+        except (DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+            raise PredictionError(
+                f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
+                "give a fixed size in its place, or measure it"
+            ) from error
+    return _peak(trace.timeline, on_cuda)
+
+
+def measure_peak(
+    build: Callable[[], State], step: Callable[[State], Any], iterations: int = 2, device: str = "cpu"
+) -> Peak:
+    """Run real code and measure its peak.
+
+    Args:
+        build, step, iterations: as for :func:`predict_peak`.
+        device: ``cpu`` follows every storage, as a prediction does, and applies no rule; ``cuda`` reads PyTorch's
+            counters, with tensors made on the device by default.
+
+    Raises:
+        ValueError: iterations below 1, or another device.
+        RuntimeError: ``cuda`` without a device.
+    """
+    if device == "cuda":
+        return _measure_cuda(build, step, iterations)
+    if device != "cpu":
+        raise ValueError(f"device must be cpu or cuda, got {device!r}")
+    with Trace() as trace:
+        _follow(trace, build, step, iterations)
+    return _peak(trace.timeline, None)
+
+
+def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> None:
+    if iterations < 1:
+        raise ValueError(f"a peak needs at least one iteration, got {iterations}")
+    state = build()
+    for _ in range(iterations):
+        trace.iteration()
+        step(state)
+
+
+def _peak(timeline: Timeline, target: Target | None) -> Peak:
+    event, peak = timeline.peak()
+    alive = timeline.alive_at(event)
+    by_kind, by_term = Counter[str](), Counter[str]()
+    for block in alive:
+        by_kind[block.kind] += block.size
+        if block.kind == "workspace":
+            by_term[block.name] += block.size
+    endless, card = CachingAllocator(), CachingAllocator(target.room if target else None)
+    if target:
+        endless.replay(timeline.events)
+    return Peak(
+        peak_allocated=peak,
+        breakdown={kind: by_kind[kind] for kind in KINDS},
+        terms=dict(by_term),
+        iterations=timeline.peaks(),
+        peak_reserved=endless.peak_reserved if target else None,
+        fits=card.replay(timeline.events) if target and target.capacity else None,
+        timeline=timeline,
+    )
+
+
+def _measure_cuda(build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> Peak:
+    if not torch.cuda.is_available():
+        raise RuntimeError("there is no CUDA device to measure on; predict_peak needs none")
+    if iterations < 1:
+        raise ValueError(f"a peak needs at least one iteration, got {iterations}")
+    peaks, reserved = [], []
+    with torch.device("cuda"):
+        state = build()
+        for _ in range(iterations):
+            torch.cuda.synchronize()
+            # In this order: the peak is reset to what is held now, and the cache must not be part of it.
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            step(state)
+            torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated())
+            reserved.append(torch.cuda.max_memory_reserved())
+    return Peak(max(peaks), iterations=tuple(peaks), peak_reserved=max(reserved))

@@ -1,0 +1,8 @@
+"""The figures: peak memory of every method, what the peak holds, and how well prediction agrees with publication."""
+
+from ppdm_bench.report.agreement import validation_figure
+from ppdm_bench.report.bars import memory_figure
+from ppdm_bench.report.breakdown import breakdown_figure
+from ppdm_bench.report.canvas import save
+
+__all__ = ["breakdown_figure", "memory_figure", "save", "validation_figure"]

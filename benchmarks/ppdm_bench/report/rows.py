@@ -1,0 +1,151 @@
+"""Long-form records gathered into rows: one row a configuration and kind, what a table prints and a figure draws.
+
+A row never holds records of two kinds, so a predicted number cannot slip into a measured series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.units import CONDITIONS, SETTINGS, setting_text
+
+PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
+PHASES = ("train", "sample", "autoencoder_train", "decode")
+PHASE_NAMES = {
+    "train": "training",
+    "sample": "sampling",
+    "autoencoder_train": "autoencoder training",
+    "decode": "decoding",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The records of one configuration and one kind.
+
+    Attributes:
+        kind: `measured`, `predicted` or `published`.
+        method, variant: as in the records.
+        settings: what else makes the configuration, by name, apart from the phase.
+        records: by (phase, metric); where a metric was recorded twice, the later record.
+    """
+
+    kind: str
+    method: str
+    variant: str
+    settings: dict[str, object]
+    records: dict[tuple[str, str], Record]
+
+    @property
+    def name(self) -> str:
+        """Method and variant: `ppdm r=4`."""
+        return f"{self.method} {self.variant}".strip()
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases of which a peak was recorded, training and sampling first."""
+        recorded = dict.fromkeys(phase for phase, metric in self.records if metric in PEAKS)
+        return [p for p in PHASES if p in recorded] + [p for p in recorded if p not in PHASES]
+
+    def value(self, phase: str, metric: str) -> float | None:
+        """Return the value of a metric, or None where there is none to stand by.
+
+        What a run held when it failed is not its peak. A prediction is whole even where it says that memory runs out.
+        """
+        record = self.records.get((phase, metric))
+        if record is None or (record.status != "ok" and self.kind == "measured"):
+            return None
+        return record.value
+
+    def outcome(self, phase: str) -> tuple[str, str]:
+        """Return status and reason of a phase: the first that is not ok, and two empty strings if it was not run."""
+        found = [r for (p, metric), r in self.records.items() if p == phase and metric in PEAKS]
+        failed = [r for r in found if r.status != "ok"]
+        return (failed[0].status, failed[0].reason) if failed else ("ok" if found else "", "")
+
+    def parameters(self) -> float | None:
+        """Return the number of parameters: of the configuration, else of its first phase that says one."""
+        values = (self.value(phase, "parameters") for phase in ("", *self.phases))
+        return next((v for v in values if v is not None), None)
+
+
+def gather(records: Iterable[Record]) -> list[Row]:
+    """Return one row for each configuration and kind that recorded a peak, in the order they first came."""
+    rows: dict[tuple[object, ...], Row] = {}
+    for record in records:
+        settings = _settings(record)
+        key = (record.kind, record.method, record.variant, *settings.values())
+        row = rows.setdefault(key, Row(record.kind, record.method, record.variant, settings, {}))
+        row.records[record.phase, record.metric] = record
+    return [row for row in rows.values() if row.phases]
+
+
+def _settings(record: Record) -> dict[str, object]:
+    width = record.options.get("width")
+    found = {
+        "width": width if isinstance(width, int) else None,
+        "gpu": str(record.env.get("gpu") or ""),
+        "torch": str(record.env.get("torch") or ""),
+    }
+    return {name: found[name] if name in found else getattr(record, name) for name in (*SETTINGS, *CONDITIONS)}
+
+
+def all_phases(rows: Sequence[Row]) -> list[str]:
+    """Return the phases of all rows, training and sampling first."""
+    recorded = dict.fromkeys(phase for row in rows for phase in row.phases)
+    return [p for p in PHASES if p in recorded] + [p for p in recorded if p not in PHASES]
+
+
+def varying(rows: Sequence[Row]) -> list[str]:
+    """Return the settings that tell rows of one kind apart.
+
+    Prediction and measurement may come from different machines; that alone is no difference between configurations.
+    """
+    kinds = {row.kind for row in rows}
+    groups = [[row.settings for row in rows if row.kind == kind] for kind in kinds]
+    return [name for name in (*SETTINGS, *CONDITIONS) if any(len({s[name] for s in group}) > 1 for group in groups)]
+
+
+def common(rows: Sequence[Row]) -> str:
+    """Return in words what all rows share: `256×256×256, batch size 1, fp32`."""
+    shared = [name for name in SETTINGS if len({row.settings[name] for row in rows}) == 1]
+    return ", ".join(filter(None, (setting_text(name, rows[0].settings[name]) for name in shared))) if rows else ""
+
+
+def reference_of(row: Row, rows: Iterable[Row], method: str) -> Row | None:
+    """Return the row of the reference `method` that `row` is compared with, or None.
+
+    It agrees in kind and in every setting but width, and uses no checkpointing: a saving is counted from the plain
+    method, also for a row that checkpoints. Of several, the one of the same variant and width wins, else the first.
+    """
+    free = ("width", "checkpointing")
+    plain = [other for other in rows if other.method == method and other.settings["checkpointing"] == "none"]
+    candidates = [other for other in plain if other.kind == row.kind and _agree(row, other, free)]
+    return max(
+        candidates,
+        key=lambda other: (other.variant == row.variant, other.settings["width"] == row.settings["width"]),
+        default=None,
+    )
+
+
+def prediction_of(row: Row, rows: Iterable[Row]) -> Row | None:
+    """Return the predicted row of the configuration of the measured `row`, or None; the later of several.
+
+    A prediction for a GPU says nothing of a measurement on the CPU, so the two must agree in that. What others
+    published is never held against a prediction for our own network.
+    """
+    if row.kind != "measured":
+        return None
+    same = [r for r in rows if r.kind == "predicted" and (r.method, r.variant) == (row.method, row.variant)]
+    free = ("device", "gpu", "torch")
+    return next((r for r in reversed(same) if _agree(row, r, free) and _on_cpu(r) == _on_cpu(row)), None)
+
+
+def _agree(one: Row, other: Row, free: tuple[str, ...]) -> bool:
+    return all(value == other.settings[name] for name, value in one.settings.items() if name not in free)
+
+
+def _on_cpu(row: Row) -> bool:
+    return str(row.settings["device"]).startswith("cpu")

@@ -1,0 +1,63 @@
+"""How numbers and settings are shown: bytes as GiB, counts, ratios, and the words for a configuration."""
+
+from __future__ import annotations
+
+GIB = 2**30
+
+# Settings of a configuration, in the order they are named; the last five are only named where they tell rows apart.
+SETTINGS = ("shape", "batch_size", "precision", "checkpointing", "task", "width")
+CONDITIONS = ("channels_last", "compile", "device", "gpu", "torch")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Return `value` with so many significant digits and never an exponent: 3.40, 0.0512, 155."""
+    if value == 0:
+        return "0"
+    # The exponent after rounding: 9.999 is 10.0 with three digits, not 10.00.
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def gib(size: float) -> str:
+    """Return bytes as GiB for a table: two decimals from 1 GiB on, three significant digits below."""
+    return f"{size / GIB:.2f}" if size >= GIB else significant(size / GIB)
+
+
+def count(number: float) -> str:
+    """Return a count with three significant digits and its SI prefix: 26.1 M."""
+    for scale, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= scale:
+            return significant(number / scale) + prefix
+    return f"{number:.0f}"
+
+
+def ratio(value: float) -> str:
+    """Return a ratio: savings as a fraction (1/7.7), all else as a factor (0.92×, 1.30×)."""
+    if value == 1:
+        return "1"
+    return f"1/{significant(1 / value, 2)}" if 0 < value <= 0.8 else f"{value:.2f}×"
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """Return a shape in voxels: 256×256×256."""
+    return "×".join(map(str, shape))
+
+
+def setting_text(name: str, value: object) -> str:
+    """Return one setting in words, such as `batch size 1` or `no checkpointing`; empty where it was not stated."""
+    if value is None or value == "" or value == ():
+        return ""
+    match name:
+        case "shape":
+            return shape_text(value) if isinstance(value, tuple) else str(value)
+        case "batch_size":
+            return f"batch size {value}"
+        case "checkpointing":
+            return "no checkpointing" if value == "none" else f"{value} checkpointing"
+        case "channels_last":
+            return "channels last" if value else "channels first"
+        case "compile":
+            return "compiled" if value else "eager"
+        case "width" | "torch":
+            return f"{name} {value}"
+    return str(value)

@@ -1,0 +1,195 @@
+"""Manifests: one CSV file that says which volumes form pairs and to which split each pair belongs.
+
+Columns are `subject,split,source,target[,mask][,suv_factor]`. Paths are relative to the manifest's folder, or absolute.
+An empty split means train; a subject may have several rows (sessions), all in one split.
+"""
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppdm.data.volume import Volume, check_same_grid, read_volume
+
+SPLITS = ("train", "val", "test")
+REQUIRED_COLUMNS = ("subject", "split", "source", "target")
+OPTIONAL_COLUMNS = ("mask", "suv_factor")
+
+_FAULTS_SHOWN = 10
+
+
+class ManifestError(ValueError):
+    """A manifest or a pair is refused; the message lists the faults with their lines."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One source volume and the target it is to be translated to.
+
+    Attributes:
+        subject: who was scanned; usable as a file name.
+        split: train, val or test.
+        source: path of the condition.
+        target: path of the wanted volume, on the grid of the source.
+        mask: path of the region in which quality is measured, or None.
+        suv_factor: SUV = stored value · suv_factor, or None where nothing is to be converted.
+    """
+
+    subject: str
+    split: str
+    source: Path
+    target: Path
+    mask: Path | None = None
+    suv_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
+            raise ManifestError(f"subject {self.subject!r} cannot name a file; use letters, digits, '-' and '_'")
+        if self.split not in SPLITS:
+            raise ManifestError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
+        if self.suv_factor is not None and not (math.isfinite(self.suv_factor) and self.suv_factor > 0):
+            raise ManifestError(f"suv_factor {self.suv_factor} is not a positive number")
+
+
+def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
+    """Read and check every row of a manifest; the volumes must exist but are not opened.
+
+    Raises:
+        ManifestError: lists all faults with their line numbers (the first ten, then a count): columns missing or
+            unknown, empty cells, missing files, relative paths that leave the folder, splits that are none, factors
+            that are not positive, and subjects or files that appear in two splits.
+    """
+    path = Path(path)
+    header, rows = _table(path)
+    if faults := _faults_of_header(header):
+        raise _error(path, faults)
+    pairs: dict[int, Pair] = {}
+    for line, cells in rows:
+        row_faults = list(_faults_of_row(header, cells, path.parent))
+        faults += [f"line {line}: {fault}" for fault in row_faults]
+        if not row_faults:
+            pairs[line] = _pair(dict(zip(header, cells, strict=True)), path.parent)
+    faults += _leaks(pairs)
+    if not rows:
+        faults = ["it has a header but no rows"]
+    if faults:
+        raise _error(path, faults)
+    return list(pairs.values())
+
+
+def load_pair(pair: Pair) -> tuple[Volume, Volume]:
+    """The source and the target of a pair, each (D, H, W) in canonical orientation, checked to share one grid.
+
+    Raises:
+        VolumeError: a file cannot be read, or the grids differ by more than 1e-3 mm.
+    """
+    source, target = read_volume(pair.source), read_volume(pair.target)
+    check_same_grid(source, target, (str(pair.source), str(pair.target)))
+    return source, target
+
+
+def _error(path: Path, faults: list[str]) -> ManifestError:
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    shown = faults[:_FAULTS_SHOWN]
+    if len(faults) > len(shown):
+        shown.append(f"and {len(faults) - len(shown)} more")
+    return ManifestError("\n  ".join([f"{path} has {count}:", *shown]))
+
+
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header and the rows that are not blank, with their line numbers; cells are stripped."""
+    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise _error(path, [f"line {reader.line_num}: it is not CSV ({error})"]) from None
+    filled = [(line, cells) for line, cells in lines if any(cells)]
+    return (filled[0][1], filled[1:]) if filled else ([], [])
+
+
+def _text(path: Path) -> str:
+    if not os.path.isfile(path):
+        raise ManifestError(f"{path} is not a file; name a CSV manifest.")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise ManifestError(f"{path} is not UTF-8 text; save the manifest as CSV in UTF-8.")
+    return text
+
+
+def _faults_of_header(header: list[str]) -> list[str]:
+    if not header:
+        return [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
+    found = ", ".join(repr(name) for name in header)
+    allowed = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+    faults = [f"line 1: column {name!r} is missing; found {found}" for name in REQUIRED_COLUMNS if name not in header]
+    faults += [
+        f"line 1: column {name!r} is unknown; allowed: {', '.join(allowed)}" for name in header if name not in allowed
+    ]
+    return faults + [f"line 1: column {name!r} appears twice" for name in allowed if header.count(name) > 1]
+
+
+def _faults_of_row(header: list[str], cells: list[str], folder: Path) -> Iterator[str]:
+    if len(cells) != len(header):
+        yield f"{len(cells)} cells, expected {len(header)}; quote a cell that holds a comma"
+        return
+    row = dict(zip(header, cells, strict=True))
+    for column in ("source", "target", "mask"):
+        yield from _faults_of_path(column, row.get(column, ""), folder)
+    if row["source"] and os.path.realpath(folder / row["source"]) == os.path.realpath(folder / row["target"]):
+        yield f"source and target are the same file, {row['source']}"
+    try:
+        _pair(row, folder)
+    except ManifestError as fault:
+        yield str(fault)
+
+
+def _faults_of_path(column: str, cell: str, folder: Path) -> Iterator[str]:
+    if not cell:
+        if column in REQUIRED_COLUMNS:
+            yield f"{column} is empty"
+    elif os.path.normpath(cell).split(os.sep)[0] == os.pardir:
+        yield f"{column} {cell} leaves the manifest's folder; write an absolute path if that is meant"
+    elif not os.path.isfile(_resolve(cell, folder)):
+        yield f"{column} {cell} is not a file"
+
+
+def _resolve(cell: str, folder: Path) -> Path:
+    return folder / os.path.normpath(cell)  # an absolute cell stands alone
+
+
+def _number(cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise ManifestError(f"suv_factor {cell!r} is not a positive number") from None
+
+
+def _pair(row: dict[str, str], folder: Path) -> Pair:
+    mask, factor = row.get("mask"), row.get("suv_factor")
+    return Pair(
+        subject=row["subject"],
+        split=row["split"] or "train",
+        source=_resolve(row["source"], folder),
+        target=_resolve(row["target"], folder),
+        mask=_resolve(mask, folder) if mask else None,
+        suv_factor=_number(factor) if factor else None,
+    )
+
+
+def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
+    """Subjects and volumes that two splits share: what was trained on must not be tested on."""
+    first: dict[str, tuple[int, str]] = {}
+    for line, pair in pairs.items():
+        files = (f"file {os.path.realpath(path)}" for path in (pair.source, pair.target))
+        for name in (f"subject {pair.subject!r}", *files):
+            seen, split = first.setdefault(name, (line, pair.split))
+            if split != pair.split:
+                yield f"line {line}: {name} is in {pair.split} here and in {split} on line {seen}; keep it in one split"

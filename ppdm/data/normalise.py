@@ -1,0 +1,167 @@
+"""How intensities become network values, about [-1, 1], and back.
+
+The rule. The SOURCE of each subject is scaled by its own percentiles (`percentile_range`). The TARGET is scaled by
+constants that training fixes once (`pooled_range` for MRI, `LogSUV` for PET) and that are stored with the checkpoint.
+So a volume can be translated without a statistic of its target, and the output has the target's physical units.
+
+Every scale works on numpy arrays and on torch tensors of any device, without importing torch.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array", "np.ndarray", "torch.Tensor")
+
+
+class IntensityError(ValueError):
+    """Constants or intensities from which no scale can be made; the message says what was got and expected."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Linear: `low` becomes -1 and `high` +1; values outside are not clipped.
+
+    Args:
+        low, high: physical values, finite, low < high.
+    """
+
+    kind: ClassVar[str] = "range"
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not self.low < self.high or not 0 < self._gain < math.inf:
+            raise IntensityError(f"A range needs low < high; got low {self.low} and high {self.high}.")
+
+    @property
+    def _gain(self) -> float:
+        return 2.0 / (self.high - self.low)
+
+    def forward(self, array: Array) -> Array:
+        """Physical values to network values; any shape."""
+        return (array - self.low) * self._gain - 1.0
+
+    def inverse(self, array: Array) -> Array:
+        """Network values to physical values; any shape."""
+        return (array + 1.0) / self._gain + self.low
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scale as JSON values; `intensity_from_dict` reads them."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class LogSUV:
+    """PET: log(1 + SUV), with SUV = max(0, value · factor); SUV 0 becomes -1 and `ceiling` +1.
+
+    The logarithm spreads the low uptakes in which noise is seen and keeps lesions in reach. Values above the ceiling
+    are not clipped. The inverse returns stored units (SUV / factor) and never a negative uptake.
+
+    Args:
+        factor: SUV per stored unit: 1000 · weight in kg / (dose in Bq, decayed to the scan), 1 where SUV is stored.
+        ceiling: the SUV that becomes +1. At 20 most lesions (SUV 4 to 15) lie inside, and so does the brain (8).
+    """
+
+    kind: ClassVar[str] = "log_suv"
+    factor: float = 1.0
+    ceiling: float = 20.0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self)
+        if not (self.factor > 0 and self.ceiling > 0):
+            raise IntensityError(f"LogSUV needs a positive factor and ceiling; got {self.factor} and {self.ceiling}.")
+
+    @property
+    def _gain(self) -> float:
+        return 2.0 / math.log1p(self.ceiling)
+
+    def forward(self, array: Array) -> Array:
+        """Stored values to network values; any shape."""
+        return _elementwise("log1p", (array * self.factor).clip(0.0)) * self._gain - 1.0
+
+    def inverse(self, array: Array) -> Array:
+        """Network values to stored values; any shape."""
+        return _elementwise("expm1", ((array + 1.0) / self._gain).clip(0.0)) / self.factor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scale as JSON values; `intensity_from_dict` reads them."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+Intensity = Range | LogSUV
+INTENSITIES: dict[str, type[Range] | type[LogSUV]] = {"range": Range, "log_suv": LogSUV}
+
+
+def intensity_from_dict(d: Mapping[str, Any]) -> Intensity:
+    """The scale that `to_dict` described.
+
+    Raises:
+        IntensityError: an unknown kind, a field that is missing or unknown, or a value that is not a finite number.
+    """
+    kind = d.get("kind") if isinstance(d, Mapping) else None
+    if not isinstance(kind, str) or kind not in INTENSITIES:
+        raise IntensityError(f"Expected an intensity with a kind among {', '.join(INTENSITIES)}; got {d!r}.")
+    expected = {field.name for field in fields(INTENSITIES[kind])}
+    if set(d) - {"kind"} != expected:
+        raise IntensityError(f"An intensity of kind {kind} has the fields {', '.join(sorted(expected))}; got {d!r}.")
+    return INTENSITIES[kind](**{name: d[name] for name in expected})
+
+
+def percentile_range(array: np.ndarray, low: float = 0.1, high: float = 99.9) -> Range:
+    """The range between two percentiles of an image, (D, H, W) or any shape, background included.
+
+    Args:
+        array: finite physical values.
+        low, high: percentiles, 0 <= low < high <= 100.
+
+    Raises:
+        IntensityError: no voxels, voxels that are not finite, or no contrast between the two percentiles.
+    """
+    if not 0 <= low < high <= 100:
+        raise IntensityError(f"Percentiles must satisfy 0 <= low < high <= 100; got {low} and {high}.")
+    values = np.asarray(array)
+    if not values.size or not np.isfinite(values).all():
+        raise IntensityError(f"Percentiles need finite voxels; got shape {values.shape} with NaN, infinity or nothing.")
+    bottom, top = np.percentile(values, (low, high)).tolist()
+    if not bottom < top:
+        raise IntensityError(
+            f"The image has no contrast: its percentiles {low} and {high} are both {bottom:g}; "
+            "check that it is not empty."
+        )
+    return Range(bottom, top)
+
+
+def pooled_range(ranges: Sequence[Range]) -> Range:
+    """One range for all targets: the median of `low` and the median of `high` over the training subjects.
+
+    The median ignores a few scans with odd scaling, which a mean or the extremes would follow.
+
+    Raises:
+        IntensityError: there are no ranges.
+    """
+    if not ranges:
+        raise IntensityError("A pooled range needs at least one training subject; got none.")
+    return Range(float(np.median([r.low for r in ranges])), float(np.median([r.high for r in ranges])))
+
+
+def _check_numbers(scale: Intensity) -> None:
+    for field in fields(scale):
+        value = getattr(scale, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+            raise IntensityError(f"{type(scale).__name__}: {field.name} must be a finite number; got {value!r}.")
+
+
+def _elementwise(name: str, array: Array) -> Array:
+    """log1p or expm1, which tensors have as a method and numpy as a function."""
+    method = getattr(array, name, None)
+    result: Array = method() if method else getattr(np, name)(array)
+    return result

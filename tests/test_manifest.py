@@ -1,0 +1,198 @@
+"""Manifests: what a row becomes, and that every fault is found, named and placed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppdm.data.manifest import ManifestError, Pair, load_pair, read_manifest
+from ppdm.data.volume import Volume, VolumeError, write_volume
+
+HEADER = "subject,split,source,target,mask,suv_factor\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with empty files a.nii to f.nii: read_manifest looks for files, it does not open them."""
+    for name in "abcdef":
+        (tmp_path / f"{name}.nii").touch()
+    return tmp_path
+
+
+def manifest(folder, text, name="pairs.csv"):
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def complaint_about(folder, text):
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(manifest(folder, text))
+    message = str(caught.value)
+    assert "pairs.csv" in message
+    return message
+
+
+def test_rows_become_pairs(folder):
+    text = HEADER + "s1,test,a.nii,./b.nii,c.nii,2.5e-4\ns2,,d.nii,e.nii,,\n"
+    assert read_manifest(manifest(folder, text)) == [
+        Pair("s1", "test", folder / "a.nii", folder / "b.nii", folder / "c.nii", 2.5e-4),
+        Pair("s2", "train", folder / "d.nii", folder / "e.nii"),
+    ]
+
+
+def test_optional_columns_may_be_absent_and_columns_may_change_places(folder):
+    assert read_manifest(manifest(folder, "target,source,split,subject\nb.nii,a.nii,val,s1\n")) == [
+        Pair("s1", "val", folder / "a.nii", folder / "b.nii")
+    ]
+
+
+def test_a_subject_may_have_several_sessions(folder):
+    text = HEADER + "s1,train,a.nii,b.nii,,\ns1,train,c.nii,d.nii,,\n"
+    assert [pair.subject for pair in read_manifest(manifest(folder, text))] == ["s1", "s1"]
+
+
+def test_byte_order_mark_crlf_spaces_and_blank_lines_are_tolerated(folder):
+    plain = HEADER + "s1,val,a.nii,b.nii,,\n"
+    office = ("\ufeff" + plain.replace(",", " , ") + "\n,,,,,\n").replace("\n", "\r\n")
+    assert read_manifest(manifest(folder, office)) == read_manifest(manifest(folder, plain))
+
+
+def test_absolute_paths_are_allowed_and_may_lie_outside(folder):
+    inner = folder / "inner"
+    inner.mkdir()
+    text = f"subject,split,source,target\ns1,,{folder / 'a.nii'},{folder / 'b.nii'}\n"
+    assert read_manifest(manifest(inner, text))[0].source == folder / "a.nii"
+
+
+def test_relative_paths_that_leave_the_folder_are_refused(folder):
+    (folder / "inner").mkdir()
+    text = "subject,split,source,target\ns1,,../a.nii,x/../../b.nii\n"
+    message = complaint_about(folder / "inner", text)
+    assert "line 2: source ../a.nii leaves the manifest's folder; write an absolute path" in message
+    assert "line 2: target x/../../b.nii leaves" in message
+
+
+def test_a_path_with_dots_that_stays_inside_is_fine(folder):
+    text = "subject,split,source,target\ns1,,x/../a.nii,..b.nii\n"
+    (folder / "..b.nii").touch()
+    assert read_manifest(manifest(folder, text))[0].target == folder / "..b.nii"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        (",train,a.nii,b.nii,,", "line 2: subject '' cannot name a file"),
+        ("../s1,train,a.nii,b.nii,,", "line 2: subject '../s1' cannot name a file"),
+        ("s1,training,a.nii,b.nii,,", "line 2: split 'training' is none of train, val, test"),
+        ("s1,train,,b.nii,,", "line 2: source is empty"),
+        ("s1,train,a.nii,,,", "line 2: target is empty"),
+        ("s1,train,gone.nii,b.nii,,", "line 2: source gone.nii is not a file"),
+        ("s1,train,.,b.nii,,", "line 2: source . is not a file"),
+        ("s1,train,a.nii,b.nii,gone.nii,", "line 2: mask gone.nii is not a file"),
+        ("s1,train,a.nii,x/../a.nii,,", "line 2: source and target are the same file, a.nii"),
+        ("s1,train,a.nii,b.nii,,heavy", "line 2: suv_factor 'heavy' is not a positive number"),
+        ("s1,train,a.nii,b.nii,,0", "line 2: suv_factor 0.0 is not a positive number"),
+        ("s1,train,a.nii,b.nii,,-3", "line 2: suv_factor -3.0 is not"),
+        ("s1,train,a.nii,b.nii,,nan", "line 2: suv_factor nan is not"),
+        ("s1,train,a.nii,b.nii,,1e400", "line 2: suv_factor inf is not"),
+        ("s1,train,a.nii,b.nii", "line 2: 4 cells, expected 6"),
+        ("s1,train,a.nii,b.nii,,,", "line 2: 7 cells, expected 6"),
+        ('s1,train,"a.nii,b.nii,,', "line 2: it is not CSV"),
+        (f"s1,train,{'x' * 300}.nii,b.nii,,", "is not a file"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(folder, row, complaint):
+    message = complaint_about(folder, HEADER + row + "\n")
+    assert complaint in message
+    assert "1 fault:" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "it is empty; begin with subject,split,source,target"),
+        ("\n\n", "it is empty"),
+        (HEADER, "it has a header but no rows"),
+        ("subject,split,source\n", "column 'target' is missing; found 'subject', 'split', 'source'"),
+        ("subject;split;source;target\n", "found 'subject;split;source;target'"),
+        ("subject,split,source,target,age\n", "column 'age' is unknown; allowed: subject, split"),
+        ("subject,split,source,target,source\n", "column 'source' appears twice"),
+        (HEADER.encode("utf-16"), "not UTF-8"),
+        (b"subject\0,split,source,target\n", "not UTF-8"),
+    ],
+)
+def test_a_table_of_another_kind_is_refused(folder, text, complaint):
+    assert complaint in complaint_about(folder, text)
+
+
+def test_missing_manifest_and_folder_are_refused(folder):
+    for path in (folder / "gone.csv", folder):
+        with pytest.raises(ManifestError, match="is not a file; name a CSV manifest"):
+            read_manifest(path)
+
+
+def test_a_subject_in_two_splits_is_a_leak(folder):
+    text = HEADER + "s1,train,a.nii,b.nii,,\ns2,val,c.nii,d.nii,,\ns1,test,e.nii,f.nii,,\n"
+    assert "line 4: subject 's1' is in test here and in train on line 2" in complaint_about(folder, text)
+
+
+def test_a_volume_in_two_splits_is_a_leak_under_any_name(folder):
+    (folder / "alias.nii").symlink_to(folder / "b.nii")
+    text = HEADER + "s1,train,a.nii,b.nii,,\ns2,test,c.nii,alias.nii,,\n"
+    assert "b.nii is in test here and in train on line 2" in complaint_about(folder, text)
+
+
+def test_a_mask_may_be_shared_by_splits(folder):
+    text = HEADER + "s1,train,a.nii,b.nii,f.nii,\ns2,test,c.nii,d.nii,f.nii,\n"
+    assert len(read_manifest(manifest(folder, text))) == 2
+
+
+def test_all_faults_are_counted_and_ten_are_shown(folder):
+    message = complaint_about(folder, HEADER + "s1,dev,gone.nii,b.nii,,0\n" * 12)
+    assert "pairs.csv has 24 faults:" in message
+    assert message.count("line ") == 10
+    assert message.endswith("and 14 more")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_never_end_in_a_traceback(tmp_path_factory, noise):
+    path = manifest(tmp_path_factory.mktemp("noise"), noise)
+    with pytest.raises(ManifestError):
+        read_manifest(path)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(alphabet='s1,"\n\r ./\\nan0-\u00e9', max_size=60))
+def test_arbitrary_rows_never_end_in_a_traceback(tmp_path_factory, noise):
+    path = manifest(tmp_path_factory.mktemp("noise"), HEADER + noise)
+    with pytest.raises(ManifestError):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "fault", [{"subject": "a/b"}, {"subject": ""}, {"split": "dev"}, {"suv_factor": 0.0}, {"suv_factor": float("inf")}]
+)
+def test_a_pair_checks_itself(fault):
+    with pytest.raises(ManifestError, match=next(iter(fault))):
+        Pair(**{"subject": "s", "split": "val", "source": Path("a"), "target": Path("b"), **fault})
+
+
+def test_load_pair_reads_both_volumes(tmp_path):
+    source = Volume.from_array(np.arange(24).reshape(2, 3, 4), spacing=(1, 2, 3))
+    write_volume(tmp_path / "a.nii.gz", source.data, source)
+    write_volume(tmp_path / "b.nii.gz", source.data + 1, source)
+    loaded = load_pair(Pair("s", "val", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"))
+    assert np.array_equal(loaded[0].data + 1, loaded[1].data)
+    assert loaded[1].spacing == (1, 2, 3)
+
+
+def test_load_pair_refuses_grids_that_differ(tmp_path):
+    for name, spacing in (("a.nii", 1.0), ("b.nii", 1.1)):
+        volume = Volume.from_array(np.zeros((2, 3, 4)), spacing=(1, 1, spacing))
+        write_volume(tmp_path / name, volume.data, volume)
+    with pytest.raises(VolumeError, match=r"a\.nii and .*b\.nii must share one grid"):
+        load_pair(Pair("s", "val", tmp_path / "a.nii", tmp_path / "b.nii"))
