@@ -212,15 +212,16 @@ class Gaussian(_Path):
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.schedule == "flow":
             return 1 - t, torch.zeros_like(t), t
-        squared = self._alpha_bar(t)
-        return squared.sqrt(), torch.zeros_like(t), (1 - squared).sqrt()
+        variance = self._variance(t)
+        return (1 - variance).sqrt(), torch.zeros_like(t), variance.sqrt()
 
-    def _alpha_bar(self, t: Tensor) -> Tensor:
+    def _variance(self, t: Tensor) -> Tensor:
+        """σ² = 1 − ᾱ, never as that difference: close to t = 0 it would round to 0, and ``score`` divides by σ."""
         if self.schedule == "linear":
-            return torch.exp(-(0.1 * t + (20 - 0.1) / 2 * t * t))
+            return -torch.expm1(-(0.1 * t + (20 - 0.1) / 2 * t * t))
         s = 0.008
-        phase = torch.cos((t + s) / (1 + s) * pi / 2) / cos(s / (1 + s) * pi / 2)
-        return (phase * phase).clamp(self.FLOOR, 1)
+        u, v = s / (1 + s) * pi / 2, t / (1 + s) * pi / 2  # eq. 17: ᾱ = cos²(u + v)/cos²(u)
+        return (torch.sin(2 * u + v) * torch.sin(v) / cos(u) ** 2).clamp(0, 1 - self.FLOOR)
 
     def scale(self, t: Tensor) -> Tensor:
         return self.coefficients(t)[2]

@@ -4,9 +4,12 @@ Two generic functions do all the work, whatever the method: :func:`training_loss
 Axes of tensors: volumes (N, C, D, H, W); x0 the target, y the source, t in [0, 1] with t = 0 the target end.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Self
+from inspect import formatannotation
+from sys import float_info
+from types import UnionType
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +141,8 @@ class Method:
         """
         if not self.has_factor:
             raise ValueError(f"{self.name} has no puzzle factor; its representation is {self.representation}")
-        return replace(self, representation=replace(self.representation, factor=factor))  # type: ignore[type-var]
+        r = tuple(factor) if isinstance(factor, Sequence) else factor
+        return replace(self, representation=replace(self.representation, factor=r))  # type: ignore[type-var]
 
     @property
     def has_factor(self) -> bool:
@@ -196,7 +200,7 @@ def training_loss(
     x0, y = (method.representation.encode(pad_to_multiple(v, method.multiple)) for v in (target, source))
     x0, y, predict = method.window.draw(x0, y, generator)
 
-    random = {"generator": generator, "device": x0.device}
+    random: dict[str, Any] = {"generator": generator, "device": x0.device}
     times = 1 - torch.rand(x0.shape[0], **random)  # in (0, 1]: the start is drawn, the end, where nothing is asked, not
     noise = torch.randn(x0.shape, **random)
     t = _against(times, x0)
@@ -243,9 +247,7 @@ def sample(
     x = kernel.start(y, draw)
     for k in range(how.steps, 0, -1):
         times = torch.full((y.shape[0],), k / how.steps, device=y.device)
-        t, s = _against(times, y), _against(times, y) - 1 / how.steps
-        if k == 1:
-            s = torch.zeros_like(t)  # exactly the end, whatever the rounding of 1/steps
+        t, s = _against(times, y), _against(torch.full_like(times, (k - 1) / how.steps), y)
         output = method.window.apply(network, x, times, y)
         x0 = x0_of(method.target, kernel, output, x, y, t)
         if how.clamp is not None:
@@ -286,24 +288,41 @@ def _plain(name: str, value: Any) -> Any:
 def _value(name: str, value: Any) -> Any:
     """The inverse of :func:`_plain`, by explicit tables and never by a name found in a file."""
     if name in AXES:
-        if not isinstance(value, Mapping) or value.get("type") not in AXES[name]:
+        if not isinstance(value, Mapping) or value.get("type") not in list(AXES[name]):
             raise ValueError(f"{name} must name a type out of {', '.join(AXES[name])}, got {value!r}")
         return _make(AXES[name][value["type"]], {k: v for k, v in value.items() if k != "type"})
-    return _make(PARTS[name], value) if name in PARTS else value
+    return _make(PARTS[name], value) if name in PARTS else _typed(name, value, str)
 
 
 def _make(kind: type, content: Any) -> Any:
-    known = _known(kind, content)
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__} cannot be made of {content!r}: {error}") from error
+    hints = get_type_hints(kind)
+    return kind(**{name: _typed(name, value, hints[name]) for name, value in _known(kind, content).items()})
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value, its lists as tuples, if it is what the field declares: ranges are the dataclass's to check."""
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, hint):
+        raise ValueError(f"{name} must be {formatannotation(hint)}, got {value!r}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in kinds)
+    if get_origin(hint) is tuple:
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis and isinstance(value, tuple) else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:  # JSON writes 1.0 as 1, and Python reads Infinity and NaN
+        return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
+    return type(value) is hint
 
 
 def _known(kind: type, content: Any) -> Mapping[str, Any]:
     """Content, if it is a mapping whose keys are fields of the dataclass and which lacks no field."""
     names = {f.name for f in fields(kind)}
     if not isinstance(content, Mapping) or set(content) != names:
-        got = sorted(content) if isinstance(content, Mapping) else content
+        got = sorted(content, key=str) if isinstance(content, Mapping) else content
         raise ValueError(f"{kind.__name__} has the fields {sorted(names)}, got {got!r}")
     return content

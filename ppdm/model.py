@@ -13,9 +13,8 @@ from ppdm.window import Whole
 
 PPDM = Method(
     name="ppdm",
-    representation=Puzzle(
-        2
-    ),  # abstract: reversible puzzle-unpuzzle; r = 2 keeps the most of the network's own resolution
+    # Abstract: a reversible puzzle-unpuzzle operator; r = 2 keeps the most of the network's own resolution.
+    representation=Puzzle(2),
     window=Whole(concatenate=True),
     # Abstract: starts from the conditional input. The noise is ours: without it, and with the source concatenated, the
     # network learns the division x0 = (x_t − t·y)/(1 − t) instead of the translation.

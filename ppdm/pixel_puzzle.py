@@ -23,7 +23,7 @@ def puzzle(x: Tensor, factor: Factor) -> Tensor:
         factor: one integer for all spatial axes, or one an axis (anisotropic voxels).
 
     Returns:
-        (N, C·prod(r), D/rd, H/rh, W/rw), or its 2-D counterpart.
+        (N, C·prod(r), D/rd, H/rh, W/rw), or its 2-D counterpart; a view of x where no voxel has to move.
 
     Raises:
         ValueError: x has no 2 or 3 spatial axes, the factor is no positive integer an axis, or a size is no multiple of
@@ -82,12 +82,11 @@ def pad_to_multiple(x: Tensor, multiple: Factor) -> Tensor:
     Raises:
         ValueError: x has no 2 or 3 spatial axes, one of them is empty, or the multiple is no positive integer an axis.
     """
-    for axis, m in enumerate(factor_of(multiple, x), start=2):
+    r = factor_of(multiple, x)
+    if 0 in x.shape[2:]:
+        raise ValueError(f"shape {tuple(x.shape)} cannot be padded to multiples of {r}: an empty axis reflects nothing")
+    for axis, m in enumerate(r, start=2):
         size = x.shape[axis]
-        if size == 0:
-            raise ValueError(
-                f"pad_to_multiple: axis {axis} of shape {tuple(x.shape)} is empty; there is nothing to reflect"
-            )
         if size % m:
             x = x.index_select(axis, _reflected(size, -(-size // m) * m).to(x.device))
     return x
@@ -95,7 +94,7 @@ def pad_to_multiple(x: Tensor, multiple: Factor) -> Tensor:
 
 def crop(x: Tensor, size: Sequence[int]) -> Tensor:
     """Keep the first ``size`` voxels of every spatial axis: the inverse of :func:`pad_to_multiple`."""
-    return x[(..., *(slice(s) for s in size))]
+    return x[(slice(None), slice(None), *map(slice, size))]
 
 
 def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
@@ -103,7 +102,7 @@ def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
     dims = x.ndim - 2
     if dims not in (2, 3):
         raise ValueError(f"expected (N, C, H, W) or (N, C, D, H, W) for factor {factor}, got shape {tuple(x.shape)}")
-    r = (factor,) * dims if isinstance(factor, int) else tuple(factor)
+    r = tuple(factor) if isinstance(factor, Sequence) else (factor,) * dims
     if len(r) != dims or not all(type(k) is int and k > 0 for k in r):
         raise ValueError(
             f"factor must be a positive integer, or {dims} of them for shape {tuple(x.shape)}; got {factor!r}"

@@ -6,6 +6,7 @@ on the way up. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from math import gcd, log
 from typing import Any
@@ -58,12 +59,13 @@ class UNetOptions:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not self.multipliers or not all(type(m) is int and m > 0 for m in self.multipliers):
-            raise ValueError(f"multipliers must be positive integers, one a level, got {self.multipliers!r}")
-        if self.attention and len(self.attention) != len(self.multipliers):
-            raise ValueError(
-                f"attention has {len(self.attention)} levels, multipliers {len(self.multipliers)}; give one each"
-            )
+        m, a = self.multipliers, self.attention
+        if not isinstance(m, tuple) or not m or not all(type(k) is int and k > 0 for k in m):
+            raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
+        if not isinstance(a, tuple) or not all(type(k) is bool for k in a):
+            raise ValueError(f"attention must be a tuple of True and False, one a level, got {a!r}")
+        if a and len(a) != len(m):
+            raise ValueError(f"attention has {len(a)} levels, multipliers {len(m)}; give one each")
         for name, allowed in (("skips", SKIPS), ("precision", tuple(PRECISIONS)), ("checkpointing", CHECKPOINTING)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
@@ -76,7 +78,7 @@ class UNetOptions:
     @property
     def multiple(self) -> int:
         """What every spatial size must be a multiple of, so that the way up meets the way down."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
 
 
 class UNet(nn.Module):
@@ -133,12 +135,15 @@ class UNet(nn.Module):
                 self.up.append(Upsample(make.convolution(channels, channels)))
 
         self.head = make.normalised_convolution(channels, out_channels)
-        nn.init.zeros_(self.head.convolution.weight)
-        nn.init.zeros_(self.head.convolution.bias)
+        start_at_zero(self.head.convolution)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Predict from x (N, C_in, *spatial), float, and the time t (N,) in [0, 1]; the result is float32."""
         self._check(x)
+        with without_autocast(x.device.type):
+            return self._predict(x, t)
+
+    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
         embedding = self.time(t)  # (N, 4w)
         h = self.stem(x)  # (N, w, *spatial), and from here on in the chosen precision
         skips = [h]
@@ -170,13 +175,15 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.half = max(width // 2, 1)
-        self.perceptron = nn.Sequential(nn.Linear(2 * self.half, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.pairs = max(width // 2, 1)
+        self.perceptron = nn.Sequential(
+            nn.Linear(2 * self.pairs, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
+        )
 
     def forward(self, t: Tensor) -> Tensor:
         """Embed t (N,) in [0, 1]."""
         frequencies = torch.exp(
-            -log(10_000) / self.half * torch.arange(self.half, device=t.device, dtype=torch.float32)
+            -log(10_000) / self.pairs * torch.arange(self.pairs, device=t.device, dtype=torch.float32)
         )
         phase = 1000 * t.float()[:, None] * frequencies
         return self.perceptron(torch.cat([phase.cos(), phase.sin()], dim=1))
@@ -195,8 +202,13 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x in the chosen precision."""
         assert self.bias is not None
-        weight, bias = self.weight.to(self.dtype), self.bias.to(self.dtype)
-        return self.convolve(x.to(self.dtype), weight, bias, self.stride, self.padding)
+        dtype = torch.float32 if self._is_faulty_for(x) else self.dtype
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return self.convolve(x.to(dtype), weight, bias, self.stride, self.padding).to(self.dtype)
+
+    def _is_faulty_for(self, x: Tensor) -> bool:
+        """On the CPU, bf16 and a depth of 2, the weight's gradient is uninitialised memory (oneDNN, torch 2.11, 2.13)."""
+        return self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
 
 
 class Normalisation(nn.GroupNorm):
@@ -254,7 +266,7 @@ class Attention(nn.Module):
     def __init__(self, norm: Normalisation, qkv: Convolution, out: Convolution, heads: int) -> None:
         super().__init__()
         self.norm, self.qkv, self.out, self.heads = norm, qkv, out, heads
-        nn.init.zeros_(out.weight)
+        start_at_zero(out)  # as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over x (N, C, *spatial)."""
@@ -289,6 +301,17 @@ class Upsample(nn.Module):
         return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+def start_at_zero(module: nn.Module) -> None:
+    """Set weights and biases to zero, so that what follows sees nothing of the module until it has learned."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """Whatever surrounds the network, the precision of its options holds. Some devices (``meta``) have no autocast."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """Apply function and keep only its inputs; the backward pass computes what it needs again (arXiv 1604.06174).
 
@@ -308,9 +331,10 @@ class _Parts:
         return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype)
 
     def norm(self, channels: int) -> Normalisation:
-        groups = gcd(self.options.norm_groups, channels)
+        common = gcd(self.options.norm_groups, channels)
         # At least two channels a group: a lone channel on a lone voxel has no variance to divide by.
-        return Normalisation(groups if groups < channels else max(channels // 2, 1), channels)
+        groups = max((g for g in range(1, channels // 2 + 1) if common % g == 0), default=1)
+        return Normalisation(groups, channels)
 
     def normalised_convolution(self, c_in: int, c_out: int) -> NormalisedConvolution:
         recompute = self.options.checkpointing == "norm"

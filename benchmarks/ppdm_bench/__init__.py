@@ -1,0 +1,24 @@
+"""The harness: memory predicted and measured, records, tables and figures.
+
+``predict_peak``, ``measure_peak``, ``Target`` and ``Peak`` load PyTorch on first use; importing this package does not.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppdm_bench.memory.predict import Peak, PredictionError, measure_peak, predict_peak
+    from ppdm_bench.memory.target import Target
+
+__all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ppdm_bench.memory import predict, target
+
+    return getattr(target if name == "Target" else predict, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -119,6 +119,11 @@ class Record:
         """Return the record as one line of JSON, without the newline."""
         return _dump({f.name: getattr(self, f.name) for f in fields(self)})
 
+    def content(self) -> str:
+        """Return the record without its moment and run, as JSON: two records that say the same have it in common."""
+        moment = ("created", "run_id")
+        return _dump({f.name: getattr(self, f.name) for f in fields(self) if f.name not in moment})
+
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Read the record that `to_json` wrote.

@@ -1,0 +1,1 @@
+"""Peak memory: predicted without a GPU, measured with one."""

@@ -76,6 +76,8 @@ def _quotient(row: Row | None, divisor: Row | None, phase: str) -> float | None:
 
 
 def _fits(row: Row, phase: str, budget: int | None) -> bool | None:
+    if row.outcome(phase)[0] == "oom":
+        return False if budget is not None else None
     values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None or budget is None else peak <= budget

@@ -1,0 +1,99 @@
+"""The environment as it is recorded beside every number."""
+
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the commit, as JSON values; what cannot be had is an empty string or absent."""
+    import torch
+
+    from ppdm import __version__
+
+    commit, dirty = _git()
+    found = {
+        "ppdm": __version__,
+        "commit": commit,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    return found | _cuda()
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda or "",
+        "cudnn": str(torch.backends.cudnn.version() or ""),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
+        "allocator": torch.cuda.get_allocator_backend(),
+        "driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    """The driver's version; without NVML, nothing."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else str(version)
+    except Exception:  # NVML raises its own kinds, and another when its library is missing
+        return ""
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _git() -> tuple[str, bool]:
+    """The commit of the checkout that this code runs from, and whether it was changed since; empty outside of one."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        # Only a checkout of this project: an installed package may lie inside another repository.
+        if not git("ls-files", "--", Path(__file__).name):
+            return "", False
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
+def nvml_note() -> str:
+    """Why NVML is not there, or nothing if it is."""
+    if "torch" not in sys.modules:
+        import torch  # noqa: F401  its CUDA libraries come first, so that NVML finds the same driver
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception as error:
+        return f"NVML is not available ({error}); the memory of the process is not measured"
+    return ""

@@ -1,0 +1,54 @@
+"""The phases whose memory is asked for, as ``build`` and ``step``: the code that training and sampling really run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppdm.method import Method, sample
+from ppdm.train import Training
+
+# One whole sampling run has the peak of a short one: every evaluation frees what the one before it held.
+EVALUATIONS = 3
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One phase of one method.
+
+    Attributes:
+        build: makes what is there before the first iteration.
+        step: one iteration.
+        iterations: how many it takes until the peak has been reached: optimizer state exists from the second on.
+        evaluations: of the network in one iteration.
+    """
+
+    build: Callable[[], Any]
+    step: Callable[[Any], Any]
+    iterations: int
+    evaluations: int
+
+
+def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
+    """A phase (``train``, ``sample``) on volumes of one channel (N, 1, D, H, W), on the device."""
+
+    def volume() -> Tensor:
+        return torch.randn(batch_size, 1, *shape, device=device)
+
+    if phase == "train":
+        return Workload(
+            build=lambda: Training.start(method, device=device),
+            step=lambda training: training.step(volume(), volume(), method.optimisation.learning_rate),
+            iterations=2,
+            evaluations=1,
+        )
+    steps = min(method.sampling.steps, EVALUATIONS)
+    short = replace(method, sampling=replace(method.sampling, steps=steps))
+    return Workload(
+        build=lambda: method.build().to(device).eval().requires_grad_(False),
+        step=lambda network: sample(short, network, volume()),
+        iterations=1,
+        evaluations=steps,
+    )

@@ -1,0 +1,13 @@
+"""The version, without importing the package that has it: its modules import PyTorch."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def version() -> str:
+    """The version of the distribution."""
+    spec = find_spec("ppdm")
+    if spec is None or spec.origin is None:
+        raise RuntimeError("the package ppdm is not installed beside ppdm_bench; install both from one checkout")
+    text = Path(spec.origin).with_name("_version.py").read_text()
+    return text.split('__version__ = "')[1].split('"')[0]

@@ -1,0 +1,257 @@
+"""A trained method applied to NIfTI volumes: geometry of the input, physical units of the target.
+
+Axes: a volume (D, H, W) in canonical orientation, physical values; inside the network (1, 1, D, H, W).
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppdm.checkpoint import Trained, assemble
+from ppdm.data.normalise import IntensityError
+from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_volume, write_volume
+from ppdm.method import sample
+
+SPACING_TOLERANCE = 0.1  # relative difference from the training data's voxel size that is warned of
+
+Progress = Callable[[int, int], None]
+
+
+class TranslationError(ValueError):
+    """A translation cannot be made; the message names the file, what was got and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What became of one file.
+
+    Attributes:
+        source: the file that was to be translated.
+        output: the file that holds the translation, if there is no fault.
+        seconds: from reading to writing.
+        fault: why there is no output, in words; empty if there is.
+    """
+
+    source: Path
+    output: Path
+    seconds: float
+    fault: str = ""
+
+
+def translate(
+    trained: Trained,
+    input_path: str | os.PathLike[str],
+    output_path: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+    suv_factor: float | None = None,
+    progress: Progress = lambda done, total: None,
+) -> list[Translation]:
+    """Translate a NIfTI file, or every one in a folder to the same name in another folder.
+
+    The result depends on the input and the seed only, not on the other files of the folder. In a folder, a fault of one
+    file does not lose the others; it is in its :class:`Translation`.
+
+    Args:
+        trained: the method, from :func:`ppdm.checkpoint.load`.
+        input_path: a .nii or .nii.gz file, or a folder.
+        output_path: a file whose folder exists, or, for a folder, a folder, which is made if it is missing.
+        steps: network evaluations a volume; those of the method if absent.
+        seed: of the noise, for methods that draw any.
+        device: where to compute; where the network is if absent.
+        precision: ``fp32``, ``bf16`` or ``fp16``; the one it was trained in if absent.
+        suv_factor: PET only: SUV = stored value · suv_factor, of every file; see
+            :class:`ppdm.checkpoint.SUVScaling`.
+        progress: called with the network evaluations done and those of all files.
+
+    Returns:
+        One for each file, in the order of their names.
+
+    Raises:
+        TranslationError: input or output is missing or unsuitable, the output would overwrite the input, or options
+            are out of range; for a single file, also every fault of the file itself.
+        VolumeError: a single file cannot be read or written.
+    """
+    work, folder = _plan(Path(input_path), Path(output_path)), Path(input_path).is_dir()
+    trained = adapt(trained, steps=steps, device=device, precision=precision)
+    evaluations = trained.method.sampling.steps
+    total = len(work) * evaluations
+    results = []
+    for number, (source, output) in enumerate(work):
+        started, fault = time.perf_counter(), ""
+        counter = _Counter(progress, number * evaluations, total)
+        try:
+            _translate_file(trained, source, output, seed, suv_factor, counter)
+        except (VolumeError, TranslationError) as error:
+            if not folder:
+                raise
+            fault = str(error)
+            progress((number + 1) * evaluations, total)
+        results.append(Translation(source, output, time.perf_counter() - started, fault))
+    return results
+
+
+def translate_volume(
+    trained: Trained,
+    source: Tensor,
+    *,
+    seed: int = 0,
+    suv_factor: float | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Translate one volume in memory.
+
+    Args:
+        trained: the method; :func:`adapt` changes its steps, device and precision.
+        source: (D, H, W), finite physical values, on the CPU.
+        seed: of the noise, for methods that draw any.
+        suv_factor: as for :func:`translate`.
+        progress: called after every network evaluation.
+
+    Returns:
+        (D, H, W) float32 on the CPU, in the target's physical units.
+
+    Raises:
+        TranslationError: a wrong shape or seed, a method of several channels, or a result that is not finite.
+        IntensityError: the source has no contrast, or its SUV factor is missing or not wanted.
+    """
+    _check_volume(trained, source, seed)
+    source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
+    device = next(trained.network.parameters()).device
+    y = source_scale.forward(source.float()).to(device)[None, None]
+    generator = torch.Generator(device).manual_seed(seed)  # one for each volume: its neighbours do not matter
+    x0 = sample(trained.method, trained.network, y, generator, progress)
+    result = target_scale.inverse(x0[0, 0].cpu())
+    if bad := int((~result.isfinite()).sum()):
+        precision = trained.method.network.precision
+        raise TranslationError(f"The translation has {bad} voxels that are not finite in {precision}; try fp32.")
+    return result
+
+
+def adapt(
+    trained: Trained,
+    *,
+    steps: int | None = None,
+    device: str | torch.device | None = None,
+    precision: str | None = None,
+) -> Trained:
+    """The same weights with other sampling steps, on another device or in another precision; what is None stays.
+
+    Raises:
+        TranslationError: steps not positive, or a precision that there is not.
+    """
+    method = trained.method
+    try:
+        if steps is not None:
+            method = replace(method, sampling=replace(method.sampling, steps=steps))
+        if precision is not None:
+            method = method.with_network(precision=precision)
+    except ValueError as error:
+        raise TranslationError(f"The method cannot be used so: {error}.") from None
+    weights = trained.network.state_dict()
+    network = assemble(method, trained.channels, weights if device is None else _moved(weights, device))
+    return replace(trained, method=method, network=network)
+
+
+@dataclass
+class _Counter:
+    """Counts network evaluations over all files."""
+
+    progress: Progress
+    done: int
+    total: int
+
+    def __call__(self) -> None:
+        self.done += 1
+        self.progress(self.done, self.total)
+
+
+def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in weights.items()}
+
+
+def _translate_file(
+    trained: Trained, source: Path, output: Path, seed: int, suv_factor: float | None, progress: Callable[[], None]
+) -> None:
+    volume = read_volume(source)
+    _warn_of_spacing(trained, source, volume)
+    try:
+        data = torch.from_numpy(volume.data)
+        result = translate_volume(trained, data, seed=seed, suv_factor=suv_factor, progress=progress)
+    except (TranslationError, IntensityError) as error:
+        raise TranslationError(f"{source}: {error}") from None
+    except torch.OutOfMemoryError as error:
+        raise TranslationError(
+            f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
+            f"({str(error).split('. ')[0]}); try bf16, the CPU, or a crop."
+        ) from None
+    write_volume(output, result.numpy(), volume)
+
+
+def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
+    if not np.allclose(volume.spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
+        got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing, trained.spacing))
+        warnings.warn(
+            f"{source} has voxels of {got} mm, and the method was trained on {known} mm; resample it if the result is "
+            "poor.",
+            stacklevel=3,
+        )
+
+
+def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:
+    if trained.channels != 1:
+        raise TranslationError(f"{trained.method.name} was trained on {trained.channels} channels; a volume has one.")
+    if source.ndim != 3:
+        raise TranslationError(f"Expected a volume (D, H, W), got the shape {tuple(source.shape)}.")
+    if type(seed) is not int or not 0 <= seed < 2**63:
+        raise TranslationError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
+
+
+def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
+    """What is read and what is written, checked as far as can be before anything is computed."""
+    if not source.exists():
+        raise TranslationError(f"{source} does not exist; name a .nii or .nii.gz file, or a folder of them.")
+    if output.exists() and output.samefile(source):
+        raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
+    return _plan_folder(source, output) if source.is_dir() else [(source, _checked_file(source, output))]
+
+
+def _checked_file(source: Path, output: Path) -> Path:
+    if output.is_dir():
+        raise TranslationError(f"{output} is a folder and {source} a file; name the output file in it.")
+    if not _is_nifti(output):
+        raise TranslationError(f"{output} must end in .nii or .nii.gz; rename the output.")
+    if not output.parent.is_dir():
+        raise TranslationError(f"{output} cannot be written: {output.parent} is not a folder; make it first.")
+    return output
+
+
+def _plan_folder(source: Path, output: Path) -> list[tuple[Path, Path]]:
+    files = sorted(f for f in source.iterdir() if _is_nifti(f) and not f.name.startswith("."))
+    if not files:
+        raise TranslationError(f"{source} holds no .nii or .nii.gz file; name the folder that does.")
+    if output.exists() and not output.is_dir():
+        raise TranslationError(f"{output} is a file and {source} a folder; name a folder for the outputs.")
+    try:
+        output.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TranslationError(f"{output} cannot be made ({error.strerror}); name a folder that can.") from None
+    work = [(file, output / file.name) for file in files]
+    for file, place in work:
+        if place.exists() and place.samefile(file):  # the name in the output folder is a link to the input
+            raise TranslationError(f"{place} is the input {file} itself and would be overwritten; empty the folder.")
+    return work
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES)
