@@ -12,18 +12,17 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ppdm._version import __version__
-from ppdm.data.normalise import Intensity, IntensityError, LogSUV, Range, intensity_from_dict, percentile_range
+from ppdm.data.scaling import Scaling, scaling_from_dict
 from ppdm.method import Method
 
 SCHEMA = 1
@@ -34,81 +33,6 @@ _FAULTS_SHOWN = 3
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written or read; the message names the file, what is wrong and how to mend it."""
-
-
-@dataclass(frozen=True)
-class PercentileScaling:
-    """MRI: each source is scaled by its own percentiles, every target by one range fixed in training.
-
-    Args:
-        target: the pooled range of the training targets, physical values.
-        low, high: percentiles of a source that become -1 and +1.
-
-    Raises:
-        IntensityError: target is no Range, or the percentiles are not 0 <= low < high <= 100.
-    """
-
-    kind: ClassVar[str] = "percentiles"
-    target: Range
-    low: float = 0.1
-    high: float = 99.9
-
-    def __post_init__(self) -> None:
-        numbers = all(type(p) in (int, float) for p in (self.low, self.high))
-        if not (isinstance(self.target, Range) and numbers and 0 <= self.low < self.high <= 100):
-            raise IntensityError(f"Expected a target Range and percentiles 0 <= low < high <= 100; got {self}.")
-
-    def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
-        """The scales of a source of physical values, any shape, and of its target.
-
-        Raises:
-            IntensityError: the source has no contrast, or a factor was given where nothing is in SUV.
-        """
-        if suv_factor is not None:
-            raise IntensityError("An SUV factor is for PET, and this method was trained on MRI; leave the factor out.")
-        return percentile_range(source, self.low, self.high), self.target
-
-
-@dataclass(frozen=True)
-class SUVScaling:
-    """PET: source and target on one logarithmic scale of SUV with fixed constants, no statistic of any scan.
-
-    Args:
-        stored: whether the training files held SUV themselves. If not, every scan has a factor of its own.
-        ceiling: the SUV that becomes +1.
-
-    Raises:
-        IntensityError: stored is no boolean, or the ceiling is not positive.
-    """
-
-    kind: ClassVar[str] = "suv"
-    stored: bool = True
-    ceiling: float = 20.0
-
-    def __post_init__(self) -> None:
-        if type(self.stored) is not bool:
-            raise IntensityError(f"Whether files hold SUV is true or false; got {self.stored!r}.")
-        LogSUV(ceiling=self.ceiling)
-
-    def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
-        """The scale of a source and of its target, both in the stored units of the source.
-
-        Raises:
-            IntensityError: the factor is needed and was not given, or is not positive.
-        """
-        if suv_factor is None and not self.stored:
-            raise IntensityError(
-                "The training scans were turned into SUV by a factor each, so this scan needs its own: give "
-                "suv_factor = 1000 · weight in kg / decay-corrected dose in Bq, or 1 where the file holds SUV."
-            )
-        scale = LogSUV(1.0 if suv_factor is None else suv_factor, self.ceiling)
-        return scale, scale
-
-
-Scaling = PercentileScaling | SUVScaling
-SCALINGS: Mapping[str, type[PercentileScaling] | type[SUVScaling]] = {
-    kind.kind: kind for kind in (PercentileScaling, SUVScaling)
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +116,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
     try:
         method, channels = Method.from_dict(content["method"]), content["channels"]
         network = assemble(method, channels, tensors).to(device)
-        scaling, spacing = _scaling(content["scaling"]), tuple(content["spacing"])
+        scaling, spacing = scaling_from_dict(content["scaling"]), tuple(content["spacing"])
         return Trained(method, network, scaling, spacing, content["steps"], content["seed"], channels)
     except (ValueError, TypeError) as error:
         raise CheckpointError(
@@ -230,7 +154,7 @@ def _describe(trained: Trained, weights: bytes) -> dict[str, Any]:
         "schema": SCHEMA,
         "method": trained.method.to_dict(),
         "channels": trained.channels,
-        "scaling": {"kind": trained.scaling.kind, **asdict(trained.scaling)},
+        "scaling": trained.scaling.to_dict(),
         "spacing": list(trained.spacing),
         "steps": trained.steps,
         "seed": trained.seed,
@@ -240,16 +164,6 @@ def _describe(trained: Trained, weights: bytes) -> dict[str, Any]:
 
 
 _KEYS = {"schema", "method", "channels", "scaling", "spacing", "steps", "seed", "versions", "sha256"}
-
-
-def _scaling(d: Any) -> Scaling:
-    kind = SCALINGS.get(str(d.get("kind"))) if isinstance(d, Mapping) else None
-    if kind is None or d.keys() - {"kind"} != {field.name for field in fields(kind)}:
-        raise IntensityError(f"expected a scaling, one of {', '.join(SCALINGS)} with its fields, got {d!r}")
-    values = {name: value for name, value in d.items() if name != "kind"}
-    if "target" in values:
-        values["target"] = intensity_from_dict({"kind": Range.kind, **values["target"]})
-    return kind(**values)
 
 
 def _write_together(contents: Mapping[Path, bytes]) -> None:

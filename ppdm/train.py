@@ -1,4 +1,4 @@
-"""Training: one loop for every method, and the pairs it is fed with.
+"""Training: one loop for every method.
 
 Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all float32 network values. Steps count
 from k = 0.
@@ -11,16 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, overload
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppdm.checkpoint import PercentileScaling, Scaling, SUVScaling, assemble
-from ppdm.data.manifest import Pair, load_pair, read_manifest
-from ppdm.data.normalise import Intensity, IntensityError, Range, percentile_range, pooled_range
+from ppdm.checkpoint import assemble
 from ppdm.method import Method, Optimisation, training_loss
 
 Array = np.ndarray | Tensor
@@ -145,7 +142,8 @@ def fit(
     Args:
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
-            the batch size is 1. A sequence may read its pairs when they are asked for, as :class:`TrainingSet` does.
+            the batch size is 1. A sequence may read its pairs when they are asked for, as
+            :class:`ppdm.data.pairs.TrainingSet` does.
         steps: updates of the weights.
         batch_size: pairs an update. The pairs are shuffled anew whenever all have been seen.
         seed: not negative.
@@ -210,115 +208,9 @@ def batch_indices(count: int, batch_size: int, seed: int) -> Iterator[list[int]]
         yield [next(order) for _ in range(batch_size)]
 
 
-class TrainingSet(Sequence[ArrayPair]):
-    """The pairs of a manifest as network values, read from disk when they are asked for.
-
-    The source is scaled by its own percentiles and the target by constants pooled over all subjects, or both in SUV if
-    every pair has an ``suv_factor``. A pair's mask says where quality is measured; training does not use it.
-
-    Args:
-        pairs: what to train on; each volume is read once here to find the constants.
-        keep: bytes of volumes that are kept in memory; those beyond are read again each time.
-
-    Attributes:
-        scaling: how intensities became network values; :class:`ppdm.checkpoint.Trained` wants it.
-        spacing: median voxel size in mm along D, H, W.
-
-    Raises:
-        TrainingError: no pairs, a factor for some of them only, or a volume without contrast.
-        VolumeError: a volume cannot be read, or the two of a pair are not on one grid.
-    """
-
-    scaling: Scaling
-    spacing: tuple[float, float, float]
-
-    def __init__(self, pairs: Sequence[Pair], keep: int = 8 << 30) -> None:
-        self.pairs, self._room = tuple(pairs), keep
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        in_suv = _is_pet(self.pairs)
-        spacings: list[tuple[float, float, float]] = []
-        ranges: list[tuple[Range, Range]] = []  # of source and target
-        for index, pair in enumerate(self.pairs):
-            source, target = load_pair(pair)
-            self._keep(index, (source.data, target.data))
-            spacings.append(source.spacing)
-            if not in_suv:
-                ranges.append((_range(pair.source, source.data), _range(pair.target, target.data)))
-        d, h, w = np.median(spacings, axis=0).tolist()
-        self.spacing = (d, h, w)
-        self._sources = [source_range for source_range, _ in ranges]
-        self.scaling = (
-            SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
-            if in_suv
-            else PercentileScaling(pooled_range([target_range for _, target_range in ranges]))
-        )
-
-    @classmethod
-    def from_manifest(cls, path: str | os.PathLike[str], split: str = "train") -> "TrainingSet":
-        """The pairs of one split of a manifest.
-
-        Raises:
-            ManifestError: the manifest has faults.
-            TrainingError, VolumeError: as for the class.
-        """
-        pairs = [pair for pair in read_manifest(path) if pair.split == split]
-        if not pairs:
-            raise TrainingError(f"{path} has no pairs in the split {split!r}; mark some rows with it.")
-        return cls(pairs)
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    @overload
-    def __getitem__(self, index: int) -> ArrayPair: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[ArrayPair]: ...
-    def __getitem__(self, index: int | slice) -> ArrayPair | list[ArrayPair]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
-        source, target = self._kept.get(index) or self._read(index)
-        source_scale, target_scale = self._scales(index, source)
-        return source_scale.forward(source), target_scale.forward(target)
-
-    def _scales(self, index: int, source: np.ndarray) -> tuple[Intensity, Intensity]:
-        if isinstance(self.scaling, SUVScaling):
-            return self.scaling.scales(source, self.pairs[index].suv_factor)
-        return self._sources[index], self.scaling.target
-
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        source, target = load_pair(self.pairs[index])
-        return source.data, target.data
-
-    def _keep(self, index: int, volumes: tuple[np.ndarray, np.ndarray]) -> None:
-        size = sum(volume.nbytes for volume in volumes)
-        if size <= self._room:
-            self._room -= size
-            self._kept[index] = volumes
-
-
 def _state(seed: int, *stream: int) -> int:
     """63 bits, as torch takes them, for one of the streams of random numbers that a seed stands for."""
     return int(np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0]) >> 1
-
-
-def _is_pet(pairs: Sequence[Pair]) -> bool:
-    if not pairs:
-        raise TrainingError("There are no pairs to train on; mark rows of the manifest with the split 'train'.")
-    without = [pair.subject for pair in pairs if pair.suv_factor is None]
-    if without and len(without) < len(pairs):
-        raise TrainingError(
-            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
-            f"{without[0]}); give it for all (PET) or for none (MRI)."
-        )
-    return not without
-
-
-def _range(path: Path, volume: np.ndarray) -> Range:
-    try:
-        return percentile_range(volume)
-    except IntensityError as error:
-        raise TrainingError(f"{path}: {error}") from None
 
 
 def _check_request(method: Method, steps: int, batch_size: int, seed: int) -> None:

@@ -71,7 +71,7 @@ def translate(
         device: where to compute; where the network is if absent.
         precision: ``fp32``, ``bf16`` or ``fp16``; the one it was trained in if absent.
         suv_factor: PET only: SUV = stored value · suv_factor, of every file; see
-            :class:`ppdm.checkpoint.SUVScaling`.
+            :class:`ppdm.data.scaling.SUVScaling`.
         progress: called with the network evaluations done and those of all files.
 
     Returns:

@@ -207,7 +207,7 @@ class Convolution(nn.Module):
         return self.convolve(x.to(dtype), weight, bias, self.stride, self.padding).to(self.dtype)
 
     def _is_faulty_for(self, x: Tensor) -> bool:
-        """On the CPU, bf16 and a depth of 2, the weight's gradient is uninitialised memory (oneDNN, torch 2.11, 2.13)."""
+        """Whether oneDNN leaves the weight's gradient uninitialised: bf16, a depth of 2 (torch 2.11 and 2.13, CPU)."""
         return self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
 
 

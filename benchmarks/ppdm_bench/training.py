@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ppdm import Method
 from ppdm.checkpoint import Trained, save
-from ppdm.train import StepReport, TrainingSet, fit
+from ppdm.data.pairs import TrainingSet
+from ppdm.train import StepReport, fit
 
 
 def train_run(

@@ -1,0 +1,127 @@
+"""The pairs of a manifest as network values.
+
+Axes: a volume (D, H, W), float32.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from ppdm.data.manifest import Pair, load_pair, read_manifest
+from ppdm.data.normalise import Intensity, IntensityError, Range, percentile_range, pooled_range
+from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
+
+ArrayPair = tuple[np.ndarray, np.ndarray]
+
+
+class PairsError(ValueError):
+    """Pairs that cannot be trained on; the message says which and what to do."""
+
+
+class TrainingSet(Sequence[ArrayPair]):
+    """The pairs of a manifest as network values, read from disk when they are asked for.
+
+    The source is scaled by its own percentiles and the target by constants pooled over all subjects, or both in SUV if
+    every pair has an ``suv_factor``. A pair's mask says where quality is measured; training does not use it.
+
+    Args:
+        pairs: what to train on; each volume is read once here to find the constants.
+        keep: bytes of volumes that are kept in memory; those beyond are read again each time.
+
+    Attributes:
+        scaling: how intensities became network values; :class:`ppdm.checkpoint.Trained` wants it.
+        spacing: median voxel size in mm along D, H, W.
+
+    Raises:
+        PairsError: no pairs, a factor for some of them only, or a volume without contrast.
+        VolumeError: a volume cannot be read, or the two of a pair are not on one grid.
+    """
+
+    scaling: Scaling
+    spacing: tuple[float, float, float]
+
+    def __init__(self, pairs: Sequence[Pair], keep: int = 8 << 30) -> None:
+        self.pairs, self._room = tuple(pairs), keep
+        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        in_suv = _is_pet(self.pairs)
+        spacings: list[tuple[float, float, float]] = []
+        ranges: list[tuple[Range, Range]] = []  # of source and target
+        for index, pair in enumerate(self.pairs):
+            source, target = load_pair(pair)
+            self._keep(index, (source.data, target.data))
+            spacings.append(source.spacing)
+            if not in_suv:
+                ranges.append((_range(pair.source, source.data), _range(pair.target, target.data)))
+        d, h, w = np.median(spacings, axis=0).tolist()
+        self.spacing = (d, h, w)
+        self._sources = [source_range for source_range, _ in ranges]
+        self.scaling = (
+            SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
+            if in_suv
+            else PercentileScaling(pooled_range([target_range for _, target_range in ranges]))
+        )
+
+    @classmethod
+    def from_manifest(cls, path: str | os.PathLike[str], split: str = "train") -> "TrainingSet":
+        """The pairs of one split of a manifest.
+
+        Raises:
+            ManifestError: the manifest has faults.
+            PairsError, VolumeError: as for the class.
+        """
+        pairs = [pair for pair in read_manifest(path) if pair.split == split]
+        if not pairs:
+            raise PairsError(f"{path} has no pairs in the split {split!r}; mark some rows with it.")
+        return cls(pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> ArrayPair: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ArrayPair]: ...
+    def __getitem__(self, index: int | slice) -> ArrayPair | list[ArrayPair]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        source, target = self._kept.get(index) or self._read(index)
+        source_scale, target_scale = self._scales(index, source)
+        return source_scale.forward(source), target_scale.forward(target)
+
+    def _scales(self, index: int, source: np.ndarray) -> tuple[Intensity, Intensity]:
+        if isinstance(self.scaling, SUVScaling):
+            return self.scaling.scales(source, self.pairs[index].suv_factor)
+        return self._sources[index], self.scaling.target
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        source, target = load_pair(self.pairs[index])
+        return source.data, target.data
+
+    def _keep(self, index: int, volumes: tuple[np.ndarray, np.ndarray]) -> None:
+        size = sum(volume.nbytes for volume in volumes)
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = volumes
+
+
+def _is_pet(pairs: Sequence[Pair]) -> bool:
+    if not pairs:
+        raise PairsError("There are no pairs to train on; mark rows of the manifest with the split 'train'.")
+    without = [pair.subject for pair in pairs if pair.suv_factor is None]
+    if without and len(without) < len(pairs):
+        raise PairsError(
+            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
+            f"{without[0]}); give it for all (PET) or for none (MRI)."
+        )
+    return not without
+
+
+def _range(path: Path, volume: np.ndarray) -> Range:
+    try:
+        return percentile_range(volume)
+    except IntensityError as error:
+        raise PairsError(f"{path}: {error}") from None

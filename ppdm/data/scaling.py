@@ -1,0 +1,111 @@
+"""How the intensities of a whole data set become network values, and those of a translation physical ones again.
+
+A scaling is fixed in training and kept with the weights. It gives each scan two scales, one of the source and one of
+the target, so that nothing of a target is needed when there is none.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ppdm.data.normalise import Intensity, IntensityError, LogSUV, Range, intensity_from_dict, percentile_range
+
+
+@dataclass(frozen=True)
+class PercentileScaling:
+    """MRI: each source is scaled by its own percentiles, every target by one range fixed in training.
+
+    Args:
+        target: the pooled range of the training targets, physical values.
+        low, high: percentiles of a source that become -1 and +1.
+
+    Raises:
+        IntensityError: target is no Range, or the percentiles are not 0 <= low < high <= 100.
+    """
+
+    kind: ClassVar[str] = "percentiles"
+    target: Range
+    low: float = 0.1
+    high: float = 99.9
+
+    def __post_init__(self) -> None:
+        numbers = all(type(p) in (int, float) for p in (self.low, self.high))
+        if not (isinstance(self.target, Range) and numbers and 0 <= self.low < self.high <= 100):
+            raise IntensityError(f"Expected a target Range and percentiles 0 <= low < high <= 100; got {self}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
+
+    def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
+        """The scales of a source of physical values, any shape, and of its target.
+
+        Raises:
+            IntensityError: the source has no contrast, or a factor was given where nothing is in SUV.
+        """
+        if suv_factor is not None:
+            raise IntensityError("An SUV factor is for PET, and this method was trained on MRI; leave the factor out.")
+        return percentile_range(source, self.low, self.high), self.target
+
+
+@dataclass(frozen=True)
+class SUVScaling:
+    """PET: source and target on one logarithmic scale of SUV with fixed constants, no statistic of any scan.
+
+    Args:
+        stored: whether the training files held SUV themselves. If not, every scan has a factor of its own.
+        ceiling: the SUV that becomes +1.
+
+    Raises:
+        IntensityError: stored is no boolean, or the ceiling is not positive.
+    """
+
+    kind: ClassVar[str] = "suv"
+    stored: bool = True
+    ceiling: float = 20.0
+
+    def __post_init__(self) -> None:
+        if type(self.stored) is not bool:
+            raise IntensityError(f"Whether files hold SUV is true or false; got {self.stored!r}.")
+        LogSUV(ceiling=self.ceiling)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"kind": self.kind, "stored": self.stored, "ceiling": self.ceiling}
+
+    def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
+        """The scale of a source and of its target, both in the stored units of the source.
+
+        Raises:
+            IntensityError: the factor is needed and was not given, or is not positive.
+        """
+        if suv_factor is None and not self.stored:
+            raise IntensityError(
+                "The training scans were turned into SUV by a factor each, so this scan needs its own: give "
+                "suv_factor = 1000 · weight in kg / decay-corrected dose in Bq, or 1 where the file holds SUV."
+            )
+        scale = LogSUV(1.0 if suv_factor is None else suv_factor, self.ceiling)
+        return scale, scale
+
+
+Scaling = PercentileScaling | SUVScaling
+SCALINGS: Mapping[str, type[PercentileScaling] | type[SUVScaling]] = {
+    kind.kind: kind for kind in (PercentileScaling, SUVScaling)
+}
+
+
+def scaling_from_dict(d: Any) -> Scaling:
+    """Make the scaling that ``to_dict`` described, by an explicit table.
+
+    Raises:
+        IntensityError: it describes none.
+    """
+    kind = SCALINGS.get(str(d.get("kind"))) if isinstance(d, Mapping) else None
+    if kind is None or d.keys() - {"kind"} != {field.name for field in fields(kind)}:
+        raise IntensityError(f"expected a scaling, one of {', '.join(SCALINGS)} with its fields, got {d!r}")
+    values = {name: value for name, value in d.items() if name != "kind"}
+    if "target" in values:
+        values["target"] = intensity_from_dict(values["target"])
+    return kind(**values)
