@@ -1,10 +1,21 @@
-"""PPDM: pixel-puzzle diffusion for volumetric medical image translation (arXiv 2606.15323)."""
+"""PPDM: pixel-puzzle diffusion for volumetric medical image translation (arXiv 2606.15323).
+
+Everything here loads on first use, so that reading a scan (:mod:`ppdm.data`) does not wait for PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ppdm._version import __version__
-from ppdm.method import Method, sample, training_loss
-from ppdm.model import PPDM
-from ppdm.pixel_puzzle import puzzle, unpuzzle
-from ppdm.unet import UNet, UNetOptions
+
+if TYPE_CHECKING:
+    from ppdm.checkpoint import load
+    from ppdm.method import Method, sample, training_loss
+    from ppdm.model import PPDM
+    from ppdm.pixel_puzzle import puzzle, unpuzzle
+    from ppdm.train import fit
+    from ppdm.translation import translate
+    from ppdm.unet import UNet, UNetOptions
 
 __all__ = [
     "PPDM",
@@ -12,8 +23,32 @@ __all__ = [
     "UNet",
     "UNetOptions",
     "__version__",
+    "fit",
+    "load",
     "puzzle",
     "sample",
     "training_loss",
+    "translate",
     "unpuzzle",
 ]
+
+_HOMES = {
+    "checkpoint": ("load",),
+    "method": ("Method", "sample", "training_loss"),
+    "model": ("PPDM",),
+    "pixel_puzzle": ("puzzle", "unpuzzle"),
+    "train": ("fit",),
+    "translation": ("translate",),
+    "unet": ("UNet", "UNetOptions"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"ppdm.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

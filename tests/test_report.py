@@ -156,6 +156,19 @@ def test_what_fits_is_told_by_reserved_memory_where_it_is_known() -> None:
     assert cell(table.memory_table(records, budget=round(2.5 * GIB)), "train_fits", method="puzzle")
 
 
+def test_what_fits_is_the_verdict_of_a_prediction_that_was_made_for_the_budget() -> None:
+    env, budget = {"capacity": 10 * GIB}, 10 * GIB
+    tight = [
+        peak("tight", "train", size, "predicted", env=env, metric=m)
+        for m, size in (("peak_allocated", 9), ("peak_reserved", 12))
+    ]
+    large = peak("large", "train", 9, "predicted", status="oom", reason="no", env=env)
+    frame = table.memory_table([*tight, large], budget=budget)
+    assert cell(frame, "train_fits", method="tight")  # free segments are returned before memory runs out
+    assert not cell(frame, "train_fits", method="large")
+    assert not cell(table.memory_table(tight, budget=11 * GIB), "train_fits", method="tight")
+
+
 def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
     records = [failed("full", "train", "out of | memory"), peak("full", "sample", 5), *SMALL[2:]]
     frame = table.memory_table(records, reference="full")

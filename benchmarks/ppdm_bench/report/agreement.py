@@ -35,14 +35,17 @@ _MARKERS = (
 class Pair:
     """One published run and what was predicted for it, in GiB.
 
-    `published` is None where the run ran out of memory; `reserved` and `capacity` then say why, where they are known.
+    `published` is None where the run ran out of memory; `reserved` and `capacity` then say why, where they are known;
+    `fits` is the prediction's verdict.
     """
 
+    name: str
     gpu: str
     published: float | None
     predicted: float
     reserved: float | None
     capacity: float | None
+    fits: bool
 
     @property
     def residual(self) -> float:
@@ -88,10 +91,35 @@ def validation_figure(records: Iterable[Record]) -> Figure:
     return figure
 
 
+def agreement_table(records: Iterable[Record]) -> str:
+    """Return the same pairs as Markdown: a row a run, then the summary that the figure shows.
+
+    Args:
+        records: as for :func:`validation_figure`.
+    """
+    pairs = _pairs(list(records))
+    lines = ["| run | GPU | published GiB | predicted GiB | difference | predicted reserved GiB | predicted to fit |"]
+    lines.append("|---|---|---:|---:|---:|---:|---|")
+    for pair in pairs:
+        published = "OOM" if pair.published is None else f"{pair.published:.1f}"
+        difference = "" if pair.published is None else f"{pair.residual:+.3f}".replace("-", "−")
+        reserved = "" if pair.reserved is None else f"{pair.reserved:.2f}"
+        cells = (
+            pair.name,
+            pair.gpu,
+            published,
+            f"{pair.predicted:.3f}",
+            difference,
+            reserved,
+            "yes" if pair.fits else "no",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    finished = [pair for pair in pairs if pair.published is not None]
+    return "\n".join(lines) + "\n\n" + _summary(finished).replace("\n", "; ") + "\n"
+
+
 def _pairs(records: Sequence[Record]) -> list[Pair]:
-    predicted = {
-        (r.config_id, r.phase, r.metric): r.value for r in records if r.kind == "predicted" and r.value is not None
-    }
+    predicted = {(r.config_id, r.phase, r.metric): r for r in records if r.kind == "predicted" and r.value is not None}
     pairs = []
     for record in records:
         if record.kind != "published" or record.metric != "peak_allocated" or record.status not in ("ok", "oom"):
@@ -100,9 +128,22 @@ def _pairs(records: Sequence[Record]) -> list[Pair]:
         reserved = predicted.get((record.config_id, record.phase, "peak_reserved"))
         published = record.value / GIB if record.status == "ok" and record.value else None
         if allocated is not None:
-            whole = None if reserved is None else reserved / GIB
-            pairs.append(Pair(_gpu(record), published, allocated / GIB, whole, _capacity(record)))
+            whole, fits = _gibibytes(reserved), allocated.status == "ok"
+            predicted_peak = _gibibytes(allocated) or 0.0
+            pairs.append(Pair(_name(record), _gpu(record), published, predicted_peak, whole, _capacity(record), fits))
     return pairs
+
+
+def _gibibytes(record: Record | None) -> float | None:
+    return None if record is None or record.value is None else record.value / GIB
+
+
+def _name(record: Record) -> str:
+    """What tells published runs apart: variant, size, checkpointing, and the step if the source has several."""
+    size = "×".join(map(str, record.shape))
+    recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
+    step = f"step {record.options['step']}" if "step" in record.options else ""
+    return ", ".join(filter(None, (record.variant, size, recomputed, step)))
 
 
 def _gpu(record: Record) -> str:

@@ -36,7 +36,8 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
         records: long-form records; those that are not about memory are passed over.
         reference: the method that ratios are taken against, at the same settings and kind and without checkpointing;
             `ratio_reference` names the very row. Empty: no ratios.
-        budget: bytes that have to suffice, by peak_reserved where it is known, else by peak_allocated.
+        budget: bytes that have to suffice: by the verdict of a prediction that was made for this capacity, else by
+            peak_reserved where it is known, else by peak_allocated.
     """
     import pandas as pd
 
@@ -76,11 +77,14 @@ def _quotient(row: Row | None, divisor: Row | None, phase: str) -> float | None:
 
 
 def _fits(row: Row, phase: str, budget: int | None) -> bool | None:
-    if row.outcome(phase)[0] == "oom":
-        return False if budget is not None else None
+    if budget is None:
+        return None
+    record = row.records.get((phase, "peak_allocated"))
+    if record is not None and record.kind == "predicted" and record.env.get("capacity") == budget:
+        return record.status == "ok"  # its allocator was replayed within this very budget
     values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
-    return None if peak is None or budget is None else peak <= budget
+    return None if peak is None else peak <= budget
 
 
 def _columns(

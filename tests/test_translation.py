@@ -15,7 +15,7 @@ from ppdm.data.pairs import TrainingSet
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
 from ppdm.train import fit
-from ppdm.translate import TranslationError, adapt, translate, translate_volume
+from ppdm.translation import TranslationError, adapt, translate, translate_volume
 
 TINY = PPDM.with_network(width=8, multipliers=(1, 2))
 TARGET = Range(200.0, 1000.0)
