@@ -5,15 +5,13 @@ Axes of tensors: volumes (N, C, D, H, W); x0 the target, y the source, t in [0, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from inspect import formatannotation
-from sys import float_info
-from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ppdm.description import Axes, describe, restore
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_of
 from ppdm.loss import Loss
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
@@ -159,7 +157,7 @@ class Method:
         Raises:
             ValueError: a value of an axis is not of this package: it could not be found again without running code.
         """
-        return {f.name: _plain(f.name, getattr(self, f.name)) for f in fields(self)}
+        return describe(self, AXES)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -168,15 +166,14 @@ class Method:
         Raises:
             ValueError: a key, a type or a value that there is not.
         """
-        return cls(**{name: _value(name, value) for name, value in _known(cls, data).items()})
+        return restore(cls, data, AXES)
 
 
-AXES: Mapping[str, Mapping[str, type]] = {
+AXES: Axes = {
     "representation": REPRESENTATIONS,
     "window": WINDOWS,
     "kernel": KERNELS,
 }
-PARTS: Mapping[str, type] = {"loss": Loss, "network": UNetOptions, "sampling": Sampling, "optimisation": Optimisation}
 
 
 def training_loss(
@@ -268,61 +265,3 @@ def _check_pair(source: Tensor, target: Tensor) -> None:
 def _against(times: Tensor, x: Tensor) -> Tensor:
     """(N,) to (N, 1, …, 1), to be broadcast against x."""
     return times.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A field as JSON values: an axis names its type, a part is its fields, a tuple is a list."""
-    if isinstance(value, tuple):
-        return [_plain(name, v) for v in value]
-    if not is_dataclass(value):
-        return value
-    content = {f.name: _plain(f.name, getattr(value, f.name)) for f in fields(value)}
-    if name not in AXES:
-        return content
-    for key, kind in AXES[name].items():
-        if type(value) is kind:
-            return {"type": key} | content
-    raise ValueError(f"{name} {value} is not one of {', '.join(AXES[name])}, so it cannot be written to a file")
-
-
-def _value(name: str, value: Any) -> Any:
-    """The inverse of :func:`_plain`, by explicit tables and never by a name found in a file."""
-    if name in AXES:
-        if not isinstance(value, Mapping) or value.get("type") not in list(AXES[name]):
-            raise ValueError(f"{name} must name a type out of {', '.join(AXES[name])}, got {value!r}")
-        return _make(AXES[name][value["type"]], {k: v for k, v in value.items() if k != "type"})
-    return _make(PARTS[name], value) if name in PARTS else _typed(name, value, str)
-
-
-def _make(kind: type, content: Any) -> Any:
-    hints = get_type_hints(kind)
-    return kind(**{name: _typed(name, value, hints[name]) for name, value in _known(kind, content).items()})
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value, its lists as tuples, if it is what the field declares: ranges are the dataclass's to check."""
-    value = tuple(value) if isinstance(value, list) else value
-    if not _fits(value, hint):
-        raise ValueError(f"{name} must be {formatannotation(hint)}, got {value!r}")
-    return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    kinds = get_args(hint)
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, kind) for kind in kinds)
-    if get_origin(hint) is tuple:
-        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis and isinstance(value, tuple) else kinds
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if hint is float:  # JSON writes 1.0 as 1, and Python reads Infinity and NaN
-        return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
-    return type(value) is hint
-
-
-def _known(kind: type, content: Any) -> Mapping[str, Any]:
-    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks no field."""
-    names = {f.name for f in fields(kind)}
-    if not isinstance(content, Mapping) or set(content) != names:
-        got = sorted(content, key=str) if isinstance(content, Mapping) else content
-        raise ValueError(f"{kind.__name__} has the fields {sorted(names)}, got {got!r}")
-    return content

@@ -1,0 +1,81 @@
+"""Dataclasses as JSON values and back: what is written beside weights and records, and read without running code."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from inspect import formatannotation
+from sys import float_info
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+Axes = Mapping[str, Mapping[str, type]]  # for each field that holds one of several types: their names
+
+
+def describe(value: Any, axes: Axes) -> dict[str, Any]:
+    """A dataclass as nested dictionaries of JSON values: an axis names its type, a part is its fields, a tuple a list.
+
+    Raises:
+        ValueError: the value of an axis is not in its table: it could not be found again without running code.
+    """
+    return {f.name: _plain(f.name, getattr(value, f.name), axes) for f in fields(value)}
+
+
+def restore(kind: type[T], content: Any, axes: Axes) -> T:
+    """Make the dataclass that :func:`describe` described, by explicit tables and never by a name found in a file.
+
+    Raises:
+        ValueError: a key, a type or a value that there is not.
+    """
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(name, value, hints[name], axes) for name, value in _known(kind, content).items()})
+
+
+def _plain(name: str, value: Any, axes: Axes) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    if not is_dataclass(value):
+        return value
+    content = describe(value, axes)
+    if name not in axes:
+        return content
+    for key, kind in axes[name].items():
+        if type(value) is kind:
+            return {"type": key} | content
+    raise ValueError(f"{name} {value} is not one of {', '.join(axes[name])}, so it cannot be written to a file")
+
+
+def _value(name: str, value: Any, hint: Any, axes: Axes) -> Any:
+    if name in axes:
+        if not isinstance(value, Mapping) or value.get("type") not in list(axes[name]):
+            raise ValueError(f"{name} must name a type out of {', '.join(axes[name])}, got {value!r}")
+        return restore(axes[name][value["type"]], {k: v for k, v in value.items() if k != "type"}, axes)
+    return restore(hint, value, axes) if is_dataclass(hint) else _typed(name, value, hint)
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    """The value, its lists as tuples, if it is what the field declares: ranges are the dataclass's to check."""
+    value = tuple(value) if isinstance(value, list) else value
+    if not _fits(value, hint):
+        raise ValueError(f"{name} must be {formatannotation(hint)}, got {value!r}")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    kinds = get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in kinds)
+    if get_origin(hint) is tuple:
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis and isinstance(value, tuple) else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if hint is float:  # JSON writes 1.0 as 1, and Python reads Infinity and NaN
+        return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
+    return type(value) is hint
+
+
+def _known(kind: type, content: Any) -> Mapping[str, Any]:
+    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks no field."""
+    names = {f.name for f in fields(kind)}
+    if not isinstance(content, Mapping) or set(content) != names:
+        got = sorted(content, key=str) if isinstance(content, Mapping) else content
+        raise ValueError(f"{kind.__name__} has the fields {sorted(names)}, got {got!r}")
+    return content
