@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ppdm_baselines import PRESETS
 from torch import Tensor, nn
 
 from ppdm import PPDM, Method, sample, training_loss
@@ -19,6 +18,7 @@ from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import Identity, Puzzle
 from ppdm.unet import UNetOptions
 from ppdm.window import Whole
+from ppdm_baselines import PRESETS
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4)
 BRIDGE = replace(PPDM, network=SMALL)

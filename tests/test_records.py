@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from ppdm_bench.records import SCHEMA, Record, RecordError, RecordFile, RecordWarning, config_id, write_json_array
 
 FULL = Record(

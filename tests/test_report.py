@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
+
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.report import figure, table, units
 from ppdm_bench.report.rows import gather

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ppdm_baselines import METHODS
 
 from ppdm import PPDM
 from ppdm.data.manifest import Pair
@@ -27,6 +26,7 @@ from ppdm.train import (
     learning_rate,
     step_generator,
 )
+from ppdm_baselines import METHODS
 
 TINY = PPDM.with_network(width=8, multipliers=(1, 2))
 DDPM = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))

@@ -6,7 +6,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from ppdm_baselines import METHODS
 
 from ppdm import PPDM
 from ppdm.checkpoint import Trained, load, save
@@ -16,6 +15,7 @@ from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
 from ppdm.train import fit
 from ppdm.translation import TranslationError, adapt, translate, translate_volume
+from ppdm_baselines import METHODS
 
 TINY = PPDM.with_network(width=8, multipliers=(1, 2))
 TARGET = Range(200.0, 1000.0)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from ppdm_baselines import PRESETS
 
 from ppdm import Method
+from ppdm_baselines import PRESETS
 
 COLUMNS = ("method", "preset", "parameters", "evaluations", "representation", "kernel", "target", "window")
 

@@ -3,22 +3,20 @@
 PyTorch is imported inside commands, so that ``--help`` and ``--version`` answer at once.
 """
 
+import signal
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, one_of, read_budget, read_factor, read_shape
+from ppdm_bench.options import as_usage, comma_separated, one_of, read_budget, read_factor, read_option, read_shape
+from ppdm_bench.terminal import in_words, progress, say, show_warning, writable
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from ppdm_bench.memory.command import Plan
-    from ppdm_bench.records import Record
+INTERRUPTED = 128 + signal.SIGINT
 
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
@@ -32,30 +30,23 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 something asked could not be done, 2 bad usage."""
+    """Run the command line: exit code 0 done, 1 something asked could not be done, 2 bad usage, 130 interrupted."""
+    arguments = sys.argv[1:]
+    warnings.showwarning = show_warning
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left behind
     try:
-        code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail("interrupted; what was finished is recorded", 130)
+        # Wherever it stands: who adds it to a command that failed will add it at the end.
+        code = app([word for word in arguments if word != "--debug"], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except Exception as error:
-        if "--debug" in sys.argv:
+        if "--debug" in arguments:
             traceback.print_exc()
-        _fail(_sentence(error), 2 if isinstance(error, UsageError) else 1)  # type: ignore[arg-type]
+        say(in_words(error))
+        code = 2 if isinstance(error, UsageError) else 1  # type: ignore[arg-type]
+    if code == INTERRUPTED:  # some versions of typer return it, others raise
+        say("interrupted; what was written before is complete")
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _sentence(error: Exception) -> str:
-    if hasattr(error, "format_message"):
-        return str(error.format_message())
-    if isinstance(error, ValueError | RuntimeError | OSError):
-        return str(error)
-    return f"unexpected {type(error).__name__}: {error}; run with --debug for the details, and report it please"
-
-
-def _fail(sentence: str, code: int) -> None:
-    if sentence:
-        print(f"ppdm-bench: {sentence}", file=sys.stderr)
-    sys.exit(code)
 
 
 def _version(asked: bool) -> None:
@@ -99,35 +90,45 @@ def memory(
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
     device: Device = "auto",
     budget: Annotated[str | None, typer.Option(help="Memory of a card, such as 24GB: what fits?")] = None,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one measurement.")] = 600,
+    timeout: Annotated[float, typer.Option(min=1, max=1e6, help="Seconds for one measurement.")] = 600,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
     ] = False,
 ) -> None:
     """Peak memory of every method at a size: measured where there is a GPU, predicted anywhere."""
-    phases = comma_separated(one_of("train", "sample"))(phase)
-    choice = one_of("auto", "cuda", "cpu", "predict")(device)
-    capacity = read_budget(budget) if budget else None
+    phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
+    choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
+    capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     size, spacing = _size(res, shape, like)
     wanted: dict[str, Any] = {
-        "presets": comma_separated(str)(preset),
-        "factors": comma_separated(read_factor)(factor),
-        "precisions": comma_separated(str)(precision),
-        "checkpointing": comma_separated(str)(checkpointing),
+        "presets": read_option("--preset", comma_separated(str), preset),
+        "factors": read_option("--factor", comma_separated(read_factor), factor),
+        "precisions": read_option("--precision", comma_separated(str), precision),
+        "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
         "width": width,
         "batch_size": batch_size,
     }
-    folder = _writable(out)
+    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+        from ppdm_bench.configuration import configurations
+        from ppdm_bench.devices import choose
+        from ppdm_bench.memory.command import Plan
+        from ppdm_bench.memory.results import collect, failures, present
 
-    from ppdm_bench.configuration import configurations, method_names
-    from ppdm_bench.devices import choose
-    from ppdm_bench.memory.command import Plan
+        asked = as_usage(configurations, method, size, **wanted)
+        where, target = choose(choice, capacity)
+        folder = writable(out)
+        records = collect(Plan(asked, phases, where, target, spacing, timeout), folder)
+        text, written = present(records, folder, capacity)
+    if json:
+        from ppdm_bench.records import write_json_array
 
-    asked = as_usage(configurations, method or method_names(), size, **wanted)
-    where, target = choose(choice, capacity)
-    plan = Plan(asked, phases, where, target, spacing, timeout)
-    _report(_collect(plan, folder), folder, capacity, json)
+        text = write_json_array(records)
+    print(text)
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
+    for failure in (failed := failures(records)):
+        say(failure)
+    raise typer.Exit(1 if failed else 0)
 
 
 def _size(
@@ -139,77 +140,9 @@ def _size(
         from ppdm.data.volume import read_shape as read_size
 
         return read_size(like)
-    return (read_shape(shape), ()) if shape is not None else ((res or 0,) * 3, ())  # type: ignore[return-value]
-
-
-def _writable(folder: Path) -> Path:
-    """Make the folder now: an hour of measurements must not end in a folder that cannot be written."""
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise OSError(f"the folder {folder} cannot be written ({reason}); give another --out") from error
-    return folder
-
-
-def _collect(plan: "Plan", folder: Path) -> "list[Record]":
-    """Carry the plan out under a progress bar; every record is on disk before the next task begins."""
-    from ppdm_bench.memory.command import carry_out
-    from ppdm_bench.records import RecordFile
-
-    file, records = RecordFile(folder / "records.jsonl"), []
-    known = {record.content() for record in file.read()}
-    with _progress() as bar:
-        task = bar.add_task("", total=len(plan.tasks))
-        for made in carry_out(plan, lambda current: bar.update(task, description=current.text)):
-            file.append(record for record in made if record.content() not in known)
-            records += made
-            bar.advance(task)
-    return records
-
-
-def _report(records: "list[Record]", folder: Path, budget: int | None, json: bool) -> None:
-    from ppdm_baselines import REFERENCE
-
-    from ppdm_bench.records import write_json_array
-    from ppdm_bench.report import figure, table
-
-    frame = table.memory_table(records, reference=REFERENCE, budget=budget)
-    written = [folder / "records.jsonl", *table.save(frame, folder / "memory")]
-    if any(record.value is not None for record in records if record.metric == "peak_allocated"):
-        written += figure.save(figure.memory_figure(records, reference=REFERENCE), folder / "memory")
-    if any(record.metric == "activations" for record in records):
-        written += figure.save(figure.breakdown_figure(records), folder / "breakdown")
-    if json:
-        print(write_json_array(records))
-        return
-    print(table.to_text(frame))
-    print("written: " + ", ".join(map(str, written)))
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """A progress bar with an estimate, on a terminal's stderr only."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        yield progress
+    if shape is not None:
+        return read_option("--shape", read_shape, shape), ()
+    return (res or 0, res or 0, res or 0), ()
 
 
 @app.command()
@@ -261,23 +194,25 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
 ) -> None:
     """Train a method on pairs of scans."""
-    r = read_factor(factor) if factor else None
-    choice = one_of("auto", "cuda", "cpu")(device)
+    r = read_option("--factor", read_factor, factor) if factor is not None else None
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    arithmetic = read_option("--precision", one_of("fp32", "bf16"), precision)
 
     from ppdm_bench.configuration import Configuration
     from ppdm_bench.devices import training_device
     from ppdm_bench.training import train_run
 
-    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
+    asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
     resolved = as_usage(asked.resolve)
     where = training_device(choice)
-    with _progress() as bar:
+    with progress() as bar:
         task = bar.add_task("reading the scans", total=steps)
 
         def show(step: int, text: str) -> None:
             bar.update(task, completed=step, description=text)
 
-        print(train_run(resolved, manifest, _writable(out), steps, batch_size, seed, where, show))
+        result = train_run(resolved, manifest, out, steps, batch_size, seed, where, show)
+    print(result)
 
 
 @app.command()
@@ -292,15 +227,15 @@ def translate(
     suv_factor: Annotated[float | None, typer.Option(help="PET: what turns the file's values into SUV.")] = None,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
-    choice = one_of("auto", "cuda", "cpu")(device)
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
 
     from ppdm.checkpoint import load
-    from ppdm.translate import translate as translate_files
+    from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
-    where = training_device(choice)
-    trained = load(checkpoint, device=where)
-    with _progress() as bar:
+    trained = load(checkpoint, device=training_device(choice))
+    with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
             trained,
@@ -308,11 +243,13 @@ def translate(
             output,
             steps=steps,
             seed=seed,
-            precision=precision,
+            precision=arithmetic,
             suv_factor=suv_factor,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for one in made:
-        print(f"{one.source}: {one.fault}" if one.fault else f"{one.output}  ({one.seconds:.1f} s)")
-    if any(one.fault for one in made):
-        raise typer.Exit(1)
+        if one.fault:
+            say(one.fault)
+        else:
+            print(f"{one.output}  ({one.seconds:.1f} s)")
+    raise typer.Exit(1 if any(one.fault for one in made) else 0)

@@ -2,15 +2,17 @@
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
+from types import ModuleType
 from typing import Any
-
-from ppdm_baselines import PRESETS
 
 from ppdm import Method
 from ppdm.pixel_puzzle import Factor
+from ppdm_baselines import PRESETS
 
 Shape = tuple[int, int, int]
 
@@ -45,7 +47,8 @@ class Configuration:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
         """Make it from what :meth:`to_dict` gave, or from the same read back from JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -83,7 +86,7 @@ class Configuration:
 
 
 def configurations(
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     shape: Shape,
     *,
     presets: Sequence[str] = ("matched",),
@@ -93,60 +96,89 @@ def configurations(
     width: int | None = None,
     batch_size: int = 1,
 ) -> list[Configuration]:
-    """Every combination of the options, factors only for methods that have one, presets only where they exist.
+    """Every combination of the options, each once; factors only for methods that have one, presets where they exist.
+
+    Args:
+        methods: names; every registered one that has a preset if absent.
+        shape, presets, factors, precisions, checkpointing, width, batch_size: as :class:`Configuration` has them; no
+            factors keep each method's own.
 
     Raises:
         MethodError: there is no such method or preset, or an option is out of its range.
     """
     made = [
         Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size)
-        for name, preset in product(methods, presets)
-        if _has_preset(name, preset)
+        for name, preset in _points(methods, presets)
         for factor in (factors if factors and find_method(name, preset).has_factor else (None,))
         for precision, recomputed in product(precisions, checkpointing)
     ]
     for configuration in made:
         configuration.resolve()
-    return made
+    return list(dict.fromkeys(made))
 
 
-def method_names() -> list[str]:
-    """Every registered name."""
-    return list(PRESETS["matched"])
+def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple[str, str]]:
+    """Methods with the presets that they have; one that was asked for must have at least one."""
+    for preset in presets:
+        if preset not in PRESETS:
+            raise MethodError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
+    names = methods or list(dict.fromkeys(name for preset in presets for name in PRESETS[preset]))
+    for name in names:
+        if not set(presets_of(name)) & set(presets):
+            find_method(name, presets[0])
+    return [(name, preset) for name in names for preset in presets if preset in presets_of(name)]
 
 
 def find_method(name: str, preset: str = "matched") -> Method:
     """A registered method, or a user's own as ``module:ATTRIBUTE``.
 
     Raises:
-        MethodError: there is none of that name; the nearest name is suggested.
+        MethodError: there is none of that name (the nearest is suggested), or it lacks the preset.
     """
-    if ":" in name:
-        return _own_method(name)
-    if preset not in PRESETS:
-        raise MethodError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    if name in PRESETS[preset]:
-        return PRESETS[preset][name]
-    known = list(PRESETS[preset])
-    nearest = difflib.get_close_matches(name, known, n=1)
-    hint = (
-        f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(known)}, or module:ATTRIBUTE of your own."
-    )
-    raise MethodError(f"there is no method {name!r} in the preset {preset!r}; {hint}")
+    if preset not in (having := presets_of(name)):
+        raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(having)}")
+    return _own_method(name) if _is_own(name) else PRESETS[preset][name]
 
 
-def _has_preset(name: str, preset: str) -> bool:
-    """Whether a method has the preset; an unknown name or preset is an error, not an absence."""
-    find_method(name, "matched" if preset in PRESETS else preset)
-    return (preset == "matched") if ":" in name else name in PRESETS[preset]
+def presets_of(name: str) -> list[str]:
+    """The presets of a method; a user's own is one value.
+
+    Raises:
+        MethodError: there is none of that name; the nearest is suggested.
+    """
+    having = ["matched"] if _is_own(name) else [preset for preset, methods in PRESETS.items() if name in methods]
+    if not having:
+        raise MethodError(f"there is no method {name!r}; {_hint(name)}")
+    return having
+
+
+def _hint(name: str) -> str:
+    known = list(dict.fromkeys(known for methods in PRESETS.values() for known in methods))
+    if nearest := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {nearest[0]}?"
+    return f"there are {', '.join(known)}, or module:ATTRIBUTE of your own"
+
+
+def _is_own(name: str) -> bool:
+    return ":" in name
 
 
 def _own_method(name: str) -> Method:
     module, _, attribute = name.partition(":")
     try:
-        value = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise MethodError(f"{name} cannot be loaded: {error}; expected module:ATTRIBUTE of a ppdm.Method") from error
+        value = getattr(_import_from_here(module), attribute)
+    except (Exception, SystemExit) as error:  # other people's code may fail in any way
+        raise MethodError(
+            f"{name} cannot be loaded ({type(error).__name__}: {error}); expected module:ATTRIBUTE of a ppdm.Method, "
+            "the module in the current folder or installed"
+        ) from error
     if not isinstance(value, Method):
-        raise MethodError(f"{name} is a {type(value).__name__}, expected a ppdm.Method")
+        raise MethodError(f"{name} is of type {type(value).__name__}, expected a ppdm.Method")
     return value
+
+
+def _import_from_here(module: str) -> ModuleType:
+    """Import a module that may lie in the current folder, where an installed command does not look by itself."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # last, so that nothing there hides what is installed
+    return importlib.import_module(module)

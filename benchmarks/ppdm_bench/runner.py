@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ class Answer:
 
     Attributes:
         status: ok, oom, timeout, error or killed.
-        reason: in words, wherever the status is not ok, and for what makes an ok suspect.
+        reason: in words, wherever the status is not ok, and for what is to be known of an ok.
         metrics: by name.
         env: the environment of the child.
         evaluations: of the network in one iteration, if the child said so.
@@ -34,44 +35,57 @@ class Answer:
 def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer:
     """Run ``python -m module`` on a request and wait for its answer.
 
+    Whatever happens, Ctrl-C included, the child and its children have ended when this returns.
+
     Args:
         module: reads the request as JSON from its standard input and writes an answer to ``request["answer"]``.
         request: JSON values.
         timeout: seconds after which the child and its children are killed.
     """
-    with tempfile.TemporaryDirectory(prefix="ppdm-bench-") as folder:
-        path = Path(folder) / "answer.json"
-        child = subprocess.Popen(
-            [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,  # so that its children go with it
-        )
+    with tempfile.TemporaryDirectory(prefix="ppdm-bench-") as name:
+        folder = Path(name)
+        path = folder / "answer.json"
+        (folder / "request.json").write_text(json.dumps(dict(request) | {"answer": str(path)}))
         try:
-            _, errors = child.communicate(json.dumps(dict(request) | {"answer": str(path)}), timeout)
+            with _child(module, folder) as child:
+                code = child.wait(timeout)
         except subprocess.TimeoutExpired:
-            _kill(child)
-            return Answer("timeout", f"it had not ended after {timeout:g} s")
-        except BaseException:  # Ctrl-C ends the child too
-            _kill(child)
-            raise
+            return Answer("timeout", f"it had not ended after {timeout:g} s; a larger --timeout gives it more")
         if path.exists():
             return Answer(**json.loads(path.read_text()))
-        return _without_answer(child.returncode, errors)
+        return _without_answer(code, (folder / "errors.txt").read_text(errors="replace"))
 
 
-def _kill(child: subprocess.Popen[str]) -> None:
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate()
+@contextmanager
+def _child(module: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The child, in a session of its own, so that its children end with it.
+
+    It talks through files: a pipe would stay open for as long as any of its children lives.
+    """
+    # -P, and the parent's path: nothing that lies in the current folder may hide a module that the child needs.
+    command = [sys.executable, "-P", "-m", module]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (folder / "request.json").open("rb") as request, (folder / "errors.txt").open("wb") as errors:
+        child = subprocess.Popen(
+            command, stdin=request, stdout=subprocess.DEVNULL, stderr=errors, env=env, start_new_session=True
+        )
+        try:
+            yield child
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def _without_answer(code: int, errors: str) -> Answer:
     if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (often the system's out-of-memory killer)" if name == "SIGKILL" else ""
-        return Answer("killed", f"the process was ended by {name}{hint}")
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return Answer("error", lines[-1] if lines else f"the process ended with code {code} and said nothing")
+        hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
+        return Answer("killed", f"the process was ended by {_signal_name(-code)}{hint}")
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    said = f"its last words: {lines[-1]}" if lines else "it said nothing"
+    return Answer("error", f"the process ended with code {code} and without an answer; {said}")
+
+
+def _signal_name(number: int) -> str:
+    known = {known.value: known.name for known in signal.Signals}
+    return known.get(number, f"signal {number}")

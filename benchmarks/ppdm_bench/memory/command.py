@@ -8,7 +8,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.predict import PredictionError, predict_peak
 from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.workload import workload
+from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.runner import run_child
 
@@ -57,11 +57,32 @@ class Plan:
         return [Task(c, phase, kind) for kind in kinds for c in self.configurations for phase in self.phases]
 
 
-def carry_out(plan: Plan, progress: Callable[[Task], None] = lambda _: None) -> Iterator[list[Record]]:
-    """Do the tasks of a plan in order, and yield the records of each as soon as it is done."""
+def carry_out(
+    plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
+) -> Iterator[list[Record]]:
+    """Do the tasks of a plan in order, and yield the records of each as soon as it is done.
+
+    Args:
+        plan: what is to be found out.
+        progress: called with each task before it begins.
+        known: records of earlier runs. What was measured for the same configuration by the same code in the same
+            environment is yielded from them and not measured again, so that an interrupted run can be continued.
+    """
     for task in plan.tasks:
         progress(task)
-        yield _measure(plan, task) if task.measured else _predict(plan, task)
+        if task.measured:
+            yield _measured_before(plan, task, known) or _measure(plan, task)
+        else:
+            yield _predict(plan, task)
+
+
+def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Record]:
+    env = environment()
+    if env["dirty"]:  # changed code: nobody knows whether it is the same
+        return []
+    wanted = (config_id(task.configuration.describe()), task.phase, plan.device, tuple(plan.spacing), env)
+    same = [r for r in known if (r.config_id, r.phase, r.device, r.spacing, r.env) == wanted]
+    return [r for r in same if r.kind == "measured" and r.status in ("ok", "oom")]
 
 
 def _predict(plan: Plan, task: Task) -> list[Record]:
@@ -74,6 +95,8 @@ def _predict(plan: Plan, task: Task) -> list[Record]:
         peak = predict_peak(work.build, work.step, work.iterations, target or "cpu")
     except PredictionError as error:
         return [Record(metric="peak_allocated", status="error", reason=str(error), **common)]
+    except Exception as error:  # a method's code may fail in any way, and the other rows are still wanted
+        return [Record(metric="peak_allocated", status="error", reason=fault(error), **common)]
     status = {"status": "oom", "reason": _too_much(target)} if target and peak.fits is False else {}
     records = [Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common | status)]
     if peak.peak_reserved is not None:
@@ -83,8 +106,9 @@ def _predict(plan: Plan, task: Task) -> list[Record]:
 
 
 def _too_much(target: Target) -> str:
-    assert target.room is not None
-    return f"the allocator has {target.room / 2**30:.1f} GiB and would need more"
+    assert target.capacity is not None
+    card, context = target.capacity / 2**30, target.context / 2**30
+    return f"the card has {card:.2f} GiB, the CUDA context takes {context:.2f} GiB of it, and the rest does not suffice"
 
 
 def _described(target: Target) -> dict[str, Any]:

@@ -1,35 +1,29 @@
-"""Code written for CUDA, run without it: devices, autocast and the functions of ``torch.cuda`` that need a driver.
+"""Code written for CUDA, run without it: its tensors' devices, followed by name.
 
 For the time of a prediction every tensor is taken to live on the target unless it was sent to the host by name
 (``.cpu()``, ``.to("cpu")``, ``device="cpu"``): most code says nothing of devices, and code that does says the same of
-all its tensors. So a move to the target of what is there already is no copy, as on a machine with CUDA.
+all its tensors. So a move to the target of what is there already is no copy, as on a machine with CUDA. Only data that
+was there before the prediction, such as volumes of a data set, turns out to lie on the host, with everything that was
+made of it alone, when it is moved to the target.
 
 Underneath, everything is a tensor on the CPU: fake CUDA tensors need a PyTorch that is linked with CUDA.
 """
 
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import DispatchKey, DispatchKeySet
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.amp.autocast_mode import autocast
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._device import _device_constructors
 
-from ppdm_bench.memory.rules import (
-    AUTOCAST_FP32_BY_DTYPE,
-    AUTOCAST_HALF,
-    AUTOCAST_OTHER,
-    AUTOCAST_PROMOTE,
-    HALF,
-)
+from ppdm_bench.memory.autocast import cuda_autocast
+from ppdm_bench.memory.driver import driver_patches
 from ppdm_bench.memory.trace import Trace
 
 CUDA = torch.device("cuda", 0)
@@ -41,14 +35,11 @@ def cuda_world(trace: Trace) -> Iterator[None]:
     """Make this process look, to Python code, like one whose tensors live on a CUDA device."""
     devices = _Devices(trace)
     with ExitStack() as stack:
-        for patch in (*_cuda_functions(trace), *devices.patches()):
+        for patch in (*driver_patches(trace), *devices.patches()):
             stack.enter_context(patch)
-        stack.enter_context(_cuda_autocast())
+        stack.enter_context(cuda_autocast())
         stack.enter_context(devices)
         yield
-
-
-# --- devices
 
 
 class _Devices(TorchFunctionMode):
@@ -59,7 +50,7 @@ class _Devices(TorchFunctionMode):
         self.trace = trace
 
     def patches(self) -> Iterator[Any]:
-        """What a mode does not see: a property of fake tensors, the engine's own thread of calls, moves of modules."""
+        """What a mode does not see: a property of fake tensors, and what the autograd engine calls."""
         told = FakeTensor.device.fget  # type: ignore[attr-defined]
         engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
         optimizer = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides its name
@@ -74,18 +65,10 @@ class _Devices(TorchFunctionMode):
             with self:
                 return engine(*args, **kwargs)
 
-        def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-            with self.trace.moving(module):
-                for child in module.children() if recurse else ():
-                    child._apply(convert)
-                _convert(module, convert)
-            return module
-
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers take their foreach path for CUDA tensors, unless their type is one that they do not know.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])
         yield mock.patch.object(torch.autograd, "_engine_run_backward", run_backward)
-        yield mock.patch.object(nn.Module, "_apply", apply_to_module)
 
     def __torch_function__(
         self,
@@ -99,21 +82,32 @@ class _Devices(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in _ANSWERS:
             return _ANSWERS[function](self._device(args[0]))
-        if function is Tensor.to:
-            return self._to(args[0], args[1:], kwargs)
-        if function in (Tensor.cuda, Tensor.cpu):
-            return self._move(args[0], CUDA if function is Tensor.cuda else CPU)
-        named = _as_device(kwargs.get("device"))
-        if named is None:
-            return function(*args, **kwargs)
-        with self.trace.placing("host" if named.type == "cpu" else "target"):
-            return function(*args, **kwargs | {"device": CPU})
+        if function in _MOVES:
+            return _MOVES[function](self, *args, **kwargs)
+        if function is torch._C._nn._parse_to:
+            numbered: list[Any] = [_as_device(a) if type(a) is int else a for a in args]
+            return function(*numbered, **kwargs)
+        if function is F.scaled_dot_product_attention:
+            # CUDA's fused kernels draw dropout anew from a seed; the CPU has none and would write all weights down.
+            args, kwargs = (), dict(zip(_ATTENTION, args, strict=False)) | kwargs | {"dropout_p": 0.0}
+        return self._make(function, args, kwargs)
 
-    def _to(self, x: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
+    def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        named = _as_device(kwargs.get("device"))
+        if named is not None:
+            with self.trace.placing("host" if named.type == "cpu" else "target"):
+                return function(*args, **kwargs | {"device": CPU})
+        if function in _device_constructors():
+            kwargs["device"] = CPU  # said here, as the default device may be CUDA
+        return function(*args, **kwargs)
+
+    # --- moves
+
+    def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """``x.to(...)``: the device is taken out and followed, the rest is left to PyTorch."""
         named = _as_device(kwargs.pop("device", None))
-        if args and isinstance(args[0], Tensor):
-            named, kwargs["dtype"], args = self._device(args[0]), args[0].dtype, args[1:]
+        if isinstance(other := args[0] if args else kwargs.pop("other", None), Tensor):
+            named, kwargs["dtype"], args = self._device(other), other.dtype, args[1:]
         elif args and not isinstance(args[0], torch.dtype):
             named, args = _as_device(args[0]), args[1:]
         kwargs |= dict(zip(("dtype", "non_blocking", "copy"), args, strict=False))
@@ -121,40 +115,38 @@ class _Devices(TorchFunctionMode):
         conversion = {k: v for k, v in kwargs.items() if k != "non_blocking" and v not in (None, False)}
         if not conversion:
             return moved
+        if moved is not x:
+            conversion.pop("copy", None)
         converted: Tensor = moved.to(**conversion)
         return converted
 
+    def cuda(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """``x.cuda(...)``."""
+        return self._move(x, CUDA)
+
+    def cpu(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """``x.cpu()``."""
+        return self._move(x, CPU)
+
+    def pin_memory(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """``x.pin_memory()``, a copy on the host."""
+        self.trace.came_from_host(x)
+        with self.trace.placing("host"):
+            return x.clone()
+
     def _move(self, x: Tensor, device: torch.device) -> Tensor:
-        if self.trace.moving_module and not isinstance(x, FakeTensor):
+        doubles = self.trace.doubles
+        if doubles and doubles.converting and doubles.lacks(x):
             return x  # a real module is left as it is; its tensors count where they are used
-        if device.type == "cuda" and not isinstance(x, FakeTensor | nn.Parameter) and not self.trace.is_followed(x):
-            self.trace.put_on_host(x)  # a real volume, such as a data set's: only what is made of it counts
+        if device.type == "cuda":
+            self.trace.came_from_host(x)
         if self._device(x).type == device.type:
             return x
         with self.trace.placing("host" if device.type == "cpu" else "target"):
             return x.clone()
 
     def _device(self, x: Tensor) -> torch.device:
-        return CPU if self.trace.is_host(x) else CUDA
-
-
-@torch.no_grad()
-def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor]) -> None:
-    """What ``Module._apply`` does to a module's own tensors; fake ones are swapped there, which weak references forbid."""
-    for name, p in module._parameters.items():
-        if p is not None and (converted := convert(p)) is not p:
-            module._parameters[name] = nn.Parameter(converted, p.requires_grad)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = convert(buffer)
-
-
-_ANSWERS: Mapping[Callable, Callable[[torch.device], Any]] = {
-    Tensor.device.__get__: lambda device: device,  # type: ignore[attr-defined]
-    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
-    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
-    Tensor.get_device: lambda device: device.index if device.type == "cuda" else -1,
-}
+        return CPU if self.trace.place(x) == "host" else CUDA
 
 
 def _as_device(value: Any) -> torch.device | None:
@@ -163,106 +155,19 @@ def _as_device(value: Any) -> torch.device | None:
     return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
 
 
-def _cuda_functions(trace: Trace) -> Iterator[Any]:
-    """Functions that need a driver, and what they say of a device whose memory is followed."""
-    timeline = trace.timeline
+_ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
-    def live(*_: Any) -> int:
-        return next(reversed(list(timeline.live())), 0)
+_MOVES: Mapping[Callable, Callable[..., Tensor]] = {
+    Tensor.to: _Devices.to,
+    Tensor.cuda: _Devices.cuda,
+    Tensor.cpu: _Devices.cpu,
+    Tensor.pin_memory: _Devices.pin_memory,
+}
 
-    def nothing(*_: Any, **__: Any) -> None:
-        return None
-
-    for name in ("synchronize", "empty_cache", "set_device", "reset_peak_memory_stats", "reset_max_memory_allocated"):
-        yield mock.patch.object(torch.cuda, name, nothing)
-    yield mock.patch.object(torch.cuda, "memory_allocated", live)
-    yield mock.patch.object(torch.cuda, "max_memory_allocated", lambda *_: timeline.peak()[1])
-    yield mock.patch.object(torch.cuda, "current_device", lambda: 0)
-
-
-# --- autocast
-
-
-@contextmanager
-def _cuda_autocast() -> Iterator[None]:
-    """Put CUDA's autocast in the place of the CPU's, and let every region be one of the CPU's.
-
-    The kernels are registered with the dispatcher, so they hold for every way to an operator, and for blocks that are
-    recomputed in the backward pass.
-    """
-    original = autocast.__init__
-
-    def init(self: autocast, device_type: str, dtype: torch.dtype | None = None, *args: Any, **kwargs: Any) -> None:
-        if dtype is None and device_type == "cuda":
-            dtype = torch.float16
-        original(self, "cpu", dtype, *args, **kwargs)
-
-    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that kernels are overridden is the purpose
-            for name, kernel in _autocast_kernels():
-                library.impl(name, kernel)
-        with mock.patch.object(autocast, "__init__", init):
-            yield
-    finally:
-        library._destroy()
-
-
-def _autocast_kernels() -> Iterator[tuple[str, Callable]]:
-    """Every operator that CUDA's autocast covers otherwise than the CPU's, and what it does with it."""
-    on_cuda, on_cpu = _registered("AutocastCUDA"), _registered("AutocastCPU")
-    for name in sorted(on_cuda - AUTOCAST_OTHER):
-        if name in AUTOCAST_HALF:
-            if name not in on_cpu:
-                yield name, partial(_cast_and_run, _overload(name), _half)
-        elif name in AUTOCAST_FP32_BY_DTYPE:
-            yield name, partial(_run_to_fp32, _overload(name))
-        else:
-            yield name, partial(_cast_and_run, _overload(name), _widest if name in AUTOCAST_PROMOTE else _fp32)
-    for name in sorted(on_cpu - on_cuda):
-        if not name.endswith(".padding"):  # a convolution after all, which both run in half precision
-            yield name, torch.library.fallthrough_kernel
-
-
-def _registered(key: str) -> set[str]:
-    names = torch._C._dispatch_get_all_op_names()
-    has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return {name.removeprefix("aten::") for name in names if name.startswith("aten::") and has(name, key)}
-
-
-def _overload(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.aten, packet), overload or "default")
-
-
-def _cast_and_run(op: Callable, dtype_for: Callable[[list[Tensor]], torch.dtype], /, *args: Any, **kwargs: Any) -> Any:
-    eligible = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and _eligible(x)]
-    with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
-        if eligible:
-            dtype = dtype_for(eligible)
-            args, kwargs = tree_map_only(Tensor, lambda x: x.to(dtype) if _eligible(x) else x, (args, kwargs))
-        return op(*args, **kwargs)
-
-
-def _run_to_fp32(op: Callable, /, *args: Any, **kwargs: Any) -> Any:
-    if _eligible(args[0]) and kwargs.get("dtype") is None:
-        kwargs["dtype"] = torch.float32
-    with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
-        return op(*args, **kwargs)
-
-
-def _eligible(x: Tensor) -> bool:
-    return x.is_floating_point() and x.dtype is not torch.float64
-
-
-def _fp32(_: list[Tensor]) -> torch.dtype:
-    return torch.float32
-
-
-def _half(_: list[Tensor]) -> torch.dtype:
-    return torch.get_autocast_dtype("cpu")
-
-
-def _widest(tensors: list[Tensor]) -> torch.dtype:
-    return torch.float32 if any(x.dtype not in HALF for x in tensors) else tensors[0].dtype
+_ANSWERS: Mapping[Callable, Callable[[torch.device], Any]] = {
+    Tensor.device.__get__: lambda device: device,
+    Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
+    Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]
+    Tensor.get_device: lambda device: device.index if device.type == "cuda" else -1,
+    Tensor.is_pinned: lambda device: device.type == "cpu",
+}

@@ -18,18 +18,33 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, UnsupportedFakeTensorException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 from ppdm_bench.memory.allocator import CachingAllocator
+from ppdm_bench.memory.doubles import PredictionError
 from ppdm_bench.memory.emulation import cuda_world
+from ppdm_bench.memory.preserve import preserved
 from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.trace import KINDS, Timeline, Trace
+from ppdm_bench.memory.timeline import KINDS, Timeline
+from ppdm_bench.memory.trace import Trace, tracing
+
+__all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
 
 State = TypeVar("State")
 
-
-class PredictionError(RuntimeError):
-    """The code does something that cannot be followed without its data."""
+# What fake tensors raise where they would need the data.
+_NEEDS_DATA = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,12 @@ def predict_peak(
 ) -> Peak:
     """Run real code on tensors without memory and follow every storage.
 
-    Modules, tensors and optimizers that ``build`` and ``step`` close over may be real; they are counted and left as they
-    were. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda.synchronize()`` runs as it is. A value
-    that depends on data is not known here: ``.item()`` gives 1 (False for booleans) unless it is a constant's.
+    Modules, tensors and optimizers that ``build`` and ``step`` close over may be real, on the CPU; they are counted and
+    left as they were. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda`` runs as it is, and is
+    told that there is a device. A value that depends on data is not known: ``.item()`` gives 1 (False for booleans)
+    unless it is a constant's, ``.numpy()`` zeros, and gradients are finite.
+
+    Not known are what cuDNN and oneDNN keep for a recurrent layer, and a control flow that follows data (L-BFGS).
 
     Args:
         build: makes the state, such as a network and its optimizer.
@@ -87,14 +105,14 @@ def predict_peak(
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
     on_cuda = None if target == "cpu" else target or Target()
-    with ExitStack() as stack:
+    with preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(Trace(fake, on_cuda))
+        trace = stack.enter_context(tracing(fake, on_cuda))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         try:
             _follow(trace, build, step, iterations)
-        except (DynamicOutputShapeException, UnsupportedFakeTensorException) as error:
+        except _NEEDS_DATA as error:
             raise PredictionError(
                 f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
                 "give a fixed size in its place, or measure it"
@@ -120,7 +138,7 @@ def measure_peak(
         return _measure_cuda(build, step, iterations)
     if device != "cpu":
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
-    with Trace() as trace:
+    with tracing() as trace:
         _follow(trace, build, step, iterations)
     return _peak(trace.timeline, None)
 
@@ -130,7 +148,7 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
     state = build()
     for _ in range(iterations):
-        trace.iteration()
+        trace.timeline.mark()
         step(state)
 
 

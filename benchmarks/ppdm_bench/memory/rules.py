@@ -48,17 +48,18 @@ def _conv3d_leaves_cudnn(target: Target) -> bool:
 
 
 def _columns(op: OpOverload, args: Sequence[Any], out: Any) -> int:
-    """vol2col's buffer (ATen/native/cuda/ConvolutionMM3d.cu): C_in · kernel volume · output voxels, one sample at a time.
+    """vol2col's buffer (ATen/native/cuda/ConvolutionMM3d.cu): C_in · kernel volume · output voxels, a sample at a time.
 
-    Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself.
+    Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself. A transposed convolution
+    goes the other way (NaiveConvolutionTranspose3d.cu): C_out · kernel volume · input voxels.
     """
     if op is aten.convolution.default:
-        x, weight, grid = args[0], args[1], out.shape[2:]
+        x, weight, result, transposed = args[0], args[1], out, args[6]
     elif op is aten.convolution_backward.default:
-        x, weight, grid = args[1], args[2], args[0].shape[2:]
+        x, weight, result, transposed = args[1], args[2], args[0], args[7]
     else:
         return 0
-    kernel = weight.shape[2:]
+    kernel, grid = weight.shape[2:], (x if transposed else result).shape[2:]
     if len(kernel) != 3 or prod(kernel) == 1 or x.dtype not in HALF:
         return 0
     return int(weight.shape[1] * prod(kernel) * prod(grid) * x.element_size())
@@ -97,8 +98,8 @@ class CublasWorkspaces:
     """cuBLAS keeps one workspace a handle, and PyTorch one handle a thread: the forward's and the backward's.
 
     PyTorch takes them from its own allocator at the first matrix product of a thread and keeps them; cuBLASLt shares
-    them (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). A convolution that
-    runs through columns is a matrix product too.
+    them (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). A convolution
+    that runs through columns is a matrix product too.
     """
 
     target: Target

@@ -5,79 +5,42 @@ It holds no tensor alive that the code lets go, and leaves nothing behind on ten
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._C import DispatchKey
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from ppdm_bench.memory.allocator import Event, rounded
+from ppdm_bench.memory.allocator import rounded
+from ppdm_bench.memory.doubles import Doubles, fake_patches, run_fake
 from ppdm_bench.memory.rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
 from ppdm_bench.memory.target import Target
+from ppdm_bench.memory.timeline import Place, Timeline
 
-KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
-
-
-@dataclass
-class Block:
-    """One storage, or one buffer that a rule adds."""
-
-    size: int
-    kind: str
-    name: str  # the operator that made it, or the rule
+aten = torch.ops.aten
 
 
-@dataclass
-class Timeline:
-    """What a trace saw: blocks by number, and their births and deaths in order."""
-
-    blocks: list[Block] = field(default_factory=list)
-    events: list[Event] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into the events
-
-    def born(self, size: int, kind: str, name: str) -> int:
-        """Note a birth and number the block."""
-        self.blocks.append(Block(rounded(size), kind, name))
-        self.events.append((len(self.blocks) - 1, self.blocks[-1].size))
-        return len(self.blocks) - 1
-
-    def died(self, number: int) -> None:
-        """Note a death."""
-        self.events.append((number, 0))
-
-    def live(self) -> Iterator[int]:
-        """Live bytes after each event."""
-        total = 0
-        for number, size in self.events:
-            total += size or -self.blocks[number].size
-            yield total
-
-    def peak(self) -> tuple[int, int]:
-        """The event at which most is alive, and how much."""
-        return max(enumerate(self.live()), key=lambda entry: entry[1], default=(-1, 0))
-
-    def peaks(self) -> tuple[int, ...]:
-        """The peak within each iteration."""
-        live = list(self.live())
-        ends = [*self.marks[1:], len(live)]
-        return tuple(max(live[max(a - 1, 0) : b], default=0) for a, b in zip(self.marks, ends, strict=True))
-
-    def alive_at(self, event: int) -> list[Block]:
-        """What is alive after an event."""
-        alive: dict[int, Block] = {}
-        for number, size in self.events[: event + 1]:
-            if size:
-                alive[number] = self.blocks[number]
-            else:
-                del alive[number]
-        return list(alive.values())
+@contextmanager
+def tracing(fake: FakeTensorMode | None = None, target: Target | None = None) -> Iterator["Trace"]:
+    """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
+    trace = Trace(fake, target)
+    with trace.undo:
+        for hook in (
+            register_optimizer_step_pre_hook(trace.before_optimizer),
+            register_optimizer_step_post_hook(trace.after_optimizer),
+        ):
+            trace.undo.callback(hook.remove)
+        for patch in fake_patches(trace.doubles) if trace.doubles else ():
+            trace.undo.enter_context(patch)
+        trace.undo.callback(trace.stop)
+        with trace:
+            yield trace
 
 
 class Trace(TorchDispatchMode):
@@ -91,41 +54,22 @@ class Trace(TorchDispatchMode):
     def __init__(self, fake: FakeTensorMode | None = None, target: Target | None = None) -> None:
         super().__init__()
         self.timeline = Timeline()
+        self.target = target
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
-        self.moving_module = False
-        self._fake = fake
+        self.doubles = Doubles(fake) if fake else None
         self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
-        self._host: set[int] = set()  # storages that are on the host
-        self._place: str | None = None  # where births go, if they are told: host or target
         self._deaths: dict[int, weakref.finalize] = {}
-        self._doubles: dict[int, tuple[Tensor, Tensor]] = {}  # real tensors, by identity, and their fake doubles
+        self._placed: Place | None = None  # where births go, if they are told
+        self._together: dict[int, set[int]] = {}  # blocks whose place is unknown: those that share it
         self._in_optimizer = False
-        self._undo = ExitStack()
+        self.undo = ExitStack()
 
-    # --- entering and leaving
-
-    def __enter__(self) -> "Trace":
-        for hook in (
-            register_optimizer_step_pre_hook(self._before_optimizer),
-            register_optimizer_step_post_hook(self._after_optimizer),
-        ):
-            self._undo.callback(hook.remove)
-        if self._fake:
-            self._undo.enter_context(mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy))
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._undo.close()
+    def stop(self) -> None:
+        """Watch no storage any longer."""
         for death in self._deaths.values():
             death.detach()
-
-    def iteration(self) -> None:
-        """Note that an iteration begins."""
-        self.timeline.marks.append(len(self.timeline.events))
 
     # --- every operator
 
@@ -135,29 +79,38 @@ class Trace(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
+        if torch.is_inference_mode_enabled() and _is_composite(op):
+            with self:  # such operators arrive whole in inference mode, and their parts would go unseen
+                return op.decompose(*args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
-        args, kwargs = tree_map_only(Tensor, self._enter, (tuple(args), dict(kwargs)))
+        made = op is aten.lift_fresh.default  # `torch.tensor(...)`, whose argument is the value and no tensor yet
+        if not made:
+            args, kwargs = tree_map_only(Tensor, self._enter, (tuple(args), dict(kwargs)))
         out = self._run(op, args, kwargs)
 
-        seen = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-        on_host = self._place == "host" or (self._place is None and bool(seen) and all(map(self.is_host, seen)))
+        seen = [] if made else [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        place = self._placed or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
-        for x in tree_iter(out):
-            if isinstance(x, Tensor):
-                self._follow(x, kind, str(op), on_host)
-        if not on_host:
+        results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+        for x in results:
+            self._follow(x, kind, str(op), place)
+        if place == "unknown":
+            self._meet([*seen, *results])
+        if place != "host":
             self._apply_rules(op, args, out, backward)
         return out
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        self.inside = True
+        with self._below():
+            return run_fake(op, args, kwargs) if self.doubles else op(*args, **kwargs)
+
+    @contextmanager
+    def _below(self) -> Iterator[None]:
+        before, self.inside = self.inside, True
         try:
-            if self._fake and op is torch.ops.aten._local_scalar_dense.default:
-                return _scalar(op, args[0])
-            out = op(*args, **kwargs)
-            return _as_real_kernel(op, args, out) if self._fake else out
+            yield
         finally:
-            self.inside = False
+            self.inside = before
 
     def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> None:
         taken = {rule.name: size for rule in self._transient if (size := rule.size(op, args, out))}
@@ -170,48 +123,41 @@ class Trace(TorchDispatchMode):
 
     def _enter(self, x: Tensor) -> Tensor:
         """Follow what was made before the trace, or out of its sight; under fake tensors, replace it by a double."""
-        kind = "params" if isinstance(x, nn.Parameter) else "inputs"
-        if self._fake and not self._fake.is_our_fake(x):
-            double = self._double(x)
-        else:
-            double = x
-        self._follow(double, kind, "made before")
-        if kind == "params":
+        double = x
+        place: Place = "target"
+        if self.doubles and self.doubles.lacks(x):
+            with self._below():
+                double = self.doubles.of(x)
+            if not x.requires_grad and self.target:
+                place = "unknown"  # data: it may be moved yet, or used where it lies
+        is_parameter = isinstance(x, nn.Parameter)
+        self._follow(double, "params" if is_parameter else "inputs", "made before", place)
+        if is_parameter:
             self._mark(double, "params")
         if x.requires_grad and x.is_leaf:
             self._watch_gradient(x)
         return double
 
-    def _double(self, x: Tensor) -> Tensor:
-        assert self._fake is not None
-        if id(x) not in self._doubles:
-            self.inside = True
-            try:
-                # The double is kept: another one would be another storage.
-                self._doubles[id(x)] = (x, self._fake.from_tensor(x))
-            finally:
-                self.inside = False
-        return self._doubles[id(x)][1]
-
-    def _follow(self, x: Tensor, kind: str, name: str, on_host: bool = False) -> None:
+    def _follow(self, x: Tensor, kind: str, name: str, place: Place) -> None:
         storage = _storage(x)
-        if storage is None or storage._cdata in self._host:
+        if storage is None:
             return
         address, size = storage._cdata, storage.nbytes()
         if address in self._numbers:
-            if self.timeline.blocks[self._numbers[address]].size == rounded(size):
+            block = self.timeline.blocks[self._numbers[address]]
+            if block.size == rounded(size):
                 return
-            self._forget(address)  # it was resized
-        if on_host:
-            self._host.add(address)
-        elif size:
-            self._numbers[address] = self.timeline.born(size, kind, name)
+            self._forget(address)  # it was resized, where it lies
+            place = block.place
+        if size:
+            number = self._numbers[address] = self.timeline.born(size, kind, name, place)
+            if place == "unknown":
+                self._together[number] = {number}
         if address not in self._deaths:
             self._deaths[address] = weakref.finalize(storage, self._gone, address)
 
     def _gone(self, address: int) -> None:
         self._deaths.pop(address, None)
-        self._host.discard(address)
         if address in self._numbers:
             self._forget(address)
 
@@ -220,48 +166,56 @@ class Trace(TorchDispatchMode):
 
     def _mark(self, x: Tensor, kind: str) -> None:
         """Say what a storage turned out to be; it counts as that from its birth."""
-        storage = _storage(x)
-        if storage is not None and (number := self._numbers.get(storage._cdata)) is not None:
+        if (number := self._number(x)) is not None:
             self.timeline.blocks[number].kind = kind
+
+    def _number(self, x: Tensor) -> int | None:
+        storage = _storage(self.doubles.bytes_of(x) if self.doubles and self.doubles.lacks(x) else x)
+        return None if storage is None else self._numbers.get(storage._cdata)
 
     # --- places, for code that names devices
 
-    def is_host(self, x: Tensor) -> bool:
-        """Whether x was sent to the host."""
-        storage = _storage(x)
-        return storage is not None and storage._cdata in self._host
+    def place(self, x: Tensor) -> Place:
+        """Where x lies, as far as it is known."""
+        number = self._number(x)
+        return "target" if number is None else self.timeline.blocks[number].place
 
-    def is_followed(self, x: Tensor) -> bool:
-        """Whether x, or its double, is known to live on the target."""
-        double = self._doubles[id(x)][1] if id(x) in self._doubles else x
-        storage = _storage(double)
-        return storage is not None and storage._cdata in self._numbers
-
-    def put_on_host(self, x: Tensor) -> None:
-        """Say that a tensor that is not followed lives on the host."""
-        double = x if self._fake is None or self._fake.is_our_fake(x) else self._double(x)
-        self._follow(double, "inputs", "host", on_host=True)
+    def came_from_host(self, x: Tensor) -> None:
+        """Say that a tensor is being moved to the target: if it was data of an unknown place, that was the host."""
+        if (number := self._number(self._enter(x))) is not None:
+            self._settle(number, "host")
 
     @contextmanager
-    def placing(self, place: str) -> Iterator[None]:
-        """Say where births go: ``host`` or ``target``."""
-        before, self._place = self._place, place
+    def placing(self, place: Place) -> Iterator[None]:
+        """Say where births go."""
+        before, self._placed = self._placed, place
         try:
             yield
         finally:
-            self._place = before
+            self._placed = before
 
-    @contextmanager
-    def moving(self, module: nn.Module) -> Iterator[None]:
-        """A module is moved or converted: what it held before is put back when the trace ends."""
-        if any(type(p) in (Tensor, nn.Parameter) for p in (*module._parameters.values(), *module._buffers.values())):
-            for held in (module._parameters, module._buffers):
-                self._undo.callback(_restore, held, dict(held))
-        before, self.moving_module = self.moving_module, True
-        try:
-            yield
-        finally:
-            self.moving_module = before
+    def _meet(self, tensors: Sequence[Tensor]) -> Place:
+        """Where the result of an operator lies: where its inputs do, which it shows to lie together."""
+        numbers = [number for x in tensors if (number := self._number(x)) is not None]
+        places = {self.timeline.blocks[number].place for number in numbers}
+        if not places or places == {"target"}:
+            return "target"
+        if places == {"unknown"}:
+            self._join(numbers)
+            return "unknown"
+        place: Place = "target" if "target" in places else "host"
+        for number in numbers:
+            self._settle(number, place)
+        return place
+
+    def _join(self, numbers: Sequence[int]) -> None:
+        joined = set[int]().union(*(self._together[number] for number in numbers))
+        self._together.update(dict.fromkeys(joined, joined))
+
+    def _settle(self, number: int, place: Place) -> None:
+        for each in self._together.get(number, ()):
+            self.timeline.blocks[each].place = place
+            del self._together[each]
 
     # --- gradients and optimizers
 
@@ -269,64 +223,37 @@ class Trace(TorchDispatchMode):
         hooks = getattr(x, "_post_accumulate_grad_hooks", None) or {}
         if self._mark_gradient in hooks.values():
             return
-        if x.grad is not None:
-            self._mark_gradient(x)
-        hook = x.register_post_accumulate_grad_hook(self._mark_gradient)
-        self._undo.callback(hook.remove)
-        if self._fake and not self._fake.is_our_fake(x):
-            self._undo.callback(setattr, x, "grad", x.grad)  # nothing fake stays behind on a real tensor
+        if x.grad is not None and self.doubles and self.doubles.lacks(x.grad):
+            with self._below():
+                x.grad = self.doubles.adopt(x.grad)  # so that it dies when the code lets it go
+        self._mark_gradient(x)
+        self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 
     def _mark_gradient(self, x: Tensor) -> None:
         if x.grad is not None:
-            gradient = self._enter(x.grad)
-            self._mark(gradient, "grads")
+            self._mark(self._enter(x.grad), "grads")
 
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Note that an optimizer begins its step."""
         self._in_optimizer = True
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        for p in parameters:
-            self._mark_gradient(p)
-        if self._fake and any(not self._fake.is_our_fake(p) for p in parameters):
-            before = {p: dict(state) for p, state in optimizer.state.items()}
-            self._undo.callback(_restore, optimizer.state, before)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                self._enter(p)
 
-    def _after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Note that an optimizer ended its step; what it keeps is its state."""
         self._in_optimizer = False
         for x in tree_iter([dict(state) for state in optimizer.state.values()]):
             if isinstance(x, Tensor):
                 self._mark(self._enter(x), "optimizer")
 
 
+def _is_composite(op: Any) -> bool:
+    """Whether an operator only calls others; some have a kernel of their own beside that."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has(op.name(), DispatchKey.CompositeImplicitAutograd) and not has(op.name(), DispatchKey.CPU)
+
+
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
     """The storage of a strided tensor; sparse and other layouts have none of their own."""
     return x.untyped_storage() if x.layout is torch.strided else None
-
-
-def _restore(held: dict, before: dict) -> None:
-    held.clear()
-    held.update(before)
-
-
-def _scalar(op: Callable, x: Tensor) -> Any:
-    """What ``.item()`` gives: the value where it is known (a constant), else a harmless one of the right type."""
-    try:
-        return op(x)
-    except (DataDependentOutputException, RuntimeError):
-        return False if x.dtype is torch.bool else 1.0 if x.is_floating_point() else 1
-
-
-def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
-    """Mend what a fake kernel gets wrong: this one promotes where input and affine parameters differ in dtype."""
-    if op is torch.ops.aten.native_group_norm_backward.default and out[0] is not None:
-        return (out[0].to(args[1].dtype), *out[1:])
-    return out
-
-
-@torch.no_grad()
-def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    """A fake tensor's copy is one clone, as a real one's is; its attributes hold the mode, which is not to be copied."""
-    if id(x) not in memo:
-        copied = x.clone()
-        memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
-    result: Tensor = memo[id(x)]
-    return result.requires_grad_(x.requires_grad)

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.networks.nets import DiffusionModelUNet
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.predict import Peak, predict_peak
+from ppdm_bench.memory.reference import reference_records, reference_table
 from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import figure
@@ -27,26 +28,35 @@ PUBLISHED = Path("results/published/monai_unet_peaks.jsonl")
 # Where a source does not state its release, the newest one of before the change that made 2.9.0 different is taken.
 UNSTATED = "2.8.0"
 
+SIZES = (32, 64, 128)  # of the comparison with MONAI's network
+
 State = tuple[nn.Module, torch.optim.Optimizer | None]
 
 
 def main() -> None:
-    """Predict every published peak and write records, a table and the figure."""
+    """Predict every published peak, compare our U-Net with the field's, and write records, tables and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="records of kind published")
     parser.add_argument("--out", type=Path, default=Path("results/validation"), help="folder for records and figure")
     arguments = parser.parse_args()
     published = RecordFile(arguments.published).read()
     predicted = [record for one in published for record in predict(one)]
-    arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "published.jsonl"
-    path.unlink(missing_ok=True)
-    RecordFile(path).append(predicted)
+    replace_file(path, "".join(record.to_json() + "\n" for record in predicted).encode())
     written = list(figure.save(figure.validation_figure([*published, *predicted]), arguments.out / "published"))
     table = agreement_table([*published, *predicted])
     written.append(replace_file(arguments.out / "published.md", table.encode()))
     print(table)
+    print(_compare_networks(arguments.out))
     print("written: " + ", ".join(map(str, [path, *written])))
+
+
+def _compare_networks(out: Path) -> str:
+    records = reference_records(SIZES)
+    table = reference_table(records)
+    replace_file(out / "reference.jsonl", "".join(record.to_json() + "\n" for record in records).encode())
+    replace_file(out / "reference.md", table.encode())
+    return table
 
 
 def predict(published: Record) -> list[Record]:

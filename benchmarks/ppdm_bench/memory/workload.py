@@ -52,3 +52,9 @@ def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size
         iterations=1,
         evaluations=steps,
     )
+
+
+def fault(error: Exception) -> str:
+    """Why a phase could not be run, on one line: the code that failed may be anyone's, so its kind is told as well."""
+    lines = str(error).strip().splitlines()  # PyTorch's own errors go on with a stack of C++
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

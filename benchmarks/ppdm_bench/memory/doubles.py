@@ -1,0 +1,180 @@
+"""Fake tensors in the place of real ones, and what fake tensors must be taught to run code as it is."""
+
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_iter
+
+aten = torch.ops.aten
+
+
+class PredictionError(RuntimeError):
+    """The code does something that cannot be followed without its data."""
+
+
+class Doubles:
+    """Stands in for real tensors: one fake storage for each real one, for as long as that lives.
+
+    Attributes:
+        converting: whether a module is being moved or converted.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self.converting = False
+        self._mode = mode
+        self._storages: dict[int, Tensor] = {}  # by the address of the real storage: all its bytes
+
+    def lacks(self, x: Tensor) -> bool:
+        """Whether x is real."""
+        return not self._mode.is_our_fake(x)
+
+    def of(self, x: Tensor) -> Tensor:
+        """The double of a real tensor; those of two views of one storage share one, too.
+
+        Raises:
+            PredictionError: a tensor that is not on the CPU, or sparse.
+        """
+        if x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+            raise PredictionError(
+                f"a {x.layout} tensor on {x.device} was made before the prediction, which follows dense "
+                "tensors that were made on the CPU; make it in `build`, or move it there first"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            flat = self.bytes_of(x)
+            whole = flat.numel() // x.element_size() * x.element_size()
+            double = flat[:whole].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
+            return double.conj() if x.is_conj() else double
+
+    def adopt(self, x: Tensor) -> Tensor:
+        """The double, which lives no longer than the code keeps it."""
+        double = self.of(x)
+        self._storages.pop(x.untyped_storage()._cdata, None)
+        return double
+
+    def bytes_of(self, x: Tensor) -> Tensor:
+        """The double of x's storage."""
+        storage = x.untyped_storage()
+        address = storage._cdata
+        if address not in self._storages:
+            with self._mode:
+                self._storages[address] = torch.empty(storage.nbytes(), dtype=torch.uint8, device="cpu")
+            weakref.finalize(storage, self._storages.pop, address, None).atexit = False
+        return self._storages[address]
+
+
+def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator on fake tensors and make of its result what a real kernel gives.
+
+    Raises:
+        PredictionError: the result is sparse.
+    """
+    try:
+        out = op(*args, **kwargs)
+    except DataDependentOutputException:
+        return _answer(op, args)
+    except RuntimeError:
+        if op is aten._local_scalar_dense.default:
+            return _answer(op, args)
+        raise
+    if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in tree_iter(out)):
+        raise PredictionError(f"{op} gives a sparse tensor, whose size depends on data; use a dense one, or measure it")
+    return _as_real_kernel(op, args, out)
+
+
+def _answer(op: Any, args: Sequence[Any]) -> Any:
+    """A value that is not known: harmless, and of the right type."""
+    if op is not aten._local_scalar_dense.default or args[0].dtype is torch.bool:
+        return False  # `torch.equal` and `torch.allclose` are the others
+    return 1.0 if args[0].is_floating_point() else 1
+
+
+# Losses whose mean or sum is made within the storage of the unreduced loss, which the result keeps: the output has
+# the size of the inputs before it is reduced (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
+_UNREDUCED = (
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.soft_margin_loss.default,
+    aten.binary_cross_entropy.default,
+)
+
+
+def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
+    """Mend what a fake kernel gets wrong."""
+    if op is aten.native_group_norm_backward.default and out[0] is not None:
+        return (out[0].to(args[1].dtype), *out[1:])  # it promotes where input and affine parameters differ in dtype
+    if op in _UNREDUCED and out.dim() == 0:
+        return out.new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).resize_(())
+    return out
+
+
+def fake_patches(doubles: Doubles) -> Iterator[Any]:
+    """What fake tensors do otherwise than real ones where code can see it."""
+
+    def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        before, doubles.converting = doubles.converting, True
+        try:
+            for child in module.children() if recurse else ():
+                child._apply(convert)
+            _convert(module, convert, doubles)
+        finally:
+            doubles.converting = before
+        return module
+
+    yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
+    yield mock.patch.object(FakeTensor, "numpy", _numpy)
+    yield mock.patch.object(FakeTensor, "__format__", _format)
+    yield mock.patch.object(nn.Module, "_apply", apply_to_module)
+    yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
+
+
+@torch.no_grad()
+def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
+    """What ``Module._apply`` does to a module's own tensors; it would swap fake ones, which weak references forbid."""
+    for name, p in module._parameters.items():
+        if p is None or (converted := convert(p)) is p:
+            continue
+        gradient = None if p.grad is None else convert(p.grad)
+        if doubles.lacks(p):  # one that is real stays as it is, for later, and a fake one takes its place
+            doubles.adopt(p)
+            module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
+        else:
+            p.grad, p.data = None, converted
+        p.grad = gradient
+    for name, buffer in module._buffers.items():
+        if buffer is not None and (converted := convert(buffer)) is not buffer:
+            module._buffers[name] = converted
+            if doubles.lacks(buffer):
+                doubles.adopt(buffer)
+
+
+@torch.no_grad()
+def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
+    """A fake tensor's copy is one clone, as a real one's is; its attributes hold the mode, which must not be copied."""
+    if id(x) not in memo:
+        copied = x.clone()
+        memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
+    result: Tensor = memo[id(x)]
+    return result.requires_grad_(x.requires_grad)
+
+
+def _numpy(x: FakeTensor, *, force: bool = False) -> Any:
+    """Zeros, whose pages are taken only when they are touched."""
+    with _disable_current_modes():
+        return torch.zeros(x.shape, dtype=x.dtype).numpy()
+
+
+def _format(x: FakeTensor, spec: str) -> str:
+    return format(x.item(), spec) if x.dim() == 0 else object.__format__(x, spec)
+
+
+def _finite_step(scaler: GradScaler, optimizer: Optimizer, _: Any, *args: Any, **kwargs: Any) -> float | None:
+    """A step as it is where all gradients are finite, which is not known."""
+    return optimizer.step(*args, **kwargs)

@@ -1,0 +1,167 @@
+"""Stand-ins for what asks the CUDA driver: of a device whose memory is followed, and on which nothing is computed."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, Self
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.memory.trace import Trace
+
+NAME = "predicted CUDA device"
+_UNTOLD_CAPACITY = 80 * GIB  # what code is told of a card of which nothing is known
+
+_NOTHING = (
+    "synchronize",
+    "empty_cache",
+    "set_device",
+    "init",
+    "ipc_collect",
+    "manual_seed",
+    "manual_seed_all",
+    "seed",
+    "seed_all",
+    "set_rng_state",
+    "set_rng_state_all",
+    "set_stream",
+    "set_per_process_memory_fraction",
+    "reset_accumulated_memory_stats",
+)
+
+
+def driver_patches(trace: Trace) -> Iterator[Any]:
+    """Patches of ``torch.cuda``, ``torch.accelerator`` and ``torch.Generator``."""
+    target = trace.target or Target()
+    for name in _NOTHING:
+        yield mock.patch.object(torch.cuda, name, _nothing)
+    for name, stand_in in {**_facts(target), **_counters(trace, target)}.items():
+        yield mock.patch.object(torch.cuda, name, stand_in)
+    for name, stand_in in _ACCELERATOR.items():
+        yield mock.patch.object(torch.accelerator, name, stand_in)
+    yield mock.patch.object(torch, "Generator", _Generator)
+    yield mock.patch.object(Tensor, "record_stream", _nothing)
+
+
+def _facts(target: Target) -> dict[str, Any]:
+    """What code is told of the device."""
+    major, minor = target.compute_capability
+    properties = SimpleNamespace(
+        name=NAME,
+        major=major,
+        minor=minor,
+        total_memory=target.capacity or _UNTOLD_CAPACITY,
+        multi_processor_count=1,
+    )
+    stream = _Stream()
+    return {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda *_: NAME,
+        "get_device_capability": lambda *_: target.compute_capability,
+        "get_device_properties": lambda *_: properties,
+        "is_bf16_supported": lambda *_: major >= 8,
+        "is_current_stream_capturing": lambda: False,
+        "get_rng_state": _no_state,
+        "get_rng_state_all": lambda: [_no_state()],
+        "initial_seed": lambda: 0,
+        "current_stream": lambda *_: stream,
+        "default_stream": lambda *_: stream,
+        "stream": lambda *_: nullcontext(),
+        "device": lambda *_: nullcontext(),
+        "Stream": _Stream,
+        "Event": _Event,
+    }
+
+
+def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
+    """Counters of memory. What is reserved is told as what is allocated: only a whole sequence can be replayed."""
+    timeline = trace.timeline
+    since = Counter[str]()
+
+    def reset(*_: Any) -> None:
+        since["event"] = timeline.now
+
+    def live(*_: Any) -> int:
+        return timeline.peak_between(timeline.now, None)
+
+    def most(*_: Any) -> int:
+        return timeline.peak_between(since["event"], None)
+
+    def information(*_: Any) -> tuple[int, int]:
+        total = target.capacity or _UNTOLD_CAPACITY
+        return max(total - target.context - live(), 0), total
+
+    return {
+        "memory_allocated": live,
+        "max_memory_allocated": most,
+        "memory_reserved": live,
+        "max_memory_reserved": most,
+        "reset_peak_memory_stats": reset,
+        "reset_max_memory_allocated": reset,
+        "mem_get_info": information,
+    }
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _no_state(*_: Any) -> Tensor:
+    return torch.zeros(16, dtype=torch.uint8, device="cpu")
+
+
+_ACCELERATOR: dict[str, Callable[..., Any]] = {
+    "is_available": lambda: True,
+    "current_accelerator": lambda *_, **__: torch.device("cuda"),
+    "device_count": lambda: 1,
+    "current_device_index": lambda: 0,
+    "synchronize": _nothing,
+    "current_stream": lambda *_: _Stream(),
+}
+
+
+class _Generator(torch.Generator):
+    """A generator that lives on the CPU, whatever device it is asked for on."""
+
+    def __new__(cls, device: Any = "cpu") -> Self:
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg]
+
+
+class _Stream:
+    """A stream or an event that is always done."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.wait_stream = self.wait_event = self.wait = self.synchronize = self.record = _nothing
+
+    def query(self) -> bool:
+        """Whether everything is done."""
+        return True
+
+    def is_capturing(self) -> bool:
+        """Whether a graph is being captured."""
+        return False
+
+    def record_event(self, event: Any = None) -> Any:
+        """An event of now."""
+        return event or _Event()
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds between two events: nothing is computed, so none pass."""
+        return 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+class _Event(_Stream):
+    """As a stream."""

@@ -1,0 +1,95 @@
+"""Our U-Net beside MONAI's ``DiffusionModelUNet`` at equal configuration: parameters and predicted peak memory."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
+from torch import Tensor, nn
+
+from ppdm import UNet, UNetOptions
+from ppdm_bench.environment import environment
+from ppdm_bench.memory.predict import predict_peak
+from ppdm_bench.records import Record, config_id
+
+Network = tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor, Tensor], Tensor]]
+
+OPTIONS = UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1)
+
+
+def ours() -> Network:
+    """How our network is made, for two channels in and one out, and how it is called."""
+    return lambda: UNet(2, 1, options=OPTIONS), lambda network, x, t: network(x, t)
+
+
+def monai() -> Network:
+    """The same of MONAI's, with the same widths and no attention but the one in the middle, which it always has."""
+
+    def make() -> nn.Module:
+        return DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=2,
+            out_channels=1,
+            channels=OPTIONS.channels,
+            attention_levels=(False,) * len(OPTIONS.channels),
+            num_res_blocks=OPTIONS.residual_blocks,
+            num_head_channels=OPTIONS.head_channels,
+            norm_num_groups=OPTIONS.norm_groups,
+        )
+
+    return make, lambda network, x, t: network(x, timesteps=1000 * t)
+
+
+NETWORKS = {"ppdm UNet": ours(), "MONAI DiffusionModelUNet": monai()}
+
+
+def reference_records(sizes: Sequence[int]) -> list[Record]:
+    """Parameters, and the predicted peak of one training step on CUDA in fp32 with fused AdamW, at cubic sizes."""
+    return [record for size in sizes for name, network in NETWORKS.items() for record in _records(name, network, size)]
+
+
+def reference_table(records: Sequence[Record]) -> str:
+    """The records as Markdown: a row a size, both peaks and their ratio."""
+    names = list(NETWORKS)
+    found = {(r.method, r.metric, r.shape): r.value or 0 for r in records}
+    lines = [f"| volume | {names[0]} GiB | {names[1]} GiB | ratio |", "|---|---:|---:|---:|"]
+    for shape in dict.fromkeys(r.shape for r in records):
+        own, theirs = (found[name, "peak_allocated", shape] / 2**30 for name in names)
+        lines.append(f"| {'×'.join(map(str, shape))} | {own:.2f} | {theirs:.2f} | {own / theirs:.3f} |")
+    counts = ", ".join(f"{name} {found[name, 'parameters', records[0].shape]:,}" for name in names)
+    return "\n".join(lines) + f"\n\nParameters: {counts}. Peaks are predicted: one training step, fp32, batch size 1.\n"
+
+
+def _records(name: str, network: Network, size: int) -> list[Record]:
+    make, call = network
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        made = make()
+        return made, torch.optim.AdamW(made.parameters(), fused=True)
+
+    def step(state: tuple[nn.Module, torch.optim.Optimizer]) -> None:
+        made, optimizer = state
+        call(made, torch.randn(1, 2, size, size, size), torch.rand(1)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in make().parameters())
+    options = {"network": name, "width": OPTIONS.width, "multipliers": list(OPTIONS.multipliers), "size": size}
+    common: dict[str, Any] = {
+        "kind": "predicted",
+        "config_id": config_id(options),
+        "method": name,
+        "shape": (size,) * 3,
+        "batch_size": 1,
+        "phase": "train",
+        "precision": "fp32",
+        "device": "cuda",
+        "options": options,
+        "env": environment(),
+    }
+    peak = predict_peak(build, step)
+    return [
+        Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common),
+        Record(metric="parameters", value=parameters, stat="count", n=1, **common),
+    ]

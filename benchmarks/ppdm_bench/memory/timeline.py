@@ -1,0 +1,91 @@
+"""What a trace saw: blocks of memory, their births and their deaths, in order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ppdm_bench.memory.allocator import Event, rounded
+
+KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
+Place = Literal["target", "host", "unknown"]
+
+
+@dataclass
+class Block:
+    """One storage, or one buffer that a rule adds.
+
+    Attributes:
+        size: bytes, after the allocator's rounding.
+        kind: one of :data:`KINDS`.
+        name: the operator that made it, or the rule.
+        place: where it lies. What is not known to lie on the host counts; a place may turn out later.
+    """
+
+    size: int
+    kind: str
+    name: str
+    place: Place = "target"
+
+
+@dataclass
+class Timeline:
+    """Blocks by number, and their births and deaths in order."""
+
+    blocks: list[Block] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into all events
+    _events: list[Event] = field(default_factory=list)
+
+    def born(self, size: int, kind: str, name: str, place: Place = "target") -> int:
+        """Note a birth and number the block."""
+        self.blocks.append(Block(rounded(size), kind, name, place))
+        self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
+        return len(self.blocks) - 1
+
+    def died(self, number: int) -> None:
+        """Note a death."""
+        self._events.append((number, 0))
+
+    def mark(self) -> None:
+        """Note that an iteration begins."""
+        self.marks.append(self.now)
+
+    @property
+    def now(self) -> int:
+        """How many events there were."""
+        return len(self._events)
+
+    @property
+    def events(self) -> list[Event]:
+        """Births and deaths on the target."""
+        return [event for event in self._events if self.blocks[event[0]].place != "host"]
+
+    def live(self) -> Iterator[int]:
+        """Live bytes after each event, those of the host's included as events that change nothing."""
+        total = 0
+        for number, size in self._events:
+            if self.blocks[number].place != "host":
+                total += size or -self.blocks[number].size
+            yield total
+
+    def peak(self) -> tuple[int, int]:
+        """The event at which most is alive, and how much."""
+        return max(enumerate(self.live()), key=lambda entry: entry[1], default=(-1, 0))
+
+    def peaks(self) -> tuple[int, ...]:
+        """The peak within each iteration."""
+        return tuple(self.peak_between(a, b) for a, b in zip(self.marks, [*self.marks[1:], None], strict=True))
+
+    def peak_between(self, start: int, end: int | None) -> int:
+        """Most live bytes from one event, counted from what is alive before it, to another."""
+        live = list(self.live())
+        return max(live[max(start - 1, 0) : end], default=0)
+
+    def alive_at(self, event: int) -> list[Block]:
+        """What is alive on the target after an event."""
+        alive: dict[int, Block] = {}
+        for number, size in self._events[: event + 1]:
+            if size:
+                alive[number] = self.blocks[number]
+            else:
+                del alive[number]
+        return [block for block in alive.values() if block.place != "host"]

@@ -1,0 +1,155 @@
+"""The model of the caching allocator, against sequences worked by hand and against what must always hold."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppdm_bench.memory.allocator import CachingAllocator, rounded
+
+KIB, MIB = 2**10, 2**20
+
+
+def reserved_after(*events: tuple[int, int], capacity: int | None = None) -> int:
+    allocator = CachingAllocator(capacity)
+    assert allocator.replay(events)
+    return allocator.reserved
+
+
+@pytest.mark.parametrize(("size", "block"), [(1, 512), (512, 512), (513, 1024), (MIB, MIB), (0, 0)])
+def test_requests_are_rounded_to_512_bytes(size: int, block: int) -> None:
+    assert rounded(size) == block
+
+
+@pytest.mark.parametrize(
+    ("size", "segment"),
+    [
+        (512, 2 * MIB),
+        (MIB, 2 * MIB),
+        (MIB + 512, 20 * MIB),
+        (10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB),
+        (25 * MIB, 26 * MIB),
+    ],
+)
+def test_the_first_request_takes_a_segment_of_its_class(size: int, segment: int) -> None:
+    assert reserved_after((0, size)) == segment
+
+
+def test_small_blocks_share_a_segment() -> None:
+    assert reserved_after(*((i, MIB // 2) for i in range(4))) == 2 * MIB
+    assert reserved_after(*((i, MIB // 2) for i in range(5))) == 4 * MIB
+
+
+def test_small_and_large_blocks_do_not_share() -> None:
+    assert reserved_after((0, 2 * MIB), (1, 512)) == 22 * MIB
+
+
+def test_a_large_block_is_split_only_where_more_than_a_mebibyte_is_left() -> None:
+    # 12 MiB freed: 10.5 MiB leaves 1.5 MiB, which 1.25 MiB fits in; 11 MiB leaves 1 MiB, which stays part of the block.
+    split = [(0, 12 * MIB), (0, 0), (1, 21 * MIB // 2), (2, 5 * MIB // 4)]
+    whole = [(0, 12 * MIB), (0, 0), (1, 11 * MIB), (2, MIB + 512)]
+    assert reserved_after(*split) == 12 * MIB
+    assert reserved_after(*whole) == 32 * MIB
+
+
+def test_the_best_fit_is_taken() -> None:
+    # Free: 40 MiB and 30 MiB. 30 MiB goes into the second, so that 40 MiB still fits into the first.
+    events = [(0, 40 * MIB), (1, 30 * MIB), (0, 0), (1, 0), (2, 30 * MIB), (3, 40 * MIB)]
+    assert reserved_after(*events) == 70 * MIB
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1), (1, 0, 2)])
+def test_neighbours_merge_in_every_order_of_release(order: tuple[int, ...]) -> None:
+    thirds = [(i, 10 * MIB) for i in range(3)]
+    events = [(9, 30 * MIB), (9, 0), *thirds, *((i, 0) for i in order), (4, 30 * MIB)]
+    assert reserved_after(*events) == 30 * MIB
+
+
+def test_segments_do_not_merge_with_each_other() -> None:
+    events = [(0, 20 * MIB), (1, 20 * MIB), (0, 0), (1, 0), (2, 40 * MIB)]
+    assert reserved_after(*events) == 80 * MIB
+
+
+def test_whole_free_segments_are_returned_when_the_device_is_full() -> None:
+    events = [(0, 20 * MIB), (1, 20 * MIB), (0, 0), (1, 0), (2, 40 * MIB)]
+    allocator = CachingAllocator(capacity=40 * MIB)
+    assert allocator.replay(events)
+    assert (allocator.reserved, allocator.peak_reserved) == (40 * MIB, 40 * MIB)
+
+
+def test_a_segment_in_use_cannot_be_returned() -> None:
+    # Half of the first segment lives on: 20 MiB of 60 are free, but not in one piece, and not to be given back.
+    events = [(9, 40 * MIB), (9, 0), (0, 20 * MIB), (1, 20 * MIB), (1, 0), (2, 30 * MIB)]
+    assert not CachingAllocator(capacity=60 * MIB).replay(events)
+    assert CachingAllocator(capacity=70 * MIB).replay(events)
+
+
+def test_what_is_larger_than_the_device_does_not_fit() -> None:
+    assert not CachingAllocator(capacity=20 * MIB).replay([(0, 21 * MIB)])
+    assert not CachingAllocator(capacity=MIB).replay([(0, 512)])  # although 512 B are there: a segment is not
+
+
+SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 30 * MIB), st.sampled_from([MIB, MIB + 512, 10 * MIB])).map(
+    rounded
+)
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> list[tuple[int, int]]:
+    events: list[tuple[int, int]] = []
+    alive: list[int] = []
+    for name in range(draw(st.integers(1, 40))):
+        events.append((name, draw(SIZES)))
+        alive.append(name)
+        while alive and draw(st.booleans()):
+            events.append((alive.pop(draw(st.integers(0, len(alive) - 1))), 0))
+    return events
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences())
+def test_what_holds_after_every_event(events: list[tuple[int, int]]) -> None:
+    allocator = CachingAllocator()
+    live: dict[int, int] = {}
+    peaks = [0]
+    for name, size in events:
+        assert allocator.replay([(name, size)])
+        live = live | {name: size} if size else {k: v for k, v in live.items() if k != name}
+        assert allocator.reserved >= sum(live.values())
+        assert {name: block.size >= live[name] for name, block in allocator._used.items()} == dict.fromkeys(live, True)
+        in_use = sum(block.size for block in allocator._used.values())
+        idle = sum(block.size for blocks in allocator._idle.values() for _, block in blocks)
+        assert in_use + idle == allocator.reserved  # no byte is in two blocks, none is lost
+        peaks.append(allocator.peak_reserved)
+    assert all(a <= b for a, b in pairwise(peaks))
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences())
+def test_when_all_is_freed_only_whole_segments_are_left(events: list[tuple[int, int]]) -> None:
+    allocator = CachingAllocator()
+    allocator.replay(events)
+    allocator.replay([(name, 0) for name in list(allocator._used)])
+    allocator._return_free_segments()
+    assert allocator.reserved == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(sequences())
+def test_what_fits_without_returning_anything_needs_no_more_than_it_takes(events: list[tuple[int, int]]) -> None:
+    endless = CachingAllocator()
+    endless.replay(events)
+    card = CachingAllocator(capacity=endless.peak_reserved)
+    assert card.replay(events)
+    assert card.peak_reserved == endless.peak_reserved
+
+
+def test_a_long_sequence() -> None:
+    """A hundred thousand events: the replay of a deep network must stay a matter of a second."""
+    allocator = CachingAllocator()
+    names = range(50_000)
+    events = [event for i in names for event in ((i, rounded(1 + i * 7919 % (3 * MIB))), (i - 40, 0))[: 1 + (i >= 40)]]
+    assert allocator.replay(events)
+    assert allocator.reserved < 400 * MIB

@@ -1,0 +1,391 @@
+"""CUDA's world without CUDA: devices, autocast, the driver's functions, and the rules of its kernels."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ppdm_bench.memory.predict import Peak, predict_peak
+from ppdm_bench.memory.target import GIB, MIB, Target
+
+HOPPER = Target(torch="2.10.0", capacity=80 * GIB)
+AMPERE = Target(torch="2.10.0", compute_capability=(8, 0))
+WORKSPACE = 32 * MIB  # of cuBLAS on Hopper
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(50, 70), nn.GELU(), nn.Linear(70, 50))
+
+
+def once(step: Callable[[], Any], target: Target = HOPPER) -> Peak:
+    return predict_peak(lambda: None, lambda _: step(), iterations=1, target=target)
+
+
+def train(net: Callable[[], nn.Module], x: Callable[[], Tensor], optimiser: Any = torch.optim.AdamW) -> Peak:
+    def build() -> Any:
+        module = net()
+        return module, optimiser(module.parameters())
+
+    def step(state: Any) -> None:
+        module, opt = state
+        module(x()).square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+
+    return predict_peak(build, step, target=HOPPER)
+
+
+# --- devices
+
+CUDA = torch.device("cuda:0")
+WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "name": (lambda: mlp().to("cuda"), lambda: torch.randn(9, 50, device="cuda")),
+    "device": (lambda: mlp().to(CUDA), lambda: torch.randn(9, 50, device=CUDA)),
+    "number": (lambda: mlp().to(0), lambda: torch.randn(9, 50, device=0)),
+    "cuda()": (lambda: mlp().cuda(), lambda: torch.randn(9, 50).cuda(0)),
+    "keyword": (lambda: mlp().to(device="cuda"), lambda: torch.randn(9, 50).to(device="cuda", non_blocking=True)),
+    "dtype too": (lambda: mlp().to("cuda", torch.float32), lambda: torch.randn(9, 50).to("cuda", torch.float32)),
+    "another's": (lambda: mlp().cuda(), lambda: torch.randn(9, 50, device="cpu").to(torch.ones(1, device="cuda"))),
+    "pinned": (lambda: mlp().cuda(), lambda: torch.randn(9, 50, device="cpu").pin_memory().cuda(non_blocking=True)),
+    "chosen": (
+        lambda: mlp().to("cuda" if torch.cuda.is_available() else "cpu"),
+        lambda: torch.randn(9, 50, device=torch.accelerator.current_accelerator()),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_name_the_device_is_the_same(way: str) -> None:
+    silent = train(mlp, lambda: torch.randn(9, 50))
+    named = train(*WAYS[way])
+    assert named.peak_allocated == silent.peak_allocated
+    assert named.breakdown == silent.breakdown
+
+
+def test_the_default_device_may_be_cuda() -> None:
+    silent = train(mlp, lambda: torch.randn(9, 50)).peak_allocated
+    with torch.device("cuda"):
+        assert train(mlp, lambda: torch.randn(9, 50)).peak_allocated == silent
+
+    def inside() -> None:
+        with torch.device("cuda"):
+            assert torch.ones(3).is_cuda
+            assert torch.get_default_device().type == "cuda"
+
+    once(inside)
+
+
+def test_what_tensors_say_of_their_device() -> None:
+    def ask() -> None:
+        x = torch.randn(3, device="cuda")
+        assert x.is_cuda
+        assert not x.is_cpu
+        assert (x.device, x.device.type, x.get_device()) == (CUDA, "cuda", 0)
+        assert (x + 1).is_cuda
+        assert x.new_zeros(3).is_cuda
+        for host in (x.cpu(), x.to("cpu"), torch.ones(3, device="cpu"), torch.zeros_like(x, device="cpu"), x.cpu() + 1):
+            assert host.device == torch.device("cpu")
+        assert next(mlp().cuda().parameters()).device == CUDA
+        x.record_stream(torch.cuda.current_stream())  # type: ignore[arg-type]
+        assert x.to("cpu", torch.float64).numpy().shape == (3,)
+
+    once(ask)
+
+
+def test_results_on_the_host_are_not_counted() -> None:
+    results: list[Tensor] = []
+
+    def step() -> None:
+        results.append((torch.ones(1000, 1000, device="cuda") * 2).cpu())
+
+    peak = predict_peak(lambda: None, lambda _: step(), iterations=4, target=HOPPER)
+    assert peak.iterations == (2 * 4_000_256,) * 4  # 4,000,000 B in blocks of 512
+
+
+@pytest.mark.parametrize("prepare", [lambda v: v, lambda v: v[None].double().float(), lambda v: torch.stack([v])])
+@pytest.mark.parametrize("move", [lambda v: v.cuda(non_blocking=True), lambda v: v.to("cuda")])
+def test_volumes_of_a_data_set_count_one_at_a_time(prepare: Any, move: Any) -> None:
+    volumes = [torch.ones(64, 1000) for _ in range(4)]
+
+    def step() -> None:
+        for volume in volumes:
+            x = move(prepare(volume))
+            del x
+
+    assert once(step).peak_allocated == 256_000
+
+
+def test_data_that_is_used_where_it_lies_counts() -> None:
+    volume = torch.ones(64, 1000)
+    assert once(lambda: volume * 2).peak_allocated == 2 * 256_000
+
+
+def test_a_network_of_before_moves_and_comes_back() -> None:
+    net = mlp()
+    inside = train(lambda: mlp().cuda(), lambda: torch.randn(9, 50, device="cuda"))
+    assert train(lambda: net.cuda(), lambda: torch.randn(9, 50, device="cuda")).breakdown == inside.breakdown
+    assert all(type(p) is nn.Parameter and p.grad is None for p in net.parameters())
+
+
+def test_an_optimizer_made_before_a_network_is_converted_holds_its_parameters() -> None:
+    def build() -> Any:
+        net = mlp()
+        optimiser = torch.optim.AdamW(net.parameters())
+        return net.to("cuda", torch.bfloat16), optimiser
+
+    def step(state: Any) -> None:
+        net, optimiser = state
+        assert optimiser.param_groups[0]["params"][0] is net[0].weight
+        net(torch.randn(9, 50, device="cuda", dtype=torch.bfloat16)).sum().backward()
+        optimiser.step()
+        assert optimiser.state
+
+    predict_peak(build, step, target=HOPPER)
+
+
+# --- the driver
+
+
+def test_the_functions_of_torch_cuda() -> None:
+    def ask() -> None:
+        assert torch.cuda.is_available()
+        assert (torch.cuda.device_count(), torch.cuda.current_device()) == (1, 0)
+        assert torch.cuda.get_device_name()
+        assert torch.cuda.get_device_capability() == (9, 0)
+        assert torch.cuda.get_device_properties(0).total_memory == 80 * GIB
+        assert torch.cuda.is_bf16_supported()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.manual_seed_all(0)
+        torch.manual_seed(0)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[arg-type]
+            start.record()
+            end.record()
+        assert start.elapsed_time(end) == 0
+        generator = torch.Generator(device="cuda").manual_seed(1)
+        assert torch.randn(3, device="cuda", generator=generator).is_cuda
+
+    once(ask)
+
+
+def test_counters_of_memory_count() -> None:
+    def ask() -> None:
+        x = torch.ones(MIB, dtype=torch.uint8, device="cuda")
+        assert torch.cuda.memory_allocated() == MIB
+        y = x + 1
+        assert torch.cuda.mem_get_info() == (80 * GIB - GIB // 2 - 2 * MIB, 80 * GIB)
+        del y
+        assert (torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()) == (MIB, 2 * MIB)
+        torch.cuda.reset_peak_memory_stats()
+        assert torch.cuda.max_memory_allocated() == MIB
+
+    once(ask)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_gradients_are_scaled_and_the_optimizer_steps(enabled: bool) -> None:
+    def build() -> Any:
+        net = mlp().cuda()
+        return net, torch.optim.AdamW(net.parameters()), torch.amp.GradScaler("cuda", enabled=enabled)  # type: ignore[attr-defined]
+
+    def step(state: Any) -> None:
+        net, optimiser, scaler = state
+        with torch.autocast("cuda", torch.float16):
+            loss = net(torch.randn(9, 50, device="cuda")).square().mean()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad()
+        assert optimiser.state
+
+    assert predict_peak(build, step, target=HOPPER).breakdown["optimizer"] > 0
+
+
+# --- autocast
+
+HALF: dict[str, Callable[[Tensor], Tensor]] = {
+    "matmul": lambda x: x @ x,
+    "linear": lambda x: F.linear(x, x),
+    "bmm": lambda x: torch.bmm(x[None], x[None]),
+    "conv3d": lambda x: F.conv3d(x[None, None, None], x[None, None, None]),
+    "conv_transpose2d": lambda x: F.conv_transpose2d(x[None, None], x[None, None]),
+    "einsum": lambda x: torch.einsum("ab,bc->ac", x, x),
+    "attention": lambda x: F.scaled_dot_product_attention(x[None, None], x[None, None], x[None, None]),
+}
+FULL: dict[str, Callable[[Tensor], Tensor]] = {
+    "group_norm": lambda x: F.group_norm(x[None], 2),
+    "layer_norm": lambda x: F.layer_norm(x, (8,)),
+    "softmax": lambda x: x.softmax(-1),
+    "cross_entropy": lambda x: F.cross_entropy(x.float(), torch.zeros(8, dtype=torch.long)),
+    "interpolate": lambda x: F.interpolate(x[None, None], scale_factor=2),
+    "mse_loss": lambda x: F.mse_loss(x, x),
+    "exp": torch.exp,
+    "sum": torch.sum,
+    "norm": torch.norm,
+    "pow": lambda x: x.pow(2),
+    "cumsum": lambda x: x.cumsum(0),
+}
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "silu": F.silu,
+    "cat": lambda x: torch.cat([x, x]),
+    "mean": torch.mean,
+    "batch_norm": lambda x: F.batch_norm(x, None, None, training=True),
+    "pool": lambda x: F.avg_pool2d(x[None], 2),
+}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_autocast_chooses_as_cuda_does(device: str) -> None:
+    """From bf16 and fp32 inputs alike: fp32 lists widen what is narrow, half lists narrow what is wide."""
+
+    def ask() -> None:
+        x = torch.randn(8, 8)
+        with torch.autocast(device, torch.bfloat16):
+            assert {name: f(y).dtype for name, f in HALF.items() for y in (x, x.bfloat16())} == dict.fromkeys(
+                HALF, torch.bfloat16
+            )
+            assert {name: f(x.bfloat16()).dtype for name, f in FULL.items()} == dict.fromkeys(FULL, torch.float32)
+            assert {name: f(x.bfloat16()).dtype for name, f in KEPT.items()} == dict.fromkeys(KEPT, torch.bfloat16)
+            assert torch.cat([x, x.bfloat16()]).dtype is torch.float32
+            assert torch.addcmul(x, x.bfloat16(), x.bfloat16()).dtype is torch.float32
+            assert (x.double() @ x.double()).dtype is torch.float64
+            assert x.bfloat16().sum(dtype=torch.float64).dtype is torch.float64
+
+    once(ask)
+
+
+def test_the_forms_of_autocast() -> None:
+    def ask() -> None:
+        x = torch.randn(4, 4, device="cuda")
+        assert not torch.is_autocast_enabled("cuda")
+        with torch.amp.autocast(device_type=x.device.type, dtype=torch.bfloat16):  # type: ignore[attr-defined]
+            assert torch.is_autocast_enabled()
+            assert torch.get_autocast_dtype("cuda") is torch.bfloat16
+            with torch.autocast("cuda", enabled=False):
+                assert (x @ x).dtype is torch.float32
+        with torch.autocast("cuda"):
+            assert (x @ x).dtype is torch.float16
+        with pytest.warns(FutureWarning, match="deprecated"), torch.cuda.amp.autocast():
+            assert (x @ x).dtype is torch.float16
+        assert (x @ x).dtype is torch.float32
+        assert torch.autocast("cuda", torch.bfloat16)(lambda: x @ x)().dtype is torch.bfloat16
+
+    once(ask)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_recomputed_blocks_are_in_the_same_world(use_reentrant: bool) -> None:
+    seen: list[Any] = []
+
+    def block(x: Tensor) -> Tensor:
+        y = F.conv3d(x, torch.ones(4, 4, 1, 1, 1, device=x.device))
+        z = F.group_norm(y, 2)
+        seen.append((y.dtype, z.dtype, x.device, x.is_cuda, torch.is_autocast_enabled("cuda")))
+        return z * z  # which keeps z, so that it is recomputed to its end
+
+    def step() -> None:
+        x = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
+        with torch.autocast("cuda", torch.bfloat16):
+            y = checkpoint(block, x, use_reentrant=use_reentrant)
+        y.mean().backward()
+
+    once(step)
+    assert seen == [(torch.bfloat16, torch.float32, CUDA, True, True)] * 2
+
+
+# --- rules
+
+
+def columns(target: Target, dtype: torch.dtype, kernel: int, transposed: bool = False) -> int:
+    layer = nn.ConvTranspose3d if transposed else nn.Conv3d
+
+    def step() -> None:
+        net = layer(4, 6, kernel, stride=2, device="cuda", dtype=dtype)
+        with torch.no_grad():
+            net(torch.zeros(2, 4, 9, 9, 9, device="cuda", dtype=dtype))
+
+    timeline = once(step, target).timeline
+    assert timeline is not None
+    return max((block.size for block in timeline.blocks if block.name == "conv3d columns"), default=0)
+
+
+SLOW = [Target(torch="2.9.0"), Target(torch="2.9.1"), Target(torch="2.10.0", cudnn=(9, 14))]
+FAST = [Target(torch="2.8.0"), Target(torch="2.9.1", cudnn=(9, 15)), Target(torch="2.9.1", cudnn=(9, 7)), HOPPER]
+
+
+@pytest.mark.parametrize("target", SLOW, ids=str)
+def test_slow_convolutions_take_columns(target: Target) -> None:
+    # C_in · 3³ · 4³ output voxels · 2 bytes; transposed: C_out · 3³ · 9³ input voxels · 2 bytes, in blocks of 512.
+    assert columns(target, torch.bfloat16, kernel=3) == 13_824
+    assert columns(target, torch.float16, kernel=3, transposed=True) == 236_544
+
+
+@pytest.mark.parametrize(("dtype", "kernel"), [(torch.bfloat16, 1), (torch.float32, 3)])
+def test_but_not_in_fp32_nor_for_single_voxels(dtype: torch.dtype, kernel: int) -> None:
+    assert columns(SLOW[0], dtype, kernel) == 0
+
+
+@pytest.mark.parametrize("target", FAST, ids=str)
+def test_other_versions_take_none(target: Target) -> None:
+    assert columns(target, torch.bfloat16, kernel=3) == 0
+
+
+def test_the_backward_pass_of_softmax_takes_a_product() -> None:
+    def step() -> None:
+        torch.zeros(1000, 64, device="cuda", requires_grad=True).softmax(-1).sum().backward()
+
+    terms = once(step).terms
+    assert terms == {"softmax backward": 256_000}
+
+
+@pytest.mark.parametrize(("target", "size"), [(HOPPER, 32 * MIB), (AMPERE, 8_519_680)])
+def test_cublas_takes_a_workspace_a_thread_once(target: Target, size: int) -> None:
+    def taken(step: Callable[[], Any]) -> list[int]:
+        timeline = once(step, target).timeline
+        assert timeline is not None
+        return [block.size for block in timeline.blocks if block.name == "cuBLAS"]
+
+    x = torch.zeros(4, 4)
+    assert taken(lambda: x + 1) == []
+    assert taken(lambda: (x @ x, x @ x)) == [size]
+    assert taken(lambda: (x.requires_grad_() @ x).sum().backward()) == [size, size]
+
+
+@pytest.mark.parametrize(
+    ("how", "ratio"), [({}, 5), ({"foreach": True}, 5), ({"foreach": False}, 4.075), ({"fused": True}, 4)], ids=str
+)
+def test_what_adamw_takes_beside_its_parameters(how: dict[str, bool], ratio: float) -> None:
+    """Parameters, gradients, two moments; and a copy of all of them, or three of the layer at hand less the last."""
+
+    def build() -> Any:
+        weights = [nn.Parameter(torch.zeros(512, 512, device="cuda")) for _ in range(40)]
+        return weights, torch.optim.AdamW(weights, **how)
+
+    def step(state: Any) -> None:
+        weights, optimiser = state
+        for p in weights:
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+        optimiser.zero_grad()
+
+    peak = predict_peak(build, step, target=HOPPER).peak_allocated
+    assert peak / (40 * 2**20) == pytest.approx(ratio, abs=0.001)
+
+
+def test_dropout_in_attention_writes_no_weights_down() -> None:
+    def attend(dropout: float) -> int:
+        def step() -> None:
+            q = torch.zeros(1, 1, 1024, 8, device="cuda", requires_grad=True)
+            F.scaled_dot_product_attention(q, q, q, dropout_p=dropout).sum().backward()
+
+        return once(step).peak_allocated
+
+    assert attend(0.1) == attend(0.0) < 1024 * 1024 * 4

@@ -1,0 +1,50 @@
+"""The prediction against what others measured on CUDA, and our U-Net against the field's."""
+
+from pathlib import Path
+
+import pytest
+
+from ppdm_bench.records import RecordFile
+
+pytest.importorskip("monai")
+from ppdm_bench.memory import reference, validate
+
+GIB = 2**30
+PUBLISHED = RecordFile(Path(__file__).parents[1] / "results/published/monai_unet_peaks.jsonl").read()
+# Columns decide; out of memory; softmax decides, without and with checkpointing; the optimizer decides.
+CHOSEN = [0, 3, 8, 17, 20]
+
+
+def test_all_published_peaks_are_there_with_their_source() -> None:
+    assert len(PUBLISHED) == 21
+    assert all(record.kind == "published" and "0ee6133" in record.source for record in PUBLISHED)
+    assert [i for i, record in enumerate(PUBLISHED) if record.status == "oom"] == [3]
+
+
+@pytest.mark.parametrize("index", CHOSEN)
+def test_a_published_peak_is_predicted_within_a_quarter_of_a_gib(index: int) -> None:
+    published = PUBLISHED[index]
+    peak = validate.predict_published(published.options, validate.target_of(published))
+    if published.status == "oom":
+        assert peak.fits is False
+        return
+    assert peak.fits
+    assert abs(peak.peak_allocated - published.value) < 0.15 * GIB
+    assert sum(peak.breakdown.values()) == peak.peak_allocated
+
+
+def test_our_network_has_the_parameters_and_the_peak_of_the_field_s() -> None:
+    own, theirs = (
+        {r.metric: r.value for r in reference.reference_records([64]) if r.method == name}
+        for name in reference.NETWORKS
+    )
+    assert theirs["parameters"] - own["parameters"] == 4 * (256 * 256 + 256) + 2 * 256  # its attention in the middle
+    assert 0.9 < own["peak_allocated"] / theirs["peak_allocated"] <= 1
+
+
+def test_the_table_of_both_networks_shows_the_ratio() -> None:
+    records = reference.reference_records([32])
+    own, theirs = (r.value for r in records if r.metric == "peak_allocated")
+    table = reference.reference_table(records)
+    assert f"| 32×32×32 | {own / GIB:.2f} | {theirs / GIB:.2f} | {own / theirs:.3f} |" in table
+    assert "ppdm UNet 32,298,241, MONAI DiffusionModelUNet 32,561,921" in table
