@@ -49,7 +49,8 @@ def _value(name: str, value: Any, hint: Any, axes: Axes) -> Any:
         if not isinstance(value, Mapping) or value.get("type") not in list(axes[name]):
             raise ValueError(f"{name} must name a type out of {', '.join(axes[name])}, got {value!r}")
         return restore(axes[name][value["type"]], {k: v for k, v in value.items() if k != "type"}, axes)
-    return restore(hint, value, axes) if is_dataclass(hint) else _typed(name, value, hint)
+    is_part = isinstance(hint, type) and is_dataclass(hint)
+    return restore(hint, value, axes) if is_part else _typed(name, value, hint)
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:

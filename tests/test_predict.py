@@ -385,3 +385,24 @@ def test_python_and_numpy_randomness_are_the_codes_own() -> None:
     random.seed(0)
     random.random()
     assert random.getstate() == state
+
+
+def test_the_measurement_on_cuda_reads_the_counters_of_the_device() -> None:
+    """The code that measures on a GPU, run where the driver's counters are those of a prediction."""
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv3d(8, 1, 3, padding=1))
+        return net, torch.optim.AdamW(net.parameters())
+
+    def step(state: tuple[nn.Module, torch.optim.Optimizer]) -> None:
+        net, optimizer = state
+        net(torch.randn(1, 1, 16, 16, 16)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    measured = []
+    predict_peak(lambda: None, lambda _: measured.append(measure_peak(build, step, 3, device="cuda")), iterations=1)
+    predicted = predict_peak(build, step, 3)
+    assert measured[0].iterations == predicted.iterations
+    assert measured[0].peak_allocated == predicted.peak_allocated
+    assert predicted.iterations[0] < predicted.iterations[1]  # the optimizer's state is there from the second on

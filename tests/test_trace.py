@@ -66,20 +66,20 @@ def training(
 # --- optimizers
 
 
-@pytest.mark.parametrize("how", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+PLAIN, FUSED = [{}, {"foreach": True}, {"foreach": False}], [{"fused": True}]
+OPTIMIZERS = {
+    "Adam": (torch.optim.Adam, PLAIN + FUSED),
+    "AdamW": (partial(torch.optim.AdamW, amsgrad=True), PLAIN + FUSED),
+    "SGD": (partial(torch.optim.SGD, lr=0.1, momentum=0.9), PLAIN + FUSED),
+    "RMSprop": (partial(torch.optim.RMSprop, momentum=0.9, centered=True), PLAIN),
+}
+
+
 @pytest.mark.parametrize(
-    "kind",
-    [
-        torch.optim.Adam,
-        partial(torch.optim.AdamW, amsgrad=True),
-        partial(torch.optim.SGD, lr=0.1, momentum=0.9),
-        partial(torch.optim.RMSprop, momentum=0.9, centered=True),
-    ],
-    ids=["Adam", "AdamW", "SGD", "RMSprop"],
+    ("name", "how"), [(name, how) for name, (_, hows) in OPTIMIZERS.items() for how in hows], ids=str
 )
-def test_optimizers(kind: Any, how: dict[str, bool]) -> None:
-    if "fused" in how and getattr(kind, "func", None) is torch.optim.RMSprop:
-        pytest.skip("RMSprop has no fused variant")
+def test_optimizers(name: str, how: dict[str, bool]) -> None:
+    kind: Any = OPTIMIZERS[name][0]
     assert_same(*training(partial(kind, **how)))
 
 

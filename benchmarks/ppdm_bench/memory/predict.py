@@ -179,16 +179,19 @@ def _measure_cuda(build: Callable[[], State], step: Callable[[State], Any], iter
         raise RuntimeError("there is no CUDA device to measure on; predict_peak needs none")
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
-    peaks, reserved = [], []
+    peaks = []
     with torch.device("cuda"):
         state = build()
+        torch.cuda.synchronize()
+        # In this order: the peak is reset to what is held now, and what building left in the cache is no part of it.
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        reserved = 0
         for _ in range(iterations):
-            torch.cuda.synchronize()
-            # In this order: the peak is reset to what is held now, and the cache must not be part of it.
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
             step(state)
             torch.cuda.synchronize()
             peaks.append(torch.cuda.max_memory_allocated())
-            reserved.append(torch.cuda.max_memory_reserved())
-    return Peak(max(peaks), iterations=tuple(peaks), peak_reserved=max(reserved))
+            reserved = max(reserved, torch.cuda.max_memory_reserved())
+            # For the next iteration's own peak. The cache stays, as it does in a training: its holes are part of it.
+            torch.cuda.reset_peak_memory_stats()
+    return Peak(max(peaks), iterations=tuple(peaks), peak_reserved=reserved)
