@@ -32,8 +32,10 @@ lint: $(READY)  ## Style, types, import direction
 	$(BIN)/mypy
 	PYTHONPATH=.:baselines:benchmarks $(BIN)/lint-imports
 
-validate: $(READY) ## Check the prediction against published CUDA peaks and against measurement on the CPU
+validate: $(READY) ## Check the prediction: against published CUDA peaks, and against measurement on the CPU
 	$(BIN)/python -m ppdm_bench.memory.validate --out results/validation
+	for res in 32 48 64; do $(BIN)/ppdm-bench memory --device cpu --res $$res --factor 2 --width 16 \
+	  --precision fp32,bf16 --checkpointing none,norm,block --timeout 1800 --out results/validation/cpu-$$res || exit 1; done
 
 bench: $(READY) ## Micro-benchmarks (pytest-benchmark)
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-only -p no:xdist
