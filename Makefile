@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) ## Make the virtual environment (done by the others on first use)
 
 memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under results/memory
-	$(BIN)/ppdm-bench memory --res $(RES) --out results/memory
+	$(BIN)/ppdm-bench memory --res $(RES) --checkpointing none,block --out results/memory
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto
