@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from examples import mlp, training
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,26 +18,12 @@ AMPERE = Target(torch="2.10.0", compute_capability=(8, 0))
 WORKSPACE = 32 * MIB  # of cuBLAS on Hopper
 
 
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(50, 70), nn.GELU(), nn.Linear(70, 50))
-
-
 def once(step: Callable[[], Any], target: Target = HOPPER) -> Peak:
     return predict_peak(lambda: None, lambda _: step(), iterations=1, target=target)
 
 
 def train(net: Callable[[], nn.Module], x: Callable[[], Tensor], optimiser: Any = torch.optim.AdamW) -> Peak:
-    def build() -> Any:
-        module = net()
-        return module, optimiser(module.parameters())
-
-    def step(state: Any) -> None:
-        module, opt = state
-        module(x()).square().mean().backward()
-        opt.step()
-        opt.zero_grad()
-
-    return predict_peak(build, step, target=HOPPER)
+    return predict_peak(*training(optimiser, net, x), target=HOPPER)
 
 
 # --- devices

@@ -3,7 +3,7 @@
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from examples import Build, Step, data, mlp, training
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
@@ -19,9 +20,6 @@ from ppdm_bench.memory.predict import Peak, measure_peak, predict_peak
 from ppdm_bench.memory.timeline import Timeline
 from ppdm_bench.memory.trace import tracing
 
-Build = Callable[[], Any]
-Step = Callable[[Any], Any]
-
 
 def assert_same(build: Build, step: Step, iterations: int = 2) -> None:
     measured = measure_peak(build, step, iterations)
@@ -29,38 +27,6 @@ def assert_same(build: Build, step: Step, iterations: int = 2) -> None:
     assert measured.peak_allocated > 0
     assert (predicted.iterations, predicted.breakdown) == (measured.iterations, measured.breakdown)
     assert predicted.peak_allocated == measured.peak_allocated == sum(measured.breakdown.values())
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(50, 70), nn.GELU(), nn.Linear(70, 50))
-
-
-def data() -> Tensor:
-    return torch.randn(9, 50)
-
-
-Optimise = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-def training(
-    optimiser: Optimise = torch.optim.AdamW,
-    net: Callable[[], nn.Module] = mlp,
-    x: Callable[[], Tensor] = data,
-    set_to_none: bool = True,
-    before_step: Callable[[nn.Module], Any] = lambda net: None,
-) -> tuple[Build, Step]:
-    def build() -> Any:
-        module = net()
-        return module, optimiser(module.parameters())
-
-    def step(state: Any) -> None:
-        module, opt = state
-        module(x()).square().mean().backward()
-        before_step(module)
-        opt.step()
-        opt.zero_grad(set_to_none=set_to_none)
-
-    return build, step
 
 
 # --- optimizers

@@ -4,6 +4,8 @@ Ho et al. 2020 (arXiv 2006.11239) made conditional by concatenation, as med-ddpm
 2305.18453; repository mobaidoctor/med-ddpm).
 """
 
+from dataclasses import replace
+
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
@@ -25,16 +27,8 @@ MATCHED = Method(
 
 # med-ddpm: width 64, multipliers 1,1,2,3,4, attention where the grid is 8 times coarser, 250 cosine steps, L1 on ε,
 # average .995, Adam at 1e-5 without warm-up.
-AUTHORS = Method(
-    name="ddpm3d",
-    representation=Identity(),
-    window=Whole(),
-    kernel=Gaussian("cosine"),
-    target="noise",
-    loss=Loss(p=1),
-    network=UNetOptions(
-        width=64, multipliers=(1, 1, 2, 3, 4), residual_blocks=1, attention=(False, False, False, True, False)
-    ),
-    sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
+AUTHORS = replace(
+    MATCHED,
+    network=UNetOptions(width=64, multipliers=(1, 1, 2, 3, 4), attention=(False, False, False, True, False)),
     optimisation=Optimisation(learning_rate=1e-5, warmup=0, ema=0.995),
 )
