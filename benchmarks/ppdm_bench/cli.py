@@ -13,7 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, one_of, read_budget, read_factor, read_option, read_shape
+from ppdm_bench.options import (
+    as_usage,
+    comma_separated,
+    count,
+    one_of,
+    read_budget,
+    read_factor,
+    read_option,
+    read_seconds,
+    read_shape,
+)
 from ppdm_bench.terminal import in_words, progress, say, show_warning, writable
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -77,7 +87,9 @@ Device = Annotated[str, typer.Option(help="auto (measure where there is a GPU), 
 
 @app.command()
 def memory(
-    res: Annotated[int | None, typer.Option(min=1, help="Cubic volumes of this size, such as 256.")] = None,
+    res: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Cubic volumes of this size, such as 256.")
+    ] = None,
     shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
     like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
     method: Methods = None,
@@ -85,12 +97,16 @@ def memory(
     phase: Annotated[str, typer.Option(help="train, sample.")] = "train,sample",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
-    batch_size: Annotated[int, typer.Option(min=1, help="Volumes at once.")] = 1,
-    width: Annotated[int | None, typer.Option(min=1, help="Channels of the finest level.")] = None,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
+    width: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
+    ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
     device: Device = "auto",
     budget: Annotated[str | None, typer.Option(help="Memory of a card, such as 24GB: what fits?")] = None,
-    timeout: Annotated[float, typer.Option(min=1, max=1e6, help="Seconds for one measurement.")] = 600,
+    timeout: Annotated[
+        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement.")
+    ] = 600,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -185,12 +201,16 @@ def train(
     method: Annotated[str, typer.Option(help="A registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
     preset: Annotated[str, typer.Option(help="matched, authors.")] = "matched",
     factor: Annotated[str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Channels of the finest level.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Updates of the weights.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pairs an update.")] = 1,
+    width: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
+    ] = None,
+    steps: Annotated[int, typer.Option(parser=count(), metavar="N", help="Updates of the weights.")] = 1000,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs an update.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same weights on the CPU.")] = 0,
+    seed: Annotated[
+        int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")
+    ] = 0,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
 ) -> None:
     """Train a method on pairs of scans."""
@@ -220,8 +240,10 @@ def translate(
     checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or its .safetensors file.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of them.")],
     output: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of the network; default: the method's.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, for stochastic methods.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Evaluations of the network; default: the method's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
     suv_factor: Annotated[float | None, typer.Option(help="PET: what turns the file's values into SUV.")] = None,

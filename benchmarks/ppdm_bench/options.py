@@ -54,6 +54,26 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return read
 
 
+def count(least: int = 1) -> Callable[[str | int], int]:
+    """A reader of whole numbers from ``least`` upwards."""
+
+    def read(given: str | int) -> int:
+        text = str(given)  # a default passes through here as the number that it is
+        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < least:
+            raise typer.BadParameter(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def read_seconds(given: str | float) -> float:
+    """A time limit of one second or more, at most a million."""
+    text = str(given)
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 1 <= float(text) <= 1e6:
+        raise typer.BadParameter(f"expected seconds from 1 to 1000000, got {text!r}")
+    return float(text)
+
+
 def read_factor(text: str) -> int | tuple[int, int, int]:
     """A puzzle factor: ``2``, or one an axis: ``1x2x2``.
 

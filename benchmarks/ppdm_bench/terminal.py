@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def say(sentence: str) -> None:
     """Tell people something; standard output is for results alone."""
-    print(f"ppdm-bench: {sentence}", file=sys.stderr)
+    if sentence:  # typer's own error for a command without arguments has none: it has shown the help
+        print(f"ppdm-bench: {sentence}", file=sys.stderr)
 
 
 def in_words(error: BaseException) -> str:
