@@ -165,7 +165,7 @@ LIMITED = """
 import resource
 from ppdm_bench.memory import worker
 pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + 300 * 2**20
+limit = pages * resource.getpagesize() + 2**30  # room for what is loaded late, not for the volumes
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 worker.main()
 """
