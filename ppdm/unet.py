@@ -154,10 +154,12 @@ class UNet(nn.Module):
             h = part(h, embedding)
         for part in self.up:
             if getattr(part, "joins", False):
-                skip = skips.pop()
-                h = torch.cat([h, skip], dim=1) if self.options.skips == "concat" else h + skip
+                h = self._joined(h, skips.pop())  # in one expression: a skip that has been joined is held by no name
             h = part(h, embedding)
         return self.head(h).float()
+
+    def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else h + skip
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
