@@ -81,7 +81,9 @@ def _git() -> tuple[str, bool]:
         # Only a checkout of this project: an installed package may lie inside another repository.
         if not git("ls-files", "--", Path(__file__).name):
             return "", False
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+        # Records are no code: the results that a run adds do not make the next one's code another.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
+        return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
         return "", False
 
