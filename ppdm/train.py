@@ -82,9 +82,7 @@ class Training:
         """Make the network from the seed, the same on every device, and leave the global generators as they were."""
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(_state(seed, 2))
-            network = method.build(channels)
-        if torch.device(device).type != "cpu":  # asked first, as fake tensors, which predict memory, cannot be moved
-            network = network.to(device)
+            network = method.build(channels).to(device)
         average = assemble(method, channels, {name: tensor.clone() for name, tensor in network.state_dict().items()})
         # Fused: one pass over the weights without the temporary copies that the `foreach` variant makes of all of them.
         decay = method.optimisation.weight_decay

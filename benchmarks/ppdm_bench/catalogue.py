@@ -1,9 +1,10 @@
 """``ppdm-bench methods``: what is registered, from the values themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppdm import Method
 from ppdm_baselines import PRESETS
@@ -16,6 +17,12 @@ def catalogue() -> list[dict[str, Any]]:
     return [_row(preset, method) for preset, methods in PRESETS.items() for method in methods.values()]
 
 
+def parameter_count(make: Callable[[], nn.Module]) -> int:
+    """How many parameters the network has that ``make`` makes; it is made without memory."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in make().parameters())
+
+
 def catalogue_text(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as an aligned table."""
     lines = [COLUMNS, *(tuple(_text(row[column]) for column in COLUMNS) for row in rows)]
@@ -24,12 +31,10 @@ def catalogue_text(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(preset: str, method: Method) -> dict[str, Any]:
-    with torch.device("meta"):
-        network = method.build()
     return {
         "method": method.name,
         "preset": preset,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": parameter_count(method.build),
         "evaluations": method.sampling.steps,
         "representation": str(method.representation),
         "kernel": str(method.kernel),

@@ -52,10 +52,7 @@ def _cuda() -> dict[str, Any]:
 def _driver() -> str:
     """The driver's version; without NVML, nothing."""
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        version = pynvml.nvmlSystemGetDriverVersion()
+        version = nvml().nvmlSystemGetDriverVersion()
         return version.decode() if isinstance(version, bytes) else str(version)
     except Exception:  # NVML raises its own kinds, and another when its library is missing
         return ""
@@ -88,14 +85,20 @@ def _git() -> tuple[str, bool]:
         return "", False
 
 
+def nvml() -> Any:
+    """The module ``pynvml``, initialised. What it raises where there is no driver is of its own many kinds."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    return pynvml
+
+
 def nvml_note() -> str:
     """Why NVML is not there, or nothing if it is."""
     if "torch" not in sys.modules:
         import torch  # noqa: F401  its CUDA libraries come first, so that NVML finds the same driver
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
+        nvml()
     except Exception as error:
         return f"NVML is not available ({error}); the memory of the process is not measured"
     return ""

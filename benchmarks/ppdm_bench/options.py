@@ -9,10 +9,9 @@ from typing import Any, TypeVar
 
 import typer
 
-T = TypeVar("T")
+from ppdm_bench.memory.target import GIB, MIB
 
-GIB = 2**30
-MIB = 2**20
+T = TypeVar("T")
 
 
 def read_option(name: str, read: Callable[[str], T], text: str) -> T:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.predict import PredictionError, predict_peak
-from ppdm_bench.memory.target import Target
+from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.runner import run_child
@@ -107,7 +108,7 @@ def _predict(plan: Plan, task: Task) -> list[Record]:
 
 def _too_much(target: Target) -> str:
     assert target.capacity is not None
-    card, context = target.capacity / 2**30, target.context / 2**30
+    card, context = target.capacity / GIB, target.context / GIB
     return f"the card has {card:.2f} GiB, the CUDA context takes {context:.2f} GiB of it, and the rest does not suffice"
 
 
@@ -146,11 +147,7 @@ def _stat(name: str) -> str:
 
 
 def _parameters(task: Task, common: dict[str, Any]) -> Record:
-    import torch
-
-    with torch.device("meta"):
-        network = task.configuration.resolve().build()
-    count = sum(p.numel() for p in network.parameters())
+    count = parameter_count(task.configuration.resolve().build)
     return Record(metric="parameters", value=count, stat="count", n=1, **common)
 
 

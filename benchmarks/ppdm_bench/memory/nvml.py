@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from ppdm_bench.environment import nvml
+
 
 class ProcessMemory:
     """What NVML says of this process on the first CUDA device; to be made before the process has a context there.
@@ -59,9 +61,7 @@ class ProcessMemory:
 
 def _reader() -> Any:
     """A function that lists the processes on the device."""
-    import pynvml
-
-    pynvml.nvmlInit()
+    pynvml = nvml()
     identity = str(torch.cuda.get_device_properties(0).uuid)  # CUDA's numbering of devices differs from NVML's
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.removeprefix('GPU-')}")
     return lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)

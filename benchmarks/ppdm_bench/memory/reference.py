@@ -8,8 +8,10 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 
 from ppdm import UNet, UNetOptions
+from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.predict import predict_peak
+from ppdm_bench.memory.target import GIB
 from ppdm_bench.records import Record, config_id
 
 Network = tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor, Tensor], Tensor]]
@@ -54,7 +56,7 @@ def reference_table(records: Sequence[Record]) -> str:
     found = {(r.method, r.metric, r.shape): r.value or 0 for r in records}
     lines = [f"| volume | {names[0]} GiB | {names[1]} GiB | ratio |", "|---|---:|---:|---:|"]
     for shape in dict.fromkeys(r.shape for r in records):
-        own, theirs = (found[name, "peak_allocated", shape] / 2**30 for name in names)
+        own, theirs = (found[name, "peak_allocated", shape] / GIB for name in names)
         lines.append(f"| {'×'.join(map(str, shape))} | {own:.2f} | {theirs:.2f} | {own / theirs:.3f} |")
     counts = ", ".join(f"{name} {found[name, 'parameters', records[0].shape]:,}" for name in names)
     return "\n".join(lines) + f"\n\nParameters: {counts}. Peaks are predicted: one training step, fp32, batch size 1.\n"
@@ -73,8 +75,6 @@ def _records(name: str, network: Network, size: int) -> list[Record]:
         optimizer.step()
         optimizer.zero_grad()
 
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in make().parameters())
     options = {"network": name, "width": OPTIONS.width, "multipliers": list(OPTIONS.multipliers), "size": size}
     common: dict[str, Any] = {
         "kind": "predicted",
@@ -91,5 +91,5 @@ def _records(name: str, network: Network, size: int) -> list[Record]:
     peak = predict_peak(build, step)
     return [
         Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common),
-        Record(metric="parameters", value=parameters, stat="count", n=1, **common),
+        Record(metric="parameters", value=parameter_count(make), stat="count", n=1, **common),
     ]

@@ -20,6 +20,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.memory.nvml import watched_process
 from ppdm_bench.memory.predict import measure_peak
 from ppdm_bench.memory.workload import Workload, fault, workload
+from ppdm_bench.report.files import replace_file
 
 # What PyTorch's CPU allocator, cuDNN and cuBLAS say; none of them raises an error of its own kind for it.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
@@ -31,9 +32,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     path = Path(request["answer"])
     answer = _answer(request)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(answer))
-    os.replace(beside, path)
+    replace_file(path, json.dumps(answer).encode())
 
 
 def _end_with_parent() -> None:
