@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ppdm_bench import runner
 from ppdm_bench.runner import Answer, run_child
 
 ANSWER = """
@@ -139,3 +140,32 @@ def test_nothing_stays_behind_on_the_disk(run, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     run('answer(status="ok", metrics={"peak": 1})')
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path, monkeypatch):
+    """A signal may come when ``Popen.wait`` has taken its lock and not yet entered what releases it."""
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(600)\n")
+    (tmp_path / "request.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    held = []
+
+    def is_ended_while_it_waits() -> None:
+        with runner._child("sleeps", tmp_path) as child:
+            held.append(child)
+            child._waitpid_lock.acquire()
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        is_ended_while_it_waits()
+    assert held[0].returncode == -signal.SIGKILL
+    with pytest.raises(ChildProcessError):  # it was reaped
+        os.waitpid(held[0].pid, os.WNOHANG)
+
+
+def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "ends.py").write_text("")
+    (tmp_path / "request.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with runner._child("ends", tmp_path) as child:
+        os.waitpid(child.pid, 0)
+    assert child.returncode == -signal.SIGKILL

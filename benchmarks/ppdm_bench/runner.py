@@ -74,7 +74,16 @@ def _child(module: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            _reap(child)
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a killed child past ``Popen.wait``, whose lock a signal may have left taken when it ended that call."""
+    if child.returncode is None:
+        try:
+            child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        except ChildProcessError:  # that call had reaped it already, and was ended before it said so
+            child.returncode = -signal.SIGKILL
 
 
 def _without_answer(code: int, errors: str) -> Answer:
