@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdm.data.manifest import ManifestError, Pair, load_pair, read_manifest
+from ppdm.data.manifest import ManifestError, Pair, load_pair, manifest_faults, read_manifest, write_manifest
 from ppdm.data.volume import Volume, VolumeError, write_volume
 
 HEADER = "subject,split,source,target,mask,suv_factor\n"
@@ -196,3 +196,156 @@ def test_load_pair_refuses_grids_that_differ(tmp_path):
         write_volume(tmp_path / name, volume.data, volume)
     with pytest.raises(VolumeError, match=r"a\.nii and .*b\.nii must share one grid"):
         load_pair(Pair("s", "val", tmp_path / "a.nii", tmp_path / "b.nii"))
+
+
+def test_load_pair_resamples_the_target_when_asked(tmp_path):
+    for name, spacing, size in (("a.nii", 1.0, 6), ("b.nii", 0.5, 12)):
+        volume = Volume.from_array(np.full((6, 6, size), 3.0), spacing=(1, 1, spacing))
+        write_volume(tmp_path / name, volume.data, volume)
+    pair = Pair("s", "val", tmp_path / "a.nii", tmp_path / "b.nii")
+    source, target = load_pair(pair, resample=True)
+    assert target.data.shape == source.data.shape
+    np.testing.assert_allclose(target.data, 3, rtol=1e-6)
+
+
+def test_resampling_changes_nothing_on_one_grid(tmp_path):
+    volume = Volume.from_array(np.random.default_rng(0).normal(size=(3, 4, 5)))
+    for name in ("a.nii", "b.nii"):
+        write_volume(tmp_path / name, volume.data, volume)
+    _, target = load_pair(Pair("s", "val", tmp_path / "a.nii", tmp_path / "b.nii"), resample=True)
+    assert np.array_equal(target.data, volume.data)
+
+
+# All faults
+
+
+def test_sound_rows_are_returned_beside_all_faults(folder):
+    text = HEADER + "s1,train,a.nii,b.nii,,\n" + "s2,dev,gone.nii,d.nii,,0\n" * 12 + "s3,val,e.nii,f.nii,,2\n"
+    pairs, faults = manifest_faults(manifest(folder, text))
+    assert [pair.subject for pair in pairs] == ["s1", "s3"]
+    assert len(faults) == 24
+    assert faults[-2:] == [
+        "line 14: source gone.nii is not a file",
+        "line 14: split 'dev' is none of train, val, test",
+    ]
+
+
+def test_rows_before_the_end_of_the_csv_are_returned(folder):
+    pairs, faults = manifest_faults(manifest(folder, HEADER + 's1,train,a.nii,b.nii,,\ns2,,"c.nii,d.nii,,\n'))
+    assert [pair.subject for pair in pairs] == ["s1"]
+    assert len(faults) == 1
+    assert "line 3: it is not CSV" in faults[0]
+
+
+def test_the_pairs_of_a_leak_are_sound_one_by_one(folder):
+    pairs, faults = manifest_faults(manifest(folder, HEADER + "s1,train,a.nii,b.nii,,\ns1,test,c.nii,d.nii,,\n"))
+    assert len(pairs) == 2
+    assert len(faults) == 1
+    assert "subject 's1' is in test here" in faults[0]
+
+
+def test_a_manifest_without_faults_has_none(folder):
+    path = manifest(folder, HEADER + "s1,train,a.nii,b.nii,,\n")
+    assert manifest_faults(path) == (read_manifest(path), [])
+
+
+# Writing
+
+
+def test_what_is_written_is_read_back(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "g.nii"
+    elsewhere.touch()
+    pairs = [
+        Pair("s,1", "train", folder / "a.nii", folder / "b.nii", folder / "c.nii", 1 / 3),
+        Pair('s"2', "val", folder / "d.nii", elsewhere),
+    ]
+    write_manifest(folder / "pairs.csv", pairs)
+    assert read_manifest(folder / "pairs.csv") == pairs
+    lines = (folder / "pairs.csv").read_text().splitlines()
+    assert lines[0] + "\n" == HEADER
+    assert lines[1] == '"s,1",train,a.nii,b.nii,c.nii,0.3333333333333333'
+    assert lines[2].endswith(f",d.nii,{elsewhere.as_posix()},,")
+
+
+def test_columns_that_nothing_needs_are_left_out(folder):
+    write_manifest(folder / "pairs.csv", [Pair("s1", "train", folder / "a.nii", folder / "b.nii")])
+    assert (folder / "pairs.csv").read_text() == "subject,split,source,target\ns1,train,a.nii,b.nii\n"
+
+
+@pytest.mark.parametrize("name", [" blank.nii", 'comma,quote".nii', "line\nfeed.nii", "..dots.nii", "é.nii"])
+def test_awkward_file_names_come_back(folder, name):
+    (folder / name).touch()
+    pairs = [Pair("s1", "train", folder / name, folder / "b.nii")]
+    write_manifest(folder / "pairs.csv", pairs)
+    assert read_manifest(folder / "pairs.csv") == pairs
+
+
+def test_the_folder_can_be_moved(folder, tmp_path_factory):
+    write_manifest(folder / "pairs.csv", [Pair("s1", "train", folder / "a.nii", folder / "b.nii")])
+    moved = tmp_path_factory.mktemp("moved") / "set"
+    folder.rename(moved)
+    assert read_manifest(moved / "pairs.csv")[0].target == moved / "b.nii"
+
+
+def test_a_relative_manifest_names_the_files_beside_it(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    pairs = [Pair("s1", "train", Path("a.nii"), Path("b.nii"))]
+    write_manifest("pairs.csv", pairs)
+    assert read_manifest("pairs.csv") == pairs
+
+
+def test_dots_are_resolved_through_links(folder, tmp_path_factory):
+    far = tmp_path_factory.mktemp("far")
+    (far / "inner").mkdir()
+    (far / "x.nii").touch()
+    (folder / "link").symlink_to(far / "inner")
+    write_manifest(folder / "pairs.csv", [Pair("s1", "train", folder / "link/../x.nii", folder / "b.nii")])
+    assert read_manifest(folder / "pairs.csv")[0].source == far.resolve() / "x.nii"
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "it has a header but no rows"),
+        ([("s1", "train", "a", "gone")], "target gone.nii is not a file"),
+        ([("s1", "train", "a", "b"), ("s1", "val", "c", "d")], "subject 's1' is in val here"),
+        ([(" s1", "train", "a", "b")], "begins or ends with a blank"),
+        ([("s\udcff", "train", "a", "b")], "is not Unicode"),
+    ],
+)
+def test_what_could_not_be_read_is_not_written(folder, rows, said):
+    old = manifest(folder, "old")
+    pairs = [Pair(who, split, folder / f"{a}.nii", folder / f"{b}.nii") for who, split, a, b in rows]
+    with pytest.raises(ManifestError, match=r"(?s).*" + said):
+        write_manifest(old, pairs)
+    assert old.read_text() == "old"
+    assert sorted(path.name for path in folder.iterdir()) == [*(f"{name}.nii" for name in "abcdef"), "pairs.csv"]
+
+
+def test_a_place_that_cannot_be_written_is_refused(folder):
+    pairs = [Pair("s1", "train", folder / "a.nii", folder / "b.nii")]
+    (folder / "folder.csv").mkdir()
+    for path in (folder / "gone" / "pairs.csv", folder / "a.nii" / "pairs.csv", folder / "folder.csv"):
+        with pytest.raises(ManifestError, match="cannot be written"):
+            write_manifest(path, pairs)
+    assert not list(folder.glob(".*"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters="/\0\r", exclude_categories=["Cs"]), min_size=1, max_size=20),
+        min_size=2,
+        max_size=2,
+        unique=True,
+    ),
+    factor=st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+)
+def test_any_names_and_factors_come_back(tmp_path_factory, names, factor):
+    folder = tmp_path_factory.mktemp("names")
+    paths = [folder / f"{name}.nii" for name in names]
+    for path in paths:
+        path.touch()
+    pairs = [Pair("s1", "test", *paths, suv_factor=factor)]
+    write_manifest(folder / "pairs.csv", pairs)
+    assert read_manifest(folder / "pairs.csv") == pairs

@@ -14,8 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
+from ppdm.data import nifti_stream
 from ppdm.data import volume as volume_module
-from ppdm.data.volume import Volume, VolumeError, check_same_grid, read_shape, read_volume, write_volume
+from ppdm.data.volume import (
+    Volume,
+    VolumeError,
+    check_same_grid,
+    read_geometry,
+    read_shape,
+    read_volume,
+    write_volume,
+)
 
 SHAPE = (4, 5, 6)
 AFFINE = np.array([[1.5, 0, 0, -20], [0, 2, 0, 7], [0, 0, 3, 11], [0, 0, 0, 1.0]])
@@ -188,10 +197,11 @@ def test_voxels_that_are_not_finite_are_replaced_counted_and_announced(tmp_path)
         volume = read_volume(path)
     assert volume.replaced == 4
     assert volume.data[0, 0].tolist() == [0, 0, 0, 0, 4, 5]
+    assert read_volume(path, announce=False).replaced == 4  # and no warning, which would be an error here
 
 
 def test_large_files_are_read_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr(volume_module, "_CHUNK", 7)
+    monkeypatch.setattr(nifti_stream, "_CHUNK", 7)
     assert np.array_equal(read_volume(save(tmp_path / "in.nii.gz", ramp())).data, ramp())
 
 
@@ -241,6 +251,7 @@ def test_empty_and_negative_axes_are_refused(tmp_path, call, length, said):
         ({"srow_x": [1, 1, 0, 0], "srow_y": [1, 1, 0, 0]}, "singular"),
         ({"sform_code": 0, "quatern_b": 0.9, "quatern_c": 0.9}, "damaged NIfTI header"),
         ({"sform_code": 0, "pixdim": [1, np.nan, 1, 1, 1, 1, 1, 1]}, "not finite"),
+        ({"sform_code": 0, "pixdim": [1, 2, 2, 0, 1, 1, 1, 1]}, "voxels of [2.0, 2.0, 0.0] mm and no sform"),
         ({"scl_inter": np.inf}, "damaged NIfTI header"),
         ({"vox_offset": np.inf}, "damaged NIfTI header"),
         ({"datatype": 9999}, "damaged NIfTI header"),
@@ -279,8 +290,35 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path, name
 @pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])
 @pytest.mark.parametrize("field", [{"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, {"vox_offset": 1e30}])
 def test_what_no_file_of_that_size_can_hold_is_refused_from_the_header_alone(tmp_path, monkeypatch, call, name, field):
-    monkeypatch.setattr(volume_module, "_read_voxels", None)
+    monkeypatch.setattr(volume_module, "read_voxels", None)
     assert "truncated" in refusal(save(tmp_path / name, ramp(), edit=field), call)
+
+
+@pytest.mark.parametrize("call", [read_volume, read_shape])
+@pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])
+@pytest.mark.parametrize("length", [10**5, 2**62])
+def test_a_header_that_claims_huge_axes_is_refused_before_anything_is_allocated(tmp_path, call, name, length):
+    """Only NIfTI-2 can count so far. The numbers stay Python's, so that no product of them wraps around."""
+    fields = {"dim": [3, length, length, length, 1, 1, 1, 1]}
+    path = save(tmp_path / name, ramp(), edit=fields, image_class=nib.Nifti2Image)
+    tracemalloc.start()
+    try:
+        assert f"its header claims ({length}, {length}, {length}) voxels" in refusal(path, call)
+        assert tracemalloc.get_traced_memory()[1] < 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_stream_that_delivers_more_than_the_header_claims_is_left_unread(tmp_path):
+    """A gzip bomb: 200 MB of zeros behind a small volume."""
+    path = save(tmp_path / "bomb.nii.gz", ramp())
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(200_000_000), 1))
+    tracemalloc.start()
+    try:
+        assert np.array_equal(read_volume(path).data, ramp())
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_lying_header_allocates_no_more_than_the_stream_delivers(tmp_path):
@@ -297,7 +335,7 @@ def test_a_lying_header_allocates_no_more_than_the_stream_delivers(tmp_path):
 
 
 def test_more_than_memory_is_refused_for_reading_but_its_shape_can_be_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(volume_module, "_physical_memory", lambda: 1000)
+    monkeypatch.setattr(nifti_stream, "_physical_memory", lambda: 1000)
     path = save(tmp_path / "in.nii.gz", ramp())
     assert "machine has" in refusal(path)
     assert read_shape(path)[0] == SHAPE
@@ -436,6 +474,19 @@ def test_grids_that_differ_are_refused_with_their_distance(other, distance):
         check_same_grid(shifted(), other, ("t1.nii", "t2.nii"))
 
 
+def test_the_grid_is_read_from_the_header_alone_and_compared_like_the_volume(tmp_path):
+    path = save(tmp_path / "in.nii.gz", ramp(), edit={"xyzt_units": 1})
+    volume, grid = read_volume(path), read_geometry(path)
+    assert (grid.shape, grid.spacing) == (volume.geometry.shape, volume.spacing) == (SHAPE, (1500, 2000, 3000))
+    assert np.array_equal(grid.affine, volume.affine)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert read_geometry(path).shape == SHAPE
+    check_same_grid(grid, volume, ("a", "b"))
+    assert grid.distance(grid.affine + np.eye(4, k=3) * 2) == 2
+    with pytest.raises(VolumeError, match="must share one grid"):
+        check_same_grid(grid, shifted(), ("a", "b"))
+
+
 def test_shapes_that_differ_are_refused():
     with pytest.raises(VolumeError, match=r"a and b .*\(100, 5, 6\) and \(4, 5, 6\); resample"):
         check_same_grid(shifted(), Volume.from_array(ramp()), ("a", "b"))
@@ -445,7 +496,7 @@ def test_the_data_modules_need_no_torch():
     """Run below an empty `ppdm`, so that only what these modules import themselves is seen."""
     code = (
         "import sys, types; package = sys.modules['ppdm'] = types.ModuleType('ppdm'); package.__path__ = ['ppdm']\n"
-        "import ppdm.data.volume, ppdm.data.manifest, ppdm.data.normalise; sys.exit('torch' in sys.modules)"
+        "import ppdm.data.checking, ppdm.data.normalise; sys.exit('torch' in sys.modules)"
     )
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

@@ -8,10 +8,13 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppdm.data.resample import resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume
 
 SPLITS = ("train", "val", "test")
@@ -62,31 +65,79 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
             unknown, empty cells, missing files, relative paths that leave the folder, splits that are none, factors
             that are not positive, and subjects or files that appear in two splits.
     """
+    pairs, faults = manifest_faults(path)
+    if faults:
+        raise _error(Path(path), faults)
+    return pairs
+
+
+def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]]:
+    """The pairs of all sound rows, and every fault of the manifest with its line, for a report that goes on.
+
+    A leak (a subject or a file in two splits) is a fault between rows that are sound one by one: their pairs are among
+    the pairs. The volumes are not opened.
+
+    Raises:
+        ManifestError: there is no text to look at: the path is no file, or not UTF-8.
+    """
     path = Path(path)
-    header, rows = _table(path)
+    header, rows, broken = _table(path)
+    if not header and broken:
+        return [], broken
     if faults := _faults_of_header(header):
-        raise _error(path, faults)
+        return [], faults + broken
+    if not rows and not broken:
+        return [], ["it has a header but no rows"]
     pairs: dict[int, Pair] = {}
     for line, cells in rows:
         row_faults = list(_faults_of_row(header, cells, path.parent))
         faults += [f"line {line}: {fault}" for fault in row_faults]
         if not row_faults:
             pairs[line] = _pair(dict(zip(header, cells, strict=True)), path.parent)
-    faults += _leaks(pairs)
-    if not rows:
-        faults = ["it has a header but no rows"]
-    if faults:
-        raise _error(path, faults)
-    return list(pairs.values())
+    return list(pairs.values()), [*faults, *broken, *_leaks(pairs)]
 
 
-def load_pair(pair: Pair) -> tuple[Volume, Volume]:
-    """The source and the target of a pair, each (D, H, W) in canonical orientation, checked to share one grid.
+def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
+    """Write pairs as a manifest that :func:`read_manifest` reads back as the same pairs.
+
+    Files in the manifest's folder or below are named relative to it, so that the folder can be moved as a whole, others
+    by their absolute paths. The columns `mask` and `suv_factor` are there if any pair has one. The file appears whole
+    or not at all, and an old one stays where the new one would be refused.
 
     Raises:
-        VolumeError: a file cannot be read, or the grids differ by more than 1e-3 mm.
+        ManifestError: there are no pairs, `read_manifest` would refuse them (it says why), a name is not text, or the
+            folder cannot be written.
+    """
+    path = Path(path)
+    columns = [*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs))]
+    table = io.StringIO(newline="")
+    csv.writer(table, lineterminator="\n").writerows([columns, *(_cells(pair, columns, path.parent) for pair in pairs)])
+    temporary = path.with_name(f".{uuid.uuid4().hex}.csv")  # beside, as its paths are relative
+    try:
+        temporary.write_bytes(_encoded(table.getvalue(), path))
+        if faults := manifest_faults(temporary)[1]:
+            raise _error(path, faults)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:
+    """The source and the target of a pair, each (D, H, W) in canonical orientation, on one grid.
+
+    Args:
+        pair: what to read.
+        resample: whether a target on another grid is interpolated onto that of the source; else it is refused.
+
+    Raises:
+        VolumeError: a file cannot be read, the grids differ by more than 1e-3 mm, or they have nothing in common.
     """
     source, target = read_volume(pair.source), read_volume(pair.target)
+    if resample:
+        target = resample_to(target, source, name=str(pair.target))
     check_same_grid(source, target, (str(pair.source), str(pair.target)))
     return source, target
 
@@ -99,15 +150,17 @@ def _error(path: Path, faults: list[str]) -> ManifestError:
     return ManifestError("\n  ".join([f"{path} has {count}:", *shown]))
 
 
-def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header and the rows that are not blank, with their line numbers; cells are stripped."""
+def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
+    """The header and the rows that are not blank, with their line numbers, up to what is not CSV; and that fault."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    lines, faults = [], []
     try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+        for cells in reader:
+            lines.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
-        raise _error(path, [f"line {reader.line_num}: it is not CSV ({error})"]) from None
+        faults = [f"line {reader.line_num}: it is not CSV ({error})"]
     filled = [(line, cells) for line, cells in lines if any(cells)]
-    return (filled[0][1], filled[1:]) if filled else ([], [])
+    return (*((filled[0][1], filled[1:]) if filled else ([], [])), faults)
 
 
 def _text(path: Path) -> str:
@@ -182,6 +235,37 @@ def _pair(row: dict[str, str], folder: Path) -> Pair:
         mask=_resolve(mask, folder) if mask else None,
         suv_factor=_number(factor) if factor else None,
     )
+
+
+def _cells(pair: Pair, columns: Sequence[str], folder: Path) -> list[str]:
+    """A row, empty where the pair has nothing; what the reader would strip from a subject is refused."""
+    if pair.subject != pair.subject.strip():
+        raise ManifestError(f"subject {pair.subject!r} begins or ends with a blank; take it off.")
+    return [_cell(getattr(pair, column), folder) for column in columns]
+
+
+def _encoded(text: str, path: Path) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        name = text[max(error.start - 40, 0) : error.end + 40]
+        raise ManifestError(f"{path}: near {name!r} a file name is not Unicode; rename the file.") from None
+
+
+def _cell(value: str | Path | float | None, folder: Path) -> str:
+    if isinstance(value, Path):
+        return _from_folder(value, folder)
+    return "" if value is None else str(value)
+
+
+def _from_folder(path: Path, folder: Path) -> str:
+    # `a/../b` is not `b` where a is a link; the reader, which drops the dots, must not meet them.
+    whole = Path(os.path.realpath(path) if os.pardir in path.parts else os.path.abspath(path))
+    base = os.path.abspath(folder)
+    if not whole.is_relative_to(base):
+        return whole.as_posix()
+    inside = whole.relative_to(base).as_posix()
+    return f"./{inside}" if inside != inside.lstrip() else inside  # the reader strips cells
 
 
 def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:

@@ -1,0 +1,248 @@
+"""The pairs that a folder holds, by the names of its files: nothing is opened, nothing is copied."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppdm.data.layouts.folders import nifti_files
+from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError
+from ppdm.data.layouts.splits import Fractions, SplitError, empty_splits, seed_that_fills, split_of
+from ppdm.data.layouts.suv import SUVError, read_suv_table
+from ppdm.data.manifest import ManifestError, Pair
+
+_EXAMPLES = 3
+_NAMES_SHOWN = 5
+
+
+def pairs_from_folder(
+    folder: str | os.PathLike[str],
+    layout: Layout | str,
+    *,
+    source: str | None = None,
+    target: str | None = None,
+    pattern: str | None = None,
+    seed: int = 0,
+    fractions: Fractions = (0.8, 0.1, 0.1),
+    suv_table: str | os.PathLike[str] | None = None,
+) -> tuple[list[Pair], list[str]]:
+    """The pairs that a folder holds, ordered by subject and session, and remarks on what was left out and why.
+
+    A visit with only one of the two kinds, or with several files of one, makes no pair but a remark: nothing is chosen
+    in silence. Splits are the layout's where it has them, else drawn (:func:`ppdm.data.layouts.splits.split_of`).
+
+    Args:
+        folder: where the data set lies.
+        layout: the name of one of LAYOUTS, or a layout of one's own.
+        source, target: kinds, instead of the layout's.
+        pattern: regular expression of whole paths, instead of the layout's.
+        seed, fractions: of the splits that are drawn.
+        suv_table: CSV file of doses (:func:`ppdm.data.layouts.suv.read_suv_table`); every pair then has its suv_factor.
+
+    Raises:
+        LayoutError: the folder has no pair of that kind (with examples of what it has), the layout or an option is not
+            sound, a subject is in two splits or cannot name a file, or the table lacks a subject.
+    """
+    folder = Path(folder)
+    layout = _adapted(layout, source, target, pattern)
+    names, remarks = _listed(folder)
+    scans = [scan for name in names if (scan := _read(name, layout))]
+    if not scans:
+        raise _no_match(folder, layout, names)
+    visits, left_out = _visits(_present(folder, scans, remarks), layout)
+    remarks += left_out
+    if not visits:
+        raise _no_pair(folder, layout, scans, remarks)
+    try:
+        pairs = _pairs(folder, visits, _splits(visits, seed, fractions), _factors(visits, suv_table))
+        remarks += _remarks_on_splits(visits, seed, fractions)
+    except (ManifestError, SplitError, SUVError) as error:
+        raise LayoutError(str(error)) from None
+    if layout.activity and suv_table is None:
+        remarks.append("No table of doses was given: the pairs have no suv_factor, activities are taken as they are.")
+    return pairs, remarks + ([layout.remark] if layout.remark else [])
+
+
+def _adapted(layout: Layout | str, source: str | None, target: str | None, pattern: str | None) -> Layout:
+    if isinstance(layout, str):
+        if layout not in LAYOUTS:
+            raise LayoutError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
+        layout = LAYOUTS[layout]
+    return replace(
+        layout,
+        source=layout.aliases.get(source, source) if source else layout.source,
+        target=layout.aliases.get(target, target) if target else layout.target,
+        patterns=(pattern,) if pattern else layout.patterns,
+    )
+
+
+# Files
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """A file that a pattern fits; its name is relative to the folder, and what the name does not tell is empty."""
+
+    name: str
+    subject: str
+    session: str
+    split: str
+    kind: str
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """The NIfTI files of the folder, and remarks on what could not be listed."""
+    if not folder.is_dir():
+        raise LayoutError(f"{folder} is not a folder; name the one that holds the data set.")
+    images, others, closed = nifti_files(folder)
+    if not images:
+        seen = f"{len(others)} other files, such as {_examples(others)}" if others else "no file at all"
+        raise LayoutError(f"{folder} holds no .nii or .nii.gz file but {seen}; name another folder, or convert them.")
+    return images, [f"{name} could not be listed and was passed by." for name in closed]
+
+
+def _read(name: str, layout: Layout) -> _Scan | None:
+    for expression in layout.expressions:
+        if match := expression.fullmatch(name):
+            groups = {group: text or "" for group, text in match.groupdict().items()}
+            kind = layout.aliases.get(groups["kind"], groups["kind"])
+            return _Scan(name, groups["subject"], groups.get("session", ""), groups.get("split", ""), kind)
+    return None
+
+
+def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan]:
+    """The scans whose files are there: a link may point to what was never fetched."""
+    lost = {scan.name for scan in scans if not os.path.isfile(folder / scan.name)}
+    if lost:
+        remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
+    return [scan for scan in scans if scan.name not in lost]
+
+
+def _no_match(folder: Path, layout: Layout, names: list[str]) -> LayoutError:
+    patterns = " or ".join(layout.patterns)
+    return LayoutError(
+        f"{folder}: of {len(names)} NIfTI files, such as {_examples(names)}, none is named like those of layout "
+        f"{layout.name}: {patterns}. Name the folder above or below, another layout, or a pattern of your own."
+    )
+
+
+def _no_pair(folder: Path, layout: Layout, scans: list[_Scan], remarks: list[str]) -> LayoutError:
+    kinds = [f"{kind} ({count})" for kind, count in Counter(scan.kind for scan in scans).most_common()]
+    text = f"{folder}: no visit has one file of {layout.source} and one of {layout.target}; found {_some(kinds)}."
+    return LayoutError("\n  ".join([text, *remarks[:_NAMES_SHOWN]]))
+
+
+# Visits
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A source and its target; the split is empty where the layout gives none."""
+
+    subject: str
+    session: str
+    split: str
+    source: str
+    target: str
+    mask: str | None
+
+
+def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]]:
+    """The visits that make pairs, and remarks on those that do not."""
+    found: dict[tuple[str, str, str], list[_Scan]] = defaultdict(list)
+    for scan in scans:
+        found[scan.subject, scan.session, scan.split].append(scan)
+    visits: list[_Visit] = []
+    notes: dict[str, list[str]] = defaultdict(list)
+    for key, files in sorted(found.items()):
+        if not any(_fitting(kind, files, layout) for kind in (layout.source, layout.target)):
+            continue  # other kinds only
+        source, target = (_one(kind, key, files, layout, notes) for kind in (layout.source, layout.target))
+        mask = _one(layout.mask, key, files, layout, notes) if layout.mask else None
+        if source and target:
+            visits.append(_Visit(*key, source, target, mask))
+    return visits, [
+        f"{len(who)} {'visit' if len(who) == 1 else 'visits'} {note}: {_some(who)}" for note, who in notes.items()
+    ]
+
+
+def _one(kind: str, key: Sequence[str], scans: list[_Scan], layout: Layout, notes: dict[str, list[str]]) -> str | None:
+    """The one file of a kind, or None and a note why."""
+    who = " ".join(part for part in key if part)
+    fits = _fitting(kind, scans, layout)
+    exact = [scan for scan in fits if scan.kind == kind] or fits
+    effect = "without a mask" if kind == layout.mask else "left out"
+    if not exact:
+        notes[f"{effect}, having no file of {kind}"].append(who)
+    elif len(exact) > 1:
+        names = _examples([scan.name for scan in exact])
+        notes[f"{effect}, having several files of {kind} (name it in full, or remove some)"].append(f"{who} ({names})")
+    elif len(fits) > 1:
+        notes[f"with several files of {kind}, of which that of exactly this name was taken"].append(who)
+    return exact[0].name if len(exact) == 1 else None
+
+
+def _fitting(kind: str, scans: list[_Scan], layout: Layout) -> list[_Scan]:
+    if not layout.entities:
+        return [scan for scan in scans if scan.kind == kind]
+    return [scan for scan in scans if set(kind.split("_")) <= set(scan.kind.split("_"))]
+
+
+# Pairs
+
+
+def _pairs(folder: Path, visits: list[_Visit], splits: dict[str, str], factors: list[float | None]) -> list[Pair]:
+    return [
+        Pair(
+            subject=visit.subject,
+            split=splits[visit.subject],
+            source=folder / visit.source,
+            target=folder / visit.target,
+            mask=folder / visit.mask if visit.mask else None,
+            suv_factor=factor,
+        )
+        for visit, factor in zip(visits, factors, strict=True)
+    ]
+
+
+def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> dict[str, str]:
+    """The split of each subject: the layout's, or drawn."""
+    named: dict[str, set[str]] = defaultdict(set)
+    for visit in visits:
+        named[visit.subject].add(visit.split)
+    if torn := [subject for subject, splits in named.items() if len(splits) > 1]:
+        raise LayoutError(f"{len(torn)} subjects are in two splits ({_some(torn)}); keep each patient in one.")
+    return {subject: split or split_of(subject, seed, fractions) for subject, (split,) in named.items()}
+
+
+def _remarks_on_splits(visits: list[_Visit], seed: int, fractions: Fractions) -> Iterator[str]:
+    subjects = {visit.subject for visit in visits if not visit.split}
+    if subjects and (empty := empty_splits(subjects, seed, fractions)):
+        other = seed_that_fills(subjects, seed, fractions)
+        mend = "there are too few" if other is None else f"seed {other} leaves none empty"
+        yield f"Of {len(subjects)} subjects none was drawn for {' and '.join(empty)}; {mend}."
+
+
+def _factors(visits: list[_Visit], suv_table: str | os.PathLike[str] | None) -> list[float | None]:
+    if suv_table is None:
+        return [None] * len(visits)
+    table, sessions = read_suv_table(suv_table), Counter(visit.subject for visit in visits)
+    factors = [table.factor(visit.subject, visit.session, sessions[visit.subject]) for visit in visits]
+    if None in factors:
+        names = [
+            f"{visit.subject} {visit.session}".strip()
+            for visit, factor in zip(visits, factors, strict=True)
+            if not factor
+        ]
+        raise LayoutError(f"{suv_table} has no row for {_some(names)}; add it, or leave the table out.")
+    return factors
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:_EXAMPLES])
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return ", ".join(names[:_NAMES_SHOWN]) + more

@@ -1,0 +1,174 @@
+"""Presets: how the files of well-known data sets are named, one row of a table each.
+
+A layout is regular expressions over the path of a file, relative to the data set's folder, with named groups `subject`
+(the patient: the unit of which no part may be in two splits), `kind`, and where there is one `session` (the visits of a
+patient are rows of one subject) and `split`.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+PATTERN_LENGTH = 1000  # of a layout's regular expression; none that is written by hand is near it
+
+
+class LayoutError(ValueError):
+    """A layout, or a folder that does not fit it, is refused; the message says what was found and expected."""
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    if len(pattern) > PATTERN_LENGTH:
+        raise LayoutError(f"A pattern of {len(pattern)} characters is refused; {PATTERN_LENGTH} are enough.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of syntax that may change its meaning one day
+            expression = re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise LayoutError(f"The pattern {pattern!r} is no regular expression of Python: {error}.") from None
+    if missing := [name for name in ("subject", "kind") if name not in expression.groupindex]:
+        raise LayoutError(
+            f"The pattern {pattern!r} has no group named {' and '.join(missing)}; write it as "
+            r"(?:.*/)?(?P<subject>[^/]+)/(?P<kind>[^/]+)\.nii\.gz, if need be with (?P<session>...) and (?P<split>...)."
+        )
+    return expression
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of a data set are named.
+
+    Attributes:
+        name: what it is chosen by.
+        patterns: regular expressions of whole paths, relative to the folder and with forward slashes; the first that
+            fits counts.
+        source: the kind that is translated, unless another is asked for.
+        target: the kind it is translated to.
+        origin: where the names were learnt, and what of them is not certain.
+        mask: the kind that says where quality is measured, or None.
+        entities: whether a kind is a run of BIDS entities of which source, target and mask name some: `T1w` then means
+            `acq-mprage_T1w` as well, and a file that is named exactly so goes first.
+        aliases: other spellings of a kind, to the one that counts.
+        activity: whether the files hold Bq/mL, which only a table of doses makes SUV.
+        remark: what a user of this data set must know.
+
+    Raises:
+        LayoutError: a pattern is too long, is no regular expression, or lacks the groups subject and kind.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    source: str
+    target: str
+    origin: str
+    mask: str | None = None
+    entities: bool = False
+    aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    activity: bool = False
+    remark: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.patterns or not self.source or not self.target or self.source == self.target:
+            raise LayoutError(
+                f"Layout {self.name} translates {self.source!r} to {self.target!r}; name two kinds that differ."
+            )
+        for pattern in self.patterns:
+            _compiled(pattern)
+
+    @cached_property
+    def expressions(self) -> tuple[re.Pattern[str], ...]:
+        """The patterns, compiled."""
+        return tuple(_compiled(pattern) for pattern in self.patterns)
+
+
+_NII = r"\.nii(?:\.gz)?"
+_ANYWHERE = r"(?:.*/)?"
+_BIDS = (
+    r"(?P<subject>sub-[^_/]+)/(?:(?P<session>ses-[^_/]+)/)?(?:anat|pet)/(?P=subject)_(?(session)(?P=session)_)"
+    rf"(?P<kind>(?:[a-z]+-[^-_/.]+_)*[A-Za-z0-9]+){_NII}"
+)
+
+LAYOUTS: Mapping[str, Layout] = MappingProxyType(
+    {
+        layout.name: layout
+        for layout in (
+            Layout(
+                "bids",
+                (_BIDS,),
+                "T1w",
+                "T2w",
+                entities=True,
+                origin="BIDS specification, MRI and PET: verified there. The subjects lie in the folder itself; "
+                "of derivatives, name the folder of one pipeline.",
+            ),
+            Layout(
+                "bids-pet",
+                (_BIDS,),
+                "rec-nacstat",
+                "rec-acstat",
+                entities=True,
+                activity=True,
+                origin="BIDS specification, PET: acstat and nacstat are its labels for static reconstructions with and "
+                "without attenuation correction, to which a number may be appended: verified there.",
+                remark="BIDS recommends Bq/mL; what the files hold stands as Units in their JSON files.",
+            ),
+            Layout(
+                "brats-gli-2023",
+                (
+                    rf"{_ANYWHERE}(?P<subject>BraTS-GLI-\d{{5}})-(?P<session>\d{{3}})/"
+                    rf"(?P=subject)-(?P=session)-(?P<kind>t1n|t1c|t2w|t2f){_NII}",
+                ),
+                "t1n",
+                "t2w",
+                origin="Five digits a patient, three a time point; t1n native T1, t1c with contrast, t2w T2, t2f "
+                "FLAIR: verified in descriptions of the challenge and public code.",
+            ),
+            Layout(
+                "ixi",
+                (rf"{_ANYWHERE}(?P<subject>IXI\d{{3}})-(?P<session>[A-Za-z]+-\d+)-(?P<kind>T1|T2|PD|MRA){_NII}",),
+                "T1",
+                "T2",
+                origin="The file names are verified from public code; that T1 and T2 have different grids and that "
+                "the archives unpack to IXI-T1/ and IXI-T2/ is from memory, so any folder is accepted.",
+                remark="T1 and T2 of IXI lie on different grids and are not registered: resample the target "
+                "(--resample), and look at the pairs.",
+            ),
+            Layout(
+                "udpet",
+                (
+                    rf"{_ANYWHERE}(?P<subject>[^/]+)_(?P<kind>DRF-(?:4|10|20|50|100)|NORMAL){_NII}",
+                    rf"{_ANYWHERE}(?P<subject>[^/]+)/(?P<kind>4|10|20|50|100|ref)/[^/]+{_NII}",
+                ),
+                "20",
+                "ref",
+                aliases=MappingProxyType({"NORMAL": "ref", **{f"DRF-{d}": str(d) for d in (4, 10, 20, 50, 100)}}),
+                activity=True,
+                origin="Anonymous-01_DRF-10.nii.gz is what the test set of 2025 is called, and CASE/{4,...,ref}/ how a "
+                "participant (KUL-recon-lab/2025_ud_pet_kul) keeps the training set; both read there. The full dose "
+                "is NORMAL in the challenge's DICOM folders; that a flat file is called so is a guess.",
+                remark="UDPET's own files hold Bq/mL, decay-corrected to the start of each acquisition (those of "
+                "one subject start seconds apart: .3 % of SUV). Files that hold log(1 + SUV) already take no factor.",
+            ),
+            Layout(
+                "synthrad2023",
+                (rf"{_ANYWHERE}(?P<subject>[12][BP][A-C]\d{{3}})/(?P<kind>mr|cbct|ct|mask){_NII}",),
+                "mr",
+                "ct",
+                mask="mask",
+                origin="Task1/brain/1BA001/{mr,ct,mask}.nii.gz is verified from public code; task 2 (cbct for mr) and "
+                "the meaning of the letters (Brain or Pelvis, centre A to C) are from memory.",
+            ),
+            Layout(
+                "madm",
+                (rf"{_ANYWHERE}(?P<split>train|val|test)/(?P<kind>\d+N?AC)/(?P<subject>[^/]+)_\d+_N?AC{_NII}",),
+                "5NAC",
+                "100AC",
+                origin="README of tianqic/MADM---Multi-View-Averaging-Diffusion-Model, read there; its test folder "
+                "has no 100AC.",
+            ),
+        )
+    }
+)
+"""The presets by name."""

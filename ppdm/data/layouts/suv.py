@@ -1,0 +1,133 @@
+"""Standardised uptake values (SUV) of PET: the factor of a scan, and a table of what it is computed from."""
+
+import csv
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+F18_HALF_LIFE_S = 6586.2
+"""Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
+write up to 6588 s: over two hours the factors differ by less than 0.04 %."""
+
+COLUMNS = ("subject", "weight_kg", "dose_bq", "minutes")
+OPTIONAL_COLUMNS = ("session", "half_life_min")
+
+_LEAST_DOSE_BQ = 1e4  # less was never injected for an image: the number is in MBq
+
+
+class SUVError(ValueError):
+    """A factor or a table of doses is refused; the message says which number and what was expected."""
+
+
+def suv_factor(weight_kg: float, dose_bq: float, seconds: float, half_life_s: float = F18_HALF_LIFE_S) -> float:
+    """What turns Bq/mL into SUV by body weight (g/mL): 1000·weight / (dose·0.5^(seconds/half-life)).
+
+    For images that are decay-corrected to the start of the acquisition, as DICOM calls it with DecayCorrection START.
+
+    Args:
+        weight_kg: body weight.
+        dose_bq: activity injected, at the time of injection.
+        seconds: from injection to the time to which the image is decay-corrected; 0 if that is the injection.
+        half_life_s: of the radionuclide; fluorine-18 by default.
+
+    Returns:
+        The factor, g/Bq: SUV = stored value · factor.
+
+    Raises:
+        SUVError: a number is not finite, not positive (0 s is allowed), or the factor is beyond floating point.
+    """
+    for name, value in (("weight_kg", weight_kg), ("dose_bq", dose_bq), ("half_life_s", half_life_s)):
+        if not (math.isfinite(value) and value > 0):
+            raise SUVError(f"{name} is {value}, expected a positive number.")
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise SUVError(f"seconds is {seconds}, expected the time since injection, 0 or more.")
+    left = dose_bq * 0.5 ** (seconds / half_life_s)
+    if not (left > 0 and math.isfinite(1000 * weight_kg / left)):
+        raise SUVError(f"after {seconds} s no activity is left of {dose_bq} Bq; is the time in the unit asked for?")
+    return 1000 * weight_kg / left
+
+
+@dataclass(frozen=True)
+class SUVTable:
+    """The factors of the rows of a table.
+
+    Attributes:
+        factors: (subject, session) to factor; the session is empty where the table names none.
+    """
+
+    factors: Mapping[tuple[str, str], float]
+
+    def factor(self, subject: str, session: str = "", sessions: int = 1) -> float | None:
+        """The factor of one visit of a subject that came `sessions` times, or None.
+
+        A row without a session holds for a subject that came once: it cannot tell several injections apart.
+        """
+        alone = self.factors.get((subject, "")) if sessions == 1 else None
+        return self.factors.get((subject, session), alone)
+
+
+def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
+    """Read a CSV file `subject,weight_kg,dose_bq,minutes[,half_life_min][,session]`; minutes count from the injection.
+
+    Without a half-life it is that of fluorine-18. Each injection has a row of its own: name the session, as the layout
+    finds it, where a subject came more than once.
+
+    Raises:
+        SUVError: the file cannot be read, or lists all its faults with their lines.
+    """
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise SUVError(f"{path} cannot be read as a CSV table in UTF-8 ({error}).") from None
+    faults = list(_faults_of_header(header))
+    factors: dict[tuple[str, str], float] = {}
+    for line, row in [] if faults else rows:
+        try:
+            visit, factor = _row(row)
+            if visit in factors:
+                raise SUVError(f"{' '.join(visit).strip()} is there twice; keep one row, or name sessions.")
+            factors[visit] = factor
+        except SUVError as fault:
+            faults.append(f"line {line}: {fault}")
+    if not (faults or factors):
+        faults = ["it has a header but no rows"]
+    if faults:
+        raise SUVError("\n  ".join([f"{path} cannot be used:", *faults]))
+    return SUVTable(factors)
+
+
+def _faults_of_header(header: list[str]) -> Iterator[str]:
+    allowed = COLUMNS + OPTIONAL_COLUMNS
+    yield from (
+        f"column {name!r} is missing; found {', '.join(header) or 'none'}" for name in COLUMNS if name not in header
+    )
+    yield from (f"column {name!r} is unknown; allowed: {', '.join(allowed)}" for name in header if name not in allowed)
+    yield from (f"column {name!r} appears twice" for name in allowed if header.count(name) > 1)
+
+
+def _row(row: dict[str, str]) -> tuple[tuple[str, str], float]:
+    if None in row or None in row.values():
+        raise SUVError("it has not as many cells as the header")
+    cells = {name: cell.strip() for name, cell in row.items()}
+    dose = _number(cells, "dose_bq")
+    if 0 < dose < _LEAST_DOSE_BQ:
+        raise SUVError(f"dose_bq is {dose:g}, less than any injection; write Bq (1 MBq is 1e6)")
+    half_life = _number(cells, "half_life_min") * 60 if cells.get("half_life_min") else F18_HALF_LIFE_S
+    factor = suv_factor(_number(cells, "weight_kg"), dose, _number(cells, "minutes") * 60, half_life)
+    if not cells["subject"]:
+        raise SUVError("subject is empty")
+    return (cells["subject"], cells.get("session", "")), factor
+
+
+def _number(cells: dict[str, str], column: str) -> float:
+    try:
+        return float(cells[column])
+    except ValueError:
+        raise SUVError(f"{column} is {cells[column]!r}, expected a number") from None

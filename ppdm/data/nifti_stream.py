@@ -1,0 +1,183 @@
+"""NIfTI files as streams that are not believed: a header that has been checked, then the voxels it promised.
+
+What a header claims is compared with the file and with the memory of the machine before anything is allocated, and the
+voxels are read in pieces, so that no more is held than the file delivers. Nothing of a file is executed.
+
+Source of the format: NIfTI-1.1 and NIfTI-2, https://nifti.nimh.nih.gov; of the most that deflate expands (a factor of
+1032): zlib, https://zlib.net/zlib_tech.html.
+"""
+
+import gzip
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+
+SUFFIXES = (".nii", ".nii.gz")
+
+_CHUNK = 1 << 24  # bytes read at a time
+_DEFLATE_RATIO = 1032  # no byte of gzip data expands to more
+
+
+class VolumeError(ValueError):
+    """A volume is refused; the message names the file, what was found, what was expected and how to mend it."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """The decompressed bytes of a file; faults of the file system and of gzip become a VolumeError."""
+    if not os.path.exists(path):
+        raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
+    if not os.path.isfile(path):
+        raise VolumeError(f"{path} is not a file; name one .nii or .nii.gz file (a folder holds several).")
+    check_suffix(path)
+    opener: Any = gzip.open if is_gzip(path) else open
+    try:
+        with opener(path, "rb") as stream:
+            yield stream
+    except EOFError:
+        raise VolumeError(f"{path} is truncated: its gzip data end too early; copy or download it again.") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise VolumeError(
+            f"{path} is not sound gzip data ({error}); copy it again, or rename it to .nii if it is not compressed."
+        ) from None
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the name says that a file is compressed."""
+    return path.name.lower().endswith(".gz")
+
+
+def check_suffix(path: Path) -> None:
+    """Refuse a name that is not that of a NIfTI file in one piece."""
+    if not path.name.lower().endswith(SUFFIXES):
+        raise VolumeError(f"{path}: got a name ending in {path.suffix!r}, expected .nii or .nii.gz; convert or rename.")
+
+
+def read_header(path: Path, stream: BinaryIO) -> Nifti1Header:
+    """The header, three-dimensional and with a usable affine, or a VolumeError. Extensions are not read."""
+    block = stream.read(Nifti2Header.sizeof_hdr)
+    try:
+        with np.errstate(all="ignore"):  # numbers of any kind may stand there; they are checked, not warned of
+            header = _parse_header(path, block)
+            _check_values(path, header)
+            _drop_singleton_axes(path, header)
+            _check_affine(path, header.get_best_affine())
+        _check_file_size(path, header)
+    except VolumeError:
+        raise
+    except (HeaderDataError, ValueError, OverflowError) as error:
+        raise VolumeError(f"{path} has a damaged NIfTI header ({error}); convert or download it again.") from None
+    return header
+
+
+def _parse_header(path: Path, block: bytes) -> Nifti1Header:
+    """Tell NIfTI-1 from NIfTI-2 by the magic string; nibabel finds the byte order."""
+    for kind, magic in ((Nifti1Header, block[344:348]), (Nifti2Header, block[4:8])):
+        if magic == kind.single_magic + b"\0" and len(block) >= kind.sizeof_hdr:
+            _check_voxel_size(path, kind(block[: kind.sizeof_hdr], check=False))
+            return kind(block[: kind.sizeof_hdr])
+    hint = "it is gzip data: rename it to .nii.gz" if block[:2] == b"\x1f\x8b" else "convert it to NIfTI"
+    raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {hint}.")
+
+
+def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:
+    """Where there is no sform, a voxel size of 0 is refused: nibabel would make it 1 mm and tell nobody."""
+    sizes = raw["pixdim"][1:4]
+    if raw["sform_code"] == 0 and (sizes == 0).any():
+        raise VolumeError(f"{path} has voxels of {sizes.tolist()} mm and no sform; write their size into the header.")
+
+
+def _check_values(path: Path, header: Nifti1Header) -> None:
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        label = header.get_value_label("datatype")
+        raise VolumeError(f"{path} holds {label} voxels, expected integers or floats up to 64 bits; convert it.")
+    header.get_slope_inter()  # raises HeaderDataError where the scaling is not finite
+
+
+def _drop_singleton_axes(path: Path, header: Nifti1Header) -> None:
+    shape = header.get_data_shape()
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or min(shape) < 1:
+        raise VolumeError(
+            f"{path} has {len(shape)} axes of lengths {shape}, expected three, none of them empty; write one scalar "
+            "volume a file."
+        )
+    if shape != header.get_data_shape():  # nibabel resets the sizes of unused axes, which are the file's own
+        header.set_data_shape(shape)
+
+
+def _check_affine(path: Path, affine: np.ndarray) -> None:
+    fault = "" if np.isfinite(affine).all() else "values that are not finite"
+    # The volume spanned by unit axes: 0 where axes coincide, NaN where one has no length or an infinite one.
+    volume = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
+    # nibabel, which turns the axes, must see three of them as well.
+    if not fault and not (volume > 1e-6 and np.isfinite(io_orientation(affine)).all()):
+        fault = "axes that do not span space (it is singular)"
+    if fault:
+        raise VolumeError(f"{path} has an affine with {fault}: {affine.tolist()}; repair its sform or qform.")
+
+
+def _check_file_size(path: Path, header: Nifti1Header) -> None:
+    """What the header claims must fit into the file, however well it was compressed."""
+    limit = path.stat().st_size * (_DEFLATE_RATIO if is_gzip(path) else 1)
+    held = limit - _data_offset(header)
+    if held < _stored_bytes(header):
+        raise _too_short(path, header, max(held, 0))
+
+
+def check_memory(path: Path, header: Nifti1Header) -> None:
+    """Refuse what this machine cannot hold."""
+    # As stored, as float32, and in canonical order.
+    needed = _stored_bytes(header) + 8 * math.prod(header.get_data_shape())
+    if needed > _physical_memory():
+        raise VolumeError(
+            f"{path} claims {header.get_data_shape()} voxels, {needed / 2**30:.1f} GiB to read, and this machine has "
+            f"{_physical_memory() / 2**30:.1f} GiB of memory; crop it, or check its header."
+        )
+
+
+def _physical_memory() -> int:
+    # Where the system does not tell (Windows), reading in pieces is what protects from a lying header.
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 63
+
+
+def _stored_bytes(header: Nifti1Header) -> int:
+    return int(math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize)
+
+
+def _data_offset(header: Nifti1Header) -> int:
+    return int(max(header.get_data_offset(), header.single_vox_offset))  # some writers leave 0
+
+
+def _too_short(path: Path, header: Nifti1Header, held: int) -> VolumeError:
+    return VolumeError(
+        f"{path} is truncated: its header claims {header.get_data_shape()} voxels ({_stored_bytes(header)} bytes), the "
+        f"file holds at most {held} bytes of them; copy or download it again, or repair its header."
+    )
+
+
+def read_voxels(path: Path, stream: BinaryIO, header: Nifti1Header) -> np.ndarray:
+    """The voxels as stored, in native order; never allocates more than the stream delivers."""
+    count = _stored_bytes(header)
+    stream.seek(_data_offset(header))
+    stored = bytearray()
+    while piece := stream.read(min(_CHUNK, count - len(stored))):
+        stored += piece
+    if len(stored) < count:
+        raise _too_short(path, header, len(stored))
+    stream.read(1)  # gzip checks its checksum only where its end is reached
+    return np.frombuffer(stored, header.get_data_dtype()).reshape(header.get_data_shape(), order="F")

@@ -1,0 +1,105 @@
+"""Resampling: a volume seen on the grid of another, through the world coordinates of both headers.
+
+Axes: volumes are (D, H, W) float32 in canonical orientation, positions in mm. Nothing is registered: the two must lie
+in one world already.
+"""
+
+import warnings
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import numpy as np
+from scipy.ndimage import affine_transform
+
+from ppdm.data.volume import Volume, VolumeError, check_same_grid
+
+Order = Literal[0, 1, 2, 3, 4, 5]
+OUTSIDE_TOLD = 0.05
+
+_EDGE = 1e-6  # voxels: what rounding may put beyond an edge
+
+
+def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "the volume") -> Volume:
+    """Interpolate a volume at the voxels of `like`.
+
+    On the same grid (within 1e-3 mm) the values are taken as they are. A voxel whose centre lies in the field of view,
+    the box of all voxels of `volume`, gets an interpolated value; within half a voxel of the border the border's value
+    continues. All others are 0, and their share is warned of where it is above 5 % (see :func:`share_outside`).
+    There is no low-pass filter: on a much coarser grid, fine detail aliases.
+
+    Args:
+        volume: what to resample, (D, H, W).
+        like: the grid of the result, (D', H', W'); its values play no role.
+        order: of the spline: 0 nearest voxel (labels), 1 linear, 3 cubic (which may overshoot), at most 5.
+        name: what messages call `volume`, such as its path.
+
+    Returns:
+        A volume (D', H', W') with the header of `like`.
+
+    Raises:
+        VolumeError: the order is none of 0 to 5, or no voxel of `like` lies in the field of view.
+    """
+    if order not in get_args(Order):
+        raise VolumeError(f"The order of interpolation is one of 0 to 5 (0 nearest, 1 linear, 3 cubic); got {order!r}.")
+    if _one_grid(volume, like):
+        return Volume(volume.data, like.header.copy(), volume.replaced)
+    outside = _outside(volume, like)
+    _report(float(outside.mean()), name)
+    matrix = _voxel_to_voxel(volume, like)
+    data = affine_transform(
+        volume.data,
+        matrix=matrix[:3, :3],
+        offset=matrix[:3, 3],
+        output_shape=like.data.shape,
+        output=np.float32,
+        order=order,
+        mode="nearest",
+    )
+    data[outside] = 0.0
+    return Volume(data, like.header.copy(), volume.replaced)
+
+
+def share_outside(volume: Volume, like: Volume) -> float:
+    """The share of the voxels of `like`, 0 to 1, whose centres lie outside of the field of view of `volume`."""
+    return 0.0 if _one_grid(volume, like) else float(_outside(volume, like).mean())
+
+
+def _one_grid(a: Volume, b: Volume) -> bool:
+    try:
+        check_same_grid(a, b, ("", ""))
+    except VolumeError:
+        return False
+    return True
+
+
+def _report(share: float, name: str) -> None:
+    if share == 1:
+        raise VolumeError(
+            f"{name} and the grid it is to be resampled to have no place in common; check the affines of the "
+            "two files, or register them first."
+        )
+    if share > OUTSIDE_TOLD:
+        warnings.warn(
+            f"{name}: {share:.1%} of the voxels it is resampled to lie outside of its field of view and are 0.",
+            stacklevel=3,
+        )
+
+
+def _voxel_to_voxel(volume: Volume, like: Volume) -> np.ndarray:
+    """Voxel indices of `like` to those of `volume`, (4, 4)."""
+    return np.linalg.solve(volume.affine, like.affine)
+
+
+def _outside(volume: Volume, like: Volume) -> np.ndarray:
+    """Where the voxels of `like` lie outside of the box of voxels of `volume`, bool (D', H', W')."""
+    outside = np.zeros(like.data.shape, bool)
+    for size, position in zip(volume.data.shape, _positions(volume, like), strict=True):
+        outside |= (position < -0.5 - _EDGE) | (position > size - 0.5 + _EDGE)
+    return outside
+
+
+def _positions(volume: Volume, like: Volume) -> Iterator[np.ndarray]:
+    """For each axis of `volume`, where along it the voxels of `like` lie, in voxels, (D', H', W')."""
+    d, h, w = np.ogrid[tuple(slice(size) for size in like.data.shape)]
+    for along_d, along_h, along_w, offset in _voxel_to_voxel(volume, like)[:3]:
+        yield along_d * d + along_h * h + along_w * w + offset
