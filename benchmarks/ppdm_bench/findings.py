@@ -1,0 +1,46 @@
+"""What ``data check`` says of the pairs that it looked at."""
+
+from typing import Any
+
+from ppdm.data.checking import Findings, Report
+
+
+def findings_text(findings: Findings) -> str:
+    """A line a pair, its faults and remarks below it, and how many there were of each."""
+    lines = [f"fault: {fault}" for fault in findings.faults]
+    for report in findings.reports:
+        lines.append(_line(report))
+        lines += [f"  fault: {fault}" for fault in report.faults]
+        lines += [f"  remark: {remark}" for remark in report.remarks]
+    faults = len(findings.faults) + sum(len(report.faults) for report in findings.reports)
+    remarks = sum(len(report.remarks) for report in findings.reports)
+    sound = sum(report.sound for report in findings.reports)
+    return "\n".join([*lines, f"{sound} of {len(findings.reports)} pairs sound; {faults} faults, {remarks} remarks"])
+
+
+def findings_rows(findings: Findings) -> list[dict[str, Any]]:
+    """The same as JSON values: a row a pair, after one for the faults of the manifest itself, if it has any."""
+    whole = [{"subject": None, "faults": list(findings.faults)}] if findings.faults else []
+    return whole + [
+        {
+            "subject": report.subject,
+            "split": report.split,
+            "shape": report.shape,
+            "spacing": report.spacing,
+            "source_range": report.source_range,
+            "target_range": report.target_range,
+            "faults": list(report.faults),
+            "remarks": list(report.remarks),
+        }
+        for report in findings.reports
+    ]
+
+
+def _line(report: Report) -> str:
+    words = ["ok   " if report.sound else "FAULT", report.subject, f"({report.split})"]
+    if report.shape and report.spacing:
+        words += ["×".join(map(str, report.shape)), f"{'×'.join(f'{mm:.3g}' for mm in report.spacing)} mm"]
+    for name, span in (("source", report.source_range), ("target", report.target_range)):
+        if span:
+            words.append(f"{name} {span[0]:.4g} to {span[1]:.4g}")
+    return "  ".join(words)

@@ -1,0 +1,252 @@
+"""Every fault of every pair in one pass, before anything is trained or translated.
+
+Every file of a pair is looked at, whatever is wrong with the others, and each fault names the file, what was found,
+what was expected and how to mend it. Only in a file that cannot be read is the first fault the last one.
+
+Faults are what training or translation would refuse, and what makes a pair worthless: a file that cannot be read as a
+volume, grids that differ, an image without contrast, a mask that is empty, a target that is its source, one image in
+two splits, an `suv_factor` for some pairs only. Remarks are what a person should know: voxels that were not finite,
+voxels far from cubes, integers with a slope, sform against qform, negative or implausible uptake, and a scan whose
+voxel size, size or contrast is far from the median of all pairs.
+
+One volume is in memory at a time, none before its header was believed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ppdm.data.contents import Contents, examine, examine_mask, geometry_of
+from ppdm.data.geometry import Geometry
+from ppdm.data.manifest import Pair
+from ppdm.data.volume import VolumeError, check_same_grid
+
+SPACING_RATIO = 1.2  # to the median of all pairs, from where a voxel size is remarked on
+SHAPE_RATIO = 1.5
+CONTRAST_RATIO = 5.0
+
+_FEWEST = 3  # pairs of which a median says what is usual
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found in one pair.
+
+    Attributes:
+        subject, split: those of the pair.
+        source, target: what the two files hold, None for one that cannot be read.
+        faults: why the pair is refused; empty for a sound pair.
+        remarks: what is odd about it.
+    """
+
+    subject: str
+    split: str
+    source: Contents | None
+    target: Contents | None
+    faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether the pair has no fault."""
+        return not self.faults
+
+    @property
+    def readable(self) -> tuple[Contents, ...]:
+        """Those of source and target that could be read, in this order."""
+        return tuple(scan for scan in (self.source, self.target) if scan is not None)
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Voxels along D, H, W of the source, else of the target."""
+        return self.readable[0].geometry.shape if self.readable else None
+
+    @property
+    def spacing(self) -> tuple[float, float, float] | None:
+        """Voxel size in mm along D, H, W of the source, else of the target."""
+        return self.readable[0].geometry.spacing if self.readable else None
+
+    @property
+    def source_range(self) -> tuple[float, float] | None:
+        """Least and largest physical value of the source."""
+        return (self.source.low, self.source.high) if self.source else None
+
+    @property
+    def target_range(self) -> tuple[float, float] | None:
+        """Least and largest physical value of the target."""
+        return (self.target.low, self.target.high) if self.target else None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found in all pairs.
+
+    Attributes:
+        reports: one a pair, in their order.
+        faults: those of the whole rather than of a pair.
+    """
+
+    reports: tuple[Report, ...]
+    faults: tuple[str, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no fault anywhere."""
+        return not self.faults and all(report.sound for report in self.reports)
+
+
+def check_pair(pair: Pair, *, resample: bool = False) -> Report:
+    """Look at all files of a pair and report every fault; none is raised.
+
+    Args:
+        pair: the files, which need not exist.
+        resample: the target is to be resampled onto the source's grid: grids that differ are remarked on only.
+    """
+    faults: list[str] = []
+    remarks: list[str] = []
+    source, grid = _read(pair.source, pair.suv_factor, faults)
+    target, target_grid = _read(pair.target, pair.suv_factor, faults)
+    for scan in filter(None, (source, target)):
+        faults += filter(None, [scan.fault])
+        remarks += scan.remarks
+    for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
+        if resample:
+            remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
+        else:
+            faults.append(fault)
+    if source and target and source.content == target.content:
+        faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
+    if pair.mask:
+        faults += _mask_faults(pair.mask, grid, pair.source)
+    return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    faults: Sequence[str] = (),
+    *,
+    resample: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Findings:
+    """Check every pair by itself and against the others; no fault is raised.
+
+    Args:
+        pairs: the sound rows of a manifest.
+        faults: those of the manifest itself; they come first among the findings.
+        resample: as for :func:`check_pair`.
+        progress: called after every pair with the pairs done and all of them.
+    """
+    reports: list[Report] = []
+    for pair in pairs:
+        reports.append(check_pair(pair, resample=resample))
+        progress(len(reports), len(pairs))
+    leaks, doubles = _same_content(reports)
+    odd = _unlike_the_others(reports, [pair.suv_factor or 1.0 for pair in pairs])
+    return Findings(
+        tuple(
+            replace(report, faults=(*report.faults, *leaks[i]), remarks=(*report.remarks, *doubles[i], *odd[i]))
+            for i, report in enumerate(reports)
+        ),
+        (*faults, *_mixed_units(pairs)),
+    )
+
+
+# One pair
+
+
+def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+    """The scan, and its grid even if only the header is readable; a fault of reading goes to `faults`."""
+    try:
+        scan = examine(path, suv_factor)
+    except VolumeError as error:
+        faults.append(str(error))
+        return None, geometry_of(path)
+    return scan, scan.geometry
+
+
+def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]) -> Iterator[str]:
+    try:
+        if a and b:
+            check_same_grid(a, b, (str(paths[0]), str(paths[1])))
+    except VolumeError as error:
+        yield str(error)
+
+
+def _mask_faults(path: Path, grid: Geometry | None, source: Path) -> Iterator[str]:
+    try:
+        mask_grid, fault = examine_mask(path)
+    except VolumeError as error:
+        yield str(error)
+        yield from _grid_fault(grid, geometry_of(path), (source, path))
+        return
+    yield from filter(None, [fault])
+    yield from _grid_fault(grid, mask_grid, (source, path))
+
+
+# All pairs
+
+
+def _mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+    without = [pair.subject for pair in pairs if pair.suv_factor is None]
+    if 0 < len(without) < len(pairs):
+        yield (
+            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
+            f"{without[0]}); give it for all (PET) or for none (MRI)."
+        )
+
+
+def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list[str]]]:
+    """For every report, its images that another split has (faults), and those that another subject has (remarks)."""
+    leaks: list[list[str]] = [[] for _ in reports]
+    doubles: list[list[str]] = [[] for _ in reports]
+    first: dict[str, tuple[Report, Contents]] = {}
+    for i, report in enumerate(reports):
+        for scan in report.readable:
+            if scan.fault:  # empty images are alike, and reported already
+                continue
+            owner, twin = first.setdefault(scan.content, (report, scan))
+            same = f"{scan.path} holds the same voxels as {twin.path}"
+            if owner.split != report.split:
+                leaks[i].append(
+                    f"{same}, which is in {owner.split}, and this one in {report.split}; keep it in one split."
+                )
+            elif owner.subject != report.subject:
+                doubles[i].append(f"{same} of subject {owner.subject}, so it counts twice.")
+    return leaks, doubles
+
+
+def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
+    """For every report, in what its scans are far from the median of all; `units` turns values into SUV."""
+    remarks: list[list[str]] = [[] for _ in reports]
+    for role in ("source", "target"):
+        scans = {i: scan for i, report in enumerate(reports) if (scan := getattr(report, role))}
+        for name, limit, values in (
+            ("voxel size in mm", SPACING_RATIO, {i: scan.geometry.spacing for i, scan in scans.items()}),
+            ("size in voxels", SHAPE_RATIO, {i: scan.geometry.shape for i, scan in scans.items()}),
+            ("contrast (percentiles 0.1 to 99.9)", CONTRAST_RATIO, _contrasts(scans, units)),
+        ):
+            for i, text in _far_from_median(values, limit).items():
+                remarks[i].append(f"{scans[i].path}: its {name} is {text}.")
+    return remarks
+
+
+def _contrasts(scans: Mapping[int, Contents], units: Sequence[float]) -> dict[int, tuple[float]]:
+    return {i: ((scan.window.high - scan.window.low) * units[i],) for i, scan in scans.items() if scan.window}
+
+
+def _far_from_median(values: Mapping[int, tuple[float, ...]], limit: float) -> dict[int, str]:
+    """Which of the values, all positive, differ by more than a factor `limit` from the median, in words."""
+    if len(values) < _FEWEST:
+        return {}
+    median = np.median(list(values.values()), axis=0)
+    return {
+        i: f"{_numbers(value)}, the median of all pairs {_numbers(median)}"
+        for i, value in values.items()
+        if np.abs(np.log(np.asarray(value) / median)).max() > np.log(limit)
+    }
+
+
+def _numbers(values: Sequence[float] | np.ndarray) -> str:
+    return " × ".join(f"{value:.3g}" for value in values)

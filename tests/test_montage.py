@@ -1,0 +1,261 @@
+"""Pictures of volumes: directions, true proportions, windows, and that the same figure gives the same bytes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from ppdm_bench.report import canvas
+from ppdm_bench.report.montage import Panel, contact_sheet, draw_montage, draw_pair
+from ppdm_bench.report.planes import PLANES, centre_of_mass
+
+SHAPE, SPACING = (9, 7, 5), (1.0, 2.0, 4.0)
+
+
+def ramp(shape=SHAPE):
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def pictures(figure: Figure):
+    return [axes for axes in figure.axes if axes.images]
+
+
+def bars(figure: Figure):
+    return [axes for axes in figure.axes if not axes.images]
+
+
+def written(figure: Figure):
+    """All but the title, which comes first."""
+    return [text.get_text() for text in figure.texts[1:]]
+
+
+def inches(axes):
+    box = axes.get_position()
+    return box.width * axes.figure.get_figwidth(), box.height * axes.figure.get_figheight()
+
+
+# Directions
+
+# Axis and index of what lies farthest in a direction: D runs to the right, H to anterior, W to superior.
+SIDES = {"R": (0, -1), "L": (0, 0), "A": (1, -1), "P": (1, 0), "S": (2, -1), "I": (2, 0)}
+EDGES = {"left": np.s_[:, 0], "right": np.s_[:, -1], "top": np.s_[0], "bottom": np.s_[-1]}
+
+
+@pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES.keys())
+@pytest.mark.parametrize("edge", EDGES)
+def test_the_letter_of_an_edge_is_the_patients_side_that_lies_there(plane, edge):
+    axis, end = SIDES[getattr(plane, edge)]
+    array = np.zeros(SHAPE)
+    np.moveaxis(array, axis, 0)[end] = 1  # one side of the patient is bright
+    picture = plane.picture(array, 2)
+    assert (picture[EDGES[edge]] == 1).all()
+    assert picture.sum() == picture[EDGES[edge]].size
+
+
+def test_radiological_pictures_show_the_right_on_the_left_and_the_front_above():
+    axial, coronal, sagittal = PLANES.values()
+    assert [(p.left, p.right, p.top, p.bottom) for p in (axial, coronal, sagittal)] == [
+        tuple("RLAP"),
+        tuple("RLSI"),
+        tuple("APSI"),
+    ]
+    array = np.zeros(SHAPE)
+    array[8, 6, 4] = 1  # right, anterior, superior
+    for plane, index in ((axial, 4), (coronal, 6), (sagittal, 8)):
+        assert np.argwhere(plane.picture(array, index)).tolist() == [[0, 0]]
+
+
+def test_what_is_drawn_is_the_slice_with_its_letters_where_they_belong():
+    figure = draw_montage([Panel(ramp(), "t")], SPACING, title="one", at=(1, 2, 3))
+    cuts = {"axial": ramp()[:, :, 3], "coronal": ramp()[:, 2], "sagittal": ramp()[1]}
+    for axes, plane in zip(pictures(figure), PLANES.values(), strict=True):
+        image = axes.images[0]
+        assert np.array_equal(image.get_array(), cuts[plane.name].T[::-1, ::-1])
+        assert image.origin == "upper"
+        places = {text.get_text(): text.get_position() for text in axes.texts}
+        assert places[plane.left][0] < 0.1 < 0.9 < places[plane.right][0]
+        assert places[plane.bottom][1] < 0.1 < 0.9 < places[plane.top][1]
+        assert axes.transAxes == axes.texts[0].get_transform()
+    assert written(figure)[:3] == ["axial, 4/5", "coronal, 3/7", "sagittal, 2/9"]
+    assert written(figure)[-1] == "Radiological convention: the patient's right (R) is on the left."
+
+
+# Proportions
+
+
+def test_pictures_have_one_scale_whatever_the_spacing():
+    figure = draw_montage([Panel(ramp(), "a"), Panel(ramp(), "b")], SPACING, title="two rows")
+    assert len(pictures(figure)) == 6
+    extent = np.array([9.0, 14.0, 20.0])  # mm along D, H, W
+    scales = []
+    for number, axes in enumerate(pictures(figure)):
+        plane = list(PLANES.values())[number // 2]
+        scales.append(np.array(inches(axes)) / (extent[plane.across], extent[plane.up]))
+        assert axes.images[0].get_extent() == [0, extent[plane.across], 0, extent[plane.up]]
+    np.testing.assert_allclose(scales, scales[0][0])
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+@pytest.mark.parametrize("shape", [(9, 7, 5), (4, 4, 200), (200, 200, 4)])
+@pytest.mark.parametrize("rows", [1, 6])
+def test_everything_lies_on_the_page_and_pictures_do_not_overlap(column, shape, rows):
+    panels = [Panel(ramp(shape), f"volume {i}", "pet", unit="SUV") for i in range(rows)]
+    figure = draw_montage(panels, (1, 1, 1), title="a title of some length " * 5, column=column)
+    assert figure.get_figwidth() == canvas.WIDTHS[column]
+    assert figure.get_figheight() <= 9.0 + 1e-9
+    figure.draw_without_rendering()
+    page = figure.bbox
+    boxes = [axes.get_window_extent() for axes in figure.axes]
+    title = figure.texts[0].get_window_extent()
+    for box in boxes:
+        assert page.x0 <= box.x0 < box.x1 <= page.x1
+        assert page.y0 <= box.y0 < box.y1 <= page.y1
+        assert box.y1 < title.y0
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_text_is_large_enough_to_read():
+    figure = draw_montage([Panel(ramp(), "a", "error", unit="SUV")], SPACING, title="t")
+    texts = [*figure.texts, *(text for axes in figure.axes for text in [*axes.texts, *axes.get_yticklabels()])]
+    assert len(texts) > 15
+    assert min(text.get_fontsize() for text in texts) >= 6
+
+
+def test_long_names_keep_both_their_ends():
+    figure = contact_sheet([ramp()] * 4, SPACING, ["sub-" + "x" * 60 + "-ses-2", "b", "c", "d"], 4, title="t")
+    name = written(figure)[0]
+    assert name.startswith("sub-")
+    assert name.endswith("-ses-2")
+    assert "…" in name
+    assert len(name) < 40
+
+
+# Windows and colours
+
+
+def test_windows_follow_the_colours():
+    array = np.linspace(-50, 150, 1000).reshape(10, 10, 10)
+    low, high = Panel(array, "mri").limits
+    assert (low, high) == pytest.approx((-49, 149))
+    low, high = Panel(array, "pet", "pet").limits
+    assert (low, high) == (0, pytest.approx(149.6))
+    low, high = Panel(array, "error", "error").limits
+    assert low == -high
+    assert high == pytest.approx(149, abs=1)
+    assert Panel(array, "mri", window=(3, 4)).limits == (3, 4)
+    assert [Panel(np.zeros((2, 2, 2)), "flat", c).limits for c in ("gray", "pet", "error")] == [(0, 1), (0, 1), (-1, 1)]
+
+
+def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
+    source, target = ramp() / 100, ramp() / 10
+    windows = {}
+    for colours in ("gray", "pet"):
+        shown = pictures(draw_pair(source, target, SPACING, title="t", colours=colours))
+        windows[colours] = [shown[i].images[0].get_clim() for i in (0, 1)]
+    assert windows["pet"][0] == windows["pet"][1] == Panel(target, "t", "pet").limits
+    assert windows["gray"] == [Panel(source, "s").limits, Panel(target, "t").limits]
+    given = pictures(draw_pair(source, target, SPACING, title="t", colours="pet", ranges=((0, 1), (0, 2))))
+    assert [given[i].images[0].get_clim() for i in (0, 1)] == [(0, 1), (0, 2)]
+
+
+def test_only_volumes_with_a_unit_have_a_colour_bar_and_it_shows_their_window():
+    error = ramp() - ramp().mean()
+    rows = [Panel(ramp(), "T1w"), Panel(error, "error", "error", (-100, 100), "a.u.")]
+    figure = draw_montage(rows, SPACING, title="t")
+    (bar,) = bars(figure)
+    low, high = bar.get_ylim()
+    assert (low, high) == (-100, 100)
+    ticks = [tick for tick in bar.get_yticks() if low <= tick <= high]
+    assert 0 in ticks
+    assert [-tick for tick in ticks] == ticks[::-1]
+    assert "a.u." in written(figure)
+    assert pictures(figure)[1].images[0].get_cmap().name == "RdBu_r"
+    assert not bars(draw_montage(rows[:1], SPACING, title="t"))
+
+
+# Where the planes run
+
+
+def test_a_pair_is_cut_through_the_middle_of_the_mask_or_of_the_target():
+    target = np.zeros(SHAPE, np.float32)
+    target[7, 1, 3] = 5
+    mask = np.zeros(SHAPE, bool)
+    mask[1:4, 5, 0] = True
+
+    def cut(**options):
+        figure = draw_pair(ramp(), target, SPACING, title="t", ranges=((0, 1), (0, 1)), **options)
+        return [text.split(", ")[1] for text in written(figure)[:3]]
+
+    assert cut() == ["4/5", "2/7", "8/9"]
+    assert cut(mask=mask) == ["1/5", "6/7", "3/9"]
+    assert cut(mask=np.zeros(SHAPE)) == ["3/5", "4/7", "5/9"]
+
+
+def test_the_centre_of_mass_ignores_what_is_negative():
+    array = np.full(SHAPE, -1.0)
+    assert centre_of_mass(array) == (4, 3, 2)
+    array[0, 0, 0], array[8, 0, 4] = 1, 3
+    assert centre_of_mass(array) == (6, 0, 3)
+
+
+# Contact sheets
+
+
+def test_a_contact_sheet_shows_the_middle_slice_of_every_subject_at_one_scale():
+    volumes = [ramp(), ramp((9, 7, 8)), ramp((5, 7, 5))]
+    figure = contact_sheet(volumes, SPACING, ["s0", "s1", "s2"], 2, title="three", plane="coronal")
+    shown = pictures(figure)
+    assert written(figure)[:3] == ["s0", "s1", "s2"]
+    for axes, volume in zip(shown, volumes, strict=True):
+        assert np.array_equal(axes.images[0].get_array(), volume[:, 3].T[::-1, ::-1])
+    sizes = np.array([inches(axes) for axes in shown])
+    np.testing.assert_allclose(sizes / [(9, 20), (9, 32), (5, 20)], sizes[0, 0] / 9)
+    assert [len(axes.texts) for axes in shown] == [4, 0, 0]
+    assert shown[2].get_position().y1 < shown[0].get_position().y0
+    assert written(figure)[-1].startswith("Coronal slices through the middle.")
+
+
+def test_a_contact_sheet_has_a_colour_bar_where_one_window_counts_for_all():
+    options = {"title": "t", "colours": "pet", "unit": "SUV"}
+    assert len(bars(contact_sheet([ramp()] * 3, SPACING, "abc", **options, window=(0, 5)))) == 1
+    assert not bars(contact_sheet([ramp()] * 3, SPACING, "abc", **options))
+
+
+# Files and refusals
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    saved = []
+    for name in ("a", "b"):
+        figure = draw_pair(ramp(), ramp()[::-1], SPACING, title="pair", colours="pet", unit="SUV")
+        saved.append([path.read_bytes() for path in canvas.save(figure, tmp_path / name)])
+    assert saved[0] == saved[1]
+    assert [content[:4] for content in saved[0]] == [b"\x89PNG", b"%PDF"]
+    assert len(list(Path(tmp_path).iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Panel(np.zeros((4, 5)), "flat"), "flat: a panel needs a finite volume"),
+        (lambda: Panel(np.full(SHAPE, np.nan), "holes"), "holes: a panel needs a finite volume"),
+        (lambda: Panel(ramp(), "x", "jet"), "colours are gray, pet, error, got 'jet'"),
+        (lambda: Panel(ramp(), "x", window=(1, 1)), r"got \(1, 1\)"),
+        (lambda: Panel(ramp(), "x", "error", (-1, 2)), r"of an error \(-x, x\); got \(-1, 2\)"),
+        (lambda: draw_montage([], SPACING, title="t"), "volumes of one shape, got none"),
+        (
+            lambda: draw_pair(ramp(), ramp((9, 7, 4)), SPACING, title="t"),
+            r"one shape, got \[\(9, 7, 4\), \(9, 7, 5\)\]",
+        ),
+        (lambda: draw_pair(ramp(), ramp(), (1, 0, 1), title="t"), "three positive numbers of mm"),
+        (lambda: draw_montage([Panel(ramp(), "x")], SPACING, title="t", at=(0, 0, 5)), "outside of shape"),
+        (lambda: contact_sheet([ramp()], SPACING, ["a", "b"], title="t"), "got 1 volumes, 2 names"),
+        (lambda: contact_sheet([ramp()] * 60, SPACING, ["a"] * 60, 1, title="t"), "60 rows of pictures do not fit"),
+        (lambda: contact_sheet([ramp()], (1, 1), ["a"], title="t"), "three positive numbers of mm"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_words(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()
