@@ -1,0 +1,119 @@
+"""Points near a method: ``--vary name=a,b`` replaces a field by each of the values.
+
+    kernel.gamma=0.25,0.5                   a field of a part
+    kernel=i2sb,gaussian(schedule=flow)     a value of an axis by its name, with or without its own fields
+    loss.mode=off+loss.gradient=0,cell      several fields at once; a value without a name is of the first field
+
+Every point is made by the dataclass itself, so one that cannot work is refused before anything is trained.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from ppdm import Method
+from ppdm.description import describe
+from ppdm.method import AXES
+
+Assignment = tuple[str, str]  # a field, such as kernel.gamma, and its value as it was written
+
+
+class VariationError(ValueError):
+    """A variation that cannot be read, or a point that there is not; says what was got and what is expected."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method near another, and what tells it apart, such as ``kernel.gamma=0.25``."""
+
+    label: str
+    method: Method
+
+
+def vary(method: Method, text: str) -> list[Point]:
+    """The points of one variation around a method, in its order.
+
+    Raises:
+        VariationError: it cannot be read, names a field that there is not, or a point that cannot be.
+    """
+    points, first = [], ""
+    for alternative in _split(text, ","):
+        assignments = [_assignment(part, first) for part in _split(alternative, "+")]
+        first = first or assignments[0][0]
+        label = "+".join(f"{name}={value}" for name, value in assignments)
+        points.append(Point(label, _moved(method, label, assignments)))
+    if not points:
+        raise VariationError(f"expected name=value,value such as kernel.gamma=0.25,0.5, got {text!r}")
+    return points
+
+
+def _assignment(text: str, default: str) -> Assignment:
+    match = re.fullmatch(r"\s*(?:([a-z0-9_.]+)\s*=)?\s*(.+?)\s*", text)
+    name = (match and match[1]) or default
+    if match is None or not name:
+        raise VariationError(f"expected name=value such as kernel.gamma=0.25, got {text!r}")
+    return name, match[2]
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split where no parenthesis is open; what is blank is dropped."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == separator and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
+
+
+def _moved(method: Method, label: str, assignments: Sequence[Assignment]) -> Method:
+    try:
+        content = method.to_dict()
+        for name, value in assignments:
+            _set(content, name, _axis_value(name, value) if name in AXES else _plain(value))
+        return Method.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise VariationError(f"{label}: {error}") from None
+
+
+def _set(content: dict[str, Any], name: str, value: Any) -> None:
+    *parts, last = name.split(".")
+    place: Any = content
+    for part in parts:
+        place = place.get(part) if isinstance(place, Mapping) else None
+    if not isinstance(place, dict) or last not in place:
+        raise VariationError(f"a method has no {name}; it has {', '.join(_names(content))}")
+    place[last] = value
+
+
+def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every field that can be varied."""
+    return [
+        found
+        for name, value in content.items()
+        if name not in ("name", "type")
+        for found in [f"{prefix}{name}", *(_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else ())]
+    ]
+
+
+def _axis_value(axis: str, text: str) -> dict[str, Any]:
+    """``gaussian(schedule=flow)`` as the dictionary that describes it."""
+    match = re.fullmatch(r"([a-z0-9_]+)(?:\((.*)\))?", text)
+    if match is None or match[1] not in AXES[axis]:
+        raise VariationError(f"there is no {axis} {text!r}; there are {', '.join(AXES[axis])}")
+    fields = dict(_assignment(part, "") for part in _split(match[2] or "", ","))
+    value: Any = AXES[axis][match[1]](**{name: _plain(written) for name, written in fields.items()})
+    assert is_dataclass(value)
+    return {"type": match[1]} | describe(value, AXES)
+
+
+def _plain(text: str) -> Any:
+    """A JSON value, or else the text itself; lists are tuples, as dataclasses want them."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return tuple(value) if isinstance(value, list) else value

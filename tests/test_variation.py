@@ -1,0 +1,70 @@
+"""``--vary``: points near a method."""
+
+from dataclasses import replace
+
+import pytest
+
+from ppdm import PPDM
+from ppdm.kernel import I2SB, Brownian, Gaussian
+from ppdm.loss import Loss
+from ppdm.representation import Identity, Puzzle
+from ppdm_bench.variation import VariationError, vary
+
+
+def _methods(text):
+    return [point.method for point in vary(PPDM, text)]
+
+
+def test_a_field_of_a_part():
+    points = vary(PPDM, "kernel.gamma=0.25, 0.5")
+    assert [point.label for point in points] == ["kernel.gamma=0.25", "kernel.gamma=0.5"]
+    assert [point.method.kernel for point in points] == [Brownian(0.25), Brownian(0.5)]
+    assert points[1].method == replace(PPDM, kernel=Brownian(0.5))
+
+
+def test_a_field_of_the_method_itself():
+    assert _methods("target=x0") == [replace(PPDM, target="x0")]
+
+
+def test_values_of_an_axis():
+    assert [m.kernel for m in _methods("kernel=i2sb,brownian(gamma=1),gaussian(schedule=flow)")] == [
+        I2SB(),
+        Brownian(1.0),
+        Gaussian("flow"),
+    ]
+    kept = _methods("representation=identity,puzzle(factor=[1,2,2])")
+    assert [m.representation for m in kept] == [Identity(), Puzzle((1, 2, 2))]
+
+
+def test_several_fields_at_once():
+    off, cell = _methods("loss.mode=off+loss.gradient=0,cell")
+    assert off.loss == replace(PPDM.loss, mode="off", gradient=0)
+    assert cell.loss == replace(PPDM.loss, mode="cell")
+    assert isinstance(off.loss, Loss)
+
+
+def test_json_values():
+    assert not _methods("window.concatenate=false")[0].window.concatenate
+    assert _methods("network.multipliers=[1,2]")[0].network.multipliers == (1, 2)
+    assert _methods("sampling.clamp=null")[0].sampling.clamp is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "expected name=value,value"),
+        ("0.5", "expected name=value such as kernel.gamma=0.25, got '0.5'"),
+        ("kernel.beta=1", "a method has no kernel.beta; it has representation, representation.factor"),
+        ("target.x=1", "has no target.x"),
+        ("kernel.gamma=-1", "kernel.gamma=-1: a Brownian bridge needs gamma > 0"),
+        ("kernel=brown", "no kernel 'brown'; there are brownian, linear, i2sb, gaussian"),
+        ("kernel=brownian(delta=1)", "delta"),
+        ("target=noise", "does not determine x0"),
+        ("network.width=wide", "width must be int, got 'wide'"),
+        ("loss.mode=off", "does not go with mode 'off'"),
+    ],
+)
+def test_refuses_in_words(text, words):
+    with pytest.raises(VariationError) as error:
+        vary(PPDM, text)
+    assert words in str(error.value)
