@@ -1,0 +1,29 @@
+"""Quality of translated volumes: torch tensors of any device, (N, C, D, H, W) or (D, H, W).
+
+Every function names its formula; ``PRESETS`` are the conventions of published challenges, by name.
+"""
+
+from ppdm.metrics.challenges import PRESETS
+from ppdm.metrics.errors import mae, nmae, nrmse, psnr
+from ppdm.metrics.pair import MetricError
+from ppdm.metrics.preset import Preset, default_preset
+from ppdm.metrics.similarity import ssim
+from ppdm.metrics.texture import seam_index, sharpness
+from ppdm.metrics.uptake import UptakeBias, connected_regions, suv_bias
+
+__all__ = [
+    "PRESETS",
+    "MetricError",
+    "Preset",
+    "UptakeBias",
+    "connected_regions",
+    "default_preset",
+    "mae",
+    "nmae",
+    "nrmse",
+    "psnr",
+    "seam_index",
+    "sharpness",
+    "ssim",
+    "suv_bias",
+]

@@ -1,0 +1,149 @@
+"""Published conventions, so that a score can stand beside a challenge's table.
+
+What was read of each is named in ``source`` and followed to the letter where it is code; what could not be settled is
+said beside it.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from math import ceil, floor
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppdm.metrics.errors import mae, psnr
+from ppdm.metrics.pair import MetricError, checked
+from ppdm.metrics.preset import Preset
+from ppdm.metrics.similarity import Window, similarity
+from ppdm.metrics.uptake import suv_bias
+
+_AIR, _METAL = -1024.0, 3000.0  # HU, its `dynamic_range`
+
+
+def _synthrad_psnr(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    return psnr(prediction.clamp(_AIR, _METAL), target.clamp(_AIR, _METAL), _METAL - _AIR, mask)
+
+
+def _synthrad_ssim(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Both clipped, air outside the mask, raised to start at 0 (SSIM's first factor depends on the offset)."""
+    p, g = (x.clamp(_AIR, _METAL) - _AIR for x in (prediction, target))
+    if mask is not None:
+        p, g = (x * (mask > 0) for x in (p, g))
+    return similarity(checked(p, g, mask), _METAL - _AIR, Window.uniform())
+
+
+SYNTHRAD2023 = Preset(
+    name="synthrad2023",
+    metrics={"mae": mae, "psnr": _synthrad_psnr, "ssim": _synthrad_ssim},
+    units="HU",
+    normalisation="MAE none; PSNR and SSIM clipped to [-1024, 3000], data range 4024, SSIM raised by 1024",
+    mask="the body: where MAE, PSNR and SSIM's map are averaged, and air is written outside before SSIM",
+    # SSIM is scikit-image's default: uniform window of 7, sample covariance, mean over the map less 3 voxels at each
+    # border. In the version read the mask reaches SSIM as an image object and not as its array; its use as an array,
+    # which the code below it expects, is what is done here.
+    source="github.com/SynthRAD2023/metrics, functions/image_metrics.py at fe7e385; arXiv 2403.08447",
+)
+
+
+def _brasyn(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
+    """Mean SSIM inside a region, of volumes that are 0 outside it."""
+    p, g = (_percentile_scaled(name, x) * inside for name, x in (("prediction", prediction), ("target", target)))
+    # torchmetrics' defaults: Gaussian window, reflected borders, and the larger of the two images' own ranges.
+    span = max(float(x.max() - x.min()) for x in (p, g))
+    if not span > 0:
+        raise MetricError("BraSyn's SSIM is not defined: prediction and target are constant in the region.")
+    window = Window.gaussian()
+    p, g = (F.pad(x[None, None], (window.half,) * 6, mode="reflect")[0, 0] for x in (p, g))
+    mask = F.pad(inside, (window.half,) * 6)
+    return similarity(checked(p, g, mask), span, window)
+
+
+def _percentile_scaled(name: str, x: Tensor) -> Tensor:
+    """Clip to the volume's own percentiles .5 and 99.5, the lower at least 0, and scale to [0, 1]."""
+    low, high = max(percentile(x, 0.5), 0.0), percentile(x, 99.5)
+    if not low < high:
+        raise MetricError(f"BraSyn scales between percentiles, and those of the {name} are both {high:g}: no contrast.")
+    return (x.clamp(low, high) - low) / (high - low)
+
+
+def percentile(x: Tensor, q: float) -> float:
+    """``numpy.percentile``, which interpolates linearly, for any number of voxels (``torch.quantile`` has a limit)."""
+    place = q / 100 * (x.numel() - 1)
+    below, above = (float(x.flatten().kthvalue(k + 1).values) for k in (floor(place), ceil(place)))
+    return below + (above - below) * (place - floor(place))
+
+
+def _brasyn_tumour(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    assert mask is not None
+    return _brasyn(prediction, target, mask > 0)
+
+
+def _brasyn_healthy(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    everything = torch.ones_like(target, dtype=torch.bool)
+    return _brasyn(prediction, target, everything if mask is None else mask <= 0)
+
+
+BRASYN = Preset(
+    name="brasyn",
+    metrics={"ssim_non_tumour": _brasyn_healthy},
+    masked={"ssim_tumour": _brasyn_tumour},
+    units="any; intensities below 0 count as 0",
+    normalisation="each volume by its own percentiles 0.5 and 99.5 (of all voxels, lower one at least 0) to [0, 1]",
+    mask="the tumour's segmentation; without one, the whole volume is not tumour",
+    # The script as published cannot run to its end: it indexes with an integer mask, and a pair of results at that.
+    # What is done here is the map inside a boolean mask, as in github.com/BraTS-inpainting/inpainting. The Dice score
+    # of a segmentation network on the completed set, which the challenge also uses, is no metric of a pair of volumes.
+    source="github.com/hongweilibran/BraSyn, ssim.py at 4d9af6d; arXiv 2305.09011",
+)
+
+
+def _udpet_nrmse(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
+    """RMSE over the target's range."""
+    span = _positive("span", float(target.max()) - float(target.min()))
+    return checked(prediction, target).mean(lambda p, g: (p - g).square()).sqrt() / span
+
+
+def _udpet_psnr(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
+    return psnr(prediction, target, _positive("maximum", float(target.max())))
+
+
+def _udpet_ssim(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
+    """Each over its own maximum. scikit-image, given floats and no data range, took that of its type, −1 to 1: 2."""
+    p, g = (x / _positive("maximum", float(x.max())) for x in (prediction, target))
+    return similarity(checked(p, g), 2.0, Window.uniform())
+
+
+def _positive(what: str, value: float) -> float:
+    if not value > 0:
+        raise MetricError(f"UDPET's metrics divide by the {what} of prediction or target, which is {value:g} here.")
+    return value
+
+
+def _udpet_error(which: str, prediction: Tensor, target: Tensor, labels: Tensor | None) -> float:
+    """Mean over the regions of the absolute bias in percent."""
+    assert labels is not None
+    return fmean(abs(getattr(bias, which)) for bias in suv_bias(prediction, target, labels).values())
+
+
+UDPET = Preset(
+    name="udpet",
+    metrics={"nrmse": _udpet_nrmse, "psnr": _udpet_psnr, "ssim": _udpet_ssim},
+    masked={
+        "suv_mean_error": partial(_udpet_error, "suv_mean"),
+        "suv_max_error": partial(_udpet_error, "suv_max"),
+    },
+    units="SUV, or Bq/mL: nothing here depends on the unit",
+    normalisation="NRMSE by the target's range, PSNR's peak is the target's maximum, SSIM of each over its own maximum",
+    mask="labels of the volumes of interest (the challenge's: liver 1, heart 2, right kidney 3, left kidney 4)",
+    # The challenge's page names the metrics; the formulas are from a participant's copy of its evaluation script, and
+    # other years may differ. Not computed: its radiomics features, its local "PSNR" (of the image against the mask),
+    # total lesion metabolism (whose error in percent equals that of SUVmean), and the weighted score of them all.
+    source=(
+        "github.com/udpet-challenge/udpet-challenge.github.io, evaluation.md at 0251483; "
+        "github.com/felihong/wavelet-PET-denoising, common/evaluation.py at 037ac83"
+    ),
+)
+
+PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (SYNTHRAD2023, BRASYN, UDPET)}
