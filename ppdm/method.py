@@ -54,6 +54,7 @@ class Optimisation:
         warmup: steps over which the learning rate rises linearly from 0.
         clip: largest norm of the gradient.
         ema: decay of the exponential moving average of the weights that is kept and sampled from.
+        at_start: share of the training times that are t = 1 exactly, where sampling starts; the others are uniform.
 
     Raises:
         ValueError: a value out of range.
@@ -64,6 +65,7 @@ class Optimisation:
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
+    at_start: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
@@ -72,6 +74,8 @@ class Optimisation:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
+        if not 0 <= self.at_start < 1:
+            raise ValueError(f"the share of times at the start must be in [0, 1), got {self.at_start}")
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,8 @@ def training_loss(
     x0, y, predict = method.window.draw(x0, y, generator)
 
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    times = 1 - torch.rand(x0.shape[0], **random)  # in (0, 1]: the start is drawn, the end, where nothing is asked, not
+    # In (0, 1]: the start is drawn, the end, where nothing is asked, not. Stretched, what lies beyond 1 is at the start.
+    times = ((1 - torch.rand(x0.shape[0], **random)) / (1 - method.optimisation.at_start)).clamp(max=1)
     noise = torch.randn(x0.shape, **random)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)

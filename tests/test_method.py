@@ -324,6 +324,24 @@ def test_the_start_is_drawn_and_the_end_never(monkeypatch: pytest.MonkeyPatch) -
     assert recorder.times[0].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_share_of_the_times_is_at_the_start_and_the_others_stay_uniform(share: float) -> None:
+    recorder, x = Recorder(), volumes(2000, 1, 2, 2, 2)
+    method = replace(BRIDGE, optimisation=replace(BRIDGE.optimisation, at_start=share))
+    training_loss(method, recorder, x, x, torch.Generator().manual_seed(0))
+    times = recorder.times[0]
+    assert (times == 1).float().mean().item() == pytest.approx(share, abs=0.04)
+    others = times[times < 1]
+    assert others.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert others.max() > 0.99
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_of_times_that_there_is_not(share: float) -> None:
+    with pytest.raises(ValueError, match="share of times at the start"):
+        Optimisation(at_start=share)
+
+
 @BOTH
 def test_any_size_trains_as_its_padded_volume(method: Method) -> None:
     net, source, target = network(method), volumes(1, 1, 5, 6, 7), volumes(1, 1, 5, 6, 7, seed=1)
