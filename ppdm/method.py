@@ -74,8 +74,8 @@ class Optimisation:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
-        if not 0 <= self.at_start < 1:
-            raise ValueError(f"the share of times at the start must be in [0, 1), got {self.at_start}")
+        if not 0 <= self.at_start <= 1:
+            raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,10 @@ def training_loss(
     x0, y, predict = method.window.draw(x0, y, generator)
 
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: the start is drawn, the end, where nothing is asked, not. Stretched, what lies beyond 1 is at the start.
-    times = ((1 - torch.rand(x0.shape[0], **random)) / (1 - method.optimisation.at_start)).clamp(max=1)
+    # In (0, 1]: the start is drawn, the end, where nothing is asked, not.
+    times = 1 - torch.rand(x0.shape[0], **random)
+    elsewhere = 1 - method.optimisation.at_start
+    times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
     noise = torch.randn(x0.shape, **random)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)

@@ -336,7 +336,13 @@ def test_a_share_of_the_times_is_at_the_start_and_the_others_stay_uniform(share:
     assert others.max() > 0.99
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_all_times_at_the_start() -> None:
+    recorder, x = Recorder(), volumes(50, 1, 2, 2, 2)
+    training_loss(replace(BRIDGE, optimisation=Optimisation(at_start=1.0)), recorder, x, x)
+    assert (recorder.times[0] == 1).all()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_of_times_that_there_is_not(share: float) -> None:
     with pytest.raises(ValueError, match="share of times at the start"):
         Optimisation(at_start=share)
