@@ -1,0 +1,206 @@
+"""What a phantom is: fractions of tissues on a grid of voxels.
+
+Axes: a volume (D, H, W) in RAS+ order; D runs from the patient's left to the right, H from posterior to anterior, W
+from inferior to superior. Positions in mm are (right, anterior, superior) from the anatomy's origin, at which every
+grid is centred.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+TISSUES = (
+    "air",
+    "csf",
+    "grey_matter",
+    "white_matter",
+    "deep_grey",
+    "lesion",
+    "cortical_bone",
+    "marrow",
+    "fat",
+    "muscle",
+    "skin",
+    "lung",
+    "liver",
+    "spleen",
+    "kidney",
+    "myocardium",
+    "blood",
+    "bowel",
+)
+
+# Right-left, posterior-anterior and inferior-superior extent in mm that holds an anatomy.
+FIELDS_OF_VIEW = {"head": (168.0, 224.0, 196.0), "torso": (400.0, 300.0, 320.0)}
+PRESETS = ("cubic", "oblong", "thick")
+
+# Slices of clinical scans are about this much thicker than their pixels are wide.
+_THICKNESS = 2.5
+# The lengths of oblong and thick grids are multiples of this, so that networks can halve them.
+_MULTIPLE = 4
+
+
+class PhantomError(ValueError):
+    """A grid, a kind or a tissue that does not exist; the message says what was got and expected."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxels on which an anatomy is seen, centred on its origin.
+
+    Args:
+        shape: voxels along D, H and W.
+        spacing: edge lengths of a voxel in mm.
+
+    Raises:
+        PhantomError: not three whole numbers of voxels, or not three positive finite lengths.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or not all(isinstance(n, int | np.integer) and n >= 1 for n in self.shape):
+            raise PhantomError(f"A grid's shape is three whole numbers from 1 on, as (64, 64, 64); got {self.shape}.")
+        if len(self.spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in self.spacing):
+            raise PhantomError(f"A grid's spacing is three positive lengths in mm, as (2, 2, 2); got {self.spacing}.")
+        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
+
+    @classmethod
+    def covering(cls, kind: str, size: int = 64, preset: str = "cubic") -> Self:
+        """A grid that holds the field of view of an anatomy; its longest axis has `size` voxels.
+
+        Args:
+            kind: head or torso.
+            size: voxels along the longest axis.
+            preset: cubic (size³ isotropic voxels), oblong (isotropic, each axis as long as the anatomy asks for) or
+                thick (as oblong, with axial slices 2.5 times as thick as their pixels are wide).
+
+        Raises:
+            PhantomError: a kind or preset that does not exist, or fewer than 4 voxels.
+        """
+        if kind not in FIELDS_OF_VIEW:
+            raise PhantomError(f"There is no anatomy {kind!r}; choose {' or '.join(FIELDS_OF_VIEW)}.")
+        if preset not in PRESETS:
+            raise PhantomError(f"There is no grid preset {preset!r}; choose {', '.join(PRESETS)}.")
+        if not isinstance(size, int) or size < _MULTIPLE:
+            raise PhantomError(f"A grid's size is a whole number of voxels from {_MULTIPLE} on; got {size!r}.")
+        extent = FIELDS_OF_VIEW[kind]
+        pixel = max(extent) / size
+        if preset == "cubic":
+            return cls((size, size, size), (pixel, pixel, pixel))
+        spacing = (pixel, pixel, pixel * (_THICKNESS if preset == "thick" else 1.0))
+        d, h, w = (_voxels(e, s) if e < max(extent) else size for e, s in zip(extent, spacing, strict=True))
+        return cls((d, h, w), spacing)
+
+    @property
+    def extent(self) -> tuple[float, float, float]:
+        """Lengths of the grid's edges in mm, from outer face to outer face."""
+        d, h, w = (n * s for n, s in zip(self.shape, self.spacing, strict=True))
+        return d, h, w
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in mL."""
+        return math.prod(self.spacing) / 1000.0
+
+    def faces(self, axis: int) -> np.ndarray:
+        """Positions in mm of the n + 1 faces between and around the voxels of an axis, float64."""
+        return (np.arange(self.shape[axis] + 1) - 0.5 * self.shape[axis]) * self.spacing[axis]
+
+    def centres(self, axis: int) -> np.ndarray:
+        """Positions in mm of the n voxel centres along an axis, float64."""
+        return (np.arange(self.shape[axis]) - 0.5 * (self.shape[axis] - 1)) * self.spacing[axis]
+
+
+def _voxels(extent: float, spacing: float) -> int:
+    """The multiple of 4 that covers an extent; rounding errors of the spacing add no voxels."""
+    return _MULTIPLE * math.ceil(extent / spacing / _MULTIPLE - 1e-9)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """One lesion: its centre in mm (right, anterior, superior), mean radius in mm, and the tissue it grew in."""
+
+    centre_mm: tuple[float, float, float]
+    radius_mm: float
+    tissue: str
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The tissues of one subject on a grid, with partial volume.
+
+    Attributes:
+        kind: head or torso.
+        grid: the voxels.
+        tissues: names along the first axis of `fractions`, in the order of `TISSUES`.
+        fractions: float32 (T, D, H, W): which share of each voxel every tissue has; sums to 1, air included.
+        inside: float32 (D, H, W): which share of each voxel lies within the skin, air of sinuses and bowel included.
+        lesions: what was added that is ill; a lesion may be small against a voxel.
+    """
+
+    kind: str
+    grid: Grid
+    tissues: tuple[str, ...]
+    fractions: np.ndarray
+    inside: np.ndarray
+    lesions: tuple[Lesion, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.tissues if name not in TISSUES]:
+            raise PhantomError(f"There is no tissue {unknown[0]!r}; choose from {', '.join(TISSUES)}.")
+        for name, array, shape in (
+            ("fractions", self.fractions, (len(self.tissues), *self.grid.shape)),
+            ("inside", self.inside, self.grid.shape),
+        ):
+            if array.shape != shape or array.dtype != np.float32:
+                raise PhantomError(f"{name} must be float32 {shape}; got {array.dtype} {array.shape}.")
+
+    @property
+    def body(self) -> np.ndarray:
+        """bool (D, H, W): voxels of which at least half lies within the skin."""
+        return self.inside >= 0.5
+
+    def fraction(self, tissue: str) -> np.ndarray:
+        """float32 (D, H, W): the share of each voxel that is `tissue`, a view into `fractions`.
+
+        Raises:
+            PhantomError: this kind of anatomy has no such tissue.
+        """
+        if tissue not in self.tissues:
+            raise PhantomError(f"A {self.kind} has no {tissue!r}; it has {', '.join(self.tissues)}.")
+        return self.fractions[self.tissues.index(tissue)]
+
+    def volume_ml(self, tissue: str) -> float:
+        """Volume of a tissue in mL.
+
+        Raises:
+            PhantomError: this kind of anatomy has no such tissue.
+        """
+        return float(self.fraction(tissue).sum(dtype=np.float64)) * self.grid.voxel_ml
+
+    def labels(self) -> np.ndarray:
+        """uint8 (D, H, W): the tissue with the largest share of each voxel, as its index in `TISSUES`."""
+        index = np.array([TISSUES.index(name) for name in self.tissues], np.uint8)
+        return index[self.fractions.argmax(axis=0)]
+
+    def mix(self, values: Mapping[str, float]) -> np.ndarray:
+        """float32 (D, H, W): Σ_k fraction_k · value_k, the mean of a property over each voxel.
+
+        Args:
+            values: one number for every tissue of this anatomy; those of tissues that it lacks are not used.
+
+        Raises:
+            PhantomError: a tissue has no value, or a name is no tissue.
+        """
+        if unknown := [name for name in values if name not in TISSUES]:
+            raise PhantomError(f"There is no tissue {unknown[0]!r}; choose from {', '.join(TISSUES)}.")
+        if missing := [name for name in self.tissues if name not in values]:
+            raise PhantomError(f"No value for {', '.join(missing)}; give one for every tissue of a {self.kind}.")
+        weights: Any = np.array([values[name] for name in self.tissues], np.float32)
+        return np.ascontiguousarray(np.tensordot(weights, self.fractions, axes=1))
