@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from ppdm._version import __version__
 from ppdm.data.scaling import Scaling, scaling_from_dict
+from ppdm.files import write_together
 from ppdm.method import Method
 
 SCHEMA = 1
@@ -88,7 +88,7 @@ def save(path: str | os.PathLike[str], trained: Trained) -> Path:
     place = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_together({place: weights, place.with_suffix(".json"): text.encode()})
+        write_together({place: weights, place.with_suffix(".json"): text.encode()})
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written ({error.strerror or error}); give another folder.") from None
     return place
@@ -149,6 +149,11 @@ def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn
     return network.eval().requires_grad_(False)
 
 
+def versions() -> dict[str, str]:
+    """Of what computed the weights, as it is written beside them."""
+    return {"ppdm": __version__, "torch": str(torch.__version__)}
+
+
 def _describe(trained: Trained, weights: bytes) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
@@ -158,28 +163,12 @@ def _describe(trained: Trained, weights: bytes) -> dict[str, Any]:
         "spacing": list(trained.spacing),
         "steps": trained.steps,
         "seed": trained.seed,
-        "versions": {"ppdm": __version__, "torch": torch.__version__},
+        "versions": versions(),
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
 
 
 _KEYS = {"schema", "method", "channels", "scaling", "spacing", "steps", "seed", "versions", "sha256"}
-
-
-def _write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files that are complete on the disk before the first of them takes its place, in the order given."""
-    beside = {place: place.with_name(f".{place.name}.{uuid.uuid4().hex}") for place in contents}
-    try:
-        for place, content in contents.items():
-            with beside[place].open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for place, temporary in beside.items():
-            os.replace(temporary, place)
-    finally:
-        for temporary in beside.values():
-            temporary.unlink(missing_ok=True)
 
 
 def _locate(path: Path) -> Path:

@@ -1,267 +1,264 @@
-"""Training: one loop for every method.
+"""Training: one loop for every method, which can be interrupted at any moment and continued.
 
 Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all float32 network values. Steps count
 from k = 0.
 """
 
-import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import IO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from itertools import islice
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ppdm.checkpoint import assemble
-from ppdm.method import Method, Optimisation, training_loss
+from ppdm.augment import Flip
+from ppdm.batches import Array, ArrayPair, Survey, batch, survey
+from ppdm.checkpoint import CheckpointError, versions
+from ppdm.method import Method
+from ppdm.optimisation import Training, average_decay
+from ppdm.resume import Run, RunError
+from ppdm.schedule import (
+    Schedule,
+    TrainingError,
+    batch_indices,
+    learning_rate,
+    step_generator,
+    timed_learning_rate,
+)
+from ppdm.state import State
+from ppdm.training_log import Log, StepReport, opened_log
+from ppdm.validation import validation_loss
 
-Array = np.ndarray | Tensor
-ArrayPair = tuple[Array, Array]
-
-
-class TrainingError(ValueError):
-    """A training cannot start or go on; the message says what was got and what to try."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One training step as it is logged and shown.
-
-    Attributes:
-        step: steps done, from 1.
-        steps: steps of the whole training.
-        loss: mean over the batch.
-        gradient_norm: before clipping.
-        learning_rate: of this step.
-        seconds: since the start of the first step.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-
-    @property
-    def steps_per_second(self) -> float:
-        """Mean over the training so far."""
-        return self.step / self.seconds if self.seconds > 0 else math.inf
-
-    @property
-    def remaining(self) -> float:
-        """Seconds to the end at the mean rate so far."""
-        return (self.steps - self.step) / self.steps_per_second
+__all__ = [
+    "Array",
+    "ArrayPair",
+    "Flip",
+    "Interrupted",
+    "Run",
+    "RunError",
+    "Schedule",
+    "StepReport",
+    "Training",
+    "TrainingError",
+    "average_decay",
+    "batch_indices",
+    "fit",
+    "learning_rate",
+    "step_generator",
+    "timed_learning_rate",
+    "train",
+]
 
 
-@dataclass
-class Training:
-    """What changes while a method is trained; :meth:`step` is one iteration, the same for every method.
-
-    Attributes:
-        method: the point in the design space.
-        network: the weights that are trained, in fp32.
-        average: a second network that holds their exponential moving average.
-        optimiser: AdamW over the network's weights.
-        done: steps taken.
-    """
-
-    method: Method
-    network: nn.Module
-    average: nn.Module
-    optimiser: torch.optim.Optimizer
-    done: int = 0
-
-    @classmethod
-    def start(cls, method: Method, channels: int = 1, seed: int = 0, device: str | torch.device = "cpu") -> "Training":
-        """Make the network from the seed, the same on every device, and leave the global generators as they were."""
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            torch.default_generator.manual_seed(_state(seed, 2))
-            network = method.build(channels).to(device)
-        average = assemble(method, channels, {name: tensor.clone() for name, tensor in network.state_dict().items()})
-        # Fused: one pass over the weights without the temporary copies that the `foreach` variant makes of all of them.
-        decay = method.optimisation.weight_decay
-        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=decay, fused=True)
-        return cls(method, network, average, optimiser)
-
-    def step(
-        self, source: Tensor, target: Tensor, learning_rate: float, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Improve the weights on one batch, and update their average.
-
-        Args:
-            source, target: (N, C, D, H, W) on the network's device.
-            learning_rate: of this step.
-            generator: of times and noise.
-
-        Returns:
-            The loss and the norm of the gradient before clipping, scalars that are not yet waited for.
-        """
-        loss = training_loss(self.method, self.network, source, target, generator).mean()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.method.optimisation.clip, foreach=True)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.optimiser.step()
-        self.optimiser.zero_grad()  # here, so that gradients do not lie beside the activations of the next step
-        self._update_average()
-        self.done += 1
-        return loss.detach(), norm
-
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = average_decay(self.method.optimisation.ema, self.done)
-        for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
-            mean.lerp_(weight, 1 - decay)
+class Interrupted(KeyboardInterrupt):
+    """A training was asked to stop and did, after a whole step; the message says what there is to go on from."""
 
 
 def fit(
     method: Method,
     pairs: Sequence[ArrayPair],
     *,
-    steps: int,
+    steps: int | None = None,
+    minutes: float | None = None,
     batch_size: int = 1,
+    accumulate: int = 1,
+    augment: Flip | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    validation: Sequence[ArrayPair] = (),
+    validate_every: int | None = None,
     log: str | os.PathLike[str] | None = None,
+    run: Run | None = None,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
     """Train a method and return its network with the averaged weights, in evaluation mode.
 
-    On the CPU the same arguments give the same weights bit for bit (with the same torch and number of threads): the
-    seed fixes the first weights, the order of the pairs, and the times and noise of each step. Precision and
-    activation checkpointing are those of ``method.network``.
+    On the CPU the same arguments give the same weights bit for bit (with the same torch and number of threads), whether
+    the training was interrupted or not: the seed fixes the first weights, the order of the pairs, and the times, noise
+    and flips of each step. That holds for a number of steps; how many there are in some minutes, nothing can fix.
+    Precision and activation checkpointing are those of ``method.network``.
 
     Args:
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
             the batch size is 1. A sequence may read its pairs when they are asked for, as
-            :class:`ppdm.data.pairs.TrainingSet` does.
-        steps: updates of the weights.
-        batch_size: pairs an update. The pairs are shuffled anew whenever all have been seen.
-        seed: not negative.
+            :class:`ppdm.data.pairs.TrainingSet` does. They are shuffled anew whenever all have been seen.
+        steps, minutes, batch_size, accumulate, augment, seed, validate_every: as :class:`ppdm.schedule.Schedule` has
+            them; either steps or minutes.
         device: where the network is trained.
+        validation: pairs that the averaged weights are validated on.
         log: a file of JSON lines, written anew, one line a step: step, loss, gradient_norm, learning_rate, seconds,
-            steps_per_second.
-        progress: called after every step.
+            steps_per_second; validation_loss where there was one.
+        run: a folder to keep checkpoints and the log in, and to continue from; without it, the training is in memory.
+        progress: called after every step; also before the first one of a training that is continued, with the last
+            one that was done.
 
     Raises:
-        TrainingError: arguments or pairs that cannot be trained with, a loss or gradient that is not finite, an
-            accelerator's memory that does not suffice, or a log that cannot be written.
+        TrainingError: arguments or pairs that cannot be trained with, a loss, gradient or weight that is not finite,
+            an accelerator's memory that does not suffice, or a log that cannot be written.
+        RunError: the run's folder cannot be used, or was started with other arguments.
+        CheckpointError: a checkpoint cannot be written, or none that is there can be read.
     """
-    _check_request(method, steps, batch_size, seed)
-    channels = _check_pairs(pairs, batch_size)
-    batches = batch_indices(len(pairs), batch_size, seed)
-    with _opened_log(log) as stream, _memory_in_words(method):
-        training = Training.start(method, channels, seed, device)
-        started = time.perf_counter()
-        for k in range(steps):
-            source, target = _batch([pairs[i] for i in next(batches)], device)
-            rate = learning_rate(method.optimisation, k, steps)
-            loss, norm = training.step(source, target, rate, step_generator(seed, k, device))
-            report = StepReport(k + 1, steps, float(loss), float(norm), rate, time.perf_counter() - started)
-            _check_finite(report, method)
-            _write_line(stream, report)
-            progress(report)
+    schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
+    return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, progress=progress)
+
+
+def train(
+    method: Method,
+    pairs: Sequence[ArrayPair],
+    schedule: Schedule,
+    *,
+    device: str | torch.device = "cpu",
+    validation: Sequence[ArrayPair] = (),
+    log: str | os.PathLike[str] | None = None,
+    run: Run | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[StepReport], None] = lambda _: None,
+) -> nn.Module:
+    """The same, with a schedule; asked to ``stop``, it ends the step, keeps a checkpoint and raises `Interrupted`."""
+    _check_request(method, schedule, validation, log, run)
+    seen, held = _surveyed(pairs, validation, schedule, digest=run is not None)
+    with run or nullcontext(), _memory_in_words(method):
+        training = Training.start(method, seen.channels, schedule.seed, device)
+        last = None if run is None else _begin(run, training, schedule, seen, held, device)
+        with opened_log(log if run is None else run.log, last.log_bytes if last else 0) as stream:
+            if last is not None:
+                progress(last.report)
+            for report in _steps(training, pairs, schedule, device, last.report if last else None, run):
+                if schedule.validates(report.step, report.share >= 1):
+                    loss = validation_loss(method, training.average, validation, schedule.seed, device)
+                    report = replace(report, validation_loss=loss)
+                stream.write(report)
+                progress(report)
+                _keep(training, report, stream, run, stopping=stop())
     return training.average
 
 
-def learning_rate(optimisation: Optimisation, k: int, steps: int) -> float:
-    """Linear warm-up to ``optimisation.learning_rate``, then half a cosine down to 0 at k = steps (arXiv 1608.03983).
+def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
+    """What a run is started with, as JSON values, but the pairs.
 
-    The warm-up takes ``optimisation.warmup`` steps, but at most a tenth of them all: a short training would otherwise
-    end before it has begun.
+    Raises:
+        ValueError: the method has values that are not of this package.
     """
-    warmup = min(optimisation.warmup, steps // 10)
-    if k < warmup:
-        return optimisation.learning_rate * (k + 1) / warmup
-    return optimisation.learning_rate * 0.5 * (1 + math.cos(math.pi * (k - warmup) / (steps - warmup)))
+    return {"method": method.to_dict(), **schedule.describe()}
 
 
-def average_decay(ema: float, k: int) -> float:
-    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that the first weights are soon forgotten."""
-    return min(ema, (1 + k) / (10 + k))
+def _steps(
+    training: Training,
+    pairs: Sequence[ArrayPair],
+    schedule: Schedule,
+    device: str | torch.device,
+    last: StepReport | None,
+    run: Run | None,
+) -> Iterator[StepReport]:
+    """Take the steps that are left; whatever is done between them counts as time of the training."""
+    method, seconds = training.method, last.seconds if last else 0.0
+    began = time.perf_counter() - seconds
+    batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
+    batches = islice(batches, training.done * schedule.accumulate, None)
+    resumed = last is not None
+    while schedule.share(training.done, seconds) < 1:
+        rate = schedule.learning_rate(method.optimisation, training.done, seconds)
+        generator = step_generator(schedule.seed, training.done, device)
+        losses = []
+        for indices in islice(batches, schedule.accumulate):
+            source, target = batch([pairs[i] for i in indices], device)
+            if schedule.augment is not None:
+                source, target = schedule.augment(source, target, generator)
+            losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
+        norm = training.update(rate)
+        loss = torch.stack(losses).mean()
+        seconds = time.perf_counter() - began
+        share = schedule.share(training.done, seconds)
+        report = StepReport(training.done, share, float(loss), float(norm), rate, seconds, resumed=resumed)
+        _check_finite(report, method, run)
+        resumed = False
+        yield report
 
 
-def step_generator(seed: int, k: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator of times and noise of step k, which depends on no other step."""
-    return torch.Generator(device).manual_seed(_state(seed, 1, k))
+def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
+    """Write a checkpoint where one is due, and stop where that was asked for."""
+    ended = report.share >= 1
+    due = run is not None and (stopping or run.due(report))
+    if (ended or due) and not training.is_finite():
+        raise _diverged(report, "a weight is not finite", training.method, run)
+    if run is not None and due:
+        run.save(State(report, log.secure(), training.tensors()))
+    if stopping and not ended:
+        kept = "nothing was kept of it" if run is None else run.last_checkpoint()
+        raise Interrupted(f"stopped after step {report.step} as asked; {kept}")
 
 
-def batch_indices(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of indices below count; every index appears once before any appears again."""
+def _begin(
+    run: Run, training: Training, schedule: Schedule, seen: Survey, held: Survey | None, device: str | torch.device
+) -> State | None:
+    """Take the run's folder, and go on from the last checkpoint in it, if there is one."""
+    looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
+    run.begin(describe(training.method, schedule) | looked_at, _environment(device))
+    if (state := run.latest()) is None:
+        return None
+    try:
+        training.restore(state.tensors, state.report.step)
+    except ValueError as error:
+        raise CheckpointError(
+            f"The checkpoint of step {state.report.step} in {run.folder} is of another network: {error}; files of two "
+            "runs were mixed, start anew in another folder."
+        ) from None
+    return state
 
-    def shuffled() -> Iterator[int]:
-        rng = np.random.default_rng((seed, 0))
-        while True:
-            yield from rng.permutation(count).tolist()
 
-    order = shuffled()
-    while True:
-        yield [next(order) for _ in range(batch_size)]
-
-
-def _state(seed: int, *stream: int) -> int:
-    """63 bits, as torch takes them, for one of the streams of random numbers that a seed stands for."""
-    return int(np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0]) >> 1
+def _surveyed(
+    pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
+) -> tuple[Survey, Survey | None]:
+    seen = survey(pairs, schedule.batch_size, digest=digest)
+    if schedule.validate_every is None:
+        return seen, None
+    held = survey(validation, digest=digest, purpose="validate on")
+    if held.channels != seen.channels:
+        raise TrainingError(f"Pairs to train on have {seen.channels} channels, those to validate on {held.channels}.")
+    return seen, held
 
 
-def _check_request(method: Method, steps: int, batch_size: int, seed: int) -> None:
-    for name, value, least in (("steps", steps, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        if type(value) is not int or value < least:
-            raise TrainingError(f"{name} must be an integer of at least {least}, got {value!r}.")
+def _environment(device: str | torch.device) -> Mapping[str, Any]:
+    """What bits depend on, beside what was asked for."""
+    kind = torch.device(device).type
+    threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
+    return {**versions(), "device": kind, **threads}
+
+
+def _check_request(
+    method: Method,
+    schedule: Schedule,
+    validation: Sequence[ArrayPair],
+    log: str | os.PathLike[str] | None,
+    run: Run | None,
+) -> None:
     if method.network.precision == "fp16":
         raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
+    if len(validation) and schedule.validate_every is None:
+        raise TrainingError("Pairs to validate on are of use with validate_every alone; give that too.")
+    if log is not None and run is not None:
+        raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 
 
-def _check_pairs(pairs: Sequence[ArrayPair], batch_size: int) -> int:
-    """Look at every pair before the first step, so that none can end a training after hours; returns the channels."""
-    shapes: dict[tuple[int, ...], int] = {}  # and the first pair that has it
-    for index in range(len(pairs)):
-        source, target = (_volume(v) for v in pairs[index])
-        if source.ndim != 4 or source.shape != target.shape:
-            raise TrainingError(
-                f"Pair {index} has the shapes {tuple(source.shape)} and {tuple(target.shape)}; expected two volumes "
-                "(D, H, W) or (C, D, H, W) of one shape."
-            )
-        if not (source.isfinite().all() and target.isfinite().all()):
-            raise TrainingError(f"Pair {index} holds values that are not finite; replace them first.")
-        shapes.setdefault(tuple(source.shape), index)
-    if not shapes:
-        raise TrainingError("There are no pairs to train on; give at least one.")
-    if len({shape[0] for shape in shapes}) > 1 or (batch_size > 1 and len(shapes) > 1):
-        (a, i), (b, j) = list(shapes.items())[:2]
-        raise TrainingError(
-            f"Pair {i} has the shape {a} and pair {j} {b}: a batch of {batch_size} needs one shape, and channels must "
-            "always agree; crop the volumes alike, or train with batch_size 1."
-        )
-    return next(iter(shapes))[0]
+def _check_finite(report: StepReport, method: Method, run: Run | None) -> None:
+    if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
+        what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
+        raise _diverged(report, what, method, run)
 
 
-def _volume(array: Array) -> Tensor:
-    """(C, D, H, W) float32; arrays are copied, since torch cannot share those that are read-only or reversed."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32, order="C"))
-    return (tensor[None] if tensor.ndim == 3 else tensor).float()
-
-
-def _batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> tuple[Tensor, Tensor]:
-    source, target = (torch.stack([_volume(v) for v in volumes]).to(device) for volumes in zip(*pairs, strict=True))
-    return source, target
-
-
-def _check_finite(report: StepReport, method: Method) -> None:
-    if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
-        return
+def _diverged(report: StepReport, what: str, method: Method, run: Run | None) -> TrainingError:
     precision = method.network.precision
     remedy = "" if precision == "fp32" else f"precision fp32 instead of {precision}, or "
-    raise TrainingError(
-        f"Training stopped at step {report.step}: the loss is {report.loss} and the norm of the gradient "
-        f"{report.gradient_norm}; try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
+    kept = "" if run is None else f"Nothing was written after that; {run.last_checkpoint()}. "
+    return TrainingError(
+        f"Training stopped at step {report.step}: {what}, at a learning rate of {report.learning_rate:g}. {kept}"
+        f"Try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
     )
 
 
@@ -274,23 +271,3 @@ def _memory_in_words(method: Method) -> Iterator[None]:
             f"The accelerator's memory does not suffice to train {method.name} ({str(error).split('. ')[0]}); try a "
             "larger puzzle factor, bf16, checkpointing 'block' or smaller volumes."
         ) from None
-
-
-@contextmanager
-def _opened_log(path: str | os.PathLike[str] | None) -> Iterator[IO[str] | None]:
-    if path is None:
-        yield None
-        return
-    try:
-        # A line at a time: a kill loses none before it. Opened here, so that only this fault is put in words.
-        stream = open(path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
-    except OSError as error:
-        raise TrainingError(f"The log {path} cannot be written ({error.strerror}); give another place.") from None
-    with stream:
-        yield stream
-
-
-def _write_line(stream: IO[str] | None, report: StepReport) -> None:
-    if stream is not None:
-        row = {k: v for k, v in asdict(report).items() if k != "steps"}
-        stream.write(json.dumps(row | {"steps_per_second": report.steps_per_second}, allow_nan=False) + "\n")

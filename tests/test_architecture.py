@@ -15,10 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (ROOT / "ppdm", ROOT / "baselines" / "ppdm_baselines", ROOT / "benchmarks" / "ppdm_bench")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-# PPDM's name is the package's too: there it says where a version comes from, and here what is trained by default.
+# PPDM's name is the package's too: there it says where a version comes from, where its cache is and whose convention a
+# metric follows, and here what is trained by default.
 MAY_NAME_PPDM = {
     "ppdm/model.py",
     "ppdm/checkpoint.py",
+    "ppdm/data/generation.py",
+    "ppdm/metrics/preset.py",
     "benchmarks/ppdm_bench/environment.py",
     "benchmarks/ppdm_bench/version.py",
 }

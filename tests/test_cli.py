@@ -1,7 +1,5 @@
 """The command line as a person meets it: options, sentences, exit codes, and what lies on the disk afterwards."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -14,38 +12,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from commands import refused, run
 
 from ppdm_baselines import METHODS, PRESETS
-from ppdm_bench import cli
 from ppdm_bench.options import GIB
 from ppdm_bench.records import Record, RecordFile
 
 TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-def run(*words: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command, in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    arguments, sys.argv = sys.argv, ["ppdm-bench", *map(str, words)]
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        sys.argv = arguments
-        signal.signal(signal.SIGTERM, handler)
-    return int(end.value.code or 0), out.getvalue(), err.getvalue()
-
-
-def refused(code: int, *words: object) -> str:
-    """The one sentence that a command refuses with."""
-    got, out, err = run(*words)
-    assert (got, out) == (code, ""), err
-    assert err.startswith("ppdm-bench: ")
-    assert "Traceback" not in err
-    assert "unexpected" not in err
-    return err
 
 
 def write_scan(path: Path, shape=(17, 18, 15), dtype=np.float32, affine=None, seed=0) -> Path:
@@ -436,7 +410,7 @@ def test_a_second_run_is_never_mixed_into_the_first(trained):
     before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
     words = ("train", "--manifest", folder / "pairs.csv", "--steps", 1, "--width", 8, "--device", "cpu")
     sentence = refused(1, *words, "--out", folder / "run")
-    assert "holds a run already (model.safetensors, model.json, log.jsonl)" in sentence
+    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json)" in sentence
     assert {path.name: path.read_bytes() for path in (folder / "run").iterdir()} == before
 
 
@@ -515,8 +489,36 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
         (["--device", "tpu"], "'--device'"),
         (["--steps", "0"], "'--steps'"),
         (["--seed", "-1"], "'--seed'"),
+        (["--accumulate", "0"], "'--accumulate'"),
+        (["--minutes", "0"], "expected minutes, a positive number, got '0'"),
+        (["--minutes", "nan"], "expected minutes"),
+        (["--steps", "5", "--minutes", "5"], "one budget: --steps or --minutes"),
+        (["--learning-rate", "-1e-3"], "expected a rate, a positive number"),
+        (["--augment", "rotate"], "'--augment': expected none, flip"),
+        (["--augment", "flip:dd"], "'--augment': expected none, flip"),
+        (["--save-every", "5 hours"], "'--save-every': expected steps such as 200, or minutes such as 5min"),
+        (["--save-every", "0"], "'--save-every'"),
+        (["--validate-every", "0"], "'--validate-every'"),
+        (["--task", "mri-t1t2"], "one source of pairs: --manifest pairs.csv, or --task"),
+        (["--data-seed", "1"], "--data-seed is of phantoms; give it with --task"),
+        (["--size", "16"], "--size is of phantoms"),
     ],
 )
 def test_a_training_that_is_asked_for_wrongly(words, sentence):
     assert sentence in refused(2, "train", "--manifest", "pairs.csv", "--out", "run", *words)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "one source of pairs"),
+        (["--task", "ct"], "task 'ct' is none of pet-denoise, pet-joint, mri-t1t2"),
+        (["--task", "mri-t1t2", "--size", "3"], "'--size'"),
+        (["--task", "mri-t1t2", "--subjects", "0"], "'--subjects'"),
+        (["--task", "mri-t1t2", "--resample"], "give --resample with --manifest"),
+    ],
+)
+def test_subjects_that_are_asked_for_wrongly(words, sentence):
+    assert sentence in refused(2, "train", "--out", "run", *words)
     assert not Path("run").exists()

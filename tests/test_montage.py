@@ -149,7 +149,7 @@ def test_windows_follow_the_colours():
 
 
 def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
-    source, target = ramp() / 100, ramp() / 10
+    source, target = ramp() / 8, ramp() / 10
     windows = {}
     for colours in ("gray", "pet"):
         shown = pictures(draw_pair(source, target, SPACING, title="t", colours=colours))
@@ -158,6 +158,12 @@ def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
     assert windows["gray"] == [Panel(source, "s").limits, Panel(target, "t").limits]
     given = pictures(draw_pair(source, target, SPACING, title="t", colours="pet", ranges=((0, 1), (0, 2))))
     assert [given[i].images[0].get_clim() for i in (0, 1)] == [(0, 1), (0, 2)]
+
+
+def test_a_pet_source_far_below_its_target_has_a_window_of_its_own():
+    target = ramp()
+    shown = draw_pair(target / 5, target, SPACING, title="t", colours="pet").axes
+    assert shown[0].images[0].get_clim() == Panel(target / 5, "s", "pet").limits
 
 
 def test_only_volumes_with_a_unit_have_a_colour_bar_and_it_shows_their_window():

@@ -13,7 +13,9 @@ from ppdm_bench.options import (
     comma_separated,
     one_of,
     read_budget,
+    read_dose,
     read_factor,
+    read_lengths,
     read_option,
     read_shape,
 )
@@ -85,3 +87,29 @@ def test_faults_of_usage_name_their_option():
     with pytest.raises(typer.BadParameter, match="three positive"):
         as_usage(read_shape, "1")
     assert as_usage(read_shape, "1,2,3") == (1, 2, 3)
+
+
+@few
+@given(st.integers(1, 10**4), st.integers(1, 99))
+def test_lengths_are_one_for_all_axes_or_three(whole, hundredths):
+    text = f"{whole}.{hundredths:02d}"
+    assert read_lengths(text) == (float(text),) * 3
+    assert read_lengths(f"{text}, 2,.5") == (float(text), 2.0, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "2,2", "0", "2,0,2", "-1", "nan", "inf", "1e3", "2mm"])
+def test_lengths_that_are_none(text):
+    with pytest.raises(ValueError, match="one or three lengths in mm"):
+        read_lengths(text)
+
+
+@few
+@given(st.integers(2, 10**6))
+def test_dose_factors(factor):
+    assert read_dose(str(factor)) == factor
+
+
+@pytest.mark.parametrize("text", ["", "1", "0", "-4", "2.5", "ref"])
+def test_dose_factors_that_are_none(text):
+    with pytest.raises(ValueError, match="expected a dose factor"):
+        read_dose(text)

@@ -2,20 +2,17 @@ import json
 import math
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_training import DDPM, TINY, pair, same, tuned, weights
 
-from ppdm import PPDM
-from ppdm.data.manifest import Pair
-from ppdm.data.normalise import LogSUV, Range, percentile_range
-from ppdm.data.pairs import PairsError, TrainingSet
-from ppdm.data.scaling import PercentileScaling, SUVScaling
-from ppdm.data.volume import Volume, VolumeError, write_volume
 from ppdm.method import Optimisation, training_loss
+from ppdm.schedule import Schedule, timed_learning_rate, validation_generator
 from ppdm.train import (
     StepReport,
     Training,
@@ -26,30 +23,7 @@ from ppdm.train import (
     learning_rate,
     step_generator,
 )
-from ppdm_baselines import METHODS
-
-TINY = PPDM.with_network(width=8, multipliers=(1, 2))
-DDPM = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))
-
-
-def tuned(method, **options):
-    return replace(method, optimisation=replace(method.optimisation, **options))
-
-
-def pair(seed=0, shape=(8, 8, 8)):
-    """A smooth source in [-1, 1] and a target that is its square, as float32 arrays."""
-    rng = np.random.default_rng(seed)
-    grids = np.meshgrid(*(np.linspace(0, 2 * np.pi, s) for s in shape), indexing="ij")
-    source = np.prod([np.sin(g + p) for g, p in zip(grids, rng.uniform(0, 6, 3), strict=True)], axis=0)
-    return source.astype(np.float32), (2 * source**2 - 1).astype(np.float32)
-
-
-def weights(network):
-    return [p.clone() for p in network.parameters()]
-
-
-def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(weights(a), weights(b), strict=True))
+from ppdm.validation import validation_loss
 
 
 @pytest.mark.parametrize("method", [TINY, DDPM], ids=lambda m: m.name)
@@ -232,8 +206,9 @@ def test_log_is_whole_after_every_step(tmp_path):
 
 
 def test_estimates_of_a_report():
-    report = StepReport(step=5, steps=25, loss=0.1, gradient_norm=1.0, learning_rate=1e-3, seconds=10.0)
+    report = StepReport(step=5, share=0.2, loss=0.1, gradient_norm=1.0, learning_rate=1e-3, seconds=10.0)
     assert (report.steps_per_second, report.remaining) == (0.5, 40.0)
+    assert replace(report, share=1.2).remaining == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -277,11 +252,141 @@ def test_running_out_of_memory_is_said_in_words():
         ({"steps": 1.5}, "steps must be an integer"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"seed": -1}, "seed must be an integer of at least 0"),
+        ({"accumulate": 0}, "accumulate must be an integer of at least 1"),
+        ({"validate_every": 0}, "validate_every must be an integer of at least 1"),
+        ({"minutes": 1}, "steps or for minutes, one of the two; got 1 and 1"),
+        ({"steps": None}, "steps or for minutes, one of the two; got None and None"),
+        ({"steps": None, "minutes": 0}, "minutes must be a positive number, got 0"),
+        ({"steps": None, "minutes": math.nan}, "minutes must be a positive number, got nan"),
+        ({"validate_every": 1}, "no pairs to validate on"),
+        ({"validation": [pair()]}, "of use with validate_every alone"),
+        ({"validation": [(pair()[0], pair()[0][:4])], "validate_every": 1}, "Pair 0 to validate on has the shapes"),
     ],
 )
 def test_refuses_options(options, sentence):
     with pytest.raises(TrainingError, match=sentence):
         fit(TINY, [pair()], **({"steps": 1} | options))
+
+
+# --- accumulation
+
+
+@pytest.fixture
+def constant_draws(monkeypatch):
+    """Times and noise that are the same for every subject, whatever batch it is in."""
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.4))
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.full(shape, 0.3))
+
+
+def as_batch(indices):
+    return tuple(torch.stack([torch.from_numpy(pair(i)[end])[None] for i in indices]) for end in (0, 1))
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3])
+def test_several_batches_give_the_gradient_of_one_as_large(constant_draws, batches):
+    apart, whole = Training.start(TINY), Training.start(TINY)
+    losses = [apart.add_gradient(*as_batch((2 * i, 2 * i + 1)), batches=batches) for i in range(batches)]
+    loss = whole.add_gradient(*as_batch(range(2 * batches)))
+    assert float(sum(losses) / batches) == pytest.approx(float(loss), rel=1e-5)
+    for p, q in zip(apart.network.parameters(), whole.network.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-7)
+    assert any(p.grad.abs().max() > 1e-3 for p in whole.network.parameters())
+
+
+def test_a_step_over_several_batches_is_that_of_one_as_large(constant_draws):
+    pairs, reports = [pair(i) for i in range(5)], {1: [], 4: []}
+    networks = [fit(TINY, pairs, steps=3, batch_size=4 // n, accumulate=n, progress=reports[n].append) for n in reports]
+    for p, q in zip(*(weights(n) for n in networks), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-5)  # AdamW's first steps are signs, of small gradients too
+    for a, b in zip(reports[1], reports[4], strict=True):
+        assert a.step == b.step
+        assert a.loss == pytest.approx(b.loss, rel=1e-4)
+        assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=1e-3)
+
+
+def test_every_batch_of_a_step_draws_for_itself(monkeypatch):
+    drawn, real = [], torch.randn
+
+    def noted(*shape, **how):
+        drawn.append(real(*shape, **how))
+        return drawn[-1]
+
+    monkeypatch.setattr(torch, "randn", noted)
+    fit(TINY, [pair()], steps=2, accumulate=2)
+    assert len(drawn) == 4
+    assert len({float(noise.sum()) for noise in drawn}) == 4
+
+
+# --- a time to train for
+
+
+def clock(monkeypatch, tick=1.0):
+    """A clock that goes on by so many seconds whenever it is looked at."""
+    now = iter(range(10**6))
+    monkeypatch.setattr("ppdm.train.time", SimpleNamespace(perf_counter=lambda: next(now) * tick))
+
+
+def test_a_time_is_trained_for_and_the_rate_follows_it(monkeypatch):
+    clock(monkeypatch)
+    reports, method = [], tuned(TINY, warmup=0)
+    fit(method, [pair()], minutes=0.1, progress=reports.append)
+    assert [r.seconds for r in reports] == [1, 2, 3, 4, 5, 6]
+    assert reports[-1].share == 1
+    full = method.optimisation.learning_rate
+    assert [r.learning_rate for r in reports] == pytest.approx(
+        [full * 0.5 * (1 + math.cos(math.pi * second / 6)) for second in range(6)]
+    )
+
+
+def test_a_step_that_ends_after_the_time_is_finished(monkeypatch):
+    clock(monkeypatch, tick=50.0)
+    reports = []
+    fit(TINY, [pair()], minutes=0.01, progress=reports.append)
+    assert [(r.step, r.share > 1) for r in reports] == [(1, True)]
+
+
+def test_the_timed_rate_rises_by_steps_or_by_time_whichever_is_faster():
+    o = Optimisation(learning_rate=1.0, warmup=10)
+    assert timed_learning_rate(o, 0, 0.0) == pytest.approx(0.1)
+    assert timed_learning_rate(o, 4, 0.0) == pytest.approx(0.5)
+    assert timed_learning_rate(o, 0, 0.05) == pytest.approx(0.5 * 0.5 * (1 + math.cos(0.05 * math.pi)))
+    assert timed_learning_rate(o, 0, 0.5) == pytest.approx(0.5)
+    assert timed_learning_rate(o, 10**6, 0.5) == pytest.approx(0.5)
+    assert timed_learning_rate(replace(o, warmup=0), 0, 0.0) == 1
+    assert timed_learning_rate(o, 99, 1.0) == pytest.approx(0)
+
+
+def test_a_schedule_counts_its_share_in_its_own_unit():
+    assert Schedule(steps=8).share(2, 1e9) == 0.25
+    assert Schedule(minutes=2.0).share(10**9, 30.0) == 0.25
+
+
+# --- validation
+
+
+def test_validation_does_not_disturb_training(tmp_path):
+    pairs, held, log = [pair(i) for i in range(3)], [pair(7), pair(8)], tmp_path / "log.jsonl"
+    plain = fit(TINY, pairs, steps=5, batch_size=2)
+    assert same(plain, fit(TINY, pairs, steps=5, batch_size=2, validation=held, validate_every=2, log=log))
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4, 5]  # and after the last
+    assert rows[-1]["validation_loss"] == validation_loss(TINY, plain, held)
+
+
+def test_validation_loss_is_the_training_loss_of_given_draws():
+    network, held = fit(TINY, [pair()], steps=2), [pair(7), pair(8)]
+    torch.manual_seed(1)
+    wanted = torch.rand(3)
+    torch.manual_seed(1)
+    values = [validation_loss(TINY, network, held, seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(3), wanted)
+    assert values[0] == values[1] != values[2]
+    losses = []
+    for i, (source, target) in enumerate(held):
+        generator = validation_generator(0, i)
+        source, target = (torch.from_numpy(v)[None, None] for v in (source, target))
+        losses += [float(training_loss(TINY, network, source, target, generator)) for _ in range(4)]
+    assert values[0] == pytest.approx(sum(losses) / 8)
 
 
 def with_nan():
@@ -294,9 +399,13 @@ def with_nan():
     ("pairs", "batch_size", "sentence"),
     [
         ([], 1, "no pairs"),
-        ([pair(), (pair()[0], pair()[1][:4])], 1, r"Pair 1 has the shapes \(1, 8, 8, 8\) and \(1, 4, 8, 8\)"),
-        ([(np.zeros((8, 8)), np.zeros((8, 8)))], 1, r"Pair 0 has the shapes"),
-        ([pair(), with_nan()], 1, "Pair 1 holds values that are not finite"),
+        (
+            [pair(), (pair()[0], pair()[1][:4])],
+            1,
+            r"Pair 1 to train on has the shapes \(1, 8, 8, 8\) and \(1, 4, 8, 8\)",
+        ),
+        ([(np.zeros((8, 8)), np.zeros((8, 8)))], 1, r"Pair 0 to train on has the shapes"),
+        ([pair(), with_nan()], 1, "Pair 1 to train on holds values that are not finite"),
         ([pair(), pair(1), pair(2, (4, 8, 8))], 2, r"pair 2 \(1, 4, 8, 8\): a batch of 2 needs one shape"),
         ([pair(), tuple(np.stack([v, v]) for v in pair())], 1, "channels must always agree"),
     ],
@@ -314,85 +423,3 @@ def test_refuses_fp16():
 def test_refuses_a_log_without_folder(tmp_path):
     with pytest.raises(TrainingError, match=r"absent/log\.jsonl cannot be written"):
         fit(TINY, [pair()], steps=1, log=tmp_path / "absent/log.jsonl")
-
-
-def manifest(folder, factors=(None, None, None), splits=("train", "train", "val"), shape=(8, 6, 4)):
-    """Three subjects whose intensities differ by a factor, and their manifest."""
-    rows = ["subject,split,source,target,suv_factor"]
-    for i, (factor, split) in enumerate(zip(factors, splits, strict=True)):
-        source, target = ((i + 1) * 100 * (v + 1) for v in pair(i, shape))
-        for name, data in (("a", source), ("b", target)):
-            volume = Volume.from_array(data, (1.0, 1.5, 2.0 + i))
-            write_volume(folder / f"{i}{name}.nii.gz", volume.data, volume)
-        rows.append(f"s{i},{split},{i}a.nii.gz,{i}b.nii.gz,{'' if factor is None else factor}")
-    (folder / "pairs.csv").write_text("\n".join(rows))
-    return folder / "pairs.csv"
-
-
-@pytest.mark.parametrize("keep", [0, 2 * 4 * 8 * 6 * 4, 1 << 20])
-def test_mri_pairs_are_scaled_by_percentiles_and_a_pooled_range(tmp_path, keep):
-    training_set = TrainingSet(TrainingSet.from_manifest(manifest(tmp_path)).pairs, keep=keep)
-    assert [p.subject for p in training_set.pairs] == ["s0", "s1"]
-    assert training_set.spacing == pytest.approx((1.0, 1.5, 2.5))
-    raw = [tuple((i + 1) * 100 * (v + 1) for v in pair(i, (8, 6, 4))) for i in range(2)]
-    ranges = [percentile_range(target) for _, target in raw]
-    pooled = Range(*(float(np.median([getattr(r, end) for r in ranges])) for end in ("low", "high")))
-    assert training_set.scaling == PercentileScaling(pooled)
-    for (source, target), (raw_source, raw_target) in zip(training_set, raw, strict=True):
-        assert source.dtype == target.dtype == np.float32
-        np.testing.assert_allclose(source, percentile_range(raw_source).forward(raw_source), atol=1e-5)
-        np.testing.assert_allclose(target, pooled.forward(raw_target), atol=1e-5)
-
-
-def test_volumes_beyond_the_memory_are_read_again(tmp_path):
-    training_set = TrainingSet(TrainingSet.from_manifest(manifest(tmp_path)).pairs, keep=2 * 4 * 8 * 6 * 4)
-    for file in tmp_path.glob("*.nii.gz"):
-        file.unlink()
-    assert training_set[0][0].shape == (8, 6, 4)
-    with pytest.raises(VolumeError, match="does not exist"):
-        training_set[1]
-
-
-def test_a_training_set_is_a_sequence(tmp_path):
-    training_set = TrainingSet.from_manifest(manifest(tmp_path))
-    assert len(training_set) == 2
-    np.testing.assert_array_equal(training_set[-1][0], training_set[1][0])
-    assert [len(p) for p in training_set[:1]] == [2]
-    with pytest.raises(IndexError):
-        training_set[2]
-
-
-@pytest.mark.parametrize(("factors", "stored"), [((1, 1, 1), True), ((0.01, 0.02, 1), False)])
-def test_pet_pairs_are_scaled_by_suv(tmp_path, factors, stored):
-    training_set = TrainingSet.from_manifest(manifest(tmp_path, factors))
-    assert training_set.scaling == SUVScaling(stored)
-    for i, (source, target) in enumerate(training_set):
-        for got, raw in zip((source, target), pair(i, (8, 6, 4)), strict=True):
-            np.testing.assert_allclose(got, LogSUV(factors[i]).forward((i + 1) * 100 * (raw + 1)), atol=1e-5)
-
-
-def test_a_training_set_trains(tmp_path):
-    pairs = TrainingSet.from_manifest(manifest(tmp_path))
-    one, two = (weights(fit(TINY, pairs, steps=steps, batch_size=2)) for steps in (1, 2))
-    assert any(not torch.equal(p, q) for p, q in zip(one, two, strict=True))
-
-
-def test_refuses_factors_for_some_pairs_only(tmp_path):
-    with pytest.raises(PairsError, match=r"1 pairs have an suv_factor and 1 have none \(such as subject s1\)"):
-        TrainingSet.from_manifest(manifest(tmp_path, (2.0, None, None)))
-
-
-def test_refuses_a_split_without_pairs(tmp_path):
-    with pytest.raises(PairsError, match=r"pairs\.csv has no pairs in the split 'test'"):
-        TrainingSet.from_manifest(manifest(tmp_path), split="test")
-    with pytest.raises(PairsError, match="no pairs to train on"):
-        TrainingSet([])
-
-
-def test_refuses_a_volume_without_contrast_by_name(tmp_path):
-    flat = Volume.from_array(np.ones((4, 4, 4)))
-    ramp = Volume.from_array(np.arange(64.0).reshape(4, 4, 4))
-    write_volume(tmp_path / "flat.nii", flat.data, flat)
-    write_volume(tmp_path / "ramp.nii", ramp.data, ramp)
-    with pytest.raises(PairsError, match=r"flat\.nii: The image has no contrast"):
-        TrainingSet([Pair("s", "train", tmp_path / "ramp.nii", tmp_path / "flat.nii")])

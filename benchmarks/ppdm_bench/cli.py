@@ -8,25 +8,34 @@ import sys
 import traceback
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ppdm_bench import data
+from ppdm_bench.evaluate import evaluate
 from ppdm_bench.options import (
     as_usage,
+    asked_subjects,
     comma_separated,
     count,
     one_of,
+    positive,
     read_budget,
     read_factor,
+    read_flips,
     read_option,
+    read_pace,
     read_seconds,
     read_shape,
 )
-from ppdm_bench.terminal import in_words, progress, say, show_warning, writable
+from ppdm_bench.quality import quality
+from ppdm_bench.terminal import INTERRUPTED, in_words, progress, say, show_warning, writable
 
-INTERRUPTED = 128 + signal.SIGINT
+if TYPE_CHECKING:
+    pass
 
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
@@ -37,6 +46,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data.app, name="data")
+app.command()(evaluate)
+app.command()(quality)
 
 
 def main() -> None:
@@ -196,42 +208,113 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = F
 
 @app.command()
 def train(
-    manifest: Annotated[Path, typer.Option(help="CSV of pairs: subject,split,source,target[,mask][,suv_factor].")],
-    out: Annotated[Path, typer.Option(help="The run's folder: checkpoint, options and log.")],
+    out: Annotated[Path, typer.Option(help="The run's folder: model, log, options, checkpoints.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Option(help="CSV of pairs: subject,split,source,target[,mask][,suv_factor]; this, or --task."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")] = None,
+    subjects: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many; default 10.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")] = None,
+    data_seed: Annotated[
+        int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")
+    ] = False,
     method: Annotated[str, typer.Option(help="A registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
     preset: Annotated[str, typer.Option(help="matched, authors.")] = "matched",
     factor: Annotated[str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2.")] = None,
     width: Annotated[
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
     ] = None,
-    steps: Annotated[int, typer.Option(parser=count(), metavar="N", help="Updates of the weights.")] = 1000,
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs an update.")] = 1,
+    steps: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Updates of the weights; default 1000.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("minutes"),
+            metavar="MINUTES",
+            help="Time instead of steps; the learning rate follows the clock, so no two runs are the same.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
+    accumulate: Annotated[int, typer.Option(parser=count(), metavar="N", help="Batches an update.")] = 1,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(parser=positive("a rate"), metavar="RATE", help="After the warm-up; default: the method's."),
+    ] = None,
+    augment: Annotated[str, typer.Option(help="none, flip (left and right), or flip:dhw for chosen axes.")] = "none",
     precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
     seed: Annotated[
         int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")
     ] = 0,
+    validate_every: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(), metavar="N", help="Steps from one loss on the split val to the next; default: none."
+        ),
+    ] = None,
+    save_every: Annotated[
+        str, typer.Option(help="From one checkpoint to the next: steps such as 200, or minutes such as 5min.")
+    ] = "5min",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --out if there is one: the same command again.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
 ) -> None:
-    """Train a method on pairs of scans."""
+    """Train a method on pairs of scans, or on phantoms."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     arithmetic = read_option("--precision", one_of("fp32", "bf16"), precision)
+    axes = read_option("--augment", read_flips, augment)
+    save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
+    source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
+    if steps is not None and minutes is not None:
+        raise typer.BadParameter("give one budget: --steps or --minutes")
+    if minutes is None:
+        steps = steps or 1000
 
+    from ppdm.augment import Flip
+    from ppdm.resume import Run
+    from ppdm.schedule import Schedule
+    from ppdm.train import Interrupted, StepReport
     from ppdm_bench.configuration import Configuration
     from ppdm_bench.devices import training_device
-    from ppdm_bench.training import train_run
+    from ppdm_bench.training import memory_in_use, train_run
 
     asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
     resolved = as_usage(asked.resolve)
+    if learning_rate is not None:
+        resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
+    flips = Flip(axes) if axes else None
+    schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
     where = training_device(choice)
+    pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
+    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
     with progress() as bar:
-        task = bar.add_task("reading the scans", total=steps)
+        shown = bar.add_task("reading the scans", total=None)
 
-        def show(step: int, text: str) -> None:
-            bar.update(task, completed=step, description=text)
+        def preparing(done: int, total: int) -> None:
+            bar.update(shown, completed=done, total=total, description="making subjects")
 
-        result = train_run(resolved, manifest, out, steps, batch_size, seed, where, show)
+        def show(report: StepReport) -> None:
+            done, total = (report.step, steps) if steps is not None else (report.seconds, 60 * (minutes or 0))
+            text = f"loss {report.loss:.4f}  {report.steps_per_second:.2f} steps/s  {memory_in_use(where)}"
+            bar.update(shown, completed=done, total=total, description=text)
+
+        try:
+            result = train_run(resolved, source, schedule, run, where, preparing, show)
+        except Interrupted as stopped:
+            say(f"{stopped}; the same command with --resume goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
     print(result)
 
 

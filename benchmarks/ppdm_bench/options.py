@@ -5,11 +5,15 @@ No PyTorch here: it is imported inside commands, so that ``--help`` answers at o
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
 from ppdm_bench.memory.target import GIB, MIB
+
+if TYPE_CHECKING:
+    from ppdm_bench.subjects import Subjects
 
 T = TypeVar("T")
 
@@ -28,6 +32,25 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         return call(*arguments, **options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
+    """Whom a command works on: the pairs of one manifest, or phantoms of one task; absent options are left out.
+
+    Raises:
+        typer.BadParameter: both, neither, or an option of the other.
+    """
+    given = {name: value for name, value in phantoms.items() if value is not None}
+    if (manifest is None) == (task is None):
+        raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
+    if manifest is not None and given:
+        raise typer.BadParameter(f"--{next(iter(given)).replace('_', '-')} is of phantoms; give it with --task")
+    if task is not None and resample:
+        raise typer.BadParameter("phantoms of one subject are on one grid; give --resample with --manifest")
+
+    from ppdm_bench.subjects import ManifestSubjects, PhantomSubjects
+
+    return ManifestSubjects(manifest, resample) if manifest is not None else as_usage(PhantomSubjects, task, **given)
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -73,6 +96,45 @@ def read_seconds(given: str | float) -> float:
     return float(text)
 
 
+def positive(what: str) -> Callable[[str | float], float]:
+    """A reader of positive numbers, such as minutes."""
+
+    def read(given: str | float) -> float:
+        text = str(given)
+        if not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,2})?", text) or not float(text):
+            raise typer.BadParameter(f"expected {what}, a positive number, got {text!r}")
+        return float(text)
+
+    return read
+
+
+def read_pace(text: str) -> tuple[int | None, float | None]:
+    """How often something is done: every so many steps (``200``), or every so many minutes (``5min``).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if re.fullmatch(r"0*[1-9][0-9]*", text):
+        return int(text), None
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*min", text)
+    if not match or not float(match[1]):
+        raise ValueError(f"expected steps such as 200, or minutes such as 5min, got {text!r}")
+    return None, float(match[1])
+
+
+def read_flips(text: str) -> str:
+    """The axes along which volumes are mirrored: ``none``, ``flip`` (left and right), or those of ``flip:dhw``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"none|flip(?::([dhw]{1,3}))?", text)
+    axes = "" if not match or text == "none" else match[1] or "d"
+    if not match or len(set(axes)) < len(axes):
+        raise ValueError(f"expected none, flip (left and right) or flip:dhw with the axes that are meant, got {text!r}")
+    return axes
+
+
 def read_factor(text: str) -> int | tuple[int, int, int]:
     """A puzzle factor: ``2``, or one an axis: ``1x2x2``.
 
@@ -96,6 +158,30 @@ def read_shape(text: str) -> tuple[int, int, int]:
         raise ValueError(f"expected three positive sizes D,H,W in voxels such as 160,192,160, got {text!r}")
     d, h, w = map(int, parts)
     return d, h, w
+
+
+def read_lengths(text: str) -> tuple[float, float, float]:
+    """Edges of a voxel in mm: ``2``, or one an axis: ``2,2,4``.
+
+    Raises:
+        ValueError: they are none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]*\.?[0-9]+", part) and float(part) for part in parts):
+        raise ValueError(f"expected one or three lengths in mm such as 2 or 2,2,4, got {text!r}")
+    d, h, w = [float(part) for part in parts] * (3 // len(parts))
+    return d, h, w
+
+
+def read_dose(text: str) -> int:
+    """A dose factor: counts are divided by it.
+
+    Raises:
+        ValueError: it is no whole number from 2 up.
+    """
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < 2:
+        raise ValueError(f"expected a dose factor, a whole number from 2 up such as 20, got {text!r}")
+    return int(text)
 
 
 def read_budget(text: str) -> int:

@@ -1,5 +1,6 @@
 """What commands share at the terminal: a progress bar, a folder to write to, errors and warnings in words."""
 
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+INTERRUPTED = 128 + signal.SIGINT  # exit code
 
 
 def say(sentence: str) -> None:

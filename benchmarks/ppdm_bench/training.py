@@ -1,75 +1,142 @@
-"""``ppdm-bench train``: a method, a manifest, a run's folder."""
+"""``ppdm-bench train``: a method, pairs, a run's folder."""
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+
+import torch
 
 from ppdm import Method
-from ppdm.checkpoint import NAME, Trained, save
-from ppdm.data.pairs import TrainingSet
-from ppdm.train import StepReport, fit
+from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
+from ppdm.data.manifest import Pair
+from ppdm.data.pairs import PairsError, TrainingSet
+from ppdm.resume import Run
+from ppdm.schedule import Schedule
+from ppdm.train import describe, train
+from ppdm.training_log import StepReport
+from ppdm_bench.subjects import Progress, Subjects
 from ppdm_bench.terminal import writable
-
-LOG = "log.jsonl"
-
-
-class RunError(ValueError):
-    """A folder cannot take a run."""
 
 
 def train_run(
     method: Method,
-    manifest: Path,
-    out: Path,
-    steps: int,
-    batch_size: int,
-    seed: int,
+    subjects: Subjects,
+    schedule: Schedule,
+    run: Run,
     device: str,
-    show: Callable[[int, str], None],
+    preparing: Progress = lambda done, total: None,
+    show: Callable[[StepReport], None] = lambda report: None,
 ) -> str:
-    """Train on the pairs of a manifest's training split, save the run, and say what became of it.
+    """Train on the pairs of the training split, save the run, and say what became of it.
 
     Args:
         method: the point in the design space.
-        manifest: CSV of pairs.
-        out: the run's folder, made once the pairs are known to be sound: ``model.safetensors``, ``model.json``,
-            ``log.jsonl``.
-        steps, batch_size, seed, device: as :func:`ppdm.train.fit` has them.
-        show: called with the steps done and a line of text.
+        subjects: where the pairs come from.
+        schedule: how long and in what portions.
+        run: the folder, made once the pairs are known to be sound: ``model.safetensors``, ``model.json``,
+            ``log.jsonl``, ``options.json``, and checkpoints while it is trained.
+        device: where the network is trained.
+        preparing: called with the phantoms that are there and those that are wanted.
+        show: called after every step.
 
     Raises:
-        RunError: the folder holds a run already; two are never mixed.
+        RunError: the folder holds a run that is not to be continued, or was started with other options.
+        Interrupted: Ctrl-C or SIGTERM came; there is a checkpoint to go on from.
         OSError: the folder cannot be written.
         ValueError: a manifest, a volume or a training that cannot be, in words.
     """
-    method.to_dict()  # a method that cannot be written to a checkpoint is refused before the first step
-    _refuse_second_run(out)
-    pairs = TrainingSet.from_manifest(manifest)
+    run.check(describe(method, schedule))  # a method that cannot be saved is refused here too, before the first step
+    if run.resume and (trained := _finished(run)) is not None:
+        return f"{run.folder} is complete: {trained.steps} steps were done; nothing is left to do"
+    pairs, held = _training_sets(subjects, schedule, preparing)
     last: list[StepReport] = []
 
     def progress(report: StepReport) -> None:
         last[:] = [report]
-        show(report.step, f"loss {report.loss:.4f}  {report.steps_per_second:.2f} steps/s")
+        show(report)
 
-    network = fit(
-        method,
-        pairs,
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        log=writable(out) / LOG,
-        progress=progress,
-    )
-    path = save(out, Trained(method, network, pairs.scaling, pairs.spacing, steps, seed))
-    end = last[0]
+    writable(run.folder)
+    with run:
+        with _stoppable() as stop:
+            network = train(
+                method, pairs, schedule, device=device, validation=held, run=run, stop=stop, progress=progress
+            )
+        end = last[0]
+        path = save(run.folder, Trained(method, network, pairs.scaling, pairs.spacing, end.step, schedule.seed))
+        run.clear()
+    return _summary(end, len(pairs), path, run.log)
+
+
+def memory_in_use(device: str) -> str:
+    """What the process holds of the memory that training is short of: allocated on the GPU, resident on the CPU."""
+    if device == "cuda":
+        return f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB allocated"
+    counted = Path("/proc/self/statm")
+    if not counted.exists():
+        return ""
+    pages = int(counted.read_text().split()[1])
+    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB resident"
+
+
+def _finished(run: Run) -> Trained | None:
+    """The model of a run that has ended; what a kill after that may have left is removed."""
+    if not (run.folder / NAME).exists():
+        return None
+    try:
+        trained = load(run.folder)
+    except CheckpointError:  # it was killed between the two files of the model: the last checkpoint is there still
+        return None
+    with run:
+        run.clear()
+    return trained
+
+
+def _training_sets(
+    subjects: Subjects, schedule: Schedule, preparing: Progress
+) -> tuple[TrainingSet, TrainingSet | tuple[()]]:
+    pairs = subjects.pairs(preparing)
+    chosen = _of_split(pairs, "train", subjects, "mark some rows with it")
+    if schedule.validate_every is None:
+        return TrainingSet(chosen, resample=subjects.resample), ()
+    held = _of_split(pairs, "val", subjects, "validation needs some: add subjects, or leave --validate-every out")
+    training_set = TrainingSet(chosen, resample=subjects.resample)
+    return training_set, TrainingSet(held, resample=subjects.resample, scaling=training_set.scaling)
+
+
+def _of_split(pairs: list[Pair], split: str, subjects: Subjects, mend: str) -> list[Pair]:
+    chosen = [pair for pair in pairs if pair.split == split]
+    if not chosen:
+        raise PairsError(f"{subjects} has no pairs in the split {split!r}; {mend}.")
+    return chosen
+
+
+def _summary(end: StepReport, pairs: int, path: Path, log: Path) -> str:
+    validated = "" if end.validation_loss is None else f", validation loss {end.validation_loss:.4f}"
     return (
-        f"{steps} steps in {end.seconds:.1f} s on {len(pairs)} pairs, last loss {end.loss:.4f}\n"
-        f"written: {path}, {path.with_suffix('.json')}, {out / LOG}"
+        f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}\n"
+        f"written: {path}, {path.with_suffix('.json')}, {log}"
     )
 
 
-def _refuse_second_run(out: Path) -> None:
-    weights = out / NAME
-    there = [path.name for path in (weights, weights.with_suffix(".json"), out / LOG) if path.exists()]
-    if there:
-        raise RunError(f"{out} holds a run already ({', '.join(there)}); give another --out, or delete them first")
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C or SIGTERM has come: the step is ended first. A second one ends at once, as usual."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        restore()
+
+    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    try:
+        yield lambda: bool(came)
+    finally:
+        restore()

@@ -30,42 +30,57 @@ class TrainingSet(Sequence[ArrayPair]):
     Args:
         pairs: what to train on; each volume is read once here to find the constants.
         keep: bytes of volumes that are kept in memory; those beyond are read again each time.
+        resample: whether targets on other grids are interpolated onto those of their sources; else they are refused.
+        scaling: that of another set, if these pairs are to be seen as its are: none of their targets is looked at.
 
     Attributes:
         scaling: how intensities became network values; :class:`ppdm.checkpoint.Trained` wants it.
         spacing: median voxel size in mm along D, H, W.
 
     Raises:
-        PairsError: no pairs, a factor for some of them only, or a volume without contrast.
+        PairsError: no pairs, a factor for some of them only, a volume without contrast, or a scaling of the other
+            modality.
         VolumeError: a volume cannot be read, or the two of a pair are not on one grid.
     """
 
     scaling: Scaling
     spacing: tuple[float, float, float]
 
-    def __init__(self, pairs: Sequence[Pair], keep: int = 8 << 30) -> None:
-        self.pairs, self._room = tuple(pairs), keep
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        keep: int = 8 << 30,
+        *,
+        resample: bool = False,
+        scaling: Scaling | None = None,
+    ) -> None:
+        self.pairs, self.resample, self._room = tuple(pairs), resample, keep
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         in_suv = _is_pet(self.pairs)
+        if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
+            raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
         spacings: list[tuple[float, float, float]] = []
-        ranges: list[tuple[Range, Range]] = []  # of source and target
+        self._sources: list[Range] = []
+        targets: list[Range] = []
         for index, pair in enumerate(self.pairs):
-            source, target = load_pair(pair)
+            source, target = load_pair(pair, resample=resample)
             self._keep(index, (source.data, target.data))
             spacings.append(source.spacing)
             if not in_suv:
-                ranges.append((_range(pair.source, source.data), _range(pair.target, target.data)))
+                self._sources.append(_range(pair.source, source.data, scaling))
+                targets += [_range(pair.target, target.data)] if scaling is None else []
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
-        self._sources = [source_range for source_range, _ in ranges]
-        self.scaling = (
+        self.scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
-            else PercentileScaling(pooled_range([target_range for _, target_range in ranges]))
+            else PercentileScaling(pooled_range(targets))
         )
 
     @classmethod
-    def from_manifest(cls, path: str | os.PathLike[str], split: str = "train") -> "TrainingSet":
+    def from_manifest(
+        cls, path: str | os.PathLike[str], split: str = "train", *, resample: bool = False
+    ) -> "TrainingSet":
         """The pairs of one split of a manifest.
 
         Raises:
@@ -75,7 +90,7 @@ class TrainingSet(Sequence[ArrayPair]):
         pairs = [pair for pair in read_manifest(path) if pair.split == split]
         if not pairs:
             raise PairsError(f"{path} has no pairs in the split {split!r}; mark some rows with it.")
-        return cls(pairs)
+        return cls(pairs, resample=resample)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -98,7 +113,7 @@ class TrainingSet(Sequence[ArrayPair]):
         return self._sources[index], self.scaling.target
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        source, target = load_pair(self.pairs[index])
+        source, target = load_pair(self.pairs[index], resample=self.resample)
         return source.data, target.data
 
     def _keep(self, index: int, volumes: tuple[np.ndarray, np.ndarray]) -> None:
@@ -120,8 +135,10 @@ def _is_pet(pairs: Sequence[Pair]) -> bool:
     return not without
 
 
-def _range(path: Path, volume: np.ndarray) -> Range:
+def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:
+    """What becomes -1 to +1: percentiles of the volume, those of a scaling if one is given."""
+    ends = (scaling.low, scaling.high) if isinstance(scaling, PercentileScaling) else ()
     try:
-        return percentile_range(volume)
+        return percentile_range(volume, *ends)
     except IntensityError as error:
         raise PairsError(f"{path}: {error}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def draw_pair(
         names: of the rows.
         colours, unit: as for :class:`Panel`, of both.
         ranges: windows of source and target; if absent, PET has the target's for both, so that the two can be compared,
-            and MRI each its own.
+            unless the source does not reach half of it (no attenuation correction), and MRI each its own.
         mask: (D, H, W), positive inside.
         column: width of the figure.
 
@@ -58,8 +59,10 @@ def draw_pair(
     """
     windows = ranges or (None, None)
     last = Panel(target, names[1], colours, windows[1], unit)
-    shared = last.limits if colours == "pet" else None
-    rows = [Panel(source, names[0], colours, windows[0] or shared, unit), last]
+    first = Panel(source, names[0], colours, windows[0], unit)
+    if ranges is None and colours == "pet" and first.limits[1] > last.limits[1] / 2:
+        first = replace(first, window=last.limits)
+    rows = [first, last]
     seen = target - last.limits[0] if mask is None else np.asarray(mask) > 0
     return draw_montage(rows, spacing, title=title, at=centre_of_mass(seen), column=column)
 

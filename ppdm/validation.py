@@ -1,0 +1,44 @@
+"""How good a training is on pairs that it does not learn from.
+
+Axes: a volume of a pair (D, H, W) or (C, D, H, W).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ppdm.batches import ArrayPair, batch
+from ppdm.method import Method, training_loss
+from ppdm.schedule import validation_generator
+
+DRAWS = 4  # times and noises that each pair is scored with
+
+
+@torch.no_grad()
+def validation_loss(
+    method: Method,
+    network: nn.Module,
+    pairs: Sequence[ArrayPair],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> float:
+    """Mean training loss of a network over pairs, each with a few times and noises that are the same at every call.
+
+    Losses of one training can be compared, as they differ by the weights alone; those of methods that are scored
+    otherwise cannot. Nothing that training draws is touched.
+
+    Args:
+        method: the point in the design space.
+        network: what ``method.build`` made, on the device.
+        pairs: (source, target) of network values.
+        seed: of the training.
+        device: where the network is.
+    """
+    total = 0.0
+    for index, pair in enumerate(pairs):
+        source, target = batch([pair], device)
+        generator = validation_generator(seed, index, device)
+        for _ in range(DRAWS):
+            total += float(training_loss(method, network, source, target, generator).mean())
+    return total / (len(pairs) * DRAWS)

@@ -1,0 +1,110 @@
+"""A training that is killed at every moment that counts, and continued each time: what ``test_resume`` looks at.
+
+Run as a script, ``killed.py FOLDER words...``, where the words are those of ``ppdm-bench train`` without ``--out``. It
+imports PyTorch once; every training is a fork of it, which is sent SIGKILL before its first operation that counts, or
+its second, and so on, until one gets to its end. What counts is whatever moves, removes or secures a file, every line
+of the log, and the middle of every update of the weights. Prints how each training ended, as JSON.
+"""
+
+import io
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._dynamo  # an optimiser would import it, in every fork
+
+from ppdm import optimisation
+from ppdm.training_log import Log
+from ppdm_bench import cli
+
+ENDLESS = 10**6
+
+unlink = os.unlink
+
+
+def forked(words: list[str], moment: int = ENDLESS) -> int:
+    """The process of a training that is killed before the operation of that number, from 0."""
+    if child := os.fork():
+        return child
+    torch.set_num_threads(1)
+    numbers = count()
+    places = [(os, name) for name in ("replace", "fsync", "unlink")]
+    for owner, name in [*places, (Log, "write"), (optimisation, "average_decay")]:
+        setattr(owner, name, killing(getattr(owner, name), lambda: next(numbers) == moment))
+    sys.argv = ["ppdm-bench", *words]
+    try:
+        cli.main()
+    except SystemExit as end:
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+    os._exit(99)
+
+
+def killing(operation: Callable[..., Any], now: Callable[[], bool]) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        idle = operation is unlink and not os.path.exists(*arguments)
+        if not idle and now():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return operation(*arguments, **options)
+
+    return wrapped
+
+
+def ended(child: int) -> int:
+    """The exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def at_every_moment(folder: Path, words: list[str]) -> list[list[int]]:
+    """How each training ended and its continuation."""
+    ends = [[-9, 0]]
+    while ends[-1][0] != 0:
+        moment = len(ends) - 1
+        there = [*words, "--out", str(folder / f"moment-{moment}")]
+        ends.append([ended(forked(there, moment)), ended(forked([*there, "--resume"]))])
+    return ends[1:]
+
+
+def again_and_again(folder: Path, words: list[str], moment: int) -> list[int]:
+    """How each try ended of one training that is always killed after so many operations more."""
+    there, ends = [*words, "--out", str(folder / "again"), "--resume"], [-9]
+    while ends[-1] == -9 and len(ends) < 50:
+        ends.append(ended(forked(there, moment)))
+    return ends[1:]
+
+
+def from_outside(folder: Path, words: list[str], lines: int) -> list[int]:
+    """How a training ended that is killed by another process when its log has so many lines, and its continuation."""
+    there = [*words, "--out", str(folder / f"outside-{lines}")]
+    log, child = folder / f"outside-{lines}" / "log.jsonl", forked(there)
+    while not log.exists() or len(log.read_bytes().splitlines()) < lines:
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    return [ended(child), ended(forked([*there, "--resume"]))]
+
+
+def imported() -> None:
+    """Import what a command needs, by one that is refused before it calculates anything: not again in every fork."""
+    sys.argv = ["ppdm-bench", "train", "--manifest", "absent.csv", "--out", "absent"]
+    with redirect_stderr(io.StringIO()), suppress(SystemExit):
+        cli.main()
+
+
+if __name__ == "__main__":
+    folder, words = Path(sys.argv[1]), sys.argv[2:]
+    imported()
+    result = {
+        "plain": ended(forked([*words, "--out", str(folder / "plain")])),
+        "moments": at_every_moment(folder, [*words, "--save-every", "1"]),
+        "again": again_and_again(folder, [*words, "--save-every", "1"], 12),
+        "outside": [from_outside(folder, [*words, "--save-every", "2"], lines) for lines in (1, 3)],
+    }
+    print(json.dumps(result))

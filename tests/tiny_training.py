@@ -1,0 +1,46 @@
+"""What the tests of training share: tiny methods, smooth pairs, and a manifest of them on disk."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from ppdm import PPDM
+from ppdm.data.volume import Volume, write_volume
+from ppdm_baselines import METHODS
+
+TINY = PPDM.with_network(width=8, multipliers=(1, 2))
+DDPM = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))
+
+
+def tuned(method, **options):
+    return replace(method, optimisation=replace(method.optimisation, **options))
+
+
+def pair(seed=0, shape=(8, 8, 8)):
+    """A smooth source in [-1, 1] and a target that is its square, as float32 arrays."""
+    rng = np.random.default_rng(seed)
+    grids = np.meshgrid(*(np.linspace(0, 2 * np.pi, s) for s in shape), indexing="ij")
+    source = np.prod([np.sin(g + p) for g, p in zip(grids, rng.uniform(0, 6, 3), strict=True)], axis=0)
+    return source.astype(np.float32), (2 * source**2 - 1).astype(np.float32)
+
+
+def weights(network):
+    return [p.clone() for p in network.parameters()]
+
+
+def same(a, b):
+    return all(torch.equal(p, q) for p, q in zip(weights(a), weights(b), strict=True))
+
+
+def manifest(folder, factors=(None, None, None), splits=("train", "train", "val"), shape=(8, 6, 4)):
+    """Three subjects whose intensities differ by a factor, and their manifest."""
+    rows = ["subject,split,source,target,suv_factor"]
+    for i, (factor, split) in enumerate(zip(factors, splits, strict=True)):
+        source, target = ((i + 1) * 100 * (v + 1) for v in pair(i, shape))
+        for name, data in (("a", source), ("b", target)):
+            volume = Volume.from_array(data, (1.0, 1.5, 2.0 + i))
+            write_volume(folder / f"{i}{name}.nii.gz", volume.data, volume)
+        rows.append(f"s{i},{split},{i}a.nii.gz,{i}b.nii.gz,{'' if factor is None else factor}")
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    return folder / "pairs.csv"
