@@ -1,0 +1,147 @@
+"""``ppdm-bench evaluate``: predictions against targets, subject by subject."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.options import (
+    as_usage,
+    asked_subjects,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_factor,
+    read_option,
+)
+from ppdm_bench.terminal import progress, say, writable
+
+if TYPE_CHECKING:
+    pass
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or their .safetensors files.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV of pairs that the runs are to translate; this, or --task.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")] = None,
+    split: Annotated[str, typer.Option(help="Which of the pairs: train, val, test.")] = "test",
+    subjects: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many in all splits; default 10.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")] = None,
+    data_seed: Annotated[
+        int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
+    ] = None,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")
+    ] = False,
+    predictions: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Instead of runs, predictions made before; repeatable.")
+    ] = None,
+    targets: Annotated[Path | None, typer.Option(metavar="DIR", help="Their targets, of the same file names.")] = None,
+    sources: Annotated[Path | None, typer.Option(metavar="DIR", help="What was translated, likewise.")] = None,
+    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Where quality is measured, likewise.")] = None,
+    suv_factor: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("a factor"), metavar="FACTOR", help="The folders hold PET: what makes SUV of their values."
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Network evaluations, such as 1,2,4; default: the method's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="What differences are from: a run, or a row's name; default: the input.")
+    ] = None,
+    convention: Annotated[
+        str | None, typer.Option(help="Of a challenge: synthrad2023, brasyn, udpet; default: the project's own.")
+    ] = None,
+    data_range: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("a span"),
+            metavar="SPAN",
+            help="Of PSNR and SSIM; default: 20 in SUV, else that of the training targets.",
+        ),
+    ] = None,
+    factor: Annotated[
+        str | None, typer.Option(help="Lattices of the seam index, such as 2,4; default: those of the methods.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("results/evaluation"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Score translations: every metric of every subject, differences, pictures of the best and the worst."""
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
+    evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
+    grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
+    read_option("--split", one_of("train", "val", "test"), split)
+    phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
+    of_folders = {"targets": targets, "sources": sources, "masks": masks, "suv_factor": suv_factor}
+    _check_mode(bool(runs), bool(predictions), of_runs, of_folders)
+
+    with redirect_stdout(sys.stderr), progress() as bar:
+        from ppdm_bench.devices import training_device
+        from ppdm_bench.evaluation.comparison import (
+            Measuring,
+            Sampling,
+            compare_folders,
+            compare_runs,
+            reference_label,
+        )
+        from ppdm_bench.evaluation.results import collect, failures, present
+
+        how = as_usage(Measuring, convention, data_range, grids)
+        if runs:
+            making = bar.add_task("reading", total=None)
+            source = asked_subjects(manifest, task, resample, **phantoms)
+            sampling = Sampling(training_device(choice), evaluations, arithmetic, seed)
+            plan = compare_runs(
+                runs, source, split, how, sampling, lambda done, total: bar.update(making, completed=done, total=total)
+            )
+            bar.remove_task(making)
+        else:
+            assert predictions
+            assert targets
+            plan = compare_folders(predictions, targets, sources, masks, suv_factor, how)
+        against = as_usage(reference_label, plan.candidates, reference)
+        folder = writable(out)
+        records = collect(plan, folder, bar)
+        text, written = present(plan, records, against, folder)
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        text = write_json_array(records)
+    print(text)
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
+    for failure in (failed := failures(records)):
+        say(failure)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:
+    """Runs with pairs, or predictions with targets; each with its own options alone."""
+    if runs == predictions:
+        raise typer.BadParameter("give what is evaluated: runs, with --manifest or --task; or --predictions, --targets")
+    wrong = of_folders if runs else of_runs
+    if given := [name for name, value in wrong.items() if value is not None]:
+        ours, theirs = ("runs", "--predictions") if runs else ("--predictions", "runs")
+        raise typer.BadParameter(f"--{given[0].replace('_', '-')} goes with {theirs}, and {ours} were given")
+    if predictions and of_folders["targets"] is None:
+        raise typer.BadParameter("give the folder that the predictions are held against: --targets")

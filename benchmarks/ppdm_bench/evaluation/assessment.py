@@ -1,0 +1,139 @@
+"""Every candidate on every case: predictions made, scored, and recorded, one case after the other."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from ppdm.cases import Case, CaseFiles, read_case
+from ppdm.evaluation import Score, scores, unit_of
+from ppdm.metrics import Preset
+from ppdm_bench.environment import environment
+from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.records import Record, config_id
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What is to be found out.
+
+    Attributes:
+        cases, candidates: the product of these.
+        preset: the metrics.
+        span: the data range that the preset was made for; None where it has one of its own.
+        task: what the records call the data.
+        data: where the cases come from, as JSON values.
+        resample: whether targets on other grids are interpolated onto those of their sources.
+    """
+
+    cases: Sequence[CaseFiles]
+    candidates: Sequence[Candidate]
+    preset: Preset
+    span: float | None
+    task: str
+    data: Mapping[str, Any]
+    resample: bool = False
+
+    @property
+    def convention(self) -> dict[str, Any]:
+        """How it is measured, as JSON values."""
+        return {"preset": self.preset.name, "data_range": self.span, "metrics": [*self.preset.metrics]}
+
+
+def carry_out(
+    plan: Assessment, progress: Callable[[str], None] = lambda _: None, known: Sequence[Record] = ()
+) -> Iterator[list[Record]]:
+    """Score one candidate after the other on one case after the other, and yield the records of each as it is done.
+
+    What cannot be read, translated or scored is a record with the reason, and loses nothing else.
+
+    Args:
+        plan: what is to be found out.
+        progress: called with what is done next, in words.
+        known: records of earlier runs. A candidate that was scored on files of the same content, by the same code in
+            the same environment, is yielded from them and not computed again.
+    """
+    for files in plan.cases:
+        read = _Once(partial(read_case, files, resample=plan.resample))
+        for candidate in plan.candidates:
+            progress(f"{files.name}: {candidate.text}")
+            common = _common(plan, candidate, files)
+            yield _scored_before(common, known) or _score(plan, candidate, read, common)
+
+
+class _Once:
+    """A case that is read when it is first asked for."""
+
+    def __init__(self, read: Callable[[], Case]) -> None:
+        self._read = read
+        self._case: Case | None = None
+
+    def __call__(self) -> Case:
+        if self._case is None:
+            self._case = self._read()
+        return self._case
+
+
+def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str, Any]) -> list[Record]:
+    try:
+        case = read()
+        found = scores(plan.preset, candidate.predict(case), case)
+    except torch.OutOfMemoryError as error:
+        return _without_value(plan, common | {"status": "oom", "reason": str(error).split(". ")[0]})
+    except (ValueError, RuntimeError) as error:  # a volume or a method's code may fail in many ways
+        return _without_value(plan, common | {"status": "error", "reason": str(error)})
+    common |= {"shape": tuple(case.target.shape), "spacing": case.grid.spacing}
+    return [_record(score, common) for score in found]
+
+
+def _record(score: Score, common: dict[str, Any]) -> Record:
+    outcome = {"value": score.value} if score.value is not None else {"status": "error", "reason": score.reason}
+    return Record(metric=score.metric, unit=score.unit, **common | outcome)
+
+
+def _without_value(plan: Assessment, common: dict[str, Any]) -> list[Record]:
+    return [Record(metric=metric, unit=unit_of(metric), **common) for metric in plan.preset.metrics]
+
+
+def _scored_before(common: Mapping[str, Any], known: Sequence[Record]) -> list[Record]:
+    if common["env"]["dirty"] or not common["options"]["files"]:  # nobody knows whether code or files are the same
+        return []
+    same = [record for record in known if _identity(vars(record)) == _identity(common)]
+    return same if all(record.status == "ok" for record in same) else []
+
+
+def _identity(fields: Mapping[str, Any]) -> list[Any]:
+    return [*(fields[name] for name in ("config_id", "subject", "device", "env")), fields["options"].get("files")]
+
+
+def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[str, Any]:
+    about = {"data": dict(plan.data), "convention": plan.convention, "sampling_seed": candidate.seed}
+    options = {**candidate.options, **about}
+    return {
+        "config_id": config_id(options),
+        "command": "evaluate",
+        "method": candidate.method,
+        "variant": candidate.variant,
+        "task": plan.task,
+        "phase": "sample" if candidate.steps else "",
+        "precision": candidate.precision,
+        "steps": candidate.steps,
+        "n": 1,
+        "kind": "measured",
+        "seed": candidate.seed,
+        "subject": files.name,
+        "device": candidate.device,
+        "env": environment(),
+        "options": options | {"files": _digest(candidate, files)},
+    }
+
+
+def _digest(candidate: Candidate, files: CaseFiles) -> str:
+    """Of the case's files and the prediction's, if there is one; empty where one cannot be read."""
+    prediction = candidate.files.get(files.name)
+    try:
+        return files.digest(*([prediction] if prediction else []))
+    except OSError:
+        return ""

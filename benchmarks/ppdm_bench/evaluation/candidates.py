@@ -1,0 +1,199 @@
+"""What is evaluated: trained methods, predictions that were made before, and the input itself."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ppdm.cases import Case, CaseError, CaseFiles, read_prediction
+from ppdm.checkpoint import Trained, load
+from ppdm.data.scaling import Scaling
+from ppdm.data.volume import SUFFIXES
+from ppdm.evaluation import predict, untranslated
+from ppdm.translation import adapt
+
+INPUT = "input"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """What gives a prediction for each case.
+
+    Attributes:
+        method, variant: as records have them; together they tell candidates apart, but for their steps.
+        predict: the prediction of a case, (D, H, W), in the units of its target.
+        options: everything that the predictions depend on beside the case, as JSON values.
+        steps: network evaluations a volume, None without a network.
+        precision: of the network's arithmetic.
+        device: where the predictions are made.
+        seed: of their noise.
+        files: predictions that were made before, by the names of the cases.
+        untouched: whether the prediction is the input.
+        origin: the run or folder that it comes from.
+    """
+
+    method: str
+    variant: str
+    predict: Callable[[Case], Tensor]
+    options: Mapping[str, Any]
+    steps: int | None = None
+    precision: str = ""
+    device: str = "cpu"
+    seed: int | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    untouched: bool = False
+    origin: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """Method and variant."""
+        return f"{self.method} {self.variant}".strip()
+
+    @property
+    def text(self) -> str:
+        """How a progress bar or a title calls it."""
+        evaluations = "" if self.steps is None else f"{self.steps} evaluation{'s' if self.steps > 1 else ''}"
+        return ", ".join(filter(None, (self.label, evaluations)))
+
+
+def the_input(scaling: Scaling) -> Candidate:
+    """The source itself, see :func:`ppdm.evaluation.untranslated`."""
+    return Candidate(INPUT, "", partial(untranslated, scaling), {"scaling": scaling.to_dict()}, untouched=True)
+
+
+def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
+    """The checkpoints of runs, each with the variant that tells it apart from the others.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    loaded = [load(run, device=device) for run in runs]
+    places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
+    labels = [(trained.method.name, trained.method.variant) for trained in loaded]
+    return list(zip(_told_apart(labels, places), loaded, strict=True))
+
+
+def of_run(
+    run: Path, variant: str, trained: Trained, steps: Sequence[int | None], precision: str | None, seed: int
+) -> list[Candidate]:
+    """A candidate for each number of network evaluations; None stands for the method's own.
+
+    Raises:
+        TranslationError: the method has no such steps or precision.
+    """
+    weights = _digest(trained.network)
+    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in steps]
+
+
+def read_folders(
+    predictions: Sequence[Path], targets: Path, sources: Path | None, masks: Path | None, suv_factor: float | None
+) -> tuple[list[CaseFiles], list[Candidate]]:
+    """Cases and candidates from folders whose files bear the same names, with .nii or .nii.gz behind them.
+
+    Raises:
+        CaseError: a folder is none or empty, or a file has no counterpart.
+    """
+    wanted = scans_in(targets)
+    beside = {}
+    for role, folder in (("source", sources), ("mask", masks)):
+        if folder is not None:
+            beside[role] = scans_in(folder)
+            _refuse_gaps(folder, beside[role], targets, wanted, both=False)
+    cases = [
+        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in beside.items()})
+        for name, path in wanted.items()
+    ]
+    made = [scans_in(folder) for folder in predictions]
+    for folder, files in zip(predictions, made, strict=True):
+        _refuse_gaps(folder, files, targets, wanted, both=True)
+    labels = [(folder.absolute().name, "") for folder in predictions]
+    variants = _told_apart(labels, [folder.absolute().parent.name for folder in predictions])
+    return cases, [_made_before(*each) for each in zip(predictions, variants, made, strict=True)]
+
+
+def scans_in(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by their names without suffix, in order.
+
+    Raises:
+        CaseError: it is no folder, has none, or has two of one name.
+    """
+    if not folder.is_dir():
+        raise CaseError(f"{folder} is not a folder; name one that holds .nii or .nii.gz files.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
+            name = path.name[: path.name.lower().rindex(".nii")]
+            if name in found:
+                raise CaseError(f"{folder} has {found[name].name} and {path.name}; keep one of the two.")
+            found[name] = path
+    if not found:
+        raise CaseError(f"{folder} holds no .nii or .nii.gz file; name the folder that does.")
+    return found
+
+
+def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: int) -> Candidate:
+    method = trained.method
+    return Candidate(
+        method.name,
+        variant,
+        partial(predict, trained, seed=seed),
+        {
+            "width": method.network.width,
+            "resolved": method.to_dict(),
+            "training": {"steps": trained.steps, "seed": trained.seed},
+            "weights": weights,
+        },
+        steps=method.sampling.steps,
+        precision=method.network.precision,
+        device=next(trained.network.parameters()).device.type,
+        seed=seed,
+        origin=run,
+    )
+
+
+def _made_before(folder: Path, variant: str, files: Mapping[str, Path]) -> Candidate:
+    def read(case: Case) -> Tensor:
+        return read_prediction(files[case.name], case)
+
+    name = folder.absolute().name
+    return Candidate(name, variant, read, {"predictions": name}, files=files, origin=folder)
+
+
+def _digest(network: nn.Module) -> str:
+    """12 hexadecimal digits of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _told_apart(labels: Sequence[tuple[str, str]], places: Sequence[str]) -> list[str]:
+    """Variants that differ wherever methods do not: by their place where a label is shared, else by number."""
+    shared = Counter(labels)
+    seen = Counter({(INPUT, ""): 1})
+    variants = []
+    for (method, variant), place in zip(labels, places, strict=True):
+        name = f"{variant} {place}".strip() if shared[method, variant] > 1 else variant
+        seen[method, name] += 1
+        variants.append(name if seen[method, name] == 1 else f"{name} #{seen[method, name]}")
+    return variants
+
+
+def _refuse_gaps(
+    folder: Path, found: Mapping[str, Path], targets: Path, wanted: Mapping[str, Path], both: bool
+) -> None:
+    """Every target needs its counterpart; of predictions, each needs its target, too."""
+    missing = sorted(wanted.keys() - found.keys())
+    extra = sorted(found.keys() - wanted.keys()) if both else []
+    for names, there, absent in ((missing, targets, folder), (extra, folder, targets)):
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+            raise CaseError(
+                f"{len(names)} of the files in {there} have no counterpart in {absent} ({shown}); files are matched by "
+                "their names, so give each its counterpart or take it away."
+            )

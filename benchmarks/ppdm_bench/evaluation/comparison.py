@@ -1,0 +1,167 @@
+"""What is compared with what, from what was asked: runs on pairs, or folders of predictions and of targets."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppdm.cases import CaseError, CaseFiles, files_of
+from ppdm.checkpoint import Trained
+from ppdm.data.manifest import SPLITS
+from ppdm.data.normalise import percentile_range, pooled_range
+from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
+from ppdm.data.volume import read_volume
+from ppdm.evaluation import check_kind, convention, data_range, lattices
+from ppdm.metrics import PRESETS, Preset
+from ppdm.pixel_puzzle import Factor
+from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.evaluation.candidates import Candidate, of_run, read_folders, read_runs, the_input
+from ppdm_bench.subjects import PhantomSubjects, Progress, Subjects
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How predictions are measured.
+
+    Attributes:
+        convention: that of a challenge, one of :data:`ppdm.metrics.PRESETS`; the project's own if absent.
+        span: data range; if absent, that of the scaling. Of the project's own convention alone.
+        grids: lattices of the seam index; if absent, those of the methods. Likewise.
+
+    Raises:
+        ValueError: an option that the convention does not have.
+    """
+
+    convention: str | None = None
+    span: float | None = None
+    grids: Sequence[Factor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.convention is None:
+            return
+        if self.convention not in PRESETS:
+            raise ValueError(f"there is no convention {self.convention!r}; there are {', '.join(PRESETS)}")
+        if self.span is not None or self.grids is not None:
+            raise ValueError(f"the convention {self.convention} fixes data range and metrics; leave these options out")
+
+    def preset(self, spans: Mapping[str, float], grids: Sequence[Factor]) -> tuple[Preset, float | None]:
+        """The metrics and their data range.
+
+        Args:
+            spans: the range of each run's scaling, by what the run is called.
+            grids: the lattices of the methods.
+
+        Raises:
+            CaseError: the ranges differ, and none was asked for.
+        """
+        if self.convention is not None:
+            return PRESETS[self.convention], None
+        if self.span is None and len(set(spans.values())) > 1:
+            known = ", ".join(f"{name}: {span:g}" for name, span in spans.items())
+            raise CaseError(f"The runs were trained on targets of different ranges ({known}); give one --data-range.")
+        span = next(iter(spans.values())) if self.span is None else self.span
+        return convention(span, self.grids or grids), span
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How runs translate.
+
+    Attributes:
+        device: cuda or cpu.
+        steps: network evaluations, each a candidate; None stands for the method's own.
+        precision: the one it was trained in if absent.
+        seed: of the noise.
+    """
+
+    device: str = "cpu"
+    steps: Sequence[int | None] = (None,)
+    precision: str | None = None
+    seed: int = 0
+
+
+def compare_runs(
+    runs: Sequence[Path], source: Subjects, split: str, how: Measuring, sampling: Sampling, progress: Progress
+) -> Assessment:
+    """Runs against one another and against the input, on the pairs of a split.
+
+    Raises:
+        CaseError: no pairs, or runs and pairs that do not go together.
+        CheckpointError, ManifestError, TranslationError: as the modules say.
+    """
+    loaded = read_runs(runs, sampling.device)
+    everything = source.pairs(progress)
+    cases = files_of([pair for pair in everything if pair.split == split])
+    if not cases:
+        counts = Counter(pair.split for pair in everything)
+        there = ", ".join(f"{counts[name]} in {name}" for name in SPLITS)
+        raise CaseError(f"{source} has no pair in the split {split!r}, but {there}; choose another --split.")
+    for run, (_, trained) in zip(runs, loaded, strict=True):
+        check_kind(trained, cases, str(run))
+    methods = [trained for _, trained in loaded]
+    preset, span = how.preset(_spans(runs, methods), lattices(trained.method for trained in methods))
+    candidates = [the_input(methods[0].scaling)]
+    for run, (variant, trained) in zip(runs, loaded, strict=True):
+        candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
+    task, data = _described(source, split)
+    return Assessment(cases, candidates, preset, span, task, data, source.resample)
+
+
+def compare_folders(
+    predictions: Sequence[Path],
+    targets: Path,
+    sources: Path | None,
+    masks: Path | None,
+    suv_factor: float | None,
+    how: Measuring,
+) -> Assessment:
+    """Folders of predictions against a folder of targets, and against the sources where there are any.
+
+    The data range is that of the targets as if they had been trained on: the median of their percentile ranges, one for
+    all; in PET it is 20 SUV.
+
+    Raises:
+        CaseError: files that do not match.
+        IntensityError, VolumeError: a target without contrast, or that cannot be read.
+    """
+    cases, candidates = read_folders(predictions, targets, sources, masks, suv_factor)
+    scaling = _scaling(cases)
+    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]))
+    if sources is not None:
+        candidates.insert(0, the_input(scaling))
+    name = targets.absolute().name
+    return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
+
+
+def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
+    """The label of what differences are taken from: the first candidate, or a run's or folder's path, or a label.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if asked is None:
+        return candidates[0].label
+    for candidate in candidates:
+        if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
+            return candidate.label
+    known = ", ".join(dict.fromkeys(candidate.label for candidate in candidates))
+    raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
+
+
+def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]:
+    return {str(run): data_range(trained.scaling) for run, trained in zip(runs, methods, strict=True)}
+
+
+def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
+    if cases[0].suv_factor is not None:
+        return SUVScaling()
+    return PercentileScaling(pooled_range([percentile_range(read_volume(case.target).data) for case in cases]))
+
+
+def _described(source: Subjects, split: str) -> tuple[str, dict[str, Any]]:
+    """What records call the data, and where they come from, without a path of this machine."""
+    if isinstance(source, PhantomSubjects):
+        return source.task, {**source.describe(), "split": split}
+    name = f"{source.path.absolute().parent.name}/{source.path.name}"
+    return name, {**source.describe(), "manifest": name, "split": split}

@@ -1,0 +1,99 @@
+"""What the best and the worst subject look like: input, prediction, target and error in three planes."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ppdm.cases import Case, CaseFiles, read_case
+from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.records import Record
+from ppdm_bench.report.canvas import save
+from ppdm_bench.report.montage import Panel, draw_montage
+from ppdm_bench.report.panel import Colours
+from ppdm_bench.report.planes import centre_of_mass
+from ppdm_bench.report.series import Series, gather, metric_name
+
+
+def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draw the best and the worst scan of every candidate, and return the files that were written.
+
+    Predictions are made again rather than kept: a set of large volumes would not fit into memory. Of a candidate with
+    several numbers of network evaluations, that with the most is drawn. The errors of the best and the worst share one
+    scale, so that the two can be compared.
+
+    Args:
+        plan: what was carried out.
+        records: what came of it.
+        folder: for the pictures, ``<candidate>-best.png`` and so on.
+    """
+    everything = {(series.label, series.steps): series for series in gather(records)}
+    written = []
+    for candidate in _most_evaluations(plan.candidates):
+        series = everything.get((candidate.label, candidate.steps))
+        if series is not None and series.ranking:
+            written += _draw(plan, candidate, series, folder)
+    return written
+
+
+def _most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of every method and variant that predicts something, the candidate with the most network evaluations."""
+    most: dict[str, Candidate] = {}
+    for candidate in candidates:
+        known = most.get(candidate.label)
+        if not candidate.untouched and (known is None or (candidate.steps or 0) > (known.steps or 0)):
+            most[candidate.label] = candidate
+    return list(most.values())
+
+
+def _draw(plan: Assessment, candidate: Candidate, series: Series, folder: Path) -> list[Path]:
+    ranked = series.ranked(series.ranking)
+    chosen = {"best": ranked[0], "worst": ranked[-1]} if len(ranked) > 1 else {"best": ranked[0]}
+    files = {case.name: case for case in plan.cases}
+    cases = {which: _predicted(plan, candidate, files[name]) for which, (name, _) in chosen.items()}
+    errors = [prediction - case.target.numpy() for case, prediction in cases.values()]
+    reach = max(Panel(error, "error", "error").limits[1] for error in errors)
+    written: list[Path] = []
+    for which, (name, value) in chosen.items():
+        place = f"{which} of {len(ranked)} by {metric_name(series.ranking).split()[0]}"
+        unit = {"dB": " dB", "%": " %"}.get(series.units[series.ranking], "")
+        title = f"{candidate.text}: {name}, {place} ({value:.4g}{unit})"
+        figure = _montage(*cases[which], candidate.label, title, reach)
+        written += save(figure, folder / f"{_file_name(candidate.label)}-{which}")
+    return written
+
+
+def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tuple[Case, np.ndarray]:
+    case = read_case(files, resample=plan.resample)
+    return case, candidate.predict(case).numpy()
+
+
+def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: float) -> Figure:
+    target = case.target.numpy()
+    colours: Colours = "pet" if case.in_suv else "gray"
+    unit = "SUV" if case.in_suv else ""
+    wanted = Panel(target, "target", colours, None, unit)
+    rows = [
+        Panel(prediction, name, colours, wanted.limits, unit),
+        wanted,
+        Panel(prediction - target, "error", "error", (-reach, reach), unit or "a.u."),
+    ]
+    if case.source is not None:
+        rows.insert(0, _input(case.source.numpy(), wanted))
+    seen = target - wanted.limits[0] if case.mask is None else case.mask.numpy() > 0
+    return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
+
+
+def _input(source: np.ndarray, target: Panel) -> Panel:
+    """MRI has a scale of its own; PET that of the target, unless it does not reach half of it (no attenuation)."""
+    panel = Panel(source, "input", target.colours, None, target.unit)
+    alike = target.colours == "pet" and panel.limits[1] > target.limits[1] / 2
+    return replace(panel, window=target.limits) if alike else panel
+
+
+def _file_name(label: str) -> str:
+    return re.sub(r"[^\w.]+", "-", label).strip("-")

@@ -1,0 +1,62 @@
+"""What ``ppdm-bench evaluate`` leaves behind: records as they come, then tables and pictures made from them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from ppdm_bench.evaluation.assessment import Assessment, carry_out
+from ppdm_bench.evaluation.pictures import draw_extremes
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report import dots, quality
+from ppdm_bench.report.canvas import save
+
+RECORDS = "records.jsonl"
+
+
+def collect(plan: Assessment, folder: Path, bar: Progress) -> list[Record]:
+    """Carry the plan out under a progress bar; the records of each prediction are on disk before the next is made.
+
+    A record that the file holds already, word for word, is not written again.
+    """
+    file, records = RecordFile(folder / RECORDS), []
+    earlier = file.read()
+    known = {record.content() for record in earlier}
+    shown = bar.add_task("", total=len(plan.cases) * len(plan.candidates))
+    for made in carry_out(plan, lambda text: bar.update(shown, description=text), earlier):
+        file.append(record for record in made if record.content() not in known)
+        records += made
+        bar.advance(shown)
+    return records
+
+
+def present(plan: Assessment, records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
+    """Write tables, figures and pictures into the folder; the table as text, and every file that was written."""
+    frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
+    written = [folder / RECORDS, *quality.save(frame, title, folder / "quality")]
+    if any(record.value is not None for record in records):
+        written += save(dots.subjects_figure(records, title), folder / "subjects")
+        if len({record.steps for record in records if record.steps}) > 1:
+            written += save(dots.evaluations_figure(records, title), folder / "evaluations")
+        written += draw_extremes(plan, records, folder)
+    return quality.to_text(frame, title), written
+
+
+def failures(records: Sequence[Record]) -> list[str]:
+    """What could not be found out: a sentence for each reason, with where it was met."""
+    met: dict[str, list[Record]] = {}
+    for record in records:
+        if record.status != "ok":
+            met.setdefault(record.reason, []).append(record)
+    return [f"{_where(found)}: {reason}" for reason, found in met.items()]
+
+
+def _where(records: Sequence[Record]) -> str:
+    metrics = list(dict.fromkeys(record.metric for record in records))
+    rows = list(dict.fromkeys(f"{record.method} {record.variant}".strip() for record in records))
+    cases = list(dict.fromkeys(record.subject for record in records))
+    return "; ".join(_few(names) for names in (cases, rows, metrics))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,132 @@
+"""Trials: methods and points near them, trained on tasks under one budget, each in a folder of its own."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppdm import Method
+from ppdm.resume import Run
+from ppdm.schedule import Schedule
+from ppdm.training_log import StepReport
+from ppdm_bench.configuration import find_method
+from ppdm_bench.subjects import PhantomSubjects
+from ppdm_bench.training import train_run
+from ppdm_bench.variation import vary
+
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A method that is to be trained on a task.
+
+    Attributes:
+        label: what tells it apart from the others of its task, such as ``ppdm kernel.gamma=1``.
+        method: the point in the design space.
+        subjects: what it is trained on.
+        schedule: for how long, and from which seed.
+    """
+
+    label: str
+    method: Method
+    subjects: PhantomSubjects
+    schedule: Schedule
+
+    def folder(self, out: Path) -> Path:
+        """Where its run is kept."""
+        name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", f"{self.label} s{self.schedule.seed}").strip("-")
+        return out / self.subjects.task / RUNS / name
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial: its run, or why there is none."""
+
+    trial: Trial
+    run: Path
+    fault: str = ""
+
+
+def trials(
+    tasks: Sequence[PhantomSubjects],
+    methods: Sequence[str],
+    variations: Sequence[str],
+    schedule: Schedule,
+    seeds: Sequence[int],
+    width: int | None = None,
+) -> list[Trial]:
+    """Every method, and every point near it, on every task from every seed, each once.
+
+    Args:
+        tasks: what is trained on.
+        methods: registered names, or ``module:ATTRIBUTE``.
+        variations: ``name=a,b`` around each of the methods, one at a time.
+        schedule: the budget of every trial.
+        seeds: of weights, order, times and noise.
+        width: channels of the finest level; each method's own if absent.
+
+    Raises:
+        ValueError: a method or a variation that there is not.
+    """
+    points = [point for name in methods for point in _points(_sized(find_method(name), width), variations)]
+    return [
+        Trial(label, method, subjects, replace(schedule, seed=seed))
+        for subjects in tasks
+        for label, method in points
+        for seed in seeds
+    ]
+
+
+def carry_out_trials(
+    wanted: Sequence[Trial],
+    out: Path,
+    device: str,
+    preparing: Callable[[int, int], None],
+    show: Callable[[Trial, StepReport], None],
+) -> Iterator[Outcome]:
+    """Train one trial after the other; one that was trained before is not trained again, one that was cut goes on.
+
+    A trial that cannot be trained, such as one that diverges, is told and loses no other.
+
+    Args:
+        wanted: the trials.
+        out: folder of all of them.
+        device: where they are trained.
+        preparing: called with the phantoms that are there and those that are wanted.
+        show: called after every step.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the trial at work has a checkpoint.
+        OSError: the folder cannot be written.
+    """
+    for trial in wanted:
+        folder = trial.folder(out)
+        run = Run(folder, resume=True, asked=trial.subjects.describe())
+        try:
+            train_run(
+                trial.method,
+                trial.subjects,
+                trial.schedule,
+                run,
+                device,
+                preparing,
+                lambda report, trial=trial: show(trial, report),  # type: ignore[misc]
+            )
+        except ValueError as error:
+            yield Outcome(trial, folder, f"{trial.subjects.task}, {trial.label}: {error}")
+        else:
+            yield Outcome(trial, folder)
+
+
+def _sized(method: Method, width: int | None) -> Method:
+    return method if width is None else method.with_network(width=width)
+
+
+def _points(method: Method, variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
+    """The method itself and the points near it, each once and with its label."""
+    seen = {}
+    for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:
+        if point not in seen:
+            seen[point] = label
+            yield f"{method.name} {label}".strip(), point

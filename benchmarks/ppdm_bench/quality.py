@@ -1,0 +1,194 @@
+"""``ppdm-bench quality``: methods on tasks under one budget."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_option
+from ppdm_bench.terminal import INTERRUPTED, progress, say, writable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ppdm.training_log import StepReport
+    from ppdm_bench.evaluation.comparison import Sampling
+    from ppdm_bench.evaluation.trials import Outcome, Trial
+    from ppdm_bench.records import Record
+    from ppdm_bench.subjects import PhantomSubjects
+
+# On two cores: two methods and one task in under ten minutes, enough to see that all works, and no more than that.
+QUICK: dict[str, Any] = {
+    "task": ["mri-t1t2"],
+    "subjects": 8,
+    "size": 32,
+    "minutes": 2.0,
+    "width": 16,
+    "evaluations": "1,4",
+}
+FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10"}
+
+Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
+
+
+def quality(
+    task: Annotated[list[str] | None, typer.Option(help="Phantoms of this task; repeatable. Default: all.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="Points near each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Budget: updates of the weights.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Budget: time of each training.")
+    ] = None,
+    subjects: Annotated[
+        int | None,
+        typer.Option(parser=count(), metavar="N", help="Phantoms of each task, over all splits; default 20."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of their longest axis; default 64.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Their voxels: cubic, oblong or thick.")] = "cubic",
+    width: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level, of every method.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
+    seeds: Annotated[str, typer.Option(help="Trainings of each, such as 0,1,2.")] = "0",
+    evaluations: Annotated[
+        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10. The method's own: own.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
+    reference: Annotated[str | None, typer.Option(help="Row that differences are from; default: the input.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small profile of two methods, minutes on two cores.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("results/quality"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Train methods on tasks under one budget and evaluate them; the same command again goes on where it stopped."""
+    default = QUICK if quick else FULL
+    if steps is None and minutes is None:
+        steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
+    evaluations = evaluations or default["evaluations"]
+    wanted = read_option("--evaluations", comma_separated(_read_evaluations), evaluations)
+    from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    read_option("--split", one_of("train", "val", "test"), split)
+
+    with redirect_stdout(sys.stderr):
+        from ppdm.data.tasks import TASKS
+        from ppdm.schedule import Schedule
+        from ppdm.train import Interrupted
+        from ppdm_baselines import METHODS, REFERENCE
+        from ppdm_bench.devices import training_device
+        from ppdm_bench.evaluation.comparison import Sampling
+        from ppdm_bench.evaluation.trials import trials
+        from ppdm_bench.subjects import PhantomSubjects
+
+        schedule = as_usage(Schedule, steps, minutes, batch_size)
+        sets = [
+            as_usage(PhantomSubjects, name, subjects or default["subjects"], size or default["size"], grid=grid)
+            for name in task or default.get("task", list(TASKS))
+        ]
+        names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
+        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"))
+        if quick:
+            say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
+        sampling = Sampling(training_device(choice), wanted)
+        try:
+            with progress() as bar:
+                outcomes = _trained(plan, writable(out), sampling.device, bar)
+                results = [_evaluated(subjects_, outcomes, split, sampling, reference, out, bar) for subjects_ in sets]
+        except Interrupted as stopped:
+            say(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
+    _report([result for result in results if result], json)
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    faults += [failure for result in results if result for failure in result.failures]
+    for fault in faults:
+        say(fault)
+    raise typer.Exit(1 if faults else 0)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What was found out on one task."""
+
+    records: list["Record"]
+    text: str
+    written: list[Path]
+    failures: list[str]
+
+
+def _read_evaluations(text: str) -> int | None:
+    """A number of network evaluations, or None for the method's own."""
+    return None if text == "own" else count()(text)
+
+
+def _trained(plan: Sequence["Trial"], out: Path, device: str, bar: "Progress") -> list["Outcome"]:
+    """Train everything under one bar, whose unit is a hundredth of a training."""
+    from ppdm_bench.evaluation.trials import carry_out_trials
+    from ppdm_bench.training import memory_in_use
+
+    shown = bar.add_task("", total=100 * len(plan))
+    done: list[Outcome] = []
+
+    def preparing(made: int, total: int) -> None:
+        bar.update(shown, description=f"making subjects, {made} of {total}")
+
+    def show(trial: "Trial", report: "StepReport") -> None:
+        text = f"{trial.subjects.task}, {trial.label}: loss {report.loss:.4f}, {memory_in_use(device)}"
+        bar.update(shown, completed=int(100 * (len(done) + min(report.share, 1.0))), description=text)
+
+    for outcome in carry_out_trials(plan, out, device, preparing, show):
+        done.append(outcome)
+        bar.update(shown, completed=100 * len(done))
+    return done
+
+
+def _evaluated(
+    subjects: "PhantomSubjects",
+    outcomes: Sequence["Outcome"],
+    split: str,
+    sampling: "Sampling",
+    reference: str | None,
+    out: Path,
+    bar: "Progress",
+) -> _Result | None:
+    """The runs of one task against one another; nothing if there are none."""
+    from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
+    from ppdm_bench.evaluation.results import collect, failures, present
+
+    runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
+    if not runs:
+        return None
+    plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
+    against = reference_label(plan.candidates, reference)
+    folder = out / subjects.task
+    records = collect(plan, folder, bar)
+    text, written = present(plan, records, against, folder)
+    return _Result(records, text, written, failures(records))
+
+
+def _report(results: Sequence[_Result], json: bool) -> None:
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        print(write_json_array([record for result in results for record in result.records]))
+    for result in results:
+        if not json:
+            print(result.text)
+        print("written: " + ", ".join(map(str, result.written)), file=sys.stderr if json else sys.stdout)

@@ -1,0 +1,181 @@
+"""How good translations are: a prediction of each case's target, and every metric of it.
+
+Axes: a volume (D, H, W), physical values: SUV in PET, the target's units in MRI.
+
+What makes numbers comparable is fixed before any prediction is seen:
+
+- the data range of PSNR and SSIM is that of the scaling (:func:`data_range`), one for all subjects and methods;
+- metrics are taken inside the case's mask where it has one (above 0), else in the whole volume; the seam index, which
+  needs whole lines of voxels, always in the whole volume;
+- the seam index is taken at the same lattices for everything that is compared (:func:`lattices`): a grid of period 4
+  stands at a quarter and at half of the sampling frequency, one of period 2 at half alone, so the index of one lattice
+  cannot stand beside that of another;
+- the input stands beside the predictions (:func:`untranslated`): it says what doing nothing gives.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from torch import Tensor
+
+from ppdm.cases import Case, CaseError, CaseFiles
+from ppdm.checkpoint import Trained
+from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
+from ppdm.method import Method
+from ppdm.metrics import MetricError, Preset, default_preset, seam_index
+from ppdm.pixel_puzzle import Factor
+from ppdm.translation import SPACING_TOLERANCE, translate_volume
+
+SEAM = "seam_index"
+
+
+def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
+    """The translation of a case's source, (D, H, W) float32 on the CPU, in the units of its target.
+
+    Raises:
+        CaseError: the case has no source.
+        IntensityError, TranslationError: as for :func:`ppdm.translation.translate_volume`.
+    """
+    source = _source(case)
+    _warn_of_spacing(trained, case)
+    return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
+
+
+def untranslated(scaling: Scaling, case: Case) -> Tensor:
+    """The source itself as a prediction: in PET as it is, in MRI mapped linearly onto the range of the targets.
+
+    The map is the scaling's, from which a network starts too; so what a method adds to it is seen.
+
+    Raises:
+        CaseError: the case has no source.
+        IntensityError: it has no contrast.
+    """
+    source = _source(case)
+    if isinstance(scaling, SUVScaling):
+        return source
+    source_scale, target_scale = scaling.scales(source.numpy())
+    return target_scale.inverse(source_scale.forward(source))
+
+
+def data_range(scaling: Scaling) -> float:
+    """The span that PSNR and SSIM are relative to: of the scaling's targets in MRI, from 0 to its ceiling in PET.
+
+    Training fixed it, from its own targets or by decree (20 SUV); no image that is scored changes it.
+    """
+    return scaling.target.high - scaling.target.low if isinstance(scaling, PercentileScaling) else scaling.ceiling
+
+
+def lattices(methods: Iterable[Method]) -> list[Factor]:
+    """The lattices at which a grid could stand in what any of the methods makes; 2 where none has one."""
+    cells = dict.fromkeys(method.representation.cell for method in methods)
+    found: list[Factor] = [cell[0] if len(set(cell)) == 1 else cell for cell in cells if max(cell) > 1]
+    return found or [2]
+
+
+def convention(span: float, grids: Iterable[Factor] = (2,)) -> Preset:
+    """The project's own preset, with a seam index for each lattice: ``seam_index_r4``, ``seam_index_r1x2x2``.
+
+    Args:
+        span: the data range.
+        grids: the lattices.
+    """
+    preset = default_preset(span)
+    return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric of one prediction.
+
+    Attributes:
+        metric: its name in the preset.
+        value: finite, or None where there is none.
+        reason: why there is none, in words.
+    """
+
+    metric: str
+    value: float | None
+    reason: str = ""
+
+    @property
+    def unit(self) -> str:
+        """Of the value; empty for that of the volumes."""
+        return unit_of(self.metric)
+
+
+def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
+    """Every metric of a preset; one that cannot be computed does not lose the others."""
+    metrics = dict(preset.metrics)
+    if case.mask is not None and bool((case.mask > 0).any()):
+        metrics |= preset.masked
+    return [_score(name, partial(metric, prediction, case.target, case.mask)) for name, metric in metrics.items()]
+
+
+def unit_of(metric: str) -> str:
+    """The unit of a metric by its name in a preset; empty for that of the volumes."""
+    if metric.startswith(("psnr", SEAM)):
+        return "dB"
+    return "%" if metric.endswith("_error") else "" if metric == "mae" else "1"
+
+
+def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
+    """Refuse a method of MRI for PET and one of PET for MRI, before anything is computed.
+
+    As in training, what has an ``suv_factor`` is PET and what has none is MRI.
+
+    Args:
+        trained: the method.
+        cases: what it is to translate.
+        name: what the message calls it.
+
+    Raises:
+        CaseError: the two do not go together.
+    """
+    in_suv = isinstance(trained.scaling, SUVScaling)
+    for files in cases:
+        if in_suv and files.suv_factor is None:
+            raise CaseError(
+                f"{name} was trained on PET, but {files.name} has no suv_factor; give it in the manifest (1 where "
+                "files hold SUV), or a method that was trained on MRI."
+            )
+        if not in_suv and files.suv_factor is not None:
+            raise CaseError(
+                f"{name} was trained on MRI, but {files.name} has an suv_factor, which makes it PET; give a method "
+                "that was trained on PET, or pairs without factors."
+            )
+
+
+def _source(case: Case) -> Tensor:
+    if case.source is None:
+        raise CaseError(f"{case.name} has no source, which a prediction is made from; give one.")
+    return case.source
+
+
+def _warn_of_spacing(trained: Trained, case: Case) -> None:
+    if not np.allclose(case.grid.spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
+        got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (case.grid.spacing, trained.spacing))
+        warnings.warn(
+            f"Scans have voxels of {got} mm, and {trained.method.name} was trained on {known} mm.", stacklevel=3
+        )
+
+
+def _seam_name(factor: Factor) -> str:
+    return f"{SEAM}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
+
+
+def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
+    return seam_index(prediction, target, factor)
+
+
+def _score(metric: str, compute: "partial[Tensor | float]") -> Score:
+    try:
+        value = float(compute())
+    except MetricError as fault:
+        return Score(metric, None, str(fault))
+    if not math.isfinite(value):
+        return Score(metric, None, f"It is {value:g}: the prediction equals its target wherever it is measured.")
+    return Score(metric, value)
