@@ -109,20 +109,24 @@ def evaluate(
 
         how = as_usage(Measuring, convention, data_range, grids)
         if runs:
-            making = bar.add_task("reading", total=None)
+            shown = bar.add_task("reading", total=None)
             source = asked_subjects(manifest, task, resample, **phantoms)
             sampling = Sampling(training_device(choice), evaluations, arithmetic, seed)
             plan = compare_runs(
-                runs, source, split, how, sampling, lambda done, total: bar.update(making, completed=done, total=total)
+                runs, source, split, how, sampling, lambda done, total: bar.update(shown, completed=done, total=total)
             )
-            bar.remove_task(making)
         else:
             assert predictions
             assert targets
+            shown = bar.add_task("reading", total=None)
             plan = compare_folders(predictions, targets, sources, masks, suv_factor, how)
         against = as_usage(reference_label, plan.candidates, reference)
         folder = writable(out)
-        records = collect(plan, folder, bar)
+        records = collect(
+            plan,
+            folder,
+            lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+        )
         text, written = present(plan, records, against, folder)
     if json:
         from ppdm_bench.records import write_json_array

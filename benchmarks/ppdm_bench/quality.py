@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,14 +110,16 @@ def quality(
         sampling = Sampling(training_device(choice), wanted)
         try:
             with progress() as bar:
-                outcomes = _trained(plan, writable(out), sampling.device, bar)
-                results = [_evaluated(subjects_, outcomes, split, sampling, reference, out, bar) for subjects_ in sets]
+                whole = _Whole(bar, len(plan))
+                outcomes = _trained(plan, writable(out), sampling.device, whole)
+                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:
             say(f"{stopped}; the same command goes on from there")
             raise typer.Exit(INTERRUPTED) from None
-    _report([result for result in results if result], json)
+    found = [result for result in results if result]
+    _report(found, json)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
-    faults += [failure for result in results if result for failure in result.failures]
+    faults += [failure for result in found for failure in result.failures]
     for fault in faults:
         say(fault)
     raise typer.Exit(1 if faults else 0)
@@ -138,25 +140,39 @@ def _read_evaluations(text: str) -> int | None:
     return None if text == "own" else count()(text)
 
 
-def _trained(plan: Sequence["Trial"], out: Path, device: str, bar: "Progress") -> list["Outcome"]:
-    """Train everything under one bar, whose unit is a hundredth of a training."""
+class _Whole:
+    """One bar for all trainings and evaluations; a training is 100 of its units, and its evaluation 10."""
+
+    def __init__(self, bar: "Progress", trials: int) -> None:
+        self._bar, self._shown = bar, bar.add_task("", total=110 * trials)
+        self._before = 0.0
+
+    def tell(self, text: str, share: float, units: int) -> None:
+        """What is done now, and which share of its units is behind it."""
+        self._bar.update(self._shown, completed=int(self._before + units * share), description=text)
+
+    def ended(self, units: int) -> None:
+        """So many units are done for good."""
+        self._before += units
+        self._bar.update(self._shown, completed=int(self._before))
+
+
+def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: _Whole) -> list["Outcome"]:
     from ppdm_bench.evaluation.trials import carry_out_trials
     from ppdm_bench.training import memory_in_use
 
-    shown = bar.add_task("", total=100 * len(plan))
-    done: list[Outcome] = []
-
     def preparing(made: int, total: int) -> None:
-        bar.update(shown, description=f"making subjects, {made} of {total}")
+        whole.tell(f"making subjects, {made} of {total}", 0.0, 100)
 
     def show(trial: "Trial", report: "StepReport") -> None:
         text = f"{trial.subjects.task}, {trial.label}: loss {report.loss:.4f}, {memory_in_use(device)}"
-        bar.update(shown, completed=int(100 * (len(done) + min(report.share, 1.0))), description=text)
+        whole.tell(text, min(report.share, 1.0), 100)
 
+    outcomes = []
     for outcome in carry_out_trials(plan, out, device, preparing, show):
-        done.append(outcome)
-        bar.update(shown, completed=100 * len(done))
-    return done
+        whole.ended(100)
+        outcomes.append(outcome)
+    return outcomes
 
 
 def _evaluated(
@@ -166,19 +182,25 @@ def _evaluated(
     sampling: "Sampling",
     reference: str | None,
     out: Path,
-    bar: "Progress",
+    whole: _Whole,
 ) -> _Result | None:
     """The runs of one task against one another; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
     from ppdm_bench.evaluation.results import collect, failures, present
+    from ppdm_bench.evaluation.trials import keep_costs
 
     runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
     if not runs:
         return None
     plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
+    plan = replace(plan, command="quality")
     against = reference_label(plan.candidates, reference)
-    folder = out / subjects.task
-    records = collect(plan, folder, bar)
+    folder, units = out / subjects.task, 10 * len(runs)
+    records = collect(
+        plan, folder, lambda text, done, total: whole.tell(f"{subjects.task}, {text}", done / total, units)
+    )
+    whole.ended(units)
+    keep_costs(plan, folder)
     text, written = present(plan, records, against, folder)
     return _Result(records, text, written, failures(records))
 

@@ -26,6 +26,7 @@ class Assessment:
         task: what the records call the data.
         data: where the cases come from, as JSON values.
         resample: whether targets on other grids are interpolated onto those of their sources.
+        command: who asks, as records have it.
     """
 
     cases: Sequence[CaseFiles]
@@ -35,6 +36,7 @@ class Assessment:
     task: str
     data: Mapping[str, Any]
     resample: bool = False
+    command: str = "evaluate"
 
     @property
     def convention(self) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[st
     options = {**candidate.options, **about}
     return {
         "config_id": config_id(options),
-        "command": "evaluate",
+        "command": plan.command,
         "method": candidate.method,
         "variant": candidate.variant,
         "task": plan.task,

@@ -1,9 +1,8 @@
 """What ``ppdm-bench evaluate`` leaves behind: records as they come, then tables and pictures made from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
-
-from rich.progress import Progress
 
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
@@ -14,19 +13,24 @@ from ppdm_bench.report.canvas import save
 RECORDS = "records.jsonl"
 
 
-def collect(plan: Assessment, folder: Path, bar: Progress) -> list[Record]:
-    """Carry the plan out under a progress bar; the records of each prediction are on disk before the next is made.
+def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
+    """Carry the plan out; the records of each prediction are on disk before the next is made.
 
     A record that the file holds already, word for word, is not written again.
+
+    Args:
+        plan: what is to be found out.
+        folder: for the records.
+        progress: called with what is done next, and how many predictions of how many are done.
     """
     file, records = RecordFile(folder / RECORDS), []
     earlier = file.read()
     known = {record.content() for record in earlier}
-    shown = bar.add_task("", total=len(plan.cases) * len(plan.candidates))
-    for made in carry_out(plan, lambda text: bar.update(shown, description=text), earlier):
+    total, done = len(plan.cases) * len(plan.candidates), count()
+    for made in carry_out(plan, lambda text: progress(text, next(done), total), earlier):
         file.append(record for record in made if record.content() not in known)
         records += made
-        bar.advance(shown)
+    progress("", total, total)
     return records
 
 

@@ -1,15 +1,21 @@
 """Trials: methods and points near them, trained on tasks under one budget, each in a folder of its own."""
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppdm import Method
-from ppdm.resume import Run
+from ppdm.resume import LOG, Run
 from ppdm.schedule import Schedule
 from ppdm.training_log import StepReport
 from ppdm_bench.configuration import find_method
+from ppdm_bench.environment import environment
+from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.evaluation.results import RECORDS
+from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.subjects import PhantomSubjects
 from ppdm_bench.training import train_run
 from ppdm_bench.variation import vary
@@ -117,6 +123,44 @@ def carry_out_trials(
             yield Outcome(trial, folder, f"{trial.subjects.task}, {trial.label}: {error}")
         else:
             yield Outcome(trial, folder)
+
+
+def keep_costs(plan: Assessment, folder: Path) -> None:
+    """Record what each run of a plan cost to train, ``train_seconds`` and ``train_steps``, unless it stands there.
+
+    Args:
+        plan: whose candidates came from runs.
+        folder: of its records.
+    """
+    file = RecordFile(folder / RECORDS)
+    known = {(record.config_id, record.metric) for record in file.read() if not record.subject}
+    for candidate in {one.origin: one for one in plan.candidates if one.origin is not None}.values():
+        file.append(record for record in _costs(plan, candidate) if (record.config_id, record.metric) not in known)
+
+
+def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
+    assert candidate.origin is not None
+    last = json.loads((candidate.origin / LOG).read_text().splitlines()[-1])
+    options = {key: value for key, value in candidate.options.items() if key != "sampling_seed"}
+    options |= {"data": dict(plan.data)}
+    for metric, value, unit in (("train_seconds", last["seconds"], "s"), ("train_steps", last["step"], "1")):
+        yield Record(
+            config_id=config_id(options),
+            command=plan.command,
+            method=candidate.method,
+            variant=candidate.variant,
+            task=plan.task,
+            phase="train",
+            metric=metric,
+            value=value,
+            unit=unit,
+            kind="measured",
+            n=1,
+            seed=candidate.options["training"]["seed"],
+            device=candidate.device,
+            env=environment(),
+            options=options,
+        )
 
 
 def _sized(method: Method, width: int | None) -> Method:
