@@ -50,7 +50,7 @@ def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
     code, out, err = run(*SMALL, *MORE)
     assert code == 0, err
     folder = tmp_path / "out" / "mri-t1t2"
-    assert {path.name for path in (folder / "runs").iterdir()} == {"ppdm-s0", "ppdm-kernel.gamma=0.25-s0"}
+    assert {path.name for path in (folder / "runs" / "ppdm").iterdir()} == {"default", "kernel.gamma=0.25"}
     records = RecordFile(folder / "records.jsonl").read()
     assert {record.command for record in records} == {"quality"}
     scored = {(record.method, record.variant, record.subject) for record in records if record.metric == "psnr"}

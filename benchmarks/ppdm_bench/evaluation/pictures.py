@@ -13,6 +13,7 @@ from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.records import Record
 from ppdm_bench.report.canvas import save
+from ppdm_bench.report.ladder import MANY
 from ppdm_bench.report.montage import Panel, draw_montage
 from ppdm_bench.report.panel import Colours
 from ppdm_bench.report.planes import centre_of_mass
@@ -24,7 +25,7 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
 
     Predictions are made again rather than kept: a set of large volumes would not fit into memory. Of a candidate with
     several numbers of network evaluations, that with the most is drawn. The errors of the best and the worst share one
-    scale, so that the two can be compared.
+    scale, so that the two can be compared. Of more candidates than a figure tells apart, the best alone is drawn.
 
     Args:
         plan: what was carried out.
@@ -32,12 +33,14 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         folder: for the pictures, ``<candidate>-best.png`` and so on.
     """
     everything = {(series.label, series.steps): series for series in gather(records)}
-    written = []
+    drawn = []
     for candidate in _most_evaluations(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
         if series is not None and series.ranking:
-            written += _draw(plan, candidate, series, folder)
-    return written
+            drawn.append((candidate, series))
+    if len(drawn) > MANY:
+        drawn = [max(drawn, key=lambda one: one[1].standing)]
+    return [path for candidate, series in drawn for path in _draw(plan, candidate, series, folder)]
 
 
 def _most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:

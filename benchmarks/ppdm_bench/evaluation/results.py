@@ -9,6 +9,7 @@ from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.canvas import save
+from ppdm_bench.report.ladder import MANY, ladder_figure
 
 RECORDS = "records.jsonl"
 
@@ -39,11 +40,19 @@ def present(plan: Assessment, records: Sequence[Record], reference: str, folder:
     frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
     written = [folder / RECORDS, *quality.save(frame, title, folder / "quality")]
     if any(record.value is not None for record in records):
-        written += save(dots.subjects_figure(records, title), folder / "subjects")
-        if len({record.steps for record in records if record.steps}) > 1:
-            written += save(dots.evaluations_figure(records, title), folder / "evaluations")
+        written += _figures(records, title, folder)
         written += draw_extremes(plan, records, folder)
     return quality.to_text(frame, title), written
+
+
+def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
+    labels = {(record.method, record.variant) for record in records if record.steps}
+    if len(labels) > MANY:
+        return [*save(ladder_figure(records, title), folder / "ladder")]
+    written = [*save(dots.subjects_figure(records, title), folder / "subjects")]
+    if len({record.steps for record in records if record.steps}) > 1:
+        written += save(dots.evaluations_figure(records, title), folder / "evaluations")
+    return written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

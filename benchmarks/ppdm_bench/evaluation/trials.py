@@ -28,21 +28,27 @@ class Trial:
     """A method that is to be trained on a task.
 
     Attributes:
-        label: what tells it apart from the others of its task, such as ``ppdm kernel.gamma=1``.
+        variation: what tells it apart from its method, such as ``kernel.gamma=1``; empty for the method itself.
         method: the point in the design space.
         subjects: what it is trained on.
         schedule: for how long, and from which seed.
     """
 
-    label: str
+    variation: str
     method: Method
     subjects: PhantomSubjects
     schedule: Schedule
 
+    @property
+    def label(self) -> str:
+        """How it is called beside other trials of its task."""
+        return f"{self.method.name} {self.variation}".strip()
+
     def folder(self, out: Path) -> Path:
-        """Where its run is kept."""
-        name = re.sub(r"[^A-Za-z0-9_.=,+-]+", "-", f"{self.label} s{self.schedule.seed}").strip("-")
-        return out / self.subjects.task / RUNS / name
+        """Where its run is kept; the last part of it is what tables tell runs of one method apart by."""
+        seed = f" s{self.schedule.seed}" if self.schedule.seed else ""
+        name = re.sub(r"[^A-Za-z0-9_.=,+()-]+", "-", f"{self.variation or 'default'}{seed}").strip("-")
+        return out / self.subjects.task / RUNS / self.method.name / name
 
 
 @dataclass(frozen=True)
@@ -77,9 +83,9 @@ def trials(
     """
     points = [point for name in methods for point in _points(_sized(find_method(name), width), variations)]
     return [
-        Trial(label, method, subjects, replace(schedule, seed=seed))
+        Trial(variation, method, subjects, replace(schedule, seed=seed))
         for subjects in tasks
-        for label, method in points
+        for variation, method in points
         for seed in seeds
     ]
 
@@ -168,9 +174,9 @@ def _sized(method: Method, width: int | None) -> Method:
 
 
 def _points(method: Method, variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
-    """The method itself and the points near it, each once and with its label."""
+    """The method itself and the points near it, each once and with what tells it apart."""
     seen = {}
     for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:
         if point not in seen:
             seen[point] = label
-            yield f"{method.name} {label}".strip(), point
+            yield label, point

@@ -17,7 +17,7 @@ from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
 from ppdm_bench.report.series import Series, gather, metric_name, names_of
 
-__all__ = ["evaluations_figure", "subjects_figure"]
+__all__ = ["evaluations_figure", "most_evaluations", "subjects_figure", "with_values"]
 
 _COLOURS = (canvas.BLUE, canvas.VERMILION, canvas.GREEN, canvas.PURPLE, canvas.ORANGE, canvas.SKY)
 
@@ -34,8 +34,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     Raises:
         ValueError: no record holds a value, or the records are of several data sets.
     """
-    everything, metrics = _with_values(records)
-    shown = _most_evaluations(everything)
+    everything, metrics = with_values(records)
+    shown = most_evaluations(everything)
     figure, panels = _panels(len(metrics), height=1.3)
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_subjects(axes, shown, metric)
@@ -60,7 +60,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     Raises:
         ValueError: no record holds a value, or the records are of several data sets.
     """
-    everything, metrics = _with_values(records)
+    everything, metrics = with_values(records)
     labels = list(dict.fromkeys(series.label for series in everything))
     figure, panels = _panels(len(metrics), height=1.5)
     for axes, metric in zip(panels, metrics, strict=True):
@@ -73,8 +73,12 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     return figure
 
 
-def _with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
-    """The series, and the metrics of which any has a value."""
+def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
+    """The series, and the metrics of which any has a value.
+
+    Raises:
+        ValueError: none has one.
+    """
     everything = gather(records)
     metrics = list(dict.fromkeys(m for series in everything for m, scans in series.scans.items() if scans))
     if not metrics:
@@ -82,7 +86,8 @@ def _with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
     return everything, metrics
 
 
-def _most_evaluations(everything: Sequence[Series]) -> list[Series]:
+def most_evaluations(everything: Sequence[Series]) -> list[Series]:
+    """Of every configuration, the series of the most network evaluations."""
     most: dict[tuple[str, str], Series] = {}
     for series in everything:
         known = most.setdefault((series.label, series.precision), series)

@@ -63,6 +63,12 @@ class Series:
         """The metric that says which subject is the best: PSNR, else the first that has values, else none."""
         return next((m for m in ("psnr", *self.scans) if self.scans.get(m) and _base(m) not in _IDEAL), "")
 
+    @property
+    def standing(self) -> float:
+        """The mean over subjects of the metric that ranks, turned so that more is better."""
+        mean = fmean(self.subjects(self.ranking).values())
+        return mean if self.ranking.startswith(_HIGHER) else -mean
+
     def add(self, record: Record) -> None:
         """Take a record in; of a value recorded twice, the later counts."""
         self.units[record.metric] = record.unit
