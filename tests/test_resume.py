@@ -285,7 +285,7 @@ def test_a_state_of_another_network_changes_nothing():
     ("changes", "difference"),
     [
         ({"method": TINY.with_network(width=16)}, "method.network.width was 8, and is 16 now"),
-        ({"method": tuned(TINY, learning_rate=1.0)}, "method.optimisation.learning_rate was 0.0002, and is 1.0 now"),
+        ({"method": tuned(TINY, learning_rate=1.0)}, "method.optimisation.learning_rate was 0.001, and is 1.0 now"),
         ({"seed": 4}, "seed was 3, and is 4 now"),
         ({"steps": 12}, "steps was 6, and is 12 now"),
         ({"steps": None, "minutes": 1.0}, "steps was 6, and is null now; minutes was null, and is 1.0 now"),
