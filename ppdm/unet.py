@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CHECKPOINTING = ("none", "norm", "block")
 SKIPS = ("concat", "add")
+RESAMPLING = ("convolution", "residual")
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,15 @@ class UNetOptions:
         multipliers: channels of each level as multiples of the width; every level but the last halves the grid.
         residual_blocks: residual blocks a level on the way down (one more on the way up).
         attention: for each level, counted from the finest, whether its blocks are followed by self-attention; empty
-            means nowhere. The middle has it if any level has, as in ADM.
+            means nowhere. The middle has it if any level has, as in ADM; one entry more tells it of the middle alone.
         head_channels: channels of one attention head.
         norm_groups: groups of the group normalisation, at most (the greatest common divisor with the channels is taken,
             and at least two channels a group).
-        skips: ``concat`` (ADM) or ``add`` (PatchDDM, WDM).
+        skips: ``concat`` (ADM) or ``add`` (PatchDDM, WDM: half the sum).
+        resampling: the grid is halved and doubled by a ``convolution`` (Ho et al.) or within a ``residual`` block (ADM
+            and WDM: pooling, repetition).
+        adaptive: whether the time scales and shifts the second normalisation of a block (ADM's adaptive group
+            normalisation) instead of being added before it.
         precision: dtype of convolutions and attention. Parameters and statistics stay in fp32, and no autocast is used:
             its lists differ between devices, explicit casts do not.
         checkpointing: what is recomputed in the backward pass instead of kept: ``none``; ``norm`` (normalisation and
@@ -51,6 +56,8 @@ class UNetOptions:
     head_channels: int = 32
     norm_groups: int = 32
     skips: str = "concat"
+    resampling: str = "convolution"
+    adaptive: bool = False
     precision: str = "fp32"
     checkpointing: str = "none"
 
@@ -64,9 +71,17 @@ class UNetOptions:
             raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
         if not isinstance(a, tuple) or not all(type(k) is bool for k in a):
             raise ValueError(f"attention must be a tuple of True and False, one a level, got {a!r}")
-        if a and len(a) != len(m):
-            raise ValueError(f"attention has {len(a)} levels, multipliers {len(m)}; give one each")
-        for name, allowed in (("skips", SKIPS), ("precision", tuple(PRECISIONS)), ("checkpointing", CHECKPOINTING)):
+        if a and len(a) not in (len(m), len(m) + 1):
+            raise ValueError(
+                f"attention has {len(a)} levels, multipliers {len(m)}; give one each, and one more for the middle if "
+                "it differs"
+            )
+        for name, allowed in (
+            ("skips", SKIPS),
+            ("resampling", RESAMPLING),
+            ("precision", tuple(PRECISIONS)),
+            ("checkpointing", CHECKPOINTING),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
@@ -104,27 +119,27 @@ class UNet(nn.Module):
         o = self.options
         make = _Parts(dims, o)
         attention = o.attention or (False,) * len(o.channels)
+        levels = list(zip(o.channels, attention, strict=False))  # one entry more is of the middle
 
         self.time = TimeEmbedding(o.width)
         self.stem = make.convolution(in_channels, o.width)
 
         self.down = nn.ModuleList()
         channels, skips = o.width, [o.width]
-        for level, (wanted, attend) in enumerate(zip(o.channels, attention, strict=True)):
+        for level, (wanted, attend) in enumerate(levels):
             for _ in range(o.residual_blocks):
                 self.down.append(make.block(channels, wanted, attend))
                 channels = wanted
                 skips.append(channels)
             if level + 1 < len(o.channels):
-                self.down.append(Downsample(make.convolution(channels, channels, stride=2)))
+                self.down.append(make.downsampling(channels))
                 skips.append(channels)
 
-        self.middle = nn.ModuleList(
-            [make.block(channels, channels, any(attention)), make.block(channels, channels, False)]
-        )
+        in_middle = attention[-1] if len(attention) > len(levels) else any(attention)
+        self.middle = nn.ModuleList([make.block(channels, channels, in_middle), make.block(channels, channels, False)])
 
         self.up = nn.ModuleList()
-        for level, (wanted, attend) in reversed(list(enumerate(zip(o.channels, attention, strict=True)))):
+        for level, (wanted, attend) in reversed(list(enumerate(levels))):
             for _ in range(o.residual_blocks + 1):
                 skip = skips.pop()
                 # An additive skip needs the channels of the next skip, whatever the level says.
@@ -132,7 +147,7 @@ class UNet(nn.Module):
                 self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
                 channels = after
             if level:
-                self.up.append(Upsample(make.convolution(channels, channels)))
+                self.up.append(make.upsampling(channels))
 
         self.head = make.normalised_convolution(channels, out_channels)
         start_at_zero(self.head.convolution)
@@ -159,7 +174,7 @@ class UNet(nn.Module):
         return self.head(h).float()
 
     def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else h + skip
+        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else torch.lerp(h, skip, 0.5)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
@@ -222,28 +237,36 @@ class Normalisation(nn.GroupNorm):
 
 
 class NormalisedConvolution(nn.Module):
-    """Normalise, activate, convolve. With ``recompute`` only the input is kept for the backward pass."""
+    """Normalise, modulate, activate, resize, convolve; with ``recompute`` only inputs kept for the backward."""
 
-    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool) -> None:
+    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: "Resize") -> None:
         super().__init__()
-        self.norm, self.convolution, self.recompute = norm, convolution, recompute
+        self.norm, self.convolution, self.recompute, self.resize = norm, convolution, recompute, resize
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the three to x."""
-        return recomputed(self._apply_all, x) if self.recompute else self._apply_all(x)
+    def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
+        """Apply them to x (N, C, *spatial); the modulation, if there is one, is a scale and a shift (N, C, 1, …)."""
+        return recomputed(self._apply_all, x, *modulation) if self.recompute else self._apply_all(x, *modulation)
 
-    def _apply_all(self, x: Tensor) -> Tensor:
-        return self.convolution(F.silu(self.norm(x)))
+    def _apply_all(self, x: Tensor, *modulation: Tensor) -> Tensor:
+        h = self.norm(x)
+        if modulation:
+            scale, shift = modulation
+            h = torch.addcmul(shift, h, 1 + scale)
+        return self.convolution(self.resize(F.silu(h)))
 
 
 class Block(nn.Module):
-    """Residual block with the time embedding added between its convolutions, followed by optional self-attention."""
+    """Residual block that takes the time in between its convolutions, followed by optional self-attention."""
 
-    def __init__(self, make: "_Parts", c_in: int, c_out: int, attend: bool, joins: bool) -> None:
+    def __init__(
+        self, make: "_Parts", c_in: int, c_out: int, attend: bool, joins: bool, resize: "Resize | None" = None
+    ) -> None:
         super().__init__()
         self.joins = joins  # whether a skip is joined to the input first
-        self.first = make.normalised_convolution(c_in, c_out)
-        self.shift = nn.Linear(4 * make.options.width, c_out)
+        self.resize = resize or same
+        self.first = make.normalised_convolution(c_in, c_out, self.resize)
+        self.adaptive = make.options.adaptive
+        self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out)
         self.second = make.normalised_convolution(c_out, c_out)
         self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
         self.attention = make.attention(c_out) if attend else None
@@ -256,9 +279,13 @@ class Block(nn.Module):
     def _apply_all(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.first(x)
         shift = self.shift(F.silu(embedding)).to(h.dtype)
-        h += shift.reshape(*shift.shape, *[1] * (h.ndim - 2))  # in place: no one else holds a convolution's output
-        h = self.second(h)
-        h += self.shortcut(x)
+        shift = shift.reshape(*shift.shape, *[1] * (h.ndim - 2))
+        if self.adaptive:
+            h = self.second(h, *shift.chunk(2, dim=1))
+        else:
+            h += shift  # in place: no one else holds a convolution's output
+            h = self.second(h)
+        h += self.shortcut(self.resize(x))
         return h if self.attention is None else self.attention(h)
 
 
@@ -300,7 +327,26 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, 2·spatial)."""
-        return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
+        return self.convolution(doubled(x))
+
+
+Resize = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    """Leave the grid as it is."""
+    return x
+
+
+def halved(x: Tensor) -> Tensor:
+    """Halve the grid by the mean of each cell."""
+    cells = [v for size in x.shape[2:] for v in (size // 2, 2)]  # not by pooling, which the CPU lacks in bf16
+    return x.reshape(*x.shape[:2], *cells).mean(tuple(range(3, 2 * x.ndim - 2, 2)))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Double the grid by repetition."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def start_at_zero(module: nn.Module) -> None:
@@ -338,12 +384,22 @@ class _Parts:
         groups = max((g for g in range(1, channels // 2 + 1) if common % g == 0), default=1)
         return Normalisation(groups, channels)
 
-    def normalised_convolution(self, c_in: int, c_out: int) -> NormalisedConvolution:
+    def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = same) -> NormalisedConvolution:
         recompute = self.options.checkpointing == "norm"
-        return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute)
+        return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute, resize)
 
     def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> Block:
         return Block(self, c_in, c_out, attend, joins)
+
+    def downsampling(self, channels: int) -> nn.Module:
+        if self.options.resampling == "residual":
+            return Block(self, channels, channels, attend=False, joins=False, resize=halved)
+        return Downsample(self.convolution(channels, channels, stride=2))
+
+    def upsampling(self, channels: int) -> nn.Module:
+        if self.options.resampling == "residual":
+            return Block(self, channels, channels, attend=False, joins=False, resize=doubled)
+        return Upsample(self.convolution(channels, channels))
 
     def attention(self, channels: int) -> Attention:
         heads = max(channels // self.options.head_channels, 1)
