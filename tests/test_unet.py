@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppdm.unet import Attention, Convolution, Downsample, Normalisation, UNet, UNetOptions, Upsample, doubled, halved
+from ppdm.unet import UNet, UNetOptions
+from ppdm.unet_parts import Attention, Convolution, Downsample, Normalisation, Upsample, doubled, halved
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4, head_channels=4)
 
