@@ -14,9 +14,14 @@ METHODS: Mapping[str, Method] = {
 # control, which is nobody's.
 AUTHORS: Mapping[str, Method] = {m.name: m for m in (ddpm3d.AUTHORS, wavelet.AUTHORS, patch.AUTHORS, slice25d.AUTHORS)}
 
+# Where each comes from; of PPDM only the abstract is public.
+SOURCES: Mapping[str, str] = {PPDM.name: "PPDM, arXiv 2606.15323"} | {
+    page.MATCHED.name: page.SOURCE for page in (ddpm3d, wavelet, patch, slice25d, regression)
+}
+
 PRESETS: Mapping[str, Mapping[str, Method]] = {"matched": METHODS, "authors": AUTHORS}
 
 # The full-3-D model, which ratios are against.
 REFERENCE = ddpm3d.MATCHED.name
 
-__all__ = ["AUTHORS", "METHODS", "PRESETS", "REFERENCE"]
+__all__ = ["AUTHORS", "METHODS", "PRESETS", "REFERENCE", "SOURCES"]

@@ -13,6 +13,8 @@ from ppdm.representation import Identity
 from ppdm.unet import UNetOptions
 from ppdm.window import Patch
 
+SOURCE = "PatchDDM, arXiv 2303.15288"
+
 MATCHED = Method(
     name="patch",
     representation=Identity(),

@@ -10,6 +10,8 @@ from ppdm.representation import Puzzle
 from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
+SOURCE = "none: the control"
+
 MATCHED = Method(
     name="regression",
     representation=Puzzle(2),

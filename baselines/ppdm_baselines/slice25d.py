@@ -12,6 +12,8 @@ from ppdm.representation import Identity
 from ppdm.slices import Slices
 from ppdm.unet import UNetOptions
 
+SOURCE = "MADM, arXiv 2406.08374"
+
 MATCHED = Method(
     name="slice25d",
     representation=Identity(),

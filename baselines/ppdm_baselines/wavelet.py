@@ -1,7 +1,8 @@
 """Conditional wavelet diffusion: eight Haar bands of half the resolution instead of voxels.
 
-cWDM (Friedrich et al., arXiv 2411.17203; repository pfriedri/cwdm), which makes WDM (arXiv 2402.19043; repository
-pfriedri/wdm-3d) conditional: the source's bands are concatenated to the noisy ones.
+cWDM (Friedrich et al., arXiv 2411.17203; repository pfriedri/cwdm, read in its forks tsereda/fast-cwdm and
+chaeniverse/cwdm), which makes WDM (arXiv 2402.19043; repository pfriedri/wdm-3d) conditional: the source's bands are
+concatenated to the noisy ones.
 """
 
 from dataclasses import replace
@@ -12,6 +13,8 @@ from ppdm.method import Method, Optimisation, Sampling
 from ppdm.representation import Haar
 from ppdm.unet import UNetOptions
 from ppdm.window import Whole
+
+SOURCE = "cWDM, arXiv 2411.17203"
 
 MATCHED = Method(
     name="wavelet",
