@@ -16,8 +16,9 @@ from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_of
 from ppdm.loss import Loss
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
 from ppdm.representation import REPRESENTATIONS, Representation
+from ppdm.slices import Slices
 from ppdm.unet import UNet, UNetOptions
-from ppdm.window import WINDOWS, Window
+from ppdm.window import Patch, Piece, Whole, Window
 
 
 @dataclass(frozen=True)
@@ -25,23 +26,28 @@ class Sampling:
     """How a volume is drawn.
 
     Args:
-        steps: steps from t = 1 to 0, each one evaluation of the network.
+        steps: steps from the start to t = 0, each one evaluation of the network.
         stochastic: whether every step draws from the kernel's posterior, or takes its deterministic path.
         clamp: if given, the volume that each prediction stands for is clamped to [-clamp, clamp].
+        start: the time of the first step. At 1 it is the kernel's own start; below, the path's state at that time with
+            the source in the target's place (as MADM, arXiv 2406.08374, starts from a prior at 0.2).
 
     Raises:
-        ValueError: steps or clamp not positive.
+        ValueError: steps or clamp not positive, or a start outside (0, 1].
     """
 
     steps: int = 4
     stochastic: bool = False
     clamp: float | None = None
+    start: float = 1.0
 
     def __post_init__(self) -> None:
         if type(self.steps) is not int or self.steps < 1:
             raise ValueError(f"sampling needs a positive number of steps, got {self.steps!r}")
         if self.clamp is not None and not self.clamp > 0:
             raise ValueError(f"clamp must be positive, got {self.clamp}")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"sampling must start at a time in (0, 1], got {self.start}")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Method:
         optimisation: how weights are found.
 
     Raises:
-        ValueError: an unknown target, or one that the kernel cannot be sampled with.
+        ValueError: an unknown target, one that the kernel cannot be sampled with, or a window that the network does not
+            fit.
     """
 
     name: str
@@ -115,6 +122,7 @@ class Method:
                 f"target {self.target!r} does not determine x0 at every t of {self.kernel}; "
                 f"choose one of {', '.join(self.kernel.targets)}"
             )
+        _ = self.multiple
 
     @property
     def variant(self) -> str:
@@ -124,7 +132,8 @@ class Method:
     @property
     def multiple(self) -> tuple[int, int, int]:
         """What every size (D, H, W) of a volume is padded to a multiple of."""
-        d, h, w = (r * self.network.multiple for r in self.representation.cell)
+        latent = self.window.multiple(self.network.multiple)
+        d, h, w = (r * m for r, m in zip(self.representation.cell, latent, strict=True))
         return d, h, w
 
     def build(self, channels: int = 1) -> nn.Module:
@@ -175,7 +184,7 @@ class Method:
 
 AXES: Axes = {
     "representation": REPRESENTATIONS,
-    "window": WINDOWS,
+    "window": {"whole": Whole, "patches": Patch, "slices": Slices},
     "kernel": KERNELS,
 }
 
@@ -192,15 +201,23 @@ def training_loss(
         generator: of times and noise, on the volumes' device; the global one if absent.
 
     Returns:
-        (N,), or one number for each piece if the window draws several from a subject.
+        (N,).
 
     Raises:
         ValueError: the shapes differ, or are not (N, C, D, H, W).
     """
     _check_pair(source, target)
-    x0, y = (method.representation.encode(pad_to_multiple(v, method.multiple)) for v in (target, source))
-    x0, y, predict = method.window.draw(x0, y, generator)
 
+    def encoded(volume: Tensor) -> Tensor:
+        return method.representation.encode(pad_to_multiple(volume, method.multiple))
+
+    pieces = method.window.draw(encoded(target), encoded(source), generator)
+    losses = [_piece_loss(method, network, piece, generator) for piece in pieces]
+    return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
+
+
+def _piece_loss(method: Method, network: nn.Module, piece: Piece, generator: torch.Generator | None) -> Tensor:
+    x0, y, predict = piece
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
     # In (0, 1]: the start is drawn, the end, where nothing is asked, not.
     times = 1 - torch.rand(x0.shape[0], **random)
@@ -248,15 +265,17 @@ def sample(
     def draw() -> Tensor:
         return torch.randn(y.shape, generator=generator, device=y.device)
 
-    x = kernel.start(y, draw)
-    for k in range(how.steps, 0, -1):
-        times = torch.full((y.shape[0],), k / how.steps, device=y.device)
-        t, s = _against(times, y), _against(torch.full_like(times, (k - 1) / how.steps), y)
+    times = torch.full((y.shape[0],), how.start, device=y.device)
+    x = kernel.start(y, draw) if how.start == 1 else kernel.at(y, y, _against(times, y), draw())
+    for k in range(how.steps - 1, -1, -1):
+        later = torch.full_like(times, how.start * k / how.steps)
+        t, s = _against(times, y), _against(later, y)
         output = method.window.apply(network, x, times, y)
         x0 = x0_of(method.target, kernel, output, x, y, t)
         if how.clamp is not None:
             x0 = method.representation.clamp(x0, how.clamp)
         x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
+        times = later
         progress()
     return crop(method.representation.decode(x), source.shape[2:])
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ppdm.pixel_puzzle import puzzle, unpuzzle
@@ -100,4 +101,48 @@ class Puzzle:
         return z.clamp(-limit, limit)  # a rearrangement: clamping before or after is the same
 
 
-REPRESENTATIONS = {"identity": Identity, "puzzle": Puzzle}
+@dataclass(frozen=True)
+class Haar:
+    """One level of the orthonormal Haar wavelet transform: eight bands of half the resolution (WDM, arXiv 2402.19043).
+
+    The bands of a channel come in the order LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH, the letters those of D, H, W. LLL
+    is divided by 3, which brings it near the volume's own range (pfriedri/wdm-3d, guided_diffusion/train_util.py).
+    """
+
+    @property
+    def cell(self) -> tuple[int, int, int]:
+        return (2, 2, 2)
+
+    @property
+    def label(self) -> str:
+        return ""
+
+    def channels(self, c: int) -> int:
+        return 8 * c
+
+    def encode(self, x: Tensor) -> Tensor:
+        return _scale_lll(_butterflies(puzzle(x, 2)), 1 / 3)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return unpuzzle(_butterflies(_scale_lll(z, 3)), 2)
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        return self.encode(self.decode(z).clamp(-limit, limit))  # as WDM does at every step
+
+
+def _butterflies(z: Tensor) -> Tensor:
+    """Sums and differences along the three axes of a puzzle's cell (N, 8·C, …): orthonormal, and its own inverse."""
+    h = z.unflatten(1, (-1, 2, 2, 2))
+    for axis in (2, 3, 4):
+        low, high = h.unbind(axis)
+        h = torch.stack([low + high, low - high], dim=axis)
+    return h.flatten(1, 4) * 8**-0.5
+
+
+def _scale_lll(z: Tensor, scale: float) -> Tensor:
+    """Multiply the first of every eight channels."""
+    bands = z.unflatten(1, (-1, 8))
+    return torch.cat([bands[:, :, :1] * scale, bands[:, :, 1:]], dim=2).flatten(1, 2)
+
+
+REPRESENTATIONS = {"identity": Identity, "puzzle": Puzzle, "haar": Haar}

@@ -5,20 +5,16 @@ baselines share: a skip from the stem, from every residual block and from every 
 on the way up. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from math import gcd, log
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ppdm.unet_parts import PRECISIONS, Parts, TimeEmbedding, start_at_zero, without_autocast
+
 CHECKPOINTING = ("none", "norm", "block")
 SKIPS = ("concat", "add")
+RESAMPLING = ("convolution", "residual")
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,15 @@ class UNetOptions:
         multipliers: channels of each level as multiples of the width; every level but the last halves the grid.
         residual_blocks: residual blocks a level on the way down (one more on the way up).
         attention: for each level, counted from the finest, whether its blocks are followed by self-attention; empty
-            means nowhere. The middle has it if any level has, as in ADM.
+            means nowhere. The middle has it if any level has, as in ADM; one entry more tells it of the middle alone.
         head_channels: channels of one attention head.
         norm_groups: groups of the group normalisation, at most (the greatest common divisor with the channels is taken,
             and at least two channels a group).
-        skips: ``concat`` (ADM) or ``add`` (PatchDDM, WDM).
+        skips: ``concat`` (ADM) or ``add`` (PatchDDM, WDM: half the sum).
+        resampling: the grid is halved and doubled by a ``convolution`` (Ho et al.) or within a ``residual`` block (ADM
+            and WDM: pooling, repetition).
+        adaptive: whether the time scales and shifts the second normalisation of a block (ADM's adaptive group
+            normalisation) instead of being added before it.
         precision: dtype of convolutions and attention. Parameters and statistics stay in fp32, and no autocast is used:
             its lists differ between devices, explicit casts do not.
         checkpointing: what is recomputed in the backward pass instead of kept: ``none``; ``norm`` (normalisation and
@@ -51,6 +51,8 @@ class UNetOptions:
     head_channels: int = 32
     norm_groups: int = 32
     skips: str = "concat"
+    resampling: str = "convolution"
+    adaptive: bool = False
     precision: str = "fp32"
     checkpointing: str = "none"
 
@@ -64,9 +66,17 @@ class UNetOptions:
             raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
         if not isinstance(a, tuple) or not all(type(k) is bool for k in a):
             raise ValueError(f"attention must be a tuple of True and False, one a level, got {a!r}")
-        if a and len(a) != len(m):
-            raise ValueError(f"attention has {len(a)} levels, multipliers {len(m)}; give one each")
-        for name, allowed in (("skips", SKIPS), ("precision", tuple(PRECISIONS)), ("checkpointing", CHECKPOINTING)):
+        if a and len(a) not in (len(m), len(m) + 1):
+            raise ValueError(
+                f"attention has {len(a)} levels, multipliers {len(m)}; give one each, and one more for the middle if "
+                "it differs"
+            )
+        for name, allowed in (
+            ("skips", SKIPS),
+            ("resampling", RESAMPLING),
+            ("precision", tuple(PRECISIONS)),
+            ("checkpointing", CHECKPOINTING),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
@@ -102,29 +112,29 @@ class UNet(nn.Module):
             raise ValueError(f"a U-Net has 2 or 3 spatial dimensions, got {dims}")
         self.in_channels, self.dims, self.options = in_channels, dims, options or UNetOptions()
         o = self.options
-        make = _Parts(dims, o)
+        make = Parts(dims, o)
         attention = o.attention or (False,) * len(o.channels)
+        levels = list(zip(o.channels, attention, strict=False))  # one entry more is of the middle
 
         self.time = TimeEmbedding(o.width)
         self.stem = make.convolution(in_channels, o.width)
 
         self.down = nn.ModuleList()
         channels, skips = o.width, [o.width]
-        for level, (wanted, attend) in enumerate(zip(o.channels, attention, strict=True)):
+        for level, (wanted, attend) in enumerate(levels):
             for _ in range(o.residual_blocks):
                 self.down.append(make.block(channels, wanted, attend))
                 channels = wanted
                 skips.append(channels)
             if level + 1 < len(o.channels):
-                self.down.append(Downsample(make.convolution(channels, channels, stride=2)))
+                self.down.append(make.downsampling(channels))
                 skips.append(channels)
 
-        self.middle = nn.ModuleList(
-            [make.block(channels, channels, any(attention)), make.block(channels, channels, False)]
-        )
+        in_middle = attention[-1] if len(attention) > len(levels) else any(attention)
+        self.middle = nn.ModuleList([make.block(channels, channels, in_middle), make.block(channels, channels, False)])
 
         self.up = nn.ModuleList()
-        for level, (wanted, attend) in reversed(list(enumerate(zip(o.channels, attention, strict=True)))):
+        for level, (wanted, attend) in reversed(list(enumerate(levels))):
             for _ in range(o.residual_blocks + 1):
                 skip = skips.pop()
                 # An additive skip needs the channels of the next skip, whatever the level says.
@@ -132,7 +142,7 @@ class UNet(nn.Module):
                 self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
                 channels = after
             if level:
-                self.up.append(Upsample(make.convolution(channels, channels)))
+                self.up.append(make.upsampling(channels))
 
         self.head = make.normalised_convolution(channels, out_channels)
         start_at_zero(self.head.convolution)
@@ -159,7 +169,7 @@ class UNet(nn.Module):
         return self.head(h).float()
 
     def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
-        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else h + skip
+        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else torch.lerp(h, skip, 0.5)
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
@@ -170,184 +180,3 @@ class UNet(nn.Module):
                 f"sizes {tuple(x.shape[2:])} must be multiples of {self.options.multiple}, since the network halves "
                 f"them {len(self.options.multipliers) - 1} times; pad with pad_to_multiple(x, {self.options.multiple})"
             )
-
-
-class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000·t (Ho et al. 2020, the scale of their T), then a two-layer perceptron: (N,) -> (N, 4w)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.pairs = max(width // 2, 1)
-        self.perceptron = nn.Sequential(
-            nn.Linear(2 * self.pairs, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Embed t (N,) in [0, 1]."""
-        frequencies = torch.exp(
-            -log(10_000) / self.pairs * torch.arange(self.pairs, device=t.device, dtype=torch.float32)
-        )
-        phase = 1000 * t.float()[:, None] * frequencies
-        return self.perceptron(torch.cat([phase.cos(), phase.sin()], dim=1))
-
-
-class Convolution(nn.Module):
-    """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``."""
-
-    def __init__(self, dims: int, c_in: int, c_out: int, kernel: int, stride: int, dtype: torch.dtype) -> None:
-        super().__init__()
-        layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, kernel // 2)
-        self.weight, self.bias = layer.weight, layer.bias
-        self.stride, self.padding, self.dtype = stride, kernel // 2, dtype
-        self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve x in the chosen precision."""
-        assert self.bias is not None
-        dtype = torch.float32 if self._is_faulty_for(x) else self.dtype
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        return self.convolve(x.to(dtype), weight, bias, self.stride, self.padding).to(self.dtype)
-
-    def _is_faulty_for(self, x: Tensor) -> bool:
-        """Whether oneDNN leaves the weight's gradient uninitialised: bf16, a depth of 2 (torch 2.11 and 2.13, CPU)."""
-        return self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
-
-
-class Normalisation(nn.GroupNorm):
-    """Group normalisation in the dtype of its input, its statistics in fp32 inside the kernel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x. The affine parameters are cast too: the CPU's kernel takes mixed dtypes, CUDA's does not."""
-        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-
-
-class NormalisedConvolution(nn.Module):
-    """Normalise, activate, convolve. With ``recompute`` only the input is kept for the backward pass."""
-
-    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool) -> None:
-        super().__init__()
-        self.norm, self.convolution, self.recompute = norm, convolution, recompute
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the three to x."""
-        return recomputed(self._apply_all, x) if self.recompute else self._apply_all(x)
-
-    def _apply_all(self, x: Tensor) -> Tensor:
-        return self.convolution(F.silu(self.norm(x)))
-
-
-class Block(nn.Module):
-    """Residual block with the time embedding added between its convolutions, followed by optional self-attention."""
-
-    def __init__(self, make: "_Parts", c_in: int, c_out: int, attend: bool, joins: bool) -> None:
-        super().__init__()
-        self.joins = joins  # whether a skip is joined to the input first
-        self.first = make.normalised_convolution(c_in, c_out)
-        self.shift = nn.Linear(4 * make.options.width, c_out)
-        self.second = make.normalised_convolution(c_out, c_out)
-        self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
-        self.attention = make.attention(c_out) if attend else None
-        self.recompute = make.options.checkpointing == "block"
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for."""
-        return recomputed(self._apply_all, x, embedding) if self.recompute else self._apply_all(x, embedding)
-
-    def _apply_all(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.first(x)
-        shift = self.shift(F.silu(embedding)).to(h.dtype)
-        h += shift.reshape(*shift.shape, *[1] * (h.ndim - 2))  # in place: no one else holds a convolution's output
-        h = self.second(h)
-        h += self.shortcut(x)
-        return h if self.attention is None else self.attention(h)
-
-
-class Attention(nn.Module):
-    """Self-attention over all voxels of a level, residual."""
-
-    def __init__(self, norm: Normalisation, qkv: Convolution, out: Convolution, heads: int) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.out, self.heads = norm, qkv, out, heads
-        start_at_zero(out)  # as the identity
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend over x (N, C, *spatial)."""
-        n, c, *spatial = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
-        q, k, v = qkv.unbind(1)  # (N, heads, voxels, C/heads) each
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(-1, -2).reshape(n, c, *spatial))
-
-
-class Downsample(nn.Module):
-    """Halve the grid by a strided convolution."""
-
-    def __init__(self, convolution: Convolution) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
-        """(N, C, *spatial) -> (N, C, *spatial/2)."""
-        return self.convolution(x)
-
-
-class Upsample(nn.Module):
-    """Double the grid by repetition and smooth it by a convolution."""
-
-    def __init__(self, convolution: Convolution) -> None:
-        super().__init__()
-        self.convolution = convolution
-
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
-        """(N, C, *spatial) -> (N, C, 2·spatial)."""
-        return self.convolution(F.interpolate(x, scale_factor=2, mode="nearest"))
-
-
-def start_at_zero(module: nn.Module) -> None:
-    """Set weights and biases to zero, so that what follows sees nothing of the module until it has learned."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-
-
-def without_autocast(device: str) -> AbstractContextManager[None]:
-    """Whatever surrounds the network, the precision of its options holds. Some devices (``meta``) have no autocast."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply function and keep only its inputs; the backward pass computes what it needs again (arXiv 1604.06174).
-
-    Nothing in the network draws random numbers, so no generator state is kept.
-    """
-    result: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result
-
-
-class _Parts:
-    """Makes the parts of a U-Net from its options, so that each part is told what concerns it alone."""
-
-    def __init__(self, dims: int, options: UNetOptions) -> None:
-        self.dims, self.options, self.dtype = dims, options, PRECISIONS[options.precision]
-
-    def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
-        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype)
-
-    def norm(self, channels: int) -> Normalisation:
-        common = gcd(self.options.norm_groups, channels)
-        # At least two channels a group: a lone channel on a lone voxel has no variance to divide by.
-        groups = max((g for g in range(1, channels // 2 + 1) if common % g == 0), default=1)
-        return Normalisation(groups, channels)
-
-    def normalised_convolution(self, c_in: int, c_out: int) -> NormalisedConvolution:
-        recompute = self.options.checkpointing == "norm"
-        return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute)
-
-    def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> Block:
-        return Block(self, c_in, c_out, attend, joins)
-
-    def attention(self, channels: int) -> Attention:
-        heads = max(channels // self.options.head_channels, 1)
-        if channels % heads:
-            raise ValueError(f"{channels} channels do not split into heads of {self.options.head_channels}")
-        qkv, out = (self.convolution(channels, k * channels, kernel=1) for k in (3, 1))
-        return Attention(self.norm(channels), qkv, out, heads)

@@ -75,7 +75,7 @@ def test_a_method_is_registered_under_its_own_name():
     ("module", "names"),
     [
         ("ppdm", "puzzle unpuzzle UNet UNetOptions Method PPDM fit translate load sample training_loss __version__"),
-        ("ppdm_baselines", "METHODS AUTHORS PRESETS REFERENCE"),
+        ("ppdm_baselines", "METHODS AUTHORS PRESETS REFERENCE SOURCES"),
         ("ppdm_bench", "predict_peak measure_peak Target Peak PredictionError"),
     ],
 )

@@ -15,9 +15,10 @@ from ppdm.kernel import I2SB, Brownian, Gaussian, Linear
 from ppdm.loss import Loss
 from ppdm.method import Optimisation, Sampling
 from ppdm.pixel_puzzle import pad_to_multiple
-from ppdm.representation import Identity, Puzzle
+from ppdm.representation import Haar, Identity, Puzzle
+from ppdm.slices import Slices
 from ppdm.unet import UNetOptions
-from ppdm.window import Whole
+from ppdm.window import Patch, Whole
 from ppdm_baselines import PRESETS
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4)
@@ -72,6 +73,13 @@ losses = st.one_of(
     st.builds(Loss, st.sampled_from((1, 2))),
     st.builds(Loss, st.sampled_from((1, 2)), positive, st.sampled_from(("all", "cell"))),
 )
+# Sizes of patches that every network below can halve as often as it does.
+sizes = st.integers(1, 8).map(lambda k: 16 * k)
+windows = st.one_of(
+    st.builds(Whole, st.booleans()),
+    st.builds(Patch, st.none() | sizes | st.tuples(sizes, sizes, sizes), st.booleans(), st.none() | st.floats(0, 0.99)),
+    st.builds(Slices, st.sampled_from(("dhw", "w", "hd")), st.integers(0, 9), st.integers(1, 99), st.integers(1, 99)),
+)
 levels = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=5)
 networks = st.builds(
     lambda levels, attend, **rest: UNetOptions(
@@ -82,6 +90,8 @@ networks = st.builds(
     width=st.integers(1, 300),
     residual_blocks=st.integers(1, 4),
     skips=st.sampled_from(("concat", "add")),
+    resampling=st.sampled_from(("convolution", "residual")),
+    adaptive=st.booleans(),
     precision=st.sampled_from(("fp32", "bf16", "fp16")),
     checkpointing=st.sampled_from(("none", "norm", "block")),
 )
@@ -92,13 +102,15 @@ def methods(draw: st.DrawFn) -> Method:
     kernel = draw(kernels)
     return Method(
         name=draw(st.text()),
-        representation=draw(st.one_of(st.just(Identity()), st.builds(Puzzle, factors))),
-        window=draw(st.builds(Whole, st.booleans())),
+        representation=draw(st.one_of(st.just(Identity()), st.builds(Puzzle, factors), st.just(Haar()))),
+        window=draw(windows),
         kernel=kernel,
         target=draw(st.sampled_from(kernel.targets)),
         loss=draw(losses),
         network=draw(networks),
-        sampling=draw(st.builds(Sampling, st.integers(1, 1000), st.booleans(), st.none() | positive)),
+        sampling=draw(
+            st.builds(Sampling, st.integers(1, 1000), st.booleans(), st.none() | positive, st.floats(0.01, 1))
+        ),
         optimisation=draw(
             st.builds(Optimisation, positive, st.floats(0, 1), st.integers(0, 10**6), positive, st.floats(0, 0.9999))
         ),
@@ -181,6 +193,7 @@ def test_a_damaged_file_is_refused_by_a_sentence_or_is_another_method(data: st.D
         (("sampling", "stochastic"), 1, "stochastic must be bool, got 1"),
         (("sampling", "steps"), 0, "positive number of steps, got 0"),
         (("sampling", "clamp"), -1, "clamp must be positive, got -1"),
+        (("sampling", "start"), 0.0, r"start at a time in \(0, 1\], got 0.0"),
         (("optimisation", "warmup"), 1.5, "warmup must be int, got 1.5"),
         (("optimisation", "ema"), 1, r"in \[0, 1\), got 1"),
         (("optimisation", "learning_rate"), 0, "learning rate .* positive"),

@@ -40,6 +40,9 @@ SMALL = {
     "ppdm r=2": PPDM.with_network(width=16),
     "ppdm r=4": PPDM.with_factor(4).with_network(width=16, multipliers=(1, 2)),
     "ddpm3d": METHODS["ddpm3d"].with_network(width=16),
+} | {
+    name: METHODS[name].with_network(width=16, multipliers=(1, 2))
+    for name in ("wavelet", "patch", "slice25d", "regression")
 }
 
 

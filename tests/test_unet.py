@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppdm.unet import Attention, Convolution, Downsample, Normalisation, UNet, UNetOptions, Upsample
+from ppdm.unet import UNet, UNetOptions
+from ppdm.unet_parts import Attention, Convolution, Downsample, Normalisation, Upsample, doubled, halved
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4, head_channels=4)
 
@@ -93,7 +94,14 @@ def count(module: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize(
     ("attention", "expected"),
-    [((), 0), ((False, False, False), 0), ((False, True, False), 1 + 2 + 1), ((True, True, True), 3 + 6 + 1)],
+    [
+        ((), 0),
+        ((False, False, False), 0),
+        ((False, False, False, True), 1),
+        ((False, True, False), 1 + 2 + 1),
+        ((False, True, False, False), 1 + 2),
+        ((True, True, True), 3 + 6 + 1),
+    ],
 )
 def test_attention_follows_the_blocks_of_its_levels_and_the_middle(attention: tuple[bool, ...], expected: int) -> None:
     net = network(replace(SMALL, multipliers=(1, 2, 2), attention=attention))
@@ -153,8 +161,16 @@ def test_skips_carry_what_the_bottom_cannot(skips: str) -> None:
     assert not torch.equal(net(moved, t), net(x, t))
 
 
-def test_time_and_every_subject_are_seen_apart() -> None:
-    net = network()
+def test_an_added_skip_is_half_the_sum() -> None:
+    net = network(replace(SMALL, skips="add"))
+    h, skip = inputs(1, 8, 2, 2, 2)[0], inputs(1, 8, 2, 2, 2, seed=2)[0]
+    assert torch.allclose(net._joined(h, skip), (h + skip) / 2)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("resampling", ["convolution", "residual"])
+def test_time_and_every_subject_are_seen_apart(resampling: str, adaptive: bool) -> None:
+    net = network(replace(SMALL, resampling=resampling, adaptive=adaptive))
     x, t = inputs(3, 2, 4, 4, 4)
     together = net(x, t)
     alone = torch.cat([net(x[[k]], t[[k]]) for k in range(3)])
@@ -167,14 +183,31 @@ def test_channels_last_gives_the_same() -> None:
     assert torch.allclose(net(x.to(memory_format=torch.channels_last_3d), t), net(x, t), atol=1e-5)
 
 
+def test_adaptive_normalisation_is_scaled_and_shifted() -> None:
+    net = network(replace(SMALL, adaptive=True))
+    part = net.down[0].second
+    x, scale, shift = inputs(1, 8, 4, 4, 4)[0], torch.full((1, 8, 1, 1, 1), 0.5), torch.full((1, 8, 1, 1, 1), -1.0)
+    expected = part.convolution(nn.functional.silu(part.norm(x) * 1.5 - 1))
+    assert torch.allclose(part(x, scale, shift), expected, atol=1e-6)
+
+
+def test_residual_resampling_takes_means_and_repeats() -> None:
+    net = network(replace(SMALL, resampling="residual"))
+    assert (count(net, Downsample), count(net, Upsample)) == (0, 0)
+    x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
+    assert halved(x).item() == 3.5
+    assert torch.equal(halved(doubled(x)), x)
+    assert doubled(x[..., 0]).shape == (1, 1, 4, 4)
+
+
 # Precision and memory ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["norm", "block"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("skips", ["concat", "add"])
-def test_checkpointing_changes_no_bit(skips: str, precision: str, mode: str) -> None:
-    options = replace(SMALL, attention=(False, True), skips=skips, precision=precision)
+@pytest.mark.parametrize("other", [{}, {"skips": "add"}, {"adaptive": True, "resampling": "residual"}], ids=str)
+def test_checkpointing_changes_no_bit(other: dict[str, Any], precision: str, mode: str) -> None:
+    options = replace(SMALL, attention=(False, True), precision=precision, **other)
     x, t = inputs(2, 2, 8, 8, 8)
     out, expected = gradients(network(options), x, t)
     again, found = gradients(network(replace(options, checkpointing=mode)), x, t)
@@ -282,6 +315,7 @@ def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
         ({"attention": "abcd"}, "attention must be a tuple of True and False.* got 'abcd'"),
         ({"attention": (0, 0, 0, 1)}, "attention must be a tuple of True and False"),
         ({"skips": "mul"}, "skips must be one of concat, add, got 'mul'"),
+        ({"resampling": "fft"}, "resampling must be one of convolution, residual, got 'fft'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
         ({"checkpointing": "all"}, "checkpointing must be one of none, norm, block, got 'all'"),
     ],

@@ -13,6 +13,8 @@ from ppdm.representation import Identity
 from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
+SOURCE = "DDPM, arXiv 2006.11239; med-ddpm, arXiv 2305.18453"
+
 MATCHED = Method(
     name="ddpm3d",
     representation=Identity(),

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from ppdm import Method
-from ppdm_baselines import PRESETS
+from ppdm_baselines import PRESETS, SOURCES
 
-COLUMNS = ("method", "preset", "parameters", "evaluations", "representation", "kernel", "target", "window")
+COLUMNS = ("method", "preset", "parameters", "evaluations", "representation", "kernel", "target", "window", "source")
 
 
 def catalogue() -> list[dict[str, Any]]:
@@ -40,6 +40,7 @@ def _row(preset: str, method: Method) -> dict[str, Any]:
         "kernel": str(method.kernel),
         "target": method.target,
         "window": str(method.window),
+        "source": SOURCES[method.name],
     }
 
 

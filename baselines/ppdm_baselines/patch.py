@@ -1,0 +1,46 @@
+"""Trained on patches that know where they lie, applied once to the whole volume.
+
+PatchDDM (Bieder et al., MIDL 2023, arXiv 2303.15288; repository FlorentinBieder/PatchDDM-3D). Theirs is a segmentation,
+given the images; ours is a translation, given the source.
+"""
+
+from dataclasses import replace
+
+from ppdm.kernel import Gaussian
+from ppdm.loss import Loss
+from ppdm.method import Method, Optimisation, Sampling
+from ppdm.representation import Identity
+from ppdm.unet import UNetOptions
+from ppdm.window import Patch
+
+SOURCE = "PatchDDM, arXiv 2303.15288"
+
+MATCHED = Method(
+    name="patch",
+    representation=Identity(),
+    window=Patch(),  # half of each side, centre-weighted, three coordinate channels: guided_diffusion/bratsloader.py
+    kernel=Gaussian("linear"),  # --noise_schedule=linear in run.sh, as everything below
+    target="noise",  # predict_xstart is False in guided_diffusion/script_util.py
+    loss=Loss(p=2),
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
+    sampling=Sampling(steps=250, stochastic=False, clamp=1.0),  # steps as many as full 3-D's; DDIM and clamp as below
+    optimisation=Optimisation(learning_rate=1e-4),
+)
+
+# Overlapping patches in sampling too, where the whole volume does not fit: not the authors' mode.
+STITCHED = replace(MATCHED, window=Patch(overlap=0.5))
+
+AUTHORS = replace(
+    MATCHED,
+    network=UNetOptions(
+        width=29,  # CHANNELS=29
+        multipliers=(1, 3, 4, 4, 4, 4, 4),  # --channel_mult
+        residual_blocks=2,  # --num_res_blocks=2
+        skips="add",  # --additive_skips=True: half the sum (guided_diffusion/unet.py)
+        norm_groups=29,  # --num_groups=${CHANNELS}; no attention: --attention_resolutions= --bottleneck_attention=False
+    ),
+    # --diffusion_steps=1000 and --use_ddim=True; clip_denoised=True in scripts/segmentation_sample.py
+    sampling=Sampling(steps=1000, stochastic=False, clamp=1.0),
+    # --lr=1e-5 from the first step, AdamW; guided_diffusion/train_util.py saves the weights themselves, no average.
+    optimisation=Optimisation(learning_rate=1e-5, warmup=0, ema=0.0),
+)

@@ -1,0 +1,106 @@
+"""What the network sees of the state at once: slices, each view through a 2-D network of its own.
+
+Axes: latents (N, C, D, H, W), time (N,); slices (M, C, …) of one voxel's thickness, in a network (M, C, a, b).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ppdm.window import MakeNetwork, Piece
+
+_LETTERS = "dhw"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Slices through 2-D networks, one for each view, whose predictions are averaged (MADM, arXiv 2406.08374).
+
+    A slice is a volume of one voxel's thickness, so that every representation and loss goes with it. All views predict
+    for one state, which then takes one step: they share its noise, whose variance averaging would otherwise shrink.
+
+    Args:
+        views: the axes that slices are cut across: ``d`` sagittal, ``h`` coronal, ``w`` axial.
+        context: slices of the source on either side that the network sees beside the one that it predicts for; the
+            outermost are repeated.
+        drawn: slices of every subject for each view in a training step.
+        batch: slices through a network at once when it samples.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    views: str = "dhw"
+    context: int = 8
+    drawn: int = 8
+    batch: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.views or not set(self.views) <= set(_LETTERS) or len(set(self.views)) < len(self.views):
+            raise ValueError(f"views are letters out of {_LETTERS}, each once, got {self.views!r}")
+        for name, least in (("context", 0), ("drawn", 1), ("batch", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+    def multiple(self, network: int) -> tuple[int, int, int]:
+        d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a lone view's axis is in no slice
+        return d, h, w
+
+    def build(self, make: MakeNetwork, channels: int) -> nn.Module:
+        return nn.ModuleDict({view: make(channels * (2 + 2 * self.context), channels, 2) for view in self.views})
+
+    def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
+        return [self._draw(view, x0, y, generator) for view in self.views]
+
+    def _draw(self, view: str, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> Piece:
+        axis = _axis(view)
+        at = torch.randint(x0.shape[axis], (len(x0), self.drawn), generator=generator, device=x0.device)
+        predict = partial(self._predict, view=view, around=self._around(y, axis, at))
+        return Piece(_slices(x0, axis, at), _slices(y, axis, at), predict)
+
+    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        mean, at_once = torch.zeros_like(x_t), max(self.batch // len(x_t), 1)
+        for view in self.views:
+            size = x_t.shape[_axis(view)]
+            for places in (range(k, min(k + at_once, size)) for k in range(0, size, at_once)):
+                part = mean.movedim(_axis(view), 1)[:, places.start : places.stop]
+                part += self._apply(network, view, places, x_t, t, y) / len(self.views)
+        return mean
+
+    def _apply(self, network: nn.Module, view: str, places: range, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predict for some slices of every subject, (N, k, C, a, b)."""
+        axis, n = _axis(view), len(x_t)
+        at = torch.arange(places.start, places.stop, device=x_t.device).expand(n, -1)
+        times = t.repeat_interleave(len(places))
+        predicted = self._predict(
+            network, _slices(x_t, axis, at), times, y, view=view, around=self._around(y, axis, at)
+        )
+        return predicted.squeeze(axis).unflatten(0, (n, -1))
+
+    def _around(self, y: Tensor, axis: int, at: Tensor) -> Tensor:
+        """The source's slices around each place (N, k), as channels: (N·k, (2·context + 1)·C, a, b)."""
+        offsets = torch.arange(-self.context, self.context + 1, device=at.device)
+        neighbours = (at[..., None] + offsets).clamp(0, y.shape[axis] - 1)
+        rows = torch.arange(len(y), device=at.device)[:, None, None]
+        return y.movedim(axis, 1)[rows, neighbours].flatten(2, 3).flatten(0, 1)
+
+    def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, *, view: str, around: Tensor) -> Tensor:
+        """Predict for slices; of the source the network sees those around, which hold y's own in their middle."""
+        assert isinstance(network, nn.ModuleDict)
+        axis = _axis(view)
+        prediction: Tensor = network[view](torch.cat([x_t.squeeze(axis), around], dim=1), t)
+        return prediction.unsqueeze(axis)
+
+
+def _axis(view: str) -> int:
+    """The axis of (N, C, D, H, W) that a view's slices are cut across."""
+    return 2 + _LETTERS.index(view)
+
+
+def _slices(x: Tensor, axis: int, at: Tensor) -> Tensor:
+    """Slices of (N, C, D, H, W) at places (N, k) of an axis: (N·k, C, …), one voxel thick along it."""
+    rows = torch.arange(len(x), device=at.device)[:, None]
+    return x.movedim(axis, 1)[rows, at].flatten(0, 1).unsqueeze(axis)

@@ -1,0 +1,242 @@
+"""What the U-Net is made of; :mod:`ppdm.unet` puts it together.
+
+Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import gcd, log
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from ppdm.unet import UNetOptions
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of 1000·t (Ho et al. 2020, the scale of their T), then a two-layer perceptron: (N,) -> (N, 4w)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pairs = max(width // 2, 1)
+        self.perceptron = nn.Sequential(
+            nn.Linear(2 * self.pairs, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Embed t (N,) in [0, 1]."""
+        frequencies = torch.exp(
+            -log(10_000) / self.pairs * torch.arange(self.pairs, device=t.device, dtype=torch.float32)
+        )
+        phase = 1000 * t.float()[:, None] * frequencies
+        return self.perceptron(torch.cat([phase.cos(), phase.sin()], dim=1))
+
+
+class Convolution(nn.Module):
+    """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``."""
+
+    def __init__(self, dims: int, c_in: int, c_out: int, kernel: int, stride: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, kernel // 2)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.stride, self.padding, self.dtype = stride, kernel // 2, dtype
+        self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x in the chosen precision."""
+        assert self.bias is not None
+        dtype = torch.float32 if self._is_faulty_for(x) else self.dtype
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return self.convolve(x.to(dtype), weight, bias, self.stride, self.padding).to(self.dtype)
+
+    def _is_faulty_for(self, x: Tensor) -> bool:
+        """Whether oneDNN leaves the weight's gradient uninitialised: bf16, a depth of 2 (torch 2.11 and 2.13, CPU)."""
+        return self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
+
+
+class Normalisation(nn.GroupNorm):
+    """Group normalisation in the dtype of its input, its statistics in fp32 inside the kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x. The affine parameters are cast too: the CPU's kernel takes mixed dtypes, CUDA's does not."""
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class NormalisedConvolution(nn.Module):
+    """Normalise, modulate, activate, resize, convolve; with ``recompute`` only inputs kept for the backward."""
+
+    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: "Resize") -> None:
+        super().__init__()
+        self.norm, self.convolution, self.recompute, self.resize = norm, convolution, recompute, resize
+
+    def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
+        """Apply them to x (N, C, *spatial); the modulation, if there is one, is a scale and a shift (N, C, 1, …)."""
+        return recomputed(self._apply_all, x, *modulation) if self.recompute else self._apply_all(x, *modulation)
+
+    def _apply_all(self, x: Tensor, *modulation: Tensor) -> Tensor:
+        h = self.norm(x)
+        if modulation:
+            scale, shift = modulation
+            h = torch.addcmul(shift, h, 1 + scale)
+        h = self.resize(F.silu(h))  # by the same name: what was normalised is not held while it is convolved
+        return self.convolution(h)
+
+
+class Block(nn.Module):
+    """Residual block that takes the time in between its convolutions, followed by optional self-attention."""
+
+    def __init__(
+        self, make: "Parts", c_in: int, c_out: int, attend: bool, joins: bool, resize: "Resize | None" = None
+    ) -> None:
+        super().__init__()
+        self.joins = joins  # whether a skip is joined to the input first
+        self.resize = resize or same
+        self.first = make.normalised_convolution(c_in, c_out, self.resize)
+        self.adaptive = make.options.adaptive
+        self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out)
+        self.second = make.normalised_convolution(c_out, c_out)
+        self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
+        self.attention = make.attention(c_out) if attend else None
+        self.recompute = make.options.checkpointing == "block"
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for."""
+        return recomputed(self._apply_all, x, embedding) if self.recompute else self._apply_all(x, embedding)
+
+    def _apply_all(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.first(x)
+        shift = self.shift(F.silu(embedding)).to(h.dtype)
+        shift = shift.reshape(*shift.shape, *[1] * (h.ndim - 2))
+        if self.adaptive:
+            h = self.second(h, *shift.chunk(2, dim=1))
+        else:
+            h += shift  # in place: no one else holds a convolution's output
+            h = self.second(h)
+        h += self.shortcut(self.resize(x))
+        return h if self.attention is None else self.attention(h)
+
+
+class Attention(nn.Module):
+    """Self-attention over all voxels of a level, residual."""
+
+    def __init__(self, norm: Normalisation, qkv: Convolution, out: Convolution, heads: int) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out, self.heads = norm, qkv, out, heads
+        start_at_zero(out)  # as the identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over x (N, C, *spatial)."""
+        n, c, *spatial = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
+        q, k, v = qkv.unbind(1)  # (N, heads, voxels, C/heads) each
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(h.transpose(-1, -2).reshape(n, c, *spatial))
+
+
+class Downsample(nn.Module):
+    """Halve the grid by a strided convolution."""
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        """(N, C, *spatial) -> (N, C, *spatial/2)."""
+        return self.convolution(x)
+
+
+class Upsample(nn.Module):
+    """Double the grid by repetition and smooth it by a convolution."""
+
+    def __init__(self, convolution: Convolution) -> None:
+        super().__init__()
+        self.convolution = convolution
+
+    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+        """(N, C, *spatial) -> (N, C, 2·spatial)."""
+        return self.convolution(doubled(x))
+
+
+Resize = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    """Leave the grid as it is."""
+    return x
+
+
+def halved(x: Tensor) -> Tensor:
+    """Halve the grid by the mean of each cell."""
+    cells = [v for size in x.shape[2:] for v in (size // 2, 2)]  # not by pooling, which the CPU lacks in bf16
+    return x.reshape(*x.shape[:2], *cells).mean(tuple(range(3, 2 * x.ndim - 2, 2)))
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Double the grid by repetition."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def start_at_zero(module: nn.Module) -> None:
+    """Set weights and biases to zero, so that what follows sees nothing of the module until it has learned."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+
+
+def without_autocast(device: str) -> AbstractContextManager[None]:
+    """Whatever surrounds the network, the precision of its options holds. Some devices (``meta``) have no autocast."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply function and keep only its inputs; the backward pass computes what it needs again (arXiv 1604.06174).
+
+    Nothing in the network draws random numbers, so no generator state is kept.
+    """
+    result: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+class Parts:
+    """Makes the parts of a U-Net from its options, so that each part is told what concerns it alone."""
+
+    def __init__(self, dims: int, options: "UNetOptions") -> None:
+        self.dims, self.options, self.dtype = dims, options, PRECISIONS[options.precision]
+
+    def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
+        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype)
+
+    def norm(self, channels: int) -> Normalisation:
+        common = gcd(self.options.norm_groups, channels)
+        # At least two channels a group: a lone channel on a lone voxel has no variance to divide by.
+        groups = max((g for g in range(1, channels // 2 + 1) if common % g == 0), default=1)
+        return Normalisation(groups, channels)
+
+    def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = same) -> NormalisedConvolution:
+        recompute = self.options.checkpointing == "norm"
+        return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute, resize)
+
+    def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> Block:
+        return Block(self, c_in, c_out, attend, joins)
+
+    def downsampling(self, channels: int) -> nn.Module:
+        if self.options.resampling == "residual":
+            return Block(self, channels, channels, attend=False, joins=False, resize=halved)
+        return Downsample(self.convolution(channels, channels, stride=2))
+
+    def upsampling(self, channels: int) -> nn.Module:
+        if self.options.resampling == "residual":
+            return Block(self, channels, channels, attend=False, joins=False, resize=doubled)
+        return Upsample(self.convolution(channels, channels))
+
+    def attention(self, channels: int) -> Attention:
+        heads = max(channels // self.options.head_channels, 1)
+        if channels % heads:
+            raise ValueError(f"{channels} channels do not split into heads of {self.options.head_channels}")
+        qkv, out = (self.convolution(channels, k * channels, kernel=1) for k in (3, 1))
+        return Attention(self.norm(channels), qkv, out, heads)
