@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory test lint validate bench wheel clean
+.PHONY: help setup memory quality test lint validate bench wheel clean
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ setup: $(READY) ## Make the virtual environment (done by the others on first use
 
 memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under results/memory
 	$(BIN)/ppdm-bench memory --res $(RES) --checkpointing none,block --out results/memory
+
+quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
+	$(BIN)/ppdm-bench quality --quick --out runs/quality
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto
