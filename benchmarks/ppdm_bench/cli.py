@@ -17,6 +17,12 @@ import typer
 from ppdm_bench import data
 from ppdm_bench.evaluate import evaluate
 from ppdm_bench.options import (
+    PhantomCount,
+    PhantomGrid,
+    PhantomSeed,
+    PhantomSize,
+    Resample,
+    TaskName,
     as_usage,
     asked_subjects,
     comma_separated,
@@ -32,7 +38,7 @@ from ppdm_bench.options import (
     read_shape,
 )
 from ppdm_bench.quality import quality
-from ppdm_bench.terminal import INTERRUPTED, in_words, progress, say, show_warning, writable
+from ppdm_bench.terminal import INTERRUPTED, in_words, progress, say, show_warning, told, writable
 
 if TYPE_CHECKING:
     pass
@@ -153,10 +159,7 @@ def memory(
 
         text = write_json_array(records)
     print(text)
-    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
-    for failure in (failed := failures(records)):
-        say(failure)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
 
 
 def _size(
@@ -213,20 +216,12 @@ def train(
         Path | None,
         typer.Option(help="CSV of pairs: subject,split,source,target[,mask][,suv_factor]; this, or --task."),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")] = None,
-    subjects: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many; default 10.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
-    ] = None,
-    grid: Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")] = None,
-    data_seed: Annotated[
-        int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
-    ] = None,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")
-    ] = False,
+    task: TaskName = None,
+    subjects: PhantomCount = None,
+    size: PhantomSize = None,
+    grid: PhantomGrid = None,
+    data_seed: PhantomSeed = None,
+    resample: Resample = False,
     method: Annotated[str, typer.Option(help="A registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
     preset: Annotated[str, typer.Option(help="matched, authors.")] = "matched",
     factor: Annotated[str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2.")] = None,

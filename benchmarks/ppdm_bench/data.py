@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.options import (
+    Resample,
     as_usage,
     comma_separated,
     count,
@@ -29,7 +30,6 @@ MANIFEST = "pairs.csv"
 _SHORT = 15  # letters above a picture, if six stand side by side
 
 Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
-Resample = Annotated[bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")]
 
 
 @app.command("list")

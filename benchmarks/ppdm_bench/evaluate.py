@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.options import (
+    PhantomCount,
+    PhantomGrid,
+    PhantomSeed,
+    PhantomSize,
+    Resample,
+    TaskName,
     as_usage,
     asked_subjects,
     comma_separated,
@@ -17,7 +23,7 @@ from ppdm_bench.options import (
     read_factor,
     read_option,
 )
-from ppdm_bench.terminal import progress, say, writable
+from ppdm_bench.terminal import progress, told, writable
 
 if TYPE_CHECKING:
     pass
@@ -30,21 +36,13 @@ def evaluate(
     manifest: Annotated[
         Path | None, typer.Option(help="CSV of pairs that the runs are to translate; this, or --task.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")] = None,
+    task: TaskName = None,
     split: Annotated[str, typer.Option(help="Which of the pairs: train, val, test.")] = "test",
-    subjects: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many in all splits; default 10.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
-    ] = None,
-    grid: Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")] = None,
-    data_seed: Annotated[
-        int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
-    ] = None,
-    resample: Annotated[
-        bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")
-    ] = False,
+    subjects: PhantomCount = None,
+    size: PhantomSize = None,
+    grid: PhantomGrid = None,
+    data_seed: PhantomSeed = None,
+    resample: Resample = False,
     predictions: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Instead of runs, predictions made before; repeatable.")
     ] = None,
@@ -133,10 +131,7 @@ def evaluate(
 
         text = write_json_array(records)
     print(text)
-    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
-    for failure in (failed := failures(records)):
-        say(failure)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
 
 
 def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:

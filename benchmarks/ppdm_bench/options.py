@@ -6,7 +6,7 @@ No PyTorch here: it is imported inside commands, so that ``--help`` answers at o
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -86,6 +86,21 @@ def count(least: int = 1) -> Callable[[str | int], int]:
         return int(text)
 
     return read
+
+
+# Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
+TaskName = Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")]
+PhantomCount = Annotated[
+    int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many in all splits; default 10.")
+]
+PhantomSize = Annotated[
+    int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
+]
+PhantomGrid = Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")]
+PhantomSeed = Annotated[
+    int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
+]
+Resample = Annotated[bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")]
 
 
 def read_seconds(given: str | float) -> float:

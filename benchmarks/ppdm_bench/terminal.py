@@ -3,10 +3,10 @@
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -18,6 +18,14 @@ def say(sentence: str) -> None:
     """Tell people something; standard output is for results alone."""
     if sentence:  # typer's own error for a command without arguments has none: it has shown the help
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
+
+
+def told(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
+    """Say what was written and what could not be found out, and return the exit code that this makes."""
+    print("written: " + ", ".join(map(str, written)), file=stream)
+    for failure in failed:
+        say(failure)
+    return 1 if failed else 0
 
 
 def in_words(error: BaseException) -> str:
