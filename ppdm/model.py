@@ -2,8 +2,8 @@
 
 Of the paper (arXiv 2606.15323) only the abstract is public. It fixes the puzzle, a bridge that starts from the
 condition, a residual, and a puzzle-gradient loss; every number below is our interpretation. "The best" means a sweep
-over one choice at a time on phantoms of the three tasks (results/sweep: 36×48×44 to 48×36×40 voxels, width 16, 400 steps,
-3 validation subjects, one seed): a direction, not a proof for wider networks or longer training.
+over one choice at a time on phantoms of the three tasks (results/sweep: 36×48×44 or 48×36×40 voxels, width 16, 400
+steps, 3 validation subjects, one seed): a direction, not a proof for wider networks or longer training.
 """
 
 from ppdm.kernel import Brownian
@@ -19,8 +19,8 @@ PPDM = Method(
     representation=Puzzle(2),
     window=Whole(concatenate=True),
     # Abstract: starts from the conditional input. The noise is ours: without it, and with the source concatenated, the
-    # network learns the division x0 = (x_t − t·y)/(1 − t) instead of the translation. γ = .25 is the best of .25, .5 and 1
-    # on both PET tasks and the worst on MRI, 1 the reverse.
+    # network learns the division x0 = (x_t − t·y)/(1 − t) instead of the translation.
+    # Of γ .25, .5 and 1 the least is the best on both PET tasks and the worst on MRI, and the largest the reverse.
     kernel=Brownian(gamma=0.5),
     target="residual",  # abstract: focuses on task-relevant residuals; an untrained network returns its input
     # Abstract: puzzle-gradient loss. Its weight is ours: of 0, 1 and 3 the best over the three tasks, and better than 1

@@ -39,11 +39,11 @@ class _Subject:
     @classmethod
     def draw(cls, rng: np.random.Generator) -> "_Subject":
         return cls(
-            size=0.935 * np.exp(0.018 * rng.standard_normal() + 0.018 * rng.standard_normal(3)).clip(0.95, 1.05),
+            size=0.93 * np.exp(0.012 * (rng.standard_normal() + rng.standard_normal(3)).clip(-2.0, 2.0)),
             ventricles=float(np.exp(rng.normal(0.0, 0.2)).clip(0.65, 1.5)),
-            wavelength=float(rng.uniform(28.0, 32.0)),
-            sulcal_depth=float(rng.uniform(13.0, 17.0)),
-            cortex=float(rng.normal(2.5, 0.08)),
+            wavelength=float(rng.uniform(28.5, 31.5)),
+            sulcal_depth=float(rng.uniform(14.0, 16.0)),
+            cortex=float(rng.normal(2.5, 0.05)),
             lesions=int(rng.integers(1, 5)) if rng.random() < 0.5 else 0,
         )
 
