@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 from torch import Tensor
 
 from ppdm.cases import Case, CaseError, CaseFiles
@@ -28,7 +27,7 @@ from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.method import Method
 from ppdm.metrics import MetricError, Preset, default_preset, seam_index
 from ppdm.pixel_puzzle import Factor
-from ppdm.translation import SPACING_TOLERANCE, translate_volume
+from ppdm.translation import other_spacing, translate_volume
 
 SEAM = "seam_index"
 
@@ -156,10 +155,9 @@ def _source(case: Case) -> Tensor:
 
 
 def _warn_of_spacing(trained: Trained, case: Case) -> None:
-    if not np.allclose(case.grid.spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
-        got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (case.grid.spacing, trained.spacing))
+    if sizes := other_spacing(trained, case.grid.spacing):
         warnings.warn(
-            f"Scans have voxels of {got} mm, and {trained.method.name} was trained on {known} mm.", stacklevel=3
+            f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=3
         )
 
 

@@ -198,12 +198,19 @@ def _translate_file(
     write_volume(output, result.numpy(), volume)
 
 
+def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tuple[str, str] | None:
+    """A voxel size and that of the training, as text in mm, where they differ by more than a tenth; else nothing."""
+    if np.allclose(spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
+        return None
+    got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (spacing, trained.spacing))
+    return got, known
+
+
 def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
-    if not np.allclose(volume.spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
-        got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (volume.spacing, trained.spacing))
+    if sizes := other_spacing(trained, volume.spacing):
         warnings.warn(
-            f"{source} has voxels of {got} mm, and the method was trained on {known} mm; resample it if the result is "
-            "poor.",
+            f"{source} has voxels of {sizes[0]} mm, and the method was trained on {sizes[1]} mm; resample it if the "
+            "result is poor.",
             stacklevel=3,
         )
 

@@ -125,6 +125,13 @@ def test_a_subject_is_there_whole_or_not_at_all(quick, tmp_path, monkeypatch):
     assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "recipe.json", "train-000"}
 
 
+def test_killed_while_the_recipe_was_written(quick, tmp_path):
+    """What lies half-written beside the recipe's place neither stops the next run nor stays."""
+    (tmp_path / f".recipe.json.{'0' * 32}").write_text("{")
+    assert len(make_set(RECIPE, 1, tmp_path, jobs=1)) == 1
+    assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "recipe.json", "train-000"}
+
+
 def test_another_recipe_is_refused_with_what_differs(quick, tmp_path):
     make_set(RECIPE, 1, tmp_path, jobs=1)
     before = _files(tmp_path)

@@ -25,6 +25,7 @@ from filelock import FileLock
 from ppdm.data.manifest import Pair
 from ppdm.data.tasks import MASK, Recipe, find_task, make_subject, split_sizes, subject_name
 from ppdm.data.volume import Volume, write_volume
+from ppdm.files import leftovers, write_together
 
 RECIPE = "recipe.json"
 CACHE_VARIABLE = "PPDM_CACHE"
@@ -141,6 +142,8 @@ def _exclusive(folder: Path) -> Iterator[None]:
     with FileLock(folder / _LOCK):
         for left_over in folder.glob(f"{_PARTIAL}*"):  # nobody is at work on them now
             shutil.rmtree(left_over)
+        for left_over in leftovers(folder):
+            left_over.unlink()
         yield
 
 
@@ -155,9 +158,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
         return
     if strangers := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
         raise GenerationError(f"{folder} is not empty (it holds {strangers[0]!r}) and is no set; give another folder")
-    temporary = folder / f"{_PARTIAL}{RECIPE}"
-    temporary.write_text(json.dumps(origin, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_together({path: (json.dumps(origin, indent=1) + "\n").encode()})
 
 
 def _read_json(path: Path) -> Any:
