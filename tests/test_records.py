@@ -40,6 +40,7 @@ FULL = Record(
     device="cuda",
     env={"torch": "2.13.0", "dirty": False},
     options={"width": 64, "multipliers": [1, 2, 2, 4]},
+    samples=(3_650_722_201, 3_650_000_000.5),
 )
 
 
@@ -56,6 +57,11 @@ def python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 # What a record may say
+
+
+def test_a_record_of_the_first_schema_is_read_and_has_no_samples() -> None:
+    first = Record.from_json('{"schema": 1, "metric": "x", "kind": "measured", "value": 1}')
+    assert (first.value, first.samples) == (1, ())
 
 
 def test_the_unit_follows_from_the_metric() -> None:
@@ -89,6 +95,8 @@ def test_a_record_is_dated_in_utc() -> None:
         ({"method": 5}, "`method`"),
         ({"compile": 1}, "`compile`"),
         ({"env": []}, "`env`"),
+        ({"samples": 1.5}, "`samples`"),
+        ({"samples": [1.0, float("nan")]}, "`samples`"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(change: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 __all__ = ["SCHEMA", "UNITS", "Record", "RecordError", "RecordFile", "RecordWarning", "config_id", "write_json_array"]
 
-SCHEMA = 1
+SCHEMA = 2  # 2: samples
 
 KINDS = ("measured", "predicted", "published")
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
@@ -63,6 +63,7 @@ class Record:
         phase: `train`, `sample`, or a stage of a method's own (`autoencoder_train`, `decode`).
         steps: network evaluations of one sampling run.
         stat: which statistic the value is (`max`, `median`); `n` says of how many repetitions.
+        samples: the raw values that the statistic is of, in the order they were taken, where there are several.
         kind: `measured`, `predicted` or `published`.
         options: the full configuration as JSON, so that a number can be traced.
         env: versions and hardware (torch, cuda, cudnn, driver, gpu, cpu, python, ...).
@@ -105,11 +106,13 @@ class Record:
     created: str = field(default_factory=_now)
     options: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    samples: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # JSON knows lists only: a record read back equals the one that was written.
         for name in ("shape", "spacing"):
             object.__setattr__(self, name, _three(name, getattr(self, name)))
+        object.__setattr__(self, "samples", _numbers("samples", self.samples))
         object.__setattr__(self, "unit", self.unit or UNITS.get(self.metric, ""))
         _check_types(self)
         _check_choices(self)
@@ -157,6 +160,12 @@ def _three(name: str, value: object) -> tuple[Any, ...]:
     if name == "shape" and not all(isinstance(x, int) for x in numbers):
         raise RecordError(f"`shape` counts voxels in whole numbers, got {value!r}")
     return numbers
+
+
+def _numbers(name: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not all(_is_number(x) for x in value):
+        raise RecordError(f"`{name}` is a list of finite numbers, got {value!r}")
+    return tuple(value)
 
 
 def _is_number(value: object) -> bool:
