@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.series import Series, gather, metric_name, names_of, reference_of
+from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
 from ppdm_bench.report.units import shape_text
 
@@ -125,8 +125,12 @@ def _compared(values: dict[str, float], metric: str, against: Series | None) -> 
 
 def _blocks(frame: pd.DataFrame, title: str, show: Any) -> str:
     lines = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    regional = [line for line in lines if is_regional(line["metric"])]
+    lines = [line for line in lines if not is_regional(line["metric"])]
     compared = [line for line in lines if line["reference"]]
     blocks = [f"{title} Mean ± sd over subjects.", show(*_means(lines))]
+    if regional:
+        blocks += ["Bias of uptake in regions, mean ± sd over the subjects that have them.", show(*_means(regional))]
     if compared:
         against = ", ".join(dict.fromkeys(line["reference"] for line in compared))
         blocks += [f"Difference from {against}, subject by subject.", show(*_differences(compared))]
