@@ -28,9 +28,9 @@ QUICK: dict[str, Any] = {
     "size": 32,
     "minutes": 2.0,
     "width": 16,
-    "evaluations": "1,4",
+    "evaluations": "1,4,own",
 }
-FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10"}
+FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10,own"}
 
 Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
 
@@ -65,7 +65,7 @@ def quality(
     batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
     seeds: Annotated[str, typer.Option(help="Trainings of each, such as 0,1,2.")] = "0",
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10. The method's own: own.")
+        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10,own. Own: the method's.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences are from; default: the input.")] = None,

@@ -1,8 +1,9 @@
 """Sets of phantom subjects on disk: made once, by all cores, and never half.
 
 A set's folder holds `recipe.json`, one folder for each subject with its images, mask and labels, and, where it
-was asked for, a manifest. Subjects are made aside and renamed into place, so that a folder that is there is complete: what was
-interrupted goes on where it stopped. One process at a time makes a set; another that wants it waits and finds it made.
+was asked for, a manifest. Subjects are made aside and renamed into place, so that a folder that is there is complete:
+what was interrupted goes on where it stopped. One process at a time makes a set; another that wants it waits and finds
+it made.
 """
 
 import hashlib

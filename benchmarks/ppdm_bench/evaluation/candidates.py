@@ -81,13 +81,14 @@ def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
 def of_run(
     run: Path, variant: str, trained: Trained, steps: Sequence[int | None], precision: str | None, seed: int
 ) -> list[Candidate]:
-    """A candidate for each number of network evaluations; None stands for the method's own.
+    """A candidate for each number of network evaluations, each once; None stands for the method's own.
 
     Raises:
         TranslationError: the method has no such steps or precision.
     """
     weights = _digest(trained.network)
-    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in steps]
+    counts = dict.fromkeys(trained.method.sampling.steps if k is None else k for k in steps)
+    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in counts]
 
 
 def read_folders(
