@@ -35,8 +35,8 @@ def main() -> int:
     print(
         "# A sweep killed three ways, and finished\n\n"
         f"Made by `benchmarks/harness/kills.py` at commit {code['commit'][:12]}{' (changed)' * code['dirty']}, PyTorch "
-        f"{code['torch']}, {code['cpu']}. Each is killed while its second of three measurements runs, and then the same "
-        "command is given again. Rows are those of `records.jsonl`, counted."
+        f"{code['torch']}, {code['cpu']}. Each is killed while its second of three measurements runs, and then the "
+        "same command is given again. Rows are those of `records.jsonl`, counted."
     )
     return max([transcript(number, *way) for number, way in enumerate(WAYS, start=1)])
 
