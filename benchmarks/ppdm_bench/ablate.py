@@ -233,6 +233,9 @@ def _announce(
     for cell in plan.cells:
         if cell.reason:
             say(f"left out: {cell.label}: {cell.reason}")
+    if plan.too_large:
+        grids = ", ".join(str(factor) for factor in plan.too_large)
+        say(f"the volumes are too small for the seam index at factor {grids}: it is left out")
     left = [work for work in wanted if not (work.trial.folder(out) / NAME).exists()]
     steps = sorted((float(record.value), label) for label, record in pace.items() if record.value is not None)
     fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")

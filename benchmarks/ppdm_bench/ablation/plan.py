@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from ppdm import Method
 from ppdm.data.tasks import split_sizes
 from ppdm.evaluation import lattices
+from ppdm.metrics.texture import MIN_CELLS
 from ppdm.pixel_puzzle import Factor
 from ppdm.schedule import Schedule
 from ppdm_bench.ablation.cells import Cell
@@ -67,8 +68,19 @@ class Ablation:
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices at which every cell's seam index is taken, of all cells, whichever of them fail."""
-        return lattices(cell.method for cell in self.present)
+        """The lattices at which every cell's seam index is taken, whichever cells fail: of all that have room for it."""
+        found = lattices(cell.method for cell in self.present)
+        return [factor for factor in found if self._has_room(factor)] or [2]
+
+    @property
+    def too_large(self) -> list[Factor]:
+        """The lattices whose seam index the volumes are too small for."""
+        return [factor for factor in lattices(cell.method for cell in self.present) if not self._has_room(factor)]
+
+    def _has_room(self, factor: Factor) -> bool:
+        sizes = [one.recipe().grid.shape for one in self.sets]
+        cell = factor if isinstance(factor, Sequence) else (factor,) * 3
+        return all(size // r >= MIN_CELLS for shape in sizes for size, r in zip(shape, cell, strict=True))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["ablation_table", "headline", "save", "to_csv", "to_markdown", "to_text"]
 
 _TEXTS = ("cell", "space", "loss", "bridge", "representation", "factor", "kernel", "target", "task", "shape", "budget")
+_COMPARED = ("psnr", "ssim")  # in the tables for people; that for programs has every difference
 _COUNTS = ("train_steps", "seed", "evaluations", "n")
 _COSTS = ("step_seconds", "pace_seconds", "train_seconds", "volume_seconds")
 _PEAKS = [(phase, kind) for phase in ("train", "sample") for kind in ("predicted", "measured")]
@@ -153,7 +154,8 @@ def _person(row: Row, rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
         "–" if steps is None else f"{steps:.0f}",
         "–" if seconds is None else significant(seconds),
         *("–" if peak is None else gib(peak) for peak in peaks),
-        *(_value(row, rows, metric) for metric in (*metrics, seam_metric(row))),
+        *(_value(row, rows, metric) for metric in metrics),
+        _value(row, rows, seam_metric(row)),
     ]
 
 
@@ -163,7 +165,7 @@ def _value(row: Row, rows: Sequence[Row], metric: str | None) -> str:
         return "–"
     unit, found = row.series.units[metric], summary(values)
     text = number(found.mean, unit) + ("" if found.sd is None else f" ± {number(found.sd, unit)}")
-    against = difference(row, rows, metric)
+    against = difference(row, rows, metric) if metric in _COMPARED else None
     if against is None:
         return text
     ends = "" if against.low is None or against.high is None else f"; {_interval(against.low, against.high, unit)}"
@@ -177,7 +179,7 @@ def _interval(low: float, high: float, unit: str) -> str:
 def _notes(everything: Sequence[Row], rows: Sequence[Row]) -> list[str]:
     notes = [
         "s a step: median of steps measured in turn before the trainings. GiB: predicted peak_allocated on CUDA. Seam "
-        "index: at the lattice of the cell's own representation, the default's for the difference at the same one. "
+        "index: at the lattice of the cell's own representation. "
         f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
     ]
     fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)

@@ -28,7 +28,7 @@ _ORDER = {
     "loss": ("off", "cell", "all"),
     "bridge": ("brownian", "linear", "i2sb", "noise"),
 }
-_WORDS = {"brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
+_WORDS = {"r=1": "r=1\n(identity)", "brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
 _DIFFERENCES = ("psnr", "ssim", "sharpness", "seam")
 
 
