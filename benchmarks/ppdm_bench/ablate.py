@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from ppdm_bench.ablation.plan import Ablation, Work
     from ppdm_bench.records import Record
 
-# About a quarter of an hour on two idle cores. Three levels, so that the largest factor still has a grid to halve
+# About twenty minutes on two idle cores. Three levels, so that the largest factor still has a grid to halve
 # within 32 voxels; with four it would be padded to 64.
 QUICK: dict[str, Any] = {
     "tasks": ["mri-t1t2", "pet-joint"],
-    "subjects": 16,
+    "subjects": 20,
     "size": 32,
     "width": 12,
     "base": ["network.multipliers=[1,2,2]"],
-    "steps": 200,
+    "steps": 150,
     "seeds": "0",
     "evaluations": "1,4",
 }

@@ -68,7 +68,7 @@ class Ablation:
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices at which every cell's seam index is taken, whichever cells fail: of all that have room for it."""
+        """The lattices at which every cell's seam index is taken: of all cells, as far as the volumes have room."""
         found = lattices(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 
@@ -135,7 +135,8 @@ def _budgets(plan: Ablation, cell: Cell, paces: Mapping[str, Record]) -> dict[in
     steps = plan.schedule.steps
     assert steps is not None
     found: dict[int, dict[str, float]] = {steps: {"steps": steps}}
-    if (cell.timed or plan.minutes is not None) and paces[plan.cells[0].label].value is not None:
+    known = paces[plan.cells[0].label].value is not None
+    if plan.minutes is not None or (cell.timed and known):
         seconds = equal_time(plan, paces)
         fitting = max(1, round(seconds / _pace(paces[cell.label])))
         found.setdefault(fitting, {})["time"] = seconds
