@@ -194,6 +194,7 @@ def _carried_out(plan: "Ablation", out: Path, quick: bool) -> tuple[list["Record
     from ppdm_bench.evaluation.results import RECORDS
     from ppdm_bench.records import RecordFile
 
+    _introduce(plan, quick)
     with progress() as bar:
         whole = _Whole(bar)
         file, batch_size = RecordFile(out / RECORDS), plan.schedule.batch_size
@@ -222,12 +223,8 @@ def _one_by_one(stage: Iterable["Done"], seconds: Sequence[float], whole: _Whole
         whole.ended()
 
 
-def _announce(
-    plan: "Ablation", wanted: Sequence["Work"], pace: dict[str, "Record"], memory: float, out: Path, quick: bool
-) -> None:
-    """What is to be done and how long it will take, before it begins."""
-    from ppdm.checkpoint import NAME
-
+def _introduce(plan: "Ablation", quick: bool) -> None:
+    """What is known before anything is measured."""
     if quick:
         say("quick profile: small volumes and networks, few subjects, short training; a direction, not a proof")
     for cell in plan.cells:
@@ -236,6 +233,15 @@ def _announce(
     if plan.too_large:
         grids = ", ".join(str(factor) for factor in plan.too_large)
         say(f"the volumes are too small for the seam index at factor {grids}: it is left out")
+    say(f"{len(plan.present)} cells; a few steps of each tell how long everything takes")
+
+
+def _announce(
+    plan: "Ablation", wanted: Sequence["Work"], pace: dict[str, "Record"], memory: float, out: Path, quick: bool
+) -> None:
+    """What is to be done and how long it will take, before it begins."""
+    from ppdm.checkpoint import NAME
+
     left = [work for work in wanted if not (work.trial.folder(out) / NAME).exists()]
     steps = sorted((float(record.value), label) for label, record in pace.items() if record.value is not None)
     fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")
