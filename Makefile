@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality test lint validate bench wheel clean
+.PHONY: help setup memory quality ablations test lint validate bench wheel clean
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ memory: $(READY) ## The main job: peak memory of every method at RES (256), tabl
 
 quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
 	$(BIN)/ppdm-bench quality --quick --out runs/quality
+
+ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
+	$(BIN)/ppdm-bench ablate --out runs/ablations
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto

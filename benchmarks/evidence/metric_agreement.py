@@ -19,7 +19,7 @@ DTYPES = (np.float32, np.float64)
 def main() -> None:
     """Print one row a volume."""
     print("# PSNR and SSIM against scikit-image\n")
-    print("Wang's settings there: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`, its borders cut off.")
+    print("Its settings are Wang's: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.")
     print("Made by `benchmarks/evidence/metric_agreement.py`.\n")
     print("| shape | data range | type | PSNR dB | difference | SSIM | difference |")
     print("|---|---:|---|---:|---:|---:|---:|")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench import data
+from ppdm_bench.ablate import ablate
 from ppdm_bench.evaluate import evaluate
 from ppdm_bench.options import (
     PhantomCount,
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command()(evaluate)
 app.command()(quality)
+app.command()(ablate)
 
 
 def main() -> None:

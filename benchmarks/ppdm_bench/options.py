@@ -110,6 +110,11 @@ def count(least: int = 1) -> Callable[[str | int], int]:
     return read
 
 
+def read_evaluations(text: str) -> int | None:
+    """A number of network evaluations, or None for the method's ``own``."""
+    return None if text == "own" else count()(text)
+
+
 # Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
 TaskName = Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")]
 PhantomCount = Annotated[
