@@ -16,6 +16,7 @@ import typer
 
 from ppdm_bench import data
 from ppdm_bench.evaluate import evaluate
+from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
     PhantomCount,
     PhantomGrid,
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command()(evaluate)
 app.command()(quality)
+app.command()(gpu)
 
 
 def main() -> None:
@@ -125,6 +127,9 @@ def memory(
     timeout: Annotated[
         float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement.")
     ] = 600,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run what was measured again, with no more memory than was predicted.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -148,18 +153,24 @@ def memory(
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.results import collect, failures, present
+        from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = as_usage(configurations, method, size, **wanted)
         where, target = choose(choice, capacity)
+        if verify and where == "predict":
+            raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
         folder = writable(out)
         records = collect(Plan(asked, phases, where, target, spacing, timeout), folder)
+        verified = verify_in(folder, records, timeout) if verify else []
+        records += verified
         text, written = present(records, folder, capacity)
+        text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(told(written, failures(records) + unverified(verified), sys.stderr if json else sys.stdout))
 
 
 def _size(
