@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality test lint validate bench wheel clean
+.PHONY: help setup memory quality gpu test lint validate bench wheel clean
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,11 @@ memory: $(READY) ## The main job: peak memory of every method at RES (256), tabl
 
 quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
 	$(BIN)/ppdm-bench quality --quick --out runs/quality
+
+# Not by way of the set-up, which needs a network: any Python that has what pyproject.toml lists will do.
+gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTES=10 stops in time), under results/gpu
+	PYTHONPATH=.:baselines:benchmarks $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m ppdm_bench gpu \
+	  $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto

@@ -23,7 +23,7 @@ from ppdm_bench.options import (
     read_factor,
     read_option,
 )
-from ppdm_bench.terminal import progress, told, writable
+from ppdm_bench.terminal import alone_in, progress, told
 
 if TYPE_CHECKING:
     pass
@@ -119,13 +119,13 @@ def evaluate(
             shown = bar.add_task("reading", total=None)
             plan = compare_folders(predictions, targets, sources, masks, suv_factor, how)
         against = as_usage(reference_label, plan.candidates, reference)
-        folder = writable(out)
-        records = collect(
-            plan,
-            folder,
-            lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
-        )
-        text, written = present(plan, records, against, folder)
+        with alone_in(out) as folder:
+            records = collect(
+                plan,
+                folder,
+                lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+            )
+            text, written = present(plan, records, against, folder)
     if json:
         from ppdm_bench.records import write_json_array
 

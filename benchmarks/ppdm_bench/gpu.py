@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.options import one_of, positive, read_option
-from ppdm_bench.terminal import say, told, writable
+from ppdm_bench.terminal import alone_in, say, told
 
 if TYPE_CHECKING:
     from ppdm_bench.pieces.listing import Piece
@@ -54,15 +54,15 @@ def gpu(
         pieces = listing()
         place = Place(where, folder, quiet=json)
         wanted = _chosen(pieces, piece or [])
-        before = state(place, pieces)
         if not show and where == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(NO_GPU)
     if show:
-        print(_list(wanted, before, where))
+        print(_list(wanted, state(place, pieces), where))
         return
-    writable(folder)
-    ended = _carried_out(wanted if piece else in_order(wanted, before), place, minutes)
-    raise typer.Exit(_told(ended, folder, json))
+    with alone_in(folder):
+        ended = _carried_out(wanted if piece else in_order(wanted, state(place, pieces)), place, minutes)
+        code = _told(ended, folder, json)
+    raise typer.Exit(code)
 
 
 def _chosen(pieces: Sequence["Piece"], names: Sequence[str]) -> list["Piece"]:

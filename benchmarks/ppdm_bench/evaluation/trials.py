@@ -14,9 +14,9 @@ from ppdm_bench.configuration import find_method
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
-from ppdm_bench.evaluation.results import RECORDS
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.subjects import PhantomSubjects
+from ppdm_bench.sweep import RECORDS
 from ppdm_bench.training import train_run
 from ppdm_bench.variation import vary
 

@@ -6,49 +6,55 @@ The first verification compares two numbers. This one asks what a user asks: doe
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.environment import environment
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.memory.command import WORKER
+from ppdm_bench.records import Record
 from ppdm_bench.runner import run_child
-from ppdm_bench.terminal import progress as progress_bar
+from ppdm_bench.sweep import Case, Ledger, Sweep
+from ppdm_bench.terminal import Whole, progress
 
 VERIFIED = "verified_at"
-_FINDINGS = ("ok", "oom")
 
 # What PyTorch's allocator may take on CUDA is what it reserves; on the CPU the tracker counts live tensors.
 _LIMITED = {"cuda": "peak_reserved", "cpu": "peak_allocated"}
+
+# What a verification shares with the measurement that it is of.
+_SHARED = (
+    *("config_id", "command", "method", "variant", "shape", "spacing", "batch_size", "phase", "precision"),
+    *("checkpointing", "steps", "options", "kind", "device", "env"),
+)
 
 
 def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[Record]:
     """Verify every measurement among records under a progress bar; each result is on disk before the next begins.
 
     Args:
-        folder: of ``records.jsonl``; what stands verified there, by the same code in the same environment, is taken.
+        folder: of ``records.jsonl``. What was verified there before, at the same limit by the same code in the same
+            environment, is not run again.
         records: predictions and measurements of one run.
         timeout: seconds for one of them.
+
+    Returns:
+        A record of ``verified_at`` each: the limit, ok where it sufficed and oom where it did not.
     """
-    file, found = RecordFile(folder / "records.jsonl"), []
-    known = file.read()
-    pairs = verifiable(records)
-    with progress_bar() as bar:
-        task = bar.add_task("verifying", total=len(pairs))
+    ledger, found, pairs = Ledger(folder), [], verifiable(records)
+    sweep = Sweep(WORKER, timeout, ledger.earlier)
+    with progress() as bar:
+        whole = Whole(bar, [1.0] * len(pairs))
         for measured, limit in pairs:
-            bar.update(task, description=f"verifying {measured.method} {measured.variant} {measured.phase}")
-            verified = _settled(measured, limit, known)
-            if verified is None:
-                verified = verify(measured, limit, timeout)
-                file.append([verified])
+            whole.tell(f"verifying {_name(measured)}")
+            verified = verify(measured, limit, sweep)
+            ledger.keep([verified])
             found.append(verified)
-            bar.advance(task)
+            whole.ended()
     return found
 
 
 def verifiable(records: Sequence[Record]) -> list[tuple[Record, int]]:
     """Each measured peak with the bytes that were predicted to suffice for it.
 
-    What was predicted to exceed the card is left out: the card itself is its limit.
+    What was predicted to exceed the card is left out: there the card is the limit.
     """
     predicted = {
         (record.config_id, record.phase, record.metric, record.device): int(record.value)
@@ -60,55 +66,37 @@ def verifiable(records: Sequence[Record]) -> list[tuple[Record, int]]:
     return [(record, predicted[key]) for record, key in zip(measured, keys, strict=True) if key in predicted]
 
 
-def verify(measured: Record, limit: int, timeout: float) -> Record:
-    """Run what was measured again, in a child that may take so many bytes.
-
-    Returns:
-        A record of ``verified_at``, the limit: ok where that sufficed, oom where it did not.
-    """
+def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
+    """Run what was measured again, in a child that may take so many bytes; what the sweep knows of it stands."""
     request = {
         "configuration": _configuration(measured).to_dict(),
         "phase": measured.phase,
         "device": measured.device,
         "limit": limit,
     }
-    answer = run_child("ppdm_bench.memory.worker", request, timeout)
-    shared: dict[str, Any] = {f.name: getattr(measured, f.name) for f in fields(Record)}
-    del shared["created"]
-    return Record(
-        **shared
-        | {
-            "metric": VERIFIED,
-            "value": limit,
-            "stat": "limit",
-            "env": dict(answer.env) or environment(),
-            "status": answer.status,
-            "reason": answer.reason,
-        }
-    )
+    case = Case(VERIFIED, {name: getattr(measured, name) for name in _SHARED}, request)
+    for known in sweep.settled(case):
+        if known.metric == VERIFIED and known.value == limit:
+            return known
+    # Not by Sweep.measure: one that did not suffice says nothing of another, each has a limit of its own.
+    answer = run_child(WORKER, request, sweep.timeout)
+    if answer.status == "timeout":
+        return sweep.timed_out(case, answer.reason)[0]
+    env = {**case.common["env"], **answer.env}
+    return case.failed(answer.status, answer.reason, env=env, value=limit, stat="limit", n=1)[0]
 
 
 def verdict(verified: Sequence[Record]) -> str:
     """What the verifications say, in words; nothing if there were none."""
-    settled = [record for record in verified if record.status in _FINDINGS]
-    within = sum(record.status == "ok" for record in settled)
-    lines = [f"Second verification: {within} of {len(settled)} ran within the memory that was predicted."]
-    lines += [f"{_name(r)} needs more than the {r.value} B predicted: {r.reason}" for r in settled if r.status == "oom"]
-    return "\n".join(lines) if settled else ""
+    ran, short = ([r for r in verified if r.status == status] for status in ("ok", "oom"))
+    lines = [f"Second verification: {len(ran)} of {len(ran) + len(short)} ran within the memory that was predicted."]
+    lines += [f"{_name(record)} did not within {record.value:,} bytes: {record.reason}" for record in short]
+    return "\n".join([*lines, ""]) if ran or short else ""
 
 
 def unverified(verified: Sequence[Record]) -> list[str]:
     """What could not be verified, a sentence each."""
-    return [f"{_name(r)}, verification: {r.reason}" for r in verified if r.status not in _FINDINGS]
-
-
-def _settled(measured: Record, limit: int, known: Sequence[Record]) -> Record | None:
-    env = environment()
-    if env["dirty"]:  # changed code: nobody knows whether it is the same
-        return None
-    wanted = (measured.config_id, measured.phase, measured.device, VERIFIED, limit, env)
-    same = (r for r in reversed(known) if (r.config_id, r.phase, r.device, r.metric, r.value, r.env) == wanted)
-    return next((record for record in same if record.status in _FINDINGS), None)
+    return [f"{_name(r)}, verification: {r.reason}" for r in verified if r.status not in ("ok", "oom")]
 
 
 def _configuration(record: Record) -> Configuration:
@@ -117,5 +105,5 @@ def _configuration(record: Record) -> Configuration:
 
 
 def _name(record: Record) -> str:
-    words = (record.method, record.variant, record.phase, record.precision, f"checkpointing {record.checkpointing}")
-    return " ".join(filter(None, words))
+    recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
+    return " ".join(filter(None, (record.method, record.variant, record.phase, record.precision, recomputed)))

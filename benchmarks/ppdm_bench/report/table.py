@@ -82,8 +82,8 @@ def _fits(row: Row, phase: str, budget: int | None) -> bool | None:
     if budget is None:
         return None
     record = row.records.get((phase, "peak_allocated"))
-    if record is not None and record.kind == "predicted" and record.env.get("capacity") == budget:
-        return record.status == "ok"  # its allocator was replayed within this very budget
+    if record is not None and record.env.get("capacity") == budget and record.status in ("ok", "oom"):
+        return record.status == "ok"  # it was replayed, or run, within this very budget
     values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None else peak <= budget
@@ -227,8 +227,10 @@ def _setting(value: object) -> str:
 
 def _failures(frame: pd.DataFrame) -> list[str]:
     """What failed and why, one sentence a phase and row: too long for a cell."""
+    sized = frame["shape"].nunique() > 1
     return [
-        f"{line['method']} {line['variant']}".strip() + f", {line['kind']}, {phase}: {line[f'{phase}_reason']}"
+        " ".join(filter(None, (line["method"], line["variant"], _setting(line["shape"]) if sized else "")))
+        + f", {line['kind']}, {phase}: {line[f'{phase}_reason']}"
         for line in _lines(frame)
         for phase in _phases_of(frame)
         if line[f"{phase}_reason"]
