@@ -148,6 +148,19 @@ def test_done_is_what_was_the_same_command_on_the_same_card(done, tmp_path, monk
     assert in_order(pieces, state(Place("cpu", moved), pieces)) == []
     monkeypatch.setattr(running, "environment", lambda: environment() | {"gpu": "another"})
     assert in_order(pieces, state(Place("cpu", moved), pieces)) == pieces
+    assert len(list(running.carry_out(pieces[:1], Place("cuda", moved), None, lambda _: None))) == 1
+    assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces[1:]
+    monkeypatch.setattr(running, "environment", lambda: environment() | {"gpu": "a third"})
+    assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces
+
+
+def test_a_machine_without_a_gpu_tells_what_one_with_a_gpu_has_done(done, tmp_path, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(running, "environment", lambda: environment() | {"gpu": "a card"})
+        assert len(list(running.carry_out([piece("a")], Place("cuda", tmp_path), None, lambda _: None))) == 1
+    monkeypatch.setattr(running, "environment", lambda: {k: v for k, v in environment().items() if k != "gpu"})
+    _, out, _ = run("gpu", "--list", "--out", tmp_path)
+    assert [line.split()[3] for line in out.splitlines()[:4]] == ["done", "open", "open", "open"]
 
 
 def test_without_a_gpu_it_explains_itself_in_two_sentences(monkeypatch):

@@ -40,15 +40,14 @@ class Place:
 def state(place: Place, pieces: Sequence[Piece]) -> dict[str, Record | None]:
     """What became of each piece when it was last carried out here, by name; None of one that was not.
 
-    It must have been the same command on the same card with the same PyTorch. The commit may be another, or records
-    that were committed would make all pieces undone; a piece asked for by name is carried out again.
+    It must have been the same command on the same card with the same PyTorch; where there is no card, any counts. The
+    commit may be another, or records that were committed would make all pieces undone.
 
     Raises:
         RecordError: ``pieces.jsonl`` cannot be read.
     """
-    ended = {(record.config_id, *_where(record.device, record.env)): record for record in _file(place).read()}
-    here = _where(place.device, environment())
-    return {piece.name: ended.get((config_id(_options(piece, place)), *here)) for piece in pieces}
+    ended = {record.config_id: record for record in _file(place).read() if _is_here(record, place)}
+    return {piece.name: ended.get(config_id(_options(piece, place))) for piece in pieces}
 
 
 def in_order(pieces: Sequence[Piece], before: dict[str, Record | None]) -> list[Piece]:
@@ -148,8 +147,10 @@ def _outcome(code: int | None, limit: float) -> tuple[str, str]:
     return ("ok", "") if code == 0 else ("error", f"it ended with code {code}, and said why")
 
 
-def _where(device: str, env: dict[str, Any]) -> tuple[Any, ...]:
-    return (device, *(env.get(name) for name in _SAME))
+def _is_here(record: Record, place: Place) -> bool:
+    here = environment()
+    away = place.device == "cuda" and "gpu" not in here
+    return record.device == place.device and (away or all(record.env.get(name) == here.get(name) for name in _SAME))
 
 
 def _ended(record: Record | None, *statuses: str) -> bool:
