@@ -92,7 +92,6 @@ def _verified(piece: Piece) -> Piece:
         name=piece.name.replace("memory", "verify"),
         purpose=f"second verification: {piece.name} again, its processes capped at the predicted memory",
         command=(*piece.command, "--verify"),
-        seconds=piece.seconds + 60,  # the predictions are made again
     )
 
 
