@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.records import Record, RecordFile, config_id
-from ppdm_bench.report.units import shape_text
+from ppdm_bench.report.units import setting_text, shape_text
 from ppdm_bench.runner import Answer, run_child
 
 RECORDS = "records.jsonl"
@@ -114,8 +114,8 @@ class Sweep:
         """Why a case cannot but run out of memory, or nothing: one that is nowhere larger has."""
         for record in self._exhausted:
             if record.metric == case.metric and _is_of(record, case, *SIZES) and _is_within(record, case):
-                size = f"{shape_text(record.shape)}, batch size {record.batch_size}"
-                return f"the same at {size} ran out of memory already, and this is no smaller"
+                size = (shape_text(record.shape), setting_text("batch_size", record.batch_size))
+                return f"the same at {', '.join(filter(None, size))} ran out of memory already, and this is no smaller"
         return ""
 
 
