@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality ablations test lint validate bench wheel clean
+.PHONY: help setup memory quality ablations test lint validate bench wheel clean gpu
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -28,6 +28,11 @@ quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile
 
 ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
 	$(BIN)/ppdm-bench ablate --out runs/ablations
+
+# Not by way of the set-up, which needs a network: any Python that has what pyproject.toml lists will do.
+gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTES=10 stops in time), under results/gpu
+	PYTHONPATH=.:baselines:benchmarks $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m ppdm_bench gpu \
+	  $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto

@@ -213,7 +213,8 @@ def _allocator_limit(limit: int | None) -> Iterator[None]:
         yield
         return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(max(limit, 0) / total, 1.0))
+    # PyTorch multiplies it out and cuts off: half a byte more, or the last segment may lack a byte.
+    torch.cuda.set_per_process_memory_fraction(min((max(limit, 0) + 0.5) / total, 1.0))
     try:
         yield
     finally:

@@ -65,6 +65,11 @@ class Row:
         failed = [r for r in found if r.status != "ok"]
         return (failed[0].status, failed[0].reason) if failed else ("ok" if found else "", "")
 
+    def verified(self, phase: str) -> bool | None:
+        """Return whether a phase ran again within the memory predicted for it; None where that was not found out."""
+        record = self.records.get((phase, "verified_at"))
+        return None if record is None or record.status not in ("ok", "oom") else record.status == "ok"
+
     def parameters(self) -> float | None:
         """Return the number of parameters: of the configuration, else of its first phase that says one."""
         values = (self.value(phase, "parameters") for phase in ("", *self.phases))
