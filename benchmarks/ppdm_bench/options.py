@@ -175,6 +175,25 @@ def read_shape(text: str) -> tuple[int, int, int]:
     return d, h, w
 
 
+def read_size(
+    res: int | None, shape: str | None, like: Path | None
+) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
+    """The one size that a command is asked about, in voxels, and the voxels' edges in mm where a scan says them.
+
+    Raises:
+        typer.BadParameter: none was given, or several.
+    """
+    if sum(value is not None for value in (res, shape, like)) != 1:
+        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
+    if like is not None:
+        from ppdm.data.volume import read_shape as shape_of
+
+        return shape_of(like)
+    if shape is not None:
+        return read_option("--shape", read_shape, shape), ()
+    return (res or 0, res or 0, res or 0), ()
+
+
 def read_lengths(text: str) -> tuple[float, float, float]:
     """Edges of a voxel in mm: ``2``, or one an axis: ``2,2,4``.
 
