@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench import data
+from ppdm_bench.compare import compare
 from ppdm_bench.evaluate import evaluate
 from ppdm_bench.options import (
     PhantomCount,
@@ -24,6 +25,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_size,
     asked_subjects,
     comma_separated,
     count,
@@ -35,7 +37,6 @@ from ppdm_bench.options import (
     read_option,
     read_pace,
     read_seconds,
-    read_size,
 )
 from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
@@ -54,6 +55,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.command()(compare)
 app.command()(evaluate)
 app.command()(plan)
 app.command()(quality)
@@ -136,7 +138,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    size, spacing = read_size(res, shape, like)
+    size, spacing = asked_size(res, shape, like)
     wanted: dict[str, Any] = {
         "presets": read_option("--preset", comma_separated(str), preset),
         "factors": read_option("--factor", comma_separated(read_factor), factor),

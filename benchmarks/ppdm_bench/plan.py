@@ -10,13 +10,13 @@ import typer
 
 from ppdm_bench.options import (
     as_usage,
+    asked_size,
     comma_separated,
     count,
     one_of,
     read_budget,
     read_factor,
     read_option,
-    read_size,
 )
 from ppdm_bench.terminal import say, told, writable
 
@@ -61,7 +61,7 @@ def plan(
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
-    size, spacing = read_size(res, shape, like)
+    size, spacing = asked_size(res, shape, like)
     with redirect_stdout(sys.stderr):
         from ppdm_bench.configuration import configurations
         from ppdm_bench.planning.results import Plan, collect, failures, present

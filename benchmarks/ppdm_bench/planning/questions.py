@@ -82,7 +82,7 @@ def with_edge(asked: Configuration, edge: int) -> Configuration:
 
 
 def alternatives(asked: Configuration, phase: str) -> list[Configuration]:
-    """The same with the switches that save more: few first, every one on last; recomputation saves where gradients are."""
+    """The same with the switches that save more: few first, all last; recomputation needs gradients."""
     precisions = [asked.precision] + ["bf16"] * (asked.precision == "fp32")
     recomputed = [asked.checkpointing]
     if phase.endswith("train"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def gather(records: Iterable[Record]) -> list[Line]:
         asked = record.options["plan"]["asked"]
         width = record.options.get("width")
         name = f"{record.method} {record.variant}".strip()
-        key = (name, record.phase, record.shape, record.batch_size, width, *record.options["plan"].items().__iter__())
+        key = (name, record.phase, record.shape, record.batch_size, width, record.options["plan"])
         line = lines.setdefault(_hashable(key), Line(name, record.phase))
         switches = record.precision, record.checkpointing
         same = switches == (asked["precision"], asked["checkpointing"])
@@ -185,7 +185,7 @@ def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
     axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
     for edge in _wanted(drawn):
         axes.axvline(edge, color=canvas.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
-    canvas.title(figure, f"{_title(drawn)}")
+    canvas.title(figure, _title(drawn))
     handles = [Patch(facecolor=_colour(phase), label=PHASE_NAMES.get(phase, phase)) for phase in phases]
     handles += canvas.kind_patches([line.record.kind for line in drawn])
     asked = [Line2D([], [], label="asked about", color=canvas.GREY, linewidth=0.8, linestyle=(0, (4, 2)))]
@@ -213,18 +213,19 @@ def _switch_text(line: Line, key: tuple[str, str]) -> str:
 
 
 def _cells(lines: Sequence[Line]) -> list[list[str]]:
+    return [_row(line) for line in lines]
+
+
+def _row(line: Line) -> list[str]:
     return [
-        [
-            PHASE_NAMES.get(line.phase, line.phase),
-            line.method,
-            _shown(line.value("needed"), gib),
-            line.record.status if line.record.value is None else "yes" if line.fits else "no",
-            _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
-            _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
-            _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}")),
-            "–" if line.fits or not line.switched else line.switch or "none tried",
-        ]
-        for line in lines
+        PHASE_NAMES.get(line.phase, line.phase),
+        line.method,
+        _shown(line.value("needed"), gib),
+        line.record.status if line.record.value is None else "yes" if line.fits else "no",
+        _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
+        _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
+        _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}")),
+        "–" if line.fits or not line.switched else line.switch or "none tried",
     ]
 
 
@@ -233,8 +234,8 @@ def _limit(line: Line, metric: str, text: str) -> str:
     return text if any(not look["fits"] for look in line.asked[metric].options["verified"]) else f"≥ {text}"
 
 
-def _shown(value: float | None, show: object) -> str:
-    return "–" if value is None else show(value)  # type: ignore[operator]
+def _shown(value: float | None, show: Callable[[float], str]) -> str:
+    return "–" if value is None else show(value)
 
 
 def _title(lines: Sequence[Line]) -> str:
@@ -261,9 +262,10 @@ def _legend(lines: Sequence[Line]) -> list[str]:
     context, step = record.env.get("context", 0) / GIB, record.options["plan"]["step"]
     return [
         *sentences(lines),
-        f"Needs: the least that PyTorch's allocator must be given (GiB of 2³⁰ bytes), beside {significant(context)} GiB "
-        f"of CUDA context, which the budget must hold too. Cubes are multiples of {step} voxels, padded to what a method "
-        "needs; of each largest value, it and the next larger were predicted. Switches are tried together first, and "
+        f"Needs: the least that PyTorch's allocator must be given (2³⁰ bytes), beside {significant(context)} GiB of "
+        f"CUDA context, which the budget must hold too. Cubes are multiples of {step} voxels, padded to what a "
+        "method needs; of each largest value, it and the "
+        "next larger were predicted. Switches are tried together first, and "
         "alone where they suffice together.",
         *(note for line in lines for note in line.notes),
     ]
