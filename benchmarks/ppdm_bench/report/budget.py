@@ -247,7 +247,7 @@ def _title(lines: Sequence[Line]) -> str:
 
 
 def _budget(record: Record) -> str:
-    return f"{significant(record.options['plan']['budget'] / GIB).removesuffix('.0')} GB"
+    return f"{round(record.options['plan']['budget'] / GIB, 2):g} GB"
 
 
 def _size(record: Record) -> str:
@@ -264,9 +264,8 @@ def _legend(lines: Sequence[Line]) -> list[str]:
         *sentences(lines),
         f"Needs: the least that PyTorch's allocator must be given (2³⁰ bytes), beside {significant(context)} GiB of "
         f"CUDA context, which the budget must hold too. Cubes are multiples of {step} voxels, padded to what a "
-        "method needs; of each largest value, it and the "
-        "next larger were predicted. Switches are tried together first, and "
-        "alone where they suffice together.",
+        "method needs; of each largest value, it and the next larger were predicted. Switches are tried together "
+        "first, and alone where they suffice together.",
         *(note for line in lines for note in line.notes),
     ]
 
@@ -274,15 +273,13 @@ def _legend(lines: Sequence[Line]) -> list[str]:
 def _sentence(lines: Sequence[Line]) -> str:
     """What fits at once, what fits with switches, and how far the others come."""
     record, phase = lines[0].record, lines[0].phase
-    parts = []
     if able := [line.method for line in lines if line.fits]:
-        parts.append(f"you can {_DO.get(phase, phase)}: {', '.join(able)}")
+        parts = [f"you can {_DO.get(phase, phase)}: {', '.join(able)}"]
     else:
-        parts.append(f"nothing can {'be ' if phase == 'train' else ''}{PHASE_NAMES.get(phase, phase)} as asked")
-    able = {line.method: line.switch for line in lines if line.switch and not line.fits}
-    parts += [
-        f"with {how}: {', '.join(m for m, s in able.items() if s == how)}" for how in dict.fromkeys(able.values())
-    ]
+        parts = [f"there is no {PHASE_NAMES.get(phase, phase)} as asked"]
+    switched = [line for line in lines if line.switch and not line.fits]
+    for how in dict.fromkeys(line.switch for line in switched):
+        parts.append(f"with {how}: {', '.join(line.method for line in switched if line.switch == how)}")
     parts += [_reach(line) for line in lines if not line.fits and not line.switch and line.cube is not None]
     return f"On {_budget(record)} at {_size(record)} " + "; ".join(parts) + "."
 
