@@ -16,6 +16,7 @@ import typer
 
 from ppdm_bench import data
 from ppdm_bench.ablate import ablate
+from ppdm_bench.compare import compare
 from ppdm_bench.evaluate import evaluate
 from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
@@ -39,6 +40,7 @@ from ppdm_bench.options import (
     read_pace,
     read_seconds,
 )
+from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
 from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
 
@@ -55,7 +57,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.command()(compare)
 app.command()(evaluate)
+app.command()(plan)
 app.command()(quality)
 app.command()(ablate)
 app.command()(gpu)
