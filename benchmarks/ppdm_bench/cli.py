@@ -24,6 +24,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_size,
     asked_subjects,
     comma_separated,
     count,
@@ -35,9 +36,9 @@ from ppdm_bench.options import (
     read_option,
     read_pace,
     read_seconds,
-    read_shape,
 )
 from ppdm_bench.quality import quality
+from ppdm_bench.speed import speed
 from ppdm_bench.terminal import INTERRUPTED, in_words, progress, say, show_warning, told, writable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command()(evaluate)
 app.command()(quality)
+app.command()(speed)
 
 
 def main() -> None:
@@ -134,7 +136,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    size, spacing = _size(res, shape, like)
+    size, spacing = asked_size(res, shape, like)
     wanted: dict[str, Any] = {
         "presets": read_option("--preset", comma_separated(str), preset),
         "factors": read_option("--factor", comma_separated(read_factor), factor),
@@ -160,20 +162,6 @@ def memory(
         text = write_json_array(records)
     print(text)
     raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
-
-
-def _size(
-    res: int | None, shape: str | None, like: Path | None
-) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
-    if sum(value is not None for value in (res, shape, like)) != 1:
-        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
-    if like is not None:
-        from ppdm.data.volume import read_shape as read_size
-
-        return read_size(like)
-    if shape is not None:
-        return read_option("--shape", read_shape, shape), ()
-    return (res or 0, res or 0, res or 0), ()
 
 
 @app.command()

@@ -34,6 +34,31 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         raise typer.BadParameter(str(error)) from error
 
 
+def asked_size(
+    res: int | None, shape: str | None, like: Path | None
+) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
+    """The size of volumes in voxels (D, H, W), and of a voxel in mm where a scan says it.
+
+    Raises:
+        typer.BadParameter: not one of the three was given, or a shape is none.
+        VolumeError: the scan cannot be read.
+    """
+    if sum(value is not None for value in (res, shape, like)) != 1:
+        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
+    if like is not None:
+        from ppdm.data.volume import read_shape as read_size
+
+        return read_size(like)
+    if shape is not None:
+        return read_option("--shape", read_shape, shape), ()
+    return (res or 0, res or 0, res or 0), ()
+
+
+def read_evaluations(text: str) -> int | None:
+    """A number of network evaluations, or None for the method's own."""
+    return None if text == "own" else count()(text)
+
+
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
     """Whom a command works on: the pairs of one manifest, or phantoms of one task; absent options are left out.
 

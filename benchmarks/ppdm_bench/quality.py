@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_option
+from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_evaluations, read_option
 from ppdm_bench.terminal import INTERRUPTED, progress, say, writable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def quality(
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
     evaluations = evaluations or default["evaluations"]
-    wanted = read_option("--evaluations", comma_separated(_read_evaluations), evaluations)
+    wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     read_option("--split", one_of("train", "val", "test"), split)
@@ -133,11 +133,6 @@ class _Result:
     text: str
     written: list[Path]
     failures: list[str]
-
-
-def _read_evaluations(text: str) -> int | None:
-    """A number of network evaluations, or None for the method's own."""
-    return None if text == "own" else count()(text)
 
 
 class _Whole:

@@ -10,6 +10,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.series import Series, gather, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
+from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import shape_text
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_text(frame: pd.DataFrame, title: str) -> str:
     """Return the tables for people as aligned text: means, then differences, then what they mean."""
-    return _blocks(frame, title, _aligned)
+    return _blocks(frame, title, aligned)
 
 
 def to_markdown(frame: pd.DataFrame, title: str) -> str:
     """Return the same as Markdown."""
-    return _blocks(frame, title, _piped)
+    return _blocks(frame, title, piped)
 
 
 def save(frame: pd.DataFrame, title: str, stem: Path) -> tuple[Path, Path]:
@@ -198,14 +199,3 @@ def _signed(value: float, unit: str) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
-
-
-def _aligned(headers: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    lines = [headers, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _piped(headers: list[str], rows: list[list[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
