@@ -66,7 +66,7 @@ def _names(paces: Sequence[Pace]) -> list[str]:
 
 def _title(paces: Sequence[Pace]) -> str:
     shared = common([pace.row for pace in paces])
-    return f"Time of a training step and of a volume: {shared}. Left: the key to the right. Medians and quartiles."
+    return f"Time of a training step, and of a volume (the same colours and signs): {shared}. Medians and quartiles."
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -77,10 +77,11 @@ def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
     """A bar with its number, behind the marker that the configuration has in the other panel."""
     look, timing = _look(place), pace.step
     seconds = timing.seconds if timing else None
+    end = 0.0
     if timing is not None and seconds is not None:
         axes.barh(place, seconds, height=0.62, **canvas.bar_style("measured", look["color"]))
-        first, third = timing.quartiles or (seconds, seconds)
-        axes.plot([first, third], [place, place], color="black", linewidth=1.0)
+        first, end = timing.quartiles or (seconds, seconds)
+        axes.plot([first, end], [place, place], color="black", linewidth=1.0)
     axes.plot(0, place, markersize=5, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=4, **look)
     failed = "" if timing is None else timing.record.status
     text = failed if seconds is None else significant(seconds)

@@ -198,7 +198,7 @@ def _notes(paces: Sequence[Pace]) -> list[str]:
         rates = [record.value for record in ceilings if record.value is not None]
         what = "; ".join(dict.fromkeys(record.reason for record in ceilings))
         ends = " to ".join(dict.fromkeys(count(rate) for rate in (min(rates), max(rates))))
-        notes.append(f"Share: of {ends}FLOP/s, which the {what} reaches, measured in the same process.")
+        notes.append(f"Share: of {ends}FLOP/s, which a {what} reaches, measured in the same process.")
     estimates = [t.estimate for pace in paces for _, _, t in pace.timings if t.estimate]
     if estimates:
         notes.append("est.: an estimate. " + "; ".join(dict.fromkeys(record.reason for record in estimates)) + ".")
