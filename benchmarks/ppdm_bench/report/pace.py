@@ -83,9 +83,10 @@ def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
         first, end = timing.quartiles or (seconds, seconds)
         axes.plot([first, end], [place, place], color="black", linewidth=1.0)
     axes.plot(0, place, markersize=5, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=4, **look)
-    failed = "" if timing is None else timing.record.status
+    failed = "" if timing is None else timing.record.status.replace("oom", "OOM")
     text = failed if seconds is None else significant(seconds)
-    axes.annotate(text, (seconds or 0, place), (6, 0), textcoords="offset points", va="center_baseline", fontsize=SMALL)
+    right = max(seconds or 0.0, end)
+    axes.annotate(text, (right, place), (6, 0), textcoords="offset points", va="center_baseline", fontsize=SMALL)
 
 
 def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
