@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RES    ?= 256
+BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
 .PHONY: help setup memory quality ablations test lint validate bench wheel clean gpu
@@ -48,8 +49,10 @@ validate: $(READY) ## Check the prediction: against published CUDA peaks, and ag
 	for res in 32 48 64; do $(BIN)/ppdm-bench memory --device cpu --res $$res --factor 2 --width 16 \
 	  --precision fp32,bf16 --checkpointing none,norm,block --timeout 1800 --out results/validation/cpu-$$res || exit 1; done
 
-bench: $(READY) ## Micro-benchmarks (pytest-benchmark)
-	$(BIN)/python -m pytest benchmarks/micro --benchmark-only -p no:xdist
+bench: $(READY) ## Micro-benchmarks under BENCH (runs/bench), and what changed since those in results/bench
+	mkdir -p runs/bench
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-only --benchmark-json=runs/bench/raw.json -p no:xdist -q
+	$(BIN)/python -m ppdm_bench.report.micro runs/bench/raw.json --saved results/bench/bench.json --out $(BENCH)
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -165,7 +165,7 @@ def test_folders_differ_wherever_trials_do():
         (("--method", "pdpm"), "did you mean ppdm?"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--steps", "2", "--minutes", "1"), "one of the two"),
-        (("--evaluations", "0"), "at least 1"),
+        (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
         (("--grid", "round"), "no grid preset 'round'"),
         (("--split", "dev"), "expected train, val or test"),
     ],

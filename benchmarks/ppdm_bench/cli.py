@@ -42,6 +42,7 @@ from ppdm_bench.options import (
 )
 from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
+from ppdm_bench.speed import speed
 from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ app.command()(plan)
 app.command()(quality)
 app.command()(ablate)
 app.command()(gpu)
+app.command()(speed)
 
 
 def main() -> None:

@@ -31,6 +31,10 @@ UNITS = {
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
     "piece_seconds": "s",
+    **dict.fromkeys(("step_seconds", "volume_seconds", "volume_seconds_estimate"), "s"),
+    **dict.fromkeys(("step_flops", "volume_flops"), "FLOP"),
+    "matmul_flops_per_second": "FLOP/s",
+    "flops_share": "1",
 }
 
 

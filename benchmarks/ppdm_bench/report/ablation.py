@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, seam_metric
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.quality import aligned, number, piped, signed
+from ppdm_bench.report.quality import number, signed
 from ppdm_bench.report.series import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
+from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import gib, shape_text, significant
 
 if TYPE_CHECKING:

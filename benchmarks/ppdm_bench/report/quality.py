@@ -10,6 +10,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
+from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import shape_text
 
 if TYPE_CHECKING:
@@ -215,16 +216,3 @@ def signed(value: float, unit: str) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
-
-
-def aligned(headers: list[str], rows: list[list[str]]) -> str:
-    """A table as text for the terminal."""
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    lines = [headers, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def piped(headers: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,6 +1,6 @@
 """How far PSNR and SSIM are from scikit-image's: a table in Markdown on standard output.
 
-Usage: python benchmarks/evidence/metric_agreement.py > results/metrics/agreement.md
+Usage: python benchmarks/harness/metric_agreement.py > results/metrics/agreement.md
 """
 
 from itertools import product
@@ -20,7 +20,7 @@ def main() -> None:
     """Print one row a volume."""
     print("# PSNR and SSIM against scikit-image\n")
     print("Its settings are Wang's: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.")
-    print("Made by `benchmarks/evidence/metric_agreement.py`.\n")
+    print("Made by `benchmarks/harness/metric_agreement.py`.\n")
     print("| shape | data range | type | PSNR dB | difference | SSIM | difference |")
     print("|---|---:|---|---:|---:|---:|---:|")
     for seed, (shape, span, dtype) in enumerate(product(SHAPES, RANGES, DTYPES)):

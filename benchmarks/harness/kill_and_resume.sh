@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training that is killed with SIGKILL and continued ends with the bytes of one that was not: a transcript in Markdown.
-# Usage: benchmarks/evidence/kill_and_resume.sh > results/training/kill_and_resume.md
+# Usage: benchmarks/harness/kill_and_resume.sh > results/training/kill_and_resume.md
 set -euo pipefail
 ppdm_bench=(python3 -m ppdm_bench)
 [ -x .venv/bin/python ] && ppdm_bench=(.venv/bin/python -m ppdm_bench)
@@ -15,7 +15,7 @@ steps() { tail -n 1 "$runs/cut/log.jsonl" 2>/dev/null | grep -o '"step": [0-9]*'
 
 echo '# A training killed twice and continued'
 echo
-echo "Made by \`benchmarks/evidence/kill_and_resume.sh\` at commit $(git rev-parse --short HEAD)."
+echo "Made by \`benchmarks/harness/kill_and_resume.sh\` at commit $(git rev-parse --short HEAD)."
 echo
 echo '```'
 run train "${options[@]}" --out "$runs/whole"
