@@ -330,7 +330,7 @@ def sample(
     """
     _check_pair(source, source)
     kernel, how = method.kernel, method.sampling
-    codec, network = method.codec(network), method.part(network, DIFFUSION)
+    codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
     y = codec.encode(pad_to_multiple(source, method.multiple))
 
     def draw() -> Tensor:
@@ -341,22 +341,28 @@ def sample(
     for k in range(how.steps - 1, -1, -1):
         later = torch.full_like(times, how.start * k / how.steps)
         t, s = _against(times, y), _against(later, y)
-        output = method.window.apply(network, x, times, y)
+        output = method.window.apply(diffusion, x, times, y)
         x0 = x0_of(method.target, kernel, output, x, y, t)
         if how.clamp is not None:
             x0 = codec.clamp(x0, how.clamp)
         x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
         times = later
         progress()
-    return crop(codec.decode(x), source.shape[2:])
+    return decode(method, network, x, source.shape[2:])
+
+
+@torch.no_grad()
+def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) -> Tensor:
+    """The volumes (N, C, D, H, W) of a shape (D, H, W) that latents stand for: the last thing that sampling does."""
+    return crop(method.codec(network).decode(z), shape)
 
 
 @torch.no_grad()
 def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
-    """Encode and decode volumes (N, C, D, H, W): the best that diffusion could come to in this representation."""
+    """Encode and decode volumes (N, C, D, H, W): what diffusion would give if it found the target's latent exactly."""
     _check_pair(volume, volume)
-    codec = method.codec(network)
-    return crop(codec.decode(codec.encode(pad_to_multiple(volume, method.multiple))), volume.shape[2:])
+    z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
+    return decode(method, network, z, volume.shape[2:])
 
 
 def _check_pair(source: Tensor, target: Tensor) -> None:
