@@ -157,7 +157,7 @@ class Training:
         """Continue from what :meth:`tensors` gave after so many steps, bit for bit.
 
         Raises:
-            ValueError: the tensors are of another network; nothing was changed then, or of a stage that there is not.
+            ValueError: the tensors are of another network or stage; nothing was changed then.
         """
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
@@ -168,11 +168,13 @@ class Training:
         for name in moments:
             if not name.startswith(_OPTIMISER) or _moment(name)[1] not in parameters:
                 raise ValueError(f"{name} is unexpected")
+        stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
+        if not 0 <= stage < len(self.method.stages):
+            raise ValueError(f"there is no stage {stage}")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
-        if _STAGE in own:
-            self._enter(*own[_STAGE].tolist())
+        self._enter(stage, began)
         for name in moments:
             key, of = _moment(name)
             self.optimiser.state[parameters[of]][key] = _like(parameters[of], tensors[name])

@@ -93,7 +93,7 @@ def test_half_precision_is_the_networks() -> None:
 
 
 def test_it_is_monais_autoencoder() -> None:
-    """As many parameters as MONAI's of the tutorial, whose attention has biases at other places."""
+    """As many parameters as that of Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py."""
     nets = pytest.importorskip("monai.networks.nets")
     with torch.device("meta"):
         theirs = nets.AutoencoderKL(
@@ -163,7 +163,9 @@ def test_the_budget_is_shared_between_the_stages() -> None:
     reports = []
     fit(method, PAIRS, steps=10, progress=reports.append)
     assert [report.stage for report in reports] == [REPRESENTATION] * 3 + [DIFFUSION] * 7
-    assert [report.share for report in reports] == pytest.approx([k / 10 for k in range(1, 4)] + [k / 10 for k in range(4, 11)])
+    assert [report.share for report in reports] == pytest.approx(
+        [k / 10 for k in range(1, 4)] + [k / 10 for k in range(4, 11)]
+    )
     rates = [report.learning_rate for report in reports]
     assert rates[3] == max(rates)  # each stage has a rise and a fall of its own
     assert rates[2] < rates[0]
@@ -192,7 +194,7 @@ def test_a_training_in_minutes_takes_a_step_in_each_stage() -> None:
 
 
 def test_fewer_steps_than_stages_are_refused() -> None:
-    with pytest.raises(TrainingError, match="trains in 2 stages .* got 1 in all"):
+    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 1 in all"):
         fit(METHOD, PAIRS, steps=1)
 
 
