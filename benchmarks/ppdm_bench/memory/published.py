@@ -7,7 +7,10 @@ compared and not the figures.
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, carry_out
@@ -16,6 +19,9 @@ from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.units import shape_text, significant
 
+Peaks = dict[tuple[str, tuple[int, ...], str], float]  # by method, shape and phase
+
+UNFUSED = "unfused attention"
 PUBLISHED = Path("results/published/method_memory.jsonl")
 
 
@@ -26,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/methods"), help="folder for records and table")
     arguments = parser.parse_args()
     published = RecordFile(arguments.published).read()
-    predicted = predict(published)
+    predicted = [*predict(published), *predict_unfused(published)]
     path = arguments.out / "predicted.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
@@ -47,30 +53,43 @@ def predict(published: Sequence[Record]) -> list[Record]:
     return [record for plan in plans for made in carry_out(plan) for record in made]
 
 
+def predict_unfused(published: Sequence[Record]) -> list[Record]:
+    """The same where the published network writes all weights of its attention down, which fused kernels do not."""
+    with sdpa_kernel(SDPBackend.MATH):
+        records = predict([record for record in published if record.options.get("unfused")])
+    return [replace(record, variant=f"{record.variant} {UNFUSED}") for record in records]
+
+
 def published_table(published: Sequence[Record], predicted: Sequence[Record]) -> str:
     """The records as Markdown: a row a published figure, and whether the order agrees in each of their sources."""
-    ours = {(r.method, r.shape, r.phase): r.value for r in predicted if r.metric == "peak_allocated" and r.value}
+    ours, unfused = (_peaks(predicted, which) for which in (False, True))
     lines = [
-        "| published | volume | phase | published, GB | ours | predicted, GiB |",
-        "|---|---|---|---:|---|---:|",
+        "| published | volume | phase | published, GB | ours | predicted, GiB | with unfused attention, GiB |",
+        "|---|---|---|---:|---|---:|---:|",
     ]
     for record in published:
         beside = record.options.get("beside", "")
-        value = ours.get((beside, record.shape, record.phase))
+        key = (beside, record.shape, record.phase)
         cells = [
             record.method,
             shape_text(record.shape),
             record.phase,
             record.options.get("text") or f"{record.value:g}",
             f"{beside} authors" if beside else "–",
-            "–" if value is None else significant(value / GIB),
+            *(significant(peaks[key] / GIB) if key in peaks else "–" for peaks in (ours, unfused)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     sources = "\n".join(dict.fromkeys(f"- {r.method}: {r.source}" for r in published))
-    return "\n".join([*lines, "", *_orders(published, ours), "", "Sources:", "", sources]) + "\n"
+    orders = [*_orders(published, ours, "predicted"), *_orders(published, ours | unfused, f"predicted, {UNFUSED}")]
+    return "\n".join([*lines, "", *orders, "", "Sources:", "", sources]) + "\n"
 
 
-def _orders(published: Sequence[Record], ours: dict[tuple[str, tuple[int, ...], str], float]) -> Iterator[str]:
+def _peaks(predicted: Sequence[Record], unfused: bool) -> Peaks:
+    peaks = [r for r in predicted if r.metric == "peak_allocated" and (UNFUSED in r.variant) == unfused]
+    return {(r.method, r.shape, r.phase): r.value for r in peaks if r.value}
+
+
+def _orders(published: Sequence[Record], ours: Peaks, how: str) -> Iterator[str]:
     """The order of what one source measured at one size, and that of the predictions beside it."""
     groups: dict[tuple[str, tuple[int, ...], str], list[Record]] = {}
     for record in published:
@@ -84,8 +103,9 @@ def _orders(published: Sequence[Record], ours: dict[tuple[str, tuple[int, ...], 
         verdict = "agrees" if theirs == predicted else "does not agree"
         yield (
             f"{shape_text(shape)}, {phase}: the order {verdict}. Published: {_ascending(theirs)}; "
-            f"predicted: {_ascending(predicted)}."
+            f"{how}: {_ascending(predicted)}."
         )
+        yield ""
 
 
 def _ascending(records: Sequence[Record]) -> str:
