@@ -137,7 +137,7 @@ class Attention(nn.Module):
         """Attend over x (N, C, *spatial)."""
         n, c, *spatial = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
-        # Contiguous, as fused kernels want it; without these, the weights of all voxels for all others are written down.
+        # Contiguous, as fused kernels want it; without these the weights of all pairs of voxels are written down.
         q, k, v = qkv.contiguous().unbind(1)  # (N, heads, voxels, C/heads) each
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(-1, -2).reshape(n, c, *spatial))
