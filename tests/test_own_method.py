@@ -41,13 +41,13 @@ def touch(figure, stem):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """An empty folder to work in, with the document's methods, pairs of 12 × 16 × 11 voxels, and no rendering."""
+    """An empty folder to work in, with the document's methods, pairs of 16 × 18 × 17 voxels, and no rendering."""
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     (tmp_path / "my_methods.py").write_text(code)
     (tmp_path / "own_value.py").write_text(OWN_VALUE)
     rows = ["subject,split,source,target"]
     for number, split in enumerate(("train", "test")):
-        for name, data in zip("ab", pair(number, (12, 16, 11)), strict=True):
+        for name, data in zip("ab", pair(number, (16, 18, 17)), strict=True):
             volume = Volume.from_array(100 * (data + 1), (1.0, 1.0, 2.0))
             write_volume(tmp_path / f"{number}{name}.nii.gz", volume.data, volume)
         rows.append(f"s{number},{split},{number}a.nii.gz,{number}b.nii.gz")
