@@ -10,10 +10,17 @@ from tiny_training import pair, same
 
 from ppdm import Method, UNetOptions, fit, training_loss
 from ppdm.autoencoder import Autoencoder
+from ppdm.cases import Case
+from ppdm.checkpoint import Trained
+from ppdm.data.normalise import Range
+from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
+from ppdm.data.volume import Volume
+from ppdm.evaluation import ceiling, ceiling_scores, convention
 from ppdm.kernel import Brownian
 from ppdm.loss import Loss
 from ppdm.method import DIFFUSION, REPRESENTATION, reconstruct, representation_loss
 from ppdm.optimisation import Training
+from ppdm.pixel_puzzle import crop, pad_to_multiple
 from ppdm.schedule import Part, Schedule, TrainingError, parts
 from ppdm.train import train
 from ppdm_baselines import METHODS, latent
@@ -221,6 +228,28 @@ def test_a_gradient_loss_of_the_volume_is_refused() -> None:
     bridge = replace(METHODS["ppdm"], representation=TINY, loss=Loss(), kernel=Brownian())
     assert bridge.phases == ("train", "sample", "autoencoder_train", "decode")
     assert Method.from_dict(bridge.to_dict()) == bridge
+
+
+@pytest.mark.parametrize("scaling", [PercentileScaling(Range(200.0, 1000.0)), SUVScaling()], ids=["MRI", "PET"])
+def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None:
+    """A sampler that gave the latent of the target would be scored with it: held against it, by hand."""
+    net = METHOD.build().eval()
+    trained = Trained(METHOD, net, scaling, (1.0, 1.0, 1.0), 1, 0)
+    target, source = (100 * volumes(12, 13, 14, seed=seed).abs() for seed in range(2))
+    factor = 1.0 if isinstance(scaling, SUVScaling) else None
+    case = Case("s", target, source, None, Volume.from_array(target.numpy()), factor)
+
+    _, scale = scaling.scales(source.numpy(), factor)
+    padded = pad_to_multiple(scale.forward(target)[None, None], METHOD.multiple)
+    codec = net[REPRESENTATION]
+    with torch.no_grad():
+        decoded = codec.decode(codec.encode(padded))
+    expected = scale.inverse(crop(decoded, target.shape)[0, 0])
+    (score,) = ceiling_scores(convention(100.0), ceiling(trained, case), case)
+    assert (score.metric, score.unit) == ("reconstruction_psnr", "dB")
+    assert score.value == pytest.approx(
+        float(10 * torch.log10(100.0**2 / (expected - target).square().mean())), abs=1e-3
+    )
 
 
 def test_a_given_representation_reconstructs_what_it_was_given() -> None:
