@@ -11,6 +11,7 @@ What makes numbers comparable is fixed before any prediction is seen:
   stands at a quarter and at half of the sampling frequency, one of period 2 at half alone, so the index of one lattice
   cannot stand beside that of another;
 - in PET the bias of uptake is taken in every labelled region, and in each connected part of what is named lesion;
+- where a representation is learned, the PSNR of targets that it encodes and decodes stands beside (:func:`ceiling`);
 - the input stands beside the predictions (:func:`untranslated`): it says what doing nothing gives.
 """
 
@@ -30,9 +31,10 @@ from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.method import Method
 from ppdm.metrics import MetricError, Preset, connected_regions, default_preset, seam_index, suv_bias
 from ppdm.pixel_puzzle import Factor
-from ppdm.translation import other_spacing, translate_volume
+from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
 
-SEAM = "seam_index"
+PSNR, SEAM = "psnr", "seam_index"
+CEILING = "reconstruction_"  # before the name of a metric of a target that was encoded and decoded
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
 
@@ -46,6 +48,16 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
     source = _source(case)
     _warn_of_spacing(trained, case)
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
+
+
+def ceiling(trained: Trained, case: Case) -> Tensor:
+    """The case's target, encoded and decoded again: (D, H, W) float32 on the CPU, in its own units.
+
+    Raises:
+        CaseError: the case has no source, which MRI's scaling is taken from.
+        IntensityError, TranslationError: as for :func:`ppdm.translation.reconstruct_volume`.
+    """
+    return reconstruct_volume(trained, _source(case), case.target, 1.0 if case.in_suv else None)
 
 
 def untranslated(scaling: Scaling, case: Case) -> Tensor:
@@ -121,9 +133,20 @@ def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
     return found + (list(_uptake(prediction, case)) if preset.uptake and case.in_suv else [])
 
 
+def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[Score]:
+    """PSNR of a reconstructed target as the preset has it, ``reconstruction_psnr``; nothing if it has none."""
+    chosen = [
+        {name: metric for name, metric in metrics.items() if name.startswith(PSNR)}
+        for metrics in (preset.metrics, preset.masked)
+    ]
+    found = scores(replace(preset, metrics=chosen[0], masked=chosen[1], uptake=False), reconstruction, case)
+    return [replace(score, metric=CEILING + score.metric) for score in found]
+
+
 def unit_of(metric: str) -> str:
     """The unit of a metric by its name in a preset; empty for that of the volumes."""
-    if metric.startswith(("psnr", SEAM)):
+    metric = metric.removeprefix(CEILING)
+    if metric.startswith((PSNR, SEAM)):
         return "dB"
     return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else "" if metric == "mae" else "1"
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 TARGETS = ("x0", "residual", "noise", "score")
+SCHEDULES = ("cosine", "linear", "scaled", "flow")
 
 Number = TypeVar("Number", float, Tensor)
 Draw = Callable[[], Tensor]
@@ -190,8 +191,8 @@ class Gaussian(_Path):
 
     Args:
         schedule: ``cosine`` (Nichol & Dhariwal, arXiv 2102.09672, eq. 17), ``linear`` (Ho et al., arXiv 2006.11239: β
-            from 1e-4 to 0.02 over 1000 steps, in continuous time) or ``flow`` (rectified flow, arXiv 2209.03003:
-            α = 1−t, σ = t).
+            from 1e-4 to 0.02 over 1000 steps, in continuous time), ``scaled`` (latent diffusion's: √β linear, β from
+            .0015 to .0195, as MONAI has it) or ``flow`` (rectified flow, arXiv 2209.03003: α = 1−t, σ = t).
     """
 
     schedule: str = "cosine"
@@ -200,8 +201,8 @@ class Gaussian(_Path):
     FLOOR = 4e-5
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("cosine", "linear", "flow"):
-            raise ValueError(f"schedule must be one of cosine, linear, flow, got {self.schedule!r}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -219,6 +220,10 @@ class Gaussian(_Path):
         """σ² = 1 − ᾱ, never as that difference: close to t = 0 it would round to 0, and ``score`` divides by σ."""
         if self.schedule == "linear":
             return -torch.expm1(-(0.1 * t + (20 - 0.1) / 2 * t * t))
+        if self.schedule == "scaled":
+            low, rise = sqrt(1.5), sqrt(19.5) - sqrt(1.5)
+            # ∫₀ᵗ (low + rise·u)² du, written out: as a difference of cubes it would lose its digits close to 0.
+            return -torch.expm1(-t * (low * low + low * rise * t + rise * rise / 3 * t * t))
         s = 0.008
         u, v = s / (1 + s) * pi / 2, t / (1 + s) * pi / 2  # eq. 17: ᾱ = cos²(u + v)/cos²(u)
         return (torch.sin(2 * u + v) * torch.sin(v) / cos(u) ** 2).clamp(0, 1 - self.FLOOR)

@@ -11,14 +11,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ppdm.autoencoder import Autoencoder
 from ppdm.description import Axes, describe, restore
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_of
 from ppdm.loss import Loss
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
-from ppdm.representation import REPRESENTATIONS, Representation
+from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representation
 from ppdm.slices import Slices
 from ppdm.unet import UNet, UNetOptions
 from ppdm.window import Patch, Piece, Whole, Window
+
+# Stages of a training.
+REPRESENTATION, DIFFUSION = "representation", "diffusion"
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,8 @@ class Method:
         optimisation: how weights are found.
 
     Raises:
-        ValueError: an unknown target, one that the kernel cannot be sampled with, or a window that the network does not
-            fit.
+        ValueError: an unknown target, one that the kernel cannot be sampled with, a window that the network does not
+            fit, or a gradient loss with a representation that is learned.
     """
 
     name: str
@@ -122,6 +126,11 @@ class Method:
                 f"target {self.target!r} does not determine x0 at every t of {self.kernel}; "
                 f"choose one of {', '.join(self.kernel.targets)}"
             )
+        if self.representation.share and self.loss.gradient:
+            raise ValueError(
+                "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
+                "Loss(gradient=0, mode='off')"
+            )
         _ = self.multiple
 
     @property
@@ -136,13 +145,44 @@ class Method:
         d, h, w = (r * m for r, m in zip(self.representation.cell, latent, strict=True))
         return d, h, w
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What a training goes through, one after the other."""
+        return (REPRESENTATION, DIFFUSION) if self.representation.share else (DIFFUSION,)
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """What can be asked for the memory or the time of: training and sampling, and those of a representation."""
+        return ("train", "sample", "autoencoder_train", "decode") if self.representation.share else ("train", "sample")
+
     def build(self, channels: int = 1) -> nn.Module:
-        """Make the network, or networks, for volumes of so many channels, in fp32 on the default device."""
+        """Make everything that has weights, for volumes of so many channels, in fp32 on the default device.
+
+        That is the network, or networks, of the diffusion; with a representation that is learned, both, by the names of
+        their stages.
+        """
 
         def unet(c_in: int, c_out: int, dims: int) -> nn.Module:
             return UNet(c_in, c_out, dims, self.network)
 
-        return self.window.build(unet, self.representation.channels(channels))
+        learned = self.representation.build(channels, self.network)
+        diffusion = self.window.build(unet, self.representation.channels(channels))
+        return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
+
+    def part(self, network: nn.Module, stage: str) -> nn.Module:
+        """What of the whole that :meth:`build` made one of the stages trains."""
+        if not self.representation.share:
+            return network
+        assert isinstance(network, nn.ModuleDict)
+        return network[stage]
+
+    def codec(self, network: nn.Module) -> Codec:
+        """What turns volumes into latents and back, given what :meth:`build` made."""
+        if not self.representation.share:
+            return self.representation.codec(None)
+        learned = self.part(network, REPRESENTATION)
+        assert isinstance(learned, LearnedCodec)
+        return self.representation.codec(learned)
 
     def with_factor(self, factor: Factor) -> Self:
         """The same method with another puzzle factor.
@@ -183,7 +223,7 @@ class Method:
 
 
 AXES: Axes = {
-    "representation": REPRESENTATIONS,
+    "representation": {**REPRESENTATIONS, "autoencoder": Autoencoder},
     "window": {"whole": Whole, "patches": Patch, "slices": Slices},
     "kernel": KERNELS,
 }
@@ -207,16 +247,46 @@ def training_loss(
         ValueError: the shapes differ, or are not (N, C, D, H, W).
     """
     _check_pair(source, target)
+    codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
 
+    @torch.no_grad()  # what is learned of a representation is learned before
     def encoded(volume: Tensor) -> Tensor:
-        return method.representation.encode(pad_to_multiple(volume, method.multiple))
+        return codec.encode(pad_to_multiple(volume, method.multiple))
 
     pieces = method.window.draw(encoded(target), encoded(source), generator)
-    losses = [_piece_loss(method, network, piece, generator) for piece in pieces]
+    losses = [_piece_loss(method, codec, diffusion, piece, generator) for piece in pieces]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
-def _piece_loss(method: Method, network: nn.Module, piece: Piece, generator: torch.Generator | None) -> Tensor:
+def representation_loss(
+    method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """The loss of one step of the stage in which a representation is learned: of each subject's source or target.
+
+    Args:
+        method: a point whose representation is learned.
+        network, source, target, generator: as for :func:`training_loss`; the generator also draws which of the two.
+
+    Returns:
+        (N,).
+
+    Raises:
+        ValueError: the shapes differ, or are not (N, C, D, H, W).
+    """
+    _check_pair(source, target)
+    learned = method.part(network, REPRESENTATION)
+    assert isinstance(learned, LearnedCodec)
+    coin = torch.rand(len(source), generator=generator, device=source.device)
+    volume = torch.where(_against(coin, source) < 0.5, source, target)
+    return learned.loss(pad_to_multiple(volume, method.multiple), generator)
+
+
+STAGE_LOSSES = {REPRESENTATION: representation_loss, DIFFUSION: training_loss}
+
+
+def _piece_loss(
+    method: Method, codec: Codec, network: nn.Module, piece: Piece, generator: torch.Generator | None
+) -> Tensor:
     x0, y, predict = piece
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
     # In (0, 1]: the start is drawn, the end, where nothing is asked, not.
@@ -231,7 +301,7 @@ def _piece_loss(method: Method, network: nn.Module, piece: Piece, generator: tor
     loss = method.loss.reconstruction(output, target_of(method.target, method.kernel, x0, x_t, y, t, noise))
     if method.loss.gradient:
         error = x0_of(method.target, method.kernel, output, x_t, y, t) - x0
-        loss = loss + method.loss.puzzle_gradient(method.representation.decode(error), method.representation.cell)
+        loss = loss + method.loss.puzzle_gradient(codec.decode(error), method.representation.cell)
     return loss
 
 
@@ -260,7 +330,8 @@ def sample(
     """
     _check_pair(source, source)
     kernel, how = method.kernel, method.sampling
-    y = method.representation.encode(pad_to_multiple(source, method.multiple))
+    codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
+    y = codec.encode(pad_to_multiple(source, method.multiple))
 
     def draw() -> Tensor:
         return torch.randn(y.shape, generator=generator, device=y.device)
@@ -270,14 +341,28 @@ def sample(
     for k in range(how.steps - 1, -1, -1):
         later = torch.full_like(times, how.start * k / how.steps)
         t, s = _against(times, y), _against(later, y)
-        output = method.window.apply(network, x, times, y)
+        output = method.window.apply(diffusion, x, times, y)
         x0 = x0_of(method.target, kernel, output, x, y, t)
         if how.clamp is not None:
-            x0 = method.representation.clamp(x0, how.clamp)
+            x0 = codec.clamp(x0, how.clamp)
         x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
         times = later
         progress()
-    return crop(method.representation.decode(x), source.shape[2:])
+    return decode(method, network, x, source.shape[2:])
+
+
+@torch.no_grad()
+def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) -> Tensor:
+    """The volumes (N, C, D, H, W) of a shape (D, H, W) that latents stand for: the last thing that sampling does."""
+    return crop(method.codec(network).decode(z), shape)
+
+
+@torch.no_grad()
+def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
+    """Encode and decode volumes (N, C, D, H, W): what diffusion would give if it found the target's latent exactly."""
+    _check_pair(volume, volume)
+    z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
+    return decode(method, network, z, volume.shape[2:])
 
 
 def _check_pair(source: Tensor, target: Tensor) -> None:

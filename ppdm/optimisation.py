@@ -1,16 +1,19 @@
 """One update of the weights, the same for every method, and everything that changes with it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ppdm.checkpoint import assemble
-from ppdm.method import Method, training_loss
-from ppdm.schedule import first_weights_seed
+from ppdm.method import STAGE_LOSSES, Method
+from ppdm.pixel_puzzle import pad_to_multiple
+from ppdm.representation import LearnedCodec
+from ppdm.schedule import TrainingError, first_weights_seed
 
 _OPTIMISER = "optimiser."
+_STAGE = "stage"
 
 
 @dataclass
@@ -21,27 +24,76 @@ class Training:
         method: the point in the design space.
         network: the weights that are trained, in fp32.
         average: a second network that holds their exponential moving average.
-        optimiser: AdamW over the network's weights.
-        done: steps taken.
+        stage: which of the method's stages is under way.
+        done: steps taken, in all stages.
+        began: steps that were done when the stage began.
+        optimiser: AdamW over the weights that the stage trains.
     """
 
     method: Method
     network: nn.Module
     average: nn.Module
-    optimiser: torch.optim.Optimizer
+    stage: int = 0
     done: int = 0
+    began: int = 0
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._enter(self.stage, self.began)
 
     @classmethod
-    def start(cls, method: Method, channels: int = 1, seed: int = 0, device: str | torch.device = "cpu") -> "Training":
-        """Make the network from the seed, the same on every device, and leave the global generators as they were."""
+    def start(
+        cls, method: Method, channels: int = 1, seed: int = 0, device: str | torch.device = "cpu", stage: int = 0
+    ) -> "Training":
+        """Make the network from the seed, the same on every device, and leave the global generators as they were.
+
+        Args:
+            method: the point in the design space.
+            channels: of the volumes.
+            seed: of the first weights.
+            device: where they are trained.
+            stage: the first one; what the others before it would have trained is as it was made.
+        """
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(first_weights_seed(seed))
             network = method.build(channels).to(device)
         average = assemble(method, channels, {name: tensor.clone() for name, tensor in network.state_dict().items()})
+        return cls(method, network, average, stage)
+
+    def _enter(self, stage: int, began: int) -> None:
+        """Train what the stage trains, with an optimiser that has seen nothing yet."""
+        self.stage, self.began = stage, began
         # Fused: one pass over the weights without the temporary copies that the `foreach` variant makes of all of them.
-        decay = method.optimisation.weight_decay
-        optimiser = torch.optim.AdamW(network.parameters(), weight_decay=decay, fused=True)
-        return cls(method, network, average, optimiser)
+        decay = self.method.optimisation.weight_decay
+        self.optimiser = torch.optim.AdamW(self.trained.parameters(), weight_decay=decay, fused=True)
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the network that the stage trains."""
+        return self.method.part(self.network, self.method.stages[self.stage])
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no stage follows."""
+        return self.stage + 1 == len(self.method.stages)
+
+    def advance(self, targets: Iterable[Tensor]) -> None:
+        """Go on to the next stage: from here on the average of what this one has trained stands for it.
+
+        Args:
+            targets: volumes (N, C, D, H, W) on the network's device, which a representation is settled on.
+
+        Raises:
+            TrainingError: it cannot be, as it maps all of them to the same.
+        """
+        averaged = self.method.part(self.average, self.method.stages[self.stage])
+        assert isinstance(averaged, LearnedCodec)
+        try:
+            averaged.settle(pad_to_multiple(volume, self.method.multiple) for volume in targets)
+        except ValueError as error:
+            raise TrainingError(f"The stage of the representation ended after step {self.done}, and {error}.") from None
+        self.trained.load_state_dict(averaged.state_dict())
+        self._enter(self.stage + 1, self.done)
 
     def step(
         self, source: Tensor, target: Tensor, learning_rate: float, generator: torch.Generator | None = None
@@ -63,13 +115,14 @@ class Training:
         self, source: Tensor, target: Tensor, generator: torch.Generator | None = None, batches: int = 1
     ) -> Tensor:
         """Add what one batch out of several gives to their mean gradient; returns the loss of this batch."""
-        loss = training_loss(self.method, self.network, source, target, generator).mean()
+        stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
+        loss = stage_loss(self.method, self.network, source, target, generator).mean()
         loss.backward(torch.full_like(loss, 1 / batches))
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
         """Apply the gradient, clipped, and forget it; returns its norm before clipping."""
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.method.optimisation.clip, foreach=True)
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
         self.optimiser.step()
@@ -80,8 +133,9 @@ class Training:
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        decay = average_decay(self.method.optimisation.ema, self.done)
-        for mean, weight in zip(self.average.parameters(), self.network.parameters(), strict=True):
+        decay = average_decay(self.method.optimisation.ema, self.done - self.began)
+        average = self.method.part(self.average, self.method.stages[self.stage])
+        for mean, weight in zip(average.parameters(), self.trained.parameters(), strict=True):
             mean.lerp_(weight, 1 - decay)
 
     def is_finite(self) -> bool:
@@ -93,14 +147,17 @@ class Training:
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimiser.state[parameter].items()}
+            moments = self.optimiser.state.get(parameter, {})
+            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments.items()}
+        if len(self.method.stages) > 1:
+            named[_STAGE] = torch.tensor([self.stage, self.began])
         return named
 
     def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
         """Continue from what :meth:`tensors` gave after so many steps, bit for bit.
 
         Raises:
-            ValueError: the tensors are of another network; nothing was changed then.
+            ValueError: the tensors are of another network or stage; nothing was changed then.
         """
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
@@ -111,9 +168,13 @@ class Training:
         for name in moments:
             if not name.startswith(_OPTIMISER) or _moment(name)[1] not in parameters:
                 raise ValueError(f"{name} is unexpected")
+        stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
+        if not 0 <= stage < len(self.method.stages):
+            raise ValueError(f"there is no stage {stage}")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
+        self._enter(stage, began)
         for name in moments:
             key, of = _moment(name)
             self.optimiser.state[parameters[of]][key] = _like(parameters[of], tensors[name])

@@ -3,14 +3,53 @@
 Axes: volumes (N, C, D, H, W); latents z (N, C', D', H', W').
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppdm.pixel_puzzle import puzzle, unpuzzle
+
+if TYPE_CHECKING:
+    from ppdm.unet import UNetOptions
+
+
+class Codec(Protocol):
+    """What turns volumes into latents and back."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Volume to latent; sizes must be multiples of the representation's cell."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent to volume."""
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        """The latent of the volume clamped to [-limit, limit]."""
+
+
+class LearnedCodec(nn.Module, ABC):
+    """A codec whose weights are found in a stage of the training of its own, before diffusion begins."""
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def decode(self, z: Tensor) -> Tensor: ...
+
+    def clamp(self, z: Tensor, limit: float) -> Tensor:
+        return self.encode(self.decode(z).clamp(-limit, limit))
+
+    @abstractmethod
+    def loss(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """What its stage minimises, for each volume of (N, C, D, H, W): (N,)."""
+
+    @abstractmethod
+    def settle(self, volumes: Iterable[Tensor]) -> None:
+        """Set what follows from the weights, at the end of its stage, given some targets (N, C, D, H, W)."""
 
 
 class Representation(Protocol):
@@ -24,21 +63,36 @@ class Representation(Protocol):
     def label(self) -> str:
         """How rows of a table tell its values apart, such as ``r=4``; empty if there is nothing to tell."""
 
+    @property
+    def share(self) -> float:
+        """How much of a training's steps or time it takes to learn it, before diffusion begins; 0: it is given."""
+
     def channels(self, c: int) -> int:
         """Channels of the latent of a volume of c channels."""
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Volume to latent; sizes must be multiples of the cell."""
+    def build(self, c: int, network: "UNetOptions") -> LearnedCodec | None:
+        """Make what is to be learned for volumes of c channels, in the arithmetic of the network; None: nothing."""
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latent to volume."""
+    def codec(self, learned: LearnedCodec | None) -> Codec:
+        """What encodes and decodes, given what :meth:`build` made."""
 
-    def clamp(self, z: Tensor, limit: float) -> Tensor:
-        """The latent of the volume clamped to [-limit, limit]."""
+
+class Given:
+    """A representation that is its own codec, as there is nothing to learn."""
+
+    @property
+    def share(self) -> float:
+        return 0.0
+
+    def build(self, c: int, network: "UNetOptions") -> None:
+        return None
+
+    def codec(self, learned: LearnedCodec | None) -> Self:
+        return self
 
 
 @dataclass(frozen=True)
-class Identity:
+class Identity(Given):
     """Voxels as they are."""
 
     @property
@@ -63,7 +117,7 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class Puzzle:
+class Puzzle(Given):
     """Voxels traded for channels (PPDM, arXiv 2606.15323): lossless, and nothing to learn.
 
     Args:
@@ -102,7 +156,7 @@ class Puzzle:
 
 
 @dataclass(frozen=True)
-class Haar:
+class Haar(Given):
     """One level of the orthonormal Haar wavelet transform: eight bands of half the resolution (WDM, arXiv 2402.19043).
 
     The bands of a channel come in the order LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH, the letters those of D, H, W. LLL

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ppdm.augment import Flip
-from ppdm.method import Optimisation
+from ppdm.method import Method, Optimisation
 
 _ORDER, _STEP, _WEIGHTS, _VALIDATION = range(4)  # the streams of random numbers that a seed stands for
 
@@ -23,11 +23,28 @@ class TrainingError(ValueError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A part of a training's steps or time, from one share of all to another."""
+
+    begin: float = 0.0
+    end: float = 1.0
+
+
+WHOLE = Part()
+
+
+def parts(method: Method) -> list[Part]:
+    """What each stage of a method takes of a training: a representation its share, the diffusion the rest."""
+    share = method.representation.share
+    return [Part(0.0, share), Part(share, 1.0)] if share else [WHOLE]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """What decides, with the method and the pairs, which weights a training ends with.
 
     Args:
-        steps: updates of the weights; this, or minutes.
+        steps: updates of the weights, in all stages; this, or minutes.
         minutes: time from the first step on, in which as many updates are made as can be; the one that is under way
             at the end is finished. What comes out depends on the machine: only steps make a training repeatable.
         batch_size: pairs a batch.
@@ -65,11 +82,26 @@ class Schedule:
         """How much of the steps or of the time is used; 1 and more is the end."""
         return done / self.steps if self.steps is not None else seconds / (60 * self._minutes)
 
-    def learning_rate(self, optimisation: Optimisation, k: int, seconds: float) -> float:
-        """The rate of step k, which begins after so many seconds."""
+    def used(self, part: Part, done: int, seconds: float) -> bool:
+        """Whether a part of the budget is used."""
+        return done >= self._step_at(part.end) if self.steps is not None else self.share(done, seconds) >= part.end
+
+    def learning_rate(
+        self, optimisation: Optimisation, k: int, seconds: float, part: Part = WHOLE, began: int = 0
+    ) -> float:
+        """The rate of step k, which begins after so many seconds.
+
+        Args:
+            optimisation: the method's.
+            k: the step.
+            seconds: before it.
+            part: of the budget that the stage takes; the rate rises and falls within it.
+            began: the stage's first step.
+        """
         if self.steps is not None:
-            return learning_rate(optimisation, k, self.steps)
-        return timed_learning_rate(optimisation, k, self.share(k, seconds))
+            return learning_rate(optimisation, k - began, self._step_at(part.end) - self._step_at(part.begin))
+        share = (self.share(k, seconds) - part.begin) / (part.end - part.begin)
+        return timed_learning_rate(optimisation, k - began, min(share, 1.0))
 
     def validates(self, done: int, last: bool) -> bool:
         """Whether validation follows step number ``done``, counted from 1; it always follows the last."""
@@ -78,6 +110,11 @@ class Schedule:
     def describe(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)
+
+    def _step_at(self, share: float) -> int:
+        """The first step that begins when so much of all is used; a rounding error of the product is no step."""
+        assert self.steps is not None
+        return math.ceil(share * self.steps - 1e-9)
 
     @property
     def _minutes(self) -> float:

@@ -27,6 +27,7 @@ from ppdm.schedule import (
     TrainingError,
     batch_indices,
     learning_rate,
+    parts,
     step_generator,
     timed_learning_rate,
 )
@@ -53,6 +54,10 @@ __all__ = [
     "timed_learning_rate",
     "train",
 ]
+
+
+# Pairs whose targets an autoencoder's latents are scaled by; MONAI takes those of the first batch.
+_SETTLED_ON = 8
 
 
 class Interrupted(KeyboardInterrupt):
@@ -131,7 +136,8 @@ def train(
                 progress(last.report)
             for report in _steps(training, pairs, schedule, device, last.report if last else None, run):
                 if schedule.validates(report.step, report.share >= 1):
-                    loss = validation_loss(method, training.average, validation, schedule.seed, device)
+                    stage = method.stages[training.stage]
+                    loss = validation_loss(method, training.average, validation, schedule.seed, device, stage)
                     report = replace(report, validation_loss=loss)
                 stream.write(report)
                 progress(report)
@@ -158,12 +164,19 @@ def _steps(
 ) -> Iterator[StepReport]:
     """Take the steps that are left; whatever is done between them counts as time of the training."""
     method, seconds = training.method, last.seconds if last else 0.0
+    stages = parts(method)
     began = time.perf_counter() - seconds
     batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
     batches = islice(batches, training.done * schedule.accumulate, None)
     resumed = last is not None
-    while schedule.share(training.done, seconds) < 1:
-        rate = schedule.learning_rate(method.optimisation, training.done, seconds)
+    while True:
+        part = stages[training.stage]
+        if training.done > training.began and schedule.used(part, training.done, seconds):
+            if training.is_last:
+                return
+            training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
+            continue
+        rate = schedule.learning_rate(method.optimisation, training.done, seconds, part, training.began)
         generator = step_generator(schedule.seed, training.done, device)
         losses = []
         for indices in islice(batches, schedule.accumulate):
@@ -175,7 +188,10 @@ def _steps(
         loss = torch.stack(losses).mean()
         seconds = time.perf_counter() - began
         share = schedule.share(training.done, seconds)
-        report = StepReport(training.done, share, float(loss), float(norm), rate, seconds, resumed=resumed)
+        if not training.is_last:
+            share = min(share, part.end)  # so that 1 is the end of all, however slow a first step was
+        stage = method.stages[training.stage] if len(stages) > 1 else None
+        report = StepReport(training.done, share, float(loss), float(norm), rate, seconds, resumed=resumed, stage=stage)
         _check_finite(report, method, run)
         resumed = False
         yield report
@@ -240,6 +256,11 @@ def _check_request(
 ) -> None:
     if method.network.precision == "fp16":
         raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
+    if schedule.steps is not None and schedule.steps < len(method.stages):
+        raise TrainingError(
+            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}), each of a step at "
+            f"least; got {schedule.steps} in all."
+        )
     if len(validation) and schedule.validate_every is None:
         raise TrainingError("Pairs to validate on are of use with validate_every alone; give that too.")
     if log is not None and run is not None:

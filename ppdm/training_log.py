@@ -26,6 +26,7 @@ class StepReport:
         seconds: since the start of the first step; of a training that was continued, without what was lost.
         validation_loss: of the averaged weights, if they were validated after this step.
         resumed: whether this is the first step after the training was continued.
+        stage: which stage the step is of, where a method has several; their losses cannot be compared.
     """
 
     step: int
@@ -36,6 +37,7 @@ class StepReport:
     seconds: float
     validation_loss: float | None = None
     resumed: bool = False
+    stage: str | None = None
 
     @property
     def steps_per_second(self) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ppdm.checkpoint import Trained, assemble
 from ppdm.data.normalise import IntensityError
 from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_volume, write_volume
-from ppdm.method import sample
+from ppdm.method import reconstruct, sample
 
 SPACING_TOLERANCE = 0.1  # relative difference from the training data's voxel size that is warned of
 
@@ -127,7 +127,7 @@ def translate_volume(
     """
     _check_volume(trained, source, seed)
     source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
-    device = next(trained.network.parameters()).device
+    device = _device(trained)
     y = source_scale.forward(source.float()).to(device)[None, None]
     generator = torch.Generator(device).manual_seed(seed)  # one for each volume: its neighbours do not matter
     x0 = sample(trained.method, trained.network, y, generator, progress)
@@ -136,6 +136,26 @@ def translate_volume(
         precision = trained.method.network.precision
         raise TranslationError(f"The translation has {bad} voxels that are not finite in {precision}; try fp32.")
     return result
+
+
+def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_factor: float | None = None) -> Tensor:
+    """A target, encoded and decoded again by the method's representation: what its diffusion cannot surpass by much.
+
+    Args:
+        trained: the method.
+        source, target: (D, H, W), finite physical values, on the CPU.
+        suv_factor: as for :func:`translate`.
+
+    Returns:
+        (D, H, W) float32 on the CPU, in the target's physical units.
+
+    Raises:
+        TranslationError, IntensityError: as for :func:`translate_volume`.
+    """
+    _check_volume(trained, target, seed=0)
+    _, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
+    x0 = target_scale.forward(target.float()).to(_device(trained))[None, None]
+    return target_scale.inverse(reconstruct(trained.method, trained.network, x0)[0, 0].cpu())
 
 
 def adapt(
@@ -174,6 +194,10 @@ class _Counter:
     def __call__(self) -> None:
         self.done += 1
         self.progress(self.done, self.total)
+
+
+def _device(trained: Trained) -> torch.device:
+    return next(trained.network.parameters()).device
 
 
 def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:

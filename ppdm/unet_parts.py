@@ -1,4 +1,4 @@
-"""What the U-Net is made of; :mod:`ppdm.unet` puts it together.
+"""What the U-Net and the autoencoder are made of; :mod:`ppdm.unet` and :mod:`ppdm.autoencoder` put it together.
 
 Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
 """
@@ -89,7 +89,7 @@ class NormalisedConvolution(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block that takes the time in between its convolutions, followed by optional self-attention."""
+    """Residual block that takes the time, if there is one, between its convolutions; self-attention may follow."""
 
     def __init__(
         self, make: "Parts", c_in: int, c_out: int, attend: bool, joins: bool, resize: "Resize | None" = None
@@ -99,25 +99,28 @@ class Block(nn.Module):
         self.resize = resize or same
         self.first = make.normalised_convolution(c_in, c_out, self.resize)
         self.adaptive = make.options.adaptive
-        self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out)
+        self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out) if make.timed else None
         self.second = make.normalised_convolution(c_out, c_out)
         self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
         self.attention = make.attention(c_out) if attend else None
         self.recompute = make.options.checkpointing == "block"
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for."""
-        return recomputed(self._apply_all, x, embedding) if self.recompute else self._apply_all(x, embedding)
+    def forward(self, x: Tensor, *embedding: Tensor) -> Tensor:
+        """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for, if it takes any."""
+        return recomputed(self._apply_all, x, *embedding) if self.recompute else self._apply_all(x, *embedding)
 
-    def _apply_all(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def _apply_all(self, x: Tensor, *embedding: Tensor) -> Tensor:
         h = self.first(x)
-        shift = self.shift(F.silu(embedding)).to(h.dtype)
-        shift = shift.reshape(*shift.shape, *[1] * (h.ndim - 2))
-        if self.adaptive:
-            h = self.second(h, *shift.chunk(2, dim=1))
-        else:
-            h += shift  # in place: no one else holds a convolution's output
-            h = self.second(h)
+        modulation: tuple[Tensor, ...] = ()
+        if self.shift is not None:
+            (time,) = embedding
+            shift = self.shift(F.silu(time)).to(h.dtype)
+            shift = shift.reshape(*shift.shape, *[1] * (h.ndim - 2))
+            if self.adaptive:
+                modulation = shift.chunk(2, dim=1)
+            else:
+                h += shift  # in place: no one else holds a convolution's output
+        h = self.second(h, *modulation)
         h += self.shortcut(self.resize(x))
         return h if self.attention is None else self.attention(h)
 
@@ -134,7 +137,8 @@ class Attention(nn.Module):
         """Attend over x (N, C, *spatial)."""
         n, c, *spatial = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
-        q, k, v = qkv.unbind(1)  # (N, heads, voxels, C/heads) each
+        # Contiguous, as fused kernels want it; without these the weights of all pairs of voxels are written down.
+        q, k, v = qkv.contiguous().unbind(1)  # (N, heads, voxels, C/heads) each
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(-1, -2).reshape(n, c, *spatial))
 
@@ -146,7 +150,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.convolution = convolution
 
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, *spatial/2)."""
         return self.convolution(x)
 
@@ -158,7 +162,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.convolution = convolution
 
-    def forward(self, x: Tensor, _: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, 2·spatial)."""
         return self.convolution(doubled(x))
 
@@ -203,10 +207,16 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 class Parts:
-    """Makes the parts of a U-Net from its options, so that each part is told what concerns it alone."""
+    """Makes the parts of a U-Net from its options, so that each part is told what concerns it alone.
 
-    def __init__(self, dims: int, options: "UNetOptions") -> None:
-        self.dims, self.options, self.dtype = dims, options, PRECISIONS[options.precision]
+    Args:
+        dims: 2 or 3.
+        options: those of the U-Net.
+        timed: whether blocks take the time.
+    """
+
+    def __init__(self, dims: int, options: "UNetOptions", timed: bool = True) -> None:
+        self.dims, self.options, self.dtype, self.timed = dims, options, PRECISIONS[options.precision], timed
 
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
         return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype)

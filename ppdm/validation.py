@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ppdm.batches import ArrayPair, batch
-from ppdm.method import Method, training_loss
+from ppdm.method import DIFFUSION, STAGE_LOSSES, Method
 from ppdm.schedule import validation_generator
 
 DRAWS = 4  # times and noises that each pair is scored with
@@ -22,6 +22,7 @@ def validation_loss(
     pairs: Sequence[ArrayPair],
     seed: int = 0,
     device: str | torch.device = "cpu",
+    stage: str = DIFFUSION,
 ) -> float:
     """Mean training loss of a network over pairs, each with a few times and noises that are the same at every call.
 
@@ -34,11 +35,12 @@ def validation_loss(
         pairs: (source, target) of network values.
         seed: of the training.
         device: where the network is.
+        stage: which of the method's stages the loss is of.
     """
     total = 0.0
     for index, pair in enumerate(pairs):
         source, target = batch([pair], device)
         generator = validation_generator(seed, index, device)
         for _ in range(DRAWS):
-            total += float(training_loss(method, network, source, target, generator).mean())
+            total += float(STAGE_LOSSES[stage](method, network, source, target, generator).mean())
     return total / (len(pairs) * DRAWS)

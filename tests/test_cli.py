@@ -16,7 +16,7 @@ from commands import refused, run
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench.options import GIB
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.records import PHASES, Record, RecordFile
 
 TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -149,7 +149,7 @@ def test_the_authors_preset_is_a_row_of_its_own(monkeypatch):
     assert run("memory", "--res", 16, "--preset", "matched,authors", "--out", "o")[0] == 0
     ((asked, phases, *_),) = plans
     assert len([c for c in asked if c.preset == "authors"]) == len(PRESETS["authors"])
-    assert phases == ["train", "sample"]
+    assert phases == [*PHASES]
 
 
 class _Planned:
@@ -381,6 +381,8 @@ def test_methods_lists_every_preset():
     code, out, _ = run("methods")
     assert code == 0
     assert len(out.splitlines()) == len(rows) + 1
+    assert {row["phases"] for row in rows} == {"train,sample", "train,sample,autoencoder_train,decode"}
+    assert "did you mean wavelet" in refused(2, "methods", "--method", "wavelett")
 
 
 def test_env_says_what_is_recorded():

@@ -8,12 +8,33 @@ from torch import nn
 
 from ppdm import Method
 from ppdm_baselines import PRESETS, SOURCES
+from ppdm_bench.configuration import find_method, presets_of
 
-COLUMNS = ("method", "preset", "parameters", "evaluations", "representation", "kernel", "target", "window", "source")
+COLUMNS = (
+    "method",
+    "preset",
+    "parameters",
+    "evaluations",
+    "phases",
+    "representation",
+    "kernel",
+    "target",
+    "window",
+    "source",
+)
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """One row a method and preset; parameters for volumes of one channel, evaluations of the network a volume."""
+def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """One row a method and preset; parameters for volumes of one channel, network evaluations a volume, phases.
+
+    Args:
+        names: registered methods, or a user's own as ``module:ATTRIBUTE``; all that are registered if absent.
+
+    Raises:
+        MethodError: there is none of that name.
+    """
+    if names:
+        return [_row(preset, find_method(name, preset)) for name in names for preset in presets_of(name)]
     return [_row(preset, method) for preset, methods in PRESETS.items() for method in methods.values()]
 
 
@@ -36,11 +57,12 @@ def _row(preset: str, method: Method) -> dict[str, Any]:
         "preset": preset,
         "parameters": parameter_count(method.build),
         "evaluations": method.sampling.steps,
+        "phases": ",".join(method.phases),
         "representation": str(method.representation),
         "kernel": str(method.kernel),
         "target": method.target,
         "window": str(method.window),
-        "source": SOURCES[method.name],
+        "source": SOURCES.get(method.name, "your own"),
     }
 
 

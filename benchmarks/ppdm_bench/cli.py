@@ -42,6 +42,7 @@ from ppdm_bench.options import (
 )
 from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
+from ppdm_bench.records import PHASES
 from ppdm_bench.speed import speed
 from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
 
@@ -122,7 +123,9 @@ def memory(
     like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
     method: Methods = None,
     factor: Factors = "2,4,8",
-    phase: Annotated[str, typer.Option(help="train, sample.")] = "train,sample",
+    phase: Annotated[
+        str, typer.Option(help="train, sample, autoencoder_train, decode; of each method those that it has.")
+    ] = ",".join(PHASES),
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
     batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
@@ -151,7 +154,7 @@ def memory(
     ] = False,
 ) -> None:
     """Peak memory of every method at a size: measured where there is a GPU, predicted anywhere."""
-    phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
+    phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
@@ -164,13 +167,14 @@ def memory(
         "batch_size": batch_size,
     }
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.configuration import configurations
+        from ppdm_bench.configuration import check_phases, configurations
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.results import collect, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = [one for size in sizes for one in as_usage(configurations, method, size, **wanted)]
+        as_usage(check_phases, asked, phases)
         where, target = choose(choice, capacity)
         if verify and where == "predict":
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
@@ -191,12 +195,14 @@ def memory(
 
 @app.command()
 def methods(
+    method: Methods = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """What is registered: every method, its presets, parameters and network evaluations a volume."""
-    from ppdm_bench.catalogue import catalogue, catalogue_text
+    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+        from ppdm_bench.catalogue import catalogue, catalogue_text
 
-    rows = catalogue()
+        rows = as_usage(catalogue, method)
     if json:
         import json as json_module
 

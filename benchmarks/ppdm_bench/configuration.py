@@ -122,6 +122,17 @@ def configurations(
     return list(dict.fromkeys(made))
 
 
+def check_phases(asked: Sequence[Configuration], phases: Sequence[str]) -> None:
+    """See that some of the methods have one of the phases.
+
+    Raises:
+        MethodError: none has.
+    """
+    having = dict.fromkeys(phase for configuration in asked for phase in configuration.resolve().phases)
+    if not having.keys() & set(phases):
+        raise MethodError(f"none of the methods has the phase {', '.join(phases)}; they have {', '.join(having)}")
+
+
 def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple[str, str]]:
     """Methods with the presets that they have; one that was asked for must have at least one."""
     for preset in presets:

@@ -18,11 +18,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-__all__ = ["SCHEMA", "UNITS", "Record", "RecordError", "RecordFile", "RecordWarning", "config_id", "write_json_array"]
+__all__ = [
+    "PHASES",
+    "SCHEMA",
+    "UNITS",
+    "Record",
+    "RecordError",
+    "RecordFile",
+    "RecordWarning",
+    "config_id",
+    "write_json_array",
+]
 
 SCHEMA = 2  # 2: samples
 
 KINDS = ("measured", "predicted", "published")
+PHASES = ("train", "sample", "autoencoder_train", "decode")
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 
 # The metrics whose unit is fixed. Memory is stored in bytes and shown in GiB.

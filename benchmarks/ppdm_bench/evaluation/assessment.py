@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ppdm.cases import Case, CaseFiles, read_case
-from ppdm.evaluation import Score, scores, unit_of
+from ppdm.evaluation import Score, ceiling_scores, scores, unit_of
 from ppdm.metrics import Preset
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.candidates import Candidate
@@ -82,6 +82,8 @@ def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str
     try:
         case = read()
         found = scores(plan.preset, candidate.predict(case), case)
+        if candidate.ceiling is not None:
+            found += ceiling_scores(plan.preset, candidate.ceiling(case), case)
     except torch.OutOfMemoryError as error:
         return _without_value(plan, common | {"status": "oom", "reason": str(error).split(". ")[0]})
     except (ValueError, RuntimeError) as error:  # a volume or a method's code may fail in many ways

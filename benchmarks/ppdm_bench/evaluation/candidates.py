@@ -14,7 +14,7 @@ from ppdm.cases import Case, CaseError, CaseFiles, read_prediction
 from ppdm.checkpoint import Trained, load
 from ppdm.data.scaling import Scaling
 from ppdm.data.volume import SUFFIXES
-from ppdm.evaluation import predict, untranslated
+from ppdm.evaluation import ceiling, predict, untranslated
 from ppdm.translation import adapt
 
 INPUT = "input"
@@ -35,6 +35,7 @@ class Candidate:
         files: predictions that were made before, by the names of the cases.
         untouched: whether the prediction is the input.
         origin: the run or folder that it comes from.
+        ceiling: a case's target, encoded and decoded by a representation that is learned; absent without one.
     """
 
     method: str
@@ -48,6 +49,7 @@ class Candidate:
     files: Mapping[str, Path] = field(default_factory=dict)
     untouched: bool = False
     origin: Path | None = None
+    ceiling: Callable[[Case], Tensor] | None = None
 
     @property
     def label(self) -> str:
@@ -157,6 +159,7 @@ def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: i
         device=next(trained.network.parameters()).device.type,
         seed=seed,
         origin=run,
+        ceiling=partial(ceiling, trained) if method.representation.share else None,
     )
 
 

@@ -43,7 +43,7 @@ class Plan:
     """What is to be found out.
 
     Attributes:
-        configurations, phases: the product of these.
+        configurations, phases: the product of these, of each method those that it has.
         device: where it is measured, ``cuda`` or ``cpu``; ``predict`` measures nothing.
         target: what is predicted for; None predicts for the CPU, without CUDA's rules.
         spacing: of the scan whose size was taken, mm; empty without one.
@@ -75,7 +75,8 @@ class Plan:
     def tasks(self) -> list[Task]:
         """Predictions first: they are quick, and a measurement is read against them."""
         kinds = (False, True) if self.device != "predict" else (False,)
-        return [Task(c, phase, kind) for kind in kinds for c in self.configurations for phase in self.phases]
+        having = [(c, phase) for c in self.configurations for phase in self.phases if phase in c.resolve().phases]
+        return [Task(c, phase, kind) for kind in kinds for c, phase in having]
 
 
 def carry_out(

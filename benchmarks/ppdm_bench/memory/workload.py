@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppdm.method import Method, sample
+from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
 from ppdm.train import Training
 
 # One whole sampling run has the peak of a short one: every evaluation frees what the one before it held.
 EVALUATIONS = 3
+
+# The stage that each phase of training is the step of.
+_TRAINED = {"train": DIFFUSION, "autoencoder_train": REPRESENTATION}
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,24 @@ class Workload:
 
 
 def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
-    """A phase (``train``, ``sample``) on volumes of one channel (N, 1, D, H, W), on the device."""
+    """A phase (one of ``method.phases``) on volumes of one channel (N, 1, D, H, W), on the device."""
 
     def volume() -> Tensor:
         return torch.randn(batch_size, 1, *shape, device=device)
 
-    if phase == "train":
+    if phase in _TRAINED:
         return Workload(
-            build=lambda: Training.start(method, device=device),
+            build=lambda: Training.start(method, device=device, stage=method.stages.index(_TRAINED[phase])),
             step=lambda training: training.step(volume(), volume(), method.optimisation.learning_rate),
             iterations=2,
             evaluations=1,
+        )
+    if phase == "decode":
+        return Workload(
+            build=lambda: method.build().to(device).eval().requires_grad_(False),
+            step=lambda network: decode(method, network, _latent(method, shape, batch_size, device), shape),
+            iterations=1,
+            evaluations=0,
         )
     steps = min(method.sampling.steps, EVALUATIONS)
     short = replace(method, sampling=replace(method.sampling, steps=steps))
@@ -52,6 +62,12 @@ def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size
         iterations=1,
         evaluations=steps,
     )
+
+
+def _latent(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Tensor:
+    sizes = zip(shape, method.multiple, method.representation.cell, strict=True)
+    latent = [-(-size // multiple) * multiple // cell for size, multiple, cell in sizes]
+    return torch.randn(batch_size, method.representation.channels(1), *latent, device=device)
 
 
 def fault(error: Exception) -> str:

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from ppdm_bench.records import Record
+from ppdm_bench.records import PHASES, Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.grid import markdown_grid, text_grid
-from ppdm_bench.report.rows import PHASE_NAMES, PHASES
+from ppdm_bench.report.rows import PHASE_NAMES
 from ppdm_bench.report.units import GIB, gib, setting_text, shape_text, significant
 
 _HEADERS = ("phase", "method", "needs GiB", "fits", "largest cube", "smallest factor", "largest batch", "fits with")

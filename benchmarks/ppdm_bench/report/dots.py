@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
-from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of
+from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, unit_in
 
 __all__ = ["evaluations_figure", "most_evaluations", "subjects_figure", "with_values"]
 
@@ -39,7 +39,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     figure, panels = _panels(len(metrics), height=1.3)
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_subjects(axes, shown, metric)
-        axes.set_title(metric_name(metric, everything[0].units.get(metric, "")), fontsize=TEXT)
+        axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
         axes.set(xticks=[], xlim=(-0.5, len(shown) - 0.5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
     canvas.title(figure, f"{title} Dots: subjects, joined by lines; bars: their means.")
@@ -66,7 +66,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     for axes, metric in zip(panels, metrics, strict=True):
         for number, label in enumerate(labels):
             _draw_curve(axes, [series for series in everything if series.label == label], metric, _colour(number))
-        axes.set_title(metric_name(metric, everything[0].units.get(metric, "")), fontsize=TEXT)
+        axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
         _evaluations_axis(axes, sorted({series.steps for series in everything if series.steps}))
     canvas.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
     canvas.legend(figure, [_legend_line(label, n, everything) for n, label in enumerate(labels)], columns=4)

@@ -14,7 +14,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
 from ppdm_bench.report.dots import most_evaluations, with_values
-from ppdm_bench.report.series import Series, metric_name
+from ppdm_bench.report.series import Series, metric_name, unit_in
 
 __all__ = ["MANY", "ladder_figure"]
 
@@ -48,7 +48,7 @@ def ladder_figure(records: Iterable[Record], title: str) -> Figure:
     for axes, metric in zip(panels, columns, strict=True):
         canvas.plain_axes(axes, "x")
         _draw(axes, shown, metric)
-        axes.set_title(metric_name(metric, everything[0].units.get(metric, "")), fontsize=TEXT)
+        axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
         axes.set(yticks=range(len(shown)), ylim=(len(shown) - 0.4, -0.6), yticklabels=[])
         axes.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_yticklabels(_short([series.label for series in shown]), fontsize=SMALL)

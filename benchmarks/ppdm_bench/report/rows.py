@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ppdm_bench.records import Record
+from ppdm_bench.records import PHASES, Record
 from ppdm_bench.report.units import CONDITIONS, SETTINGS, setting_text
 
 PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
-PHASES = ("train", "sample", "autoencoder_train", "decode")
 PHASE_NAMES = {
     "train": "training",
     "sample": "sampling",

@@ -16,11 +16,20 @@ from typing import Any
 from ppdm_bench.records import Record
 
 # What is better: more, or near an ideal; of all other metrics, less.
-_HIGHER = ("psnr", "ssim")
+_HIGHER = ("psnr", "reconstruction_psnr", "ssim")
 _UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
 _IDEAL = {"sharpness": "1", **dict.fromkeys(_UPTAKE, "0")}
-_NAMES = {"psnr": "PSNR", "ssim": "SSIM", "nmae": "NMAE", "nrmse": "NRMSE", "mae": "MAE", "seam_index": "seam index"}
-_NAMES |= {"suv_mean_bias": "SUVmean", "suv_max_bias": "SUVmax"}
+_NAMES = {
+    "psnr": "PSNR",
+    "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a representation that is learned
+    "ssim": "SSIM",
+    "nmae": "NMAE",
+    "nrmse": "NRMSE",
+    "mae": "MAE",
+    "seam_index": "seam index",
+    "suv_mean_bias": "SUVmean",
+    "suv_max_bias": "SUVmax",
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,11 @@ def names_of(everything: Sequence[Series]) -> list[str]:
             words.append(series.precision)
         names.append(", ".join(words))
     return names
+
+
+def unit_in(everything: Sequence[Series], metric: str) -> str:
+    """The unit of a metric, which not every series may have."""
+    return next((series.units[metric] for series in everything if metric in series.units), "")
 
 
 def metric_name(metric: str, unit: str = "") -> str:

@@ -1,0 +1,54 @@
+"""Latent diffusion: an autoencoder is trained first, and diffusion lives in its latent, four times coarser.
+
+Rombach et al. (arXiv 2112.10752) in 3-D, as MONAI's tutorial has it (repository Project-MONAI/GenerativeModels,
+tutorials/generative/3d_ldm/3d_ldm_tutorial.py, as everything below) and medicaldiffusion (Khader et al., arXiv
+2211.03364; repository FirasGit/medicaldiffusion), whose autoencoder is a VQ-GAN. Both are unconditional; here the
+source's latent is concatenated.
+"""
+
+from dataclasses import replace
+
+from ppdm.autoencoder import Autoencoder
+from ppdm.kernel import Gaussian
+from ppdm.loss import Loss
+from ppdm.method import Method, Optimisation, Sampling
+from ppdm.unet import UNetOptions
+from ppdm.window import Whole
+
+SOURCE = "LDM, arXiv 2112.10752; MONAI's 3-D tutorial"
+
+MATCHED = Method(
+    name="latent",
+    representation=Autoencoder(
+        width=32,  # num_channels=(32, 64, 64)
+        multipliers=(1, 2, 2),
+        residual_blocks=1,  # num_res_blocks=1
+        attention=(False, False, True),  # attention_levels
+        norm_groups=16,  # norm_num_groups=16
+        latent_channels=3,  # latent_channels=3
+        kl=1e-6,  # kl_weight = 1e-6
+        share=0.5,  # ours: 100 epochs and 150 there
+    ),
+    window=Whole(),
+    kernel=Gaussian("scaled"),  # schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195
+    target="noise",  # F.mse_loss(noise_pred.float(), noise.float())
+    loss=Loss(p=2),
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
+    # Steps as many as full 3-D's. Latents have no range to clamp to: DDPMScheduler clips them to [-1, 1] there, which
+    # cuts a third of latents of standard deviation 1 off.
+    sampling=Sampling(steps=250, stochastic=True),
+    optimisation=Optimisation(learning_rate=1e-4),  # lr=1e-4 of both optimisers
+)
+
+AUTHORS = replace(
+    MATCHED,
+    network=UNetOptions(
+        width=32,  # num_channels=(32, 64, 64)
+        multipliers=(1, 2, 2),
+        residual_blocks=1,  # num_res_blocks=1
+        attention=(False, True, True),  # attention_levels
+        head_channels=64,  # num_head_channels=(0, 64, 64)
+    ),
+    sampling=Sampling(steps=1000, stochastic=True),  # num_train_timesteps=1000, set_timesteps(num_inference_steps=1000)
+    optimisation=Optimisation(learning_rate=1e-4, warmup=0, ema=0.0),  # Adam from the first step, no average
+)

@@ -1,0 +1,121 @@
+"""What others report of the methods that the baselines follow, beside predictions for the authors' presets.
+
+``python -m ppdm_bench.memory.published``. Each published record names the registered method that follows it; a network
+of theirs is not always ours to the last layer, nor is it told what exactly was counted, so it is the order that can be
+compared and not the figures.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.units import shape_text, significant
+
+Peaks = dict[tuple[str, tuple[int, ...], str], float]  # by method, shape and phase
+
+UNFUSED = "unfused attention"
+PUBLISHED = Path("results/published/method_memory.jsonl")
+
+
+def main() -> None:
+    """Predict what is compared, and write records and the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--published", type=Path, default=PUBLISHED, help="records of kind published")
+    parser.add_argument("--out", type=Path, default=Path("results/methods"), help="folder for records and table")
+    arguments = parser.parse_args()
+    published = RecordFile(arguments.published).read()
+    predicted = [*predict(published), *predict_unfused(published)]
+    path = arguments.out / "predicted.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    RecordFile(path).append(predicted)
+    table = published_table(published, predicted)
+    written = replace_file(arguments.out / "published.md", table.encode())
+    print(f"{table}\nwritten: {path}, {written}")
+
+
+def predict(published: Sequence[Record]) -> list[Record]:
+    """The phase of each published record that has a method of ours beside it, in the authors' preset and fp32."""
+    asked = dict.fromkeys(
+        (Configuration(record.options["beside"], _size(record), "authors"), record.phase)
+        for record in published
+        if record.options.get("beside")
+    )
+    plans = [Plan([configuration], [phase], "predict", Target()) for configuration, phase in asked]
+    return [record for plan in plans for made in carry_out(plan) for record in made]
+
+
+def predict_unfused(published: Sequence[Record]) -> list[Record]:
+    """The same where the published network writes all weights of its attention down, which fused kernels do not."""
+    with sdpa_kernel(SDPBackend.MATH):
+        records = predict([record for record in published if record.options.get("unfused")])
+    return [replace(record, variant=f"{record.variant} {UNFUSED}") for record in records]
+
+
+def published_table(published: Sequence[Record], predicted: Sequence[Record]) -> str:
+    """The records as Markdown: a row a published figure, and whether the order agrees in each of their sources."""
+    ours, unfused = (_peaks(predicted, which) for which in (False, True))
+    lines = [
+        "| published | volume | phase | published, GB | ours | predicted, GiB | with unfused attention, GiB |",
+        "|---|---|---|---:|---|---:|---:|",
+    ]
+    for record in published:
+        beside = record.options.get("beside", "")
+        key = (beside, record.shape, record.phase)
+        cells = [
+            record.method,
+            shape_text(record.shape),
+            record.phase,
+            record.options.get("text") or f"{record.value:g}",
+            f"{beside} authors" if beside else "–",
+            *(significant(peaks[key] / GIB) if key in peaks else "–" for peaks in (ours, unfused)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    sources = "\n".join(dict.fromkeys(f"- {r.method}: {r.source}" for r in published))
+    orders = [*_orders(published, ours, "predicted"), *_orders(published, ours | unfused, f"predicted, {UNFUSED}")]
+    return "\n".join([*lines, "", *orders, "", "Sources:", "", sources]) + "\n"
+
+
+def _peaks(predicted: Sequence[Record], unfused: bool) -> Peaks:
+    peaks = [r for r in predicted if r.metric == "peak_allocated" and (UNFUSED in r.variant) == unfused]
+    return {(r.method, r.shape, r.phase): r.value for r in peaks if r.value}
+
+
+def _orders(published: Sequence[Record], ours: Peaks, how: str) -> Iterator[str]:
+    """The order of what one source measured at one size, and that of the predictions beside it."""
+    groups: dict[tuple[str, tuple[int, ...], str], list[Record]] = {}
+    for record in published:
+        if (record.options.get("beside"), record.shape, record.phase) in ours:
+            groups.setdefault((record.source, record.shape, record.phase), []).append(record)
+    for (_, shape, phase), found in groups.items():
+        if len(found) < 2:
+            continue
+        theirs = sorted(found, key=lambda r: r.value or 0)
+        predicted = sorted(found, key=lambda r: ours[r.options["beside"], r.shape, r.phase])
+        verdict = "agrees" if theirs == predicted else "does not agree"
+        yield (
+            f"{shape_text(shape)}, {phase}: the order {verdict}. Published: {_ascending(theirs)}; "
+            f"{how}: {_ascending(predicted)}."
+        )
+        yield ""
+
+
+def _ascending(records: Sequence[Record]) -> str:
+    return " < ".join(record.method for record in records)
+
+
+def _size(record: Record) -> tuple[int, int, int]:
+    d, h, w = record.shape
+    return d, h, w
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""Registered methods made tiny, and what the tests of them share."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ppdm import Method
+from ppdm.autoencoder import Autoencoder
+from ppdm.slices import Slices
+
+
+def tiny(method: Method, steps: int = 2) -> Method:
+    """The method with the smallest networks that have two levels, and few steps."""
+    attention = method.network.attention and (False, any(method.network.attention))
+    method = method.with_network(
+        width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, attention=attention, head_channels=4
+    )
+    if isinstance(method.window, Slices):
+        method = replace(method, window=replace(method.window, context=1, drawn=2, batch=4))
+    if isinstance(method.representation, Autoencoder):
+        smaller = replace(method.representation, width=4, multipliers=(1, 2), attention=(False, True), norm_groups=2)
+        method = replace(method, representation=smaller)
+    return replace(method, sampling=replace(method.sampling, steps=min(steps, method.sampling.steps)))
+
+
+def volumes(*shape: int, seed: int = 0) -> Tensor:
+    """Normal noise."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(method: Method) -> nn.Module:
+    """A network that does not return zeros."""
+    torch.manual_seed(0)
+    net = method.build()
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return net
