@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality test lint validate bench wheel clean
+.PHONY: help setup memory quality figures claims test lint validate bench wheel clean
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,12 @@ memory: $(READY) ## The main job: peak memory of every method at RES (256), tabl
 
 quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
 	$(BIN)/ppdm-bench quality --quick --out runs/quality
+
+figures: $(READY) ## Every figure, table and caption of a paper from the records under results, and an HTML report
+	$(BIN)/ppdm-bench figures results --html --out results/figures
+
+claims: $(READY) ## Each claim of the paper's abstract held against the records under results: results/CLAIMS.md
+	$(BIN)/ppdm-bench claims results --out results
 
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench import data
+from ppdm_bench.claims import claims
 from ppdm_bench.evaluate import evaluate
+from ppdm_bench.figures import figures
 from ppdm_bench.options import (
     PhantomCount,
     PhantomGrid,
@@ -55,6 +57,8 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command()(evaluate)
 app.command()(quality)
+app.command()(figures)
+app.command()(claims)
 
 
 def main() -> None:
