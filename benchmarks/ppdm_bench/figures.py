@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ppdm_bench.options import comma_separated, one_of, read_option
 from ppdm_bench.terminal import progress, say, writable
 
 if TYPE_CHECKING:
@@ -28,9 +29,14 @@ RecordPaths = Annotated[
 def figures(
     records: RecordPaths = None,
     out: Annotated[Path, typer.Option(help="Folder for figures, tables and captions.")] = RESULTS / "figures",
+    column: Annotated[
+        str, typer.Option(help="Widths: single (3.5 in, one column of a page), double (7.16 in, two).")
+    ] = "single,double",
     html: Annotated[bool, typer.Option("--html", help="One HTML page with everything, too: report.html.")] = False,
 ) -> None:
     """Draw every figure of a paper from records alone, with its table and caption; says what is missing for others."""
+    columns = read_option("--column", comma_separated(one_of("single", "double")), column)
+
     from ppdm_bench.report.exhibit import Missing, written
     from ppdm_bench.report.library import read_library
     from ppdm_bench.report.registry import EXHIBITS
@@ -44,12 +50,12 @@ def figures(
             bar.update(task, description=exhibit.title)
             try:
                 made = exhibit.show(library)
-                drawn = written(exhibit, made, folder)
+                drawn = written(exhibit, made, folder, columns)
             except Missing as missing:
-                absent.append(f"not drawn: {exhibit.name}: it needs {missing}")
+                absent.append(f"{exhibit.name}: it needs {missing}")
             else:
                 files += drawn.values()
-                shown.append((exhibit.name, exhibit.title, made, drawn[f"{made.columns[-1]}.png"].read_bytes()))
+                shown.append((exhibit.name, exhibit.title, made, drawn[f"{columns[-1]}.png"].read_bytes()))
             bar.advance(task)
     if html:
         files.append(_page(library, shown, absent, folder))
@@ -70,6 +76,6 @@ def _tell(files: Sequence[Path], absent: Sequence[str]) -> None:
     for path in files:
         print(path)
     for sentence in absent:
-        say(sentence)
+        say(f"not drawn: {sentence}")
     if not files:
         sys.exit(1)

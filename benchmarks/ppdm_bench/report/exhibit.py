@@ -31,7 +31,6 @@ class Shown:
         draw: the figure in a width.
         about: the caption: what is seen, what was run, on what, of how many subjects and seeds.
         records: what it is made from.
-        columns: the widths in which it is legible.
         notes: what else it is made from, such as picture data.
     """
 
@@ -39,7 +38,6 @@ class Shown:
     draw: Callable[[Column], Figure]
     about: str
     records: Sequence[Record]
-    columns: Sequence[Column] = ("single", "double")
     notes: str = ""
 
     @property
@@ -64,15 +62,20 @@ class Exhibit:
     show: Callable[[Library], Shown]
 
 
-def written(exhibit: Exhibit, shown: Shown, folder: Path) -> dict[str, Path]:
+def written(exhibit: Exhibit, shown: Shown, folder: Path, columns: Sequence[Column]) -> dict[str, Path]:
     """Write figure (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; the files by what they are.
+
+    Args:
+        exhibit, shown: what is written.
+        folder: where.
+        columns: the widths.
 
     Raises:
         OSError: the folder cannot be written.
     """
     stem = folder / exhibit.name
     files: dict[str, Path] = {}
-    for column in shown.columns:
+    for column in columns:
         beside = stem.with_name(f"{stem.name}-{column}")
         files[f"{column}.png"], files[f"{column}.pdf"] = canvas.save(shown.draw(column), beside)
     texts: Mapping[str, str] = {

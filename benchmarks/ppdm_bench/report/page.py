@@ -87,14 +87,15 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
         source for _, _, shown, _ in sections for line in shown.table.lines for source in line.sources
     )
     groups = {source: group for source, group in _by_reference(library).items() if source in wanted}
-    missing = "".join(f"<li>{escape(sentence)}</li>" for sentence in absent)
+    missing = "".join(f"<li>{_prose(sentence)}</li>" for sentence in absent)
     return "\n".join(
         (
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>PPDM benchmark report</title>',
             '<meta name="viewport" content="width=device-width">',
             f"<style>{_STYLE}</style></head><body><h1>PPDM benchmark report</h1>",
             "<p>Everything here is made from records alone. Predicted, measured and published values are told apart in "
-            "every table and figure. Click a heading to sort; the last column leads to the records of a row.</p>",
+            "every table and figure. Click a heading to sort; the numbers in the first column lead to the records of a "
+            "row.</p>",
             f'<ul>{names}<li><a href="#environments">Environments</a></li><li><a href="#records">Records</a></li></ul>',
             f"<h2>Not drawn</h2><ul>{missing}</ul>" if absent else "",
             *(_section(section, groups) for section in sections),
@@ -139,19 +140,18 @@ def _table(table: Table, groups: dict[str, list[Record]]) -> str:
             f'<td{c} data-value="{escape(_raw(value))}">{escape(cell)}</td>'
             for c, value, cell in zip(classes, line.cells, cells, strict=True)
         )
-        rows.append(f"<tr>{shown}<td>{_links(line, groups)}</td></tr>")
-    return f"<table><thead><tr>{heads}<th>records</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        rows.append(f"<tr><td>{_links(line, groups)}</td>{shown}</tr>")
+    return f"<table><thead><tr><th>records</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _links(line: Line, groups: dict[str, list[Record]]) -> str:
     links = []
-    for source in line.sources:
-        name = source.partition("#")[2]
+    for number, source in enumerate(line.sources, start=1):
         # Picture data are no records: their file is named.
         links.append(
-            f'<a href="#{_anchor(source)}" title="{escape(source)}">{escape(name)}</a>'
+            f'<a href="#{_anchor(source)}" title="{escape(source)}">{number}</a>'
             if source in groups
-            else f'<span title="{escape(source)}">{escape(source.partition("#")[0])}</span>'
+            else f'<span title="{escape(source)}">picture</span>'
         )
     return " ".join(links)
 

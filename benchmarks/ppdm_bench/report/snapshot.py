@@ -120,7 +120,7 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
         RecordError: the file is not one of picture data.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             about = json.loads(arrays["about"].tobytes())
             views = [_view(arrays, number, view) for number, view in enumerate(about["views"])]
         spacing, shape = tuple(about["spacing"]), tuple(about["shape"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppdm_bench.report.canvas import Column
@@ -86,44 +87,50 @@ def _table(shown: Sequence[Snapshot]) -> Table:
 
 
 def _figure(shown: Sequence[Snapshot], column: Column) -> Figure:
-    """Pairs of columns, a picture and its error; rows are volumes, task after task."""
-    planes = _PLANES[column]
-    rows = [(s, view) for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))]
-    sizes = {(s.task, plane): PLANES[plane].size(s.shape, s.spacing) for s in shown for plane in planes}
-    widths = [max(sizes[s.task, plane][0] for s in shown) for plane in planes for _ in range(2)]
-    heights = [max(sizes[s.task, plane][1] for plane in planes) for s, _ in rows]
+    """Pairs of columns, a picture and its error: the planes of a single task, or the axial slice of each of several.
+
+    Rows are volumes: the input, the target, and what has one name on all tasks.
+    """
+    places = [(s, plane) for s in shown for plane in (_PLANES[column] if len(shown) == 1 else ("axial",))]
+    sizes = [PLANES[plane].size(s.shape, s.spacing) for s, plane in places]
+    # Each pair of columns has a scale of its own: a torso beside a head would leave the head small.
+    sizes = [(width / height, 1.0) for width, height in sizes] if len(shown) > 1 else sizes
+    rows = list(dict.fromkeys(view.label for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))))
     sheet = Sheet(
-        "Every method on one subject of each task; in brackets network evaluations.",
+        "Every method on one subject of each task.",
         column,
-        widths,
-        heights,
+        [width for width, _ in sizes for _ in range(2)],
+        [max(height for _, height in sizes)] * len(rows),
         names=True,
         bars=False,
         captions="first",
     )
-    scales = {s.task: (_window(s), _reach(s)) for s in shown}
-    for number, (snapshot, view) in enumerate(rows):
-        sheet.name(number, _named(view))
-        (low, high), reach = scales[snapshot.task]
-        if view.role == "input" and not snapshot.unit:
-            low, high = _ends(view)
-        for place, plane in enumerate(planes):
-            if number == 0:
-                sheet.caption(0, 2 * place, plane)
-                sheet.caption(0, 2 * place + 1, "error")
-            size = sizes[snapshot.task, plane]
-            colours = COLOUR_MAPS["pet" if snapshot.unit else "gray"]
-            axes = sheet.cell(number, 2 * place, size)
-            axes.imshow(view.sections[plane], cmap=colours, vmin=low, vmax=high, extent=(0, size[0], 0, size[1]))
+    for row, label in enumerate(rows):
+        sheet.name(row, label)
+    for place, ((snapshot, plane), size) in enumerate(zip(places, sizes, strict=True)):
+        sheet.caption(0, 2 * place, plane if len(shown) == 1 else snapshot.task)
+        sheet.caption(0, 2 * place + 1, "error")
+        for view in (*snapshot.of("input"), *snapshot.of("target"), *_methods(snapshot)):
+            cells = [sheet.cell(rows.index(view.label), 2 * place, size)]
             if view.role == "prediction":
-                error = _error(snapshot, view, plane)
-                axes = sheet.cell(number, 2 * place + 1, size)
-                axes.imshow(error, cmap=COLOUR_MAPS["error"], vmin=-reach, vmax=reach, extent=(0, size[0], 0, size[1]))
-    scale = ", ".join(
-        f"±{reach:.3g}{f' {s.unit}' if s.unit else ''}" for s, (_, reach) in zip(shown, scales.values(), strict=True)
-    )
-    sheet.footnote(f"Errors: {scale}.")
+                cells.append(sheet.cell(rows.index(view.label), 2 * place + 1, size))
+            _draw(cells, snapshot, view, plane, size)
+    reaches = (f"{s.task} ±{_reach(s):.3g}{f' {s.unit}' if s.unit else ''}" for s in shown)
+    sheet.footnote(f"Scale of errors: {', '.join(reaches)}.")
     return sheet.figure
+
+
+def _draw(cells: Sequence[Axes], snapshot: Snapshot, view: View, plane: PlaneName, size: tuple[float, float]) -> None:
+    """The picture, and beside it the error if there is one."""
+    # MRI contrasts have scales of their own; PET has that of the target throughout.
+    low, high = _ends(view) if view.role == "input" and not snapshot.unit else _window(snapshot)
+    extent = (0.0, size[0], 0.0, size[1])
+    colours = COLOUR_MAPS["pet" if snapshot.unit else "gray"]
+    cells[0].imshow(view.sections[plane], cmap=colours, vmin=low, vmax=high, extent=extent)
+    for axes in cells[1:]:
+        reach = _reach(snapshot)
+        error = _error(snapshot, view, plane)
+        axes.imshow(error, cmap=COLOUR_MAPS["error"], vmin=-reach, vmax=reach, extent=extent)
 
 
 def _window(snapshot: Snapshot) -> tuple[float, float]:
