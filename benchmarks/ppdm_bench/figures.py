@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -11,6 +11,7 @@ from ppdm_bench.options import comma_separated, one_of, read_option
 from ppdm_bench.terminal import progress, say, writable
 
 if TYPE_CHECKING:
+    from ppdm_bench.report.canvas import Column
     from ppdm_bench.report.exhibit import Shown
     from ppdm_bench.report.library import Library
 
@@ -35,7 +36,8 @@ def figures(
     html: Annotated[bool, typer.Option("--html", help="One HTML page with everything, too: report.html.")] = False,
 ) -> None:
     """Draw every figure of a paper from records alone, with its table and caption; says what is missing for others."""
-    columns = read_option("--column", comma_separated(one_of("single", "double")), column)
+    widths = read_option("--column", comma_separated(one_of("single", "double")), column)
+    columns = cast("list[Column]", widths)
 
     from ppdm_bench.report.exhibit import Missing, written
     from ppdm_bench.report.library import read_library
