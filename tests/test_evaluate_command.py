@@ -22,6 +22,7 @@ from ppdm_bench.evaluation import assessment, pictures, results
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.series import gather, metric_name, names_of
+from ppdm_bench.report.snapshot import read_snapshot
 
 SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
@@ -165,6 +166,17 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
     assert float(row["low"]) <= np.mean(gains) <= float(row["high"])
     assert (row["best"], row["worst"]) == (SUBJECTS[int(np.argmax(psnr))], SUBJECTS[int(np.argmin(psnr))])
     assert "| ppdm r=2, 2 evaluations | 2 |" in (out / "quality.md").read_text()
+
+
+def test_picture_data_of_the_first_subject_are_kept(done):
+    kept = read_snapshot(done[0] / "snapshot.npz")
+    predictions = kept.of("prediction")
+    assert predictions
+    target = kept.of("target")[0]
+    for view in predictions:
+        assert [spectrum.size for spectrum in view.spectra] == [(n - n % 4) // 2 + 1 for n in kept.shape]
+        assert view.sections["axial"].shape == target.sections["axial"].shape
+        assert any(f'"config_id": "{view.config_id}"' in line for line in (done[0] / "records.jsonl").open())
 
 
 def test_pictures_are_written_and_show_something(done):

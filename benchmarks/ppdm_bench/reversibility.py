@@ -1,7 +1,5 @@
 """A check that is quick enough to be made whenever it is asked for: does the puzzle give every bit back?"""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -62,9 +60,3 @@ def _bits(shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
     ends = torch.iinfo(whole)
     generator = torch.Generator().manual_seed(0)
     return torch.randint(ends.min, ends.max, (1, 2, *shape), dtype=whole, generator=generator)
-
-
-def kept(records: list[Record], earlier: list[Record]) -> Iterator[Record]:
-    """The records that the earlier ones do not hold word for word."""
-    known = {record.content() for record in earlier}
-    return (record for record in records if record.content() not in known)
