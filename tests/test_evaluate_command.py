@@ -186,6 +186,7 @@ def test_pictures_are_written_and_show_something(done):
         "records.jsonl",
         "quality.csv",
         "quality.md",
+        "snapshot.npz",
     }
     assert all(imread(done[0] / f"{stem}.png").std() > 0.05 for stem in stems)
 
