@@ -172,11 +172,11 @@ def test_picture_data_of_the_first_subject_are_kept(done):
     kept = read_snapshot(done[0] / "snapshot.npz")
     predictions = kept.of("prediction")
     assert predictions
-    target = kept.of("target")[0]
+    target, records = kept.of("target")[0], (done[0] / "records.jsonl").read_text()
     for view in predictions:
         assert [spectrum.size for spectrum in view.spectra] == [(n - n % 4) // 2 + 1 for n in kept.shape]
         assert view.sections["axial"].shape == target.sections["axial"].shape
-        assert any(f'"config_id": "{view.config_id}"' in line for line in (done[0] / "records.jsonl").open())
+        assert f'"config_id": "{view.config_id}"' in records
 
 
 def test_pictures_are_written_and_show_something(done):
