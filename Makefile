@@ -4,9 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RES    ?= 256
+BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality figures claims test lint validate bench wheel clean
+.PHONY: help setup memory quality ablations figures claims test lint validate bench wheel clean gpu
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -32,6 +33,14 @@ figures: $(READY) ## Every figure, table and caption of a paper from the records
 claims: $(READY) ## Each claim of the paper's abstract held against the records under results: results/CLAIMS.md
 	$(BIN)/ppdm-bench claims results --out results
 
+ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
+	$(BIN)/ppdm-bench ablate --out runs/ablations
+
+# Not by way of the set-up, which needs a network: any Python that has what pyproject.toml lists will do.
+gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTES=10 stops in time), under results/gpu
+	PYTHONPATH=.:baselines:benchmarks $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m ppdm_bench gpu \
+	  $(if $(MINUTES),--minutes $(MINUTES))
+
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
@@ -46,8 +55,10 @@ validate: $(READY) ## Check the prediction: against published CUDA peaks, and ag
 	for res in 32 48 64; do $(BIN)/ppdm-bench memory --device cpu --res $$res --factor 2 --width 16 \
 	  --precision fp32,bf16 --checkpointing none,norm,block --timeout 1800 --out results/validation/cpu-$$res || exit 1; done
 
-bench: $(READY) ## Micro-benchmarks (pytest-benchmark)
-	$(BIN)/python -m pytest benchmarks/micro --benchmark-only -p no:xdist
+bench: $(READY) ## Micro-benchmarks under BENCH (runs/bench), and what changed since those in results/bench
+	mkdir -p runs/bench
+	$(BIN)/python -m pytest benchmarks/micro --benchmark-only --benchmark-json=runs/bench/raw.json -p no:xdist -q
+	$(BIN)/python -m ppdm_bench.report.micro runs/bench/raw.json --saved results/bench/bench.json --out $(BENCH)
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -4,7 +4,7 @@ Axes: a volume (D, H, W), physical values: SUV in PET, whatever the files hold i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
+from ppdm.data.regions import read_names
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume
 
@@ -30,6 +31,7 @@ class CaseFiles:
         source: what was translated, None if it is not there.
         mask: where quality is measured, None for the whole volume.
         suv_factor: SUV = stored value · suv_factor in PET; None where nothing is to be converted.
+        labels: regions whose uptake is looked at in PET, None without.
     """
 
     name: str
@@ -37,6 +39,7 @@ class CaseFiles:
     source: Path | None = None
     mask: Path | None = None
     suv_factor: float | None = None
+    labels: Path | None = None
 
     def digest(self, *others: Path) -> str:
         """12 hexadecimal digits that change with the content of these files, or of the others given.
@@ -45,7 +48,8 @@ class CaseFiles:
             OSError: a file cannot be read.
         """
         digest = hashlib.sha256(repr(self.suv_factor).encode())
-        for path in (self.target, self.source, self.mask, *others):
+        labels = [self.labels] if self.labels else []
+        for path in (self.target, self.source, self.mask, *labels, *others):
             digest.update(hashlib.sha256(path.read_bytes() if path else b"").digest())
         return digest.hexdigest()[:12]
 
@@ -56,7 +60,7 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
     return [
-        CaseFiles(_name(pair, scans[pair.subject]), pair.target, pair.source, pair.mask, pair.suv_factor)
+        CaseFiles(_name(pair, scans[pair.subject]), pair.target, pair.source, pair.mask, pair.suv_factor, pair.labels)
         for pair in pairs
     ]
 
@@ -72,6 +76,8 @@ class Case:
         mask: the same shape, inside where above 0; None for the whole volume.
         grid: a volume on the grid of them all.
         suv_factor: what turned stored values into SUV; None where nothing was converted.
+        labels: the same shape, whole numbers, 0 outside of every region; None without.
+        regions: the names of its numbers; None where it has no table.
     """
 
     name: str
@@ -80,6 +86,8 @@ class Case:
     mask: Tensor | None
     grid: Volume
     suv_factor: float | None = None
+    labels: Tensor | None = None
+    regions: Mapping[int, str] | None = None
 
     @property
     def in_suv(self) -> bool:
@@ -96,6 +104,8 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
 
     Raises:
         VolumeError: a file cannot be read, or lies on another grid.
+        RegionError: the table of the labels cannot be read.
+        CaseError: labels that are no whole numbers.
     """
     first = files.source or files.target
     grid = read_volume(first)
@@ -111,7 +121,15 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
     target = read(files.target) * factor
     source = read(files.source) * factor if files.source else None
     mask = read(files.mask, 0) if files.mask else None
-    return Case(files.name, target, source, mask, grid, files.suv_factor)
+    labels, names = _regions(files.labels, read) if files.labels else (None, None)
+    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names)
+
+
+def _regions(path: Path, read: Callable[[Path, Order], Tensor]) -> tuple[Tensor, Mapping[int, str] | None]:
+    labels = read(path, 0)
+    if not torch.equal(labels, labels.round()) or bool((labels < 0).any()):
+        raise CaseError(f"{path} holds values that are no whole numbers from 0 on; labels of regions are, so mend it.")
+    return labels, read_names(path)
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:

@@ -10,26 +10,30 @@ What makes numbers comparable is fixed before any prediction is seen:
 - the seam index is taken at the same lattices for everything that is compared (:func:`lattices`): a grid of period 4
   stands at a quarter and at half of the sampling frequency, one of period 2 at half alone, so the index of one lattice
   cannot stand beside that of another;
+- in PET the bias of uptake is taken in every labelled region, and in each connected part of what is named lesion;
 - the input stands beside the predictions (:func:`untranslated`): it says what doing nothing gives.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 from torch import Tensor
 
 from ppdm.cases import Case, CaseError, CaseFiles
 from ppdm.checkpoint import Trained
+from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, default_preset, seam_index
+from ppdm.metrics import MetricError, Preset, connected_regions, default_preset, seam_index, suv_bias
 from ppdm.pixel_puzzle import Factor
 from ppdm.translation import other_spacing, translate_volume
 
 SEAM = "seam_index"
+UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
 
 def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
@@ -94,11 +98,13 @@ class Score:
         metric: its name in the preset.
         value: finite, or None where there is none.
         reason: why there is none, in words.
+        samples: what the value is the mean of, such as one bias a lesion; empty where it is one number.
     """
 
     metric: str
     value: float | None
     reason: str = ""
+    samples: tuple[float, ...] = ()
 
     @property
     def unit(self) -> str:
@@ -111,14 +117,15 @@ def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
     metrics = dict(preset.metrics)
     if case.mask is not None and bool((case.mask > 0).any()):
         metrics |= preset.masked
-    return [_score(name, partial(metric, prediction, case.target, case.mask)) for name, metric in metrics.items()]
+    found = [_score(name, partial(metric, prediction, case.target, case.mask)) for name, metric in metrics.items()]
+    return found + (list(_uptake(prediction, case)) if preset.uptake and case.in_suv else [])
 
 
 def unit_of(metric: str) -> str:
     """The unit of a metric by its name in a preset; empty for that of the volumes."""
     if metric.startswith(("psnr", SEAM)):
         return "dB"
-    return "%" if metric.endswith("_error") else "" if metric == "mae" else "1"
+    return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else "" if metric == "mae" else "1"
 
 
 def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
@@ -167,6 +174,30 @@ def _seam_name(factor: Factor) -> str:
 
 def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
     return seam_index(prediction, target, factor)
+
+
+def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
+    """Bias of SUVmean and of SUVmax in each region that the case has, the mean over lesions where there are several."""
+    if case.labels is None:
+        return
+    there = {int(number) for number in case.labels.unique()} - {0}
+    names = case.regions if case.regions is not None else {number: str(number) for number in sorted(there)}
+    for number, name in names.items():
+        if number in there:
+            inside = case.labels == number
+            parts = connected_regions(inside) if name in LESIONS else inside.long()
+            yield from _region_scores(name, prediction, case.target, parts)
+
+
+def _region_scores(name: str, prediction: Tensor, target: Tensor, parts: Tensor) -> Iterator[Score]:
+    metrics = [f"{metric}_{name}" for metric in UPTAKE]
+    try:
+        biases = suv_bias(prediction, target, parts).values()
+    except MetricError as fault:
+        yield from (Score(metric, None, str(fault)) for metric in metrics)
+        return
+    for metric, each in zip(metrics, ([b.suv_mean for b in biases], [b.suv_max for b in biases]), strict=True):
+        yield Score(metric, fmean(each), samples=tuple(each) if name in LESIONS else ())
 
 
 def _score(metric: str, compute: "partial[Tensor | float]") -> Score:

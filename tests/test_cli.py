@@ -76,7 +76,7 @@ def test_the_records_that_are_printed_are_those_on_disk(predicted):
 def test_what_is_named_as_written_is_there(predicted):
     _, _, err, folder = predicted
     named = {Path(name).name for name in err.strip().removeprefix("written: ").split(", ")}
-    assert named == {path.name for path in folder.iterdir()}
+    assert named == {path.name for path in folder.iterdir() if path.name != ".lock"}
     assert "sample_fits" in (folder / "memory.csv").read_text()
 
 
@@ -103,6 +103,31 @@ def test_settings_multiply():
         ("fp32", "block"),
     ]
     assert {tuple(row["shape"]) for row in peaks} == {(8, 9, 10)}
+
+
+def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
+    """Real children, a real limit: the second size runs out of memory, and the third is not tried."""
+    words = (*TINY, "--res", "32,16,24", "--device", "cpu", "--budget", "3MB", "--no-gate", "--out", "o")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    peaks = [r for r in RecordFile(Path("o/records.jsonl")).read() if r.metric == "peak_allocated"]
+    assert [(r.kind, r.shape[0], r.status) for r in peaks] == [
+        ("predicted", 16, "ok"),
+        ("predicted", 24, "oom"),
+        ("predicted", 32, "oom"),
+        ("measured", 16, "ok"),
+        ("measured", 24, "oom"),
+        ("measured", 32, "skipped"),
+    ]
+    assert "bytes of tensors were alive, 3,145,728 may be; the budget lets tensors take 0.00293 GiB" in peaks[4].reason
+    assert peaks[5].reason.startswith("the same at 24×24×24, batch size 1 ran out of memory already")
+    rows = [line.split() for line in out.splitlines() if line.startswith("ppdm r=2  ")]
+    assert [(row[2], row[3], row[-1]) for row in rows if row[3] == "measured"] == [
+        ("16×16×16", "measured", "yes"),
+        ("24×24×24", "measured", "no"),
+        ("32×32×32", "measured", "–"),
+    ]
+    assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
 
 
 def test_on_the_cpu_a_child_measures_and_the_error_is_beside_it():
@@ -182,6 +207,8 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "0"], "'--res'"),
         (["--res", "-3"], "'--res'"),
         (["--res", "abc"], "'--res'"),
+        (["--res", "16,0"], "'--res': expected a whole number of at least 1, got '0'"),
+        (["--res", ","], "'--res': expected values"),
         (["--res", "16", "--factor", "0"], "'--factor': expected a positive factor"),
         (["--res", "16", "--factor", "2,x"], "got 'x'"),
         (["--res", "16", "--factor", ""], "'--factor': expected values"),

@@ -225,8 +225,9 @@ def _start(folder: Path, script: Path, jobs: int) -> subprocess.Popen[str]:
 def _assert_whole(folder: Path) -> None:
     assert {entry.name for entry in folder.iterdir()} - {".lock", "recipe.json"} == {"train-000", "val-000", "test-000"}
     for subject in folder.glob("*-000"):
-        assert {file.name for file in subject.iterdir()} == {f"{n}.nii.gz" for n in ("T1w", "T2w", "mask", "labels")}
-        for file in subject.iterdir():
+        images = {f"{name}.nii.gz" for name in ("T1w", "T2w", "mask", "labels")}
+        assert {file.name for file in subject.iterdir()} == {*images, "labels.tsv"}
+        for file in subject.glob("*.nii.gz"):
             read_volume(file)
 
 

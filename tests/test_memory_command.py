@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ppdm_bench import sweep
 from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
 from ppdm_bench.memory import nvml, worker
@@ -21,7 +22,7 @@ from ppdm_bench.memory.results import collect, failures, present
 from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
 from ppdm_bench.records import RecordFile
-from ppdm_bench.runner import run_child
+from ppdm_bench.runner import Answer, run_child
 
 GIB = 2**30
 SHAPE = (9, 16, 8)
@@ -256,8 +257,8 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "memory_stats", lambda: statistics)
         seen = {}
 
-        def measured(build, step, iterations, device):
-            seen.update(iterations=iterations, device=device)
+        def measured(build, step, iterations, device, limit):
+            seen.update(iterations=iterations, device=device, limit=limit)
             return Peak(GIB, iterations=(GIB, GIB // 2), peak_reserved=2 * GIB)
 
         monkeypatch.setattr(worker, "measure_peak", measured)
@@ -282,7 +283,7 @@ def test_a_gpu_is_measured_by_pytorch_and_by_the_driver(gpu):
         "peak_process": 4 * GIB,
         "context": GIB,
     }
-    assert seen == {"iterations": 2, "device": "cuda"}
+    assert seen == {"iterations": 2, "device": "cuda", "limit": None}
     assert fake.asked == ["init", "GPU-0d1e-2f"]
     json.dumps(made)
 
@@ -319,25 +320,17 @@ def test_a_peak_after_retries_is_suspect(gpu):
 
 
 def test_measured_gpu_rows_carry_every_counter(monkeypatch):
-    from ppdm_bench.memory import command
-    from ppdm_bench.runner import Answer
-
     answer = Answer("ok", "other processes on the GPU: 1", {"peak_allocated": GIB, "context": 5}, {"gpu": "H"}, 3)
-    monkeypatch.setattr(command, "run_child", lambda *_: answer)
+    monkeypatch.setattr(sweep, "run_child", lambda *_: answer)
     measured = [r for r in records_of(plan(device="cuda", target=Target())) if r.kind == "measured"]
-    assert [(r.metric, r.value, r.stat) for r in measured[:2]] == [
-        ("peak_allocated", GIB, "max"),
-        ("context", 5, "at peak"),
-    ]
+    found = [(r.metric, r.value, r.stat) for r in measured if r.metric != "parameters"]
+    assert found == [("context", 5, "at peak"), ("peak_allocated", GIB, "max")]  # what it is about comes last
     assert {(r.device, r.env["gpu"], r.reason, r.steps) for r in measured} == {("cuda", "H", answer.reason, 3)}
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
 def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
-    from ppdm_bench.memory import command
-    from ppdm_bench.runner import Answer
-
-    monkeypatch.setattr(command, "run_child", lambda *_: Answer(status, "so it is"))
+    monkeypatch.setattr(sweep, "run_child", lambda *_: Answer(status, "so it is"))
     records = records_of(plan(device="cpu"))
     (row,) = [r for r in records if r.kind == "measured"]
     assert (row.status, row.reason, row.value, row.metric) == (status, "so it is", None, "peak_allocated")
@@ -375,7 +368,6 @@ def test_the_same_plan_twice_adds_no_record(tmp_path):
     [
         ("ok", {}, 1),
         ("oom", {}, 1),
-        ("timeout", {}, 2),
         ("killed", {}, 2),
         ("ok", {"torch": "0.0"}, 2),
         ("ok", {"dirty": True}, 2),
@@ -383,7 +375,6 @@ def test_the_same_plan_twice_adds_no_record(tmp_path):
 )
 def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, then, measured):
     from ppdm_bench.memory import command
-    from ppdm_bench.runner import Answer
 
     asked = []
     for env in ({"dirty": False, "torch": "1.0"}, {"dirty": False, "torch": "1.0"} | then):
@@ -392,13 +383,140 @@ def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, th
             asked.append(request)
             return Answer(status, "" if status == "ok" else "so it is", {"peak_allocated": 5}, env, 3)
 
-        monkeypatch.setattr(command, "run_child", child)
+        monkeypatch.setattr(sweep, "run_child", child)
         monkeypatch.setattr(command, "environment", lambda env=env: env)
         records = collect(plan(device="cpu"), tmp_path)
         assert [r.status for r in records if (r.kind, r.metric) == ("measured", "peak_allocated")] == [status]
     assert len(asked) == measured
-    collect(plan([replace(TINY, batch_size=2)], device="cpu"), tmp_path)
+    collect(plan([replace(TINY, checkpointing="block")], device="cpu"), tmp_path)
     assert len(asked) == measured + 1
+
+
+def test_what_was_predicted_is_not_predicted_again(tmp_path, monkeypatch):
+    from ppdm_bench.memory import command
+
+    asked = []
+    monkeypatch.setattr(command, "predict_peak", lambda *_: asked.append(1) or Peak(5, {"params": 5}))
+    for env, predictions in (({"dirty": False}, 1), ({"dirty": False}, 1), ({"dirty": True}, 2), ({"dirty": True}, 3)):
+        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        records = collect(plan(), tmp_path)
+        assert (len(asked), values(records)["peak_allocated"]) == (predictions, 5)
+
+
+# --- a budget, and what does not fit
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """What children are told, in the place of children; their peak is 5 bytes."""
+    asked = []
+    answer = Answer("ok", "", {"peak_allocated": 5})
+    monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: asked.append(request) or answer)
+    return asked
+
+
+def peaks(records):
+    return {record.kind: record for record in records if record.metric == "peak_allocated"}
+
+
+def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
+    found = peaks(records_of(plan(device="cpu", budget=2**20)))
+    assert found["predicted"].status == "oom"
+    assert found["predicted"].reason.startswith("the budget is 0.0009766 GiB, and tensors alone take 0.00")
+    assert found["predicted"].value > 2**20
+    assert (found["measured"].status, children) == ("skipped", [])
+    assert found["measured"].reason == f"predicted not to fit: {found['predicted'].reason}; --no-gate tries it"
+    assert failures(found.values()) == []
+    found = peaks(records_of(plan(device="cpu", budget=2**20, gate=False)))
+    assert (found["measured"].status, len(children)) == ("ok", 1)
+    found = peaks(records_of(plan(device="cpu", budget=2**30)))
+    assert [found[kind].status for kind in ("predicted", "measured")] == ["ok", "ok"]
+
+
+def test_a_card_at_hand_that_is_too_small_is_not_measured_on(children):
+    found = peaks(records_of(plan(device="cuda", target=Target(capacity=GIB // 2 + 2**20))))
+    assert [found[kind].status for kind in ("predicted", "measured")] == ["oom", "skipped"]
+    assert "the card has 0.50 GiB" in found["measured"].reason
+    assert children == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_bytes", "limit"), [("cpu", 0, 2 * GIB), ("cuda", 3 * GIB, 3 * GIB // 2), ("cuda", GIB, None)]
+)
+def test_a_measurement_gets_no_more_than_the_budget_and_the_row_says_so(
+    children, monkeypatch, device, gpu_bytes, limit
+):
+    """On CUDA, the context takes its part; a budget above what the card has is enforced by the card."""
+    from ppdm_bench.memory import command
+
+    known = environment() | {"gpu_bytes": gpu_bytes}
+    monkeypatch.setattr(command, "environment", lambda: known)
+    target = None if device == "cpu" else Target(capacity=2 * GIB)
+    found = peaks(records_of(plan(device=device, target=target, budget=2 * GIB)))
+    assert children[0]["limit"] == limit
+    assert found["measured"].env.get("capacity") == (limit and 2 * GIB)
+    assert found["predicted"].env["capacity"] == 2 * GIB
+
+
+def test_prediction_and_limit_agree_to_the_byte():
+    request = {"configuration": TINY.to_dict(), "phase": "train", "device": "cpu"}
+    peak = values(records_of(plan(phases=("train",), target=None)))["peak_allocated"]
+    answer = worker._answer(request | {"limit": peak})
+    assert (answer["status"], answer["metrics"]["peak_allocated"]) == ("ok", peak)
+    answer = worker._answer(request | {"limit": peak - 1})
+    assert answer["status"] == "oom"
+    assert f"out of memory: {peak:,} bytes of tensors were alive, {peak - 1:,} may be; the budget" in answer["reason"]
+
+
+def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
+    from ppdm_bench.memory.predict import _allocator_limit
+
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    for limit in (None, 2 * GIB, 9 * GIB, -1):
+        with _allocator_limit(limit):
+            pass
+    assert fractions == pytest.approx([0.25, 1.0, 1.0, 1.0, 0.0, 1.0], abs=1e-9)
+
+
+def test_a_smaller_factor_does_not_always_need_more_memory():
+    """So it is no size: at 16³, weights for 512 channels outweigh what the smaller grid saves."""
+    two, eight = (replace(TINY, shape=(16,) * 3, factor=factor) for factor in (2, 8))
+    small, large = (values(records_of(plan([c])))["peak_allocated"] for c in (eight, two))
+    assert small > 2 * large
+
+
+SLEEPS = """
+import time
+from dataclasses import dataclass, replace
+from ppdm import PPDM
+from ppdm.representation import Puzzle
+
+@dataclass(frozen=True)
+class Sleeping(Puzzle):
+    def encode(self, x):
+        try:
+            time.sleep(600)
+        except Exception:
+            pass
+
+MINE = replace(PPDM, representation=Sleeping(2))
+"""
+
+
+def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    records = records_of(plan([Configuration("sleeps:MINE", SHAPE, width=8)], device="cpu", timeout=2))
+    assert [(r.kind, r.status, r.options["timeout"]) for r in records] == [
+        ("predicted", "timeout", 2),
+        ("measured", "timeout", 2),
+    ]
+    assert all("2 s; a larger --timeout" in sentence for sentence in failures(records))
+    sys.modules.pop("sleeps", None)
 
 
 def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
@@ -416,7 +534,7 @@ def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
 
 
 def test_a_task_says_what_it_does():
-    assert Task(TINY, "train", True).text == "measuring ppdm r=2 train fp32 none"
+    assert Task(TINY, "train", True).text == "measuring ppdm r=2 train 9×16×8 fp32 none"
 
 
 def test_a_short_sampling_run_has_the_peak_of_a_longer_one():

@@ -11,6 +11,7 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm_bench import subjects
 from ppdm_bench.evaluation import pictures, results, trials
 from ppdm_bench.evaluation.trials import Trial
+from ppdm_bench.quality import QUICK
 from ppdm_bench.records import RecordFile
 from ppdm_bench.subjects import PhantomSubjects
 
@@ -100,6 +101,13 @@ def test_a_training_that_fails_loses_no_other(tmp_path):
     assert "ppdm r=2" in out
 
 
+def test_the_methods_own_evaluations_are_made_once_where_they_are_asked_for_twice(tmp_path):
+    code, _, err = run(*SMALL, "--method", "ppdm", "--evaluations", "4,own,1", "--out", "out")
+    assert code == 0, err
+    records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
+    assert [record.steps for record in records if record.metric == "psnr" and record.subject == "s3"] == [None, 4, 1]
+
+
 def test_the_split_to_choose_by(tmp_path):
     assert run(*SMALL, "--method", "ppdm", "--split", "val", "--out", "out")[0] == 0
     records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
@@ -120,6 +128,7 @@ def test_quick_says_so(monkeypatch):
     assert code == 0
     assert "quick profile" in err
     assert [given[0].name for given in asked] == ["ppdm", "ddpm3d"]
+    assert "own" in QUICK["evaluations"]  # else a method of many steps is scored with few
     minutes = sum(given[2].minutes for given in asked)
     assert 0 < minutes <= 6
 
@@ -156,7 +165,7 @@ def test_folders_differ_wherever_trials_do():
         (("--method", "pdpm"), "did you mean ppdm?"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--steps", "2", "--minutes", "1"), "one of the two"),
-        (("--evaluations", "0"), "at least 1"),
+        (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
         (("--grid", "round"), "no grid preset 'round'"),
         (("--split", "dev"), "expected train, val or test"),
     ],

@@ -1,15 +1,19 @@
 """The modules that run here are real children; those that need no PyTorch start in a blink."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ppdm_bench import runner
-from ppdm_bench.runner import Answer, run_child
+from ppdm_bench.runner import Answer, TimeIsUpError, run_child, time_limit
 
 ANSWER = """
 import json, sys
@@ -110,8 +114,6 @@ def test_what_a_child_leaves_behind_ends_and_is_not_waited_for(run, tmp_path):
 
 
 def test_an_interruption_ends_the_child(run, tmp_path, monkeypatch):
-    import subprocess
-
     def interrupted(child, timeout=None, wait=subprocess.Popen.wait):
         if timeout is not None:
             assert wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text())
@@ -169,3 +171,45 @@ def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypat
     with runner._child("ends", tmp_path) as child:
         os.waitpid(child.pid, 0)
     assert child.returncode == -signal.SIGKILL
+
+
+def test_what_takes_too_long_in_this_process_is_interrupted_even_where_exceptions_are_caught():
+    handler, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+
+    def stubborn() -> None:
+        for _ in range(10):
+            with suppress(Exception):
+                time.sleep(60)
+
+    with pytest.raises(TimeIsUpError, match=r"0\.1 s; a larger --timeout"), time_limit(0.1):
+        stubborn()
+    assert time.monotonic() - began < 60
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_is_in_time_is_not_interrupted_and_other_threads_never_are():
+    with time_limit(60):
+        time.sleep(0.01)
+    done = []
+
+    def late() -> None:
+        with time_limit(0.01):
+            time.sleep(0.1)
+            done.append(True)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
+    """It is told whose child it is: by then, another process is its parent."""
+    (tmp_path / "request.json").write_text(json.dumps({"answer": str(tmp_path / "answer.json"), "parent": 2**22 + 1}))
+    code = "import time; from ppdm_bench.child import serve; serve(lambda _: time.sleep(600) or {})"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (tmp_path / "request.json").open() as request:
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=request, env=env, start_new_session=True)
+    assert child.wait(60) == -signal.SIGKILL
+    assert not (tmp_path / "answer.json").exists()

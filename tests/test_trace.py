@@ -395,3 +395,46 @@ def test_a_trace_agrees_with_the_allocations_of_the_profiler() -> None:
         if block.name != "made before":
             own.append(own[-1] + (size or -block.size))
     assert max(own) == pytest.approx(witnessed, rel=0.05)  # which counts bytes that are not rounded to 512
+
+
+# --- a limit
+
+
+def test_a_limit_is_what_may_be_alive_at_once_to_the_byte():
+    build, step = training()
+    peak = measure_peak(build, step).peak_allocated
+    assert measure_peak(build, step, limit=peak).peak_allocated == peak
+    with pytest.raises(torch.OutOfMemoryError, match=f"{peak:,} bytes of tensors were alive, {peak - 1:,} may be"):
+        measure_peak(build, step, limit=peak - 1)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_limit_is_met_wherever_it_is_passed(where):
+    class Hungry(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x + torch.zeros(4096 if where == "forward" else 1).sum()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient + torch.zeros(4096 if where == "backward" else 1).sum()
+
+    x = torch.zeros(4, requires_grad=True)
+    measure_peak(lambda: None, lambda _: Hungry.apply(x).sum().backward(), limit=2**15)
+    with pytest.raises(torch.OutOfMemoryError):
+        measure_peak(lambda: None, lambda _: Hungry.apply(x).sum().backward(), limit=2**14)
+
+
+def test_code_that_shrinks_when_memory_runs_out_goes_on_under_a_limit():
+    taken = []
+
+    def step(_: None) -> None:
+        for size in (2**20, 2**10):
+            try:
+                taken.append(torch.zeros(size, dtype=torch.uint8).sum() + size)
+            except torch.OutOfMemoryError:
+                taken.append(None)
+
+    peak = measure_peak(lambda: None, step, iterations=1, limit=2**16)
+    assert [None if x is None else int(x) for x in taken] == [None, 2**10]
+    assert peak.peak_allocated >= 2**20  # it was there, for a moment

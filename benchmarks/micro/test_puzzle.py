@@ -1,33 +1,55 @@
-"""Time of the puzzle and its inverse: one pass over memory, against which a U-Net's evaluation is to be held."""
+"""Time of the puzzle and its inverse, beside einops and a plain copy: what moves no voxel is the most there is.
 
+A permutation reads or writes with a stride, and so costs more than a copy, whoever does it.
+"""
+
+import einops
 import pytest
 import torch
+from conftest import Beside
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ppdm.pixel_puzzle import Factor, puzzle, unpuzzle
 
+CELLS = "n c (d a) (h b) (w e)"
 EACH = pytest.mark.parametrize("factor", [2, 4, (1, 2, 2)], ids=str)
+SIZES = pytest.mark.parametrize("size", [64, 128])
+ROUNDS = 40
+
+
+def lengths(factor: Factor) -> dict[str, int]:
+    return dict(zip("abe", (factor,) * 3 if isinstance(factor, int) else factor, strict=True))
+
+
+def tell_bandwidth(benchmark: BenchmarkFixture) -> None:
+    """A copy moves as many bytes: the share of its bandwidth is how much longer it would take."""
+    if "beside" in benchmark.extra_info:
+        slower = benchmark.extra_info["beside"]["copy"]["ratio"][1]
+        benchmark.extra_info["share_of_copy_bandwidth"] = 1 / slower
 
 
 @pytest.mark.benchmark(group="puzzle")
-@pytest.mark.parametrize("size", [64, 128])
+@SIZES
 @EACH
-def test_puzzle(benchmark: BenchmarkFixture, size: int, factor: Factor) -> None:
+def test_puzzle(benchmark: BenchmarkFixture, beside: Beside, size: int, factor: Factor) -> None:
     x = torch.randn(1, 1, size, size, size)
-    z = benchmark(puzzle, x, factor)
-    assert z.numel() == x.numel()
+
+    def theirs() -> torch.Tensor:
+        return einops.rearrange(x, f"{CELLS} -> n (c a b e) d h w", **lengths(factor))
+
+    assert torch.equal(beside(lambda: puzzle(x, factor), {"einops": theirs, "copy": x.clone}, ROUNDS), theirs())
+    tell_bandwidth(benchmark)
 
 
 @pytest.mark.benchmark(group="unpuzzle")
-@pytest.mark.parametrize("size", [64, 128])
+@SIZES
 @EACH
-def test_unpuzzle(benchmark: BenchmarkFixture, size: int, factor: Factor) -> None:
+def test_unpuzzle(benchmark: BenchmarkFixture, beside: Beside, size: int, factor: Factor) -> None:
     x = torch.randn(1, 1, size, size, size)
-    assert torch.equal(benchmark(unpuzzle, puzzle(x, factor), factor), x)
+    z = puzzle(x, factor)
 
+    def theirs() -> torch.Tensor:
+        return einops.rearrange(z, f"n (c a b e) d h w -> {CELLS}", **lengths(factor))
 
-@pytest.mark.benchmark(group="puzzle")
-@pytest.mark.parametrize("size", [64, 128])
-def test_a_copy_as_the_yardstick(benchmark: BenchmarkFixture, size: int) -> None:
-    x = torch.randn(1, 1, size, size, size)
-    assert torch.equal(benchmark(torch.clone, x), x)
+    assert torch.equal(beside(lambda: unpuzzle(z, factor), {"einops": theirs, "copy": z.clone}, ROUNDS), x)
+    tell_bandwidth(benchmark)

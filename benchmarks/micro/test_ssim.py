@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
+from conftest import Beside
 from torch import Tensor
 
 from ppdm.metrics import ssim
+
+SKIMAGE = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 def volumes(size: int) -> tuple[Tensor, Tensor]:
@@ -15,24 +17,25 @@ def volumes(size: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.benchmark(group="SSIM")
 @pytest.mark.parametrize("size", [64, 128])
-def test_ours(benchmark: BenchmarkFixture, size: int) -> None:
-    assert 0.9 < benchmark(ssim, *volumes(size), 1.0) < 1
-
-
-@pytest.mark.benchmark(group="SSIM")
-@pytest.mark.parametrize("size", [64, 128])
-def test_scikit_image(benchmark: BenchmarkFixture, size: int) -> None:
-    metrics = pytest.importorskip("skimage.metrics")
+def test_ssim(beside: Beside, size: int) -> None:
+    skimage = pytest.importorskip("skimage.metrics")
     prediction, target = volumes(size)
-    options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    value = benchmark(metrics.structural_similarity, target.numpy(), prediction.numpy(), **options)
-    assert value == pytest.approx(ssim(prediction, target, 1.0).item(), abs=1e-4)
+
+    def theirs() -> float:
+        return float(skimage.structural_similarity(target.numpy(), prediction.numpy(), **SKIMAGE))
+
+    value = beside(lambda: ssim(prediction, target, 1.0), {"scikit-image": theirs}, rounds=8, warmup_rounds=1)
+    assert value.item() == pytest.approx(theirs(), abs=1e-4)
 
 
 @pytest.mark.benchmark(group="SSIM")
 @pytest.mark.parametrize("size", [64])
-def test_monai(benchmark: BenchmarkFixture, size: int) -> None:
+def test_ssim_beside_monai(beside: Beside, size: int) -> None:
     metric = pytest.importorskip("monai.metrics").SSIMMetric(spatial_dims=3, data_range=1.0)
-    prediction, target = (x[None, None] for x in volumes(size))
-    value = benchmark.pedantic(metric, (prediction, target), rounds=3, warmup_rounds=1)
-    assert value.item() == pytest.approx(ssim(prediction, target, 1.0).item(), abs=1e-3)
+    prediction, target = volumes(size)
+
+    def theirs() -> float:
+        return float(metric(prediction[None, None], target[None, None]))
+
+    value = beside(lambda: ssim(prediction, target, 1.0), {"MONAI": theirs}, rounds=5, warmup_rounds=1)
+    assert value.item() == pytest.approx(theirs(), abs=1e-3)

@@ -1,9 +1,10 @@
-"""Time of one training step of the U-Net, beside MONAI's with the same parameters (and its attention in the middle)."""
+"""Time of one training step of the U-Net, beside MONAI's of the same topology (and attention in its middle)."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import Beside
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
@@ -28,23 +29,23 @@ def training_step(net: nn.Module) -> Callable[[], Tensor]:
     return step
 
 
-def timed(benchmark: BenchmarkFixture, net: nn.Module) -> Tensor:
-    loss: Tensor = benchmark.pedantic(training_step(net), rounds=10, warmup_rounds=2)
-    return loss
+def ours(precision: str = "fp32", checkpointing: str = "none") -> UNet:
+    options = UNetOptions(WIDTH, MULTIPLIERS, norm_groups=GROUPS, precision=precision, checkpointing=checkpointing)
+    return UNet(2, 1, 3, options)
 
 
 @pytest.mark.benchmark(group="U-Net training step")
 @pytest.mark.parametrize("checkpointing", ["none", "norm", "block"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ours(benchmark: BenchmarkFixture, precision: str, checkpointing: str) -> None:
-    options = UNetOptions(WIDTH, MULTIPLIERS, norm_groups=GROUPS, precision=precision, checkpointing=checkpointing)
-    assert timed(benchmark, UNet(2, 1, 3, options)).isfinite()
+def test_step(benchmark: BenchmarkFixture, precision: str, checkpointing: str) -> None:
+    step = training_step(ours(precision, checkpointing))
+    assert benchmark.pedantic(step, rounds=8, warmup_rounds=1).isfinite()
 
 
 @pytest.mark.benchmark(group="U-Net training step")
-def test_monai(benchmark: BenchmarkFixture) -> None:
+def test_step_beside_monai(beside: Beside) -> None:
     nets = pytest.importorskip("monai.networks.nets")
-    net = nets.DiffusionModelUNet(
+    theirs = nets.DiffusionModelUNet(
         spatial_dims=3,
         in_channels=2,
         out_channels=1,
@@ -54,4 +55,4 @@ def test_monai(benchmark: BenchmarkFixture) -> None:
         norm_num_groups=GROUPS,
         with_conditioning=False,
     )
-    assert timed(benchmark, net).isfinite()
+    assert beside(training_step(ours()), {"MONAI": training_step(theirs)}, rounds=10, warmup_rounds=1).isfinite()

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench import data
+from ppdm_bench.ablate import ablate
 from ppdm_bench.claims import claims
+from ppdm_bench.compare import compare
 from ppdm_bench.evaluate import evaluate
 from ppdm_bench.figures import figures
+from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
     PhantomCount,
     PhantomGrid,
@@ -26,6 +29,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_sizes,
     asked_subjects,
     comma_separated,
     count,
@@ -37,10 +41,11 @@ from ppdm_bench.options import (
     read_option,
     read_pace,
     read_seconds,
-    read_shape,
 )
+from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
-from ppdm_bench.terminal import INTERRUPTED, in_words, progress, say, show_warning, told, writable
+from ppdm_bench.speed import speed
+from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
 
 if TYPE_CHECKING:
     pass
@@ -55,10 +60,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
+app.command()(compare)
 app.command()(evaluate)
+app.command()(plan)
 app.command()(quality)
 app.command()(figures)
 app.command()(claims)
+app.command()(ablate)
+app.command()(gpu)
+app.command()(speed)
 
 
 def main() -> None:
@@ -110,7 +120,7 @@ Device = Annotated[str, typer.Option(help="auto (measure where there is a GPU), 
 @app.command()
 def memory(
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Cubic volumes of this size, such as 256.")
+        str | None, typer.Option(metavar="N", help="Cubic volumes of these sizes, such as 256 or 64,128,256.")
     ] = None,
     shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
     like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
@@ -125,10 +135,20 @@ def memory(
     ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
     device: Device = "auto",
-    budget: Annotated[str | None, typer.Option(help="Memory of a card, such as 24GB: what fits?")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Memory of a card, such as 24GB: what fits? A measurement gets no more than that."),
+    ] = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Measure what is predicted not to fit, too; else it is skipped.")
+    ] = False,
     timeout: Annotated[
-        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement.")
+        float,
+        typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement, or one prediction."),
     ] = 600,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run what was measured again, with no more memory than was predicted.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -138,7 +158,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    size, spacing = _size(res, shape, like)
+    sizes, spacing = asked_sizes(res, shape, like)
     wanted: dict[str, Any] = {
         "presets": read_option("--preset", comma_separated(str), preset),
         "factors": read_option("--factor", comma_separated(read_factor), factor),
@@ -152,32 +172,25 @@ def memory(
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.results import collect, failures, present
+        from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = as_usage(configurations, method, size, **wanted)
+        asked = [one for size in sizes for one in as_usage(configurations, method, size, **wanted)]
         where, target = choose(choice, capacity)
-        folder = writable(out)
-        records = collect(Plan(asked, phases, where, target, spacing, timeout), folder)
-        text, written = present(records, folder, capacity)
+        if verify and where == "predict":
+            raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
+        with alone_in(out) as folder:
+            plan = Plan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
+            records = collect(plan, folder)
+            verified = verify_in(folder, records, timeout) if verify else []
+            records = [*(record for record in records if record not in verified), *verified]
+            text, written = present(records, folder, capacity)
+            text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
-
-
-def _size(
-    res: int | None, shape: str | None, like: Path | None
-) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
-    if sum(value is not None for value in (res, shape, like)) != 1:
-        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
-    if like is not None:
-        from ppdm.data.volume import read_shape as read_size
-
-        return read_size(like)
-    if shape is not None:
-        return read_option("--shape", read_shape, shape), ()
-    return (res or 0, res or 0, res or 0), ()
+    raise typer.Exit(told(written, failures(records) + unverified(verified), sys.stderr if json else sys.stdout))
 
 
 @app.command()

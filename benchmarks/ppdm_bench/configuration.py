@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ class Configuration:
         width: channels of the finest level; None keeps the method's own.
         precision, checkpointing: as :class:`ppdm.UNetOptions` has them.
         batch_size: volumes at once.
+        point: what :meth:`ppdm.Method.to_dict` gives, as JSON: a point that is not registered, in the place of the one
+            that ``method`` names.
     """
 
     method: str
@@ -43,6 +46,7 @@ class Configuration:
     precision: str = "fp32"
     checkpointing: str = "none"
     batch_size: int = 1
+    point: str = ""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
@@ -52,7 +56,8 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        content = asdict(self)
+        return content if self.point else {name: value for name, value in content.items() if name != "point"}
 
     def resolve(self) -> Method:
         """The method with these options.
@@ -60,7 +65,7 @@ class Configuration:
         Raises:
             MethodError: there is no such method, or it lacks an option that was set.
         """
-        method = find_method(self.method, self.preset)
+        method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
         try:
             if self.factor is not None:
                 method = method.with_factor(self.factor)

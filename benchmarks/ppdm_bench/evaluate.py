@@ -23,7 +23,7 @@ from ppdm_bench.options import (
     read_factor,
     read_option,
 )
-from ppdm_bench.terminal import progress, told, writable
+from ppdm_bench.terminal import alone_in, progress, told
 
 if TYPE_CHECKING:
     pass
@@ -49,6 +49,9 @@ def evaluate(
     targets: Annotated[Path | None, typer.Option(metavar="DIR", help="Their targets, of the same file names.")] = None,
     sources: Annotated[Path | None, typer.Option(metavar="DIR", help="What was translated, likewise.")] = None,
     masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Where quality is measured, likewise.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Labelled regions of PET whose uptake is compared, likewise.")
+    ] = None,
     suv_factor: Annotated[
         float | None,
         typer.Option(
@@ -91,7 +94,8 @@ def evaluate(
     read_option("--split", one_of("train", "val", "test"), split)
     phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
-    of_folders = {"targets": targets, "sources": sources, "masks": masks, "suv_factor": suv_factor}
+    beside = {"source": sources, "mask": masks, "labels": labels}
+    of_folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     _check_mode(bool(runs), bool(predictions), of_runs, of_folders)
 
     with redirect_stdout(sys.stderr), progress() as bar:
@@ -117,15 +121,15 @@ def evaluate(
             assert predictions
             assert targets
             shown = bar.add_task("reading", total=None)
-            plan = compare_folders(predictions, targets, sources, masks, suv_factor, how)
+            plan = compare_folders(predictions, targets, beside, suv_factor, how)
         against = as_usage(reference_label, plan.candidates, reference)
-        folder = writable(out)
-        records = collect(
-            plan,
-            folder,
-            lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
-        )
-        text, written = present(plan, records, against, folder)
+        with alone_in(out) as folder:
+            records = collect(
+                plan,
+                folder,
+                lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+            )
+            text, written = present(plan, records, against, folder)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -22,8 +22,9 @@ def read_option(name: str, read: Callable[[str], T], text: str) -> T:
     """Read the value of an option; what its reader refuses is a fault of usage that names the option."""
     try:
         return read(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"'{name}'") from error
+    except (ValueError, typer.BadParameter) as error:
+        sentence = error.message if isinstance(error, typer.BadParameter) else str(error)
+        raise typer.BadParameter(sentence, param_hint=f"'{name}'") from error
 
 
 def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -32,6 +33,35 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
         return call(*arguments, **options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def asked_sizes(
+    res: str | None, shape: str | None, like: Path | None
+) -> tuple[list[tuple[int, int, int]], tuple[float, float, float] | tuple[()]]:
+    """The sizes of volumes in voxels (D, H, W), the smallest first, and of a voxel in mm where a scan says it.
+
+    Raises:
+        typer.BadParameter: not one of the three was given, or a size is none.
+        VolumeError: the scan cannot be read.
+    """
+    if sum(value is not None for value in (res, shape, like)) != 1:
+        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
+    if like is not None:
+        from ppdm.data.volume import read_shape as read_size
+
+        size, spacing = read_size(like)
+        return [size], spacing
+    if shape is not None:
+        return [read_option("--shape", read_shape, shape)], ()
+    return [(n, n, n) for n in sorted(set(read_option("--res", comma_separated(count()), res or "")))], ()
+
+
+def asked_size(
+    res: int | None, shape: str | None, like: Path | None
+) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
+    """The same where one size alone makes sense."""
+    (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
+    return size, spacing
 
 
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
@@ -86,6 +116,11 @@ def count(least: int = 1) -> Callable[[str | int], int]:
         return int(text)
 
     return read
+
+
+def read_evaluations(text: str) -> int | None:
+    """A number of network evaluations, or None for the method's ``own``."""
+    return None if text == "own" else count()(text)
 
 
 # Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.

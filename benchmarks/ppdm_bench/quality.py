@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_option
-from ppdm_bench.terminal import INTERRUPTED, progress, say, writable
+from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_evaluations, read_option
+from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, progress, say
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from ppdm.training_log import StepReport
     from ppdm_bench.evaluation.comparison import Sampling
     from ppdm_bench.evaluation.trials import Outcome, Trial
@@ -28,9 +26,12 @@ QUICK: dict[str, Any] = {
     "size": 32,
     "minutes": 2.0,
     "width": 16,
-    "evaluations": "1,4",
+    "evaluations": "1,4,own",
 }
-FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10"}
+FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10,own"}
+
+# How long the evaluation of a run is beside its training.
+_TRAINING, _EVALUATING = 100.0, 10.0
 
 Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
 
@@ -65,7 +66,7 @@ def quality(
     batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
     seeds: Annotated[str, typer.Option(help="Trainings of each, such as 0,1,2.")] = "0",
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10. The method's own: own.")
+        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10,own. Own: the method's.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences are from; default: the input.")] = None,
@@ -83,7 +84,7 @@ def quality(
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
     evaluations = evaluations or default["evaluations"]
-    wanted = read_option("--evaluations", comma_separated(_read_evaluations), evaluations)
+    wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     read_option("--split", one_of("train", "val", "test"), split)
@@ -109,9 +110,9 @@ def quality(
             say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
         sampling = Sampling(training_device(choice), wanted)
         try:
-            with progress() as bar:
-                whole = _Whole(bar, len(plan))
-                outcomes = _trained(plan, writable(out), sampling.device, whole)
+            with alone_in(out), progress() as bar:
+                whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
+                outcomes = _trained(plan, out, sampling.device, whole)
                 results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:
             say(f"{stopped}; the same command goes on from there")
@@ -135,42 +136,20 @@ class _Result:
     failures: list[str]
 
 
-def _read_evaluations(text: str) -> int | None:
-    """A number of network evaluations, or None for the method's own."""
-    return None if text == "own" else count()(text)
-
-
-class _Whole:
-    """One bar for all trainings and evaluations; a training is 100 of its units, and its evaluation 10."""
-
-    def __init__(self, bar: "Progress", trials: int) -> None:
-        self._bar, self._shown = bar, bar.add_task("", total=110 * trials)
-        self._before = 0.0
-
-    def tell(self, text: str, share: float, units: int) -> None:
-        """What is done now, and which share of its units is behind it."""
-        self._bar.update(self._shown, completed=int(self._before + units * share), description=text)
-
-    def ended(self, units: int) -> None:
-        """So many units are done for good."""
-        self._before += units
-        self._bar.update(self._shown, completed=int(self._before))
-
-
-def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: _Whole) -> list["Outcome"]:
+def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> list["Outcome"]:
     from ppdm_bench.evaluation.trials import carry_out_trials
     from ppdm_bench.training import memory_in_use
 
     def preparing(made: int, total: int) -> None:
-        whole.tell(f"making subjects, {made} of {total}", 0.0, 100)
+        whole.tell(f"making subjects, {made} of {total}")
 
     def show(trial: "Trial", report: "StepReport") -> None:
         text = f"{trial.subjects.task}, {trial.label}: loss {report.loss:.4f}, {memory_in_use(device)}"
-        whole.tell(text, min(report.share, 1.0), 100)
+        whole.tell(text, min(report.share, 1.0))
 
     outcomes = []
     for outcome in carry_out_trials(plan, out, device, preparing, show):
-        whole.ended(100)
+        whole.ended()
         outcomes.append(outcome)
     return outcomes
 
@@ -182,7 +161,7 @@ def _evaluated(
     sampling: "Sampling",
     reference: str | None,
     out: Path,
-    whole: _Whole,
+    whole: Whole,
 ) -> _Result | None:
     """The runs of one task against one another; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
@@ -191,15 +170,14 @@ def _evaluated(
 
     runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
     if not runs:
+        whole.ended()
         return None
     plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
     plan = replace(plan, command="quality")
     against = reference_label(plan.candidates, reference)
-    folder, units = out / subjects.task, 10 * len(runs)
-    records = collect(
-        plan, folder, lambda text, done, total: whole.tell(f"{subjects.task}, {text}", done / total, units)
-    )
-    whole.ended(units)
+    folder = out / subjects.task
+    records = collect(plan, folder, lambda text, done, total: whole.tell(f"{subjects.task}, {text}", done / total))
+    whole.ended()
     keep_costs(plan, folder)
     text, written = present(plan, records, against, folder)
     return _Result(records, text, written, failures(records))

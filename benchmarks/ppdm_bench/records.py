@@ -27,9 +27,14 @@ STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 
 # The metrics whose unit is fixed. Memory is stored in bytes and shown in GiB.
 UNITS = {
-    **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "context"), "B"),
+    **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "context", "verified_at"), "B"),
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
+    "piece_seconds": "s",
+    **dict.fromkeys(("step_seconds", "volume_seconds", "volume_seconds_estimate"), "s"),
+    **dict.fromkeys(("step_flops", "volume_flops"), "FLOP"),
+    "matmul_flops_per_second": "FLOP/s",
+    "flops_share": "1",
 }
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,22 +39,56 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
     Whatever happens, Ctrl-C included, the child and its children have ended when this returns.
 
     Args:
-        module: reads the request as JSON from its standard input and writes an answer to ``request["answer"]``.
+        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, and ends
+            when ``request["parent"]`` is its parent no longer, see :func:`ppdm_bench.child.serve`.
         request: JSON values.
         timeout: seconds after which the child and its children are killed.
     """
     with tempfile.TemporaryDirectory(prefix="ppdm-bench-") as name:
         folder = Path(name)
         path = folder / "answer.json"
-        (folder / "request.json").write_text(json.dumps(dict(request) | {"answer": str(path)}))
+        (folder / "request.json").write_text(json.dumps(dict(request) | {"answer": str(path), "parent": os.getpid()}))
         try:
             with _child(module, folder) as child:
                 code = child.wait(timeout)
         except subprocess.TimeoutExpired:
-            return Answer("timeout", f"it had not ended after {timeout:g} s; a larger --timeout gives it more")
+            return Answer("timeout", too_long(timeout))
         if path.exists():
             return Answer(**json.loads(path.read_text()))
         return _without_answer(code, (folder / "errors.txt").read_text(errors="replace"))
+
+
+class TimeIsUpError(BaseException):
+    """What runs in this process has taken too long. Not an Exception: code that catches those must not go on."""
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise within the block when it takes longer; only the main thread can be interrupted, and others are not.
+
+    Raises:
+        TimeIsUpError: the time is up; its text is :func:`too_long`.
+    """
+
+    def ring(*_: object) -> None:
+        raise TimeIsUpError(too_long(seconds))
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    # Again and again: an exception that is raised while a weak reference is cleared is swallowed.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def too_long(seconds: float) -> str:
+    """The reason of a timeout, and what mends it."""
+    return f"it had not ended after {seconds:g} s; a larger --timeout gives it more"
 
 
 @contextmanager

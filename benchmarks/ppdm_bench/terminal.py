@@ -3,8 +3,10 @@
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code
+LOCK = ".lock"
 
 
 def say(sentence: str) -> None:
@@ -62,21 +65,97 @@ def writable(folder: Path) -> Path:
 
 
 @contextmanager
+def alone_in(folder: Path) -> Iterator[Path]:
+    """Make the folder, see that it takes a file, and hold it alone: two runs would write one another's tables.
+
+    Another run in it is waited for, and people are told; the lock falls with the process that held it, however that
+    ended.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(writable(folder) / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say(f"another run is at work in {folder}; waiting until it has ended (Ctrl-C gives up)")
+        lock.acquire()
+    try:
+        yield folder
+    finally:
+        lock.release()
+
+
+@contextmanager
 def progress() -> "Iterator[Progress]":
     """A progress bar with an estimate, on a terminal's stderr only."""
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+    from rich.text import Text
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    class Estimate(TimeLeft):
+        """What :class:`Whole` reckons where there is one, else what the last half minute suggests."""
+
+        def render(self, task: Task) -> Text:
+            if "left" not in task.fields:
+                return super().render(task)
+            return Text(_clock(task.fields["left"]()), style="progress.remaining")
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Estimate())
     console = Console(stderr=True)
     with Progress(
         *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         yield bar
+
+
+class Whole:
+    """One bar for pieces of work of unlike length, and the time that is left.
+
+    What is left takes as long, for its weight, as what was done. A piece that took no time, since an earlier run had
+    done it, says nothing about the others.
+
+    Args:
+        bar: where it is shown.
+        weights: of the pieces, in their order: how long they take beside one another.
+    """
+
+    NO_TIME = 0.2  # seconds
+
+    def __init__(self, bar: "Progress", weights: Sequence[float]) -> None:
+        self._weights, self._at = list(weights), 0
+        self._began = time.monotonic()  # the piece at work
+        self._done = self._took = 0.0  # weight and seconds of pieces that took time
+        self._share, self._told = 0.0, self._began
+        self._bar, self._shown = bar, bar.add_task("", total=len(weights), left=self.seconds_left)
+
+    def tell(self, text: str, share: float = 0.0) -> None:
+        """What is done now, and which share of its piece is behind it."""
+        self._share, self._told = share, time.monotonic()
+        self._bar.update(self._shown, completed=self._at + share, description=text)
+
+    def ended(self) -> None:
+        """A piece is done, and the next begins."""
+        now = time.monotonic()
+        if now - self._began > self.NO_TIME:
+            self._took += now - self._began
+            self._done += sum(self._weights[self._at : self._at + 1])
+        self._at, self._share, self._began, self._told = self._at + 1, 0.0, now, now
+        self._bar.update(self._shown, completed=self._at)
+
+    def seconds_left(self) -> float | None:
+        """Seconds until all is done, or None where nothing that took time was done yet."""
+        now, current = time.monotonic(), self._share * sum(self._weights[self._at : self._at + 1])
+        done = self._done + current
+        took = self._took + (self._told - self._began if current else 0.0)
+        if not done:
+            return None
+        left = (sum(self._weights[self._at :]) - current) * took / done
+        return max(left - (now - (self._told if current else self._began)), 0.0)
+
+
+def _clock(seconds: float | None) -> str:
+    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -120,6 +120,8 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
         faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
     if pair.mask:
         faults += _mask_faults(pair.mask, grid, pair.source)
+    if pair.labels:
+        faults += _mask_faults(pair.labels, grid, pair.source, "labels", "regions as numbers from 1 on")
     return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
 
 
@@ -174,9 +176,9 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _mask_faults(path: Path, grid: Geometry | None, source: Path) -> Iterator[str]:
+def _mask_faults(path: Path, grid: Geometry | None, source: Path, *words: str) -> Iterator[str]:
     try:
-        mask_grid, fault = examine_mask(path)
+        mask_grid, fault = examine_mask(path, *words)
     except VolumeError as error:
         yield str(error)
         yield from _grid_fault(grid, geometry_of(path), (source, path))

@@ -74,15 +74,20 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
     )
 
 
-def examine_mask(path: Path) -> tuple[Geometry, str]:
+def examine_mask(path: Path, what: str = "mask", wanted: str = "the region of interest as 1") -> tuple[Geometry, str]:
     """The grid of a mask, and what is wrong with its values; empty if nothing is.
+
+    Args:
+        path: the file.
+        what: what a message calls it; labels are looked at in the same way.
+        wanted: what it should hold.
 
     Raises:
         VolumeError: it cannot be read.
     """
     volume = read_volume(path, announce=False)
     empty = not (volume.data > 0).any()
-    fault = f"{path}: no voxel of the mask lies above 0, expected the region of interest as 1; export it again."
+    fault = f"{path}: no voxel of the {what} lies above 0, expected {wanted}; export it again."
     return volume.geometry, fault if empty else ""
 
 

@@ -1,8 +1,9 @@
 """Sets of phantom subjects on disk: made once, by all cores, and never half.
 
-A set's folder holds `recipe.json`, one folder for each subject with its images, and, where it was asked for, a
-manifest. Subjects are made aside and renamed into place, so that a folder that is there is complete: what was
-interrupted goes on where it stopped. One process at a time makes a set; another that wants it waits and finds it made.
+A set's folder holds `recipe.json`, one folder for each subject with its images, mask and labels, and, where it
+was asked for, a manifest. Subjects are made aside and renamed into place, so that a folder that is there is complete:
+what was interrupted goes on where it stopped. One process at a time makes a set; another that wants it waits and finds
+it made.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ import scipy
 from filelock import FileLock
 
 from ppdm.data.manifest import Pair
-from ppdm.data.tasks import MASK, Recipe, find_task, make_subject, split_sizes, subject_name
+from ppdm.data.regions import names_table, table_name
+from ppdm.data.tasks import LABELS, MASK, REGIONS, Recipe, find_task, make_subject, split_sizes, subject_name
 from ppdm.data.volume import Volume, write_volume
 from ppdm.files import leftovers, write_together
 
@@ -208,6 +210,8 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
     for name, array in subject.volumes().items():
         volume = Volume.from_array(array, recipe.grid.spacing)
         write_volume(_file(aside, name), volume.data, volume)
+    labels = _file(aside, LABELS)
+    labels.with_name(table_name(labels.name)).write_bytes(names_table(REGIONS))
     try:
         os.replace(aside, place)
     except OSError:
@@ -217,9 +221,10 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
 
 
 def _pairs(recipe: Recipe, split: str, folder: Path) -> list[Pair]:
-    factor = 1.0 if find_task(recipe.task).in_suv else None  # the images hold SUV themselves
+    in_suv = find_task(recipe.task).in_suv
+    factor, labels = (1.0, _file(folder, LABELS)) if in_suv else (None, None)  # the images hold SUV themselves
     return [
-        Pair(folder.name, split, _file(folder, source), _file(folder, target), _file(folder, MASK), factor)
+        Pair(folder.name, split, _file(folder, source), _file(folder, target), _file(folder, MASK), factor, labels)
         for source, target in recipe.pairs
     ]
 

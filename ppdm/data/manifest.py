@@ -1,6 +1,7 @@
 """Manifests: one CSV file that says which volumes form pairs and to which split each pair belongs.
 
-Columns are `subject,split,source,target[,mask][,suv_factor]`. Paths are relative to the manifest's folder, or absolute.
+Columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are relative to the manifest's folder, or
+absolute.
 An empty split means train; a subject may have several rows (sessions), all in one split.
 """
 
@@ -19,7 +20,7 @@ from ppdm.data.volume import Volume, check_same_grid, read_volume
 
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("subject", "split", "source", "target")
-OPTIONAL_COLUMNS = ("mask", "suv_factor")
+OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor")
 
 _FAULTS_SHOWN = 10
 
@@ -39,6 +40,7 @@ class Pair:
         target: path of the wanted volume, on the grid of the source.
         mask: path of the region in which quality is measured, or None.
         suv_factor: SUV = stored value · suv_factor, or None where nothing is to be converted.
+        labels: path of a volume of labelled regions (:mod:`ppdm.data.regions`) whose uptake is looked at, or None.
     """
 
     subject: str
@@ -47,6 +49,7 @@ class Pair:
     target: Path
     mask: Path | None = None
     suv_factor: float | None = None
+    labels: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
@@ -194,7 +197,7 @@ def _faults_of_row(header: list[str], cells: list[str], folder: Path) -> Iterato
         yield f"{len(cells)} cells, expected {len(header)}; quote a cell that holds a comma"
         return
     row = dict(zip(header, cells, strict=True))
-    for column in ("source", "target", "mask"):
+    for column in ("source", "target", "mask", "labels"):
         yield from _faults_of_path(column, row.get(column, ""), folder)
     if row["source"] and os.path.realpath(folder / row["source"]) == os.path.realpath(folder / row["target"]):
         yield f"source and target are the same file, {row['source']}"
@@ -226,7 +229,7 @@ def _number(cell: str) -> float:
 
 
 def _pair(row: dict[str, str], folder: Path) -> Pair:
-    mask, factor = row.get("mask"), row.get("suv_factor")
+    mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     return Pair(
         subject=row["subject"],
         split=row["split"] or "train",
@@ -234,6 +237,7 @@ def _pair(row: dict[str, str], folder: Path) -> Pair:
         target=_resolve(row["target"], folder),
         mask=_resolve(mask, folder) if mask else None,
         suv_factor=_number(factor) if factor else None,
+        labels=_resolve(labels, folder) if labels else None,
     )
 
 

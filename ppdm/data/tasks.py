@@ -16,12 +16,16 @@ import numpy as np
 from ppdm.data.manifest import SPLITS
 from ppdm.data.mri import MRIProtocol, scan_mri
 from ppdm.data.pet import SCANNERS, Scan, Scanner, draw_uptake, simulate
-from ppdm.data.phantom import ANATOMIES, Anatomy, Grid
+from ppdm.data.phantom import ANATOMIES, TISSUES, Anatomy, Grid
 
 Protocol = MRIProtocol | Scanner
 Images = Mapping[str, np.ndarray]
 
 MASK, LABELS = "mask", "labels"
+
+# The labels whose uptake is looked at: organs and lesions, by their index in TISSUES. Fluids, fat and bone are none.
+_ORGANS = ("grey_matter", "white_matter", "deep_grey", "lesion", "lung", "liver", "spleen", "kidney", "myocardium")
+REGIONS: Mapping[int, str] = {TISSUES.index(name): name for name in _ORGANS}
 
 
 class TaskError(ValueError):

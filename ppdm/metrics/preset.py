@@ -31,6 +31,7 @@ class Preset:
         normalisation: what is done to them, in words.
         mask: what the mask must be.
         source: where the convention is published.
+        uptake: whether the bias of uptake is taken in every labelled region of PET.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Preset:
     mask: str
     source: str
     masked: Mapping[str, Score] = field(default_factory=dict)
+    uptake: bool = False
 
     def __call__(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, float]:
         """Score one subject.
@@ -87,6 +89,7 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
         normalisation=f"none; data_range {data_range:g}",
         mask="where errors count; the seam index sees the whole volume",
         source="docstrings of ppdm.metrics",
+        uptake=True,
     )
 
 

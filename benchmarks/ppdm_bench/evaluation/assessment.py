@@ -91,7 +91,8 @@ def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str
 
 
 def _record(score: Score, common: dict[str, Any]) -> Record:
-    outcome = {"value": score.value} if score.value is not None else {"status": "error", "reason": score.reason}
+    known = {"value": score.value, "samples": score.samples}
+    outcome = known if score.value is not None else {"status": "error", "reason": score.reason}
     return Record(metric=score.metric, unit=score.unit, **common | outcome)
 
 

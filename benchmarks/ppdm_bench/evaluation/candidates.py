@@ -91,31 +91,35 @@ def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
 def of_run(
     run: Path, variant: str, trained: Trained, steps: Sequence[int | None], precision: str | None, seed: int
 ) -> list[Candidate]:
-    """A candidate for each number of network evaluations; None stands for the method's own.
+    """A candidate for each number of network evaluations, each once; None stands for the method's own.
 
     Raises:
         TranslationError: the method has no such steps or precision.
     """
     weights = _digest(trained.network)
-    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in steps]
+    counts = dict.fromkeys(trained.method.sampling.steps if k is None else k for k in steps)
+    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in counts]
 
 
 def read_folders(
-    predictions: Sequence[Path], targets: Path, sources: Path | None, masks: Path | None, suv_factor: float | None
+    predictions: Sequence[Path], targets: Path, beside: Mapping[str, Path | None], suv_factor: float | None
 ) -> tuple[list[CaseFiles], list[Candidate]]:
     """Cases and candidates from folders whose files bear the same names, with .nii or .nii.gz behind them.
+
+    Args:
+        predictions, targets: the folders.
+        beside: folders of what else a case has, by its name in :class:`ppdm.cases.CaseFiles`: source, mask, labels.
+        suv_factor: what makes SUV of all their values; None where nothing is to be converted.
 
     Raises:
         CaseError: a folder is none or empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
-    beside = {}
-    for role, folder in (("source", sources), ("mask", masks)):
-        if folder is not None:
-            beside[role] = scans_in(folder)
-            _refuse_gaps(folder, beside[role], targets, wanted, both=False)
+    others = {role: scans_in(folder) for role, folder in beside.items() if folder is not None}
+    for role, found in others.items():
+        _refuse_gaps(beside[role] or targets, found, targets, wanted, both=False)
     cases = [
-        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in beside.items()})
+        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in others.items()})
         for name, path in wanted.items()
     ]
     made = [scans_in(folder) for folder in predictions]

@@ -111,8 +111,7 @@ def compare_runs(
 def compare_folders(
     predictions: Sequence[Path],
     targets: Path,
-    sources: Path | None,
-    masks: Path | None,
+    beside: Mapping[str, Path | None],
     suv_factor: float | None,
     how: Measuring,
 ) -> Assessment:
@@ -125,10 +124,10 @@ def compare_folders(
         CaseError: files that do not match.
         IntensityError, VolumeError: a target without contrast, or that cannot be read.
     """
-    cases, candidates = read_folders(predictions, targets, sources, masks, suv_factor)
+    cases, candidates = read_folders(predictions, targets, beside, suv_factor)
     scaling = _scaling(cases)
     preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]))
-    if sources is not None:
+    if beside.get("source") is not None:
         candidates.insert(0, the_input(scaling))
     name = targets.absolute().name
     return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})

@@ -7,12 +7,11 @@ from pathlib import Path
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.records import Record
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.canvas import save
 from ppdm_bench.report.ladder import MANY, ladder_figure
-
-RECORDS = "records.jsonl"
+from ppdm_bench.sweep import RECORDS, Ledger
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
@@ -25,12 +24,10 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
         folder: for the records.
         progress: called with what is done next, and how many predictions of how many are done.
     """
-    file, records = RecordFile(folder / RECORDS), []
-    earlier = file.read()
-    known = {record.content() for record in earlier}
+    ledger, records = Ledger(folder), []
     total, done = len(plan.cases) * len(plan.candidates), count()
-    for made in carry_out(plan, lambda text: progress(text, next(done), total), earlier):
-        file.append(record for record in made if record.content() not in known)
+    for made in carry_out(plan, lambda text: progress(text, next(done), total), ledger.earlier):
+        ledger.keep(made)
         records += made
     progress("", total, total)
     return records

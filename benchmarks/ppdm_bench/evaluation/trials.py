@@ -14,9 +14,9 @@ from ppdm_bench.configuration import find_method
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
-from ppdm_bench.evaluation.results import RECORDS
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.subjects import PhantomSubjects
+from ppdm_bench.sweep import RECORDS
 from ppdm_bench.training import train_run
 from ppdm_bench.variation import vary
 
@@ -131,17 +131,22 @@ def carry_out_trials(
             yield Outcome(trial, folder)
 
 
-def keep_costs(plan: Assessment, folder: Path) -> None:
+def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
     """Record what each run of a plan cost to train, ``train_seconds`` and ``train_steps``, unless it stands there.
 
     Args:
         plan: whose candidates came from runs.
         folder: of its records.
+
+    Returns:
+        These records, as they stand there.
     """
     file = RecordFile(folder / RECORDS)
-    known = {(record.config_id, record.metric) for record in file.read() if not record.subject}
-    for candidate in {one.origin: one for one in plan.candidates if one.origin is not None}.values():
-        file.append(record for record in _costs(plan, candidate) if (record.config_id, record.metric) not in known)
+    known = {(record.config_id, record.metric): record for record in file.read() if not record.subject}
+    runs = {one.origin: one for one in plan.candidates if one.origin is not None}
+    costs = [record for candidate in runs.values() for record in _costs(plan, candidate)]
+    file.append(record for record in costs if (record.config_id, record.metric) not in known)
+    return [known.get((record.config_id, record.metric), record) for record in costs]
 
 
 def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:

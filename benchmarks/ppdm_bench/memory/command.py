@@ -1,17 +1,22 @@
 """``ppdm-bench memory``: every configuration predicted, and measured where there is a device, as records."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.predict import PredictionError, predict_peak
+from ppdm_bench.memory.predict import Peak, PredictionError, predict_peak
 from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.runner import run_child
+from ppdm_bench.report.units import shape_text
+from ppdm_bench.runner import Answer, TimeIsUpError, time_limit
+from ppdm_bench.sweep import Case, Sweep
+
+WORKER = "ppdm_bench.memory.worker"
 
 Spacing = tuple[float, float, float]
 
@@ -29,7 +34,8 @@ class Task:
         """How a progress bar calls it."""
         c = self.configuration
         how = "measuring" if self.measured else "predicting"
-        return " ".join(filter(None, (how, c.method, c.variant, self.phase, c.precision, c.checkpointing)))
+        size = shape_text(c.shape)
+        return " ".join(filter(None, (how, c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Plan:
         device: where it is measured, ``cuda`` or ``cpu``; ``predict`` measures nothing.
         target: what is predicted for; None predicts for the CPU, without CUDA's rules.
         spacing: of the scan whose size was taken, mm; empty without one.
-        timeout: seconds for one measurement.
+        timeout: seconds for one measurement, and for one prediction.
+        budget: bytes of the card that must suffice; a measurement gets no more. None is what the device has.
+        gate: whether what is predicted not to fit is left unmeasured.
     """
 
     configurations: Sequence[Configuration]
@@ -50,6 +58,18 @@ class Plan:
     target: Target | None
     spacing: Spacing | tuple[()] = ()
     timeout: float = 600
+    budget: int | None = None
+    gate: bool = True
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes that the tensors of a measurement may take: the budget, on CUDA less what the context takes of it.
+
+        A budget above the device's memory limits nothing.
+        """
+        if self.budget is None or self.target is None:
+            return self.budget
+        return None if self.budget > environment().get("gpu_bytes", 0) else self.budget - self.target.context
 
     @property
     def tasks(self) -> list[Task]:
@@ -66,44 +86,84 @@ def carry_out(
     Args:
         plan: what is to be found out.
         progress: called with each task before it begins.
-        known: records of earlier runs. What was measured for the same configuration by the same code in the same
-            environment is yielded from them and not measured again, so that an interrupted run can be continued.
+        known: records of earlier runs. What was found out about the same configuration by the same code in the same
+            environment is yielded from them and not done again, so that an interrupted run can be continued.
     """
+    sweep = Sweep(WORKER, plan.timeout, known)
+    doubts: dict[tuple[Configuration, str], str] = {}
     for task in plan.tasks:
         progress(task)
+        case, about = _case(plan, task), (task.configuration, task.phase)
         if task.measured:
-            yield _measured_before(plan, task, known) or _measure(plan, task)
-        else:
-            yield _predict(plan, task)
+            yield sweep.measure(case, partial(_measured, task), doubts.get(about, ""))
+            continue
+        made = sweep.settled(case) or _predict(plan, task, case, sweep)
+        if plan.gate and (short := next((r.reason for r in made if r.status == "oom"), "")):
+            doubts[about] = f"predicted not to fit: {short}; --no-gate tries it"
+        yield made
 
 
-def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Record]:
-    env = environment()
-    if env["dirty"]:  # changed code: nobody knows whether it is the same
-        return []
-    wanted = (config_id(task.configuration.describe()), task.phase, plan.device, tuple(plan.spacing), env)
-    same = [r for r in known if (r.config_id, r.phase, r.device, r.spacing, r.env) == wanted]
-    return [r for r in same if r.kind == "measured" and r.status in ("ok", "oom")]
+def _case(plan: Plan, task: Task) -> Case:
+    """What all records of a task have in common, and what its child is told."""
+    configuration = task.configuration
+    options = configuration.describe()
+    where = plan.device if task.measured else "cpu" if plan.target is None else "cuda"
+    size = (configuration.shape, configuration.batch_size)
+    work = workload(configuration.resolve(), task.phase, *size, where)
+    limited = {} if plan.limit is None else {"capacity": plan.budget}
+    common = {
+        "config_id": config_id(options),
+        "command": "memory",
+        "method": configuration.method,
+        "variant": configuration.variant,
+        "shape": configuration.shape,
+        "spacing": tuple(plan.spacing),
+        "batch_size": configuration.batch_size,
+        "phase": task.phase,
+        "precision": configuration.precision,
+        "checkpointing": configuration.checkpointing,
+        "steps": work.evaluations if task.phase == "sample" else None,
+        "options": options,
+        "kind": "measured" if task.measured else "predicted",
+        "device": where,
+        "env": environment() | (limited if task.measured or plan.target is None else _described(plan.target)),
+    }
+    told = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
+    return Case("peak_allocated", common, told)
 
 
-def _predict(plan: Plan, task: Task) -> list[Record]:
+def _predict(plan: Plan, task: Task, case: Case, sweep: Sweep) -> list[Record]:
     configuration, target = task.configuration, plan.target
-    where = "cpu" if target is None else "cuda"
-    work = workload(configuration.resolve(), task.phase, configuration.shape, configuration.batch_size, where)
-    env = environment() | ({} if target is None else _described(target))
-    common = _common(plan, task, work.evaluations) | {"kind": "predicted", "device": where, "env": env}
+    size = (configuration.shape, configuration.batch_size)
+    work = workload(configuration.resolve(), task.phase, *size, case.common["device"])
     try:
-        peak = predict_peak(work.build, work.step, work.iterations, target or "cpu")
+        with time_limit(plan.timeout):
+            peak = predict_peak(work.build, work.step, work.iterations, target or "cpu")
+    except TimeIsUpError as late:
+        return sweep.timed_out(case, str(late))
     except PredictionError as error:
-        return [Record(metric="peak_allocated", status="error", reason=str(error), **common)]
+        return case.failed("error", str(error))
     except Exception as error:  # a method's code may fail in any way, and the other rows are still wanted
-        return [Record(metric="peak_allocated", status="error", reason=fault(error), **common)]
-    status = {"status": "oom", "reason": _too_much(target)} if target and peak.fits is False else {}
-    records = [Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common | status)]
+        return case.failed("error", fault(error))
+    shortage = _shortage(plan, peak)
+    of_peak: dict[str, Any] = {"stat": "max", "n": 1, **case.common}
+    of_peak |= {"status": "oom", "reason": shortage} if shortage else {}
+    records = [
+        Record(metric=kind, value=size, stat="at peak", n=1, **case.common) for kind, size in peak.breakdown.items()
+    ]
+    records.append(_parameters(task, case.common))
     if peak.peak_reserved is not None:
-        records.append(Record(metric="peak_reserved", value=peak.peak_reserved, stat="max", n=1, **common | status))
-    records += [Record(metric=kind, value=size, stat="at peak", n=1, **common) for kind, size in peak.breakdown.items()]
-    return [*records, _parameters(task, common)]
+        records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
+    return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
+
+
+def _shortage(plan: Plan, peak: Peak) -> str:
+    """Why a prediction does not fit, or nothing."""
+    if plan.target is not None:
+        return _too_much(plan.target) if peak.fits is False else ""
+    if plan.budget is None or peak.peak_allocated <= plan.budget:
+        return ""
+    return f"the budget is {plan.budget / GIB:.4g} GiB, and tensors alone take {peak.peak_allocated / GIB:.4g} GiB"
 
 
 def _too_much(target: Target) -> str:
@@ -123,18 +183,7 @@ def _described(target: Target) -> dict[str, Any]:
     }
 
 
-def _measure(plan: Plan, task: Task) -> list[Record]:
-    request = {"configuration": task.configuration.to_dict(), "phase": task.phase, "device": plan.device}
-    answer = run_child("ppdm_bench.memory.worker", request, plan.timeout)
-    common = _common(plan, task, answer.evaluations) | {
-        "kind": "measured",
-        "device": plan.device,
-        "env": dict(answer.env) or environment(),
-        "status": answer.status,
-        "reason": answer.reason,
-    }
-    if answer.status != "ok":
-        return [Record(metric="peak_allocated", **common)]
+def _measured(task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
     records = [
         Record(metric=name, value=value, unit="B", stat=_stat(name), n=1, **common)
         for name, value in answer.metrics.items()
@@ -146,25 +195,6 @@ def _stat(name: str) -> str:
     return "max" if name.startswith("peak") else "at peak"
 
 
-def _parameters(task: Task, common: dict[str, Any]) -> Record:
+def _parameters(task: Task, common: Mapping[str, Any]) -> Record:
     count = parameter_count(task.configuration.resolve().build)
     return Record(metric="parameters", value=count, stat="count", n=1, **common)
-
-
-def _common(plan: Plan, task: Task, evaluations: int | None) -> dict[str, Any]:
-    configuration = task.configuration
-    options = configuration.describe()
-    return {
-        "config_id": config_id(options),
-        "command": "memory",
-        "method": configuration.method,
-        "variant": configuration.variant,
-        "shape": configuration.shape,
-        "spacing": plan.spacing,
-        "batch_size": configuration.batch_size,
-        "phase": task.phase,
-        "precision": configuration.precision,
-        "checkpointing": configuration.checkpointing,
-        "steps": evaluations if task.phase == "sample" else None,
-        "options": options,
-    }

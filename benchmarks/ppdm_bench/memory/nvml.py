@@ -54,9 +54,11 @@ class ProcessMemory:
             notes.append(f"the memory of the process is unknown: NVML is not available ({self._fault})")
         elif not self.peak:
             notes.append("the memory of the process is unknown: NVML does not show it here")
-        if self.others:
-            notes.append(f"other processes on the GPU: {self.others}")
-        return notes
+        return [*notes, *self.company()]
+
+    def company(self) -> list[str]:
+        """A note of the others on the device, if there were any."""
+        return [f"other processes on the GPU: {self.others}"] if self.others else []
 
 
 def _reader() -> Any:

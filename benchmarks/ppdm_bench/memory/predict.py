@@ -12,8 +12,8 @@
 """
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -121,7 +121,11 @@ def predict_peak(
 
 
 def measure_peak(
-    build: Callable[[], State], step: Callable[[State], Any], iterations: int = 2, device: str = "cpu"
+    build: Callable[[], State],
+    step: Callable[[State], Any],
+    iterations: int = 2,
+    device: str = "cpu",
+    limit: int | None = None,
 ) -> Peak:
     """Run real code and measure its peak.
 
@@ -129,16 +133,19 @@ def measure_peak(
         build, step, iterations: as for :func:`predict_peak`.
         device: ``cpu`` follows every storage, as a prediction does, and applies no rule; ``cuda`` reads PyTorch's
             counters, with tensors made on the device by default.
+        limit: bytes that may be taken, as if the device had no more: on the CPU by live tensors, which is looked at
+            after each operator, on ``cuda`` by PyTorch's allocator; None is what the device has.
 
     Raises:
         ValueError: iterations below 1, or another device.
         RuntimeError: ``cuda`` without a device.
+        torch.OutOfMemoryError: the limit, or the device's memory, does not suffice.
     """
     if device == "cuda":
-        return _measure_cuda(build, step, iterations)
+        return _measure_cuda(build, step, iterations, limit)
     if device != "cpu":
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
-    with tracing() as trace:
+    with tracing(limit=limit) as trace:
         _follow(trace, build, step, iterations)
     return _peak(trace.timeline, None)
 
@@ -174,13 +181,15 @@ def _peak(timeline: Timeline, target: Target | None) -> Peak:
     )
 
 
-def _measure_cuda(build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> Peak:
+def _measure_cuda(
+    build: Callable[[], State], step: Callable[[State], Any], iterations: int, limit: int | None = None
+) -> Peak:
     if not torch.cuda.is_available():
         raise RuntimeError("there is no CUDA device to measure on; predict_peak needs none")
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
     peaks = []
-    with torch.device("cuda"):
+    with _allocator_limit(limit), torch.device("cuda"):
         state = build()
         torch.cuda.synchronize()
         # In this order: the peak is reset to what is held now, and what building left in the cache is no part of it.
@@ -195,3 +204,18 @@ def _measure_cuda(build: Callable[[], State], step: Callable[[State], Any], iter
             # For the next iteration's own peak. The cache stays, as it does in a training: its holes are part of it.
             torch.cuda.reset_peak_memory_stats()
     return Peak(max(peaks), iterations=tuple(peaks), peak_reserved=reserved)
+
+
+@contextmanager
+def _allocator_limit(limit: int | None) -> Iterator[None]:
+    """PyTorch's allocator on the current CUDA device takes no more bytes than these, within the block."""
+    if limit is None:
+        yield
+        return
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    # PyTorch multiplies it out and cuts off: half a byte more, or the last segment may lack a byte.
+    torch.cuda.set_per_process_memory_fraction(min((max(limit, 0) + 0.5) / total, 1.0))
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)

@@ -5,27 +5,28 @@ from pathlib import Path
 
 from ppdm_baselines import REFERENCE
 from ppdm_bench.memory.command import Plan, carry_out
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.records import Record
 from ppdm_bench.report import figure, table
-from ppdm_bench.terminal import progress
+from ppdm_bench.report.units import shape_text
+from ppdm_bench.sweep import RECORDS, Ledger
+from ppdm_bench.terminal import Whole, progress
 
-RECORDS = "records.jsonl"
+# How long a measurement is beside a prediction: its child starts Python and imports PyTorch first.
+_WEIGHT = 10.0
 
 
 def collect(plan: Plan, folder: Path) -> list[Record]:
     """Carry the plan out under a progress bar; every record is on disk before the next task begins.
 
-    A record that the file holds already, word for word, is not written again.
+    A record that the folder holds already, word for word, is not written again.
     """
-    file, records = RecordFile(folder / RECORDS), []
-    earlier = file.read()
-    known = {record.content() for record in earlier}
+    ledger, records = Ledger(folder), []
     with progress() as bar:
-        task = bar.add_task("", total=len(plan.tasks))
-        for made in carry_out(plan, lambda current: bar.update(task, description=current.text), earlier):
-            file.append(record for record in made if record.content() not in known)
+        whole = Whole(bar, [_WEIGHT if task.measured else 1.0 for task in plan.tasks])
+        for made in carry_out(plan, lambda task: whole.tell(task.text), ledger.earlier):
+            ledger.keep(made)
             records += made
-            bar.advance(task)
+            whole.ended()
     return records
 
 
@@ -41,6 +42,12 @@ def present(records: Sequence[Record], folder: Path, budget: int | None) -> tupl
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What could not be found out, a sentence each. Running out of memory is a finding."""
-    failed = [r for r in records if r.metric == "peak_allocated" and r.status not in ("ok", "oom")]
-    return [f"{' '.join(filter(None, (r.method, r.variant, r.phase)))}, {r.kind}: {r.reason}" for r in failed]
+    """What could not be found out, a sentence each. Running out of memory is a finding, and so is what tells it."""
+    failed = [r for r in records if r.metric == "peak_allocated" and r.status not in ("ok", "oom", "skipped")]
+    several = len({record.shape for record in records}) > 1
+    return [f"{_name(record, several)}, {record.kind}: {record.reason}" for record in failed]
+
+
+def _name(record: Record, sized: bool) -> str:
+    size = shape_text(record.shape) if sized else ""
+    return " ".join(filter(None, (record.method, record.variant, size, record.phase)))

@@ -29,21 +29,30 @@ class Block:
 
 @dataclass
 class Timeline:
-    """Blocks by number, and their births and deaths in order."""
+    """Blocks by number, and their births and deaths in order.
+
+    ``alive`` counts live bytes as they come and go, wherever they lie, and ``most`` is the most there was since it was
+    last set; both are for those who cannot wait until all places are known.
+    """
 
     blocks: list[Block] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into all events
+    alive: int = 0
+    most: int = 0
     _events: list[Event] = field(default_factory=list)
 
     def born(self, size: int, kind: str, name: str, place: Place = "target") -> int:
         """Note a birth and number the block."""
         self.blocks.append(Block(rounded(size), kind, name, place))
         self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
+        self.alive += self.blocks[-1].size
+        self.most = max(self.most, self.alive)
         return len(self.blocks) - 1
 
     def died(self, number: int) -> None:
         """Note a death."""
         self._events.append((number, 0))
+        self.alive -= self.blocks[number].size
 
     def mark(self) -> None:
         """Note that an iteration begins."""

@@ -27,9 +27,11 @@ aten = torch.ops.aten
 
 
 @contextmanager
-def tracing(fake: FakeTensorMode | None = None, target: Target | None = None) -> Iterator["Trace"]:
+def tracing(
+    fake: FakeTensorMode | None = None, target: Target | None = None, limit: int | None = None
+) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target)
+    trace = Trace(fake, target, limit)
     with trace.undo:
         for hook in (
             register_optimizer_step_pre_hook(trace.before_optimizer),
@@ -49,11 +51,16 @@ class Trace(TorchDispatchMode):
     Args:
         fake: the mode that makes tensors without memory, already entered; None follows real ones.
         target: whose CUDA rules are applied; None applies none.
+        limit: bytes of real tensors that may be alive; an operator after which there were more raises
+            ``torch.OutOfMemoryError``. None is without end.
     """
 
-    def __init__(self, fake: FakeTensorMode | None = None, target: Target | None = None) -> None:
+    def __init__(
+        self, fake: FakeTensorMode | None = None, target: Target | None = None, limit: int | None = None
+    ) -> None:
         super().__init__()
         self.timeline = Timeline()
+        self.limit = limit
         self.target = target
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
@@ -98,7 +105,14 @@ class Trace(TorchDispatchMode):
             self._meet([*seen, *results])
         if place != "host":
             self._apply_rules(op, args, out, backward)
+        self._check_limit()
         return out
+
+    def _check_limit(self) -> None:
+        """Raise if more was alive since the last time than may be."""
+        most, self.timeline.most = self.timeline.most, 0
+        if self.limit is not None and most > self.limit:
+            raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with self._below():

@@ -161,7 +161,8 @@ def _capacity(record: Record) -> float | None:
 Markers = dict[str, tuple[str, str]]
 
 
-def _points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: tuple[str, str]) -> None:
+def points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: tuple[str, str]) -> None:
+    """Draw hollow markers: all of them have to do with predictions."""
     shape, colour = marker
     axes.plot(x, y, linestyle="", marker=shape, markersize=4, markerfacecolor="none", color=colour, markeredgewidth=0.8)
 
@@ -172,10 +173,10 @@ def _scatter(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
     axes.plot([low, high], [low, high], color=canvas.GREY, linewidth=0.7, zorder=1)
     for gpu, marker in markers.items():
         own = [pair for pair in pairs if pair.gpu == gpu]
-        _points(axes, [pair.published or 0 for pair in own], [pair.predicted for pair in own], marker)
+        points(axes, [pair.published or 0 for pair in own], [pair.predicted for pair in own], marker)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    _plain_log(axes, "xy")
-    _finish(axes, "published peak (GiB)", "predicted peak (GiB)", "both")
+    plain_log(axes, "xy")
+    finish(axes, "published peak (GiB)", "predicted peak (GiB)", "both")
     # Above the line of equality, where no point lies unless the prediction is far off.
     axes.text(0.04, 0.96, _summary(pairs), transform=axes.transAxes, va="top", fontsize=SMALL, linespacing=1.35)
 
@@ -194,12 +195,12 @@ def _residuals(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
     axes.axhline(0, color=canvas.GREY, linewidth=0.7, zorder=1)
     for gpu, marker in markers.items():
         own = [pair for pair in pairs if pair.gpu == gpu]
-        _points(axes, [pair.published or 0 for pair in own], [pair.residual for pair in own], marker)
+        points(axes, [pair.published or 0 for pair in own], [pair.residual for pair in own], marker)
     reach = 1.15 * max(2 * ROUNDING, *(abs(pair.residual) for pair in pairs))
     axes.set(xscale="log", ylim=(-reach, reach))
     axes.margins(x=0.08)
-    _plain_log(axes, "x")
-    _finish(axes, "published peak (GiB)", "predicted − published (GiB)", "y")
+    plain_log(axes, "x")
+    finish(axes, "published peak (GiB)", "predicted − published (GiB)", "y")
 
 
 def _out_of_memory(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
@@ -207,17 +208,17 @@ def _out_of_memory(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
     for place, pair in enumerate(pairs, start=1):
         axes.plot([place - 0.3, place + 0.3], [pair.predicted] * 2, color=markers[pair.gpu][1], linewidth=1.2)
         if pair.reserved is not None:
-            _points(axes, [place], [pair.reserved], markers[pair.gpu])
+            points(axes, [place], [pair.reserved], markers[pair.gpu])
         if pair.capacity is not None:
             axes.plot(
                 [place - 0.45, place + 0.45], [pair.capacity] * 2, color="black", linewidth=0.9, linestyle=(0, (4, 2))
             )
     tops = [value for p in pairs for value in (p.predicted, p.reserved, p.capacity) if value is not None]
     axes.set(xlim=(0.3, len(pairs) + 0.7), ylim=(0, 1.15 * max(tops)), xticks=range(1, len(pairs) + 1))
-    _finish(axes, "runs published as\nout of memory", "predicted memory (GiB)", "y")
+    finish(axes, "runs published as\nout of memory", "predicted memory (GiB)", "y")
 
 
-def _plain_log(axes: Axes, which: str) -> None:
+def plain_log(axes: Axes, which: str) -> None:
     """Label a logarithmic axis with plain numbers at 1, 2 and 5."""
     for axis in [{"x": axes.xaxis, "y": axes.yaxis}[name] for name in which]:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -225,7 +226,8 @@ def _plain_log(axes: Axes, which: str) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def _finish(axes: Axes, x: str, y: str, grid: str) -> None:
+def finish(axes: Axes, x: str, y: str, grid: str) -> None:
+    """Name the axes, in the look that all figures share."""
     canvas.plain_axes(axes, grid)  # type: ignore[arg-type]
     axes.set_xlabel(x, fontsize=TEXT)
     axes.set_ylabel(y, fontsize=TEXT)

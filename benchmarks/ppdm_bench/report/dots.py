@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
-from ppdm_bench.report.series import Series, gather, metric_name, names_of
+from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of
 
 __all__ = ["evaluations_figure", "most_evaluations", "subjects_figure", "with_values"]
 
@@ -80,7 +80,8 @@ def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
         ValueError: none has one.
     """
     everything = gather(records)
-    metrics = list(dict.fromkeys(m for series in everything for m, scans in series.scans.items() if scans))
+    found = (m for series in everything for m, scans in series.scans.items() if scans and not is_regional(m))
+    metrics = list(dict.fromkeys(found))  # of regions there are too many for a panel each; the table has them
     if not metrics:
         raise ValueError("there is nothing to draw: no record has a subject and a value")
     return everything, metrics

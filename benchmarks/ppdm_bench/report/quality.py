@@ -8,14 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.series import Series, gather, metric_name, names_of, reference_of
+from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
+from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import shape_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["headline", "quality_table", "save", "to_csv", "to_markdown", "to_text"]
+__all__ = [
+    "aligned",
+    "headline",
+    "number",
+    "piped",
+    "quality_table",
+    "save",
+    "signed",
+    "to_csv",
+    "to_markdown",
+    "to_text",
+]
 
 _COLUMNS: dict[str, Any] = {
     **dict.fromkeys(("name", "method", "variant"), "object"),
@@ -79,12 +91,12 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_text(frame: pd.DataFrame, title: str) -> str:
     """Return the tables for people as aligned text: means, then differences, then what they mean."""
-    return _blocks(frame, title, _aligned)
+    return _blocks(frame, title, aligned)
 
 
 def to_markdown(frame: pd.DataFrame, title: str) -> str:
     """Return the same as Markdown."""
-    return _blocks(frame, title, _piped)
+    return _blocks(frame, title, piped)
 
 
 def save(frame: pd.DataFrame, title: str, stem: Path) -> tuple[Path, Path]:
@@ -125,8 +137,12 @@ def _compared(values: dict[str, float], metric: str, against: Series | None) -> 
 
 def _blocks(frame: pd.DataFrame, title: str, show: Any) -> str:
     lines = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    regional = [line for line in lines if is_regional(line["metric"])]
+    lines = [line for line in lines if not is_regional(line["metric"])]
     compared = [line for line in lines if line["reference"]]
     blocks = [f"{title} Mean ± sd over subjects.", show(*_means(lines))]
+    if regional:
+        blocks += ["Bias of uptake in regions, mean ± sd over the subjects that have them.", show(*_means(regional))]
     if compared:
         against = ", ".join(dict.fromkeys(line["reference"] for line in compared))
         blocks += [f"Difference from {against}, subject by subject.", show(*_differences(compared))]
@@ -148,9 +164,9 @@ def _means(lines: Sequence[dict[Any, Any]]) -> _Table:
 def _mean(line: dict[Any, Any]) -> str:
     if line["mean"] is None:
         return "failed"
-    spread = "" if line["sd"] is None else f" ± {_number(line['sd'], line['unit'])}"
+    spread = "" if line["sd"] is None else f" ± {number(line['sd'], line['unit'])}"
     fewer = f" (n={line['n']})" if line["failed"] else ""
-    return _number(line["mean"], line["unit"]) + spread + fewer
+    return number(line["mean"], line["unit"]) + spread + fewer
 
 
 def _differences(lines: Sequence[dict[Any, Any]]) -> _Table:
@@ -160,9 +176,9 @@ def _differences(lines: Sequence[dict[Any, Any]]) -> _Table:
 
 def _difference(line: dict[Any, Any]) -> list[str]:
     ends = [line["low"], line["high"]]
-    interval = "–" if None in ends else "{} to {}".format(*(_signed(end, line["unit"]) for end in ends))
+    interval = "–" if None in ends else "{} to {}".format(*(signed(end, line["unit"]) for end in ends))
     name = metric_name(line["metric"], line["unit"])
-    return [line["name"], name, _signed(line["difference"], line["unit"]), interval, _p(line["p"]), str(line["pairs"])]
+    return [line["name"], name, signed(line["difference"], line["unit"]), interval, _p(line["p"]), str(line["pairs"])]
 
 
 def _notes(lines: Sequence[dict[Any, Any]], compared: Sequence[dict[Any, Any]]) -> list[str]:
@@ -186,26 +202,17 @@ def _subjects(n: int) -> str:
     return f"{n} subject{'s' if n > 1 else ''}"
 
 
-def _number(value: float, unit: str) -> str:
+def number(value: float, unit: str) -> str:
+    """A value with the decimals that its unit is read with."""
     digits = {"dB": 2, "%": 1, "1": 4}.get(unit)
     return (f"{value:.4g}" if digits is None else f"{value:.{digits}f}").replace("-", "−")
 
 
-def _signed(value: float, unit: str) -> str:
-    size = _number(abs(value), unit)
+def signed(value: float, unit: str) -> str:
+    """The same with its sign."""
+    size = number(abs(value), unit)
     return ("" if not float(size) else "+" if value > 0 else "−") + size
 
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
-
-
-def _aligned(headers: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    lines = [headers, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def _piped(headers: list[str], rows: list[list[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -65,6 +65,11 @@ class Row:
         failed = [r for r in found if r.status != "ok"]
         return (failed[0].status, failed[0].reason) if failed else ("ok" if found else "", "")
 
+    def verified(self, phase: str) -> bool | None:
+        """Return whether a phase ran again within the memory predicted for it; None where that was not found out."""
+        record = self.records.get((phase, "verified_at"))
+        return None if record is None or record.status not in ("ok", "oom") else record.status == "ok"
+
     def parameters(self) -> float | None:
         """Return the number of parameters: of the configuration, else of its first phase that says one."""
         values = (self.value(phase, "parameters") for phase in ("", *self.phases))
@@ -75,14 +80,15 @@ def gather(records: Iterable[Record]) -> list[Row]:
     """Return one row for each configuration and kind that recorded a peak, in the order they first came."""
     rows: dict[tuple[object, ...], Row] = {}
     for record in records:
-        settings = _settings(record)
+        settings = settings_of(record)
         key = (record.kind, record.method, record.variant, *settings.values())
         row = rows.setdefault(key, Row(record.kind, record.method, record.variant, settings, {}))
         row.records[record.phase, record.metric] = record
     return [row for row in rows.values() if row.phases]
 
 
-def _settings(record: Record) -> dict[str, object]:
+def settings_of(record: Record) -> dict[str, object]:
+    """Return what else makes a record's configuration, beside method, variant and phase."""
     width = record.options.get("width")
     found = {
         "width": width if isinstance(width, int) else None,

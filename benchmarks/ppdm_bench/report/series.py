@@ -17,8 +17,10 @@ from ppdm_bench.records import Record
 
 # What is better: more, or near an ideal; of all other metrics, less.
 _HIGHER = ("psnr", "ssim")
-_IDEAL = {"sharpness": "1"}
+_UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
+_IDEAL = {"sharpness": "1", **dict.fromkeys(_UPTAKE, "0")}
 _NAMES = {"psnr": "PSNR", "ssim": "SSIM", "nmae": "NMAE", "nrmse": "NRMSE", "mae": "MAE", "seam_index": "seam index"}
+_NAMES |= {"suv_mean_bias": "SUVmean", "suv_max_bias": "SUVmax"}
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,22 @@ def names_of(everything: Sequence[Series]) -> list[str]:
 def metric_name(metric: str, unit: str = "") -> str:
     """A metric for people: ``PSNR dB ↑``, ``sharpness →1``, ``seam index r=4 dB ↓``; the arrow says what is better."""
     base, lattice = _base(metric), re.fullmatch(r"seam_index_r(.+)", metric)
-    name = _NAMES.get(base, base.replace("_", " ")) + (f" r={lattice[1].replace('x', '×')}" if lattice else "")
+    which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
+    name = _NAMES.get(base, base.replace("_", " ")) + which
     arrow = "↑" if metric.startswith(_HIGHER) else f"→{_IDEAL[base]}" if base in _IDEAL else "↓"
     return " ".join(filter(None, (name, unit if unit != "1" else "", arrow)))
 
 
+def is_regional(metric: str) -> bool:
+    """Whether it is of one labelled region, so that there are many of its kind."""
+    return metric.startswith(_UPTAKE)
+
+
+def region(metric: str) -> str:
+    """The region that a regional metric is of, for people: `grey matter`."""
+    return metric.removeprefix(f"{_base(metric)}_").replace("_", " ")
+
+
 def _base(metric: str) -> str:
-    return "seam_index" if metric.startswith("seam_index") else metric
+    """What a metric is of, without lattice or region."""
+    return next((base for base in ("seam_index", *_UPTAKE) if metric.startswith(base)), metric)

@@ -29,7 +29,8 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
     followed by `peak_allocated`, `peak_reserved` and `peak_process` where recorded (bytes), `ratio` (of peak_allocated
-    to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `fits`, `status`, `reason`.
+    to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran
+    again within the memory predicted), `fits`, `status`, `reason`.
     A phase that was not run has an empty status.
 
     Args:
@@ -60,6 +61,7 @@ def _line(row: Row, rows: list[Row], phases: list[str], reference: str, budget: 
         line[f"{phase}_ratio"] = _quotient(row, against, phase)
         error = _quotient(prediction, row, phase)
         line[f"{phase}_prediction_error"] = None if error is None else error - 1
+        line[f"{phase}_verified"] = row.verified(phase)
         line[f"{phase}_fits"] = _fits(row, phase, budget)
         line[f"{phase}_status"], line[f"{phase}_reason"] = row.outcome(phase)
     return line
@@ -80,8 +82,8 @@ def _fits(row: Row, phase: str, budget: int | None) -> bool | None:
     if budget is None:
         return None
     record = row.records.get((phase, "peak_allocated"))
-    if record is not None and record.kind == "predicted" and record.env.get("capacity") == budget:
-        return record.status == "ok"  # its allocator was replayed within this very budget
+    if record is not None and record.env.get("capacity") == budget and record.status in ("ok", "oom"):
+        return record.status == "ok"  # it was replayed, or run, within this very budget
     values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None else peak <= budget
@@ -94,7 +96,7 @@ def _columns(
     extra = dict.fromkeys((*known, *varying(rows)))
     columns = ["method", "variant", *_BASE, *(name for name in extra if name not in _BASE), "kind", "parameters"]
     for phase in phases:
-        optional = [f"{phase}_{name}" for name in ("peak_reserved", "peak_process", "prediction_error")]
+        optional = [f"{phase}_{name}" for name in ("peak_reserved", "peak_process", "prediction_error", "verified")]
         used = [c for c in optional if any(line[c] is not None for line in lines)]
         columns += [f"{phase}_peak_allocated", *(c for c in used if "peak" in c)]
         columns += [f"{phase}_ratio"] * bool(reference)
@@ -108,7 +110,7 @@ def _dtype(column: str) -> str:
         return "Int64"
     if column.endswith(("_ratio", "_prediction_error")):
         return "float64"
-    return "boolean" if column.endswith("_fits") else "object"
+    return "boolean" if column.endswith(("_fits", "_verified")) else "object"
 
 
 def to_csv(frame: pd.DataFrame) -> str:
@@ -186,11 +188,16 @@ def _phase_cells(frame: pd.DataFrame, phase: str) -> dict[str, Callable[[dict[Ha
         f"{name} reserved GiB": lambda line: _shown(line[f"{key}peak_reserved"], gib),
         f"{name} process GiB": lambda line: _shown(line[f"{key}peak_process"], gib),
         f"{name} prediction error": lambda line: _shown(line[f"{key}prediction_error"], "{:+.2%}".format),
-        f"{name} fits": lambda line: _shown(line[f"{key}fits"], lambda fits: "yes" if fits else "no"),
+        f"{name} verified": lambda line: _shown(line[f"{key}verified"], _yes_or_no),
+        f"{name} fits": lambda line: _shown(line[f"{key}fits"], _yes_or_no),
     }
-    columns = ("peak_allocated", "ratio", "peak_reserved", "peak_process", "prediction_error", "fits")
+    columns = ("peak_allocated", "ratio", "peak_reserved", "peak_process", "prediction_error", "verified", "fits")
     present = (key + column in frame.columns for column in columns)
     return {header: cell for (header, cell), shown in zip(cells.items(), present, strict=True) if shown}
+
+
+def _yes_or_no(true: bool) -> str:
+    return "yes" if true else "no"
 
 
 def _lines(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
@@ -220,8 +227,10 @@ def _setting(value: object) -> str:
 
 def _failures(frame: pd.DataFrame) -> list[str]:
     """What failed and why, one sentence a phase and row: too long for a cell."""
+    sized = frame["shape"].nunique() > 1
     return [
-        f"{line['method']} {line['variant']}".strip() + f", {line['kind']}, {phase}: {line[f'{phase}_reason']}"
+        " ".join(filter(None, (line["method"], line["variant"], _setting(line["shape"]) if sized else "")))
+        + f", {line['kind']}, {phase}: {line[f'{phase}_reason']}"
         for line in _lines(frame)
         for phase in _phases_of(frame)
         if line[f"{phase}_reason"]
@@ -247,6 +256,8 @@ def _legend(frame: pd.DataFrame) -> str:
         notes.append(f"Ratio: to {' or '.join(against)}, all else and the kind equal." if against else "")
     if "prediction_error" in columns:
         notes.append("Prediction error: predicted / measured − 1.")
+    if "_verified" in columns:
+        notes.append("Verified: run again with the process capped at the predicted memory.")
     return "\n".join([" ".join(filter(None, notes)), *map(" ".join, map(str.split, _failures(frame)))])
 
 

@@ -25,7 +25,7 @@ def gib(size: float) -> str:
 
 def count(number: float) -> str:
     """Return a count with three significant digits and its SI prefix: 26.1 M."""
-    for scale, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+    for scale, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= scale:
             return significant(number / scale) + prefix
     return f"{number:.0f}"

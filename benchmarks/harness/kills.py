@@ -1,0 +1,114 @@
+"""A sweep killed three ways and finished by the same command, each as a transcript in Markdown.
+
+    python benchmarks/harness/kills.py > results/harness/kills.md
+
+Needs ``/proc`` and a checkout without changes, since what changed code measured is measured again; takes a minute or
+two. Ends with code 1 where a row is missing, is there twice or was changed.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ppdm_bench.environment import environment
+from ppdm_bench.records import Record, RecordFile
+
+COMMAND = "memory --device cpu --res 16,24,32 --method ppdm --factor 2 --width 8 --phase sample --out out"
+
+# Who is killed once one measurement is there, and by what.
+WAYS = [("the child", signal.SIGKILL), ("the command", signal.SIGKILL), ("the command", signal.SIGINT)]
+
+Key = tuple[str, str, str, str]  # kind, size, phase, status
+
+
+def main() -> int:
+    """Print the transcripts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children
+    code = environment()
+    print(
+        "# A sweep killed three ways, and finished\n\n"
+        f"Made by `benchmarks/harness/kills.py` at commit {code['commit'][:12]}{' (changed)' * code['dirty']}, PyTorch "
+        f"{code['torch']}, {code['cpu']}. Each is killed while its second of three measurements runs, and then the "
+        "same command is given again. Rows are those of `records.jsonl`, counted."
+    )
+    return max([transcript(number, *way) for number, way in enumerate(WAYS, start=1)])
+
+
+def transcript(number: int, who: str, by: signal.Signals) -> int:
+    """Print what happened, and return 1 if the rows afterwards are not as they ought to be."""
+    print(f"\n## {number}. {by.name} to {who}\n\n```\n$ ppdm-bench {COMMAND}")
+    with tempfile.TemporaryDirectory() as name:
+        file = RecordFile(Path(name) / "out" / "records.jsonl")
+        process = start(name)
+        victims = {"the child": child_at_work(process.pid, file), "the command": process.pid}
+        child = victims["the child"]
+        print(f"[{by.name} to {who}]", flush=True)
+        os.kill(victims[who], by)
+        told(process)
+        while Path(f"/proc/{child}").exists():
+            time.sleep(0.1)
+        before = shown(file)
+        print("```\n\n```\n$ ppdm-bench " + COMMAND, flush=True)
+        told(start(name))
+        after = shown(file)
+    good = [record for record in after if record.status == "ok"]
+    once = len({(r.kind, r.shape, r.phase, r.metric) for r in good}) == len(good)
+    finished = len({(r.kind, r.shape, r.phase) for r in good if r.metric == "peak_allocated"}) == 6
+    kept = after[: len(before)] == before
+    print(f"```\n\nRows that were there are unchanged: {kept}. Every measurement is there: {finished}, once: {once}.")
+    return int(not (kept and finished and once))
+
+
+def start(folder: str) -> subprocess.Popen[str]:
+    """The command, in a folder."""
+    command = [sys.executable, "-m", "ppdm_bench", *shlex.split(COMMAND)]
+    path = os.pathsep.join(str(Path(part).resolve()) for part in sys.path if part)
+    env = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def child_at_work(command: int, file: RecordFile) -> int:
+    """The child of the second measurement, when it has been at work for a moment."""
+    while not any(record.kind == "measured" for record in file.read()):
+        time.sleep(0.05)
+    while not (found := list(children(command))):
+        time.sleep(0.05)
+    time.sleep(1)
+    return found[0]
+
+
+def children(process: int) -> Iterator[int]:
+    """The children of a process that run a worker."""
+    for one in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+        if b"worker" in Path(f"/proc/{one}/cmdline").read_bytes():
+            yield int(one)
+
+
+def told(process: subprocess.Popen[str]) -> None:
+    """Print what a command said on standard error, and how it ended."""
+    _, said = process.communicate()
+    print(f"{said}[ended with code {process.returncode}]", flush=True)
+
+
+def shown(file: RecordFile) -> list[Record]:
+    """Print the rows, counted, and return them."""
+    records = file.read()
+    for (kind, size, phase, status), rows in Counter(map(key, records)).items():
+        print(f"{rows:3} {'row ' if rows == 1 else 'rows'} {kind:9}  {size}  {phase:6}  {status}")
+    return records
+
+
+def key(record: Record) -> Key:
+    """What rows are counted by."""
+    return record.kind, "×".join(map(str, record.shape)), record.phase, record.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

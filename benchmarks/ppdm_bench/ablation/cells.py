@@ -1,0 +1,159 @@
+"""The cells of an ablation: points of the design space around a method, along three axes and wherever one is varied.
+
+    space    r=1, r=2, r=4, r=8, r=1x2x2: puzzle factors, r = 1 leaves the volume as it is; haar
+    loss     off, cell, all: which differences the puzzle-gradient loss takes
+    bridge   brownian, linear, i2sb; noise: no bridge, Gaussian diffusion from noise
+
+Bridges predict the residual and the noise start predicts x0: the residual is what a path from the source has to add,
+and a path that starts from noise has no source to add it to.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from ppdm import Method
+from ppdm.kernel import I2SB, Brownian, Gaussian, Kernel, Linear
+from ppdm.loss import Loss
+from ppdm.representation import Haar, Identity, Puzzle, Representation
+from ppdm_bench.variation import vary
+
+GRIDS = ("one", "full", "space")
+
+SPACES: Mapping[str, Representation] = {
+    **{f"r={r}": Puzzle(r) for r in (1, 2, 4, 8)},
+    "r=1x2x2": Puzzle((1, 2, 2)),
+    "haar": Haar(),
+}
+FACTORS = tuple(name for name in SPACES if name.startswith("r="))
+LOSSES = ("off", "cell", "all")
+BRIDGES: Mapping[str, tuple[Kernel, str]] = {
+    "brownian": (Brownian(), "residual"),
+    "linear": (Linear(), "residual"),
+    "i2sb": (I2SB(), "residual"),
+    "noise": (Gaussian("cosine"), "x0"),
+}
+# Is it the puzzle or the bridge? Each with each.
+QUESTION = ("r=1", "r=2", "r=4", "haar"), ("brownian", "noise")
+
+DEFAULT = "default"
+
+Levels = tuple[str, str, str]  # of space, loss and bridge
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        label: what tells it apart, such as ``r=4 loss=off``; ``default`` for the method itself.
+        method: the point; of a cell that is left out, the method that it lies around.
+        timed: whether it is trained at equal time too, and not at equal steps alone.
+        reason: why it is left out; empty if it is not.
+        levels: of space, loss and bridge; empty for one that was varied otherwise.
+    """
+
+    label: str
+    method: Method
+    timed: bool = False
+    reason: str = ""
+    levels: Levels | tuple[()] = ()
+
+    def describe(self, base: str) -> dict[str, object]:
+        """As JSON values, what a table tells it apart by; ``base`` identifies the method that it lies around."""
+        levels = dict(zip(("space", "loss", "bridge"), self.levels, strict=False))
+        settings = {} if self.reason else settings_of(self.method)
+        return {"label": self.label, "default": self.label == DEFAULT, "base": base, "levels": levels, **settings}
+
+
+def cells(base: Method, grids: Sequence[str], variations: Sequence[str] = ()) -> list[Cell]:
+    """The method itself first, then every other cell, each point once.
+
+    Args:
+        base: the method that they lie around.
+        grids: of :data:`GRIDS`: ``one`` moves along one axis at a time, ``full`` along all at once, and ``space`` has
+            every representation with and without a bridge, which are trained at equal time too.
+        variations: ``name=a,b`` as :func:`ppdm_bench.variation.vary` reads them, each around the base.
+
+    Raises:
+        VariationError: a variation that cannot be read, or a point that there is not.
+    """
+    made = [Cell(DEFAULT, base, levels=_own(base))]
+    made += [_cell(base, levels, timed) for grid in grids for levels, timed in _levels(_own(base), grid)]
+    made += [Cell(point.label, point.method) for text in variations for point in vary(base, text)]
+    found: dict[object, Cell] = {}
+    for cell in made:
+        key = cell.label if cell.reason else _same(cell.method)
+        known = found.setdefault(key, cell)
+        found[key] = replace(known, timed=known.timed or cell.timed)
+    return list(found.values())
+
+
+def settings_of(method: Method) -> dict[str, str]:
+    """The columns of a table: representation, factor, loss, kernel and target."""
+    content = _same(method).to_dict()
+    factor = content["representation"].get("factor", "")
+    return {
+        "representation": content["representation"]["type"],
+        "factor": "x".join(map(str, factor)) if isinstance(factor, list) else str(factor),
+        "loss": content["loss"]["mode"],
+        "kernel": content["kernel"]["type"],
+        "target": method.target,
+    }
+
+
+def _levels(own: Levels, grid: str) -> Iterator[tuple[Levels, bool]]:
+    """The levels of every cell of a grid, and whether it is trained at equal time too."""
+    axes = (FACTORS, LOSSES, tuple(BRIDGES))
+    if grid == "full":
+        yield from ((levels, False) for levels in product(*axes))
+    elif grid == "space":
+        yield from (((space, own[1], bridge), True) for space, bridge in product(*QUESTION))
+    else:
+        for axis, names in enumerate(axes):
+            for name in names:
+                yield (*own[:axis], name, *own[axis + 1 :]), False  # type: ignore[misc]
+
+
+def _own(base: Method) -> Levels:
+    """The levels of the method itself; where it is on none, its own words for it, which no level has."""
+    spaces = {space: name for name, space in SPACES.items()}
+    kinds = {type(kernel): name for name, (kernel, _) in BRIDGES.items()}
+    space = _same(base).representation
+    return spaces.get(space, str(space)), base.loss.mode, kinds.get(type(base.kernel), str(base.kernel))
+
+
+def _cell(base: Method, levels: Levels, timed: bool) -> Cell:
+    own = _own(base)
+    names = ("", "loss=", "bridge=")
+    changed = [f"{name}{level}" for name, level, mine in zip(names, levels, own, strict=True) if level != mine]
+    label = " ".join(changed) or DEFAULT
+    try:
+        method = _moved(base, own, levels)
+    except ValueError as error:  # a window that the representation does not suit, of a user's own method
+        return Cell(label, base, timed, str(error), levels)
+    if method.loss.mode == "cell" and max(method.representation.cell) == 1:
+        reason = "a cell of one voxel has no borders of its own: every difference crosses one, so it would be loss=all"
+        return Cell(label, base, timed, reason, levels)
+    return Cell(label, method, timed, levels=levels)
+
+
+def _moved(base: Method, own: Levels, levels: Levels) -> Method:
+    """The method at these levels; on an axis where it stands there, it keeps its own values."""
+    method, (space, loss, bridge) = base, levels
+    if space != own[0]:
+        method = replace(method, representation=SPACES[space])
+    if loss != own[1]:
+        weight = 0.0 if loss == "off" else base.loss.gradient or 1.0
+        method = replace(method, loss=Loss(base.loss.p, weight, loss))
+    if bridge != own[2]:
+        kernel, target = BRIDGES[bridge]
+        method = replace(method, kernel=kernel, target=target)
+    return method
+
+
+def _same(method: Method) -> Method:
+    """The same point in one way of writing it: the identity is the puzzle of factor 1."""
+    if isinstance(method.representation, Identity):
+        return replace(method, representation=Puzzle(1))
+    return method

@@ -1,0 +1,74 @@
+"""Peak memory of each cell: predicted for CUDA, and measured where there is a GPU, as ``ppdm-bench memory`` does."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+
+from ppdm_bench.ablation.cells import Cell
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.devices import choose
+from ppdm_bench.environment import environment
+from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.records import Record, RecordFile, config_id
+
+PHASES = ("train", "sample")
+
+Shape = tuple[int, int, int]
+
+
+def peaks(
+    cells: Sequence[Cell],
+    base: str,
+    shapes: Sequence[Shape],
+    batch_size: int,
+    file: RecordFile,
+    tell: Callable[[str], None],
+) -> Iterator[list[Record]]:
+    """The records of each cell, size, phase and kind, as soon as they are there; those in the file are not made again.
+
+    Args:
+        cells: those that are not left out.
+        base: identifies the method that they lie around.
+        shapes: of the volumes.
+        batch_size: volumes at once.
+        file: where they are kept.
+        tell: called with what is done next.
+    """
+    where, target = choose("auto", None)
+    kinds = {"predicted"} if where == "predict" else {"predicted", "measured"}
+    known = [record for record in file.read() if not record.subject]
+    for shape, cell, phase in product(shapes, cells, PHASES):
+        plan = Plan([_configuration(cell, shape, batch_size)], [phase], where, target)
+        made = _known(plan, known)
+        if {record.kind for record in made} != kinds:
+            tell(f"memory of {cell.label}, {phase}, {'×'.join(map(str, shape))}")
+            made = [_of(cell, base, record) for found in carry_out(plan) for record in found]
+            file.append(made)
+        yield made
+
+
+def _configuration(cell: Cell, shape: Shape, batch_size: int) -> Configuration:
+    network = cell.method.network
+    return Configuration(
+        cell.method.name,
+        shape,
+        precision=network.precision,
+        checkpointing=network.checkpointing,
+        batch_size=batch_size,
+        point=json.dumps(cell.method.to_dict(), sort_keys=True),
+    )
+
+
+def _known(plan: Plan, records: Sequence[Record]) -> list[Record]:
+    """What was found before by the same code; nobody knows what code that was changed since would find."""
+    here, wanted = environment(), (config_id(plan.configurations[0].describe()), plan.phases[0])
+    same = [record for record in records if (record.config_id, record.phase) == wanted]
+    if here["dirty"] or any(record.status not in ("ok", "oom") for record in same):
+        return []
+    return [record for record in same if all(record.env.get(name) == here[name] for name in ("commit", "torch"))]
+
+
+def _of(cell: Cell, base: str, record: Record) -> Record:
+    options = record.options | {"cell": cell.describe(base)}
+    return replace(record, command="ablate", variant=cell.label, options=options)

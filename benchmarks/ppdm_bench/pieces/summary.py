@@ -1,0 +1,29 @@
+"""What all pieces found out together: one table of memory, and how true the predictions were."""
+
+from pathlib import Path
+
+from ppdm_baselines import REFERENCE
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report import figure, table
+from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.measured import measured_table
+
+
+def records_of(folder: Path) -> list[Record]:
+    """The records of all pieces, folder by folder, without those of the pieces themselves."""
+    return [record for path in sorted(folder.glob("**/records.jsonl")) for record in RecordFile(path).read()]
+
+
+def summarise(folder: Path) -> tuple[str, list[Path]]:
+    """Write the table of memory of all pieces, and predicted against measured peaks, into the folder.
+
+    Returns:
+        What is to be printed, and every file that was written; nothing where no memory was measured.
+    """
+    records = [record for record in records_of(folder) if record.command == "memory"]
+    if not any(record.kind == "measured" and record.status == "ok" for record in records):
+        return "", []
+    written = list(table.save(table.memory_table(records, reference=REFERENCE), folder / "memory"))
+    agreement = measured_table(records)
+    written.append(replace_file(folder / "agreement.md", agreement.encode()))
+    return agreement, [*written, *figure.save(figure.measured_figure(records), folder / "agreement")]

@@ -1,0 +1,146 @@
+"""Predictions for a plan: each made once, several at a time in processes of their own."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.allocator import CachingAllocator
+from ppdm_bench.memory.predict import Peak, predict_peak
+from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.memory.workload import fault, workload
+from ppdm_bench.planning.search import Look
+
+T = TypeVar("T")
+Case = tuple[Configuration, str]  # and its phase
+Question = Generator[Case, Look, T]
+Submit = Callable[[Case], "Future[Look]"]
+
+_FIXED = ("params", "grads", "optimizer")
+
+
+class NoOutlook(RuntimeError):
+    """A case that cannot be predicted, and why."""
+
+
+def predict(case: Case, target: Target) -> Look:
+    """Predict one case.
+
+    Raises:
+        NoOutlook: the method cannot be run, or not be predicted.
+    """
+    configuration, phase = case
+    work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
+    try:
+        peak = predict_peak(work.build, work.step, work.iterations, target)
+    except Exception as error:  # a method's code may fail in any way
+        raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
+    return Look(bool(peak.fits), need(peak), sum(peak.breakdown[kind] for kind in _FIXED))
+
+
+def need(peak: Peak) -> int:
+    """The least bytes in which the allocator's replay comes through, to 1 %: holes are given back when memory is short,
+    so it lies between what is allocated and what is reserved at leisure."""
+    assert peak.timeline is not None
+    assert peak.peak_reserved is not None
+    low, high, events = peak.peak_allocated, peak.peak_reserved, peak.timeline.events
+    while high - low > max(MIB, high // 100):
+        middle = (low + high) // 2
+        low, high = (low, middle) if CachingAllocator(middle).replay(events) else (middle, high)
+    return high
+
+
+@contextmanager
+def predictor(target: Target, workers: int | None = None) -> Iterator[Submit]:
+    """How predictions are asked for: at once in this process for one worker, else in as many processes.
+
+    Args:
+        target: what is predicted for.
+        workers: processes; the cores that there are, at most eight, if absent.
+    """
+    workers = workers or min(8, _cores())
+    if workers == 1:
+        yield lambda case: _done(case, target)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    try:
+        yield lambda case: pool.submit(predict, case, target)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _begin() -> None:
+    """A worker's first act: one core each, Ctrl-C is the parent's affair, and no life without it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def follow_the_parent() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_the_parent, daemon=True).start()
+
+
+def _done(case: Case, target: Target) -> "Future[Look]":
+    future: Future[Look] = Future()
+    try:
+        future.set_result(predict(case, target))
+    except NoOutlook as error:
+        future.set_exception(error)
+    return future
+
+
+def ask_all(
+    questions: Sequence[Question[T]], submit: Submit, progress: Callable[[int, int, Case], None] = lambda *_: None
+) -> list[T | NoOutlook]:
+    """Answer questions side by side; of a case that several want, there is one prediction.
+
+    Args:
+        questions: each yields the case that it wants to know next and returns its answer.
+        submit: how predictions are asked for.
+        progress: called with the questions that are answered, the predictions that were made, and the latest case.
+
+    Returns:
+        The answers in order; for a question that met a case without prediction, why there is none.
+    """
+    answers: dict[int, Any] = {}
+    futures: dict[Case, Future[Look]] = {}
+    waiting: dict[int, Case] = {}
+
+    def go_on(number: int, look: Look | None) -> None:
+        try:
+            case = questions[number].send(look) if look else next(questions[number])
+        except StopIteration as end:
+            answers[number] = end.value
+            return
+        waiting[number] = case
+        if case not in futures:
+            futures[case] = submit(case)
+
+    for number in range(len(questions)):
+        go_on(number, None)
+    while waiting:
+        wait({futures[case] for case in waiting.values()}, return_when=FIRST_COMPLETED)
+        for number, case in [(n, case) for n, case in waiting.items() if futures[case].done()]:
+            del waiting[number]
+            if error := futures[case].exception():
+                if not isinstance(error, NoOutlook):
+                    raise error
+                answers[number] = error
+            else:
+                go_on(number, futures[case].result())
+            progress(len(answers), sum(future.done() for future in futures.values()), case)
+    return [answers[number] for number in range(len(questions))]

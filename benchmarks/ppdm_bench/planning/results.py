@@ -1,0 +1,174 @@
+"""What ``ppdm-bench plan`` leaves behind: records of every answer, and what is made from them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.environment import environment
+from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.planning.outlook import NoOutlook, ask_all, predictor
+from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
+from ppdm_bench.planning.search import Found, Look
+from ppdm_bench.records import Record, RecordFile, config_id
+from ppdm_bench.report import budget as report
+from ppdm_bench.report import canvas
+from ppdm_bench.terminal import progress
+
+RECORDS = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be found out.
+
+    Attributes:
+        configurations: what is asked about.
+        phases: of those that a method has, these; None takes all.
+        target: the card, with its capacity.
+        spacing: of the scan whose size was taken, mm.
+        bounds: where is looked.
+    """
+
+    configurations: Sequence[Configuration]
+    phases: Sequence[str] | None
+    target: Target
+    spacing: tuple[float, ...] = ()
+    bounds: Bounds = field(default_factory=Bounds)
+
+    @property
+    def asked(self) -> list[tuple[Configuration, str]]:
+        """Every configuration with every phase."""
+        return [
+            (one, phase)
+            for one in self.configurations
+            for phase in phases_of(one.resolve())
+            if self.phases is None or phase in self.phases
+        ]
+
+
+def collect(plan: Plan, workers: int | None = None) -> list[Record]:
+    """Answer everything under a progress bar."""
+    asked = plan.asked
+    questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
+    with progress() as bar, predictor(plan.target, workers) as submit:
+        shown = bar.add_task("loading", total=len(questions))
+
+        def tell(answered: int, made: int, case: tuple[Configuration, str]) -> None:
+            text = f"{made} predictions; {case[0].method} {case[1]} {'×'.join(map(str, case[0].shape))}"
+            bar.update(shown, completed=answered, description=text)
+
+        answers = ask_all(questions, submit, tell)
+    return [
+        record
+        for (one, phase), answer in zip(asked, answers, strict=True)
+        for record in (
+            [_record(plan, one, one, phase, "fits", status="error", reason=str(answer))]
+            if isinstance(answer, NoOutlook)
+            else _records(plan, answer)
+        )
+    ]
+
+
+def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[Path]]:
+    """The table with what it says in words, and the files that were written, if a folder was given."""
+    lines = report.gather(records)
+    if folder is None:
+        return report.to_text(lines), []
+    file = RecordFile(folder / RECORDS)
+    known = {record.content() for record in file.read()}
+    file.append(record for record in records if record.content() not in known)
+    written = [file.path, *report.save(lines, folder / "plan")]
+    if any(line.cube is not None for line in lines):
+        written += canvas.save(report.budget_figure(lines), folder / "plan")
+    return report.to_text(lines), written
+
+
+def failures(records: Sequence[Record]) -> list[str]:
+    """What could not be found out, a sentence each."""
+    return [record.reason for record in records if record.status == "error"]
+
+
+def _records(plan: Plan, answer: Answer) -> list[Record]:
+    asked, phase, bounds = answer.asked, answer.phase, plan.bounds
+
+    def edge(case: int) -> int:
+        return case * bounds.step
+
+    def factor(case: int) -> int:
+        return bounds.factors[-case] if case else 0
+
+    def found(one: Configuration, metric: str, found: Found, named: Callable[[int], int]) -> Record:
+        return _record(plan, asked, one, phase, metric, **_found(found, named))
+
+    records = [*_verdict(plan, asked, asked, phase, answer.fits), found(asked, "largest_resolution", answer.cube, edge)]
+    records.append(found(asked, "largest_batch", answer.batch, int))
+    if answer.factor is not None:
+        records.append(found(asked, "smallest_factor", answer.factor, factor))
+    for one, look in answer.switches.items():
+        records += _verdict(plan, asked, one, phase, look)
+    if answer.switched_cube:
+        records.append(found(answer.switched_cube[0], "largest_resolution", answer.switched_cube[1], edge))
+    return records
+
+
+def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
+    return [
+        _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1"),
+        _record(plan, asked, one, phase, "needed", value=look.need, unit="B"),
+    ]
+
+
+def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
+    """The value of a search's record: with both predictions that it rests on, and a note where it is not plain."""
+    ends = [case for case in (found.value, found.value + 1) if case in found.looks]
+    verified = [{"case": named(c), "fits": found.looks[c].fits, "needed": found.looks[c].need} for c in ends]
+    value = {"value": named(found.value), "unit": "1", "options": {"verified": verified}}
+    if found.exception is not None:
+        smaller = next(case for case, look in sorted(found.looks.items()) if not look.fits)
+        return value | {
+            "reason": f"memory does not grow steadily: {named(found.exception)} fits too, {named(smaller)} does not"
+        }
+    if found.value == 0:
+        return value | {"reason": f"not even {named(1)} fits"}
+    return value if found.bounded else value | {"reason": f"nothing beyond {named(found.limit)} was looked at"}
+
+
+def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any) -> Record:
+    """A record about one configuration; what was asked about may have other switches."""
+    target = plan.target
+    how = {
+        "budget": target.capacity,
+        "asked": {"precision": asked.precision, "checkpointing": asked.checkpointing},
+        "step": plan.bounds.step,
+    }
+    options = one.describe() | {"plan": how}
+    env = environment() | {"torch": ".".join(map(str, target.release)), "capacity": target.capacity}
+    return Record(
+        command="plan",
+        config_id=config_id(options),
+        method=one.method,
+        variant=one.variant,
+        shape=one.shape,
+        spacing=plan.spacing,
+        batch_size=one.batch_size,
+        phase=phase,
+        precision=one.precision,
+        checkpointing=one.checkpointing,
+        metric=metric,
+        stat="verdict" if metric == "fits" else "limit",
+        n=1,
+        kind="predicted",
+        device="cuda",
+        env=env | {"context": target.context},
+        **content | {"options": options | content.get("options", {})},
+    )
+
+
+def too_small(target: Target) -> str | None:
+    """Why nothing can be planned on a card, if that is so."""
+    room = target.room
+    if room is None or room > 0:
+        return None
+    return f"a budget must exceed the CUDA context, which takes {target.context / GIB:.2f} GiB of it"

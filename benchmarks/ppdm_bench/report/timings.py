@@ -1,0 +1,126 @@
+"""Records of speed gathered: of each configuration the time of a training step, and of a volume by evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import quantiles
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.rows import Row, settings_of
+
+_TIMES = ("step_seconds", "volume_seconds")
+_ESTIMATE = "volume_seconds_estimate"
+_COUNTED = ("step_flops", "volume_flops")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A step, or a volume of some evaluations.
+
+    Attributes:
+        record: of its time, measured, or of why there is none.
+        flops: operations that it takes.
+        share: of what matrix products reach, of 1.
+        estimate: seconds that were not measured but extrapolated.
+    """
+
+    record: Record
+    flops: float | None = None
+    share: float | None = None
+    estimate: Record | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The median over repetitions, None where it was not run to its end."""
+        return self.record.value if self.record.status == "ok" else None
+
+    @property
+    def quartiles(self) -> tuple[float, float] | None:
+        """The first and the third quartile of the repetitions."""
+        if self.seconds is None or len(self.record.samples) < 2:
+            return None
+        first, _, third = quantiles(self.record.samples, n=4, method="inclusive")
+        return first, third
+
+    @property
+    def rate(self) -> float | None:
+        """Operations a second."""
+        return self.flops / self.seconds if self.flops and self.seconds else None
+
+
+@dataclass
+class Pace:
+    """The times of one configuration.
+
+    Attributes:
+        row: its name and settings.
+        own: network evaluations of a volume that the method itself would take, if that is known.
+        step: of training, if that was asked.
+        volumes: by network evaluations, ascending.
+        ceilings: what matrix products reached, a record a process.
+        repetitions: at least so many were asked for, None where a record does not say.
+    """
+
+    row: Row
+    own: int | None
+    repetitions: int | None
+    step: Timing | None = None
+    volumes: dict[int, Timing] = field(default_factory=dict)
+    ceilings: list[Record] = field(default_factory=list)
+
+    @property
+    def timings(self) -> list[tuple[str, int | None, Timing]]:
+        """Phase, evaluations and time of everything."""
+        steps = [("train", None, self.step)] if self.step else []
+        return [*steps, *(("sample", k, timing) for k, timing in self.volumes.items())]
+
+
+def gather_times(records: Iterable[Record]) -> list[Pace]:
+    """One for each configuration, in the order they first came; records that are not about time are passed over.
+
+    Of what was measured twice, the later counts.
+
+    Raises:
+        ValueError: no record is of a time.
+    """
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        if record.metric in (*_TIMES, _ESTIMATE, *_COUNTED, "flops_share", "matmul_flops_per_second"):
+            groups.setdefault((record.method, record.variant, *settings_of(record).values()), []).append(record)
+    found = [_pace(group) for group in groups.values() if any(record.metric in _TIMES for record in group)]
+    if not found:
+        raise ValueError("there is nothing to show: no record is of a time (metric step_seconds or volume_seconds)")
+    return found
+
+
+def _pace(group: list[Record]) -> Pace:
+    first = group[0]
+    row = Row("measured", first.method, first.variant, settings_of(first), {})
+    pace = Pace(row, _own(first), first.options.get("protocol", {}).get("repetitions"))
+    latest = {(record.metric, record.steps): record for record in group}
+    for (metric, steps), record in sorted(latest.items(), key=lambda item: item[0][1] or 0):
+        if metric in _TIMES:
+            timing = _timing(record, latest)
+            if steps is None and metric == "step_seconds":
+                pace.step = timing
+            elif steps is not None:
+                pace.volumes[steps] = timing
+    pace.ceilings = [r for r in group if r.metric == "matmul_flops_per_second" and r.value]
+    return pace
+
+
+def _timing(record: Record, latest: dict[tuple[str, int | None], Record]) -> Timing:
+    def value(metric: str) -> float | None:
+        found = latest.get((metric, record.steps))
+        return found.value if found and record.status == "ok" else None
+
+    flops = value("step_flops" if record.metric == "step_seconds" else "volume_flops")
+    estimate = latest.get((_ESTIMATE, record.steps)) if record.status != "ok" else None
+    return Timing(record, flops, value("flops_share"), estimate)
+
+
+def _own(record: Record) -> int | None:
+    resolved = record.options.get("resolved")
+    steps = resolved.get("sampling", {}).get("steps") if isinstance(resolved, dict) else None
+    return steps if isinstance(steps, int) else None

@@ -1,0 +1,210 @@
+"""``ppdm-bench speed``: what is to be timed, and what was found out, as records."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import linear_regression, median
+from typing import Any
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.environment import environment
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.runner import Answer, run_child
+from ppdm_bench.timing.clock import Protocol
+
+Spacing = tuple[float, float, float]
+Samples = Sequence[float]
+
+TIMES = {"train": "step_seconds", "sample": "volume_seconds"}
+FLOPS = {"train": "step_flops", "sample": "volume_flops"}
+ESTIMATE = "volume_seconds_estimate"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One phase of one configuration."""
+
+    configuration: Configuration
+    phase: str
+
+    @property
+    def text(self) -> str:
+        """How a progress bar calls it."""
+        c = self.configuration
+        return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, c.precision, c.checkpointing)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be found out.
+
+    Attributes:
+        configurations, phases: the product of these.
+        device: ``cuda`` or ``cpu``.
+        evaluations: of the network for a volume; None stands for the method's own.
+        protocol: when a measurement is long enough.
+        spacing: of the scan whose size was taken, mm; empty without one.
+        timeout: seconds for one phase of one configuration.
+    """
+
+    configurations: Sequence[Configuration]
+    phases: Sequence[str]
+    device: str
+    evaluations: Sequence[int | None]
+    protocol: Protocol
+    spacing: Spacing | tuple[()] = ()
+    timeout: float = 600
+
+    @property
+    def tasks(self) -> list[Task]:
+        """In the order in which they are done."""
+        return [Task(c, phase) for c in self.configurations for phase in self.phases]
+
+    def counts(self, task: Task) -> list[int]:
+        """The network evaluations of a volume that are asked for, ascending; none in training."""
+        if task.phase == "train":
+            return []
+        own = task.configuration.resolve().sampling.steps
+        return sorted({own if k is None else k for k in self.evaluations})
+
+
+def carry_out(
+    plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
+) -> Iterator[list[Record]]:
+    """Do the tasks of a plan in order, and yield the records of each as soon as it is done.
+
+    Args:
+        plan: what is to be found out.
+        progress: called with each task before it begins.
+        known: records of earlier runs. What was measured for the same configuration by the same code and protocol in
+            the same environment is yielded from them and not measured again.
+    """
+    for task in plan.tasks:
+        progress(task)
+        yield _measured_before(plan, task, known) or measure(plan, task)
+
+
+def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Record]:
+    if environment()["dirty"]:  # changed code: nobody knows whether it is the same
+        return []
+    wanted = _identity(_common(plan, task) | {"env": environment()})
+    same = [record for record in known if _identity(vars(record)) == wanted]
+    return [] if any(r.status not in ("ok", "oom", "skipped") for r in same) else same
+
+
+def _identity(fields: Mapping[str, Any]) -> list[Any]:
+    names = ("config_id", "command", "phase", "device", "spacing", "env")
+    return [*(fields[name] for name in names), fields["options"].get("protocol")]
+
+
+def measure(plan: Plan, task: Task) -> list[Record]:
+    """Time one phase of one configuration in a child process, and make the records of what it answered."""
+    request = {
+        "configuration": task.configuration.to_dict(),
+        "phase": task.phase,
+        "device": plan.device,
+        "evaluations": plan.counts(task),
+        "protocol": asdict(plan.protocol),
+        "timeout": plan.timeout,
+    }
+    return records_of(plan, task, run_child("ppdm_bench.timing.worker", request, plan.timeout))
+
+
+def records_of(plan: Plan, task: Task, answer: Answer) -> list[Record]:
+    """The records of what a child answered: a time and its share of the ceiling for everything that was run, FLOPs of
+    it, the ceiling; where a number of evaluations was not run, that, and an estimate that is marked as one.
+    """
+    common = _common(plan, task) | {"env": dict(answer.env) or environment()}
+    if answer.status != "ok":
+        ended = common | {"kind": "measured", "status": answer.status, "reason": answer.reason}
+        return [Record(metric=TIMES[task.phase], steps=k, **ended) for k in (plan.counts(task) or (None,))]
+    metrics: Mapping[str, Any] = answer.metrics
+    times, flops = _by_evaluations(metrics[TIMES[task.phase]]), _by_evaluations(metrics.get(FLOPS[task.phase], {}))
+    ceiling = metrics["matmul"]
+    best = max(ceiling["rates"])
+    records = [_rate(ceiling, common)]
+    for steps, samples in times.items():
+        about = common | {"steps": steps, "kind": "measured"}
+        note = "; ".join(filter(None, (answer.reason, _fewer(samples, plan.protocol))))
+        seconds = median(samples)
+        records.append(_statistic(TIMES[task.phase], samples, "median", seconds, about | {"reason": note}))
+        if steps in flops:
+            share = flops[steps] / seconds / best
+            what = f"of the {ceiling['what']}, in {seconds:.4g} s"
+            records.append(Record(metric="flops_share", value=share, reason=what, **about))
+    # Counted on tensors without values: nothing was run for it.
+    counted = common | {"kind": "predicted", "stat": "count", "n": 1}
+    records += [Record(metric=FLOPS[task.phase], value=n, steps=k, **counted) for k, n in flops.items()]
+    missing = [k for k in plan.counts(task) if k not in times]
+    return records + [record for k in missing for record in _not_run(plan, k, times, common)]
+
+
+def _by_evaluations(found: Any) -> dict[int | None, Any]:
+    """What JSON made of numbers by evaluations; without evaluations, in training, there is one."""
+    return {int(k): value for k, value in found.items()} if isinstance(found, Mapping) else {None: found}
+
+
+def _statistic(metric: str, samples: Samples, stat: str, value: float, about: Mapping[str, Any]) -> Record:
+    # Seven digits are more than any clock has, and half of what JSON would keep.
+    rounded = tuple(float(f"{x:.7g}") for x in samples)
+    return Record(metric=metric, value=value, stat=stat, n=len(samples), samples=rounded, **about)
+
+
+def _rate(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
+    about = {**common, "kind": "measured", "reason": ceiling["what"]}
+    return _statistic("matmul_flops_per_second", ceiling["rates"], "max", max(ceiling["rates"]), about)
+
+
+def _fewer(samples: Samples, protocol: Protocol) -> str:
+    if len(samples) >= protocol.repetitions:
+        return ""
+    return f"{len(samples)} repetitions and not {protocol.repetitions}, as the time limit holds no more"
+
+
+def _not_run(
+    plan: Plan, evaluations: int, times: Mapping[int | None, Samples], common: Mapping[str, Any]
+) -> list[Record]:
+    """That so many evaluations did not fit the time limit, and what they would take by those that did."""
+    points = {k: median(samples) for k, samples in times.items() if k is not None}
+    slope, intercept = linear_regression(list(points), list(points.values()))
+    about = {**common, "steps": evaluations}
+    why = f"a volume of {evaluations} evaluations does not fit the time limit of {plan.timeout:g} s often enough"
+    line = intercept + slope * evaluations
+    how = f"not run: the line through the times of {', '.join(map(str, points))} evaluations, continued"
+    return [
+        Record(
+            metric=TIMES["sample"],
+            kind="measured",
+            status="skipped",
+            reason=f"{why}; a longer --timeout measures it",
+            **about,
+        ),
+        Record(
+            metric=ESTIMATE,
+            value=max(line, *points.values()),
+            stat="extrapolated",
+            kind="predicted",
+            reason=how,
+            **about,
+        ),
+    ]
+
+
+def _common(plan: Plan, task: Task) -> dict[str, Any]:
+    configuration = task.configuration
+    described = configuration.describe()
+    protocol = asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": plan.counts(task)}
+    return {
+        # Of the configuration alone: its memory and its quality, too, are found by it.
+        "config_id": config_id(described),
+        "command": "speed",
+        "method": configuration.method,
+        "variant": configuration.variant,
+        "shape": configuration.shape,
+        "spacing": plan.spacing,
+        "batch_size": configuration.batch_size,
+        "phase": task.phase,
+        "precision": configuration.precision,
+        "checkpointing": configuration.checkpointing,
+        "device": plan.device,
+        "options": described | {"protocol": protocol},
+    }

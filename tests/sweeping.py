@@ -1,0 +1,76 @@
+"""A command that sweeps, and its children, without PyTorch so that they start in a blink: what ``test_sweep`` ends.
+
+As a script, ``sweeping.py FOLDER SIZES``, it measures each size in a child and keeps its two records. As a module it is
+the child. What a child does is said by size in the variable ``DEEDS``, as JSON: ``ok``, ``oom``, ``error``, ``die``, or
+``hang`` when it has written its number to ``FOLDER/../pid``; each child leaves a line in ``FOLDER/../started``.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.child import serve
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.runner import Answer
+from ppdm_bench.sweep import Case, Ledger, Sweep
+from ppdm_bench.terminal import alone_in, in_words, say
+
+
+def main(folder: Path, sizes: list[int]) -> None:
+    with alone_in(folder):
+        ledger = Ledger(folder)
+        sweep = Sweep("sweeping", float(os.environ.get("TIMEOUT", "60")), ledger.earlier)
+        for size in sizes:
+            ledger.keep(sweep.measure(case_of(size, folder.parent), records_of))
+
+
+def case_of(size: int, near: Path) -> Case:
+    options = {"name": "cube", "shape": [size] * 3, "batch_size": 1}
+    common = {
+        "config_id": config_id(options),
+        "command": "sweep",
+        "shape": (size,) * 3,
+        "batch_size": 1,
+        "kind": "measured",
+        "options": options,
+        "env": {"dirty": False},
+    }
+    return Case("peak_allocated", common, {"size": size, "near": str(near)})
+
+
+def records_of(answer: Answer, common: dict[str, Any]) -> list[Record]:
+    return [Record(metric=name, value=value, **common) for name, value in answer.metrics.items()]
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    size, near = request["size"], Path(request["near"])
+    with (near / "started").open("a") as file:
+        file.write(f"{size}\n")
+    deed = json.loads(os.environ.get("DEEDS", "{}")).get(str(size), "ok")
+    if deed == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if deed == "error":
+        raise ValueError("so it is")
+    if deed == "hang":
+        (near / "part").write_text(str(os.getpid()))
+        (near / "part").rename(near / "pid")
+        time.sleep(600)
+    if deed == "oom":
+        return {"status": "oom", "reason": "so it is"}
+    return {"status": "ok", "metrics": {"peak_allocated": size**3, "params": size}}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        serve(answer)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as the command line has it
+        try:
+            main(Path(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")])
+        except (ValueError, OSError) as error:
+            say(in_words(error))
+            sys.exit(1)

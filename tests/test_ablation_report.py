@@ -1,0 +1,253 @@
+"""Tables and figures of an ablation, from records that say what must come out."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.ablation import ablation_table, headline, save, to_csv, to_markdown, to_text
+from ppdm_bench.report.ablation_figure import ablation_figure
+from ppdm_bench.report.ablation_rows import difference, gather, seam_metric
+from ppdm_bench.report.ablation_space import space_figure
+from ppdm_bench.report.canvas import save as save_figure
+
+SUBJECTS = ("s1", "s2", "s3")
+LEVELS = {
+    "default": ("r=2", "all", "brownian"),
+    "r=1": ("r=1", "all", "brownian"),
+    "r=4": ("r=4", "all", "brownian"),
+    "r=8": ("r=8", "all", "brownian"),
+    "r=1x2x2": ("r=1x2x2", "all", "brownian"),
+    "haar": ("haar", "all", "brownian"),
+    "loss=off": ("r=2", "off", "brownian"),
+    "loss=cell": ("r=2", "cell", "brownian"),
+    "bridge=linear": ("r=2", "all", "linear"),
+    "bridge=i2sb": ("r=2", "all", "i2sb"),
+    "bridge=noise": ("r=2", "all", "noise"),
+    "r=1 bridge=noise": ("r=1", "all", "noise"),
+    "r=4 bridge=noise": ("r=4", "all", "noise"),
+    "haar bridge=noise": ("haar", "all", "noise"),
+}
+STEPS, SECONDS = {"steps": 100}, {"time": 5.0}
+
+
+def cell(label, base="b"):
+    space, loss, bridge = LEVELS[label]
+    factor = space.removeprefix("r=") if space.startswith("r=") else ""
+    return {
+        "label": label,
+        "default": label == "default",
+        "base": base,
+        "levels": {"space": space, "loss": loss, "bridge": bridge},
+        "representation": "puzzle" if factor else space,
+        "factor": factor,
+        "loss": loss,
+        "kernel": "gaussian" if bridge == "noise" else bridge,
+        "target": "x0" if bridge == "noise" else "residual",
+    }
+
+
+def options(label, budgets, seed, **more):
+    return {"cell": cell(label), "budgets": budgets, "training": {"seed": seed}, "data": {"size": 32}, **more}
+
+
+def one(label, task="mri", seed=0, level=20.0, budgets=STEPS, steps=4, subjects=SUBJECTS):
+    """The records of one training: the psnr of subject k is the level + k, and costs that the label decides."""
+    common = {"command": "ablate", "method": "ppdm", "variant": label, "task": task, "kind": "measured"}
+    values = {"psnr": (level, "dB"), "ssim": (level / 100, "1"), "sharpness": (0.9, "1"), "seam_index_r2": (0.5, "dB")}
+    values |= {f"seam_index_r{r}": (0.3, "dB") for r in ("4", "8", "1x2x2")}
+    found = [
+        Record(
+            **common,
+            metric=metric,
+            unit=unit,
+            value=value + number,
+            subject=subject,
+            steps=steps,
+            shape=(32, 32, 32),
+            phase="sample",
+            options=options(label, budgets, seed),
+        )
+        for metric, (value, unit) in values.items()
+        for number, subject in enumerate(subjects)
+    ]
+    costs = {"train_seconds": (50.0, "s"), "train_steps": (100, "1")}
+    found += [
+        Record(**common, metric=m, unit=u, value=v, phase="train", options=options(label, budgets, seed))
+        for m, (v, u) in costs.items()
+    ]
+    return found
+
+
+def peak(label, phase, gib, shape=(32, 32, 32)):
+    return Record(
+        command="ablate",
+        method="ppdm",
+        variant=label,
+        phase=phase,
+        shape=shape,
+        metric="peak_allocated",
+        value=round(gib * 2**30),
+        kind="predicted",
+        options={"cell": cell(label)},
+    )
+
+
+def everything(tasks=("mri", "pet"), seeds=(0,)):
+    found = []
+    for number, label in enumerate(LEVELS):
+        timed = {**STEPS, **SECONDS} if label == "default" else STEPS
+        found += [peak(label, "train", 1 / (1 + number)), peak(label, "sample", 0.5, (256, 256, 256))]
+        for task in tasks:
+            for seed in seeds:
+                found += one(label, task, seed, 20 + number + 0.1 * seed, timed)
+                if label in ("r=1", "r=4", "haar") or "r=" in label or "noise" in label:
+                    found += one(label, task, seed, 21 + number, SECONDS)
+    return found
+
+
+def skipped(label):
+    return Record(
+        command="ablate",
+        method="ppdm",
+        variant=label,
+        task="mri",
+        metric="psnr",
+        unit="dB",
+        kind="measured",
+        status="skipped",
+        reason="a cell of one voxel",
+        options={"cell": {"label": label, "default": False, "base": "b", "levels": {}}, "budgets": STEPS},
+    )
+
+
+def test_a_row_a_cell_task_budget_and_seed_with_settings_costs_and_differences():
+    records = [*one("default", budgets={**STEPS, **SECONDS}), *one("r=4", level=22.5), peak("r=4", "train", 2)]
+    records += [peak("r=4", "train", 9, (256, 256, 256)), skipped("r=1 loss=cell")]
+    frame = ablation_table(records)
+    assert list(zip(frame["cell"], frame["budget"], strict=True)) == [
+        ("default", "steps"),
+        ("default", "time"),
+        ("r=4", "steps"),
+        ("r=1 loss=cell", "steps"),
+    ]
+    row = frame.iloc[2]
+    assert (row["factor"], row["loss"], row["kernel"], row["target"], row["n"]) == (
+        "4",
+        "all",
+        "brownian",
+        "residual",
+        3,
+    )
+    assert (row["psnr"], row["psnr_sd"]) == pytest.approx((23.5, 1.0))
+    assert (row["psnr_difference"], row["psnr_low"], row["psnr_high"]) == pytest.approx((2.5, 2.5, 2.5))
+    assert row["step_seconds"] == pytest.approx(0.5)
+    assert row["train_peak_allocated_predicted"] == 2 * 2**30
+    assert row["train_peak_allocated_predicted_256x256x256"] == 9 * 2**30
+    assert (frame.iloc[3]["status"], frame.iloc[3]["reason"]) == ("skipped", "a cell of one voxel")
+    assert frame["psnr_difference"].isna()[[0, 1, 3]].all()
+
+
+def test_seeds_are_rows_for_programs_and_averaged_for_people():
+    records = [
+        r for seed in (0, 1) for r in (*one("default", seed=seed), *one("r=4", seed=seed, level=21.0 + 2 * seed))
+    ]
+    frame = ablation_table(records)
+    assert list(zip(frame["cell"], frame["seed"], strict=True)) == [
+        ("default", 0),
+        ("r=4", 0),
+        ("default", 1),
+        ("r=4", 1),
+    ]
+    assert list(frame["psnr_difference"].dropna()) == pytest.approx([1, 3])
+    pooled = next(row for row in gather(records, pooled=True) if row.label == "r=4")
+    assert pooled.seeds == (0, 1)
+    assert pooled.series.subjects("psnr") == pytest.approx({"s1": 22, "s2": 23, "s3": 24})
+    assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in to_markdown(records)
+
+
+def test_a_seed_that_is_missing_is_missing_in_the_default_too():
+    records = [r for seed in (0, 1) for r in one("default", seed=seed, level=20.0 + 4 * seed)] + one(
+        "r=4", seed=1, level=25
+    )
+    rows = gather(records, pooled=True)
+    assert difference(rows[1], rows, "psnr").mean == pytest.approx(1)
+
+
+def test_budgets_tasks_and_evaluations_are_not_compared_with_one_another():
+    records = [*one("default"), *one("r=4", "pet"), *one("r=8", budgets=SECONDS), *one("loss=off", steps=1)]
+    rows = gather(records)
+    assert [difference(row, rows, "psnr") for row in rows] == [None] * 4
+
+
+def test_cells_around_another_method_and_data_of_another_size_stay_out():
+    other = [replace(r, options=r.options | {"cell": cell(r.variant, "other")}) for r in one("r=4")]
+    small = [replace(r, options=r.options | {"data": {"size": 16}}) for r in one("r=8")]
+    rows = gather([*other, *small, *one("default")])
+    assert [row.label for row in rows] == ["default"]
+    assert gather([replace(r, command="quality") for r in one("default")]) == []
+
+
+@pytest.mark.parametrize(
+    ("label", "metric"),
+    [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", None)],
+)
+def test_the_lattice_of_a_cell(label, metric):
+    assert seam_metric(gather(one(label))[0]) == metric
+
+
+def test_files_are_the_same_every_time_and_read_back(tmp_path):
+    few = ("default", "r=4", "bridge=noise")
+    records = [r for r in everything() if r.variant in few]
+    csv_path, markdown = save(records, tmp_path / "a" / "ablation")
+    assert csv_path.read_text() == to_csv(ablation_table(records))
+    lines = list(csv.DictReader(io.StringIO(csv_path.read_text())))
+    assert {line["task"] for line in lines} == {"mri", "pet"}
+    text = markdown.read_text()
+    assert "mri, equal steps: 100 steps; 4 network evaluations a volume." in text
+    assert "pet, equal time: 5.00 s" in text
+    assert "narrower than 95 %" in text
+    assert "r=1 loss=cell: skipped: a cell of one voxel." in to_text([*records, skipped("r=1 loss=cell")])
+    assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects a task, 1 seed."
+
+
+def test_small_multiples(tmp_path):
+    figure = ablation_figure(everything())
+    titles = [axes.get_title() for axes in figure.axes[:3]]
+    assert titles == ["representation", "puzzle-gradient loss", "bridge"]
+    names = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes[-3:]]
+    assert names[1] == ["off", "cell", "all"]
+    assert names[2] == ["Brownian", "linear", "I2SB", "none\n(noise)"]
+    points = [line for line in figure.axes[2].lines if line.get_marker() in "os"]
+    assert sorted(round(float(line.get_ydata()[0]), 6) for line in points) == [8, 8, 9, 9, 10, 10]
+    memory = [line for axes in figure.axes[12:15] for line in axes.lines if line.get_marker() in ("o", "s")]
+    assert {line.get_markerfacecolor() for line in memory} == {"white"}
+    assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "ablation"))
+
+
+def test_varied_cells_are_a_column():
+    records = everything(tasks=("mri",))
+    varied = [
+        replace(r, variant="kernel.gamma=1", options=r.options | {"cell": cell("default") | more})
+        for r in one("r=4", level=30)
+        for more in [{"label": "kernel.gamma=1", "default": False, "levels": {}}]
+    ]
+    figure = ablation_figure([*records, *varied])
+    assert figure.axes[3].get_title() == "varied"
+
+
+def test_puzzle_or_bridge(tmp_path):
+    figure = space_figure(everything())
+    assert [axes.get_title().split("\n")[0] for axes in figure.axes[:4]] == ["mri", "mri", "pet", "pet"]
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["r=1\n(identity)", "r=2", "r=4", "Haar"]
+    curves = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
+    assert [list(line.get_xdata()) for line in curves] == [[0, 1, 2, 3]] * 2
+    assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "space"))
+
+
+def test_nothing_to_draw():
+    for draw in (ablation_figure, space_figure):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            draw(one("default"))

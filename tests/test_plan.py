@@ -1,0 +1,164 @@
+"""Plans: searches against brute force, on made-up predictors and on real predictions of tiny volumes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from commands import refused, run
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.planning.outlook import NoOutlook, ask_all, predict, predictor
+from ppdm_bench.planning.questions import Bounds, alternatives, question
+from ppdm_bench.planning.results import Plan, collect, failures, present
+from ppdm_bench.planning.search import Look, largest
+from ppdm_bench.records import RecordFile
+from ppdm_bench.report import budget as report
+
+
+def searched(verdict, limit=40, room=None, needs=lambda k: k, known=()):
+    """Run a search on a made-up predictor; what was found and the cases that were looked at, in order."""
+
+    def look(k):
+        return Look(verdict(k), needs(k))
+
+    search, seen = largest(limit, room, float, {k: look(k) for k in known}), []
+    try:
+        case = next(search)
+        while True:
+            seen.append(case)
+            case = search.send(look(case))
+    except StopIteration as end:
+        return end.value, seen
+
+
+@pytest.mark.parametrize("most", [0, 1, 7, 39, 40])
+@pytest.mark.parametrize("known", [(), (1,), (20,), (40,)])
+@pytest.mark.parametrize("room", [None, 7, 1000], ids=["halving", "estimates", "wrong estimates"])
+def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, room):
+    found, _ = searched(lambda k: k <= most, known=known, room=room)
+    assert found.value == most
+    assert found.exception is None
+    assert most == 0 or found.looks[most].fits
+    assert most == 40 or not found.looks[most + 1].fits
+    assert found.bounded == (most < 40)
+
+
+def test_good_estimates_need_two_looks():
+    found, seen = searched(lambda k: k <= 17, room=17, known=(30,))
+    assert (found.value, seen) == (17, [17, 18])
+
+
+def test_memory_that_does_not_grow_steadily_is_caught_and_searched_on():
+    found, _ = searched(lambda k: k <= 5 or 18 <= k <= 22, known=(20, 10))
+    assert (found.value, found.exception) == (5, 20)
+
+
+TINY = Configuration("ppdm", (32, 32, 32), factor=2, width=8)
+BOUNDS = Bounds(step=16, edge=64, batch=4, factors=(1, 2, 4))
+
+
+def target_of(size):
+    return Target(torch="2.11.0", capacity=size * MIB, context=0)
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """One real answer, and a card that holds the question as asked but not much more."""
+    target = target_of(64)
+    with predictor(target, workers=1) as submit:
+        (found,) = ask_all([question(TINY, "sample", target, BOUNDS)], submit)
+    return found, target
+
+
+def brute(target, cases):
+    return [predict((case, "sample"), target).fits for case in cases]
+
+
+def test_the_largest_cube_is_that_of_brute_force(answer):
+    found, target = answer
+    cubes = brute(target, [replace(TINY, shape=(n, n, n)) for n in (16, 32, 48, 64)])
+    assert found.cube.value == sum(cubes)
+    assert 0 < sum(cubes) < 4
+    assert cubes == sorted(cubes, reverse=True)
+
+
+def test_the_largest_batch_and_the_smallest_factor_are_those_of_brute_force(answer):
+    found, target = answer
+    batches = brute(target, [replace(TINY, batch_size=n) for n in (1, 2, 3, 4)])
+    assert found.batch.value == sum(batches)
+    factors = brute(target, [replace(TINY, factor=r) for r in (4, 2, 1)])
+    assert found.factor.value == sum(factors)
+
+
+def test_switches_are_few_first_and_all_last():
+    made = [(c.precision, c.checkpointing) for c in alternatives(TINY, "train")]
+    assert made == [("bf16", "none"), ("fp32", "norm"), ("fp32", "block"), ("bf16", "norm"), ("bf16", "block")]
+    assert [c.precision for c in alternatives(TINY, "sample")] == ["bf16"]
+    assert alternatives(replace(TINY, precision="bf16", checkpointing="block"), "train") == []
+
+
+def made_up(case, target):
+    """Needs 100 MB a step of the edge, half with bf16."""
+    configuration, _ = case
+    need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
+    need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
+    return Look(need <= target.room, need)
+
+
+@pytest.fixture
+def lines(monkeypatch, tmp_path):
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+    plan = Plan([Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250))
+    records = collect(plan, workers=1)
+    return records, report.gather(records), tmp_path
+
+
+def test_records_hold_both_predictions_behind_a_largest_value(lines):
+    records, _, _ = lines
+    (cube,) = [r for r in records if r.metric == "largest_resolution" and r.method == "ppdm"]
+    assert (cube.value, cube.kind, cube.command) == (80, "predicted", "plan")
+    assert [(e["case"], e["fits"]) for e in cube.options["verified"]] == [(80, True), (96, False)]
+    assert failures(records) == []
+
+
+def test_the_table_is_ranked_and_the_answer_in_words(lines):
+    records, (first, second), folder = lines
+    assert (first.method, second.method) == ("ppdm r=2", "ddpm3d")
+    assert (first.fits, second.fits, second.switch) == (True, False, "bf16")
+    text, written = present(records, folder)
+    assert "you can train: ppdm r=2; with bf16: ddpm3d" in text
+    assert {path.name for path in written} == {"records.jsonl", "plan.csv", "plan.md", "plan.png", "plan.pdf"}
+    assert RecordFile(folder / "records.jsonl").read() == records
+    assert present(records, None)[1] == []
+
+
+def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypatch):
+    def fails(case, target):
+        if case[0].method == "ddpm3d":
+            raise NoOutlook("ddpm3d sample: KeyError")
+        return made_up(case, target)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", fails)
+    records = collect(Plan([TINY, replace(TINY, method="ddpm3d", factor=None)], ["sample"], target_of(250)), workers=1)
+    assert failures(records) == ["ddpm3d sample: KeyError"]
+    assert "fits" in {r.metric for r in records if r.method == "ppdm"}
+
+
+def test_the_command_prints_records(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--for", "sample")
+    code, out, err = run(*words, "--json")
+    assert (code, err) == (0, "")
+    assert {row["phase"] for row in json.loads(out)} == {"sample"}
+    assert list(tmp_path.iterdir()) == []
+    assert "What fits in 8 GB at 64³" in run(*words)[1]
+
+
+def test_refusals():
+    assert "there is no GPU here" in refused(2, "plan", "--res", 64)
+    assert "give one size" in refused(2, "plan", "--budget", "8GB")
+    assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)
+    assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--for", "fun")
