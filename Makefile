@@ -7,7 +7,7 @@ RES    ?= 256
 BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality ablations test lint validate bench wheel clean gpu
+.PHONY: help setup memory quality ablations figures claims test lint validate bench wheel clean gpu
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -26,6 +26,12 @@ memory: $(READY) ## The main job: peak memory of every method at RES (256), tabl
 
 quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
 	$(BIN)/ppdm-bench quality --quick --out runs/quality
+
+figures: $(READY) ## Every figure, table and caption of a paper from the records under results, and an HTML report
+	$(BIN)/ppdm-bench figures results --html --out results/figures
+
+claims: $(READY) ## Each claim of the paper's abstract held against the records under results: results/CLAIMS.md
+	$(BIN)/ppdm-bench claims results --out results
 
 ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
 	$(BIN)/ppdm-bench ablate --out runs/ablations

@@ -22,6 +22,7 @@ from ppdm_bench.evaluation import assessment, pictures, results
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.series import gather, metric_name, names_of
+from ppdm_bench.report.snapshot import read_snapshot
 
 SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
@@ -167,6 +168,17 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
     assert "| ppdm r=2, 2 evaluations | 2 |" in (out / "quality.md").read_text()
 
 
+def test_picture_data_of_the_first_subject_are_kept(done):
+    kept = read_snapshot(done[0] / "snapshot.npz")
+    predictions = kept.of("prediction")
+    assert predictions
+    target, records = kept.of("target")[0], (done[0] / "records.jsonl").read_text()
+    for view in predictions:
+        assert [spectrum.size for spectrum in view.spectra] == [(n - n % 4) // 2 + 1 for n in kept.shape]
+        assert view.sections["axial"].shape == target.sections["axial"].shape
+        assert f'"config_id": "{view.config_id}"' in records
+
+
 def test_pictures_are_written_and_show_something(done):
     names = {path.name for path in done[0].iterdir()} - {".lock"}
     stems = ("subjects", "evaluations", "ppdm-r-2-best", "ppdm-r-2-worst")
@@ -174,6 +186,7 @@ def test_pictures_are_written_and_show_something(done):
         "records.jsonl",
         "quality.csv",
         "quality.md",
+        "snapshot.npz",
     }
     assert all(imread(done[0] / f"{stem}.png").std() > 0.05 for stem in stems)
 

@@ -29,6 +29,7 @@ from ppdm.metrics import (
     suv_bias,
 )
 from ppdm.metrics.challenges import percentile
+from ppdm.metrics.texture import error_spectrum
 
 SIMPLE = {
     "psnr": lambda p, g, m=None: psnr(p, g, 2.0, m),
@@ -174,6 +175,16 @@ def test_slabs_do_not_show(metric, monkeypatch):
     for module in (pair, similarity):
         monkeypatch.setattr(module, "SLAB", 900)
     torch.testing.assert_close(metric(p, g, mask), whole, rtol=1e-10, atol=0)
+
+
+def test_the_spectrum_of_an_error_holds_a_grid_at_its_harmonic():
+    d = torch.arange(34.0)
+    target = torch.rand(34, 8, 8, generator=torch.Generator().manual_seed(0))
+    power = error_spectrum(target + torch.cos(torch.pi * d / 2)[:, None, None], target, 0)  # period 4
+    assert power.shape == (17,)  # 34 voxels are cropped to 32
+    assert power.argmax() == 8  # 8 / 32 cycles a voxel
+    # A Hann window of n voxels sums to n/2: a cosine of amplitude 1 has |n/4|² there.
+    torch.testing.assert_close(power[8], torch.tensor((32 / 4) ** 2, dtype=power.dtype), rtol=1e-4, atol=0)
 
 
 def test_slabs_and_batches_do_not_show_in_the_seam_index(monkeypatch):

@@ -16,8 +16,10 @@ import typer
 
 from ppdm_bench import data
 from ppdm_bench.ablate import ablate
+from ppdm_bench.claims import claims
 from ppdm_bench.compare import compare
 from ppdm_bench.evaluate import evaluate
+from ppdm_bench.figures import figures
 from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
     PhantomCount,
@@ -63,6 +65,8 @@ app.command()(compare)
 app.command()(evaluate)
 app.command()(plan)
 app.command()(quality)
+app.command()(figures)
+app.command()(claims)
 app.command()(ablate)
 app.command()(gpu)
 app.command()(speed)

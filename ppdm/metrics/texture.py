@@ -64,6 +64,25 @@ def sharpness(prediction: Tensor, target: Tensor, mask: Tensor | None = None) ->
     return pair.each(lambda p, _, m: _gradient_energy(p, m)) / energy
 
 
+def error_spectrum(prediction: Tensor, target: Tensor, axis: int) -> Tensor:
+    """Mean power spectrum of the error's lines along an axis, as :func:`seam_index` has it, at k/n cycles a voxel.
+
+    Args:
+        prediction, target: (D, H, W).
+        axis: 0, 1 or 2.
+
+    Returns:
+        (n//2 + 1,), with n the voxels along the axis, cropped to a multiple of four, so that the harmonics of factors 2
+        and 4 are among the frequencies.
+
+    Raises:
+        MetricError: the volumes cannot be compared.
+    """
+    pair = checked(prediction, target)
+    n = pair.target.shape[2 + axis]
+    return _spectrum(pair.prediction[0], pair.target[0], axis + 1, n - n % 4 if n >= 4 else n)
+
+
 def _check_cells(r: tuple[int, ...], size: tuple[int, ...]) -> None:
     if max(r) == 1:
         raise MetricError("A puzzle of factor 1 has no cells and leaves no grid; give the factor that made the volume.")

@@ -68,6 +68,16 @@ def the_input(scaling: Scaling) -> Candidate:
     return Candidate(INPUT, "", partial(untranslated, scaling), {"scaling": scaling.to_dict()}, untouched=True)
 
 
+def most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Of every method and variant that predicts something, the candidate with the most network evaluations."""
+    most: dict[str, Candidate] = {}
+    for candidate in candidates:
+        known = most.get(candidate.label)
+        if not candidate.untouched and (known is None or (candidate.steps or 0) > (known.steps or 0)):
+            most[candidate.label] = candidate
+    return list(most.values())
+
+
 def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
     """The checkpoints of runs, each with the variant that tells it apart from the others.
 

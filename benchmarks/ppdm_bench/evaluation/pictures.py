@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ppdm.cases import Case, CaseFiles, read_case
 from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record
 from ppdm_bench.report.canvas import save
 from ppdm_bench.report.ladder import MANY
@@ -34,23 +34,13 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """
     everything = {(series.label, series.steps): series for series in gather(records)}
     drawn = []
-    for candidate in _most_evaluations(plan.candidates):
+    for candidate in most_evaluations(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
         if series is not None and series.ranking:
             drawn.append((candidate, series))
     if len(drawn) > MANY:
         drawn = [max(drawn, key=lambda one: one[1].standing)]
     return [path for candidate, series in drawn for path in _draw(plan, candidate, series, folder)]
-
-
-def _most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of every method and variant that predicts something, the candidate with the most network evaluations."""
-    most: dict[str, Candidate] = {}
-    for candidate in candidates:
-        known = most.get(candidate.label)
-        if not candidate.untouched and (known is None or (candidate.steps or 0) > (known.steps or 0)):
-            most[candidate.label] = candidate
-    return list(most.values())
 
 
 def _draw(plan: Assessment, candidate: Candidate, series: Series, folder: Path) -> list[Path]:

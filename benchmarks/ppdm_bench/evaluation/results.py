@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
+from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.records import Record
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.canvas import save
@@ -39,6 +40,7 @@ def present(plan: Assessment, records: Sequence[Record], reference: str, folder:
     if any(record.value is not None for record in records):
         written += _figures(records, title, folder)
         written += draw_extremes(plan, records, folder)
+        written += keep_snapshot(plan, records, folder)
     return quality.to_text(frame, title), written
 
 

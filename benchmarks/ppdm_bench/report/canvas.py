@@ -33,6 +33,8 @@ BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 # How a value came about is seen in every bar, whatever its colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 
+_COLOURS_OF_A_DRAWING = 2048
+
 # Text as text in PDF (TrueType, not Type 3), as publishers ask; the font is the one that matplotlib brings along.
 _STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.6}
 
@@ -107,4 +109,20 @@ def _rendered(figure: Figure, file_format: str) -> bytes:
     buffer = BytesIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format])
+    return _few_colours(buffer) if file_format == "png" else buffer.getvalue()
+
+
+def _few_colours(png: BytesIO) -> bytes:
+    """The picture without transparency and with a palette, in less than half the bytes: figures fill a repository.
+
+    A drawing has some hundred colours, most of them shades at the edges of letters; one with more is left as it is.
+    """
+    from PIL import Image
+
+    with Image.open(png) as opened:
+        picture = opened.convert("RGB")
+    if picture.getcolors(_COLOURS_OF_A_DRAWING) is not None:
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    buffer = BytesIO()
+    picture.save(buffer, format="png", dpi=(300, 300))
     return buffer.getvalue()

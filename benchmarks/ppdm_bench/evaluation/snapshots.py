@@ -1,0 +1,65 @@
+"""Picture data of the first subject: slices and error spectra of every candidate, which figures are made from later."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ppdm.cases import Case, read_case
+from ppdm.metrics.texture import error_spectrum
+from ppdm_bench.environment import environment
+from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
+from ppdm_bench.records import Record
+from ppdm_bench.report.planes import centre_of_mass
+from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, sections, write_snapshot
+
+
+def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write ``snapshot.npz``: the first case of the plan under every candidate that scored it.
+
+    The first is taken because nothing is known of it: a subject that is chosen by its result would flatter or blame
+    somebody. The prediction is made again rather than kept; of a candidate with several numbers of network evaluations,
+    that with the most.
+
+    Args:
+        plan: what was carried out.
+        records: what came of it.
+        folder: for the file.
+
+    Returns:
+        The file, or nothing where no candidate has a score of this case.
+    """
+    first = plan.cases[0]
+    scored = {(r.method, r.variant, r.steps): r for r in records if r.subject == first.name and r.value is not None}
+    wanted = [c for c in most_evaluations(plan.candidates) if (c.method, c.variant, c.steps) in scored]
+    if not wanted:
+        return []
+    case = read_case(first, resample=plan.resample)
+    target = case.target.numpy()
+    inside = target - np.percentile(target, 0.5) if case.mask is None else case.mask.numpy() > 0
+    at = centre_of_mass(inside)
+    views = [View("target", "target", sections(target, at))]
+    if case.source is not None:
+        views.insert(0, View("input", "input", sections(case.source.numpy(), at)))
+    for candidate in wanted:
+        record = scored[candidate.method, candidate.variant, candidate.steps]
+        views.append(_view(candidate, record, candidate.predict(case), case, at))
+    d, h, w = target.shape
+    unit = "SUV" if case.in_suv else ""
+    snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), unit, views)
+    return [write_snapshot(snapshot, folder / SUFFIX)]
+
+
+def _view(candidate: Candidate, record: Record, prediction: Tensor, case: Case, at: tuple[int, int, int]) -> View:
+    return View(
+        "prediction",
+        candidate.label,
+        sections(prediction.numpy(), at),
+        [error_spectrum(prediction, case.target, axis).numpy() for axis in range(3)],
+        record.config_id,
+        candidate.steps,
+        candidate.options.get("resolved", {}),
+        environment(),
+    )

@@ -1,0 +1,159 @@
+"""Picture data: slices of one subject under several methods, and the spectra of their errors, small enough to keep.
+
+Whole volumes are too large for a repository, so an evaluation keeps three slices of each. A file holds numbers and JSON
+only, and is read without executing anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ppdm_bench.records import RecordError
+from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.planes import PLANES, PlaneName
+
+__all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
+
+SUFFIX = "snapshot.npz"
+_LEVELS = 65535  # a slice is kept in steps of its range, which no eye or figure resolves
+
+Role = Literal["input", "target", "prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One volume as it is shown.
+
+    Attributes:
+        role: what it is.
+        label: method and variant.
+        sections: pictures, rows from the top, by plane.
+        spectra: mean power of the error's lines along D, H, W at k/n cycles a voxel, k = 0 … n/2; of predictions alone.
+        config_id, steps, design: of the prediction's records; design is the resolved method.
+        env: what it was made with.
+    """
+
+    role: Role
+    label: str
+    sections: Mapping[PlaneName, np.ndarray]
+    spectra: Sequence[np.ndarray] = ()
+    config_id: str = ""
+    steps: int | None = None
+    design: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One subject of one task.
+
+    Attributes:
+        task, subject: as in the records.
+        spacing: mm along D, H, W.
+        shape: voxels along D, H, W.
+        unit: SUV, or empty.
+        views: input and target first.
+        place: the file.
+    """
+
+    task: str
+    subject: str
+    spacing: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    unit: str
+    views: Sequence[View]
+    place: str = ""
+
+    def of(self, role: Role) -> list[View]:
+        """The views of a role."""
+        return [view for view in self.views if view.role == role]
+
+
+def sections(volume: np.ndarray, at: Sequence[int]) -> dict[PlaneName, np.ndarray]:
+    """The three pictures of (D, H, W) through the voxel `at`."""
+    return {name: plane.picture(volume, at[plane.through]) for name, plane in PLANES.items()}
+
+
+def write_snapshot(snapshot: Snapshot, path: Path) -> Path:
+    """Write picture data: the same content gives the same bytes.
+
+    Raises:
+        OSError: the place cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    views: list[dict[str, Any]] = []
+    for number, view in enumerate(snapshot.views):
+        ranges: dict[str, list[float]] = {}
+        for plane, picture in view.sections.items():
+            arrays[f"{number}_{plane}"], ranges[plane] = _coarse(picture)
+        for axis, spectrum in enumerate(view.spectra):
+            arrays[f"{number}_spectrum{axis}"] = np.asarray(spectrum, dtype=np.float32)
+        about: dict[str, Any] = {
+            "role": view.role,
+            "label": view.label,
+            "config_id": view.config_id,
+            "steps": view.steps,
+        }
+        about |= {"design": dict(view.design), "env": dict(view.env), "ranges": ranges, "spectra": len(view.spectra)}
+        views.append(about)
+    whole: dict[str, Any] = {"format": 1, "task": snapshot.task, "subject": snapshot.subject, "unit": snapshot.unit}
+    whole |= {"spacing": list(snapshot.spacing), "shape": list(snapshot.shape), "views": views}
+    arrays["about"] = np.frombuffer(json.dumps(whole, sort_keys=True).encode(), dtype=np.uint8)
+    buffer = BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return replace_file(path, buffer.getvalue())
+
+
+def read_snapshot(path: Path, place: str = "") -> Snapshot:
+    """Read what :func:`write_snapshot` wrote.
+
+    Raises:
+        RecordError: the file is not one of picture data.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
+            views = [_view(arrays, number, view) for number, view in enumerate(about["views"])]
+        spacing, shape = tuple(about["spacing"]), tuple(about["shape"])
+        return Snapshot(about["task"], about["subject"], spacing, shape, about["unit"], views, place)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path} holds no picture data ({error}); remove it, or evaluate again") from None
+
+
+def _view(arrays: Mapping[str, np.ndarray], number: int, about: Mapping[str, Any]) -> View:
+    pictures = {plane: _fine(arrays[f"{number}_{plane}"], about["ranges"][plane]) for plane in PLANES}
+    spectra = [arrays[f"{number}_spectrum{axis}"].astype(np.float64) for axis in range(about["spectra"])]
+    return View(
+        about["role"],
+        about["label"],
+        pictures,
+        spectra,
+        about["config_id"],
+        about["steps"],
+        about["design"],
+        about["env"],
+    )
+
+
+def _coarse(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    low, high = float(picture.min()), float(picture.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("a picture needs finite values")
+    scale = _LEVELS / (high - low) if high > low else 0.0
+    return np.round((picture.astype(np.float64) - low) * scale).astype(np.uint16), [low, high]
+
+
+def _fine(levels: np.ndarray, ends: Sequence[float]) -> np.ndarray:
+    if levels.ndim != 2:
+        raise ValueError(f"a picture has two axes, got shape {levels.shape}")
+    low, high = ends
+    return low + levels.astype(np.float64) * ((high - low) / _LEVELS)

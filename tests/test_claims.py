@@ -1,0 +1,181 @@
+"""Every verdict follows its rule: synthetic records flip each."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from commands import run
+from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+
+from ppdm import Method
+from ppdm_bench.records import Record
+from ppdm_bench.report.claim_rules import CLAIMS
+from ppdm_bench.report.claims import Evidence
+from ppdm_bench.report.library import Library
+
+RULES = {claim.key: claim for claim in CLAIMS}
+OFF = Method.from_dict(PPDM.to_dict() | {"loss": {"p": 2, "gradient": 0.0, "mode": "off"}})
+NOISE = Method.from_dict(PPDM.to_dict() | {"kernel": {"type": "gaussian", "schedule": "cosine"}, "target": "x0"})
+SUBJECTS = [20.0, 21.0, 22.5, 23.0]
+
+
+def decided(key, records):
+    """The finding of a claim."""
+    records = tuple(records)
+    library = Library(records, (), {id(record): "set/records.jsonl" for record in records})
+    return RULES[key].decide(Evidence(library, PPDM.to_dict(), TASKS))
+
+
+def shifted(by):
+    return [value + by + 0.01 * n for n, value in enumerate(SUBJECTS)]
+
+
+def reversibility(changed):
+    return Record(command="claims", metric="voxels_changed", value=changed, unit="1", n=100, kind="measured")
+
+
+def saving(ratio, factor=4, kind="predicted"):
+    """Peaks at two sizes and with both kinds of checkpointing; the small size would not do."""
+    own = PPDM.with_factor(factor)
+    for recomputed in ("none", "block"):
+        for size, times in ((64, 2), (256, ratio)):
+            yield peak(FULL_3D, size, 1000 * times, checkpointing=recomputed, kind=kind)
+            yield peak(own, size, 1000, checkpointing=recomputed, kind=kind)
+
+
+def quality(own, other, difference, **options):
+    """The method is better by so much on every task."""
+    for task in TASKS:
+        yield from scores(own, task, shifted(difference), **options)
+        yield from scores(other, task, SUBJECTS, **options)
+
+
+def over_seeds(method, spread, difference=0.0):
+    for task in TASKS:
+        for seed in range(6):
+            yield from scores(method, task, shifted(difference + spread * (-1) ** seed * (1 + seed / 9)), seed=seed)
+
+
+def activations(ratio):
+    yield peak(FULL_3D, 64, 1000, metric="activations")
+    yield peak(PPDM, 64, round(1000 * ratio), metric="activations")
+
+
+def times(factor):
+    yield timing(FULL_3D, 4, [factor * (1 + 0.01 * n) for n in range(10)])
+    yield timing(PPDM, 4, [1 + 0.01 * n for n in range(10)])
+
+
+def grids(before, after):
+    for task in TASKS:
+        yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric="seam_index_r2")
+        yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric="seam_index_r2")
+
+
+@pytest.mark.parametrize(
+    ("key", "supporting", "refuting"),
+    [
+        ("reversible", [reversibility(0)], [reversibility(0), reversibility(1)]),
+        ("activations", activations(0.2), activations(0.6)),
+        (
+            "order-of-magnitude",
+            [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, -0.1)],
+            [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, -0.5)],
+        ),
+        (
+            "order-of-magnitude",
+            [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, 0.5)],
+            [*saving(9), *quality(PPDM.with_factor(4), FULL_3D, 0.5)],
+        ),
+        ("faster", times(2.0), times(1.0)),
+        ("frequency", quality(PPDM, WAVELET, 0.5), quality(PPDM, WAVELET, -0.5)),
+        ("grid", grids(5, 2), grids(5, 5.5)),
+        (
+            "bridge",
+            [*over_seeds(PPDM, 0.01, 1.0), *over_seeds(NOISE, 0.5)],
+            [*over_seeds(PPDM, 0.5, 1.0), *over_seeds(NOISE, 0.5)],
+        ),
+        (
+            "bridge",
+            [*over_seeds(PPDM, 0.01, 1.0), *over_seeds(NOISE, 0.5)],
+            [*over_seeds(PPDM, 0.01, -1.0), *over_seeds(NOISE, 0.5)],
+        ),
+    ],
+)
+def test_records_flip_a_verdict(key, supporting, refuting):
+    for records, verdict in ((supporting, "supported"), (refuting, "not supported"), ([], "not measured")):
+        found = decided(key, records)
+        assert found.verdict == verdict, found.why
+        if records:
+            assert all(source.startswith("set/records.jsonl#") for effect in found.effects for source in effect.sources)
+
+
+def test_latent_compression_is_known_by_its_representation():
+    def latent(values):
+        for record in (r for task in TASKS for r in scores(WAVELET, task, values)):
+            resolved = record.options["resolved"] | {"representation": {"type": "autoencoder", "cell": 4}}
+            yield replace(record, method="another", options=record.options | {"resolved": resolved})
+
+    own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
+    assert decided("latent", [*own, *latent(shifted(-1))]).verdict == "supported"
+    assert decided("latent", [*own, *latent(shifted(1))]).verdict == "not supported"
+    assert decided("latent", own).verdict == "not measured"
+
+
+def test_two_tasks_are_not_three():
+    records = [r for r in quality(PPDM, WAVELET, 0.5) if r.task != TASKS[0]]
+    found = decided("frequency", records)
+    assert found.verdict == "not measured"
+    assert TASKS[0] in found.why
+    # One that fails is enough to say no, whatever is missing.
+    assert decided("frequency", scores(PPDM, TASKS[1], SUBJECTS) + scores(WAVELET, TASKS[1], shifted(1))).verdict == (
+        "not supported"
+    )
+
+
+def test_a_rival_of_another_budget_or_a_single_subject_decides_nothing():
+    other_budget = [*(r for t in TASKS for r in scores(PPDM, t, SUBJECTS)), *(
+        r for t in TASKS for r in scores(WAVELET, t, shifted(-1), train_steps=200)
+    )]  # fmt: skip
+    assert decided("frequency", other_budget).verdict == "not measured"
+    single = [r for r in quality(PPDM, WAVELET, 1.0) if r.subject == "test-000"]
+    assert decided("frequency", single).verdict == "not measured"
+
+
+def test_the_best_of_a_rival_counts_over_its_evaluations():
+    own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
+    rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]
+    better = [r for task in TASKS for r in scores(WAVELET, task, shifted(1), steps=250)]
+    assert decided("frequency", [*own, *rival]).verdict == "supported"
+    assert decided("frequency", [*own, *rival, *better]).verdict == "not supported"
+
+
+def test_an_ordinary_variation_of_the_method_is_not_the_method():
+    varied = Method.from_dict(PPDM.to_dict() | {"kernel": {"type": "brownian", "gamma": 1.0}})
+    assert decided("frequency", quality(varied, WAVELET, 1.0)).verdict == "not measured"
+
+
+def test_nothing_is_suppressed_where_there_is_no_grid():
+    found = decided("grid", grids(0.5, 0.1))
+    assert found.verdict == "not measured"
+    assert all(effect.passed is None for effect in found.effects)
+
+
+def test_predicted_and_measured_memory_stand_apart():
+    found = decided("order-of-magnitude", [*saving(12), *saving(11, kind="measured")])
+    assert [(effect.kind, effect.value) for effect in found.effects] == [("measured", 11), ("predicted", 12)]
+
+
+def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
+    kept(tmp_path / "set", [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, 0.5)])
+    code, out, err = run("claims", tmp_path / "set", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert "order-of-magnitude  supported (measured and predicted)" in out
+    assert "reversible          supported (measured)" in out
+    names = ("CLAIMS.md", "claims/claims.csv", "claims/reversibility.jsonl")
+    first = [(tmp_path / "out" / name).read_bytes() for name in names]
+    assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
+    code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
+    assert {row["verdict"] for row in json.loads(out) if row["claim"] == "latent"} == {"not measured"}
+    if not json.loads(first[2].splitlines()[0])["env"]["dirty"]:
+        assert [(tmp_path / "out" / name).read_bytes() for name in names] == first

@@ -1,0 +1,250 @@
+"""Figures, tables and the page, from records alone."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from commands import refused, run
+from evidence import FULL_3D, PPDM, TASKS, kept, peak, scores, timing
+from PIL import Image
+
+from ppdm import Method
+from ppdm_bench.records import RecordError
+from ppdm_bench.report.exhibit import Missing
+from ppdm_bench.report.library import Library, read_library
+from ppdm_bench.report.page import page
+from ppdm_bench.report.registry import EXHIBITS
+from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
+from ppdm_bench.report.tabulation import Heading, Line, Table, escape_latex, to_csv, to_latex, to_markdown
+
+OFF = Method.from_dict(PPDM.to_dict() | {"loss": {"p": 2, "gradient": 0.0, "mode": "off"}})
+
+
+def evidence():
+    """What every figure but those of picture data needs, of two methods."""
+    parts = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
+    for size in (64, 128):
+        for method, whole in ((PPDM, 1 << 28), (FULL_3D, 1 << 31)):
+            for phase in ("train", "sample"):
+                yield peak(method, size, whole * size, phase=phase)
+                yield from (peak(method, size, whole * size // 6, metric=part, phase=phase) for part in parts)
+    yield peak(PPDM, 64, 1 << 33, kind="measured")
+    for task in TASKS[:2]:
+        for method, base in ((PPDM, 30), (OFF, 29), (FULL_3D, 28)):
+            for steps in (1, 4):
+                yield from scores(method, task, [base + steps, base + 1.5], steps=steps)
+        for method, grid in ((PPDM, 1.0), (OFF, 6.0)):
+            yield from scores(method, task, [grid, grid + 1], metric="seam_index_r2")
+    yield timing(PPDM, 4, [1.0, 1.1, 1.2])
+    yield timing(FULL_3D, 4, [9.0, 9.1, 9.2])
+
+
+def snapshot(task="mri-t1t2", shape=(16, 20, 24)):
+    noise = np.random.default_rng(0)
+    target = noise.uniform(0, 100, shape)
+    grid = 10 * (np.indices(shape).sum(axis=0) % 2 - 0.5)
+    views = [
+        View("input", "input", sections(100 - target, (8, 10, 12))),
+        View("target", "target", sections(target, (8, 10, 12))),
+    ]
+    for method, error in ((PPDM, 0 * grid), (OFF, grid)):
+        volume = target + error + noise.normal(size=shape)
+        spectra = [
+            np.abs(np.fft.rfft(volume - target, axis=a)).mean(axis=tuple({0, 1, 2} - {a})) ** 2 for a in range(3)
+        ]
+        views.append(
+            View(
+                "prediction",
+                f"ppdm {method.loss.mode}",
+                sections(volume, (8, 10, 12)),
+                spectra,
+                "c0ffee",
+                4,
+                method.to_dict(),
+            )
+        )
+    return Snapshot(task, "test-000", (1.0, 1.0, 1.5), shape, "", views)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Records, picture data, and everything that is made of them, once."""
+    place = tmp_path_factory.mktemp("figures")
+    kept(place / "set", evidence())
+    (place / "set" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    write_snapshot(snapshot(), place / "set" / "snapshot.npz")
+    code, out, err = run("figures", place / "set", "--out", place / "once", "--html", "--column", "single")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == len(list((place / "once").iterdir()))
+    return place
+
+
+def test_every_figure_has_a_table_and_a_caption(folder):
+    for exhibit in EXHIBITS:
+        with Image.open(folder / "once" / f"{exhibit.name}-single.png") as picture:
+            assert picture.width == 3.5 * 300
+        pdf = (folder / "once" / f"{exhibit.name}-single.pdf").read_bytes()
+        assert b"/Type3" not in pdf
+        assert b"CreationDate" not in pdf
+        header = (folder / "once" / f"{exhibit.name}.csv").read_text().splitlines()[0]
+        assert header.endswith(",records")
+        caption = (folder / "once" / f"{exhibit.name}.caption.md").read_text()
+        assert caption.startswith(f"**{exhibit.title}.** ")
+        assert "0123456789" in caption or "picture data" in caption
+    assert "2 subjects of test" in (folder / "once" / "quality-evaluations.caption.md").read_text()
+
+
+def test_every_figure_comes_in_two_columns_width(folder):
+    library = read_library([folder / "set"])
+    for exhibit in EXHIBITS:
+        assert exhibit.show(library).draw("double").get_figwidth() == 7.16
+
+
+_AGAIN = """
+import sys
+from pathlib import Path
+from ppdm_bench.report.exhibit import written
+from ppdm_bench.report.library import read_library
+from ppdm_bench.report.page import page
+from ppdm_bench.report.page import page
+from ppdm_bench.report.registry import EXHIBITS
+
+source, folder = map(Path, sys.argv[1:])
+library = read_library([source])
+shown = [(e.name, e.title, e.show(library), b"") for e in EXHIBITS]
+for exhibit, (_, _, made, _) in list(zip(EXHIBITS, shown))[-4:]:
+    written(exhibit, made, folder, ["single"])
+(folder / "page.html").write_text(page(library, shown, []))
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_same_records_give_the_same_bytes_without_torch(folder):
+    """In a fresh process, with another seed of hashes."""
+    words = [sys.executable, "-c", _AGAIN, str(folder / "set"), str(folder / "twice")]
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run(words, check=True, env=env)
+    again = [path for path in (folder / "twice").iterdir() if path.name != "page.html"]
+    assert len(again) == 4 * 6
+    for path in again:
+        assert (folder / "once" / path.name).read_bytes() == path.read_bytes(), path.name
+    library = read_library([folder / "set"])
+    shown = [(e.name, e.title, e.show(library), b"") for e in EXHIBITS]
+    assert page(library, shown, []) == (folder / "twice" / "page.html").read_text()
+
+
+class _Page(HTMLParser):
+    """The tags that are open, and every attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.links, self.resources = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.ids += [found["id"]] if "id" in found else []
+        self.links += [found["href"]] if "href" in found else []
+        self.resources += [found["src"]] if "src" in found else []
+        if tag not in ("meta", "img", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_each_row_leads_to_its_records(folder):
+    found = _Page()
+    text = (folder / "once" / "report.html").read_text()
+    found.feed(text)
+    assert found.open == []
+    assert len(found.ids) == len(set(found.ids))
+    assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
+    assert len(found.links) > 20
+    assert all(source.startswith("data:image/png;base64,") for source in found.resources)
+    assert len(found.resources) == len(EXHIBITS)
+    assert not re.search(r"https?://", text)
+    assert "set/records.jsonl#" in text
+
+
+def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path):
+    kept(tmp_path / "set", [r for r in evidence() if r.command == "memory"][:40])
+    code, out, err = run("figures", tmp_path / "set", "--out", tmp_path / "out", "--column", "double")
+    assert code == 0
+    assert "memory-resolution-double.pdf" in out
+    for name, need in (
+        ("quality-seconds", "quality of trained methods"),
+        ("gallery", "picture data"),
+        ("seam-index", "ablate"),
+    ):
+        assert re.search(rf"not drawn: {name}: it needs .*{need}", err)
+    assert not list((tmp_path / "out").glob("gallery*"))
+
+
+def test_every_figure_says_what_it_needs():
+    for exhibit in EXHIBITS:
+        with pytest.raises(Missing, match="ppdm-bench"):
+            exhibit.show(Library(()))
+
+
+def test_bad_places_are_refused(tmp_path):
+    assert "is not there" in refused(1, "figures", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "no record" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
+    (tmp_path / "snapshot.npz").write_bytes(b"PK\x03\x04 nonsense")
+    assert "no picture data" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
+
+
+def test_a_record_that_stands_twice_counts_once(tmp_path):
+    records = scores(PPDM, TASKS[0], [1.0, 2.0])
+    kept(tmp_path / "a", records)
+    kept(tmp_path / "b", records)
+    library = read_library([tmp_path])
+    assert len(library.records) == 2
+    assert library.reference(library.records[0]).endswith(f"/a/records.jsonl#{records[0].config_id}")
+
+
+def test_picture_data_come_back_and_repeat_themselves(tmp_path):
+    whole = snapshot()
+    first = write_snapshot(whole, tmp_path / "a.npz").read_bytes()
+    assert write_snapshot(whole, tmp_path / "b.npz").read_bytes() == first
+    back = read_snapshot(tmp_path / "a.npz")
+    assert (back.task, back.subject, back.spacing, back.shape) == (
+        whole.task,
+        whole.subject,
+        whole.spacing,
+        whole.shape,
+    )
+    for one, other in zip(back.views, whole.views, strict=True):
+        assert (one.role, one.label, one.steps, one.design) == (other.role, other.label, other.steps, other.design)
+        for plane, picture in other.sections.items():
+            assert np.abs(one.sections[plane] - picture).max() <= np.ptp(picture) / 65535
+        for spectrum, wanted in zip(one.spectra, other.spectra, strict=True):
+            np.testing.assert_allclose(spectrum, wanted, rtol=1e-6)
+
+
+def test_a_pickle_in_picture_data_is_not_opened(tmp_path):
+    np.savez(tmp_path / "snapshot.npz", about=np.array([object()], dtype=object))
+    with pytest.raises(RecordError, match="no picture data"):
+        read_snapshot(tmp_path / "snapshot.npz")
+
+
+def test_tables_escape_what_their_format_knows():
+    table = Table([Heading("a_b", "a_b, %"), Heading("c", "c", number=True)], [Line(("x|y & z_1", None), ("f#1",))])
+    assert to_csv(table) == "a_b,c,records\nx|y & z_1,,f#1\n"
+    assert to_markdown(table).splitlines()[-1] == "| x\\|y & z_1 | – |"
+    assert r"x\textbar{}y \& z\_1 & -- \\" in to_latex(table)
+    assert r"a\_b, \%" in to_latex(table)
+
+
+def test_latex_knows_every_sign_or_names_it():
+    assert escape_latex("64³ ±5 % − a→b \\ {x} ~ é ✓") == (
+        r"64$^3$ $\pm$5 \% $-$ a$\rightarrow$b \textbackslash{} \{x\} \textasciitilde{} e [U+2713]"
+    )
+
+
+def test_a_row_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="2 cells under 1 headings"):
+        Table([Heading("a", "a")], [Line((1, 2))])
