@@ -15,6 +15,7 @@ from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, progress, say, tol
 if TYPE_CHECKING:
     from ppdm import Method
     from ppdm_bench.ablation.plan import Ablation, Work
+    from ppdm_bench.evaluation.assessment import Assessment
     from ppdm_bench.records import Record
 
 # About twenty minutes on two idle cores. Three levels, so that the largest factor still has a grid to halve
@@ -131,8 +132,9 @@ def ablate(
         )
         try:
             with alone_in(out):
-                records, faults = _carried_out(plan, out, small)
+                records, faults, pictures = _carried_out(plan, out, small)
                 text, written = present(records, out)
+                written += pictures
         except Interrupted as stopped:
             say(f"{stopped}; the same command goes on from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -160,8 +162,8 @@ def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Meth
     return method
 
 
-def _carried_out(plan: "Ablation", out: Path, quick: bool) -> tuple[list["Record"], list[str]]:
-    """Every record that was asked for, and what could not be found out."""
+def _carried_out(plan: "Ablation", out: Path, quick: bool) -> tuple[list["Record"], list[str], list[Path]]:
+    """Every record that was asked for, what could not be found out, and picture data."""
     from ppdm_bench.ablation import course
     from ppdm_bench.ablation.pace import paces
     from ppdm_bench.ablation.plan import memory_each, works
@@ -183,11 +185,13 @@ def _carried_out(plan: "Ablation", out: Path, quick: bool) -> tuple[list["Record
         whole = Whole(bar, [*each, *(work.seconds for work in wanted)])
         records = [*pace.values(), *course.left_out(plan, pace, out)]
         faults: list[str] = []
+        scored: list[Assessment] = []
         for done in chain(course.remembered(plan, out, whole.tell), course.trained(plan, wanted, out, whole.tell)):
             records += done.records
             faults += [done.fault] if done.fault else []
+            scored += [done.scored] if done.scored else []
             whole.ended()
-    return records, faults
+    return records, faults, course.keep_pictures(scored, records, out)
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:

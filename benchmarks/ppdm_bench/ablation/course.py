@@ -19,6 +19,7 @@ from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.evaluation.comparison import Measuring, compare_runs
 from ppdm_bench.evaluation.results import failures
+from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.evaluation.trials import Trial, carry_out_trials, keep_costs
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.sweep import RECORDS
@@ -33,10 +34,12 @@ class Done:
     Attributes:
         records: what was found out.
         fault: why something was not, in a sentence.
+        scored: what was evaluated of a training, for pictures of all of them.
     """
 
     records: Sequence[Record]
     fault: str = ""
+    scored: Assessment | None = None
 
 
 def remembered(plan: Ablation, out: Path, tell: Tell) -> Iterator[Done]:
@@ -71,8 +74,20 @@ def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> It
             records = _kept([_failed(plan, work, outcome.fault)], file, earlier)
             yield Done(records, outcome.fault)
         else:
-            records = _scored(plan, work, outcome.run, out, earlier, lambda text: tell(text, 0.9))
-            yield Done(records, "; ".join(failures(records)))
+            assessment, records = _scored(plan, work, outcome.run, out, earlier, lambda text: tell(text, 0.9))
+            yield Done(records, "; ".join(failures(records)), assessment)
+
+
+def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: Path) -> list[Path]:
+    """Picture data of the first subject of each task under every cell, of its first training: a file a task."""
+    written = []
+    for task in dict.fromkeys(one.task for one in scored):
+        of_task = [one for one in scored if one.task == task]
+        cells = {one.candidates[0].label: one.candidates for one in reversed(of_task) if one.candidates}
+        everything = [candidate for candidates in reversed(cells.values()) for candidate in candidates]
+        known = [record for record in records if record.task == task]
+        written += keep_snapshot(replace(of_task[0], candidates=everything), known, out / task)
+    return written
 
 
 def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Record]:
@@ -99,7 +114,7 @@ def _kept(records: Sequence[Record], file: RecordFile, earlier: Sequence[Record]
 
 def _scored(
     plan: Ablation, work: Work, run: Path, out: Path, earlier: Sequence[Record], tell: Callable[[str], None]
-) -> list[Record]:
+) -> tuple[Assessment, list[Record]]:
     file = RecordFile(out / RECORDS)
     measuring = Measuring(grids=plan.grids)
     subjects = work.trial.subjects
@@ -112,7 +127,7 @@ def _scored(
         records += _kept(made, file, earlier)
     paced = [_volume_seconds(assessment, one, seconds[one.steps]) for one in candidates if seconds.get(one.steps)]
     file.append(paced)
-    return [*records, *(paced or _paced_before(assessment, earlier)), *keep_costs(assessment, out)]
+    return assessment, [*records, *(paced or _paced_before(assessment, earlier)), *keep_costs(assessment, out)]
 
 
 def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
