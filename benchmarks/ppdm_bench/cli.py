@@ -125,6 +125,13 @@ def memory(
     timeout: Annotated[
         float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement.")
     ] = 600,
+    constants: Annotated[
+        Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
+    ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -147,13 +154,18 @@ def memory(
         from ppdm_bench.configuration import configurations
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
-        from ppdm_bench.memory.results import collect, failures, present
+        from ppdm_bench.memory.constants import told as told_constants
+        from ppdm_bench.memory.results import collect, explain_all, failures, present
 
-        asked = as_usage(configurations, method, size, **wanted)
+        asked = as_usage(configurations, explain or method, size, **wanted)
         where, target = choose(choice, capacity)
+        target = as_usage(told_constants, constants, target)
         folder = writable(out)
-        records = collect(Plan(asked, phases, where, target, spacing, timeout), folder)
-        text, written = present(records, folder, capacity)
+        if explain:
+            records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing), folder)
+        else:
+            records = collect(Plan(asked, phases, where, target, spacing, timeout), folder)
+            text, written = present(records, folder, capacity)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -7,7 +7,7 @@ from typing import Any
 from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.predict import PredictionError, predict_peak
+from ppdm_bench.memory.predict import Peak, PredictionError, predict_peak
 from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.records import Record, config_id
@@ -74,7 +74,7 @@ def carry_out(
         if task.measured:
             yield _measured_before(plan, task, known) or _measure(plan, task)
         else:
-            yield _predict(plan, task)
+            yield predicted(plan, task)
 
 
 def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Record]:
@@ -86,14 +86,15 @@ def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Re
     return [r for r in same if r.kind == "measured" and r.status in ("ok", "oom")]
 
 
-def _predict(plan: Plan, task: Task) -> list[Record]:
+def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] = predict_peak) -> list[Record]:
+    """The records of one prediction, or of why there is none; ``predict`` is called as :func:`predict_peak` is."""
     configuration, target = task.configuration, plan.target
     where = "cpu" if target is None else "cuda"
     work = workload(configuration.resolve(), task.phase, configuration.shape, configuration.batch_size, where)
     env = environment() | ({} if target is None else _described(target))
     common = _common(plan, task, work.evaluations) | {"kind": "predicted", "device": where, "env": env}
     try:
-        peak = predict_peak(work.build, work.step, work.iterations, target or "cpu")
+        peak = predict(work.build, work.step, work.iterations, target or "cpu")
     except PredictionError as error:
         return [Record(metric="peak_allocated", status="error", reason=str(error), **common)]
     except Exception as error:  # a method's code may fail in any way, and the other rows are still wanted
@@ -102,8 +103,18 @@ def _predict(plan: Plan, task: Task) -> list[Record]:
     records = [Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common | status)]
     if peak.peak_reserved is not None:
         records.append(Record(metric="peak_reserved", value=peak.peak_reserved, stat="max", n=1, **common | status))
+        records += [
+            Record(metric=name, value=value, stat=_stat(name), n=1, **common | status)
+            for name, value in _outside(peak.peak_reserved, target)
+        ]
     records += [Record(metric=kind, value=size, stat="at peak", n=1, **common) for kind, size in peak.breakdown.items()]
     return [*records, _parameters(task, common)]
+
+
+def _outside(reserved: int, target: Target | None) -> list[tuple[str, int]]:
+    """What the driver counts beyond PyTorch's allocator: a constant, named as the measured ones are."""
+    context = target.context if target else 0
+    return [("peak_process", reserved + context), ("context", context)]
 
 
 def _too_much(target: Target) -> str:
@@ -120,6 +131,7 @@ def _described(target: Target) -> dict[str, Any]:
         "target_compute_capability": ".".join(map(str, target.compute_capability)),
         "target_cudnn": ".".join(map(str, target.cudnn_version)),
         "context": target.context,
+        **({"fitted_workspace": target.workspace} if target.workspace else {}),
     }
 
 

@@ -1,32 +1,36 @@
 """Where the memory goes: live memory over one step by category and module, and its largest holders; without a GPU."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.modules import OUTSIDE, Modules, Site
+from ppdm_bench.memory.command import Plan, Task, predicted
+from ppdm_bench.memory.modules import OUTSIDE, ROOT, Modules, Site
 from ppdm_bench.memory.predict import Peak, predict_peak
-from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.timeline import KINDS, Block, Timeline
-from ppdm_bench.memory.workload import workload
-from ppdm_bench.report.course import Course, Holder, Span, save_course
+from ppdm_bench.records import Record
+from ppdm_bench.report.course import Course, Holder, Span
 
 HOLDERS = 10
+NEGLIGIBLE = 1e-4  # of the peak: the figure leaves out births and deaths of smaller blocks
 
 
-def explain(configuration: Configuration, phase: str, target: Target | None) -> tuple[Course, Peak]:
-    """The course of the memory over the last iteration of a phase, and the whole prediction.
+def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
+    """The records of a prediction, and the course of the memory over its last iteration if it could be predicted."""
+    modules, made = Modules(), []
 
-    Raises:
-        PredictionError: it cannot be predicted.
-    """
-    where = "cpu" if target is None else "cuda"
-    work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, where)
-    modules = Modules()
-    peak = predict_peak(work.build, work.step, work.iterations, target or "cpu", modules)
-    assert peak.timeline is not None
-    return course(peak.timeline, modules, _name(configuration, phase)), peak
+    def predict(*arguments: Any) -> Peak:
+        made.append(predict_peak(*arguments, modules=modules))
+        return made[-1]
+
+    records = predicted(plan, task, predict)
+    if not made:
+        return records, None
+    timeline = made[-1].timeline
+    assert timeline is not None
+    return records, course(timeline, modules, _name(task.configuration, task.phase))
 
 
 def course(timeline: Timeline, modules: Modules, name: str) -> Course:
@@ -34,43 +38,49 @@ def course(timeline: Timeline, modules: Modules, name: str) -> Course:
     start = timeline.marks[-1]
     live = _live(timeline, start)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
-    peak = totals.index(max(totals))
-    alive = sorted(timeline.alive_at(start + peak), key=lambda block: -block.size)
-    holders = [_holder(block, modules) for block in alive[:HOLDERS]]
-    return Course(name, live, _spans(timeline, modules, start), peak, holders)
+    peak = max(totals, default=0)
+    kept = _kept(timeline, start, peak * NEGLIGIBLE)
+    alive = sorted(timeline.alive_at(start + totals.index(peak)), key=lambda block: -block.size) if peak else []
+    return Course(
+        name,
+        live={kind: [values[event] for event in kept] for kind, values in live.items()},
+        spans=_spans(timeline, modules, start, kept),
+        peak=bisect_right(kept, totals.index(peak)) - 1 if peak else 0,
+        peak_size=peak,
+        holders=[_holder(block, modules) for block in alive[:HOLDERS]],
+    )
 
 
-def write(configurations: Sequence[Configuration], phases: Sequence[str], target: Target | None, folder: Path) -> Iterator[tuple[Course, list[Path]]]:
-    """Explain every configuration and phase, and write figure and tables of each into the folder."""
-    for configuration in configurations:
-        for phase in phases:
-            made, _ = explain(configuration, phase, target)
-            yield made, save_course(made, folder / _stem(configuration, phase))
-
-
-def _live(timeline: Timeline, start: int) -> dict[str, Sequence[int]]:
-    """Live bytes of each kind after every event from a start on; those of the host's change nothing."""
+def _live(timeline: Timeline, start: int) -> dict[str, list[int]]:
+    """Live bytes of each kind after every event of the iteration; those of the host's change nothing."""
     now = dict.fromkeys(KINDS, 0)
     live: dict[str, list[int]] = {kind: [] for kind in KINDS}
-    for event, (number, size) in enumerate(timeline.all_events):
+    for event, (number, size) in enumerate(timeline.all_events[: timeline.ended]):
         block = timeline.blocks[number]
         if block.place != "host":
             now[block.kind] += size or -block.size
         if event >= start:
             for kind, values in live.items():
                 values.append(now[kind])
-    return dict(live)
+    return live
 
 
-def _spans(timeline: Timeline, modules: Modules, start: int) -> list[Span]:
-    """What is at work between events, each stretch with its pass and part."""
+def _kept(timeline: Timeline, start: int, least: float) -> list[int]:
+    """Events of the iteration, counted from its start, that are births and deaths of blocks worth drawing."""
+    events = timeline.all_events[start : timeline.ended]
+    return [at for at, (number, _) in enumerate(events) if timeline.blocks[number].size >= least]
+
+
+def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]) -> list[Span]:
+    """What is at work between the events that are kept, each stretch with its pass and part."""
     ends = [*(event for event, _ in timeline.sites[1:]), timeline.now]
-    sites = [(max(event, start), end, site) for (event, site), end in zip(timeline.sites, ends, strict=True) if end > start]
-    stages = _stages([site for _, _, site in sites])
-    parts = [modules.part(site.path) for _, _, site in sites]
+    sites = [(event, site) for (event, site), end in zip(timeline.sites, ends, strict=True) if end > start]
+    stages = _stages([site for _, site in sites])
+    parts = _parts([modules.part(site.path) for _, site in sites], stages)
+    places = [bisect_left(kept, max(event - start, 0)) for event, _ in sites] + [len(kept)]
     return [
-        Span(begin - start, end - start, stage, part or _neighbour(parts, at, stage))
-        for at, ((begin, end, _), stage, part) in enumerate(zip(sites, stages, parts, strict=True))
+        Span(begin, end, stage, part)
+        for (begin, end), stage, part in zip(pairwise(places), stages, parts, strict=True)
         if end > begin
     ]
 
@@ -81,17 +91,33 @@ def _stages(sites: Sequence[Site]) -> list[str]:
     return ["update" if at > last else site.stage for at, site in enumerate(sites)]
 
 
-def _neighbour(parts: Sequence[str], at: int, stage: str) -> str:
-    """A skip is joined for the part that comes next, and its gradient parted from what came before."""
-    others = reversed(parts[:at]) if stage == "backward" else parts[at:]
-    return next((part for part in others if part), OUTSIDE)
+def _parts(parts: Sequence[str], stages: Sequence[str]) -> list[str]:
+    """Parts of the network, and what is done outside of it.
+
+    A skip is joined for the part that comes next, and its gradient parted from what came before. Outside of the network
+    the kernel makes its input before, and the loss is computed after the last call that is followed by a backward pass.
+    """
+    last = max((at for at, part in enumerate(parts) if part != OUTSIDE and stages[at] == "forward"), default=-1)
+    told: list[str] = []
+    for at, (part, stage) in enumerate(zip(parts, stages, strict=True)):
+        if stage == "update":
+            told.append("clipping, optimizer, average")
+        elif part == OUTSIDE:
+            told.append("loss" if at > last and "backward" in stages else "kernel")
+        elif part:
+            told.append(part)
+        else:
+            told.append(told[-1] if stage == "backward" and told else next(filter(None, parts[at:]), OUTSIDE))
+    return told
 
 
 def _holder(block: Block, modules: Modules) -> Holder:
     site = block.site or Site()
     part = modules.part(site.path, block.shape)
+    part = "outside the network" if part == OUTSIDE else part
+    path = "the U-Net, joining a skip" if site.path == ROOT else site.path
     operator = block.name.removeprefix("aten.").rpartition(".")[0] if block.name.startswith("aten.") else block.name
-    return Holder(block.size, block.kind, part, site.path, site.stage, operator, block.shape, block.dtype)
+    return Holder(block.size, block.kind, part, path, site.stage, operator, block.shape, block.dtype)
 
 
 def _name(configuration: Configuration, phase: str) -> str:
@@ -102,7 +128,8 @@ def _name(configuration: Configuration, phase: str) -> str:
     return ", ".join(filter(None, words))
 
 
-def _stem(configuration: Configuration, phase: str) -> str:
+def stem(configuration: Configuration, phase: str) -> str:
+    """The name of the files: ``explain-ppdm-r2``; what is not the default follows."""
     c = configuration
     other = (c.precision if c.precision != "fp32" else "", c.checkpointing if c.checkpointing != "none" else "")
     words = (c.method, c.variant, *other, phase if phase != "train" else "")

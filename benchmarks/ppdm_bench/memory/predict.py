@@ -149,10 +149,13 @@ def measure_peak(
 def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> None:
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
+    if trace.target and trace.target.workspace:
+        trace.timeline.born(trace.target.workspace, "workspace", "fitted")
     state = build()
     for _ in range(iterations):
         trace.timeline.mark()
         step(state)
+    trace.timeline.ended = trace.timeline.now
 
 
 def _peak(timeline: Timeline, target: Target | None) -> Peak:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from ppdm_baselines import REFERENCE
 from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.explain import explain, stem
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import figure, table
+from ppdm_bench.report.course import holders_table, save_course
 from ppdm_bench.terminal import progress
 
 RECORDS = "records.jsonl"
@@ -27,6 +29,27 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
             records += made
             bar.advance(task)
     return records
+
+
+def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]]:
+    """Predict everything, and draw where its memory goes: records, the tables of holders as text, and the files."""
+    file = RecordFile(folder / RECORDS)
+    known = {record.content() for record in file.read()}
+    records: list[Record] = []
+    texts: list[str] = []
+    written = [folder / RECORDS]
+    with progress() as bar:
+        shown = bar.add_task("", total=len(plan.tasks))
+        for task in plan.tasks:
+            bar.update(shown, description=task.text)
+            made, course = explain(plan, task)
+            file.append(record for record in made if record.content() not in known)
+            records += made
+            if course is not None:
+                texts.append(holders_table(course))
+                written += save_course(course, folder / stem(task.configuration, task.phase))
+            bar.advance(shown)
+    return records, "\n".join(texts), written
 
 
 def present(records: Sequence[Record], folder: Path, budget: int | None) -> tuple[str, list[Path]]:

@@ -40,6 +40,7 @@ class Timeline:
     blocks: list[Block] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into all events
     sites: list[tuple[int, Site]] = field(default_factory=list)  # from which event on which module was at work
+    ended: int | None = None  # where the last iteration ended; what the code held to its end dies after that
     _events: list[Event] = field(default_factory=list)
 
     def born(self, size: int, kind: str, name: str, place: Place = "target") -> int:

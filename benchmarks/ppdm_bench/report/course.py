@@ -20,6 +20,8 @@ from ppdm_bench.report.units import GIB
 
 COLUMNS = ("rank", "bytes", "share", "kind", "part", "module", "pass", "made_by", "shape", "dtype")
 
+_KEY = "E and D are the levels of encoder and decoder, M is the middle."
+
 
 @dataclass(frozen=True)
 class Span:
@@ -47,13 +49,13 @@ class Holder:
 
 @dataclass(frozen=True)
 class Course:
-    """Live bytes after every birth and death of one step.
+    """Live bytes after every birth and death of one step, but those of blocks too small to be seen.
 
     Attributes:
         name: what was run, in words.
         live: bytes by part of the memory (the keys of :data:`PARTS`), one value an event.
         spans: what is at work, in order, without gaps.
-        peak: the event after which most is alive.
+        peak: the event after which most is alive; ``peak_size``: bytes alive then.
         holders: the largest blocks at the peak, largest first.
     """
 
@@ -61,12 +63,8 @@ class Course:
     live: dict[str, Sequence[int]]
     spans: Sequence[Span]
     peak: int
+    peak_size: int
     holders: Sequence[Holder]
-
-    @property
-    def peak_size(self) -> int:
-        """Bytes alive at the peak."""
-        return sum(values[self.peak] for values in self.live.values())
 
     @property
     def at_peak(self) -> Span:
@@ -82,7 +80,7 @@ def course_figure(course: Course) -> Figure:
     """
     if not course.peak_size:
         raise ValueError("there is nothing to draw: no memory was alive in this step")
-    figure = canvas.new_figure("double", height=3.6)
+    figure = canvas.new_figure("double", height=3.5)
     bands, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.17, 1))
     parts = [part for part in PARTS if any(course.live.get(part, ()))]
     _stack(axes, course, parts)
@@ -90,8 +88,10 @@ def course_figure(course: Course) -> Figure:
     _bands(bands, course.spans)
     for axis in (axes, bands):
         axis.set_xlim(0, max(span.end for span in course.spans))
-    canvas.title(figure, f"Live memory over one step, predicted: {course.name}.")
-    handles = [Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts]
+    canvas.title(figure, f"Live memory over one step, predicted: {course.name}. {_KEY}")
+    handles = [
+        Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts
+    ]
     canvas.legend(figure, handles, columns=6)
     return figure
 
@@ -147,12 +147,14 @@ def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
     for part in parts:
         top = [low + value / GIB for low, value in zip(below, course.live[part], strict=True)]
         edge = PARTS[part][1]
-        axes.fill_between(events, below, top, step="post", facecolor=_light(edge), edgecolor="none", hatch="//////")
+        axes.fill_between(
+            events, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
+        )
         axes.step(events, top, where="post", color=edge, linewidth=0.5)
         below = top
     axes.set_ylim(0, 1.16 * max(below))
     canvas.plain_axes(axes, "y")
-    axes.set_xlabel("births and deaths of tensors, in the order of the step", fontsize=TEXT)
+    axes.set_xlabel("births and deaths of tensors, in order (without those below 0.01 % of the peak)", fontsize=TEXT)
     axes.set_ylabel("live memory (GiB)", fontsize=TEXT)
 
 
@@ -178,7 +180,9 @@ def _bands(axes: Axes, spans: Sequence[Span]) -> None:
         axes.axvspan(span.start, span.end, ymin=0.53, ymax=1, facecolor="0.93", edgecolor="white", linewidth=1)
         _label(axes, span, 1.53, span.stage, spans[-1].end)
     for span in _merged(spans, parts=True):
-        axes.axvspan(span.start, span.end, ymin=0, ymax=0.47, facecolor=_depth(span.part), edgecolor="white", linewidth=0.5)
+        axes.axvspan(
+            span.start, span.end, ymin=0, ymax=0.47, facecolor=_depth(span.part), edgecolor="white", linewidth=0.5
+        )
         _label(axes, span, 0.47, _short(span.part), spans[-1].end)
 
 
@@ -199,8 +203,10 @@ def _label(axes: Axes, span: Span, height: float, text: str, end: int) -> None:
 
 
 def _short(part: str) -> str:
-    """``encoder level 2`` is E2: bands are narrow, and the axis label says it."""
+    """``encoder level 2`` is E2: bands are narrow."""
     way, _, level = part.partition(" level ")
+    if part == "middle":
+        return "M"
     return f"{way[0].upper()}{level}" if level else part
 
 
