@@ -20,7 +20,7 @@ from ppdm_bench.report.units import GIB
 
 COLUMNS = ("rank", "bytes", "share", "kind", "part", "module", "pass", "made_by", "shape", "dtype")
 
-_KEY = "E and D are the levels of encoder and decoder, M is the middle."
+_KEY = "E, D: levels of encoder and decoder; M: middle."
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
         axes.fill_between(
             events, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
         )
-        axes.step(events, top, where="post", color=edge, linewidth=0.5)
+        if max(course.live[part]) > 0.01 * course.peak_size:  # else the line would hide what it is the edge of
+            axes.step(events, top, where="post", color=edge, linewidth=0.5)
         below = top
     axes.set_ylim(0, 1.16 * max(below))
     canvas.plain_axes(axes, "y")
@@ -198,7 +199,7 @@ def _merged(spans: Sequence[Span], parts: bool) -> list[Span]:
 
 
 def _label(axes: Axes, span: Span, height: float, text: str, end: int) -> None:
-    if (span.end - span.start) / end > 0.011 * len(text):  # else it would not fit
+    if (span.end - span.start) / end > 0.008 * len(text):  # else it would not fit
         axes.text((span.start + span.end) / 2, height, text, ha="center", va="center", fontsize=SMALL)
 
 
