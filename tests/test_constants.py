@@ -83,9 +83,23 @@ def test_they_are_stored_and_used_when_asked(tmp_path: Path, monkeypatch: pytest
     assert Constants.read(stored) == fit(measured_and_predicted())
 
     def values(*options: str) -> dict[str, Any]:
-        asked = (
-            "memory --res 16 --method ppdm --factor 2 --width 8 --phase sample --device predict --json --out".split()
-        )
+        asked = [
+            "memory",
+            "--res",
+            "16",
+            "--method",
+            "ppdm",
+            "--factor",
+            "2",
+            "--width",
+            "8",
+            "--phase",
+            "sample",
+            "--device",
+            "predict",
+            "--json",
+            "--out",
+        ]
         result = CliRunner().invoke(app, [*asked, str(tmp_path / "out"), *options])
         assert result.exit_code == 0, result.stderr
         made = json.loads(result.stdout)
@@ -115,6 +129,6 @@ def test_files_that_hold_none(tmp_path: Path, text: str) -> None:
 
 def test_they_are_refused_for_the_cpu(tmp_path: Path) -> None:
     fit(measured_and_predicted()).save(tmp_path / "constants.json")
-    asked = "memory --res 16 --method ppdm --device cpu --constants".split()
+    asked = ["memory", "--res", "16", "--method", "ppdm", "--device", "cpu", "--constants"]
     result = CliRunner().invoke(app, [*asked, str(tmp_path / "constants.json"), "--out", str(tmp_path)])
     assert result.exit_code == 2

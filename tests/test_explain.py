@@ -20,7 +20,7 @@ from ppdm_bench.memory.predict import predict_peak
 from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.report.course import Course, Holder, Span, course_figure, holders_table, save_course
 
-TARGET = Target(torch="2.10.0")
+TARGET = Target(torch="2.10.0", compute_capability=(8, 0))
 SMALL = Configuration("ppdm", (16, 16, 16), factor=2, width=8)
 
 
@@ -57,7 +57,7 @@ def test_every_tensor_has_its_module_forward_and_backward(recompute: bool) -> No
 
 @pytest.fixture(scope="module", params=["none", "block"])
 def explained(request: pytest.FixtureRequest) -> tuple[Course, dict[str, float]]:
-    configuration = Configuration("ppdm", (16, 16, 16), factor=2, width=8, checkpointing=request.param)
+    configuration = Configuration("ppdm", (64, 64, 64), factor=2, width=16, checkpointing=request.param)
     records, course = explain(Plan([configuration], ["train"], "predict", TARGET), Task(configuration, "train", False))
     assert course is not None
     return course, {record.metric: record.value or 0 for record in records}
@@ -87,10 +87,10 @@ def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[Course
     assert {span.part for span in course.spans if span.stage == "backward"} >= {"loss", "head", "stem"}
 
 
-def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype() -> None:
-    configuration = Configuration("ppdm", (64, 64, 64), factor=2, width=16)
-    _, course = explain(Plan([configuration], ["train"], "predict", TARGET), Task(configuration, "train", False))
-    assert course is not None
+def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
+    explained: tuple[Course, dict[str, float]],
+) -> None:
+    course, _ = explained
     assert len(course.holders) == HOLDERS
     sizes = [holder.size for holder in course.holders]
     assert sizes == sorted(sizes, reverse=True)
@@ -98,14 +98,13 @@ def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype() -> N
     # A skip of one level joined to what comes from below: (1 + 2) · 16 channels of 32³ voxels in fp32.
     assert (joined.part, joined.shape, joined.dtype) == ("decoder level 0", (1, 48, 32, 32, 32), "float32")
     assert joined.size == 48 * 32**3 * 4
-    names = dict.fromkeys(holder.module for holder in course.holders)
-    assert "up.9.first.norm" in names
+    assert any(holder.module.startswith("up.") for holder in course.holders)
 
 
 def test_weights_and_their_moments_have_the_name_of_the_parameter() -> None:
     _, course = explain(Plan([SMALL], ["train"], "predict", TARGET), Task(SMALL, "train", False))
     assert course is not None
-    kinds = {holder.kind: holder for holder in course.holders if holder.kind in ("params", "optimizer", "grads")}
+    kinds = {holder.kind: holder for holder in course.holders if holder.kind in ("params", "optimizer")}
     assert kinds
     assert any(holder.module.endswith(".weight") for holder in kinds.values())
 
@@ -151,7 +150,23 @@ def test_names_of_files() -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    asked = "memory --res 16 --explain ppdm --factor 2 --width 8 --phase sample --device predict --json --out".split()
+    asked = [
+        "memory",
+        "--res",
+        "16",
+        "--explain",
+        "ppdm",
+        "--factor",
+        "2",
+        "--width",
+        "8",
+        "--phase",
+        "sample",
+        "--device",
+        "predict",
+        "--json",
+        "--out",
+    ]
     result = CliRunner().invoke(app, [*asked, str(tmp_path)])
     assert result.exit_code == 0, result.stderr
     metrics = {record["metric"]: record["value"] for record in json.loads(result.stdout)}

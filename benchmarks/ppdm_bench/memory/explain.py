@@ -1,6 +1,6 @@
 """Where the memory goes: live memory over one step by category and module, and its largest holders; without a GPU."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -39,13 +39,14 @@ def course(timeline: Timeline, modules: Modules, name: str) -> Course:
     live = _live(timeline, start)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
     peak = max(totals, default=0)
-    kept = _kept(timeline, start, peak * NEGLIGIBLE)
-    alive = sorted(timeline.alive_at(start + totals.index(peak)), key=lambda block: -block.size) if peak else []
+    highest = totals.index(peak) if peak else 0
+    kept = _kept(timeline, start, peak * NEGLIGIBLE, highest)
+    alive = sorted(timeline.alive_at(start + highest), key=lambda block: -block.size) if peak else []
     return Course(
         name,
         live={kind: [values[event] for event in kept] for kind, values in live.items()},
         spans=_spans(timeline, modules, start, kept),
-        peak=bisect_right(kept, totals.index(peak)) - 1 if peak else 0,
+        peak=bisect_left(kept, highest),
         peak_size=peak,
         holders=[_holder(block, modules) for block in alive[:HOLDERS]],
     )
@@ -65,10 +66,10 @@ def _live(timeline: Timeline, start: int) -> dict[str, list[int]]:
     return live
 
 
-def _kept(timeline: Timeline, start: int, least: float) -> list[int]:
-    """Events of the iteration, counted from its start, that are births and deaths of blocks worth drawing."""
+def _kept(timeline: Timeline, start: int, least: float, highest: int) -> list[int]:
+    """Events of the iteration, counted from its start, that are worth drawing: of large blocks, and the highest."""
     events = timeline.all_events[start : timeline.ended]
-    return [at for at, (number, _) in enumerate(events) if timeline.blocks[number].size >= least]
+    return [at for at, (number, _) in enumerate(events) if at == highest or timeline.blocks[number].size >= least]
 
 
 def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]) -> list[Span]:
