@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Self
+from typing import Any, Self
 
 from ppdm_bench.memory.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
@@ -65,11 +65,11 @@ class Constants:
             ConstantsError: the file cannot be read, or holds something else.
         """
         try:
-            values = json.loads(path.read_text())
-            made = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+            values: dict[str, Any] = json.loads(path.read_text())
+            made = cls(**values | {name: tuple(values[name]) for name in ("residuals", "records")})
             made.of(Target())
             return made
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise ConstantsError(
                 f"{path} holds no constants ({error}); make it by python -m ppdm_bench.memory.constants"
             ) from None

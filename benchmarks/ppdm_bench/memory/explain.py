@@ -19,10 +19,11 @@ NEGLIGIBLE = 1e-4  # of the peak: the figure leaves out births and deaths of sma
 
 def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
     """The records of a prediction, and the course of the memory over its last iteration if it could be predicted."""
-    modules, made = Modules(), []
+    modules = Modules()
+    made: list[Peak] = []
 
-    def predict(*arguments: Any) -> Peak:
-        made.append(predict_peak(*arguments, modules=modules))
+    def predict(build: Any, step: Any, iterations: int, target: Any) -> Peak:
+        made.append(predict_peak(build, step, iterations, target, modules))
         return made[-1]
 
     records = predicted(plan, task, predict)
