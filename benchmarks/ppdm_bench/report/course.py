@@ -88,7 +88,7 @@ def course_figure(course: Course) -> Figure:
     _bands(bands, course.spans)
     for axis in (axes, bands):
         axis.set_xlim(0, max(span.end for span in course.spans))
-    canvas.title(figure, f"Live memory over one step, predicted: {course.name}. {_KEY}")
+    canvas.title(figure, f"Live memory over one step, predicted: {course.name}.")
     handles = [
         Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts
     ]
@@ -143,19 +143,20 @@ def _light(colour: str) -> tuple[float, float, float]:
 
 def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
     below = [0.0] * len(next(iter(course.live.values())))
-    events = range(len(below))
+    places = range(len(below))
     for part in parts:
         top = [low + value / GIB for low, value in zip(below, course.live[part], strict=True)]
         edge = PARTS[part][1]
         axes.fill_between(
-            events, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
+            places, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
         )
         if max(course.live[part]) > 0.01 * course.peak_size:  # else the line would hide what it is the edge of
-            axes.step(events, top, where="post", color=edge, linewidth=0.5)
+            axes.step(places, top, where="post", color=edge, linewidth=0.5)
         below = top
     axes.set_ylim(0, 1.16 * max(below))
     canvas.plain_axes(axes, "y")
-    axes.set_xlabel("births and deaths of tensors, in order (without those below 0.01 % of the peak)", fontsize=TEXT)
+    events = "births and deaths of tensors, in order (without those below 0.01 % of the peak)"
+    axes.set_xlabel(f"{events}\n{_KEY}", fontsize=TEXT, linespacing=1.4)
     axes.set_ylabel("live memory (GiB)", fontsize=TEXT)
 
 
