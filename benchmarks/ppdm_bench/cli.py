@@ -49,7 +49,7 @@ from ppdm_bench.speed import speed
 from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
 
 if TYPE_CHECKING:
-    pass
+    from ppdm_bench.records import Record
 
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
@@ -152,6 +152,13 @@ def memory(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run what was measured again, with no more memory than was predicted.")
     ] = False,
+    constants: Annotated[
+        Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
+    ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -174,21 +181,27 @@ def memory(
         from ppdm_bench.configuration import check_phases, configurations
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
-        from ppdm_bench.memory.results import collect, failures, present
+        from ppdm_bench.memory.constants import told as told_constants
+        from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = [one for size in sizes for one in as_usage(configurations, method, size, **wanted)]
+        asked = [one for size in sizes for one in as_usage(configurations, explain or method, size, **wanted)]
         as_usage(check_phases, asked, phases)
         where, target = choose(choice, capacity)
-        if verify and where == "predict":
+        target = as_usage(told_constants, constants, target)
+        if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
+        verified: list[Record] = []
         with alone_in(out) as folder:
-            plan = Plan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
-            records = collect(plan, folder)
-            verified = verify_in(folder, records, timeout) if verify else []
-            records = [*(record for record in records if record not in verified), *verified]
-            text, written = present(records, folder, capacity)
-            text += verdict(verified)
+            if explain:
+                records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
+            else:
+                plan = Plan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
+                records = collect(plan, folder)
+                verified = verify_in(folder, records, timeout) if verify else []
+                records = [*(record for record in records if record not in verified), *verified]
+                text, written = present(records, folder, capacity)
+                text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -133,13 +133,20 @@ def _case(plan: Plan, task: Task) -> Case:
     return Case("peak_allocated", common, told)
 
 
-def _predict(plan: Plan, task: Task, case: Case, sweep: Sweep) -> list[Record]:
+def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] = predict_peak) -> list[Record]:
+    """The records of one prediction, or of why there is none; ``predict`` is called as :func:`predict_peak` is."""
+    return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
+
+
+def _predict(
+    plan: Plan, task: Task, case: Case, sweep: Sweep, predict: Callable[..., Peak] = predict_peak
+) -> list[Record]:
     configuration, target = task.configuration, plan.target
     size = (configuration.shape, configuration.batch_size)
     work = workload(configuration.resolve(), task.phase, *size, case.common["device"])
     try:
         with time_limit(plan.timeout):
-            peak = predict_peak(work.build, work.step, work.iterations, target or "cpu")
+            peak = predict(work.build, work.step, work.iterations, target or "cpu")
     except TimeIsUpError as late:
         return sweep.timed_out(case, str(late))
     except PredictionError as error:
@@ -154,6 +161,8 @@ def _predict(plan: Plan, task: Task, case: Case, sweep: Sweep) -> list[Record]:
     ]
     records.append(_parameters(task, case.common))
     if peak.peak_reserved is not None:
+        outside = _outside(peak.peak_reserved, target)
+        records += [Record(metric=name, value=value, **of_peak) for name, value in outside.items()]
         records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
     return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
 
@@ -165,6 +174,12 @@ def _shortage(plan: Plan, peak: Peak) -> str:
     if plan.budget is None or peak.peak_allocated <= plan.budget:
         return ""
     return f"the budget is {plan.budget / GIB:.4g} GiB, and tensors alone take {peak.peak_allocated / GIB:.4g} GiB"
+
+
+def _outside(reserved: int, target: Target | None) -> dict[str, int]:
+    """What the driver counts beyond PyTorch's allocator: a constant, named as the measured ones are."""
+    context = target.context if target else 0
+    return {"peak_process": reserved + context, "context": context}
 
 
 def _too_much(target: Target) -> str:
@@ -181,6 +196,7 @@ def _described(target: Target) -> dict[str, Any]:
         "target_compute_capability": ".".join(map(str, target.compute_capability)),
         "target_cudnn": ".".join(map(str, target.cudnn_version)),
         "context": target.context,
+        **({"fitted_workspace": target.workspace} if target.workspace else {}),
     }
 
 

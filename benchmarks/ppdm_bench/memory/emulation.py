@@ -19,11 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import _device_constructors
 
 from ppdm_bench.memory.autocast import cuda_autocast
 from ppdm_bench.memory.driver import driver_patches
+from ppdm_bench.memory.rules import attention_backend
+from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.trace import Trace
 
 CUDA = torch.device("cuda", 0)
@@ -88,8 +91,7 @@ class _Devices(TorchFunctionMode):
             numbered: list[Any] = [_as_device(a) if type(a) is int else a for a in args]
             return function(*numbered, **kwargs)
         if function is F.scaled_dot_product_attention:
-            # CUDA's fused kernels draw dropout anew from a seed; the CPU has none and would write all weights down.
-            args, kwargs = (), dict(zip(_ATTENTION, args, strict=False)) | kwargs | {"dropout_p": 0.0}
+            return self._attend(dict(zip(_ATTENTION, args, strict=False)) | kwargs)
         return self._make(function, args, kwargs)
 
     def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -100,6 +102,22 @@ class _Devices(TorchFunctionMode):
         if function in _device_constructors():
             kwargs["device"] = CPU  # said here, as the default device may be CUDA
         return function(*args, **kwargs)
+
+    def _attend(self, given: dict[str, Any]) -> Tensor:
+        """Attention by the kernel that CUDA takes: one of the CPU's that writes weights down, or does not."""
+        shown = [given[name] for name in ("query", "key", "value")]
+        dtype = shown[0].dtype
+        if torch.is_autocast_enabled("cuda") and dtype is not torch.float64:
+            dtype = torch.get_autocast_dtype("cuda")
+        masked = given.get("attn_mask") is not None
+        allowed = [name for name, is_enabled in _ENABLED.items() if is_enabled()]
+        sizes = [x.shape[-1] for x in shown]
+        fused = attention_backend(self.trace.target or Target(), dtype, sizes, masked, allowed) != "math"
+        if fused:
+            # CUDA's fused kernels draw dropout anew from a seed; the CPU has none and would write all weights down.
+            given["dropout_p"] = 0.0
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else SDPBackend.MATH):
+            return F.scaled_dot_product_attention(**given)
 
     # --- moves
 
@@ -154,6 +172,12 @@ def _as_device(value: Any) -> torch.device | None:
         return value
     return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
 
+
+_ENABLED: Mapping[str, Callable[[], bool]] = {
+    "flash": lambda: torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.cudnn_sdp_enabled(),
+    "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
+    "math": torch.backends.cuda.math_sdp_enabled,
+}
 
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import (
 from ppdm_bench.memory.allocator import CachingAllocator
 from ppdm_bench.memory.doubles import PredictionError
 from ppdm_bench.memory.emulation import cuda_world
+from ppdm_bench.memory.modules import Modules
 from ppdm_bench.memory.preserve import preserved
 from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.timeline import KINDS, Timeline
@@ -77,6 +78,7 @@ def predict_peak(
     step: Callable[[State], Any],
     iterations: int = 2,
     target: Target | Literal["cpu"] | None = None,
+    modules: Modules | None = None,
 ) -> Peak:
     """Run real code on tensors without memory and follow every storage.
 
@@ -93,6 +95,7 @@ def predict_peak(
         iterations: how many; optimizer state exists only from the second on.
         target: the device and software predicted for; the PyTorch at hand on CUDA if absent; ``"cpu"`` applies no rule
             of CUDA's and is what :func:`measure_peak` on the CPU gives.
+        modules: notes which module made what in the timeline, if given; the peak is the same.
 
     Returns:
         The peak; on CUDA with ``peak_reserved`` from a replay of the caching allocator and, where the target has a
@@ -107,7 +110,7 @@ def predict_peak(
     on_cuda = None if target == "cpu" else target or Target()
     with preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda))
+        trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         try:
@@ -153,10 +156,13 @@ def measure_peak(
 def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> None:
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
+    if trace.target and trace.target.workspace:
+        trace.timeline.born(trace.target.workspace, "workspace", "fitted")
     state = build()
     for _ in range(iterations):
         trace.timeline.mark()
         step(state)
+    trace.timeline.ended = trace.timeline.now
 
 
 def _peak(timeline: Timeline, target: Target | None) -> Peak:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from ppdm_baselines import REFERENCE
 from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.explain import explain, stem
 from ppdm_bench.records import Record
 from ppdm_bench.report import figure, table
+from ppdm_bench.report.course import holders_table, save_course
 from ppdm_bench.report.units import shape_text
 from ppdm_bench.sweep import RECORDS, Ledger
 from ppdm_bench.terminal import Whole, progress
@@ -28,6 +30,26 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
             records += made
             whole.ended()
     return records
+
+
+def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]]:
+    """Predict everything, and draw where its memory goes: records, the tables of holders as text, and the files."""
+    ledger = Ledger(folder)
+    records: list[Record] = []
+    texts: list[str] = []
+    written = [folder / RECORDS]
+    with progress() as bar:
+        whole = Whole(bar, [1.0] * len(plan.tasks))
+        for task in plan.tasks:
+            whole.tell(task.text)
+            made, course = explain(plan, task)
+            ledger.keep(made)
+            records += made
+            if course is not None:
+                texts.append(holders_table(course))
+                written += save_course(course, folder / stem(task.configuration, task.phase))
+            whole.ended()
+    return records, "\n".join(texts), written
 
 
 def present(records: Sequence[Record], folder: Path, budget: int | None) -> tuple[str, list[Path]]:

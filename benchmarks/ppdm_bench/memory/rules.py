@@ -18,6 +18,7 @@ from torch._ops import OpOverload
 from ppdm_bench.memory.target import MIB, Target
 
 HALF = (torch.float16, torch.bfloat16)
+ATTENTION = ("flash", "efficient", "math")
 aten = torch.ops.aten
 
 
@@ -48,8 +49,9 @@ def _conv3d_leaves_cudnn(target: Target) -> bool:
 
 
 def _columns(op: OpOverload, args: Sequence[Any], out: Any) -> int:
-    """vol2col's buffer (ATen/native/cuda/ConvolutionMM3d.cu): C_in · kernel volume · output voxels, a sample at a time.
+    """vol2col's buffer: C_in · kernel volume · output voxels, a sample at a time.
 
+    ATen/native/cuda/NaiveDilatedConvolution.cu, which takes what cuDNN does not, dilated or not.
     Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself. A transposed convolution
     goes the other way (NaiveConvolutionTranspose3d.cu): C_out · kernel volume · input voxels.
     """
@@ -70,11 +72,65 @@ def _softmax_product(op: OpOverload, args: Sequence[Any], out: Any) -> int:
     return _bytes(args[0]) if op is aten._softmax_backward_data.default else 0
 
 
+def attention_backend(
+    target: Target, dtype: torch.dtype, head_dims: Sequence[int], masked: bool, enabled: Sequence[str] = ATTENTION
+) -> str:
+    """Which kernel scaled_dot_product_attention takes: ``flash``, ``efficient`` or ``math``.
+
+    ATen/native/transformers/cuda/sdp_utils.cpp, in its order. Flash: half precision, no mask, one head size up to 256,
+    from Ampere on. Memory-efficient: fp32 or half precision (bf16 from Ampere on), head sizes that are a multiple of
+    16 bytes (from Ampere on; below, fp32 has no such condition). All else is computed as written down, with the whole
+    matrix of weights. cuDNN's kernel, which some releases prefer on Hopper, writes no weights either and counts as
+    flash; what it takes while it runs is not known.
+
+    Args:
+        target: the card.
+        dtype: of query, key and value, as autocast leaves them.
+        head_dims: of query, key and value.
+        masked: whether a mask is given.
+        enabled: kernels that the code allows (``torch.nn.attention.sdpa_kernel``).
+    """
+    ampere, half = target.compute_capability >= (8, 0), dtype in HALF
+    if "flash" in enabled and ampere and half and not masked and len(set(head_dims)) == 1 and head_dims[0] <= 256:
+        return "flash"
+    known = dtype in (torch.float16, torch.float32) or (ampere and dtype is torch.bfloat16)
+    multiple = 8 if half else 4 if ampere else 1
+    if "efficient" in enabled and known and not any(size % multiple for size in head_dims):
+        return "efficient"
+    return "math"
+
+
+def _attention_product(op: OpOverload, args: Sequence[Any], out: Any) -> int:
+    """In fp32 the memory-efficient backward makes ``grad · output`` first, as large as the output.
+
+    ATen/native/transformers/cuda/attention_backward.cu; its half-precision kernels compute the sum themselves.
+    """
+    return _bytes(args[4]) if op is _FUSED_BACKWARD and args[1].dtype is torch.float32 else 0
+
+
+def _attention_sums(op: OpOverload, args: Sequence[Any], out: Any) -> int:
+    """Flash attention's backward sums the query's gradient in fp32, and keeps one number a query beside it.
+
+    flash_api.cpp, ``mha_bwd``: (N, heads, L, E) and (N, heads, L), L in multiples of 128, the head size E in multiples
+    of 32, or 256 above 192.
+    """
+    if op is not _FUSED_BACKWARD or args[1].dtype not in HALF:
+        return 0
+    n, heads, length, size = args[1].shape
+    rounded = -(-size // 32) * 32 if size <= 192 else 256
+    return int(4 * n * heads * -(-length // 128) * 128 * (rounded + 1))
+
+
+# The CPU's fused kernel stands for CUDA's.
+_FUSED_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
 CONV3D_COLUMNS = "conv3d columns"
 
 TRANSIENT = (
     Transient(CONV3D_COLUMNS, _conv3d_leaves_cudnn, _columns),
     Transient("softmax backward", lambda target: True, _softmax_product),
+    Transient("attention backward, product", lambda target: True, _attention_product),
+    Transient("attention backward, sums", lambda target: True, _attention_sums),
 )
 
 
@@ -97,9 +153,10 @@ MATRIX_PRODUCTS = (
 class CublasWorkspaces:
     """cuBLAS keeps one workspace a handle, and PyTorch one handle a thread: the forward's and the backward's.
 
-    PyTorch takes them from its own allocator at the first matrix product of a thread and keeps them; cuBLASLt shares
-    them (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). A convolution
-    that runs through columns is a matrix product too.
+    PyTorch takes them from its own allocator at the first matrix product of a thread and keeps them
+    (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). cuBLASLt shares them,
+    or has 1 MiB of its own where the release does not unify them, which is left out. A convolution that runs through
+    columns is a matrix product too.
     """
 
     target: Target

@@ -23,9 +23,11 @@ class Target:
         cudnn: version of cuDNN, (major, minor); the one of the release's wheels if absent.
         context: bytes of the CUDA context and loaded modules, outside of every PyTorch counter. About half a GiB for
             PyTorch on recent cards; it differs with card and driver, so a measured value is better.
+        workspace: bytes that the allocator holds from the start to the end beyond what rules explain, as fitted to
+            measurements (:mod:`ppdm_bench.memory.constants`); none unless it was asked for.
 
     Raises:
-        ValueError: a version that is none, or a capacity or context that is not positive.
+        ValueError: a version that is none, a capacity that is not positive, or a context or workspace below 0.
     """
 
     torch: str | None = None
@@ -33,12 +35,15 @@ class Target:
     compute_capability: tuple[int, int] = (9, 0)
     cudnn: tuple[int, int] | None = None
     context: int = GIB // 2
+    workspace: int = 0
 
     def __post_init__(self) -> None:
         if self.torch is not None and not re.match(r"\d+\.\d+(\.\d+)?", self.torch):
             raise ValueError(f"torch must be a release such as 2.9.0, got {self.torch!r}")
         if (self.capacity is not None and self.capacity <= 0) or self.context < 0:
             raise ValueError(f"capacity must be positive and context not negative, got {self.capacity}, {self.context}")
+        if self.workspace < 0:
+            raise ValueError(f"workspace must be at least 0, got {self.workspace}")
 
     @property
     def release(self) -> tuple[int, int, int]:

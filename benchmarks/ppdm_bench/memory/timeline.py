@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ppdm_bench.memory.allocator import Event, rounded
+from ppdm_bench.memory.modules import Site
 
 KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
 Place = Literal["target", "host", "unknown"]
@@ -19,12 +20,17 @@ class Block:
         kind: one of :data:`KINDS`.
         name: the operator that made it, or the rule.
         place: where it lies. What is not known to lie on the host counts; a place may turn out later.
+        site: the module that made it, where modules are followed.
+        shape, dtype: of the tensor that it was seen with first.
     """
 
     size: int
     kind: str
     name: str
     place: Place = "target"
+    site: Site | None = None
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
 
 
 @dataclass
@@ -39,11 +45,14 @@ class Timeline:
     marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into all events
     alive: int = 0
     most: int = 0
+    sites: list[tuple[int, Site]] = field(default_factory=list)  # from which event on which module was at work
+    ended: int | None = None  # where the last iteration ended; what the code held to its end dies after that
     _events: list[Event] = field(default_factory=list)
 
     def born(self, size: int, kind: str, name: str, place: Place = "target") -> int:
         """Note a birth and number the block."""
-        self.blocks.append(Block(rounded(size), kind, name, place))
+        site = self.sites[-1][1] if self.sites else None
+        self.blocks.append(Block(rounded(size), kind, name, place, site))
         self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
         self.alive += self.blocks[-1].size
         self.most = max(self.most, self.alive)
@@ -58,6 +67,11 @@ class Timeline:
         """Note that an iteration begins."""
         self.marks.append(self.now)
 
+    def reach(self, site: Site) -> None:
+        """Note which module is at work from now on."""
+        if not self.sites or self.sites[-1][1] != site:
+            self.sites.append((self.now, site))
+
     @property
     def now(self) -> int:
         """How many events there were."""
@@ -67,6 +81,11 @@ class Timeline:
     def events(self) -> list[Event]:
         """Births and deaths on the target."""
         return [event for event in self._events if self.blocks[event[0]].place != "host"]
+
+    @property
+    def all_events(self) -> list[Event]:
+        """Births and deaths, those of the host's included."""
+        return list(self._events)
 
     def live(self) -> Iterator[int]:
         """Live bytes after each event, those of the host's included as events that change nothing."""

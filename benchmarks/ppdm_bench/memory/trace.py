@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from ppdm_bench.memory.allocator import rounded
 from ppdm_bench.memory.doubles import Doubles, fake_patches, run_fake
+from ppdm_bench.memory.modules import Modules, Site
 from ppdm_bench.memory.rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
 from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.timeline import Place, Timeline
@@ -28,11 +29,16 @@ aten = torch.ops.aten
 
 @contextmanager
 def tracing(
-    fake: FakeTensorMode | None = None, target: Target | None = None, limit: int | None = None
+    fake: FakeTensorMode | None = None,
+    target: Target | None = None,
+    limit: int | None = None,
+    modules: Modules | None = None,
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target, limit)
+    trace = Trace(fake, target, limit, modules)
     with trace.undo:
+        if modules:
+            trace.undo.enter_context(modules.followed())
         for hook in (
             register_optimizer_step_pre_hook(trace.before_optimizer),
             register_optimizer_step_post_hook(trace.after_optimizer),
@@ -53,15 +59,21 @@ class Trace(TorchDispatchMode):
         target: whose CUDA rules are applied; None applies none.
         limit: bytes of real tensors that may be alive; an operator after which there were more raises
             ``torch.OutOfMemoryError``. None is without end.
+        modules: what says which module is at work, if that is to be noted of every storage.
     """
 
     def __init__(
-        self, fake: FakeTensorMode | None = None, target: Target | None = None, limit: int | None = None
+        self,
+        fake: FakeTensorMode | None = None,
+        target: Target | None = None,
+        limit: int | None = None,
+        modules: Modules | None = None,
     ) -> None:
         super().__init__()
         self.timeline = Timeline()
         self.limit = limit
         self.target = target
+        self._modules = modules
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
         self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
@@ -90,6 +102,8 @@ class Trace(TorchDispatchMode):
             with self:  # such operators arrive whole in inference mode, and their parts would go unseen
                 return op.decompose(*args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
+        if self._modules:
+            self.timeline.reach(self._modules.site(backward, self._in_optimizer))
         made = op is aten.lift_fresh.default  # `torch.tensor(...)`, whose argument is the value and no tensor yet
         if not made:
             args, kwargs = tree_map_only(Tensor, self._enter, (tuple(args), dict(kwargs)))
@@ -147,7 +161,7 @@ class Trace(TorchDispatchMode):
         is_parameter = isinstance(x, nn.Parameter)
         self._follow(double, "params" if is_parameter else "inputs", "made before", place)
         if is_parameter:
-            self._mark(double, "params")
+            self._mark(double, "params", x)
         if x.requires_grad and x.is_leaf:
             self._watch_gradient(x)
         return double
@@ -165,6 +179,8 @@ class Trace(TorchDispatchMode):
             place = block.place
         if size:
             number = self._numbers[address] = self.timeline.born(size, kind, name, place)
+            block = self.timeline.blocks[number]
+            block.shape, block.dtype = tuple(x.shape), str(x.dtype).removeprefix("torch.")
             if place == "unknown":
                 self._together[number] = {number}
         if address not in self._deaths:
@@ -178,10 +194,14 @@ class Trace(TorchDispatchMode):
     def _forget(self, address: int) -> None:
         self.timeline.died(self._numbers.pop(address))
 
-    def _mark(self, x: Tensor, kind: str) -> None:
-        """Say what a storage turned out to be; it counts as that from its birth."""
-        if (number := self._number(x)) is not None:
-            self.timeline.blocks[number].kind = kind
+    def _mark(self, x: Tensor, kind: str, parameter: Tensor | None = None) -> None:
+        """Say what a storage turned out to be, and of which parameter; it counts as that from its birth."""
+        if (number := self._number(x)) is None:
+            return
+        block = self.timeline.blocks[number]
+        block.kind = kind
+        if self._modules and parameter is not None and (name := self._modules.owner(parameter)):
+            block.site = Site(block.site.stage if block.site else "forward", name)
 
     def _number(self, x: Tensor) -> int | None:
         storage = _storage(self.doubles.bytes_of(x) if self.doubles and self.doubles.lacks(x) else x)
@@ -257,9 +277,10 @@ class Trace(TorchDispatchMode):
     def after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Note that an optimizer ended its step; what it keeps is its state."""
         self._in_optimizer = False
-        for x in tree_iter([dict(state) for state in optimizer.state.values()]):
-            if isinstance(x, Tensor):
-                self._mark(self._enter(x), "optimizer")
+        for parameter, state in optimizer.state.items():
+            for x in tree_iter(dict(state)):
+                if isinstance(x, Tensor):
+                    self._mark(self._enter(x), "optimizer", parameter)
 
 
 def _is_composite(op: Any) -> bool:

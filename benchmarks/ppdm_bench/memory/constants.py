@@ -1,0 +1,165 @@
+"""What measurement has beyond prediction, fitted as two constants: ``python -m ppdm_bench.memory.constants``.
+
+The context (driver, CUDA, loaded modules) is the median of what was measured. The workspace is the median of measured
+less predicted peaks of allocated memory: what libraries hold that no rule explains. The constants are stored with the
+records that they come from, and a prediction uses them only where it is told to (``ppdm-bench memory --constants``).
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+
+from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report.files import replace_file
+
+LEAST = 3  # pairs; fewer say nothing of a spread
+
+
+class ConstantsError(ValueError):
+    """Constants that cannot be fitted or read."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What was fitted, and to what.
+
+    Attributes:
+        gpu, torch: where it was measured.
+        workspace: bytes of allocated memory beyond prediction, the median, at least 0.
+        residuals: measured less predicted, bytes, of each pair, smallest first: the spread around it.
+        context: bytes outside the allocator, the median; None where NVML gave none.
+        records: identifiers of all records that the values come from (:func:`identify`).
+    """
+
+    gpu: str
+    torch: str
+    workspace: int
+    residuals: tuple[int, ...]
+    context: int | None
+    records: tuple[str, ...]
+
+    def of(self, target: Target) -> Target:
+        """The target with these constants."""
+        context = target.context if self.context is None else self.context
+        return replace(target, workspace=self.workspace, context=context)
+
+    def save(self, path: Path) -> Path:
+        """Write them as JSON.
+
+        Raises:
+            OSError: the place cannot be written.
+        """
+        return replace_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ConstantsError: the file cannot be read, or holds something else.
+        """
+        try:
+            values: dict[str, Any] = json.loads(path.read_text())
+            made = cls(**values | {name: tuple(values[name]) for name in ("residuals", "records")})
+            made.of(Target())
+            return made
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ConstantsError(
+                f"{path} holds no constants ({error}); make it by python -m ppdm_bench.memory.constants"
+            ) from None
+
+
+def identify(record: Record) -> str:
+    """What a record is found again by: configuration, phase, metric, and 12 digits of the SHA-256 of its line."""
+    digest = hashlib.sha256(record.to_json().encode()).hexdigest()[:12]
+    return f"{record.config_id}/{record.phase}/{record.metric}/{record.kind}/{digest}"
+
+
+def fit(records: Sequence[Record], truth: str = "measured") -> Constants:
+    """Fit the constants to records of one GPU and one release of PyTorch.
+
+    Args:
+        records: predictions and measurements on CUDA; they are paired by configuration and phase.
+        truth: the kind of record that is fitted to: ``measured``, or ``published``, which only validation uses.
+
+    Raises:
+        ConstantsError: too few pairs, several GPUs or releases, or predictions that were made with constants.
+    """
+    usable = [r for r in records if r.status == "ok" and r.device == "cuda" and r.value is not None]
+    predicted = {(r.config_id, r.phase): r for r in usable if r.kind == "predicted" and r.metric == "peak_allocated"}
+    true = [r for r in usable if r.kind == truth and r.metric == "peak_allocated"]
+    pairs = [(r, predicted[r.config_id, r.phase]) for r in true if (r.config_id, r.phase) in predicted]
+    _check(pairs, truth)
+    contexts = [r for r in usable if r.kind == truth and r.metric == "context"]
+    used = [record for pair in pairs for record in pair] + contexts
+    residuals = sorted(round((true.value or 0) - (made.value or 0)) for true, made in pairs)
+    return Constants(
+        gpu=str(pairs[0][0].env.get("gpu")),
+        torch=str(pairs[0][0].env.get("torch")),
+        workspace=max(round(median(residuals)), 0),
+        residuals=tuple(residuals),
+        context=round(median(r.value or 0 for r in contexts)) if contexts else None,
+        records=tuple(identify(record) for record in used),
+    )
+
+
+def _check(pairs: Sequence[tuple[Record, Record]], truth: str) -> None:
+    if len(pairs) < LEAST:
+        raise ConstantsError(
+            f"{len(pairs)} {truth} peaks on CUDA have a prediction of the same configuration and phase, and a fit "
+            f"needs at least {LEAST}: run ppdm-bench memory --device cuda"
+        )
+    for name in ("gpu", "torch"):
+        if len(found := {str(true.env.get(name)) for true, _ in pairs}) > 1:
+            raise ConstantsError(
+                f"the records are of several kinds of {name}: {', '.join(sorted(found))}; fit each alone"
+            )
+    if any("fitted_workspace" in made.env for _, made in pairs):
+        raise ConstantsError("some predictions were made with fitted constants; predict without --constants first")
+
+
+def main() -> None:
+    """Fit, say what came out, and store it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, nargs="+", help="files of records, such as results/memory/records.jsonl")
+    parser.add_argument("--out", type=Path, required=True, help="file for the constants, such as constants.json")
+    arguments = parser.parse_args()
+    try:
+        found = fit([record for path in arguments.records for record in RecordFile(path).read()])
+    except ConstantsError as error:
+        parser.exit(1, f"{error}\n")
+    found.save(arguments.out)
+    print(describe(found))
+
+
+def describe(constants: Constants) -> str:
+    """The constants in a sentence."""
+    low, high = (constants.residuals[at] / MIB for at in (0, -1))
+    context = "not measured" if constants.context is None else f"{constants.context / MIB:.0f} MiB"
+    return (
+        f"{constants.gpu}, torch {constants.torch}: workspace {constants.workspace / MIB:.0f} MiB "
+        f"(median of {len(constants.residuals)} residuals, {low:+.0f} to {high:+.0f} MiB), context {context}"
+    )
+
+
+def told(path: Path | None, target: Target | None) -> Target | None:
+    """The target with the constants of a file, where there is one.
+
+    Raises:
+        ConstantsError: the file holds none, or nothing is predicted for CUDA.
+    """
+    if path is None:
+        return target
+    if target is None:
+        raise ConstantsError("constants are of CUDA, and with --device cpu nothing is predicted for CUDA")
+    return Constants.read(path).of(target)
+
+
+if __name__ == "__main__":
+    main()

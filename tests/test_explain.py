@@ -1,0 +1,175 @@
+"""Where the memory goes: modules forward and backward, the course of a step, and its largest holders."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from typer.testing import CliRunner
+
+from ppdm_bench.cli import app
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.command import Plan, Task
+from ppdm_bench.memory.explain import HOLDERS, explain, stem
+from ppdm_bench.memory.modules import Modules
+from ppdm_bench.memory.predict import predict_peak
+from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.report.course import Course, Holder, Span, course_figure, holders_table, save_course
+
+TARGET = Target(torch="2.10.0", compute_capability=(8, 0))
+SMALL = Configuration("ppdm", (16, 16, 16), factor=2, width=8)
+
+
+def two_layers(recompute: bool) -> tuple[list[tuple[str, str]], Modules]:
+    """Where the activations and gradients of two layers were made."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(300, 400), nn.Linear(400, 500)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = checkpoint(self.first, x, use_reentrant=False) if recompute else self.first(x)
+            return self.second(torch.tanh(h))
+
+    def step(net: nn.Module) -> None:
+        net(torch.zeros(9, 300, requires_grad=True)).sum().backward()
+
+    modules = Modules()
+    timeline = predict_peak(Net, step, 1, TARGET, modules).timeline
+    assert timeline is not None
+    assert predict_peak(Net, step, 1, TARGET).iterations == timeline.peaks()
+    return [(block.site.stage, block.site.path) for block in timeline.blocks if block.site and block.shape], modules
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_tensor_has_its_module_forward_and_backward(recompute: bool) -> None:
+    sites, _ = two_layers(recompute)
+    assert {("forward", name) for name in (".", "first", "second")} <= set(sites)
+    assert {("backward", name) for name in (".", "first", "second")} <= set(sites)
+    order = list(dict.fromkeys(path for stage, path in sites if stage == "backward" and path in ("first", "second")))
+    assert order == ["second", "first"]
+
+
+@pytest.fixture(scope="module", params=["none", "block"])
+def explained(request: pytest.FixtureRequest) -> tuple[Course, dict[str, float]]:
+    configuration = Configuration("ppdm", (64, 64, 64), factor=2, width=16, checkpointing=request.param)
+    records, course = explain(Plan([configuration], ["train"], "predict", TARGET), Task(configuration, "train", False))
+    assert course is not None
+    return course, {record.metric: record.value or 0 for record in records}
+
+
+def test_the_course_has_the_peak_and_the_parts_of_the_prediction(explained: tuple[Course, dict[str, float]]) -> None:
+    course, values = explained
+    assert course.peak_size == values["peak_allocated"]
+    assert {kind: live[course.peak] for kind, live in course.live.items()} == {
+        kind: values[kind] for kind in course.live
+    }
+    assert max(map(sum, zip(*course.live.values(), strict=True))) == course.peak_size
+    assert values["peak_process"] == values["peak_reserved"] + values["context"]
+
+
+def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[Course, dict[str, float]]) -> None:
+    course, _ = explained
+    ends = [0, *(span.end for span in course.spans)]
+    assert [span.start for span in course.spans] == ends[:-1]
+    assert ends[-1] == len(course.live["params"])
+    levels = [f"level {level}" for level in range(4)]
+    down, up = [f"encoder {level}" for level in levels], [f"decoder {level}" for level in reversed(levels)]
+    for stage, order in (("forward", [*down, "middle", *up]), ("backward", [*up[::-1], "middle", *down[::-1]])):
+        seen = dict.fromkeys(span.part for span in course.spans if span.stage == stage)
+        assert [part for part in seen if part in order] == order
+    assert course.spans[-1].stage == "update"
+    assert {span.part for span in course.spans if span.stage == "backward"} >= {"loss", "head", "stem"}
+
+
+def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
+    explained: tuple[Course, dict[str, float]],
+) -> None:
+    course, _ = explained
+    assert len(course.holders) == HOLDERS
+    sizes = [holder.size for holder in course.holders]
+    assert sizes == sorted(sizes, reverse=True)
+    joined = next(holder for holder in course.holders if holder.operator == "cat")
+    # A skip of one level joined to what comes from below: (1 + 2) · 16 channels of 32³ voxels in fp32.
+    assert (joined.part, joined.shape, joined.dtype) == ("decoder level 0", (1, 48, 32, 32, 32), "float32")
+    assert joined.size == 48 * 32**3 * 4
+    assert any(holder.module.startswith("up.") for holder in course.holders)
+
+
+def test_weights_and_their_moments_have_the_name_of_the_parameter() -> None:
+    _, course = explain(Plan([SMALL], ["train"], "predict", TARGET), Task(SMALL, "train", False))
+    assert course is not None
+    kinds = {holder.kind: holder for holder in course.holders if holder.kind in ("params", "optimizer")}
+    assert kinds
+    assert any(holder.module.endswith(".weight") for holder in kinds.values())
+
+
+def course() -> Course:
+    spans = [Span(0, 1, "forward", "encoder level 0"), Span(1, 2, "backward", "loss"), Span(2, 3, "update", "clipping")]
+    holder = Holder(GIB, "activations", "encoder level 0", "down.0", "forward", "silu", (1, 2), "float32")
+    live = {"params": [GIB, GIB, GIB], "activations": [0, 3 * GIB, 0]}
+    return Course("toy, train", live, spans, peak=1, peak_size=4 * GIB, holders=[holder])
+
+
+def test_the_table_names_the_peak_and_each_holder() -> None:
+    table = holders_table(course())
+    assert "predicted peak 4.00 GiB, backward of loss" in table
+    assert "| 1 | 1.000 | 25.0% | activations | encoder level 0 | down.0 | forward | silu | 1×2 | float32 |" in table
+    assert "Together 1.00 GiB, 25.0% of the peak." in table
+
+
+def test_the_figure_draws_every_part_once_and_marks_the_peak() -> None:
+    drawn = course_figure(course())
+    words = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    assert "peak 4.00 GiB: backward, loss" in words
+    assert {"forward", "backward", "E0", "loss"} <= set(words)
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["parameters", "activations"]
+    empty = Course("nothing", {"params": [0]}, course().spans, 0, 0, [])
+    with pytest.raises(ValueError, match="nothing to draw"):
+        course_figure(empty)
+
+
+def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+    first, second = ([path.read_bytes() for path in save_course(course(), tmp_path / name)] for name in ("a", "b"))
+    assert first == second
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
+    assert [(row["rank"], row["bytes"], row["share"], row["module"]) for row in rows] == [
+        ("1", str(GIB), "0.250000", "down.0")
+    ]
+
+
+def test_names_of_files() -> None:
+    assert stem(SMALL, "train") == "explain-ppdm-r2"
+    other = Configuration("ddpm3d", (16, 16, 16), precision="bf16", checkpointing="block")
+    assert stem(other, "sample") == "explain-ddpm3d-bf16-block-sample"
+
+
+def test_the_command(tmp_path: Path) -> None:
+    asked = [
+        "memory",
+        "--res",
+        "16",
+        "--explain",
+        "ppdm",
+        "--factor",
+        "2",
+        "--width",
+        "8",
+        "--phase",
+        "sample",
+        "--device",
+        "predict",
+        "--json",
+        "--out",
+    ]
+    result = CliRunner().invoke(app, [*asked, str(tmp_path)])
+    assert result.exit_code == 0, result.stderr
+    metrics = {record["metric"]: record["value"] for record in json.loads(result.stdout)}
+    assert metrics["peak_process"] == metrics["peak_reserved"] + metrics["context"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"records.jsonl", *(f"explain-ppdm-r2-sample.{end}" for end in ("png", "pdf", "csv", "md"))}
