@@ -4,12 +4,14 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
+import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import FULL_3D, PPDM, TASKS, kept, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, kept, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
@@ -39,6 +41,7 @@ def evidence():
                 yield from scores(method, task, [base + steps, base + 1.5], steps=steps)
         for method, grid in ((PPDM, 1.0), (OFF, 6.0)):
             yield from scores(method, task, [grid, grid + 1], metric="seam_index_r2")
+    yield from (replace(record, env=ENV) for record in ablated.everything(tasks=TASKS[:1]))
     yield timing(PPDM, 4, [1.0, 1.1, 1.2])
     yield timing(FULL_3D, 4, [9.0, 9.1, 9.2])
 
@@ -85,9 +88,10 @@ def folder(tmp_path_factory):
 
 def test_every_figure_has_a_table_and_a_caption(folder):
     for exhibit in EXHIBITS:
-        with Image.open(folder / "once" / f"{exhibit.name}-single.png") as picture:
-            assert picture.width == 3.5 * 300
-        pdf = (folder / "once" / f"{exhibit.name}-single.pdf").read_bytes()
+        (column,) = exhibit.widths(["single"])
+        with Image.open(folder / "once" / f"{exhibit.name}-{column}.png") as picture:
+            assert picture.width == {"single": 3.5, "double": 7.16}[column] * 300
+        pdf = (folder / "once" / f"{exhibit.name}-{column}.pdf").read_bytes()
         assert b"/Type3" not in pdf
         assert b"CreationDate" not in pdf
         header = (folder / "once" / f"{exhibit.name}.csv").read_text().splitlines()[0]

@@ -57,7 +57,9 @@ def figures(
                 absent.append(f"{exhibit.name}: it needs {missing}")
             else:
                 files += drawn.values()
-                shown.append((exhibit.name, exhibit.title, made, drawn[f"{columns[-1]}.png"].read_bytes()))
+                shown.append(
+                    (exhibit.name, exhibit.title, made, drawn[f"{exhibit.widths(columns)[-1]}.png"].read_bytes())
+                )
             bar.advance(task)
     if html:
         files.append(_page(library, shown, absent, folder))

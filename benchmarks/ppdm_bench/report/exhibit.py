@@ -55,11 +55,17 @@ class Exhibit:
         name: of its files.
         title: for people.
         show: made from a library; raises `Missing` where something is missing.
+        columns: the widths in which it can be read.
     """
 
     name: str
     title: str
     show: Callable[[Library], Shown]
+    columns: tuple[Column, ...] = ("single", "double")
+
+    def widths(self, asked: Sequence[Column]) -> Sequence[Column]:
+        """Those that were asked for and can be read, or else those that can."""
+        return [column for column in asked if column in self.columns] or self.columns
 
 
 def written(exhibit: Exhibit, shown: Shown, folder: Path, columns: Sequence[Column]) -> dict[str, Path]:
@@ -68,14 +74,14 @@ def written(exhibit: Exhibit, shown: Shown, folder: Path, columns: Sequence[Colu
     Args:
         exhibit, shown: what is written.
         folder: where.
-        columns: the widths.
+        columns: the widths that are asked for.
 
     Raises:
         OSError: the folder cannot be written.
     """
     stem = folder / exhibit.name
     files: dict[str, Path] = {}
-    for column in columns:
+    for column in exhibit.widths(columns):
         beside = stem.with_name(f"{stem.name}-{column}")
         files[f"{column}.png"], files[f"{column}.pdf"] = canvas.save(shown.draw(column), beside)
     texts: Mapping[str, str] = {

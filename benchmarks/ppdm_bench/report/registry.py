@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ppdm_bench.report.exhibit import Exhibit
-from ppdm_bench.report.exhibits import agreement, breakdown, gallery, grid, resolution, scatter, seam
+from ppdm_bench.report.exhibits import ablation, agreement, breakdown, gallery, grid, resolution, scatter, seam
 
 __all__ = ["EXHIBITS"]
 
@@ -13,6 +13,8 @@ EXHIBITS = (
     Exhibit("quality-memory", "Quality against training memory", scatter.show_memory),
     Exhibit("quality-seconds", "Quality against seconds a volume", scatter.show_seconds),
     Exhibit("quality-evaluations", "Quality against network evaluations", scatter.show_evaluations),
+    Exhibit("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
+    Exhibit("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
     Exhibit("seam-index", "Seam index with and without the puzzle-gradient loss", seam.show),
     Exhibit("grid-artefact", "The grid, its spectrum and the puzzle-gradient loss", grid.show),
     Exhibit("gallery", "Every method on one subject of each task", gallery.show),
