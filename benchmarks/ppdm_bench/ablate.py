@@ -26,7 +26,7 @@ QUICK: dict[str, Any] = {
     "size": 32,
     "width": 12,
     "base": ["network.multipliers=[1,2,2]"],
-    "steps": 150,
+    "steps": 120,
     "seeds": "0",
     "evaluations": "1,4",
 }
