@@ -468,6 +468,12 @@ def test_the_figure_has_bars_of_steps_and_hollow_estimates():
     assert not speed_figure(answered(evaluations=(1, 4))).legends
 
 
+@pytest.mark.parametrize("phase", ["train", "sample"])
+def test_a_figure_of_one_phase_alone_is_drawn(tmp_path, phase):
+    _, written = present([record for record in answered() if record.phase == phase], tmp_path)
+    assert {path.suffix for path in written} >= {".png", ".pdf"}
+
+
 def test_every_file_that_is_named_is_written(tmp_path):
     text, written = present(answered(), tmp_path)
     assert "ppdm r=2" in text

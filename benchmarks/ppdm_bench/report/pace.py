@@ -49,7 +49,11 @@ def speed_figure(records: Iterable[Record]) -> Figure:
     bars.set_yticks(range(len(paces)), names, fontsize=SMALL)
     bars.set_xlabel("training step (s)", fontsize=TEXT)
     _room_for_labels(bars, [pace.step.seconds for pace in paces if pace.step and pace.step.seconds])
-    _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
+    if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
+        _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
+    else:  # a logarithmic axis needs something on it
+        curves.set_axis_off()
+        curves.text(0.5, 0.5, "no volume was timed", transform=curves.transAxes, ha="center", fontsize=TEXT)
     canvas.title(figure, _title(paces))
     if any(timing.estimate for pace in paces for timing in pace.volumes.values()):
         hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=(0, (3, 2)))
