@@ -369,6 +369,27 @@ def test_help_version_and_bad_usage_need_no_pytorch(words):
         assert done.returncode == 2
 
 
+EVERY_HELP = """
+import contextlib, io, json, sys
+import typer
+from ppdm_bench.cli import app
+commands = list(typer.main.get_command(app).commands)
+for command in commands:
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        app([command, "--help"], standalone_mode=False)
+    assert "Usage" in page.getvalue()
+print(json.dumps([commands, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+HEAVY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "skimage", "nibabel", "monai", "ppdm"}
+
+
+def test_the_command_line_and_the_help_of_every_command_import_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", EVERY_HELP], env=ENVIRONMENT, capture_output=True, text=True)
+    commands, imported = json.loads(done.stdout)
+    assert {"memory", "speed", "plan", "ablate", "gpu", "quality", "train"} <= set(commands)
+    assert set(imported) & HEAVY == set()
+
+
 # --- methods, env
 
 

@@ -46,7 +46,7 @@ def test_the_first_pieces_are_the_memory_of_the_method_and_of_its_reference():
 
 
 def test_all_that_needs_a_gpu_is_there():
-    options = [options_of(one, "cuda") for one in listing() if one.command[0] in COMMANDS]
+    options = [options_of(one, "cuda") for one in listing()]
     memory = {
         (name, int(one["res"]), kind)
         for one in options
@@ -65,10 +65,9 @@ def test_all_that_needs_a_gpu_is_there():
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_each_piece_is_an_ordinary_command(device):
     for one in listing():
-        if one.command[0] in COMMANDS:
-            options = options_of(one, device)
-            assert (options["device"], options["out"]) == (device, Path("there") / one.folder)
-    assert {options_of(one, "cpu")["res"] for one in listing() if one.command[0] == "memory"} == {"8"}
+        options = options_of(one, device)
+        assert (options["device"], options["out"]) == (device, Path("there") / one.folder)
+    assert {options_of(one, "cpu")["res"] for one in listing() if one.command[0] in ("memory", "speed")} == {"8"}
     assert {options_of(one, "cpu")["size"] for one in listing() if one.command[0] == "quality"} == {16}
 
 

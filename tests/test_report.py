@@ -305,6 +305,15 @@ def test_a_failed_run_has_a_mark_and_no_bar() -> None:
     assert "OOM" in words(figure.memory_figure([failed("full", "train", "no")]))
 
 
+@pytest.mark.parametrize(
+    ("statuses", "legend"),
+    [(["skipped"], "skipped"), (["oom"], "failed"), (["skipped", "killed", "oom"], "failed or skipped")],
+)
+def test_the_legend_tells_what_failed_from_what_was_skipped(statuses: list[str], legend: str) -> None:
+    drawn = figure.memory_figure([failed(f"m{i}", "train", "no", status) for i, status in enumerate(statuses)])
+    assert f"no value: {legend}" in [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
 @pytest.mark.parametrize("column", ["single", "double"])
 def test_no_label_leaves_the_figure_or_touches_another(column: Any) -> None:
     many = [

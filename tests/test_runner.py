@@ -213,3 +213,21 @@ def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
         child = subprocess.Popen([sys.executable, "-c", code], stdin=request, env=env, start_new_session=True)
     assert child.wait(60) == -signal.SIGKILL
     assert not (tmp_path / "answer.json").exists()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_child_whose_parent_is_gone_removes_its_folder(tmp_path, answers):
+    """It alone can: the parent was killed. Another folder, with an answer in it, is nobody's to remove."""
+    scratch, parent = tmp_path / "scratch", 2**22 + 1
+    scratch.mkdir()
+    about = {"answer": str(tmp_path / "answer.json"), "parent": parent, "scratch": str(scratch)}
+    (scratch / "request.json").write_text(json.dumps(about))
+    at_work = "{}" if answers else "time.sleep(600)"
+    # Where it answers, it does so before it has looked whether its parent is there.
+    late = "child._end_with = lambda *_: None" if answers else ""
+    code = f"import time; from ppdm_bench import child; {late}\nchild.serve(lambda _: {at_work})"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (scratch / "request.json").open() as request:
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=request, env=env, start_new_session=True)
+    assert process.wait(60) == (0 if answers else -signal.SIGKILL)
+    assert [path.name for path in tmp_path.iterdir()] == (["answer.json"] if answers else [])

@@ -13,7 +13,10 @@ from commands import refused, run
 from torch import nn
 
 from ppdm_baselines import METHODS
+from ppdm_bench import sweep
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory import gate
+from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import speed as table
 from ppdm_bench.report.pace import speed_figure
@@ -21,7 +24,7 @@ from ppdm_bench.report.timings import gather_times
 from ppdm_bench.runner import Answer
 from ppdm_bench.timing import arithmetic, clock, command, worker
 from ppdm_bench.timing.clock import FULL, LEAST, QUICK, Protocol, Stopwatch
-from ppdm_bench.timing.command import Plan, Task, carry_out, records_of
+from ppdm_bench.timing.command import Plan, Task, carry_out
 from ppdm_bench.timing.results import collect, failures, present
 
 SHAPE = (8, 16, 8)
@@ -31,6 +34,15 @@ OWN = METHODS["ppdm"].sampling.steps
 
 def plan(phases=("sample",), evaluations=(1, 4, None), protocol=FULL, configurations=(TINY,), **options):
     return Plan(list(configurations), list(phases), "cpu", list(evaluations), protocol, **options)
+
+
+def records_of(asked, task, answer):
+    """What is made of the answer of a child."""
+    asked = replace(asked, configurations=[task.configuration], phases=[task.phase])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweep, "run_child", lambda *_: answer)
+        (made,) = carry_out(asked)
+    return made
 
 
 # --- operations, counted by hand
@@ -217,7 +229,7 @@ def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
     step = of(records, "step_seconds")
     assert (step.value, step.stat, step.n, step.unit, step.kind) == (2.0, "median", 12, "s", "measured")
     assert step.samples == (3.0, 1.0, 2.0) * 4
-    assert (step.steps, step.reason, step.env) == (None, "", {"torch": "x"})
+    assert (step.steps, step.reason, step.env["torch"], records[-1]) == (None, "", "x", step)
     best = of(records, "matmul_flops_per_second")
     assert (best.value, best.stat, best.samples, best.reason) == (100.0, "max", (90.0, 100.0, 80.0), CEILING["what"])
     assert of(records, "flops_share").value == 50 / 2.0 / 100.0
@@ -283,7 +295,9 @@ def test_flops_that_cannot_be_counted_cost_no_time():
     [
         ("ok", {}, {}, 1),
         ("oom", {}, {}, 1),
-        ("timeout", {}, {}, 2),
+        ("timeout", {}, {}, 1),
+        ("timeout", {}, {"timeout": 900}, 2),
+        ("killed", {}, {}, 2),
         ("ok", {"torch": "0.0"}, {}, 2),
         ("ok", {"dirty": True}, {}, 2),
         ("ok", {}, {"protocol": QUICK}, 2),
@@ -299,13 +313,89 @@ def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, st
             asked.append(request)
             return replace(DRAWN, status=status, env=env, reason="" if status == "ok" else "so it is")
 
-        monkeypatch.setattr(command, "run_child", child)
+        monkeypatch.setattr(sweep, "run_child", child)
         monkeypatch.setattr(command, "environment", lambda env=env: env)
         records = collect(plan(**({"evaluations": (1, 4, 250)} | options)), tmp_path)
         assert {r.status for r in records} >= {status}
     assert len(asked) == children
     if children == 1:
         assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(records)
+
+
+# --- several sizes, and what does not fit
+
+SIZED = [replace(TINY, shape=(n,) * 3) for n in (8, 16, 24)]
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """The sizes that children are asked about, in the place of children; the larger run out of memory."""
+    asked = []
+
+    def child(module, request, timeout):
+        asked.append(request["configuration"]["shape"][0])
+        return Answer("oom", "too little memory") if asked[-1] > 8 else DRAWN
+
+    monkeypatch.setattr(sweep, "run_child", child)
+    return asked
+
+
+def outcomes(records):
+    return [(r.shape[0], r.steps, r.status) for r in records if r.metric == "volume_seconds"]
+
+
+def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp_path):
+    asked = plan(evaluations=(1, 4), configurations=SIZED)
+    wanted = [(n, k, status) for n, status in ((8, "ok"), (16, "oom"), (24, "skipped")) for k in (1, 4)]
+    records = collect(asked, tmp_path)
+    assert (outcomes(records), children) == (wanted, [8, 16])
+    assert records[-1].reason == "the same at 16×16×16, batch size 1 ran out of memory already, and this is no smaller"
+    assert failures(records) == []
+    frame = table.speed_table(records)
+    assert frame["shape"].tolist() == [f"{n}x{n}x{n}" for n in (8, 8, 16, 16, 24, 24)]
+    assert table.to_text(records).count("ppdm r=2  ") == 3
+    assert speed_figure(records)
+
+
+def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeypatch):
+    small, large = (Target(capacity=GIB // 2 + room) for room in (2**20, GIB))
+    (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
+    assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
+    assert record[0].reason.startswith("predicted not to fit: the card has 0.50 GiB")
+    assert record[0].reason.endswith("--no-gate tries it")
+    for card in (None, large):
+        (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=card))
+        assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]
+    assert children == [8, 8]
+    monkeypatch.setattr(gate, "predict_peak", lambda *_: 1 / 0)
+    (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=small))
+    assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]  # nobody knows, so it is tried
+
+
+def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "environment", lambda: {"dirty": False, "torch": "x"})
+    asked = plan(evaluations=(1, 4), configurations=SIZED[:1])
+    first = collect(asked, tmp_path)
+    monkeypatch.setattr(command, "doubt", lambda *_: 1 / 0)
+    second = collect(replace(asked, card=Target(capacity=GIB)), tmp_path)
+    assert {record.content() for record in first} == {record.content() for record in second}
+    assert children == [8]
+
+
+def test_the_gate_is_the_card_at_hand_unless_it_is_off(tmp_path, monkeypatch):
+    from ppdm_bench import devices
+    from ppdm_bench.timing import results
+
+    monkeypatch.chdir(tmp_path)
+    card, plans = Target(capacity=8 * GIB), []
+    monkeypatch.setattr(devices, "training_device", lambda choice: choice)
+    monkeypatch.setattr(Target, "of_this_machine", lambda: card)
+    monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
+    words = ("speed", "--res", "16,8", "--method", "ppdm", "--factor", "2", "--width", 8)
+    for more in (("--device", "cuda"), ("--device", "cuda", "--no-gate"), ("--device", "cpu")):
+        assert run(*words, *more)[0] == 0
+    assert [plan.card for plan in plans] == [card, None, None]
+    assert [c.shape for c in plans[0].configurations] == [(8, 8, 8), (16, 16, 16)]
 
 
 # --- tables and figures
@@ -378,6 +468,12 @@ def test_the_figure_has_bars_of_steps_and_hollow_estimates():
     assert not speed_figure(answered(evaluations=(1, 4))).legends
 
 
+@pytest.mark.parametrize("phase", ["train", "sample"])
+def test_a_figure_of_one_phase_alone_is_drawn(tmp_path, phase):
+    _, written = present([record for record in answered() if record.phase == phase], tmp_path)
+    assert {path.suffix for path in written} >= {".png", ".pdf"}
+
+
 def test_every_file_that_is_named_is_written(tmp_path):
     text, written = present(answered(), tmp_path)
     assert "ppdm r=2" in text
@@ -416,6 +512,7 @@ def test_a_real_run_from_end_to_end(one_thread):
         assert 0 < record.value < 1
         assert "2048×2048 matrices in fp32" in record.reason
     assert {path.name for path in Path("o").iterdir()} == {
+        ".lock",
         "records.jsonl",
         *(f"speed.{end}" for end in ("csv", "md", "png", "pdf")),
     }
@@ -436,6 +533,7 @@ def test_a_child_says_how_it_failed(one_thread):
         ([], "give one size"),
         (["--res", "8", "--shape", "8,8,8"], "give one size"),
         (["--res", "8", "--device", "predict"], "'--device': expected auto, cuda or cpu"),
+        (["--res", "8,0"], "'--res': expected a whole number of at least 1, got '0'"),
         (["--res", "8", "--evaluations", "0"], "'--evaluations'"),
         (["--res", "8", "--evaluations", "many"], "'--evaluations'"),
         (["--res", "8", "--phase", "fly"], "'--phase': expected train or sample, got 'fly'"),
@@ -480,15 +578,15 @@ def test_help_needs_no_pytorch():
 def test_tasks_are_told_in_order():
     asked = plan(("train", "sample"))
     assert [task.text for task in asked.tasks] == [
-        "timing ppdm r=2 train fp32 none",
-        "timing ppdm r=2 sample fp32 none",
+        "timing ppdm r=2 train 8×16×8 fp32 none",
+        "timing ppdm r=2 sample 8×16×8 fp32 none",
     ]
 
 
 def test_a_plan_is_carried_out_task_by_task(monkeypatch):
     answers = {"train": TRAINED, "sample": DRAWN}
-    monkeypatch.setattr(command, "run_child", lambda module, request, timeout: answers[request["phase"]])
+    monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: answers[request["phase"]])
     told = []
     made = list(carry_out(plan(("train", "sample"), (1, 4)), told.append))
     assert [task.phase for task in told] == ["train", "sample"]
-    assert [records[1].metric for records in made] == ["step_seconds", "volume_seconds"]
+    assert [records[-1].metric for records in made] == ["step_seconds", "volume_seconds"]

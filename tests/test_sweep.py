@@ -33,11 +33,14 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = RecordFile(path / "records.jsonl")
+        self.temporary = path.parent / "temporary"
 
     def start(self, sizes=ALL, timeout=60, room=None, **deeds) -> subprocess.Popen:
         """The command; ``room`` is how many bytes it may write to one file."""
         words = [sys.executable, SCRIPT, self.path, ",".join(map(str, sizes))]
+        self.temporary.mkdir(exist_ok=True)
         env = ENVIRONMENT | {"TIMEOUT": str(timeout), "DEEDS": json.dumps({k[1:]: v for k, v in deeds.items()})}
+        env |= {"TMPDIR": str(self.temporary)}
 
         def limited() -> None:
             if room is not None:
@@ -134,6 +137,7 @@ def test_an_end_of_the_command_leaves_its_rows_and_no_child(folder, number):
     process.communicate(timeout=60)
     assert process.returncode != 0
     assert wait_until(lambda: ended(child))
+    assert list(folder.temporary.iterdir()) == []
     assert folder.is_complete([4])
     assert folder.run() == (0, "")
     assert folder.is_complete()

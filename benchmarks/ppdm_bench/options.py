@@ -56,14 +56,6 @@ def asked_sizes(
     return [(n, n, n) for n in sorted(set(read_option("--res", comma_separated(count()), res or "")))], ()
 
 
-def asked_size(
-    res: int | None, shape: str | None, like: Path | None
-) -> tuple[tuple[int, int, int], tuple[float, float, float] | tuple[()]]:
-    """The same where one size alone makes sense."""
-    (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
-    return size, spacing
-
-
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
     """Whom a command works on: the pairs of one manifest, or phantoms of one task; absent options are left out.
 

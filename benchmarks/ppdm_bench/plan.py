@@ -10,7 +10,7 @@ import typer
 
 from ppdm_bench.options import (
     as_usage,
-    asked_size,
+    asked_sizes,
     comma_separated,
     count,
     one_of,
@@ -61,7 +61,7 @@ def plan(
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
-    size, spacing = asked_size(res, shape, like)
+    (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
         from ppdm_bench.configuration import configurations
         from ppdm_bench.planning.results import Plan, collect, failures, present

@@ -39,15 +39,17 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
     Whatever happens, Ctrl-C included, the child and its children have ended when this returns.
 
     Args:
-        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, and ends
-            when ``request["parent"]`` is its parent no longer, see :func:`ppdm_bench.child.serve`.
+        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, and when
+            ``request["parent"]`` is its parent no longer, removes ``request["scratch"]`` and ends, see
+            :func:`ppdm_bench.child.serve`.
         request: JSON values.
         timeout: seconds after which the child and its children are killed.
     """
     with tempfile.TemporaryDirectory(prefix="ppdm-bench-") as name:
         folder = Path(name)
         path = folder / "answer.json"
-        (folder / "request.json").write_text(json.dumps(dict(request) | {"answer": str(path), "parent": os.getpid()}))
+        about = {"answer": str(path), "parent": os.getpid(), "scratch": name}
+        (folder / "request.json").write_text(json.dumps(dict(request) | about))
         try:
             with _child(module, folder) as child:
                 code = child.wait(timeout)

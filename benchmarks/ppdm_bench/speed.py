@@ -9,7 +9,7 @@ import typer
 
 from ppdm_bench.options import (
     as_usage,
-    asked_size,
+    asked_sizes,
     comma_separated,
     count,
     one_of,
@@ -18,12 +18,12 @@ from ppdm_bench.options import (
     read_option,
     read_seconds,
 )
-from ppdm_bench.terminal import say, told, writable
+from ppdm_bench.terminal import alone_in, say, told
 
 
 def speed(
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Cubic volumes of this size, such as 128.")
+        str | None, typer.Option(metavar="N", help="Cubic volumes of these sizes, such as 128 or 64,128.")
     ] = None,
     shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
     like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
@@ -47,6 +47,9 @@ def speed(
     quick: Annotated[
         bool, typer.Option("--quick", help="Few repetitions and 1,4 evaluations: a glance, not a result.")
     ] = False,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Time what is predicted not to fit into the GPU, too; else it is skipped.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one phase of one configuration.")
     ] = 600,
@@ -60,7 +63,7 @@ def speed(
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
-    size, spacing = asked_size(res, shape, like)
+    sizes, spacing = asked_sizes(res, shape, like)
     wanted: dict[str, Any] = {
         "presets": read_option("--preset", comma_separated(str), preset),
         "factors": read_option("--factor", comma_separated(read_factor), factor),
@@ -72,17 +75,22 @@ def speed(
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import configurations
         from ppdm_bench.devices import training_device
+        from ppdm_bench.memory.target import Target
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import Plan
         from ppdm_bench.timing.results import collect, failures, present
 
-        asked = as_usage(configurations, method, size, **wanted)
+        asked = [one for size in sizes for one in as_usage(configurations, method, size, **wanted)]
         where = training_device(choice)
-        folder = writable(out)
-        if quick:
-            say(f"quick: {QUICK.repetitions} repetitions or {QUICK.seconds:g} s; a glance at the times, not a result")
-        records = collect(Plan(asked, phases, where, counts, QUICK if quick else FULL, spacing, timeout), folder)
-        text, written = present(records, folder)
+        card = Target.of_this_machine() if where == "cuda" and not no_gate else None
+        protocol = QUICK if quick else FULL
+        plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card)
+        with alone_in(out) as folder:
+            if quick:
+                often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
+                say(f"quick: {often}; a glance at the times, not a result")
+            records = collect(plan, folder)
+            text, written = present(records, folder)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -82,8 +82,11 @@ def _known(file: RecordFile, device: str) -> dict[str, Record]:
 def _measure(
     cells: Mapping[str, Cell], shape: Shape, batch_size: int, device: str, tell: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each step, round after round; none for what does not fit into memory."""
-    trainings: dict[str, Training] = {}
+    """Seconds of each step, round after round; none for what does not fit into memory.
+
+    Of a method with several stages, the mean over a training: each stage's step weighed with its share of the steps.
+    """
+    trainings: dict[str, list[Training]] = {}
     times: dict[str, list[float]] = {name: [] for name in cells}
     pair = torch.randn(2, batch_size, 1, *shape, device=device)
     for done, (name, cell) in product(range(ROUNDS + 1), cells.items()):
@@ -92,8 +95,11 @@ def _measure(
         tell(f"measuring the pace, round {done + 1} of {ROUNDS + 1}: {cell.label}")
         try:
             if not done:
-                trainings[name] = Training.start(cell.method, device=device)
-            seconds = _step(trainings[name], pair, device)
+                stages = range(len(cell.method.stages))
+                trainings[name] = [Training.start(cell.method, device=device, stage=stage) for stage in stages]
+            first = cell.method.representation.share
+            shares = (first, 1 - first) if first else (1.0,)
+            seconds = sum(w * _step(one, pair, device) for w, one in zip(shares, trainings[name], strict=True))
         except torch.OutOfMemoryError:
             trainings.pop(name, None)
             times[name] = []

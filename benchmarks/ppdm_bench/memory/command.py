@@ -8,6 +8,7 @@ from typing import Any
 from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.memory.gate import skipping, too_much
 from ppdm_bench.memory.predict import Peak, PredictionError, predict_peak
 from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import fault, workload
@@ -100,7 +101,7 @@ def carry_out(
             continue
         made = sweep.settled(case) or _predict(plan, task, case, sweep)
         if plan.gate and (short := next((r.reason for r in made if r.status == "oom"), "")):
-            doubts[about] = f"predicted not to fit: {short}; --no-gate tries it"
+            doubts[about] = skipping(short)
         yield made
 
 
@@ -170,7 +171,7 @@ def _predict(
 def _shortage(plan: Plan, peak: Peak) -> str:
     """Why a prediction does not fit, or nothing."""
     if plan.target is not None:
-        return _too_much(plan.target) if peak.fits is False else ""
+        return too_much(plan.target) if peak.fits is False else ""
     if plan.budget is None or peak.peak_allocated <= plan.budget:
         return ""
     return f"the budget is {plan.budget / GIB:.4g} GiB, and tensors alone take {peak.peak_allocated / GIB:.4g} GiB"
@@ -180,12 +181,6 @@ def _outside(reserved: int, target: Target | None) -> dict[str, int]:
     """What the driver counts beyond PyTorch's allocator: a constant, named as the measured ones are."""
     context = target.context if target else 0
     return {"peak_process": reserved + context, "context": context}
-
-
-def _too_much(target: Target) -> str:
-    assert target.capacity is not None
-    card, context = target.capacity / GIB, target.context / GIB
-    return f"the card has {card:.2f} GiB, the CUDA context takes {context:.2f} GiB of it, and the rest does not suffice"
 
 
 def _described(target: Target) -> dict[str, Any]:

@@ -219,8 +219,9 @@ def _legend(rows: Sequence[Row], bars: Sequence[Bar]) -> list[Artist]:
         Patch(facecolor=_colour(phase), label=PHASE_NAMES.get(phase, phase)) for phase in all_phases(rows)
     ]
     handles += canvas.kind_patches([row.kind for row in rows])
-    if any(bar.size is None for bar in bars):
-        handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label="failed, no value"))
+    if empty := {bar.row.outcome(bar.phase)[0] == "skipped" for bar in bars if bar.size is None}:
+        label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
+        handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
     if _reach_gpus(bars):
         handles.append(
             Line2D([], [], label="memory of common GPUs", color=canvas.GREY, linewidth=0.6, linestyle=_DASHES)

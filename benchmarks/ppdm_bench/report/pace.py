@@ -15,7 +15,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
 from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.timings import Pace, gather_times
+from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.report.units import setting_text, significant
 
 __all__ = ["speed_figure"]
@@ -48,8 +48,12 @@ def speed_figure(records: Iterable[Record]) -> Figure:
     bars.set(ylim=(len(paces) - 0.4, -0.6))
     bars.set_yticks(range(len(paces)), names, fontsize=SMALL)
     bars.set_xlabel("training step (s)", fontsize=TEXT)
-    _room_for_labels(bars, [pace.step.seconds for pace in paces if pace.step and pace.step.seconds])
-    _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
+    _room_for_labels(bars, [_end(pace.step) for pace in paces if pace.step and pace.step.seconds])
+    if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
+        _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
+    else:  # a logarithmic axis needs something on it
+        curves.set_axis_off()
+        curves.text(0.5, 0.5, "no volume was timed", transform=curves.transAxes, ha="center", fontsize=TEXT)
     canvas.title(figure, _title(paces))
     if any(timing.estimate for pace in paces for timing in pace.volumes.values()):
         hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=(0, (3, 2)))
@@ -102,6 +106,11 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
         path = [*list(zip(run, times, strict=True))[-1:], *guesses.items()]
         axes.plot(*zip(*path, strict=True), color=look["color"], linewidth=0.9, linestyle=(0, (3, 2)))
         axes.plot(list(guesses), list(guesses.values()), linestyle="", markersize=4, markerfacecolor="white", **look)
+
+
+def _end(timing: Timing) -> float:
+    """Where the line of its quartiles ends."""
+    return max(timing.seconds or 0.0, *(timing.quartiles or (0.0,)))
 
 
 def _room_for_labels(axes: Axes, sizes: Sequence[float]) -> None:

@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import linear_regression, median
 from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.memory.gate import doubt
+from ppdm_bench.memory.target import Target
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.runner import Answer, run_child
+from ppdm_bench.report.units import shape_text
+from ppdm_bench.runner import Answer
+from ppdm_bench.sweep import Case, Sweep
 from ppdm_bench.timing.clock import Protocol
+
+WORKER = "ppdm_bench.timing.worker"
 
 Spacing = tuple[float, float, float]
 Samples = Sequence[float]
@@ -30,7 +37,8 @@ class Task:
     def text(self) -> str:
         """How a progress bar calls it."""
         c = self.configuration
-        return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, c.precision, c.checkpointing)))
+        size = shape_text(c.shape)
+        return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Plan:
         protocol: when a measurement is long enough.
         spacing: of the scan whose size was taken, mm; empty without one.
         timeout: seconds for one phase of one configuration.
+        card: whose memory must be predicted to suffice, else a phase is left out; None tries every one.
     """
 
     configurations: Sequence[Configuration]
@@ -53,6 +62,7 @@ class Plan:
     protocol: Protocol
     spacing: Spacing | tuple[()] = ()
     timeout: float = 600
+    card: Target | None = None
 
     @property
     def tasks(self) -> list[Task]:
@@ -78,45 +88,54 @@ def carry_out(
         known: records of earlier runs. What was measured for the same configuration by the same code and protocol in
             the same environment is yielded from them and not measured again.
     """
+    sweep = Sweep(WORKER, plan.timeout, known)
     for task in plan.tasks:
         progress(task)
-        yield _measured_before(plan, task, known) or measure(plan, task)
+        case = _case(plan, task)
+        yield sweep.settled(case) or sweep.measure(case, partial(_timed, plan, task), _doubt(plan, task))
 
 
-def _measured_before(plan: Plan, task: Task, known: Sequence[Record]) -> list[Record]:
-    if environment()["dirty"]:  # changed code: nobody knows whether it is the same
-        return []
-    wanted = _identity(_common(plan, task) | {"env": environment()})
-    same = [record for record in known if _identity(vars(record)) == wanted]
-    return [] if any(r.status not in ("ok", "oom", "skipped") for r in same) else same
+def _doubt(plan: Plan, task: Task) -> str:
+    return "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
 
 
-def _identity(fields: Mapping[str, Any]) -> list[Any]:
-    names = ("config_id", "command", "phase", "device", "spacing", "env")
-    return [*(fields[name] for name in names), fields["options"].get("protocol")]
-
-
-def measure(plan: Plan, task: Task) -> list[Record]:
-    """Time one phase of one configuration in a child process, and make the records of what it answered."""
-    request = {
-        "configuration": task.configuration.to_dict(),
+def _case(plan: Plan, task: Task) -> Case:
+    """What all records of a task have in common, and what its child is told."""
+    configuration, counts = task.configuration, plan.counts(task)
+    described = configuration.describe()
+    common = {
+        # Of the configuration alone: its memory and its quality, too, are found by it.
+        "config_id": config_id(described),
+        "command": "speed",
+        "method": configuration.method,
+        "variant": configuration.variant,
+        "shape": configuration.shape,
+        "spacing": tuple(plan.spacing),
+        "batch_size": configuration.batch_size,
+        "phase": task.phase,
+        "precision": configuration.precision,
+        "checkpointing": configuration.checkpointing,
+        "device": plan.device,
+        # How often it is repeated depends on the time limit, too.
+        "options": described | {"protocol": asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": counts}},
+        "env": environment(),
+    }
+    told = {
+        "configuration": configuration.to_dict(),
         "phase": task.phase,
         "device": plan.device,
-        "evaluations": plan.counts(task),
+        "evaluations": counts,
         "protocol": asdict(plan.protocol),
         "timeout": plan.timeout,
     }
-    return records_of(plan, task, run_child("ppdm_bench.timing.worker", request, plan.timeout))
+    return Case(TIMES[task.phase], common, told, [{"steps": k} for k in counts or (None,)])
 
 
-def records_of(plan: Plan, task: Task, answer: Answer) -> list[Record]:
-    """The records of what a child answered: a time and its share of the ceiling for everything that was run, FLOPs of
+def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
+    """The records of what a child found out: a time and its share of the ceiling for everything that was run, FLOPs of
     it, the ceiling; where a number of evaluations was not run, that, and an estimate that is marked as one.
     """
-    common = _common(plan, task) | {"env": dict(answer.env) or environment()}
-    if answer.status != "ok":
-        ended = common | {"kind": "measured", "status": answer.status, "reason": answer.reason}
-        return [Record(metric=TIMES[task.phase], steps=k, **ended) for k in (plan.counts(task) or (None,))]
+    common = {name: value for name, value in common.items() if name != "reason"}  # each has a reason of its own
     metrics: Mapping[str, Any] = answer.metrics
     times, flops = _by_evaluations(metrics[TIMES[task.phase]]), _by_evaluations(metrics.get(FLOPS[task.phase], {}))
     ceiling = metrics["matmul"]
@@ -187,24 +206,3 @@ def _not_run(
             **about,
         ),
     ]
-
-
-def _common(plan: Plan, task: Task) -> dict[str, Any]:
-    configuration = task.configuration
-    described = configuration.describe()
-    protocol = asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": plan.counts(task)}
-    return {
-        # Of the configuration alone: its memory and its quality, too, are found by it.
-        "config_id": config_id(described),
-        "command": "speed",
-        "method": configuration.method,
-        "variant": configuration.variant,
-        "shape": configuration.shape,
-        "spacing": plan.spacing,
-        "batch_size": configuration.batch_size,
-        "phase": task.phase,
-        "precision": configuration.precision,
-        "checkpointing": configuration.checkpointing,
-        "device": plan.device,
-        "options": described | {"protocol": protocol},
-    }

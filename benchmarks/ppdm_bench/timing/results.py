@@ -3,30 +3,29 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.records import Record
 from ppdm_bench.report import speed
 from ppdm_bench.report.canvas import save
 from ppdm_bench.report.pace import speed_figure
-from ppdm_bench.terminal import progress
+from ppdm_bench.report.units import shape_text
+from ppdm_bench.sweep import RECORDS, Ledger
+from ppdm_bench.terminal import Whole, progress
 from ppdm_bench.timing.command import Plan, carry_out
-
-RECORDS = "records.jsonl"
 
 
 def collect(plan: Plan, folder: Path) -> list[Record]:
     """Carry the plan out under a progress bar; every record is on disk before the next task begins.
 
-    A record that the file holds already, word for word, is not written again.
+    A record that the folder holds already, word for word, is not written again.
     """
-    file, records = RecordFile(folder / RECORDS), []
-    earlier = file.read()
-    known = {record.content() for record in earlier}
+    ledger, records = Ledger(folder), []
     with progress() as bar:
-        task = bar.add_task("", total=len(plan.tasks))
-        for made in carry_out(plan, lambda current: bar.update(task, description=current.text), earlier):
-            file.append(record for record in made if record.content() not in known)
+        # A child's start and the ceiling take about as long as one time.
+        whole = Whole(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
+        for made in carry_out(plan, lambda task: whole.tell(task.text), ledger.earlier):
+            ledger.keep(made)
             records += made
-            bar.advance(task)
+            whole.ended()
     return records
 
 
@@ -41,4 +40,10 @@ def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
 def failures(records: Sequence[Record]) -> list[str]:
     """What could not be found out, a sentence each. Running out of memory is a finding, and so is a lack of time."""
     failed = [record for record in records if record.status not in ("ok", "oom", "skipped")]
-    return list(dict.fromkeys(f"{r.method} {r.variant} {r.phase}".replace("  ", " ") + f": {r.reason}" for r in failed))
+    several = len({record.shape for record in records}) > 1
+    return list(dict.fromkeys(f"{_name(record, several)}: {record.reason}" for record in failed))
+
+
+def _name(record: Record, sized: bool) -> str:
+    size = shape_text(record.shape) if sized else ""
+    return " ".join(filter(None, (record.method, record.variant, size, record.phase)))

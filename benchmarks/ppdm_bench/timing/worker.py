@@ -62,8 +62,8 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
-    """One step of training on a batch (N, 1, D, H, W)."""
-    training = Training.start(method, device=device)
+    """One step of training on a batch (N, 1, D, H, W); of several stages, that of the last, the diffusion."""
+    training = Training.start(method, device=device, stage=len(method.stages) - 1)
     source, target = (torch.randn(batch_size, 1, *shape, device=device) for _ in range(2))
     return lambda: training.step(source, target, method.optimisation.learning_rate)
 
