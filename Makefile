@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 RES    ?= 256
+RECORDS ?= results
 BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
@@ -21,17 +22,17 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## Make the virtual environment (done by the others on first use)
 
-memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under results/memory
-	$(BIN)/ppdm-bench memory --res $(RES) --checkpointing none,block --out results/memory
+memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under runs/memory
+	$(BIN)/ppdm-bench memory --res $(RES) --checkpointing none,block --out runs/memory
 
 quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
 	$(BIN)/ppdm-bench quality --quick --out runs/quality
 
-figures: $(READY) ## Every figure, table and caption of a paper from the records under results, and an HTML report
-	$(BIN)/ppdm-bench figures results --html --out results/figures
+figures: $(READY) ## Every figure, table and caption of a paper from records (RECORDS=results; your own: runs), and an HTML report
+	$(BIN)/ppdm-bench figures $(RECORDS) --html --out $(RECORDS)/figures
 
-claims: $(READY) ## Each claim of the paper's abstract held against the records under results: results/CLAIMS.md
-	$(BIN)/ppdm-bench claims results --out results
+claims: $(READY) ## Each claim of the paper's abstract held against records: $(RECORDS)/CLAIMS.md
+	$(BIN)/ppdm-bench claims $(RECORDS) --out $(RECORDS)
 
 ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
 	$(BIN)/ppdm-bench ablate --out runs/ablations

@@ -85,8 +85,8 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
         code, out, err = run(*TINY, "--res", 16, "--device", "predict")
         assert (code, err) == (0, "")
     assert "ppdm r=2  predicted" in out
-    assert "written: results/memory/records.jsonl" in out
-    records = RecordFile(Path("results/memory/records.jsonl")).read()
+    assert "written: runs/memory/records.jsonl" in out
+    records = RecordFile(Path("runs/memory/records.jsonl")).read()
     assert len({record.content() for record in records}) == len(records)
     assert {record.shape for record in records} == {(16, 16, 16)}
 
@@ -252,7 +252,7 @@ def test_scans_that_are_no_volume(tmp_path):
     faults = {"missing.nii": "does not exist", "short.nii.gz": "truncated", "text.nii": "not a NIfTI", "flat.nii": "2"}
     for name, words in (faults | {"series.nii": "4 axes"}).items():
         assert words in refused(1, "memory", "--like", name)
-    assert not Path("results").exists()
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
@@ -268,7 +268,7 @@ def test_without_a_gpu_cuda_cannot_be_measured_on():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert "--device predict" in refused(1, *TINY, "--res", 16, "--device", "cuda")
-    assert not Path("results").exists()
+    assert not Path("runs").exists()
 
 
 def test_a_traceback_is_for_those_who_ask():
@@ -334,7 +334,7 @@ def test_an_end_from_outside_leaves_complete_records_and_no_child(tmp_path, numb
     assert ("interrupted" in err) == (number == signal.SIGINT)
     assert "Traceback" not in err
     assert wait_until(lambda: ended(int(Path("pid").read_text())))
-    records = RecordFile(Path("results/memory/records.jsonl")).read()
+    records = RecordFile(Path("runs/memory/records.jsonl")).read()
     assert {record.metric for record in records} >= {"peak_allocated", "activations", "parameters"}
     assert {record.kind for record in records} == {"predicted"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -209,6 +210,21 @@ def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
     os.truncate(file.path, file.path.stat().st_size - 1)
     file.append([simple(2)])
     assert [record.value for record in file.read()] == [1, 2]
+
+
+def test_a_compressed_file_is_read_and_kept_as_it_is(tmp_path: Path) -> None:
+    plain = RecordFile(tmp_path / "records.jsonl")
+    plain.append([FULL, simple(2)])
+    path = tmp_path / "records.jsonl.gz"
+    path.write_bytes(gzip.compress(plain.path.read_bytes()))
+    assert RecordFile(path).read() == plain.read()
+    with pytest.raises(RecordError, match="kept as it is"):
+        RecordFile(path).append([FULL])
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], b"no gzip", whole[:20] + b"\0" * 9 + whole[29:]):
+        path.write_bytes(damaged)
+        with pytest.raises(RecordError, match="cannot read records"):
+            RecordFile(path).read()
 
 
 def test_bytes_that_are_no_text_are_left_out(tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def memory(
         list[str] | None,
         typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/memory"),
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
     ] = False,

@@ -81,7 +81,7 @@ def evaluate(
     factor: Annotated[
         str | None, typer.Option(help="Lattices of the seam index, such as 2,4; default: those of the methods.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("results/evaluation"),
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
     ] = False,

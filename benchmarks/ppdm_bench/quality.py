@@ -74,7 +74,7 @@ def quality(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small profile of two methods, minutes on two cores.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("results/quality"),
+    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/quality"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
     ] = False,

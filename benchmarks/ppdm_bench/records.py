@@ -7,11 +7,13 @@ module needs nothing but the standard library.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
 import os
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -263,7 +265,8 @@ class RecordFile:
     """An append-only file of records, one JSON object a line.
 
     A kill at any moment loses at most the row being written: rows are appended by a single write, and a half-written
-    last line is ended before anything is added behind it. Several processes may append to the same file.
+    last line is ended before anything is added behind it. Several processes may append to the same file. A file that
+    ends in `.gz` is one that was compressed to be kept: it is read, and nothing is added to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -278,6 +281,8 @@ class RecordFile:
         rows = "".join(record.to_json() + "\n" for record in records).encode()
         if not rows:
             return
+        if self.path.suffix == ".gz":
+            raise RecordError(f"{self.path} is compressed and is kept as it is; add records to one that is not")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -298,8 +303,11 @@ class RecordFile:
         """
         try:
             content = self.path.read_bytes()
+            content = gzip.decompress(content) if self.path.suffix == ".gz" else content
         except FileNotFoundError:
             return []
+        except (EOFError, zlib.error) as error:  # cut short, or altered
+            raise RecordError(f"cannot read records from {self.path}: it is no whole gzip file ({error})") from None
         except OSError as error:
             raise RecordError(f"cannot read records from {self.path}: {_plain(error)}") from None
         records: list[Record] = []

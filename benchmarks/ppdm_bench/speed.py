@@ -53,7 +53,7 @@ def speed(
     timeout: Annotated[
         float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one phase of one configuration.")
     ] = 600,
-    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("results/speed"),
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/speed"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
     ] = False,

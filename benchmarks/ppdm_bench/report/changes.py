@@ -66,12 +66,12 @@ class _Group:
 
 
 def read_set(path: Path) -> list[Record]:
-    """The records of a file, or of all ``records.jsonl`` of a folder and below.
+    """The records of a file, or of all ``records.jsonl`` (also compressed, ``.gz``) of a folder and below.
 
     Raises:
         RecordError: there is none, or it cannot be read.
     """
-    files = sorted(path.rglob("records.jsonl")) if path.is_dir() else [path] * path.exists()
+    files = sorted(path.rglob("records.jsonl*")) if path.is_dir() else [path] * path.exists()
     records = [record for file in files for record in RecordFile(file).read()]
     if not records:
         raise RecordError(f"{path} holds no records; give a records.jsonl, or a folder with such files")

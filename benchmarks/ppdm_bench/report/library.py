@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
 __all__ = ["Library", "provenance", "read_library"]
+
+_RECORDS = (".jsonl", ".jsonl.gz")
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Library:
 def read_library(paths: Sequence[Path]) -> Library:
     """Read record files, and the folders in which they and picture data lie.
 
-    In a folder, every ``*.jsonl`` that begins with a record counts, so that logs are passed over. A file is called by
-    the folder that was given, so that the machine's paths are in no table.
+    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) that begins with a record counts, so that logs are passed over. A
+    file is called by the folder that was given, so that the machine's paths are in no table.
 
     Raises:
         RecordError: a path is not there, a file cannot be read, or nothing is found.
@@ -49,7 +53,7 @@ def read_library(paths: Sequence[Path]) -> Library:
     places: dict[int, str] = {}
     records: dict[str, Record] = {}
     for name, path in found:
-        if path.suffix == ".jsonl":
+        if path.name.endswith(_RECORDS):
             for record in RecordFile(path).read():
                 if records.setdefault(record.to_json(), record) is record:
                     places[id(record)] = name
@@ -66,7 +70,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
         yield f"{root.absolute().parent.name}/{root.name}", root
     elif root.is_dir():
         for path in sorted(root.rglob("*")):
-            if path.name.endswith(SUFFIX) or (path.suffix == ".jsonl" and _holds_records(path)):
+            if path.name.endswith(SUFFIX) or (path.name.endswith(_RECORDS) and _holds_records(path)):
                 yield f"{root.resolve().name}/{path.relative_to(root).as_posix()}", path
     else:
         raise RecordError(f"{root} is not there; name a file of records or a folder that holds some")
@@ -74,9 +78,9 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _holds_records(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             first = json.loads(file.readline(1 << 20))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "schema" in first
 
