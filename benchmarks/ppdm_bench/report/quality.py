@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
 from ppdm_bench.report.units import shape_text
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "aligned",
     "headline",
     "number",
-    "piped",
     "quality_table",
     "save",
     "signed",
@@ -90,12 +89,12 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_text(frame: pd.DataFrame, title: str) -> str:
     """Return the tables for people as aligned text: means, then differences, then what they mean."""
-    return _blocks(frame, title, aligned)
+    return _blocks(frame, title, text_grid)
 
 
 def to_markdown(frame: pd.DataFrame, title: str) -> str:
     """Return the same as Markdown."""
-    return _blocks(frame, title, piped)
+    return _blocks(frame, title, markdown_grid)
 
 
 def save(frame: pd.DataFrame, title: str, stem: Path) -> tuple[Path, Path]:
@@ -215,16 +214,3 @@ def signed(value: float, unit: str) -> str:
 
 def _p(p: float) -> str:
     return f"{p:.2g}" if p >= 0.001 else f"{p:.0e}"
-
-
-def aligned(headers: list[str], rows: list[list[str]]) -> str:
-    """A table as text for the terminal."""
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    lines = [headers, ["-" * width for width in widths], *rows]
-    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def piped(headers: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
