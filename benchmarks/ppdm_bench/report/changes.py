@@ -115,9 +115,11 @@ def changes(old: Iterable[Record], new: Iterable[Record], threshold: float = 0.0
             found.append(_compared(one, other, threshold))
         else:
             record = (one or other or _Group()).any
-            value = _mean((one or other or _Group()).records)
-            place = ("only old", value, None) if one else ("only new", None, value)
-            found.append(Change(_label(record), record.metric, record.unit, *place, None, "", record))
+            value, verdict = _mean((one or other or _Group()).records), "only old" if one else "only new"
+            old_value, new_value = (value, None) if one else (None, value)
+            found.append(
+                Change(_label(record), record.metric, record.unit, verdict, old_value, new_value, record=record)
+            )
     return sorted(found, key=lambda change: VERDICTS.index(change.verdict))
 
 
