@@ -8,7 +8,7 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.changes import changes, environments
+from ppdm_bench.report.changes import changes, environments, to_records
 
 GIB = 2**30
 
@@ -99,6 +99,20 @@ def test_what_a_commit_makes_of_the_same_question_is_matched():
     assert verdicts([record()], [record(options={"width": 16})]) == ["only old", "only new"]
 
 
+def test_every_change_is_a_record():
+    old, new = [record(), record(variant="r=4")], [record(2 * GIB), record(variant="r=8")]
+    rows = to_records(changes(old, new))
+    assert [(r.status, r.value, r.options["compare"]["verdict"]) for r in rows] == [
+        ("ok", 1.0, "worse"),
+        ("skipped", None, "only old"),
+        ("skipped", None, "only new"),
+    ]
+
+
+def test_a_bias_is_best_at_none():
+    assert verdicts(scores("suv_mean_bias_liver", [-0.4] * 8), scores("suv_mean_bias_liver", [-0.1] * 8)) == ["better"]
+
+
 def test_kinds_are_never_held_against_one_another():
     assert verdicts([record()], [record(kind="measured")]) == ["only old", "only new"]
 
@@ -138,7 +152,16 @@ def test_the_exit_code_is_that_of_a_regression_over_the_threshold(sets):
     assert "+3.00%" in out
     assert run("compare", old, new, "--threshold", "2%")[0] == 1
     code, out, _ = run("compare", old, new, "--threshold", "0.02", "--json")
-    assert (code, [row["verdict"] for row in json.loads(out)]) == (1, ["worse"])
+    (row,) = json.loads(out)
+    assert (code, row["command"], row["kind"], row["metric"]) == (1, "compare", "predicted", "peak_allocated_change")
+    assert row["value"] == pytest.approx(0.03)
+    assert row["options"]["compare"] == {
+        "verdict": "worse",
+        "old": GIB,
+        "new": int(1.03 * GIB),
+        "unit": "B",
+        "by": "exact",
+    }
     assert run("compare", new, old, "--threshold", "0")[0] == 0
 
 

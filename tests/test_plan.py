@@ -1,13 +1,16 @@
 """Plans: searches against brute force, on made-up predictors and on real predictions of tiny volumes."""
 
 import json
+import multiprocessing
 from dataclasses import replace
 
 import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.predict import predict_peak
 from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning.outlook import NoOutlook, ask_all, predict, predictor
 from ppdm_bench.planning.questions import Bounds, alternatives, question
 from ppdm_bench.planning.results import Plan, collect, failures, present
@@ -65,14 +68,14 @@ def target_of(size):
 @pytest.fixture(scope="module")
 def answer():
     """One real answer, and a card that holds the question as asked but not much more."""
-    target = target_of(64)
+    target = target_of(113)
     with predictor(target, workers=1) as submit:
-        (found,) = ask_all([question(TINY, "sample", target, BOUNDS)], submit)
+        (found,) = ask_all([question(TINY, "train", target, BOUNDS)], submit)
     return found, target
 
 
 def brute(target, cases):
-    return [predict((case, "sample"), target).fits for case in cases]
+    return [predict((case, "train"), target).fits for case in cases]
 
 
 def test_the_largest_cube_is_that_of_brute_force(answer):
@@ -129,7 +132,8 @@ def test_the_table_is_ranked_and_the_answer_in_words(lines):
     text, written = present(records, folder)
     assert "you can train: ppdm r=2; with bf16: ddpm3d" in text
     assert {path.name for path in written} == {"records.jsonl", "plan.csv", "plan.md", "plan.png", "plan.pdf"}
-    assert RecordFile(folder / "records.jsonl").read() == records
+    kept = RecordFile(folder / "records.jsonl").read()
+    assert [(r.config_id, r.metric, r.value) for r in kept] == [(r.config_id, r.metric, r.value) for r in records]
     assert present(records, None)[1] == []
 
 
@@ -155,6 +159,50 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     assert {row["phase"] for row in json.loads(out)} == {"sample"}
     assert list(tmp_path.iterdir()) == []
     assert "What fits in 8 GB at 64³" in run(*words)[1]
+
+
+def test_predictions_are_those_of_memory():
+    configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
+    peak = predicted(configuration, "sample", target)
+    look = predict((configuration, "sample"), target)
+    assert look.fits == peak.fits
+    assert peak.peak_allocated <= look.need <= peak.peak_reserved
+    assert predict((configuration, "sample"), replace(target, capacity=look.need)).fits
+    assert not predict((configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
+
+
+def predicted(configuration, phase, target):
+    """As ``memory`` does it."""
+    work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
+    return predict_peak(work.build, work.step, work.iterations, target)
+
+
+def test_methods_of_ones_own_presets_and_factors(monkeypatch):
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+    words = ("plan", "--budget", "8GB", "--res", 64, "--for", "sample", "--json")
+    own = json.loads(run(*words, "--method", "ppdm.model:PPDM")[1])
+    assert {row["method"] for row in own} == {"ppdm.model:PPDM"}
+    presets = json.loads(run(*words, "--method", "ddpm3d", "--preset", "authors")[1])
+    assert {row["options"]["preset"] for row in presets} == {"authors"}
+    factors = json.loads(run(*words, "--method", "ppdm", "--factor", "2,4")[1])
+    assert {row["variant"] for row in factors if row["metric"] == "fits"} == {"r=2", "r=4"}
+
+
+@pytest.mark.parametrize("apart", [1, 2])
+def test_predictions_apart_end_with_the_block(apart):
+    case = replace(TINY, shape=(16,) * 3), "sample"
+    futures = []
+
+    def interrupted():
+        with predictor(target_of(80), apart) as submit:
+            futures.append(submit(case))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert futures[0].done()
+    assert multiprocessing.active_children() == []
 
 
 def test_refusals():

@@ -14,20 +14,24 @@ def compare(
     threshold: Annotated[
         str, typer.Option(metavar="SHARE", help="Relative difference of a time or a score that counts: 5% or 0.05.")
     ] = "5%",
-    json: Annotated[bool, typer.Option("--json", help="Print every row as JSON, and nothing else.")] = False,
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a record for each number that changed or stayed, as one JSON array, and nothing else."
+        ),
+    ] = False,
 ) -> None:
     """What became worse, by how much, beyond the noise; exit code 1 if anything did."""
     share = read_option("--threshold", _read_share, threshold)
 
-    from ppdm_bench.report.changes import changes, environments, read_set, to_text
+    from ppdm_bench.report.changes import changes, environments, read_set, to_records, to_text
 
     before, after = read_set(old), read_set(new)
     found, notes = changes(before, after, share), environments(before, after)
     if json:
-        import json as json_module
-        from dataclasses import asdict
+        from ppdm_bench.records import write_json_array
 
-        print(json_module.dumps([asdict(change) for change in found], indent=1))
+        print(write_json_array(to_records(found)))
     else:
         print(to_text(found, notes))
     raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))

@@ -7,12 +7,16 @@ fake ones: a gradient, a converted parameter, a buffer assigned anew, the state 
 import gc
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from types import BuiltinFunctionType, CellType, FunctionType, GetSetDescriptorType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
+
+_BUILTIN = {dict, list, tuple, set, frozenset, type, property, classmethod, staticmethod}
+_BUILTIN |= {FunctionType, BuiltinFunctionType, CellType, GetSetDescriptorType, ModuleType}
 
 
 @contextmanager
@@ -43,10 +47,12 @@ def _alive() -> tuple[list[Tensor], list[nn.Module | Optimizer]]:
     owners: list[nn.Module | Optimizer] = []
     for x in gc.get_objects():
         kind = type(x)
+        if kind in _BUILTIN:  # nearly all
+            continue
         if kind is Tensor or kind is nn.Parameter:
             if x.is_leaf:
                 leaves.append(x)
-        elif issubclass(kind, nn.Module | Optimizer):
+        elif issubclass(kind, (nn.Module, Optimizer)):
             owners.append(x)
     return leaves, owners
 

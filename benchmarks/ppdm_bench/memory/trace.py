@@ -7,19 +7,21 @@ It holds no tensor alive that the code lets go, and leaves nothing behind on ten
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map_only
+from torch.utils._pytree import tree_iter
 
 from ppdm_bench.memory.allocator import rounded
 from ppdm_bench.memory.doubles import Doubles, fake_patches, run_fake
 from ppdm_bench.memory.modules import Modules, Site
+from ppdm_bench.memory.recall import Recall
 from ppdm_bench.memory.rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
 from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.timeline import Place, Timeline
@@ -76,6 +78,7 @@ class Trace(TorchDispatchMode):
         self._modules = modules
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
+        self._fake_run = Recall(fake, run_fake) if fake else None
         self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
@@ -96,6 +99,8 @@ class Trace(TorchDispatchMode):
         self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
+            return args[0].fake_device  # PyTorch asks for it with every operator
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
         if torch.is_inference_mode_enabled() and _is_composite(op):
@@ -105,14 +110,14 @@ class Trace(TorchDispatchMode):
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
         made = op is aten.lift_fresh.default  # `torch.tensor(...)`, whose argument is the value and no tensor yet
+        seen: list[Tensor] = []
         if not made:
-            args, kwargs = tree_map_only(Tensor, self._enter, (tuple(args), dict(kwargs)))
+            args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
         out = self._run(op, args, kwargs)
 
-        seen = [] if made else [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         place = self._placed or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
-        results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+        results = list(_tensors(out))
         for x in results:
             self._follow(x, kind, str(op), place)
         if place == "unknown":
@@ -130,7 +135,7 @@ class Trace(TorchDispatchMode):
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with self._below():
-            return run_fake(op, args, kwargs) if self.doubles else op(*args, **kwargs)
+            return self._fake_run(op, args, kwargs) if self._fake_run else op(*args, **kwargs)
 
     @contextmanager
     def _below(self) -> Iterator[None]:
@@ -148,6 +153,17 @@ class Trace(TorchDispatchMode):
             self.timeline.died(self.timeline.born(size, "workspace", name))
 
     # --- storages
+
+    def _entered(self, value: Any, seen: list[Tensor]) -> Any:
+        """Arguments of an operator, every tensor in them entered, and listed in `seen`."""
+        if isinstance(value, Tensor):
+            seen.append(self._enter(value))
+            return seen[-1]
+        if type(value) is dict:
+            return {name: self._entered(each, seen) for name, each in value.items()}
+        if type(value) is tuple or type(value) is list:
+            return type(value)(self._entered(each, seen) for each in value)
+        return value
 
     def _enter(self, x: Tensor) -> Tensor:
         """Follow what was made before the trace, or out of its sight; under fake tensors, replace it by a double."""
@@ -283,6 +299,16 @@ class Trace(TorchDispatchMode):
                     self._mark(self._enter(x), "optimizer", parameter)
 
 
+def _tensors(out: Any) -> Iterator[Tensor]:
+    """All tensors of an operator's result."""
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, tuple | list):
+        for each in out:
+            yield from _tensors(each)
+
+
+@cache
 def _is_composite(op: Any) -> bool:
     """Whether an operator only calls others; some have a kernel of their own beside that."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key

@@ -1,5 +1,7 @@
 """Predictions for a plan: each made once, several at a time in processes of their own."""
 
+import gc
+import importlib
 import multiprocessing
 import os
 import signal
@@ -85,6 +87,9 @@ def _begin() -> None:
     """A worker's first act: one core each, Ctrl-C is the parent's affair, and no life without it."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    importlib.import_module("torch._dynamo")  # which fake tensors would load
+    gc.collect()
+    gc.freeze()  # of what PyTorch is made of nothing goes: half a million objects that need not be looked through
 
     def follow_the_parent() -> None:
         if parent := multiprocessing.parent_process():

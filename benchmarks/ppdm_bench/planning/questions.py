@@ -38,7 +38,8 @@ class Answer:
     Attributes:
         asked, phase: what was asked about.
         fits: whether it fits as asked.
-        cube, batch: the largest that fit, cubes counted in steps.
+        cube: the largest that fits, counted in steps.
+        batch: the largest that fits; None for phases without gradients, in which it buys nothing.
         factor: the smallest that fits, as a place in the factors from the largest on; None for a method without one.
         switches: for what does not fit as asked, the same with other switches, and whether it fits.
         switched_cube: the largest cube with every switch on, where not even these make it fit as asked.
@@ -48,7 +49,7 @@ class Answer:
     phase: str
     fits: Look
     cube: Found
-    batch: Found
+    batch: Found | None
     factor: Found | None
     switches: Mapping[Configuration, Look] = field(default_factory=dict)
     switched_cube: tuple[Configuration, Found] | None = None
@@ -63,7 +64,8 @@ def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -
     """Ask everything about one method in one phase."""
     base = yield asked, phase
     cube = yield from _cube(asked, phase, target, bounds, base)
-    batch = yield from _batch(asked, phase, target, bounds, base)
+    # Sampling takes volumes one by one as well, and what it needs for many takes many times as long to predict.
+    batch = (yield from _batch(asked, phase, target, bounds, base)) if phase.endswith("train") else None
     factor = (yield from _factor(asked, phase, target, bounds, base)) if asked.resolve().has_factor else None
     if base.fits:
         return Answer(asked, phase, base, cube, batch, factor)

@@ -103,7 +103,8 @@ def _records(plan: Plan, answer: Answer) -> list[Record]:
         return _record(plan, asked, one, phase, metric, **_found(found, named))
 
     records = [*_verdict(plan, asked, asked, phase, answer.fits), found(asked, "largest_resolution", answer.cube, edge)]
-    records.append(found(asked, "largest_batch", answer.batch, int))
+    if answer.batch is not None:
+        records.append(found(asked, "largest_batch", answer.batch, int))
     if answer.factor is not None:
         records.append(found(asked, "smallest_factor", answer.factor, factor))
     for one, look in answer.switches.items():

@@ -84,12 +84,14 @@ def largest(
 def _estimate(
     limit: int, room: int | None, size: Callable[[int], float], sized: list[tuple[float, Look]]
 ) -> int | None:
-    """The largest case that should fit, by the look that came nearest to the room."""
+    """The largest case that should fit: on the line through the two looks that came nearest to the room, or, of one
+    look, that through what is fixed."""
     if room is None or not sized:
         return None
-    known, look = min(sized, key=lambda entry: abs(entry[1].need - room))
-    growing = look.need - look.fixed
+    (known, look), *others = sorted(sized, key=lambda entry: abs(entry[1].need - room))
+    other, fixed = next(((size, one.need) for size, one in others if size != known), (0.0, look.fixed))
+    growing = (look.need - fixed) / (known - other)
     if growing <= 0:
         return None
-    affordable = known * (room - look.fixed) / growing
+    affordable = known + (room - look.need) / growing
     return max((case for case in range(1, limit + 1) if size(case) <= affordable), default=0)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, seam_metric
 from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.quality import number, signed
 from ppdm_bench.report.series import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
-from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import gib, shape_text, significant
 
 if TYPE_CHECKING:
@@ -71,12 +71,12 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_text(records: Sequence[Record]) -> str:
     """Return the tables for people as aligned text: one for each task and budget, its seeds pooled."""
-    return _blocks(records, aligned)
+    return _blocks(records, text_grid)
 
 
 def to_markdown(records: Sequence[Record]) -> str:
     """Return the same as Markdown."""
-    return _blocks(records, piped)
+    return _blocks(records, markdown_grid)
 
 
 def save(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:

@@ -224,8 +224,8 @@ def _row(line: Line) -> list[str]:
         line.record.status if line.record.value is None else "yes" if line.fits else "no",
         _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
         _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
-        _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}")),
-        "–" if line.fits or not line.switched else line.switch or "none tried",
+        _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}") if n else "none"),
+        "–" if line.fits or not line.switched else line.switch or "no switch",
     ]
 
 

@@ -14,18 +14,16 @@ from statistics import fmean, median
 from typing import Any
 
 from ppdm_bench.records import Record, RecordError, RecordFile
+from ppdm_bench.report.direction import loss
 from ppdm_bench.report.grid import text_grid
 from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.units import gib, significant
 
-__all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_text"]
+__all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_records", "to_text"]
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
 
-# More is better of these (or of names that begin so); of all others, less. Sharpness is best at 1.
-_HIGHER = ("psnr", "ssim", "fits", "largest_", "matmul_flops_per_second", "flops_share")
-_IDEAL = {"sharpness": 1.0}
 # What says how a thing was done, not how well.
 _NEUTRAL = ("parameters", "train_steps")
 _OF_A_CODE = ("resolved", "weights", "verified")  # options that a later commit may write otherwise
@@ -42,6 +40,7 @@ class Change:
         old, new: values: of quality the means over the subjects that both have.
         share: new / old − 1; None where old is 0, or where rows began or ceased to fail.
         how: by what it was decided.
+        record: one of those behind it, of the new set where that has any.
     """
 
     label: str
@@ -52,6 +51,7 @@ class Change:
     new: float | None
     share: float | None = None
     how: str = ""
+    record: Record | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -115,9 +115,11 @@ def changes(old: Iterable[Record], new: Iterable[Record], threshold: float = 0.0
             found.append(_compared(one, other, threshold))
         else:
             record = (one or other or _Group()).any
-            value = _mean((one or other or _Group()).records)
-            place = ("only old", value, None) if one else ("only new", None, value)
-            found.append(Change(_label(record), record.metric, record.unit, *place))
+            value, verdict = _mean((one or other or _Group()).records), "only old" if one else "only new"
+            old_value, new_value = (value, None) if one else (None, value)
+            found.append(
+                Change(_label(record), record.metric, record.unit, verdict, old_value, new_value, record=record)
+            )
     return sorted(found, key=lambda change: VERDICTS.index(change.verdict))
 
 
@@ -156,7 +158,7 @@ def _mean(records: dict[str, Record]) -> float | None:
 def _compared(one: _Group, other: _Group, threshold: float) -> Change:
     both = [subject for subject in one.records if subject in other.records]
     if not both:
-        return _change(one.any, "unclear", None, None, "no subject is in both")
+        return _change(other.any, "unclear", None, None, "no subject is in both")
     pairs = [(one.records[subject], other.records[subject]) for subject in both]
     failed = [
         [record.status != "ok" and record.kind == "measured" for record in side] for side in zip(*pairs, strict=True)
@@ -169,21 +171,21 @@ def _compared(one: _Group, other: _Group, threshold: float) -> Change:
     )
     if broken > 0 or mended > 0:
         status = f"status {pairs[0][0].status} → {pairs[0][1].status}" if len(pairs) == 1 else f"{broken:+d} failures"
-        return replace(_change(one.any, "worse" if broken > 0 else "better", was, now, status), share=None)
+        return replace(_change(other.any, "worse" if broken > 0 else "better", was, now, status), share=None)
     if was is None or now is None:
-        return _change(one.any, "unchanged", None, None, "no value in either")
+        return _change(other.any, "unchanged", None, None, "no value in either")
     verdict, how = _verdict([(a, b) for a, b in whole], was, now, threshold)
-    return _change(one.any, verdict, was, now, how)
+    return _change(other.any, verdict, was, now, how)
 
 
 def _change(record: Record, verdict: str, was: float | None, now: float | None, how: str) -> Change:
     share = now / was - 1 if was and now is not None else None
-    return Change(_label(record), record.metric, record.unit, verdict, was, now, share, how)
+    return Change(_label(record), record.metric, record.unit, verdict, was, now, share, how, record)
 
 
 def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, threshold: float) -> tuple[str, str]:
     first, second = pairs[0]
-    worse, share = _loss(first.metric, was, now), abs(now - was) / abs(was) if was else float(now != was)
+    worse, share = loss(first.metric, was, now), abs(now - was) / abs(was) if was else float(now != was)
     sign = "worse" if worse > 0 else "better"
     if first.metric in _NEUTRAL:
         return "unchanged", "no measure of worth" if now == was else "differs, but is no measure of worth"
@@ -198,16 +200,9 @@ def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, thr
     return ("unchanged" if share <= threshold else sign), "single values"
 
 
-def _loss(metric: str, was: float, now: float) -> float:
-    """How much worse, in the metric's own unit; negative where it is better."""
-    if metric in _IDEAL:
-        return abs(now - _IDEAL[metric]) - abs(was - _IDEAL[metric])
-    return was - now if metric.startswith(_HIGHER) else now - was
-
-
 def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: float, sign: str) -> tuple[str, str]:
     """Quality: the interval of the mean paired loss must lie on one side of zero, and the difference count."""
-    losses = [_loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
+    losses = [loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
     difference = paired_difference(losses, [0.0] * len(losses))
     how = f"{difference.n} subjects, p {difference.p:.3g}"
     if share <= threshold:
@@ -229,7 +224,36 @@ def _distributions(first: Record, second: Record, threshold: float) -> tuple[str
         return "unchanged", how
     if p >= 1 - LEVEL:
         return "unclear", how
-    return ("worse" if _loss(first.metric, was, now) > 0 else "better"), how
+    return ("worse" if loss(first.metric, was, now) > 0 else "better"), how
+
+
+def to_records(found: Iterable[Change]) -> list[Record]:
+    """A record of each change, about what the new set's row is about: its value is new / old − 1.
+
+    Under ``compare`` the options hold the verdict, both values with their unit, and by what it was decided. Without
+    both values the status is ``skipped`` and the reason says the verdict.
+    """
+    return [_as_record(change) for change in found if change.record]
+
+
+def _as_record(change: Change) -> Record:
+    assert change.record is not None
+    numbers = {"verdict": change.verdict, "old": change.old, "new": change.new, "unit": change.unit, "by": change.how}
+    said = change.verdict + (f": {change.how}" if change.how else "")
+    # UNITS fixes what is measured in bytes; a share of such a metric is another one.
+    return replace(
+        change.record,
+        status="skipped" if change.share is None else "ok",
+        reason=said if change.share is None else "",
+        command="compare",
+        metric=f"{change.metric}_change",
+        value=change.share,
+        unit="1",
+        stat="relative",
+        subject="",
+        samples=(),
+        options=change.record.options | {"compare": numbers},
+    )
 
 
 def to_text(found: Sequence[Change], notes: Sequence[str]) -> str:

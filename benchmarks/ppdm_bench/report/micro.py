@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.text import aligned, piped
+from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.units import significant
 
 Run = dict[str, Any]
@@ -58,13 +58,13 @@ def _short(values: Quartiles) -> list[float]:
 
 
 def to_text(run: Run) -> str:
-    """Return the table as aligned text."""
-    return f"{_title(run)}\n\n{aligned(*_table(run))}\n\n{_NOTE}\n"
+    """Return the table as text_grid text."""
+    return f"{_title(run)}\n\n{text_grid(*_table(run))}\n\n{_NOTE}\n"
 
 
 def to_markdown(run: Run) -> str:
     """Return the same as Markdown."""
-    return f"{_title(run)}\n\n{piped(*_table(run))}\n\n{_NOTE}\n"
+    return f"{_title(run)}\n\n{markdown_grid(*_table(run))}\n\n{_NOTE}\n"
 
 
 _NOTE = (

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
-from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.units import shape_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "aligned",
     "headline",
     "number",
-    "piped",
     "quality_table",
     "save",
     "signed",
@@ -91,12 +89,12 @@ def to_csv(frame: pd.DataFrame) -> str:
 
 def to_text(frame: pd.DataFrame, title: str) -> str:
     """Return the tables for people as aligned text: means, then differences, then what they mean."""
-    return _blocks(frame, title, aligned)
+    return _blocks(frame, title, text_grid)
 
 
 def to_markdown(frame: pd.DataFrame, title: str) -> str:
     """Return the same as Markdown."""
-    return _blocks(frame, title, piped)
+    return _blocks(frame, title, markdown_grid)
 
 
 def save(frame: pd.DataFrame, title: str, stem: Path) -> tuple[Path, Path]:

@@ -14,11 +14,8 @@ from statistics import fmean
 from typing import Any
 
 from ppdm_bench.records import Record
+from ppdm_bench.report.direction import UPTAKE, base, ideal, is_higher_better
 
-# What is better: more, or near an ideal; of all other metrics, less.
-_HIGHER = ("psnr", "reconstruction_psnr", "ssim")
-_UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
-_IDEAL = {"sharpness": "1", **dict.fromkeys(_UPTAKE, "0")}
 _NAMES = {
     "psnr": "PSNR",
     "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a representation that is learned
@@ -65,20 +62,20 @@ class Series:
 
     def ranked(self, metric: str) -> list[tuple[str, float]]:
         """All scans with their values, the best first; none where a metric is best in between."""
-        if _base(metric) in _IDEAL:
+        if ideal(metric) is not None:
             return []
-        return sorted(self.scans[metric].items(), key=lambda scan: scan[1], reverse=metric.startswith(_HIGHER))
+        return sorted(self.scans[metric].items(), key=lambda scan: scan[1], reverse=is_higher_better(metric))
 
     @property
     def ranking(self) -> str:
         """The metric that says which subject is the best: PSNR, else the first that has values, else none."""
-        return next((m for m in ("psnr", *self.scans) if self.scans.get(m) and _base(m) not in _IDEAL), "")
+        return next((m for m in ("psnr", *self.scans) if self.scans.get(m) and ideal(m) is None), "")
 
     @property
     def standing(self) -> float:
         """The mean over subjects of the metric that ranks, turned so that more is better."""
         mean = fmean(self.subjects(self.ranking).values())
-        return mean if self.ranking.startswith(_HIGHER) else -mean
+        return mean if is_higher_better(self.ranking) else -mean
 
     def add(self, record: Record) -> None:
         """Take a record in; of a value recorded twice, the later counts."""
@@ -147,23 +144,18 @@ def unit_in(everything: Sequence[Series], metric: str) -> str:
 
 def metric_name(metric: str, unit: str = "") -> str:
     """A metric for people: ``PSNR dB ↑``, ``sharpness →1``, ``seam index r=4 dB ↓``; the arrow says what is better."""
-    base, lattice = _base(metric), re.fullmatch(r"seam_index_r(.+)", metric)
+    lattice = re.fullmatch(r"seam_index_r(.+)", metric)
     which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
-    name = _NAMES.get(base, base.replace("_", " ")) + which
-    arrow = "↑" if metric.startswith(_HIGHER) else f"→{_IDEAL[base]}" if base in _IDEAL else "↓"
+    name = _NAMES.get(base(metric), base(metric).replace("_", " ")) + which
+    arrow = "↑" if is_higher_better(metric) else f"→{best:g}" if (best := ideal(metric)) is not None else "↓"
     return " ".join(filter(None, (name, unit if unit != "1" else "", arrow)))
 
 
 def is_regional(metric: str) -> bool:
     """Whether it is of one labelled region, so that there are many of its kind."""
-    return metric.startswith(_UPTAKE)
+    return metric.startswith(UPTAKE)
 
 
 def region(metric: str) -> str:
     """The region that a regional metric is of, for people: `grey matter`."""
-    return metric.removeprefix(f"{_base(metric)}_").replace("_", " ")
-
-
-def _base(metric: str) -> str:
-    """What a metric is of, without lattice or region."""
-    return next((base for base in ("seam_index", *_UPTAKE) if metric.startswith(base)), metric)
+    return metric.removeprefix(f"{base(metric)}_").replace("_", " ")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.text import aligned, piped
 from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.report.units import count, setting_text, significant
 
@@ -61,13 +61,13 @@ def to_csv(records: Iterable[Record]) -> str:
 
 
 def to_text(records: Iterable[Record]) -> str:
-    """Return the table for people as aligned text: a row a configuration, its columns below explained."""
-    return _page(gather_times(records), aligned)
+    """Return the table for people as text_grid text: a row a configuration, its columns below explained."""
+    return _page(gather_times(records), text_grid)
 
 
 def to_markdown(records: Iterable[Record]) -> str:
     """Return the same as Markdown."""
-    return _page(gather_times(records), piped)
+    return _page(gather_times(records), markdown_grid)
 
 
 def save(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:

@@ -1,0 +1,102 @@
+"""Operators made again from notes: everything is as PyTorch's fake tensors have it, and what is not plain is left."""
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from ppdm_bench.memory import recall
+from ppdm_bench.memory.doubles import run_fake
+from ppdm_bench.memory.predict import predict_peak
+from ppdm_bench.memory.recall import Recall
+
+aten = torch.ops.aten
+
+
+class Counted:
+    """What was run in earnest."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, op, args, kwargs):
+        self.calls += 1
+        return run_fake(op, args, kwargs)
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    monkeypatch.setattr(recall, "_NOTES", {})
+    with FakeTensorMode() as mode:
+        run = Counted()
+        yield Recall(mode, run), run
+
+
+def test_a_new_tensor_is_made_again(noted):
+    run, earnest = noted
+    x = torch.empty(2, 3, 4, dtype=torch.bfloat16).transpose(0, 1)
+    first, again = (run(aten.relu.default, (x,), {}) for _ in range(2))
+    assert earnest.calls == 1
+    assert (again.shape, again.stride(), again.dtype) == (first.shape, first.stride(), first.dtype)
+    assert again.untyped_storage()._cdata not in {t.untyped_storage()._cdata for t in (first, x)}
+
+
+def test_views_share_the_storage_of_their_own_argument(noted):
+    run, earnest = noted
+    for _ in range(2):
+        x = torch.empty(4, 6)
+        parts = run(aten.split.Tensor, (x, 2, 1), {})
+        assert [part.storage_offset() for part in parts] == [0, 2, 4]
+        assert {part.untyped_storage()._cdata for part in parts} == {x.untyped_storage()._cdata}
+    assert earnest.calls == 1
+
+
+def test_what_is_written_in_place_is_the_argument(noted):
+    run, earnest = noted
+    for _ in range(2):
+        x = torch.empty(3)
+        assert run(aten.add_.Tensor, (x, 1), {}) is x
+    assert earnest.calls == 1
+
+
+def test_numbers_that_are_equal_but_of_another_type_are_told_apart(noted):
+    run, _ = noted
+    x = torch.empty(3, dtype=torch.int64)
+    assert run(aten.mul.Tensor, (x, 1), {}).dtype is torch.int64
+    assert run(aten.mul.Tensor, (x, 1.0), {}).dtype is torch.float32
+
+
+def test_what_changes_a_shape_in_place_or_depends_on_data_is_run(noted):
+    run, earnest = noted
+    for calls in (1, 2):
+        x = torch.empty(3, 1)
+        run(aten.squeeze_.default, (x,), {})
+        assert x.shape == (3,)
+        assert earnest.calls == calls
+
+
+def test_constants_are_run(noted):
+    run, earnest = noted
+    for calls in (1, 2):
+        run(aten.neg.default, (torch.tensor(3.0),), {})
+        assert earnest.calls == calls
+
+
+def test_predictions_do_not_depend_on_notes(monkeypatch):
+    def build():
+        net = torch.nn.Sequential(
+            torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.GroupNorm(2, 4), torch.nn.Conv3d(4, 1, 3)
+        )
+        return net, torch.optim.AdamW(net.parameters())
+
+    def step(state):
+        net, optimizer = state
+        torch.nn.functional.mse_loss(net(torch.randn(1, 1, 9, 8, 8)), torch.zeros(1, 1, 7, 6, 6)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with_notes = [predict_peak(build, step, 3) for _ in range(2)]
+    monkeypatch.setattr(recall, "_suits", lambda op: False)
+    without = predict_peak(build, step, 3)
+    for peak in with_notes:
+        assert peak == without
+        assert peak.timeline.events == without.timeline.events
