@@ -58,7 +58,7 @@ def _short(values: Quartiles) -> list[float]:
 
 
 def to_text(run: Run) -> str:
-    """Return the table as text_grid text."""
+    """Return the table as aligned text."""
     return f"{_title(run)}\n\n{text_grid(*_table(run))}\n\n{_NOTE}\n"
 
 

@@ -61,7 +61,7 @@ def to_csv(records: Iterable[Record]) -> str:
 
 
 def to_text(records: Iterable[Record]) -> str:
-    """Return the table for people as text_grid text: a row a configuration, its columns below explained."""
+    """Return the table for people as aligned text: a row a configuration, its columns below explained."""
     return _page(gather_times(records), text_grid)
 
 
