@@ -152,7 +152,7 @@ def test_minutes_are_for_every_cell():
     plan = ablation(minutes=0.5)
     found = works(plan, paced(plan, r8=0.2))
     steps = {work.trial.schedule.steps for work in found if work.cell.label == "r=8" and "time" in work.budgets}
-    assert steps == {120}
+    assert steps == {150}
 
 
 def test_what_does_not_fit_into_memory_is_not_trained():
