@@ -117,9 +117,9 @@ def test_latent_compression_is_known_by_its_representation():
             yield replace(record, method="another", options=record.options | {"resolved": resolved})
 
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
-    assert decided("latent", [*own, *latent(shifted(-1))]).verdict == "supported"
-    assert decided("latent", [*own, *latent(shifted(1))]).verdict == "not supported"
-    assert decided("latent", own).verdict == "not measured"
+    assert decided("compression", [*own, *latent(shifted(-1))]).verdict == "supported"
+    assert decided("compression", [*own, *latent(shifted(1))]).verdict == "not supported"
+    assert decided("compression", own).verdict == "not measured"
 
 
 def test_two_tasks_are_not_three():
@@ -176,6 +176,6 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
-    assert {row["verdict"] for row in json.loads(out) if row["claim"] == "latent"} == {"not measured"}
+    assert {row["verdict"] for row in json.loads(out) if row["claim"] == "compression"} == {"not measured"}
     if not json.loads(first[2].splitlines()[0])["env"]["dirty"]:
         assert [(tmp_path / "out" / name).read_bytes() for name in names] == first

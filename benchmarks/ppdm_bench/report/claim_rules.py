@@ -250,7 +250,7 @@ CLAIMS = (
         _faster,
     ),
     Claim(
-        "latent",
+        "compression",
         "Better than latent compression.",
         f"On each task the PSNR difference lies above 0 dB with its whole interval. {_RIVAL}",
         _latent,
