@@ -265,7 +265,7 @@ def test_unknown_targets_are_refused_with_the_known_ones() -> None:
         (lambda: Linear(-1), "noise >= 0, got -1"),
         (lambda: I2SB(0), "got 0 and 0.3"),
         (lambda: I2SB(0.4), "got 0.4 and 0.3"),
-        (lambda: Gaussian("sqrt"), "cosine, linear, flow, got 'sqrt'"),
+        (lambda: Gaussian("sqrt"), "cosine, linear, scaled, flow, got 'sqrt'"),
     ],
 )
 def test_values_out_of_range_are_refused(make: Callable[[], Kernel], sentence: str) -> None:
