@@ -134,20 +134,20 @@ def _case(plan: Plan, task: Task) -> Case:
     return Case("peak_allocated", common, told)
 
 
-def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] = predict_peak) -> list[Record]:
-    """The records of one prediction, or of why there is none; ``predict`` is called as :func:`predict_peak` is."""
+def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] | None = None) -> list[Record]:
+    """The records of one prediction, or of why there is none; ``predict`` stands for :func:`predict_peak` if given."""
     return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
 
 
 def _predict(
-    plan: Plan, task: Task, case: Case, sweep: Sweep, predict: Callable[..., Peak] = predict_peak
+    plan: Plan, task: Task, case: Case, sweep: Sweep, predict: Callable[..., Peak] | None = None
 ) -> list[Record]:
     configuration, target = task.configuration, plan.target
     size = (configuration.shape, configuration.batch_size)
     work = workload(configuration.resolve(), task.phase, *size, case.common["device"])
     try:
         with time_limit(plan.timeout):
-            peak = predict(work.build, work.step, work.iterations, target or "cpu")
+            peak = (predict or predict_peak)(work.build, work.step, work.iterations, target or "cpu")
     except TimeIsUpError as late:
         return sweep.timed_out(case, str(late))
     except PredictionError as error:
