@@ -219,7 +219,7 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--method", "nothing_of_that_name:X"], "cannot be loaded"),
         (["--res", "16", "--method", "json:dumps"], "expected a ppdm.Method"),
         (["--res", "16", "--preset", "mine"], "there are matched, authors"),
-        (["--res", "16", "--phase", "fly"], "expected train, sample, autoencoder_train or decode, got 'fly'"),
+        (
             ["--res", "16", "--phase", "fly"],
             "'--phase': expected train, sample, autoencoder_train or decode, got 'fly'",
         ),
