@@ -192,7 +192,8 @@ def _phase_cells(frame: pd.DataFrame, phase: str) -> dict[str, Callable[[dict[Ha
         f"{name} fits": lambda line: _shown(line[f"{key}fits"], _yes_or_no),
     }
     columns = ("peak_allocated", "ratio", "peak_reserved", "peak_process", "prediction_error", "verified", "fits")
-    present = (key + column in frame.columns for column in columns)
+    measured = bool((frame["kind"] == "measured").any())  # predicted, it is the column before it and a constant
+    present = (key + column in frame.columns and (measured or column != "peak_process") for column in columns)
     return {header: cell for (header, cell), shown in zip(cells.items(), present, strict=True) if shown}
 
 
