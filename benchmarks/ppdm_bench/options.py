@@ -111,8 +111,16 @@ def count(least: int = 1) -> Callable[[str | int], int]:
 
 
 def read_evaluations(text: str) -> int | None:
-    """A number of network evaluations, or None for the method's ``own``."""
-    return None if text == "own" else count()(text)
+    """A number of network evaluations, or None for the method's ``own``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text == "own":
+        return None
+    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+        raise ValueError(f"expected a number of network evaluations such as 4, or own, got {text!r}")
+    return int(text)
 
 
 # Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
