@@ -16,13 +16,14 @@ PACKAGES = (ROOT / "ppdm", ROOT / "baselines" / "ppdm_baselines", ROOT / "benchm
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 # PPDM's name is the package's too: there it says where a version comes from, where its cache is and whose convention a
-# metric follows, and here what is trained by default.
+# metric follows, of which version an environment is, and here what is trained by default.
 MAY_NAME_PPDM = {
     "ppdm/model.py",
     "ppdm/checkpoint.py",
     "ppdm/data/generation.py",
     "ppdm/metrics/preset.py",
     "benchmarks/ppdm_bench/environment.py",
+    "benchmarks/ppdm_bench/report/changes.py",
     "benchmarks/ppdm_bench/version.py",
 }
 DEFAULTS = {"benchmarks/ppdm_bench/cli.py": ["ppdm"]}
