@@ -29,6 +29,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_settings,
     asked_sizes,
     asked_subjects,
     comma_separated,
@@ -169,14 +170,7 @@ def memory(
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted: dict[str, Any] = {
-        "presets": read_option("--preset", comma_separated(str), preset),
-        "factors": read_option("--factor", comma_separated(read_factor), factor),
-        "precisions": read_option("--precision", comma_separated(str), precision),
-        "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
-        "width": width,
-        "batch_size": batch_size,
-    }
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import check_phases, configurations
         from ppdm_bench.devices import choose

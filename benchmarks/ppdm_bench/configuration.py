@@ -80,6 +80,17 @@ class Configuration:
         preset = "" if self.preset == "matched" else self.preset
         return " ".join(filter(None, (self.resolve().variant, preset)))
 
+    def fields(self) -> dict[str, Any]:
+        """What records have as fields of their own, so that they can be found and sorted by them."""
+        return {
+            "method": self.method,
+            "variant": self.variant,
+            "shape": self.shape,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "checkpointing": self.checkpointing,
+        }
+
     def describe(self) -> dict[str, Any]:
         """Everything that the numbers depend on, for a record: these options, and the method that they make."""
         method = self.resolve()

@@ -56,6 +56,24 @@ def asked_sizes(
     return [(n, n, n) for n in sorted(set(read_option("--res", comma_separated(count()), res or "")))], ()
 
 
+def asked_settings(
+    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int
+) -> dict[str, Any]:
+    """The options that make configurations of methods, as :func:`ppdm_bench.configuration.configurations` takes them.
+
+    Raises:
+        typer.BadParameter: a list that cannot be read.
+    """
+    return {
+        "presets": read_option("--preset", comma_separated(str), preset),
+        "factors": read_option("--factor", comma_separated(read_factor), factor),
+        "precisions": read_option("--precision", comma_separated(str), precision),
+        "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
+        "width": width,
+        "batch_size": batch_size,
+    }
+
+
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
     """Whom a command works on: the pairs of one manifest, or phantoms of one task; absent options are left out.
 

@@ -3,18 +3,18 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ppdm_bench.options import (
     as_usage,
+    asked_settings,
     asked_sizes,
     comma_separated,
     count,
     one_of,
     read_evaluations,
-    read_factor,
     read_option,
     read_seconds,
 )
@@ -64,14 +64,7 @@ def speed(
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted: dict[str, Any] = {
-        "presets": read_option("--preset", comma_separated(str), preset),
-        "factors": read_option("--factor", comma_separated(read_factor), factor),
-        "precisions": read_option("--precision", comma_separated(str), precision),
-        "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
-        "width": width,
-        "batch_size": batch_size,
-    }
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import configurations
         from ppdm_bench.devices import training_device

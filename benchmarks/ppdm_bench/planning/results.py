@@ -14,9 +14,8 @@ from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report import budget as report
 from ppdm_bench.report import canvas
+from ppdm_bench.sweep import RECORDS
 from ppdm_bench.terminal import progress
-
-RECORDS = "records.jsonl"
 
 
 @dataclass(frozen=True)

@@ -107,14 +107,9 @@ def _case(plan: Plan, task: Task) -> Case:
         # Of the configuration alone: its memory and its quality, too, are found by it.
         "config_id": config_id(described),
         "command": "speed",
-        "method": configuration.method,
-        "variant": configuration.variant,
-        "shape": configuration.shape,
+        **configuration.fields(),
         "spacing": tuple(plan.spacing),
-        "batch_size": configuration.batch_size,
         "phase": task.phase,
-        "precision": configuration.precision,
-        "checkpointing": configuration.checkpointing,
         "device": plan.device,
         # How often it is repeated depends on the time limit, too.
         "options": described | {"protocol": asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": counts}},
