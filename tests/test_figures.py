@@ -243,6 +243,13 @@ def test_tables_escape_what_their_format_knows():
     assert r"a\_b, \%" in to_latex(table)
 
 
+def test_a_negative_number_has_a_minus_and_a_name_keeps_its_hyphen():
+    table = Table([Heading("a", "a"), Heading("b", "b", "{:+.1f}".format, number=True)], [Line(("-x", -2.5))])
+    assert to_csv(table).splitlines()[-1] == "-x,-2.5,"
+    assert to_markdown(table).splitlines()[-1] == "| -x | −2.5 |"
+    assert r"-x & $-$2.5 \\" in to_latex(table)
+
+
 def test_latex_knows_every_sign_or_names_it():
     assert escape_latex("64³ ±5 % − a→b \\ {x} ~ é ✓") == (
         r"64$^3$ $\pm$5 \% $-$ a$\rightarrow$b \textbackslash{} \{x\} \textasciitilde{} e [U+2713]"

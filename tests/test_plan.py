@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
@@ -147,6 +148,37 @@ def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypa
     records = collect(Plan([TINY, replace(TINY, method="ddpm3d", factor=None)], ["sample"], target_of(250)), workers=1)
     assert failures(records) == ["ddpm3d sample: KeyError"]
     assert "fits" in {r.metric for r in records if r.method == "ppdm"}
+
+
+def test_a_question_asks_others_side_by_side():
+    """The first case of each is wanted before any is seen, a case that both want once; one without answer ends all."""
+    wanted = []
+
+    def submit(case):
+        wanted.append(case)
+        future = Future()
+        if case == "broken":
+            future.set_exception(NoOutlook("cannot be seen"))
+        else:
+            future.set_result(case.upper())
+        return future
+
+    def part(*cases):
+        seen = []
+        for case in cases:
+            seen.append((yield case))
+        return seen
+
+    def whole(*parts):
+        start = yield "start"
+        return start, (yield list(parts))
+
+    parts = part("left", "shared"), part("right", "shared")
+    assert ask_all([whole(*parts)], submit) == [("START", [["LEFT", "SHARED"], ["RIGHT", "SHARED"]])]
+    assert wanted == ["start", "left", "right", "shared"]
+    found, failed = ask_all([part("left"), whole(part("right"), part("broken"))], submit)
+    assert found == ["LEFT"]
+    assert str(failed) == "cannot be seen"
 
 
 def test_the_command_prints_records(monkeypatch, tmp_path):

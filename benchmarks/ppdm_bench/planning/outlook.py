@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -22,7 +24,8 @@ from ppdm_bench.planning.search import Look
 
 T = TypeVar("T")
 Case = tuple[Configuration, str]  # and its phase
-Question = Generator[Case, Look, T]
+# Yields a case and is sent what was seen of it, or yields questions to be asked side by side and is sent their answers.
+Question = Generator["Case | list[Question[Any]]", Any, T]
 Submit = Callable[[Case], "Future[Look]"]
 
 _FIXED = ("params", "grads", "optimizer")
@@ -114,38 +117,66 @@ def ask_all(
     """Answer questions side by side; of a case that several want, there is one prediction.
 
     Args:
-        questions: each yields the case that it wants to know next and returns its answer.
+        questions: each yields what it wants to know next and returns its answer.
         submit: how predictions are asked for.
         progress: called with the questions that are answered, the predictions that were made, and the latest case.
 
     Returns:
-        The answers in order; for a question that met a case without prediction, why there is none.
+        The answers in order; for a question that met a case without prediction, itself or in what it asked, why there
+        is none.
     """
     answers: dict[int, Any] = {}
     futures: dict[Case, Future[Look]] = {}
-    waiting: dict[int, Case] = {}
+    waiting: dict[_Asked, Case] = {}
 
-    def go_on(number: int, look: Look | None) -> None:
+    def go_on(asked: _Asked, told: Any) -> None:
         try:
-            case = questions[number].send(look) if look else next(questions[number])
+            wanted = asked.question.send(told)
         except StopIteration as end:
-            answers[number] = end.value
+            asked.answered(end.value)
             return
-        waiting[number] = case
-        if case not in futures:
-            futures[case] = submit(case)
+        if isinstance(wanted, list):
+            split(asked, wanted)
+            return
+        waiting[asked] = wanted
+        if wanted not in futures:
+            futures[wanted] = submit(wanted)
 
-    for number in range(len(questions)):
-        go_on(number, None)
+    def split(asked: _Asked, parts: Sequence[Question[Any]]) -> None:
+        found: dict[int, Any] = {}
+
+        def take(place: int, answer: Any) -> None:
+            found[place] = answer
+            if len(found) < len(parts):
+                return
+            failed = next((one for one in found.values() if isinstance(one, NoOutlook)), None)
+            if failed:
+                asked.answered(failed)
+            else:
+                go_on(asked, [found[place] for place in range(len(parts))])
+
+        for place, part in enumerate(parts):
+            go_on(_Asked(part, partial(take, place)), None)
+
+    for number, one in enumerate(questions):
+        go_on(_Asked(one, partial(answers.__setitem__, number)), None)
     while waiting:
         wait({futures[case] for case in waiting.values()}, return_when=FIRST_COMPLETED)
-        for number, case in [(n, case) for n, case in waiting.items() if futures[case].done()]:
-            del waiting[number]
+        for asked, case in [(asked, case) for asked, case in waiting.items() if futures[case].done()]:
+            del waiting[asked]
             if error := futures[case].exception():
                 if not isinstance(error, NoOutlook):
                     raise error
-                answers[number] = error
+                asked.answered(error)
             else:
-                go_on(number, futures[case].result())
+                go_on(asked, futures[case].result())
             progress(len(answers), sum(future.done() for future in futures.values()), case)
     return [answers[number] for number in range(len(questions))]
+
+
+@dataclass(eq=False)
+class _Asked:
+    """A question that was begun, and who takes its answer."""
+
+    question: Question[Any]
+    answered: Callable[[Any], None]

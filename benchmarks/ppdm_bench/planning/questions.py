@@ -1,8 +1,9 @@
 """What is asked of one method and phase: does it fit, and what is the largest that does."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Any
 
 from ppdm import Method
 from ppdm.unet import CHECKPOINTING
@@ -61,21 +62,19 @@ def phases_of(method: Method) -> tuple[str, ...]:
 
 
 def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[Answer]:
-    """Ask everything about one method in one phase."""
+    """Ask everything about one method in one phase: first whether it fits as asked, then the rest side by side."""
     base = yield asked, phase
-    cube = yield from _cube(asked, phase, target, bounds, base)
+    parts: dict[str, Question[Any]] = {"cube": _cube(asked, phase, target, bounds, base)}
     # Sampling takes volumes one by one as well, and what it needs for many takes many times as long to predict.
-    batch = (yield from _batch(asked, phase, target, bounds, base)) if phase.endswith("train") else None
-    factor = (yield from _factor(asked, phase, target, bounds, base)) if asked.resolve().has_factor else None
-    if base.fits:
-        return Answer(asked, phase, base, cube, batch, factor)
-    switches = yield from _switches(asked, phase)
-    switched = None
-    if switches and not any(look.fits for look in switches.values()):
-        strongest = next(iter(switches))
-        found = yield from _cube(strongest, phase, target, bounds, switches[strongest])
-        switched = strongest, found
-    return Answer(asked, phase, base, cube, batch, factor, switches, switched)
+    if phase.endswith("train"):
+        parts["batch"] = _batch(asked, phase, target, bounds, base)
+    if asked.resolve().has_factor:
+        parts["factor"] = _factor(asked, phase, target, bounds, base)
+    if not base.fits:
+        parts["switches"] = _switches(asked, phase, target, bounds)
+    found = dict(zip(parts, (yield list(parts.values())), strict=True))
+    switches, switched = found.get("switches", ({}, None))
+    return Answer(asked, phase, base, found["cube"], found.get("batch"), found.get("factor"), switches, switched)
 
 
 def with_edge(asked: Configuration, edge: int) -> Configuration:
@@ -100,7 +99,7 @@ def _search(
     case: Callable[[int], Case],
     known: Mapping[int, Look],
     hint: tuple[float, Look],
-) -> Generator[Case, Look, Found]:
+) -> Question[Found]:
     """A search whose cases are predictions."""
     search = largest(limit, target.room, size, known, hint)
     try:
@@ -113,7 +112,7 @@ def _search(
         return found
 
 
-def _cube(asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look) -> Generator[Case, Look, Found]:
+def _cube(asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look) -> Question[Found]:
     step = bounds.step
     edges = set(asked.shape)
     place, rest = divmod(max(edges), step)
@@ -128,9 +127,7 @@ def _cube(asked: Configuration, phase: str, target: Target, bounds: Bounds, base
     )
 
 
-def _batch(
-    asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look
-) -> Generator[Case, Look, Found]:
+def _batch(asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look) -> Question[Found]:
     return _search(
         max(bounds.batch, asked.batch_size),
         target,
@@ -141,9 +138,7 @@ def _batch(
     )
 
 
-def _factor(
-    asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look
-) -> Generator[Case, Look, Found]:
+def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look) -> Question[Found]:
     """Cases count from the largest factor on, so that a larger case is a smaller factor and needs more."""
     factors, own = bounds.factors[::-1], asked.resolve().representation.cell
 
@@ -155,15 +150,21 @@ def _factor(
     return _search(len(factors), target, lambda k: factors[k - 1] ** -3.0, case, known, (1 / prod(own), base))
 
 
-def _switches(asked: Configuration, phase: str) -> Generator[Case, Look, dict[Configuration, Look]]:
-    """All switches first: where they do not suffice together, none is tried alone. Else the first that suffices."""
+def _switches(
+    asked: Configuration, phase: str, target: Target, bounds: Bounds
+) -> Question[tuple[dict[Configuration, Look], tuple[Configuration, Found] | None]]:
+    """All switches first: where they do not suffice together, none is tried alone, but the largest cube is searched
+    for. Else the first that suffices."""
     others = alternatives(asked, phase)
     if not others:
-        return {}
-    looks = {others[-1]: (yield others[-1], phase)}
-    if looks[others[-1]].fits:
-        for one in others[:-1]:
-            looks[one] = yield one, phase
-            if looks[one].fits:
-                break
-    return looks
+        return {}, None
+    strongest = others[-1]
+    looks = {strongest: (yield strongest, phase)}
+    if not looks[strongest].fits:
+        cube = yield from _cube(strongest, phase, target, bounds, looks[strongest])
+        return looks, (strongest, cube)
+    for one in others[:-1]:
+        looks[one] = yield one, phase
+        if looks[one].fits:
+            break
+    return looks, None

@@ -35,8 +35,11 @@ class Heading:
     number: bool = False
 
     def cell(self, value: Any) -> str:
-        """The value for people; a dash where there is none."""
-        return NOTHING if value is None or value == "" else self.show(value)
+        """The value for people, a negative number with a minus and not a hyphen; a dash where there is none."""
+        if value is None or value == "":
+            return NOTHING
+        shown = self.show(value)
+        return f"−{shown[1:]}" if self.number and shown.startswith("-") else shown
 
 
 @dataclass(frozen=True)
