@@ -447,7 +447,7 @@ def killed(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, str(HERE / "killed.py"), ".", *words, "--augment", "flip", "--validate-every", "2"],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=300,

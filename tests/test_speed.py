@@ -487,15 +487,14 @@ def test_every_file_that_is_named_is_written(tmp_path):
 
 
 @pytest.fixture
-def one_thread(monkeypatch, tmp_path):
+def in_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 WORDS = ("speed", "--res", "8", "--width", "8", "--method", "ppdm", "--factor", "2", "--device", "cpu", "--quick")
 
 
-def test_a_real_run_from_end_to_end(one_thread):
+def test_a_real_run_from_end_to_end(in_folder):
     code, out, err = run(*WORDS, "--evaluations", "1,2", "--json", "--out", "o")
     records = [Record(**row) for row in json.loads(out)]
     assert code == 0, err
@@ -518,7 +517,7 @@ def test_a_real_run_from_end_to_end(one_thread):
     }
 
 
-def test_a_child_says_how_it_failed(one_thread):
+def test_a_child_says_how_it_failed(in_folder):
     request = {"configuration": replace(TINY, method="nobody").to_dict(), "phase": "train", "device": "cpu"}
     answer = worker._answer(
         request | {"evaluations": [], "protocol": {"repetitions": 3, "seconds": 1.0}, "timeout": 60}

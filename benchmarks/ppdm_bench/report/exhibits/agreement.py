@@ -71,7 +71,7 @@ def show(library: Library) -> Shown:
             *(Heading(name, name) for name in ("phase", "precision", "checkpointing", "kind", "origin")),
             Heading("found_bytes", "peak, GiB", gib, number=True),
             Heading("predicted_bytes", "predicted, GiB", gib, number=True),
-            Heading("relative_error", "error", lambda error: f"{error:+.2%}".replace("-", "−"), number=True),
+            Heading("relative_error", "error", lambda error: f"{error:+.2%}", number=True),
         ],
         [
             Line(

@@ -90,7 +90,7 @@ def _table(cases: Sequence[Case]) -> Table:
     headings = [
         *(Heading(name, name) for name in ("task", "subject", "loss", "method", "axis")),
         Heading("cycles_per_voxel", "cycles/voxel", lambda k: f"{k:.4f}", number=True),
-        Heading("power_db", "power, dB", lambda power: f"{power:.2f}".replace("-", "−"), number=True),
+        Heading("power_db", "power, dB", lambda power: f"{power:.2f}", number=True),
     ]
     lines = []
     for case in cases:

@@ -215,7 +215,7 @@ def _table(library: Library, spots: Sequence[Spot], axis: str, key: str, raw: Ca
 
 def _metric(name: str) -> Callable[[float], str]:
     digits = 2 if name == "psnr" else 3
-    return lambda value: f"{value:.{digits}f}".replace("-", "−")
+    return lambda value: f"{value:.{digits}f}"
 
 
 def _figure(spots: Sequence[Spot], looks: Looks, axis: str, frontier: bool, column: Column) -> Figure:

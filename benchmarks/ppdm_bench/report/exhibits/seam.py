@@ -87,7 +87,7 @@ def _table(pairs: Sequence[Toggled], library: Library) -> Table:
 
 
 def _decibel(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
+    return f"{value:.2f}"
 
 
 def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
