@@ -92,10 +92,13 @@ def licence(name: str) -> str:
     if name in STATED:
         return STATED[name]
     metadata = distribution(name).metadata
-    if expression := metadata.get("License-Expression"):
-        return str(expression)
-    classifiers = [c.rpartition(" :: ")[2] for c in metadata.get_all("Classifier") or () if c.startswith("License ::")]
-    said = classifiers or [str(metadata.get("License") or "not stated").splitlines()[0]]
+    expression, classifiers, words = (
+        metadata.get_all(key) or [] for key in ("License-Expression", "Classifier", "License")
+    )
+    if expression:
+        return str(expression[0])
+    said = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
+    said = said or [one.splitlines()[0] for one in words] or ["not stated"]
     return " AND ".join(SPDX.get(one, one) for one in said)
 
 
