@@ -53,20 +53,26 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_attr_annotations = False  # they stand in the signature
 
 # Names of other projects, whose documentation is not at hand without a network; aliases, type variables and constants,
 # which have no docstring.
+OTHERS = "abc collections dataclasses nib nibabel nn np numpy optional os pandas pathlib pd torch typer typing weakref"
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|nn|numpy|np|nib|nibabel|pd|pandas|typer|collections|pathlib|typing|os|abc|dataclasses|weakref|optional)\b.*"),
+    (r"py:.*", rf"({OTHERS.replace(' ', '|')})\b.*"),
     (r"py:.*", r"(.*\.)?(State|Array|Factor)"),
     (r"py:data", r".*"),
 ]
+
+# Most blocks without a language are for a shell, and say so by their words.
+highlight_language = "none"
 
 html_theme = "furo"
 html_title = "ppdm"
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -85,6 +91,6 @@ def headed(_: Sphinx, name: str, source: list[str]) -> None:
 
 
 def readable(*event: Any) -> tuple[str, str | None] | None:
-    """Write the default of a dataclass's field that is made anew as ``...``: as Python prints it, it is no expression."""
+    """Write a default that is made anew for each instance as ``...``: as Python prints it, it is no expression."""
     *_, signature, returned = event
     return (signature.replace("<factory>", "..."), returned) if signature else None
