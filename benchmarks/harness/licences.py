@@ -1,6 +1,7 @@
 """Licences of everything that is installed to run the toolkit or to work on it, as each package itself states them.
 
 Usage: python benchmarks/harness/licences.py > docs/licences.md
+with a build of PyTorch for the CPU; one for CUDA adds NVIDIA's libraries, which the script does not pass.
 """
 
 import re
