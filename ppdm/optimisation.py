@@ -1,12 +1,12 @@
 """One update of the weights, the same for every method, and everything that changes with it."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ppdm.checkpoint import assemble
 from ppdm.method import STAGE_LOSSES, Method
 from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import LearnedCodec
@@ -57,7 +57,7 @@ class Training:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(first_weights_seed(seed))
             network = method.build(channels).to(device)
-        average = assemble(method, channels, {name: tensor.clone() for name, tensor in network.state_dict().items()})
+        average = copy.deepcopy(network).eval().requires_grad_(False)
         return cls(method, network, average, stage)
 
     def _enter(self, stage: int, began: int) -> None:

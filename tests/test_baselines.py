@@ -103,7 +103,7 @@ def psnr(result: Tensor, target: np.ndarray) -> float:
 
 
 # Predicting noise takes longer to learn, and longer still from patches of 4³ for a volume of 8³.
-LEARNING_STEPS = {"ddpm3d": 300, "patch": 800, "latent": 600}
+LEARNING_STEPS = {"ddpm3d": 300, "patch": 1000, "latent": 400}
 
 
 @EVERY
@@ -115,7 +115,7 @@ def test_one_volume_is_learned_to_15_db(method: Method) -> None:
         sampling=replace(method.sampling, steps=min(METHODS[method.name].sampling.steps, 20)),
         optimisation=replace(method.optimisation, learning_rate=3e-3, warmup=10, ema=0.9),
     )
-    net = fit(method, [(source, target)] * 8, steps=LEARNING_STEPS.get(method.name, 150), batch_size=8)
+    net = fit(method, [(source, target)] * 4, steps=LEARNING_STEPS.get(method.name, 150), batch_size=4)
     result = sample(method, net, torch.from_numpy(source)[None, None], generator())[0, 0]
     assert psnr(result, target) > 15
 

@@ -250,6 +250,18 @@ def test_a_negative_number_has_a_minus_and_a_name_keeps_its_hyphen():
     assert r"-x & $-$2.5 \\" in to_latex(table)
 
 
+def test_a_table_longer_than_a_page_breaks_in_latex():
+    def table(rows):
+        return to_latex(Table([Heading("a", "name")], [Line((str(row),)) for row in range(rows)]))
+
+    short, long = table(50).splitlines(), table(51).splitlines()
+    assert short[1] == r"\begin{tabular}{@{}l@{}}"
+    assert short[-1] == r"\end{tabular}"
+    assert long[:3] == [r"% \usepackage{booktabs}", r"% \usepackage{longtable}", r"\begin{longtable}{@{}l@{}}"]
+    assert long[3:7] == [r"\toprule", r"name \\", r"\midrule", r"\endhead"]
+    assert long[-1] == r"\end{longtable}"
+
+
 def test_latex_knows_every_sign_or_names_it():
     assert escape_latex("64³ ±5 % − a→b \\ {x} ~ é ✓") == (
         r"64$^3$ $\pm$5 \% $-$ a$\rightarrow$b \textbackslash{} \{x\} \textasciitilde{} e [U+2713]"

@@ -88,6 +88,10 @@ class Trace(TorchDispatchMode):
         self._in_optimizer = False
         self.undo = ExitStack()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would wrap every call below in what keeps the compiler out, a tenth of the time
+
     def stop(self) -> None:
         """Watch no storage any longer."""
         for death in self._deaths.values():

@@ -14,14 +14,12 @@ from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.ablation import headline, most_evaluations
 from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
-from ppdm_bench.report.canvas import SMALL, TEXT
+from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.series import metric_name
 from ppdm_bench.report.units import GIB
 
 __all__ = ["ablation_figure", "in_order", "words"]
 
-_COLOURS = (canvas.BLUE, canvas.VERMILION, canvas.GREEN, canvas.PURPLE, canvas.ORANGE, canvas.SKY)
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _TITLES = {"space": "representation", "loss": "puzzle-gradient loss", "bridge": "bridge", "": "varied"}
 _ORDER = {
     "space": ("r=1", "r=2", "r=4", "r=8", "r=1x2x2", "haar"),
@@ -130,7 +128,7 @@ def _drawing(metric: str) -> Callable[..., None]:
             if found is None:
                 continue
             if found.low is not None and found.high is not None:
-                axes.plot([x + shift] * 2, [found.low, found.high], color=_COLOURS[place], linewidth=1.0, zorder=2)
+                axes.plot([x + shift] * 2, [found.low, found.high], color=_colour(place), linewidth=1.0, zorder=2)
             axes.plot([x + shift], [found.mean], **_style(place), zorder=3)
         axes.yaxis.set_major_locator(MaxNLocator(4))
 
@@ -158,11 +156,15 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
+def _colour(place: int) -> str:
+    return SERIES[place % len(SERIES)]
+
+
 def _style(place: int, hollow: bool = False) -> dict[str, Any]:
-    colour = _COLOURS[place % len(_COLOURS)]
+    colour = _colour(place)
     return {
         "linestyle": "",
-        "marker": _MARKERS[place % len(_MARKERS)],
+        "marker": MARKERS[place % len(MARKERS)],
         "markersize": 3.5,
         "color": colour,
         "markerfacecolor": "white" if hollow else colour,

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import ScalarFormatter
 
 from ppdm_bench.report.files import replace_file
 
@@ -26,9 +28,11 @@ WIDTHS = {"single": 3.5, "double": 7.16}  # inches: one column and the full widt
 TEXT = 7.5  # points; SMALL is the least that is read at this size on paper
 SMALL = 7.0
 
-# Okabe and Ito, Color Universal Design (2008): told apart with any common colour vision.
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+# Told apart with any common colour vision.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = seaborn.color_palette("colorblind").as_hex()
+# One after the other for what has no colour of its own: from the most to the least distinct, light ones left out.
+SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 # How a value came about is seen in every bar, whatever its colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
@@ -75,6 +79,9 @@ def plain_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     """Draw ticks at reading size, a light grid behind the data, and no box."""
     axes.tick_params(labelsize=SMALL, length=2.5, width=0.6)
     axes.tick_params(which="minor", length=1.5, width=0.4)
+    for formatter in (axis.get_major_formatter() for axis in (axes.xaxis, axes.yaxis)):
+        if isinstance(formatter, ScalarFormatter):
+            formatter.set_useOffset(False)  # 35.31, not .01 with an offset in the corner
     axes.grid(axis=grid, color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

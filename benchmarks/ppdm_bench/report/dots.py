@@ -19,8 +19,6 @@ from ppdm_bench.report.series import Series, gather, is_regional, metric_name, n
 
 __all__ = ["evaluations_figure", "most_evaluations", "subjects_figure", "with_values"]
 
-_COLOURS = (canvas.BLUE, canvas.VERMILION, canvas.GREEN, canvas.PURPLE, canvas.ORANGE, canvas.SKY)
-
 
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     """Return a panel a metric: a dot for each subject and method, a line for each subject, a bar for the mean.
@@ -150,4 +148,4 @@ def _legend_line(label: str, number: int, everything: Sequence[Series]) -> Line2
 
 
 def _colour(number: int) -> str:
-    return _COLOURS[(number - 1) % len(_COLOURS)] if number else canvas.GREY
+    return canvas.SERIES[(number - 1) % len(canvas.SERIES)] if number else canvas.GREY

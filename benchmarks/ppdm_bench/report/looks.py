@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ppdm_bench.records import Record
-from ppdm_bench.report import canvas
+from ppdm_bench.report.canvas import MARKERS, SERIES
 
-__all__ = ["MARKERS", "method_looks"]
-
-_COLOURS = (
-    canvas.BLUE,
-    canvas.VERMILION,
-    canvas.GREEN,
-    canvas.PURPLE,
-    canvas.ORANGE,
-    canvas.SKY,
-    "#000000",
-    canvas.GREY,
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+__all__ = ["method_looks"]
 
 
 def method_looks(records: Iterable[Record]) -> dict[str, tuple[str, str]]:
@@ -28,4 +16,4 @@ def method_looks(records: Iterable[Record]) -> dict[str, tuple[str, str]]:
     With more methods than colours they come round again, which the markers then cannot tell apart either.
     """
     methods = dict.fromkeys(r.method for r in records if r.options.get("resolved"))
-    return {m: (_COLOURS[n % len(_COLOURS)], MARKERS[n % len(MARKERS)]) for n, m in enumerate(methods)}
+    return {m: (SERIES[n % len(SERIES)], MARKERS[n % len(MARKERS)]) for n, m in enumerate(methods)}

@@ -13,15 +13,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
-from ppdm_bench.report.canvas import SMALL, TEXT
+from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.rows import common, varying
 from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.report.units import setting_text, significant
 
 __all__ = ["speed_figure"]
-
-_COLOURS = (canvas.BLUE, canvas.VERMILION, canvas.GREEN, canvas.PURPLE, canvas.ORANGE, canvas.SKY)
-_MARKERS = "osD^vP"  # a colour with another marker is another configuration
 
 
 def speed_figure(records: Iterable[Record]) -> Figure:
@@ -74,7 +71,8 @@ def _title(paces: Sequence[Pace]) -> str:
 
 
 def _look(place: int) -> dict[str, Any]:
-    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place // len(_COLOURS) % len(_MARKERS)]}
+    again, number = divmod(place, len(SERIES))  # a colour with another marker is another configuration
+    return {"color": SERIES[number], "marker": MARKERS[again % len(MARKERS)]}
 
 
 def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:

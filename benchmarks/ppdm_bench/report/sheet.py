@@ -96,10 +96,10 @@ class Sheet:
         self._write(x, y + 0.03, _shortened(text, self._widths[column] + GAP), ha="center", va="bottom")
 
     def name(self, row: int, text: str) -> None:
-        """Write the name of a row on its left, upwards."""
+        """Write the name of a row beside its first picture, upwards."""
         height = self._heights[row]
-        y = self._bottoms[row] + height / 2
-        self._write(EDGE + 0.06, y, _shortened(text, height), ha="center", va="center", rotation="vertical")
+        x, y = self._lefts[0] - NAME + 0.06, self._bottoms[row] + height / 2
+        self._write(x, y, _shortened(text, height), ha="center", va="center", rotation="vertical")
 
     def footnote(self, text: str) -> None:
         """Write a line below everything."""

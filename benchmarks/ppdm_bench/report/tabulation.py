@@ -12,6 +12,7 @@ from typing import Any
 __all__ = ["Heading", "Line", "Table", "escape_latex", "to_csv", "to_latex", "to_markdown"]
 
 NOTHING = "–"
+ROWS_OF_A_PAGE = 50  # at 10 points
 
 
 def _text(value: Any) -> str:
@@ -89,21 +90,20 @@ def to_markdown(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a `tabular` in the style of booktabs, to be put into a `table` with the caption of the figure."""
+    """Return the table in the style of booktabs.
+
+    It is a `tabular`, to be put into a `table` with the caption of the figure, or, with more rows than a page holds, a
+    `longtable`, which breaks over pages, repeats its head on each and stands for itself.
+    """
     align = "".join("r" if heading.number else "l" for heading in table.headings)
-    head = " & ".join(escape_latex(heading.text) for heading in table.headings)
+    head = [r"\toprule", " & ".join(escape_latex(heading.text) for heading in table.headings) + r" \\", r"\midrule"]
     rows = [" & ".join(map(escape_latex, row)) + r" \\" for row in table.shown()]
-    lines = [
-        r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{@{{}}{align}@{{}}}}",
-        r"\toprule",
-        head + r" \\",
-        r"\midrule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join(lines) + "\n"
+    packages, kind = [r"% \usepackage{booktabs}"], "tabular"
+    if len(rows) > ROWS_OF_A_PAGE:
+        packages, kind = [*packages, r"% \usepackage{longtable}"], "longtable"
+        head.append(r"\endhead")
+    begin, end = rf"\begin{{{kind}}}{{@{{}}{align}@{{}}}}", rf"\end{{{kind}}}"
+    return "\n".join([*packages, begin, *head, *rows, r"\bottomrule", end]) + "\n"
 
 
 _LATEX = {

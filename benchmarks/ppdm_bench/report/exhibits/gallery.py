@@ -25,7 +25,7 @@ MOST = 7  # predictions that a page of rows holds
 
 
 def show(library: Library) -> Shown:
-    """The snapshot of each task that shows the most methods, one prediction a method and variant of it.
+    """The snapshot of each task that shows the most methods, and of these the most variants.
 
     Raises:
         Missing: there are no picture data.
@@ -33,7 +33,7 @@ def show(library: Library) -> Shown:
     best: dict[str, Snapshot] = {}
     for snapshot in library.snapshots:
         known = best.get(snapshot.task)
-        if known is None or len(_methods(snapshot)) > len(_methods(known)):
+        if known is None or _breadth(snapshot) > _breadth(known):
             best[snapshot.task] = snapshot
     shown = [snapshot for snapshot in best.values() if _methods(snapshot)]
     if not shown:
@@ -49,12 +49,22 @@ def show(library: Library) -> Shown:
     return Shown(_table(shown), lambda column: _figure(shown, column), about, [], notes=notes)
 
 
+def _breadth(snapshot: Snapshot) -> tuple[int, int]:
+    """How many methods a snapshot shows, and how many predictions."""
+    views = _methods(snapshot)
+    return len({_method(view) for view in views}), len(views)
+
+
+def _method(view: View) -> str:
+    return view.label.split(" ")[0]
+
+
 def _methods(snapshot: Snapshot) -> list[View]:
     """The first design of each method first, then further ones as far as there is room."""
     views = snapshot.of("prediction")
     seen: dict[str, View] = {}
     for view in views:
-        seen.setdefault(view.label.split(" ")[0], view)
+        seen.setdefault(_method(view), view)
     further = [view for view in views if all(view is not one for one in seen.values())]
     chosen = [*seen.values(), *further][:MOST]
     return [view for view in views if any(view is one for one in chosen)]

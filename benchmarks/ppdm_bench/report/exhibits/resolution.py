@@ -10,11 +10,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from ppdm_bench.report import canvas
-from ppdm_bench.report.canvas import TEXT, Column
+from ppdm_bench.report.canvas import MARKERS, TEXT, Column
 from ppdm_bench.report.capacity import CARDS, cubic, largest_set, size_of
 from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.looks import MARKERS, method_looks
+from ppdm_bench.report.looks import method_looks
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
 from ppdm_bench.report.tabulation import Heading, Line, Table
 from ppdm_bench.report.units import GIB, gib

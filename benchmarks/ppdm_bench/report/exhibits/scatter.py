@@ -177,6 +177,8 @@ def _shown(
     # Several points share a record of memory or time.
     records = {id(r): r for spot in spots for r in (*spot.point.of_metric(METRIC), *spot.behind)}
     table = _table(library, spots, axis, key, raw)
+    if len(_comparing(spots)) < len({spot.point.data for spot in spots}):
+        about += " Data sets with a single design are in the table alone."
     looks = method_looks(library.records)
     return Shown(table, lambda column: _figure(spots, looks, axis, frontier, column), about, list(records.values()))
 
@@ -219,9 +221,7 @@ def _metric(name: str) -> Callable[[float], str]:
 
 
 def _figure(spots: Sequence[Spot], looks: Looks, axis: str, frontier: bool, column: Column) -> Figure:
-    groups: dict[str, list[Spot]] = {}
-    for spot in spots:
-        groups.setdefault(spot.point.data, []).append(spot)
+    groups = _comparing(spots)
     across = 1 if column == "single" else min(3, len(groups))
     down = -(-len(groups) // across)
     figure = canvas.new_figure(column, height=0.75 + (1.9 if column == "double" else 1.75) * down)
@@ -238,15 +238,27 @@ def _figure(spots: Sequence[Spot], looks: Looks, axis: str, frontier: bool, colu
     return figure
 
 
+def _comparing(spots: Sequence[Spot]) -> dict[str, list[Spot]]:
+    """Spots by data set, of those data sets that compare designs; of all, if none does."""
+    groups: dict[str, list[Spot]] = {}
+    for spot in spots:
+        groups.setdefault(spot.point.data, []).append(spot)
+    return {data: group for data, group in groups.items() if len({_curve(spot) for spot in group}) > 1} or groups
+
+
+def _curve(spot: Spot) -> str:
+    """What one line is drawn through: a design under one budget, whatever its evaluations."""
+    p = spot.point
+    return json.dumps([p.label, p.train_steps, p.design.get("kernel"), p.design.get("loss"), p.design.get("target")])
+
+
 def _draw(axes: Axes, spots: Sequence[Spot], looks: Looks, frontier: bool) -> None:
     if frontier:
         best = _undominated(spots)
         axes.plot([s.cost for s in best], [_height(s) for s in best], color="0.7", linewidth=0.9, zorder=1)
     curves: dict[str, list[Spot]] = {}
     for spot in spots:
-        p = spot.point
-        key = json.dumps([p.label, p.train_steps, p.design.get("kernel"), p.design.get("loss"), p.design.get("target")])
-        curves.setdefault(key, []).append(spot)
+        curves.setdefault(_curve(spot), []).append(spot)
     for curve in curves.values():
         curve.sort(key=lambda spot: spot.cost)
         colour, marker = looks[curve[0].point.method]
