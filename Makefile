@@ -8,7 +8,7 @@ RECORDS ?= results
 BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality ablations figures claims test lint validate bench wheel clean gpu
+.PHONY: help setup memory quality ablations figures claims test lint docs bench wheel clean gpu
 
 help:           ## List the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,10 +51,9 @@ lint: $(READY)  ## Style, types, import direction
 	$(BIN)/mypy
 	PYTHONPATH=.:baselines:benchmarks $(BIN)/lint-imports
 
-validate: $(READY) ## Check the prediction: against published CUDA peaks, and against measurement on the CPU
-	$(BIN)/python -m ppdm_bench.memory.validate --out results/validation
-	for res in 32 48 64; do $(BIN)/ppdm-bench memory --device cpu --res $$res --factor 2 --width 16 \
-	  --precision fp32,bf16 --checkpointing none,norm,block --timeout 1800 --out results/validation/cpu-$$res || exit 1; done
+docs: $(READY)  ## The documentation as a site, build/site/index.html; warnings are errors
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
+	@echo '<meta http-equiv="refresh" content="0; url=docs/index.html">' > build/site/index.html
 
 bench: $(READY) ## Micro-benchmarks under BENCH (runs/bench), and what changed since those in results/bench
 	mkdir -p runs/bench

@@ -32,7 +32,7 @@ class Autoencoder:
         multipliers: channels of each level as multiples of the width; every level but the last halves the grid.
         residual_blocks: residual blocks a level.
         attention: for each level, whether its blocks are followed by self-attention; the middle has it if any has.
-        norm_groups: as :class:`ppdm.UNetOptions` has them.
+        norm_groups: as :class:`ppdm.unet.UNetOptions` has them.
         latent_channels: channels of the latent, whatever those of the volume.
         kl: weight of the KL term.
         share: how much of a training's steps or time goes into the autoencoder; the rest goes into the diffusion.

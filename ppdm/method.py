@@ -152,7 +152,7 @@ class Method:
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """What can be asked for the memory or the time of: training and sampling, and those of a representation."""
+        """What has a memory and a time of its own, training and sampling, and the phases of a representation."""
         return ("train", "sample", "autoencoder_train", "decode") if self.representation.share else ("train", "sample")
 
     def build(self, channels: int = 1) -> nn.Module:

@@ -65,7 +65,7 @@ class Representation(Protocol):
 
     @property
     def share(self) -> float:
-        """How much of a training's steps or time it takes to learn it, before diffusion begins; 0: it is given."""
+        """How much of a training's steps or time it takes to learn it, before diffusion begins; 0 if it is given."""
 
     def channels(self, c: int) -> int:
         """Channels of the latent of a volume of c channels."""

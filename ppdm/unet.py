@@ -148,7 +148,7 @@ class UNet(nn.Module):
         start_at_zero(self.head.convolution)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict from x (N, C_in, *spatial), float, and the time t (N,) in [0, 1]; the result is float32."""
+        """Predict from x, float ``(N, C_in, *spatial)``, and the time t (N,) in [0, 1]; the result is float32."""
         self._check(x)
         with without_autocast(x.device.type):
             return self._predict(x, t)

@@ -3,6 +3,7 @@
 PyTorch is imported inside commands, so that ``--help`` and ``--version`` answer at once.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -52,6 +53,9 @@ from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
+# Also where it is run as ``python -m ppdm_bench``: completion is for the command that is installed.
+NAME = "ppdm-bench"
+
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
 
@@ -76,18 +80,23 @@ app.command()(speed)
 def main() -> None:
     """Run the command line: exit code 0 done, 1 something asked could not be done, 2 bad usage, 130 interrupted."""
     arguments = sys.argv[1:]
+    if len(arguments) == 2 and arguments[0] in ("--show-completion", "--install-completion"):
+        # A shell that is named: where it detects one, Typer takes no name and would pass over this one.
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     warnings.showwarning = show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left behind
     try:
         # Wherever it stands: who adds it to a command that failed will add it at the end.
-        code = app([word for word in arguments if word != "--debug"], standalone_mode=False)
+        code = app([word for word in arguments if word != "--debug"], prog_name=NAME, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        say(in_words(error))
+        say(sentence := in_words(error))
         code = 2 if isinstance(error, UsageError) else 1  # type: ignore[arg-type]
+        if not sentence:  # no command was given: that is a question, and the help has answered it
+            code = 0
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         say("interrupted; what was written before is complete")
     sys.exit(code if isinstance(code, int) else 0)

@@ -80,8 +80,8 @@ class Modules:
     def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
         """The part of its network that a module belongs to: ``encoder level 0``, ``middle``, ``decoder level 0``.
 
-        Of another network than :class:`ppdm.UNet`, the first name of the path. A U-Net itself only joins skips on the
-        way up: then the shape of what was made says the level; without it, the answer is empty.
+        Of another network than :class:`ppdm.unet.UNet`, the first name of the path. A U-Net itself only joins skips on
+        the way up: then the shape of what was made says the level; without it, the answer is empty.
         """
         if not path:
             return OUTSIDE

@@ -163,7 +163,7 @@ class Anatomy:
 
     @property
     def body(self) -> np.ndarray:
-        """bool (D, H, W): voxels of which at least half lies within the skin."""
+        """Voxels of which at least half lies within the skin, bool (D, H, W)."""
         return self.inside >= 0.5
 
     def fraction(self, tissue: str) -> np.ndarray:

@@ -60,8 +60,8 @@ def show(library: Library) -> Shown:
     pairs = [*_measured(library.records), *_published(library.records)]
     if not pairs:
         raise Missing(
-            "peaks that were both predicted and measured or published; `ppdm-bench memory --device cpu` or `make "
-            "validate` makes them"
+            "peaks that were both predicted and measured or published; `ppdm-bench memory --device cpu` or "
+            "benchmarks/harness/validate.sh makes them"
         )
     table = Table(
         [

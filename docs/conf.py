@@ -1,0 +1,96 @@
+"""The documentation as a site: ``make docs``. Its source is the repository, so that each fact stands in one place."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks")]
+
+from ppdm import __version__  # noqa: E402  # found by the line above
+
+project = "ppdm"
+author = "The maintainers of ppdm"
+release = version = __version__
+
+# Tables that commands write have no heading of their own.
+TABLES = {
+    "results/memory/memory": "Peak memory at 256³",
+    "results/validation/published": "Predicted against published peaks",
+    "results/validation/reference": "Our U-Net beside MONAI's",
+    "results/validation/cpu-32/memory": "Predicted and measured on the CPU, 32³",
+    "results/validation/cpu-48/memory": "Predicted and measured on the CPU, 48³",
+    "results/validation/cpu-64/memory": "Predicted and measured on the CPU, 64³",
+    "results/methods/published": "Our prediction beside published memory",
+}
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**",
+    "baselines/README.md",
+    "benchmarks/README.md",
+    "results/README.md",
+    "results/*/README.md",
+    "results/CLAIMS.md",
+    "results/harness/*.md",
+    "results/metrics/agreement.md",
+    "results/training/kill_and_resume.md",
+    *(f"{name}.md" for name in TABLES),
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+]
+
+# Headings are linked to as on GitHub; a heading of README.md that a page includes begins at its own level there.
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+suppress_warnings = ["myst.header"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True}
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_attr_annotations = False  # they stand in the signature
+
+# Names of other projects, whose documentation is not at hand without a network; aliases, type variables and constants,
+# which have no docstring.
+OTHERS = "abc collections dataclasses nib nibabel nn np numpy optional os pandas pathlib pd torch typer typing weakref"
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", rf"({OTHERS.replace(' ', '|')})\b.*"),
+    (r"py:.*", r"(.*\.)?(State|Array|Factor)"),
+    (r"py:data", r".*"),
+]
+
+# Most blocks without a language are for a shell, and say so by their words.
+highlight_language = "none"
+
+html_theme = "furo"
+html_title = "ppdm"
+html_copy_source = False
+html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+
+
+def setup(app: Sphinx) -> None:
+    """What the source leaves to the site: headings of tables, and defaults that have no source."""
+    app.connect("source-read", headed)
+    app.connect("autodoc-process-signature", readable)
+
+
+def headed(_: Sphinx, name: str, source: list[str]) -> None:
+    """Give a table that a command wrote its heading."""
+    if name in TABLES:
+        source[0] = f"# {TABLES[name]}\n\n{source[0]}"
+
+
+def readable(*event: Any) -> tuple[str, str | None] | None:
+    """Write a default that is made anew for each instance as ``...``: as Python prints it, it is no expression."""
+    *_, signature, returned = event
+    return (signature.replace("<factory>", "..."), returned) if signature else None

@@ -1,0 +1,114 @@
+"""What one meets who types the command for the first time: its help, completion, and hints for what was mistyped."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from commands import refused, run
+
+from ppdm_bench.data import app as data_app
+
+# Typer's own switch, which main() sets where a shell is named; here so that it is as before afterwards.
+DETECTION = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
+# How each shell's script binds the completion to the command.
+BOUND = {
+    "bash": "complete -o default -F _ppdm_bench_completion ppdm-bench",
+    "zsh": "#compdef ppdm-bench",
+    "fish": "complete --command ppdm-bench ",
+}
+
+
+@pytest.fixture(autouse=True)
+def _detection(monkeypatch):
+    monkeypatch.setenv(DETECTION, "")
+
+
+@pytest.mark.parametrize("shell", BOUND)
+def test_the_completion_of_a_shell_that_is_named(shell):
+    code, out, err = run("--show-completion", shell)
+    assert (code, err) == (0, "")
+    assert BOUND[shell] in out
+    assert f"_PPDM_BENCH_COMPLETE=complete_{shell}" in out
+    assert "python" not in out
+
+
+@pytest.mark.parametrize("shell", BOUND)
+def test_the_completion_of_the_shell_that_is_at_work(shell, monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: (shell, f"/bin/{shell}"))
+    code, out, err = run("--show-completion")
+    assert (code, err) == (0, "")
+    assert BOUND[shell] in out
+
+
+def test_a_shell_without_completion_is_refused():
+    assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in refused(2, "--show-completion", "tcsh")
+
+
+def test_completion_is_installed_for_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, out, err = run("--install-completion", "zsh")
+    assert code == 0, err
+    assert "zsh completion installed" in out
+    assert BOUND["zsh"] in (tmp_path / ".zfunc" / "_ppdm-bench").read_text()
+
+
+def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
+    command = [sys.executable, "-m", "ppdm_bench", "--show-completion", "bash"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert BOUND["bash"] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["mem"], ["memory"]),
+        (["data", "m"], ["make", "manifest", "montage"]),
+        (["memory", "--checkp"], ["--checkpointing"]),
+        (["translate", "--"], ["--steps", "--seed", "--device"]),
+    ],
+)
+def test_what_completion_offers(typed, offered, monkeypatch):
+    monkeypatch.setenv("_PPDM_BENCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", " ".join(["ppdm-bench", *typed]))
+    monkeypatch.setenv("COMP_CWORD", str(len(typed)))
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    found = out.split()
+    assert set(offered) <= set(found)
+    assert all(word.startswith(typed[-1]) for word in found)
+
+
+@pytest.mark.parametrize(("words", "named"), [([], "memory"), (["data"], "manifest")])
+def test_no_command_is_a_question_that_the_help_answers(words, named):
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert " ".join(["Usage: ppdm-bench", *words]) in " ".join(out.split())
+    assert named in out
+
+
+@pytest.mark.parametrize("name", ["memory", "plan", "train", "translate", "figures"])
+def test_a_mistyped_command_is_answered_with_the_near_one(name):
+    assert f"Did you mean '{name}'" in refused(2, name[:-2] + name[-1])  # the first of what it offers
+
+
+def test_a_mistyped_command_of_a_group_is_answered_with_the_near_one():
+    for command in data_app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert f"Did you mean '{name}'?" in refused(2, "data", name + "e"), name
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [
+        ("memory --rez 64", "--res"),
+        ("memory --checkpoint block", "--checkpointing"),
+        ("plan --buget 8GB", "--budget"),
+        ("train --manfest pairs.csv", "--manifest"),
+        ("translate run in.nii out.nii --seeds 1", "--seed"),
+        ("data make mri-t1t2 --subject 3", "--subjects"),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_the_near_one(typed, near):
+    assert re.search(rf"No such option.*{near}\b", refused(2, *typed.split()))
