@@ -114,8 +114,8 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# What these kernels give (ATen/native/group_norm.cpp, Activation.cpp), said outright. PyTorch's fake ones work it out of
-# up to thirty operators each, a fifth of a prediction's time, and that of the norm promotes where the input and its
+# What these kernels give (ATen/native/group_norm.cpp, Activation.cpp), said outright. PyTorch's fake ones work it out
+# of up to thirty operators each, a fifth of a prediction's time, and that of the norm promotes where the input and its
 # affine parameters differ in dtype.
 _KNOWN: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
