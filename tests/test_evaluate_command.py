@@ -18,7 +18,7 @@ from ppdm.data.normalise import Range
 from ppdm.data.phantom import Grid
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, write_volume
-from ppdm_bench.evaluation import assessment, pictures, results
+from ppdm_bench.evaluation import assessment, candidates, pictures, results
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.series import gather, metric_name, names_of
@@ -401,6 +401,22 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
     env["dirty"] = True
     run(*words)
     assert scored == [*SUBJECTS, "s2", *SUBJECTS]
+
+
+@pytest.mark.parametrize(("room", "again"), [(1 << 20, 0), (0, 3)], ids=["kept", "no room"])
+def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_path, monkeypatch):
+    """Of the run with one and two evaluations: the best, the worst and the first subject are drawn with two."""
+    monkeypatch.setattr(assessment, "KEPT", room)
+    made = []
+    original = candidates.predict
+    monkeypatch.setattr(
+        candidates, "predict", lambda *given, **how: made.append(given[1].name) or original(*given, **how)
+    )
+    folder, manifest = make_run(tmp_path / "run"), str(data / "pairs.csv")
+    code, *_ = run("evaluate", str(folder), "--manifest", manifest, "--split", "test", "--steps", "1,2", "--out", "out")
+    assert code == 0
+    assert len(made) == 2 * len(SUBJECTS) + again
+    assert len(list(Path("out").glob("ppdm-*.png"))) == 2
 
 
 # --- what is refused

@@ -1,18 +1,21 @@
 """Every candidate on every case: predictions made, scored, and recorded, one case after the other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ppdm.cases import Case, CaseFiles, read_case
 from ppdm.evaluation import Score, ceiling_scores, scores, unit_of
 from ppdm.metrics import Preset
 from ppdm_bench.environment import environment
-from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record, config_id
+
+KEPT = 1 << 30  # bytes of predictions that pictures need not make again
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,22 @@ class Assessment:
     data: Mapping[str, Any]
     resample: bool = False
     command: str = "evaluate"
+    _made: dict[tuple[str, int | None, str], Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def predict(self, candidate: Candidate, case: Case) -> Tensor:
+        """The prediction of a case, (D, H, W); not to be written into.
+
+        Pictures ask again for some of what was scored, which may have taken a thousand network evaluations: those with
+        a candidate's most evaluations are kept, as long as they take no more than `KEPT` bytes.
+        """
+        key = (candidate.label, candidate.steps, case.name)
+        if key in self._made:
+            return self._made[key]
+        made = candidate.predict(case)
+        drawn = any(candidate is one for one in most_evaluations(self.candidates))
+        if drawn and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
+            self._made[key] = made
+        return made
 
     @property
     def convention(self) -> dict[str, Any]:
@@ -81,7 +100,7 @@ class _Once:
 def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str, Any]) -> list[Record]:
     try:
         case = read()
-        found = scores(plan.preset, candidate.predict(case), case)
+        found = scores(plan.preset, plan.predict(candidate, case), case)
         if candidate.ceiling is not None:
             found += ceiling_scores(plan.preset, candidate.ceiling(case), case)
     except torch.OutOfMemoryError as error:

@@ -23,9 +23,9 @@ from ppdm_bench.report.series import Series, gather, metric_name
 def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw the best and the worst scan of every candidate, and return the files that were written.
 
-    Predictions are made again rather than kept: a set of large volumes would not fit into memory. Of a candidate with
-    several numbers of network evaluations, that with the most is drawn. The errors of the best and the worst share one
-    scale, so that the two can be compared. Of more candidates than a figure tells apart, the best alone is drawn.
+    Of a candidate with several numbers of network evaluations, that with the most is drawn. The errors of the best and
+    the worst share one scale, so that the two can be compared. Of more candidates than a figure tells apart, the best
+    alone is drawn.
 
     Args:
         plan: what was carried out.
@@ -62,7 +62,7 @@ def _draw(plan: Assessment, candidate: Candidate, series: Series, folder: Path) 
 
 def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tuple[Case, np.ndarray]:
     case = read_case(files, resample=plan.resample)
-    return case, candidate.predict(case).numpy()
+    return case, plan.predict(candidate, case).numpy()
 
 
 def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: float) -> Figure:

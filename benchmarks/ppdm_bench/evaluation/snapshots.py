@@ -20,8 +20,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """Write ``snapshot.npz``: the first case of the plan under every candidate that scored it.
 
     The first is taken because nothing is known of it: a subject that is chosen by its result would flatter or blame
-    somebody. The prediction is made again rather than kept; of a candidate with several numbers of network evaluations,
-    that with the most.
+    somebody. Of a candidate with several numbers of network evaluations, that with the most is taken.
 
     Args:
         plan: what was carried out.
@@ -45,7 +44,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         views.insert(0, View("input", "input", sections(case.source.numpy(), at)))
     for candidate in wanted:
         record = scored[candidate.method, candidate.variant, candidate.steps]
-        views.append(_view(candidate, record, candidate.predict(case), case, at))
+        views.append(_view(candidate, record, plan.predict(candidate, case), case, at))
     d, h, w = target.shape
     unit = "SUV" if case.in_suv else ""
     snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), unit, views)
