@@ -152,6 +152,8 @@ def _draw_seconds(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Ro
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(canvas.decades((1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -18,7 +18,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FixedLocator, ScalarFormatter
 
 from ppdm_bench.report.files import replace_file
 
@@ -86,6 +86,11 @@ def plain_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_linewidth(0.6)
+
+
+def decades(digits: Sequence[float]) -> FixedLocator:
+    """Return ticks of a logarithmic axis that is shorter than a few decades, on which matplotlib's own are too few."""
+    return FixedLocator([digit * 10.0**power for power in range(-6, 7) for digit in digits])
 
 
 def bar_style(kind: str, colour: str) -> dict[str, Any]:

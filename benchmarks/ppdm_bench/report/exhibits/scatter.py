@@ -296,8 +296,7 @@ def _cost_axis(axes: Axes, costs: Sequence[float], whole: bool) -> None:
     if whole:
         axes.xaxis.set_major_locator(FixedLocator(_apart(sorted(set(costs)))))
     else:
-        digits = (1, 2, 5) if high / low < 100 else (1,)
-        axes.xaxis.set_major_locator(FixedLocator([d * 10.0**p for p in range(-6, 7) for d in digits]))
+        axes.xaxis.set_major_locator(canvas.decades((1, 2, 5) if high / low < 100 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
