@@ -8,11 +8,11 @@ belong together are found out. Nothing in either file is ever executed: methods 
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import safetensors.torch
@@ -58,7 +58,9 @@ class Trained:
     channels: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.spacing) != 3 or not all(type(mm) in (int, float) and 0 < mm < math.inf for mm in self.spacing):
+        if len(self.spacing) != 3 or not all(
+            type(mm) in (int, float) and 0 < mm <= float_info.max for mm in self.spacing
+        ):
             raise ValueError(f"spacing must be three positive numbers of mm, got {self.spacing!r}")
         for name, least in (("steps", 1), ("seed", 0), ("channels", 1)):
             value = getattr(self, name)
