@@ -9,6 +9,7 @@ import io
 import json
 import time
 import zipfile
+from pathlib import Path
 
 import fuzz
 import numpy as np
@@ -247,6 +248,13 @@ def test_a_record_that_could_not_be_written_again_is_not_read(number):
     line = Record(metric="a", value=1, kind="measured").to_json()
     with pytest.raises(RecordError, match="no finite number"):
         Record.from_json(line.replace('"options": {}', f'"options": {{"a": {number}}}'))
+
+
+def test_what_has_no_end_is_not_read():
+    with pytest.raises(RecordError, match="it is a device; name a file"):
+        RecordFile("/dev/zero").read()
+    with pytest.raises(ConstantsError, match="it is not a file"):
+        Constants.read(Path("/dev/zero"))
 
 
 def test_a_time_limit_that_is_none_does_not_stand():

@@ -330,7 +330,7 @@ def _resume(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
     """Give spoilt states the digest that belongs to them, as whoever means harm would."""
     for name in states:
-        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
             if name.endswith(".json"):
                 content = json.loads(files[name])
                 content.pop("sha256", None)

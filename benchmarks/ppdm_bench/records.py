@@ -311,6 +311,8 @@ class RecordFile:
         Raises:
             RecordError: the file cannot be read, or holds records of a later schema.
         """
+        if self.path.is_char_device():  # a pipe ends, and a device may not
+            raise RecordError(f"cannot read records from {self.path}: it is a device; name a file")
         try:
             content = self._expanded() if self.path.suffix == ".gz" else self.path.read_bytes()
         except FileNotFoundError:

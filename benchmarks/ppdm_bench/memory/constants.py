@@ -65,6 +65,8 @@ class Constants:
         Raises:
             ConstantsError: the file cannot be read, or holds something else.
         """
+        if path.exists() and not path.is_file():
+            raise ConstantsError(f"{path} holds no constants: it is not a file; name one that was made before")
         try:
             made = restore(cls, json.loads(path.read_text()), {})
             made.of(Target())
