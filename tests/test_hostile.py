@@ -24,7 +24,9 @@ from ppdm.checkpoint import CheckpointError, assemble, load
 from ppdm.data.generation import GenerationError, make_set
 from ppdm.data.manifest import ManifestError, read_manifest
 from ppdm.data.volume import Volume, read_volume, write_volume
+from ppdm.schedule import TrainingError
 from ppdm.state import read_state
+from ppdm.training_log import last_step
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.memory.constants import Constants, ConstantsError
 from ppdm_bench.options import read_budget, read_factor, read_lengths, read_pace, read_shape
@@ -316,6 +318,29 @@ def test_a_state_that_says_something_impossible_is_damaged_though_its_digest_is_
     written(report, log_bytes)
     with pytest.raises(CheckpointError, match="is damaged"):
         read_state(place)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"{", b"[]", b'{"step": 1}', b'{"step": [], "seconds": 1}', DEEP.encode()]
+)
+def test_a_log_without_a_last_step_is_refused(tmp_path, content):
+    (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(TrainingError, match="does not end with a step"):
+        last_step(tmp_path / "log.jsonl")
+    with pytest.raises(TrainingError, match="does not end with a step"):
+        last_step(tmp_path / "absent")
+    (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "seconds": 2}\n{"step": 2, "seconds": 3}\n')
+    assert last_step(tmp_path / "log.jsonl") == (2, 3.0)
+
+
+def test_nibabel_tells_nobody_of_what_it_mends(tmp_path, capfd, caplog):
+    path, volume = tmp_path / "scan.nii", Volume.from_array(np.ones((4, 5, 6), np.float32))
+    write_volume(path, volume.data, volume)
+    content = bytearray(path.read_bytes())
+    content[252:254] = (999).to_bytes(2, "little")  # qform_code
+    path.write_bytes(content)
+    assert (read_volume(path).data == 1).all()
+    assert (capfd.readouterr().err, caplog.text) == ("", "")
 
 
 # Paths

@@ -10,7 +10,6 @@ address space; needs Linux. Ends with code 1 where there was a defect.
 
 import argparse
 import json
-import logging
 import resource
 import sys
 import tempfile
@@ -122,7 +121,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="folder of fuzz.json and fuzz.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("nibabel.global").disabled = True
     path = asked.out / "fuzz.json"
     record = json.loads(path.read_text()) if path.exists() else {"targets": {}}
     failed = False

@@ -44,6 +44,7 @@ from ppdm.data.volume import Volume, read_geometry, read_volume, write_volume
 from ppdm.resume import Run
 from ppdm.schedule import Schedule
 from ppdm.train import Interrupted, fit, train
+from ppdm.training_log import last_step
 from ppdm.translation import translate, translate_volume
 from ppdm_baselines import METHODS
 from ppdm_bench import cli, options
@@ -204,10 +205,6 @@ def _translate_scan(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
 # Tables
 
 
-def _ready_manifest(folder: Path) -> dict[str, Any]:
-    return _marked(folder)
-
-
 MANIFEST = (
     ("subject", "split", "source", "target", "mask", "labels", "suv_factor"),
     ("s1", "train", "a.nii.gz", "b.nii.gz", "m.nii.gz", "", "1.5"),
@@ -325,6 +322,14 @@ def _resume(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     fit(sound["method"], sound["pairs"], steps=5, run=Run(folder, resume=True, save_steps=1))
     left = {entry.name for entry in folder.iterdir() if entry.name.startswith(".")} - {".lock"}
     ensure(not left, f"left behind: {left}")
+
+
+def _read_log(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
+    rows = [json.dumps({"step": step, "seconds": step / 3, "loss": 1.0}).encode() for step in (1, 2)]
+    rows.append(_whole(random, spoilt_json(random, json.loads(rows[-1])), sound))
+    (folder / "log.jsonl").write_bytes(b"\n".join(rows))
+    steps, seconds = last_step(folder / "log.jsonl")
+    ensure(type(steps) is int and type(seconds) is float, "no step, or no seconds")
 
 
 def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
@@ -657,12 +662,13 @@ TARGETS = {
         Target("scan", "NIfTI-1 and -2 headers, voxels, gzip", 4000, _sound_scans, _read_scan),
         Target("pair", "the scans, mask and labels of a pair", 1500, _sound_scans, _check_scans),
         Target("translation", "the scan that is to be translated", 800, _ready_translation, _translate_scan),
-        Target("manifest", "CSV of pairs", 2500, _ready_manifest, _read_manifest),
-        Target("tables", "regions (TSV), doses (CSV)", 2000, _ready_manifest, _read_tables),
+        Target("manifest", "CSV of pairs", 2500, _marked, _read_manifest),
+        Target("tables", "regions (TSV), doses (CSV)", 2000, _marked, _read_tables),
         Target("checkpoint", "model.json, model.safetensors", 2000, _ready_checkpoints, _load_checkpoint),
         Target(
             "training", "state-*.json, state-*.safetensors, options.json, log.jsonl", 1000, _ready_training, _resume
         ),
+        Target("log", "log.jsonl of a training that has ended", 800, _marked, _read_log),
         Target("records", "records.jsonl, .jsonl.gz", 2500, _ready_records, _read_records),
         Target("report", "records that are compared", 1000, _ready_records, _report_records),
         Target("snapshot", "snapshot.npz", 1500, _ready_snapshot, _read_snapshot),
