@@ -15,18 +15,21 @@ import fuzz
 import numpy as np
 import pytest
 from commands import refused
+from evidence import kept, peak, scores
 from fuzz import DEFECT, REFUSAL, RESULT, attempt, try_target
-from hostile import MARK, TARGETS, Target, gzip_bomb
+from hostile import BOMB, MARK, TARGETS, Target, gzip_bomb
 from mutation import Payload, pickles
 
 from ppdm import PPDM, Method
-from ppdm.checkpoint import CheckpointError, assemble, load
+from ppdm.checkpoint import CheckpointError, Trained, assemble, load
 from ppdm.data.generation import GenerationError, make_set
 from ppdm.data.manifest import ManifestError, read_manifest
+from ppdm.data.scaling import SUVScaling
 from ppdm.data.volume import Volume, read_volume, write_volume
 from ppdm.schedule import TrainingError
 from ppdm.state import read_state
 from ppdm.training_log import last_step
+from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.memory.constants import Constants, ConstantsError
 from ppdm_bench.options import read_budget, read_factor, read_lengths, read_pace, read_shape
@@ -37,7 +40,7 @@ from ppdm_bench.sweep import Sweep
 from ppdm_bench.variation import VariationError, vary
 
 DEEP = "[" * 100_000
-CASES = {"training": 6, "command": 8, "report": 8, "checkpoint": 25, "translation": 20}
+CASES = {"figures": 1, "training": 6, "command": 8, "report": 8, "checkpoint": 25, "translation": 20}
 
 
 # The fixed set
@@ -50,7 +53,7 @@ def test_spoilt_input_ends_in_a_result_or_a_refusal_in_words(target):
     assert {number: said for number, (outcome, said) in found.items() if outcome == DEFECT} == {}
     outcomes = {outcome for outcome, _ in found.values()}
     assert outcomes <= {RESULT, REFUSAL}
-    assert outcomes & ({RESULT} if target.name in ("pair", "training", "records") else {REFUSAL})
+    assert outcomes & ({RESULT} if target.name in ("pair", "training", "records", "figures") else {REFUSAL})
 
 
 # The watch itself: what it must not miss
@@ -167,6 +170,20 @@ def test_an_array_of_picture_data_is_not_allocated_before_it_is_there(tmp_path, 
         read_snapshot(tmp_path / "snapshot.npz")
 
 
+@pytest.mark.parametrize("claimed", [BOMB + 128, 4096])
+def test_a_member_of_picture_data_is_not_expanded_beyond_what_may_be(tmp_path, claimed):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (BOMB,)})
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        file.writestr("about.npy", header.getvalue() + bytes(BOMB))
+    size = (BOMB + len(header.getvalue())).to_bytes(4, "little")
+    (tmp_path / "snapshot.npz").write_bytes(archive.getvalue().replace(size, claimed.to_bytes(4, "little")))
+    del archive
+    with fuzz.limited_memory(), pytest.raises(RecordError, match="holds no picture data"):
+        read_snapshot(tmp_path / "snapshot.npz")
+
+
 @pytest.mark.parametrize(
     "content", [b"[]", b"3", DEEP.encode(), b'{"views": [{"spectra": 1000000000000}]}', b"\x80\x04."]
 )
@@ -231,6 +248,13 @@ def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once
     assert time.monotonic() - began < 5
 
 
+def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
+    network = PPDM.with_network(width=8, multipliers=(1,)).build()
+    Trained(PPDM, network, SUVScaling(), (1, 1, 10**300), 1, 0)
+    with pytest.raises(ValueError, match="three positive numbers of mm"):
+        Trained(PPDM, network, SUVScaling(), (1, 1, 10**400), 1, 0)
+
+
 def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
     method = PPDM.with_network(width=8, multipliers=(1,) * 16, residual_blocks=32)
     began = time.monotonic()
@@ -257,6 +281,18 @@ def test_what_has_no_end_is_not_read():
         RecordFile("/dev/zero").read()
     with pytest.raises(ConstantsError, match="it is not a file"):
         Constants.read(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize("options", [{"training": {"seed": [1]}}, {"training": {"seed": {}}}, {"convention": "x"}])
+def test_figures_of_records_whose_options_say_something_else_are_refused_in_words(tmp_path, options):
+    rows = [
+        json.loads(record.to_json())
+        for record in (*scores(METHODS["ppdm"], "pet-denoise", [30, 31]), peak(METHODS["ppdm"], 32, 1 << 20))
+    ]
+    rows[0]["options"] |= options
+    kept(tmp_path / "set", [Record(**row) for row in rows])
+    said = refused(1, "figures", tmp_path / "set", "--out", tmp_path / "out")
+    assert "its file was altered, or another version wrote it" in said
 
 
 def test_a_time_limit_that_is_none_does_not_stand():

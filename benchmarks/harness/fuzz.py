@@ -35,6 +35,35 @@ from ppdm_bench.terminal import progress
 SECONDS = 10.0  # for one case
 ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold
 RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
+# What was found in this way and mended: the input, and what came of it. tests/test_hostile.py keeps every one.
+MENDED = (
+    ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
+    ("checkpoint", "a voxel size of 10^400 mm", "loaded, and overflowed when a scan was compared with it"),
+    (
+        "training",
+        "a signed state whose step, seconds or log is no number",
+        "an error of its type, or steps without end",
+    ),
+    ("log", "a log without a last step", "an IndexError after a whole training"),
+    ("scan", "a header that nibabel mends", "nibabel's words on standard error, without the file's name"),
+    ("records", "a .gz file that expands without end", "all memory taken"),
+    ("records", "a value of 10^400, NaN or 1e999 in options", "read, and then neither drawn nor written again"),
+    ("records", "a `timeout` that is text", "a TypeError when the sweep was continued"),
+    ("records", "/dev/zero in the place of a file", "read without end"),
+    ("figures", "options that are not those of a command", "a KeyError or TypeError"),
+    ("snapshot", "an array that claims 10^12 bytes", "allocated before it was there"),
+    ("snapshot", "a member that expands beyond what it announces", "expanded whole"),
+    (
+        "snapshot",
+        "damaged deflate, zip, array headers or JSON",
+        "zlib.error, TokenError, AttributeError, RecursionError",
+    ),
+    ("constants", "text, negative or broken numbers", "believed, or a TypeError"),
+    ("constants, recipe, point, variation", "JSON nested 100,000 deep", "a RecursionError"),
+    ("variation", "`--vary +`", "an IndexError"),
+    ("options", "`--budget 999…9GB`", "an OverflowError"),
+    ("options", "`--res`, `--factor` of 5,000 digits; lengths and minutes of 400", "Python's words, or infinity"),
+)
 OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
 
 
@@ -190,6 +219,12 @@ def to_markdown(record: dict[str, Any]) -> str:
         counts = (target["cases"], *(target["outcomes"][outcome] for outcome in (RESULT, REFUSAL, DEFECT)))
         cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        f"\nFound in this way and mended, {len(MENDED)} defects; `tests/test_hostile.py` keeps every one:\n",
+        "| target | input | what came of it |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in MENDED),
+    ]
     return "\n".join(lines) + "\n"
 
 

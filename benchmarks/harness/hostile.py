@@ -52,12 +52,17 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.constants import Constants
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report.changes import changes, read_set, to_records, to_text
-from ppdm_bench.report.library import provenance, read_library
+from ppdm_bench.report.claim_rules import CLAIMS
+from ppdm_bench.report.claims import Evidence
+from ppdm_bench.report.exhibit import Missing
+from ppdm_bench.report.library import believed, provenance, read_library
+from ppdm_bench.report.registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
 from ppdm_bench.subjects import PhantomSubjects
 from ppdm_bench.sweep import Case, Ledger, Sweep
 from ppdm_bench.variation import vary
 
+RESULTS = Path(__file__).resolve().parents[2] / "results"
 MARK = "unpickled"  # what a pickle makes if it is ever loaded
 BOMB = 3 << 27  # bytes of zeros that a small gzip file holds
 
@@ -404,6 +409,35 @@ def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
     to_records(found)
 
 
+def _ready_figures(folder: Path) -> dict[str, Any]:
+    """Records of every kind of figure, of one subject."""
+    rows = []
+    metrics = {"psnr", "seam_index_r2", "peak_allocated", "params", "activations", "step_seconds", "train_seconds"}
+    for name in ("ablations", "memory-resolution", "validation/cpu-32"):
+        found = RecordFile(RESULTS / name / "records.jsonl.gz").read()
+        one = {record.subject for record in found if record.subject and record.task == found[0].task}
+        kept = (r for r in found if r.subject in ("", min(one, default="")) and r.task in ("", found[0].task))
+        rows += [json.loads(record.to_json()) for record in kept if record.metric in metrics]
+    return {"rows": rows}
+
+
+def _make_figures(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
+    lines = [json.dumps(row).encode() for row in sound["rows"]]
+    for _ in range(random.choice((1, 10, 50))):
+        at = random.randrange(len(lines))
+        row, options = sound["rows"][at], spoilt_json(random, sound["rows"][at]["options"])
+        lines[at] = json.dumps(row | {"options": {}}).encode().replace(b'"options": {}', b'"options": ' + options)
+    (folder / "records.jsonl").write_bytes(b"\n".join(lines))
+    library = read_library([folder])
+    evidence = Evidence(library, PPDM.to_dict(), ["mri-t1t2"])
+    with believed("a figure"):
+        for exhibit in EXHIBITS:
+            with contextlib.suppress(Missing):
+                exhibit.show(library)
+        for claim in CLAIMS:
+            claim.decide(evidence)
+
+
 def _ready_snapshot(folder: Path) -> dict[str, Any]:
     volume = np.random.default_rng(0).random((8, 9, 10)).astype(np.float32)
     pictures = sections(volume, (4, 4, 5))
@@ -671,6 +705,7 @@ TARGETS = {
         Target("log", "log.jsonl of a training that has ended", 800, _marked, _read_log),
         Target("records", "records.jsonl, .jsonl.gz", 2500, _ready_records, _read_records),
         Target("report", "records that are compared", 1000, _ready_records, _report_records),
+        Target("figures", "records that figures and claims are made from", 600, _ready_figures, _make_figures),
         Target("snapshot", "snapshot.npz", 1500, _ready_snapshot, _read_snapshot),
         Target("constants", "constants.json", 800, _ready_constants, _read_constants),
         Target("recipe", "recipe.json of a set of phantoms", 500, _ready_recipe, _claim_set),
