@@ -40,20 +40,20 @@ from ppdm_bench.sweep import Sweep
 from ppdm_bench.variation import VariationError, vary
 
 DEEP = "[" * 100_000
-CASES = {"figures": 1, "training": 6, "command": 8, "report": 8, "checkpoint": 25, "translation": 20}
+CASES = {"training": 6, "command": 8, "report": 8, "checkpoint": 25, "translation": 20}
 
 
 # The fixed set
 
 
-@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("target", [TARGETS[name] for name in TARGETS if name != "figures"], ids=lambda t: t.name)
 def test_spoilt_input_ends_in_a_result_or_a_refusal_in_words(target):
     numbers = range(CASES.get(target.name, 60))
     found = {number: (outcome, said) for number, outcome, said, _ in try_target(target, 1, numbers)}
     assert {number: said for number, (outcome, said) in found.items() if outcome == DEFECT} == {}
     outcomes = {outcome for outcome, _ in found.values()}
     assert outcomes <= {RESULT, REFUSAL}
-    assert outcomes & ({RESULT} if target.name in ("pair", "training", "records", "figures") else {REFUSAL})
+    assert outcomes & ({RESULT} if target.name in ("pair", "training", "records") else {REFUSAL})
 
 
 # The watch itself: what it must not miss
