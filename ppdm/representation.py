@@ -126,7 +126,7 @@ class Puzzle(Given):
         factor: r, one integer or one an axis (D, H, W); 1 leaves the volume as it is.
 
     Raises:
-        ValueError: the factor is no positive integer, nor three of them.
+        ValueError: the factor is no positive integer up to :data:`MOST_FACTOR`, nor three of them.
     """
 
     factor: int | tuple[int, int, int] = 2

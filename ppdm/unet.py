@@ -44,7 +44,8 @@ class UNetOptions:
             activation before each convolution); ``block`` (whole residual and attention blocks).
 
     Raises:
-        ValueError: a value outside the ranges above.
+        ValueError: a value outside the ranges above, or a network of more than :data:`MOST_CHANNELS` channels,
+            :data:`MOST_LEVELS` levels or :data:`MOST_BLOCKS` blocks a level.
     """
 
     width: int = 64
