@@ -159,7 +159,7 @@ def interrupted(
     while len(ends) < INTERRUPTIONS:
         before, process = progress(), start()
         wanted = 0 if random.random() < 0.2 else random.randint(1, most)
-        pause = random.uniform(0, 2) if not wanted else random.uniform(0, 0.05)
+        pause = random.uniform(0, 1) if not wanted else random.uniform(0, 0.05)
         while progress() < before + wanted and process.poll() is None:
             time.sleep(0.002)
         time.sleep(pause)
