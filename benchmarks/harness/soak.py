@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -37,6 +38,7 @@ from ppdm_bench.memory.command import Plan
 from ppdm_bench.memory.results import collect
 from ppdm_bench.memory.target import Target
 from ppdm_bench.records import RecordFile
+from ppdm_bench.report.canvas import BLUE, SMALL, TEXT, new_figure, plain_axes
 from ppdm_bench.report.files import replace_file
 
 STEPS, ROWS, INTERRUPTIONS = 2000, 500, 20
@@ -248,7 +250,7 @@ def main() -> int:
     """Run, write the record, and say what was found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=(*LONG, *ENDED), default=[*LONG, *ENDED], metavar="PART")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of soak.json and soak.md")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of soak.json, .md and .png")
     asked = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children
     torch.set_num_threads(1)
@@ -266,6 +268,7 @@ def main() -> int:
     record = {name: record[name] for name in (*LONG, *ENDED) if name in record}
     replace_file(path, (json.dumps(record) + "\n").encode())
     replace_file(path.with_suffix(".md"), to_markdown(record).encode())
+    replace_file(path.with_suffix(".png"), to_png(record))
     return int(any(record[name]["faults"] for name in asked.only))
 
 
@@ -283,6 +286,24 @@ def made() -> dict[str, Any]:
     """What made a part."""
     code = environment()
     return {key: code[key] for key in ("commit", "dirty", "torch", "python", "cpu")}
+
+
+def to_png(record: dict[str, Any]) -> bytes:
+    """Resident memory over the steps or rows of each long run."""
+    figure, content = new_figure("double", 1.9), BytesIO()
+    parts = [name for name in LONG if name in record]
+    for at, name in enumerate(parts):
+        samples = record[name]["samples"]
+        axes = figure.add_subplot(1, len(parts), at + 1)
+        axes.plot(samples["at"], [value / 2**20 for value in samples["resident"]], color=BLUE, linewidth=1)
+        axes.set_ylim(0, 1.15 * max(samples["resident"]) / 2**20)
+        axes.set_title(name, fontsize=TEXT, loc="left")
+        axes.set_xlabel("steps" if name == "training" else "rows", fontsize=SMALL)
+        plain_axes(axes, "y")
+    if parts:
+        figure.axes[0].set_ylabel("resident memory (MiB)", fontsize=SMALL)
+    figure.savefig(content, format="png", dpi=110, metadata={"Software": None})
+    return content.getvalue()
 
 
 def to_markdown(record: dict[str, Any]) -> str:
@@ -312,6 +333,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         )
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
+        "\n![resident memory over steps and rows](soak.png)",
         f"\nEach run below was ended {INTERRUPTIONS} times, by a signal and at a moment drawn from a seed, and given "
         "again. In brackets is how far it was: steps in the log, or records.\n",
         "| what | ends | lost or twice | s |",
