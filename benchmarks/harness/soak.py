@@ -344,8 +344,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         ends = ", ".join(f"{end['signal']} ({end['done']})" for end in part["ends"])
         lines.append(f"| {ENDED[name][1]} | {ends} | {'; '.join(part['faults']) or 'nothing'} | {part['seconds']} |")
     lines += [
-        "\nFound in this way and mended: a command that was killed could leave the temporary folder through which it talked "
-        "to its child; they talk through files without a name now (`tests/test_runner.py`)."
+        "\nFound in this way and mended: a command that was killed could leave the temporary folder through which it "
+        "talked to its child; they talk through files without a name now (`tests/test_runner.py`)."
     ]
     return "\n".join(lines) + "\n"
 
