@@ -24,6 +24,7 @@ from ppdm._version import __version__
 from ppdm.data.scaling import Scaling, scaling_from_dict
 from ppdm.files import write_together
 from ppdm.method import Method
+from ppdm.unet import MOST_CHANNELS
 
 SCHEMA = 1
 NAME = "model.safetensors"
@@ -132,8 +133,10 @@ def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn
     The network is made without memory first, so that no description can claim more than the weights that are there.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or of another shape or dtype.
+        ValueError: channels that there cannot be; a tensor is missing, unexpected, or of another shape or dtype.
     """
+    if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+        raise ValueError(f"channels must be an integer from 1 to {MOST_CHANNELS}, got {channels!r}")
     with torch.device("meta"):
         network = method.build(channels)
     wanted = network.state_dict()

@@ -248,6 +248,12 @@ def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("channels", [-1, 0, 10**12, 1.0, True])
+def test_channels_that_there_cannot_be_are_refused(channels):
+    with pytest.raises(ValueError, match="channels must be an integer from 1 to 65536"):
+        assemble(PPDM.with_network(width=8), channels, {})
+
+
 def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
     network = PPDM.with_network(width=8, multipliers=(1,)).build()
     Trained(PPDM, network, SUVScaling(), (1, 1, 10**300), 1, 0)

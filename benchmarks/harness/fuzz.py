@@ -38,6 +38,7 @@ RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
 # What was found in this way and mended: the input, and what came of it. tests/test_hostile.py keeps every one.
 MENDED = (
     ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
+    ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
     ("checkpoint", "a voxel size of 10^400 mm", "loaded, and overflowed when a scan was compared with it"),
     (
         "training",

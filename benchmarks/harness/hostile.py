@@ -118,7 +118,8 @@ def _sound_scans(folder: Path) -> dict[str, Any]:
     values = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
     volume = Volume.from_array(values, (1.0, 1.5, 2.0))
     write_volume(folder / "sound.nii.gz", values, volume)
-    first, second = volume.header.copy(), Nifti2Header.from_header(volume.header)
+    first, second = volume.header.copy(), Nifti2Header.from_header(volume.header, check=False)
+    second["sizeof_hdr"] = Nifti2Header.sizeof_hdr
     kinds = [(header, values.tobytes(order="F")) for header in (first, second, first.as_byteswapped())]
     return {"kinds": kinds, "bomb": gzip_bomb(), "sound": folder / "sound.nii.gz"} | _marked(folder)
 

@@ -102,13 +102,13 @@ def spoilt_json(random: Random, content: Any) -> bytes:
 def _spoilt_value(random: Random, content: Any) -> Any:
     places = [*_places(content)]
     if not places or random.random() < 0.02:
-        return random.choice(JSON_VALUES)
+        return copy.deepcopy(random.choice(JSON_VALUES))
     owner, key = random.choice(places)
     kind = random.randrange(8)
     if kind == 0:
         del owner[key]
     elif kind == 1 and isinstance(owner, dict):
-        owner[random.choice(("x", "__class__", "type", ""))] = random.choice(JSON_VALUES)
+        owner[random.choice(("x", "__class__", "type", ""))] = copy.deepcopy(random.choice(JSON_VALUES))
     elif kind == 2 and type(owner[key]) in (int, float):
         owner[key] = random.choice((-owner[key], owner[key] + 1, owner[key] * 2**40, owner[key] % 7, str(owner[key])))
     elif kind == 3 and isinstance(owner[key], list):
