@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppdm.representation import Codec, LearnedCodec
-from ppdm.unet import UNetOptions
+from ppdm.unet import MOST_CHANNELS, UNetOptions
 from ppdm.unet_parts import Parts, without_autocast
 
 # Of the logarithm of the latents' variance, so that its exponential stays finite.
@@ -54,8 +54,10 @@ class Autoencoder:
         self._options(UNetOptions())
         if len(self.attention) > len(self.multipliers):
             raise ValueError(f"attention has {len(self.attention)} levels, multipliers {len(self.multipliers)}")
-        if type(self.latent_channels) is not int or self.latent_channels < 1:
-            raise ValueError(f"latent_channels must be a positive integer, got {self.latent_channels!r}")
+        if type(self.latent_channels) is not int or not 1 <= self.latent_channels <= MOST_CHANNELS:
+            raise ValueError(
+                f"latent_channels must be a positive integer up to {MOST_CHANNELS}, got {self.latent_channels!r}"
+            )
         if not 0 <= self.kl < math.inf:
             raise ValueError(f"the weight of the KL term must not be negative, got {self.kl}")
         if not 0 < self.share < 1:

@@ -8,11 +8,11 @@ belong together are found out. Nothing in either file is ever executed: methods 
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from sys import float_info
 from typing import Any
 
 import safetensors.torch
@@ -24,6 +24,7 @@ from ppdm._version import __version__
 from ppdm.data.scaling import Scaling, scaling_from_dict
 from ppdm.files import write_together
 from ppdm.method import Method
+from ppdm.unet import MOST_CHANNELS
 
 SCHEMA = 1
 NAME = "model.safetensors"
@@ -58,7 +59,9 @@ class Trained:
     channels: int = 1
 
     def __post_init__(self) -> None:
-        if len(self.spacing) != 3 or not all(type(mm) in (int, float) and 0 < mm < math.inf for mm in self.spacing):
+        if len(self.spacing) != 3 or not all(
+            type(mm) in (int, float) and 0 < mm <= float_info.max for mm in self.spacing
+        ):
             raise ValueError(f"spacing must be three positive numbers of mm, got {self.spacing!r}")
         for name, least in (("steps", 1), ("seed", 0), ("channels", 1)):
             value = getattr(self, name)
@@ -130,8 +133,10 @@ def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn
     The network is made without memory first, so that no description can claim more than the weights that are there.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or of another shape or dtype.
+        ValueError: channels that there cannot be; a tensor is missing, unexpected, or of another shape or dtype.
     """
+    if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
+        raise ValueError(f"channels must be an integer from 1 to {MOST_CHANNELS}, got {channels!r}")
     with torch.device("meta"):
         network = method.build(channels)
     wanted = network.state_dict()

@@ -17,6 +17,8 @@ from ppdm.pixel_puzzle import puzzle, unpuzzle
 if TYPE_CHECKING:
     from ppdm.unet import UNetOptions
 
+MOST_FACTOR = 64  # 262144 channels for one; no file can describe a network of more
+
 
 class Codec(Protocol):
     """What turns volumes into latents and back."""
@@ -124,15 +126,18 @@ class Puzzle(Given):
         factor: r, one integer or one an axis (D, H, W); 1 leaves the volume as it is.
 
     Raises:
-        ValueError: the factor is no positive integer, nor three of them.
+        ValueError: the factor is no positive integer up to :data:`MOST_FACTOR`, nor three of them.
     """
 
     factor: int | tuple[int, int, int] = 2
 
     def __post_init__(self) -> None:
         r = self.cell
-        if len(r) != 3 or not all(type(k) is int and k > 0 for k in r):
-            raise ValueError(f"a puzzle factor is a positive integer, or three of them (D, H, W); got {self.factor!r}")
+        if len(r) != 3 or not all(type(k) is int and 0 < k <= MOST_FACTOR for k in r):
+            raise ValueError(
+                f"a puzzle factor is a positive integer up to {MOST_FACTOR}, or three of them (D, H, W); got "
+                f"{self.factor!r}"
+            )
 
     @property
     def cell(self) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppdm.window import MakeNetwork, Piece
 
 _LETTERS = "dhw"
+_MOST = 1 << 10  # slices of context
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Slices:
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.context > _MOST:
+            raise ValueError(f"context is at most {_MOST} slices on either side, got {self.context}")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
         d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a lone view's axis is in no slice

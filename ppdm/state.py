@@ -16,10 +16,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ppdm.checkpoint import CheckpointError, versions
+from ppdm.description import restore
 from ppdm.files import write_together
 from ppdm.training_log import StepReport
 
 SCHEMA = 1
+
+_MOST_STEPS = 10**8  # whoever continues passes by the pairs of those that were done, one by one
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,10 @@ def read_state(place: Path) -> State:
         content, weights = json.loads(description.read_bytes()), place.read_bytes()
         if content.pop("sha256") != _digest(weights, content):
             raise CheckpointError(f"{place} and {description.name} are damaged (their SHA-256 is not as written)")
-        return State(StepReport(**content["report"]), content["log_bytes"], safetensors.torch.load(weights))
+        report, log_bytes = restore(StepReport, content["report"], {}), content["log_bytes"]
+        if not 1 <= report.step <= _MOST_STEPS or type(log_bytes) is not int or log_bytes < 0:
+            raise CheckpointError(f"{description} is damaged (step {report.step} after {log_bytes!r} bytes of log)")
+        return State(report, log_bytes, safetensors.torch.load(weights))
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror})") from None
     except CheckpointError:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from ppdm.schedule import TrainingError
@@ -82,6 +83,21 @@ class Log:
             return 0
         os.fsync(self._stream.fileno())
         return self._stream.tell()
+
+
+def last_step(path: str | os.PathLike[str]) -> tuple[int, float]:
+    """The steps and the seconds of the last line of a log.
+
+    Raises:
+        TrainingError: it has none that says so.
+    """
+    try:
+        row = json.loads(Path(path).read_bytes().splitlines()[-1])
+        return int(row["step"]), float(row["seconds"])
+    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        raise TrainingError(
+            f"{path} does not end with a step of a training ({type(error).__name__}); train in another folder."
+        ) from None
 
 
 @contextmanager

@@ -16,6 +16,9 @@ CHECKPOINTING = ("none", "norm", "block")
 SKIPS = ("concat", "add")
 RESAMPLING = ("convolution", "residual")
 
+# Far beyond any network that can be trained, so that no file can describe one that takes hours to build.
+MOST_CHANNELS, MOST_LEVELS, MOST_BLOCKS = 1 << 16, 16, 32
+
 
 @dataclass(frozen=True)
 class UNetOptions:
@@ -41,7 +44,8 @@ class UNetOptions:
             activation before each convolution); ``block`` (whole residual and attention blocks).
 
     Raises:
-        ValueError: a value outside the ranges above.
+        ValueError: a value outside the ranges above, or a network of more than :data:`MOST_CHANNELS` channels,
+            :data:`MOST_LEVELS` levels or :data:`MOST_BLOCKS` blocks a level.
     """
 
     width: int = 64
@@ -58,12 +62,17 @@ class UNetOptions:
 
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "head_channels", "norm_groups"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            value, most = getattr(self, name), MOST_BLOCKS if name == "residual_blocks" else MOST_CHANNELS
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"{name} must be a positive integer up to {most}, got {value!r}")
         m, a = self.multipliers, self.attention
         if not isinstance(m, tuple) or not m or not all(type(k) is int and k > 0 for k in m):
             raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
+        if len(m) > MOST_LEVELS or max(self.channels) > MOST_CHANNELS:
+            raise ValueError(
+                f"a network has up to {MOST_LEVELS} levels of up to {MOST_CHANNELS} channels, got {len(m)} levels, "
+                f"of width {self.width} times up to {max(m)}"
+            )
         if not isinstance(a, tuple) or not all(type(k) is bool for k in a):
             raise ValueError(f"attention must be a tuple of True and False, one a level, got {a!r}")
         if a and len(a) not in (len(m), len(m) + 1):

@@ -224,7 +224,7 @@ class Parts:
     def norm(self, channels: int) -> Normalisation:
         common = gcd(self.options.norm_groups, channels)
         # At least two channels a group: a lone channel on a lone voxel has no variance to divide by.
-        groups = max((g for g in range(1, channels // 2 + 1) if common % g == 0), default=1)
+        groups = max((g for g in range(1, min(common, channels // 2) + 1) if common % g == 0), default=1)
         return Normalisation(groups, channels)
 
     def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = same) -> NormalisedConvolution:

@@ -123,7 +123,7 @@ def test_it_is_monais_autoencoder() -> None:
     [
         ({"width": 0}, "width must be a positive integer"),
         ({"attention": (True, False, False, False)}, "attention has 4 levels, multipliers 3"),
-        ({"latent_channels": 0}, "latent_channels must be a positive integer, got 0"),
+        ({"latent_channels": 0}, "latent_channels must be a positive integer up to 65536, got 0"),
         ({"kl": -1.0}, "must not be negative"),
         ({"share": 1.0}, "a share in \\(0, 1\\) of a training, got 1.0"),
     ],

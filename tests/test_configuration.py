@@ -85,7 +85,7 @@ def test_what_is_asked_for_twice_is_made_once():
         ([REFERENCE, "ppdm"], {"presets": ["authors"]}, "ppdm has no preset"),
         (None, {"precisions": ["fp8"]}, "precision must be one of"),
         (None, {"checkpointing": ["all"]}, "checkpointing must be one of"),
-        (None, {"width": 0}, "width must be a positive integer, got 0"),
+        (None, {"width": 0}, "width must be a positive integer up to 65536, got 0"),
     ],
 )
 def test_what_cannot_be_is_refused(methods, options, words):

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -147,12 +148,11 @@ def test_nothing_stays_behind_on_the_disk(run, tmp_path, monkeypatch):
 def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path, monkeypatch):
     """A signal may come when ``Popen.wait`` has taken its lock and not yet entered what releases it."""
     (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(600)\n")
-    (tmp_path / "request.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
     held = []
 
     def is_ended_while_it_waits() -> None:
-        with runner._child("sleeps", tmp_path) as child:
+        with TemporaryFile() as file, runner._child("sleeps", file, file, file) as child:
             held.append(child)
             child._waitpid_lock.acquire()
             raise SystemExit
@@ -166,9 +166,8 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
 
 def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "ends.py").write_text("")
-    (tmp_path / "request.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
-    with runner._child("ends", tmp_path) as child:
+    with TemporaryFile() as file, runner._child("ends", file, file, file) as child:
         os.waitpid(child.pid, 0)
     assert child.returncode == -signal.SIGKILL
 
@@ -215,19 +214,22 @@ def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
     assert not (tmp_path / "answer.json").exists()
 
 
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_child_whose_parent_is_gone_removes_its_folder(tmp_path, answers):
-    """It alone can: the parent was killed. Another folder, with an answer in it, is nobody's to remove."""
-    scratch, parent = tmp_path / "scratch", 2**22 + 1
-    scratch.mkdir()
-    about = {"answer": str(tmp_path / "answer.json"), "parent": parent, "scratch": str(scratch)}
-    (scratch / "request.json").write_text(json.dumps(about))
-    at_work = "{}" if answers else "time.sleep(600)"
-    # Where it answers, it does so before it has looked whether its parent is there.
-    late = "child._end_with = lambda *_: None" if answers else ""
-    code = f"import time; from ppdm_bench import child; {late}\nchild.serve(lambda _: {at_work})"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with (scratch / "request.json").open() as request:
-        process = subprocess.Popen([sys.executable, "-c", code], stdin=request, env=env, start_new_session=True)
-    assert process.wait(60) == (0 if answers else -signal.SIGKILL)
-    assert [path.name for path in tmp_path.iterdir()] == (["answer.json"] if answers else [])
+def test_a_command_that_is_killed_leaves_nothing_on_the_disk(tmp_path):
+    """At whatever moment: before the child has begun, at its work, or when it has answered."""
+    (tmp_path / "temporary").mkdir()
+    answer = 'time.sleep(0.2) or {"status": "ok"}'
+    (tmp_path / "child.py").write_text(f"import time\nfrom ppdm_bench.child import serve\nserve(lambda _: {answer})\n")
+    code = "from ppdm_bench.runner import run_child\nwhile True: print(run_child('child', {}, 60).status, flush=True)\n"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    env = os.environ | {"PYTHONPATH": path, "TMPDIR": str(tmp_path / "temporary")}
+    for seconds in (0, 0.05, 0.1, 0.2, 0.3):
+        with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as parent:
+            assert parent.stdout.readline() == b"ok\n"
+            time.sleep(seconds)
+            parent.kill()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_half_an_answer_is_none(run):
+    code = 'import os, signal; os.write(request["answer"], b"{\\"status\\": "); os.kill(os.getpid(), signal.SIGKILL)'
+    assert run(code).status == "killed"

@@ -303,7 +303,7 @@ def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"width": 0}, "width must be a positive integer up to 65536, got 0"),
         ({"width": 8.0}, "width .* got 8.0"),
         ({"residual_blocks": -1}, "residual_blocks .* got -1"),
         ({"head_channels": True}, "head_channels .* got True"),

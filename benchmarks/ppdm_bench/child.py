@@ -6,32 +6,27 @@ PyTorch is imported where something failed, so that a child that needs none star
 import json
 import os
 import re
-import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-from ppdm_bench.report.files import replace_file
 
 # What PyTorch's CPU allocator, cuDNN and cuBLAS say; none of them raises an error of its own kind for it.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Read a request as JSON from the standard input, and write its answer to the path that it names.
+    """Read a request as JSON from the standard input, and write its answer to the open file that it names.
 
-    A file, so that nothing that a method prints can be mistaken for the answer.
+    A file of its own, so that nothing that a method prints can be mistaken for the answer.
     """
     request = json.load(sys.stdin)
-    parent, scratch = request["parent"], request.get("scratch")
-    threading.Thread(target=_end_with, args=(parent, scratch), daemon=True).start()
-    replace_file(Path(request["answer"]), json.dumps(answer(request)).encode())
-    if os.getppid() != parent:
-        _clear(scratch)
+    threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
+    content = json.dumps(answer(request))
+    with open(request["answer"], "w") as stream:
+        stream.write(content)
 
 
 def failure(error: Exception) -> dict[str, str]:
@@ -43,23 +38,16 @@ def failure(error: Exception) -> dict[str, str]:
     return {"status": "error", "reason": fault(error)}
 
 
-def _end_with(parent: int, scratch: str | None) -> None:
+def _end_with(parent: int) -> None:
     """A parent that is killed cannot end this process and its children, which would go on and hold the device.
 
     Its number is told: it may have ended while this process was still importing, and then another is the parent.
     """
     while os.getppid() == parent:
         time.sleep(1)
-    _clear(scratch)
     if os.getpgrp() == os.getpid():  # the runner gave it a group of its own
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
-
-
-def _clear(scratch: str | None) -> None:
-    """Remove the folder that the runner made for this process, which it can do no longer itself."""
-    if scratch is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _ran_out_of_memory(error: Exception) -> bool:

@@ -27,7 +27,7 @@ def claims(
     from ppdm_bench.report.claims import Evidence
     from ppdm_bench.report.claims_text import effects_table, to_claims_markdown, to_claims_text
     from ppdm_bench.report.files import replace_file
-    from ppdm_bench.report.library import read_library
+    from ppdm_bench.report.library import believed, read_library
     from ppdm_bench.report.tabulation import to_csv
 
     paths = list(records or [RESULTS])
@@ -36,7 +36,8 @@ def claims(
     within = any(path.is_dir() and file.path.resolve().is_relative_to(path.resolve()) for path in paths)
     library = read_library(paths if within else [*paths, file.path])
     evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), _tasks())
-    decided = [(claim, claim.decide(evidence)) for claim in CLAIMS]
+    with believed("the claims"):
+        decided = [(claim, claim.decide(evidence)) for claim in CLAIMS]
     table = effects_table(decided)
     written = [
         file.path,

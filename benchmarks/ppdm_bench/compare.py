@@ -25,9 +25,11 @@ def compare(
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.changes import changes, environments, read_set, to_records, to_text
+    from ppdm_bench.report.library import believed
 
     before, after = read_set(old), read_set(new)
-    found, notes = changes(before, after, share), environments(before, after)
+    with believed("the comparison"):
+        found, notes = changes(before, after, share), environments(before, after)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -65,13 +65,13 @@ class Configuration:
         Raises:
             MethodError: there is no such method, or it lacks an option that was set.
         """
-        method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
         try:
+            method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
             if self.factor is not None:
                 method = method.with_factor(self.factor)
             width = {} if self.width is None else {"width": self.width}
             return method.with_network(precision=self.precision, checkpointing=self.checkpointing, **width)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MethodError(str(error)) from error
 
     @property

@@ -40,7 +40,7 @@ def figures(
     columns = cast("list[Column]", widths)
 
     from ppdm_bench.report.exhibit import Missing, written
-    from ppdm_bench.report.library import read_library
+    from ppdm_bench.report.library import believed, read_library
     from ppdm_bench.report.registry import EXHIBITS
 
     library = read_library(records or [RESULTS])
@@ -51,8 +51,9 @@ def figures(
         for exhibit in EXHIBITS:
             bar.update(task, description=exhibit.title)
             try:
-                made = exhibit.show(library)
-                drawn = written(exhibit, made, folder, columns)
+                with believed(exhibit.title):
+                    made = exhibit.show(library)
+                    drawn = written(exhibit, made, folder, columns)
             except Missing as missing:
                 absent.append(f"{exhibit.name}: it needs {missing}")
             else:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# Whole numbers have up to 18 digits: more are nobody's size, and would not fit into 64 bits.
+_WHOLE, _POSITIVE = "[0-9]{1,18}", "0{0,9}[1-9][0-9]{0,17}"
+_DECIMAL = r"[0-9]{0,18}\.?[0-9]{1,18}"
+
 
 def read_option(name: str, read: Callable[[str], T], text: str) -> T:
     """Read the value of an option; what its reader refuses is a fault of usage that names the option."""
@@ -121,7 +125,7 @@ def count(least: int = 1) -> Callable[[str | int], int]:
 
     def read(given: str | int) -> int:
         text = str(given)  # a default passes through here as the number that it is
-        if not re.fullmatch(r"-?[0-9]+", text) or int(text) < least:
+        if not re.fullmatch(f"-?{_WHOLE}", text) or int(text) < least:
             raise typer.BadParameter(f"expected a whole number of at least {least}, got {text!r}")
         return int(text)
 
@@ -136,7 +140,7 @@ def read_evaluations(text: str) -> int | None:
     """
     if text == "own":
         return None
-    if not re.fullmatch(r"0*[1-9][0-9]*", text):
+    if not re.fullmatch(_POSITIVE, text):
         raise ValueError(f"expected a number of network evaluations such as 4, or own, got {text!r}")
     return int(text)
 
@@ -169,7 +173,7 @@ def positive(what: str) -> Callable[[str | float], float]:
 
     def read(given: str | float) -> float:
         text = str(given)
-        if not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]{1,2})?", text) or not float(text):
+        if not re.fullmatch(r"([0-9]{1,18}\.?[0-9]{0,18}|\.[0-9]{1,18})(e[+-]?[0-9]{1,2})?", text) or not float(text):
             raise typer.BadParameter(f"expected {what}, a positive number, got {text!r}")
         return float(text)
 
@@ -182,9 +186,9 @@ def read_pace(text: str) -> tuple[int | None, float | None]:
     Raises:
         ValueError: it is neither.
     """
-    if re.fullmatch(r"0*[1-9][0-9]*", text):
+    if re.fullmatch(_POSITIVE, text):
         return int(text), None
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+)\s*min", text)
+    match = re.fullmatch(rf"({_DECIMAL})\s*min", text)
     if not match or not float(match[1]):
         raise ValueError(f"expected steps such as 200, or minutes such as 5min, got {text!r}")
     return None, float(match[1])
@@ -209,7 +213,7 @@ def read_factor(text: str) -> int | tuple[int, int, int]:
     Raises:
         ValueError: it is none.
     """
-    if not re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*x[1-9][0-9]*)?", text):
+    if not re.fullmatch(r"[1-9][0-9]{0,17}(x[1-9][0-9]{0,17}x[1-9][0-9]{0,17})?", text):
         raise ValueError(f"expected a positive factor such as 2, or one an axis such as 1x2x2, got {text!r}")
     numbers = [int(part) for part in text.split("x")]
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
@@ -222,7 +226,7 @@ def read_shape(text: str) -> tuple[int, int, int]:
         ValueError: it is none.
     """
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(re.fullmatch(r"0*[1-9][0-9]*", part) for part in parts):
+    if len(parts) != 3 or not all(re.fullmatch(_POSITIVE, part) for part in parts):
         raise ValueError(f"expected three positive sizes D,H,W in voxels such as 160,192,160, got {text!r}")
     d, h, w = map(int, parts)
     return d, h, w
@@ -235,7 +239,7 @@ def read_lengths(text: str) -> tuple[float, float, float]:
         ValueError: they are none.
     """
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 3) or not all(re.fullmatch(r"[0-9]*\.?[0-9]+", part) and float(part) for part in parts):
+    if len(parts) not in (1, 3) or not all(re.fullmatch(_DECIMAL, part) and float(part) for part in parts):
         raise ValueError(f"expected one or three lengths in mm such as 2 or 2,2,4, got {text!r}")
     d, h, w = [float(part) for part in parts] * (3 // len(parts))
     return d, h, w
@@ -247,7 +251,7 @@ def read_dose(text: str) -> int:
     Raises:
         ValueError: it is no whole number from 2 up.
     """
-    if not re.fullmatch(r"[0-9]+", text) or int(text) < 2:
+    if not re.fullmatch(_WHOLE, text) or int(text) < 2:
         raise ValueError(f"expected a dose factor, a whole number from 2 up such as 20, got {text!r}")
     return int(text)
 
@@ -258,7 +262,7 @@ def read_budget(text: str) -> int:
     Raises:
         ValueError: it is none, or less than 1 MB.
     """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(G|M)(?:I?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(G|M)(?:I?B)?", text.strip(), re.IGNORECASE)
     size = round(float(match[1]) * (GIB if match[2].upper() == "G" else MIB)) if match else 0
     if size < MIB:
         raise ValueError(f"expected an amount of memory such as 24GB or 512MB, got {text!r}")

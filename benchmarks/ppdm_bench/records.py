@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 import os
 import warnings
 import zlib
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
+from sys import float_info
 from typing import Any, Self
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
 ]
 
 SCHEMA = 2  # 2: samples
+
+_MOST_EXPANDED = 1 << 26  # bytes; the largest file yet has ten million
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
@@ -154,7 +156,7 @@ class Record:
             RecordError: the text is no JSON object, or not one of a record.
         """
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_float=_finite, parse_constant=_finite)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"not a line of JSON ({error})") from None
         if not isinstance(content, dict):
@@ -187,7 +189,15 @@ def _numbers(name: str, value: object) -> tuple[Any, ...]:
 
 
 def _is_number(value: object) -> bool:
-    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+    """Whether it is a finite number, and an integer is one that a float can stand for."""
+    return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
+
+
+def _finite(text: str) -> float:
+    """A number of JSON; Python would read NaN, Infinity and 1e999 too, and could not write them again."""
+    if not abs(value := float(text)) <= float_info.max:
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def _check_types(record: Record) -> None:
@@ -301,9 +311,10 @@ class RecordFile:
         Raises:
             RecordError: the file cannot be read, or holds records of a later schema.
         """
+        if self.path.is_char_device():  # a pipe ends, and a device may not
+            raise RecordError(f"cannot read records from {self.path}: it is a device; name a file")
         try:
-            content = self.path.read_bytes()
-            content = gzip.decompress(content) if self.path.suffix == ".gz" else content
+            content = self._expanded() if self.path.suffix == ".gz" else self.path.read_bytes()
         except FileNotFoundError:
             return []
         except (EOFError, zlib.error) as error:  # cut short, or altered
@@ -323,6 +334,17 @@ class RecordFile:
         if unreadable:
             self._warn(unreadable)
         return records
+
+    def _expanded(self) -> bytes:
+        """What a compressed file holds; one that expands without end must not take all memory."""
+        with gzip.open(self.path) as stream:
+            content = stream.read(_MOST_EXPANDED + 1)
+        if len(content) > _MOST_EXPANDED:
+            raise RecordError(
+                f"{self.path} expands to more than {_MOST_EXPANDED >> 20} MiB, which no file of records did yet; if it "
+                "is one, expand it with gunzip and name the result"
+            )
+        return content
 
     def _warn(self, unreadable: list[str]) -> None:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")

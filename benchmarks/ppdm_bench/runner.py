@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 
 @dataclass(frozen=True)
@@ -39,25 +38,27 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
     Whatever happens, Ctrl-C included, the child and its children have ended when this returns.
 
     Args:
-        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, and when
-            ``request["parent"]`` is its parent no longer, removes ``request["scratch"]`` and ends, see
+        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, the number
+            of an open file, and ends when ``request["parent"]`` is its parent no longer, see
             :func:`ppdm_bench.child.serve`.
         request: JSON values.
         timeout: seconds after which the child and its children are killed.
     """
-    with tempfile.TemporaryDirectory(prefix="ppdm-bench-") as name:
-        folder = Path(name)
-        path = folder / "answer.json"
-        about = {"answer": str(path), "parent": os.getpid(), "scratch": name}
-        (folder / "request.json").write_text(json.dumps(dict(request) | about))
+    # Files without a name: whoever is killed, nothing of them stays on the disk.
+    with TemporaryFile() as asked, TemporaryFile() as answer, TemporaryFile() as errors:
+        about = {"answer": answer.fileno(), "parent": os.getpid()}
+        asked.write(json.dumps(dict(request) | about).encode())
+        asked.seek(0)
         try:
-            with _child(module, folder) as child:
+            with _child(module, asked, answer, errors) as child:
                 code = child.wait(timeout)
         except subprocess.TimeoutExpired:
             return Answer("timeout", too_long(timeout))
-        if path.exists():
-            return Answer(**json.loads(path.read_text()))
-        return _without_answer(code, (folder / "errors.txt").read_text(errors="replace"))
+        answer.seek(0)
+        with suppress(ValueError):  # nothing, or what a child wrote that was killed meanwhile
+            return Answer(**json.loads(answer.read()))
+        errors.seek(0)
+        return _without_answer(code, errors.read().decode(errors="replace"))
 
 
 class TimeIsUpError(BaseException):
@@ -94,7 +95,7 @@ def too_long(seconds: float) -> str:
 
 
 @contextmanager
-def _child(module: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _child(module: str, asked: IO[bytes], answer: IO[bytes], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """The child, in a session of its own, so that its children end with it.
 
     It talks through files: a pipe would stay open for as long as any of its children lives.
@@ -102,16 +103,14 @@ def _child(module: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     # -P, and the parent's path: nothing that lies in the current folder may hide a module that the child needs.
     command = [sys.executable, "-P", "-m", module]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with (folder / "request.json").open("rb") as request, (folder / "errors.txt").open("wb") as errors:
-        child = subprocess.Popen(
-            command, stdin=request, stdout=subprocess.DEVNULL, stderr=errors, env=env, start_new_session=True
-        )
-        try:
-            yield child
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            _reap(child)
+    streams: dict[str, Any] = {"stdin": asked, "stdout": subprocess.DEVNULL, "stderr": errors}
+    child = subprocess.Popen(command, **streams, pass_fds=[answer.fileno()], env=env, start_new_session=True)
+    try:
+        yield child
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        _reap(child)
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:

@@ -40,7 +40,7 @@ def vary(method: Method, text: str) -> list[Point]:
     """
     points, first = [], ""
     for alternative in _split(text, ","):
-        assignments = [_assignment(part, first) for part in _split(alternative, "+")]
+        assignments = [_assignment(part, first) for part in _split(alternative, "+") or [alternative]]
         first = first or assignments[0][0]
         label = "+".join(f"{name}={value}" for name, value in assignments)
         points.append(Point(label, _moved(method, label, assignments)))
@@ -114,6 +114,6 @@ def _plain(text: str) -> Any:
     """A JSON value, or else the text itself; lists are tuples, as dataclasses want them."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return tuple(value) if isinstance(value, list) else value

@@ -166,7 +166,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

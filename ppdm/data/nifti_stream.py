@@ -8,6 +8,7 @@ Source of the format: NIfTI-1.1 and NIfTI-2, https://nifti.nimh.nih.gov; of the 
 """
 
 import gzip
+import logging
 import math
 import os
 import zlib
@@ -23,6 +24,9 @@ from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
 SUFFIXES = (".nii", ".nii.gz")
+
+# Nibabel tells of what it mends in a header by a logger of its own, without the file's name.
+_UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 _CHUNK = 1 << 24  # bytes read at a time
 _DEFLATE_RATIO = 1032  # no byte of gzip data expands to more
@@ -86,8 +90,10 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
     """Tell NIfTI-1 from NIfTI-2 by the magic string; nibabel finds the byte order."""
     for kind, magic in ((Nifti1Header, block[344:348]), (Nifti2Header, block[4:8])):
         if magic == kind.single_magic + b"\0" and len(block) >= kind.sizeof_hdr:
-            _check_voxel_size(path, kind(block[: kind.sizeof_hdr], check=False))
-            return kind(block[: kind.sizeof_hdr])
+            header = kind(block[: kind.sizeof_hdr], check=False)
+            _check_voxel_size(path, header)
+            header.check_fix(logger=_UNHEARD)
+            return header
     hint = "it is gzip data: rename it to .nii.gz" if block[:2] == b"\x1f\x8b" else "convert it to NIfTI"
     raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {hint}.")
 

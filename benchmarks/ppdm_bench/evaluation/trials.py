@@ -1,6 +1,5 @@
 """Trials: methods and points near them, trained on tasks under one budget, each in a folder of its own."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 from ppdm import Method
 from ppdm.resume import LOG, Run
 from ppdm.schedule import Schedule
-from ppdm.training_log import StepReport
+from ppdm.training_log import StepReport, last_step
 from ppdm_bench.configuration import find_method
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
@@ -151,10 +150,10 @@ def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
 
 def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
     assert candidate.origin is not None
-    last = json.loads((candidate.origin / LOG).read_text().splitlines()[-1])
+    steps, seconds = last_step(candidate.origin / LOG)
     options = {key: value for key, value in candidate.options.items() if key != "sampling_seed"}
     options |= {"data": dict(plan.data)}
-    for metric, value, unit in (("train_seconds", last["seconds"], "s"), ("train_steps", last["step"], "1")):
+    for metric, value, unit in (("train_seconds", seconds, "s"), ("train_steps", steps, "1")):
         yield Record(
             config_id=config_id(options),
             command=plan.command,

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import Self
 
+from ppdm.description import restore
 from ppdm_bench.memory.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.files import replace_file
@@ -64,12 +65,13 @@ class Constants:
         Raises:
             ConstantsError: the file cannot be read, or holds something else.
         """
+        if path.exists() and not path.is_file():
+            raise ConstantsError(f"{path} holds no constants: it is not a file; name one that was made before")
         try:
-            values: dict[str, Any] = json.loads(path.read_text())
-            made = cls(**values | {name: tuple(values[name]) for name in ("residuals", "records")})
+            made = restore(cls, json.loads(path.read_text()), {})
             made.of(Target())
             return made
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ConstantsError(
                 f"{path} holds no constants ({error}); make it by python -m ppdm_bench.memory.constants"
             ) from None

@@ -6,13 +6,14 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
-__all__ = ["Library", "provenance", "read_library"]
+__all__ = ["Library", "believed", "provenance", "read_library"]
 
 _RECORDS = (".jsonl", ".jsonl.gz")
 
@@ -83,6 +84,22 @@ def _holds_records(path: Path) -> bool:
     except (OSError, EOFError, zlib.error, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "schema" in first
+
+
+@contextmanager
+def believed(what: str) -> Iterator[None]:
+    """Make something from what records say in their options; those that say something else are told in words.
+
+    Raises:
+        RecordError: they were altered, or another version wrote them.
+    """
+    try:
+        yield
+    except (TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise RecordError(
+            f"{what}: a record's options are not such as a command writes them ({type(error).__name__}: {error}); its "
+            "file was altered, or another version wrote it: make it again, or leave it out"
+        ) from error
 
 
 def provenance(records: Iterable[Record]) -> str:

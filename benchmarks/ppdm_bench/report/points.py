@@ -133,7 +133,7 @@ def _add(point: Point, record: Record, seed: int | None) -> None:
 
 def _data(record: Record) -> str:
     """Data set and convention, but not the list of metrics: it grows with the methods, and changes no value."""
-    convention = dict(record.options.get("convention") or {})
+    convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
     return json.dumps([record.task, record.options.get("data"), convention], sort_keys=True)
 

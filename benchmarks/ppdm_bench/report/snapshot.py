@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from tokenize import TokenError
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from ppdm_bench.report.planes import PLANES, PlaneName
 __all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
 
 SUFFIX = "snapshot.npz"
+_LARGEST = 1 << 26  # bytes of all arrays of a file; ours have some hundred thousand
 _LEVELS = 65535  # a slice is kept in steps of its range, which no eye or figure resolves
 
 Role = Literal["input", "target", "prediction"]
@@ -51,6 +54,12 @@ class View:
     design: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role) or not all(isinstance(text, str) for text in (self.label, self.config_id)):
+            raise ValueError(f"a view has a role, a label and a configuration, got {self.role!r}, {self.label!r}")
+        if not isinstance(self.steps, int | None) or not all(isinstance(d, Mapping) for d in (self.design, self.env)):
+            raise ValueError(f"a view has steps, a design and an environment, got {self.steps!r} of {self.label}")
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
@@ -72,6 +81,13 @@ class Snapshot:
     unit: str
     views: Sequence[View]
     place: str = ""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(text, str) for text in (self.task, self.subject, self.unit)):
+            raise ValueError(f"task, subject and unit are text, got {self.task!r}, {self.subject!r}, {self.unit!r}")
+        for sizes in (self.spacing, self.shape):
+            if len(sizes) != 3 or not all(isinstance(s, int | float) and 0 < s < math.inf for s in sizes):
+                raise ValueError(f"spacing and shape are three positive numbers, got {self.spacing} and {self.shape}")
 
     def of(self, role: Role) -> list[View]:
         """The views of a role."""
@@ -120,13 +136,40 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
         RecordError: the file is not one of picture data.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            views = [_view(arrays, number, view) for number, view in enumerate(about["views"])]
+        arrays = _arrays(path)
+        about = json.loads(arrays["about"].tobytes())
+        views = [_view(arrays, number, view) for number, view in enumerate(about["views"])]
         spacing, shape = tuple(about["spacing"]), tuple(about["shape"])
         return Snapshot(about["task"], about["subject"], spacing, shape, about["unit"], views, place)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise RecordError(f"{path} holds no picture data ({error}); remove it, or evaluate again") from None
+
+
+# What the readers of zip files, of NumPy's headers and of JSON raise where those are damaged.
+_DAMAGE = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError, TokenError),
+    *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
+)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, none of which is believed to be larger than what is there."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > _LARGEST:
+            raise ValueError(f"it claims more than {_LARGEST >> 20} MiB")
+        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """An array as NumPy wrote it; `numpy.load` would allocate whatever shape its header claims."""
+    with archive.open(member) as stream:
+        content = BytesIO(stream.read(member.file_size))  # without a size, more would be expanded than is announced
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError("its arrays are of another version of NumPy's format")
+    shape, by_column, dtype = np.lib.format.read_array_header_1_0(content)
+    values = np.frombuffer(content.read(), dtype)  # refuses a dtype of objects
+    return values.reshape(shape, order="F" if by_column else "C")
 
 
 def _view(arrays: Mapping[str, np.ndarray], number: int, about: Mapping[str, Any]) -> View:
@@ -155,5 +198,5 @@ def _coarse(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
 def _fine(levels: np.ndarray, ends: Sequence[float]) -> np.ndarray:
     if levels.ndim != 2:
         raise ValueError(f"a picture has two axes, got shape {levels.shape}")
-    low, high = ends
+    low, high = map(float, ends)
     return low + levels.astype(np.float64) * ((high - low) / _LEVELS)

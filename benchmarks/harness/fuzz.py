@@ -1,0 +1,233 @@
+"""Sound input spoilt in thousands of ways, and what came of it: a table in Markdown and its record as JSON.
+
+    python benchmarks/harness/fuzz.py                            all of hostile.py, each target's own number of cases
+    python benchmarks/harness/fuzz.py --only scan --cases 100    some of it, the rest of the record as it was
+    python benchmarks/harness/fuzz.py --only scan --case 17      one case again, with its traceback
+
+Every case has a generator of its own, seeded by ``SEED/target/number``. It runs under a time limit and a limit on the
+address space; needs Linux. Ends with code 1 where there was a defect.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from hostile import BOMB, MARK, TARGETS, Target, is_refusal
+
+from ppdm_bench.environment import environment
+from ppdm_bench.report.files import replace_file
+from ppdm_bench.runner import TimeIsUpError, time_limit
+from ppdm_bench.terminal import progress
+
+SECONDS = 10.0  # for one case
+ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold
+RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
+# What was found in this way and mended: the input, and what came of it. tests/test_hostile.py keeps every one.
+MENDED = (
+    ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
+    ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
+    ("checkpoint", "a voxel size of 10^400 mm", "loaded, and overflowed when a scan was compared with it"),
+    (
+        "training",
+        "a signed state whose step, seconds or log is no number",
+        "an error of its type, or steps without end",
+    ),
+    ("log", "a log without a last step", "an IndexError after a whole training"),
+    ("scan", "a header that nibabel mends", "nibabel's words on standard error, without the file's name"),
+    ("records", "a .gz file that expands without end", "all memory taken"),
+    ("records", "a value of 10^400, NaN or 1e999 in options", "read, and then neither drawn nor written again"),
+    ("records", "a `timeout` that is text", "a TypeError when the sweep was continued"),
+    ("records", "/dev/zero in the place of a file", "read without end"),
+    ("figures", "options that are not those of a command", "a KeyError or TypeError"),
+    ("snapshot", "an array that claims 10^12 bytes", "allocated before it was there"),
+    ("snapshot", "a member that expands beyond what it announces", "expanded whole"),
+    (
+        "snapshot",
+        "damaged deflate, zip, array headers or JSON",
+        "zlib.error, TokenError, AttributeError, RecursionError",
+    ),
+    ("constants", "text, negative or broken numbers", "believed, or a TypeError"),
+    ("constants, recipe, point, variation", "JSON nested 100,000 deep", "a RecursionError"),
+    ("variation", "`--vary +`", "an IndexError"),
+    ("options", "`--budget 999…9GB`", "an OverflowError"),
+    ("options", "`--res`, `--factor` of 5,000 digits; lengths and minutes of 400", "Python's words, or infinity"),
+)
+OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
+
+
+@dataclass
+class Tried:
+    """What came of the cases of one target."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    refusals: Counter[str] = field(default_factory=Counter)
+    defects: dict[str, list[int]] = field(default_factory=dict)
+    slowest: float = 0.0
+
+    def note(self, number: int, outcome: str, said: str, seconds: float) -> None:
+        """Count a case."""
+        self.outcomes[outcome] += 1
+        self.slowest = max(self.slowest, seconds)
+        if outcome == REFUSAL:
+            self.refusals[said] += 1
+        if outcome == DEFECT:
+            self.defects.setdefault(said, []).append(number)
+
+
+def try_target(target: Target, seed: int, numbers: range) -> Iterator[tuple[int, str, str, float]]:
+    """Run cases of a target; yields their number, their outcome, what was said and seconds."""
+    with tempfile.TemporaryDirectory(prefix="hostile-") as name:
+        ready = Path(name) / "ready"
+        ready.mkdir()
+        sound = target.ready(ready)
+        for number in numbers:
+            with tempfile.TemporaryDirectory(dir=name) as folder:
+                began = time.monotonic()
+                outcome, said = attempt(target, Random(f"{seed}/{target.name}/{number}"), Path(folder), sound)
+                if (ready / MARK).exists():
+                    (ready / MARK).unlink()
+                    outcome, said = DEFECT, "a pickle was loaded"
+                yield number, outcome, said, time.monotonic() - began
+
+
+def attempt(target: Target, random: Random, folder: Path, sound: Any) -> tuple[str, str]:
+    """The outcome of one case, and what was said."""
+    try:
+        with time_limit(SECONDS), limited_memory(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            target.attack(random, folder, sound)
+    except TimeIsUpError:
+        return DEFECT, f"no end within {SECONDS:g} s"
+    except Exception as error:
+        if is_refusal(error) or (target.name == "command" and type(error) is ValueError):
+            return REFUSAL, type(error).__name__
+        if "--case" in sys.argv:
+            traceback.print_exc()
+        return DEFECT, f"{type(error).__name__}: {where(error)}: {str(error)[:160]}"
+    return RESULT, ""
+
+
+def where(error: BaseException) -> str:
+    """The place in the project's code from which an error came."""
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "ppdm" in Path(frame.filename).parts[-3:-1]
+    ]
+    frames = frames or traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name} {frames[-1].name}"
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Give the block no more address space than ``ROOM`` beyond what the process has."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    usual = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, usual)
+
+
+def main() -> int:
+    """Run, write the record, and say what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
+    parser.add_argument("--cases", type=int, help="of each target; default: its own number")
+    parser.add_argument("--case", type=int, help="this one alone, and nothing is written")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of fuzz.json and fuzz.md")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    path = asked.out / "fuzz.json"
+    record = json.loads(path.read_text()) if path.exists() else {"targets": {}}
+    failed = False
+    for name in asked.only:
+        target = TARGETS[name]
+        numbers = range(asked.cases or target.cases) if asked.case is None else range(asked.case, asked.case + 1)
+        found = run(target, asked.seed, numbers)
+        failed |= bool(found.defects)
+        print(f"{name}: {dict(found.outcomes)}, slowest {found.slowest:.2f} s")
+        for said, cases in found.defects.items():
+            print(f"  {len(cases):4} {said} (case {cases[0]})")
+        record["targets"][name] = described(target, asked.seed, found)
+    if asked.case is None:
+        record["targets"] = {name: record["targets"][name] for name in TARGETS if name in record["targets"]}
+        replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
+        replace_file(path.with_suffix(".md"), to_markdown(record).encode())
+    return int(failed)
+
+
+def run(target: Target, seed: int, numbers: range) -> Tried:
+    """All cases of a target, under a progress bar."""
+    found = Tried()
+    with progress() as bar:
+        shown = bar.add_task(target.name, total=len(numbers))
+        for case in try_target(target, seed, numbers):
+            found.note(*case)
+            bar.advance(shown)
+    return found
+
+
+def described(target: Target, seed: int, found: Tried) -> dict[str, Any]:
+    """What the record says of a target."""
+    code = environment()
+    return {
+        "spoilt": target.spoilt,
+        "cases": found.outcomes.total(),
+        "outcomes": {name: found.outcomes[name] for name in (RESULT, REFUSAL, DEFECT)},
+        "refusals": dict(found.refusals.most_common()),
+        "defects": {said: len(cases) for said, cases in found.defects.items()},
+        "slowest_seconds": round(found.slowest, 2),
+        "seed": seed,
+        "made": {name: code[name] for name in ("commit", "dirty", "torch", "python", "cpu")},
+    }
+
+
+def to_markdown(record: dict[str, Any]) -> str:
+    """The record as a table."""
+    targets = record["targets"]
+    cases, *outcomes = (
+        sum(count(target) for target in targets.values())
+        for count in (
+            lambda target: target["cases"],
+            *(lambda target, name=name: target["outcomes"][name] for name in (RESULT, REFUSAL, DEFECT)),
+        )
+    )
+    made = sorted({f"{t['made']['commit'][:12]}{' (changed)' * t['made']['dirty']}" for t in targets.values()})
+    lines = [
+        "# Spoilt input\n",
+        f"Made by `benchmarks/harness/fuzz.py` at commit {', '.join(made)}. {cases:,} cases: {outcomes[0]:,} results, "
+        f"{outcomes[1]:,} refusals in words, {outcomes[2]:,} defects. A case may take {SECONDS:g} s and "
+        f"{ROOM >> 20} MiB; some of the compressed files hold {BOMB >> 20} MiB of zeros more than they announce.\n",
+        "| target | spoilt | cases | results | refusals | defects | slowest (s) | refused by |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for name, target in targets.items():
+        said = ", ".join(f"{kind} {count:,}" for kind, count in target["refusals"].items())
+        counts = (target["cases"], *(target["outcomes"][outcome] for outcome in (RESULT, REFUSAL, DEFECT)))
+        cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        f"\nFound in this way and mended, {len(MENDED)} defects; `tests/test_hostile.py` keeps every one:\n",
+        "| target | input | what came of it |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in MENDED),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""A sweep whose children measure nothing, so that what it costs is the harness alone: :mod:`soak` runs and ends it.
+
+    python benchmarks/harness/rows.py FOLDER COUNT
+
+As a module it is the child. Every tenth child fails, and every twenty-fifth kills itself.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.child import serve
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.runner import Answer
+from ppdm_bench.sweep import Case, Ledger, Sweep
+from ppdm_bench.terminal import alone_in
+
+METRIC = "peak_allocated"
+
+
+def measure_rows(folder: Path, numbers: Iterable[int]) -> None:
+    """Measure rows that an earlier run has not, as every command does that measures in children."""
+    with alone_in(folder):
+        ledger = Ledger(folder)
+        sweep = Sweep("rows", 60, ledger.earlier)
+        for number in numbers:
+            ledger.keep(sweep.measure(_case(number), _records))
+
+
+def status_of(number: int) -> str:
+    """What a row ends with."""
+    return "killed" if number % 25 == 24 else "error" if number % 10 == 9 else "ok"
+
+
+def _case(number: int) -> Case:
+    options = {"row": number}
+    common = {"config_id": config_id(options), "kind": "measured", "options": options, "env": {"dirty": False}}
+    return Case(METRIC, common, {"row": number})
+
+
+def _records(answer: Answer, common: dict[str, Any]) -> list[Record]:
+    return [Record(metric=name, value=value, **common) for name, value in answer.metrics.items()]
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    status = status_of(request["row"])
+    if status == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if status == "error":
+        raise ValueError("so it is")
+    return {"status": "ok", "metrics": {METRIC: request["row"], "params": 1}}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        serve(_answer)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as the command line has it
+        measure_rows(Path(sys.argv[1]), range(int(sys.argv[2])))
