@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -27,6 +27,7 @@ class StepReport:
         validation_loss: of the averaged weights, if they were validated after this step.
         resumed: whether this is the first step after the training was continued.
         stage: which stage the step is of, where a method has several; their losses cannot be compared.
+        peak_allocated: bytes of each GPU's memory that were allocated at most so far, where several train.
     """
 
     step: int
@@ -38,6 +39,7 @@ class StepReport:
     validation_loss: float | None = None
     resumed: bool = False
     stage: str | None = None
+    peak_allocated: Sequence[int] | None = None
 
     @property
     def steps_per_second(self) -> float:
