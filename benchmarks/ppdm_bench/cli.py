@@ -5,7 +5,6 @@ PyTorch is imported inside commands, so that ``--help`` and ``--version`` answer
 
 import signal
 import sys
-import traceback
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -47,7 +46,7 @@ from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
 from ppdm_bench.records import PHASES
 from ppdm_bench.speed import speed
-from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
+from ppdm_bench.terminal import INTERRUPTED, alone_in, fail, leads, progress, say, show_warning, told
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
@@ -84,12 +83,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        say(in_words(error))
-        code = 2 if isinstance(error, UsageError) else 1  # type: ignore[arg-type]
+        code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         say("interrupted; what was written before is complete")
+        code = INTERRUPTED if leads() else 0  # as for an error: the first may be writing a checkpoint still
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -308,6 +305,7 @@ def train(
         steps = steps or 1000
 
     from ppdm.augment import Flip
+    from ppdm.ranks import joined
     from ppdm.resume import Run
     from ppdm.schedule import Schedule
     from ppdm.train import Interrupted, StepReport
@@ -321,10 +319,10 @@ def train(
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
     flips = Flip(axes) if axes else None
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
-    where = training_device(choice)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
-    with progress() as bar:
+    with joined() as ranks, progress() as bar:
+        where = training_device(choice, ranks)
         shown = bar.add_task("reading the scans", total=None)
 
         def preparing(done: int, total: int) -> None:
@@ -340,7 +338,8 @@ def train(
         except Interrupted as stopped:
             say(f"{stopped}; the same command with --resume goes on from there")
             raise typer.Exit(INTERRUPTED) from None
-    print(result)
+    if ranks.is_first:
+        print(result)
 
 
 @app.command()

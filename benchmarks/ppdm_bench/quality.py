@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_evaluations, read_option
-from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, progress, say
+from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, leads, progress, say
 
 if TYPE_CHECKING:
     from ppdm.training_log import StepReport
@@ -91,6 +91,7 @@ def quality(
 
     with redirect_stdout(sys.stderr):
         from ppdm.data.tasks import TASKS
+        from ppdm.ranks import joined
         from ppdm.schedule import Schedule
         from ppdm.train import Interrupted
         from ppdm_baselines import METHODS, REFERENCE
@@ -108,11 +109,14 @@ def quality(
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"))
         if quick:
             say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
-        sampling = Sampling(training_device(choice), wanted)
         try:
-            with alone_in(out), progress() as bar:
+            with alone_in(out) if leads() else nullcontext(), progress() as bar:
                 whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
-                outcomes = _trained(plan, out, sampling.device, whole)
+                with joined() as ranks:
+                    sampling = Sampling(training_device(choice, ranks), wanted)
+                    outcomes = _trained(plan, out, sampling.device, whole)
+                if not ranks.is_first:  # one scores what all have trained
+                    raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:
             say(f"{stopped}; the same command goes on from there")
