@@ -1,7 +1,8 @@
 """Trainings by two processes, as torchrun starts them: what ``test_ranks`` looks at.
 
-Run as a script, ``ranked.py FOLDER``, where FOLDER holds ``pairs.csv``. It imports PyTorch once; every process is a fork
-of it, with the variables that torchrun sets. Prints what each scenario came to, as JSON: exit codes, outputs, numbers.
+Run as a script, ``ranked.py FOLDER``, where FOLDER holds ``pairs.csv``. It imports PyTorch once; every process is a
+fork of it, with the variables that torchrun sets. Prints what each scenario came to, as JSON: exit codes, outputs,
+numbers.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -74,6 +76,9 @@ def start(folder: Path, rank: int, port: int, work: Work) -> int:
             (folder / f"result{rank}").write_text(json.dumps(work()))
         except SystemExit as end:
             code = end.code
+        except BaseException:  # never on into the code of the process that this is a fork of
+            traceback.print_exc()
+            code = 99
     os._exit(code)
 
 
@@ -180,7 +185,7 @@ def full(words: list[object]) -> Work:
 
 def quality(folder: Path) -> None:
     """Of two methods, the second of which cannot be trained; each GPU's memory is as many bytes as its rank and 100."""
-    pairs = read_manifest(folder.parent / "pairs.csv")
+    pairs = read_manifest(folder / "pairs.csv")
     subjects.cached_set = lambda *_, **__: pairs
     pictures.save = results.save = lambda figure, stem: []
     peaks = training._peaks
@@ -211,12 +216,11 @@ def main(folder: Path) -> dict[str, Any]:
     lost = OSError("the scan cannot be read")
     there["plain"] = both(folder / "plain", trained("plain"))
     there["again"] = both(folder / "again", trained("plain", "--resume"))
-    there["killed"] = both(folder / "killed", dying(words("killed")))
     there["lost"] = both(folder / "lost", trained("lost"), dying(words("lost")))
     there["failed"] = both(folder / "failed", trained("failed"), failing(words("failed"), lost))
     there["stopped"] = both(folder / "stopped", trained("stopped"), terminated(words("stopped")))
     there["full"] = both(folder / "full", full(words("full")), trained("full"))
-    for name in ("killed", "lost", "failed", "stopped", "full"):
+    for name in ("lost", "failed", "stopped", "full"):
         there[f"{name} on"] = both(folder / f"{name}-on", trained(name, "--resume"))
     there["odd"] = both(folder / "odd", trained("odd", "--batch-size", 3))
     there["usage"] = both(folder / "usage", trained("usage", "--minutes", 1))

@@ -69,7 +69,7 @@ def test_losses_are_those_of_the_whole_batch_and_the_first_tells_them(came, name
     assert untold == []
     assert came[name]["log"] == len(told) == 4
     for got, wanted in zip(told, came["alone"][name], strict=True):
-        assert got == pytest.approx(wanted, rel=1e-4)
+        assert dict(enumerate(got)) == {k: v if v is None else pytest.approx(v, rel=1e-4) for k, v in enumerate(wanted)}
     assert [validated is not None for *_, validated in told] == [False, True, False, True]
 
 
@@ -146,7 +146,7 @@ def test_the_first_alone_writes_and_speaks(folder, came):
     assert came["again"]["out"][1] == ""
 
 
-@pytest.mark.parametrize("name", ["killed", "lost", "failed", "stopped", "full"])
+@pytest.mark.parametrize("name", ["lost", "failed", "stopped", "full"])
 def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
     on = came[f"{name} on"]
     assert (on["codes"], on["err"]) == ([0, 0], ["", ""])
@@ -173,10 +173,6 @@ def test_an_end_on_one_rank_is_that_of_all_and_told_once(came, name, codes, sent
     assert first.count(sentence) == 1
     assert "Traceback" not in first
     assert (second, came[name]["out"]) == ("", ["", ""])
-
-
-def test_both_killed_say_nothing(came):
-    assert came["killed"]["codes"] == [-9, -9]
 
 
 def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
