@@ -21,6 +21,8 @@ from ppdm_bench.evaluate import evaluate
 from ppdm_bench.figures import figures
 from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
+    Launcher,
+    LauncherOptions,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
@@ -28,6 +30,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_jobs,
     asked_settings,
     asked_sizes,
     asked_subjects,
@@ -157,6 +160,8 @@ def memory(
         list[str] | None,
         typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
     ] = None,
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -168,23 +173,35 @@ def memory(
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    jobs = asked_jobs(launcher, launcher_option)
+    if jobs is not None and (verify or explain):
+        raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import check_phases, configurations
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import told as told_constants
+        from ppdm_bench.memory.jobs import Request, collect_jobs
         from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = [one for size in sizes for one in as_usage(configurations, explain or method, size, **wanted)]
         as_usage(check_phases, asked, phases)
-        where, target = choose(choice, capacity)
-        target = as_usage(told_constants, constants, target)
+        if jobs is None:
+            where, target = choose(choice, capacity)
+            target = as_usage(told_constants, constants, target)
         if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
         verified: list[Record] = []
+        lost: list[str] = []
         with alone_in(out) as folder:
-            if explain:
+            if jobs is not None:
+                request = Request(
+                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute()
+                )
+                records, lost = collect_jobs(asked, request, folder, jobs)
+                text, written = present(records, folder, capacity) if records else ("", [])
+            elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
                 plan = Plan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
@@ -198,7 +215,7 @@ def memory(
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records) + unverified(verified), sys.stderr if json else sys.stdout))
+    raise typer.Exit(told(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout))
 
 
 @app.command()

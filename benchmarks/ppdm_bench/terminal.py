@@ -19,9 +19,14 @@ INTERRUPTED = 128 + signal.SIGINT  # exit code
 LOCK = ".lock"
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, perhaps with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def leads() -> bool:
     """Whether this process is the one that speaks and shows: of those that torchrun starts together, the first."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ["RANK"] == "0"
+    return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 def say(sentence: str) -> None:
