@@ -55,7 +55,7 @@ def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monk
     more = ("--vary", "optimisation.learning_rate=1e30")
     code, _, err = run(*SMALL, *MORE, *more, "--out", "spread", *jobs)
     assert code == 1
-    assert err.count("ppdm optimisation.learning_rate=1e+30: Training stopped at step") == 1
+    assert err.count("ppdm optimisation.learning_rate=1e30: Training stopped at step") == 1
     here, there = (RecordFile(tmp_path / name / "mri-t1t2" / "records.jsonl").read() for name in ("out", "spread"))
     scores = [
         [(one.variant, one.subject, one.metric, one.value) for one in each if one.subject] for each in (here, there)
