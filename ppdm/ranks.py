@@ -199,7 +199,7 @@ class _SharedDraws(TorchFunctionMode):
         if options.get("generator") is not self.generator:
             return function(*args, **options)
         if function not in (torch.rand, torch.randn, torch.randint):
-            raise NotImplementedError(
+            raise ValueError(
                 f"{function.__name__} draws what cannot be shared among ranks; use torch.rand, torch.randn or "
                 "torch.randint, with a size whose first axis is that of the subjects."
             )

@@ -215,7 +215,8 @@ def _steps(
         with ranks.together():
             norm = training.update(rate)
         loss = ranks.mean(torch.stack(losses).mean())
-        seconds = ranks.by_first(lambda: time.perf_counter() - began)  # one clock, where the schedule follows it
+        # One clock for all ranks: a schedule may follow it.
+        seconds = float(ranks.mean(torch.tensor(time.perf_counter() - began, dtype=torch.float64)))
         share = schedule.share(training.done, seconds)
         if not training.is_last:
             share = min(share, part.end)  # so that 1 is the end of all, however slow a first step was
