@@ -238,7 +238,8 @@ def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:
 
 
 def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [line for name in now for line in _differences(name, started.get(name), now[name])]
+    names = {**started, **now}  # what is told of one alone, such as the number of ranks, is a change too
+    changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
     if changed:
         warnings.warn(
             f"{'; '.join(changed)}: the weights will not be bit for bit those of a training without interruption",

@@ -8,9 +8,10 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from ppdm.batches import Array, ArrayPair, Survey, batch, survey
 from ppdm.checkpoint import CheckpointError, versions
 from ppdm.method import Method
 from ppdm.optimisation import Training, average_decay
+from ppdm.ranks import Ranks
 from ppdm.resume import Run, RunError
 from ppdm.schedule import (
     Schedule,
@@ -88,6 +90,9 @@ def fit(
     and flips of each step. That holds for a number of steps; how many there are in some minutes, nothing can fix.
     Precision and activation checkpointing are those of ``method.network``.
 
+    In a process group (:func:`ppdm.ranks.joined`), its processes train one network together, each on its share of every
+    batch; the first writes the log and the run, and shows the progress.
+
     Args:
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
@@ -106,6 +111,7 @@ def fit(
     Raises:
         TrainingError: arguments or pairs that cannot be trained with, a loss, gradient or weight that is not finite,
             an accelerator's memory that does not suffice, or a log that cannot be written.
+        RankError: another process of the group could not go on.
         RunError: the run's folder cannot be used, or was started with other arguments.
         CheckpointError: a checkpoint cannot be written, or none that is there can be read.
     """
@@ -127,21 +133,39 @@ def train(
 ) -> nn.Module:
     """The same, with a schedule; asked to ``stop``, it ends the step, keeps a checkpoint and raises `Interrupted`."""
     _check_request(method, schedule, validation, log, run)
-    seen, held = _surveyed(pairs, validation, schedule, digest=run is not None)
-    with run or nullcontext(), _memory_in_words(method):
-        training = Training.start(method, seen.channels, schedule.seed, device)
-        last = None if run is None else _begin(run, training, schedule, seen, held, device)
-        with opened_log(log if run is None else run.log, last.log_bytes if last else 0) as stream:
+    ranks = Ranks.here()
+    _check_shares(schedule, ranks)
+    kept = run if ranks.is_first else None
+    with ExitStack() as opened, _memory_in_words(method):
+        with ranks.together():
+            seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
+            if kept is not None:
+                opened.enter_context(kept)
+            training = Training.start(method, seen.channels, schedule.seed, device)
+        last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(device, ranks)))
+        with ranks.together():
             if last is not None:
-                progress(last.report)
-            for report in _steps(training, pairs, schedule, device, last.report if last else None, run):
-                if schedule.validates(report.step, report.share >= 1):
-                    stage = method.stages[training.stage]
-                    loss = validation_loss(method, training.average, validation, schedule.seed, device, stage)
-                    report = replace(report, validation_loss=loss)
+                assert run is not None
+                _restore(training, last, run.folder)
+            place = None if not ranks.is_first else log if run is None else run.log
+            stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
+        if not ranks.is_first:
+            progress = _unseen
+        if last is not None:
+            progress(last.report)
+        for report in _steps(training, pairs, schedule, device, last.report if last else None, kept, ranks):
+            if schedule.validates(report.step, report.share >= 1):
+                stage = method.stages[training.stage]
+                loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
+                report = replace(report, validation_loss=loss)
+            with ranks.together():
                 stream.write(report)
                 progress(report)
-                _keep(training, report, stream, run, stopping=stop())
+            stopping = ranks.any(stop())
+            with ranks.together():
+                _keep(training, report, stream, kept, stopping)
+            if stopping and report.share < 1:
+                raise _interrupted(report, kept)
     return training.average
 
 
@@ -161,6 +185,7 @@ def _steps(
     device: str | torch.device,
     last: StepReport | None,
     run: Run | None,
+    ranks: Ranks,
 ) -> Iterator[StepReport]:
     """Take the steps that are left; whatever is done between them counts as time of the training."""
     method, seconds = training.method, last.seconds if last else 0.0
@@ -174,58 +199,83 @@ def _steps(
         if training.done > training.began and schedule.used(part, training.done, seconds):
             if training.is_last:
                 return
-            training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
+            with ranks.together():
+                training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
             continue
         rate = schedule.learning_rate(method.optimisation, training.done, seconds, part, training.began)
         generator = step_generator(schedule.seed, training.done, device)
         losses = []
-        for indices in islice(batches, schedule.accumulate):
-            source, target = batch([pairs[i] for i in indices], device)
-            if schedule.augment is not None:
-                source, target = schedule.augment(source, target, generator)
-            losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
-        norm = training.update(rate)
-        loss = torch.stack(losses).mean()
-        seconds = time.perf_counter() - began
+        with ranks.together(), ranks.drawing(generator):
+            for indices in islice(batches, schedule.accumulate):
+                source, target = batch([pairs[i] for i in ranks.share(indices)], device)
+                if schedule.augment is not None:
+                    source, target = schedule.augment(source, target, generator)
+                losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
+        ranks.average_gradients(training.trained)
+        with ranks.together():
+            norm = training.update(rate)
+        loss = ranks.mean(torch.stack(losses).mean())
+        # One clock for all ranks: a schedule may follow it.
+        seconds = float(ranks.mean(torch.tensor(time.perf_counter() - began, dtype=torch.float64)))
         share = schedule.share(training.done, seconds)
         if not training.is_last:
             share = min(share, part.end)  # so that 1 is the end of all, however slow a first step was
         stage = method.stages[training.stage] if len(stages) > 1 else None
-        report = StepReport(training.done, share, float(loss), float(norm), rate, seconds, resumed=resumed, stage=stage)
+        report = StepReport(
+            training.done,
+            share,
+            float(loss),
+            float(norm),
+            rate,
+            seconds,
+            resumed=resumed,
+            stage=stage,
+            peak_allocated=_peaks(device, ranks),
+        )
         _check_finite(report, method, run)
         resumed = False
         yield report
 
 
 def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
-    """Write a checkpoint where one is due, and stop where that was asked for."""
+    """Write a checkpoint where one is due; the last weights must be numbers, whether they are written or not."""
     ended = report.share >= 1
     due = run is not None and (stopping or run.due(report))
     if (ended or due) and not training.is_finite():
         raise _diverged(report, "a weight is not finite", training.method, run)
     if run is not None and due:
         run.save(State(report, log.secure(), training.tensors()))
-    if stopping and not ended:
-        kept = "nothing was kept of it" if run is None else run.last_checkpoint()
-        raise Interrupted(f"stopped after step {report.step} as asked; {kept}")
+
+
+def _interrupted(report: StepReport, run: Run | None) -> Interrupted:
+    kept = "nothing was kept of it" if run is None else run.last_checkpoint()
+    return Interrupted(f"stopped after step {report.step} as asked; {kept}")
 
 
 def _begin(
-    run: Run, training: Training, schedule: Schedule, seen: Survey, held: Survey | None, device: str | torch.device
+    run: Run | None,
+    method: Method,
+    schedule: Schedule,
+    seen: Survey,
+    held: Survey | None,
+    environment: Mapping[str, Any],
 ) -> State | None:
-    """Take the run's folder, and go on from the last checkpoint in it, if there is one."""
-    looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
-    run.begin(describe(training.method, schedule) | looked_at, _environment(device))
-    if (state := run.latest()) is None:
+    """Take the run's folder, if there is one, and find the last checkpoint in it."""
+    if run is None:
         return None
+    looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
+    run.begin(describe(method, schedule) | looked_at, environment)
+    return run.latest()
+
+
+def _restore(training: Training, state: State, folder: Path) -> None:
     try:
         training.restore(state.tensors, state.report.step)
     except ValueError as error:
         raise CheckpointError(
-            f"The checkpoint of step {state.report.step} in {run.folder} is of another network: {error}; files of two "
+            f"The checkpoint of step {state.report.step} in {folder} is of another network: {error}; files of two "
             "runs were mixed, start anew in another folder."
         ) from None
-    return state
 
 
 def _surveyed(
@@ -240,11 +290,31 @@ def _surveyed(
     return seen, held
 
 
-def _environment(device: str | torch.device) -> Mapping[str, Any]:
+def _environment(device: str | torch.device, ranks: Ranks) -> Mapping[str, Any]:
     """What bits depend on, beside what was asked for."""
     kind = torch.device(device).type
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
-    return {**versions(), "device": kind, **threads}
+    several = {"ranks": ranks.world} if ranks.world > 1 else {}
+    return {**versions(), "device": kind, **threads, **several}
+
+
+def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
+    if schedule.batch_size % ranks.world:
+        raise TrainingError(
+            f"A batch of {schedule.batch_size} cannot be shared equally among {ranks.world} processes; give a batch "
+            f"size that is a multiple of {ranks.world}."
+        )
+
+
+def _peaks(device: str | torch.device, ranks: Ranks) -> tuple[int, ...] | None:
+    """Bytes that each of several ranks has had allocated at most so far, where a GPU counts them."""
+    if ranks.world == 1 or torch.device(device).type != "cuda":
+        return None
+    return tuple(ranks.gather(torch.cuda.max_memory_allocated()))
+
+
+def _unseen(report: StepReport) -> None:
+    """A step that another rank shows."""
 
 
 def _check_request(

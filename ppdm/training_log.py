@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ class StepReport:
         validation_loss: of the averaged weights, if they were validated after this step.
         resumed: whether this is the first step after the training was continued.
         stage: which stage the step is of, where a method has several; their losses cannot be compared.
+        peak_allocated: bytes of each GPU's memory that were allocated at most so far, where several train.
     """
 
     step: int
@@ -39,6 +40,7 @@ class StepReport:
     validation_loss: float | None = None
     resumed: bool = False
     stage: str | None = None
+    peak_allocated: Sequence[int] | None = None
 
     @property
     def steps_per_second(self) -> float:
@@ -85,16 +87,16 @@ class Log:
         return self._stream.tell()
 
 
-def last_step(path: str | os.PathLike[str]) -> tuple[int, float]:
-    """The steps and the seconds of the last line of a log.
+def last_step(path: str | os.PathLike[str]) -> tuple[int, float, tuple[int, ...]]:
+    """The steps, the seconds, and the peak of each of several GPUs, of the last line of a log.
 
     Raises:
         TrainingError: it has none that says so.
     """
     try:
         row = json.loads(Path(path).read_bytes().splitlines()[-1])
-        return int(row["step"]), float(row["seconds"])
-    except (OSError, ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+        return int(row["step"]), float(row["seconds"]), tuple(map(int, row.get("peak_allocated", ())))
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise TrainingError(
             f"{path} does not end with a step of a training ({type(error).__name__}); train in another folder."
         ) from None

@@ -10,6 +10,7 @@ from torch import nn
 
 from ppdm.batches import ArrayPair, batch
 from ppdm.method import DIFFUSION, STAGE_LOSSES, Method
+from ppdm.ranks import ALONE, Ranks
 from ppdm.schedule import validation_generator
 
 DRAWS = 4  # times and noises that each pair is scored with
@@ -23,6 +24,7 @@ def validation_loss(
     seed: int = 0,
     device: str | torch.device = "cpu",
     stage: str = DIFFUSION,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Mean training loss of a network over pairs, each with a few times and noises that are the same at every call.
 
@@ -36,11 +38,13 @@ def validation_loss(
         seed: of the training.
         device: where the network is.
         stage: which of the method's stages the loss is of.
+        ranks: processes with the same network and pairs, each of which takes some of the pairs.
     """
     total = 0.0
-    for index, pair in enumerate(pairs):
-        source, target = batch([pair], device)
-        generator = validation_generator(seed, index, device)
-        for _ in range(DRAWS):
-            total += float(STAGE_LOSSES[stage](method, network, source, target, generator).mean())
-    return total / (len(pairs) * DRAWS)
+    with ranks.together():
+        for index in range(ranks.rank, len(pairs), ranks.world):
+            source, target = batch([pairs[index]], device)
+            generator = validation_generator(seed, index, device)
+            for _ in range(DRAWS):
+                total += float(STAGE_LOSSES[stage](method, network, source, target, generator).mean())
+    return sum(ranks.gather(total)) / (len(pairs) * DRAWS)

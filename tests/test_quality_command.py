@@ -47,6 +47,24 @@ def touch(figure, stem):
     return [stem.with_suffix(".png")]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    jobs = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
+    assert run(*SMALL, *MORE)[0] == 0
+    more = ("--vary", "optimisation.learning_rate=1e30")
+    code, _, err = run(*SMALL, *MORE, *more, "--out", "spread", *jobs)
+    assert code == 1
+    assert err.count("ppdm optimisation.learning_rate=1e30: Training stopped at step") == 1
+    here, there = (RecordFile(tmp_path / name / "mri-t1t2" / "records.jsonl").read() for name in ("out", "spread"))
+    scores = [
+        [(one.variant, one.subject, one.metric, one.value) for one in each if one.subject] for each in (here, there)
+    ]
+    assert scores[0] == scores[1]
+    monkeypatch.setattr("ppdm_bench.training.train", lambda *_, **__: pytest.fail("it was trained again"))
+    assert run(*SMALL, *MORE, "--out", "spread", *jobs)[0] == 0
+
+
 def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
     code, out, err = run(*SMALL, *MORE)
     assert code == 0, err

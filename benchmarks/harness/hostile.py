@@ -334,7 +334,7 @@ def _read_log(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     rows = [json.dumps({"step": step, "seconds": step / 3, "loss": 1.0}).encode() for step in (1, 2)]
     rows.append(_whole(random, spoilt_json(random, json.loads(rows[-1])), sound))
     (folder / "log.jsonl").write_bytes(b"\n".join(rows))
-    steps, seconds = last_step(folder / "log.jsonl")
+    steps, seconds, _ = last_step(folder / "log.jsonl")
     ensure(type(steps) is int and type(seconds) is float, "no step, or no seconds")
 
 

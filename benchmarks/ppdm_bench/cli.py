@@ -6,7 +6,6 @@ PyTorch is imported inside commands, so that ``--help`` and ``--version`` answer
 import os
 import signal
 import sys
-import traceback
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -23,6 +22,8 @@ from ppdm_bench.evaluate import evaluate
 from ppdm_bench.figures import figures
 from ppdm_bench.gpu import gpu
 from ppdm_bench.options import (
+    Launcher,
+    LauncherOptions,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
@@ -30,6 +31,7 @@ from ppdm_bench.options import (
     Resample,
     TaskName,
     as_usage,
+    asked_jobs,
     asked_settings,
     asked_sizes,
     asked_subjects,
@@ -48,7 +50,7 @@ from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
 from ppdm_bench.records import PHASES
 from ppdm_bench.speed import speed
-from ppdm_bench.terminal import INTERRUPTED, alone_in, in_words, progress, say, show_warning, told
+from ppdm_bench.terminal import INTERRUPTED, alone_in, fail, leads, progress, say, show_warning, told
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
@@ -91,14 +93,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except Exception as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        say(sentence := in_words(error))
-        code = 2 if isinstance(error, UsageError) else 1  # type: ignore[arg-type]
-        if not sentence:  # no command was given: that is a question, and the help has answered it
-            code = 0
+        code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         say("interrupted; what was written before is complete")
+        code = INTERRUPTED if leads() else 0  # as for an error: the first may be writing a checkpoint still
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -169,6 +167,8 @@ def memory(
         list[str] | None,
         typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
     ] = None,
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/memory"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -180,23 +180,35 @@ def memory(
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    jobs = asked_jobs(launcher, launcher_option)
+    if jobs is not None and (verify or explain):
+        raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import check_phases, configurations
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import told as told_constants
+        from ppdm_bench.memory.jobs import Request, collect_jobs
         from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = [one for size in sizes for one in as_usage(configurations, explain or method, size, **wanted)]
         as_usage(check_phases, asked, phases)
-        where, target = choose(choice, capacity)
-        target = as_usage(told_constants, constants, target)
+        if jobs is None:
+            where, target = choose(choice, capacity)
+            target = as_usage(told_constants, constants, target)
         if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
         verified: list[Record] = []
+        lost: list[str] = []
         with alone_in(out) as folder:
-            if explain:
+            if jobs is not None:
+                request = Request(
+                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute()
+                )
+                records, lost = collect_jobs(asked, request, folder, jobs)
+                text, written = present(records, folder, capacity) if records else ("", [])
+            elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
                 plan = Plan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
@@ -210,7 +222,7 @@ def memory(
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records) + unverified(verified), sys.stderr if json else sys.stdout))
+    raise typer.Exit(told(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout))
 
 
 @app.command()
@@ -317,6 +329,7 @@ def train(
         steps = steps or 1000
 
     from ppdm.augment import Flip
+    from ppdm.ranks import joined
     from ppdm.resume import Run
     from ppdm.schedule import Schedule
     from ppdm.train import Interrupted, StepReport
@@ -330,10 +343,10 @@ def train(
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
     flips = Flip(axes) if axes else None
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
-    where = training_device(choice)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
-    with progress() as bar:
+    with joined() as ranks, progress() as bar:
+        where = training_device(choice, ranks)
         shown = bar.add_task("reading the scans", total=None)
 
         def preparing(done: int, total: int) -> None:
@@ -349,7 +362,8 @@ def train(
         except Interrupted as stopped:
             say(f"{stopped}; the same command with --resume goes on from there")
             raise typer.Exit(INTERRUPTED) from None
-    print(result)
+    if ranks.is_first:
+        print(result)
 
 
 @app.command()

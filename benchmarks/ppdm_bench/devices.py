@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from ppdm.ranks import ALONE, Ranks, own_gpu
 from ppdm_bench.memory.target import Target
 
 
@@ -27,13 +28,18 @@ def choose(asked: str, capacity: int | None) -> tuple[str, Target | None]:
     return ("cuda" if there and asked != "predict" else "predict"), target
 
 
-def training_device(asked: str) -> str:
-    """The device of training and translation: ``cuda`` or ``cpu``.
+def training_device(asked: str, ranks: Ranks = ALONE) -> str:
+    """The device of training and translation: ``cuda`` or ``cpu``; of several ranks, each takes a GPU of its own.
 
     Raises:
         RuntimeError: ``cuda`` without a device.
+        ValueError: more ranks on a machine than GPUs, or another rank has no device.
     """
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise RuntimeError("there is no CUDA device; use --device cpu")
-    return "cuda" if asked != "cpu" and there else "cpu"
+    with ranks.together():
+        there = torch.cuda.is_available()
+        if asked == "cuda" and not there:
+            raise RuntimeError("there is no CUDA device; use --device cpu")
+        device = "cuda" if asked != "cpu" and there else "cpu"
+        if device == "cuda" and ranks.world > 1:
+            torch.cuda.set_device(own_gpu())
+    return device

@@ -4,13 +4,15 @@ No PyTorch here: it is imported inside commands, so that ``--help`` answers at o
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from ppdm_bench.launcher import SUBMITIT
 from ppdm_bench.memory.target import GIB, MIB
+from ppdm_bench.terminal import under_torchrun
 
 if TYPE_CHECKING:
     from ppdm_bench.subjects import Subjects
@@ -158,6 +160,58 @@ PhantomSeed = Annotated[
     int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
 ]
 Resample = Annotated[bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")]
+
+
+# How work is spread over a cluster; the same wherever it is offered.
+Launcher = Annotated[
+    str | None, typer.Option(help="submitit: each configuration in a job of the cluster; default: one after the other.")
+]
+LauncherOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--launcher-option",
+        metavar="NAME=VALUE",
+        help="A parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
+    ),
+]
+
+
+def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str, Any] | None:
+    """The parameters of the jobs that work is spread over, or None where it is done here.
+
+    Raises:
+        typer.BadParameter: another launcher than there is, an option that is none, or options without a launcher.
+    """
+    if launcher is None:
+        if options:
+            raise typer.BadParameter("--launcher-option is of jobs; give it with --launcher submitit")
+        return None
+    read_option("--launcher", _only(SUBMITIT), launcher)
+    if under_torchrun():
+        raise typer.BadParameter("--launcher makes jobs of its own; start the command without torchrun")
+    return dict(read_option("--launcher-option", _read_parameter, text) for text in options or ())
+
+
+def _only(word: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text != word:
+            raise ValueError(f"expected {word}, got {text!r}")
+        return text
+
+    return read
+
+
+def _read_parameter(text: str) -> tuple[str, int | float | str]:
+    """A name and its value: a number where it is written as one."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or not value:
+        raise ValueError(f"expected a parameter of submitit and its value such as slurm_partition=gpu, got {text!r}")
+    for number in (int, float):
+        try:
+            return name, number(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def read_seconds(given: str | float) -> float:

@@ -2,15 +2,26 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_evaluations, read_option
-from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, progress, say
+from ppdm_bench.options import (
+    Launcher,
+    LauncherOptions,
+    as_usage,
+    asked_jobs,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_evaluations,
+    read_option,
+)
+from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, leads, progress, say
 
 if TYPE_CHECKING:
     from ppdm.training_log import StepReport
@@ -74,6 +85,8 @@ def quality(
     quick: Annotated[
         bool, typer.Option("--quick", help="A small profile of two methods, minutes on two cores.")
     ] = False,
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/quality"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -88,9 +101,11 @@ def quality(
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     read_option("--split", one_of("train", "val", "test"), split)
+    jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
         from ppdm.data.tasks import TASKS
+        from ppdm.ranks import joined
         from ppdm.schedule import Schedule
         from ppdm.train import Interrupted
         from ppdm_baselines import METHODS, REFERENCE
@@ -108,11 +123,19 @@ def quality(
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"))
         if quick:
             say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
-        sampling = Sampling(training_device(choice), wanted)
         try:
-            with alone_in(out), progress() as bar:
+            with alone_in(out) if leads() else nullcontext(), progress() as bar:
                 whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
-                outcomes = _trained(plan, out, sampling.device, whole)
+                with joined() as ranks:
+                    # What is trained elsewhere is scored here, on a GPU if there is one here too.
+                    here = choice if jobs is None or choice == "cpu" else "auto"
+                    sampling = Sampling(training_device(here, ranks), wanted)
+                    if jobs is None:
+                        outcomes = _trained(plan, out, sampling.device, whole)
+                    else:
+                        outcomes = _trained_in_jobs(plan, out, choice, jobs, whole)
+                if not ranks.is_first:  # one scores what all have trained
+                    raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:
             say(f"{stopped}; the same command goes on from there")
@@ -152,6 +175,15 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> l
         whole.ended()
         outcomes.append(outcome)
     return outcomes
+
+
+def _trained_in_jobs(
+    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: Whole
+) -> list["Outcome"]:
+    from ppdm_bench.evaluation.jobs import train_in_jobs
+
+    whole.tell(f"{len(plan)} trainings in jobs")
+    return train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
 
 
 def _evaluated(

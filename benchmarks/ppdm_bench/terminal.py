@@ -1,9 +1,11 @@
 """What commands share at the terminal: a progress bar, a folder to write to, errors and warnings in words."""
 
+import os
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,10 +19,37 @@ INTERRUPTED = 128 + signal.SIGINT  # exit code
 LOCK = ".lock"
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process, perhaps with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def leads() -> bool:
+    """Whether this process is the one that speaks and shows: of those that torchrun starts together, the first."""
+    return not under_torchrun() or os.environ["RANK"] == "0"
+
+
 def say(sentence: str) -> None:
     """Tell people something; standard output is for results alone."""
-    if sentence:  # typer's own error for a command without arguments has none: it has shown the help
+    if sentence and leads():  # typer's own error for a command without arguments has none: it has shown the help
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
+
+
+def fail(error: Exception, code: int, trace: bool) -> int:
+    """Say why a command ends, and return the exit code.
+
+    What was foreseen, all processes that torchrun started know of, and the first speaks for them: the others end with
+    0, so that torchrun counts one failure and ends none of them before it has spoken. What was not, any of them says.
+    """
+    foreseen = hasattr(error, "format_message") or isinstance(error, ValueError | OSError)
+    if foreseen and not leads():
+        return 0
+    if trace:
+        traceback.print_exception(error)
+    if not (sentence := in_words(error)):  # no command was given: that is a question, and the help has answered it
+        return 0
+    print(f"ppdm-bench: {sentence}", file=sys.stderr)
+    return code
 
 
 def told(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
@@ -107,7 +136,11 @@ def progress() -> "Iterator[Progress]":
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), Estimate())
     console = Console(stderr=True)
     with Progress(
-        *columns, TextColumn("{task.description}"), console=console, transient=True, disable=not console.is_terminal
+        *columns,
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=not (console.is_terminal and leads()),
     ) as bar:
         yield bar
 

@@ -2,10 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ppdm import Method
 from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
 from ppdm.data.manifest import Pair
 from ppdm.data.pairs import PairsError, TrainingSet
+from ppdm.ranks import Ranks
 from ppdm.resume import Run
 from ppdm.schedule import Schedule
 from ppdm.train import describe, train
@@ -32,6 +34,8 @@ def train_run(
 ) -> str:
     """Train on the pairs of the training split, save the run, and say what became of it.
 
+    Of several ranks, the first takes the folder, saves the run and has something to say.
+
     Args:
         method: the point in the design space.
         subjects: where the pairs come from.
@@ -48,22 +52,25 @@ def train_run(
         OSError: the folder cannot be written.
         ValueError: a manifest, a volume or a training that cannot be, in words.
     """
-    run.check(describe(method, schedule))  # a method that cannot be saved is refused here too, before the first step
-    if run.resume and (trained := _finished(run)) is not None:
-        return f"{run.folder} is complete: {trained.steps} steps were done; nothing is left to do"
-    pairs, held = _training_sets(subjects, schedule, preparing)
+    ranks = Ranks.here()
+    if steps := ranks.by_first(lambda: _steps_of_finished(run, describe(method, schedule))):
+        return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
+    with ranks.together():
+        pairs, held = _training_sets(subjects, schedule, preparing)
     last: list[StepReport] = []
 
     def progress(report: StepReport) -> None:
         last[:] = [report]
         show(report)
 
-    writable(run.folder)
-    with run:
+    with ExitStack() as taken:
+        ranks.by_first(lambda: _take(run, taken))
         with _stoppable() as stop:
             network = train(
                 method, pairs, schedule, device=device, validation=held, run=run, stop=stop, progress=progress
             )
+        if not ranks.is_first:
+            return ""
         end = last[0]
         path = save(run.folder, Trained(method, network, pairs.scaling, pairs.spacing, end.step, schedule.seed))
         run.clear()
@@ -81,9 +88,10 @@ def memory_in_use(device: str) -> str:
     return f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB resident"
 
 
-def _finished(run: Run) -> Trained | None:
-    """The model of a run that has ended; what a kill after that may have left is removed."""
-    if not (run.folder / NAME).exists():
+def _steps_of_finished(run: Run, asked: Mapping[str, Any]) -> int | None:
+    """The steps of a run that has ended, and was started so; what a kill after that may have left is removed."""
+    run.check(asked)  # a method that cannot be saved is refused before the first step
+    if not run.resume or not (run.folder / NAME).exists():
         return None
     try:
         trained = load(run.folder)
@@ -91,7 +99,12 @@ def _finished(run: Run) -> Trained | None:
         return None
     with run:
         run.clear()
-    return trained
+    return trained.steps
+
+
+def _take(run: Run, taken: ExitStack) -> None:
+    writable(run.folder)
+    taken.enter_context(run)
 
 
 def _training_sets(

@@ -131,7 +131,9 @@ def carry_out_trials(
 
 
 def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
-    """Record what each run of a plan cost to train, ``train_seconds`` and ``train_steps``, unless it stands there.
+    """Record what each run of a plan cost to train, unless it stands there.
+
+    That is ``train_seconds`` and ``train_steps``, and after a training on several GPUs ``train_peak_allocated``.
 
     Args:
         plan: whose candidates came from runs.
@@ -150,10 +152,14 @@ def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
 
 def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
     assert candidate.origin is not None
-    steps, seconds = last_step(candidate.origin / LOG)
+    steps, seconds, peaks = last_step(candidate.origin / LOG)
     options = {key: value for key, value in candidate.options.items() if key != "sampling_seed"}
     options |= {"data": dict(plan.data)}
-    for metric, value, unit in (("train_seconds", seconds, "s"), ("train_steps", steps, "1")):
+    costs: list[tuple[str, float, str, tuple[int, ...]]]
+    costs = [("train_seconds", seconds, "s", ()), ("train_steps", steps, "1", ())]
+    if peaks:  # of several GPUs
+        costs.append(("train_peak_allocated", max(peaks), "B", peaks))
+    for metric, value, unit, samples in costs:
         yield Record(
             config_id=config_id(options),
             command=plan.command,
@@ -165,7 +171,9 @@ def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
             value=value,
             unit=unit,
             kind="measured",
-            n=1,
+            n=len(samples) or 1,
+            stat="max" if samples else "",
+            samples=samples,
             seed=candidate.options["training"]["seed"],
             device=candidate.device,
             env=environment(),

@@ -1,0 +1,50 @@
+"""``ppdm-bench quality`` on a cluster: every trial trained in a job of its own, in the folder that it has anyway."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.devices import training_device
+from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials
+from ppdm_bench.launcher import spread
+
+
+def train_in_jobs(
+    wanted: Sequence[Trial],
+    out: Path,
+    device: str,
+    options: Mapping[str, Any],
+    show: Callable[[Trial], None] = lambda trial: None,
+) -> list[Outcome]:
+    """Train each trial in a job; one that was trained before is not trained again, one that was cut goes on.
+
+    Args:
+        wanted: the trials.
+        out: folder of all of them, seen by all machines.
+        device: auto, cuda or cpu: of each job.
+        options: parameters of submitit, see :func:`ppdm_bench.launcher.spread`.
+        show: called when the job of a trial has ended.
+
+    Returns:
+        What became of each, in their order.
+
+    Raises:
+        LauncherError: jobs cannot be made.
+    """
+    out = out.absolute()
+    outcomes: dict[int, Outcome] = {}
+    for ended in spread([partial(_trained, trial, out, device) for trial in wanted], out, options):
+        trial = wanted[ended.number]
+        fault = f"{trial.subjects.task}, {trial.label}: {ended.fault}"
+        outcomes[ended.number] = ended.found or Outcome(trial, trial.folder(out), fault)
+        show(trial)
+    return [outcomes[number] for number in sorted(outcomes)]
+
+
+def _trained(trial: Trial, out: Path, device: str) -> Outcome:
+    """The work of one job."""
+    (outcome,) = carry_out_trials(
+        [trial], out, training_device(device), lambda made, total: None, lambda trial, report: None
+    )
+    return outcome

@@ -1,0 +1,91 @@
+"""``ppdm-bench memory`` on a cluster: every configuration in a job of its own, by the rules of a sweep."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.devices import choose
+from ppdm_bench.launcher import Ended, spread
+from ppdm_bench.memory.command import Plan, Spacing
+from ppdm_bench.memory.constants import told
+from ppdm_bench.memory.results import collect
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.sweep import Ledger
+from ppdm_bench.terminal import alone_in, progress
+
+JOBS = "jobs"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every configuration, as it was asked: which device there is, a job alone can see.
+
+    Attributes:
+        phases, spacing, timeout, budget, gate: as :class:`ppdm_bench.memory.command.Plan` has them.
+        device: auto, cuda, cpu or predict.
+        constants: a file of fitted constants.
+    """
+
+    phases: Sequence[str]
+    device: str
+    spacing: Spacing | tuple[()] = ()
+    timeout: float = 600
+    budget: int | None = None
+    gate: bool = True
+    constants: Path | None = None
+
+
+def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
+    """The work of one job: what an earlier one has left in its folder and still stands is not found out again."""
+    where, target = choose(request.device, request.budget)
+    target = told(request.constants, target)
+    asked = [Configuration.from_dict(dict(configuration))]
+    plan = Plan(asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate)
+    with alone_in(folder):
+        return collect(plan, folder)
+
+
+def collect_jobs(
+    configurations: Sequence[Configuration], request: Request, folder: Path, options: Mapping[str, Any]
+) -> tuple[list[Record], list[str]]:
+    """The records of every configuration, merged into those of the folder as jobs end, and why some have none.
+
+    Args:
+        configurations: each a job, whose own records are kept in ``jobs/`` under its ``config_id``.
+        request: what is asked of each.
+        folder: seen by all machines.
+        options: parameters of submitit, see :func:`ppdm_bench.launcher.spread`.
+
+    Raises:
+        LauncherError: jobs cannot be made.
+    """
+    folder = folder.absolute()
+    places = [folder / JOBS / config_id(one.describe()) for one in configurations]
+    works = [
+        partial(found_out, request, one.to_dict(), place) for one, place in zip(configurations, places, strict=True)
+    ]
+    ledger = Ledger(folder)
+    found: dict[int, list[Record]] = {}
+    faults: dict[int, str] = {}
+    for ended in _shown(spread(works, folder, options), len(works)):
+        if ended.found is None:
+            faults[ended.number] = f"{_name(configurations[ended.number])}: {ended.fault}"
+        else:
+            ledger.keep(ended.found)
+            found[ended.number] = ended.found
+    return [record for number in sorted(found) for record in found[number]], [faults[n] for n in sorted(faults)]
+
+
+def _shown(jobs: Iterator[Ended[list[Record]]], count: int) -> Iterator[Ended[list[Record]]]:
+    with progress() as bar:
+        shown = bar.add_task("jobs of the cluster", total=count)
+        for ended in jobs:
+            yield ended
+            bar.advance(shown)
+
+
+def _name(configuration: Configuration) -> str:
+    return f"{configuration.method} {configuration.variant}".strip()

@@ -1,0 +1,23 @@
+"""Work for jobs that start in a blink, as it needs no PyTorch: what ``test_launcher`` spreads."""
+
+import os
+import time
+from pathlib import Path
+
+
+def doubled(number: int) -> int:
+    return 2 * number
+
+
+def refused() -> int:
+    raise ValueError("the scan cannot be read; give another")
+
+
+def dies() -> int:
+    os._exit(3)
+
+
+def hangs(place: Path) -> int:
+    place.write_text(str(os.getpid()))
+    time.sleep(600)
+    return 0
