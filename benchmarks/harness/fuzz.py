@@ -221,8 +221,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; `tests/test_hostile.py` keeps "
-        "every one:\n",
+        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; `tests/test_hostile.py` "
+        "keeps every one:\n",
         "| target | input | what came of it |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in MENDED),
