@@ -35,7 +35,7 @@ from ppdm_bench.terminal import progress
 SECONDS = 10.0  # for one case
 ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold
 RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
-# What was found in this way and mended: the input, and what came of it. tests/test_hostile.py keeps every one.
+# What was found by cases, or on the way to them, and mended: the input, and what came of it. The tests keep every one.
 MENDED = (
     ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
     ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
@@ -221,7 +221,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"\nFound in this way and mended, {len(MENDED)} defects; `tests/test_hostile.py` keeps every one:\n",
+        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; `tests/test_hostile.py` "
+        "keeps every one:\n",
         "| target | input | what came of it |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in MENDED),

@@ -665,7 +665,8 @@ def _command(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
         code == 0 or bool(said.strip()) or "compare" in words or "check" in words,
         f"{shown}: exit code {code} without a word",
     )
-    left = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
+    named = {".lock", *(Path(word).name for word in words)}  # an output may be called .OUT
+    left = [path.name for path in folder.rglob(".*") if path.name not in named]
     ensure(not left, f"{shown}: left behind: {left}")
     if code:
         raise ValueError(said)

@@ -1,6 +1,6 @@
 """Long runs under a watch, and runs that are ended at random moments: a report in Markdown and its record as JSON.
 
-    python benchmarks/harness/soak.py               all of it, about ten minutes
+    python benchmarks/harness/soak.py               all of it, about twenty minutes
     python benchmarks/harness/soak.py --only rows   one part, the rest of the record as it was
 
 Needs ``/proc``. Ends with code 1 where memory, files or processes grow beyond their bounds, or a run that was ended and
