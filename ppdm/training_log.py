@@ -5,7 +5,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ class StepReport:
     validation_loss: float | None = None
     resumed: bool = False
     stage: str | None = None
-    peak_allocated: Sequence[int] | None = None
+    peak_allocated: tuple[int, ...] | None = None
 
     @property
     def steps_per_second(self) -> float:

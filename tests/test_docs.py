@@ -33,7 +33,7 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE)
 COMMAND = typer.main.get_command(app)
 # `ppdm-bench` as it is written, and as a node without an installation runs it.
-OURS = re.compile(r"(?:^|\s)(?:ppdm-bench|python3? -m ppdm_bench)(?:\s+(.*))?$")
+OURS = re.compile(r"(?:^|\s)(?:ppdm-bench|(?:python3?|torchrun(?: --[\w-]+ \S+)*) -m ppdm_bench)(?:\s+(.*))?$")
 
 
 class Block(NamedTuple):

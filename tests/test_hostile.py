@@ -346,7 +346,7 @@ def test_a_variation_of_nothing_is_refused():
 )
 def test_a_state_that_says_something_impossible_is_damaged_though_its_digest_is_right(tmp_path, report, log_bytes):
     sound = {"step": 2, "share": 0.5, "loss": 1.0, "gradient_norm": 1.0, "learning_rate": 1e-4, "seconds": 1.0}
-    sound |= {"validation_loss": None, "resumed": False, "stage": None}
+    sound |= {"validation_loss": None, "resumed": False, "stage": None, "peak_allocated": [5, 6]}
     place = tmp_path / "state-000002.safetensors"
 
     def written(report, log_bytes):
@@ -372,7 +372,7 @@ def test_a_log_without_a_last_step_is_refused(tmp_path, content):
     with pytest.raises(TrainingError, match="does not end with a step"):
         last_step(tmp_path / "absent")
     (tmp_path / "log.jsonl").write_bytes(b'{"step": 1, "seconds": 2}\n{"step": 2, "seconds": 3}\n')
-    assert last_step(tmp_path / "log.jsonl") == (2, 3.0)
+    assert last_step(tmp_path / "log.jsonl") == (2, 3.0, ())
 
 
 def test_nibabel_tells_nobody_of_what_it_mends(tmp_path, capfd, caplog):

@@ -147,7 +147,7 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
 
 # What the readers of zip files, of NumPy's headers and of JSON raise where those are damaged.
 _DAMAGE = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, SyntaxError, TokenError),
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, TokenError),
     *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
 )
 
