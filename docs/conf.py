@@ -57,11 +57,29 @@ napoleon_attr_annotations = False  # they stand in the signature
 
 # Names of other projects, whose documentation is not at hand without a network; aliases, type variables and constants,
 # which have no docstring.
-OTHERS = "abc collections contextlib dataclasses nib nibabel nn np numpy optional os pandas pathlib pd torch typer typing"
-OTHERS += " weakref"
+OTHERS = [
+    "abc",
+    "collections",
+    "contextlib",
+    "dataclasses",
+    "nib",
+    "nibabel",
+    "nn",
+    "np",
+    "numpy",
+    "optional",
+    "os",
+    "pandas",
+    "pathlib",
+    "pd",
+    "torch",
+    "typer",
+    "typing",
+    "weakref",
+]
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:.*", rf"({OTHERS.replace(' ', '|')})\b.*"),
+    (r"py:.*", rf"({'|'.join(OTHERS)})\b.*"),
     (r"py:.*", r"(.*\.)?(State|Array|Factor|T)"),
     (r"py:data", r".*"),
 ]
