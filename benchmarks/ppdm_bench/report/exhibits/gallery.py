@@ -36,6 +36,8 @@ def show(library: Library) -> Shown:
         if known is None or _breadth(snapshot) > _breadth(known):
             best[snapshot.task] = snapshot
     shown = [snapshot for snapshot in best.values() if _methods(snapshot)]
+    # Beside a task that compares methods, one that has variants of a single one would only add rows.
+    shown = [snapshot for snapshot in shown if _breadth(snapshot)[0] > 1] or shown
     if not shown:
         raise Missing("picture data (snapshot.npz); `ppdm-bench quality` writes them beside its records")
     said = "; ".join(f"{s.task}, {s.subject}: {', '.join(_named(view) for view in _methods(s))}" for s in shown)

@@ -62,10 +62,11 @@ def show_memory(library: Library) -> Shown:
         record = row.records.get(("train", "peak_allocated"))
         if size_of(row) == largest and record is not None and (value := row.value("train", "peak_allocated")):
             peaks[_space(record.method, resolved(record))] = (value, row.kind, record)
+            peaks.setdefault(_space("", resolved(record)), (value, row.kind, record))
     spots = [
         Spot(point, size / GIB, kind, (record,))
         for point in points
-        if (found := peaks.get(_space(point.method, point.design)))
+        if (found := peaks.get(_space(point.method, point.design)) or peaks.get(_space("", point.design)))
         for size, kind, record in [found]
     ]
     if not spots:
@@ -73,7 +74,8 @@ def show_memory(library: Library) -> Shown:
             "peak training memory of the methods whose quality was recorded; `ppdm-bench memory --res 256` makes it"
         )
     about = (
-        f"PSNR against the peak of training memory (peak_allocated) of the same method at {largest}³ voxels, "
+        f"PSNR against the peak of training memory (peak_allocated) of the same method, or of one that lays the volume "
+        f"out alike, at {largest}³ voxels, "
         f"{common([row for row in rows if size_of(row) == largest])}: the quality is that of a small network on the "
         "volumes named above each panel, the memory that of the full size. Hollow: predicted memory. Up and to the "
         f"left is better; the grey line joins what nothing else beats in both. {_scope(points)}"
