@@ -37,7 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # How a value came about is seen in every bar, whatever its colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 
-_COLOURS_OF_A_DRAWING = 2048
+_COLOURS_OF_A_DRAWING = 8192
 
 # Text as text in PDF (TrueType, not Type 3), as publishers ask; the font is the one that matplotlib brings along.
 _STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.6}
@@ -127,7 +127,8 @@ def _rendered(figure: Figure, file_format: str) -> bytes:
 def _few_colours(png: BytesIO) -> bytes:
     """The picture without transparency and with a palette, in less than half the bytes: figures fill a repository.
 
-    A drawing has some hundred colours, most of them shades at the edges of letters; one with more is left as it is.
+    A drawing has hundreds or thousands of colours, most of them shades at the edges of letters and lines; one with more is
+    left as it is.
     """
     from PIL import Image
 
