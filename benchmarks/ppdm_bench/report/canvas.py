@@ -127,7 +127,7 @@ def _rendered(figure: Figure, file_format: str) -> bytes:
 def _few_colours(png: BytesIO) -> bytes:
     """The picture without transparency and with a palette, in less than half the bytes: figures fill a repository.
 
-    A drawing has hundreds or thousands of colours, most of them shades at the edges of letters and lines; one with more is
+    A drawing has hundreds or thousands of colours, most of them shades at edges of letters and lines; one with more is
     left as it is.
     """
     from PIL import Image
