@@ -275,8 +275,8 @@ def _trained(method: Any) -> Trained:
 
 def _ready_checkpoints(folder: Path) -> dict[str, Any]:
     runs = []
-    for name in ("ppdm", "slice25d", "patch", "latent"):
-        place = save(folder / name, _trained(METHODS[name]))
+    for name, method in METHODS.items():
+        place = save(folder / name, _trained(method))
         runs.append((place.read_bytes(), json.loads(place.with_suffix(".json").read_text())))
     return {"runs": runs, "scan": torch.rand(8, 8, 8) * 100} | _marked(folder)
 

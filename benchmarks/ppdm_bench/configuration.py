@@ -80,6 +80,11 @@ class Configuration:
         preset = "" if self.preset == "matched" else self.preset
         return " ".join(filter(None, (self.resolve().variant, preset)))
 
+    @property
+    def label(self) -> str:
+        """Method and variant."""
+        return f"{self.method} {self.variant}".strip()
+
     def fields(self) -> dict[str, Any]:
         """What records have as fields of their own, so that they can be found and sorted by them."""
         return {

@@ -116,7 +116,9 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 
     def read(text: str) -> str:
         if text not in allowed:
-            raise ValueError(f"expected {', '.join(allowed[:-1])} or {allowed[-1]}, got {text!r}")
+            *others, last = allowed
+            expected = f"{', '.join(others)} or {last}" if others else last
+            raise ValueError(f"expected {expected}, got {text!r}")
         return text
 
     return read
@@ -186,19 +188,10 @@ def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str,
         if options:
             raise typer.BadParameter("--launcher-option is of jobs; give it with --launcher submitit")
         return None
-    read_option("--launcher", _only(SUBMITIT), launcher)
+    read_option("--launcher", one_of(SUBMITIT), launcher)
     if under_torchrun():
         raise typer.BadParameter("--launcher makes jobs of its own; start the command without torchrun")
     return dict(read_option("--launcher-option", _read_parameter, text) for text in options or ())
-
-
-def _only(word: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text != word:
-            raise ValueError(f"expected {word}, got {text!r}")
-        return text
-
-    return read
 
 
 def _read_parameter(text: str) -> tuple[str, int | float | str]:

@@ -31,7 +31,7 @@ def leads() -> bool:
 
 def say(sentence: str) -> None:
     """Tell people something; standard output is for results alone."""
-    if sentence and leads():  # typer's own error for a command without arguments has none: it has shown the help
+    if leads():
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
 
 

@@ -40,7 +40,9 @@ class Assessment:
     data: Mapping[str, Any]
     resample: bool = False
     command: str = "evaluate"
-    _made: dict[tuple[str, int | None, str], Tensor] = field(default_factory=dict, repr=False, compare=False)
+    _made: dict[tuple[str, int | None, str], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def predict(self, candidate: Candidate, case: Case) -> Tensor:
         """The prediction of a case, (D, H, W); not to be written into.

@@ -126,7 +126,7 @@ def _name(configuration: Configuration, phase: str) -> str:
     c = configuration
     size = "×".join(map(str, c.shape))
     recomputed = "" if c.checkpointing == "none" else f"checkpointing {c.checkpointing}"
-    words = (f"{c.method} {c.variant}".strip(), phase, size, f"batch {c.batch_size}", c.precision, recomputed)
+    words = (c.label, phase, size, f"batch {c.batch_size}", c.precision, recomputed)
     return ", ".join(filter(None, words))
 
 

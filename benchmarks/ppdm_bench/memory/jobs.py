@@ -72,7 +72,7 @@ def collect_jobs(
     faults: dict[int, str] = {}
     for ended in _shown(spread(works, folder, options), len(works)):
         if ended.found is None:
-            faults[ended.number] = f"{_name(configurations[ended.number])}: {ended.fault}"
+            faults[ended.number] = f"{configurations[ended.number].label}: {ended.fault}"
         else:
             ledger.keep(ended.found)
             found[ended.number] = ended.found
@@ -85,7 +85,3 @@ def _shown(jobs: Iterator[Ended[list[Record]]], count: int) -> Iterator[Ended[li
         for ended in jobs:
             yield ended
             bar.advance(shown)
-
-
-def _name(configuration: Configuration) -> str:
-    return f"{configuration.method} {configuration.variant}".strip()
