@@ -1,7 +1,7 @@
 """Dataclasses as JSON values and back: what is written beside weights and records, and read without running code."""
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from inspect import formatannotation
 from sys import float_info
 from types import UnionType
@@ -11,13 +11,38 @@ T = TypeVar("T")
 Axes = Mapping[str, Mapping[str, type]]  # for each field that holds one of several types: their names
 
 
-def describe(value: Any, axes: Axes) -> dict[str, Any]:
+_LATER = "later"
+
+
+def later(default: T) -> T:
+    """A field that came when files had been written without it: there it has its default, and it is written otherwise.
+
+    So what was trained and recorded before is read, and identified, as it was.
+    """
+    made: T = field(default=default, metadata={_LATER: True})
+    return made
+
+
+def describe(value: Any, axes: Axes, *, complete: bool = False) -> dict[str, Any]:
     """A dataclass as nested dictionaries of JSON values: an axis names its type, a part is its fields, a tuple a list.
+
+    Args:
+        value: the dataclass.
+        axes: the types of its fields that hold one of several.
+        complete: whether fields that are :func:`later` are there at their defaults, too.
 
     Raises:
         ValueError: the value of an axis is not in its table: it could not be found again without running code.
     """
-    return {f.name: _plain(f.name, getattr(value, f.name), axes) for f in fields(value)}
+    return {
+        f.name: _plain(f.name, getattr(value, f.name), axes, complete)
+        for f in fields(value)
+        if complete or not _is_later(f) or getattr(value, f.name) != f.default
+    }
+
+
+def _is_later(one: Field[Any]) -> bool:
+    return _LATER in one.metadata
 
 
 def restore(kind: type[T], content: Any, axes: Axes) -> T:
@@ -30,12 +55,12 @@ def restore(kind: type[T], content: Any, axes: Axes) -> T:
     return kind(**{name: _value(name, value, hints[name], axes) for name, value in _known(kind, content).items()})
 
 
-def _plain(name: str, value: Any, axes: Axes) -> Any:
+def _plain(name: str, value: Any, axes: Axes, complete: bool) -> Any:
     if isinstance(value, tuple):
         return list(value)
     if not is_dataclass(value):
         return value
-    content = describe(value, axes)
+    content = describe(value, axes, complete=complete)
     if name not in axes:
         return content
     for key, kind in axes[name].items():
@@ -74,9 +99,10 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _known(kind: type, content: Any) -> Mapping[str, Any]:
-    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks no field."""
+    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks none that was always there."""
     names = {f.name for f in fields(kind)}
-    if not isinstance(content, Mapping) or set(content) != names:
+    needed = {f.name for f in fields(kind) if not _is_later(f)}
+    if not isinstance(content, Mapping) or not needed <= set(content) <= names:
         got = sorted(content, key=str) if isinstance(content, Mapping) else content
         raise ValueError(f"{kind.__name__} has the fields {sorted(names)}, got {got!r}")
     return content

@@ -71,7 +71,7 @@ def _split(text: str, separator: str) -> list[str]:
 
 def _moved(method: Method, label: str, assignments: Sequence[Assignment]) -> Method:
     try:
-        content = method.to_dict()
+        content = describe(method, AXES, complete=True)
         for name, value in assignments:
             _set(content, name, _axis_value(name, value) if name in AXES else _plain(value))
         return Method.from_dict(content)
