@@ -268,3 +268,16 @@ def x0_of(target: str, kernel: Kernel, output: Tensor, x_t: Tensor, y: Tensor, t
         return x_t - kernel.scale(t) * output
     a, b, sigma = kernel.coefficients(t)
     return (x_t - b * y - sigma * output) / a
+
+
+def x0_error_of(target: str, kernel: Kernel, error: Tensor, t: Tensor) -> Tensor:
+    """What an error of the output makes of x0: ``x0_of(output) − x0``, given ``output − target_of(…)``.
+
+    :func:`x0_of` is affine in the output, so neither x0 nor the output is needed.
+    """
+    if target == "score":
+        return -kernel.scale(t) * error
+    if target == "noise":
+        a, _, sigma = kernel.coefficients(t)
+        return -sigma / a * error
+    return error

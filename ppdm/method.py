@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppdm.autoencoder import Autoencoder
 from ppdm.description import Axes, describe, restore
-from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_of
+from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
 from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representation
@@ -254,7 +254,8 @@ def training_loss(
         return codec.encode(pad_to_multiple(volume, method.multiple))
 
     pieces = method.window.draw(encoded(target), encoded(source), generator)
-    losses = [_piece_loss(method, codec, diffusion, piece, generator) for piece in pieces]
+    # One after the other, and each taken off the list: what one was made of is not held while the next is scored.
+    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
@@ -296,12 +297,15 @@ def _piece_loss(
     noise = torch.randn(x0.shape, **random)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
+    wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
+    del piece, x0, noise  # volumes, of which the network's memory is short
 
-    output = predict(network, x_t, times, y)
-    loss = method.loss.reconstruction(output, target_of(method.target, method.kernel, x0, x_t, y, t, noise))
+    error = predict(network, x_t, times, y) - wanted
+    del x_t, y, wanted
+    loss = method.loss.reconstruction(error)
     if method.loss.gradient:
-        error = x0_of(method.target, method.kernel, output, x_t, y, t) - x0
-        loss = loss + method.loss.puzzle_gradient(codec.decode(error), method.representation.cell)
+        volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
+        loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
     return loss
 
 

@@ -94,7 +94,7 @@ class Slices:
         """Predict for slices; of the source the network sees those around, which hold y's own in their middle."""
         assert isinstance(network, nn.ModuleDict)
         axis = _axis(view)
-        prediction: Tensor = network[view](torch.cat([x_t.squeeze(axis), around], dim=1), t)
+        prediction: Tensor = network[view]([x_t.squeeze(axis), around], t)
         return prediction.unsqueeze(axis)
 
 

@@ -5,14 +5,16 @@ baselines share: a skip from the stem, from every residual block and from every 
 on the way up. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ppdm.unet_parts import PRECISIONS, Parts, TimeEmbedding, start_at_zero, without_autocast
+from ppdm.description import later
+from ppdm.unet_parts import PRECISIONS, Parts, TimeEmbedding, recomputed, start_at_zero, without_autocast
 
-CHECKPOINTING = ("none", "norm", "block")
+CHECKPOINTING = ("none", "norm", "block", "conv")  # from the most memory to the least
 SKIPS = ("concat", "add")
 RESAMPLING = ("convolution", "residual")
 
@@ -40,8 +42,14 @@ class UNetOptions:
             normalisation) instead of being added before it.
         precision: dtype of convolutions and attention. Parameters and statistics stay in fp32, and no autocast is used:
             its lists differ between devices, explicit casts do not.
-        checkpointing: what is recomputed in the backward pass instead of kept: ``none``; ``norm`` (normalisation and
-            activation before each convolution); ``block`` (whole residual and attention blocks).
+        checkpointing: what is recomputed in the backward pass instead of kept: ``none``; ``norm`` (what is cheap:
+            normalisation and activation before each convolution, the repetition of voxels before the grid is doubled);
+            ``block`` (whole residual and attention blocks, with the doubling and the joining that lead to them);
+            ``conv`` (blocks, and in a block that is computed again what is cheap once more, so that one convolution's
+            input at a time is held).
+        channels_last: whether convolutions see their tensors with the channels innermost in memory. A GPU's tensor
+            cores want that in half precision; group normalisation on CUDA does not, so that copies lie between them.
+        compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets.
 
     Raises:
         ValueError: a value outside the ranges above, or a network of more than :data:`MOST_CHANNELS` channels,
@@ -59,12 +67,17 @@ class UNetOptions:
     adaptive: bool = False
     precision: str = "fp32"
     checkpointing: str = "none"
+    channels_last: bool = later(False)
+    compile: bool = later(False)
 
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "head_channels", "norm_groups"):
             value, most = getattr(self, name), MOST_BLOCKS if name == "residual_blocks" else MOST_CHANNELS
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} must be a positive integer up to {most}, got {value!r}")
+        for name in ("channels_last", "compile"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         m, a = self.multipliers, self.attention
         if not isinstance(m, tuple) or not m or not all(type(k) is int and k > 0 for k in m):
             raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
@@ -88,6 +101,16 @@ class UNetOptions:
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+
+    @property
+    def recomputes_norms(self) -> bool:
+        """Whether what leads to a convolution is computed again where it is needed."""
+        return self.checkpointing in ("norm", "conv")
+
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether whole blocks are computed again."""
+        return self.checkpointing in ("block", "conv")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -155,35 +178,67 @@ class UNet(nn.Module):
 
         self.head = make.normalised_convolution(channels, out_channels)
         start_at_zero(self.head.convolution)
+        if o.channels_last:
+            self.to(memory_format=make.layout)  # type: ignore[call-overload]
+        if o.compile:
+            self.compile(dynamic=False)  # lazily; names and states stay as they are
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Predict from x, float ``(N, C_in, *spatial)``, and the time t (N,) in [0, 1]; the result is float32."""
-        self._check(x)
-        with without_autocast(x.device.type):
-            return self._predict(x, t)
+    def forward(self, x: Tensor | Sequence[Tensor], t: Tensor) -> Tensor:
+        """Predict from x and the time t (N,) in [0, 1]; the result is float32.
 
-    def _predict(self, x: Tensor, t: Tensor) -> Tensor:
+        Args:
+            x: float ``(N, C_in, *spatial)``, or several whose channels together are C_in. Those are joined here, in the
+                chosen precision, so that no joined volume in float32 is held.
+            t: (N,).
+        """
+        seen = [x] if isinstance(x, Tensor) else list(x)
+        self._check(seen)
+        with without_autocast(t.device.type):
+            return self._predict(seen, t)
+
+    def _predict(self, seen: list[Tensor], t: Tensor) -> Tensor:
         embedding = self.time(t)  # (N, 4w)
-        h = self.stem(x)  # (N, w, *spatial), and from here on in the chosen precision
-        skips = [h]
+        # (N, w, *spatial), and from here on in the chosen precision
+        h = self.stem(torch.cat([x.to(self.stem.dtype) for x in seen], dim=1) if len(seen) > 1 else seen[0])
+        held = [h]
         for part in self.down:
             h = part(h, embedding)
-            skips.append(h)
+            held.append(h)
         for part in self.middle:
             h = part(h, embedding)
+        held.append(h)
+        rise: list[nn.Module] = []
         for part in self.up:
+            rise.append(part)
             if getattr(part, "joins", False):
-                h = self._joined(h, skips.pop())  # in one expression: a skip that has been joined is held by no name
-            h = part(h, embedding)
-        return self.head(h).float()
+                h = self._risen(rise, held, embedding)
+                held.append(h)
+                rise = []
+        return self.head(held.pop()).float().contiguous()
 
-    def _joined(self, h: Tensor, skip: Tensor) -> Tensor:
+    def _risen(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
+        """Go on from the last tensor that is held, to the next skip and through the block that joins it."""
+        if not (self.options.recomputes_blocks and torch.is_grad_enabled()):
+            return self._rise(rise, held, embedding)
+        h, skip = held.pop(), held.pop()
+        return recomputed(lambda skip, h, embedding: self._rise(rise, [skip, h], embedding), skip, h, embedding)
+
+    def _rise(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
+        """As above. What is joined is taken off the list in the same expression, so that no name holds it."""
+        *doubling, block = rise
+        for part in doubling:
+            held.append(part(held.pop(), embedding))
+        return block(self._joined(held), embedding)
+
+    def _joined(self, held: list[Tensor]) -> Tensor:
+        h, skip = held.pop(), held.pop()
         return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else torch.lerp(h, skip, 0.5)
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != self.dims + 2 or x.shape[1] != self.in_channels:
-            wanted = ", ".join("NCDHW" if self.dims == 3 else "NCHW")
-            raise ValueError(f"expected ({wanted}) with C = {self.in_channels}, got shape {tuple(x.shape)}")
+    def _check(self, seen: Sequence[Tensor]) -> None:
+        x, wanted = seen[0], ", ".join("NCDHW" if self.dims == 3 else "NCHW")
+        if any(other.ndim != self.dims + 2 for other in seen) or sum(o.shape[1] for o in seen) != self.in_channels:
+            shapes = " and ".join(str(tuple(other.shape)) for other in seen)
+            raise ValueError(f"expected ({wanted}) with C = {self.in_channels}, got shape {shapes}")
         if any(s % self.options.multiple for s in x.shape[2:]):
             raise ValueError(
                 f"sizes {tuple(x.shape[2:])} must be multiples of {self.options.multiple}, since the network halves "

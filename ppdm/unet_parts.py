@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from ppdm.unet import UNetOptions
+
+aten = torch.ops.aten
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,31 +45,55 @@ class TimeEmbedding(nn.Module):
 class Convolution(nn.Module):
     """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``."""
 
-    def __init__(self, dims: int, c_in: int, c_out: int, kernel: int, stride: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        dims: int,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int,
+        dtype: torch.dtype,
+        layout: torch.memory_format = torch.preserve_format,
+    ) -> None:
         super().__init__()
         layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, kernel // 2)
         self.weight, self.bias = layer.weight, layer.bias
-        self.stride, self.padding, self.dtype = stride, kernel // 2, dtype
+        self.stride, self.padding, self.dtype, self.layout = stride, kernel // 2, dtype, layout
         self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x in the chosen precision."""
-        assert self.bias is not None
-        dtype = torch.float32 if self._is_faulty_for(x) else self.dtype
-        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
-        return self.convolve(x.to(dtype), weight, bias, self.stride, self.padding).to(self.dtype)
+        dtype = self.arithmetic(x)
+        weight, bias = self.parameters_in(dtype)
+        seen = x.to(dtype, memory_format=self.layout)
+        return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
 
-    def _is_faulty_for(self, x: Tensor) -> bool:
-        """Whether oneDNN leaves the weight's gradient uninitialised: bf16, a depth of 2 (torch 2.11 and 2.13, CPU)."""
-        return self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
+    def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight and bias, cast."""
+        assert self.bias is not None
+        return self.weight.to(dtype), self.bias.to(dtype)
+
+    def arithmetic(self, x: Tensor) -> torch.dtype:
+        """The chosen precision, but for what oneDNN gets wrong.
+
+        In bf16 at a depth of 2 it leaves the weight's gradient uninitialised (torch 2.11 and 2.13, on the CPU).
+        """
+        faulty = self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
+        return torch.float32 if faulty else self.dtype
 
 
 class Normalisation(nn.GroupNorm):
     """Group normalisation in the dtype of its input, its statistics in fp32 inside the kernel."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x. The affine parameters are cast too: the CPU's kernel takes mixed dtypes, CUDA's does not."""
-        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        """Normalise x."""
+        if x.is_cuda:
+            x = x.contiguous()  # CUDA's kernel takes no other layout and would copy unseen
+        return F.group_norm(x, self.num_groups, *self.parameters_in(x.dtype), self.eps)
+
+    def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift, cast too: the CPU's kernel takes mixed dtypes, CUDA's does not."""
+        return self.weight.to(dtype), self.bias.to(dtype)
 
 
 class NormalisedConvolution(nn.Module):
@@ -77,15 +105,85 @@ class NormalisedConvolution(nn.Module):
 
     def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
         """Apply them to x (N, C, *spatial); the modulation, if there is one, is a scale and a shift (N, C, 1, …)."""
-        return recomputed(self._apply_all, x, *modulation) if self.recompute else self._apply_all(x, *modulation)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self._apply_all(x, *modulation)
+        if modulation or self.resize is not same or self.convolution.layout is not torch.preserve_format:
+            return recomputed(self._apply_all, x, *modulation)
+        dtype = self.convolution.arithmetic(x)
+        parameters = (*self.norm.parameters_in(x.dtype), *self.convolution.parameters_in(dtype))
+        how = (self.norm.num_groups, self.norm.eps, self.convolution.stride, self.convolution.padding)
+        out: Tensor = _RecomputedConvolution.apply(x, *parameters, *how)
+        return out.to(self.convolution.dtype)
 
     def _apply_all(self, x: Tensor, *modulation: Tensor) -> Tensor:
         h = self.norm(x)
         if modulation:
             scale, shift = modulation
             h = torch.addcmul(shift, h, 1 + scale)
-        h = self.resize(F.silu(h))  # by the same name: what was normalised is not held while it is convolved
+        # Where no gradient will need it, over what was normalised, which is no one else's.
+        h = self.resize(F.silu(h, inplace=not torch.is_grad_enabled()))  # by the same name: not held while convolved
         return self.convolution(h)
+
+
+class _RecomputedConvolution(Function):
+    """``convolve(silu(norm(x)))`` that keeps x alone, and whose backward pass holds two more of its size at most.
+
+    The same kernels in the same order as autograd's, hence the same bits; but each intermediate is made when it is
+    needed, and the activation's gradient is written over that of its output. Checkpointing would hold x, what was
+    normalised, what was activated, and a gradient at once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        groups: int,
+        eps: float,
+        stride: int,
+        padding: int,
+    ) -> Tensor:
+        ctx.save_for_backward(x, scale, shift, weight, bias)
+        ctx.norm, ctx.convolution = (groups, eps), _geometry(x.ndim - 2, stride, padding)
+        activated = F.silu(_normalised(x, scale, shift, groups, eps)[0], inplace=True)
+        return torch.convolution(activated.to(weight.dtype), weight, bias, *ctx.convolution)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, shift, weight, bias = ctx.saved_tensors
+        activated = F.silu(_normalised(x, scale, shift, *ctx.norm)[0], inplace=True).to(weight.dtype)
+        wanted = [True, True, True]
+        slope, of_weight, of_bias = aten.convolution_backward(
+            gradient, activated, weight, bias.shape, *ctx.convolution, wanted
+        )
+        del activated
+        slope = slope.to(x.dtype)
+        normalised, mean, deviation = _normalised(x, scale, shift, *ctx.norm)
+        aten.silu_backward.grad_input(slope, normalised, grad_input=slope)
+        del normalised
+        of_norm = aten.native_group_norm_backward(
+            slope, x.contiguous(), mean, deviation, scale, *_sizes(x), ctx.norm[0], wanted
+        )
+        return (*of_norm, of_weight, of_bias, None, None, None, None)
+
+
+def _geometry(dims: int, stride: int, padding: int) -> tuple[Any, ...]:
+    """Stride, padding, dilation, no transposition, no padding of its output, one group."""
+    return [stride] * dims, [padding] * dims, [1] * dims, False, [0] * dims, 1
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Subjects, channels, voxels."""
+    return x.shape[0], x.shape[1], x.shape[2:].numel()
+
+
+def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What the norm makes of x, and the means and reciprocal deviations of its groups."""
+    return torch.native_group_norm(x.contiguous(), scale, shift, *_sizes(x), groups, eps)
 
 
 class Block(nn.Module):
@@ -103,13 +201,18 @@ class Block(nn.Module):
         self.second = make.normalised_convolution(c_out, c_out)
         self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
         self.attention = make.attention(c_out) if attend else None
-        self.recompute = make.options.checkpointing == "block"
+        # A block that joins a skip is computed again with what leads to it (UNet._rise).
+        self.recompute = make.options.recomputes_blocks and not joins
 
     def forward(self, x: Tensor, *embedding: Tensor) -> Tensor:
         """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for, if it takes any."""
-        return recomputed(self._apply_all, x, *embedding) if self.recompute else self._apply_all(x, *embedding)
+        again = self.recompute and torch.is_grad_enabled()
+        return recomputed(self._apply_all, x, *embedding) if again else self._apply_all(x, *embedding)
 
     def _apply_all(self, x: Tensor, *embedding: Tensor) -> Tensor:
+        # First, so that it is last in the backward pass: its gradient, as large as x, does not lie beside the others.
+        # Where there is none, last, as then its output does not.
+        shortcut = self.shortcut(self.resize(x)) if torch.is_grad_enabled() else None
         h = self.first(x)
         modulation: tuple[Tensor, ...] = ()
         if self.shift is not None:
@@ -121,7 +224,7 @@ class Block(nn.Module):
             else:
                 h += shift  # in place: no one else holds a convolution's output
         h = self.second(h, *modulation)
-        h += self.shortcut(self.resize(x))
+        h += self.shortcut(self.resize(x)) if shortcut is None else shortcut
         return h if self.attention is None else self.attention(h)
 
 
@@ -156,14 +259,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the grid by repetition and smooth it by a convolution."""
+    """Double the grid by repetition and smooth it by a convolution; with ``recompute`` only its input is kept."""
 
-    def __init__(self, convolution: Convolution) -> None:
+    def __init__(self, convolution: Convolution, recompute: bool) -> None:
         super().__init__()
-        self.convolution = convolution
+        self.convolution, self.recompute = convolution, recompute
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, 2·spatial)."""
+        again = self.recompute and torch.is_grad_enabled()
+        return recomputed(self._apply_all, x) if again else self._apply_all(x)
+
+    def _apply_all(self, x: Tensor) -> Tensor:
         return self.convolution(doubled(x))
 
 
@@ -218,8 +325,15 @@ class Parts:
     def __init__(self, dims: int, options: "UNetOptions", timed: bool = True) -> None:
         self.dims, self.options, self.dtype, self.timed = dims, options, PRECISIONS[options.precision], timed
 
+    @property
+    def layout(self) -> torch.memory_format:
+        """How convolutions want their tensors in memory."""
+        if not self.options.channels_last:
+            return torch.preserve_format
+        return torch.channels_last if self.dims == 2 else torch.channels_last_3d
+
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
-        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype)
+        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype, self.layout)
 
     def norm(self, channels: int) -> Normalisation:
         common = gcd(self.options.norm_groups, channels)
@@ -228,7 +342,7 @@ class Parts:
         return Normalisation(groups, channels)
 
     def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = same) -> NormalisedConvolution:
-        recompute = self.options.checkpointing == "norm"
+        recompute = self.options.recomputes_norms
         return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute, resize)
 
     def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> Block:
@@ -242,7 +356,7 @@ class Parts:
     def upsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
             return Block(self, channels, channels, attend=False, joins=False, resize=doubled)
-        return Upsample(self.convolution(channels, channels))
+        return Upsample(self.convolution(channels, channels), self.options.checkpointing != "none")
 
     def attention(self, channels: int) -> Attention:
         heads = max(channels // self.options.head_channels, 1)

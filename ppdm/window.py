@@ -73,8 +73,7 @@ class Whole:
         return [Piece(x0, y, self.apply)]
 
     def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        seen = torch.cat([x_t, y], dim=1) if self.concatenate else x_t
-        prediction: Tensor = network(seen, t)
+        prediction: Tensor = network([x_t, y] if self.concatenate else x_t, t)
         return prediction
 
 
@@ -154,7 +153,7 @@ class Patch:
                 line.reshape(len(line), 1, *[-1 if k == axis else 1 for k in range(3)]).expand(grid)
                 for axis, line in enumerate(axes)
             ]
-        prediction: Tensor = network(torch.cat(seen, dim=1), t)
+        prediction: Tensor = network(seen, t)
         return prediction
 
 

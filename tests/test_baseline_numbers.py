@@ -1,5 +1,6 @@
 """Each baseline's own numbers: what its authors' code builds, and what its page promises."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -72,7 +73,8 @@ class Oracle(nn.Module):
         super().__init__()
         self.method, self.x0, self.y = method, x0, y
 
-    def forward(self, seen: Tensor, times: Tensor) -> Tensor:
+    def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
         x_t, t, kernel = seen[:, :1], times.reshape(-1, 1, 1, 1, 1), self.method.kernel
         a, b, sigma = kernel.coefficients(t)
         noise = (x_t - a * self.x0 - b * self.y) / sigma
@@ -114,9 +116,10 @@ def test_a_prior_start_is_the_noised_source_at_a_fifth_of_the_path() -> None:
     inputs: list[tuple[Tensor, Tensor]] = []
 
     class Recorder(Oracle):
-        def forward(self, seen: Tensor, times: Tensor) -> Tensor:
+        def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+            seen = torch.cat(list(parts), dim=1)
             inputs.append((seen[:, :1], times))
-            return super().forward(seen, times)
+            return super().forward(parts, times)
 
     out = sample(method, Recorder(method, x0, y), y, generator())
     a, _, sigma = method.kernel.coefficients(torch.tensor(0.2))

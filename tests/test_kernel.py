@@ -5,7 +5,7 @@ E[x0 | x_t, y] = m + v·a/(a²v + σ²)·(x_t − a·m − b·y), and every step
 are carried along exactly and nothing is left to chance.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import cos, pi, sqrt
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from torch import Tensor, nn
 
-from ppdm.kernel import I2SB, SCHEDULES, TARGETS, Brownian, Gaussian, Kernel, Linear, target_of, x0_of
+from ppdm.kernel import I2SB, SCHEDULES, TARGETS, Brownian, Gaussian, Kernel, Linear, target_of, x0_error_of, x0_of
 from ppdm.method import Method, Sampling, sample
 from ppdm.representation import Identity, Puzzle, Representation
 from ppdm.unet import UNetOptions
@@ -200,6 +200,9 @@ def test_targets_and_x0_are_inverse(kernel: Kernel, target: str) -> None:
     assert torch.allclose(x0_of(target, kernel, wanted, x_t, y, t), x0, rtol=0, atol=1e-10)
     other = x0_of(target, kernel, wanted + 1, x_t, y, t)
     assert not torch.isclose(other, x0).any()  # the network's output matters at every t
+    error = torch.randn(64, 1, 2, 2, 2, dtype=torch.float64)
+    moved = x0_of(target, kernel, wanted + error, x_t, y, t) - x0
+    assert torch.allclose(x0_error_of(target, kernel, error, t), moved, rtol=1e-6, atol=1e-9)
 
 
 def test_targets_are_what_they_are_called() -> None:
@@ -415,7 +418,8 @@ class BestDenoiser(nn.Module):
         super().__init__()
         self.method = method
 
-    def forward(self, seen: Tensor, times: Tensor) -> Tensor:
+    def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
         kernel = self.method.kernel
         x_t, y = seen.chunk(2, dim=1)
         t = times.reshape(-1, 1, 1, 1, 1)

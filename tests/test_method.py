@@ -1,5 +1,5 @@
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,7 +51,8 @@ class Recorder(nn.Module):
         self.sources: list[Tensor] = []
         self.times: list[Tensor] = []
 
-    def forward(self, seen: Tensor, t: Tensor) -> Tensor:
+    def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
         x_t, y = seen.chunk(2, dim=1)
         self.states.append(x_t)
         self.sources.append(y)
@@ -93,7 +94,9 @@ networks = st.builds(
     resampling=st.sampled_from(("convolution", "residual")),
     adaptive=st.booleans(),
     precision=st.sampled_from(("fp32", "bf16", "fp16")),
-    checkpointing=st.sampled_from(("none", "norm", "block")),
+    checkpointing=st.sampled_from(("none", "norm", "block", "conv")),
+    channels_last=st.booleans(),
+    compile=st.booleans(),
 )
 
 
@@ -289,7 +292,7 @@ def test_the_loss_of_an_untrained_bridge_is_known(loss: Loss) -> None:
     """It predicts no residual, so its error is y − x0 whatever the time and the noise."""
     method = replace(BRIDGE.with_factor((1, 2, 4)), loss=loss)
     source, target = volumes(2, 1, 2, 8, 8), volumes(2, 1, 2, 8, 8, seed=1)
-    expected = loss.reconstruction(source, target) + loss.puzzle_gradient(source - target, (1, 2, 4))
+    expected = loss.reconstruction(source - target) + loss.puzzle_gradient(source - target, (1, 2, 4))
     found = training_loss(method, method.build(), source, target)
     assert torch.allclose(found, expected, rtol=1e-5)
 
@@ -307,7 +310,8 @@ def test_a_perfect_network_has_no_loss_at_any_target(target: str) -> None:
     source, wanted = volumes(4, 1, 4, 4, 4), volumes(4, 1, 4, 4, 4, seed=1)
 
     class Perfect(nn.Module):
-        def forward(self, seen: Tensor, times: Tensor) -> Tensor:
+        def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+            seen = torch.cat(list(parts), dim=1)
             x_t, y = seen.chunk(2, dim=1)
             a, _, sigma = kernel.coefficients(times.reshape(-1, 1, 1, 1, 1))
             noise = (x_t - a * wanted) / sigma

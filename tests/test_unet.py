@@ -1,3 +1,4 @@
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppdm.unet import UNet, UNetOptions
+from ppdm.unet import CHECKPOINTING, UNet, UNetOptions
 from ppdm.unet_parts import Attention, Convolution, Downsample, Normalisation, Upsample, doubled, halved
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4, head_channels=4)
@@ -164,7 +165,7 @@ def test_skips_carry_what_the_bottom_cannot(skips: str) -> None:
 def test_an_added_skip_is_half_the_sum() -> None:
     net = network(replace(SMALL, skips="add"))
     h, skip = inputs(1, 8, 2, 2, 2)[0], inputs(1, 8, 2, 2, 2, seed=2)[0]
-    assert torch.allclose(net._joined(h, skip), (h + skip) / 2)
+    assert torch.allclose(net._joined([skip, h]), (h + skip) / 2)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -178,9 +179,21 @@ def test_time_and_every_subject_are_seen_apart(resampling: str, adaptive: bool) 
     assert not torch.allclose(net(x, t), net(x, 1 - t))
 
 
-def test_channels_last_gives_the_same() -> None:
+def test_an_input_with_its_channels_innermost_gives_the_same() -> None:
     net, (x, t) = network(), inputs(1, 2, 4, 4, 4)
     assert torch.allclose(net(x.to(memory_format=torch.channels_last_3d), t), net(x, t), atol=1e-5)
+
+
+def test_several_inputs_are_those_channels_side_by_side() -> None:
+    net, (x, t) = network(), inputs(2, 2, 4, 4, 4)
+    assert torch.equal(net([x[:, :1], x[:, 1:]], t), net(x, t))
+
+
+@pytest.mark.parametrize("parts", [(1,), (1, 2), (2, 2)])
+def test_several_inputs_must_have_the_channels_together(parts: tuple[int, ...]) -> None:
+    net, (x, t) = network(), inputs(1, 3, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"C = 2, got shape .*, 4, 4, 4\)"):
+        net([x[:, :channels] for channels in parts], t)
 
 
 def test_adaptive_normalisation_is_scaled_and_shifted() -> None:
@@ -203,7 +216,7 @@ def test_residual_resampling_takes_means_and_repeats() -> None:
 # Precision and memory ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["norm", "block"])
+@pytest.mark.parametrize("mode", ["norm", "block", "conv"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("other", [{}, {"skips": "add"}, {"adaptive": True, "resampling": "residual"}], ids=str)
 def test_checkpointing_changes_no_bit(other: dict[str, Any], precision: str, mode: str) -> None:
@@ -235,9 +248,46 @@ def saved_bytes(options: UNetOptions) -> int:
 
 
 def test_checkpointing_and_bf16_keep_less() -> None:
-    none, norm, block = (saved_bytes(replace(SMALL, checkpointing=mode)) for mode in ("none", "norm", "block"))
-    assert block < norm < 0.8 * none
+    none, norm, block, conv = (saved_bytes(replace(SMALL, checkpointing=mode)) for mode in CHECKPOINTING)
+    assert conv <= block < norm < 0.6 * none
     assert saved_bytes(replace(SMALL, precision="bf16")) < 0.6 * none
+
+
+def switched(options: UNetOptions, change: dict[str, Any], x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+    """Outputs and gradients of a network, and of one with the same weights and a switch."""
+    dims = x.ndim - 2
+    plain = network(options, dims)
+    other = UNet(2, 1, dims, replace(options, **change))
+    other.load_state_dict(plain.state_dict())
+    (out, expected), (again, found) = gradients(plain, x, t), gradients(other, x, t)
+    return out, again, *(torch.cat([g.flatten() for g in each]) for each in (expected, found))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("checkpointing", CHECKPOINTING)
+def test_channels_last_is_another_layout_of_the_same_numbers(checkpointing: str, dims: int) -> None:
+    x, t = inputs(2, 2, *[8] * dims)
+    change = {"channels_last": True, "checkpointing": checkpointing}
+    out, again, expected, found = switched(replace(SMALL, attention=(False, True)), change, x, t)
+    assert again.is_contiguous()
+    assert torch.allclose(again, out, rtol=1e-5, atol=1e-5)
+    assert (found - expected).norm() / expected.norm() < 1e-5
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    convolution = UNet(2, 1, dims, replace(SMALL, **change)).down[0].first.convolution
+    shown: list[Tensor] = []
+    convolution.convolve = lambda x, *rest: shown.append(x) or x[:, :1]  # type: ignore[func-returns-value]
+    convolution(inputs(1, 8, *[8] * dims)[0])
+    assert convolution.weight.is_contiguous(memory_format=layout)
+    assert shown[0].is_contiguous(memory_format=layout)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for the CPU takes a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own, on importing its compiler
+def test_a_compiled_network_gives_the_same() -> None:
+    x, t = inputs(1, 2, 4, 4)
+    out, again, expected, found = switched(replace(SMALL, multipliers=(1,)), {"compile": True}, x, t)
+    assert torch.allclose(again, out, rtol=1e-4, atol=1e-4)
+    assert (found - expected).norm() / expected.norm() < 1e-4
 
 
 @pytest.mark.parametrize("attention", [(), (False, True)])
@@ -293,7 +343,8 @@ def test_shapes_are_known_without_data() -> None:
 def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
     state = network().state_dict()
     assert all(value.dtype == torch.float32 for value in state.values())
-    for other in (replace(SMALL, precision="bf16"), replace(SMALL, checkpointing="block")):
+    for change in ({"precision": "bf16"}, {"checkpointing": "block"}, {"channels_last": True}):
+        other = replace(SMALL, **change)
         UNet(2, 1, 3, other).load_state_dict(state)
 
 
@@ -317,7 +368,7 @@ def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
         ({"skips": "mul"}, "skips must be one of concat, add, got 'mul'"),
         ({"resampling": "fft"}, "resampling must be one of convolution, residual, got 'fft'"),
         ({"precision": "fp8"}, "precision must be one of fp32, bf16, fp16, got 'fp8'"),
-        ({"checkpointing": "all"}, "checkpointing must be one of none, norm, block, got 'all'"),
+        ({"checkpointing": "all"}, "checkpointing must be one of none, norm, block, conv, got 'all'"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], sentence: str) -> None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -37,7 +38,8 @@ class Recorder(nn.Module):
         self.seen: list[Tensor] = []
         self.times: list[Tensor] = []
 
-    def forward(self, seen: Tensor, t: Tensor) -> Tensor:
+    def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
         self.seen.append(seen)
         self.times.append(t)
         return seen[:, :1]
@@ -118,7 +120,8 @@ def test_stitching_covers_everything_and_a_pointwise_network_does_not_notice(
     shape: tuple[int, int, int], size: tuple[int, int, int], overlap: float
 ) -> None:
     class Pointwise(nn.Module):
-        def forward(self, seen: Tensor, t: Tensor) -> Tensor:
+        def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+            seen = torch.cat(list(parts), dim=1)
             assert all(s <= part for s, part in zip(seen.shape[2:], size, strict=True))
             return seen.sum(1, keepdim=True) * t.reshape(-1, 1, 1, 1, 1)
 
@@ -215,7 +218,8 @@ class Blur(nn.Module):
         super().__init__()
         self.weight = weight
 
-    def forward(self, seen: Tensor, t: Tensor) -> Tensor:
+    def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
         return self.weight * F.avg_pool2d(seen.square().sum(1, keepdim=True), 3, 1, 1)
 
 
