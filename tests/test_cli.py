@@ -12,9 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from commands import refused, run
 
 from ppdm_baselines import METHODS, PRESETS
+from ppdm_bench import cli
 from ppdm_bench.options import GIB
 from ppdm_bench.records import PHASES, Record, RecordFile
 
@@ -575,3 +577,33 @@ def test_a_training_that_is_asked_for_wrongly(words, sentence):
 def test_subjects_that_are_asked_for_wrongly(words, sentence):
     assert sentence in refused(2, "train", "--out", "run", *words)
     assert not Path("run").exists()
+
+
+# --- several processes at once
+
+
+@pytest.fixture(params=["0", "1"])
+def rank(request, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", request.param)
+    return request.param
+
+
+def commands():
+    return typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("command", sorted({*commands()} - {*cli.SHARED, *cli.SILENT}))
+def test_under_torchrun_no_two_processes_write_the_same_files(rank, command):
+    code, out, err = run(command, "--out", "out")
+    told = "start it without torchrun, which is for train and quality" in err and command in err
+    assert (code, out, told, bool(err)) == ((2, "", True, True) if rank == "0" else (0, "", False, False))
+    assert not Path("out").exists()
+
+
+def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", "0")
+    assert run("env")[0] == 0
+    assert run("--help")[0] == 0
+    assert {*cli.SHARED, *cli.SILENT} <= {*commands()}

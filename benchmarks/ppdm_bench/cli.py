@@ -50,13 +50,26 @@ from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
 from ppdm_bench.records import PHASES
 from ppdm_bench.speed import speed
-from ppdm_bench.terminal import INTERRUPTED, alone_in, fail, leads, progress, say, show_warning, told
+from ppdm_bench.terminal import (
+    INTERRUPTED,
+    alone_in,
+    fail,
+    leads,
+    progress,
+    say,
+    show_warning,
+    told,
+    under_torchrun,
+)
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
 # Also where it is run as ``python -m ppdm_bench``: completion is for the command that is installed.
 NAME = "ppdm-bench"
+
+# What may run as several processes at once: those that share their work, and those that write nothing.
+SHARED, SILENT = ("train", "quality"), ("env", "methods")
 
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
@@ -110,12 +123,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Memory benchmark and ablation toolkit for volumetric medical image translation."""
+    command = context.invoked_subcommand
+    if under_torchrun() and command not in (*SHARED, *SILENT):
+        raise typer.BadParameter(
+            f"under torchrun every process would do all of {command} and write the same files; start it without "
+            f"torchrun, which is for {' and '.join(SHARED)}"
+        )
 
 
 Methods = Annotated[
