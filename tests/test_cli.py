@@ -107,6 +107,32 @@ def test_settings_multiply():
     assert {tuple(row["shape"]) for row in peaks} == {(8, 9, 10)}
 
 
+def test_any_field_of_the_design_space_is_a_row():
+    more = ("--set", "network.multipliers=[1,2]", "--vary", "network.checkpointing=block", "--vary", "kernel=i2sb")
+    words = (*TINY, "--method", "patch", "--res", 8, "--device", "predict", "--phase", "train", *more)
+    code, out, err = run(*words, "--json")
+    assert code == 0
+    start = "network.multipliers=[1,2]"
+    rows = [(r["method"], r["variant"], r["checkpointing"]) for r in json.loads(out) if r["metric"] == "peak_allocated"]
+    assert rows == [
+        ("ppdm", f"r=2 {start}", "none"),
+        ("ppdm", f"r=2 {start}", "block"),
+        ("ppdm", f"r=2 {start}+kernel=i2sb", "none"),
+        ("patch", start, "none"),
+        ("patch", start, "block"),
+    ]
+    assert "left out: kernel=i2sb of patch: target 'noise' does not determine x0" in err
+    assert f"ppdm r=2 {start}+kernel=i2sb" in run(*words)[1]
+
+
+@pytest.mark.parametrize("command", ["memory", "speed", "plan", "train"])
+def test_a_field_that_there_is_not_is_bad_usage(command):
+    about = {"plan": ("--res", 16, "--budget", "1GB"), "train": ("--task", "mri-t1t2")}.get(command, ("--res", 16))
+    sentence = refused(2, command, *about, "--method", "ppdm", "--set", "kernel.beta=1", "--out", "made")
+    assert "a method has no kernel.beta; it has" in sentence
+    assert not Path("made").exists()
+
+
 def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
     """Real children, a real limit: the second size runs out of memory, and the third is not tried."""
     words = (*TINY, "--res", "32,16,24", "--device", "cpu", "--budget", "3MB", "--no-gate", "--out", "o")

@@ -150,15 +150,12 @@ def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Meth
     """The method that the cells lie around."""
     from ppdm_baselines import METHODS
     from ppdm_bench.configuration import find_method
-    from ppdm_bench.variation import VariationError, vary
+    from ppdm_bench.variation import moved, read_one
 
     method = find_method(name or next(iter(METHODS)))
     method = method if width is None else method.with_network(width=width)
     for text in changes:
-        points = vary(method, text)
-        if len(points) != 1:
-            raise VariationError(f"--set takes one value, got {text!r}; several are for --vary")
-        method = points[0].method
+        method = moved(method, read_one(text))
     return method
 
 

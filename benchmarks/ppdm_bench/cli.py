@@ -29,8 +29,11 @@ from ppdm_bench.options import (
     PhantomSeed,
     PhantomSize,
     Resample,
+    Start,
     TaskName,
+    Variations,
     as_usage,
+    asked_configurations,
     asked_jobs,
     asked_settings,
     asked_sizes,
@@ -165,6 +168,8 @@ def memory(
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
     ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    vary: Variations = None,
+    start: Start = None,
     device: Device = "auto",
     budget: Annotated[
         str | None,
@@ -204,7 +209,7 @@ def memory(
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.configuration import check_phases, configurations
+        from ppdm_bench.configuration import check_phases
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import told as told_constants
@@ -212,7 +217,7 @@ def memory(
         from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = [one for size in sizes for one in as_usage(configurations, explain or method, size, **wanted)]
+        asked = asked_configurations(explain or method, sizes, wanted, start, vary)
         as_usage(check_phases, asked, phases)
         if jobs is None:
             where, target = choose(choice, capacity)
@@ -319,6 +324,7 @@ def train(
     augment: Annotated[str, typer.Option(help="none, flip (left and right), or flip:dhw for chosen axes.")] = "none",
     precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
+    start: Start = None,
     seed: Annotated[
         int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")
     ] = 0,
@@ -353,11 +359,12 @@ def train(
     from ppdm.resume import Run
     from ppdm.schedule import Schedule
     from ppdm.train import Interrupted, StepReport
-    from ppdm_bench.configuration import Configuration
+    from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
     from ppdm_bench.training import memory_in_use, train_run
 
     asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
+    (asked,) = as_usage(around, [asked], start or [], [], say)
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))

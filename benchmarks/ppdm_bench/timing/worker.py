@@ -47,7 +47,7 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     with ExitStack() as stack:
         # Seldom, so that looking costs no time; who else computes on a GPU stays there for longer.
         process = stack.enter_context(watched_process(interval=1.0)) if device == "cuda" else None
-        best = ceiling(configuration.precision, device, watch.clock)
+        best = ceiling(method.network.precision, device, watch.clock)
         if request["phase"] == "train":
             metrics: dict[str, Any] = {"step_seconds": _time_step(watch, _training(method, *size, device))}
             flops, notes = _counted("step_flops", lambda: step_flops(method, *size))
