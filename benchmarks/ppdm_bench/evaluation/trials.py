@@ -52,11 +52,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: its run, or why there is none."""
+    """What became of a trial: its run, or why there is none.
+
+    Attributes:
+        lost: whether its job was lost, which says nothing of the trial.
+    """
 
     trial: Trial
     run: Path
     fault: str = ""
+    lost: bool = False
 
 
 def trials(
