@@ -14,7 +14,7 @@ from typing import Any
 from ppdm import Method
 from ppdm.pixel_puzzle import Factor
 from ppdm_baselines import PRESETS
-from ppdm_bench.variation import Assignment, VariationError, moved, plain, read, read_one, written
+from ppdm_bench.variation import Assignment, VariationError, moved, plain, read, read_one, settled, written
 
 Shape = tuple[int, int, int]
 
@@ -78,17 +78,15 @@ class Configuration:
             MethodError: a field that there is not, or a point that cannot be.
         """
         options: dict[str, Any] = {}
-        kept = read_one(self.setting) if self.setting else []
+        others = read_one(self.setting) if self.setting else []
         for name, value in assignments:
-            # What is set later counts, and another value of an axis has fields of its own.
-            kept = [one for one in kept if one[0] != name and not one[0].startswith(f"{name}.")]
             if name == "representation":
                 options["factor"] = None
             if name in _OPTIONS and plain(value) is not None:
                 options[_OPTIONS[name]] = plain(value)
             else:
-                kept.append((name, value))
-        made = replace(self, setting=written(kept), **options)
+                others.append((name, value))
+        made = replace(self, setting=written(settled(others)), **options)
         made.resolve()
         return made
 

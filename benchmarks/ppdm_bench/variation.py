@@ -9,7 +9,7 @@ Every point is made by the dataclass itself, so one that cannot work is refused 
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -74,6 +74,14 @@ def read_one(text: str) -> list[Assignment]:
     if others:
         raise VariationError(f"--set takes one value, got {text!r}; several are for --vary")
     return first
+
+
+def settled(assignments: Iterable[Assignment]) -> list[Assignment]:
+    """Those that count: of a field what is set last, and of an axis no field of the value that it had before."""
+    kept: list[Assignment] = []
+    for name, value in assignments:
+        kept = [*(one for one in kept if one[0] != name and not one[0].startswith(f"{name}.")), (name, value)]
+    return kept
 
 
 def written(assignments: Sequence[Assignment]) -> str:
