@@ -469,6 +469,7 @@ def trained(tmp_path_factory):
         write_scan(folder / name, SHAPE, np.int16, oblique(), seed)
     (folder / "pairs.csv").write_text("subject,split,source,target\na,train,source.nii.gz,target.nii.gz\n")
     words = ("--manifest", folder / "pairs.csv", "--width", 8, "--steps", 3, "--factor", 2, "--device", "cpu")
+    words = (*words, "--set", "network.multipliers=[1,2,2]")
     return folder, run("train", *words, "--out", folder / "run")
 
 
@@ -483,6 +484,7 @@ def test_a_training_leaves_a_run_and_says_where(trained):
     assert steps == [1, 2, 3]
     described = json.loads((folder / "run" / "model.json").read_text())
     assert described["method"]["network"]["width"] == 8
+    assert described["method"]["network"]["multipliers"] == [1, 2, 2]
     assert described["steps"] == 3
 
 
