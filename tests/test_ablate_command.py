@@ -212,6 +212,86 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     assert "2 are there" in err
 
 
+JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
+
+
+@pytest.fixture
+def same_pace(monkeypatch):
+    """A step that takes the same time whenever it is measured, so that equal time is the same number of steps."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(pace, "_step", lambda *_: 0.5)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pace, monkeypatch):
+    timed = ("--minutes", "0.02")  # 2 steps, equal time and equal steps alike
+    assert run(*PAIR, *timed)[0] == 0
+    code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
+    assert code == 0, err
+    assert "2 trainings, of which 0 are there" in err
+    assert "min of all machines to go" in err
+    clocks = ("train_seconds", "volume_seconds")
+
+    def said(folder):
+        records = RecordFile(small / folder / "records.jsonl").read()
+        return sorted(
+            (r.metric, r.variant, r.subject, r.steps or 0, r.kind, r.config_id, r.metric in clocks or r.value)
+            for r in records
+        )
+
+    assert said("spread") == said("out")
+    (kept,) = (small / "spread" / "jobs").glob("*/records.jsonl")
+    assert {r.metric for r in RecordFile(kept).read()} == {"step_seconds"}
+
+    # On another machine the same command goes on with the pace and the steps that it began with.
+    monkeypatch.setattr(pace, "environment", lambda: {"cpu": "another"})
+    monkeypatch.setattr(pace, "_step", lambda *_: pytest.fail("the pace was measured again"))
+    monkeypatch.setattr("ppdm_bench.training.train", lambda *_, **__: pytest.fail("it was trained again"))
+    code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
+    assert (code, "2 are there" in err) == (0, True), err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
+    original = trials.train_run
+
+    def lost(method, *given):
+        if method.kernel.__class__.__name__ == "I2SB":
+            raise OSError("the node is gone")
+        return original(method, *given)
+
+    monkeypatch.setattr(trials, "train_run", lost)
+    code, _, err = run(*PAIR, *JOBS)
+    assert code == 1
+    assert err.count("mri-t1t2, ppdm kernel=i2sb 2 steps: the node is gone") == 1
+    records = RecordFile(small / "out" / "records.jsonl").read()
+    assert {r.variant for r in records if r.metric == "psnr"} == {"default"}
+    assert {r.status for r in records} == {"ok"}
+    monkeypatch.setattr(trials, "train_run", original)
+    assert run(*PAIR, *JOBS)[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
+    def lost(*_):
+        raise OSError("the node is gone")
+
+    monkeypatch.setattr(pace, "_step", lost)
+    sentence = refused(1, *PAIR, *JOBS).splitlines()[-1]
+    assert sentence.endswith("the pace of the cells was not measured: the node is gone; the same command tries again")
+
+
+def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
+    wanted = cells(TINY, [], ["kernel=i2sb"])
+    about = ((8, 8, 8), 1)
+    records = [*pace.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
+    assert pace.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
+    assert not pace.of_one_machine(wanted, *about, "cuda", records)
+    elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
+    assert not pace.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
+    assert not pace.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
+
+
 def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
     words = (*SMALL, "--grid", "none", "--vary", "optimisation.learning_rate=1e30")
     code, out, err = run(*words)
@@ -269,6 +349,7 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
         (("--profile", "long"), "expected auto, quick or full"),
         (("--memory-res", "0"), "at least 1"),
         (("--seeds", "x"), "whole number"),
+        (("--launcher-option", "timeout_min=9"), "give it with --launcher submitit"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import typer
 from commands import refused, run
 
 from ppdm_baselines import METHODS, PRESETS
+from ppdm_bench import cli
 from ppdm_bench.options import GIB
 from ppdm_bench.records import PHASES, Record, RecordFile
 
@@ -103,6 +105,32 @@ def test_settings_multiply():
         ("fp32", "block"),
     ]
     assert {tuple(row["shape"]) for row in peaks} == {(8, 9, 10)}
+
+
+def test_any_field_of_the_design_space_is_a_row():
+    more = ("--set", "network.multipliers=[1,2]", "--vary", "network.checkpointing=block", "--vary", "kernel=i2sb")
+    words = (*TINY, "--method", "patch", "--res", 8, "--device", "predict", "--phase", "train", *more)
+    code, out, err = run(*words, "--json")
+    assert code == 0
+    start = "network.multipliers=[1,2]"
+    rows = [(r["method"], r["variant"], r["checkpointing"]) for r in json.loads(out) if r["metric"] == "peak_allocated"]
+    assert rows == [
+        ("ppdm", f"r=2 {start}", "none"),
+        ("ppdm", f"r=2 {start}", "block"),
+        ("ppdm", f"r=2 {start}+kernel=i2sb", "none"),
+        ("patch", start, "none"),
+        ("patch", start, "block"),
+    ]
+    assert "left out: kernel=i2sb of patch: target 'noise' does not determine x0" in err
+    assert f"ppdm r=2 {start}+kernel=i2sb" in run(*words)[1]
+
+
+@pytest.mark.parametrize("command", ["memory", "speed", "plan", "train"])
+def test_a_field_that_there_is_not_is_bad_usage(command):
+    about = {"plan": ("--res", 16, "--budget", "1GB"), "train": ("--task", "mri-t1t2")}.get(command, ("--res", 16))
+    sentence = refused(2, command, *about, "--method", "ppdm", "--set", "kernel.beta=1", "--out", "made")
+    assert "a method has no kernel.beta; it has" in sentence
+    assert not Path("made").exists()
 
 
 def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
@@ -441,6 +469,7 @@ def trained(tmp_path_factory):
         write_scan(folder / name, SHAPE, np.int16, oblique(), seed)
     (folder / "pairs.csv").write_text("subject,split,source,target\na,train,source.nii.gz,target.nii.gz\n")
     words = ("--manifest", folder / "pairs.csv", "--width", 8, "--steps", 3, "--factor", 2, "--device", "cpu")
+    words = (*words, "--set", "network.multipliers=[1,2,2]")
     return folder, run("train", *words, "--out", folder / "run")
 
 
@@ -455,6 +484,7 @@ def test_a_training_leaves_a_run_and_says_where(trained):
     assert steps == [1, 2, 3]
     described = json.loads((folder / "run" / "model.json").read_text())
     assert described["method"]["network"]["width"] == 8
+    assert described["method"]["network"]["multipliers"] == [1, 2, 2]
     assert described["steps"] == 3
 
 
@@ -575,3 +605,33 @@ def test_a_training_that_is_asked_for_wrongly(words, sentence):
 def test_subjects_that_are_asked_for_wrongly(words, sentence):
     assert sentence in refused(2, "train", "--out", "run", *words)
     assert not Path("run").exists()
+
+
+# --- several processes at once
+
+
+@pytest.fixture(params=["0", "1"])
+def rank(request, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", request.param)
+    return request.param
+
+
+def commands():
+    return typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("command", sorted({*commands()} - {*cli.SHARED, *cli.SILENT}))
+def test_under_torchrun_no_two_processes_write_the_same_files(rank, command):
+    code, out, err = run(command, "--out", "out")
+    told = "start it without torchrun, which is for train and quality" in err and command in err
+    assert (code, out, told, bool(err)) == ((2, "", True, True) if rank == "0" else (0, "", False, False))
+    assert not Path("out").exists()
+
+
+def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", "0")
+    assert run("env")[0] == 0
+    assert run("--help")[0] == 0
+    assert {*cli.SHARED, *cli.SILENT} <= {*commands()}

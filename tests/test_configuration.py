@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from ppdm import PPDM, Method
-from ppdm.representation import Puzzle
+from ppdm.kernel import I2SB, Brownian
+from ppdm.representation import Haar, Puzzle
 from ppdm_baselines import PRESETS, REFERENCE
-from ppdm_bench.configuration import Configuration, MethodError, configurations, find_method, presets_of
+from ppdm_bench.configuration import Configuration, MethodError, around, configurations, find_method, presets_of
 from ppdm_bench.records import config_id
+from ppdm_bench.variation import VariationError
 
 SHAPE = (16, 17, 18)
 MINE = replace(PPDM, name="mine")
@@ -96,6 +98,85 @@ def test_what_cannot_be_is_refused(methods, options, words):
 def test_a_factor_where_there_is_none_is_refused():
     with pytest.raises(MethodError, match="no puzzle factor"):
         Configuration(REFERENCE, SHAPE, factor=2).resolve()
+
+
+# --- settings: any field of the design space
+
+
+def near(methods, starts=(), variations=(), **options):
+    """The configurations, and what was told."""
+    told = []
+    return around(configurations(methods, SHAPE, **options), starts, variations, told.append), told
+
+
+def test_each_variation_alone_around_every_configuration():
+    found, told = near(["ppdm"], (), ["kernel.gamma=0.25,1", "kernel=i2sb"], factors=[2, 4])
+    assert [one.variant for one in found] == [
+        f"r={r}{setting}" for r in (2, 4) for setting in ("", " kernel.gamma=0.25", " kernel.gamma=1", " kernel=i2sb")
+    ]
+    assert [one.resolve().kernel for one in found[:4]] == [PPDM.kernel, Brownian(0.25), Brownian(1.0), I2SB()]
+    assert found[5].resolve().representation == Puzzle(4)
+    assert not told
+    assert len({config_id(one.describe()) for one in found}) == len(found)
+    assert Configuration.from_dict(json.loads(json.dumps(found[1].to_dict()))) == found[1]
+
+
+def test_what_is_an_option_too_is_the_same_configuration_however_it_is_asked_for():
+    varied, _ = near(["ppdm"], ["network.width=16"], ["network.checkpointing=none,norm,block"], factors=[2])
+    assert varied == configurations(["ppdm"], SHAPE, factors=[2], width=16, checkpointing=["none", "norm", "block"])
+    assert "setting" not in varied[1].to_dict()
+    (half,), _ = near(["ppdm"], ["network.precision=bf16"])
+    assert (half.fields()["precision"], half.variant) == ("bf16", "r=2")
+    (r4,), _ = near(["ppdm"], ["representation.factor=4"], factors=[2, 8])
+    assert r4.factor == 4
+
+
+def test_another_representation_has_a_factor_of_its_own_or_none():
+    found, _ = near(["ppdm"], (), ["representation=haar,puzzle(factor=[1,2,2])"], factors=[2, 4])
+    assert [one.resolve().representation for one in found] == [Puzzle(2), Haar(), Puzzle((1, 2, 2)), Puzzle(4)]
+
+
+def test_what_is_set_later_counts():
+    (made,), _ = near(["ppdm"], ["kernel.gamma=0.25+loss.p=1", "kernel=i2sb", "loss.p=2"])
+    assert made.setting == "kernel=i2sb+loss.p=2"
+    (same,), _ = near(["ppdm"], (), [f"kernel.gamma={PPDM.kernel.gamma}"])
+    assert same == Configuration("ppdm", SHAPE)
+
+
+def test_the_columns_of_a_row_say_what_the_method_has():
+    point = json.dumps(PPDM.with_network(precision="bf16").to_dict())
+    assert Configuration("ppdm", SHAPE, precision="bf16", point=point).fields()["precision"] == "bf16"
+    fields = full().fields()
+    assert (fields["channels_last"], fields["compile"]) == (False, False)
+
+
+def test_what_some_methods_cannot_have_is_left_out_of_them_and_told():
+    found, told = near(["ppdm", REFERENCE, "patch"], (), ["kernel.gamma=0.25"])
+    assert [one.label for one in found] == ["ppdm r=2", "ppdm r=2 kernel.gamma=0.25", REFERENCE, "patch"]
+    assert told == [f"left out: kernel.gamma=0.25 of {REFERENCE}, patch: a method has no kernel.gamma"]
+    found, told = near(["ppdm", "wavelet"], ["representation.factor=1"])
+    assert [one.label for one in found] == ["ppdm r=1"]
+    assert told == ["left out: representation.factor=1 of wavelet: wavelet has no puzzle factor"]
+
+
+@pytest.mark.parametrize(
+    ("starts", "variations", "words"),
+    [
+        ((), ["kernel.beta=1"], "a method has no kernel.beta; it has representation, "),
+        (["kernel.beta=1"], (), "a method has no kernel.beta"),
+        (["kernel.gamma=1,2"], (), "--set takes one value, got 'kernel.gamma=1,2'; several are for --vary"),
+        ((), ["network.precision=fp8"], "precision must be one of fp32"),
+        ((), ["network.checkpointing=[[1]]"], "checkpointing must be one of none"),
+        ((), ["network.width=null"], "width must be int, got None"),
+        ((), ["kernel.gamma=-1"], "a Brownian bridge needs gamma > 0"),
+        ((), [""], "expected name=value,value"),
+        (["+"], (), "expected name=value such as"),
+    ],
+)
+def test_a_setting_that_no_method_can_have_is_refused(starts, variations, words):
+    with pytest.raises((MethodError, VariationError)) as error:
+        near(["ppdm", REFERENCE], starts, variations)
+    assert words in str(error.value)
 
 
 def test_a_method_of_ones_own_in_the_current_folder(tmp_path, monkeypatch):

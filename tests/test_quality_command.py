@@ -176,12 +176,24 @@ def test_folders_differ_wherever_trials_do():
     assert all(" " not in str(trial.folder(trials.Path("out"))) for trial in made)
 
 
+def test_points_are_near_the_one_that_is_started_from():
+    starts = ["kernel.gamma=1", "network.multipliers=[1,2]", "kernel.gamma=0.25"]
+    made = trials.trials(
+        [PhantomSubjects("mri-t1t2")], ["ppdm"], ["kernel=i2sb"], trials.Schedule(steps=1), [0], 8, starts
+    )
+    start = "network.multipliers=[1,2]+kernel.gamma=0.25"
+    assert [trial.variation for trial in made] == [start, f"{start}+kernel=i2sb"]
+    assert {(trial.method.network.width, trial.method.network.multipliers) for trial in made} == {(8, (1, 2))}
+    assert made[0].method.kernel.gamma == 0.25
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("--task", "ct"), "'ct' is none of"),
         (("--method", "pdpm"), "did you mean ppdm?"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
+        (("--set", "kernel.gamma=1,2"), "--set takes one value"),
         (("--steps", "2", "--minutes", "1"), "one of the two"),
         (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
         (("--grid", "round"), "no grid preset 'round'"),

@@ -19,7 +19,7 @@ import pytest
 from matplotlib.patches import Rectangle
 
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.report import figure, table, units
+from ppdm_bench.report import canvas, figure, table, units
 from ppdm_bench.report.rows import gather
 
 GIB = 2**30
@@ -68,6 +68,13 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert [units.significant(x) for x in (9.999, 0.00009999, 1234, -0.5)] == ["10.0", "0.000100", "1234", "-0.500"]
     assert [units.count(x) for x in (26_100_000, 1_234, 999, 2.5e9)] == ["26.1 M", "1.23 k", "999", "2.50 G"]
     assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == ["1/7.7", "1/46", "0.92×", "1", "1.30×"]
+
+
+def test_a_long_name_is_broken_where_it_may_be() -> None:
+    assert canvas.folded("ppdm r=2", 8) == "ppdm r=2"
+    name = "ppdm r=2 network.compile=true+network.channels_last=true"
+    assert canvas.folded(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
+    assert canvas.folded("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
 
 
 # The table

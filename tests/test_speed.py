@@ -152,9 +152,9 @@ def test_a_budget_cuts_repetitions_but_not_below_what_a_median_takes():
 
 def test_a_warm_up_takes_two_runs_and_a_second():
     ran = []
-    assert stopwatch(5.0, 2.0).warm_up(lambda: ran.append(1)) == 2.0
+    assert stopwatch(5.0, 2.0).warm_up(lambda: ran.append(1)) == [5.0, 2.0]
     assert len(ran) == 2
-    assert stopwatch(0.25).warm_up(lambda: ran.append(1)) == 0.25
+    assert stopwatch(0.25).warm_up(lambda: ran.append(1)) == [0.25] * 4
     assert len(ran) == 6
 
 
@@ -185,7 +185,9 @@ def volumes(counts, budget, seconds_each):
     """The times of volumes where an evaluation takes so long, and 1 s more comes with each volume."""
     now = []
     watch = Stopwatch(lambda work: work() or now.pop(), Protocol(LEAST, 0.0), budget)
-    return worker.time_volumes(watch, lambda k: lambda: now.append(1 + seconds_each * k), counts)
+    first, found = worker.time_volumes(watch, lambda k: lambda: now.append(1 + seconds_each * k), counts)
+    assert first == 1 + seconds_each
+    return found
 
 
 def test_every_number_of_evaluations_that_fits_is_run():
@@ -281,6 +283,38 @@ def test_what_became_of_a_child_becomes_a_row_for_all_that_was_asked(status):
         assert [r.steps for r in records] == steps
         assert bool(failures(records)) == (status != "oom")
     assert failures(records) == ([] if status == "oom" else ["ppdm r=2 sample: so it is"])
+
+
+def with_first(answer, seconds):
+    return replace(answer, metrics=answer.metrics | {"first_call_seconds": seconds})
+
+
+def test_the_first_call_is_a_metric_of_its_own():
+    step = of(records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 40.0)), "first_call_seconds")
+    assert (step.value, step.unit, step.stat, step.n) == (40.0, "s", "first", 1)
+    assert (step.kind, step.phase, step.steps) == ("measured", "train", None)
+    volume = of(records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 30.0)), "first_call_seconds")
+    assert (volume.value, volume.steps, volume.phase) == (30.0, 1, "sample")
+
+
+def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
+    eager = [
+        *records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 2.5)),
+        *records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 3.5)),
+    ]
+    assert "first step" not in table.to_text(eager)
+    assert list(table.speed_table(eager)["first_call"]) == [2.5, 3.5, 3.5]
+    compiled = [replace(r, variant="r=2 network.compile=true", compile=True) for r in eager]
+    compiled = [replace(r, value=10 * r.value) if r.metric == "first_call_seconds" else r for r in compiled]
+    text = table.to_markdown([*eager, *compiled])
+    assert "| first step, s |" in text
+    assert "| 2.50 |" in text
+    assert "| 25.0 |" in text
+    assert "| 35.0 |" in text
+    assert "First: the call in which a network is compiled" in text
+    older = [r for r in compiled if r.metric != "first_call_seconds"]
+    assert "first step" not in table.to_text(older)
+    assert speed_figure(older).axes
 
 
 def test_flops_that_cannot_be_counted_cost_no_time():
@@ -503,6 +537,7 @@ def test_a_real_run_from_end_to_end(in_folder):
     assert step.n == len(step.samples) >= QUICK.repetitions
     assert sum(step.samples) >= QUICK.seconds
     assert min(step.samples) <= step.value <= max(step.samples)
+    assert {r.phase for r in records if r.metric == "first_call_seconds" and r.value > 0} == {"train", "sample"}
     assert step.env["threads"] == 1
     method = replace(TINY, shape=(8, 8, 8)).resolve()
     assert of(records, "step_flops").value == arithmetic.step_flops(method, (8, 8, 8), 1)

@@ -1,7 +1,7 @@
 """``ppdm-bench ablate``: cells around a method, each with its memory, speed and quality, in one tidy set."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -9,11 +9,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.options import as_usage, comma_separated, count, one_of, positive, read_evaluations, read_option
+from ppdm_bench.options import (
+    Launcher,
+    LauncherOptions,
+    as_usage,
+    asked_jobs,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_evaluations,
+    read_option,
+)
 from ppdm_bench.terminal import INTERRUPTED, Whole, alone_in, progress, say, told
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from ppdm import Method
+    from ppdm_bench.ablation.course import Done
     from ppdm_bench.ablation.plan import Ablation, Work
     from ppdm_bench.evaluation.assessment import Assessment
     from ppdm_bench.records import Record
@@ -31,6 +45,7 @@ QUICK: dict[str, Any] = {
     "evaluations": "1,4",
 }
 FULL: dict[str, Any] = {"subjects": 32, "size": 64, "steps": 2000, "seeds": "0,1,2", "evaluations": "1,4,10"}
+_SCORING = 10.0  # seconds, of what was trained in a job: how long it is beside the other pieces
 LONGEST = 30  # minutes that the quick profile is meant to stay below
 
 
@@ -85,10 +100,12 @@ def ablate(
         str | None, typer.Option(help="Predict memory at these cubic sizes too, such as 128,256.")
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="What is not said: quick, full, or auto (full where there is a GPU).")
+        str, typer.Option(help="What is not said: quick, full, or auto (full where there is a GPU, or jobs).")
     ] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="The same as --profile quick.")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/ablations"),
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -99,6 +116,7 @@ def ablate(
     kind = read_option("--profile", one_of("auto", "quick", "full"), "quick" if quick else profile)
     read_option("--split", one_of("train", "val", "test"), split)
     grids = read_option("--grid", comma_separated(one_of("one", "full", "space", "none")), grid)
+    jobs = asked_jobs(launcher, launcher_option)
     sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
 
     with redirect_stdout(sys.stderr):
@@ -112,8 +130,10 @@ def ablate(
         from ppdm_bench.evaluation.comparison import Sampling
         from ppdm_bench.subjects import PhantomSubjects
 
-        where = training_device(choice)
-        small = kind == "quick" or (kind == "auto" and where == "cpu")
+        # What is trained elsewhere is scored here, on a GPU if there is one here too.
+        spread = jobs is not None and choice != "cpu"
+        where = training_device("auto" if spread else choice)
+        small = kind == "quick" or (kind == "auto" and where == "cpu" and not spread)
         default = QUICK if small else FULL
         names = task or default.get("tasks", list(TASKS))
         size, subjects = size or default["size"], subjects or default["subjects"]
@@ -132,7 +152,7 @@ def ablate(
         )
         try:
             with alone_in(out):
-                records, faults, pictures = _carried_out(plan, out, small)
+                records, faults, pictures = _carried_out(plan, out, small, choice, jobs)
                 text, written = present(records, out)
                 written += pictures
         except Interrupted as stopped:
@@ -150,48 +170,68 @@ def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Meth
     """The method that the cells lie around."""
     from ppdm_baselines import METHODS
     from ppdm_bench.configuration import find_method
-    from ppdm_bench.variation import VariationError, vary
+    from ppdm_bench.variation import moved, read_one
 
     method = find_method(name or next(iter(METHODS)))
     method = method if width is None else method.with_network(width=width)
     for text in changes:
-        points = vary(method, text)
-        if len(points) != 1:
-            raise VariationError(f"--set takes one value, got {text!r}; several are for --vary")
-        method = points[0].method
+        method = moved(method, read_one(text))
     return method
 
 
-def _carried_out(plan: "Ablation", out: Path, quick: bool) -> tuple[list["Record"], list[str], list[Path]]:
+def _carried_out(
+    plan: "Ablation", out: Path, quick: bool, device: str, jobs: dict[str, Any] | None
+) -> tuple[list["Record"], list[str], list[Path]]:
     """Every record that was asked for, what could not be found out, and picture data."""
     from ppdm_bench.ablation import course
-    from ppdm_bench.ablation.pace import paces
     from ppdm_bench.ablation.plan import memory_each, works
-    from ppdm_bench.records import RecordFile
-    from ppdm_bench.sweep import RECORDS
 
     _introduce(plan, quick)
     with progress() as bar:
-        file, batch_size = RecordFile(out / RECORDS), plan.schedule.batch_size
-        pacing = bar.add_task("", total=None)
-
-        def tell(text: str) -> None:
-            bar.update(pacing, description=text)
-
-        pace = paces(plan.present, plan.identity, plan.shape, batch_size, plan.sampling.device, file, tell)
-        bar.remove_task(pacing)
+        pace = _paces(plan, out, bar, device, jobs)
         wanted, each = works(plan, pace), memory_each(plan)
-        _announce(plan, wanted, pace, sum(each), out, quick)
-        whole = Whole(bar, [*each, *(work.seconds for work in wanted)])
+        _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
+        scoring = [_SCORING] * len(wanted) if jobs is not None else []
+        whole = Whole(bar, [*each, *(work.seconds for work in wanted), *scoring])
         records = [*pace.values(), *course.left_out(plan, pace, out)]
         faults: list[str] = []
         scored: list[Assessment] = []
-        for done in chain(course.remembered(plan, out, whole.tell), course.trained(plan, wanted, out, whole.tell)):
+        for done in chain(course.remembered(plan, out, whole.tell), _trained(plan, wanted, out, whole, device, jobs)):
             records += done.records
             faults += [done.fault] if done.fault else []
             scored += [done.scored] if done.scored else []
             whole.ended()
     return records, faults, course.keep_pictures(scored, records, out)
+
+
+def _paces(
+    plan: "Ablation", out: Path, bar: "Progress", device: str, jobs: dict[str, Any] | None
+) -> dict[str, "Record"]:
+    """The record ``step_seconds`` of each cell by its label."""
+    from ppdm_bench.ablation.jobs import paces_in_job
+    from ppdm_bench.ablation.pace import paces
+    from ppdm_bench.records import RecordFile
+    from ppdm_bench.sweep import RECORDS
+
+    shown = bar.add_task("the pace of all cells in a job", total=None)
+    try:
+        if jobs is not None:
+            return paces_in_job(plan, out, device, jobs)
+        about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size, plan.sampling.device)
+        return paces(*about, RecordFile(out / RECORDS), lambda text: bar.update(shown, description=text))
+    finally:
+        bar.remove_task(shown)
+
+
+def _trained(
+    plan: "Ablation", wanted: Sequence["Work"], out: Path, whole: Whole, device: str, jobs: dict[str, Any] | None
+) -> Iterator["Done"]:
+    from ppdm_bench.ablation import course
+    from ppdm_bench.ablation.jobs import trained_in_jobs
+
+    if jobs is None:
+        return course.trained(plan, wanted, out, whole.tell)
+    return trained_in_jobs(plan, wanted, out, device, jobs, whole.tell, whole.ended)
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:
@@ -208,7 +248,13 @@ def _introduce(plan: "Ablation", quick: bool) -> None:
 
 
 def _announce(
-    plan: "Ablation", wanted: Sequence["Work"], pace: dict[str, "Record"], memory: float, out: Path, quick: bool
+    plan: "Ablation",
+    wanted: Sequence["Work"],
+    pace: dict[str, "Record"],
+    memory: float,
+    out: Path,
+    quick: bool,
+    spread: bool,
 ) -> None:
     """What is to be done and how long it will take, before it begins."""
     from ppdm.checkpoint import NAME
@@ -217,9 +263,10 @@ def _announce(
     steps = sorted((float(record.value), label) for label, record in pace.items() if record.value is not None)
     fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")
     minutes = (memory + sum(work.seconds for work in left)) / 60
+    whose = " of all machines" if spread else ""
     say(
         f"{len(plan.present)} cells on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, of which "
-        f"{len(wanted) - len(left)} are there; a step takes {fast} to {slow}; about {minutes:.0f} min to go"
+        f"{len(wanted) - len(left)} are there; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} to go"
     )
-    if quick and minutes > LONGEST:
+    if quick and minutes > LONGEST and not spread:
         say(f"that is over {LONGEST} min: the machine is slow or busy; --steps or --task asks for less")

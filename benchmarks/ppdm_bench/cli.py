@@ -29,8 +29,11 @@ from ppdm_bench.options import (
     PhantomSeed,
     PhantomSize,
     Resample,
+    Start,
     TaskName,
+    Variations,
     as_usage,
+    asked_configurations,
     asked_jobs,
     asked_settings,
     asked_sizes,
@@ -50,13 +53,26 @@ from ppdm_bench.plan import plan
 from ppdm_bench.quality import quality
 from ppdm_bench.records import PHASES
 from ppdm_bench.speed import speed
-from ppdm_bench.terminal import INTERRUPTED, alone_in, fail, leads, progress, say, show_warning, told
+from ppdm_bench.terminal import (
+    INTERRUPTED,
+    alone_in,
+    fail,
+    leads,
+    progress,
+    say,
+    show_warning,
+    told,
+    under_torchrun,
+)
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
 # Also where it is run as ``python -m ppdm_bench``: completion is for the command that is installed.
 NAME = "ppdm-bench"
+
+# What may run as several processes at once: those that share their work, and those that write nothing.
+SHARED, SILENT = ("train", "quality"), ("env", "methods")
 
 # A usage error, by the name that every version of typer gives it.
 UsageError = typer.BadParameter.__base__
@@ -110,12 +126,19 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Memory benchmark and ablation toolkit for volumetric medical image translation."""
+    command = context.invoked_subcommand
+    if under_torchrun() and command not in (*SHARED, *SILENT):
+        raise typer.BadParameter(
+            f"under torchrun every process would do all of {command} and write the same files; start it without "
+            f"torchrun, which is for {' and '.join(SHARED)}"
+        )
 
 
 Methods = Annotated[
@@ -145,6 +168,8 @@ def memory(
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
     ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    vary: Variations = None,
+    start: Start = None,
     device: Device = "auto",
     budget: Annotated[
         str | None,
@@ -184,7 +209,7 @@ def memory(
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.configuration import check_phases, configurations
+        from ppdm_bench.configuration import check_phases
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import told as told_constants
@@ -192,7 +217,7 @@ def memory(
         from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = [one for size in sizes for one in as_usage(configurations, explain or method, size, **wanted)]
+        asked = asked_configurations(explain or method, sizes, wanted, start, vary)
         as_usage(check_phases, asked, phases)
         if jobs is None:
             where, target = choose(choice, capacity)
@@ -299,6 +324,7 @@ def train(
     augment: Annotated[str, typer.Option(help="none, flip (left and right), or flip:dhw for chosen axes.")] = "none",
     precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
     checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
+    start: Start = None,
     seed: Annotated[
         int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")
     ] = 0,
@@ -333,11 +359,12 @@ def train(
     from ppdm.resume import Run
     from ppdm.schedule import Schedule
     from ppdm.train import Interrupted, StepReport
-    from ppdm_bench.configuration import Configuration
+    from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
     from ppdm_bench.training import memory_in_use, train_run
 
     asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
+    (asked,) = as_usage(around, [asked], start or [], [], say)
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))

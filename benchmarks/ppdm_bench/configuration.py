@@ -5,8 +5,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from types import ModuleType
 from typing import Any
@@ -14,8 +14,18 @@ from typing import Any
 from ppdm import Method
 from ppdm.pixel_puzzle import Factor
 from ppdm_baselines import PRESETS
+from ppdm_bench.variation import Assignment, VariationError, moved, plain, read, read_one, settled, written
 
 Shape = tuple[int, int, int]
+
+# Fields of a method that are options of a configuration, too: however they are set, it is the same configuration.
+_OPTIONS = {
+    "representation.factor": "factor",
+    "network.width": "width",
+    "network.precision": "precision",
+    "network.checkpointing": "checkpointing",
+}
+_LEFT_OUT_WHEN_EMPTY = ("point", "setting")  # of descriptions, so that identifiers stay what they were without them
 
 
 class MethodError(ValueError):
@@ -36,6 +46,8 @@ class Configuration:
         batch_size: volumes at once.
         point: what :meth:`ppdm.Method.to_dict` gives, as JSON: a point that is not registered, in the place of the one
             that ``method`` names.
+        setting: fields that are set otherwise, as :mod:`ppdm_bench.variation` writes them; those that are options above
+            are never among them, see :meth:`varied`.
     """
 
     method: str
@@ -47,6 +59,7 @@ class Configuration:
     checkpointing: str = "none"
     batch_size: int = 1
     point: str = ""
+    setting: str = ""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
@@ -56,8 +69,26 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        content = asdict(self)
-        return content if self.point else {name: value for name, value in content.items() if name != "point"}
+        return {name: value for name, value in asdict(self).items() if value != "" or name not in _LEFT_OUT_WHEN_EMPTY}
+
+    def varied(self, assignments: Sequence[Assignment]) -> "Configuration":
+        """The same with these fields set, what an option is for by that option.
+
+        Raises:
+            MethodError: a field that there is not, or a point that cannot be.
+        """
+        options: dict[str, Any] = {}
+        others = read_one(self.setting) if self.setting else []
+        for name, value in assignments:
+            if name == "representation":
+                options["factor"] = None
+            if name in _OPTIONS and plain(value) is not None:
+                options[_OPTIONS[name]] = plain(value)
+            else:
+                others.append((name, value))
+        made = replace(self, setting=written(settled(others)), **options)
+        made.resolve()
+        return made
 
     def resolve(self) -> Method:
         """The method with these options.
@@ -67,18 +98,22 @@ class Configuration:
         """
         try:
             method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
+            if self.setting:
+                method = moved(method, read_one(self.setting))
             if self.factor is not None:
                 method = method.with_factor(self.factor)
             width = {} if self.width is None else {"width": self.width}
             return method.with_network(precision=self.precision, checkpointing=self.checkpointing, **width)
-        except (ValueError, RecursionError) as error:
+        except VariationError as error:
+            raise MethodError(error.reason) from error
+        except (ValueError, TypeError, RecursionError) as error:
             raise MethodError(str(error)) from error
 
     @property
     def variant(self) -> str:
         """What tells rows of this method apart."""
         preset = "" if self.preset == "matched" else self.preset
-        return " ".join(filter(None, (self.resolve().variant, preset)))
+        return " ".join(filter(None, (self.resolve().variant, preset, self.setting)))
 
     @property
     def label(self) -> str:
@@ -87,13 +122,16 @@ class Configuration:
 
     def fields(self) -> dict[str, Any]:
         """What records have as fields of their own, so that they can be found and sorted by them."""
+        network = self.resolve().network
         return {
             "method": self.method,
             "variant": self.variant,
             "shape": self.shape,
             "batch_size": self.batch_size,
-            "precision": self.precision,
-            "checkpointing": self.checkpointing,
+            "precision": network.precision,
+            "checkpointing": network.checkpointing,
+            "channels_last": getattr(network, "channels_last", False),
+            "compile": getattr(network, "compile", False),
         }
 
     def describe(self) -> dict[str, Any]:
@@ -136,6 +174,54 @@ def configurations(
     for configuration in made:
         configuration.resolve()
     return list(dict.fromkeys(made))
+
+
+def around(
+    asked: Sequence[Configuration], starts: Sequence[str], variations: Sequence[str], tell: Callable[[str], None]
+) -> list[Configuration]:
+    """The configurations moved to another point, and around each the points of every variation alone, each once.
+
+    Args:
+        asked: configurations.
+        starts: ``name=value``, each set in all of them.
+        variations: ``name=a,b``.
+        tell: called with a sentence for each point that some of the methods cannot have, which is left out.
+
+    Raises:
+        ValueError: a text that cannot be read, or a point that none of the methods can have.
+    """
+    for text in starts:
+        asked = list(dict.fromkeys(_neighbours(asked, read_one(text), tell).values()))
+    near = [_neighbours(asked, point, tell) for text in variations for point in read(text)]
+    made = [
+        one
+        for centre in asked
+        for one in (centre, *(points[centre] for points in near if centre in points))
+        if one is centre or one.resolve() != centre.resolve()
+    ]
+    return list(dict.fromkeys(made))
+
+
+def _neighbours(
+    asked: Sequence[Configuration], assignments: Sequence[Assignment], tell: Callable[[str], None]
+) -> dict[Configuration, Configuration]:
+    """For each configuration the one with these fields set, where it can have them."""
+    found: dict[Configuration, Configuration] = {}
+    faults: dict[str, str] = {}
+    for one in asked:
+        try:
+            found[one] = one.varied(assignments)
+        except MethodError as error:
+            faults[one.method] = str(error)
+    point = written(assignments)
+    if faults and not found:
+        raise MethodError(f"{point}: {next(iter(faults.values()))}")
+    methods: dict[str, list[str]] = {}
+    for method, fault in faults.items():  # what there is instead is for who meant this one method
+        methods.setdefault(fault.partition(";")[0], []).append(method)
+    for reason, names in methods.items():
+        tell(f"left out: {point} of {', '.join(names)}: {reason}")
+    return found
 
 
 def check_phases(asked: Sequence[Configuration], phases: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from ppdm_bench.terminal import in_words
 T = TypeVar("T")
 
 SUBMITIT = "submitit"
-LOGS = "jobs/logs"
+JOBS = "jobs"  # folder of what jobs keep of their own
+LOGS = f"{JOBS}/logs"
 
 _CLUSTER = "cluster"
 

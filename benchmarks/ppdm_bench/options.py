@@ -4,7 +4,7 @@ No PyTorch here: it is imported inside commands, so that ``--help`` answers at o
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -12,9 +12,10 @@ import typer
 
 from ppdm_bench.launcher import SUBMITIT
 from ppdm_bench.memory.target import GIB, MIB
-from ppdm_bench.terminal import under_torchrun
+from ppdm_bench.terminal import say, under_torchrun
 
 if TYPE_CHECKING:
+    from ppdm_bench.configuration import Configuration
     from ppdm_bench.subjects import Subjects
 
 T = TypeVar("T")
@@ -78,6 +79,49 @@ def asked_settings(
         "width": width,
         "batch_size": batch_size,
     }
+
+
+# Fields of the design space; the same wherever they are offered.
+Variations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="NAME=A,B",
+        help="Points around each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
+    ),
+]
+Start = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Another point to start from, such as network.multipliers=[1,2,2]; repeatable.",
+    ),
+]
+
+
+def asked_configurations(
+    methods: Sequence[str] | None,
+    sizes: Sequence[tuple[int, int, int]],
+    settings: Mapping[str, Any],
+    start: Sequence[str] | None,
+    variations: Sequence[str] | None = None,
+) -> "list[Configuration]":
+    """Every configuration that the options of a command make; a point that a method cannot have is left out, and told.
+
+    Args:
+        methods: names; None for all.
+        sizes: of the volumes.
+        settings: see :func:`asked_settings`.
+        start, variations: what ``--set`` and ``--vary`` were given.
+
+    Raises:
+        typer.BadParameter: a method, an option or a point that there is not.
+    """
+    from ppdm_bench.configuration import around, configurations
+
+    made = [one for size in sizes for one in as_usage(configurations, methods, size, **settings)]
+    return as_usage(around, made, start or [], variations or [], say)
 
 
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.options import (
-    as_usage,
+    Start,
+    asked_configurations,
     asked_sizes,
     comma_separated,
     count,
@@ -52,6 +53,7 @@ def plan(
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
     ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    start: Start = None,
     out: Annotated[Path | None, typer.Option(help="Folder for records, table and figure; default: none.")] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
@@ -63,20 +65,17 @@ def plan(
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
-        from ppdm_bench.configuration import configurations
         from ppdm_bench.planning.results import Plan, collect, failures, present
 
-        asked = as_usage(
-            configurations,
-            method,
-            size,
-            presets=read_option("--preset", comma_separated(str), preset),
-            factors=factors,
-            precisions=[precision],
-            checkpointing=[checkpointing],
-            width=width,
-            batch_size=batch_size,
-        )
+        settings = {
+            "presets": read_option("--preset", comma_separated(str), preset),
+            "factors": factors,
+            "precisions": [precision],
+            "checkpointing": [checkpointing],
+            "width": width,
+            "batch_size": batch_size,
+        }
+        asked = asked_configurations(method, [size], settings, start)
         card = _card(capacity)
         folder = writable(out) if out is not None else None
         records = collect(Plan(asked, phases, card, spacing))

@@ -12,6 +12,7 @@ import typer
 from ppdm_bench.options import (
     Launcher,
     LauncherOptions,
+    Start,
     as_usage,
     asked_jobs,
     comma_separated,
@@ -57,6 +58,7 @@ def quality(
         list[str] | None,
         typer.Option(help="Points near each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
     ] = None,
+    start: Start = None,
     steps: Annotated[
         int | None, typer.Option(parser=count(), metavar="N", help="Budget: updates of the weights.")
     ] = None,
@@ -120,7 +122,8 @@ def quality(
             for name in task or default.get("task", list(TASKS))
         ]
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
-        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"))
+        sized = width or default.get("width")
+        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         if quick:
             say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
         try:

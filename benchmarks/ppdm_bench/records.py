@@ -46,6 +46,7 @@ UNITS = {
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
     "piece_seconds": "s",
+    "first_call_seconds": "s",
     **dict.fromkeys(("step_seconds", "volume_seconds", "volume_seconds_estimate"), "s"),
     **dict.fromkeys(("step_flops", "volume_flops"), "FLOP"),
     "matmul_flops_per_second": "FLOP/s",

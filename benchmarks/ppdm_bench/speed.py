@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from ppdm_bench.options import (
-    as_usage,
+    Start,
+    Variations,
+    asked_configurations,
     asked_settings,
     asked_sizes,
     comma_separated,
@@ -43,6 +45,8 @@ def speed(
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
     ] = None,
     preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    vary: Variations = None,
+    start: Start = None,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
     quick: Annotated[
         bool, typer.Option("--quick", help="Few repetitions and 1,4 evaluations: a glance, not a result.")
@@ -66,14 +70,13 @@ def speed(
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.configuration import configurations
         from ppdm_bench.devices import training_device
         from ppdm_bench.memory.target import Target
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import Plan
         from ppdm_bench.timing.results import collect, failures, present
 
-        asked = [one for size in sizes for one in as_usage(configurations, method, size, **wanted)]
+        asked = asked_configurations(method, sizes, wanted, start, vary)
         where = training_device(choice)
         card = Target.of_this_machine() if where == "cuda" and not no_gate else None
         protocol = QUICK if quick else FULL

@@ -1,7 +1,7 @@
 """An ablation carried out: every cell trained, scored and recorded before the next one begins."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,7 @@ from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.evaluation.comparison import Measuring, compare_runs
 from ppdm_bench.evaluation.results import failures
 from ppdm_bench.evaluation.snapshots import keep_snapshot
-from ppdm_bench.evaluation.trials import Trial, carry_out_trials, keep_costs
+from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.sweep import RECORDS
 
@@ -58,8 +58,6 @@ def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> It
         Interrupted: Ctrl-C or SIGTERM came; the same command goes on.
         OSError: the folder cannot be written.
     """
-    file = RecordFile(out / RECORDS)
-    earlier = file.read()
 
     def preparing(made: int, total: int) -> None:
         tell(f"making subjects, {made} of {total}", 0.0)
@@ -69,8 +67,19 @@ def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> It
         tell(text, 0.9 * min(report.share, 1.0))
 
     outcomes = carry_out_trials([work.trial for work in wanted], out, plan.sampling.device, preparing, show)
+    yield from scored(plan, wanted, outcomes, out, tell)
+
+
+def scored(
+    plan: Ablation, wanted: Sequence[Work], outcomes: Iterable[Outcome], out: Path, tell: Tell
+) -> Iterator[Done]:
+    """What every training came to, scored and recorded; that a job was lost is told and no finding."""
+    file = RecordFile(out / RECORDS)
+    earlier = file.read()
     for work, outcome in zip(wanted, outcomes, strict=True):
-        if outcome.fault:
+        if outcome.lost:
+            yield Done([], outcome.fault)
+        elif outcome.fault:
             records = _kept([_failed(plan, work, outcome.fault)], file, earlier)
             yield Done(records, outcome.fault)
         else:

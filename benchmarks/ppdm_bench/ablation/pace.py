@@ -48,14 +48,53 @@ def paces(
         file: where they are kept.
         tell: called with what is measured next.
     """
+    return of_cells(cells, base, shape, batch_size, measured(cells, base, shape, batch_size, device, file, tell))
+
+
+def measured(
+    cells: Sequence[Cell],
+    base: str,
+    shape: Shape,
+    batch_size: int,
+    device: str,
+    file: RecordFile,
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Record]:
+    """The records of :func:`paces` by their ``config_id``: cells whose step is the same have one in common."""
     wanted = {cell.label: _options(cell.method, shape, batch_size) for cell in cells}
     known = _known(file, device)
     missing = {config_id(wanted[cell.label]): cell for cell in cells if config_id(wanted[cell.label]) not in known}
     times = _measure(missing, shape, batch_size, device, tell)
-    measured = {name: _record(missing[name], base, found, wanted, device) for name, found in times.items()}
-    file.append(measured.values())
-    known |= measured
-    return {cell.label: _of(cell, base, known[config_id(wanted[cell.label])]) for cell in cells}
+    new = {name: _record(missing[name], base, found, wanted, device) for name, found in times.items()}
+    file.append(new.values())
+    return {name: (known | new)[name] for name in map(config_id, wanted.values())}
+
+
+def of_cells(
+    cells: Sequence[Cell], base: str, shape: Shape, batch_size: int, found: Mapping[str, Record]
+) -> dict[str, Record]:
+    """The record of each cell by its label, out of records by their ``config_id``."""
+    return {cell.label: _of(cell, base, found[config_id(_options(cell.method, shape, batch_size))]) for cell in cells}
+
+
+def of_one_machine(
+    cells: Sequence[Cell], shape: Shape, batch_size: int, device: str, records: Sequence[Record]
+) -> dict[str, Record]:
+    """The records of a machine, whichever, that has measured every cell, by their ``config_id``; none without one.
+
+    Args:
+        cells, shape, batch_size: as for :func:`paces`.
+        device: cuda, cpu, or auto for either.
+        records: to look among; of several such machines, that which came last.
+    """
+    wanted = {config_id(_options(cell.method, shape, batch_size)) for cell in cells}
+    machines: dict[tuple[object, ...], dict[str, Record]] = {}
+    for record in records:
+        if record.metric == "step_seconds" and record.config_id in wanted and device in ("auto", record.device):
+            machine = (record.device, *(record.env.get(name) for name in _MACHINE))
+            machines.setdefault(machine, {})[record.config_id] = record
+    whole = [found for found in machines.values() if found.keys() == wanted]
+    return whole[-1] if whole else {}
 
 
 def _of(cell: Cell, base: str, record: Record) -> Record:

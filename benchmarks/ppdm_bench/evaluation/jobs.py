@@ -1,4 +1,4 @@
-"""``ppdm-bench quality`` on a cluster: every trial trained in a job of its own, in the folder that it has anyway."""
+"""Trials on a cluster: each trained in a job of its own, in the folder that it has anyway."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -37,7 +37,7 @@ def train_in_jobs(
     for ended in spread([partial(_trained, trial, out, device) for trial in wanted], out, options):
         trial = wanted[ended.number]
         fault = f"{trial.subjects.task}, {trial.label}: {ended.fault}"
-        outcomes[ended.number] = ended.found or Outcome(trial, trial.folder(out), fault)
+        outcomes[ended.number] = ended.found or Outcome(trial, trial.folder(out), fault, lost=True)
         show(trial)
     return [outcomes[number] for number in sorted(outcomes)]
 

@@ -17,7 +17,7 @@ from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.subjects import PhantomSubjects
 from ppdm_bench.sweep import RECORDS
 from ppdm_bench.training import train_run
-from ppdm_bench.variation import vary
+from ppdm_bench.variation import Assignment, moved, read_one, settled, vary, written
 
 RUNS = "runs"
 
@@ -52,11 +52,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: its run, or why there is none."""
+    """What became of a trial: its run, or why there is none.
+
+    Attributes:
+        lost: whether its job was lost, which says nothing of the trial.
+    """
 
     trial: Trial
     run: Path
     fault: str = ""
+    lost: bool = False
 
 
 def trials(
@@ -66,6 +71,7 @@ def trials(
     schedule: Schedule,
     seeds: Sequence[int],
     width: int | None = None,
+    starts: Sequence[str] = (),
 ) -> list[Trial]:
     """Every method, and every point near it, on every task from every seed, each once.
 
@@ -76,11 +82,13 @@ def trials(
         schedule: the budget of every trial.
         seeds: of weights, order, times and noise.
         width: channels of the finest level; each method's own if absent.
+        starts: ``name=value``, set in each method; the points near it are near that.
 
     Raises:
         ValueError: a method or a variation that there is not.
     """
-    points = [point for name in methods for point in _points(_sized(find_method(name), width), variations)]
+    start = settled(one for text in starts for one in read_one(text))
+    points = [point for name in methods for point in _points(_sized(find_method(name), width), start, variations)]
     return [
         Trial(variation, method, subjects, replace(schedule, seed=seed))
         for subjects in tasks
@@ -185,10 +193,11 @@ def _sized(method: Method, width: int | None) -> Method:
     return method if width is None else method.with_network(width=width)
 
 
-def _points(method: Method, variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
-    """The method itself and the points near it, each once and with what tells it apart."""
+def _points(method: Method, start: Sequence[Assignment], variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
+    """The method from which it starts and the points near it, each once and with what tells it apart."""
+    method = moved(method, start) if start else method
     seen = {}
     for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:
         if point not in seen:
             seen[point] = label
-            yield label, point
+            yield "+".join(filter(None, (written(start), label))), point

@@ -8,15 +8,13 @@ from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.devices import choose
-from ppdm_bench.launcher import Ended, spread
+from ppdm_bench.launcher import JOBS, Ended, spread
 from ppdm_bench.memory.command import Plan, Spacing
 from ppdm_bench.memory.constants import told
 from ppdm_bench.memory.results import collect
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.sweep import Ledger
 from ppdm_bench.terminal import alone_in, progress
-
-JOBS = "jobs"
 
 
 @dataclass(frozen=True)

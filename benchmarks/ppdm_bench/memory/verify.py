@@ -22,7 +22,7 @@ _LIMITED = {"cuda": "peak_reserved", "cpu": "peak_allocated"}
 # What a verification shares with the measurement that it is of.
 _SHARED = (
     *("config_id", "command", "method", "variant", "shape", "spacing", "batch_size", "phase", "precision"),
-    *("checkpointing", "steps", "options", "kind", "device", "env"),
+    *("checkpointing", "channels_last", "compile", "steps", "options", "kind", "device", "env"),
 )
 
 

@@ -112,7 +112,7 @@ def _places(rows: Sequence[Row], characters: int) -> tuple[list[Bar], list[tuple
 
 def _label(row: Row, differing: Iterable[str], characters: int) -> str:
     words = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
-    return "\n".join((row.name, *textwrap.wrap(words, characters)))
+    return "\n".join((canvas.folded(row.name, characters), *textwrap.wrap(words, characters)))
 
 
 def _title(rows: Sequence[Row], reference: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +80,7 @@ def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
     for row in rows:
         for phase in row.phases:
             if parts := _parts(row, phase):
-                label = textwrap.fill(_label(row, phase, differing), characters)
+                label = canvas.folded(_label(row, phase, differing), characters)
                 found.setdefault(label, []).append(Stack(label, row.kind, parts))
     return [stack for group in found.values() for stack in group]
 

@@ -178,7 +178,8 @@ def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         )
     middle = (len(phases) - 1) / 2
-    axes.set_yticks([place + middle for place in places.values()], methods, fontsize=TEXT)
+    names = [canvas.folded(method, 40) for method in methods]
+    axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(places.values()) + len(phases) - 0.2, -0.8)
     axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)

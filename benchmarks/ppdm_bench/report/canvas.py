@@ -6,6 +6,7 @@ Figures are made for a two-column paper at their real size. No global state of m
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 from io import BytesIO
@@ -60,6 +61,16 @@ def title(figure: Figure, text: str) -> None:
     """Set what the figure shows above it, broken to its width."""
     characters = int(figure.get_figwidth() * 17.5)
     figure.suptitle(textwrap.fill(text, characters), x=0.012, ha="left", fontsize=TEXT)
+
+
+def folded(name: str, characters: int) -> str:
+    """Return a name in lines of at most so many characters, as far as it can be broken: at blanks, and after a plus."""
+    lines = [""]
+    for piece in re.findall(r"[^ +]+[ +]*", name):
+        if lines[-1] and len(lines[-1] + piece.rstrip()) > characters:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:

@@ -24,8 +24,8 @@ __all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_reco
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
 
-# What says how a thing was done, not how well.
-_NEUTRAL = ("parameters", "train_steps")
+# What says how a thing was done, not how well; and a time that was taken once.
+_NEUTRAL = ("parameters", "train_steps", "first_call_seconds")
 _OF_A_CODE = ("resolved", "weights", "verified")  # options that a later commit may write otherwise
 
 Key = tuple[Any, ...]

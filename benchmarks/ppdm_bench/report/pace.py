@@ -62,7 +62,8 @@ def speed_figure(records: Iterable[Record]) -> Figure:
 def _names(paces: Sequence[Pace]) -> list[str]:
     differing = varying([pace.row for pace in paces])
     words = [", ".join(filter(None, (setting_text(s, pace.row.settings[s]) for s in differing))) for pace in paces]
-    return ["\n".join((p.row.name, *textwrap.wrap(text, 30))) for p, text in zip(paces, words, strict=True)]
+    names = [canvas.folded(pace.row.name, 30) for pace in paces]
+    return ["\n".join((name, *textwrap.wrap(text, 30))) for name, text in zip(names, words, strict=True)]
 
 
 def _title(paces: Sequence[Pace]) -> str:

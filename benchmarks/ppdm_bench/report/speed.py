@@ -30,7 +30,7 @@ _COLUMNS: dict[str, Any] = {
     "evaluations": "Int64",
     "kind": "object",
     "n": "Int64",
-    **dict.fromkeys(("seconds", "q1", "q3", "per_second", "flop", "flop_per_second", "share"), "float64"),
+    **dict.fromkeys(("seconds", "q1", "q3", "first_call", "per_second", "flop", "flop_per_second", "share"), "float64"),
     **dict.fromkeys(("status", "reason"), "object"),
 }
 
@@ -39,7 +39,8 @@ def speed_table(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row for the training step of each configuration, and for a volume of each number of evaluations.
 
     Columns: method, variant, settings, phase, evaluations (of the network, for a volume), kind, n (repetitions),
-    seconds (median), q1 and q3 (quartiles), per_second (steps; volumes, all of a batch counted), flop (convolutions and
+    seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, of the first
+    volume, which is of one evaluation), per_second (steps; volumes, all of a batch counted), flop (convolutions and
     matrix products), flop_per_second, share (of what matrix products reach), status, reason. A time that was estimated
     has a row of its own, of kind `predicted`.
 
@@ -88,6 +89,7 @@ def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> l
         "seconds": timing.seconds,
         "q1": first,
         "q3": third,
+        "first_call": pace.firsts.get(phase),
         "per_second": _per_second(phase, timing),
         "flop": timing.flops,
         "flop_per_second": timing.rate,
@@ -132,7 +134,11 @@ def _cells(paces: Sequence[Pace]) -> dict[str, list[str]]:
         for name in varying(rows)
     }
     cells["steps/s"] = [_steps_a_second(pace.step) for pace in paces]
+    if _tell_firsts(paces):
+        cells["first step, s"] = [_first(pace, "train") for pace in paces]
     cells["training FLOP/s (share)"] = [_achieved(pace.step) for pace in paces]
+    if _tell_firsts(paces):
+        cells["first volume, s"] = [_first(pace, "sample") for pace in paces]
     shared = _asked_of_all(paces)
     for k in shared:
         cells[f"s/volume, {k} ev."] = [_volume(pace.volumes.get(k)) for pace in paces]
@@ -173,6 +179,15 @@ def _volumes_a_second(pace: Pace) -> str:
     return "–" if rate is None else significant(rate)
 
 
+def _tell_firsts(paces: Sequence[Pace]) -> bool:
+    """Whether people are told of first calls: where a network is compiled in one; what others take is in the CSV."""
+    return any(pace.firsts and pace.row.settings["compile"] for pace in paces)
+
+
+def _first(pace: Pace, phase: str) -> str:
+    return significant(pace.firsts[phase]) if phase in pace.firsts else "–"
+
+
 def _largest(pace: Pace) -> Timing | None:
     """The volume with the most evaluations that were run: what comes before and after them weighs least there."""
     run = [timing for timing in pace.volumes.values() if timing.seconds is not None]
@@ -194,6 +209,8 @@ def _notes(paces: Sequence[Pace]) -> list[str]:
         "Medians; steps/s with quartiles, those of all in the CSV. ev.: network evaluations a volume; own: the "
         "method's. FLOP: convolutions and matrix products, counted; what checkpointing computes again counts again."
     ]
+    if _tell_firsts(paces):
+        notes.append("First: the call in which a network is compiled, once a process; a volume's is of one evaluation.")
     if ceilings := [record for pace in paces for record in pace.ceilings]:
         rates = [record.value for record in ceilings if record.value is not None]
         what = "; ".join(dict.fromkeys(record.reason for record in ceilings))

@@ -11,6 +11,7 @@ from ppdm_bench.report.rows import Row, settings_of
 
 _TIMES = ("step_seconds", "volume_seconds")
 _ESTIMATE = "volume_seconds_estimate"
+_FIRST = "first_call_seconds"
 _COUNTED = ("step_flops", "volume_flops")
 
 
@@ -59,6 +60,7 @@ class Pace:
         step: of training, if that was asked.
         volumes: by network evaluations, ascending.
         ceilings: what matrix products reached, a record a process.
+        firsts: by phase, seconds of the first call, in which a network is compiled; older records have none.
         repetitions: at least so many were asked for, None where a record does not say.
     """
 
@@ -68,6 +70,7 @@ class Pace:
     step: Timing | None = None
     volumes: dict[int, Timing] = field(default_factory=dict)
     ceilings: list[Record] = field(default_factory=list)
+    firsts: dict[str, float] = field(default_factory=dict)
 
     @property
     def timings(self) -> list[tuple[str, int | None, Timing]]:
@@ -86,7 +89,7 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
     """
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
-        if record.metric in (*_TIMES, _ESTIMATE, *_COUNTED, "flops_share", "matmul_flops_per_second"):
+        if record.metric in (*_TIMES, _ESTIMATE, _FIRST, *_COUNTED, "flops_share", "matmul_flops_per_second"):
             groups.setdefault((record.method, record.variant, *settings_of(record).values()), []).append(record)
     found = [_pace(group) for group in groups.values() if any(record.metric in _TIMES for record in group)]
     if not found:
@@ -106,6 +109,7 @@ def _pace(group: list[Record]) -> Pace:
                 pace.step = timing
             elif steps is not None:
                 pace.volumes[steps] = timing
+    pace.firsts = {r.phase: r.value for r in group if r.metric == _FIRST and r.value is not None}
     pace.ceilings = [r for r in group if r.metric == "matmul_flops_per_second" and r.value]
     return pace
 

@@ -12,6 +12,7 @@ import torch
 Work = Callable[[], object]
 Clock = Callable[[Work], float]
 
+FIRST = "first_call_seconds"  # the metric of what is not warm yet
 LEAST = 3  # repetitions that a median takes, however long they are
 
 
@@ -58,9 +59,12 @@ class Stopwatch:
         """The time of each repetition; once the budget does not hold another, no fewer than ``LEAST`` of them."""
         return self._until(self.protocol, work)
 
-    def warm_up(self, work: Work) -> float:
-        """Run some work until caches, clocks and optimizer state are as they stay; the time of the last run."""
-        return self._until(_WARM_UP, work)[-1]
+    def warm_up(self, work: Work) -> list[float]:
+        """Run some work until caches, clocks and optimizer state are as they stay; the times of all runs, two or more.
+
+        The first is that in which a network is compiled and kernels are chosen.
+        """
+        return self._until(_WARM_UP, work)
 
     def affords(self, seconds: float) -> bool:
         """Whether the budget holds so many seconds more."""

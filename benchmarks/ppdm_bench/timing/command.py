@@ -14,7 +14,7 @@ from ppdm_bench.records import Record, config_id
 from ppdm_bench.report.units import shape_text
 from ppdm_bench.runner import Answer
 from ppdm_bench.sweep import Case, Sweep
-from ppdm_bench.timing.clock import Protocol
+from ppdm_bench.timing.clock import FIRST, Protocol
 
 WORKER = "ppdm_bench.timing.worker"
 
@@ -128,14 +128,15 @@ def _case(plan: Plan, task: Task) -> Case:
 
 def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
     """The records of what a child found out: a time and its share of the ceiling for everything that was run, FLOPs of
-    it, the ceiling; where a number of evaluations was not run, that, and an estimate that is marked as one.
+    it, the ceiling, the time of the first call; where a number of evaluations was not run, that, and an estimate that
+    is marked as one.
     """
     common = {name: value for name, value in common.items() if name != "reason"}  # each has a reason of its own
     metrics: Mapping[str, Any] = answer.metrics
     times, flops = _by_evaluations(metrics[TIMES[task.phase]]), _by_evaluations(metrics.get(FLOPS[task.phase], {}))
     ceiling = metrics["matmul"]
     best = max(ceiling["rates"])
-    records = [_rate(ceiling, common)]
+    records = [_rate(ceiling, common), *_first(task, metrics, common)]
     for steps, samples in times.items():
         about = common | {"steps": steps, "kind": "measured"}
         note = "; ".join(filter(None, (answer.reason, _fewer(samples, plan.protocol))))
@@ -166,6 +167,14 @@ def _statistic(metric: str, samples: Samples, stat: str, value: float, about: Ma
 def _rate(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
     about = {**common, "kind": "measured", "reason": ceiling["what"]}
     return _statistic("matmul_flops_per_second", ceiling["rates"], "max", max(ceiling["rates"]), about)
+
+
+def _first(task: Task, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
+    """The first training step, or the first volume of one evaluation: what is compiled is compiled in it."""
+    if FIRST not in metrics:
+        return []
+    about = {**common, "steps": None if task.phase == "train" else 1, "kind": "measured"}
+    return [Record(metric=FIRST, value=metrics[FIRST], stat="first", n=1, **about)]
 
 
 def _fewer(samples: Samples, protocol: Protocol) -> str:

@@ -18,7 +18,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.memory.nvml import watched_process
 from ppdm_bench.memory.workload import fault
 from ppdm_bench.timing.arithmetic import Ceiling, ceiling, step_flops, volume_flops
-from ppdm_bench.timing.clock import LEAST, Protocol, Stopwatch, Work, clock_of
+from ppdm_bench.timing.clock import FIRST, LEAST, Protocol, Stopwatch, Work, clock_of
 
 # Of its time limit, what a child may spend on timing; the rest is for PyTorch to start, for the ceiling and for FLOPs.
 SHARE = 0.8
@@ -47,18 +47,19 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     with ExitStack() as stack:
         # Seldom, so that looking costs no time; who else computes on a GPU stays there for longer.
         process = stack.enter_context(watched_process(interval=1.0)) if device == "cuda" else None
-        best = ceiling(configuration.precision, device, watch.clock)
+        best = ceiling(method.network.precision, device, watch.clock)
         if request["phase"] == "train":
-            metrics: dict[str, Any] = {"step_seconds": _time_step(watch, _training(method, *size, device))}
+            first, times = _time_step(watch, _training(method, *size, device))
+            metrics: dict[str, Any] = {"step_seconds": times}
             flops, notes = _counted("step_flops", lambda: step_flops(method, *size))
         else:
-            drawn = time_volumes(watch, _sampling(method, *size, device), counts)
+            first, drawn = time_volumes(watch, _sampling(method, *size, device), counts)
             metrics = {"volume_seconds": drawn}
             flops, notes = _counted("volume_flops", lambda: volume_flops(method, *size, {*drawn, *counts}))
         if process:
             process.sample()
             notes += process.company()
-    return metrics | flops | _described(best), notes
+    return metrics | {FIRST: first} | flops | _described(best), notes
 
 
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
@@ -80,20 +81,24 @@ def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, devi
     return draw
 
 
-def _time_step(watch: Stopwatch, step: Work) -> list[float]:
-    watch.warm_up(step)
-    return watch.repeat(step)
+def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
+    """The time of the first step, and those of steps that are warm."""
+    first = watch.warm_up(step)[0]
+    return first, watch.repeat(step)
 
 
-def time_volumes(watch: Stopwatch, draw: Callable[[int], Work], counts: Sequence[int]) -> dict[int, list[float]]:
-    """The times of a volume by network evaluations: those in the budget, and two to estimate from where one is not.
+def time_volumes(
+    watch: Stopwatch, draw: Callable[[int], Work], counts: Sequence[int]
+) -> tuple[float, dict[int, list[float]]]:
+    """The time of the first volume, of one evaluation, and the times of a volume by network evaluations once warm:
+    those in the budget, and two to estimate from where one is not.
 
     Args:
         watch: with the budget.
         draw: the work for a number of evaluations.
         counts: evaluations that are asked for.
     """
-    one = watch.warm_up(draw(1))
+    first, *_, one = watch.warm_up(draw(1))
     found: dict[int, list[float]] = {}
     for k in sorted(counts):
         # An evaluation costs at most what a volume of one does, which has the start and the end of a volume in it.
@@ -102,7 +107,7 @@ def time_volumes(watch: Stopwatch, draw: Callable[[int], Work], counts: Sequence
     for k in ANCHORS if set(counts) - found.keys() else ():
         if k not in found and len(found) < 2:
             found[k] = watch.repeat(draw(k))
-    return dict(sorted(found.items()))
+    return first, dict(sorted(found.items()))
 
 
 def _counted(name: str, count: Callable[[], Any]) -> tuple[dict[str, Any], list[str]]:
