@@ -48,7 +48,8 @@ class UNetOptions:
             ``conv`` (blocks, and in a block that is computed again what is cheap once more, so that one convolution's
             input at a time is held).
         channels_last: whether convolutions see their tensors with the channels innermost in memory. A GPU's tensor
-            cores want that in half precision; group normalisation on CUDA does not, so that copies lie between them.
+            cores want that in half precision; group normalisation gives the channels outermost, so that a copy lies
+            before each of them.
         compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets.
 
     Raises:

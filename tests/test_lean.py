@@ -3,9 +3,9 @@
 import pytest
 
 from ppdm_baselines import METHODS
-from ppdm_bench.memory.predict import predict_peak
+from ppdm_bench.memory.predict import measure_peak, predict_peak
 from ppdm_bench.memory.target import GIB, Target
-from ppdm_bench.memory.workload import workload
+from ppdm_bench.memory.workload import uncompiled, workload
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,27 @@ def test_each_kind_of_recomputation_saves_more(precision: str) -> None:
     none, norm, block, conv = peaks
     assert conv < min(norm, block)
     assert max(norm, block) < 0.65 * none
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
+def test_a_compiled_network_is_followed_as_it_is_written() -> None:
+    """What its compiler makes of it no prediction sees, so it says what it is of."""
+    peaks, notes = [], []
+    for compiled in (False, True):
+        method = METHODS["ppdm"].with_network(width=8, compile=compiled)
+        work = workload(method, "train", (16, 16, 16), 1, "cuda")
+        peaks.append(predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated)
+        notes.append(uncompiled(method))
+    assert peaks[0] == peaks[1]
+    assert notes[0] == ""
+    assert "compiler decides" in notes[1]
+
+
+def test_channels_last_copies_before_convolutions_as_group_normalisation_gives_none() -> None:
+    peaks = []
+    for layout in (False, True):
+        method = METHODS["ppdm"].with_factor(2).with_network(width=8, multipliers=(1, 2), channels_last=layout)
+        work = workload(method, "train", (32, 32, 32), 1, "cpu")
+        peaks.append(measure_peak(work.build, work.step, work.iterations).peak_allocated)
+        assert predict_peak(work.build, work.step, work.iterations, "cpu").peak_allocated == peaks[-1]
+    assert peaks[1] > 1.05 * peaks[0]

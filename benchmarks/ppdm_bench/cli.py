@@ -162,7 +162,7 @@ def memory(
         str, typer.Option(help="train, sample, autoencoder_train, decode; of each method those that it has.")
     ] = ",".join(PHASES),
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
+    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
     batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
     width: Annotated[
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
@@ -323,7 +323,7 @@ def train(
     ] = None,
     augment: Annotated[str, typer.Option(help="none, flip (left and right), or flip:dhw for chosen axes.")] = "none",
     precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
+    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
     start: Start = None,
     seed: Annotated[
         int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")

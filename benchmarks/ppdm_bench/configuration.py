@@ -130,8 +130,8 @@ class Configuration:
             "batch_size": self.batch_size,
             "precision": network.precision,
             "checkpointing": network.checkpointing,
-            "channels_last": getattr(network, "channels_last", False),
-            "compile": getattr(network, "compile", False),
+            "channels_last": network.channels_last,
+            "compile": network.compile,
         }
 
     def describe(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def plan(
         str | None, typer.Option(help="Puzzle factors that are asked about, such as 2,4; default: the methods' own.")
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block.")] = "none",
+    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
     batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
     width: Annotated[
         int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")

@@ -11,7 +11,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.memory.gate import skipping, too_much
 from ppdm_bench.memory.predict import Peak, PredictionError, predict_peak
 from ppdm_bench.memory.target import GIB, Target
-from ppdm_bench.memory.workload import fault, workload
+from ppdm_bench.memory.workload import fault, uncompiled, workload
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.report.units import shape_text
 from ppdm_bench.runner import Answer, TimeIsUpError, time_limit
@@ -151,7 +151,7 @@ def _predict(
         return case.failed("error", fault(error))
     shortage = _shortage(plan, peak)
     of_peak: dict[str, Any] = {"stat": "max", "n": 1, **case.common}
-    of_peak |= {"status": "oom", "reason": shortage} if shortage else {}
+    of_peak |= {"status": "oom", "reason": shortage} if shortage else {"reason": uncompiled(configuration.resolve())}
     records = [
         Record(metric=kind, value=size, stat="at peak", n=1, **case.common) for kind, size in peak.breakdown.items()
     ]

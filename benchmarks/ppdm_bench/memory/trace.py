@@ -39,6 +39,8 @@ def tracing(
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
     trace = Trace(fake, target, limit, modules)
     with trace.undo:
+        # A compiled module runs as it was written: what its compiler makes of it passes by no operator of PyTorch's.
+        trace.undo.enter_context(torch.compiler.set_stance("force_eager"))
         if modules:
             trace.undo.enter_context(modules.followed())
         for hook in (

@@ -10,7 +10,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.memory.nvml import watched_process
 from ppdm_bench.memory.predict import measure_peak
 from ppdm_bench.memory.target import GIB
-from ppdm_bench.memory.workload import Workload, workload
+from ppdm_bench.memory.workload import Workload, uncompiled, workload
 
 
 def main() -> None:
@@ -24,9 +24,13 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         configuration = Configuration.from_dict(request["configuration"])
         size = (configuration.shape, configuration.batch_size)
-        work = workload(configuration.resolve(), request["phase"], *size, request["device"])
+        method = configuration.resolve()
+        work = workload(method, request["phase"], *size, request["device"])
         answer["evaluations"] = work.evaluations
-        metrics, notes = (_measure_cuda if request["device"] == "cuda" else _measure_cpu)(work, limit)
+        if request["device"] == "cuda":
+            metrics, notes = _measure_cuda(work, limit)
+        else:
+            metrics, notes = _measure_cpu(work, limit), list(filter(None, [uncompiled(method)]))
     except Exception as error:  # a method's code may fail in any way
         failed = failure(error)
         if limit is not None and failed["status"] == "oom":
@@ -35,9 +39,9 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     return answer | {"status": "ok", "reason": "; ".join(notes), "metrics": metrics}
 
 
-def _measure_cpu(work: Workload, limit: int | None) -> tuple[dict[str, int], list[str]]:
+def _measure_cpu(work: Workload, limit: int | None) -> dict[str, int]:
     peak = measure_peak(work.build, work.step, work.iterations, "cpu", limit)
-    return {"peak_allocated": peak.peak_allocated, **peak.breakdown}, []
+    return {"peak_allocated": peak.peak_allocated, **peak.breakdown}
 
 
 def _measure_cuda(work: Workload, limit: int | None) -> tuple[dict[str, int], list[str]]:

@@ -70,6 +70,15 @@ def _latent(method: Method, shape: tuple[int, int, int], batch_size: int, device
     return torch.randn(batch_size, method.representation.channels(1), *latent, device=device)
 
 
+def uncompiled(method: Method) -> str:
+    """What is to be said of a peak that was found by following operators, if it is not that of the step that runs."""
+    return (
+        "of the network as it is written; compiled, it allocates what its compiler decides"
+        if method.network.compile
+        else ""
+    )
+
+
 def fault(error: Exception) -> str:
     """Why a phase could not be run, on one line: the code that failed may be anyone's, so its kind is told as well."""
     lines = str(error).strip().splitlines()  # PyTorch's own errors go on with a stack of C++

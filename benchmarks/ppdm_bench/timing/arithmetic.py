@@ -44,7 +44,8 @@ def count(work: Callable[[], object]) -> int:
         Exception: as the work raises; among them PyTorch's, where a value decides what is done.
     """
     # Attention by plain products: of the CPU's fused kernels the counter knows nothing.
-    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH):
+    eager = torch.compiler.set_stance("force_eager")  # of compiled code it knows nothing at all
+    with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), eager:
         counter = FlopCounterMode(display=False)
         with counter:
             work()
