@@ -66,17 +66,15 @@ class Block:
         return weight / (before + weight)
 
 
-def sizes_of(size: Size | None, name: str) -> tuple[int, ...] | None:
+def sizes_of(size: Size, name: str) -> tuple[int, ...]:
     """A size, one number or (D, H, W), as three.
 
     Raises:
-        ValueError: it is no positive integer, nor three of them, nor absent.
+        ValueError: it is no positive integer, nor three of them.
     """
-    if size is None:
-        return None
     sizes = size if isinstance(size, Sequence) else (size,) * 3
     if not (len(sizes) == 3 and all(type(s) is int and s > 0 for s in sizes)):
-        raise ValueError(f"{name} is a positive integer, three of them (D, H, W), or absent; got {size!r}")
+        raise ValueError(f"{name} is a positive integer, or three of them (D, H, W); got {size!r}")
     return tuple(sizes)
 
 
@@ -91,12 +89,12 @@ def check_overlap(overlap: float | None, name: str) -> None:
 
 
 def check_multiple(size: Size | None, network: int, name: str) -> None:
-    """See that a network that halves its input can see such a size.
+    """See that a network that halves its input can see such a size, if there is one.
 
     Raises:
         ValueError: it cannot.
     """
-    if any(s % network for s in sizes_of(size, name) or ()):
+    if size is not None and any(s % network for s in sizes_of(size, name)):
         raise ValueError(f"{name} of {size} must have sizes that are multiples of the network's {network}")
 
 

@@ -168,7 +168,7 @@ class Method:
 
         Args:
             block: voxels of the volume that the network sees at once along each axis, one number or (D, H, W); rounded
-                up to :attr:`multiple`, so that a block as large as the volume is the volume as it is padded.
+                up to :attr:`~ppdm.method.Method.multiple`, so that a block as large as the volume is the volume as it is padded.
             overlap: share in [0, 1) of their size that neighbouring blocks have in common.
 
         Raises:
@@ -179,8 +179,7 @@ class Method:
                 f"{self.name} learns its representation, which encodes and decodes volumes whole; blocks of its latent "
                 "would save nothing"
             )
-        sizes = sizes_of(block, "a block") or self.multiple
-        return replace(self, window=self.window.in_blocks(self.latent_shape(sizes), overlap))
+        return replace(self, window=self.window.in_blocks(self.latent_shape(sizes_of(block, "a block")), overlap))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -356,7 +355,7 @@ def sample(
         method: the point in the design space.
         network: what ``method.build`` made.
         source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything. They are on the network's
-            device, or anywhere if the method :meth:`~Method.samples_from_host`: the state lies where they do.
+            device, or anywhere if the method :meth:`~ppdm.method.Method.samples_from_host`: the state lies where they do.
         generator: of the noise, on the volumes' device; the global one if absent. Deterministic bridges need none.
         progress: called after every evaluation: every step, or every block of it.
 

@@ -181,7 +181,7 @@ def adapt(
         steps: network evaluations a volume.
         device: where to compute.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        block: voxels of the volume that the network sees at once, as :meth:`ppdm.Method.in_blocks` has them.
+        block: voxels of the volume that the network sees at once, as :meth:`ppdm.method.Method.in_blocks` has them.
         overlap: share in [0, 1) of their size that neighbouring blocks have in common; a quarter if absent.
 
     Raises:

@@ -99,7 +99,7 @@ class Whole:
     overlap: float = later(0.25)
 
     def __post_init__(self) -> None:
-        sizes_of(self.block, "a block's size")
+        _ = self._size
         check_overlap(self.overlap, "blocks")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
@@ -131,7 +131,7 @@ class Whole:
 
     @property
     def _size(self) -> tuple[int, ...] | None:
-        return sizes_of(self.block, "a block's size")
+        return None if self.block is None else sizes_of(self.block, "a block's size")
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ class Patch:
     block: int | tuple[int, int, int] | None = later(None)
 
     def __post_init__(self) -> None:
-        sizes_of(self.size, "a patch's size")
-        sizes_of(self.block, "a block's size")
+        _ = self._sizes((1, 1, 1)), self._seen((1, 1, 1))
         check_overlap(self.overlap, "patches")
         if self.block is not None and self.overlap is None:
             raise ValueError(f"blocks of {self.block} need an overlap, a share in [0, 1) of their size such as 0.25")
@@ -198,11 +197,11 @@ class Patch:
         """What the network sees at once of a latent (D, H, W) when it samples; None is all."""
         if self.overlap is None:
             return None
-        return sizes_of(self.block, "a block's size") or self._sizes(shape)
+        return self._sizes(shape) if self.block is None else sizes_of(self.block, "a block's size")
 
     def _sizes(self, shape: Shape) -> Shape:
         """Of a patch in training."""
-        return sizes_of(self.size, "a patch's size") or [s // 2 for s in shape]
+        return [s // 2 for s in shape] if self.size is None else sizes_of(self.size, "a patch's size")
 
     def _extents(self, x: Tensor) -> list[tuple[int, int]]:
         """(size of the volume, size of the patch) along each axis, in training."""

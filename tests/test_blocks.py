@@ -201,9 +201,9 @@ def test_sampling_counts_an_evaluation_for_every_step_and_block() -> None:
 
 @pytest.mark.parametrize("size", [0, -4, (4, 4), 2.5, (4, 4, 0)])
 def test_blocks_that_there_are_not(size: object) -> None:
-    with pytest.raises(ValueError, match="is a positive integer, three of them"):
+    with pytest.raises(ValueError, match="is a positive integer, or three of them"):
         PPDM.in_blocks(size)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="is a positive integer, three of them"):
+    with pytest.raises(ValueError, match="is a positive integer, or three of them"):
         Whole(block=size)  # type: ignore[arg-type]
 
 

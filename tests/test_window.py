@@ -146,7 +146,7 @@ def test_coordinates_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 0}, "a patch's size is a positive integer.* got 0"),
+        ({"size": 0}, "a patch's size is a positive integer, or three of them .* got 0"),
         ({"size": (4, 4)}, r"got \(4, 4\)"),
         ({"size": (4, 4, 2.0)}, "a patch's size"),
         ({"overlap": 1.0}, r"share in \[0, 1\).* got 1.0"),
