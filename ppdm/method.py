@@ -168,7 +168,7 @@ class Method:
 
         Args:
             block: voxels of the volume that the network sees at once along each axis, one number or (D, H, W); rounded
-                up to :attr:`~ppdm.method.Method.multiple`, so that a block as large as the volume is the volume as it is padded.
+                up to what volumes are padded to, so that a block as large as the volume sees all of it.
             overlap: share in [0, 1) of their size that neighbouring blocks have in common.
 
         Raises:
@@ -355,7 +355,8 @@ def sample(
         method: the point in the design space.
         network: what ``method.build`` made.
         source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything. They are on the network's
-            device, or anywhere if the method :meth:`~ppdm.method.Method.samples_from_host`: the state lies where they do.
+            device, or anywhere if it is seen in blocks (:meth:`Method.samples_from_host
+            <ppdm.method.Method.samples_from_host>`): the state lies where they do.
         generator: of the noise, on the volumes' device; the global one if absent. Deterministic bridges need none.
         progress: called after every evaluation: every step, or every block of it.
 
