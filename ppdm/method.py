@@ -4,7 +4,7 @@ Two generic functions do all the work, whatever the method: :func:`training_loss
 Axes of tensors: volumes (N, C, D, H, W); x0 the target, y the source, t in [0, 1] with t = 0 the target end.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ppdm.autoencoder import Autoencoder
+from ppdm.blocks import Shape, Size, Tell, nothing, sizes_of
 from ppdm.description import Axes, describe, restore
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
@@ -144,6 +145,41 @@ class Method:
         latent = self.window.multiple(self.network.multiple)
         d, h, w = (r * m for r, m in zip(self.representation.cell, latent, strict=True))
         return d, h, w
+
+    def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
+        """The size (D, H, W) of the latent of a volume (D, H, W), which is padded first."""
+        d, h, w = (-(-s // m) * m // r for s, m, r in zip(shape, self.multiple, self.representation.cell, strict=True))
+        return d, h, w
+
+    def blocks(self, shape: Shape) -> int:
+        """In how many blocks the network sees a volume (D, H, W) when it samples; 1 is at once."""
+        return self.window.blocks(self.latent_shape(shape))
+
+    def evaluations(self, shape: Shape) -> int:
+        """Of the network, for a volume (D, H, W): one for every step and block."""
+        return self.sampling.steps * self.blocks(shape)
+
+    def samples_from_host(self, shape: Shape) -> bool:
+        """Whether a volume (D, H, W) may stay on the host while it is sampled, since blocks go to the network."""
+        return self.blocks(shape) > 1 and not self.representation.share
+
+    def in_blocks(self, block: Size, overlap: float = 0.25) -> Self:
+        """The same method, sampled in overlapping blocks that are merged at every step.
+
+        Args:
+            block: voxels of the volume that the network sees at once along each axis, one number or (D, H, W); rounded
+                up to what volumes are padded to, so that a block as large as the volume sees all of it.
+            overlap: share in [0, 1) of their size that neighbouring blocks have in common.
+
+        Raises:
+            ValueError: a value out of range, a window that is not cut, or a representation that is learned.
+        """
+        if self.representation.share:
+            raise ValueError(
+                f"{self.name} learns its representation, which encodes and decodes volumes whole; blocks of its latent "
+                "would save nothing"
+            )
+        return replace(self, window=self.window.in_blocks(self.latent_shape(sizes_of(block, "a block")), overlap))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -315,16 +351,18 @@ def sample(
     network: nn.Module,
     source: Tensor,
     generator: torch.Generator | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Tell = nothing,
 ) -> Tensor:
-    """Draw a target volume for each source, in ``method.sampling.steps`` evaluations of the network.
+    """Draw a target volume for each source, in ``method.sampling.steps`` evaluations of the network, or of its blocks.
 
     Args:
         method: the point in the design space.
         network: what ``method.build`` made.
-        source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything.
+        source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything. They are on the network's
+            device, or anywhere if it is seen in blocks (:meth:`Method.samples_from_host
+            <ppdm.method.Method.samples_from_host>`): the state lies where they do.
         generator: of the noise, on the volumes' device; the global one if absent. Deterministic bridges need none.
-        progress: called after every step.
+        progress: called after every evaluation: every step, or every block of it.
 
     Returns:
         Volumes of the source's shape.
@@ -345,14 +383,31 @@ def sample(
     for k in range(how.steps - 1, -1, -1):
         later = torch.full_like(times, how.start * k / how.steps)
         t, s = _against(times, y), _against(later, y)
-        output = method.window.apply(diffusion, x, times, y)
-        x0 = x0_of(method.target, kernel, output, x, y, t)
-        if how.clamp is not None:
-            x0 = codec.clamp(x0, how.clamp)
-        x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
+        output = method.window.apply(diffusion, x, times, y, progress)
+        if method.window.blocks(y.shape[2:]) > 1:
+            x = _stepped_by_planes(method, codec, output, x, y, t, s, draw() if how.stochastic else None)
+        else:
+            x0 = _estimate(method, codec, output, x, y, t)
+            x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
         times = later
-        progress()
     return decode(method, network, x, source.shape[2:])
+
+
+def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """The x0 that the network's output stands for, clamped if the method says so."""
+    x0 = x0_of(method.target, method.kernel, output, x, y, t)
+    return x0 if method.sampling.clamp is None else codec.clamp(x0, method.sampling.clamp)
+
+
+def _stepped_by_planes(
+    method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
+) -> Tensor:
+    """One step from t to s in the memory of the network's output: every latent voxel is stepped by itself."""
+    for d in range(output.shape[2]):
+        plane = (slice(None), slice(None), slice(d, d + 1))
+        x0 = _estimate(method, codec, output[plane], x[plane], y[plane], t)
+        output[plane] = method.kernel.step(x[plane], x0, y[plane], t, s, None if noise is None else noise[plane])
+    return output
 
 
 @torch.no_grad()

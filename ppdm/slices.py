@@ -5,10 +5,12 @@ Axes: latents (N, C, D, H, W), time (N,); slices (M, C, …) of one voxel's thic
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ppdm.blocks import Shape, Size, Tell, nothing
 from ppdm.window import MakeNetwork, Piece
 
 _LETTERS = "dhw"
@@ -64,14 +66,21 @@ class Slices:
         predict = partial(self._predict, view=view, around=self._around(y, axis, at))
         return Piece(_slices(x0, axis, at), _slices(y, axis, at), predict)
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
         mean, at_once = torch.zeros_like(x_t), max(self.batch // len(x_t), 1)
         for view in self.views:
             size = x_t.shape[_axis(view)]
             for places in (range(k, min(k + at_once, size)) for k in range(0, size, at_once)):
                 part = mean.movedim(_axis(view), 1)[:, places.start : places.stop]
                 part += self._apply(network, view, places, x_t, t, y) / len(self.views)
+        told()
         return mean
+
+    def blocks(self, shape: Shape) -> int:
+        return 1
+
+    def in_blocks(self, block: Size, overlap: float) -> Self:
+        raise ValueError("slices are not cut into blocks; a smaller window.batch takes less memory")
 
     def _apply(self, network: nn.Module, view: str, places: range, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict for some slices of every subject, (N, k, C, a, b)."""

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppdm.blocks import Size, Tell, nothing
 from ppdm.checkpoint import Trained, assemble
 from ppdm.data.normalise import IntensityError
-from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_volume, write_volume
-from ppdm.method import reconstruct, sample
+from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_geometry, read_volume, write_volume
+from ppdm.method import Method, reconstruct, sample
 
 SPACING_TOLERANCE = 0.1  # relative difference from the training data's voxel size that is warned of
 
@@ -54,6 +55,8 @@ def translate(
     seed: int = 0,
     device: str | torch.device | None = None,
     precision: str | None = None,
+    block: Size | None = None,
+    overlap: float | None = None,
     suv_factor: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Translation]:
@@ -70,9 +73,10 @@ def translate(
         seed: of the noise, for methods that draw any.
         device: where to compute; where the network is if absent.
         precision: ``fp32``, ``bf16`` or ``fp16``; the one it was trained in if absent.
+        block, overlap: as for :func:`adapt`: sample in blocks, where the device does not hold what a volume needs.
         suv_factor: PET only: SUV = stored value · suv_factor, of every file; see
             :class:`ppdm.data.scaling.SUVScaling`.
-        progress: called with the network evaluations done and those of all files.
+        progress: called with the network evaluations done and those of all files; each block of a step is one.
 
     Returns:
         One for each file, in the order of their names.
@@ -83,20 +87,21 @@ def translate(
         VolumeError: a single file cannot be read or written.
     """
     work, folder = _plan(Path(input_path), Path(output_path)), Path(input_path).is_dir()
-    trained = adapt(trained, steps=steps, device=device, precision=precision)
-    evaluations = trained.method.sampling.steps
-    total = len(work) * evaluations
+    trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
+    evaluations = [_evaluations(trained.method, source) for source, _ in work]
+    done, total = 0, sum(evaluations)
     results = []
-    for number, (source, output) in enumerate(work):
+    for (source, output), wanted in zip(work, evaluations, strict=True):
         started, fault = time.perf_counter(), ""
-        counter = _Counter(progress, number * evaluations, total)
+        counter = _Counter(progress, done, total)
+        done += wanted
         try:
             _translate_file(trained, source, output, seed, suv_factor, counter)
         except (VolumeError, TranslationError) as error:
             if not folder:
                 raise
             fault = str(error)
-            progress((number + 1) * evaluations, total)
+            progress(done, total)
         results.append(Translation(source, output, time.perf_counter() - started, fault))
     return results
 
@@ -107,16 +112,18 @@ def translate_volume(
     *,
     seed: int = 0,
     suv_factor: float | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Tell = nothing,
 ) -> Tensor:
     """Translate one volume in memory.
 
+    A method that samples in blocks leaves the volume on the CPU, and the device holds one block at a time.
+
     Args:
-        trained: the method; :func:`adapt` changes its steps, device and precision.
+        trained: the method; :func:`adapt` changes its steps, device, precision and blocks.
         source: (D, H, W), finite physical values, on the CPU.
         seed: of the noise, for methods that draw any.
         suv_factor: as for :func:`translate`.
-        progress: called after every network evaluation.
+        progress: called after every network evaluation; each block of a step is one.
 
     Returns:
         (D, H, W) float32 on the CPU, in the target's physical units.
@@ -127,7 +134,7 @@ def translate_volume(
     """
     _check_volume(trained, source, seed)
     source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
-    device = _device(trained)
+    device = torch.device("cpu") if trained.method.samples_from_host(source.shape) else _device(trained)
     y = source_scale.forward(source.float()).to(device)[None, None]
     generator = torch.Generator(device).manual_seed(seed)  # one for each volume: its neighbours do not matter
     x0 = sample(trained.method, trained.network, y, generator, progress)
@@ -164,14 +171,29 @@ def adapt(
     steps: int | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
+    block: Size | None = None,
+    overlap: float | None = None,
 ) -> Trained:
-    """The same weights with other sampling steps, on another device or in another precision; what is None stays.
+    """The same weights with other sampling steps, device, precision or blocks; what is None stays.
+
+    Args:
+        trained: the method.
+        steps: network evaluations a volume.
+        device: where to compute.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        block: voxels of the volume that the network sees at once, as :meth:`ppdm.method.Method.in_blocks` has them.
+        overlap: share in [0, 1) of their size that neighbouring blocks have in common; a quarter if absent.
 
     Raises:
-        TranslationError: steps not positive, or a precision that there is not.
+        TranslationError: steps not positive, a precision that there is not, blocks that the method cannot be sampled
+            in, or an overlap without them.
     """
     method = trained.method
+    if block is None and overlap is not None:
+        raise TranslationError(f"An overlap of {overlap} is of blocks; give their size as well (block, --block).")
     try:
+        if block is not None:
+            method = method.in_blocks(block) if overlap is None else method.in_blocks(block, overlap)
         if steps is not None:
             method = replace(method, sampling=replace(method.sampling, steps=steps))
         if precision is not None:
@@ -196,6 +218,20 @@ class _Counter:
         self.progress(self.done, self.total)
 
 
+def _evaluations(method: Method, source: Path) -> int:
+    """Of the network for a file; one whose header cannot be read is refused when its turn comes."""
+    try:
+        return method.evaluations(read_geometry(source).shape)
+    except VolumeError:
+        return method.sampling.steps
+
+
+def _smaller(method: Method, volume: Volume) -> str:
+    """What lets the network see less at once."""
+    shape = volume.data.shape
+    return f"--block {max(shape) // 2}" if method.blocks(shape) == 1 else "a smaller --block"
+
+
 def _device(trained: Trained) -> torch.device:
     return next(trained.network.parameters()).device
 
@@ -217,7 +253,7 @@ def _translate_file(
     except torch.OutOfMemoryError as error:
         raise TranslationError(
             f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
-            f"({str(error).split('. ')[0]}); try bf16, the CPU, or a crop."
+            f"({str(error).split('. ')[0]}); try {_smaller(trained.method, volume)}, bf16, or the CPU."
         ) from None
     write_volume(output, result.numpy(), volume)
 

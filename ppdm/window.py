@@ -4,13 +4,26 @@ Axes: latents (N, C, D, H, W), time (N,); of one training step M pieces of N sub
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+
+from ppdm.blocks import (
+    Place,
+    Shape,
+    Size,
+    Tell,
+    check_multiple,
+    check_overlap,
+    nothing,
+    number_of_blocks,
+    predict_in_blocks,
+    sizes_of,
+)
+from ppdm.description import later
 
 MakeNetwork = Callable[[int, int, int], nn.Module]  # (in_channels, out_channels, dims)
 Predict = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (network, x_t, t, y) -> like x_t
@@ -48,33 +61,76 @@ class Window(Protocol):
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         """Choose what one training step sees: for each network, as many pieces of every subject."""
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict for the whole state, as sampling needs it."""
+    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
+        """Predict for the whole state, as sampling needs it.
+
+        Where it is seen in blocks, it may lie on another device than the network. ``told`` is called after every block,
+        which is once where there are none.
+        """
+
+    def blocks(self, shape: Shape) -> int:
+        """In how many blocks a latent (D, H, W) is seen when it is sampled; 1 is at once."""
+
+    def in_blocks(self, block: Size, overlap: float) -> Self:
+        """The same, sampled in blocks of so many voxels of the latent that overlap by a share of their size.
+
+        Raises:
+            ValueError: what this window sees cannot be cut so, or the values are out of range.
+        """
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole state at once.
+    """The whole state at once, or, when it is sampled, in blocks that are merged at every step.
 
     Args:
         concatenate: whether the source is given to the network beside the state. A noise-free bridge without it can
             stay where it starts; with it, such a bridge learns a division (see the notes on the bridge in the README).
+        block: voxels of the latent along each axis, one number or (D, H, W), that the network sees at once when it
+            samples; absent, all. What exceeds the volume is the volume.
+        overlap: share in [0, 1) of their size that neighbouring blocks have in common.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     concatenate: bool = True
+    block: int | tuple[int, int, int] | None = later(None)
+    overlap: float = later(0.25)
+
+    def __post_init__(self) -> None:
+        _ = self._size
+        check_overlap(self.overlap, "blocks")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
+        check_multiple(self.block, network, "a block")
         return network, network, network
 
     def build(self, make: MakeNetwork, channels: int) -> nn.Module:
         return make(2 * channels if self.concatenate else channels, channels, 3)
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
-        return [Piece(x0, y, self.apply)]
+        return [Piece(x0, y, self._predict)]
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
+        def see(x_t: Tensor, t: Tensor, y: Tensor, _: Place) -> Tensor:
+            return self._predict(network, x_t, t, y)
+
+        return predict_in_blocks(see, network, x_t, t, y, self._size, self.overlap, told)
+
+    def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         prediction: Tensor = network([x_t, y] if self.concatenate else x_t, t)
         return prediction
+
+    def blocks(self, shape: Shape) -> int:
+        return number_of_blocks(shape, self._size, self.overlap)
+
+    def in_blocks(self, block: Size, overlap: float) -> Self:
+        return replace(self, block=block, overlap=overlap)
+
+    @property
+    def _size(self) -> tuple[int, ...] | None:
+        return None if self.block is None else sizes_of(self.block, "a block's size")
 
 
 @dataclass(frozen=True)
@@ -89,35 +145,29 @@ class Patch:
             128 of 256. What exceeds the volume is the volume.
         coordinates: whether the network is told where it looks, by three channels from -1 to 1 over the whole volume.
         overlap: absent, the network sees the whole volume when it samples; a share in [0, 1) makes it see patches that
-            overlap by this much of their size, whose predictions are averaged at every step.
+            have this much of their size in common with their neighbours, whose predictions are merged at every step.
+        block: the size of those, where it is not that of training.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, or blocks without an overlap.
     """
 
     size: int | tuple[int, int, int] | None = None
     coordinates: bool = True
     overlap: float | None = None
+    block: int | tuple[int, int, int] | None = later(None)
 
     def __post_init__(self) -> None:
-        sizes = self._sizes
-        if sizes is not None and not (len(sizes) == 3 and all(type(s) is int and s > 0 for s in sizes)):
-            raise ValueError(
-                f"a patch's size is a positive integer, three of them (D, H, W), or absent; got {self.size!r}"
-            )
-        if self.overlap is not None and not 0 <= self.overlap < 1:
-            raise ValueError(f"patches overlap by a share in [0, 1) of their size, got {self.overlap}")
-
-    @property
-    def _sizes(self) -> tuple[int, ...] | None:
-        return (self.size,) * 3 if isinstance(self.size, int) else self.size
+        _ = self._sizes((1, 1, 1)), self._seen((1, 1, 1))
+        check_overlap(self.overlap, "patches")
+        if self.block is not None and self.overlap is None:
+            raise ValueError(f"blocks of {self.block} need an overlap, a share in [0, 1) of their size such as 0.25")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
-        if self._sizes is None:
-            return 2 * network, 2 * network, 2 * network
-        if any(s % network for s in self._sizes):
-            raise ValueError(f"a patch of {self.size} must have sizes that are multiples of the network's {network}")
-        return network, network, network
+        check_multiple(self.size, network, "a patch")
+        check_multiple(self.block, network, "a block")
+        multiple = network if self.size else 2 * network
+        return multiple, multiple, multiple
 
     def build(self, make: MakeNetwork, channels: int) -> nn.Module:
         return make(2 * channels + 3 * self.coordinates, channels, 3)
@@ -127,22 +177,35 @@ class Patch:
         axes = [line[at] for line, at in zip(_coordinates(x0), places, strict=True)]
         return [Piece(_crop(x0, places), _crop(y, places), partial(self._predict, axes=axes))]
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
         lines = _coordinates(x_t)
+
+        def see(x_t: Tensor, t: Tensor, y: Tensor, place: Place) -> Tensor:
+            axes = [line[None, at].to(x_t.device) for line, at in zip(lines, place, strict=True)]
+            return self._predict(network, x_t, t, y, axes=axes)
+
+        return predict_in_blocks(see, network, x_t, t, y, self._seen(x_t.shape[2:]), self.overlap or 0, told)
+
+    def blocks(self, shape: Shape) -> int:
+        return number_of_blocks(shape, self._seen(shape), self.overlap or 0)
+
+    def in_blocks(self, block: Size, overlap: float) -> Self:
+        return replace(self, block=block, overlap=overlap)
+
+    def _seen(self, shape: Shape) -> Shape | None:
+        """What the network sees at once of a latent (D, H, W) when it samples; None is all."""
         if self.overlap is None:
-            return self._predict(network, x_t, t, y, axes=[line[None] for line in lines])
-        total, count = torch.zeros_like(x_t), x_t.new_zeros(x_t.shape[2:])
-        d, h, w = (_tiles(*sizes, self.overlap) for sizes in self._extents(x_t))
-        for place in product(d, h, w):
-            axes = [line[None, at] for line, at in zip(lines, place, strict=True)]
-            total[..., *place] += self._predict(network, x_t[..., *place], t, y[..., *place], axes=axes)
-            count[..., *place] += 1
-        return total / count
+            return None
+        return self._sizes(shape) if self.block is None else sizes_of(self.block, "a block's size")
+
+    def _sizes(self, shape: Shape) -> Shape:
+        """Of a patch in training."""
+        return [s // 2 for s in shape] if self.size is None else sizes_of(self.size, "a patch's size")
 
     def _extents(self, x: Tensor) -> list[tuple[int, int]]:
-        """(size of the volume, size of the patch) along each axis."""
-        sizes = self._sizes or [s // 2 for s in x.shape[2:]]
-        return [(whole, min(part, whole)) for whole, part in zip(x.shape[2:], sizes, strict=True)]
+        """(size of the volume, size of the patch) along each axis, in training."""
+        shape = x.shape[2:]
+        return [(whole, min(part, whole)) for whole, part in zip(shape, self._sizes(shape), strict=True)]
 
     def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, *, axes: Sequence[Tensor]) -> Tensor:
         """Predict for patches whose voxels have these coordinates along each axis, (M, d), (M, h), (M, w)."""
@@ -186,9 +249,3 @@ def _crop(x: Tensor, places: Sequence[Tensor]) -> Tensor:
         h[:, None, None, :, None],
         w[:, None, None, None, :],
     ]
-
-
-def _tiles(whole: int, part: int, overlap: float) -> list[slice]:
-    """Where patches lie along one axis, so that all of it is covered; the last one ends with it."""
-    stride = max(round(part * (1 - overlap)), 1)
-    return [slice(first, first + part) for first in (*range(0, whole - part, stride), whole - part)]

@@ -511,6 +511,30 @@ def test_a_translation_keeps_geometry(trained, tmp_path, of):
     assert np.isfinite(made.get_fdata()).all()
 
 
+def test_a_translation_in_blocks(trained, tmp_path):
+    folder, _ = trained
+    write_scan(tmp_path / "long.nii", (40, 9, 7), affine=oblique())
+    made = {}
+    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16,16,8")}.items():
+        place = tmp_path / f"{name}.nii"
+        code, _, err = run("translate", folder / "run", "long.nii", place, "--steps", 1, "--device", "cpu", *words)
+        assert (code, err) == (0, "")
+        made[name] = nib.load(place)
+    assert np.array_equal(made["covered"].dataobj, made["whole"].dataobj)
+    assert not np.array_equal(made["blocks"].dataobj, made["whole"].dataobj)
+    assert np.array_equal(made["blocks"].affine, nib.load("long.nii").affine)
+
+
+@pytest.mark.parametrize("text", ["0", "16,16", "x"])
+def test_a_block_that_there_is_not(trained, text):
+    folder, _ = trained
+    words = ("translate", folder / "run", folder / "source.nii.gz", "made.nii")
+    assert f"expected a number of voxels such as 128, or three D,H,W, got '{text}'" in refused(
+        2, *words, "--block", text
+    )
+    assert "give their size as well (block, --block)" in refused(1, *words, "--overlap", 0.5)
+
+
 def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
     folder, _ = trained
     (tmp_path / "in").mkdir()

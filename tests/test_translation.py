@@ -187,8 +187,39 @@ def test_running_out_of_memory_names_the_file(tmp_path):
     def full(done, total):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
-    with pytest.raises(TranslationError, match=r"in\.nii: .* \(9, 7, 6\) voxels \(CUDA out of memory\); try bf16"):
+    sentence = r"in\.nii: .* \(9, 7, 6\) voxels \(CUDA out of memory\); try "
+    with pytest.raises(TranslationError, match=sentence + "--block 4, bf16, or the CPU"):
         translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", progress=full)
+    with pytest.raises(TranslationError, match=sentence + "a smaller --block"):
+        translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii", block=4, progress=full)
+
+
+def test_a_volume_in_blocks_keeps_its_geometry_and_is_the_whole_where_a_block_covers_it(tmp_path):
+    method, path = trained(STOCHASTIC, noisy=True), write(tmp_path / "in.nii", shape=(24, 9, 10), spacing=(1, 1.05, 1))
+    seen = []
+    for name, options in {
+        "whole": {},
+        "covered": {"block": 24},
+        "blocks": {"block": (8, 8, 64), "overlap": 0.5},
+    }.items():
+        translate(method, path, tmp_path / f"{name}.nii", progress=lambda *now: seen.append(now), **options)
+    whole, covered, blocks = (nib.load(tmp_path / f"{name}.nii") for name in ("whole", "covered", "blocks"))
+    assert seen[2::3][:2] == [(3, 3), (3, 3)]
+    assert seen[-1] == (3 * 5 * 2, 3 * 5 * 2)  # steps · blocks along D and H
+    assert (tmp_path / "covered.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
+    assert blocks.shape == whole.shape == covered.shape
+    np.testing.assert_array_equal(blocks.affine, nib.load(path).affine)
+    assert not np.array_equal(blocks.get_fdata(), whole.get_fdata())
+
+
+def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
+    write(folder / "large.nii", shape=(24, 9, 10))
+    (folder / "bad.nii").write_text("no volume")
+    seen = []
+    translate(trained(), folder, tmp_path / "out", steps=2, block=16, progress=lambda *now: seen.append(now))
+    assert seen[0][1] == 2 * (4 + 2)  # four files seen at once, or not at all, and one in two blocks
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # bad.nii at once
+    assert seen[-1] == (12, 12)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +261,9 @@ def test_refuses_places(folder, tmp_path, source, output, sentence):
         ({"seed": -1}, "seed must be an integer"),
         ({"seed": 0.5}, "seed must be an integer"),
         ({"suv_factor": 2.0}, "leave the factor out"),
+        ({"block": 0}, "a block is a positive integer"),
+        ({"block": 8, "overlap": 1.0}, r"overlap by a share in \[0, 1\)"),
+        ({"overlap": 0.5}, "of blocks; give their size as well"),
     ],
 )
 def test_refuses_options(tmp_path, options, sentence):

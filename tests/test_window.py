@@ -149,11 +149,13 @@ def test_coordinates_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"size": 0}, "a patch's size is a positive integer.* got 0"),
+        ({"size": 0}, "a patch's size is a positive integer, or three of them .* got 0"),
         ({"size": (4, 4)}, r"got \(4, 4\)"),
         ({"size": (4, 4, 2.0)}, "a patch's size"),
         ({"overlap": 1.0}, r"share in \[0, 1\).* got 1.0"),
         ({"overlap": -0.1}, "share in"),
+        ({"block": 0, "overlap": 0.1}, "a block's size is a positive integer.* got 0"),
+        ({"block": 8}, "blocks of 8 need an overlap"),
     ],
 )
 def test_patches_that_there_are_not(fields: dict[str, object], sentence: str) -> None:
@@ -271,7 +273,17 @@ def test_slices_that_there_are_not(fields: dict[str, object], sentence: str) -> 
 
 
 @pytest.mark.parametrize(
-    "window", [Whole(), Patch(4), Patch(overlap=0.5), Slices("dhw", 1, 2), Slices("w", 0)], ids=str
+    "window",
+    [
+        Whole(),
+        Whole(block=2, overlap=0.5),
+        Patch(4),
+        Patch(overlap=0.5),
+        Patch(4, overlap=0.25, block=2),
+        Slices("dhw", 1, 2),
+        Slices("w", 0),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Puzzle((1, 2, 2)), Haar()], ids=str)
 def test_every_window_goes_with_every_representation_and_loss(representation: Representation, window: Window) -> None:

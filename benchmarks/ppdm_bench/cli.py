@@ -42,6 +42,7 @@ from ppdm_bench.options import (
     count,
     one_of,
     positive,
+    read_block,
     read_budget,
     read_factor,
     read_flips,
@@ -404,11 +405,24 @@ def translate(
     seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
+    block: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Show the network blocks of N voxels a side, or D,H,W, rounded up to what the method needs; the "
+            "volume stays in host memory. Default: all at once.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of their size that blocks have in common; default 0.25."),
+    ] = None,
     suv_factor: Annotated[float | None, typer.Option(help="PET: what turns the file's values into SUV.")] = None,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
+    seen = read_option("--block", read_block, block) if block is not None else None
 
     from ppdm.checkpoint import load
     from ppdm.translation import translate as translate_files
@@ -424,6 +438,8 @@ def translate(
             steps=steps,
             seed=seed,
             precision=arithmetic,
+            block=seen,
+            overlap=overlap,
             suv_factor=suv_factor,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

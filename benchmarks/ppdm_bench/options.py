@@ -323,6 +323,20 @@ def read_shape(text: str) -> tuple[int, int, int]:
     return d, h, w
 
 
+def read_block(text: str) -> int | tuple[int, int, int]:
+    """Voxels of a block along each axis: one number, or D,H,W.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if re.fullmatch(_POSITIVE, text):
+        return int(text)
+    try:
+        return read_shape(text)
+    except ValueError:
+        raise ValueError(f"expected a number of voxels such as 128, or three D,H,W, got {text!r}") from None
+
+
 def read_lengths(text: str) -> tuple[float, float, float]:
     """Edges of a voxel in mm: ``2``, or one an axis: ``2,2,4``.
 

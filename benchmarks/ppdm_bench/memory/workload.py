@@ -35,9 +35,12 @@ class Workload:
 
 
 def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
-    """A phase (one of ``method.phases``) on volumes of one channel (N, 1, D, H, W), on the device."""
+    """A phase (one of ``method.phases``) on volumes of one channel (N, 1, D, H, W), on the device.
 
-    def volume() -> Tensor:
+    What samples in blocks has its volume on the host, as where it is translated.
+    """
+
+    def volume(device: str = device) -> Tensor:
         return torch.randn(batch_size, 1, *shape, device=device)
 
     if phase in _TRAINED:
@@ -56,18 +59,17 @@ def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size
         )
     steps = min(method.sampling.steps, EVALUATIONS)
     short = replace(method, sampling=replace(method.sampling, steps=steps))
+    place = "cpu" if method.samples_from_host(shape) else device
     return Workload(
         build=lambda: method.build().to(device).eval().requires_grad_(False),
-        step=lambda network: sample(short, network, volume()),
+        step=lambda network: sample(short, network, volume(place)),
         iterations=1,
-        evaluations=steps,
+        evaluations=short.evaluations(shape),
     )
 
 
 def _latent(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Tensor:
-    sizes = zip(shape, method.multiple, method.representation.cell, strict=True)
-    latent = [-(-size // multiple) * multiple // cell for size, multiple, cell in sizes]
-    return torch.randn(batch_size, method.representation.channels(1), *latent, device=device)
+    return torch.randn(batch_size, method.representation.channels(1), *method.latent_shape(shape), device=device)
 
 
 def uncompiled(method: Method) -> str:
