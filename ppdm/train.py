@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ppdm.augment import Flip
-from ppdm.batches import Array, ArrayPair, Survey, batch, survey
+from ppdm.batches import Array, ArrayPair, ReadAhead, Survey, batch, moved, stacked, survey
 from ppdm.checkpoint import CheckpointError, versions
 from ppdm.method import Method
 from ppdm.optimisation import Training, average_decay
@@ -98,7 +98,8 @@ def fit(
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
             the batch size is 1. A sequence may read its pairs when they are asked for, as
-            :class:`ppdm.data.pairs.TrainingSet` does. They are shuffled anew whenever all have been seen.
+            :class:`ppdm.data.pairs.TrainingSet` does; while a batch is at work, a thread asks for the next, and nobody
+            else for any. They are shuffled anew whenever all have been seen.
         steps, minutes, batch_size, accumulate, augment, seed, validate_every: as :class:`ppdm.schedule.Schedule` has
             them; either steps or minutes.
         device: where the network is trained.
@@ -154,6 +155,7 @@ def train(
             progress = _unseen
         if last is not None:
             progress(last.report)
+        reader = opened.enter_context(_reader(pairs, schedule, training.done, device, ranks))
         unread = Unread(patience(device))
 
         def told(ranks: Ranks) -> StepReport:
@@ -162,6 +164,7 @@ def train(
                 _check_finite(report, method, kept)
                 if schedule.validates(report.step, report.share >= 1):
                     stage = method.stages[training.stage]
+                    reader.rest()
                     loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
                     report = replace(report, validation_loss=loss)
                 with ranks.together():
@@ -170,7 +173,7 @@ def train(
             return report
 
         with _told_before_an_error(unread, lambda: told(ALONE)):
-            for step in _steps(training, pairs, schedule, device, last.report if last else None, ranks):
+            for step in _steps(training, pairs, reader, schedule, device, last.report if last else None, ranks):
                 unread.add(step)
                 due = ranks.any(kept is not None and kept.due(step.report))
                 if due or step.ends or unread.is_late or schedule.validates(step.report.step, step.ends):
@@ -199,6 +202,7 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
 def _steps(
     training: Training,
     pairs: Sequence[ArrayPair],
+    reader: ReadAhead,
     schedule: Schedule,
     device: str | torch.device,
     last: StepReport | None,
@@ -211,14 +215,13 @@ def _steps(
     method, seconds = training.method, last.seconds if last else 0.0
     stages = parts(method)
     began = time.perf_counter() - seconds
-    batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
-    batches = islice(batches, training.done * schedule.accumulate, None)
     resumed = last is not None
     while True:
         part = stages[training.stage]
         if training.done > training.began and schedule.used(part, training.done, seconds):
             if training.is_last:
                 return
+            reader.rest()
             with ranks.together():
                 training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
             continue
@@ -226,8 +229,8 @@ def _steps(
         generator = step_generator(schedule.seed, training.done, device)
         losses = []
         with ranks.together(), ranks.drawing(generator):
-            for indices in islice(batches, schedule.accumulate):
-                source, target = batch([pairs[i] for i in ranks.share(indices)], device)
+            for read in islice(reader, schedule.accumulate):
+                source, target = moved(read, device)
                 if schedule.augment is not None:
                     source, target = schedule.augment(source, target, generator)
                 losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
@@ -268,6 +271,16 @@ def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterato
             if unread:
                 tell()
         raise
+
+
+def _reader(
+    pairs: Sequence[ArrayPair], schedule: Schedule, done: int, device: str | torch.device, ranks: Ranks
+) -> ReadAhead:
+    """This rank's share of every batch that is left."""
+    batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
+    last = None if schedule.steps is None else schedule.steps * schedule.accumulate
+    left = islice(batches, done * schedule.accumulate, last)
+    return ReadAhead(map(ranks.share, left), lambda indices: stacked([pairs[i] for i in indices], device))
 
 
 def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
