@@ -38,9 +38,8 @@ class Flip:
     ) -> tuple[Tensor, Tensor]:
         """Both volumes (N, C, D, H, W) with the same flips; the generator is on their device."""
         coins = torch.rand(len(source), len(self.axes), generator=generator, device=source.device) < 0.5
-        turns = [[_AXES[axis] for axis, heads in zip(self.axes, row, strict=True) if heads] for row in coins.tolist()]
-        flipped = (
-            torch.stack([volume.flip(turn) for volume, turn in zip(volumes, turns, strict=True)])
-            for volumes in (source, target)
-        )
-        return next(flipped), next(flipped)
+        for axis, heads in zip(self.axes, coins.T, strict=True):
+            # Chosen where the coins lie: whoever looks at them makes the host wait for the device.
+            turned = heads[:, None, None, None, None]
+            source, target = (torch.where(turned, volume.flip(_AXES[axis]), volume) for volume in (source, target))
+        return source, target

@@ -4,9 +4,10 @@ Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ppdm.schedule import TrainingError
 
 Array = np.ndarray | Tensor
 ArrayPair = tuple[Array, Array]
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,65 @@ def survey(
     return Survey(len(pairs), next(iter(shapes))[0], seen.hexdigest() if digest else "")
 
 
-def batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> tuple[Tensor, Tensor]:
+def batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
     """Sources and targets (N, C, D, H, W) on the device."""
-    source, target = (torch.stack([_volume(v) for v in volumes]).to(device) for volumes in zip(*pairs, strict=True))
+    return moved(stacked(pairs, device), device)
+
+
+def stacked(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
+    """Sources and targets (N, C, D, H, W) on the host; in pinned memory, if they are for a CUDA device."""
+    source, target = (torch.stack([_volume(v) for v in volumes]) for volumes in zip(*pairs, strict=True))
+    if torch.device(device).type != "cuda" or not source.is_cpu or not target.is_cpu:
+        return source, target
+    return source.pin_memory(), target.pin_memory()
+
+
+def moved(batch: Batch, device: str | torch.device) -> Batch:
+    """The batch on the device; from pinned memory to CUDA, neither waits for the other."""
+    source, target = (volumes.to(device, non_blocking=torch.device(device).type == "cuda") for volumes in batch)
     return source, target
+
+
+class ReadAhead:
+    """Batches in their order; while one is at work, a thread reads the next.
+
+    As a context, which ends the thread. What goes wrong with a batch is raised when that is asked for.
+
+    Args:
+        wanted: the indices of each batch; they are taken one batch ahead, and not beyond the last.
+        read: makes a batch; nothing else need be safe in several threads, as one is read at a time.
+    """
+
+    def __init__(self, wanted: Iterator[Sequence[int]], read: Callable[[Sequence[int]], Batch]) -> None:
+        self._wanted, self._read = wanted, read
+        self._thread = ThreadPoolExecutor(1, "pairs")
+        self._next: Future[Batch] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        self._ask()
+        if self._next is None:
+            raise StopIteration
+        batch, self._next = self._next.result(), None
+        self._ask()
+        return batch
+
+    def rest(self) -> None:
+        """Wait until the thread is idle, so that others may read the same pairs."""
+        if self._next is not None:
+            wait([self._next])
+
+    def _ask(self) -> None:
+        if self._next is None and (indices := next(self._wanted, None)) is not None:
+            self._next = self._thread.submit(self._read, indices)
 
 
 def _checked(name: str, pair: ArrayPair) -> tuple[Tensor, Tensor]:

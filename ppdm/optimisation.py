@@ -135,8 +135,8 @@ class Training:
     def _update_average(self) -> None:
         decay = average_decay(self.method.optimisation.ema, self.done - self.began)
         average = self.method.part(self.average, self.method.stages[self.stage])
-        for mean, weight in zip(average.parameters(), self.trained.parameters(), strict=True):
-            mean.lerp_(weight, 1 - decay)
+        # In one call, which torch's own averages (`torch.optim.swa_utils`) make too: a kernel for many weights.
+        torch._foreach_lerp_(list(average.parameters()), list(self.trained.parameters()), 1 - decay)
 
     def is_finite(self) -> bool:
         """Whether every weight is a number still; of the averages too, as they are of these."""

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from ppdm.augment import Flip
-from ppdm.batches import Array, ArrayPair, Survey, batch, survey
+from ppdm.batches import Array, ArrayPair, ReadAhead, Survey, batch, moved, stacked, survey
 from ppdm.checkpoint import CheckpointError, versions
 from ppdm.method import Method
 from ppdm.optimisation import Training, average_decay
-from ppdm.ranks import Ranks
+from ppdm.ranks import ALONE, RankLostError, Ranks
 from ppdm.resume import Run, RunError
 from ppdm.schedule import (
     Schedule,
@@ -35,6 +35,7 @@ from ppdm.schedule import (
 )
 from ppdm.state import State
 from ppdm.training_log import Log, StepReport, opened_log
+from ppdm.unread import Taken, Unread, patience
 from ppdm.validation import validation_loss
 
 __all__ = [
@@ -97,7 +98,8 @@ def fit(
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
             the batch size is 1. A sequence may read its pairs when they are asked for, as
-            :class:`ppdm.data.pairs.TrainingSet` does. They are shuffled anew whenever all have been seen.
+            :class:`ppdm.data.pairs.TrainingSet` does; while a batch is at work, a thread asks for the next, and nobody
+            else for any. They are shuffled anew whenever all have been seen.
         steps, minutes, batch_size, accumulate, augment, seed, validate_every: as :class:`ppdm.schedule.Schedule` has
             them; either steps or minutes.
         device: where the network is trained.
@@ -153,19 +155,38 @@ def train(
             progress = _unseen
         if last is not None:
             progress(last.report)
-        for report in _steps(training, pairs, schedule, device, last.report if last else None, kept, ranks):
-            if schedule.validates(report.step, report.share >= 1):
-                stage = method.stages[training.stage]
-                loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
-                report = replace(report, validation_loss=loss)
-            with ranks.together():
-                stream.write(report)
-                progress(report)
-            stopping = ranks.any(stop())
-            with ranks.together():
-                _keep(training, report, stream, kept, stopping)
-            if stopping and report.share < 1:
-                raise _interrupted(report, kept)
+        reader = opened.enter_context(_reader(pairs, schedule, training.done, device, ranks))
+        unread = Unread(patience(device))
+
+        def told(ranks: Ranks) -> StepReport:
+            """Look at the steps that are unread, validate, log and show them; returns the report of the last."""
+            for report in unread.read():
+                _check_finite(report, method, kept)
+                if schedule.validates(report.step, report.share >= 1):
+                    stage = method.stages[training.stage]
+                    reader.rest()
+                    loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
+                    report = replace(report, validation_loss=loss)
+                with ranks.together():
+                    stream.write(report)
+                    progress(report)
+            return report
+
+        with _told_before_an_error(unread, lambda: told(ALONE)):
+            for step in _steps(training, pairs, reader, schedule, device, last.report if last else None, ranks):
+                unread.add(step)
+                due = ranks.any(kept is not None and kept.due(step.report))
+                if due or step.ends or unread.is_late or schedule.validates(step.report.step, step.ends):
+                    report = told(ranks)
+                stopping = ranks.any(stop())
+                if stopping and unread:
+                    report = told(ranks)
+                if unread:
+                    continue  # nobody has to know yet
+                with ranks.together():
+                    _keep(training, report, stream, kept, stopping)
+                if stopping and report.share < 1:
+                    raise _interrupted(report, kept)
     return training.average
 
 
@@ -181,24 +202,26 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
 def _steps(
     training: Training,
     pairs: Sequence[ArrayPair],
+    reader: ReadAhead,
     schedule: Schedule,
     device: str | torch.device,
     last: StepReport | None,
-    run: Run | None,
     ranks: Ranks,
-) -> Iterator[StepReport]:
-    """Take the steps that are left; whatever is done between them counts as time of the training."""
+) -> Iterator[Taken]:
+    """Take the steps that are left; whatever is done between them counts as time of the training.
+
+    Nothing here waits for an accelerator, so that it is asked for the next step while it is at work on this one.
+    """
     method, seconds = training.method, last.seconds if last else 0.0
     stages = parts(method)
     began = time.perf_counter() - seconds
-    batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
-    batches = islice(batches, training.done * schedule.accumulate, None)
     resumed = last is not None
     while True:
         part = stages[training.stage]
         if training.done > training.began and schedule.used(part, training.done, seconds):
             if training.is_last:
                 return
+            reader.rest()
             with ranks.together():
                 training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
             continue
@@ -206,8 +229,8 @@ def _steps(
         generator = step_generator(schedule.seed, training.done, device)
         losses = []
         with ranks.together(), ranks.drawing(generator):
-            for indices in islice(batches, schedule.accumulate):
-                source, target = batch([pairs[i] for i in ranks.share(indices)], device)
+            for read in islice(reader, schedule.accumulate):
+                source, target = moved(read, device)
                 if schedule.augment is not None:
                     source, target = schedule.augment(source, target, generator)
                 losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
@@ -224,17 +247,40 @@ def _steps(
         report = StepReport(
             training.done,
             share,
-            float(loss),
-            float(norm),
+            math.nan,
+            math.nan,
             rate,
             seconds,
             resumed=resumed,
             stage=stage,
             peak_allocated=_peaks(device, ranks),
         )
-        _check_finite(report, method, run)
+        yield Taken(report, loss, norm, ends=schedule.used(part, training.done, seconds))
         resumed = False
-        yield report
+
+
+@contextmanager
+def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterator[None]:
+    """The steps before one that fails are in the log, and one that was not finite is the fault that is named."""
+    try:
+        yield
+    except RankLostError:
+        raise  # what a rank that is gone had a part in, the device may wait for without end
+    except Exception:
+        with suppress(RuntimeError):  # of a device that has failed for good
+            if unread:
+                tell()
+        raise
+
+
+def _reader(
+    pairs: Sequence[ArrayPair], schedule: Schedule, done: int, device: str | torch.device, ranks: Ranks
+) -> ReadAhead:
+    """This rank's share of every batch that is left."""
+    batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
+    last = None if schedule.steps is None else schedule.steps * schedule.accumulate
+    left = islice(batches, done * schedule.accumulate, last)
+    return ReadAhead(map(ranks.share, left), lambda indices: stacked([pairs[i] for i in indices], device))
 
 
 def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
