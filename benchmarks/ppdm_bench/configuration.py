@@ -212,14 +212,14 @@ def _neighbours(
         try:
             found[one] = one.varied(assignments)
         except MethodError as error:
-            faults[one.method] = str(error)
+            faults[f"{one.method} {one.resolve().variant}".strip()] = str(error)
     point = written(assignments)
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
-    methods: dict[str, list[str]] = {}
-    for method, fault in faults.items():  # what there is instead is for who meant this one method
-        methods.setdefault(fault.partition(";")[0], []).append(method)
-    for reason, names in methods.items():
+    names_of: dict[str, list[str]] = {}
+    for name, fault in faults.items():  # what there is instead is for who meant this one method
+        names_of.setdefault(fault.partition(";")[0], []).append(name)
+    for reason, names in names_of.items():
         tell(f"left out: {point} of {', '.join(names)}: {reason}")
     return found
 
