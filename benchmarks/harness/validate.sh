@@ -9,5 +9,5 @@ python=python3
 "$python" -m ppdm_bench.memory.validate --out results/validation
 for res in 32 48 64; do
   "$python" -m ppdm_bench memory --device cpu --res "$res" --factor 2 --width 16 --precision fp32,bf16 \
-    --checkpointing none,norm,block --timeout 1800 --out "results/validation/cpu-$res"
+    --checkpointing none,norm,block,conv --timeout 1800 --out "results/validation/cpu-$res"
 done
