@@ -58,13 +58,14 @@ def listing() -> list[Piece]:
     return [
         *peaks,
         _speed(128, core, "fp32,bf16", "", 480),
+        *_switches(128, core),
         *(_verified(piece) for piece in peaks),
         *(_memory(size, core, "block", "-block", 150 + size // 2) for size in SIZES),
         *(piece for pieces in compared for piece in pieces[: len(core)]),
         *(_memory(size, rest, "none", "-baselines", 260 + size) for size in SIZES),
         *(_memory(size, rest, "block", "-baselines-block", 260 + size) for size in SIZES),
         *(_memory(LARGEST, [first], kind, name, 400) for kind, name in (("none", ""), ("block", "-block"))),
-        _speed(256, core, "fp32,bf16", "", 560),
+        _speed(256, core, "fp32,bf16", "", 590, evaluations="1,4,10,50"),
         _speed(128, rest, "bf16", "-baselines", 540),
         *(piece for pieces in compared for piece in pieces[len(core) :]),
         *(piece for task in TASKS for piece in _compared(task, core, 128)),
@@ -95,9 +96,11 @@ def _verified(piece: Piece) -> Piece:
     )
 
 
-def _speed(size: int, methods: Sequence[str], precision: str, suffix: str, seconds: int) -> Piece:
+def _speed(
+    size: int, methods: Sequence[str], precision: str, suffix: str, seconds: int, evaluations: str = "1,4,10"
+) -> Piece:
     name = f"speed-{size}{suffix}"
-    options = {"--res": str(size), "--factor": "2,4", "--precision": precision, "--evaluations": "1,4,10"}
+    options = {"--res": str(size), "--factor": "2,4", "--precision": precision, "--evaluations": evaluations}
     return Piece(
         name,
         f"training steps a second and seconds a volume of {_named(methods)} at {size}³, {precision}",
@@ -123,6 +126,38 @@ def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
             folder,
         )
         for number, method in enumerate(methods, start=1)
+    ]
+
+
+def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
+    """Memory and time of what makes a step leaner and faster, each switch alone and those for speed together."""
+    lean = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
+    fast = (*lean[1:], "network.channels_last=true+network.compile=true")
+    about = {"--res": str(size), "--factor": "4"}
+    tiny = (*_SMALL, "--precision", "fp32", "--set", "network.multipliers=[1,2]")
+    memory, speed = f"memory-{size}-switches", f"speed-{size}-switches"
+    return [
+        Piece(
+            memory,
+            f"peaks of {_named(methods)} at {size}³ under every switch, bf16, each beside its prediction",
+            ("memory", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", lean)),
+            540,
+            tiny,
+            memory,
+            120,
+        ),
+        Piece(
+            speed,
+            f"the time of a step and of a volume of {_named(methods)} at {size}³ with what makes it faster, bf16",
+            (
+                *("speed", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", fast)),
+                *("--evaluations", "1,4", "--quick"),
+            ),
+            560,
+            (*tiny, "--evaluations", "1"),
+            speed,
+            180,
+        ),
     ]
 
 
