@@ -35,6 +35,7 @@ include_patterns = [
     "results/README.md",
     "results/*/README.md",
     "results/CLAIMS.md",
+    "results/blocks/blocks.md",
     "results/harness/*.md",
     "results/metrics/agreement.md",
     "results/training/kill_and_resume.md",

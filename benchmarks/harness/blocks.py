@@ -1,0 +1,363 @@
+"""What sampling in blocks costs, and whether their borders show: CSV, a table in Markdown and a figure.
+
+    python benchmarks/harness/blocks.py              everything, into results/blocks; about 10 minutes on one core
+    python benchmarks/harness/blocks.py --only 4     one of SETTINGS, counted from 0; rows of the others stay
+    python benchmarks/harness/blocks.py --draw       table and figure again, from the CSV that is there
+
+Test phantoms are translated whole and in blocks by the models of results/models, which were trained on whole volumes of
+48 voxels, and by one that is trained here on patches as long. Where blocks overlap, their predictions are averaged with
+equal weights (mean) or with weights that fall linearly to a block's border (ramp, what the toolkit does).
+
+Seam: d is what blocks change, blocked − whole. Of the steps |d(i) − d(i+1)| between neighbouring voxels of the body,
+the mean over those that cross a border of a block, divided by the mean over all others that cross a border of the
+puzzle's cells; all three axes together. 1 means that nothing shows.
+"""
+
+import argparse
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest import mock
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from torch import Tensor
+
+from ppdm import blocks
+from ppdm.cases import Case
+from ppdm.checkpoint import Trained, load
+from ppdm.data.phantom import Grid
+from ppdm.data.tasks import Recipe, find_task, make_subject
+from ppdm.data.volume import Volume
+from ppdm.evaluation import convention, data_range, scores
+from ppdm.metrics import MetricError
+from ppdm.train import fit
+from ppdm.translation import translate_volume
+from ppdm.window import Patch
+from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS, OUT = ROOT / "results/models", ROOT / "results/blocks"
+
+# Shares of the longest axis that blocks have, and of a block that they overlap by. Two blocks of two thirds lie at the
+# ends of an axis, and share half of themselves, whatever the overlap.
+OPTIONS = ((3, 0.0), (3, 0.25), (3, 0.5), (1.5, 0.25))
+STEPS, BATCH = 300, 2  # of the training on patches: as many as the models had
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Whose volumes are translated: a model, the voxels of the longest axis, how many subjects."""
+
+    task: str
+    size: int
+    subjects: int
+    patches: bool = False
+
+    @property
+    def model(self) -> str:
+        """How it is called in the table."""
+        return f"{self.task}, trained on {'patches of 32' if self.patches else 'the whole'}"
+
+
+SETTINGS = (
+    Setting("mri-t1t2", 48, 3),
+    Setting("pet-joint", 48, 3),
+    Setting("pet-denoise", 48, 3),
+    Setting("mri-t1t2", 48, 3, patches=True),
+    Setting("mri-t1t2", 96, 2),
+    Setting("mri-t1t2", 96, 2, patches=True),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One translation; block 0 is the whole volume at once, whose last two values are not there.
+
+    Attributes:
+        blocks: how many the volume was seen in.
+        psnr: dB, inside the body, against the target.
+        ssim: likewise.
+        difference: mean |blocked − whole| inside the body, in per cent of the data range.
+        seam: see above.
+    """
+
+    model: str
+    size: int
+    subject: str
+    block: int
+    overlap: float
+    blend: str
+    blocks: int
+    psnr: float
+    ssim: float
+    difference: float | None = None
+    seam: float | None = None
+
+
+def main() -> None:
+    """Measure, unless only the drawing is asked for, and write everything."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", type=int, nargs="*", default=range(len(SETTINGS)), help="numbers of settings")
+    parser.add_argument("--draw", action="store_true", help="from the CSV that is there")
+    asked, place = parser.parse_args(), OUT / "blocks.csv"
+    OUT.mkdir(exist_ok=True)
+    for setting in () if asked.draw else [SETTINGS[number] for number in asked.only]:
+        others = [one for one in read(place) if (one.model, one.size) != (setting.model, setting.size)]
+        write(place, [*others, *measured(setting)])
+    rows = sorted(read(place), key=lambda one: [(s.model, s.size) for s in SETTINGS].index((one.model, one.size)))
+    (OUT / "blocks.md").write_text(table(rows))
+    draw(rows)
+
+
+# --- measuring
+
+
+def measured(setting: Setting) -> Iterator[Row]:
+    """Every translation of a setting."""
+    trained = on_patches(setting.task) if setting.patches else load(MODELS / setting.task)
+    for number in range(setting.subjects):
+        case = subject(setting.task, setting.size, number)
+        whole = translated(trained, case)
+        yield row(setting, trained, case, whole, blend="")
+        for asked in options(setting):
+            made = in_blocks(trained, *asked)
+            yield row(setting, made, case, translated(made, case, asked[2]), *asked, whole=whole)
+            print(setting.model, setting.size, case.name, *asked, flush=True)
+
+
+def options(setting: Setting) -> Iterator[tuple[int, float, str]]:
+    """Every block, overlap and blend."""
+    for share, overlap in OPTIONS:
+        for blend in ("mean", "ramp"):
+            yield int(setting.size / share), overlap, blend
+
+
+def in_blocks(trained: Trained, block: int, overlap: float, _: str = "") -> Trained:
+    """The same model, sampled in blocks."""
+    return replace(trained, method=trained.method.in_blocks(block, overlap))
+
+
+def flat(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
+    """Equal weights, in the place of :func:`ppdm.blocks.ramp`."""
+    return torch.ones(size, device=device)
+
+
+def translated(trained: Trained, case: Case, blend: str = "ramp") -> Tensor:
+    """The translation (D, H, W) of a case's source."""
+    assert case.source is not None
+    with mock.patch.object(blocks, "ramp", flat if blend == "mean" else blocks.ramp):
+        return translate_volume(trained, case.source, suv_factor=1.0 if case.in_suv else None)
+
+
+def row(
+    setting: Setting,
+    trained: Trained,
+    case: Case,
+    made: Tensor,
+    block: int = 0,
+    overlap: float = 0.0,
+    blend: str = "",
+    whole: Tensor | None = None,
+) -> Row:
+    """What a translation is worth, and how it differs from that of the whole."""
+    span, body = data_range(trained.scaling), case.mask
+    assert body is not None
+    found = {score.metric: score.value for score in scores(convention(span), made, case)}
+    common: dict[str, Any] = {"psnr": found["psnr"], "ssim": found["ssim"]}
+    if whole is not None:
+        common["difference"] = 100 * float((made - whole).abs()[body > 0].mean()) / span
+        common["seam"] = seam(trained, made - whole, body > 0)
+    number = trained.method.blocks(case.target.shape)
+    return Row(setting.model, setting.size, case.name, block, overlap, blend, number, **common)
+
+
+def seam(trained: Trained, change: Tensor, body: Tensor) -> float:
+    """Steps of a change (D, H, W) across the borders of blocks, over steps elsewhere, inside the body.
+
+    Raises:
+        MetricError: there is no border inside the body.
+    """
+    across: list[Tensor] = []
+    elsewhere: list[Tensor] = []
+    for axis, (borders, cell) in enumerate(borders_of(trained, change.shape)):
+        step = change.diff(dim=axis).abs().movedim(axis, 0)
+        inside = (body.narrow(axis, 0, len(step)) & body.narrow(axis, 1, len(step))).movedim(axis, 0)
+        for place in range(cell, len(step) + 1, cell):  # between voxels place − 1 and place
+            (across if place in borders else elsewhere).append(step[place - 1][inside[place - 1]])
+    if not sum(map(len, across)):
+        raise MetricError("There is no border of a block inside the body.")
+    return float(torch.cat(across).mean() / torch.cat(elsewhere).mean())
+
+
+def borders_of(trained: Trained, shape: Sequence[int]) -> Iterator[tuple[set[int], int]]:
+    """Of each axis of a volume, the first voxels after a border of a block, and the voxels of the puzzle's cell."""
+    method = trained.method
+    window: Any = method.window
+    latent = method.latent_shape(shape)
+    made = blocks.blocks_of(latent, window.block, window.overlap)
+    for axis, cell in enumerate(method.representation.cell):
+        ends = {end * cell for block in made for end in (block.place[axis].start, block.place[axis].stop)}
+        yield ends - {0, latent[axis] * cell}, cell
+
+
+def subject(task: str, size: int, number: int) -> Case:
+    """A phantom of the split test."""
+    recipe = recipe_of(task, size)
+    made = make_subject(recipe, "test", number)
+    source, target = (torch.from_numpy(made.images[name]).float() for name in recipe.pairs[0])
+    factor = None if task.startswith("mri") else 1.0
+    grid = Volume.from_array(made.mask, recipe.grid.spacing)
+    return Case(made.name, target, source, torch.from_numpy(made.mask), grid, factor)
+
+
+def recipe_of(task: str, size: int) -> Recipe:
+    """What the models' own phantoms were made by, at this size."""
+    found = find_task(task)
+    return found.recipe(Grid.covering(found.anatomy, size, "oblong"), seed=0)
+
+
+@cache
+def on_patches(task: str) -> Trained:
+    """The model of a task, trained on patches of 32 voxels instead of the whole, with all else equal."""
+    like = load(MODELS / task)
+    method = replace(like.method, window=Patch(16))
+    made = (make_subject(recipe_of(task, 48), "train", number) for number in range(17))
+    pairs = [normalised(like, [one.images[name] for name in recipe_of(task, 48).pairs[0]]) for one in made]
+    return replace(like, method=method, network=fit(method, pairs, steps=STEPS, batch_size=BATCH))
+
+
+def normalised(like: Trained, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """A source and a target as the network has them."""
+    source, target = (torch.from_numpy(image).float() for image in images)
+    of_source, of_target = like.scaling.scales(source.numpy(), None)
+    return of_source.forward(source), of_target.forward(target)
+
+
+# --- what is written
+
+
+def write(place: Path, rows: Sequence[Row]) -> None:
+    """As CSV."""
+    with place.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        for one in rows:
+            writer.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(one).items()})
+
+
+def read(place: Path) -> list[Row]:
+    """What :func:`write` wrote, nothing if it has not."""
+    if not place.exists():
+        return []
+    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("size", "block", "blocks"), int)
+    kinds |= dict.fromkeys(("model", "subject", "blend"), str)
+    with place.open(newline="") as file:
+        return [
+            Row(**{k: kinds.get(k, float)(v) for k, v in line.items() if v or k == "blend"})
+            for line in csv.DictReader(file)
+        ]
+
+
+def means(rows: Sequence[Row]) -> dict[tuple[str, int, int, float, str], dict[str, float]]:
+    """The mean over subjects of every value, by model, size, block, overlap and blend."""
+    groups: dict[tuple[str, int, int, float, str], list[Row]] = {}
+    for one in rows:
+        groups.setdefault((one.model, one.size, one.block, one.overlap, one.blend), []).append(one)
+    names = ("psnr", "ssim", "difference", "seam")
+    return {
+        key: {
+            "blocks": group[0].blocks,
+            **{
+                name: fmean(getattr(one, name) for one in group)
+                for name in names
+                if getattr(group[0], name) is not None
+            },
+        }
+        for key, group in groups.items()
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A row an option, means over subjects."""
+    lines = [
+        "# Sampling in blocks: what it costs, and whether borders show\n",
+        "Made by `benchmarks/harness/blocks.py`, which says what each column is; means over test phantoms, four "
+        "evaluations. Every value of a subject is in `blocks.csv`. The network sees blocks of so many voxels a side of "
+        "a volume whose longest axis is *volume*; the overlap is what was asked for, and blocks of two thirds of an "
+        "axis share half. *blend* is how predictions are weighted where blocks overlap: equally, or by a ramp.\n\n"
+        "![Seams and PSNR](blocks.png)\n",
+        "| model | volume | block | overlap | blend | blocks | PSNR dB | SSIM | difference % | seam |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for (model, size, block, overlap, blend), found in means(rows).items():
+        shown = [str(block or "whole"), f"{overlap:g}" if block else "", blend, f"{found['blocks']:g}"]
+        values = [f"{found['psnr']:.2f}", f"{found['ssim']:.3f}"]
+        values += [f"{found['difference']:.2f}", f"{found['seam']:.2f}"] if block else ["", ""]
+        lines.append(f"| {' | '.join([model, str(size), *shown, *values])} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: Sequence[Row]) -> None:
+    """The seam and the loss of PSNR of every option, a colour a model."""
+    found = means(rows)
+    models = list(dict.fromkeys(key[:2] for key in found))
+    figure = new_figure("double", 3.9)
+    left, right = figure.subplots(1, 2)
+    for number, model in enumerate(models):
+        mine = {key[2:]: values for key, values in found.items() if key[:2] == model}
+        whole = mine[0, 0.0, ""]["psnr"]
+        shift = 0.12 * (number - (len(models) - 1) / 2)
+        points(left, number, shift, {key: values["seam"] for key, values in mine.items() if key[0]})
+        points(right, number, shift, {key: values["psnr"] - whole for key, values in mine.items() if key[0]})
+    for axes, label, nothing in ((left, "seam (1: none shows)", 1), (right, "PSNR against the whole at once, dB", 0)):
+        plain_axes(axes, "y")
+        axes.axhline(nothing, color="0.4", linewidth=0.8)
+        axes.set_ylabel(label, fontsize=SMALL)
+        axes.set_xlabel("block, share of the longest axis; overlap, share of a block", fontsize=SMALL)
+        axes.set_xticks(range(len(OPTIONS)), [f"{1 / n:.2f}; {o:g}" for n, o in OPTIONS[:-1]] + ["0.67; 0.5"])
+    legend(figure, handles(models), 2)
+    for place in save(figure, OUT / "blocks"):
+        if place.suffix == ".pdf":
+            place.unlink()  # the picture is enough here
+
+
+def points(axes: Axes, number: int, shift: float, values: dict[tuple[int, float, str], float]) -> None:
+    """A point an option: hollow where predictions are averaged, filled where they are blended by the ramp."""
+    options = list(dict.fromkeys(key[:2] for key in values))
+    for place, option in enumerate(options):
+        mean, ramp = (values[*option, blend] for blend in ("mean", "ramp"))
+        axes.plot([place + shift] * 2, [mean, ramp], color=SERIES[number], linewidth=0.8)
+        axes.plot(place + shift, mean, **look(number, "mean"))
+        axes.plot(place + shift, ramp, **look(number, "ramp"))
+
+
+def look(number: int, blend: str) -> dict[str, Any]:
+    """Colour and marker say the model, the filling the blend."""
+    filling = SERIES[number] if blend == "ramp" else "white"
+    return {
+        "color": SERIES[number],
+        "marker": MARKERS[number],
+        "markersize": 4.5,
+        "markerfacecolor": filling,
+        "linestyle": "none",
+    }
+
+
+def handles(models: Sequence[tuple[str, int]]) -> list[Line2D]:
+    """Of the legend."""
+    made = [Line2D([], [], **look(n, "ramp"), label=f"{name}; {size} voxels") for n, (name, size) in enumerate(models)]
+    styles = (("equal weights (mean)", "white"), ("ramp", "0.3"))
+    return made + [
+        Line2D([], [], color="0.3", marker="o", markersize=4.5, markerfacecolor=filling, linestyle="none", label=name)
+        for name, filling in styles
+    ]
+
+
+if __name__ == "__main__":
+    main()
