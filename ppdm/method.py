@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppdm.autoencoder import Autoencoder
 from ppdm.blocks import Shape, Size, Tell, nothing, sizes_of
-from ppdm.description import Axes, describe, restore
+from ppdm.description import Axes, describe, later, restore
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
@@ -66,6 +66,7 @@ class Optimisation:
         clip: largest norm of the gradient.
         ema: decay of the exponential moving average of the weights that is kept and sampled from.
         at_start: share of the training times that are t = 1 exactly, where sampling starts; the others are uniform.
+        optimiser: ``adamw``, or ``adamw8bit``, whose moments have 8 bits (arXiv 2110.02861) and which needs torchao.
 
     Raises:
         ValueError: a value out of range.
@@ -77,6 +78,7 @@ class Optimisation:
     clip: float = 1.0
     ema: float = 0.999
     at_start: float = 0.0
+    optimiser: str = later("adamw")
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
@@ -87,6 +89,8 @@ class Optimisation:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
         if not 0 <= self.at_start <= 1:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
+        if self.optimiser not in ("adamw", "adamw8bit"):
+            raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
 
 
 @dataclass(frozen=True)

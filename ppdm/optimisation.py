@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ppdm.method import STAGE_LOSSES, Method
+from ppdm.optimiser import kept, names, optimiser_of, restored, set_rate, stepping
 from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import LearnedCodec
 from ppdm.schedule import TrainingError, first_weights_seed
@@ -27,7 +28,7 @@ class Training:
         stage: which of the method's stages is under way.
         done: steps taken, in all stages.
         began: steps that were done when the stage began.
-        optimiser: AdamW over the weights that the stage trains.
+        optimiser: the method's, over the weights that the stage trains.
     """
 
     method: Method
@@ -63,9 +64,7 @@ class Training:
     def _enter(self, stage: int, began: int) -> None:
         """Train what the stage trains, with an optimiser that has seen nothing yet."""
         self.stage, self.began = stage, began
-        # Fused: one pass over the weights without the temporary copies that the `foreach` variant makes of all of them.
-        decay = self.method.optimisation.weight_decay
-        self.optimiser = torch.optim.AdamW(self.trained.parameters(), weight_decay=decay, fused=True)
+        self.optimiser = optimiser_of(self.method.optimisation, self.trained.parameters())
 
     @property
     def trained(self) -> nn.Module:
@@ -123,9 +122,9 @@ class Training:
     def update(self, learning_rate: float) -> Tensor:
         """Apply the gradient, clipped, and forget it; returns its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-        self.optimiser.step()
+        set_rate(self.optimiser, learning_rate)
+        with stepping(self.method.optimisation, norm.device):
+            self.optimiser.step()
         self.optimiser.zero_grad()  # here, so that gradients do not lie beside the activations of the next step
         self._update_average()
         self.done += 1
@@ -147,8 +146,8 @@ class Training:
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            moments = self.optimiser.state.get(parameter, {})
-            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments.items()}
+            moments = kept(self.optimiser.state.get(parameter, {}))
+            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments}
         if len(self.method.stages) > 1:
             named[_STAGE] = torch.tensor([self.stage, self.began])
         return named
@@ -162,12 +161,19 @@ class Training:
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
         moments = sorted(tensors.keys() - own.keys())
+        states: dict[str, dict[str, Tensor]] = {}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
         for name in moments:
-            if not name.startswith(_OPTIMISER) or _moment(name)[1] not in parameters:
+            key, of = _moment(name)
+            known = names(self.method.optimisation, parameters[of]) if of in parameters else ()
+            if not name.startswith(_OPTIMISER) or key not in known:
                 raise ValueError(f"{name} is unexpected")
+            states.setdefault(of, {})[key] = tensors[name]
+        for of, state in states.items():
+            if lacking := sorted(names(self.method.optimisation, parameters[of]) - state.keys()):
+                raise ValueError(f"{_OPTIMISER}{lacking[0]}.{of} is not in it")
         stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
         if not 0 <= stage < len(self.method.stages):
             raise ValueError(f"there is no stage {stage}")
@@ -175,9 +181,8 @@ class Training:
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
         self._enter(stage, began)
-        for name in moments:
-            key, of = _moment(name)
-            self.optimiser.state[parameters[of]][key] = _like(parameters[of], tensors[name])
+        for of, state in states.items():
+            self.optimiser.state[parameters[of]] = restored(self.method.optimisation, parameters[of], state)
         self.done = done
 
 
@@ -190,10 +195,3 @@ def _moment(name: str) -> tuple[str, str]:
     """What of the optimiser's state a tensor is, and of which parameter."""
     key, _, of = name.removeprefix(_OPTIMISER).partition(".")
     return key, of
-
-
-def _like(parameter: Tensor, kept: Tensor) -> Tensor:
-    """A copy on the parameter's device, laid out in memory as the optimiser lays it out."""
-    if kept.shape != parameter.shape:
-        return kept.to(parameter.device, copy=True)
-    return torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False).copy_(kept)

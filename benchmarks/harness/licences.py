@@ -43,13 +43,15 @@ SPDX = {
     "Python Software Foundation License": "PSF-2.0",
 }
 # Stated by the package elsewhere than in its metadata, or with reservations: see the remarks.
-STATED = {"docutils": "BSD-2-Clause"}
+STATED = {"docutils": "BSD-2-Clause", "torchao": "BSD-3-Clause"}
 REMARKS = """\
 PyTorch's builds for CUDA also bring NVIDIA's libraries (`nvidia-*`), under NVIDIA's own terms. pip installs them from
 the package index; the wheel of this project holds no code but its own.
 
 docutils is in the public domain, but for some files under the BSD licence, the PSF's, and one, for the editor Emacs,
 under the GPL. It makes this site and is part of nothing that is given away.
+
+torchao states its licence in its file LICENSE alone.
 """
 
 

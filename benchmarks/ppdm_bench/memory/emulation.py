@@ -27,7 +27,7 @@ from ppdm_bench.memory.autocast import cuda_autocast
 from ppdm_bench.memory.driver import driver_patches
 from ppdm_bench.memory.rules import attention_backend
 from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.trace import Trace
+from ppdm_bench.memory.trace import Trace, is_wrapper, plain
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")
@@ -68,6 +68,12 @@ class _Devices(TorchFunctionMode):
             with self:
                 return engine(*args, **kwargs)
 
+        wrapped = Tensor._make_wrapper_subclass
+
+        def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+            return wrapped(*args, **kwargs | {"device": CPU})  # underneath, as what it is made of
+
+        yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers take their foreach path for CUDA tensors, unless their type is one that they do not know.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])
@@ -156,7 +162,7 @@ class _Devices(TorchFunctionMode):
         doubles = self.trace.doubles
         if doubles and doubles.converting and doubles.lacks(x):
             return x  # a real module is left as it is; its tensors count where they are used
-        if device.type == "cuda":
+        if device.type == "cuda" and not is_wrapper(x):
             self.trace.came_from_host(x)
         if self._device(x).type == device.type:
             return x
@@ -164,6 +170,7 @@ class _Devices(TorchFunctionMode):
             return x.clone()
 
     def _device(self, x: Tensor) -> torch.device:
+        x = next(plain(x))  # a tensor that is made of others lies where they do
         return CPU if self.trace.place(x) == "host" else CUDA
 
 

@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from torch._C import DispatchKey
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    is_traceable_wrapper_subclass,
+    is_traceable_wrapper_subclass_type,
+)
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.memory.allocator import rounded
@@ -109,6 +113,8 @@ class Trace(TorchDispatchMode):
             return args[0].fake_device  # PyTorch asks for it with every operator
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
+        if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
+            return NotImplemented  # it holds other tensors, and does with them what is seen then
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # such operators arrive whole in inference mode, and their parts would go unseen
                 return op.decompose(*args, **kwargs)
@@ -301,8 +307,22 @@ class Trace(TorchDispatchMode):
         self._in_optimizer = False
         for parameter, state in optimizer.state.items():
             for x in tree_iter(dict(state)):
-                if isinstance(x, Tensor):
-                    self._mark(self._enter(x), "optimizer", parameter)
+                for part in plain(x) if isinstance(x, Tensor) else ():
+                    self._mark(self._enter(part), "optimizer", parameter)
+
+
+def is_wrapper(x: Any) -> bool:
+    """Whether a tensor is made of others, as a quantised one is, and has no storage of its own."""
+    return bool(is_traceable_wrapper_subclass(x))
+
+
+def plain(x: Any) -> Iterator[Tensor]:
+    """The tensors that one is made of; else it alone."""
+    parts = [getattr(x, name) for name in x.__tensor_flatten__()[0]] if is_wrapper(x) else []
+    for part in parts:
+        yield from plain(part)
+    if not parts:
+        yield x
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
