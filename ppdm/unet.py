@@ -179,8 +179,6 @@ class UNet(nn.Module):
 
         self.head = make.normalised_convolution(channels, out_channels)
         start_at_zero(self.head.convolution)
-        if o.channels_last:
-            self.to(memory_format=make.layout)  # type: ignore[call-overload]
         if o.compile:
             self.compile(dynamic=False)  # lazily; names and states stay as they are
 

@@ -58,6 +58,8 @@ class Convolution(nn.Module):
         super().__init__()
         layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, kernel // 2)
         self.weight, self.bias = layer.weight, layer.bias
+        if layout is not torch.preserve_format:
+            self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=layout))
         self.stride, self.padding, self.dtype, self.layout = stride, kernel // 2, dtype, layout
         self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
 

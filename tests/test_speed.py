@@ -624,3 +624,13 @@ def test_a_plan_is_carried_out_task_by_task(monkeypatch):
     made = list(carry_out(plan(("train", "sample"), (1, 4)), told.append))
     assert [task.phase for task in told] == ["train", "sample"]
     assert [records[-1].metric for records in made] == ["step_seconds", "volume_seconds"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
+def test_operations_are_counted_under_every_switch():
+    """A layout and a compiler change no count."""
+    counted = {
+        arithmetic.step_flops(METHODS["ppdm"].with_network(width=8, multipliers=(1, 2), **change), (8, 8, 8), 1)
+        for change in ({}, {"channels_last": True}, {"compile": True})
+    }
+    assert len(counted) == 1

@@ -223,6 +223,8 @@ def _peak(size: int | None, status: str) -> str:
 
 
 def _setting(value: object) -> str:
+    if isinstance(value, bool):
+        return _yes_or_no(value)
     return str(value).replace("x", "×") if re.fullmatch(r"\d+x\d+x\d+", str(value)) else str(value)
 
 
