@@ -38,6 +38,7 @@ include_patterns = [
     "results/blocks/blocks.md",
     "results/harness/*.md",
     "results/metrics/agreement.md",
+    "results/switches/switches.md",
     "results/training/kill_and_resume.md",
     *(f"{name}.md" for name in TABLES),
     "CHANGELOG.md",
