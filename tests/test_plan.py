@@ -243,3 +243,17 @@ def test_refusals():
     assert "give one size" in refused(2, "plan", "--budget", "8GB")
     assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)
     assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--for", "fun")
+
+
+def test_of_switches_that_suffice_alike_the_one_that_computes_less_again_is_named(monkeypatch, tmp_path):
+    """With bf16 any recomputation fits; what is named is the mildest, though the strongest was asked about first."""
+
+    def enough(case, target):
+        configuration, _ = case
+        fits = configuration.precision == "bf16" and configuration.checkpointing != "none"
+        return Look(fits, target.room - 1 if fits else target.room + 1)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
+    records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
+    (line,) = report.gather(records)
+    assert line.switch == "bf16 and norm checkpointing"

@@ -167,4 +167,4 @@ def _switches(
         looks[one] = yield one, phase
         if looks[one].fits:
             break
-    return looks, None
+    return {one: looks[one] for one in others if one in looks}, None
