@@ -7,7 +7,8 @@ python=python3
 [ -x .venv/bin/python ] && python=.venv/bin/python
 
 "$python" -m ppdm_bench.memory.validate --out results/validation
-for res in 32 48 64; do
-  "$python" -m ppdm_bench memory --device cpu --res "$res" --factor 2 --width 16 --precision fp32,bf16 \
-    --checkpointing none,norm,block,conv --timeout 1800 --out "results/validation/cpu-$res"
+cpu=(--device cpu --factor 2 --width 16 --precision fp32,bf16 --checkpointing none,norm,block,conv --timeout 1800)
+"$python" -m ppdm_bench memory --res 32 "${cpu[@]}" --out results/validation/cpu-32
+for res in 48 64; do
+  "$python" -m ppdm_bench memory --res "$res" --method ppdm --method ddpm3d "${cpu[@]}" --out "results/validation/cpu-$res"
 done
