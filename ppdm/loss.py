@@ -66,7 +66,7 @@ class Loss:
 
 
 # Both terms are sums over the volume, worked through in so many portions: what is made on the way has the size of one.
-_PORTIONS = 16
+_PORTIONS = 4
 
 
 def _mean_power(x: Tensor, p: int) -> Tensor:
