@@ -94,6 +94,16 @@ def test_a_row_a_configuration_and_a_column_a_phase() -> None:
     assert "sample_peak_reserved" not in frame
 
 
+def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() -> None:
+    note = "of the network as it is written"
+    frame = table.memory_table([*SMALL, peak("compiled", "train", 2, reason=note)])
+    assert (cell(frame, "train_status", method="compiled"), cell(frame, "train_reason", method="compiled")) == (
+        "ok",
+        note,
+    )
+    assert f"compiled, measured, train: {note}" in table.to_markdown(frame)
+
+
 def test_ratios_are_against_the_reference_of_the_same_conditions() -> None:
     records = [*SMALL, peak("full", "train", 8, precision="bf16"), peak("puzzle", "train", 1.6, precision="bf16")]
     frame = table.memory_table(records, reference="full")

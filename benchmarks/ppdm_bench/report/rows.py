@@ -59,10 +59,13 @@ class Row:
         return record.value
 
     def outcome(self, phase: str) -> tuple[str, str]:
-        """Return status and reason of a phase: the first that is not ok, and two empty strings if it was not run."""
+        """Return status and reason of a phase: of the first peak that is not ok, else of one that has a note.
+
+        Two empty strings if it was not run.
+        """
         found = [r for (p, metric), r in self.records.items() if p == phase and metric in PEAKS]
-        failed = [r for r in found if r.status != "ok"]
-        return (failed[0].status, failed[0].reason) if failed else ("ok" if found else "", "")
+        telling = sorted(found, key=lambda r: (r.status == "ok", not r.reason))
+        return (telling[0].status, telling[0].reason) if telling else ("", "")
 
     def verified(self, phase: str) -> bool | None:
         """Return whether a phase ran again within the memory predicted for it; None where that was not found out."""
