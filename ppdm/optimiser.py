@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ _MAKERS: Mapping[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
     "adamw": _adamw,
     "adamw8bit": _adamw8bit,
 }
+
+
+def library_of(optimisation: Optimisation) -> dict[str, str]:
+    """The library whose arithmetic the optimiser is and its version, where that is not PyTorch."""
+    return {"torchao": version("torchao")} if optimisation.optimiser == "adamw8bit" else {}
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

@@ -22,6 +22,7 @@ from ppdm.batches import Array, ArrayPair, ReadAhead, Survey, batch, moved, stac
 from ppdm.checkpoint import CheckpointError, versions
 from ppdm.method import Method
 from ppdm.optimisation import Training, average_decay
+from ppdm.optimiser import library_of
 from ppdm.ranks import ALONE, RankLostError, Ranks
 from ppdm.resume import Run, RunError
 from ppdm.schedule import (
@@ -144,7 +145,7 @@ def train(
             if kept is not None:
                 opened.enter_context(kept)
             training = Training.start(method, seen.channels, schedule.seed, device)
-        last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(device, ranks)))
+        last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(method, device, ranks)))
         with ranks.together():
             if last is not None:
                 assert run is not None
@@ -336,12 +337,12 @@ def _surveyed(
     return seen, held
 
 
-def _environment(device: str | torch.device, ranks: Ranks) -> Mapping[str, Any]:
+def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Mapping[str, Any]:
     """What bits depend on, beside what was asked for."""
     kind = torch.device(device).type
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
     several = {"ranks": ranks.world} if ranks.world > 1 else {}
-    return {**versions(), "device": kind, **threads, **several}
+    return {**versions(), **library_of(method.optimisation), "device": kind, **threads, **several}
 
 
 def _check_shares(schedule: Schedule, ranks: Ranks) -> None:

@@ -1,5 +1,6 @@
 """AdamW with moments in fp32 or in 8 bits, as a point of the design space."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -92,6 +93,7 @@ def test_a_state_is_continued_bit_for_bit(torchao, tmp_path):
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
         train(EIGHT, PAIRS, Schedule(**options), run=Run(tmp_path / "run"), stop=lambda: next(asked))
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["environment"]["torchao"]  # bits depend on it
     assert same(fit(EIGHT, PAIRS, run=Run(tmp_path / "run", resume=True), **options), fit(EIGHT, PAIRS, **options))
 
 
