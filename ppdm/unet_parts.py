@@ -208,8 +208,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, *embedding: Tensor) -> Tensor:
         """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for, if it takes any."""
-        again = self.recompute and torch.is_grad_enabled()
-        return recomputed(self._apply_all, x, *embedding) if again else self._apply_all(x, *embedding)
+        return recomputed_if(self.recompute, self._apply_all, x, *embedding)
 
     def _apply_all(self, x: Tensor, *embedding: Tensor) -> Tensor:
         # First, so that it is last in the backward pass: its gradient, as large as x, does not lie beside the others.
@@ -269,8 +268,7 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, *_: Tensor) -> Tensor:
         """(N, C, *spatial) -> (N, C, 2·spatial)."""
-        again = self.recompute and torch.is_grad_enabled()
-        return recomputed(self._apply_all, x) if again else self._apply_all(x)
+        return recomputed_if(self.recompute, self._apply_all, x)
 
     def _apply_all(self, x: Tensor) -> Tensor:
         return self.convolution(doubled(x))
@@ -313,6 +311,11 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """
     result: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
+
+
+def recomputed_if(wanted: bool, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Apply function, recomputed if that is wanted and gradients will be."""
+    return recomputed(function, *inputs) if wanted and torch.is_grad_enabled() else function(*inputs)
 
 
 class Parts:

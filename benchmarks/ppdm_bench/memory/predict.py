@@ -113,9 +113,6 @@ def predict_peak(
         trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
-        # What code compiles for itself, such as an optimiser its step, is followed as it stands: a compiler would need
-        # the device, and what it saves is temporary copies.
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             _follow(trace, build, step, iterations)
         except _NEEDS_DATA as error:

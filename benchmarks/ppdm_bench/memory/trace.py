@@ -43,7 +43,8 @@ def tracing(
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
     trace = Trace(fake, target, limit, modules)
     with trace.undo:
-        # A compiled module runs as it was written: what its compiler makes of it passes by no operator of PyTorch's.
+        # What is compiled, a module or the step of an optimiser, runs as it was written: what a compiler makes of it
+        # passes by no operator of PyTorch's, and to compile it would need the device.
         trace.undo.enter_context(torch.compiler.set_stance("force_eager"))
         if modules:
             trace.undo.enter_context(modules.followed())
