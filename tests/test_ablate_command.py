@@ -23,7 +23,7 @@ from ppdm_bench.ablation.plan import Ablation, works
 from ppdm_bench.evaluation import trials
 from ppdm_bench.evaluation.comparison import Sampling
 from ppdm_bench.memory import command as memory_command
-from ppdm_bench.memory.predict import Peak
+from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.subjects import PhantomSubjects
 from ppdm_bench.variation import VariationError

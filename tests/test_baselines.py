@@ -16,8 +16,8 @@ from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling
 from ppdm.method import DIFFUSION, STAGE_LOSSES
 from ppdm_baselines import METHODS, PRESETS, patch, slice25d
-from ppdm_bench.memory.predict import measure_peak, predict_peak
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import measure_peak, predict_peak
 
 ODD = (5, 7, 6)  # divisible by nothing, anisotropic
 

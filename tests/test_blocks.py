@@ -16,8 +16,8 @@ from ppdm.kernel import Gaussian
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.window import Patch, Whole
 from ppdm_baselines import METHODS
-from ppdm_bench.memory.predict import measure_peak, predict_peak
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import measure_peak, predict_peak
 
 SHAPES = st.tuples(*[st.integers(1, 12)] * 3)
 OVERLAPS = st.floats(0, 0.9)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from ppdm_bench.cli import app
 from ppdm_bench.memory import constants
 from ppdm_bench.memory.constants import Constants, ConstantsError, fit, identify
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile, config_id
 
 

@@ -15,9 +15,9 @@ from ppdm_bench.cli import app
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, Task
 from ppdm_bench.memory.explain import HOLDERS, explain, stem
-from ppdm_bench.memory.modules import Modules
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.predictor.modules import Modules
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.report.course import Course, Holder, Span, course_figure, holders_table, save_course
 
 TARGET = Target(torch="2.10.0", compute_capability=(8, 0))

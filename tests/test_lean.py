@@ -3,9 +3,9 @@
 import pytest
 
 from ppdm_baselines import METHODS
-from ppdm_bench.memory.predict import measure_peak, predict_peak
-from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import uncompiled, workload
+from ppdm_bench.predictor.peak import measure_peak, predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 
 
 @pytest.mark.parametrize(

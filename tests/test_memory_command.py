@@ -17,10 +17,10 @@ from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
 from ppdm_bench.memory import nvml, worker
 from ppdm_bench.memory.command import Plan, Task, carry_out
-from ppdm_bench.memory.predict import Peak, predict_peak
 from ppdm_bench.memory.results import collect, failures, present
-from ppdm_bench.memory.target import Target
 from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.runner import Answer, run_child
 
@@ -469,7 +469,7 @@ def test_prediction_and_limit_agree_to_the_byte():
 
 
 def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
-    from ppdm_bench.memory.predict import _allocator_limit
+    from ppdm_bench.predictor.peak import _allocator_limit
 
     fractions = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

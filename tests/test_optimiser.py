@@ -15,8 +15,8 @@ from ppdm.optimisation import Training
 from ppdm.resume import Run
 from ppdm.schedule import Schedule, step_generator
 from ppdm.train import Interrupted, TrainingError, fit, train
-from ppdm_bench.memory.predict import predict_peak
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.variation import vary
 
 EIGHT = tuned(TINY.with_network(width=16), optimiser="adamw8bit")  # wide enough for weights with whole blocks

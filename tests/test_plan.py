@@ -9,13 +9,13 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import MIB, Target
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning.outlook import NoOutlook, ask_all, predict, predictor
 from ppdm_bench.planning.questions import Bounds, alternatives, question
 from ppdm_bench.planning.results import Plan, collect, failures, present
 from ppdm_bench.planning.search import Look, largest
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.report import budget as report
 

@@ -11,9 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from ppdm_bench.memory.predict import Peak, predict_peak
-from ppdm_bench.memory.rules import attention_backend
-from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.predictor.kernel_rules import attention_backend
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 
 HOPPER = Target(torch="2.10.0", capacity=80 * GIB)
 

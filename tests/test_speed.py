@@ -16,7 +16,7 @@ from ppdm_baselines import METHODS
 from ppdm_bench import sweep
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory import gate
-from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import speed as table
 from ppdm_bench.report.pace import speed_figure

@@ -7,7 +7,7 @@ import pytest
 import switches
 from switches import COMPARED, ROUNDS, SWITCHES, TIMED, Found, as_csv, gradient, switched, table
 
-from ppdm_bench.memory.target import GIB
+from ppdm_bench.predictor.target import GIB
 
 FOUND = [
     Found("", {"r=4, train": 4 * GIB}, [2.0] * ROUNDS, 2.5, 0.0),

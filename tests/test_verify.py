@@ -11,8 +11,8 @@ from commands import refused, run
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory import verify as module
-from ppdm_bench.memory.predict import _allocator_limit
 from ppdm_bench.memory.verify import VERIFIED, unverified, verdict, verifiable, verify, verify_in
+from ppdm_bench.predictor.peak import _allocator_limit
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report import table
 from ppdm_bench.runner import Answer

@@ -36,7 +36,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import Plan
 from ppdm_bench.memory.results import collect
-from ppdm_bench.memory.target import Target
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.report.canvas import BLUE, SMALL, TEXT, new_figure, plain_axes
 from ppdm_bench.report.files import replace_file

@@ -25,9 +25,9 @@ from ppdm.files import write_together
 from ppdm.optimisation import Training
 from ppdm_baselines import METHODS
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.terminal import progress
 from ppdm_bench.variation import vary
 

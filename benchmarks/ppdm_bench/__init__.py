@@ -6,8 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppdm_bench.memory.predict import Peak, PredictionError, measure_peak, predict_peak
-    from ppdm_bench.memory.target import Target
+    from ppdm_bench.predictor import Peak, PredictionError, Target, measure_peak, predict_peak
 
 __all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
 
@@ -15,9 +14,9 @@ __all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ppdm_bench.memory import predict, target
+    from ppdm_bench import predictor
 
-    return getattr(target if name == "Target" else predict, name)
+    return getattr(predictor, name)
 
 
 def __dir__() -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from ppdm.ranks import ALONE, Ranks, own_gpu
-from ppdm_bench.memory.target import Target
+from ppdm_bench.predictor.target import Target
 
 
 def choose(asked: str, capacity: int | None) -> tuple[str, Target | None]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ppdm_bench.launcher import SUBMITIT
-from ppdm_bench.memory.target import GIB, MIB
+from ppdm_bench.predictor.target import GIB, MIB
 from ppdm_bench.terminal import say, under_torchrun
 
 if TYPE_CHECKING:

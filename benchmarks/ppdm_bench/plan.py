@@ -22,7 +22,7 @@ from ppdm_bench.options import (
 from ppdm_bench.terminal import say, told, writable
 
 if TYPE_CHECKING:
-    from ppdm_bench.memory.target import Target
+    from ppdm_bench.predictor.target import Target
 
 
 def plan(
@@ -95,8 +95,8 @@ def plan(
 
 def _card(capacity: int | None) -> "Target":
     """The card that is planned for: the one at hand, with its own memory or that which was asked."""
-    from ppdm_bench.memory.target import Target
     from ppdm_bench.planning.results import too_small
+    from ppdm_bench.predictor.target import Target
 
     card = Target.of_this_machine()
     if capacity is None and card.capacity is None:

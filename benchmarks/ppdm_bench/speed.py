@@ -71,7 +71,7 @@ def speed(
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.devices import training_device
-        from ppdm_bench.memory.target import Target
+        from ppdm_bench.predictor.target import Target
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import Plan
         from ppdm_bench.timing.results import collect, failures, present

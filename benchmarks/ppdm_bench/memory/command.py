@@ -9,9 +9,9 @@ from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.gate import skipping, too_much
-from ppdm_bench.memory.predict import Peak, PredictionError, predict_peak
-from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import fault, uncompiled, workload
+from ppdm_bench.predictor.peak import Peak, PredictionError, predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.report.units import shape_text
 from ppdm_bench.runner import Answer, TimeIsUpError, time_limit

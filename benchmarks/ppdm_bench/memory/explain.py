@@ -7,9 +7,10 @@ from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, Task, predicted
-from ppdm_bench.memory.modules import OUTSIDE, ROOT, Modules, Site
-from ppdm_bench.memory.predict import Peak, predict_peak
-from ppdm_bench.memory.timeline import KINDS, Block, Timeline
+from ppdm_bench.memory.unet_modules import UNetModules
+from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules, Site
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.timeline import KINDS, Block, Timeline
 from ppdm_bench.records import Record
 from ppdm_bench.report.course import Course, Holder, Span
 
@@ -19,7 +20,7 @@ NEGLIGIBLE = 1e-4  # of the peak: the figure leaves out births and deaths of sma
 
 def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
     """The records of a prediction, and the course of the memory over its last iteration if it could be predicted."""
-    modules = Modules()
+    modules = UNetModules()
     made: list[Peak] = []
 
     def predict(build: Any, step: Any, iterations: int, target: Any) -> Peak:

@@ -1,9 +1,9 @@
 """Whether it is worth a try on a card: what is predicted not to fit is left out, unless people ask for it."""
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.runner import TimeIsUpError, time_limit
 
 

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, carry_out
-from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.units import shape_text, significant

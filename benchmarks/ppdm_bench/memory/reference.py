@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ppdm import UNet, UNetOptions
 from ppdm_bench.catalogue import parameter_count
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.target import GIB
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record, config_id
 
 Network = tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor, Tensor], Tensor]]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.predict import Peak, predict_peak
 from ppdm_bench.memory.reference import reference_records, reference_table
-from ppdm_bench.memory.target import GIB, Target
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import figure
 from ppdm_bench.report.agreement import agreement_table

@@ -8,9 +8,9 @@ from ppdm_bench.child import failure, serve
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.nvml import watched_process
-from ppdm_bench.memory.predict import measure_peak
-from ppdm_bench.memory.target import GIB
 from ppdm_bench.memory.workload import Workload, uncompiled, workload
+from ppdm_bench.predictor.peak import measure_peak
+from ppdm_bench.predictor.target import GIB
 
 
 def main() -> None:

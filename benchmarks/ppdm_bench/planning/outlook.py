@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import torch
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.allocator import CachingAllocator
-from ppdm_bench.memory.predict import Peak, predict_peak
-from ppdm_bench.memory.target import MIB, Target
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.planning.search import Look
+from ppdm_bench.predictor.allocator import CachingAllocator
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import MIB, Target
 
 T = TypeVar("T")
 Case = tuple[Configuration, str]  # and its phase

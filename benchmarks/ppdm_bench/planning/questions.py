@@ -8,9 +8,9 @@ from typing import Any
 from ppdm import Method
 from ppdm.unet import CHECKPOINTING
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.target import Target
 from ppdm_bench.planning.outlook import Case, Question
 from ppdm_bench.planning.search import Found, Look, largest
+from ppdm_bench.predictor.target import Target
 
 FACTORS = (1, 2, 4, 8, 16)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.target import GIB, Target
 from ppdm_bench.planning.outlook import NoOutlook, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
+from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report import budget as report
 from ppdm_bench.report import canvas

@@ -9,7 +9,7 @@ from typing import Any
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.gate import doubt
-from ppdm_bench.memory.target import Target
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.report.units import shape_text
 from ppdm_bench.runner import Answer

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ppdm_bench.memory.target import MIB
+from ppdm_bench.predictor.target import MIB
 
 ROUND = 512
 Event = tuple[int, int]  # (block, its bytes at birth, 0 at its death)

@@ -26,14 +26,14 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from ppdm_bench.memory.allocator import CachingAllocator
-from ppdm_bench.memory.doubles import PredictionError
-from ppdm_bench.memory.emulation import cuda_world
-from ppdm_bench.memory.modules import Modules
-from ppdm_bench.memory.preserve import preserved
-from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.timeline import KINDS, Timeline
-from ppdm_bench.memory.trace import Trace, tracing
+from ppdm_bench.predictor.allocator import CachingAllocator
+from ppdm_bench.predictor.cuda_world import cuda_world
+from ppdm_bench.predictor.fake_storage import PredictionError
+from ppdm_bench.predictor.modules import Modules
+from ppdm_bench.predictor.restore_state import preserved
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timeline import KINDS, Timeline
+from ppdm_bench.predictor.trace import Trace, tracing
 
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
 

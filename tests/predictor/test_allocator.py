@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdm_bench.memory.allocator import CachingAllocator, rounded
+from ppdm_bench.predictor.allocator import CachingAllocator, rounded
 
 KIB, MIB = 2**10, 2**20
 

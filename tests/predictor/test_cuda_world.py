@@ -10,8 +10,8 @@ from examples import mlp, training
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ppdm_bench.memory.predict import Peak, predict_peak
-from ppdm_bench.memory.target import GIB, MIB, Target
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import GIB, MIB, Target
 
 HOPPER = Target(torch="2.10.0", capacity=80 * GIB)
 AMPERE = Target(torch="2.10.0", compute_capability=(8, 0))

@@ -21,8 +21,8 @@ from ppdm.model import PPDM
 from ppdm.train import Training
 from ppdm.unet import CHECKPOINTING
 from ppdm_baselines import METHODS
-from ppdm_bench.memory.predict import PredictionError, measure_peak, predict_peak
-from ppdm_bench.memory.target import GIB, MIB, Target
+from ppdm_bench.predictor.peak import PredictionError, measure_peak, predict_peak
+from ppdm_bench.predictor.target import GIB, MIB, Target
 
 
 def mlp() -> nn.Module:

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppdm_bench.memory.allocator import Event, rounded
-from ppdm_bench.memory.modules import Site
+from ppdm_bench.predictor.allocator import Event, rounded
+from ppdm_bench.predictor.modules import Site
 
 KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
 Place = Literal["target", "host", "unknown"]

@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_iter
 
-from ppdm_bench.memory.allocator import rounded
-from ppdm_bench.memory.doubles import Doubles, fake_patches, run_fake
-from ppdm_bench.memory.modules import Modules, Site
-from ppdm_bench.memory.recall import Recall
-from ppdm_bench.memory.rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
-from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.timeline import Place, Timeline
+from ppdm_bench.predictor.allocator import rounded
+from ppdm_bench.predictor.fake_op_cache import Recall
+from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
+from ppdm_bench.predictor.kernel_rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
+from ppdm_bench.predictor.modules import Modules, Site
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timeline import Place, Timeline
 
 aten = torch.ops.aten
 

@@ -23,11 +23,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import _device_constructors
 
-from ppdm_bench.memory.autocast import cuda_autocast
-from ppdm_bench.memory.driver import driver_patches
-from ppdm_bench.memory.rules import attention_backend
-from ppdm_bench.memory.target import Target
-from ppdm_bench.memory.trace import Trace, is_wrapper, plain
+from ppdm_bench.predictor.autocast import cuda_autocast
+from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.kernel_rules import attention_backend
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.trace import Trace, is_wrapper, plain
 
 CUDA = torch.device("cuda", 0)
 CPU = torch.device("cpu")

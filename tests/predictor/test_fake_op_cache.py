@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ppdm_bench.memory import recall
-from ppdm_bench.memory.doubles import run_fake
-from ppdm_bench.memory.predict import predict_peak
-from ppdm_bench.memory.recall import Recall
+from ppdm_bench.predictor import fake_op_cache as recall
+from ppdm_bench.predictor.fake_op_cache import Recall
+from ppdm_bench.predictor.fake_storage import run_fake
+from ppdm_bench.predictor.peak import predict_peak
 
 aten = torch.ops.aten
 

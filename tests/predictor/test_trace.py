@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from ppdm_bench.memory.predict import Peak, measure_peak, predict_peak
-from ppdm_bench.memory.timeline import Timeline
-from ppdm_bench.memory.trace import tracing
+from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
+from ppdm_bench.predictor.timeline import Timeline
+from ppdm_bench.predictor.trace import tracing
 
 
 def assert_same(build: Build, step: Step, iterations: int = 2) -> None:

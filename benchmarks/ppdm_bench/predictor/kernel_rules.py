@@ -3,7 +3,7 @@
 A prediction runs the real code on fake CPU tensors. The storages it makes are those that CUDA would make, except for
 what follows: buffers that a CUDA kernel takes while it runs (:data:`TRANSIENT`), workspaces that a library keeps once
 it has been called (:class:`CublasWorkspaces`), and the dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF`
-and the sets beside it, put into force by :mod:`ppdm_bench.memory.autocast`).
+and the sets beside it, put into force by :mod:`ppdm_bench.predictor.autocast`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from ppdm_bench.memory.target import MIB, Target
+from ppdm_bench.predictor.target import MIB, Target
 
 HALF = (torch.float16, torch.bfloat16)
 ATTENTION = ("flash", "efficient", "math")

@@ -13,7 +13,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.amp.autocast_mode import autocast
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from ppdm_bench.memory.rules import (
+from ppdm_bench.predictor.kernel_rules import (
     AUTOCAST_FP32_BY_DTYPE,
     AUTOCAST_HALF,
     AUTOCAST_OTHER,

@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ppdm_bench.memory.target import GIB, Target
-from ppdm_bench.memory.trace import Trace
+from ppdm_bench.predictor.target import GIB, Target
+from ppdm_bench.predictor.trace import Trace
 
 NAME = "predicted CUDA device"
 _UNTOLD_CAPACITY = 80 * GIB  # what code is told of a card of which nothing is known

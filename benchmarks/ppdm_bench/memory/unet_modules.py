@@ -1,0 +1,45 @@
+"""Parts of our U-Net by name and level, for :mod:`ppdm_bench.memory.explain`."""
+
+from dataclasses import dataclass
+from math import log2, prod
+
+from torch import nn
+
+from ppdm import UNet
+from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules
+
+
+@dataclass
+class UNetModules(Modules):
+    """Follows modules, and tells the levels of a :class:`ppdm.UNet` apart."""
+
+    watched: tuple[type[nn.Module], ...] = (UNet,)
+
+    def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
+        """The part of its network that a module belongs to: ``encoder level 0``, ``middle``, ``decoder level 0``.
+
+        The U-Net itself only joins skips on the way up: then the shape of what was made says the level; without it, the
+        answer is empty. Of another network than ours, the part is the first name of the path.
+        """
+        if not path:
+            return OUTSIDE
+        for prefix in self.networks:
+            if path == (prefix or ROOT):
+                return self._level("decoder", prefix, shape[2:]) if shape else ""
+            if path.startswith(prefix + "." if prefix else ""):
+                return self._unet_part(prefix, path.removeprefix(prefix).lstrip(".").split("."))
+        return super().part(path, shape)
+
+    def _unet_part(self, prefix: str, names: list[str]) -> str:
+        way = {"down": "encoder", "up": "decoder"}.get(names[0])
+        return self._level(way, prefix, self.sizes.get(_joined(prefix, *names[:2]), ())) if way else names[0]
+
+    def _level(self, way: str, prefix: str, size: tuple[int, ...]) -> str:
+        finest = self.sizes.get(_joined(prefix, "stem"), ())
+        if not size or len(size) != len(finest):
+            return way
+        return f"{way} level {round(log2(prod(finest) / prod(size)) / len(size))}"
+
+
+def _joined(prefix: str, *names: str) -> str:
+    return ".".join(filter(None, (prefix, *names)))
