@@ -10,10 +10,11 @@ from examples import mlp, training
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ppdm_bench.predictor.convolution_rules import COLUMNS
 from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import GIB, MIB, Target
 
-HOPPER = Target(torch="2.10.0", capacity=80 * GIB)
+HOPPER = Target(torch="2.11.0", capacity=80 * GIB)
 AMPERE = Target(torch="2.10.0", compute_capability=(8, 0))
 WORKSPACE = 32 * MIB  # of cuBLAS on Hopper
 
@@ -301,7 +302,7 @@ def columns(target: Target, dtype: torch.dtype, kernel: int, transposed: bool = 
 
     timeline = once(step, target).timeline
     assert timeline is not None
-    return max((block.size for block in timeline.blocks if block.name == "conv3d columns"), default=0)
+    return max((block.size for block in timeline.blocks if block.name == COLUMNS), default=0)
 
 
 SLOW = [Target(torch="2.9.0"), Target(torch="2.9.1"), Target(torch="2.10.0", cudnn=(9, 14))]

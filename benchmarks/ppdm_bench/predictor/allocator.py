@@ -40,14 +40,23 @@ class CachingAllocator:
 
     Args:
         capacity: bytes that can be taken from the driver; None is without end.
+
+    Attributes:
+        reserved, peak_reserved: bytes taken from the driver, now and at most.
+        refused: bytes of the request that did not fit, if there was one.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
         self.reserved = self.peak_reserved = 0
+        self.refused: int | None = None
         self._idle: dict[bool, list[tuple[tuple[int, int], _Block]]] = {True: [], False: []}
         self._used: dict[int, _Block] = {}
         self._count = 0
+
+    def size_of(self, name: int) -> int:
+        """Bytes of the block that a living request was given."""
+        return self._used[name].size
 
     def replay(self, events: Iterable[Event]) -> bool:
         """Follow births and deaths in order; False, at once, when a birth does not fit."""
@@ -55,6 +64,7 @@ class CachingAllocator:
             if size == 0:
                 self._release(self._used.pop(name))
             elif not self._allocate(name, size):
+                self.refused = size
                 return False
         return True
 

@@ -13,12 +13,12 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.amp.autocast_mode import autocast
 from torch.utils._pytree import tree_iter, tree_map_only
 
+from ppdm_bench.predictor.convolution_rules import HALF
 from ppdm_bench.predictor.kernel_rules import (
     AUTOCAST_FP32_BY_DTYPE,
     AUTOCAST_HALF,
     AUTOCAST_OTHER,
     AUTOCAST_PROMOTE,
-    HALF,
 )
 
 

@@ -1,75 +1,39 @@
 """What CUDA does and the CPU does not: each difference that moves a memory peak is a named rule here, with its origin.
 
 A prediction runs the real code on fake CPU tensors. The storages it makes are those that CUDA would make, except for
-what follows: buffers that a CUDA kernel takes while it runs (:data:`TRANSIENT`), workspaces that a library keeps once
-it has been called (:class:`CublasWorkspaces`), and the dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF`
-and the sets beside it, put into force by :mod:`ppdm_bench.predictor.autocast`).
+what follows: buffers that a CUDA kernel takes while it runs (:func:`kernel_buffers`; those of convolutions are in
+:mod:`ppdm_bench.predictor.convolution_rules`), workspaces that a library keeps once it has been called
+(:class:`CublasWorkspaces`), and the dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF` and the sets beside it,
+put into force by :mod:`ppdm_bench.predictor.autocast`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ppdm_bench.predictor.convolution_rules import HALF, Buffer, Moment, convolution_buffers
 from ppdm_bench.predictor.target import MIB, Target
 
-HALF = (torch.float16, torch.bfloat16)
 ATTENTION = ("flash", "efficient", "math")
 aten = torch.ops.aten
 
 
-@dataclass(frozen=True)
-class Transient:
-    """A buffer that a kernel takes while it runs, beside its inputs and outputs.
-
-    Args:
-        name: how the term is called in an estimate.
-        applies: whether the target has it at all.
-        size: bytes for one call, from the operator, its arguments and its result; 0 where it takes none.
-    """
-
-    name: str
-    applies: Callable[[Target], bool]
-    size: Callable[[OpOverload, Sequence[Any], Any], int]
-
-
-def _conv3d_leaves_cudnn(target: Target) -> bool:
-    """PyTorch 2.9.0 computes half-precision Conv3d without cuDNN; 2.9.1 and later do where cuDNN is 9.8 to 9.14.
-
-    pytorch/pytorch#166643 (the regression, and that 2.9.1's wheels still have it) and #163539 (wrong results of
-    cuDNN 9.8 to 9.14, the reason).
-    """
-    if target.release < (2, 9, 0):
-        return False
-    return target.release == (2, 9, 0) or (9, 8) <= target.cudnn_version < (9, 15)
-
-
-def _columns(op: OpOverload, args: Sequence[Any], out: Any) -> int:
-    """vol2col's buffer: C_in · kernel volume · output voxels, a sample at a time.
-
-    ATen/native/cuda/NaiveDilatedConvolution.cu, which takes what cuDNN does not, dilated or not.
-    Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself. A transposed convolution
-    goes the other way (NaiveConvolutionTranspose3d.cu): C_out · kernel volume · input voxels.
-    """
-    if op is aten.convolution.default:
-        x, weight, result, transposed = args[0], args[1], out, args[6]
-    elif op is aten.convolution_backward.default:
-        x, weight, result, transposed = args[1], args[2], args[0], args[7]
-    else:
-        return 0
-    kernel, grid = weight.shape[2:], (x if transposed else result).shape[2:]
-    if len(kernel) != 3 or prod(kernel) == 1 or x.dtype not in HALF:
-        return 0
-    return int(weight.shape[1] * prod(kernel) * prod(grid) * x.element_size())
-
-
-def _softmax_product(op: OpOverload, args: Sequence[Any], out: Any) -> int:
-    """Softmax's backward first makes ``grad · output`` (ATen/native/cuda/SoftMax.cu), as large as the gradient."""
-    return _bytes(args[0]) if op is aten._softmax_backward_data.default else 0
+def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:
+    """Buffers that the kernel of one call takes on the target beside inputs and outputs, moment by moment."""
+    yield from convolution_buffers(target, op, args, out)
+    if op is aten._softmax_backward_data.default:
+        # ``grad · output`` is made first, as large as the gradient (ATen/native/cuda/SoftMax.cu).
+        yield (Buffer("softmax backward", _bytes(args[0])),)
+    elif op is _FUSED_BACKWARD and args[1].dtype is torch.float32:
+        # The memory-efficient backward makes ``grad · output`` first, as large as the output
+        # (ATen/native/transformers/cuda/attention_backward.cu); its half-precision kernels compute the sum themselves.
+        yield (Buffer("attention backward, product", _bytes(args[4])),)
+    elif op is _FUSED_BACKWARD and args[1].dtype in HALF:
+        yield (Buffer("attention backward, sums", _attention_sums(args[1])),)
 
 
 def attention_backend(
@@ -100,38 +64,19 @@ def attention_backend(
     return "math"
 
 
-def _attention_product(op: OpOverload, args: Sequence[Any], out: Any) -> int:
-    """In fp32 the memory-efficient backward makes ``grad · output`` first, as large as the output.
-
-    ATen/native/transformers/cuda/attention_backward.cu; its half-precision kernels compute the sum themselves.
-    """
-    return _bytes(args[4]) if op is _FUSED_BACKWARD and args[1].dtype is torch.float32 else 0
-
-
-def _attention_sums(op: OpOverload, args: Sequence[Any], out: Any) -> int:
+def _attention_sums(query: Tensor) -> int:
     """Flash attention's backward sums the query's gradient in fp32, and keeps one number a query beside it.
 
     flash_api.cpp, ``mha_bwd``: (N, heads, L, E) and (N, heads, L), L in multiples of 128, the head size E in multiples
     of 32, or 256 above 192.
     """
-    if op is not _FUSED_BACKWARD or args[1].dtype not in HALF:
-        return 0
-    n, heads, length, size = args[1].shape
+    n, heads, length, size = query.shape
     rounded = -(-size // 32) * 32 if size <= 192 else 256
     return int(4 * n * heads * -(-length // 128) * 128 * (rounded + 1))
 
 
 # The CPU's fused kernel stands for CUDA's.
 _FUSED_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-
-CONV3D_COLUMNS = "conv3d columns"
-
-TRANSIENT = (
-    Transient(CONV3D_COLUMNS, _conv3d_leaves_cudnn, _columns),
-    Transient("softmax backward", lambda target: True, _softmax_product),
-    Transient("attention backward, product", lambda target: True, _attention_product),
-    Transient("attention backward, sums", lambda target: True, _attention_sums),
-)
 
 
 def _bytes(x: Tensor) -> int:

@@ -53,14 +53,17 @@ class Peak:
     """Peak memory of some code, in bytes.
 
     Attributes:
-        peak_allocated: most bytes of live tensors at once, after the allocator's rounding to 512 B
-            (``torch.cuda.max_memory_allocated``).
+        peak_allocated: most bytes of live blocks at once, as the allocator hands them out
+            (``torch.cuda.max_memory_allocated``); on the CPU, of live tensors rounded to 512 B.
         breakdown: the peak by kind: params (with buffers), grads, optimizer, inputs, activations, workspace. The values
             add up to it. Empty where only a counter was read.
         terms: the workspace by the rule or operator that it comes from.
         iterations: the peak within each iteration.
         peak_reserved: most bytes taken from the driver (``torch.cuda.max_memory_reserved``); None on the CPU.
         fits: whether the target's card holds it; None if no capacity was given.
+        refused: bytes of the first request that the target's card does not hold, where it does not fit.
+        assumed: bytes of the peak that rest on a rule which no published counter has shown yet for such a call, such as
+            cuDNN's copies in the backward pass. They are part of the workspace.
         timeline: every birth and death that was seen; None where only a counter was read.
     """
 
@@ -70,6 +73,8 @@ class Peak:
     iterations: tuple[int, ...] = ()
     peak_reserved: int | None = None
     fits: bool | None = None
+    refused: int | None = None
+    assumed: int = 0
     timeline: Timeline | None = field(default=None, repr=False)
 
 
@@ -166,6 +171,9 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 
 def _peak(timeline: Timeline, target: Target | None) -> Peak:
+    card = CachingAllocator(target.room if target else None)
+    fits = card.replay(timeline.events) if target and target.capacity else None
+    reserved = timeline.hand_out().peak_reserved if target else None
     event, peak = timeline.peak()
     alive = timeline.alive_at(event)
     by_kind, by_term = Counter[str](), Counter[str]()
@@ -173,16 +181,15 @@ def _peak(timeline: Timeline, target: Target | None) -> Peak:
         by_kind[block.kind] += block.size
         if block.kind == "workspace":
             by_term[block.name] += block.size
-    endless, card = CachingAllocator(), CachingAllocator(target.room if target else None)
-    if target:
-        endless.replay(timeline.events)
     return Peak(
         peak_allocated=peak,
         breakdown={kind: by_kind[kind] for kind in KINDS},
         terms=dict(by_term),
         iterations=timeline.peaks(),
-        peak_reserved=endless.peak_reserved if target else None,
-        fits=card.replay(timeline.events) if target and target.capacity else None,
+        peak_reserved=reserved,
+        fits=fits,
+        refused=card.refused,
+        assumed=sum(block.size for block in alive if block.basis == "assumed"),
         timeline=timeline,
     )
 

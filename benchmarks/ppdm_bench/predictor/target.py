@@ -7,9 +7,30 @@ from typing import Self
 GIB = 2**30
 MIB = 2**20
 
-# cuDNN that the wheels of each release ship: 2.10 took 9.15 to get bf16 convolutions in 3-D back (pytorch#166643).
-_WHEEL_CUDNN = {(2, 9): (9, 10), (2, 8): (9, 10), (2, 7): (9, 5), (2, 6): (9, 1), (2, 5): (9, 1), (2, 4): (9, 1)}
-_LATEST_CUDNN = (9, 15)
+# cuDNN that each release of PyTorch on PyPI asks for (`Requires-Dist` of its wheels for Linux); another index may ship
+# another one, so a stated version is better. 2.13 is of a build without CUDA here, and taken to be as its neighbours.
+_WHEEL_CUDNN = {
+    (1, 13): (8, 5),
+    (2, 0): (8, 5),
+    (2, 1): (8, 9),
+    (2, 2): (8, 9),
+    (2, 3): (8, 9),
+    (2, 4): (9, 1),
+    (2, 5): (9, 1),
+    (2, 6): (9, 1),
+    (2, 7): (9, 5),
+    (2, 8): (9, 10),
+    (2, 9): (9, 10),
+    (2, 10): (9, 10),
+    (2, 11): (9, 19),
+    (2, 12): (9, 20),
+    (2, 13): (9, 20),
+    (2, 14): (9, 24),
+}
+
+
+def _is_version(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(type(v) is int and v >= 0 for v in value)
 
 
 @dataclass(frozen=True)
@@ -19,27 +40,44 @@ class Target:
     Args:
         torch: release of PyTorch, such as ``2.9.0``; the one at hand if absent.
         capacity: bytes of the card, of which the context takes its part; None asks for no verdict.
-        compute_capability: of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of cuBLAS workspaces.
-        cudnn: version of cuDNN, (major, minor); the one of the release's wheels if absent.
+        compute_capability: of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of cuBLAS workspaces, and
+            whether convolutions have tensor cores.
+        cudnn: version of cuDNN, (major, minor); the one that the release's wheels on PyPI ask for if absent. Of a
+            release that is older than all in that table, the oldest of them is taken, which is the safe side.
+        tf32: whether cuDNN may compute fp32 convolutions in TF32; what the code says
+            (``torch.backends.cudnn.allow_tf32``, PyTorch's default is yes) if absent.
         context: bytes of the CUDA context and loaded modules, outside of every PyTorch counter. About half a GiB for
             PyTorch on recent cards; it differs with card and driver, so a measured value is better.
         workspace: bytes that the allocator holds from the start to the end beyond what rules explain, as fitted to
             measurements (:mod:`ppdm_bench.memory.constants`); none unless it was asked for.
 
     Raises:
-        ValueError: a version that is none, a capacity that is not positive, or a context or workspace below 0.
+        ValueError: a version or compute capability that is none, a capacity that is not positive, or a context or
+            workspace below 0.
     """
 
     torch: str | None = None
     capacity: int | None = None
     compute_capability: tuple[int, int] = (9, 0)
     cudnn: tuple[int, int] | None = None
+    tf32: bool | None = None
     context: int = GIB // 2
     workspace: int = 0
 
     def __post_init__(self) -> None:
-        if self.torch is not None and not re.match(r"\d+\.\d+(\.\d+)?", self.torch):
-            raise ValueError(f"torch must be a release such as 2.9.0, got {self.torch!r}")
+        if self.torch is not None and not (
+            isinstance(self.torch, str) and re.match(r"[12]\.\d+(\.\d+)?(?![\d.])", self.torch)
+        ):
+            raise ValueError(f"torch must be a release of PyTorch such as 2.9.0, got {self.torch!r}")
+        if not _is_version(self.compute_capability) or not 5 <= self.compute_capability[0] <= 12:
+            raise ValueError(
+                "compute_capability must be a pair such as (8, 0), from (5, 0), Maxwell, to (12, x), Blackwell; "
+                f"got {self.compute_capability!r}"
+            )
+        if self.cudnn is not None and (not _is_version(self.cudnn) or self.cudnn < (7, 0)):
+            raise ValueError(f"cudnn must be (major, minor) from (7, 0) on, such as (9, 10), got {self.cudnn!r}")
+        if self.tf32 not in (None, True, False):
+            raise ValueError(f"tf32 must be True, False or None, got {self.tf32!r}")
         if (self.capacity is not None and self.capacity <= 0) or self.context < 0:
             raise ValueError(f"capacity must be positive and context not negative, got {self.capacity}, {self.context}")
         if self.workspace < 0:
@@ -58,8 +96,20 @@ class Target:
 
     @property
     def cudnn_version(self) -> tuple[int, int]:
-        """The version of cuDNN, as stated or as the release's wheels ship it."""
-        return self.cudnn or _WHEEL_CUDNN.get(self.release[:2], _LATEST_CUDNN)
+        """The version of cuDNN, as stated or as the release's wheels ask for it."""
+        if self.cudnn:
+            return self.cudnn
+        nearest = max((known for known in _WHEEL_CUDNN if known <= self.release[:2]), default=min(_WHEEL_CUDNN))
+        return _WHEEL_CUDNN[nearest]
+
+    @property
+    def allows_tf32(self) -> bool:
+        """Whether cuDNN may compute fp32 convolutions in TF32: as stated, or as the code at hand has set it."""
+        if self.tf32 is not None:
+            return self.tf32
+        import torch
+
+        return str(torch._C._get_fp32_precision_getter("cuda", "conv")) == "tf32"
 
     @property
     def room(self) -> int | None:

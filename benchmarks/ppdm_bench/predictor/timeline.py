@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ppdm_bench.predictor.allocator import Event, rounded
+from ppdm_bench.predictor.allocator import CachingAllocator, Event, rounded
 from ppdm_bench.predictor.modules import Site
 
 KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
 Place = Literal["target", "host", "unknown"]
+Basis = Literal["proven", "assumed"]
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Block:
         place: where it lies. What is not known to lie on the host counts; a place may turn out later.
         site: the module that made it, where modules are followed.
         shape, dtype: of the tensor that it was seen with first.
+        basis: ``assumed`` if it is a buffer of a rule that no published counter has shown yet for such a call.
     """
 
     size: int
@@ -31,6 +33,7 @@ class Block:
     site: Site | None = None
     shape: tuple[int, ...] = ()
     dtype: str = ""
+    basis: Basis = "proven"
 
 
 @dataclass
@@ -49,10 +52,10 @@ class Timeline:
     ended: int | None = None  # where the last iteration ended; what the code held to its end dies after that
     _events: list[Event] = field(default_factory=list)
 
-    def born(self, size: int, kind: str, name: str, place: Place = "target") -> int:
+    def born(self, size: int, kind: str, name: str, place: Place = "target", basis: Basis = "proven") -> int:
         """Note a birth and number the block."""
         site = self.sites[-1][1] if self.sites else None
-        self.blocks.append(Block(rounded(size), kind, name, place, site))
+        self.blocks.append(Block(rounded(size), kind, name, place, site, basis=basis))
         self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
         self.alive += self.blocks[-1].size
         self.most = max(self.most, self.alive)
@@ -71,6 +74,21 @@ class Timeline:
         """Note which module is at work from now on."""
         if not self.sites or self.sites[-1][1] != site:
             self.sites.append((self.now, site))
+
+    def hand_out(self) -> CachingAllocator:
+        """Give every block on the target the size that an allocator without end hands out, and return that allocator.
+
+        PyTorch's counters count the block, with a remainder of up to 1 MiB that is not split off, and not the request.
+        """
+        allocator = CachingAllocator()
+        for at, (number, size) in enumerate(self._events):
+            if self.blocks[number].place == "host":
+                continue
+            allocator.replay([(number, size)])
+            if size:
+                self.blocks[number].size = handed = allocator.size_of(number)
+                self._events[at] = (number, handed)
+        return allocator
 
     @property
     def now(self) -> int:

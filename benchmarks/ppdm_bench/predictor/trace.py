@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import (
@@ -23,9 +24,10 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
+from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
-from ppdm_bench.predictor.kernel_rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
+from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
@@ -86,7 +88,6 @@ class Trace(TorchDispatchMode):
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
         self._fake_run = Recall(fake, run_fake) if fake else None
-        self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
         self._deaths: dict[int, weakref.finalize] = {}
@@ -148,7 +149,9 @@ class Trace(TorchDispatchMode):
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         with self._below():
-            return self._fake_run(op, args, kwargs) if self._fake_run else op(*args, **kwargs)
+            out = self._fake_run(op, args, kwargs) if self._fake_run else op(*args, **kwargs)
+            layout = convolution_layout(op, args) if self.target else None
+            return out if layout is None else _laid_out(out, layout)
 
     @contextmanager
     def _below(self) -> Iterator[None]:
@@ -159,11 +162,15 @@ class Trace(TorchDispatchMode):
             self.inside = before
 
     def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> None:
-        taken = {rule.name: size for rule in self._transient if (size := rule.size(op, args, out))}
-        if self._cublas and (size := self._cublas.taken_by(op, CONV3D_COLUMNS in taken, backward)):
+        if self.target is None or self._cublas is None:
+            return
+        moments = list(kernel_buffers(self.target, op, args, out))
+        through_columns = any(buffer.name == COLUMNS for moment in moments for buffer in moment)
+        if size := self._cublas.taken_by(op, through_columns, backward):
             self.timeline.born(size, "workspace", "cuBLAS")
-        for name, size in taken.items():
-            self.timeline.died(self.timeline.born(size, "workspace", name))
+        for moment in moments:
+            for number in [self.timeline.born(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
+                self.timeline.died(number)
 
     # --- storages
 
@@ -333,6 +340,15 @@ def _tensors(out: Any) -> Iterator[Tensor]:
     elif isinstance(out, tuple | list):
         for each in out:
             yield from _tensors(each)
+
+
+def _laid_out(out: Any, layout: torch.memory_format) -> Any:
+    """A convolution's result in the layout that CUDA gives it; of its gradients, all but that of the bias are."""
+    if isinstance(out, tuple):
+        return (*(None if x is None else _laid_out(x, layout) for x in out[:2]), *out[2:])
+    if out.dim() < 4 or suggest_memory_format(out) is layout:
+        return out
+    return torch.empty_like(out, memory_format=layout)
 
 
 @cache
