@@ -187,6 +187,17 @@ def test_what_fits_is_the_verdict_of_a_prediction_that_was_made_for_the_budget()
     assert not cell(table.memory_table(tight, budget=11 * GIB), "train_fits", method="tight")
 
 
+def test_what_of_a_prediction_is_assumed_is_told_and_shown_where_it_is_asked_for() -> None:
+    records = [*PREDICTED, peak("puzzle", "train", 0.475, "predicted", variant="r=2", metric="assumed")]
+    frame = table.memory_table(records)
+    assert cell(frame, "train_assumed", method="puzzle") == round(0.475 * GIB)
+    assert cell(frame, "train_assumed", method="full") is pd.NA
+    assert "Up to 25% of a predicted peak is assumed" in table.to_markdown(frame)  # 0.475 of 1.9
+    assert "train assumed GiB" not in table.to_text(frame)
+    assert "train assumed GiB" in table.to_text(frame, assumed=True)
+    assert "is assumed" not in table.to_markdown(table.memory_table(PREDICTED))
+
+
 def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
     records = [failed("full", "train", "out of | memory"), peak("full", "sample", 5), *SMALL[2:]]
     frame = table.memory_table(records, reference="full")

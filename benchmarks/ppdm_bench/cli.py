@@ -186,6 +186,10 @@ def memory(
     verify: Annotated[
         bool, typer.Option("--verify", help="Run what was measured again, with no more memory than was predicted.")
     ] = False,
+    assumed: Annotated[
+        bool,
+        typer.Option("--assumed", help="Show how much of each prediction no published measurement has confirmed yet."),
+    ] = False,
     constants: Annotated[
         Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
     ] = None,
@@ -233,7 +237,7 @@ def memory(
                     phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute()
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
-                text, written = present(records, folder, capacity) if records else ("", [])
+                text, written = present(records, folder, capacity, assumed) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
@@ -241,7 +245,7 @@ def memory(
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]
-                text, written = present(records, folder, capacity)
+                text, written = present(records, folder, capacity, assumed)
                 text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array

@@ -155,6 +155,8 @@ def _predict(
     records = [
         Record(metric=kind, value=size, stat="at peak", n=1, **case.common) for kind, size in peak.breakdown.items()
     ]
+    if target is not None:
+        records.append(Record(metric="assumed", value=peak.assumed, stat="at peak", n=1, **case.common))
     records.append(_parameters(task, case.common))
     if peak.peak_reserved is not None:
         outside = _outside(peak.peak_reserved, target)

@@ -52,15 +52,24 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
     return records, "\n".join(texts), written
 
 
-def present(records: Sequence[Record], folder: Path, budget: int | None) -> tuple[str, list[Path]]:
-    """Write table and figures into the folder; the table as text, and every file that was written."""
+def present(
+    records: Sequence[Record], folder: Path, budget: int | None, assumed: bool = False
+) -> tuple[str, list[Path]]:
+    """Write table and figures into the folder; the table as text, and every file that was written.
+
+    Args:
+        records: of this run.
+        folder: where to.
+        budget: bytes that must suffice, for the column *fits*.
+        assumed: whether the tables show how much of each prediction is assumed.
+    """
     frame = table.memory_table(records, reference=REFERENCE, budget=budget)
-    written = [folder / RECORDS, *table.save(frame, folder / "memory")]
+    written = [folder / RECORDS, *table.save(frame, folder / "memory", assumed=assumed)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += figure.save(figure.memory_figure(records, reference=REFERENCE), folder / "memory")
     if any(record.metric == "activations" for record in records):
         written += figure.save(figure.breakdown_figure(records), folder / "breakdown")
-    return table.to_text(frame), written
+    return table.to_text(frame, assumed=assumed), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -28,9 +28,10 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
     """Return the wide table of peak memory: one row a configuration and kind, in the order the records came in.
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
-    followed by `peak_allocated`, `peak_reserved` and `peak_process` where recorded (bytes), `ratio` (of peak_allocated
-    to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran
-    again within the memory predicted), `fits`, `status`, `reason`.
+    followed by `peak_allocated`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes of a
+    predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
+    reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran again
+    within the memory predicted), `fits`, `status`, `reason`.
     A phase that was not run has an empty status.
 
     Args:
@@ -58,6 +59,7 @@ def _line(row: Row, rows: list[Row], phases: list[str], reference: str, budget: 
     line["ratio_reference"] = f"{against.name}, checkpointing none" if against else ""
     for phase in phases:
         line |= {f"{phase}_{metric}": _whole(row.value(phase, metric)) for metric in PEAKS}
+        line[f"{phase}_assumed"] = _whole(row.value(phase, "assumed"))
         line[f"{phase}_ratio"] = _quotient(row, against, phase)
         error = _quotient(prediction, row, phase)
         line[f"{phase}_prediction_error"] = None if error is None else error - 1
@@ -96,17 +98,18 @@ def _columns(
     extra = dict.fromkeys((*known, *varying(rows)))
     columns = ["method", "variant", *_BASE, *(name for name in extra if name not in _BASE), "kind", "parameters"]
     for phase in phases:
-        optional = [f"{phase}_{name}" for name in ("peak_reserved", "peak_process", "prediction_error", "verified")]
-        used = [c for c in optional if any(line[c] is not None for line in lines)]
-        columns += [f"{phase}_peak_allocated", *(c for c in used if "peak" in c)]
+        sizes = [f"{phase}_{name}" for name in ("peak_reserved", "peak_process", "assumed")]
+        found = [f"{phase}_{name}" for name in ("prediction_error", "verified")]
+        used = {c for c in (*sizes, *found) if any(line[c] is not None for line in lines)}
+        columns += [f"{phase}_peak_allocated", *(c for c in sizes if c in used)]
         columns += [f"{phase}_ratio"] * bool(reference)
-        columns += [c for c in used if "peak" not in c] + [f"{phase}_fits"] * (budget is not None)
+        columns += [c for c in found if c in used] + [f"{phase}_fits"] * (budget is not None)
         columns += [f"{phase}_status", f"{phase}_reason"]
     return columns + ["ratio_reference"] * bool(reference)
 
 
 def _dtype(column: str) -> str:
-    if column in ("batch_size", "width", "parameters") or column.endswith(PEAKS):
+    if column in ("batch_size", "width", "parameters") or column.endswith((*PEAKS, "_assumed")):
         return "Int64"
     if column.endswith(("_ratio", "_prediction_error")):
         return "float64"
@@ -118,18 +121,23 @@ def to_csv(frame: pd.DataFrame) -> str:
     return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
-def to_markdown(frame: pd.DataFrame) -> str:
-    """Return the table for people as Markdown: what the rows share, the table in GiB, what the signs mean."""
-    headers, rows = _display(frame)
+def to_markdown(frame: pd.DataFrame, *, assumed: bool = False) -> str:
+    """Return the table for people as Markdown: what the rows share, the table in GiB, what the signs mean.
+
+    Args:
+        frame: from :func:`memory_table`.
+        assumed: whether to show how much of each prediction is assumed.
+    """
+    headers, rows = _display(frame, assumed)
     lines = [headers, ["---:" if _is_number(h) else "---" for h in headers], *rows]
     table = "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
     # A blank line makes a paragraph, so that each failure stands on its own.
     return "\n\n".join((_title(frame), table, *_legend(frame).splitlines())) + "\n"
 
 
-def to_text(frame: pd.DataFrame) -> str:
-    """Return the table for people as plain aligned text."""
-    headers, rows = _display(frame)
+def to_text(frame: pd.DataFrame, *, assumed: bool = False) -> str:
+    """Return the table for people as plain aligned text; the arguments are those of :func:`to_markdown`."""
+    headers, rows = _display(frame, assumed)
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     pads = [str.rjust if _is_number(header) else str.ljust for header in headers]
     lines = [
@@ -159,31 +167,34 @@ def rich_table(frame: pd.DataFrame) -> Table:
     return table
 
 
-def save(frame: pd.DataFrame, stem: Path) -> tuple[Path, Path]:
+def save(frame: pd.DataFrame, stem: Path, *, assumed: bool = False) -> tuple[Path, Path]:
     """Write the table as `<stem>.csv` and `<stem>.md`, each whole or not at all, and return the two paths."""
-    contents = {".csv": to_csv(frame), ".md": to_markdown(frame)}
+    contents = {".csv": to_csv(frame), ".md": to_markdown(frame, assumed=assumed)}
     csv, markdown = (replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items())
     return csv, markdown
 
 
-def _display(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def _display(frame: pd.DataFrame, assumed: bool = False) -> tuple[list[str], list[list[str]]]:
     lines = _lines(frame)
     differing = [name for name in _settings_of(frame) if frame[name].nunique(dropna=False) > 1]
     cells: dict[str, list[str]] = {"method": [f"{line['method']} {line['variant']}".strip() for line in lines]}
     cells |= {name.replace("_", " "): [_setting(line[name]) for line in lines] for name in (*differing, "kind")}
     cells["parameters"] = [_shown(line["parameters"], count) for line in lines]
     for phase in _phases_of(frame):
-        cells |= {header: [cell(line) for line in lines] for header, cell in _phase_cells(frame, phase).items()}
+        cells |= {
+            header: [cell(line) for line in lines] for header, cell in _phase_cells(frame, phase, assumed).items()
+        }
     # A column in which nothing is known only takes room.
     cells = {header: column for header, column in cells.items() if set(column) != {"–"}}
     return list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
 
 
-def _phase_cells(frame: pd.DataFrame, phase: str) -> dict[str, Callable[[dict[Hashable, Any]], str]]:
+def _phase_cells(frame: pd.DataFrame, phase: str, assumed: bool) -> dict[str, Callable[[dict[Hashable, Any]], str]]:
     """The columns of one phase: header and what to print of a line."""
     key, name = f"{phase}_", phase.replace("_", " ")
     cells: dict[str, Callable[[dict[Hashable, Any]], str]] = {
         f"{name} GiB": lambda line: _peak(line[f"{key}peak_allocated"], line[f"{key}status"]),
+        f"{name} assumed GiB": lambda line: _shown(line[f"{key}assumed"], gib),
         f"{name} ratio": lambda line: _shown(line[f"{key}ratio"], ratio),
         f"{name} reserved GiB": lambda line: _shown(line[f"{key}peak_reserved"], gib),
         f"{name} process GiB": lambda line: _shown(line[f"{key}peak_process"], gib),
@@ -191,9 +202,11 @@ def _phase_cells(frame: pd.DataFrame, phase: str) -> dict[str, Callable[[dict[Ha
         f"{name} verified": lambda line: _shown(line[f"{key}verified"], _yes_or_no),
         f"{name} fits": lambda line: _shown(line[f"{key}fits"], _yes_or_no),
     }
-    columns = ("peak_allocated", "ratio", "peak_reserved", "peak_process", "prediction_error", "verified", "fits")
+    columns = ("peak_allocated", "assumed", "ratio", "peak_reserved", "peak_process")
+    columns += ("prediction_error", "verified", "fits")
     measured = bool((frame["kind"] == "measured").any())  # predicted, it is the column before it and a constant
-    present = (key + column in frame.columns and (measured or column != "peak_process") for column in columns)
+    shown = {"peak_process": measured, "assumed": assumed}
+    present = (key + column in frame.columns and shown.get(column, True) for column in columns)
     return {header: cell for (header, cell), shown in zip(cells.items(), present, strict=True) if shown}
 
 
@@ -257,11 +270,27 @@ def _legend(frame: pd.DataFrame) -> str:
     if "ratio_reference" in columns:
         against = dict.fromkeys(filter(None, frame["ratio_reference"]))
         notes.append(f"Ratio: to {' or '.join(against)}, all else and the kind equal." if against else "")
+    if share := _assumed_share(frame):
+        notes.append(
+            f"Up to {share:.0%} of a predicted peak is assumed: it rests on a rule that no published counter has shown "
+            "yet (--assumed shows how much)."
+        )
     if "prediction_error" in columns:
         notes.append("Prediction error: predicted / measured − 1.")
     if "_verified" in columns:
         notes.append("Verified: run again with the process capped at the predicted memory.")
     return "\n".join([" ".join(filter(None, notes)), *map(" ".join, map(str.split, _failures(frame)))])
+
+
+def _assumed_share(frame: pd.DataFrame) -> float:
+    """The largest share of a predicted peak that is assumed."""
+    shares = [
+        line[f"{phase}_assumed"] / line[f"{phase}_peak_allocated"]
+        for line in _lines(frame)
+        for phase in _phases_of(frame)
+        if line.get(f"{phase}_assumed") and line[f"{phase}_peak_allocated"]
+    ]
+    return max(shares, default=0.0)
 
 
 def _is_number(header: str) -> bool:
