@@ -202,8 +202,16 @@ def _phase_cells(frame: pd.DataFrame, phase: str, assumed: bool) -> dict[str, Ca
         f"{name} verified": lambda line: _shown(line[f"{key}verified"], _yes_or_no),
         f"{name} fits": lambda line: _shown(line[f"{key}fits"], _yes_or_no),
     }
-    columns = ("peak_allocated", "assumed", "ratio", "peak_reserved", "peak_process")
-    columns += ("prediction_error", "verified", "fits")
+    columns = [
+        "peak_allocated",
+        "assumed",
+        "ratio",
+        "peak_reserved",
+        "peak_process",
+        "prediction_error",
+        "verified",
+        "fits",
+    ]
     measured = bool((frame["kind"] == "measured").any())  # predicted, it is the column before it and a constant
     shown = {"peak_process": measured, "assumed": assumed}
     present = (key + column in frame.columns and shown.get(column, True) for column in columns)
