@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._device import _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
+from ppdm_bench.predictor.cuda_composites import cuda_composites
 from ppdm_bench.predictor.fake_cuda import driver_patches
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.target import Target
@@ -41,6 +42,7 @@ def cuda_world(trace: Trace) -> Iterator[None]:
         for patch in (*driver_patches(trace), *devices.patches()):
             stack.enter_context(patch)
         stack.enter_context(cuda_autocast())
+        stack.enter_context(cuda_composites())
         stack.enter_context(devices)
         yield
 
@@ -73,6 +75,12 @@ class _Devices(TorchFunctionMode):
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
             return wrapped(*args, **kwargs | {"device": CPU})  # underneath, as what it is made of
 
+        # PyTorch's functions that are written in Python ask first whether a mode wants them whole, and would run what
+        # they call with the mode left. They are followed by what they call.
+        for module in (torch.nn.functional, torch.functional, torch._tensor):
+            for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
+                if hasattr(module, name):
+                    yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers take their foreach path for CUDA tensors, unless their type is one that they do not know.
@@ -172,6 +180,26 @@ class _Devices(TorchFunctionMode):
     def _device(self, x: Tensor) -> torch.device:
         x = next(plain(x))  # a tensor that is made of others lies where they do
         return CPU if self.trace.place(x) == "host" else CUDA
+
+
+def _of_subclasses(name: str) -> Callable[..., bool]:
+    """One of PyTorch's questions whether someone overrides a function, asked of tensors alone and not of modes."""
+    original = getattr(torch.overrides, name)
+
+    def asked(*args: Any) -> bool:
+        tensors = args[0] if name == "has_torch_function" else args
+        return any(type(x) not in _PLAIN for x in tensors) and bool(original(*args)) and any(map(_overrides, tensors))
+
+    return asked
+
+
+_PLAIN = {Tensor, nn.Parameter, FakeTensor, type(None)}
+
+
+def _overrides(x: Any) -> bool:
+    """Whether a value's own class overrides PyTorch's functions."""
+    override = getattr(type(x), "__torch_function__", None)
+    return type(x) not in _PLAIN and override not in (None, torch._C._disabled_torch_function_impl)
 
 
 def _as_device(value: Any) -> torch.device | None:

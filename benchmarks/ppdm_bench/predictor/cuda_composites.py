@@ -1,0 +1,72 @@
+"""Operators that PyTorch composes of others in one way on the CPU and in another on CUDA, composed as on CUDA."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+@contextmanager
+def cuda_composites() -> Iterator[None]:
+    """Compose as CUDA does until the end of the block.
+
+    The kernels are registered with the dispatcher, so they hold for calls from C++ too, and for blocks that are
+    recomputed in the backward pass.
+    """
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that kernels are overridden is the purpose
+            for name, kernel in _COMPOSED.items():
+                for key in ("CPU", "AutogradCPU"):
+                    library.impl(name, kernel, key)
+        yield
+    finally:
+        library._destroy()
+
+
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    """One fused kernel, which keeps a mask of booleans (ATen/native/Dropout.cpp); the CPU one of x's dtype."""
+    if train and 0 < p < 1 and x.numel():
+        return aten.native_dropout.default(x, p, train)[0]
+    if not train or p == 0 or not x.numel():
+        return x
+    return x * x.new_zeros(())  # p = 1
+
+
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Of a contiguous copy of the input, unless it is contiguous (ATen/native/group_norm.cpp); the result is so too."""
+    n, c, *rest = x.shape
+    if c % groups:
+        raise RuntimeError(f"group_norm: {c} channels do not divide into {groups} groups")
+    return aten.native_group_norm.default(x.contiguous(), weight, bias, n, c, prod(rest), groups, eps)[0]
+
+
+def _softmax_of(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        """From fp16 to fp32 in one kernel, without a copy of the input (ATen/native/SoftMax.cpp); not from bf16."""
+        if x.dtype is torch.float16 and dtype is torch.float32:
+            return kernel(x, dim, True)
+        return kernel(x if dtype is None else x.to(dtype), dim, False)
+
+    return softmax
+
+
+_COMPOSED: dict[str, Callable[..., Tensor]] = {
+    "dropout": _dropout,
+    "group_norm": _group_norm,
+    "softmax.int": _softmax_of(aten._softmax.default),
+    "log_softmax.int": _softmax_of(aten._log_softmax.default),
+}
