@@ -80,7 +80,9 @@ def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_
         ({"dims": 2}, ["proven"]),
         ({"dims": 2, "dtype": torch.float32}, ["assumed"]),
         ({"dims": 1}, ["assumed"]),
-        ({"c_in": 3}, ["assumed"]),
+        ({"c_in": 1}, ["assumed"]),
+        ({"c_in": 2}, ["assumed"]),
+        ({"c_in": 3}, []),
         ({"kernel": 1}, ["assumed"]),
         ({"groups": 2}, ["assumed"]),
         ({"t": True}, ["assumed"]),
@@ -95,6 +97,15 @@ def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_
 )
 def test_what_the_copies_rest_on(change: dict[str, Any], expected: list[str]) -> None:
     assert bases(peak(AMPERE, **change)) == expected
+
+
+def test_kernels_of_one_voxel_are_shown_without_copies_on_one_card_alone() -> None:
+    assert bases(peak(Target(torch="2.8.0", compute_capability=(8, 9)), kernel=1)) == []
+    assert bases(peak(Target(torch="2.8.0", compute_capability=(8, 9)), kernel=3)) == ["proven"]
+
+
+def test_three_channels_are_assumed_in_the_backward_pass() -> None:
+    assert bases(peak(AMPERE, backward=True, c_in=3)) == ["assumed", "assumed"]
 
 
 def test_before_ampere_there_is_no_tf32_and_the_rest_is_assumed() -> None:

@@ -159,8 +159,9 @@ def _autoencoder(options: Options) -> Run:
     def build() -> nn.Module:
         from diffusers import AutoencoderKLQwenImage
 
-        network: Any = AutoencoderKLQwenImage()
-        made: nn.Module = network.to(_dtype(options)).to("cuda")
+        with torch.device("cpu"):
+            network: Any = AutoencoderKLQwenImage().to(_dtype(options))
+        made: nn.Module = network.to("cuda")
         return made
 
     def step(network: nn.Module) -> None:
