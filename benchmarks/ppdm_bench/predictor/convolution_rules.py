@@ -10,7 +10,7 @@ PyTorch gives a convolution to cuDNN, or computes it itself through a matrix of 
 
 The last rule is proven on published counters for the forward pass of convolutions in 3-D (fp16, bf16, and fp32 with
 TF32) and in 2-D (fp16, bf16), from Ampere on, with more than three input channels and kernels larger than one voxel;
-with three input channels there are no copies. For all else it is an assumption on the safe side, and its buffers say so.
+with three input channels there are no copies. All else is an assumption on the safe side, and its buffers say so.
 """
 
 from collections.abc import Iterator, Sequence
