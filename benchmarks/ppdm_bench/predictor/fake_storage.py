@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_iter
+
+from ppdm_bench.predictor.constants import Constants, stand_in
 
 aten = torch.ops.aten
 
@@ -53,6 +54,11 @@ class Doubles:
             double = flat[:whole].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
             return double.conj() if x.is_conj() else double
 
+    def known(self, x: Tensor) -> Tensor | None:
+        """The double of a real tensor, if there is one."""
+        dense = type(x) is not FakeTensor and x.layout is torch.strided
+        return self.of(x) if dense and x.untyped_storage()._cdata in self._storages else None
+
     def adopt(self, x: Tensor) -> Tensor:
         """The double, which lives no longer than the code keeps it."""
         double = self.of(x)
@@ -79,10 +85,10 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         out = _KNOWN.get(op, op)(*args, **kwargs)
     except DataDependentOutputException:
-        return _answer(op, args)
+        return stand_in(op, args)
     except RuntimeError:
         if op is aten._local_scalar_dense.default:
-            return _answer(op, args)
+            return stand_in(op, args)
         raise
     if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in tree_iter(out)):
         raise PredictionError(f"{op} gives a sparse tensor, whose size depends on data; use a dense one, or measure it")
@@ -123,13 +129,6 @@ _KNOWN: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-def _answer(op: Any, args: Sequence[Any]) -> Any:
-    """A value that is not known: harmless, and of the right type."""
-    if op is not aten._local_scalar_dense.default or args[0].dtype is torch.bool:
-        return False  # `torch.equal` and `torch.allclose` are the others
-    return 1.0 if args[0].is_floating_point() else 1
-
-
 # Losses whose mean or sum is made within the storage of the unreduced loss, which the result keeps: the output has
 # the size of the inputs before it is reduced (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
 _UNREDUCED = (
@@ -147,7 +146,7 @@ def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
     return out
 
 
-def fake_patches(doubles: Doubles) -> Iterator[Any]:
+def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     """What fake tensors do otherwise than real ones where code can see it."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -161,7 +160,21 @@ def fake_patches(doubles: Doubles) -> Iterator[Any]:
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
-    yield mock.patch.object(FakeTensor, "numpy", _numpy)
+    real_list = Tensor.tolist
+
+    def to_numpy(x: Tensor, *, force: bool = False) -> Any:
+        return constants.array(x)
+
+    def to_list(x: Tensor) -> Any:
+        return constants.read(x, real_list)
+
+    def real_to_list(x: Tensor) -> Any:
+        double = doubles.known(x)
+        return to_list(double) if double is not None and constants.follows(double) else real_list(x)
+
+    yield mock.patch.object(Tensor, "tolist", real_to_list)
+    yield mock.patch.object(FakeTensor, "numpy", to_numpy)
+    yield mock.patch.object(FakeTensor, "tolist", to_list)
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
@@ -195,12 +208,6 @@ def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
     result: Tensor = memo[id(x)]
     return result.requires_grad_(x.requires_grad)
-
-
-def _numpy(x: FakeTensor, *, force: bool = False) -> Any:
-    """Zeros, whose pages are taken only when they are touched."""
-    with _disable_current_modes():
-        return torch.zeros(x.shape, dtype=x.dtype).numpy()
 
 
 def _format(x: FakeTensor, spec: str) -> str:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
+from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
 from ppdm_bench.predictor.kernel_rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
@@ -53,7 +54,7 @@ def tracing(
             register_optimizer_step_post_hook(trace.after_optimizer),
         ):
             trace.undo.callback(hook.remove)
-        for patch in fake_patches(trace.doubles) if trace.doubles else ():
+        for patch in fake_patches(trace.doubles, trace.constants) if trace.doubles and trace.constants else ():
             trace.undo.enter_context(patch)
         trace.undo.callback(trace.stop)
         with trace:
@@ -85,6 +86,7 @@ class Trace(TorchDispatchMode):
         self._modules = modules
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
+        self.constants = Constants(fake) if fake else None
         self._fake_run = Recall(fake, run_fake) if fake else None
         self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
         self._cublas = CublasWorkspaces(target) if target else None
@@ -126,7 +128,7 @@ class Trace(TorchDispatchMode):
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
-        out = self._run(op, args, kwargs)
+        out = self._run(op, args, kwargs, seen)
 
         place = self._placed or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
@@ -146,9 +148,11 @@ class Trace(TorchDispatchMode):
         if self.limit is not None and most > self.limit:
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
-    def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
         with self._below():
-            return self._fake_run(op, args, kwargs) if self._fake_run else op(*args, **kwargs)
+            if self.constants and self._fake_run:
+                return self.constants.run(op, args, kwargs, seen, self._fake_run)
+            return op(*args, **kwargs)
 
     @contextmanager
     def _below(self) -> Iterator[None]:
@@ -185,6 +189,8 @@ class Trace(TorchDispatchMode):
         if self.doubles and self.doubles.lacks(x):
             with self._below():
                 double = self.doubles.of(x)
+            if self.constants:
+                self.constants.meet(double, x)
             if not x.requires_grad and self.target:
                 place = "unknown"  # data: it may be moved yet, or used where it lies
         is_parameter = isinstance(x, nn.Parameter)
@@ -217,6 +223,8 @@ class Trace(TorchDispatchMode):
 
     def _gone(self, address: int) -> None:
         self._deaths.pop(address, None)
+        if self.constants:
+            self.constants.forget(address)
         if address in self._numbers:
             self._forget(address)
 
