@@ -32,6 +32,7 @@ class Doubles:
         self.converting = False
         self._mode = mode
         self._storages: dict[int, Tensor] = {}  # by the address of the real storage: all its bytes
+        self._converted: dict[int, nn.Parameter] = {}  # by the identity of a real parameter: what took its place
 
     def lacks(self, x: Tensor) -> bool:
         """Whether x is real."""
@@ -64,6 +65,26 @@ class Doubles:
         double = self.of(x)
         self._storages.pop(x.untyped_storage()._cdata, None)
         return double
+
+    def convert(self, p: nn.Parameter, converted: Tensor) -> nn.Parameter:
+        """Put a fake parameter in the place of a real one, which stays as it is, for later."""
+        self.adopt(p)
+        self._converted[id(p)] = nn.Parameter(converted, p.requires_grad)
+        weakref.finalize(p, self._converted.pop, id(p), None).atexit = False
+        return self._converted[id(p)]
+
+    def converted(self, p: nn.Parameter | None) -> nn.Parameter | None:
+        """The fake parameter that took the place of a real one: the same in all modules that share it."""
+        return self._converted.get(id(p), p)
+
+    def replace_in(self, optimizer: Optimizer) -> None:
+        """Make an optimizer that was made before its network was converted hold the converted parameters."""
+        if not self._converted:
+            return
+        for group in optimizer.param_groups:
+            group["params"] = [self.converted(p) for p in group["params"]]
+        for p in [p for p in optimizer.state if id(p) in self._converted]:
+            optimizer.state[self.converted(p)] = optimizer.state.pop(p)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         """The double of x's storage."""
@@ -183,13 +204,13 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
 @torch.no_grad()
 def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
     """What ``Module._apply`` does to a module's own tensors; it would swap fake ones, which weak references forbid."""
-    for name, p in module._parameters.items():
+    for name, held in module._parameters.items():
+        module._parameters[name] = p = doubles.converted(held)
         if p is None or (converted := convert(p)) is p:
             continue
         gradient = None if p.grad is None else convert(p.grad)
-        if doubles.lacks(p):  # one that is real stays as it is, for later, and a fake one takes its place
-            doubles.adopt(p)
-            module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
+        if doubles.lacks(p):
+            module._parameters[name] = p = doubles.convert(p, converted)
         else:
             p.grad, p.data = None, converted
         p.grad = gradient

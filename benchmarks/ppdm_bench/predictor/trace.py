@@ -256,6 +256,22 @@ class Trace(TorchDispatchMode):
         if (number := self._number(self._enter(x))) is not None:
             self._settle(number, "host")
 
+    def is_new(self, x: Tensor) -> bool:
+        """Whether a tensor has not been seen yet."""
+        return self._number(x) is None
+
+    def moved(self, x: Tensor, place: Place) -> None:
+        """Say that a tensor of a real module was moved: the module keeps it, and its double lies there from now on."""
+        if self.doubles is None:
+            return
+        if self.place(x) != place and (number := self._number(x)) is not None:
+            self._settle(number, "host")
+            self._forget(self.doubles.bytes_of(x).untyped_storage()._cdata)
+        with self._below():
+            double = self.doubles.of(x)
+        self._follow(double, "params", "made before", place)
+        self._enter(x)  # for its gradient
+
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
         """Say where births go."""
@@ -307,6 +323,8 @@ class Trace(TorchDispatchMode):
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Note that an optimizer begins its step."""
         self._in_optimizer = True
+        if self.doubles:
+            self.doubles.replace_in(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self._enter(p)
