@@ -75,7 +75,7 @@ TREE = "ppdm/                   the method"
 SHELL = [
     (block, line)
     for block in BLOCKS
-    if block not in PYTHON and not block.text.startswith(TREE)
+    if block.language not in ("python", "text") and not block.text.startswith(TREE)
     for line in lines(block)
 ]
 
@@ -184,11 +184,14 @@ def test_the_tree_of_the_readme_is_that_of_the_repository():
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}: {block.text.splitlines()[0]}")
-def test_python_runs(block, tmp_path, monkeypatch):
+def test_python_runs_and_prints_what_the_page_says(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = next((code for start, code in BEFORE.items() if block.text.startswith(start)), "")
     made: dict[str, object] = {}
     exec(compile(before + block.text, block.page, "exec"), made)  # noqa: S102  # our own pages
+    after = next(iter(BLOCKS[BLOCKS.index(block) + 1 :]), None)
+    if after is not None and (after.page, after.language) == (block.page, "text"):
+        assert capsys.readouterr().out == after.text
     if "PPDM" in made and before:
         shown = made["PPDM"]
         for axis in ("name", "representation", "window", "kernel", "target", "loss"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ppdm_bench.predictor.convolution_rules import COLUMNS
-from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
 from ppdm_bench.predictor.target import GIB, MIB, Target
 
 HOPPER = Target(torch="2.11.0", capacity=80 * GIB)
@@ -117,6 +117,72 @@ def test_a_network_of_before_moves_and_comes_back() -> None:
     inside = train(lambda: mlp().cuda(), lambda: torch.randn(9, 50, device="cuda"))
     assert train(lambda: net.cuda(), lambda: torch.randn(9, 50, device="cuda")).breakdown == inside.breakdown
     assert all(type(p) is nn.Parameter and p.grad is None for p in net.parameters())
+
+
+def stack(count: int = 8) -> nn.Sequential:
+    return nn.Sequential(*[nn.Linear(256, 256, bias=False) for _ in range(count)])
+
+
+LAYER = 256 * 256 * 4
+MOVED: dict[str, tuple[Callable[[nn.Module], Any], int]] = {
+    "to a name": (lambda net: net.to("cuda"), 8 * LAYER),
+    "to a device": (lambda net: net.to(CUDA), 8 * LAYER),
+    "to a number": (lambda net: net.to(0), 8 * LAYER),
+    "cuda()": (lambda net: net.cuda(), 8 * LAYER),
+    "twice": (lambda net: net.cuda().to("cuda"), 8 * LAYER),
+    "and back": (lambda net: net.cuda().cpu(), 0),
+    "there and back": (lambda net: net.cuda().cpu().cuda(), 8 * LAYER),
+    "then halved": (lambda net: net.cuda().half(), 4 * LAYER),
+    "and halved at once": (lambda net: net.to("cuda", torch.bfloat16), 4 * LAYER),
+    "halved on the host": (lambda net: net.to("cpu", torch.half).cuda(), 4 * LAYER),
+    "halved by keyword": (lambda net: net.to(device="cuda", dtype=torch.half), 4 * LAYER),
+    "of that dtype": (lambda net: net.to("cuda", torch.float32), 8 * LAYER),
+}
+
+
+@pytest.mark.parametrize("way", MOVED)
+def test_a_network_of_before_counts_whole_from_when_it_is_moved(way: str) -> None:
+    """Its first layer alone is used: the others count because they lie on the device."""
+    move, size = MOVED[way]
+    net = stack()
+    net[7].weight = net[0].weight  # one tensor in two modules: 7 layers in all
+    net[1].register_buffer("b", torch.zeros(256, 256))  # makes it 8
+    allocated: list[int] = []
+
+    def build() -> None:
+        move(net)
+        assert net[7].weight is net[0].weight
+        allocated.append(torch.cuda.memory_allocated())
+
+    def step(_: None) -> None:
+        if size:
+            net[0](torch.ones(4, 256, device="cuda", dtype=net[0].weight.dtype)).sum().backward()
+
+    before = [*net.parameters(), *net.buffers()]
+    peak = predict_peak(build, step, iterations=1, target=HOPPER)
+    assert allocated == [size]
+    assert peak.peak_allocated >= size
+    after = [*net.parameters(), *net.buffers()]
+    assert all(x is y and x.grad is None and x.dtype is torch.float32 for x, y in zip(before, after, strict=True))
+    assert all(type(x) in (nn.Parameter, Tensor) for x in after)
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, lambda net: net.to("cpu", torch.bfloat16)])
+def test_a_network_of_before_is_converted_as_it_is_measured(convert: Callable[[nn.Module], Any]) -> None:
+    def made() -> tuple[Callable[[], Any], Callable[[Any], None]]:
+        net = stack(3)
+        net[2].weight = net[0].weight
+        optimizer = torch.optim.AdamW(net.parameters())
+
+        def step(_: None) -> None:
+            optimizer.zero_grad()
+            net(torch.ones(4, 256, dtype=net[0].weight.dtype)).sum().backward()
+            optimizer.step()
+
+        return lambda: convert(net), step
+
+    measured, predicted = measure_peak(*made(), 3), predict_peak(*made(), 3, target="cpu")
+    assert (predicted.iterations, predicted.breakdown) == (measured.iterations, measured.breakdown)
 
 
 def test_an_optimizer_made_before_a_network_is_converted_holds_its_parameters() -> None:

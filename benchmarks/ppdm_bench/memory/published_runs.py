@@ -160,9 +160,9 @@ def _autoencoder(options: Options) -> Run:
         from diffusers import AutoencoderKLQwenImage
 
         with torch.device("cpu"):
-            network: Any = AutoencoderKLQwenImage().to(_dtype(options))
-        made: nn.Module = network.to("cuda")
-        return made
+            made: Any = AutoencoderKLQwenImage()
+            network: nn.Module = made.to(_dtype(options))
+        return network.to("cuda")
 
     def step(network: nn.Module) -> None:
         with torch.no_grad():

@@ -143,6 +143,11 @@ class _Devices(TorchFunctionMode):
         elif args and not isinstance(args[0], torch.dtype):
             named, args = _as_device(args[0]), args[1:]
         kwargs |= dict(zip(("dtype", "non_blocking", "copy"), args, strict=False))
+        if named is not None and self._is_of_real_module(x) and kwargs.get("dtype") not in (None, x.dtype):
+            if self.trace.is_new(x):
+                self.trace.moved(x, "host")  # it is converted on its way, so that only the result lies on the target
+            with self.trace.placing("host" if named.type == "cpu" else "target"):
+                return x.to(kwargs["dtype"])
         moved = x if named is None else self._move(x, named)
         conversion = {k: v for k, v in kwargs.items() if k != "non_blocking" and v not in (None, False)}
         if not conversion:
@@ -167,15 +172,20 @@ class _Devices(TorchFunctionMode):
             return x.clone()
 
     def _move(self, x: Tensor, device: torch.device) -> Tensor:
-        doubles = self.trace.doubles
-        if doubles and doubles.converting and doubles.lacks(x):
-            return x  # a real module is left as it is; its tensors count where they are used
+        if self._is_of_real_module(x):
+            self.trace.moved(x, "host" if device.type == "cpu" else "target")
+            return x
         if device.type == "cuda" and not is_wrapper(x):
             self.trace.came_from_host(x)
         if self._device(x).type == device.type:
             return x
         with self.trace.placing("host" if device.type == "cpu" else "target"):
             return x.clone()
+
+    def _is_of_real_module(self, x: Tensor) -> bool:
+        """Whether a module that is being moved or converted holds it, and it was made before the prediction."""
+        doubles = self.trace.doubles
+        return doubles is not None and doubles.converting and doubles.lacks(x)
 
     def _device(self, x: Tensor) -> torch.device:
         x = next(plain(x))  # a tensor that is made of others lies where they do

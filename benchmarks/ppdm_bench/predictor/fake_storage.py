@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_iter
+
+from ppdm_bench.predictor.constants import Constants, stand_in
 
 aten = torch.ops.aten
 
@@ -31,6 +32,7 @@ class Doubles:
         self.converting = False
         self._mode = mode
         self._storages: dict[int, Tensor] = {}  # by the address of the real storage: all its bytes
+        self._converted: dict[int, nn.Parameter] = {}  # by the identity of a real parameter: what took its place
 
     def lacks(self, x: Tensor) -> bool:
         """Whether x is real."""
@@ -53,11 +55,36 @@ class Doubles:
             double = flat[:whole].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
             return double.conj() if x.is_conj() else double
 
+    def known(self, x: Tensor) -> Tensor | None:
+        """The double of a real tensor, if there is one."""
+        dense = type(x) is not FakeTensor and x.layout is torch.strided
+        return self.of(x) if dense and x.untyped_storage()._cdata in self._storages else None
+
     def adopt(self, x: Tensor) -> Tensor:
         """The double, which lives no longer than the code keeps it."""
         double = self.of(x)
         self._storages.pop(x.untyped_storage()._cdata, None)
         return double
+
+    def convert(self, p: nn.Parameter, converted: Tensor) -> nn.Parameter:
+        """Put a fake parameter in the place of a real one, which stays as it is, for later."""
+        self.adopt(p)
+        self._converted[id(p)] = nn.Parameter(converted, p.requires_grad)
+        weakref.finalize(p, self._converted.pop, id(p), None).atexit = False
+        return self._converted[id(p)]
+
+    def converted(self, p: Any) -> Any:
+        """The fake parameter that took the place of a real one: the same in all modules that share it."""
+        return self._converted.get(id(p), p)
+
+    def replace_in(self, optimizer: Optimizer) -> None:
+        """Make an optimizer that was made before its network was converted hold the converted parameters."""
+        if not self._converted:
+            return
+        for group in optimizer.param_groups:
+            group["params"] = [self.converted(p) for p in group["params"]]
+        for p in [p for p in optimizer.state if id(p) in self._converted]:
+            optimizer.state[self.converted(p)] = optimizer.state.pop(p)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         """The double of x's storage."""
@@ -79,10 +106,10 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     try:
         out = _KNOWN.get(op, op)(*args, **kwargs)
     except DataDependentOutputException:
-        return _answer(op, args)
+        return stand_in(op, args)
     except RuntimeError:
         if op is aten._local_scalar_dense.default:
-            return _answer(op, args)
+            return stand_in(op, args)
         raise
     if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in tree_iter(out)):
         raise PredictionError(f"{op} gives a sparse tensor, whose size depends on data; use a dense one, or measure it")
@@ -123,13 +150,6 @@ _KNOWN: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-def _answer(op: Any, args: Sequence[Any]) -> Any:
-    """A value that is not known: harmless, and of the right type."""
-    if op is not aten._local_scalar_dense.default or args[0].dtype is torch.bool:
-        return False  # `torch.equal` and `torch.allclose` are the others
-    return 1.0 if args[0].is_floating_point() else 1
-
-
 # Losses whose mean or sum is made within the storage of the unreduced loss, which the result keeps: the output has
 # the size of the inputs before it is reduced (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
 _UNREDUCED = (
@@ -147,7 +167,7 @@ def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
     return out
 
 
-def fake_patches(doubles: Doubles) -> Iterator[Any]:
+def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     """What fake tensors do otherwise than real ones where code can see it."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -161,7 +181,21 @@ def fake_patches(doubles: Doubles) -> Iterator[Any]:
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
-    yield mock.patch.object(FakeTensor, "numpy", _numpy)
+    real_list = Tensor.tolist
+
+    def to_numpy(x: Tensor, *, force: bool = False) -> Any:
+        return constants.array(x)
+
+    def to_list(x: Tensor) -> Any:
+        return constants.read(x, real_list)
+
+    def real_to_list(x: Tensor) -> Any:
+        double = doubles.known(x)
+        return to_list(double) if double is not None and constants.follows(double) else real_list(x)
+
+    yield mock.patch.object(Tensor, "tolist", real_to_list)
+    yield mock.patch.object(FakeTensor, "numpy", to_numpy)
+    yield mock.patch.object(FakeTensor, "tolist", to_list)
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
@@ -170,13 +204,13 @@ def fake_patches(doubles: Doubles) -> Iterator[Any]:
 @torch.no_grad()
 def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
     """What ``Module._apply`` does to a module's own tensors; it would swap fake ones, which weak references forbid."""
-    for name, p in module._parameters.items():
+    for name, held in module._parameters.items():
+        module._parameters[name] = p = doubles.converted(held)
         if p is None or (converted := convert(p)) is p:
             continue
         gradient = None if p.grad is None else convert(p.grad)
-        if doubles.lacks(p):  # one that is real stays as it is, for later, and a fake one takes its place
-            doubles.adopt(p)
-            module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
+        if doubles.lacks(p):
+            module._parameters[name] = p = doubles.convert(p, converted)
         else:
             p.grad, p.data = None, converted
         p.grad = gradient
@@ -195,12 +229,6 @@ def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
     result: Tensor = memo[id(x)]
     return result.requires_grad_(x.requires_grad)
-
-
-def _numpy(x: FakeTensor, *, force: bool = False) -> Any:
-    """Zeros, whose pages are taken only when they are touched."""
-    with _disable_current_modes():
-        return torch.zeros(x.shape, dtype=x.dtype).numpy()
 
 
 def _format(x: FakeTensor, spec: str) -> str:

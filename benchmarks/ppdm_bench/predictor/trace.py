@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
+from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
@@ -55,7 +56,7 @@ def tracing(
             register_optimizer_step_post_hook(trace.after_optimizer),
         ):
             trace.undo.callback(hook.remove)
-        for patch in fake_patches(trace.doubles) if trace.doubles else ():
+        for patch in fake_patches(trace.doubles, trace.constants) if trace.doubles and trace.constants else ():
             trace.undo.enter_context(patch)
         trace.undo.callback(trace.stop)
         with trace:
@@ -87,6 +88,7 @@ class Trace(TorchDispatchMode):
         self._modules = modules
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
+        self.constants = Constants(fake) if fake else None
         self._fake_run = Recall(fake, run_fake) if fake else None
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
@@ -127,7 +129,7 @@ class Trace(TorchDispatchMode):
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
-        out = self._run(op, args, kwargs)
+        out = self._run(op, args, kwargs, seen)
 
         place = self._placed or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
@@ -147,9 +149,11 @@ class Trace(TorchDispatchMode):
         if self.limit is not None and most > self.limit:
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
-    def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
         with self._below():
-            out = self._fake_run(op, args, kwargs) if self._fake_run else op(*args, **kwargs)
+            if not (self.constants and self._fake_run):
+                return op(*args, **kwargs)
+            out = self.constants.run(op, args, kwargs, seen, self._fake_run)
             layout = convolution_layout(op, args) if self.target else None
             return out if layout is None else _laid_out(out, layout)
 
@@ -192,6 +196,8 @@ class Trace(TorchDispatchMode):
         if self.doubles and self.doubles.lacks(x):
             with self._below():
                 double = self.doubles.of(x)
+            if self.constants:
+                self.constants.meet(double, x)
             if not x.requires_grad and self.target:
                 place = "unknown"  # data: it may be moved yet, or used where it lies
         is_parameter = isinstance(x, nn.Parameter)
@@ -224,6 +230,8 @@ class Trace(TorchDispatchMode):
 
     def _gone(self, address: int) -> None:
         self._deaths.pop(address, None)
+        if self.constants:
+            self.constants.forget(address)
         if address in self._numbers:
             self._forget(address)
 
@@ -254,6 +262,22 @@ class Trace(TorchDispatchMode):
         """Say that a tensor is being moved to the target: if it was data of an unknown place, that was the host."""
         if (number := self._number(self._enter(x))) is not None:
             self._settle(number, "host")
+
+    def is_new(self, x: Tensor) -> bool:
+        """Whether a tensor has not been seen yet."""
+        return self._number(x) is None
+
+    def moved(self, x: Tensor, place: Place) -> None:
+        """Say that a tensor of a real module was moved: the module keeps it, and its double lies there from now on."""
+        if self.doubles is None:
+            return
+        if self.place(x) != place and (number := self._number(x)) is not None:
+            self._settle(number, "host")
+            self._forget(self.doubles.bytes_of(x).untyped_storage()._cdata)
+        with self._below():
+            double = self.doubles.of(x)
+        self._follow(double, "params", "made before", place)
+        self._enter(x)  # for its gradient
 
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
@@ -306,6 +330,8 @@ class Trace(TorchDispatchMode):
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Note that an optimizer begins its step."""
         self._in_optimizer = True
+        if self.doubles:
+            self.doubles.replace_in(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
                 self._enter(p)
