@@ -19,6 +19,8 @@ release = version = __version__
 TABLES = {
     "results/memory/memory": "Peak memory at 256³",
     "results/validation/published": "Predicted against published peaks",
+    "results/validation/cudnn": "Predicted against published counters where cuDNN computes",
+    "results/validation/rivals": "The prediction beside other tools",
     "results/validation/reference": "Our U-Net beside MONAI's",
     "results/validation/cpu-32/memory": "Predicted and measured on the CPU, 32³",
     "results/validation/cpu-48/memory": "Predicted and measured on the CPU, 48³",
@@ -32,6 +34,7 @@ include_patterns = [
     "docs/**",
     "baselines/README.md",
     "benchmarks/README.md",
+    "benchmarks/ppdm_bench/predictor/README.md",
     "results/README.md",
     "results/*/README.md",
     "results/CLAIMS.md",

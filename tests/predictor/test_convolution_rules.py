@@ -175,6 +175,18 @@ def test_above_2_to_the_31_elements_an_old_cudnn_is_left_in_every_dtype(dtype: t
     assert not buffers(predict_peak(build, step, 1, Target(cudnn=(9, 3), **card)), COLUMNS)
 
 
+@pytest.mark.parametrize(("torch_release", "basis"), [("1.13.1", "proven"), ("1.9.0", "assumed")])
+def test_a_version_that_is_not_known_makes_what_depends_on_it_assumed(torch_release: str, basis: str) -> None:
+    def step(layer: nn.Module) -> None:
+        layer(torch.randn(1, 64, 362, 370, 251, dtype=torch.float16))
+
+    def build() -> nn.Module:
+        return nn.Conv3d(64, 32, 3, padding=1, dtype=torch.float16).requires_grad_(False)
+
+    found = predict_peak(build, step, 1, Target(torch=torch_release, compute_capability=(8, 0)))
+    assert [block.basis for block in buffers(found, COLUMNS)] == [basis]
+
+
 def test_without_cudnn_every_convolution_goes_through_columns() -> None:
     def step(layer: nn.Module) -> None:
         with torch.backends.cudnn.flags(enabled=False):

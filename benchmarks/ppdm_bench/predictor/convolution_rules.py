@@ -112,7 +112,7 @@ def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out
     call = _Call.of(op, args, out)
     copies = _layout_copies(call)
     if _leaves_cudnn(target, call):
-        yield (*copies, *_columns(call))
+        yield (*copies, *_columns(call, "proven" if target.knows_cudnn else "assumed"))
     elif (basis := _basis(target, call)) is None:
         yield copies
     else:
@@ -138,7 +138,7 @@ def _leaves_cudnn(target: Target, call: _Call) -> bool:
     return broken and call.layout is torch.contiguous_format
 
 
-def _columns(call: _Call) -> Moment:
+def _columns(call: _Call, basis: Basis) -> Moment:
     """vol2col's buffer (ATen/native/cuda/NaiveDilatedConvolution.cu), which takes what cuDNN does not, dilated or not.
 
     Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself. A transposed convolution
@@ -147,7 +147,7 @@ def _columns(call: _Call) -> Moment:
     if call.kernel == 1 or call.is_depthwise:
         return ()
     grid = (call.x if call.transposed else call.y).shape[2:]
-    return (Buffer(COLUMNS, call.weight.shape[1] * call.kernel * prod(grid) * call.x.element_size()),)
+    return (Buffer(COLUMNS, call.weight.shape[1] * call.kernel * prod(grid) * call.x.element_size(), basis),)
 
 
 def _layout_copies(call: _Call) -> Moment:

@@ -103,6 +103,11 @@ class Target:
         return _WHEEL_CUDNN[nearest]
 
     @property
+    def knows_cudnn(self) -> bool:
+        """Whether the version of cuDNN is stated, or known of the release; else what depends on it is assumed."""
+        return self.cudnn is not None or self.release[:2] in _WHEEL_CUDNN
+
+    @property
     def allows_tf32(self) -> bool:
         """Whether cuDNN may compute fp32 convolutions in TF32: as stated, or as the code at hand has set it."""
         if self.tf32 is not None:
