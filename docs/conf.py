@@ -19,7 +19,7 @@ release = version = __version__
 TABLES = {
     "results/memory/memory": "Peak memory at 256³",
     "results/validation/published": "Predicted against published peaks",
-    "results/validation/cudnn": "Predicted against published counters where cuDNN computes",
+    "results/validation/cudnn": "Predicted against published memory where cuDNN computes",
     "results/validation/rivals": "The prediction beside other tools",
     "results/validation/reference": "Our U-Net beside MONAI's",
     "results/validation/cpu-32/memory": "Predicted and measured on the CPU, 32³",

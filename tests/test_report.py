@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.report import canvas, figure, table, units
+from ppdm_bench.report.agreement import agreement_table
 from ppdm_bench.report.rows import gather
 
 GIB = 2**30
@@ -412,14 +413,44 @@ def test_validation_pairs_published_and_predicted_peaks() -> None:
     left, right, apart = drawn.axes
     points = {tuple(p) for line in left.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
     assert points == {(10, 9.89), (20, 20.1), (40, 40.04)}
-    residuals = {tuple(p) for line in right.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
-    assert residuals == {(10, -0.11), (20, 0.1), (40, 0.04)}
+    drawn_points = [line.get_xydata() for line in right.lines[1:] if line.get_marker() != "None"]
+    errors = {tuple(p) for each in drawn_points for p in np.round(each, 6).tolist()}
+    assert errors == {(10, -1.1), (20, 0.5), (40, 0.1)}
     assert all(line.get_markerfacecolor() == "none" for line in left.lines[1:])
     assert [line.get_ydata()[0] for line in apart.lines] == pytest.approx([62, 62 * 1.3, 80])
     text = words(drawn)
-    for shown in ("n = 3", "median 0.50%", "largest 1.10%", "residual −0.11 GiB", "H100 80GB HBM3 (3)", "A100 (1)"):
+    for shown in ("n = 3", "median error 0.50 %", "worst −1.10 %", "H100 80GB HBM3 (3)", "A100 (1)"):
         assert shown in text
     assert len(figure.validation_figure(records[:6]).axes) == 2
+
+
+def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_states() -> None:
+    common: dict[str, Any] = {"method": "layer", "phase": "forward", "config_id": config_id({"name": "d"})}
+    stated, vague = {"gpu": "A100 80GB", "torch": "2.3.1", "cudnn": "8.9"}, {"gpu": "not stated", "torch": "2.3.1"}
+    foretold = {"peak_allocated": 6, "peak_reserved": 10.5, "refused": 108, "assumed": 1.5}
+    records = [
+        Record(metric="peak_allocated", kind="published", status="oom", reason="refused", env=stated, **common),
+        Record(metric="refused", kind="published", value=108 * GIB, env=stated, **common),
+        Record(metric="peak_reserved", kind="published", value=round(8.4 * GIB), env=vague, **common),
+        *(Record(metric=m, kind="predicted", value=x * GIB, **common) for m, x in foretold.items()),
+    ]
+    *rows, _, summary = agreement_table(records).splitlines()
+    assert len(rows) == 4  # the refused request stands for the run that failed
+    assert (
+        "| request refused | A100 80GB | 2.3.1 | 8.9 | 108 | 108.000 | +0.00 % | yes | 1.500 | 10.50 | yes |" in rows[2]
+    )
+    assert "| reserved | not stated | 2.3.1 | of the release | 8.4 | 10.500 | +25.00 % | **no** | 1.500 |" in rows[3]
+    expected = (
+        "n = 2, median error 12.50 %, worst +25.00 %; conditions stated: n = 1, median error 0.00 %, worst +0.00 %"
+    )
+    assert summary == expected
+    drawn = figure.validation_figure(records, "origin")
+    assert len(drawn.axes) == 2
+    assert drawn.axes[1].get_yscale() == "symlog"  # 25 % and nothing, both to be seen
+    assert "reserved, partly unstated (1)" in words(drawn)
+    bars = [path for line in drawn.axes[1].collections for path in line.get_segments()]
+    spans = sorted(float(np.ptp(bar[:, 1])) for bar in bars)
+    assert spans == pytest.approx([0.1 / 108 * 100, 0.1 / 8.4 * 100])  # ±.05 GiB of what was published
 
 
 @pytest.mark.parametrize("draw", [figure.memory_figure, figure.breakdown_figure, figure.validation_figure])

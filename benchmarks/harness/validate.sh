@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks the prediction: against published CUDA peaks, and against measurement on the CPU, into results/validation.
+# Checks the prediction: against published CUDA counters, and against measurement on the CPU, into results/validation.
+# Prints last the median and the worst error of each.
 # Usage: benchmarks/harness/validate.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -12,3 +13,18 @@ cpu=(--device cpu --factor 2 --width 16 --precision fp32,bf16 --checkpointing no
 for res in 48 64; do
   "$python" -m ppdm_bench memory --res "$res" --method ppdm --method ddpm3d "${cpu[@]}" --out "results/validation/cpu-$res"
 done
+
+echo
+for name in published cudnn; do
+  echo "$name: $(grep "^n = " "results/validation/$name.md")"
+done
+"$python" - results/validation/cpu-*/memory.csv <<'END'
+import csv, statistics, sys
+
+for path in sys.argv[1:]:
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = [float(x) for row in rows for name, x in row.items() if x and name.endswith("prediction_error")]
+    print(f"{path}: n = {len(found)}, median error {statistics.median(map(abs, found)):.2%}, ", end="")
+    print(f"worst {max(found, key=abs):+.2%}")
+END

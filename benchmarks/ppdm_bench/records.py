@@ -43,7 +43,8 @@ STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 # The metrics whose unit is fixed. Memory is stored in bytes and shown in GiB.
 UNITS = {
     **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "context", "verified_at"), "B"),
-    **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace", "assumed"), "B"),
+    **dict.fromkeys(("reserved_growth", "refused", "assumed"), "B"),
+    **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
     "piece_seconds": "s",
     "first_call_seconds": "s",

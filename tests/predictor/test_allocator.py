@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppdm_bench.predictor.allocator import CachingAllocator, rounded
+from ppdm_bench.predictor.timeline import Timeline
 
 KIB, MIB = 2**10, 2**20
 
@@ -132,7 +133,7 @@ def test_when_all_is_freed_only_whole_segments_are_left(events: list[tuple[int, 
     allocator = CachingAllocator()
     allocator.replay(events)
     allocator.replay([(name, 0) for name in list(allocator._used)])
-    allocator._return_free_segments()
+    allocator.return_free_segments()
     assert allocator.reserved == 0
 
 
@@ -153,3 +154,16 @@ def test_a_long_sequence() -> None:
     events = [event for i in names for event in ((i, rounded(1 + i * 7919 % (3 * MIB))), (i - 40, 0))[: 1 + (i >= 40)]]
     assert allocator.replay(events)
     assert allocator.reserved < 400 * MIB
+
+
+def test_growth_is_counted_from_an_emptied_cache() -> None:
+    timeline = Timeline()
+    kept, gone = (timeline.born(size, "params", "made") for size in (4 * MIB, 30 * MIB))
+    timeline.died(gone)
+    timeline.born(100 * MIB, "inputs", "on the host", place="host")
+    timeline.mark()
+    inside = timeline.born(12 * MIB, "activations", "in what the segment of 20 MiB has left")
+    timeline.died(inside)
+    timeline.born(30 * MIB, "activations", "in a new segment, for the first was given back")
+    timeline.died(kept)
+    assert timeline.reserved_growth() == 30 * MIB

@@ -1,11 +1,12 @@
 """The prediction held against peaks that others measured on CUDA: ``python -m ppdm_bench.memory.validate``.
 
-The published records name a third-party network (MONAI's ``DiffusionModelUNet``, a development dependency), a GPU and
-a release of PyTorch. Each is built and run as its source says, for that GPU, on this machine without one.
+The published records name what was run (networks of MONAI and diffusers, which are development dependencies, and single
+convolutions), a GPU and a release of PyTorch. Each is built and run as its source says, for that GPU, on this machine
+without one.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +15,39 @@ from ppdm_bench.memory.published_runs import predict_published, target_of
 from ppdm_bench.memory.reference import reference_records, reference_table
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report import figure
-from ppdm_bench.report.agreement import agreement_table
+from ppdm_bench.report.agreement import Look, agreement_table
 from ppdm_bench.report.files import replace_file
 
-PUBLISHED = Path("results/published/monai_unet_peaks.jsonl")
+# Files of published records, by the name of the tables and figures that they give, and what tells points apart.
+PUBLISHED: Sequence[tuple[str, Path, Look]] = (
+    ("published", Path("results/published/monai_unet_peaks.jsonl"), "gpu"),
+    ("cudnn", Path("results/published/cudnn_peaks.jsonl"), "origin"),
+)
 
 SIZES = (32, 64, 128)  # of the comparison with MONAI's network
 
 
 def main() -> None:
-    """Predict every published peak, compare our U-Net with the field's, and write records, tables and the figure."""
+    """Predict every published peak, compare our U-Net with the field's, and write records, tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--published", type=Path, default=PUBLISHED, help="records of kind published")
-    parser.add_argument("--out", type=Path, default=Path("results/validation"), help="folder for records and figure")
+    parser.add_argument("--out", type=Path, default=Path("results/validation"), help="folder for records and figures")
     arguments = parser.parse_args()
-    published = RecordFile(arguments.published).read()
-    predicted = [record for one in published for record in predict(one)]
-    path = arguments.out / "published.jsonl"
-    _write(path, predicted)
-    written = list(figure.save(figure.validation_figure([*published, *predicted]), arguments.out / "published"))
-    table = agreement_table([*published, *predicted])
-    written.append(replace_file(arguments.out / "published.md", table.encode()))
-    print(table)
+    for name, path, look in PUBLISHED:
+        for line in compare(RecordFile(path).read(), arguments.out / name, look):
+            print(line)
     print(_compare_networks(arguments.out))
-    print("written: " + ", ".join(map(str, [path, *written])))
+
+
+def compare(published: Sequence[Record], out: Path, look: Look) -> Iterator[str]:
+    """Predict what was published; write records, table and figures, and yield the table and what was written."""
+    runs = {(record.config_id, record.phase): record for record in published}
+    records = [*published, *(record for one in runs.values() for record in predict(one))]
+    path = out.with_suffix(".jsonl")
+    _write(path, records[len(published) :])
+    table = agreement_table(records)
+    replace_file(out.with_suffix(".md"), table.encode())
+    yield table
+    yield "written: " + ", ".join(map(str, [path, *figure.save(figure.validation_figure(records, look), out)]))
 
 
 def _compare_networks(out: Path) -> str:
@@ -72,10 +82,15 @@ def predict(published: Record) -> list[Record]:
         "env": environment() | published.env | {"capacity": target.capacity, "target_torch": target.torch},
     }
     fault = {"status": "oom", "reason": "predicted not to fit"} if peak.fits is False else {}
+    counters = {"peak_allocated": peak.peak_allocated, "peak_reserved": peak.peak_reserved}
+    if peak.timeline:
+        counters["reserved_growth"] = peak.timeline.reserved_growth()
+    at_peak = peak.breakdown | {"assumed": peak.assumed}
+    refused = [] if peak.refused is None else [Record(metric="refused", value=peak.refused, stat="max", n=1, **common)]
     return [
-        Record(metric="peak_allocated", value=peak.peak_allocated, stat="max", n=1, **common | fault),
-        Record(metric="peak_reserved", value=peak.peak_reserved, stat="max", n=1, **common | fault),
-        *(Record(metric=name, value=value, stat="at peak", n=1, **common) for name, value in peak.breakdown.items()),
+        *(Record(metric=name, value=value, stat="max", n=1, **common | fault) for name, value in counters.items()),
+        *refused,
+        *(Record(metric=name, value=value, stat="at peak", n=1, **common) for name, value in at_peak.items()),
     ]
 
 

@@ -73,7 +73,7 @@ class CachingAllocator:
         if block is None:
             segment = _segment(size)
             if self.capacity is not None and self.reserved + segment > self.capacity:
-                self._return_free_segments()
+                self.return_free_segments()
                 if self.reserved + segment > self.capacity:
                     return False
             self.reserved += segment
@@ -112,7 +112,8 @@ class CachingAllocator:
                 right.after.before = block
         self._set_free(block)
 
-    def _return_free_segments(self) -> None:
+    def return_free_segments(self) -> None:
+        """Give the driver back what is wholly free (``torch.cuda.empty_cache``)."""
         for idle in self._idle.values():
             for _, block in [entry for entry in idle if not entry[1].before and not entry[1].after]:
                 self._take(block)

@@ -1,6 +1,6 @@
 """What a trace saw: blocks of memory, their births and their deaths, in order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,6 +90,19 @@ class Timeline:
                 self._events[at] = (number, handed)
         return allocator
 
+    def reserved_growth(self) -> int:
+        """Most bytes that the iterations take from the driver beyond what an emptied cache leaves before the first."""
+        allocator = CachingAllocator()
+        start = self.marks[0]
+        allocator.replay(self._on_target(self._events[:start]))
+        allocator.return_free_segments()
+        held = allocator.peak_reserved = allocator.reserved
+        allocator.replay(self._on_target(self._events[start:]))
+        return allocator.peak_reserved - held
+
+    def _on_target(self, events: Sequence[Event]) -> list[Event]:
+        return [event for event in events if self.blocks[event[0]].place != "host"]
+
     @property
     def now(self) -> int:
         """How many events there were."""
@@ -98,7 +111,7 @@ class Timeline:
     @property
     def events(self) -> list[Event]:
         """Births and deaths on the target."""
-        return [event for event in self._events if self.blocks[event[0]].place != "host"]
+        return self._on_target(self._events)
 
     @property
     def all_events(self) -> list[Event]:

@@ -1,12 +1,12 @@
-"""Predicted against published peaks: a scatter, the residuals, and the runs that were published as out of memory."""
+"""Predicted against published peaks: a scatter, the relative errors, and what was published as out of memory."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -17,54 +17,82 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
-from ppdm_bench.report.units import GIB, significant
+from ppdm_bench.report.units import GIB
 
-# Published peaks are given to a tenth of a GiB.
-ROUNDING = 0.05
+# The counters that are published, as a table and a legend name them.
+COUNTERS = {
+    "peak_allocated": "allocated",
+    "peak_reserved": "reserved",
+    "reserved_growth": "reserved by the call",
+    "refused": "request refused",
+}
+UNSTATED = "not stated"
 
-_MARKERS = (
-    ("o", canvas.BLUE),
-    ("s", canvas.VERMILION),
-    ("^", canvas.GREEN),
-    ("D", canvas.PURPLE),
-    ("v", canvas.ORANGE),
-)
+_MARKERS = tuple(zip(canvas.MARKERS, canvas.SERIES, strict=True))
+_LINEAR = 5.0  # percent; errors beyond are drawn on a scale that shows a tenth of a percent beside them
+
+Look = Literal["gpu", "origin"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One published run and what was predicted for it, in GiB.
+    """One published value and what was predicted for it, in GiB.
 
     `published` is None where the run ran out of memory; `reserved` and `capacity` then say why, where they are known;
-    `fits` is the prediction's verdict.
+    `fits` is the prediction's verdict, `assumed` the part of the predicted peak that no counter has proven, `rounding`
+    half of the last digit that was published. `stated`: whether the source names GPU and release.
     """
 
     name: str
+    counter: str
     gpu: str
+    versions: tuple[str, str]
     published: float | None
     predicted: float
     reserved: float | None
+    assumed: float
     capacity: float | None
     fits: bool
 
     @property
-    def residual(self) -> float:
-        """Predicted minus published, GiB."""
-        return self.predicted - (self.published or 0)
+    def stated(self) -> bool:
+        return not any(each.startswith(UNSTATED) for each in (self.gpu, self.versions[0]))
+
+    @property
+    def origin(self) -> str:
+        """What was counted, and whether its conditions are known."""
+        return f"{self.counter}, {'stated' if self.stated else 'partly unstated'}"
+
+    @property
+    def error(self) -> float:
+        """Predicted over published, less one, in percent."""
+        return 100 * (self.predicted / self.published - 1) if self.published else 0.0
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the prediction is what was published, but for its rounding or half a percent."""
+        return not self.published or abs(self.error) <= max(0.5, 100 * self.rounding / self.published)
+
+    @property
+    def rounding(self) -> float:
+        """Half of the last digit that was published, GiB; 0 where bytes were."""
+        digits = (n for n in (1, 2, 3) if abs(round(self.published or 0, n) - (self.published or 0)) < 1e-8)
+        return max((0.5 * 10.0**-n for n in digits), default=0.0)
 
 
-def validation_figure(records: Iterable[Record]) -> Figure:
+def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
     """Return predicted against published peaks (two columns wide).
 
-    Left: the peaks on logarithmic axes, with the line of equality. Right: predicted minus published, with the
-    half-width of the publication's rounding as a band. Runs published as out of memory stand apart: what the allocator
-    is predicted to take from the driver, and the capacity of the GPU.
+    Left: the peaks on logarithmic axes, with the line of equality. Right: the relative error, with a bar for the
+    rounding of what was published. Runs published as out of memory stand apart, unless the refused request was
+    published too: what the allocator is predicted to take from the driver, and the capacity of the GPU.
 
     Args:
-        records: pairs of `peak_allocated` that share config_id and phase, one published, one predicted; a run published
-            as out of memory has the status `oom`, and its prediction a record of `peak_reserved` too. The GPU is the
-            published record's `env["gpu"]` (else its device, else its source); its capacity is `env["capacity"]` in
-            bytes, else what its name says (`H100 80GB`).
+        records: pairs that share config_id, phase and metric (:data:`COUNTERS`), one published, one predicted; a run
+            published as out of memory has the status `oom`, and its prediction a record of `peak_reserved` too. The
+            GPU is the published record's `env["gpu"]` (else its device, else its source); its capacity is
+            `env["capacity"]` in bytes, else what its name says (`H100 80GB`).
+        look: what gives a point its colour and marker: the GPU, or the counter and whether conditions are stated.
 
     Raises:
         ValueError: no published peak has a prediction.
@@ -74,63 +102,89 @@ def validation_figure(records: Iterable[Record]) -> Figure:
     failed = [pair for pair in pairs if pair.published is None]
     if not finished:
         raise ValueError(
-            "there is nothing to compare: no published peak_allocated has a prediction of its config_id and phase"
+            "there is nothing to compare: no published value has a prediction of its config_id, phase and metric"
         )
-    # One look for a GPU, in all panels; with more GPUs than looks they come round again.
-    markers = dict(zip(dict.fromkeys(pair.gpu for pair in pairs), _MARKERS * len(pairs), strict=False))
+    # One look for all panels; with more groups than looks they come round again.
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(getattr(pair, look), []).append(pair)
+    looks = dict(zip(sorted(groups) if look == "origin" else groups, _MARKERS * len(pairs), strict=False))
     figure = canvas.new_figure("double", height=3.3)
     panels = figure.subplots(1, 3 if failed else 2, width_ratios=(1, 1, 0.42) if failed else (1, 1))
-    _scatter(panels[0], finished, markers)
-    _residuals(panels[1], finished, markers)
+    for panel, draw in zip(panels[:2], (_scatter, _errors), strict=True):
+        draw(panel, finished, [([p for p in groups[name] if p.published], marker) for name, marker in looks.items()])
     if failed:
-        _out_of_memory(panels[2], failed, markers)
-    canvas.title(
-        figure, "Predicted against published peak of allocated memory (peak_allocated); every prediction is hollow."
-    )
-    canvas.legend(figure, _legend(pairs, markers), columns=3)
+        _out_of_memory(panels[2], failed, {pair.gpu: looks[getattr(pair, look)] for pair in failed})
+    counted = dict.fromkeys(pair.counter for pair in finished)
+    origin = "" if look == "gpu" else " Stated: whether the source names GPU and release."
+    canvas.title(figure, f"Predicted against published memory ({', '.join(counted)}).{origin}")
+    canvas.legend(figure, _legend({name: len(groups[name]) for name in looks}, looks, failed), columns=3)
     return figure
 
 
 def agreement_table(records: Iterable[Record]) -> str:
-    """Return the same pairs as Markdown: a row a run, then the summary that the figure shows.
+    """Return the same pairs as Markdown: a row a value, then the summary that the figure shows.
 
     Args:
         records: as for :func:`validation_figure`.
     """
+    heads = ("run", "counter", "GPU", "torch", "cuDNN", "published GiB", "predicted GiB", "error", "agrees")
+    lines = ["| " + " | ".join((*heads, "of it assumed GiB", "predicted reserved GiB", "predicted to fit")) + " |"]
+    lines.append("|---|---|---|---|---|---:|---:|---:|---|---:|---:|---|")
     pairs = _pairs(list(records))
-    lines = ["| run | GPU | published GiB | predicted GiB | difference | predicted reserved GiB | predicted to fit |"]
-    lines.append("|---|---|---:|---:|---:|---:|---|")
     for pair in pairs:
-        published = "OOM" if pair.published is None else f"{pair.published:.1f}"
-        difference = "" if pair.published is None else f"{pair.residual:+.3f}".replace("-", "−")
-        reserved = "" if pair.reserved is None else f"{pair.reserved:.2f}"
         cells = (
             pair.name,
+            pair.counter,
             pair.gpu,
-            published,
+            *pair.versions,
+            "OOM" if pair.published is None else _shortest(pair.published),
             f"{pair.predicted:.3f}",
-            difference,
-            reserved,
+            *(("", "") if pair.published is None else (_percent(pair.error), "yes" if pair.agrees else "**no**")),
+            f"{pair.assumed:.3f}" if pair.assumed else "0",
+            "" if pair.reserved is None else f"{pair.reserved:.2f}",
             "yes" if pair.fits else "no",
         )
         lines.append("| " + " | ".join(cells) + " |")
     finished = [pair for pair in pairs if pair.published is not None]
-    return "\n".join(lines) + "\n\n" + _summary(finished).replace("\n", "; ") + "\n"
+    return "\n".join([*lines, "", "; ".join(", ".join(part) for part in _summary(finished)), ""])
+
+
+def _shortest(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.2f} %".replace("-", "−")
 
 
 def _pairs(records: Sequence[Record]) -> list[Pair]:
     predicted = {(r.config_id, r.phase, r.metric): r for r in records if r.kind == "predicted" and r.value is not None}
+    published = [r for r in records if r.kind == "published" and r.metric in COUNTERS and r.status in ("ok", "oom")]
+    refused = {(r.config_id, r.phase) for r in published if r.metric == "refused"}
     pairs = []
-    for record in records:
-        if record.kind != "published" or record.metric != "peak_allocated" or record.status not in ("ok", "oom"):
+    for record in published:
+        run = record.config_id, record.phase
+        allocated = predicted.get((*run, "peak_allocated"))
+        if allocated is None or (record.status == "oom" and run in refused):
             continue
-        allocated = predicted.get((record.config_id, record.phase, "peak_allocated"))
-        reserved = predicted.get((record.config_id, record.phase, "peak_reserved"))
-        published = record.value / GIB if record.status == "ok" and record.value else None
-        if allocated is not None:
-            whole, fits = _gibibytes(reserved), allocated.status == "ok"
-            predicted_peak = _gibibytes(allocated) or 0.0
-            pairs.append(Pair(_name(record), _gpu(record), published, predicted_peak, whole, _capacity(record), fits))
+        value, reserved, assumed = (
+            _gibibytes(predicted.get((*run, metric))) for metric in (record.metric, "peak_reserved", "assumed")
+        )
+        pairs.append(
+            Pair(
+                name=_name(record),
+                counter=COUNTERS[record.metric],
+                gpu=_gpu(record),
+                versions=(str(record.env.get("torch", "")), str(record.env.get("cudnn", "of the release"))),
+                published=_gibibytes(record) if record.status == "ok" and record.value else None,
+                predicted=value or 0.0,
+                reserved=reserved,
+                assumed=assumed or 0.0,
+                capacity=_capacity(record),
+                fits=allocated.status == "ok",
+            )
+        )
     return pairs
 
 
@@ -139,15 +193,16 @@ def _gibibytes(record: Record | None) -> float | None:
 
 
 def _name(record: Record) -> str:
-    """What tells published runs apart: variant, size, checkpointing, and the step if the source has several."""
+    """What tells published runs apart: method (of several), variant, size, checkpointing and step."""
     size = "×".join(map(str, record.shape))
     recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
-    step = f"step {record.options['step']}" if "step" in record.options else ""
-    return ", ".join(filter(None, (record.variant, size, recomputed, step)))
+    step = f"step {record.options['step']}" if len(record.options.get("step", "")) == 1 else ""
+    told = (record.options["published"], record.method, record.precision) if "published" in record.options else ()
+    return ", ".join(filter(None, (*told, record.variant, size, recomputed, step)))
 
 
 def _gpu(record: Record) -> str:
-    return str(record.env.get("gpu") or record.device or record.source or "not stated")
+    return str(record.env.get("gpu") or record.device or record.source or UNSTATED)
 
 
 def _capacity(record: Record) -> float | None:
@@ -158,52 +213,62 @@ def _capacity(record: Record) -> float | None:
     return float(named[1]) if named else None
 
 
-Markers = dict[str, tuple[str, str]]
+Marker = tuple[str, str]
+Groups = Sequence[tuple[Sequence[Pair], Marker]]
 
 
-def points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: tuple[str, str]) -> None:
+def points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
     """Draw hollow markers: all of them have to do with predictions."""
     shape, colour = marker
     axes.plot(x, y, linestyle="", marker=shape, markersize=4, markerfacecolor="none", color=colour, markeredgewidth=0.8)
 
 
-def _scatter(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
-    values = [value for pair in pairs for value in (pair.published or 0, pair.predicted)]
+def _scatter(axes: Axes, pairs: Sequence[Pair], groups: Groups) -> None:
+    values = [value for pair in pairs for value in (pair.published or 0, pair.predicted) if value]
     low, high = min(values) / 1.4, max(values) * 1.4
     axes.plot([low, high], [low, high], color=canvas.GREY, linewidth=0.7, zorder=1)
-    for gpu, marker in markers.items():
-        own = [pair for pair in pairs if pair.gpu == gpu]
+    for own, marker in groups:
         points(axes, [pair.published or 0 for pair in own], [pair.predicted for pair in own], marker)
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
     plain_log(axes, "xy")
-    finish(axes, "published peak (GiB)", "predicted peak (GiB)", "both")
-    # Above the line of equality, where no point lies unless the prediction is far off.
-    axes.text(0.04, 0.96, _summary(pairs), transform=axes.transAxes, va="top", fontsize=SMALL, linespacing=1.35)
+    finish(axes, "published (GiB)", "predicted (GiB)", "both")
+    # Off the line of equality, where no point lies unless the prediction is far off.
+    corners: Sequence[dict[str, Any]] = ({"x": 0.04, "y": 0.96, "va": "top"}, {"x": 0.97, "y": 0.04, "ha": "right"})
+    for corner, part in zip(corners, _summary(pairs), strict=False):
+        axes.text(s="\n".join(part), transform=axes.transAxes, fontsize=SMALL, linespacing=1.35, **corner)
 
 
-def _summary(pairs: Sequence[Pair]) -> str:
-    worst = max(pairs, key=lambda pair: abs(pair.residual))
-    relative = [abs(pair.residual) / pair.published for pair in pairs if pair.published]
-    return (
-        f"n = {len(pairs)}\nrelative error: median {median(relative):.2%}\n"
-        f"largest {max(relative):.2%}\nlargest residual {worst.residual:+.2f} GiB"
-    ).replace("-", "−")
+def _summary(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, str]]:
+    """The number of values, their median and worst error; then, where some conditions are unstated, without these."""
+    stated = [pair for pair in pairs if pair.stated]
+    for name, part in {"": pairs, "conditions stated: ": stated if stated != pairs else []}.items():
+        if part:
+            middle, worst = median(abs(pair.error) for pair in part), max((pair.error for pair in part), key=abs)
+            yield f"{name}n = {len(part)}", f"median error {middle:.2f} %", f"worst {_percent(worst)}"
 
 
-def _residuals(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
-    axes.axhspan(-ROUNDING, ROUNDING, color="0.88", linewidth=0, zorder=0.5)
+def _errors(axes: Axes, pairs: Sequence[Pair], groups: Groups) -> None:
     axes.axhline(0, color=canvas.GREY, linewidth=0.7, zorder=1)
-    for gpu, marker in markers.items():
-        own = [pair for pair in pairs if pair.gpu == gpu]
-        points(axes, [pair.published or 0 for pair in own], [pair.residual for pair in own], marker)
-    reach = 1.15 * max(2 * ROUNDING, *(abs(pair.residual) for pair in pairs))
-    axes.set(xscale="log", ylim=(-reach, reach))
+    largest = 0.2
+    for own, marker in groups:
+        x = [pair.published or 1 for pair in own]
+        reach = [100 * pair.rounding / (pair.published or 1) for pair in own]
+        axes.errorbar(x, [p.error for p in own], reach, linestyle="", ecolor="0.7", elinewidth=0.8, zorder=1.5)
+        points(axes, x, [pair.error for pair in own], marker)
+        largest = max(largest, *(abs(p.error) + bar for p, bar in zip(own, reach, strict=True)), 0.0)
+    if largest > _LINEAR:
+        axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
+        ticks = [sign * 10.0**n for n in range(-1, 3) if 10.0**n < 1.5 * largest for sign in (-1, 1)]
+        axes.set_yticks(sorted([0.0, *ticks]), [f"{tick:g}".replace("-", "−") for tick in sorted([0.0, *ticks])])
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        largest *= 1.5  # room on such a scale
+    axes.set(xscale="log", ylim=(-1.15 * largest, 1.15 * largest))
     axes.margins(x=0.08)
     plain_log(axes, "x")
-    finish(axes, "published peak (GiB)", "predicted − published (GiB)", "y")
+    finish(axes, "published (GiB)", "predicted / published − 1 (%)", "y")
 
 
-def _out_of_memory(axes: Axes, pairs: Sequence[Pair], markers: Markers) -> None:
+def _out_of_memory(axes: Axes, pairs: Sequence[Pair], markers: dict[str, Marker]) -> None:
     """For each run a dash where allocated memory is predicted, a hollow marker for reserved, the capacity dashed."""
     for place, pair in enumerate(pairs, start=1):
         axes.plot([place - 0.3, place + 0.3], [pair.predicted] * 2, color=markers[pair.gpu][1], linewidth=1.2)
@@ -233,18 +298,13 @@ def finish(axes: Axes, x: str, y: str, grid: str) -> None:
     axes.set_ylabel(y, fontsize=TEXT)
 
 
-def _legend(pairs: Sequence[Pair], markers: Markers) -> list[Artist]:
+def _legend(numbers: dict[str, int], looks: dict[str, Marker], failed: Sequence[Pair]) -> list[Artist]:
     style: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
     handles: list[Artist] = []
-    for gpu, (shape, colour) in markers.items():
-        number = sum(pair.gpu == gpu for pair in pairs)
-        handles.append(Line2D([], [], marker=shape, color=colour, label=f"{gpu} ({number})", **style))
-    handles.append(
-        Line2D(
-            [], [], color="0.88", linewidth=6, label=f"rounding of the published peak, ±{significant(ROUNDING, 1)} GiB"
-        )
-    )
-    if any(pair.published is None for pair in pairs):
+    for name, (shape, colour) in looks.items():
+        handles.append(Line2D([], [], marker=shape, color=colour, label=f"{name} ({numbers[name]})", **style))
+    handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="bar: rounding of the published value"))
+    if failed:
         handles.append(
             Line2D([], [], color="0.3", linewidth=1.2, label="out of memory: predicted allocated (marker: reserved)")
         )
