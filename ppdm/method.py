@@ -382,17 +382,23 @@ def sample(
     def draw() -> Tensor:
         return torch.randn(y.shape, generator=generator, device=y.device)
 
+    stepped = _stepped_by_planes if method.window.blocks(y.shape[2:]) > 1 else _stepped
     times = torch.full((y.shape[0],), how.start, device=y.device)
     x = kernel.start(y, draw) if how.start == 1 else kernel.at(y, y, _against(times, y), draw())
     for k in range(how.steps - 1, -1, -1):
         later = torch.full_like(times, how.start * k / how.steps)
         t, s = _against(times, y), _against(later, y)
-        output = method.window.apply(diffusion, x, times, y, progress)
-        if method.window.blocks(y.shape[2:]) > 1:
-            x = _stepped_by_planes(method, codec, output, x, y, t, s, draw() if how.stochastic else None)
-        else:
-            x0 = _estimate(method, codec, output, x, y, t)
-            x = kernel.step(x, x0, y, t, s, draw() if how.stochastic else None)
+        # Without a name, so that the next evaluation does not hold it.
+        x = stepped(
+            method,
+            codec,
+            method.window.apply(diffusion, x, times, y, progress),
+            x,
+            y,
+            t,
+            s,
+            draw() if how.stochastic else None,
+        )
         times = later
     return decode(method, network, x, source.shape[2:])
 
@@ -403,10 +409,17 @@ def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor
     return x0 if method.sampling.clamp is None else codec.clamp(x0, method.sampling.clamp)
 
 
+def _stepped(
+    method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
+) -> Tensor:
+    """One step from t to s, given what the network says at t."""
+    return method.kernel.step(x, _estimate(method, codec, output, x, y, t), y, t, s, noise)
+
+
 def _stepped_by_planes(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """One step from t to s in the memory of the network's output: every latent voxel is stepped by itself."""
+    """The same in the memory of the network's output: every latent voxel is stepped by itself."""
     for d in range(output.shape[2]):
         plane = (slice(None), slice(None), slice(d, d + 1))
         x0 = _estimate(method, codec, output[plane], x[plane], y[plane], t)

@@ -46,11 +46,14 @@ class UNetOptions:
             normalisation and activation before each convolution, the repetition of voxels before the grid is doubled);
             ``block`` (whole residual and attention blocks, with the doubling and the joining that lead to them);
             ``conv`` (blocks, and in a block that is computed again what is cheap once more, so that one convolution's
-            input at a time is held).
+            input at a time is held). Unless it is ``none``, large convolutions are worked through in slabs on a GPU, as
+            they always are without gradients (:mod:`ppdm.slabs`).
         channels_last: whether convolutions see their tensors with the channels innermost in memory. A GPU's tensor
             cores want that in half precision; group normalisation gives the channels outermost, so that a copy lies
-            before each of them.
-        compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets.
+            before each of them: of a slab where it is worked through in slabs (:mod:`ppdm.slabs`), else of the whole,
+            which is kept for the backward pass.
+        compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets. It is
+            not cut into slabs then.
 
     Raises:
         ValueError: a value outside the ranges above, or a network of more than :data:`MOST_CHANNELS` channels,

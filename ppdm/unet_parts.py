@@ -15,6 +15,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ppdm.slabs import SlabbedConvolution, slabs_for
+
 if TYPE_CHECKING:
     from ppdm.unet import UNetOptions
 
@@ -43,7 +45,11 @@ class TimeEmbedding(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``."""
+    """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``.
+
+    On a GPU large ones are worked through in slabs (:mod:`ppdm.slabs`): ``slabs`` says whether without gradients, and
+    whether with them.
+    """
 
     def __init__(
         self,
@@ -54,6 +60,7 @@ class Convolution(nn.Module):
         stride: int,
         dtype: torch.dtype,
         layout: torch.memory_format = torch.preserve_format,
+        slabs: tuple[bool, bool] = (False, False),
     ) -> None:
         super().__init__()
         layer = (nn.Conv2d if dims == 2 else nn.Conv3d)(c_in, c_out, kernel, stride, kernel // 2)
@@ -61,10 +68,13 @@ class Convolution(nn.Module):
         if layout is not torch.preserve_format:
             self.weight = nn.Parameter(self.weight.detach().contiguous(memory_format=layout))
         self.stride, self.padding, self.dtype, self.layout = stride, kernel // 2, dtype, layout
+        self.slabs = slabs
         self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x in the chosen precision."""
+        if (slabs := self.slabs_of(x)) > 1:
+            return self.in_slabs(x, slabs)
         dtype = self.arithmetic(x)
         weight, bias = self.parameters_in(dtype)
         seen = x.to(dtype, memory_format=self.layout)
@@ -74,6 +84,16 @@ class Convolution(nn.Module):
         """Weight and bias, cast."""
         assert self.bias is not None
         return self.weight.to(dtype), self.bias.to(dtype)
+
+    def slabs_of(self, x: Tensor) -> int:
+        """In how many slabs x is convolved; in one as a whole."""
+        return slabs_for(x, self.weight, self.stride, self.dtype) if self.slabs[torch.is_grad_enabled()] else 1
+
+    def in_slabs(self, x: Tensor, slabs: int, *activated: Any) -> Tensor:
+        """As :class:`SlabbedConvolution` does it; ``activated`` is the scale and the shift of a norm, and its kind."""
+        how = *(activated or (None, None, None)), self.stride, self.dtype, self.layout, slabs
+        out: Tensor = SlabbedConvolution.apply(x, self.weight, self.bias, *how)
+        return out
 
     def arithmetic(self, x: Tensor) -> torch.dtype:
         """The chosen precision, but for what oneDNN gets wrong.
@@ -107,6 +127,9 @@ class NormalisedConvolution(nn.Module):
 
     def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
         """Apply them to x (N, C, *spatial); the modulation, if there is one, is a scale and a shift (N, C, 1, …)."""
+        slabs = self.convolution.slabs_of(x) if self.resize is same else 1
+        if slabs > 1 and (self.recompute or not torch.is_grad_enabled()):
+            return self._in_slabs(slabs, x, *modulation)
         if not (self.recompute and torch.is_grad_enabled()):
             return self._apply_all(x, *modulation)
         if modulation or self.resize is not same or self.convolution.layout is not torch.preserve_format:
@@ -116,6 +139,14 @@ class NormalisedConvolution(nn.Module):
         how = (self.norm.num_groups, self.norm.eps, self.convolution.stride, self.convolution.padding)
         out: Tensor = _RecomputedConvolution.apply(x, *parameters, *how)
         return out.to(self.convolution.dtype)
+
+    def _in_slabs(self, slabs: int, x: Tensor, *modulation: Tensor) -> Tensor:
+        scale, shift = self.norm.weight[None], self.norm.bias[None]
+        if modulation:
+            factor, offset = (m.flatten(1).to(scale.dtype) for m in modulation)
+            scale, shift = scale * (1 + factor), shift * (1 + factor) + offset
+        kind = (self.norm.num_groups, self.norm.eps)
+        return self.convolution.in_slabs(x, slabs, scale.expand(len(x), -1), shift.expand(len(x), -1), kind)
 
     def _apply_all(self, x: Tensor, *modulation: Tensor) -> Tensor:
         h = self.norm(x)
@@ -338,7 +369,9 @@ class Parts:
         return torch.channels_last if self.dims == 2 else torch.channels_last_3d
 
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
-        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype, self.layout)
+        # Not in training where time is worth more than memory; nor by a compiler, which does more with the whole.
+        slabs = not self.options.compile, not self.options.compile and self.options.checkpointing != "none"
+        return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype, self.layout, slabs)
 
     def norm(self, channels: int) -> Normalisation:
         common = gcd(self.options.norm_groups, channels)

@@ -20,6 +20,22 @@ def test_a_training_step_with_every_switch_fits(name: str, factor: int | None, e
     assert predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated < limit * GIB
 
 
+@pytest.mark.parametrize(
+    ("name", "factor", "precision", "limit"),
+    [
+        ("ppdm", 4, "bf16", 0.7),
+        ("ppdm", 2, "bf16", 2.6),
+        ("ddpm3d", None, "bf16", 17.0),
+        ("ddpm3d", None, "fp32", 34.0),
+    ],
+)
+def test_sampling_fits(name: str, factor: int | None, precision: str, limit: float) -> None:
+    method = METHODS[name].with_network(precision=precision)
+    method = method if factor is None else method.with_factor(factor)
+    work = workload(method, "sample", (256, 256, 256), 1, "cuda")
+    assert predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated <= limit * GIB
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_kind_of_recomputation_saves_more(precision: str) -> None:
     peaks = []
