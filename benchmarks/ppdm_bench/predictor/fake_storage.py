@@ -6,6 +6,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
@@ -116,6 +117,29 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     return _as_real_kernel(op, args, out)
 
 
+def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """As :func:`run_fake`, and what only the CPU's kernels do."""
+    out = run_fake(op, args, kwargs)
+    if op is aten.convolution.default and out.dim() == 5 and args[6]:
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
+        with x.fake_mode:
+            backend = torch._C._select_conv_backend(
+                x,
+                weight,
+                bias=bias,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                transposed=transposed,
+                output_padding=output_padding,
+                groups=groups,
+                bias_sizes=None,
+            )
+        if backend == torch._C._ConvBackend.SlowTranspose3d:
+            return _resized(x, out)
+    return out
+
+
 def _group_norm_backward(
     grad: Tensor,
     x: Tensor,
@@ -160,11 +184,23 @@ _UNREDUCED = (
 )
 
 
+# Kernels that make their output like the input and resize it: its storage does not shrink (ATen/native/Im2Col.cpp,
+# Col2Im.cpp and those of CUDA; NaiveConvolutionTranspose3d.cpp).
+_OF_INPUT = (aten.im2col.default, aten.col2im.default)
+
+
 def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
     """Mend what a fake kernel gets wrong."""
     if op in _UNREDUCED and out.dim() == 0:
         return out.new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).resize_(())
+    if op in _OF_INPUT:
+        return _resized(args[0], out)
     return out
+
+
+def _resized(x: Tensor, out: Tensor) -> Tensor:
+    """A result that is made in the size of the input, and given its own thereafter."""
+    return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
 
 
 def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
@@ -198,7 +234,14 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     yield mock.patch.object(FakeTensor, "tolist", to_list)
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
+    yield mock.patch.object(F, "one_hot", _one_hot)
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
+
+
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    """What PyTorch does with tensors that have data; for others it compares with every class, which takes more."""
+    classes = int(x.max()) + 1 if num_classes < 0 else num_classes
+    return x.new_zeros(*x.shape, classes).scatter_(-1, x.unsqueeze(-1), 1)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.fake_op_cache import Recall
-from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
+from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.kernel_rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.target import Target
@@ -87,7 +87,7 @@ class Trace(TorchDispatchMode):
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
         self.constants = Constants(fake) if fake else None
-        self._fake_run = Recall(fake, run_fake) if fake else None
+        self._fake_run = Recall(fake, run_fake if target else run_as_cpu) if fake else None
         self._transient = [rule for rule in TRANSIENT if target and rule.applies(target)]
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
@@ -120,7 +120,8 @@ class Trace(TorchDispatchMode):
             return NotImplemented  # it holds other tensors, and does with them what is seen then
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # such operators arrive whole in inference mode, and their parts would go unseen
-                return op.decompose(*args, **kwargs)
+                # The kernel, and not what `decompose` may take: PyTorch has others, for compilers, in Python.
+                return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
