@@ -102,6 +102,8 @@ class _Devices(TorchFunctionMode):
 
     def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         named = _as_device(kwargs.get("device"))
+        if named is not None and named.type == "meta":
+            return function(*args, **kwargs)
         if named is not None:
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})
@@ -171,6 +173,9 @@ class _Devices(TorchFunctionMode):
             self.trace.came_from_host(x)
         if self._device(x).type == device.type:
             return x
+        if device.type == "meta" or self._device(x).type == "meta":
+            with self.trace.placing("target"):
+                return x.to(device if device.type == "meta" else CPU)
         with self.trace.placing("host" if device.type == "cpu" else "target"):
             return x.clone()
 
@@ -181,6 +186,8 @@ class _Devices(TorchFunctionMode):
 
     def _device(self, x: Tensor) -> torch.device:
         x = next(plain(x))  # a tensor that is made of others lies where they do
+        if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
+            return x.fake_device
         return CPU if self.trace.place(x) == "host" else CUDA
 
 

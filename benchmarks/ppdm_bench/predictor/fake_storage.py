@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -217,6 +218,8 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
+    # Code that copies the attributes of a tensor to another, as MONAI does, meets the mode among them.
+    yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
     real_list = Tensor.tolist
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
@@ -235,7 +238,32 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
     yield mock.patch.object(F, "one_hot", _one_hot)
+    yield mock.patch.object(Tensor, "as_subclass", _as_subclass)
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
+
+
+class _FakeSubclass(FakeTensor):
+    """A fake tensor whose results are of its own class, as those of real tensors of a class of the code's are."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return Tensor.__torch_function__.__func__(cls, function, types, args, kwargs)  # type: ignore[attr-defined]
+
+
+@cache
+def _fake_subclass(kind: type[Tensor]) -> type[Tensor]:
+    return kind if issubclass(kind, FakeTensor) else type(kind.__name__, (kind, _FakeSubclass), {})
+
+
+def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
+    """An alias of a class of the code's, such as a tensor with metadata: PyTorch makes one of plain tensors alone."""
+    with torch._C.DisableTorchFunctionSubclass():
+        alias: Tensor = aten.alias.default(x)
+    if kind is not Tensor and type(alias) is FakeTensor:
+        alias.__class__ = _fake_subclass(kind)
+    return alias
 
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
@@ -254,6 +282,8 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
         gradient = None if p.grad is None else convert(p.grad)
         if doubles.lacks(p):
             module._parameters[name] = p = doubles.convert(p, converted)
+        elif not torch._has_compatible_shallow_copy_type(p, converted):  # from the meta device
+            module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
         else:
             p.grad, p.data = None, converted
         p.grad = gradient

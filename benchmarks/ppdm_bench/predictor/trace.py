@@ -370,5 +370,6 @@ def _is_composite(op: Any) -> bool:
 
 
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a strided tensor; sparse and other layouts have none of their own."""
-    return x.untyped_storage() if x.layout is torch.strided else None
+    """The storage of a strided tensor; sparse and other layouts have none of their own, and those on meta no bytes."""
+    device = x.fake_device if isinstance(x, FakeTensor) else x.device
+    return x.untyped_storage() if x.layout is torch.strided and device.type != "meta" else None
