@@ -25,6 +25,7 @@ from torch.utils._device import _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.fake_storage import PredictionError
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.trace import Trace, is_wrapper, plain
@@ -151,8 +152,9 @@ class _Devices(TorchFunctionMode):
         converted: Tensor = moved.to(**conversion)
         return converted
 
-    def cuda(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""
+        _as_device(device)
         return self._move(x, CUDA)
 
     def cpu(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -192,9 +194,15 @@ class _Devices(TorchFunctionMode):
 
 
 def _as_device(value: Any) -> torch.device | None:
-    if value is None or isinstance(value, torch.device):
-        return value
-    return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    if value is None:
+        return None
+    if not isinstance(value, torch.device):
+        value = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    if value.type == "cuda" and value.index:
+        raise PredictionError(
+            f"a prediction is of one device, cuda:0, and got {value}; predict the code of each device on its own"
+        )
+    return value
 
 
 _ENABLED: Mapping[str, Callable[[], bool]] = {

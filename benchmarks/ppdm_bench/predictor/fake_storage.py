@@ -46,7 +46,13 @@ class Doubles:
         Raises:
             PredictionError: a tensor that is not on the CPU, or sparse.
         """
-        if x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+        dense = x.layout is torch.strided and x.untyped_storage().device.type == "cpu"
+        if not dense and torch.autograd.forward_ad._current_level >= 0:
+            raise PredictionError(
+                "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) made a tensor that a "
+                "prediction cannot follow; take reverse mode there, or measure this code"
+            )
+        if not dense:
             raise PredictionError(
                 f"a {x.layout} tensor on {x.device} was made before the prediction, which follows dense "
                 "tensors that were made on the CPU; make it in `build`, or move it there first"
@@ -218,6 +224,7 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
+    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)  # which copies storages, out of the mode's sight
     # Code that copies the attributes of a tensor to another, as MONAI does, meets the mode among them.
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
     real_list = Tensor.tolist
@@ -295,8 +302,8 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
 
 
 @torch.no_grad()
-def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    """A fake tensor's copy is one clone, as a real one's is; its attributes hold the mode, which must not be copied."""
+def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A tensor's copy is one clone; the attributes of a fake one hold the mode, which must not be copied."""
     if id(x) not in memo:
         copied = x.clone()
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied

@@ -111,7 +111,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device  # PyTorch asks for it with every operator
         if self.inside or op is torch.ops.prim.device.default:
@@ -129,9 +129,12 @@ class Trace(TorchDispatchMode):
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
+        place = self._placed
+        if self.doubles and (device := kwargs.get("device")) is not None and device.type == "cuda":
+            # A function of PyTorch's own in Python asked for the device of its input.
+            kwargs, place = kwargs | {"device": torch.device("cpu")}, place or "target"
         out = self._run(op, args, kwargs, seen)
-
-        place = self._placed or self._meet(seen)
+        place = place or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
         results = list(_tensors(out))
         for x in results:
