@@ -92,7 +92,7 @@ class Doubles:
         for group in optimizer.param_groups:
             group["params"] = [self.converted(p) for p in group["params"]]
         for p in [p for p in optimizer.state if id(p) in self._converted]:
-            optimizer.state[self.converted(p)] = optimizer.state.pop(p)
+            optimizer.state[self._converted[id(p)]] = optimizer.state.pop(p)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         """The double of x's storage."""
@@ -142,7 +142,7 @@ def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
                 groups=groups,
                 bias_sizes=None,
             )
-        if backend == torch._C._ConvBackend.SlowTranspose3d:
+        if backend == torch._C._ConvBackend.SlowTranspose3d:  # type: ignore[attr-defined]
             return _resized(x, out)
     return out
 
@@ -269,7 +269,7 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(x)
     if kind is not Tensor and type(alias) is FakeTensor:
-        alias.__class__ = _fake_subclass(kind)
+        alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
     return alias
 
 

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import (
 from ppdm_bench.predictor.allocator import CachingAllocator
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.fake_storage import PredictionError
+from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.target import Target
@@ -113,6 +114,8 @@ def predict_peak(
         trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
+        for patch in file_patches(trace):
+            stack.enter_context(patch)
         try:
             _follow(trace, build, step, iterations)
         except _NEEDS_DATA as error:

@@ -29,11 +29,13 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 @contextmanager
 def preserved() -> Iterator[None]:
     """Put back, at the end, what every module, optimizer, schedule and leaf tensor that exists now holds."""
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
-    training = [(owner, owner.training) for owner in owners if "training" in vars(owner)]
+    training = [
+        (owner, owner.training) for owner in owners if isinstance(owner, nn.Module) and "training" in vars(owner)
+    ]
     del leaves, owners
     try:
         yield
@@ -49,7 +51,7 @@ def preserved() -> Iterator[None]:
         for leaf, gradient in gradients:
             leaf.grad = gradient
         torch.set_rng_state(generators[0])
-        np.random.set_state(generators[1])
+        np.random.set_state(generators[1])  # noqa: NPY002
         random.setstate(generators[2])
 
 

@@ -132,7 +132,7 @@ class Trace(TorchDispatchMode):
         place = self._placed
         if self.doubles and (device := kwargs.get("device")) is not None and device.type == "cuda":
             # A function of PyTorch's own in Python asked for the device of its input.
-            kwargs, place = kwargs | {"device": torch.device("cpu")}, place or "target"
+            kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
         place = place or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
@@ -153,13 +153,14 @@ class Trace(TorchDispatchMode):
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self._below():
+        with self.below():
             if self.constants and self._fake_run:
                 return self.constants.run(op, args, kwargs, seen, self._fake_run)
             return op(*args, **kwargs)
 
     @contextmanager
-    def _below(self) -> Iterator[None]:
+    def below(self) -> Iterator[None]:
+        """PyTorch, and no code of the user's, is at work."""
         before, self.inside = self.inside, True
         try:
             yield
@@ -191,7 +192,7 @@ class Trace(TorchDispatchMode):
         double = x
         place: Place = "target"
         if self.doubles and self.doubles.lacks(x):
-            with self._below():
+            with self.below():
                 double = self.doubles.of(x)
             if self.constants:
                 self.constants.meet(double, x)
@@ -271,10 +272,20 @@ class Trace(TorchDispatchMode):
         if self.place(x) != place and (number := self._number(x)) is not None:
             self._settle(number, "host")
             self._forget(self.doubles.bytes_of(x).untyped_storage()._cdata)
-        with self._below():
+        with self.below():
             double = self.doubles.of(x)
         self._follow(double, "params", "made before", place)
         self._enter(x)  # for its gradient
+
+    def loaded(self, x: Tensor, place: Place | None) -> None:
+        """Say that a real tensor was read from a file, to a place; none if the code did not say where to."""
+        if self.doubles is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+            return
+        if place is not None and self.target:
+            with self.below():
+                double = self.doubles.of(x)
+            self._follow(double, "inputs", "made before", place)
+        self._enter(x)
 
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
@@ -315,7 +326,7 @@ class Trace(TorchDispatchMode):
         if self._mark_gradient in hooks.values():
             return
         if x.grad is not None and self.doubles and self.doubles.lacks(x.grad):
-            with self._below():
+            with self.below():
                 x.grad = self.doubles.adopt(x.grad)  # so that it dies when the code lets it go
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
