@@ -15,12 +15,11 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.constants import Constants, stand_in
+from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
+
+__all__ = ["Doubles", "PredictionError", "fake_patches", "run_as_cpu", "run_fake"]
 
 aten = torch.ops.aten
-
-
-class PredictionError(RuntimeError):
-    """The code does something that cannot be followed without its data."""
 
 
 class Doubles:
@@ -210,7 +209,7 @@ def _resized(x: Tensor, out: Tensor) -> Tensor:
     return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
 
 
-def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
+def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterator[Any]:
     """What fake tensors do otherwise than real ones where code can see it."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -233,7 +232,23 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         return constants.array(x)
 
     def to_list(x: Tensor) -> Any:
-        return constants.read(x, real_list)
+        known = constants.knows(x) or not _is_integer(x)
+        return constants.read(x, real_list) if known else guard.mark(constants.read(x, real_list))
+
+    real_item, real_int = Tensor.item, Tensor.__int__
+
+    def to_item(x: Tensor) -> Any:
+        value = real_item(x)
+        return value if constants.knows(x) or not _is_integer(x) else guard.mark(value)
+
+    def to_int(x: Tensor) -> int:
+        if x.numel() == 1 and _is_integer(x) and not constants.knows(x):
+            raise refused("int()")
+        return real_int(x)
+
+    yield mock.patch.object(FakeTensor, "item", to_item)
+    yield mock.patch.object(FakeTensor, "__int__", to_int)
+    yield mock.patch.object(FakeTensor, "__index__", to_int)
 
     def real_to_list(x: Tensor) -> Any:
         double = doubles.known(x)
@@ -309,6 +324,10 @@ def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
     result: Tensor = memo[id(x)]
     return result.requires_grad_(x.requires_grad)
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
 
 
 def _format(x: FakeTensor, spec: str) -> str:

@@ -28,6 +28,7 @@ from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.kernel_rules import CONV3D_COLUMNS, TRANSIENT, CublasWorkspaces
 from ppdm_bench.predictor.modules import Modules, Site
+from ppdm_bench.predictor.sizes import Guard
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
 
@@ -54,8 +55,11 @@ def tracing(
             register_optimizer_step_post_hook(trace.after_optimizer),
         ):
             trace.undo.callback(hook.remove)
-        for patch in fake_patches(trace.doubles, trace.constants) if trace.doubles and trace.constants else ():
-            trace.undo.enter_context(patch)
+        if trace.doubles and trace.constants:
+            guard = Guard()
+            for patch in fake_patches(trace.doubles, trace.constants, guard):
+                trace.undo.enter_context(patch)
+            trace.undo.callback(guard.leave)
         trace.undo.callback(trace.stop)
         with trace:
             yield trace
@@ -217,6 +221,8 @@ class Trace(TorchDispatchMode):
                 return
             self._forget(address)  # it was resized, where it lies
             place = block.place
+        elif size and _is_on_meta(x):
+            return
         if size:
             number = self._numbers[address] = self.timeline.born(size, kind, name, place)
             block = self.timeline.blocks[number]
@@ -384,6 +390,10 @@ def _is_composite(op: Any) -> bool:
 
 
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a strided tensor; sparse and other layouts have none of their own, and those on meta no bytes."""
-    device = x.fake_device if isinstance(x, FakeTensor) else x.device
-    return x.untyped_storage() if x.layout is torch.strided and device.type != "meta" else None
+    """The storage of a strided tensor; sparse and other layouts have none of their own."""
+    return x.untyped_storage() if x.layout is torch.strided else None
+
+
+def _is_on_meta(x: Tensor) -> bool:
+    """Whether a tensor has no bytes, by the will of the code."""
+    return (x.fake_device if isinstance(x, FakeTensor) else x.device).type == "meta"
