@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.peak import PredictionError, predict_peak
 from ppdm_bench.predictor.target import Target
 
 TARGETS = ["cpu", Target(torch="2.10.0")]
@@ -213,3 +213,61 @@ def test_data_is_taken_to_be_finite(target: Any, inference: bool) -> None:
             return {(name, size): bool(ask(x)) for name, ask in FINITE.items() for size, x in sizes.items()}
 
     assert [case for case, finite in seen(read, target).items() if not finite] == []
+
+
+# --- sizes that depend on data
+
+
+def count() -> Tensor:
+    return (torch.randn(300, 300) > 0).sum()
+
+
+SIZES: dict[str, Callable[[], Any]] = {
+    "int": lambda: torch.zeros(int(count()), 10),
+    "item": lambda: torch.zeros(count().item(), 10),
+    "worked out": lambda: torch.empty((3, (count().item() + 1) * 2)),
+    "int of item": lambda: torch.empty(int(count().item())),
+    "index": lambda: torch.ones(5).expand(count().__index__(), 5),
+    "list": lambda: torch.split(torch.ones(3), [count()[None].tolist()[0], 2]),
+    "slice": lambda: torch.randn(9)[: count().item()],
+    "arange": lambda: torch.arange(count().item()),
+    "method": lambda: torch.randn(9).new_zeros(count().item()),
+    "view": lambda: torch.randn(9).view(count().item(), -1),
+    "padding": lambda: F.pad(torch.randn(9), (0, count().item())),
+    "one-hot": lambda: F.one_hot(torch.randn(9, 90).argmax(1)),
+    "range": lambda: torch.zeros(max(count().item(), 1)),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
+def test_sizes_that_depend_on_data_are_refused(target: Any) -> None:
+    for name, make in SIZES.items():
+        with pytest.raises(PredictionError, match="depends on data"):
+            assert seen(make, target) is None, name
+    assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
+def test_numbers_that_depend_on_data_may_be_logged(target: Any) -> None:
+    def read() -> str:
+        right = count().item()
+        x = torch.arange(9.0)[count()] + torch.randn(3)[torch.randn(9, 3).argmax(1)].sum()
+        torch.full((2,), right, dtype=torch.float32).div_(right).view(2, 1)
+        with torch.device("cpu"):
+            assert count().item() == 1
+        assert torch.get_default_device().type == "cpu"
+        return f"{right} {right / 3:.2f} {sum([right, right])} {count():d} {float(count())} {x.item()} {bool(right)}"
+
+    assert seen(read, target) == "1 0.33 2 1 1.0 1.0 True"
+
+
+def test_an_error_of_the_code_says_that_values_were_made_up() -> None:
+    def check() -> None:
+        assert torch.randn(300, 300).sum() > 0
+
+    with pytest.raises(AssertionError) as caught:
+        seen(check)
+    assert "made up" in caught.value.__notes__[0]
+    with pytest.raises(ZeroDivisionError) as plain:
+        seen(lambda: 1 // 0)
+    assert not hasattr(plain.value, "__notes__")

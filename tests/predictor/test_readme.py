@@ -1,6 +1,7 @@
 """The predictor's README names what a prediction replaces, and every rule that adds a buffer."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,6 +27,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return original(owner, name, *args, **kwargs)
 
     monkeypatch.setattr(mock.patch, "object", noted)
+    import_module("safetensors.torch")  # what it offers is replaced where it is imported
     predict_peak(lambda: None, lambda _: None, target=Target())
     return names
 

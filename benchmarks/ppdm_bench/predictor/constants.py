@@ -87,6 +87,10 @@ class Constants:
         """Whether what a fake tensor holds is noted here, be it that it is unknown."""
         return _address(x) in self._known
 
+    def knows(self, x: Tensor) -> bool:
+        """Whether what a fake tensor holds is known or guessed."""
+        return self._known.get(_address(x)) is not None
+
     def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
         """What a function makes of the values of a tensor: of those that stand in for unknown ones, if need be."""
         with _in_earnest():

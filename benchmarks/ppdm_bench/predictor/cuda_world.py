@@ -26,6 +26,7 @@ from torch.utils._device import _device_constructors
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
 from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.fake_storage import PredictionError
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.trace import Trace, is_wrapper, plain
@@ -110,6 +111,8 @@ class _Devices(TorchFunctionMode):
 
     def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         named = _as_device(kwargs.get("device"))
+        if named is not None and named.type == "meta":
+            return function(*args, **kwargs)
         if named is not None:
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})
@@ -157,8 +160,9 @@ class _Devices(TorchFunctionMode):
         converted: Tensor = moved.to(**conversion)
         return converted
 
-    def cuda(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""
+        _as_device(device)
         return self._move(x, CUDA)
 
     def cpu(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -179,6 +183,9 @@ class _Devices(TorchFunctionMode):
             self.trace.came_from_host(x)
         if self._device(x).type == device.type:
             return x
+        if device.type == "meta" or self._device(x).type == "meta":
+            with self.trace.placing("target"):
+                return x.to(device if device.type == "meta" else CPU)
         with self.trace.placing("host" if device.type == "cpu" else "target"):
             return x.clone()
 
@@ -189,6 +196,8 @@ class _Devices(TorchFunctionMode):
 
     def _device(self, x: Tensor) -> torch.device:
         x = next(plain(x))  # a tensor that is made of others lies where they do
+        if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
+            return x.fake_device
         return CPU if self.trace.place(x) == "host" else CUDA
 
 
@@ -213,9 +222,15 @@ def _overrides(x: Any) -> bool:
 
 
 def _as_device(value: Any) -> torch.device | None:
-    if value is None or isinstance(value, torch.device):
-        return value
-    return torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    if value is None:
+        return None
+    if not isinstance(value, torch.device):
+        value = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
+    if value.type == "cuda" and value.index:
+        raise PredictionError(
+            f"a prediction is of one device, cuda:0, and got {value}; predict the code of each device on its own"
+        )
+    return value
 
 
 _ENABLED: Mapping[str, Callable[[], bool]] = {

@@ -10,17 +10,20 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from ppdm_bench.predictor.fake_storage import PredictionError
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.predictor.trace import Trace
 
 NAME = "predicted CUDA device"
 _UNTOLD_CAPACITY = 80 * GIB  # what code is told of a card of which nothing is known
 
+_COUNTED = ("allocated", "active", "reserved", "requested")
 _NOTHING = (
     "synchronize",
     "empty_cache",
     "set_device",
     "init",
+    "_lazy_init",
     "ipc_collect",
     "manual_seed",
     "manual_seed_all",
@@ -43,6 +46,15 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
         yield mock.patch.object(torch.cuda, name, stand_in)
     for name, stand_in in _ACCELERATOR.items():
         yield mock.patch.object(torch.accelerator, name, stand_in)
+    for name in ("_record_memory_history", "_dump_snapshot"):
+        yield mock.patch.object(torch.cuda.memory, name, _nothing)
+    for name in ("range_push", "range_pop", "mark"):
+        yield mock.patch.object(torch.cuda.nvtx, name, _nothing)
+    for name in ("CUDAGraph", "graph", "make_graphed_callables", "CUDAPluggableAllocator", "MemPool"):
+        if hasattr(torch.cuda, name):
+            yield mock.patch.object(torch.cuda, name, _refusal(name))
+    for name, dtype in _TYPES.items():
+        yield mock.patch.object(torch.cuda, name, _TensorType(name, (), {"dtype": dtype}))
     yield mock.patch.object(torch, "Generator", _Generator)
     yield mock.patch.object(Tensor, "record_stream", _nothing)
 
@@ -62,18 +74,18 @@ def _facts(target: Target) -> dict[str, Any]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
-        "get_device_name": lambda *_: NAME,
-        "get_device_capability": lambda *_: target.compute_capability,
-        "get_device_properties": lambda *_: properties,
-        "is_bf16_supported": lambda *_: major >= 8,
+        "get_device_name": lambda *_, **__: NAME,
+        "get_device_capability": lambda *_, **__: target.compute_capability,
+        "get_device_properties": lambda *_, **__: properties,
+        "is_bf16_supported": lambda *_, **__: major >= 8,
         "is_current_stream_capturing": lambda: False,
         "get_rng_state": _no_state,
         "get_rng_state_all": lambda: [_no_state()],
         "initial_seed": lambda: 0,
-        "current_stream": lambda *_: stream,
-        "default_stream": lambda *_: stream,
-        "stream": lambda *_: nullcontext(),
-        "device": lambda *_: nullcontext(),
+        "current_stream": lambda *_, **__: stream,
+        "default_stream": lambda *_, **__: stream,
+        "stream": lambda *_, **__: nullcontext(),
+        "device": lambda *_, **__: nullcontext(),
         "Stream": _Stream,
         "Event": _Event,
     }
@@ -84,20 +96,34 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
     timeline = trace.timeline
     since = Counter[str]()
 
-    def reset(*_: Any) -> None:
+    def reset(*_: Any, **__: Any) -> None:
         since["event"] = timeline.now
 
-    def live(*_: Any) -> int:
+    def live(*_: Any, **__: Any) -> int:
         return timeline.peak_between(timeline.now, None)
 
-    def most(*_: Any) -> int:
+    def most(*_: Any, **__: Any) -> int:
         return timeline.peak_between(since["event"], None)
 
-    def information(*_: Any) -> tuple[int, int]:
+    def information(*_: Any, **__: Any) -> tuple[int, int]:
         total = target.capacity or _UNTOLD_CAPACITY
         return max(total - target.context - live(), 0), total
 
+    def statistics(*_: Any, **__: Any) -> Counter[str]:
+        kinds = ("all", "large_pool", "small_pool")
+        bytes_now = {f"{what}_bytes.{kind}.current": live() for what in _COUNTED for kind in kinds}
+        bytes_most = {f"{what}_bytes.{kind}.peak": most() for what in _COUNTED for kind in kinds}
+        return Counter(bytes_now | bytes_most)  # what is not followed, such as retries, is 0
+
+    def summary(*_: Any, **__: Any) -> str:
+        return f"{NAME}: {live():,} bytes allocated, {most():,} at the most"
+
     return {
+        "memory_stats": statistics,
+        "memory_summary": summary,
+        "max_memory_cached": most,
+        "memory_cached": live,
+        "reset_max_memory_cached": reset,
         "memory_allocated": live,
         "max_memory_allocated": most,
         "memory_reserved": live,
@@ -112,7 +138,45 @@ def _nothing(*_: Any, **__: Any) -> None:
     return None
 
 
-def _no_state(*_: Any) -> Tensor:
+def _refusal(name: str) -> Callable[..., Any]:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PredictionError(
+            f"torch.cuda.{name} takes memory of its own that a prediction does not follow; run the code without it, "
+            "or measure it"
+        )
+
+    return refuse
+
+
+_TYPES = {
+    "FloatTensor": torch.float32,
+    "DoubleTensor": torch.float64,
+    "HalfTensor": torch.float16,
+    "BFloat16Tensor": torch.bfloat16,
+    "ByteTensor": torch.uint8,
+    "CharTensor": torch.int8,
+    "ShortTensor": torch.int16,
+    "IntTensor": torch.int32,
+    "LongTensor": torch.int64,
+    "BoolTensor": torch.bool,
+}
+
+
+class _TensorType(type):
+    """One of the old types of tensors on the device, such as ``torch.cuda.FloatTensor``."""
+
+    dtype: torch.dtype
+
+    def __call__(cls, *of: Any) -> Tensor:
+        if len(of) == 1 and isinstance(of[0], list | tuple) and not isinstance(of[0], torch.Size):
+            return torch.tensor(of[0], dtype=cls.dtype, device="cuda")
+        return torch.empty(*of, dtype=cls.dtype, device="cuda")
+
+    def __instancecheck__(cls, x: object) -> bool:
+        return isinstance(x, Tensor) and x.is_cuda and x.dtype is cls.dtype
+
+
+def _no_state(*_: Any, **__: Any) -> Tensor:
     return torch.zeros(16, dtype=torch.uint8, device="cpu")
 
 
@@ -122,7 +186,7 @@ _ACCELERATOR: dict[str, Callable[..., Any]] = {
     "device_count": lambda: 1,
     "current_device_index": lambda: 0,
     "synchronize": _nothing,
-    "current_stream": lambda *_: _Stream(),
+    "current_stream": lambda *_, **__: _Stream(),
 }
 
 

@@ -69,7 +69,7 @@ class Recall:
         if (suits := self._suits.get(op)) is None:
             suits = self._suits[op] = _suits(op)
         tensors: list[FakeTensor] = []
-        words: list[Any] = [op, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
+        words: list[Any] = [op, self._run, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
         if not suits or not self._read((args, kwargs), words, tensors):
             return self._run(op, args, kwargs)
         key = tuple(words)
@@ -116,7 +116,7 @@ class Recall:
 
     def _noted(self, out: Any, tensors: list[FakeTensor], words: list[Any], inputs: Any) -> _Result | None:
         """The note of a result, if what it makes is the same and the arguments are as they were."""
-        after: list[Any] = words[:3]
+        after: list[Any] = words[:4]
         if not self._read(inputs, after, []) or after != words:
             return None
         container = type(out) if isinstance(out, tuple | list) else None

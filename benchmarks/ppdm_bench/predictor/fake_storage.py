@@ -2,10 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.amp.grad_scaler import GradScaler
@@ -13,12 +15,11 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.constants import Constants, stand_in
+from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
+
+__all__ = ["Doubles", "PredictionError", "fake_patches", "run_as_cpu", "run_fake"]
 
 aten = torch.ops.aten
-
-
-class PredictionError(RuntimeError):
-    """The code does something that cannot be followed without its data."""
 
 
 class Doubles:
@@ -44,7 +45,13 @@ class Doubles:
         Raises:
             PredictionError: a tensor that is not on the CPU, or sparse.
         """
-        if x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+        dense = x.layout is torch.strided and x.untyped_storage().device.type == "cpu"
+        if not dense and torch.autograd.forward_ad._current_level >= 0:
+            raise PredictionError(
+                "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) made a tensor that a "
+                "prediction cannot follow; take reverse mode there, or measure this code"
+            )
+        if not dense:
             raise PredictionError(
                 f"a {x.layout} tensor on {x.device} was made before the prediction, which follows dense "
                 "tensors that were made on the CPU; make it in `build`, or move it there first"
@@ -84,7 +91,7 @@ class Doubles:
         for group in optimizer.param_groups:
             group["params"] = [self.converted(p) for p in group["params"]]
         for p in [p for p in optimizer.state if id(p) in self._converted]:
-            optimizer.state[self.converted(p)] = optimizer.state.pop(p)
+            optimizer.state[self._converted[id(p)]] = optimizer.state.pop(p)
 
     def bytes_of(self, x: Tensor) -> Tensor:
         """The double of x's storage."""
@@ -114,6 +121,29 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in tree_iter(out)):
         raise PredictionError(f"{op} gives a sparse tensor, whose size depends on data; use a dense one, or measure it")
     return _as_real_kernel(op, args, out)
+
+
+def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """As :func:`run_fake`, and what only the CPU's kernels do."""
+    out = run_fake(op, args, kwargs)
+    if op is aten.convolution.default and out.dim() == 5 and args[6]:
+        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
+        with x.fake_mode:
+            backend = torch._C._select_conv_backend(
+                x,
+                weight,
+                bias=bias,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                transposed=transposed,
+                output_padding=output_padding,
+                groups=groups,
+                bias_sizes=None,
+            )
+        if backend == torch._C._ConvBackend.SlowTranspose3d:  # type: ignore[attr-defined]
+            return _resized(x, out)
+    return out
 
 
 def _group_norm_backward(
@@ -160,14 +190,26 @@ _UNREDUCED = (
 )
 
 
+# Kernels that make their output like the input and resize it: its storage does not shrink (ATen/native/Im2Col.cpp,
+# Col2Im.cpp and those of CUDA; NaiveConvolutionTranspose3d.cpp).
+_OF_INPUT = (aten.im2col.default, aten.col2im.default)
+
+
 def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
     """Mend what a fake kernel gets wrong."""
     if op in _UNREDUCED and out.dim() == 0:
         return out.new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).resize_(())
+    if op in _OF_INPUT:
+        return _resized(args[0], out)
     return out
 
 
-def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
+def _resized(x: Tensor, out: Tensor) -> Tensor:
+    """A result that is made in the size of the input, and given its own thereafter."""
+    return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
+
+
+def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterator[Any]:
     """What fake tensors do otherwise than real ones where code can see it."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -181,13 +223,32 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
+    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)  # which copies storages, out of the mode's sight
+    # Code that copies the attributes of a tensor to another, as MONAI does, meets the mode among them.
+    yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
     real_list = Tensor.tolist
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
         return constants.array(x)
 
     def to_list(x: Tensor) -> Any:
-        return constants.read(x, real_list)
+        known = constants.knows(x) or not _is_integer(x)
+        return constants.read(x, real_list) if known else guard.mark(constants.read(x, real_list))
+
+    real_item, real_int = Tensor.item, Tensor.__int__
+
+    def to_item(x: Tensor) -> Any:
+        value = real_item(x)
+        return value if constants.knows(x) or not _is_integer(x) else guard.mark(value)
+
+    def to_int(x: Tensor) -> int:
+        if x.numel() == 1 and _is_integer(x) and not constants.knows(x):
+            raise refused("int()")
+        return real_int(x)
+
+    yield mock.patch.object(FakeTensor, "item", to_item)
+    yield mock.patch.object(FakeTensor, "__int__", to_int)
+    yield mock.patch.object(FakeTensor, "__index__", to_int)
 
     def real_to_list(x: Tensor) -> Any:
         double = doubles.known(x)
@@ -198,7 +259,39 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     yield mock.patch.object(FakeTensor, "tolist", to_list)
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
+    yield mock.patch.object(F, "one_hot", _one_hot)
+    yield mock.patch.object(Tensor, "as_subclass", _as_subclass)
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
+
+
+class _FakeSubclass(FakeTensor):
+    """A fake tensor whose results are of its own class, as those of real tensors of a class of the code's are."""
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return Tensor.__torch_function__.__func__(cls, function, types, args, kwargs)  # type: ignore[attr-defined]
+
+
+@cache
+def _fake_subclass(kind: type[Tensor]) -> type[Tensor]:
+    return kind if issubclass(kind, FakeTensor) else type(kind.__name__, (kind, _FakeSubclass), {})
+
+
+def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
+    """An alias of a class of the code's, such as a tensor with metadata: PyTorch makes one of plain tensors alone."""
+    with torch._C.DisableTorchFunctionSubclass():
+        alias: Tensor = aten.alias.default(x)
+    if kind is not Tensor and type(alias) is FakeTensor:
+        alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
+    return alias
+
+
+def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    """What PyTorch does with tensors that have data; for others it compares with every class, which takes more."""
+    classes = int(x.max()) + 1 if num_classes < 0 else num_classes
+    return x.new_zeros(*x.shape, classes).scatter_(-1, x.unsqueeze(-1), 1)
 
 
 @torch.no_grad()
@@ -211,6 +304,8 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
         gradient = None if p.grad is None else convert(p.grad)
         if doubles.lacks(p):
             module._parameters[name] = p = doubles.convert(p, converted)
+        elif not torch._has_compatible_shallow_copy_type(p, converted):  # from the meta device
+            module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
         else:
             p.grad, p.data = None, converted
         p.grad = gradient
@@ -222,13 +317,17 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
 
 
 @torch.no_grad()
-def _deepcopy(x: FakeTensor, memo: dict[int, Any]) -> Tensor:
-    """A fake tensor's copy is one clone, as a real one's is; its attributes hold the mode, which must not be copied."""
+def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
+    """A tensor's copy is one clone; the attributes of a fake one hold the mode, which must not be copied."""
     if id(x) not in memo:
         copied = x.clone()
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
     result: Tensor = memo[id(x)]
     return result.requires_grad_(x.requires_grad)
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
 
 
 def _format(x: FakeTensor, spec: str) -> str:

@@ -29,6 +29,7 @@ from torch._subclasses.fake_tensor import (
 from ppdm_bench.predictor.allocator import CachingAllocator
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.fake_storage import PredictionError
+from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.target import Target
@@ -89,8 +90,9 @@ def predict_peak(
 
     Modules, tensors and optimizers that ``build`` and ``step`` close over may be real, on the CPU; they are counted and
     left as they were. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda`` runs as it is, and is
-    told that there is a device. A value that depends on data is not known: ``.item()`` gives 1 (False for booleans)
-    unless it is a constant's, ``.numpy()`` zeros, and gradients are finite.
+    told that there is a device. Constants, what is worked out of them, and real tensors keep their values; small random
+    draws are drawn. Other values are not known: ``.item()`` gives 1 (False for booleans), ``.numpy()`` zeros, and
+    everything is finite. A size that would be made of such a value is refused.
 
     Not known are what cuDNN and oneDNN keep for a recurrent layer, and a control flow that follows data (L-BFGS).
 
@@ -118,6 +120,8 @@ def predict_peak(
         trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
+        for patch in file_patches(trace):
+            stack.enter_context(patch)
         try:
             _follow(trace, build, step, iterations)
         except _NEEDS_DATA as error:
@@ -125,6 +129,15 @@ def predict_peak(
                 f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
                 "give a fixed size in its place, or measure it"
             ) from error
+        except PredictionError:
+            raise
+        except BaseException as error:
+            if trace.constants and trace.constants.told:
+                error.add_note(
+                    "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
+                    "booleans False, arrays zeros. Code that checks them may fail for that alone."
+                )
+            raise
     return _peak(trace.timeline, on_cuda)
 
 

@@ -5,6 +5,8 @@ fake ones: a gradient, a converted parameter, a buffer assigned anew, the state 
 """
 
 import gc
+import random
+import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from types import BuiltinFunctionType, CellType, FunctionType, GetSetDescriptorType, ModuleType
@@ -13,19 +15,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 _BUILTIN = {dict, list, tuple, set, frozenset, type, property, classmethod, staticmethod}
 _BUILTIN |= {FunctionType, BuiltinFunctionType, CellType, GetSetDescriptorType, ModuleType}
 
+Owner = nn.Module | Optimizer | LRScheduler | GradScaler
+_OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
+
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Put back, at the end, what every module, optimizer and leaf tensor that exists now holds."""
-    generator = torch.get_rng_state()
+    """Put back, at the end, what every module, optimizer, schedule and leaf tensor that exists now holds."""
+    numpy: Any = sys.modules.get("numpy")  # without it, nobody draws from it
+    generators = torch.get_rng_state(), numpy and numpy.random.get_state(), random.getstate()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
+    training = [
+        (owner, owner.training) for owner in owners if isinstance(owner, nn.Module) and "training" in vars(owner)
+    ]
     del leaves, owners
     try:
         yield
@@ -33,18 +44,23 @@ def preserved() -> Iterator[None]:
         for mapping, before in held:
             mapping.clear()
             mapping.update(before)
+        for module, mode in training:
+            module.training = mode
         for leaf in _alive()[0]:
             if isinstance(leaf.grad, FakeTensor):
                 leaf.grad = None
         for leaf, gradient in gradients:
             leaf.grad = gradient
-        torch.set_rng_state(generator)
+        torch.set_rng_state(generators[0])
+        if numpy:
+            numpy.random.set_state(generators[1])
+        random.setstate(generators[2])
 
 
-def _alive() -> tuple[list[Tensor], list[nn.Module | Optimizer]]:
-    """Every real leaf tensor, and every module and optimizer; there is no other register of them."""
+def _alive() -> tuple[list[Tensor], list[Owner]]:
+    """Every real leaf tensor, and every owner of tensors and rates; there is no other register of them."""
     leaves: list[Tensor] = []
-    owners: list[nn.Module | Optimizer] = []
+    owners: list[Owner] = []
     for x in gc.get_objects():
         kind = type(x)
         if kind in _BUILTIN:  # nearly all
@@ -52,16 +68,18 @@ def _alive() -> tuple[list[Tensor], list[nn.Module | Optimizer]]:
         if kind is Tensor or kind is nn.Parameter:
             if x.is_leaf:
                 leaves.append(x)
-        elif issubclass(kind, (nn.Module, Optimizer)):
+        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # which holds real ones alone
             owners.append(x)
     return leaves, owners
 
 
-def _mappings(owner: nn.Module | Optimizer) -> Iterator[MutableMapping[Any, Any]]:
+def _mappings(owner: Owner) -> Iterator[MutableMapping[Any, Any]]:
     """The dictionaries in which it holds tensors, and the numbers beside them."""
     if isinstance(owner, nn.Module):
         for name in vars(owner).keys() & {"_parameters", "_buffers"}:
             yield vars(owner)[name]
+    elif not isinstance(owner, Optimizer):
+        yield vars(owner)
     elif "param_groups" in vars(owner):
         yield owner.state
         yield from owner.param_groups

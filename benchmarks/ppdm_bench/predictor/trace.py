@@ -27,9 +27,10 @@ from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
 from ppdm_bench.predictor.fake_op_cache import Recall
-from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_fake
+from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.modules import Modules, Site
+from ppdm_bench.predictor.sizes import Guard
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
 
@@ -56,8 +57,11 @@ def tracing(
             register_optimizer_step_post_hook(trace.after_optimizer),
         ):
             trace.undo.callback(hook.remove)
-        for patch in fake_patches(trace.doubles, trace.constants) if trace.doubles and trace.constants else ():
-            trace.undo.enter_context(patch)
+        if trace.doubles and trace.constants:
+            guard = Guard()
+            for patch in fake_patches(trace.doubles, trace.constants, guard):
+                trace.undo.enter_context(patch)
+            trace.undo.callback(guard.leave)
         trace.undo.callback(trace.stop)
         with trace:
             yield trace
@@ -89,7 +93,7 @@ class Trace(TorchDispatchMode):
         self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
         self.doubles = Doubles(fake) if fake else None
         self.constants = Constants(fake) if fake else None
-        self._fake_run = Recall(fake, run_fake) if fake else None
+        self._fake_run = Recall(fake, run_fake if target else run_as_cpu) if fake else None
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
         self._deaths: dict[int, weakref.finalize] = {}
@@ -112,7 +116,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs or {})
         if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
             return args[0].fake_device  # PyTorch asks for it with every operator
         if self.inside or op is torch.ops.prim.device.default:
@@ -121,7 +125,8 @@ class Trace(TorchDispatchMode):
             return NotImplemented  # it holds other tensors, and does with them what is seen then
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # such operators arrive whole in inference mode, and their parts would go unseen
-                return op.decompose(*args, **kwargs)
+                # The kernel, and not what `decompose` may take: PyTorch has others, for compilers, in Python.
+                return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
@@ -129,9 +134,12 @@ class Trace(TorchDispatchMode):
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
+        place = self._placed
+        if self.doubles and (device := kwargs.get("device")) is not None and device.type == "cuda":
+            # A function of PyTorch's own in Python asked for the device of its input.
+            kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
-
-        place = self._placed or self._meet(seen)
+        place = place or self._meet(seen)
         kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
         results = list(_tensors(out))
         for x in results:
@@ -150,7 +158,7 @@ class Trace(TorchDispatchMode):
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self._below():
+        with self.below():
             if not (self.constants and self._fake_run):
                 return op(*args, **kwargs)
             out = self.constants.run(op, args, kwargs, seen, self._fake_run)
@@ -158,7 +166,8 @@ class Trace(TorchDispatchMode):
             return out if layout is None else _laid_out(out, layout)
 
     @contextmanager
-    def _below(self) -> Iterator[None]:
+    def below(self) -> Iterator[None]:
+        """PyTorch, and no code of the user's, is at work."""
         before, self.inside = self.inside, True
         try:
             yield
@@ -194,7 +203,7 @@ class Trace(TorchDispatchMode):
         double = x
         place: Place = "target"
         if self.doubles and self.doubles.lacks(x):
-            with self._below():
+            with self.below():
                 double = self.doubles.of(x)
             if self.constants:
                 self.constants.meet(double, x)
@@ -219,6 +228,8 @@ class Trace(TorchDispatchMode):
                 return
             self._forget(address)  # it was resized, where it lies
             place = block.place
+        elif size and _is_on_meta(x):
+            return
         if size:
             number = self._numbers[address] = self.timeline.born(size, kind, name, place)
             block = self.timeline.blocks[number]
@@ -274,10 +285,20 @@ class Trace(TorchDispatchMode):
         if self.place(x) != place and (number := self._number(x)) is not None:
             self._settle(number, "host")
             self._forget(self.doubles.bytes_of(x).untyped_storage()._cdata)
-        with self._below():
+        with self.below():
             double = self.doubles.of(x)
         self._follow(double, "params", "made before", place)
         self._enter(x)  # for its gradient
+
+    def loaded(self, x: Tensor, place: Place | None) -> None:
+        """Say that a real tensor was read from a file, to a place; none if the code did not say where to."""
+        if self.doubles is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+            return
+        if place is not None and self.target:
+            with self.below():
+                double = self.doubles.of(x)
+            self._follow(double, "inputs", "made before", place)
+        self._enter(x)
 
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
@@ -318,7 +339,7 @@ class Trace(TorchDispatchMode):
         if self._mark_gradient in hooks.values():
             return
         if x.grad is not None and self.doubles and self.doubles.lacks(x.grad):
-            with self._below():
+            with self.below():
                 x.grad = self.doubles.adopt(x.grad)  # so that it dies when the code lets it go
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
@@ -387,3 +408,8 @@ def _is_composite(op: Any) -> bool:
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
     """The storage of a strided tensor; sparse and other layouts have none of their own."""
     return x.untyped_storage() if x.layout is torch.strided else None
+
+
+def _is_on_meta(x: Tensor) -> bool:
+    """Whether a tensor has no bytes, by the will of the code."""
+    return (x.fake_device if isinstance(x, FakeTensor) else x.device).type == "meta"

@@ -1,0 +1,153 @@
+"""Tensors that code reads from files, with ``torch.load`` or safetensors: read in earnest, and counted from then on.
+
+They are real tensors on the CPU until they are let go, wherever the code asks for them: their doubles are what lies on
+the device.
+"""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
+from typing import Any, Self
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ppdm_bench.predictor.timeline import Place
+from ppdm_bench.predictor.trace import Trace
+
+
+def file_patches(trace: Trace) -> Iterator[Any]:
+    """Patches of what reads files."""
+
+    def loads(load: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(load)
+        def read(file: Any, map_location: Any, *args: Any, **kwargs: Any) -> Any:
+            if _types(map_location) == {"meta"}:
+                return load(file, map_location, *args, **kwargs)
+            with _in_earnest(trace):
+                loaded = load(file, "cpu", *args, **kwargs)
+            return _follow(trace, loaded, _types(map_location))
+
+        return read
+
+    made = torch.asarray
+
+    def asarray(x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(x, torch.UntypedStorage):
+            return made(x, *args, **kwargs)
+        with _in_earnest(trace):  # of what safetensors reads, by a name that code took before
+            return made(x, *args, **kwargs)
+
+    yield mock.patch.object(torch, "asarray", asarray)
+    for name in ("_load", "_legacy_load"):
+        yield mock.patch.object(torch.serialization, name, loads(getattr(torch.serialization, name)))
+    with suppress(ImportError):
+        files = importlib.import_module("safetensors.torch")
+
+        class SafeFile(_SafeFile):
+            followed, original = trace, files.safe_open
+
+        view = files._view2torch
+
+        def views(*args: Any, **kwargs: Any) -> Any:
+            with _in_earnest(trace):
+                loaded = view(*args, **kwargs)
+            return _follow(trace, loaded, {"cpu"})
+
+        yield mock.patch.object(files, "_view2torch", views)
+        # Wherever it is known by its name: it writes to addresses on the device, which would end the interpreter.
+        for module in list(sys.modules.values()):
+            if getattr(module, "__dict__", {}).get("safe_open") is SafeFile.original:
+                yield mock.patch.object(module, "safe_open", SafeFile)
+
+
+class _SafeFile:
+    """``safetensors.safe_open``, whose own makes tensors out of the modes' sight.
+
+    Attributes:
+        followed: the trace.
+        original: what it stands in for.
+    """
+
+    followed: Trace
+    original: Callable[..., Any]
+
+    def __init__(self, filename: Any, framework: str = "pt", device: Any = "cpu", **kwargs: Any) -> None:
+        self._types = _types(device if not isinstance(device, int) else "cuda")
+        self._file = type(self).original(filename, framework=framework, device="cpu", **kwargs)
+
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._followed(getattr(self._file, name))
+
+    def _followed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with _in_earnest(self.followed):
+                loaded = method(*args, **kwargs)
+            if type(loaded).__name__ == "PySafeSlice":
+                return _Slice(loaded, self._followed(loaded.__getitem__))
+            return _follow(self.followed, loaded, self._types)
+
+        return call
+
+
+class _Slice:
+    """A tensor of a file that is read in parts."""
+
+    def __init__(self, part: Any, read: Callable[..., Any]) -> None:
+        self.get_shape, self.get_dtype = part.get_shape, part.get_dtype
+        self._read = read
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._read(index)
+
+
+@contextmanager
+def _in_earnest(trace: Trace) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(trace.below())
+        stack.enter_context(_disable_current_modes())
+        yield
+
+
+def _types(location: Any) -> set[str]:
+    """The types of device that a location names; none if it names none."""
+    if isinstance(location, Mapping):
+        return set().union(*(_types(each) for each in location.values()))
+    return {torch.device(location).type} if isinstance(location, str | torch.device) else set()
+
+
+def _follow(trace: Trace, loaded: Any, types: set[str]) -> Any:
+    place: Place | None = "target" if "cuda" in types else "host" if types else None
+    for x in _tensors(loaded, set()):
+        trace.loaded(x, place)
+    return loaded
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """The tensors of what was read."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.state_dict(keep_vars=True).values()
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each, seen)
+    elif isinstance(value, list | tuple | set):
+        for each in value:
+            yield from _tensors(each, seen)
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        yield from _tensors(vars(value), seen)
