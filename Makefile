@@ -45,11 +45,12 @@ gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTE
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-lint: $(READY)  ## Style, types, import direction
+lint: $(READY)  ## Style, types, import direction, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.:baselines:benchmarks $(BIN)/lint-imports
+	$(BIN)/python benchmarks/harness/licences.py --check
 
 docs: $(READY)  ## The documentation as a site, build/site/index.html; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
