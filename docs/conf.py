@@ -125,6 +125,6 @@ def readable(*event: Any) -> tuple[str, str | None] | None:
 
 
 def sentences(_: Sphinx, what: str, *event: Any) -> None:
-    """Keep napoleon from reading the first sentence of a property up to its colon as a type, by a space that vanishes."""
+    """Keep napoleon from reading a property's first sentence, up to its colon, as a type: by a space that vanishes."""
     if what == "property":
         event[-1].insert(0, "\\ ")

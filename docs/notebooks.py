@@ -1,7 +1,7 @@
 """Notebooks as pages: a notebook is carried out when its page is read, and becomes Markdown with what its cells gave.
 
-The notebooks are plain Python without outputs, so a child process and this file do what Jupyter would, without the forty
-packages of it. A cell that fails ends the build.
+The notebooks are plain Python without outputs, so a child process and this file do what Jupyter would, without its
+forty packages. A cell that fails ends the build.
 """
 
 import json

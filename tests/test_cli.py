@@ -261,7 +261,6 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--timeout", "0"], "'--timeout'"),
         (["--res", "16", "--timeout", "inf"], "'--timeout'"),
         (["--res", "16", "--resolution", "3"], "--resolution"),
-        (["--res"], "--res"),
     ],
 )
 def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, words, sentence):
