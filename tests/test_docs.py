@@ -312,6 +312,7 @@ def workplace(tmp_path, monkeypatch):
     sys.modules.pop("my_methods", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_cheap_commands_are_carried_out_one_after_the_other():
     for line, smaller in CARRIED_OUT.items():
@@ -346,6 +347,7 @@ def notebook_of(*code: str) -> dict[str, object]:
     return {"cells": [{"cell_type": "code", "source": [text]} for text in code]}
 
 
+@pytest.mark.slow
 def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     notebooks = import_module("notebooks")

@@ -51,6 +51,7 @@ def test_completion_is_installed_for_the_command(tmp_path, monkeypatch):
     assert BOUND["zsh"] in (tmp_path / ".zfunc" / "_ppdm-bench").read_text()
 
 
+@pytest.mark.slow
 def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
     command = [sys.executable, "-m", "ppdm_bench", "--show-completion", "bash"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)

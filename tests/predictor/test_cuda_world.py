@@ -46,6 +46,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_name_the_device_is_the_same(way: str) -> None:
     silent = train(mlp, lambda: torch.randn(9, 50))

@@ -58,6 +58,7 @@ def assert_same(build: Callable[[], Any], step: Callable[[Any], Any], iterations
     assert predicted.peak_allocated == measured.peak_allocated > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "checkpointing"),
     [(name, "fp32", "none") for name in SMALL]
