@@ -134,6 +134,7 @@ def assert_predicted(method: Method, phase: str) -> None:
     assert predicted.peak_allocated == measured.peak_allocated > 0
 
 
+@pytest.mark.slow
 @EVERY_PHASE
 def test_every_phase_is_predicted_to_the_byte(method: Method, phase: str) -> None:
     assert_predicted(method, phase)

@@ -66,6 +66,7 @@ def test_the_forward_pass_takes_the_size_of_input_weight_and_output(dtype: torch
     assert (copies.size, copies.basis, copies.kind) == (requested(X + W + Y, dtype.itemsize), "proven", "workspace")
 
 
+@pytest.mark.slow
 def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_is_assumed() -> None:
     found = peak(AMPERE, backward=True, dtype=torch.float32)
     forward, of_input, of_weight = buffers(found, CHANNELS_LAST_COPIES)

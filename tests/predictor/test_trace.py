@@ -266,6 +266,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators(name: str) -> None:
     assert_same(lambda: None, lambda _: OPERATORS[name]().sum().backward())
