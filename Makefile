@@ -8,10 +8,10 @@ RECORDS ?= results
 BENCH  ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup memory quality ablations figures claims test lint docs bench wheel clean gpu
+.PHONY: help setup memory quality ablations figures claims test test-fast lint docs bench wheel clean gpu
 
 help:           ## List the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 # The stamp is written last: an interrupted set-up is done again.
 $(READY): pyproject.toml constraints.txt
@@ -45,11 +45,15 @@ gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTE
 test: $(READY)  ## Run the tests
 	$(BIN)/python -m pytest -n auto
 
-lint: $(READY)  ## Style, types, import direction
+test-fast: $(READY) ## The quick tests, of every package: what to run while working
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+lint: $(READY)  ## Style, types, import direction, licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=.:baselines:benchmarks $(BIN)/lint-imports
+	$(BIN)/python benchmarks/harness/licences.py --check
 
 docs: $(READY)  ## The documentation as a site, build/site/index.html; warnings are errors
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site

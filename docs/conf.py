@@ -7,9 +7,11 @@ from typing import Any
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks", "docs")]
 
-from ppdm import __version__  # noqa: E402  # found by the line above
+import notebooks  # noqa: E402  # found by the line above
+
+from ppdm import __version__  # noqa: E402
 
 project = "ppdm"
 author = "The maintainers of ppdm"
@@ -29,9 +31,11 @@ TABLES = {
 }
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 root_doc = "docs/index"
 include_patterns = [
     "docs/**",
+    "examples/*",
     "baselines/README.md",
     "benchmarks/README.md",
     "benchmarks/ppdm_bench/predictor/README.md",
@@ -46,6 +50,7 @@ include_patterns = [
     *(f"{name}.md" for name in TABLES),
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
 ]
 
 # Headings are linked to as on GitHub; a heading of README.md that a page includes begins at its own level there.
@@ -105,7 +110,9 @@ html_css_files = ["site.css"]
 def setup(app: Sphinx) -> None:
     """What the source leaves to the site: headings of tables, and defaults that have no source."""
     app.connect("source-read", headed)
+    app.connect("source-read", notebooks.read)
     app.connect("autodoc-process-signature", readable)
+    app.connect("autodoc-process-docstring", sentences, priority=400)  # before napoleon
 
 
 def headed(_: Sphinx, name: str, source: list[str]) -> None:
@@ -118,3 +125,9 @@ def readable(*event: Any) -> tuple[str, str | None] | None:
     """Write a default that is made anew for each instance as ``...``: as Python prints it, it is no expression."""
     *_, signature, returned = event
     return (signature.replace("<factory>", "..."), returned) if signature else None
+
+
+def sentences(_: Sphinx, what: str, *event: Any) -> None:
+    """Keep napoleon from reading a property's first sentence, up to its colon, as a type: by a space that vanishes."""
+    if what == "property":
+        event[-1].insert(0, "\\ ")

@@ -179,6 +179,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     code, out, err = run(*PAIR, "--memory-res", 24, "--json")
     assert code == 0, err
@@ -222,6 +223,7 @@ def same_pace(monkeypatch):
     monkeypatch.setattr(pace, "_step", lambda *_: 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
 def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pace, monkeypatch):
     timed = ("--minutes", "0.02")  # 2 steps, equal time and equal steps alike
@@ -304,6 +306,7 @@ def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
     assert [r.variant for r in records if r.metric == "train_steps"] == ["default"]
 
 
+@pytest.mark.slow
 def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
     found = next(peaks(cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
     peak = next(record for record in found if record.metric == "peak_allocated")

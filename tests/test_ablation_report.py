@@ -104,6 +104,7 @@ def test_files_are_the_same_every_time_and_read_back(tmp_path):
     assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects a task, 1 seed."
 
 
+@pytest.mark.slow
 def test_small_multiples(tmp_path):
     figure = ablation_figure(everything())
     titles = [axes.get_title() for axes in figure.axes[:3]]
@@ -118,6 +119,7 @@ def test_small_multiples(tmp_path):
     assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "ablation"))
 
 
+@pytest.mark.slow
 def test_varied_cells_are_a_column():
     records = everything(tasks=("mri",))
     varied = [
@@ -129,6 +131,7 @@ def test_varied_cells_are_a_column():
     assert figure.axes[3].get_title() == "varied"
 
 
+@pytest.mark.slow
 def test_puzzle_or_bridge(tmp_path):
     figure = space_figure(everything())
     assert [axes.get_title().split("\n")[0] for axes in figure.axes[:4]] == ["mri", "mri", "pet", "pet"]

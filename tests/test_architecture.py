@@ -89,6 +89,7 @@ def test_public_names(module, names):
         _ = package.nothing_of_that_name
 
 
+@pytest.mark.slow
 def test_the_public_names_do_what_they_promise():
     code = """
 import torch, ppdm

@@ -32,6 +32,7 @@ def test_only_the_chosen_axis_is_flipped_half_of_the_time(axes, dim):
     assert 70 < sum(turned) < 130
 
 
+@pytest.mark.slow
 def test_augmentation_is_of_the_step_and_changes_the_weights():
     pairs = [pair(i) for i in range(2)]
     networks = [fit(TINY, pairs, steps=4, augment=flip) for flip in (Flip(), Flip(), Flip("h"), None)]

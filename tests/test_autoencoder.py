@@ -99,6 +99,7 @@ def test_half_precision_is_the_networks() -> None:
     assert not torch.equal(net.encode(x), made().encode(x))
 
 
+@pytest.mark.slow
 def test_it_is_monais_autoencoder() -> None:
     """As many parameters as that of Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py."""
     nets = pytest.importorskip("monai.networks.nets")

@@ -48,6 +48,7 @@ def test_patchddm_and_madm_have_the_parameters_that_their_repositories_build() -
     assert parameter_count(slice25d.AUTHORS.build) == 3 * (110_271_385 - 371_008)
 
 
+@pytest.mark.slow
 def test_latent_diffusion_has_the_networks_that_monais_tutorial_builds() -> None:
     """Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py; it is not conditional."""
     nets = pytest.importorskip("monai.networks.nets")
@@ -81,6 +82,7 @@ class Oracle(nn.Module):
         return target_of(self.method.target, kernel, self.x0, x_t, self.y, t, noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stochastic", [True, False], ids=["DDPM", "DDIM"])
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("target", ["noise", "x0"])

@@ -70,6 +70,7 @@ def test_the_seed_fixes_the_loss_and_the_sample(method: Method) -> None:
     assert torch.equal(first, again)
 
 
+@pytest.mark.slow
 @EVERY
 def test_a_subject_is_predicted_as_if_it_were_alone(method: Method) -> None:
     net, channels = method.part(network(method), DIFFUSION), method.representation.channels(1)
@@ -106,6 +107,7 @@ def psnr(result: Tensor, target: np.ndarray) -> float:
 LEARNING_STEPS = {"ddpm3d": 300, "patch": 1000, "latent": 400}
 
 
+@pytest.mark.slow
 @EVERY
 def test_one_volume_is_learned_to_15_db(method: Method) -> None:
     """Its mean value would have 10 dB, the source has 3."""
@@ -132,6 +134,7 @@ def assert_predicted(method: Method, phase: str) -> None:
     assert predicted.peak_allocated == measured.peak_allocated > 0
 
 
+@pytest.mark.slow
 @EVERY_PHASE
 def test_every_phase_is_predicted_to_the_byte(method: Method, phase: str) -> None:
     assert_predicted(method, phase)

@@ -51,6 +51,7 @@ class Constants(nn.Module):
 # --- where blocks lie and what they weigh
 
 
+@pytest.mark.slow
 @given(SHAPES, SHAPES, OVERLAPS)
 @settings(max_examples=40, deadline=None)
 def test_blocks_cover_everything_with_positive_weights_that_add_up_to_one(
@@ -240,6 +241,7 @@ def test_blocks_are_left_out_of_descriptions_where_there_are_none() -> None:
 # --- memory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch"])
 def test_what_the_device_holds_does_not_grow_with_the_volume(name: str) -> None:
     method = tiny(METHODS[name]).in_blocks(16)

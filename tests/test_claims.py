@@ -72,6 +72,7 @@ def grids(before, after):
         yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric="seam_index_r2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "supporting", "refuting"),
     [

@@ -49,6 +49,7 @@ def predicted(tmp_path_factory):
     return code, [Record(**row) for row in json.loads(out)], err, folder / "out"
 
 
+@pytest.mark.slow
 def test_all_methods_and_their_factors(predicted):
     code, records, _, _ = predicted
     assert code == 0
@@ -57,11 +58,13 @@ def test_all_methods_and_their_factors(predicted):
     assert [variant for method, variant in rows if method == "ppdm"] == ["r=2", "r=1x2x2"]
 
 
+@pytest.mark.slow
 def test_size_and_spacing_are_those_of_the_scan(predicted):
     _, records, _, _ = predicted
     assert {(record.shape, record.spacing) for record in records} == {((17, 18, 15), (1.0, 2.0, 3.0))}
 
 
+@pytest.mark.slow
 def test_every_other_option_is_in_the_records(predicted):
     _, records, _, _ = predicted
     assert {(r.phase, r.batch_size, r.kind, r.device) for r in records} == {("sample", 2, "predicted", "cuda")}
@@ -69,12 +72,14 @@ def test_every_other_option_is_in_the_records(predicted):
     assert {r.env["capacity"] for r in records} == {24 * GIB}
 
 
+@pytest.mark.slow
 def test_the_records_that_are_printed_are_those_on_disk(predicted):
     _, records, err, folder = predicted
     assert RecordFile(folder / "records.jsonl").read() == records
     assert f"written: {folder / 'records.jsonl'}" in err
 
 
+@pytest.mark.slow
 def test_what_is_named_as_written_is_there(predicted):
     _, _, err, folder = predicted
     named = {Path(name).name for name in err.strip().removeprefix("written: ").split(", ")}
@@ -82,6 +87,7 @@ def test_what_is_named_as_written_is_there(predicted):
     assert "sample_fits" in (folder / "memory.csv").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_adds_nothing_and_prints_a_table():
     for _ in range(2):
         code, out, err = run(*TINY, "--res", 16, "--device", "predict")
@@ -93,6 +99,7 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
     assert {record.shape for record in records} == {(16, 16, 16)}
 
 
+@pytest.mark.slow
 def test_settings_multiply():
     more = ("--precision", "bf16,fp32", "--checkpointing", "none,block")
     code, out, _ = run(*TINY, "--shape", "8,9,10", "--device", "predict", *more, "--json")
@@ -107,6 +114,7 @@ def test_settings_multiply():
     assert {tuple(row["shape"]) for row in peaks} == {(8, 9, 10)}
 
 
+@pytest.mark.slow
 def test_any_field_of_the_design_space_is_a_row():
     more = ("--set", "network.multipliers=[1,2]", "--vary", "network.checkpointing=block", "--vary", "kernel=i2sb")
     words = (*TINY, "--method", "patch", "--res", 8, "--device", "predict", "--phase", "train", *more)
@@ -133,6 +141,7 @@ def test_a_field_that_there_is_not_is_bad_usage(command):
     assert not Path("made").exists()
 
 
+@pytest.mark.slow
 def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
     """Real children, a real limit: the second size runs out of memory, and the third is not tried."""
     words = (*TINY, "--res", "32,16,24", "--device", "cpu", "--budget", "3MB", "--no-gate", "--out", "o")
@@ -158,6 +167,7 @@ def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle()
     assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
 
 
+@pytest.mark.slow
 def test_on_the_cpu_a_child_measures_and_the_error_is_beside_it():
     code, out, _ = run(*TINY, "--res", 16, "--device", "cpu", "--budget", "1GB", "--out", "o")
     assert code == 0
@@ -208,6 +218,7 @@ def own(tmp_path):
     sys.modules.pop("own_methods", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
     words = ("memory", "--width", 8, "--phase", "sample", "--res", 16, "--factor", "2", "--device", "predict")
@@ -217,6 +228,7 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
     assert "a method that prints" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
     code, out, err = run(*TINY, "--method", "own_methods:FAILS", "--res", 16, "--device", "predict")
@@ -261,7 +273,6 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--timeout", "0"], "'--timeout'"),
         (["--res", "16", "--timeout", "inf"], "'--timeout'"),
         (["--res", "16", "--resolution", "3"], "--resolution"),
-        (["--res"], "--res"),
     ],
 )
 def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, words, sentence):
@@ -350,6 +361,7 @@ def wait_until(condition, seconds: float = 90) -> bool:
     return bool(condition())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
@@ -383,6 +395,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["memory", "--help"], ["memory", "--res", "0"], []])
 def test_help_version_and_bad_usage_need_no_pytorch(words):
     command = [sys.executable, "-c", WITHOUT_TORCH, *words]
@@ -414,6 +427,7 @@ print(json.dumps([commands, sorted({name.partition(".")[0] for name in sys.modul
 HEAVY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "skimage", "nibabel", "monai", "ppdm"}
 
 
+@pytest.mark.slow
 def test_the_command_line_and_the_help_of_every_command_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", EVERY_HELP], env=ENVIRONMENT, capture_output=True, text=True)
     commands, imported = json.loads(done.stdout)

@@ -34,6 +34,7 @@ def verdicts(old, new, **options):
     return [change.verdict for change in changes(old, new, **options)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("now", "verdict"), [(GIB, "unchanged"), (GIB + 512, "worse"), (GIB - 512, "better")])
 @pytest.mark.parametrize("how", [{"kind": "predicted"}, {"kind": "measured", "device": "cpu"}])
 def test_predictions_and_counted_memory_are_exact(now, verdict, how):

@@ -12,6 +12,8 @@ from ppdm.files import write_together
 from ppdm_bench.records import RecordFile, RecordWarning
 from ppdm_bench.report.files import replace_file
 
+pytestmark = pytest.mark.slow
+
 SIZES = (2, 3, 4, 5, 6)
 
 

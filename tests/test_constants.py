@@ -75,6 +75,7 @@ def test_what_cannot_be_fitted(spoil: Any, message: str) -> None:
         fit(spoil(measured_and_predicted()))
 
 
+@pytest.mark.slow
 def test_they_are_stored_and_used_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RecordFile(tmp_path / "records.jsonl").append(measured_and_predicted())
     stored = tmp_path / "constants.json"

@@ -16,6 +16,8 @@ from matplotlib.image import imread
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import read_volume
 
+pytestmark = pytest.mark.slow
+
 MAKE = ("data", "make", "mri-t1t2", "--shape", "6,8,7", "--spacing", "28", "--jobs", "1")
 
 

@@ -1,5 +1,7 @@
 """The documentation does what it says: links lead somewhere, code runs, commands exist, and the site is built."""
 
+import ast
+import json
 import re
 import shlex
 import subprocess
@@ -16,6 +18,7 @@ import typer
 from commands import run
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from sphinx.errors import ExtensionError
 from tiny_training import pair
 
 import ppdm
@@ -26,11 +29,20 @@ from ppdm_bench.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "baselines/*.md", "benchmarks/*.md", "results/*.md", "results/*/README.md")
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "baselines/*.md",
+        "benchmarks/*.md",
+        "examples/*.md",
+        "results/*.md",
+        "results/*/README.md",
+    )
     for path in ROOT.glob(pattern)
 )
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAKEFILE = (ROOT / "Makefile").read_text()
-TARGETS = re.findall(r"^([a-z]+):.*## ", MAKEFILE, re.MULTILINE)
+TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
 COMMAND = typer.main.get_command(app)
 # `ppdm-bench` as it is written, and as a node without an installation runs it.
 OURS = re.compile(r"(?:^|\s)(?:ppdm-bench|(?:python3?|torchrun(?: --[\w-]+ \S+)*) -m ppdm_bench)(?:\s+(.*))?$")
@@ -228,7 +240,7 @@ def test_every_line_for_a_shell_is_of_a_known_kind():
     for block, line in SHELL:
         reason = next((start for start in NOT_RUN if line.startswith(start)), None)
         used.add(reason)
-        if target := re.fullmatch(r"make ([a-z]+)(?: ([A-Z]+)=\S+)?", line):
+        if target := re.fullmatch(r"make ([a-z-]+)(?: ([A-Z]+)=\S+)?", line):
             assert target[1] in TARGETS, line
             assert not target[2] or f"$({target[2]})" in MAKEFILE, line
         elif module := re.match(r"python3? -m (ppdm_bench\.[\w.]+)", line):
@@ -276,7 +288,12 @@ def test_commands_and_targets_inside_of_the_text_exist():
 
 
 def test_the_makefile_has_at_most_fourteen_targets_and_help_lists_them():
-    assert len(TARGETS) <= 14
+    """Beside those there are kinds of one of them, such as `test-fast`."""
+    plain = [target for target in TARGETS if "-" not in target]
+    assert len(plain) <= 14
+    assert {target.partition("-")[0] for target in TARGETS} == set(plain)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\S+)", shown, re.MULTILINE) == TARGETS
     assert set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()) == set(TARGETS)
 
 
@@ -298,6 +315,7 @@ def workplace(tmp_path, monkeypatch):
     sys.modules.pop("my_methods", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
 def test_cheap_commands_are_carried_out_one_after_the_other():
     for line, smaller in CARRIED_OUT.items():
@@ -307,16 +325,60 @@ def test_cheap_commands_are_carried_out_one_after_the_other():
     assert Path("T2_translated.nii.gz").is_file()
 
 
+# --- notebooks, which the site carries out
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_holds_no_outputs_and_imports_what_is_public(path):
+    notebook = json.loads(path.read_text())
+    assert path.read_text() == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
+    assert path.stat().st_size < 20_000
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code))
+    imported = [
+        (node.module, one.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names
+    ]
+    imported += [(one.name, "") for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]
+    ours = [(module, name) for module, name in imported if module.startswith("ppdm_bench")]
+    assert all(module == "ppdm_bench" and name in ppdm_bench.__all__ for module, name in ours)
+    assert not any("._" in module or name.startswith("_") for module, name in imported)
+
+
+def notebook_of(*code: str) -> dict[str, object]:
+    return {"cells": [{"cell_type": "code", "source": [text]} for text in code]}
+
+
+@pytest.mark.slow
+def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    notebooks = import_module("notebooks")
+    drawn = "import matplotlib.pyplot as plt\nplt.plot([x, 2])\nplt.title('a line')\nplt.show()"
+    made = notebook_of("x = 1", "print(f'x is {x}')", drawn)
+    made["cells"].insert(0, {"cell_type": "markdown", "source": ["# Title\n", "text"]})
+    page = notebooks.carried_out(made)
+    assert page.startswith("# Title\ntext\n\n```python\nx = 1\n```\n\n```python\nprint")
+    assert "```none\nx is 1\n```" in page
+    assert "\n![a line](data:image/png;base64,iVBOR" in page
+    with pytest.raises(ExtensionError, match=r"code cell 2(.|\n)*ZeroDivisionError"):
+        notebooks.carried_out(notebook_of("x = 1", "x / 0"))
+    with pytest.raises(ExtensionError, match="no title"):
+        notebooks.carried_out(notebook_of("import matplotlib.pyplot as plt; plt.plot([1, 2])"))
+
+
 # --- the site
 
 
+@pytest.mark.slow
 def test_the_site_is_made_without_a_warning(tmp_path):
-    """Everything but writing HTML: pages are read, docstrings too, every reference is resolved."""
+    """Everything but writing HTML: pages are read, docstrings too, notebooks are run, every reference is resolved."""
     command = [sys.executable, "-m", "sphinx", "-b", "dummy", "-q", "-W", "--keep-going", "-c", "docs"]
     trees = tmp_path / "trees"
     done = subprocess.run(
-        [*command, "-d", str(trees), ".", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*command, "-d", str(trees), ".", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=900
     )
     assert (done.returncode, done.stderr) == (0, "")
     read = {path.relative_to(trees).with_suffix(".md") for path in trees.rglob("*.doctree")}
+    assert {path.relative_to(ROOT).with_suffix(".md") for path in NOTEBOOKS} <= read
     assert {path.relative_to(ROOT) for path in PAGES} - {Path("README.md")} <= read  # it is included in parts

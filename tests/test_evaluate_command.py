@@ -24,6 +24,8 @@ from ppdm_bench.report import dots, quality
 from ppdm_bench.report.series import gather, metric_name, names_of
 from ppdm_bench.report.snapshot import read_snapshot
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
 METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2"}

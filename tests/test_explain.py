@@ -63,6 +63,7 @@ def explained(request: pytest.FixtureRequest) -> tuple[Course, dict[str, float]]
     return course, {record.metric: record.value or 0 for record in records}
 
 
+@pytest.mark.slow
 def test_the_course_has_the_peak_and_the_parts_of_the_prediction(explained: tuple[Course, dict[str, float]]) -> None:
     course, values = explained
     assert course.peak_size == values["peak_allocated"]
@@ -101,6 +102,7 @@ def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
     assert any(holder.module.startswith("up.") for holder in course.holders)
 
 
+@pytest.mark.slow
 def test_weights_and_their_moments_have_the_name_of_the_parameter() -> None:
     _, course = explain(Plan([SMALL], ["train"], "predict", TARGET), Task(SMALL, "train", False))
     assert course is not None

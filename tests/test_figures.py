@@ -23,6 +23,8 @@ from ppdm_bench.report.registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
 from ppdm_bench.report.tabulation import Heading, Line, Table, escape_latex, to_csv, to_latex, to_markdown
 
+pytestmark = pytest.mark.slow
+
 OFF = Method.from_dict(PPDM.to_dict() | {"loss": {"p": 2, "gradient": 0.0, "mode": "off"}})
 
 

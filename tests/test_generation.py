@@ -25,6 +25,8 @@ from ppdm.data.phantom import Grid
 from ppdm.data.tasks import Subject, find_task, subject_name
 from ppdm.data.volume import read_volume
 
+pytestmark = pytest.mark.slow
+
 GRID = Grid((6, 8, 7), (28.0, 28.0, 28.0))
 RECIPE = find_task("mri-t1t2").recipe(GRID)
 

@@ -18,6 +18,8 @@ from ppdm_bench.pieces.listing import LARGEST, SIZES, Piece, listing
 from ppdm_bench.pieces.running import LIMIT, PIECES, Place, in_order, state
 from ppdm_bench.records import RecordFile
 
+pytestmark = pytest.mark.slow
+
 FIRST = next(iter(METHODS))
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 

@@ -46,6 +46,7 @@ CASES = {"training": 6, "command": 8, "report": 8, "checkpoint": 25, "translatio
 # The fixed set
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [TARGETS[name] for name in TARGETS if name != "figures"], ids=lambda t: t.name)
 def test_spoilt_input_ends_in_a_result_or_a_refusal_in_words(target):
     numbers = range(CASES.get(target.name, 60))
@@ -170,6 +171,7 @@ def test_an_array_of_picture_data_is_not_allocated_before_it_is_there(tmp_path, 
         read_snapshot(tmp_path / "snapshot.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("claimed", [BOMB + 128, 4096])
 def test_a_member_of_picture_data_is_not_expanded_beyond_what_may_be(tmp_path, claimed):
     header = io.BytesIO()

@@ -398,6 +398,7 @@ def test_a_deterministic_path_from_noise_ends_at_its_quantile(kernel: Kernel, z:
         assert 0.4 < fine / coarse < 0.6
 
 
+@pytest.mark.slow
 @each_kernel
 def test_stochastic_sampling_converges_to_the_distribution(kernel: Kernel) -> None:
     if kernel == Linear():  # no noise anywhere: its end is the mean

@@ -15,7 +15,10 @@ from ppdm_bench.options import asked_jobs
 from ppdm_bench.records import RecordFile
 
 # Submitit leaves its logs open, and does not wait for what it ends.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 LOCAL = {"cluster": "local"}
 MEMORY = ("memory", "--res", 16, "--width", 8, "--method", "ppdm", "--factor", "1,2", "--phase", "sample")

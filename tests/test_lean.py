@@ -7,6 +7,8 @@ from ppdm_bench.memory.workload import uncompiled, workload
 from ppdm_bench.predictor.peak import measure_peak, predict_peak
 from ppdm_bench.predictor.target import GIB, Target
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "factor", "edge", "limit"),

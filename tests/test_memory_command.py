@@ -24,6 +24,8 @@ from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.runner import Answer, run_child
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 SHAPE = (9, 16, 8)
 TINY = Configuration("ppdm", SHAPE, factor=2, width=8)

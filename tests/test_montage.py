@@ -96,6 +96,7 @@ def test_pictures_have_one_scale_whatever_the_spacing():
     np.testing.assert_allclose(scales, scales[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["single", "double"])
 @pytest.mark.parametrize("shape", [(9, 7, 5), (4, 4, 200), (200, 200, 4)])
 @pytest.mark.parametrize("rows", [1, 6])
@@ -232,6 +233,7 @@ def test_a_contact_sheet_has_a_colour_bar_where_one_window_counts_for_all():
 # Files and refusals
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     saved = []
     for name in ("a", "b"):

@@ -63,6 +63,7 @@ def torchao():
         return pytest.importorskip("torchao.optim")
 
 
+@pytest.mark.slow
 def test_moments_take_two_bytes_a_weight(torchao):
     training = trained(EIGHT)
     of = {name: p for name, p in training.network.named_parameters() if p.numel() >= 4096 and p.numel() % 256 == 0}
@@ -88,6 +89,7 @@ def test_it_learns_much_as_adamw_does(torchao):
     assert eight.optimiser.param_groups[0]["lr"] == torch.tensor(1e-3)
 
 
+@pytest.mark.slow
 def test_a_state_is_continued_bit_for_bit(torchao, tmp_path):
     options = {"steps": 5, "batch_size": 2, "seed": 3}
     asked = iter([False, False, True])
@@ -110,6 +112,7 @@ def test_a_state_of_the_other_optimiser_is_refused(torchao, names):
         one.restore({name: tensor for name, tensor in tensors.items() if name != lost}, 2)
 
 
+@pytest.mark.slow
 def test_its_state_is_predicted(torchao):
     held = {}
     for name in ("adamw", "adamw8bit"):
@@ -121,6 +124,7 @@ def test_its_state_is_predicted(torchao):
     assert held["adamw8bit"] < 0.6 * held["adamw"]
 
 
+@pytest.mark.slow
 def test_importing_it_says_nothing(torchao):
     code = "from ppdm import PPDM, fit; from ppdm.method import Optimisation; from ppdm.optimiser import optimiser_of"
     code += "; import torch; optimiser_of(Optimisation(optimiser='adamw8bit'), [torch.nn.Parameter(torch.ones(2))])"

@@ -17,6 +17,8 @@ from ppdm_bench import subjects
 from ppdm_bench.evaluation import pictures, results
 from ppdm_bench.records import RecordFile
 
+pytestmark = pytest.mark.slow
+
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "own_method.md"
 NAMES = ["HAAR_BRIDGE", "PUZZLED_PATCHES", "LATENT_BRIDGE"]
 OWN_VALUE = """

@@ -32,6 +32,8 @@ from ppdm.data.pet import (
 from ppdm.data.pet.blur import blur
 from ppdm.data.phantom import TISSUES, Anatomy, Grid, Lesion, make_head, make_torso
 
+pytestmark = pytest.mark.slow
+
 WATER = 0.096  # 1/cm at 511 keV
 SMALL = replace(HEAD, angles=60, subsets=6, psf_mm=0.0, filter_mm=0.0, margin_mm=0.0)
 

@@ -12,6 +12,8 @@ from ppdm.data.phantom import ANATOMIES, PRESETS, TISSUES, Anatomy, Grid, Phanto
 from ppdm.data.phantom.lattice import Lattice, box_weights, refine
 from ppdm.data.phantom.shapes import ellipsoid, redistance
 
+pytestmark = pytest.mark.slow
+
 HEAD_2MM = Grid((84, 112, 98), (2.0, 2.0, 2.0))
 HEAD_1MM = Grid((168, 224, 196), (1.0, 1.0, 1.0))
 

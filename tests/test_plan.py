@@ -19,6 +19,8 @@ from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.report import budget as report
 
+pytestmark = pytest.mark.slow
+
 
 def searched(verdict, limit=40, room=None, needs=lambda k: k, known=()):
     """Run a search on a made-up predictor; what was found and the cases that were looked at, in order."""

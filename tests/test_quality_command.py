@@ -15,6 +15,8 @@ from ppdm_bench.quality import QUICK
 from ppdm_bench.records import RecordFile
 from ppdm_bench.subjects import PhantomSubjects
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("quality", "--task", "mri-t1t2", "--width", "8", "--steps", "2", "--evaluations", "1", "--device", "cpu")
 MORE = ("--method", "ppdm", "--vary", "kernel.gamma=0.25", "--out", "out")
 

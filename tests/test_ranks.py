@@ -14,6 +14,8 @@ from tiny_training import manifest
 from ppdm.ranks import ALONE, Ranks, own_gpu
 from ppdm_bench.records import RecordFile
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PATH = os.pathsep.join([str(HERE), *filter(None, sys.path)])
 

@@ -148,6 +148,7 @@ def test_a_manifest_has_a_column_of_labels_which_is_checked(tmp_path):
     assert "labels.nii.gz: no voxel of the labels lies above 0" in fault
 
 
+@pytest.mark.slow
 def test_phantoms_of_pet_name_their_organs(tmp_path):
     recipe = find_task("pet-joint").recipe(Grid((12, 10, 10), (36.0, 36.0, 36.0)))
     (pair,) = make_set(recipe, 1, tmp_path / "set", jobs=1)

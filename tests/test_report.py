@@ -496,6 +496,7 @@ def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "memory.png").read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
     """seaborn imports pyplot; no figure of ours is one of its figures."""
     heavy = "{'torch', 'ppdm', 'ppdm_baselines'} & set(sys.modules)"

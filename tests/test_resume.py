@@ -28,6 +28,8 @@ from ppdm.state import read_state
 from ppdm.train import Interrupted, TrainingError, fit, train
 from ppdm.training_log import Log
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 PAIRS = [pair(i) for i in range(3)]
 OPTIONS = {"steps": 6, "batch_size": 2, "accumulate": 2, "augment": Flip(), "seed": 3}

@@ -16,6 +16,8 @@ import pytest
 from ppdm_bench import runner
 from ppdm_bench.runner import Answer, TimeIsUpError, run_child, time_limit
 
+pytestmark = pytest.mark.slow
+
 ANSWER = """
 import json, sys
 request = json.load(sys.stdin)

@@ -105,6 +105,7 @@ def sampling() -> None:
 SCRIPTS = [loader_and_timing, old_amp, decorated, default_device, sampling]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
 def test_a_script_runs_as_it_is(script: Callable[[], None]) -> None:
     peak = run(script)

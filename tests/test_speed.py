@@ -27,6 +27,8 @@ from ppdm_bench.timing.clock import FULL, LEAST, QUICK, Protocol, Stopwatch
 from ppdm_bench.timing.command import Plan, Task, carry_out
 from ppdm_bench.timing.results import collect, failures, present
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (8, 16, 8)
 TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
 OWN = METHODS["ppdm"].sampling.steps

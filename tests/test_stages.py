@@ -58,6 +58,7 @@ def ends_alike(folder, whole):
     assert rows(folder) == rows(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save_steps", [1, 2])
 @pytest.mark.parametrize("dies_after", [2, 3, 4, 5])  # of three steps in each stage
 def test_a_training_that_died_in_either_stage_ends_alike(tmp_path, whole, dies_after, save_steps):
@@ -66,6 +67,7 @@ def test_a_training_that_died_in_either_stage_ends_alike(tmp_path, whole, dies_a
     ends_alike(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_in_its_second_stage_ends_alike(tmp_path, whole):
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_stages; test_stages.killed({str(tmp_path / 'run')!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, timeout=300)

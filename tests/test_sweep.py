@@ -22,6 +22,8 @@ from ppdm_bench.records import Record, RecordFile, RecordWarning
 from ppdm_bench.runner import Answer
 from ppdm_bench.sweep import Ledger, Sweep
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("sweeping.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 ALL = [4, 8, 16]

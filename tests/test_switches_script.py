@@ -9,6 +9,8 @@ from switches import COMPARED, ROUNDS, SWITCHES, TIMED, Found, as_csv, gradient,
 
 from ppdm_bench.predictor.target import GIB
 
+pytestmark = pytest.mark.slow
+
 FOUND = [
     Found("", {"r=4, train": 4 * GIB}, [2.0] * ROUNDS, 2.5, 0.0),
     Found("network.precision=bf16+network.compile=true", {"r=4, train": GIB}, [1.0, *[3.0] * (ROUNDS - 1)], 40.0, 0.01),

@@ -12,6 +12,8 @@ from ppdm.data.pet import HEAD
 from ppdm.data.phantom import TISSUES, Grid
 from ppdm.data.tasks import TASKS, TaskError, find_task, make_subject, split_sizes
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"head": Grid((12, 16, 14), (14, 14, 14)), "torso": Grid((20, 16, 10), (20, 20, 32))}
 
 

@@ -25,6 +25,8 @@ from ppdm.train import (
 )
 from ppdm.validation import validation_loss
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("method", [TINY, DDPM], ids=lambda m: m.name)
 def test_the_seed_fixes_the_weights_bit_for_bit(method):

@@ -17,6 +17,8 @@ from ppdm_bench.options import positive, read_flips, read_pace
 from ppdm_bench.subjects import PhantomSubjects
 from ppdm_bench.training import memory_in_use
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ("train", "--method", "tiny_training:TINY", "--steps", 2, "--device", "cpu", "--out", "run")
 
 

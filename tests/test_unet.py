@@ -215,6 +215,7 @@ def test_residual_resampling_takes_means_and_repeats() -> None:
 # Precision and memory ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["norm", "block", "conv"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("other", [{}, {"skips": "add"}, {"adaptive": True, "resampling": "residual"}], ids=str)
@@ -280,6 +281,7 @@ def test_channels_last_is_another_layout_of_the_same_numbers(checkpointing: str,
     assert shown[0].is_contiguous(memory_format=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
 @pytest.mark.parametrize("checkpointing", ["none", "conv"])
 def test_a_compiled_network_gives_the_same(monkeypatch: pytest.MonkeyPatch, checkpointing: str) -> None:

@@ -10,6 +10,8 @@ from ppdm_bench.records import Record, RecordFile
 pytest.importorskip("monai")
 from ppdm_bench.memory import published_runs, reference, validate
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 PUBLISHED = RecordFile(Path(__file__).parents[1] / "results/published/monai_unet_peaks.jsonl").read()
 # Columns decide; out of memory; softmax decides, without and with checkpointing; the optimizer decides.

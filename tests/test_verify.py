@@ -18,6 +18,8 @@ from ppdm_bench.report import table
 from ppdm_bench.runner import Answer
 from ppdm_bench.sweep import Sweep
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 TINY = Configuration("ppdm", (8, 8, 8), factor=4, width=8)
 

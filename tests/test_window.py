@@ -272,6 +272,7 @@ def test_slices_that_there_are_not(fields: dict[str, object], sentence: str) -> 
 # With everything else ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "window",
     [

@@ -2,19 +2,22 @@
 
 Usage: python benchmarks/harness/licences.py > docs/licences.md
 with a build of PyTorch for the CPU; one for CUDA adds NVIDIA's libraries, which the script does not pass.
+With --check it writes nothing and says where docs/licences.md differs from what is installed (`make lint`), of the
+packages that pyproject.toml and constraints.txt name; so it passes with any build of PyTorch.
 """
 
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
-from importlib.metadata import distribution
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-PROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT, PINNED, LIST = ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "docs/licences.md"
 # What Apache-2.0 code may depend on: permissive licences, and MPL-2.0, whose copyleft ends at the files that bear it.
 PERMISSIVE = {
     "0BSD",
@@ -23,6 +26,7 @@ PERMISSIVE = {
     "BSD-3-Clause",
     "BSL-1.0",
     "CC0-1.0",
+    "CNRI-Python",
     "ISC",
     "MIT",
     "MIT-CMU",
@@ -57,10 +61,11 @@ torchao states its licence in its file LICENSE alone.
 
 def main() -> None:
     """Print a table for running and one for development; fail if a licence is not known to be compatible."""
+    if sys.argv[1:] == ["--check"]:
+        sys.exit("\n".join(faults(listed(LIST.read_text()))) or 0)
     project = tomllib.loads(PROJECT.read_text())["project"]
-    asked = project["dependencies"], project["optional-dependencies"]["dev"]
-    named = {canonicalize_name(Requirement(one).name) for requirements in asked for one in requirements}
-    running, development = map(needed, asked)
+    running, development = map(needed, asked_for())
+    named = direct()
     print(f"# Licences\n\nOurs is {project['license']}. This is what the installed packages state of themselves;")
     print("`benchmarks/harness/licences.py` lists it. **Bold**: named in `pyproject.toml`; the others come with those.")
     for title, packages in (("To run it", running), ("To work on it", development - running)):
@@ -70,6 +75,45 @@ def main() -> None:
     print(f"\n## Remarks\n\n{REMARKS}", end="")
     if foreign := [name for name in sorted(running | development) if not compatible(licence(name))]:
         sys.exit(f"not known to be compatible with {project['license']}: {', '.join(foreign)}")
+
+
+def asked_for() -> tuple[list[str], list[str]]:
+    """What pyproject.toml asks for, to run the toolkit and to work on it."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    return project["dependencies"], project["optional-dependencies"]["dev"]
+
+
+def direct() -> set[str]:
+    """The packages that pyproject.toml names, by their canonical names."""
+    return {canonicalize_name(Requirement(one).name) for requirements in asked_for() for one in requirements}
+
+
+def listed(text: str) -> dict[str, str]:
+    """The licence of every package in a list of this script's; names of direct dependencies stay **bold**."""
+    return dict(re.findall(r"^\| (\S+) \| (.+) \|$", text, re.MULTILINE))
+
+
+def faults(table: Mapping[str, str]) -> Iterator[str]:
+    """Where a list differs from pyproject.toml, from constraints.txt and from what is installed, in words."""
+    named = direct()
+    pinned = {
+        canonicalize_name(line.partition("==")[0]) for line in PINNED.read_text().splitlines() if "==" in line
+    } - named
+    bold = {name.strip("*") for name in table if name.startswith("**")}
+    for name in sorted(named | pinned):
+        said = table.get(f"**{name}**" if name in named else name)
+        try:
+            stated = licence(name)
+        except PackageNotFoundError:  # of another Python, or of no extra that is installed
+            stated = said
+        if said is None:
+            yield f"docs/licences.md does not list {name}"
+        elif said != stated:
+            yield f"docs/licences.md has {said} for {name}, which states {stated}"
+        elif not compatible(said):
+            yield f"{name} is under {said}, which is not known to be compatible with ours"
+    for name in sorted(bold - named):
+        yield f"docs/licences.md has {name} in bold, which pyproject.toml does not name"
 
 
 def needed(requirements: Sequence[str]) -> set[str]:

@@ -59,12 +59,14 @@ def requested(elements: int, bytes_each: int = 2) -> int:
     return -(-elements * bytes_each // 512) * 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_forward_pass_takes_the_size_of_input_weight_and_output(dtype: torch.dtype) -> None:
     (copies,) = buffers(peak(AMPERE, dtype=dtype), CHANNELS_LAST_COPIES)
     assert (copies.size, copies.basis, copies.kind) == (requested(X + W + Y, dtype.itemsize), "proven", "workspace")
 
 
+@pytest.mark.slow
 def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_is_assumed() -> None:
     found = peak(AMPERE, backward=True, dtype=torch.float32)
     forward, of_input, of_weight = buffers(found, CHANNELS_LAST_COPIES)
@@ -74,6 +76,7 @@ def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_
     assert found.assumed == of_weight.size  # of those, the peak is at the last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

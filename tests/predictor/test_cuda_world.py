@@ -46,6 +46,7 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_name_the_device_is_the_same(way: str) -> None:
     silent = train(mlp, lambda: torch.randn(9, 50))
@@ -94,6 +95,7 @@ def test_results_on_the_host_are_not_counted() -> None:
     assert peak.iterations == (2 * 4_000_256,) * 4  # 4,000,000 B in blocks of 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prepare", [lambda v: v, lambda v: v[None].double().float(), lambda v: torch.stack([v])])
 @pytest.mark.parametrize("move", [lambda v: v.cuda(non_blocking=True), lambda v: v.to("cuda")])
 def test_volumes_of_a_data_set_count_one_at_a_time(prepare: Any, move: Any) -> None:
@@ -375,6 +377,7 @@ SLOW = [Target(torch="2.9.0"), Target(torch="2.9.1"), Target(torch="2.10.0", cud
 FAST = [Target(torch="2.8.0"), Target(torch="2.9.1", cudnn=(9, 15)), Target(torch="2.9.1", cudnn=(9, 7)), HOPPER]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", SLOW, ids=str)
 def test_slow_convolutions_take_columns(target: Target) -> None:
     # C_in · 3³ · 4³ output voxels · 2 bytes; transposed: C_out · 3³ · 9³ input voxels · 2 bytes, in blocks of 512.
@@ -400,6 +403,7 @@ def test_the_backward_pass_of_softmax_takes_a_product() -> None:
     assert terms == {"softmax backward": 256_000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "size"), [(HOPPER, 32 * MIB), (AMPERE, 8_519_680)])
 def test_cublas_takes_a_workspace_a_thread_once(target: Target, size: int) -> None:
     def taken(step: Callable[[], Any]) -> list[int]:

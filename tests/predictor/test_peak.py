@@ -58,6 +58,7 @@ def assert_same(build: Callable[[], Any], step: Callable[[Any], Any], iterations
     assert predicted.peak_allocated == measured.peak_allocated > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision", "checkpointing"),
     [(name, "fp32", "none") for name in SMALL]
@@ -76,6 +77,7 @@ def test_training(name: str, precision: str, checkpointing: str) -> None:
     assert_same(partial(Training.start, method), step)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_sampling(name: str) -> None:
     method = replace(SMALL[name], sampling=replace(SMALL[name].sampling, steps=2))
@@ -87,6 +89,7 @@ def test_sampling(name: str) -> None:
     assert_same(lambda: method.build().eval().requires_grad_(False), step, iterations=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_network_of_monai(attention: bool) -> None:
     nets = pytest.importorskip("monai.networks.nets")
@@ -157,6 +160,7 @@ def normalised() -> nn.Module:
     return nn.Sequential(nn.Linear(50, 70), nn.BatchNorm1d(70), nn.ReLU(), nn.Linear(70, 50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", Target(torch="2.10.0")])
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -239,6 +243,7 @@ def test_code_may_ask_for_values() -> None:
         assert "grads" in {block.kind for block in timeline.blocks}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choose",
     [torch.nonzero, torch.unique, lambda x: x[x > 0], lambda x: torch.masked_select(x, x > 0), lambda x: x.to_sparse()],
@@ -293,6 +298,7 @@ def autocast_on_the_cpu() -> list[torch.dtype]:
         return [y.dtype for y in (x @ x, F.group_norm(x[None].bfloat16(), 2), F.softmax((x @ x), -1), (x @ x).exp())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", Target(torch="2.10.0")])
 @pytest.mark.parametrize("where", ["build", "step", "backward", "optimizer"])
 def test_errors_pass_through_and_nothing_stays_behind(target: Any, where: str) -> None:

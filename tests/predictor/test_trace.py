@@ -41,6 +41,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "how"), [(name, how) for name, (_, hows) in OPTIMIZERS.items() for how in hows], ids=str
 )
@@ -157,6 +158,7 @@ def transformer(dropout: float) -> nn.Module:
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "x"),
     [
@@ -264,6 +266,7 @@ OPERATORS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators(name: str) -> None:
     assert_same(lambda: None, lambda _: OPERATORS[name]().sum().backward())
