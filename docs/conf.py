@@ -47,6 +47,7 @@ include_patterns = [
     "results/metrics/agreement.md",
     "results/switches/switches.md",
     "results/training/kill_and_resume.md",
+    "results/validation/rivals.md",
     *(f"{name}.md" for name in TABLES),
     "CHANGELOG.md",
     "CONTRIBUTING.md",

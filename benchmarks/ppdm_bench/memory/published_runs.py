@@ -15,6 +15,8 @@ from ppdm_bench.predictor import Peak, Target, predict_peak
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record
 
+DEVICE = "cuda"  # what the sources name; another one for tools that know no device that is not there
+
 # Where a source does not state its release, the newest one of before the change that made 2.9.0 different is taken.
 UNSTATED = "2.8.0"
 
@@ -63,15 +65,15 @@ def _flow_step(options: Options) -> Run:
     """Step A: rectified flow on an image, conditioned by a label; every named tensor lives to the end of the step."""
 
     def volume(channels: int) -> Tensor:
-        return torch.randn(1, channels, *options["spatial"], device="cuda")
+        return torch.randn(1, channels, *options["spatial"], device=DEVICE)
 
     def step(state: State) -> None:
         network, optimizer = state
         image = volume(options["out_channels"])
         label = volume(options["in_channels"] - options["out_channels"])
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             noise = torch.randn_like(image)
-            t = torch.rand(1, device="cuda")
+            t = torch.rand(1, device=DEVICE)
             noisy = (1 - t) * image + t * noise
             seen = torch.cat([noisy, label], dim=1)
             prediction = network(seen, timesteps=t * 1000)
@@ -92,9 +94,9 @@ def _mean_step(options: Options) -> Run:
     """Step B: the mean of the output as a loss, and the optimizer made after the backward pass."""
 
     def step(network: nn.Module) -> None:
-        x = torch.randn(1, options["in_channels"], *options["spatial"], device="cuda")
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = network(x, timesteps=torch.randint(0, 1000, (1,), device="cuda")).mean()
+        x = torch.randn(1, options["in_channels"], *options["spatial"], device=DEVICE)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            loss = network(x, timesteps=torch.randint(0, 1000, (1,), device=DEVICE)).mean()
         loss.backward()
         optimizer = _adamw(network)
         optimizer.step()
@@ -108,7 +110,7 @@ def _monai_unet(options: Options) -> nn.Module:
 
     names = ("channels", "attention_levels", "num_res_blocks", "num_head_channels", "norm_num_groups")
     chosen = {name: options[name] for name in names}
-    network = DiffusionModelUNet(3, options["in_channels"], options["out_channels"], **chosen).to("cuda")
+    network = DiffusionModelUNet(3, options["in_channels"], options["out_channels"], **chosen).to(DEVICE)
     if options["checkpointing"] == "block":
         for block in (*network.down_blocks, network.middle_block, *network.up_blocks):
             block.forward = _checkpointed(block.forward)
@@ -135,7 +137,7 @@ def _repeated_conv3d(options: Options) -> Run:
 
     def build() -> tuple[Tensor, ...]:
         sizes: Sequence[Sequence[int]] = (options["x"], options["weight"], options["weight"][:1])
-        x, weight, bias = (torch.randn(*size, device="cuda").to(_dtype(options)) for size in sizes)
+        x, weight, bias = (torch.randn(*size, device=DEVICE).to(_dtype(options)) for size in sizes)
         return x, weight, bias
 
     def step(state: tuple[Tensor, ...]) -> Any:
@@ -153,11 +155,11 @@ def _convolution(options: Options) -> Run:
     def build() -> nn.Module:
         make: Callable[..., nn.Module] = nn.Conv3d if len(options["x"][0]) == 5 else nn.Conv2d
         padding = options.get("padding", 1)
-        layer = make(*options["layer"], padding=padding, device="cuda", dtype=_dtype(options))
+        layer = make(*options["layer"], padding=padding, device=DEVICE, dtype=_dtype(options))
         return layer.requires_grad_(options["gradients"])
 
     def step(layer: nn.Module) -> Any:
-        inputs = [torch.randn(*size, device="cuda", dtype=_dtype(options)) for size in options["x"]]
+        inputs = [torch.randn(*size, device=DEVICE, dtype=_dtype(options)) for size in options["x"]]
         return layer(inputs[-1])
 
     return build, step
@@ -168,7 +170,7 @@ def _pooled_convolution(options: Options) -> Run:
 
     def build() -> tuple[nn.Module, Tensor]:
         pools = (nn.MaxPool2d(3, stride=2, padding=1) for _ in range(2))
-        return nn.Sequential(nn.Conv2d(*options["layer"]), *pools).to("cuda"), torch.randn(*options["x"], device="cuda")
+        return nn.Sequential(nn.Conv2d(*options["layer"]), *pools).to(DEVICE), torch.randn(*options["x"], device=DEVICE)
 
     def step(state: tuple[nn.Module, Tensor]) -> Any:
         network, x = state
@@ -238,15 +240,15 @@ def _digits(options: Options) -> Run:
     """
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer, Tensor]:
-        network = _DigitNet(options["fused"]).to("cuda")
-        held = torch.empty(options["held"], dtype=torch.uint8, device="cuda")
+        network = _DigitNet(options["fused"]).to(DEVICE)
+        held = torch.empty(options["held"], dtype=torch.uint8, device=DEVICE)
         return network, torch.optim.Adadelta(network.parameters()), held
 
     def step(state: tuple[nn.Module, torch.optim.Optimizer, Tensor]) -> None:
         network, optimizer, _ = state
         for _ in range(2):
-            x = torch.randn(*options["x"], device="cuda")
-            label = torch.randint(10, options["x"][:1], device="cuda")
+            x = torch.randn(*options["x"], device=DEVICE)
+            label = torch.randint(10, options["x"][:1], device=DEVICE)
             optimizer.zero_grad()
             loss = F.nll_loss(network(x), label)
             loss.backward()
@@ -268,8 +270,8 @@ def _autoencoder(options: Options) -> Run:
         with torch.device("cpu"):
             made: Any = AutoencoderKLQwenImage()
             made.to(_dtype(options))
-        network: nn.Module = made.to("cuda")
-        return network, torch.randn(*options["x"], device="cuda", dtype=_dtype(options))
+        network: nn.Module = made.to(DEVICE)
+        return network, torch.randn(*options["x"], device=DEVICE, dtype=_dtype(options))
 
     def step(state: tuple[nn.Module, Tensor]) -> None:
         network, x = state

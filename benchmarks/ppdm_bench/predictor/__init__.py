@@ -1,10 +1,27 @@
 """Peak CUDA memory of any PyTorch code, predicted without a GPU: ``predict_peak``, ``measure_peak``, ``Target``.
 
-The package imports PyTorch and nothing of the rest of the project; README.md beside this file lists every rule.
+The package imports PyTorch and nothing of the rest of the project, and PyTorch only when one of its names is used.
+README.md beside this file lists every rule.
 """
 
-from ppdm_bench.predictor.fake_storage import PredictionError
-from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
-from ppdm_bench.predictor.target import Target
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppdm_bench.predictor.fake_storage import PredictionError
+    from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
+    from ppdm_bench.predictor.target import Target
 
 __all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
+
+_HOMES = {"PredictionError": "fake_storage", "Target": "target"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'peak')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
