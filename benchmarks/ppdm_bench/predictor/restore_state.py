@@ -6,12 +6,12 @@ fake ones: a gradient, a converted parameter, a buffer assigned anew, the state 
 
 import gc
 import random
+import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from types import BuiltinFunctionType, CellType, FunctionType, GetSetDescriptorType, ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -29,7 +29,8 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 @contextmanager
 def preserved() -> Iterator[None]:
     """Put back, at the end, what every module, optimizer, schedule and leaf tensor that exists now holds."""
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    numpy = sys.modules.get("numpy")  # the package asks for PyTorch alone; code that draws from it has imported it
+    generators = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
@@ -51,8 +52,9 @@ def preserved() -> Iterator[None]:
         for leaf, gradient in gradients:
             leaf.grad = gradient
         torch.set_rng_state(generators[0])
-        np.random.set_state(generators[1])  # noqa: NPY002
-        random.setstate(generators[2])
+        random.setstate(generators[1])
+        if numpy:
+            numpy.random.set_state(generators[2])
 
 
 def _alive() -> tuple[list[Tensor], list[Owner]]:
