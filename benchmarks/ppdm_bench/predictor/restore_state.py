@@ -29,8 +29,8 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 @contextmanager
 def preserved() -> Iterator[None]:
     """Put back, at the end, what every module, optimizer, schedule and leaf tensor that exists now holds."""
-    numpy: Any = sys.modules.get("numpy")  # without it, nobody draws from it
-    generators = torch.get_rng_state(), numpy and numpy.random.get_state(), random.getstate()
+    numpy = sys.modules.get("numpy")  # the package asks for PyTorch alone; code that draws from it has imported it
+    generators = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
@@ -52,9 +52,9 @@ def preserved() -> Iterator[None]:
         for leaf, gradient in gradients:
             leaf.grad = gradient
         torch.set_rng_state(generators[0])
+        random.setstate(generators[1])
         if numpy:
-            numpy.random.set_state(generators[1])
-        random.setstate(generators[2])
+            numpy.random.set_state(generators[2])
 
 
 def _alive() -> tuple[list[Tensor], list[Owner]]:
