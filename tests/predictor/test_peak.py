@@ -4,6 +4,7 @@ import copy
 import random
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from examples import training
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.amp.autocast_mode import autocast
@@ -414,3 +416,11 @@ def test_the_measurement_on_cuda_reads_the_counters_of_the_device() -> None:
     assert measured[0].iterations == predicted.iterations
     assert measured[0].peak_allocated == predicted.peak_allocated
     assert predicted.iterations[0] < predicted.iterations[1]  # the optimizer's state is there from the second on
+
+
+def test_predictions_of_several_threads_wait_for_one_another() -> None:
+    build, step = training()
+    alone = predict_peak(build, step, target="cpu").peak_allocated
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: predict_peak(build, step, target="cpu").peak_allocated, range(3)))
+    assert found == [alone] * 3

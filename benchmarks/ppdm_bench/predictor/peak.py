@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -39,6 +40,9 @@ from ppdm_bench.predictor.trace import Trace, tracing
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
 
 State = TypeVar("State")
+
+# Names of PyTorch are replaced for the whole process, so predictions of several threads wait for one another.
+_ONE_AT_A_TIME = RLock()
 
 # What fake tensors raise where they would need the data.
 _NEEDS_DATA = (
@@ -115,7 +119,7 @@ def predict_peak(
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
     on_cuda = None if target == "cpu" else target or Target()
-    with preserved(), ExitStack() as stack:
+    with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
         if on_cuda:
