@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 aten = torch.ops.aten
 
 # So many slabs at most, and none of less than so many bytes of input and output: small ones would leave a GPU idle.
-MOST, LEAST = 8, 1 << 24
+MOST, LEAST = 4, 1 << 24
 
 
 class Slab(NamedTuple):
@@ -50,8 +50,11 @@ def output_shape(x: Tensor, weight: Tensor, stride: int) -> tuple[int, ...]:
 
 
 def slabs_for(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -> int:
-    """In how many slabs a convolution is worked through: one on the CPU, which copies nothing."""
-    if not x.is_cuda:
+    """In how many slabs a convolution is worked through.
+
+    One on the CPU, which copies nothing, and one for slices, which come in batches and are many calls already.
+    """
+    if not x.is_cuda or x.ndim < 5:
         return 1
     size = dtype.itemsize * (x.numel() + prod(output_shape(x, weight, stride)))
     return min(max(size // LEAST, 1), MOST)

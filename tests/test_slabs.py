@@ -80,6 +80,7 @@ class OnCuda:
 
     def __init__(self, *shape: int) -> None:
         self.shape = torch.Size(shape)
+        self.ndim = len(shape)
 
     def numel(self) -> int:
         return self.shape.numel()
@@ -89,6 +90,8 @@ def test_what_is_large_is_cut_on_a_gpu() -> None:
     weight = torch.empty(64, 64, 3, 3, 3, device="meta")
     edges = {16: 1, 64: 4, 256: MOST}
     assert {edge: slabs_for(OnCuda(1, 64, edge, edge, edge), weight, 1, torch.bfloat16) for edge in edges} == edges  # type: ignore[arg-type]
+    slices = torch.empty(64, 64, 3, 3, device="meta")
+    assert slabs_for(OnCuda(64, 64, 256, 256), slices, 1, torch.bfloat16) == 1  # type: ignore[arg-type]
     assert 4 * LEAST == 2 * 2 * 64 * 64**3
     assert slabs_for(torch.empty(1, 64, 256, 256, 256, device="meta"), weight, 1, torch.bfloat16) == 1
 

@@ -11,7 +11,7 @@ from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
 from ppdm.train import Training
 
 # One whole sampling run has the peak of a short one: every evaluation frees what the one before it held.
-EVALUATIONS = 3
+EVALUATIONS = 2
 
 # The stage that each phase of training is the step of.
 _TRAINED = {"train": DIFFUSION, "autoencoder_train": REPRESENTATION}
