@@ -527,6 +527,12 @@ def test_scans_of_a_subject_count_once():
     assert "2 subjects" in quality.headline(records)
 
 
+def test_what_a_training_took_is_no_subject():
+    cost = Record(metric="train_seconds", value=9.0, unit="s", kind="measured", task="t", shape=(4, 4, 4))
+    records = [cost, *records_of({"a": 10.0, "b": 3.0}, method="m", shape=(8, 8, 8))]
+    assert quality.headline(records) == "Quality on t, 2 subjects, 8×8×8."
+
+
 def test_differences_are_of_the_subjects_that_both_have():
     records = records_of({"a": 1.0, "b": 2.0, "c": 9.0}, method="base")
     records += records_of({"b": 5.0, "a": 2.0, "d": 0.0}, method="m", steps=4)

@@ -40,6 +40,7 @@ from ppdm.train import fit
 from ppdm.translation import translate_volume
 from ppdm.window import Patch
 from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
+from ppdm_bench.report.files import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, OUT = ROOT / "results/models", ROOT / "results/blocks"
@@ -110,9 +111,8 @@ def main() -> None:
     for setting in () if asked.draw else [SETTINGS[number] for number in asked.only]:
         others = [one for one in read(place) if (one.model, one.size) != (setting.model, setting.size)]
         write(place, [*others, *measured(setting)])
-    rows = sorted(read(place), key=lambda one: [(s.model, s.size) for s in SETTINGS].index((one.model, one.size)))
-    (OUT / "blocks.md").write_text(table(rows))
-    draw(rows)
+    rows = ordered(read(place))
+    present(rows, OUT)
 
 
 # --- measuring
@@ -264,6 +264,12 @@ def read(place: Path) -> list[Row]:
         ]
 
 
+def ordered(rows: Sequence[Row]) -> list[Row]:
+    """The rows in the order of their settings."""
+    order = [(setting.model, setting.size) for setting in SETTINGS]
+    return sorted(rows, key=lambda one: order.index((one.model, one.size)))
+
+
 def means(rows: Sequence[Row]) -> dict[tuple[str, int, int, float, str], dict[str, float]]:
     """The mean over subjects of every value, by model, size, block, overlap and blend."""
     groups: dict[tuple[str, int, int, float, str], list[Row]] = {}
@@ -303,7 +309,13 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(rows: Sequence[Row]) -> None:
+def present(rows: Sequence[Row], folder: Path) -> None:
+    """Write the table and the figure."""
+    replace_file(folder / "blocks.md", table(rows).encode())
+    draw(rows, folder)
+
+
+def draw(rows: Sequence[Row], folder: Path) -> None:
     """The seam and the loss of PSNR of every option, a colour a model."""
     found = means(rows)
     models = list(dict.fromkeys(key[:2] for key in found))
@@ -322,7 +334,7 @@ def draw(rows: Sequence[Row]) -> None:
         axes.set_xlabel("block, share of the longest axis; overlap, share of a block", fontsize=SMALL)
         axes.set_xticks(range(len(OPTIONS)), [f"{1 / n:.2f}; {o:g}" for n, o in OPTIONS[:-1]] + ["0.67; 0.5"])
     legend(figure, handles(models), 2)
-    for place in save(figure, OUT / "blocks"):
+    for place in save(figure, folder / "blocks"):
         if place.suffix == ".pdf":
             place.unlink()  # the picture is enough here
 

@@ -35,12 +35,19 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
 
 def present(plan: Assessment, records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
     """Write tables, figures and pictures into the folder; the table as text, and every file that was written."""
-    frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
-    written = [folder / RECORDS, *quality.save(frame, title, folder / "quality")]
+    text, written = tabulate(records, reference, folder)
     if any(record.value is not None for record in records):
-        written += _figures(records, title, folder)
         written += draw_extremes(plan, records, folder)
         written += keep_snapshot(plan, records, folder)
+    return text, [folder / RECORDS, *written]
+
+
+def tabulate(records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
+    """Write what is made from records alone: tables and figures; the table as text, and the files."""
+    frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
+    written = [*quality.save(frame, title, folder / "quality")]
+    if any(record.value is not None for record in records):
+        written += _figures(records, title, folder)
     return quality.to_text(frame, title), written
 
 

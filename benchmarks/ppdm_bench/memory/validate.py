@@ -44,10 +44,16 @@ def compare(published: Sequence[Record], out: Path, look: Look) -> Iterator[str]
     records = [*published, *(record for one in runs.values() for record in predict(one))]
     path = out.with_suffix(".jsonl")
     _write(path, records[len(published) :])
-    table = agreement_table(records)
-    replace_file(out.with_suffix(".md"), table.encode())
+    table, written = present(records, out, look)
     yield table
-    yield "written: " + ", ".join(map(str, [path, *figure.save(figure.validation_figure(records, look), out)]))
+    yield "written: " + ", ".join(map(str, [path, *written]))
+
+
+def present(records: Sequence[Record], out: Path, look: Look) -> tuple[str, list[Path]]:
+    """Write table and figures of published records and their predictions; the table, and what was written."""
+    table = agreement_table(records)
+    place = replace_file(out.with_suffix(".md"), table.encode())
+    return table, [place, *figure.save(figure.validation_figure(records, look), out)]
 
 
 def _compare_networks(out: Path) -> str:

@@ -130,8 +130,9 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 def _rendered(figure: Figure, file_format: str) -> bytes:
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     buffer = BytesIO()
+    unpacked: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 0}}, "pdf": {}}  # it is packed once, at last
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format])
+        figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format], **unpacked[file_format])
     return _few_colours(buffer) if file_format == "png" else buffer.getvalue()
 
 

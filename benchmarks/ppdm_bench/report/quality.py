@@ -67,14 +67,15 @@ def quality_table(records: Iterable[Record], *, reference: str = "") -> pd.DataF
 
 
 def headline(records: Sequence[Record]) -> str:
-    """Return what the records have in common, in words: the data, the convention, the data range."""
-    first = next(record for record in records if record.subject)
-    shapes = {record.shape for record in records if record.shape}
+    """Return what the records of subjects have in common, in words: the data, the convention, the data range."""
+    scored = [record for record in records if record.subject]
+    first = scored[0]
+    shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
     words = [
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
-        _subjects(len({record.subject.partition("/")[0] for record in records})),
+        _subjects(len({record.subject.partition("/")[0] for record in scored})),
         shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
         f"preset {convention['preset']}" if "preset" in convention else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",

@@ -1,0 +1,254 @@
+"""Tables and figures under results/ that are made from records, again from those that lie there.
+
+    python benchmarks/harness/remake.py                  everything, about a minute on one core
+    python benchmarks/harness/remake.py plan figures     what is called so, or begins with it and a slash
+    python benchmarks/harness/remake.py --list           what there is
+
+Nothing is measured, predicted or trained: a run of a command does that, and leaves records. This is for when the code
+that draws them has changed, or records were added. `tests/test_committed_results.py` holds every file against what is
+made here.
+"""
+
+import argparse
+import gc
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report import canvas, micro, quality, table
+from ppdm_bench.report.exhibit import Exhibit, written
+from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.library import Library, read_library
+from ppdm_bench.report.registry import EXHIBITS
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+COLUMNS: Sequence[canvas.Column] = ("single", "double")  # that `figures` draws unless it is told
+PICTURE = ("png", "pdf")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What is made together.
+
+    Attributes:
+        name: what it is asked for by; where there is a folder of that name, it is about this folder.
+        files: that are kept of what is made, from results/ on.
+        make: writes them, and perhaps more, given results/ and the folder that stands for it.
+    """
+
+    name: str
+    files: Sequence[str]
+    make: Callable[[Path, Path], object]
+
+
+def main() -> None:
+    """Make what is asked for, and replace the files that are different."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="such as plan or figures/gallery; default: everything")
+    parser.add_argument("--list", action="store_true", help="names and their files, and nothing is made")
+    asked = parser.parse_args()
+    chosen = [made for made in everything() if not asked.names or any(is_called(made, name) for name in asked.names)]
+    if not chosen:
+        parser.error(f"nothing is called {' or '.join(asked.names)}; --list says what there is")
+    for made in chosen:
+        if asked.list:
+            print(made.name, *made.files, sep="\n    ")
+            continue
+        changed = list(replaced(made))
+        print(f"{made.name}: {', '.join(changed) or 'nothing has changed'}", flush=True)
+
+
+def is_called(made: Made, name: str) -> bool:
+    """Whether a name is that of what is made, or of a folder above it."""
+    return f"{made.name}/".startswith(f"{name.rstrip('/')}/")
+
+
+def replaced(made: Made) -> Iterator[str]:
+    """Make files beside results/, and put those that differ into it; their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        made.make(RESULTS, Path(folder))
+        for name in made.files:
+            content, place = (Path(folder) / name).read_bytes(), RESULTS / name
+            if not place.exists() or place.read_bytes() != content:
+                replace_file(place, content)
+                yield name
+
+
+def everything() -> list[Made]:
+    """Whatever is made from records."""
+    return [
+        Made("memory", _named("memory/memory", "csv", "md", *PICTURE) + _named("memory/breakdown", *PICTURE), _memory),
+        Made("plan", _named("plan/plan", "csv", "md", *PICTURE), _plan),
+        Made("methods", ["methods/published.md"], _methods),
+        *(
+            Made(f"validation/{name}", _named(f"validation/{name}", "md", *PICTURE), partial(_published, name))
+            for name in ("published", "cudnn")
+        ),
+        Made("validation/reference", ["validation/reference.md"], _reference),
+        *(
+            Made(name, _named(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
+            for name in (f"validation/cpu-{size}" for size in (32, 48, 64))
+        ),
+        *_of_quality(),
+        Made(
+            "ablations",
+            _named("ablations/ablation", "csv", "md", *PICTURE) + _named("ablations/puzzle_or_bridge", *PICTURE),
+            _ablations,
+        ),
+        Made("blocks", _named("blocks/blocks", "md", "png"), _blocks),
+        Made("bench", ["bench/bench.md"], _bench),
+        Made("harness/fuzz", ["harness/fuzz.md"], _fuzz),
+        Made("harness/soak", _named("harness/soak", "md", "png"), _soak),
+        Made("claims", ["CLAIMS.md", "claims/claims.csv"], _claims),
+        *(Made(f"figures/{one.name}", _of_exhibit(one), partial(_exhibit, one)) for one in EXHIBITS),
+    ]
+
+
+def _of_quality() -> Iterator[Made]:
+    """What ``quality`` and ``evaluate`` left behind; ``sweep`` alone took differences, from its default."""
+    tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
+    for task in tasks:
+        name = f"sweep/{task}"
+        files = _named(f"{name}/quality", "csv", "md") + _named(f"{name}/ladder", *PICTURE)
+        yield Made(name, files, partial(_quality, name, "ppdm r=2 default"))
+    for task in tasks:
+        name = f"sweep/full-3d/{task}"
+        yield Made(name, _named(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
+    name = "quality/quick"
+    yield Made(name, [f"{name}/quality.md", f"{name}/ladder.png"], partial(_quality, name, "input"))
+    for task in tasks:
+        yield Made(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
+
+
+def _named(stem: str, *ends: str) -> list[str]:
+    return [f"{stem}.{end}" for end in ends]
+
+
+def _of_exhibit(exhibit: Exhibit) -> list[str]:
+    stem = f"figures/{exhibit.name}"
+    pictures = [name for column in exhibit.widths(COLUMNS) for name in _named(f"{stem}-{column}", *PICTURE)]
+    return [*pictures, *_named(stem, "csv", "md", "tex", "caption.md")]
+
+
+def _records(path: Path) -> list[Record]:
+    """Of a file, compressed or not.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    for place in (path, path.with_name(f"{path.name}.gz")):
+        if place.exists():
+            return RecordFile(place).read()
+    raise FileNotFoundError(f"neither {path} nor {path.name}.gz is there")
+
+
+@cache
+def _library(results: Path) -> Library:
+    """All records and picture data: what `figures` and `claims` read when they are not told."""
+    library = read_library([results])
+    gc.freeze()  # millions of objects that stay: every collection would go through them
+    return library
+
+
+def _memory(results: Path, to: Path) -> None:
+    from ppdm_bench.memory.results import present
+
+    present(_records(results / "memory/records.jsonl"), to / "memory", budget=None)
+
+
+def _memory_table(name: str, results: Path, to: Path) -> None:
+    """The table alone: the figures of a validation are not kept, and take a while."""
+    from ppdm_baselines import REFERENCE
+
+    frame = table.memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE, budget=None)
+    table.save(frame, to / name / "memory")
+
+
+def _plan(results: Path, to: Path) -> None:
+    from ppdm_bench.planning.results import present
+
+    present(_records(results / "plan/records.jsonl"), to / "plan")
+
+
+def _methods(results: Path, to: Path) -> None:
+    from ppdm_bench.memory.published import published_table
+
+    published, ours = results / "published/method_memory.jsonl", results / "methods/predicted.jsonl"
+    replace_file(to / "methods/published.md", published_table(_records(published), _records(ours)).encode())
+
+
+def _published(name: str, results: Path, to: Path) -> None:
+    from ppdm_bench.memory.validate import PUBLISHED, present
+
+    path, look = next((path, look) for called, path, look in PUBLISHED if called == name)
+    published, ours = results / "published" / path.name, results / "validation" / f"{name}.jsonl"
+    present([*_records(published), *_records(ours)], to / "validation" / name, look)
+
+
+def _reference(results: Path, to: Path) -> None:
+    from ppdm_bench.memory.reference import reference_table
+
+    records = _records(results / "validation/reference.jsonl")
+    replace_file(to / "validation/reference.md", reference_table(records).encode())
+
+
+def _quality(name: str, reference: str, results: Path, to: Path) -> None:
+    from ppdm_bench.evaluation.results import tabulate
+
+    tabulate(_records(results / name / "records.jsonl"), reference, to / name)
+
+
+def _quality_table(name: str, results: Path, to: Path) -> None:
+    """The table alone, where the figures are not kept."""
+    records = _records(results / name / "records.jsonl")
+    quality.save(quality.quality_table(records, reference="input"), quality.headline(records), to / name / "quality")
+
+
+def _ablations(results: Path, to: Path) -> None:
+    from ppdm_bench.ablation.results import present
+
+    present(_records(results / "ablations/records.jsonl"), to / "ablations")
+
+
+def _blocks(results: Path, to: Path) -> None:
+    import blocks
+
+    blocks.present(blocks.ordered(blocks.read(results / "blocks/blocks.csv")), to / "blocks")
+
+
+def _bench(results: Path, to: Path) -> None:
+    run = json.loads((results / "bench/bench.json").read_text())
+    replace_file(to / "bench/bench.md", micro.to_markdown(run).encode())
+
+
+def _fuzz(results: Path, to: Path) -> None:
+    import fuzz
+
+    record = json.loads((results / "harness/fuzz.json").read_text())
+    replace_file(to / "harness/fuzz.md", fuzz.to_markdown(record).encode())
+
+
+def _soak(results: Path, to: Path) -> None:
+    import soak
+
+    record = json.loads((results / "harness/soak.json").read_text())
+    replace_file(to / "harness/soak.md", soak.to_markdown(record).encode())
+    replace_file(to / "harness/soak.png", soak.to_png(record))
+
+
+def _claims(results: Path, to: Path) -> None:
+    from ppdm_bench.claims import present
+
+    present(_library(results), to)
+
+
+def _exhibit(exhibit: Exhibit, results: Path, to: Path) -> None:
+    written(exhibit, exhibit.show(_library(results)), to / "figures", COLUMNS)
+
+
+if __name__ == "__main__":
+    main()
