@@ -273,3 +273,18 @@ def test_latex_knows_every_sign_or_names_it():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="2 cells under 1 headings"):
         Table([Heading("a", "a")], [Line((1, 2))])
+
+
+def test_published_peaks_are_told_apart_by_what_is_stated_of_them(tmp_path):
+    stated = replace(
+        peak(PPDM, 64, 1 << 30, kind="published"), source="one, a page", env={"gpu": "A", "torch": "2.9.0"}
+    )
+    unstated = replace(stated, config_id="other", source="two", env={"gpu": "not stated", "torch": "2.9.0"})
+    found = [replace(stated, source=f"source {n}", config_id=f"{n}") for n in range(9)] + [unstated]
+    predicted = [replace(r, kind="predicted", source="", command="", value=r.value + 1) for r in found]
+    exhibit = next(one for one in EXHIBITS if one.name == "prediction")
+    shown = exhibit.show(Library((*found, *predicted)))
+    [legend] = shown.draw("double").legends
+    labels = [text.get_text().partition(" (")[0] for text in legend.get_texts()]
+    assert labels == ["published, GPU and release stated", "published, GPU and release partly unstated"]
+    assert len({line.cells[7] for line in shown.table.lines}) == 10  # the table names every source

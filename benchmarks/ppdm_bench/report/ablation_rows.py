@@ -140,7 +140,7 @@ def _take(found: dict[tuple[object, ...], Row], record: Record, budget: str, amo
         series = Series(record.method, record.variant, record.steps, record.precision)
         row = Row(cell, record.task, budget, amount, (), record.steps, series)
     if record.subject:
-        row.series.add(replace(record, subject=f"{record.subject}/{seed}") if pooled else record)
+        row.series.add(record, f"{record.subject}/{seed}" if pooled else "")
         row = replace(row, shape=row.shape or record.shape)
     else:
         row = replace(row, status=record.status, reason=record.reason)

@@ -56,7 +56,7 @@ class Pair:
 
     @property
     def stated(self) -> bool:
-        return not any(each.startswith(UNSTATED) for each in (self.gpu, self.versions[0]))
+        return _are_known(self.gpu, self.versions[0])
 
     @property
     def origin(self) -> str:
@@ -203,6 +203,15 @@ def _name(record: Record) -> str:
 
 def _gpu(record: Record) -> str:
     return str(record.env.get("gpu") or record.device or record.source or UNSTATED)
+
+
+def is_stated(record: Record) -> bool:
+    """Whether the source of a published record names GPU and release."""
+    return _are_known(_gpu(record), str(record.env.get("torch", "")))
+
+
+def _are_known(*conditions: str) -> bool:
+    return not any(each.startswith(UNSTATED) for each in conditions)
 
 
 def _capacity(record: Record) -> float | None:

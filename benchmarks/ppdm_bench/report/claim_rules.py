@@ -12,7 +12,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.claims import Claim, Effect, Evidence, Finding, concluded
 from ppdm_bench.report.losses import loss_pairs
 from ppdm_bench.report.memory_ratio import Ratios, memory_ratios, volume
-from ppdm_bench.report.points import Point, factor_text, gather_points, resolved
+from ppdm_bench.report.points import Point, factor_text, resolved
 from ppdm_bench.report.rivals import (
     Duel,
     Role,
@@ -154,7 +154,7 @@ def _frequency(evidence: Evidence) -> Finding:
 
 
 def _no_grid(evidence: Evidence) -> Finding:
-    points = gather_points(evidence.library.records)
+    points = evidence.library.points
     pairs = [pair for pair in loss_pairs(points) if is_registered(pair.on.design, evidence.method)]
     pairs = [pair for pair in pairs if pair.on.task in evidence.tasks]
     steps = (evidence.method.get("sampling") or {}).get("steps")

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from ppdm_bench.records import Record, RecordError, RecordFile
+from ppdm_bench.report.points import Point, gather_points
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
 __all__ = ["Library", "believed", "provenance", "read_library"]
@@ -31,6 +33,11 @@ class Library:
     records: tuple[Record, ...]
     snapshots: tuple[Snapshot, ...] = ()
     places: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def points(self) -> tuple[Point, ...]:
+        """The points of all records of quality; many figures and claims ask for them."""
+        return tuple(gather_points(self.records))
 
     def reference(self, record: Record) -> str:
         """Where a record is found: its file, and the configuration in it."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdm_bench.report.claims import Effect, Evidence
-from ppdm_bench.report.points import Point, alike, design_of, factor_text, gather_points, group_title, is_bridge
+from ppdm_bench.report.points import Point, alike, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 __all__ = [
@@ -97,7 +97,7 @@ def best_duel(
         same_factor: whether the other must have it, too.
         equal_steps: whether the other is looked at with the same number of evaluations alone.
     """
-    points = [p for p in gather_points(evidence.library.records) if p.task == task and p.subjects("psnr")]
+    points = [p for p in evidence.library.points if p.task == task and p.subjects("psnr")]
     mine = [p for p in points if is_registered(p.design, evidence.method) and factor_text(p.design) != "1"]
     mine = [p for p in mine if not factor or factor_text(p.design) == factor]
     duels = []

@@ -77,17 +77,18 @@ class Series:
         mean = fmean(self.subjects(self.ranking).values())
         return mean if is_higher_better(self.ranking) else -mean
 
-    def add(self, record: Record) -> None:
-        """Take a record in; of a value recorded twice, the later counts."""
+    def add(self, record: Record, scan: str = "") -> None:
+        """Take a record in, under another name than its subject's if one is given; the later of two counts."""
+        scan = scan or record.subject
         self.units[record.metric] = record.unit
         values = self.scans.setdefault(record.metric, {})
         failures = self.failures.setdefault(record.metric, {})
-        values.pop(record.subject, None)
-        failures.pop(record.subject, None)
+        values.pop(scan, None)
+        failures.pop(scan, None)
         if record.value is not None and record.status == "ok":
-            values[record.subject] = float(record.value)
+            values[scan] = float(record.value)
         else:
-            failures[record.subject] = record.reason
+            failures[scan] = record.reason
 
 
 def gather(records: Iterable[Record]) -> list[Series]:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
+from ppdm_bench.report.agreement import is_stated
 from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
@@ -43,12 +44,19 @@ class Pair:
 
     @property
     def origin(self) -> str:
-        """How the peak came about, in a legend: its device, or the source of the publication."""
+        """How the peak came about: its device, or the source of the publication."""
         if self.found.kind == "published":
             source = self.found.source.split(" at ")[0].split(",")[0]
             return f"published: {source or 'source not stated'}"
         device = self.found.env.get("gpu") or self.found.device.upper()
         return f"measured: {device}"
+
+    @property
+    def group(self) -> str:
+        """The same as a figure can tell it apart: there are more sources than markers."""
+        if self.found.kind == "published":
+            return f"published, GPU and release {'stated' if is_stated(self.found) else 'partly unstated'}"
+        return self.origin
 
 
 def show(library: Library) -> Shown:
@@ -83,13 +91,13 @@ def show(library: Library) -> Shown:
         ],
     )  # fmt: skip
     records = {id(record): record for pair in pairs for record in (pair.found, pair.predicted)}
-    said = "; ".join(f"{origin} ({text})" for origin, text in _summaries(pairs).items())
+    said = "; ".join(f"{group} ({text})" for group, text in _summaries(pairs).items())
     about = (
         "Predicted against found peak of live tensor memory (peak_allocated). Left or top: both, with the line of "
         "equality; right or bottom: the relative error. Every prediction is hollow; colours tell what it is held "
-        f"against: {said}. On the CPU prediction and measurement count the same tensors; published peaks are of a "
-        "third party's network on its GPUs, rounded to 0.1 GiB. Runs that were published as out of memory are left "
-        "out. No images and no seeds are involved."
+        f"against: {said}. On the CPU prediction and measurement count the same tensors; published peaks are of third "
+        "parties' code on their GPUs, rounded as their sources have them. Runs that were published as out of memory "
+        "are left out. No images and no seeds are involved."
     )
     return Shown(table, lambda column: _figure(pairs, column), about, list(records.values()))
 
@@ -116,22 +124,22 @@ def _published(records: Sequence[Record]) -> list[Pair]:
 
 def _summaries(pairs: Sequence[Pair]) -> dict[str, str]:
     said = {}
-    for origin in dict.fromkeys(pair.origin for pair in pairs):
-        errors = [abs(pair.error) for pair in pairs if pair.origin == origin]
-        said[origin] = f"n = {len(errors)}, median {median(errors):.2%}, largest {max(errors):.2%}"
+    for group in dict.fromkeys(pair.group for pair in pairs):
+        errors = [abs(pair.error) for pair in pairs if pair.group == group]
+        said[group] = f"n = {len(errors)}, median {median(errors):.2%}, largest {max(errors):.2%}"
     return said
 
 
 def _figure(pairs: Sequence[Pair], column: Column) -> Figure:
-    looks = dict(zip(dict.fromkeys(pair.origin for pair in pairs), _LOOKS * len(pairs), strict=False))
+    looks = dict(zip(dict.fromkeys(pair.group for pair in pairs), _LOOKS * len(pairs), strict=False))
     figure = canvas.new_figure(column, height=3.0 if column == "double" else 4.9)
     panels = figure.subplots(*((1, 2) if column == "double" else (2, 1)))
     peaks = [value / GIB for pair in pairs for value in (pair.found.value, pair.predicted.value) if value]
     low, high = min(peaks) / 1.4, max(peaks) * 1.4
     panels[0].plot([low, high], [low, high], color=canvas.GREY, linewidth=0.7, zorder=1)
     panels[1].axhline(0, color=canvas.GREY, linewidth=0.7, zorder=1)
-    for origin, look in looks.items():
-        own = [pair for pair in pairs if pair.origin == origin]
+    for group, look in looks.items():
+        own = [pair for pair in pairs if pair.group == group]
         found = [float(pair.found.value or 0) / GIB for pair in own]
         _points(panels[0], found, [float(pair.predicted.value or 0) / GIB for pair in own], look)
         _points(panels[1], found, [100 * pair.error for pair in own], look)
@@ -142,8 +150,8 @@ def _figure(pairs: Sequence[Pair], column: Column) -> Figure:
     _finish(panels[0], "predicted peak (GiB)", "xy")
     _finish(panels[1], "predicted / found − 1 (%)", "x")
     handles = []
-    for (origin, text), (marker, colour) in zip(_summaries(pairs).items(), looks.values(), strict=True):
-        label = f"{origin} ({text})" if column == "double" else f"{origin}\n({text})"
+    for (group, text), (marker, colour) in zip(_summaries(pairs).items(), looks.values(), strict=True):
+        label = f"{group} ({text})" if column == "double" else f"{group}\n({text})"
         handles.append(
             Line2D([], [], linestyle="", marker=marker, color=colour, markersize=4, markerfacecolor="none", label=label)
         )

@@ -19,7 +19,7 @@ from ppdm_bench.report.capacity import cubic, largest_set, size_of
 from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.looks import method_looks
-from ppdm_bench.report.points import Point, gather_points, group_title, most_evaluations, resolved
+from ppdm_bench.report.points import Point, group_title, most_evaluations, resolved
 from ppdm_bench.report.rows import common
 from ppdm_bench.report.tabulation import Heading, Line, Table
 from ppdm_bench.report.units import GIB, gib, significant
@@ -139,7 +139,7 @@ def _as_bytes(gibibytes: float) -> int:
 
 
 def _trained(library: Library) -> list[Point]:
-    points = [p for p in gather_points(library.records) if p.design and p.subjects(METRIC)]
+    points = [p for p in library.points if p.design and p.subjects(METRIC)]
     if not points:
         raise Missing("quality of trained methods (psnr by subject); `ppdm-bench quality` makes it")
     return points

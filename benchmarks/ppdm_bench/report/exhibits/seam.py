@@ -16,7 +16,7 @@ from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
-from ppdm_bench.report.points import gather_points, group_title
+from ppdm_bench.report.points import group_title
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tabulation import Heading, Line, Table
 
@@ -30,7 +30,7 @@ def show(library: Library) -> Shown:
     Raises:
         Missing: there is none.
     """
-    everything = loss_pairs(gather_points(library.records))
+    everything = loss_pairs(library.points)
     if not everything:
         raise Missing(
             "a method trained with the puzzle-gradient loss and the same without it, scored by the seam index; "

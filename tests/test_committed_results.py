@@ -1,0 +1,149 @@
+"""Every table and figure under results/ is what today's code makes of the records beside it."""
+
+import gc
+import zlib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import remake
+from PIL import Image
+from regenerating import PICTURES, difference, otherwise_drawn, tracked
+
+from ppdm_bench.report.exhibit import Missing
+
+if not remake.RESULTS.exists():
+    pytest.skip("there are no results beside these tests", allow_module_level=True)
+
+EVERYTHING = remake.everything()
+SLOW = ("ablations", "claims", "figures/", "memory")  # seconds each, on one core
+
+# What the rest is made from.
+RECORDS = (
+    "*.jsonl",
+    "*.jsonl.gz",
+    "*/snapshot.npz",
+    "models/*/model.json",
+    "models/*/model.safetensors",
+    "models/*/options.json",
+    "bench/bench.json",
+    "blocks/blocks.csv",
+    "harness/fuzz.json",
+    "harness/soak.json",
+    "switches/switches.csv",
+)
+
+# What is neither records nor made from records that are kept, and why.
+APART = {
+    "README.md": "written by hand",
+    "*/README.md": "written by hand",
+    "quality/full_3d.py": "a method, written by hand",
+    "data/*.png": "contact sheets of phantoms, which the code makes anew and no record holds",
+    "explain/explain-*": "live memory and its holders over a step; records hold the parts at the peak alone",
+    "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
+    "models/*/worst.png": "volumes that the model translates; records hold scores alone",
+    "switches/switches.md": "its caption says on what machine it was made, which the CSV does not",
+    "metrics/agreement.md": "the script measures and prints it; there are no records",
+    "harness/kills.md": "a transcript",
+    "harness/wheel.md": "a transcript",
+    "training/kill_and_resume.md": "a transcript",
+}
+
+
+@pytest.fixture
+def uncollected():
+    """Records are many objects and no cycles: the collector would go through them again and again for nothing."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def marked(made: remake.Made) -> object:
+    return pytest.param(made, id=made.name, marks=[pytest.mark.slow] * made.name.startswith(SLOW))
+
+
+@pytest.mark.usefixtures("uncollected")
+@pytest.mark.parametrize("made", [marked(one) for one in EVERYTHING])
+def test_files_are_what_their_records_make(made, tmp_path):
+    kept = [name for name in made.files if (remake.RESULTS / name).exists()]
+    try:
+        made.make(remake.RESULTS, tmp_path)
+    except Missing as missing:
+        if kept:
+            pytest.fail(f"results/{kept[0]} is kept, but cannot be made: it needs {missing}")
+        pytest.skip(f"not kept, and not made: it needs {missing}")
+    unlike = otherwise_drawn()
+    names = [name for name in made.files if not (unlike and name.endswith(PICTURES))]
+    faults = [(name, difference(remake.RESULTS / name, tmp_path / name)) for name in names]
+    told = "\n".join(f"results/{name} {fault}" for name, fault in faults if fault)
+    mend = f"python benchmarks/harness/remake.py {made.name}"
+    assert not told, f"{told}\nmake it anew with `{mend}`, look at it, and commit it with the reason"
+    if len(names) < len(made.files):
+        pytest.skip(unlike)
+
+
+def test_every_file_is_records_or_made_or_apart():
+    made = {name for one in EVERYTHING for name in one.files}
+    for name in sorted(tracked("results")):
+        kinds = [pattern for pattern in (*RECORDS, *APART) if fnmatch(name, pattern)] + ["made"] * (name in made)
+        assert kinds, (
+            f"results/{name} is none of these: made by `everything` of benchmarks/harness/remake.py, or among RECORDS "
+            "of this test, or in APART with the reason; add it to one"
+        )
+        assert len(kinds) == 1, f"results/{name} is several things: {', '.join(kinds)}"
+
+
+def test_nothing_is_listed_that_is_not_there():
+    known = tracked("results")
+    for pattern in (*RECORDS, *APART):
+        assert any(fnmatch(name, pattern) for name in known), f"nothing under results/ is {pattern}: take it out"
+    there = {name for one in EVERYTHING for name in one.files if (remake.RESULTS / name).exists()}
+    assert not there - known, f"git does not know results/{min(there - known)}: add it"
+
+
+def test_no_file_is_made_twice():
+    names = [name for one in EVERYTHING for name in one.files]
+    assert len(set(names)) == len(names)
+    assert len({one.name for one in EVERYTHING}) == len(EVERYTHING)
+
+
+def test_differences_are_told_in_words(tmp_path):
+    kept, made = tmp_path / "kept.md", tmp_path / "made.md"
+    kept.write_text("one\ntwo\n")
+    assert difference(kept, made) == "is not made any more"
+    made.write_text("one\ntwo\n")
+    assert difference(kept, made) == ""
+    made.write_text("one\ntwx\n")
+    assert difference(kept, made) == "differs from line 2 on, column 3: kept 'two', made 'twx'"
+    made.write_bytes(b"one\r\ntwo\n")
+    assert difference(kept, made) == "differs from line 1 on, column 4: kept 'one', made 'one\\r'"
+    kept.unlink()
+    assert difference(kept, made) == "is made, but not kept"
+
+
+def test_one_pixel_is_a_difference_and_compression_is_none(tmp_path):
+    kept, made = tmp_path / "kept.png", tmp_path / "made.png"
+    picture = Image.new("RGB", (5, 4), "white")
+    picture.save(kept, compress_level=9)
+    picture.save(made, compress_level=0)
+    assert difference(kept, made) == ""
+    picture.quantize(2).save(made)
+    assert difference(kept, made) == ""
+    picture.putpixel((3, 1), (255, 255, 254))
+    picture.save(made)
+    expected = "differs in 1 of 20 pixels, by up to 1 of 255, within columns 3 to 3 and rows 1 to 1 of 5×4"
+    assert difference(kept, made) == expected
+    picture.resize((6, 4)).save(made)
+    assert difference(kept, made) == "has 5×4 pixels, made are 6×4"
+
+
+def test_pages_and_what_stands_on_them_are_compared(tmp_path):
+    def pdf(name: str, *pages: bytes, level: int = 6) -> Path:
+        streams = b"".join(b"<< /Type /Page >>\nstream\n%s\nendstream\n" % zlib.compress(p, level) for p in pages)
+        (tmp_path / name).write_bytes(b"<< /Type /Pages >>\n" + streams)
+        return tmp_path / name
+
+    kept = pdf("kept.pdf", b"words " * 40)
+    assert difference(kept, pdf("made.pdf", b"words " * 40, level=1)) == ""
+    assert difference(kept, pdf("made.pdf", b"other " * 40)) == "differs in 1 of 1 streams, first in number 0"
+    assert difference(kept, pdf("made.pdf", b"words", b"more")) == "has 1 pages, made are 2"
