@@ -266,7 +266,8 @@ def caption() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
         "Errors are predicted over published, less one. A run that ran out of memory has a verdict in place of an "
-        "error; it is right to run out. Ours applies what CUDA does, for the GPU and the releases of each source. "
+        "error; it is right to run out. Ours applies what CUDA does, for the GPU and the releases of each source; "
+        "some of its rules were found on these very values. "
         "MemTracker sees the tensors of the same runs, as the CPU makes them, and applies no rule of CUDA's. kitsune "
         "adds the outputs of modules up, with 15 % for the allocator. accelerate and DeepSpeed give model states, a "
         f"part of a peak. Made by benchmarks/harness/rivals.py ({versions})."
