@@ -31,6 +31,7 @@ RECORDS = (
     "harness/fuzz.json",
     "harness/soak.json",
     "switches/switches.csv",
+    "validation/rivals.csv",
 )
 
 # What is neither records nor made from records that are kept, and why.
@@ -43,6 +44,7 @@ APART = {
     "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
     "models/*/worst.png": "volumes that the model translates; records hold scores alone",
     "switches/switches.md": "its caption says on what machine it was made, which the CSV does not",
+    "validation/rivals.md": "its reasons are what the tools said when they were asked",
     "metrics/agreement.md": "the script measures and prints it; there are no records",
     "harness/kills.md": "a transcript",
     "harness/wheel.md": "a transcript",
