@@ -47,10 +47,10 @@ class UNetOptions:
             ``block`` (whole residual and attention blocks, with the doubling and the joining that lead to them);
             ``conv`` (blocks, and in a block that is computed again what is cheap once more, so that one convolution's
             input at a time is held). Unless it is ``none``, large convolutions are worked through in slabs on a GPU, as
-            they always are without gradients (:mod:`ppdm.slabs`).
+            they always are without gradients (``ppdm/slabs.py``).
         channels_last: whether convolutions see their tensors with the channels innermost in memory. A GPU's tensor
             cores want that in half precision; group normalisation gives the channels outermost, so that a copy lies
-            before each of them: of a slab where it is worked through in slabs (:mod:`ppdm.slabs`), else of the whole,
+            before each of them: of a slab where it is worked through in slabs (``ppdm/slabs.py``), else of the whole,
             which is kept for the backward pass.
         compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets. It is
             not cut into slabs then.
