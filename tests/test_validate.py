@@ -59,10 +59,6 @@ CUDNN = RecordFile(Path(__file__).parents[1] / "results/published/cudnn_peaks.js
 SHOWN = [r for r in CUDNN if r.method != "diffusers AutoencoderKLQwenImage" or r.options["published"] in CORNERS]
 # What contradicts a rule that is an assumption or was taken over from another engine, and by how much at most.
 CONTRADICTED = {
-    ("d2", "reserved_growth"): 0.01,  # no copies where three channels come in
-    ("de512x512", "reserved_growth"): 0.01,
-    ("dd768x768", "reserved_growth"): 0.08,  # none for kernels of one pixel
-    ("f1", "peak_reserved"): 0.20,  # three channels again
     ("h1", "peak_allocated"): 0.20,  # half precision before Ampere
     **{(f"e{k}{v}", "peak_allocated"): 0.55 for k in (4, 5, 6) for v in "fu"},  # other cards, and older engines
     ("e3f", "peak_allocated"): 0.55,
