@@ -8,7 +8,7 @@ is. What is kept here is no part of the memory that is followed.
 
 Three kinds of values are told apart. Known ones are what real tensors give. Guessed ones are as good as any: small
 random draws, and whether an unknown value is finite, which it is taken to be. They may be read, but no size may depend
-on them. All others are unknown: :func:`stand_in` says what is read in their place.
+on them. All others are unknown: ``_stand_in`` says what is read in their place.
 """
 
 import math

@@ -77,7 +77,7 @@ class _Call:
     def of(cls, op: OpOverload, args: Sequence[Any], out: Any) -> "_Call":
         if op is aten.convolution.default:
             return cls(args[0], args[1], out, args[6], args[8], None)
-        return cls(args[1], args[2], args[0], args[7], args[9], (out[0], out[1]))
+        return cls(args[1], args[2], args[0], args[7], args[9], tuple(out[:2]))
 
     @property
     def kernel(self) -> int:
@@ -97,12 +97,9 @@ class _Call:
         return not self.transposed and self.groups > 1 and self.groups == self.x.shape[1]
 
 
-def convolution_layout(op: OpOverload, args: Sequence[Any]) -> torch.memory_format | None:
+def convolution_layout(op: OpOverload, args: Sequence[Any], out: Any) -> torch.memory_format | None:
     """The layout on CUDA of a convolution's result, or of its gradients; None of other operators."""
-    if op not in _CONVOLUTIONS:
-        return None
-    x, weight = (args[0], args[1]) if op is aten.convolution.default else (args[1], args[2])
-    return _Call(x, weight, x, False, 1, None).layout
+    return _Call.of(op, args, out).layout if op in _CONVOLUTIONS else None
 
 
 def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:

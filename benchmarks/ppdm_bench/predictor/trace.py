@@ -162,7 +162,7 @@ class Trace(TorchDispatchMode):
             if not (self.constants and self._fake_run):
                 return op(*args, **kwargs)
             out = self.constants.run(op, args, kwargs, seen, self._fake_run)
-            layout = convolution_layout(op, args) if self.target else None
+            layout = convolution_layout(op, args, out) if self.target else None
             return out if layout is None else _laid_out(out, layout)
 
     @contextmanager
