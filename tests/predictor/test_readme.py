@@ -16,7 +16,10 @@ README = (Path(predictor.__file__).parent / "README.md").read_text()
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names that a prediction replaces, as the code asks for it."""
+    """Names that a prediction replaces, as the code asks for it, in the libraries that it is about.
+
+    ``safe_open`` is replaced wherever it was imported to: here, in other tests and in diffusers, too.
+    """
     names: set[str] = set()
     original = mock.patch.object
 
@@ -29,7 +32,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     monkeypatch.setattr(mock.patch, "object", noted)
     import_module("safetensors.torch")  # what it offers is replaced where it is imported
     predict_peak(lambda: None, lambda _: None, target=Target())
-    return names
+    return {name for name in names if not name.endswith(".safe_open") or name.startswith("safetensors")}
 
 
 def test_the_readme_names_all_that_is_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
