@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from ppdm.checkpoint import load
     from ppdm.method import Method, sample, training_loss
     from ppdm.model import PPDM
+    from ppdm.network.options import UNetOptions
+    from ppdm.network.unet import UNet
     from ppdm.pixel_puzzle import puzzle, unpuzzle
-    from ppdm.train import fit
+    from ppdm.training.loop import fit
     from ppdm.translation import translate
-    from ppdm.unet import UNet, UNetOptions
 
 __all__ = [
     "PPDM",
@@ -37,9 +38,10 @@ _HOMES = {
     "method": ("Method", "sample", "training_loss"),
     "model": ("PPDM",),
     "pixel_puzzle": ("puzzle", "unpuzzle"),
-    "train": ("fit",),
+    "training.loop": ("fit",),
     "translation": ("translate",),
-    "unet": ("UNet", "UNetOptions"),
+    "network.options": ("UNetOptions",),
+    "network.unet": ("UNet",),
 }
 
 

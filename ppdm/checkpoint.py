@@ -21,10 +21,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ppdm._version import __version__
+from ppdm.atomic_io import write_together
 from ppdm.data.scaling import Scaling, scaling_from_dict
-from ppdm.files import write_together
 from ppdm.method import Method
-from ppdm.unet import MOST_CHANNELS
+from ppdm.network.options import MOST_CHANNELS
 
 SCHEMA = 1
 NAME = "model.safetensors"

@@ -11,15 +11,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ppdm.autoencoder import Autoencoder
-from ppdm.blocks import Shape, Size, Tell, nothing, sizes_of
-from ppdm.description import Axes, describe, later, restore
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
+from ppdm.network.autoencoder import Autoencoder
+from ppdm.network.options import UNetOptions
+from ppdm.network.unet import UNet
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
 from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representation
+from ppdm.serialization import Axes, describe, later, restore
 from ppdm.slices import Slices
-from ppdm.unet import UNet, UNetOptions
+from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
 # Stages of a training.

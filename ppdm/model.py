@@ -9,8 +9,8 @@ steps, 3 validation subjects, one seed): a direction, not a proof for wider netw
 from ppdm.kernel import Brownian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Puzzle
-from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
 PPDM = Method(

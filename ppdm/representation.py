@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppdm.pixel_puzzle import puzzle, unpuzzle
 
 if TYPE_CHECKING:
-    from ppdm.unet import UNetOptions
+    from ppdm.network.options import UNetOptions
 
 MOST_FACTOR = 64  # 262144 channels for one; no file can describe a network of more
 

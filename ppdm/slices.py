@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ppdm.blocks import Shape, Size, Tell, nothing
+from ppdm.tiling import Shape, Size, Tell, nothing
 from ppdm.window import MakeNetwork, Piece
 
 _LETTERS = "dhw"

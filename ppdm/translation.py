@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppdm.blocks import Size, Tell, nothing
 from ppdm.checkpoint import Trained, assemble
 from ppdm.data.normalise import IntensityError
 from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_geometry, read_volume, write_volume
 from ppdm.method import Method, reconstruct, sample
+from ppdm.tiling import Size, Tell, nothing
 
 SPACING_TOLERANCE = 0.1  # relative difference from the training data's voxel size that is warned of
 

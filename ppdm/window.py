@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from ppdm.blocks import (
+from ppdm.serialization import later
+from ppdm.tiling import (
     Place,
     Shape,
     Size,
@@ -23,7 +24,6 @@ from ppdm.blocks import (
     predict_in_blocks,
     sizes_of,
 )
-from ppdm.description import later
 
 MakeNetwork = Callable[[int, int, int], nn.Module]  # (in_channels, out_channels, dims)
 Predict = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (network, x_t, t, y) -> like x_t

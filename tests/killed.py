@@ -21,8 +21,8 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimiser would import it, in every fork
 
-from ppdm import optimisation
-from ppdm.training_log import Log
+from ppdm.training import trainer as optimisation
+from ppdm.training.log import Log
 from ppdm_bench import cli
 
 ENDLESS = 10**6

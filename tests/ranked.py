@@ -23,16 +23,17 @@ import torch._dynamo  # an optimiser would import it, in every fork
 from killed import imported
 from tiny_training import TINY, pair
 
-from ppdm import train as training
-from ppdm.augment import Flip
 from ppdm.data.manifest import read_manifest
 from ppdm.method import Method
-from ppdm.optimisation import Training
-from ppdm.ranks import Ranks, joined
-from ppdm.resume import Run
+from ppdm.training import loop as training
+from ppdm.training.augment import Flip
+from ppdm.training.distributed import Ranks, joined
+from ppdm.training.run import Run
+from ppdm.training.trainer import Training
 from ppdm.window import Patch
 from ppdm_baselines import METHODS
-from ppdm_bench import cli, subjects
+from ppdm_bench import cli
+from ppdm_bench.commands import pair_sources as subjects
 from ppdm_bench.evaluation import pictures, results
 
 SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2)}

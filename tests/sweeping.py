@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.child import serve
+from ppdm_bench.commands.terminal import alone_in, in_words, say
+from ppdm_bench.isolation.child import serve
+from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.runner import Answer
-from ppdm_bench.sweep import Case, Ledger, Sweep
-from ppdm_bench.terminal import alone_in, in_words, say
 
 
 def main(folder: Path, sizes: list[int]) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ppdm import Method
-from ppdm.autoencoder import Autoencoder
+from ppdm.network.autoencoder import Autoencoder
 from ppdm.slices import Slices
 
 

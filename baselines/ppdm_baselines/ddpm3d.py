@@ -9,8 +9,8 @@ from dataclasses import replace
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Identity
-from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
 SOURCE = "DDPM, arXiv 2006.11239; med-ddpm, arXiv 2305.18453"

@@ -8,11 +8,11 @@ source's latent is concatenated.
 
 from dataclasses import replace
 
-from ppdm.autoencoder import Autoencoder
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
-from ppdm.unet import UNetOptions
+from ppdm.network.autoencoder import Autoencoder
+from ppdm.network.options import UNetOptions
 from ppdm.window import Whole
 
 SOURCE = "LDM, arXiv 2112.10752; MONAI's 3-D tutorial"

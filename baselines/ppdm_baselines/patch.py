@@ -9,8 +9,8 @@ from dataclasses import replace
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Identity
-from ppdm.unet import UNetOptions
 from ppdm.window import Patch
 
 SOURCE = "PatchDDM, arXiv 2303.15288"

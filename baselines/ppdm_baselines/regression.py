@@ -6,8 +6,8 @@ What a diffusion model scores beyond this is what the diffusion adds.
 from ppdm.kernel import Linear
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Puzzle
-from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
 SOURCE = "none: the control"

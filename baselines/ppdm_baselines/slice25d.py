@@ -8,9 +8,9 @@ from dataclasses import replace
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Identity
 from ppdm.slices import Slices
-from ppdm.unet import UNetOptions
 
 SOURCE = "MADM, arXiv 2406.08374"
 

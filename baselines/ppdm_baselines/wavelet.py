@@ -10,8 +10,8 @@ from dataclasses import replace
 from ppdm.kernel import Gaussian
 from ppdm.loss import Loss
 from ppdm.method import Method, Optimisation, Sampling
+from ppdm.network.options import UNetOptions
 from ppdm.representation import Haar
-from ppdm.unet import UNetOptions
 from ppdm.window import Whole
 
 SOURCE = "cWDM, arXiv 2411.17203"

@@ -28,15 +28,15 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ppdm import blocks
-from ppdm.cases import Case
+from ppdm import tiling as blocks
 from ppdm.checkpoint import Trained, load
-from ppdm.data.phantom import Grid
-from ppdm.data.tasks import Recipe, find_task, make_subject
 from ppdm.data.volume import Volume
-from ppdm.evaluation import convention, data_range, scores
+from ppdm.evaluation.evaluate import convention, data_range, scores
+from ppdm.evaluation.subjects import Case
 from ppdm.metrics import MetricError
-from ppdm.train import fit
+from ppdm.simulation.phantom import Grid
+from ppdm.simulation.tasks import Recipe, find_task, make_subject
+from ppdm.training.loop import fit
 from ppdm.translation import translate_volume
 from ppdm.window import Patch
 from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
@@ -144,7 +144,7 @@ def in_blocks(trained: Trained, block: int, overlap: float, _: str = "") -> Trai
 
 
 def flat(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Equal weights, in the place of :func:`ppdm.blocks.ramp`."""
+    """Equal weights, in the place of :func:`ppdm.tiling.ramp`."""
     return torch.ones(size, device=device)
 
 

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from hostile import BOMB, MARK, TARGETS, Target, is_refusal
 
+from ppdm_bench.commands.terminal import progress
 from ppdm_bench.environment import environment
+from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.runner import TimeIsUpError, time_limit
-from ppdm_bench.terminal import progress
 
 SECONDS = 10.0  # for one case
 ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold
@@ -221,8 +221,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; `tests/test_hostile.py` "
-        "keeps every one:\n",
+        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; "
+        "`tests/core/test_hostile.py` keeps every one:\n",
         "| target | input | what came of it |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in MENDED),

@@ -33,22 +33,25 @@ import ppdm_bench
 from ppdm import PPDM
 from ppdm.checkpoint import Trained, load, save
 from ppdm.data.checking import Report, check_pair
-from ppdm.data.generation import make_set
 from ppdm.data.layouts.suv import read_suv_table
 from ppdm.data.manifest import Pair, manifest_faults, read_manifest
 from ppdm.data.normalise import Range
 from ppdm.data.regions import read_names
 from ppdm.data.scaling import PercentileScaling
-from ppdm.data.tasks import subject_name
 from ppdm.data.volume import Volume, read_geometry, read_volume, write_volume
-from ppdm.resume import Run
-from ppdm.schedule import Schedule
-from ppdm.train import Interrupted, fit, train
-from ppdm.training_log import last_step
+from ppdm.simulation.generation import make_set
+from ppdm.simulation.tasks import subject_name
+from ppdm.training.log import last_step
+from ppdm.training.loop import Interrupted, fit, train
+from ppdm.training.run import Run
+from ppdm.training.schedule import Schedule
 from ppdm.translation import translate, translate_volume
 from ppdm_baselines import METHODS
-from ppdm_bench import cli, options
+from ppdm_bench import cli
+from ppdm_bench.commands import options
+from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
 from ppdm_bench.memory.constants import Constants
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report.changes import changes, read_set, to_records, to_text
@@ -58,8 +61,6 @@ from ppdm_bench.report.exhibit import Missing
 from ppdm_bench.report.library import believed, provenance, read_library
 from ppdm_bench.report.registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.subjects import PhantomSubjects
-from ppdm_bench.sweep import Case, Ledger, Sweep
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -5,8 +5,8 @@
     python benchmarks/harness/remake.py --list           what there is
 
 Nothing is measured, predicted or trained: a run of a command does that, and leaves records. This is for when the code
-that draws them has changed, or records were added. `tests/test_committed_results.py` holds every file against what is
-made here.
+that draws them has changed, or records were added. `tests/project/test_committed_results.py` compares every file with
+what is made here.
 """
 
 import argparse
@@ -241,7 +241,7 @@ def _soak(results: Path, to: Path) -> None:
 
 
 def _claims(results: Path, to: Path) -> None:
-    from ppdm_bench.claims import present
+    from ppdm_bench.commands.claims import present
 
     present(_library(results), to)
 

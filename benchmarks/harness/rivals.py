@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ppdm.files import write_together
+from ppdm.atomic_io import write_together
 from ppdm_bench.memory import published_runs, validate
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record, RecordFile

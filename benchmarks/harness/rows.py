@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.child import serve
+from ppdm_bench.commands.terminal import alone_in
+from ppdm_bench.isolation.child import serve
+from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.runner import Answer
-from ppdm_bench.sweep import Case, Ledger, Sweep
-from ppdm_bench.terminal import alone_in
 
 METRIC = "peak_allocated"
 

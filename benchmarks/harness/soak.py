@@ -29,9 +29,9 @@ import torch
 from rows import measure_rows, status_of
 
 from ppdm import PPDM
-from ppdm.resume import Run
-from ppdm.schedule import Schedule
-from ppdm.train import train
+from ppdm.training.loop import train
+from ppdm.training.run import Run
+from ppdm.training.schedule import Schedule
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import Plan
@@ -345,7 +345,7 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines.append(f"| {ENDED[name][1]} | {ends} | {'; '.join(part['faults']) or 'nothing'} | {part['seconds']} |")
     lines += [
         "\nFound in this way and mended: a command that was killed could leave the temporary folder through which it "
-        "talked to its child; they talk through files without a name now (`tests/test_runner.py`)."
+        "talked to its child; they talk through files without a name now (`tests/bench/isolation/test_runner.py`)."
     ]
     return "\n".join(lines) + "\n"
 

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor
 
 from ppdm import Method, training_loss
-from ppdm.files import write_together
-from ppdm.optimisation import Training
+from ppdm.atomic_io import write_together
+from ppdm.training.trainer import Training
 from ppdm_baselines import METHODS
+from ppdm_bench.commands.terminal import progress
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, Target
-from ppdm_bench.terminal import progress
 from ppdm_bench.variation import vary
 
 EVERYTHING = "network.precision=bf16+network.checkpointing=conv+optimisation.optimiser=adamw8bit"

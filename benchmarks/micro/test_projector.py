@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from ppdm.data.pet import TORSO, Projector, simulate
+from ppdm.simulation.pet import TORSO, Projector, simulate
 
 PLANE, SPACING, SLICES = (128, 128), (3.0, 3.0), 64
 

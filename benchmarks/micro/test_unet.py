@@ -8,7 +8,8 @@ from conftest import Beside
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from ppdm.unet import UNet, UNetOptions
+from ppdm.network.options import UNetOptions
+from ppdm.network.unet import UNet
 
 SIZE, WIDTH, GROUPS = 32, 16, 8
 MULTIPLIERS = (1, 2, 2)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench import data
-from ppdm_bench.ablate import ablate
-from ppdm_bench.claims import claims
-from ppdm_bench.compare import compare
-from ppdm_bench.evaluate import evaluate
-from ppdm_bench.figures import figures
-from ppdm_bench.gpu import gpu
-from ppdm_bench.options import (
+from ppdm_bench.commands import data
+from ppdm_bench.commands.ablate import ablate
+from ppdm_bench.commands.claims import claims
+from ppdm_bench.commands.compare import compare
+from ppdm_bench.commands.evaluate import evaluate
+from ppdm_bench.commands.figures import figures
+from ppdm_bench.commands.gpu import gpu
+from ppdm_bench.commands.options import (
     Launcher,
     LauncherOptions,
     PhantomCount,
@@ -50,11 +50,10 @@ from ppdm_bench.options import (
     read_pace,
     read_seconds,
 )
-from ppdm_bench.plan import plan
-from ppdm_bench.quality import quality
-from ppdm_bench.records import PHASES
-from ppdm_bench.speed import speed
-from ppdm_bench.terminal import (
+from ppdm_bench.commands.plan import plan
+from ppdm_bench.commands.quality import quality
+from ppdm_bench.commands.speed import speed
+from ppdm_bench.commands.terminal import (
     INTERRUPTED,
     alone_in,
     fail,
@@ -65,6 +64,7 @@ from ppdm_bench.terminal import (
     told,
     under_torchrun,
 )
+from ppdm_bench.records import PHASES
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
@@ -262,7 +262,7 @@ def methods(
 ) -> None:
     """What is registered: every method, its presets, parameters and network evaluations a volume."""
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.catalogue import catalogue, catalogue_text
+        from ppdm_bench.commands.methods import catalogue, catalogue_text
 
         rows = as_usage(catalogue, method)
     if json:
@@ -359,14 +359,14 @@ def train(
     if minutes is None:
         steps = steps or 1000
 
-    from ppdm.augment import Flip
-    from ppdm.ranks import joined
-    from ppdm.resume import Run
-    from ppdm.schedule import Schedule
-    from ppdm.train import Interrupted, StepReport
+    from ppdm.training.augment import Flip
+    from ppdm.training.distributed import joined
+    from ppdm.training.loop import Interrupted, StepReport
+    from ppdm.training.run import Run
+    from ppdm.training.schedule import Schedule
+    from ppdm_bench.commands.train import memory_in_use, train_run
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
-    from ppdm_bench.training import memory_in_use, train_run
 
     asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
     (asked,) = as_usage(around, [asked], start or [], [], say)

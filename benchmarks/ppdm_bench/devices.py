@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from ppdm.ranks import ALONE, Ranks, own_gpu
+from ppdm.training.distributed import ALONE, Ranks, own_gpu
 from ppdm_bench.predictor.target import Target
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from ppdm import Method
-from ppdm.description import describe
 from ppdm.method import AXES
+from ppdm.serialization import describe
 
 Assignment = tuple[str, str]  # a field, such as kernel.gamma, and its value as it was written
 

@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.ablation.course import Done, scored
-from ppdm_bench.ablation.pace import measured, of_cells, of_one_machine
 from ppdm_bench.ablation.plan import Ablation, Work
+from ppdm_bench.ablation.run import Done, scored
+from ppdm_bench.ablation.step_time import measured, of_cells, of_one_machine
 from ppdm_bench.devices import training_device
 from ppdm_bench.evaluation.jobs import train_in_jobs
-from ppdm_bench.launcher import JOBS, LauncherError, spread
+from ppdm_bench.isolation.slurm import JOBS, LauncherError, spread
+from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.sweep import RECORDS, Ledger
 
 PACE = "pace"  # the folder of that job's own records
 
@@ -31,7 +31,7 @@ def paces_in_job(plan: Ablation, out: Path, device: str, options: Mapping[str, A
         plan: whose cells.
         out: folder of the ablation, seen by all machines.
         device: auto, cuda or cpu: of the job.
-        options: parameters of submitit, see :func:`ppdm_bench.launcher.spread`.
+        options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
 
     Raises:
         LauncherError: jobs cannot be made, or this one was lost.

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ppdm import Method
-from ppdm.data.tasks import split_sizes
-from ppdm.evaluation import lattices
+from ppdm.evaluation.evaluate import lattices
 from ppdm.metrics.texture import MIN_CELLS
 from ppdm.pixel_puzzle import Factor
-from ppdm.schedule import Schedule
+from ppdm.simulation.tasks import split_sizes
+from ppdm.training.schedule import Schedule
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import PHASES
+from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation.comparison import Sampling
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.subjects import PhantomSubjects
 
 # Seconds beside the network's own: of reading, writing and scoring a prediction, and of a prediction of memory.
 _SCORING, _PREDICTION = 0.3, 3.0

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record
 from ppdm_bench.report import ablation
 from ppdm_bench.report.ablation_figure import ablation_figure
 from ppdm_bench.report.ablation_space import space_figure
 from ppdm_bench.report.canvas import save
-from ppdm_bench.sweep import RECORDS
 
 
 def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppdm.cases import Case, CaseFiles, read_case
-from ppdm.evaluation import Score, ceiling_scores, scores, unit_of
+from ppdm.evaluation.evaluate import Score, ceiling_scores, scores, unit_of
+from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppdm.cases import Case, CaseError, CaseFiles, read_prediction
 from ppdm.checkpoint import Trained, load
 from ppdm.data.scaling import Scaling
 from ppdm.data.volume import SUFFIXES
-from ppdm.evaluation import ceiling, predict, untranslated
+from ppdm.evaluation.evaluate import ceiling, predict, untranslated
+from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
 
 INPUT = "input"
@@ -64,7 +64,7 @@ class Candidate:
 
 
 def the_input(scaling: Scaling) -> Candidate:
-    """The source itself, see :func:`ppdm.evaluation.untranslated`."""
+    """The source itself, see :func:`ppdm.evaluation.evaluate.untranslated`."""
     return Candidate(INPUT, "", partial(untranslated, scaling), {"scaling": scaling.to_dict()}, untouched=True)
 
 
@@ -110,7 +110,8 @@ def read_folders(
 
     Args:
         predictions, targets: the folders.
-        beside: folders of what else a case has, by its name in :class:`ppdm.cases.CaseFiles`: source, mask, labels.
+        beside: folders of the other files of a case (source, mask, labels), by their names in
+            :class:`ppdm.evaluation.subjects.CaseFiles`.
         suv_factor: what makes SUV of all their values; None where nothing is to be converted.
 
     Raises:

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppdm.cases import CaseError, CaseFiles, files_of
 from ppdm.checkpoint import Trained
 from ppdm.data.manifest import SPLITS
 from ppdm.data.normalise import percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
-from ppdm.evaluation import check_kind, convention, data_range, lattices
+from ppdm.evaluation.evaluate import check_kind, convention, data_range, lattices
+from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.pixel_puzzle import Factor
+from ppdm_bench.commands.pair_sources import PhantomSubjects, Progress, Subjects
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, of_run, read_folders, read_runs, the_input
-from ppdm_bench.subjects import PhantomSubjects, Progress, Subjects
 
 
 @dataclass(frozen=True)

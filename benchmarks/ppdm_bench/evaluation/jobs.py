@@ -7,7 +7,7 @@ from typing import Any
 
 from ppdm_bench.devices import training_device
 from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials
-from ppdm_bench.launcher import spread
+from ppdm_bench.isolation.slurm import spread
 
 
 def train_in_jobs(
@@ -23,7 +23,7 @@ def train_in_jobs(
         wanted: the trials.
         out: folder of all of them, seen by all machines.
         device: auto, cuda or cpu: of each job.
-        options: parameters of submitit, see :func:`ppdm_bench.launcher.spread`.
+        options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
         show: called when the job of a trial has ended.
 
     Returns:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppdm.cases import Case, CaseFiles, read_case
+from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record

@@ -7,11 +7,11 @@ from pathlib import Path
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
+from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
 from ppdm_bench.report import dots, quality
 from ppdm_bench.report.canvas import save
 from ppdm_bench.report.ladder import MANY, ladder_figure
-from ppdm_bench.sweep import RECORDS, Ledger
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ppdm.cases import Case, read_case
+from ppdm.evaluation.subjects import Case, read_case
 from ppdm.metrics.texture import error_spectrum
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment

@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppdm import Method
-from ppdm.resume import LOG, Run
-from ppdm.schedule import Schedule
-from ppdm.training_log import StepReport, last_step
+from ppdm.training.log import StepReport, last_step
+from ppdm.training.run import LOG, Run
+from ppdm.training.schedule import Schedule
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.train import train_run
 from ppdm_bench.configuration import find_method
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record, RecordFile, config_id
-from ppdm_bench.subjects import PhantomSubjects
-from ppdm_bench.sweep import RECORDS
-from ppdm_bench.training import train_run
 from ppdm_bench.variation import Assignment, moved, read_one, settled, vary, written
 
 RUNS = "runs"

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ppdm_bench.catalogue import parameter_count
+from ppdm_bench.commands.methods import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.gate import skipping, too_much
+from ppdm_bench.isolation.runner import Answer, TimeIsUpError, time_limit
+from ppdm_bench.isolation.sweep import Case, Sweep
+from ppdm_bench.memory.feasibility import skipping, too_much
 from ppdm_bench.memory.workload import fault, uncompiled, workload
 from ppdm_bench.predictor.peak import Peak, PredictionError, predict_peak
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.report.units import shape_text
-from ppdm_bench.runner import Answer, TimeIsUpError, time_limit
-from ppdm_bench.sweep import Case, Sweep
+from ppdm_bench.units import shape_text
 
 WORKER = "ppdm_bench.memory.worker"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Self
 
-from ppdm.description import restore
+from ppdm.serialization import restore
 from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.files import replace_file

@@ -6,15 +6,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ppdm_bench.commands.terminal import alone_in, progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.devices import choose
-from ppdm_bench.launcher import JOBS, Ended, spread
+from ppdm_bench.isolation.slurm import JOBS, Ended, spread
+from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import Plan, Spacing
 from ppdm_bench.memory.constants import told
 from ppdm_bench.memory.results import collect
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.sweep import Ledger
-from ppdm_bench.terminal import alone_in, progress
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def collect_jobs(
         configurations: each a job, whose own records are kept in ``jobs/`` under its ``config_id``.
         request: what is asked of each.
         folder: seen by all machines.
-        options: parameters of submitit, see :func:`ppdm_bench.launcher.spread`.
+        options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
 
     Raises:
         LauncherError: jobs cannot be made.

@@ -8,7 +8,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from torch import Tensor, nn
 
 from ppdm import UNet, UNetOptions
-from ppdm_bench.catalogue import parameter_count
+from ppdm_bench.commands.methods import parameter_count
 from ppdm_bench.environment import environment
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppdm_baselines import REFERENCE
+from ppdm_bench.commands.terminal import Whole, progress
+from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.memory.explain import explain, stem
 from ppdm_bench.records import Record
 from ppdm_bench.report import figure, table
 from ppdm_bench.report.course import holders_table, save_course
-from ppdm_bench.report.units import shape_text
-from ppdm_bench.sweep import RECORDS, Ledger
-from ppdm_bench.terminal import Whole, progress
+from ppdm_bench.units import shape_text
 
 # How long a measurement is beside a prediction: its child starts Python and imports PyTorch first.
 _WEIGHT = 10.0

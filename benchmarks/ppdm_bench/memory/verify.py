@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ppdm_bench.commands.terminal import Whole, progress
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.isolation.runner import run_child
+from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
 from ppdm_bench.memory.command import WORKER
 from ppdm_bench.records import Record
-from ppdm_bench.runner import run_child
-from ppdm_bench.sweep import Case, Ledger, Sweep
-from ppdm_bench.terminal import Whole, progress
 
 VERIFIED = "verified_at"
 

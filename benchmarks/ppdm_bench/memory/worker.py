@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from ppdm_bench.child import failure, serve
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.isolation.child import failure, serve
 from ppdm_bench.memory.nvml import watched_process
 from ppdm_bench.memory.workload import Workload, uncompiled, workload
 from ppdm_bench.predictor.peak import measure_peak

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
-from ppdm.train import Training
+from ppdm.training.loop import Training
 
 # One whole sampling run has the peak of a short one: every evaluation frees what the one before it held.
 EVALUATIONS = 2

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from ppdm import Method
-from ppdm.unet import CHECKPOINTING
+from ppdm.network.options import CHECKPOINTING
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.planning.outlook import Case, Question
 from ppdm_bench.planning.search import Found, Look, largest

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppdm_bench.commands.terminal import progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.planning.outlook import NoOutlook, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
@@ -14,8 +16,6 @@ from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report import budget as report
 from ppdm_bench.report import canvas
-from ppdm_bench.sweep import RECORDS
-from ppdm_bench.terminal import progress
 
 
 @dataclass(frozen=True)

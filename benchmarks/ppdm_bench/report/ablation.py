@@ -13,7 +13,7 @@ from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.quality import number, signed
 from ppdm_bench.report.series import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
-from ppdm_bench.report.units import gib, shape_text, significant
+from ppdm_bench.units import gib, shape_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,7 @@ from ppdm_bench.report.ablation import headline, most_evaluations
 from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
 from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.series import metric_name
-from ppdm_bench.report.units import GIB
+from ppdm_bench.units import GIB
 
 __all__ = ["ablation_figure", "in_order", "words"]
 

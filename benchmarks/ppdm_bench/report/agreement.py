@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT
-from ppdm_bench.report.units import GIB
+from ppdm_bench.units import GIB
 
 # The counters that are published, as a table and a legend name them.
 COUNTERS = {

@@ -19,7 +19,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common, gather, reference_of, varying
-from ppdm_bench.report.units import GIB, ratio, setting_text, significant
+from ppdm_bench.units import GIB, ratio, setting_text, significant
 
 # Nominal sizes of common GPUs, most common first: where two labels would collide, the earlier one is drawn. A card's
 # "24 GB" are 24 GiB but for what ECC and the driver keep back.

@@ -15,7 +15,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
-from ppdm_bench.report.units import GIB, setting_text, significant
+from ppdm_bench.units import GIB, setting_text, significant
 
 # From what stays for ever to what lives for a moment; colours by Okabe and Ito, the last is what no part accounts for.
 PARTS = {

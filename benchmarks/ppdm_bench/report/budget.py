@@ -16,7 +16,7 @@ from ppdm_bench.report.canvas import SMALL, TEXT, Column
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.rows import PHASE_NAMES
-from ppdm_bench.report.units import GIB, gib, setting_text, shape_text, significant
+from ppdm_bench.units import GIB, gib, setting_text, shape_text, significant
 
 _HEADERS = ("phase", "method", "needs GiB", "fits", "largest cube", "smallest factor", "largest batch", "fits with")
 _NUMBERS = ("needs GiB", "largest cube", "smallest factor", "largest batch")

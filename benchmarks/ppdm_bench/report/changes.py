@@ -17,7 +17,7 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.direction import loss
 from ppdm_bench.report.grid import text_grid
 from ppdm_bench.report.statistics import LEVEL, paired_difference
-from ppdm_bench.report.units import gib, significant
+from ppdm_bench.units import gib, significant
 
 __all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_records", "to_text"]
 

@@ -27,7 +27,7 @@ from ppdm_bench.report.rivals import (
     scope_of,
 )
 from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
-from ppdm_bench.report.units import shape_text
+from ppdm_bench.units import shape_text
 
 __all__ = ["CLAIMS"]
 

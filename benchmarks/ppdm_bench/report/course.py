@@ -16,7 +16,7 @@ from ppdm_bench.report import canvas
 from ppdm_bench.report.breakdown import PARTS
 from ppdm_bench.report.canvas import SMALL, TEXT
 from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.units import GIB
+from ppdm_bench.units import GIB
 
 COLUMNS = ("rank", "bytes", "share", "kind", "part", "module", "pass", "made_by", "shape", "dtype")
 

@@ -18,7 +18,7 @@ from ppdm_bench.report import canvas
 from ppdm_bench.report.agreement import finish, plain_log, points
 from ppdm_bench.report.canvas import TEXT
 from ppdm_bench.report.rows import Row, gather, prediction_of
-from ppdm_bench.report.units import GIB, shape_text
+from ppdm_bench.units import GIB, shape_text
 
 __all__ = ["measured_figure", "measured_table"]
 

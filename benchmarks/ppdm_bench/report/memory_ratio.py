@@ -10,7 +10,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.claims import Evidence
 from ppdm_bench.report.points import factor_text, resolved
 from ppdm_bench.report.rivals import is_full_3d, is_space_of
-from ppdm_bench.report.units import shape_text
+from ppdm_bench.units import shape_text
 
 __all__ = ["Ratios", "memory_ratios", "volume"]
 

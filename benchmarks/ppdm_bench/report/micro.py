@@ -13,7 +13,7 @@ from typing import Any
 
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.grid import markdown_grid, text_grid
-from ppdm_bench.report.units import significant
+from ppdm_bench.units import significant
 
 Run = dict[str, Any]
 Quartiles = Sequence[float]

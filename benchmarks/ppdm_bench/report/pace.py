@@ -16,7 +16,7 @@ from ppdm_bench.report import canvas
 from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.rows import common, varying
 from ppdm_bench.report.timings import Pace, Timing, gather_times
-from ppdm_bench.report.units import setting_text, significant
+from ppdm_bench.units import setting_text, significant
 
 __all__ = ["speed_figure"]
 

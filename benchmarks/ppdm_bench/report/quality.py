@@ -11,7 +11,7 @@ from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
-from ppdm_bench.report.units import shape_text
+from ppdm_bench.units import shape_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.units import CONDITIONS, SETTINGS, setting_text
+from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
 PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
 PHASE_NAMES = {

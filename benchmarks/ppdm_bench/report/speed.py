@@ -11,7 +11,7 @@ from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.grid import markdown_grid, text_grid
 from ppdm_bench.report.rows import common, varying
 from ppdm_bench.report.timings import Pace, Timing, gather_times
-from ppdm_bench.report.units import count, setting_text, significant
+from ppdm_bench.units import count, setting_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd

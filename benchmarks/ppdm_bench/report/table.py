@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.files import replace_file
 from ppdm_bench.report.rows import PEAKS, Row, all_phases, gather, prediction_of, reference_of, varying
-from ppdm_bench.report.units import count, gib, ratio, setting_text
+from ppdm_bench.units import count, gib, ratio, setting_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppdm.method import Method, sample, training_loss
-from ppdm.unet_parts import PRECISIONS
+from ppdm.network.options import PRECISIONS
 from ppdm_bench.timing.clock import Clock, Protocol, Stopwatch
 
 Shape = tuple[int, int, int]

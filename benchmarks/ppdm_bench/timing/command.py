@@ -8,13 +8,13 @@ from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.gate import doubt
+from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.sweep import Case, Sweep
+from ppdm_bench.memory.feasibility import doubt
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.report.units import shape_text
-from ppdm_bench.runner import Answer
-from ppdm_bench.sweep import Case, Sweep
 from ppdm_bench.timing.clock import FIRST, Protocol
+from ppdm_bench.units import shape_text
 
 WORKER = "ppdm_bench.timing.worker"
 

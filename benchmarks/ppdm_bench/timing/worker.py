@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from ppdm.method import Method, sample
-from ppdm.optimisation import Training
-from ppdm_bench.child import failure, serve
+from ppdm.training.trainer import Training
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.isolation.child import failure, serve
 from ppdm_bench.memory.nvml import watched_process
 from ppdm_bench.memory.workload import fault
 from ppdm_bench.timing.arithmetic import Ceiling, ceiling, step_flops, volume_flops

@@ -16,7 +16,7 @@ from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.statistics import summary
 from ppdm_bench.report.tabulation import Heading, Line, Table
-from ppdm_bench.report.units import gib
+from ppdm_bench.units import gib
 
 _METRICS = ("psnr", "ssim", "sharpness")
 

@@ -19,7 +19,7 @@ from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.rows import gather, prediction_of
 from ppdm_bench.report.tabulation import Heading, Line, Table
-from ppdm_bench.report.units import GIB, gib, shape_text
+from ppdm_bench.units import GIB, gib, shape_text
 
 _LOOKS = (
     ("s", canvas.VERMILION),

@@ -8,7 +8,7 @@ from ppdm_bench.report.exhibit import Missing, Shown
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.rows import PHASE_NAMES, common
 from ppdm_bench.report.tabulation import Heading, Line, Table
-from ppdm_bench.report.units import gib
+from ppdm_bench.units import gib
 
 
 def show(library: Library) -> Shown:

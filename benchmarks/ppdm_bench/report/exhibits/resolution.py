@@ -17,7 +17,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.looks import method_looks
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
 from ppdm_bench.report.tabulation import Heading, Line, Table
-from ppdm_bench.report.units import GIB, gib
+from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
 _LABEL_GAP = 6.0  # points between the names of cards

@@ -22,7 +22,7 @@ from ppdm_bench.report.looks import method_looks
 from ppdm_bench.report.points import Point, group_title, most_evaluations, resolved
 from ppdm_bench.report.rows import common
 from ppdm_bench.report.tabulation import Heading, Line, Table
-from ppdm_bench.report.units import GIB, gib, significant
+from ppdm_bench.units import GIB, gib, significant
 
 __all__ = ["show_evaluations", "show_memory", "show_seconds"]
 

@@ -1,0 +1,214 @@
+"""An ablation carried out: every cell trained, scored and recorded before the next one begins."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from ppdm.evaluation.subjects import Case
+from ppdm.training.log import StepReport
+from ppdm_bench.ablation.cells import Cell
+from ppdm_bench.ablation.memory import peaks
+from ppdm_bench.ablation.plan import Ablation, Work
+from ppdm_bench.environment import environment
+from ppdm_bench.evaluation.assessment import Assessment, carry_out
+from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.evaluation.comparison import Measuring, compare_runs
+from ppdm_bench.evaluation.results import failures
+from ppdm_bench.evaluation.snapshots import keep_snapshot
+from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
+from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.records import Record, RecordFile, config_id
+
+Tell = Callable[[str, float], None]  # what is done now, and the share of it that is behind
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one training, or of one prediction of memory.
+
+    Attributes:
+        records: what was found out.
+        fault: why something was not, in a sentence.
+        scored: what was evaluated of a training, for pictures of all of them.
+    """
+
+    records: Sequence[Record]
+    fault: str = ""
+    scored: Assessment | None = None
+
+
+def remembered(plan: Ablation, out: Path, tell: Tell) -> Iterator[Done]:
+    """Peak memory of every cell, phase by phase."""
+    file = RecordFile(out / RECORDS)
+    batch_size = plan.schedule.batch_size
+    for records in peaks(plan.present, plan.identity, plan.shapes, batch_size, file, lambda text: tell(text, 0.0)):
+        bad = [record for record in records if record.status not in ("ok", "oom")]
+        yield Done(records, f"{bad[0].variant}, memory: {bad[0].reason}" if bad else "")
+
+
+def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> Iterator[Done]:
+    """Every training, scored as soon as it has ended; what was trained or scored before is not done again.
+
+    Raises:
+        Interrupted: Ctrl-C or SIGTERM came; the same command goes on.
+        OSError: the folder cannot be written.
+    """
+
+    def preparing(made: int, total: int) -> None:
+        tell(f"making subjects, {made} of {total}", 0.0)
+
+    def show(trial: Trial, report: StepReport) -> None:
+        text = f"{trial.subjects.task}, {trial.variation}: loss {report.loss:.4f}"
+        tell(text, 0.9 * min(report.share, 1.0))
+
+    outcomes = carry_out_trials([work.trial for work in wanted], out, plan.sampling.device, preparing, show)
+    yield from scored(plan, wanted, outcomes, out, tell)
+
+
+def scored(
+    plan: Ablation, wanted: Sequence[Work], outcomes: Iterable[Outcome], out: Path, tell: Tell
+) -> Iterator[Done]:
+    """What every training came to, scored and recorded; that a job was lost is told and no finding."""
+    file = RecordFile(out / RECORDS)
+    earlier = file.read()
+    for work, outcome in zip(wanted, outcomes, strict=True):
+        if outcome.lost:
+            yield Done([], outcome.fault)
+        elif outcome.fault:
+            records = _kept([_failed(plan, work, outcome.fault)], file, earlier)
+            yield Done(records, outcome.fault)
+        else:
+            assessment, records = _scored(plan, work, outcome.run, out, earlier, lambda text: tell(text, 0.9))
+            yield Done(records, "; ".join(failures(records)), assessment)
+
+
+def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: Path) -> list[Path]:
+    """Picture data of the first subject of each task under every cell, of its first training: a file a task."""
+    written = []
+    for task in dict.fromkeys(one.task for one in scored):
+        of_task = [one for one in scored if one.task == task]
+        cells = {one.candidates[0].label: one.candidates for one in reversed(of_task) if one.candidates}
+        everything = [candidate for candidates in reversed(cells.values()) for candidate in candidates]
+        known = [record for record in records if record.task == task]
+        written += keep_snapshot(replace(of_task[0], candidates=everything), known, out / task)
+    return written
+
+
+def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Record]:
+    """A record for every task and cell that is not trained, with the reason."""
+    reasons = {cell.label: cell.reason for cell in plan.cells if cell.reason}
+    reasons |= {label: record.reason for label, record in paces.items() if record.status != "ok"}
+    of = {cell.label: cell for cell in plan.cells}
+    more = {"budgets": {"steps": plan.schedule.steps}}
+    made = [
+        _without_value(plan, of[label], subjects.task, "skipped", reason, more)
+        for subjects in plan.sets
+        for label, reason in reasons.items()
+    ]
+    file = RecordFile(out / RECORDS)
+    return _kept(made, file, file.read())
+
+
+def _kept(records: Sequence[Record], file: RecordFile, earlier: Sequence[Record]) -> list[Record]:
+    """Write what the file does not hold already."""
+    known = {record.content() for record in earlier}
+    file.append(record for record in records if record.content() not in known)
+    return list(records)
+
+
+def _scored(
+    plan: Ablation, work: Work, run: Path, out: Path, earlier: Sequence[Record], tell: Callable[[str], None]
+) -> tuple[Assessment, list[Record]]:
+    file = RecordFile(out / RECORDS)
+    measuring = Measuring(grids=plan.grids)
+    subjects = work.trial.subjects
+    found = compare_runs([run], subjects, plan.split, measuring, plan.sampling, lambda done, total: None)
+    seconds: dict[int | None, list[float]] = {}
+    candidates = [_of_cell(plan, work, one, seconds) for one in found.candidates if not one.untouched]
+    assessment = replace(found, candidates=candidates, command="ablate")
+    records = []
+    for made in carry_out(assessment, lambda text: tell(f"{subjects.task}, {text}"), earlier):
+        records += _kept(made, file, earlier)
+    paced = [_volume_seconds(assessment, one, seconds[one.steps]) for one in candidates if seconds.get(one.steps)]
+    file.append(paced)
+    return assessment, [*records, *(paced or _paced_before(assessment, earlier)), *keep_costs(assessment, out)]
+
+
+def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
+    """The candidate under the cell's name, with a clock beside it."""
+
+    def predict(case: Case) -> Tensor:
+        began = time.perf_counter()
+        volume = candidate.predict(case)  # on the CPU: it has been waited for
+        seconds.setdefault(candidate.steps, []).append(time.perf_counter() - began)
+        return volume
+
+    options = {**candidate.options, "cell": work.cell.describe(plan.identity), "budgets": dict(work.budgets)}
+    options["batch_size"] = plan.schedule.batch_size
+    return replace(candidate, variant=work.cell.label, predict=predict, options=options)
+
+
+def _volume_seconds(assessment: Assessment, candidate: Candidate, seconds: Sequence[float]) -> Record:
+    """Seconds of one translation as users get it, reading and scaling included."""
+    options = _timed_options(assessment, candidate)
+    return Record(
+        config_id=config_id(options),
+        command=assessment.command,
+        method=candidate.method,
+        variant=candidate.variant,
+        task=assessment.task,
+        phase="sample",
+        precision=candidate.precision,
+        steps=candidate.steps,
+        metric="volume_seconds",
+        value=median(seconds),
+        unit="s",
+        stat="median",
+        n=len(seconds),
+        samples=tuple(seconds),
+        kind="measured",
+        seed=candidate.seed,
+        device=candidate.device,
+        env=environment(),
+        options=options,
+    )
+
+
+def _timed_options(assessment: Assessment, candidate: Candidate) -> dict[str, Any]:
+    return {**candidate.options, "data": dict(assessment.data), "sampling_seed": candidate.seed}
+
+
+def _paced_before(assessment: Assessment, earlier: Sequence[Record]) -> list[Record]:
+    """The seconds a volume that were measured when these candidates were scored."""
+    wanted = [config_id(_timed_options(assessment, candidate)) for candidate in assessment.candidates]
+    return [one for one in earlier if one.metric == "volume_seconds" and one.config_id in wanted]
+
+
+def _failed(plan: Ablation, work: Work, fault: str) -> Record:
+    more = {"budgets": dict(work.budgets), "training": {"seed": work.trial.schedule.seed}}
+    return _without_value(plan, work.cell, work.trial.subjects.task, "error", fault, more)
+
+
+def _without_value(plan: Ablation, cell: Cell, task: str, status: str, reason: str, more: dict[str, Any]) -> Record:
+    options = {"cell": cell.describe(plan.identity), **more}
+    return Record(
+        config_id=config_id(options),
+        command="ablate",
+        method=cell.method.name,
+        variant=cell.label,
+        task=task,
+        phase="train",
+        metric="psnr",
+        unit="dB",
+        kind="measured",
+        status=status,
+        reason=reason,
+        device=plan.sampling.device,
+        env=environment(),
+        options=options,
+    )

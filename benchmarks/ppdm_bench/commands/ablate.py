@@ -1,0 +1,272 @@
+"""``ppdm-bench ablate``: cells around a method, each with its memory, speed and quality, in one tidy set."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.commands.options import (
+    Launcher,
+    LauncherOptions,
+    as_usage,
+    asked_jobs,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_evaluations,
+    read_option,
+)
+from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, progress, say, told
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ppdm import Method
+    from ppdm_bench.ablation.plan import Ablation, Work
+    from ppdm_bench.ablation.run import Done
+    from ppdm_bench.evaluation.assessment import Assessment
+    from ppdm_bench.records import Record
+
+# About twenty minutes on two idle cores. Three levels, so that the largest factor still has a grid to halve
+# within 32 voxels; with four it would be padded to 64.
+QUICK: dict[str, Any] = {
+    "tasks": ["mri-t1t2", "pet-joint"],
+    "subjects": 20,
+    "size": 32,
+    "width": 12,
+    "base": ["network.multipliers=[1,2,2]"],
+    "steps": 120,
+    "seeds": "0",
+    "evaluations": "1,4",
+}
+FULL: dict[str, Any] = {"subjects": 32, "size": 64, "steps": 2000, "seeds": "0,1,2", "evaluations": "1,4,10"}
+_SCORING = 10.0  # seconds, of what was trained in a job: how long it is beside the other pieces
+LONGEST = 30  # minutes that the quick profile is meant to stay below
+
+
+def ablate(
+    grid: Annotated[
+        str,
+        typer.Option(
+            help="one (one axis at a time: factor, loss, bridge), full (each with each), "
+            "space (representation with and without a bridge, at equal steps and at equal time), none."
+        ),
+    ] = "one,space",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="More cells, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable."),
+    ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another method to start from, such as network.multipliers=[1,2,2]; repeatable."),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="A registered method, or module:ATTRIBUTE of your own; default: the first.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="Phantoms of this task; repeatable. Default: all.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Trainings of each cell, such as 0,1,2.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Equal steps: updates of the weights.")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("minutes"),
+            metavar="MINUTES",
+            help="Equal time, for every cell; default: what the method itself takes for its steps, for the grid space.",
+        ),
+    ] = None,
+    subjects: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms of each task, over all splits.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of their longest axis.")
+    ] = None,
+    phantom_grid: Annotated[str, typer.Option(help="Their voxels: cubic, oblong or thick.")] = "cubic",
+    width: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 2,
+    evaluations: Annotated[
+        str | None, typer.Option(help="Network evaluations a volume, such as 1,4. The method's own: own.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
+    memory_res: Annotated[
+        str | None, typer.Option(help="Predict memory at these cubic sizes too, such as 128,256.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="What is not said: quick, full, or auto (full where there is a GPU, or jobs).")
+    ] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="The same as --profile quick.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/ablations"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Toggle puzzle factor, loss, bridge and any other option; the same command again goes on where it stopped."""
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    kind = read_option("--profile", one_of("auto", "quick", "full"), "quick" if quick else profile)
+    read_option("--split", one_of("train", "val", "test"), split)
+    grids = read_option("--grid", comma_separated(one_of("one", "full", "space", "none")), grid)
+    jobs = asked_jobs(launcher, launcher_option)
+    sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
+
+    with redirect_stdout(sys.stderr):
+        from ppdm.simulation.tasks import TASKS
+        from ppdm.training.loop import Interrupted
+        from ppdm.training.schedule import Schedule
+        from ppdm_bench.ablation.cells import cells
+        from ppdm_bench.ablation.plan import Ablation
+        from ppdm_bench.ablation.results import present
+        from ppdm_bench.commands.pair_sources import PhantomSubjects
+        from ppdm_bench.devices import training_device
+        from ppdm_bench.evaluation.comparison import Sampling
+
+        # What is trained elsewhere is scored here, on a GPU if there is one here too.
+        spread = jobs is not None and choice != "cpu"
+        where = training_device("auto" if spread else choice)
+        small = kind == "quick" or (kind == "auto" and where == "cpu" and not spread)
+        default = QUICK if small else FULL
+        names = task or default.get("tasks", list(TASKS))
+        size, subjects = size or default["size"], subjects or default["subjects"]
+        start = as_usage(_start, method, [*default.get("base", []), *(base or [])], width or default.get("width"))
+        read = comma_separated(read_evaluations)
+        plan = Ablation(
+            base=start,
+            cells=as_usage(cells, start, [one for one in grids if one != "none"], vary or []),
+            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=phantom_grid) for name in names],
+            schedule=as_usage(Schedule, steps or default["steps"], None, batch_size),
+            seeds=read_option("--seeds", comma_separated(count(0)), seeds or default["seeds"]),
+            minutes=minutes,
+            sampling=Sampling(where, read_option("--evaluations", read, evaluations or default["evaluations"])),
+            split=split,
+            memory_shapes=[(n, n, n) for n in sizes],
+        )
+        try:
+            with alone_in(out):
+                records, faults, pictures = _carried_out(plan, out, small, choice, jobs)
+                text, written = present(records, out)
+                written += pictures
+        except Interrupted as stopped:
+            say(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        text = write_json_array(records)
+    print(text)
+    raise typer.Exit(told(written, faults, sys.stderr if json else sys.stdout))
+
+
+def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Method":
+    """The method that the cells lie around."""
+    from ppdm_baselines import METHODS
+    from ppdm_bench.configuration import find_method
+    from ppdm_bench.variation import moved, read_one
+
+    method = find_method(name or next(iter(METHODS)))
+    method = method if width is None else method.with_network(width=width)
+    for text in changes:
+        method = moved(method, read_one(text))
+    return method
+
+
+def _carried_out(
+    plan: "Ablation", out: Path, quick: bool, device: str, jobs: dict[str, Any] | None
+) -> tuple[list["Record"], list[str], list[Path]]:
+    """Every record that was asked for, what could not be found out, and picture data."""
+    from ppdm_bench.ablation import run as course
+    from ppdm_bench.ablation.plan import memory_each, works
+
+    _introduce(plan, quick)
+    with progress() as bar:
+        pace = _paces(plan, out, bar, device, jobs)
+        wanted, each = works(plan, pace), memory_each(plan)
+        _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
+        scoring = [_SCORING] * len(wanted) if jobs is not None else []
+        whole = Whole(bar, [*each, *(work.seconds for work in wanted), *scoring])
+        records = [*pace.values(), *course.left_out(plan, pace, out)]
+        faults: list[str] = []
+        scored: list[Assessment] = []
+        for done in chain(course.remembered(plan, out, whole.tell), _trained(plan, wanted, out, whole, device, jobs)):
+            records += done.records
+            faults += [done.fault] if done.fault else []
+            scored += [done.scored] if done.scored else []
+            whole.ended()
+    return records, faults, course.keep_pictures(scored, records, out)
+
+
+def _paces(
+    plan: "Ablation", out: Path, bar: "Progress", device: str, jobs: dict[str, Any] | None
+) -> dict[str, "Record"]:
+    """The record ``step_seconds`` of each cell by its label."""
+    from ppdm_bench.ablation.jobs import paces_in_job
+    from ppdm_bench.ablation.step_time import paces
+    from ppdm_bench.isolation.sweep import RECORDS
+    from ppdm_bench.records import RecordFile
+
+    shown = bar.add_task("the pace of all cells in a job", total=None)
+    try:
+        if jobs is not None:
+            return paces_in_job(plan, out, device, jobs)
+        about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size, plan.sampling.device)
+        return paces(*about, RecordFile(out / RECORDS), lambda text: bar.update(shown, description=text))
+    finally:
+        bar.remove_task(shown)
+
+
+def _trained(
+    plan: "Ablation", wanted: Sequence["Work"], out: Path, whole: Whole, device: str, jobs: dict[str, Any] | None
+) -> Iterator["Done"]:
+    from ppdm_bench.ablation import run as course
+    from ppdm_bench.ablation.jobs import trained_in_jobs
+
+    if jobs is None:
+        return course.trained(plan, wanted, out, whole.tell)
+    return trained_in_jobs(plan, wanted, out, device, jobs, whole.tell, whole.ended)
+
+
+def _introduce(plan: "Ablation", quick: bool) -> None:
+    """What is known before anything is measured."""
+    if quick:
+        say("quick profile: small volumes and networks, few subjects, short training; a direction, not a proof")
+    for cell in plan.cells:
+        if cell.reason:
+            say(f"left out: {cell.label}: {cell.reason}")
+    if plan.too_large:
+        grids = ", ".join(str(factor) for factor in plan.too_large)
+        say(f"the volumes are too small for the seam index at factor {grids}: it is left out")
+    say(f"{len(plan.present)} cells; a few steps of each tell how long everything takes")
+
+
+def _announce(
+    plan: "Ablation",
+    wanted: Sequence["Work"],
+    pace: dict[str, "Record"],
+    memory: float,
+    out: Path,
+    quick: bool,
+    spread: bool,
+) -> None:
+    """What is to be done and how long it will take, before it begins."""
+    from ppdm.checkpoint import NAME
+
+    left = [work for work in wanted if not (work.trial.folder(out) / NAME).exists()]
+    steps = sorted((float(record.value), label) for label, record in pace.items() if record.value is not None)
+    fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")
+    minutes = (memory + sum(work.seconds for work in left)) / 60
+    whose = " of all machines" if spread else ""
+    say(
+        f"{len(plan.present)} cells on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, of which "
+        f"{len(wanted) - len(left)} are there; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} to go"
+    )
+    if quick and minutes > LONGEST and not spread:
+        say(f"that is over {LONGEST} min: the machine is slow or busy; --steps or --task asks for less")

@@ -1,0 +1,81 @@
+"""``ppdm-bench claims``: each claim of the paper's abstract with its verdict, from records and stated rules."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppdm_bench.commands.figures import RESULTS, RecordPaths
+from ppdm_bench.commands.terminal import writable
+
+if TYPE_CHECKING:
+    from ppdm_bench.records import RecordFile
+    from ppdm_bench.report.claims_text import Decided
+    from ppdm_bench.report.library import Library
+
+
+def claims(
+    records: RecordPaths = None,
+    out: Annotated[Path, typer.Option(help="Folder for CLAIMS.md and for claims/, its table and records.")] = RESULTS,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the effects as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Hold the claims of the paper's abstract against records: supported, not supported, or not measured, and why."""
+    from ppdm_bench.records import RecordFile
+    from ppdm_bench.report.claims_text import effects_table, to_claims_text
+    from ppdm_bench.report.library import read_library
+
+    paths = list(records or [RESULTS])
+    file = RecordFile(writable(out) / "claims" / "reversibility.jsonl")
+    _checked_again(file)
+    within = any(path.is_dir() and file.path.resolve().is_relative_to(path.resolve()) for path in paths)
+    decided, written = present(read_library(paths if within else [*paths, file.path]), out)
+    written = [file.path, *written]
+    if json:
+        import json as json_module
+
+        table = effects_table(decided)
+        keys = [heading.key for heading in table.headings]
+        rows = [dict(zip(keys, line.cells, strict=True)) | {"records": list(line.sources)} for line in table.lines]
+        print(json_module.dumps(rows, indent=1))
+    else:
+        print(to_claims_text(decided))
+    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
+
+
+def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
+    """Decide every claim, and write the table and the page; the findings, and the files."""
+    from ppdm_baselines import METHODS
+    from ppdm_bench.report.claim_rules import CLAIMS
+    from ppdm_bench.report.claims import Evidence
+    from ppdm_bench.report.claims_text import effects_table, to_claims_markdown
+    from ppdm_bench.report.files import replace_file
+    from ppdm_bench.report.library import believed
+    from ppdm_bench.report.tabulation import to_csv
+
+    evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), _tasks())
+    with believed("the claims"):
+        decided = [(claim, claim.decide(evidence)) for claim in CLAIMS]
+    contents = {
+        "claims/claims.csv": to_csv(effects_table(decided)),
+        "CLAIMS.md": to_claims_markdown(decided, library),
+    }
+    return decided, [replace_file(out / name, text.encode()) for name, text in contents.items()]
+
+
+def _checked_again(file: "RecordFile") -> None:
+    """Make the records of reversibility, in the place of those of other code; the same are left as they are."""
+    from ppdm_bench.commands.reversibility import check_reversibility
+    from ppdm_bench.report.files import replace_file
+
+    made = check_reversibility()
+    if [record.content() for record in file.read()] != [record.content() for record in made]:
+        replace_file(file.path, "".join(record.to_json() + "\n" for record in made).encode())
+
+
+def _tasks() -> list[str]:
+    from ppdm.simulation.tasks import TASKS
+
+    return list(TASKS)

@@ -1,0 +1,54 @@
+"""``ppdm-bench compare``: what became worse between two sets of records."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppdm_bench.commands.options import read_option
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A file of records, or a folder with such files.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Likewise.")],
+    threshold: Annotated[
+        str, typer.Option(metavar="SHARE", help="Relative difference of a time or a score that counts: 5% or 0.05.")
+    ] = "5%",
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print a record for each number that changed or stayed, as one JSON array, and nothing else."
+        ),
+    ] = False,
+) -> None:
+    """What became worse, by how much, beyond the noise; exit code 1 if anything did."""
+    share = read_option("--threshold", _read_share, threshold)
+
+    from ppdm_bench.report.changes import changes, environments, read_set, to_records, to_text
+    from ppdm_bench.report.library import believed
+
+    before, after = read_set(old), read_set(new)
+    with believed("the comparison"):
+        found, notes = changes(before, after, share), environments(before, after)
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        print(write_json_array(to_records(found)))
+    else:
+        print(to_text(found, notes))
+    raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))
+
+
+def _counts(verdict: str, change: float | None, threshold: float) -> bool:
+    """Whether a change fails the comparison: what is exact may be worse by less than the threshold."""
+    return verdict == "worse" and (change is None or abs(change) > threshold)
+
+
+def _read_share(text: str) -> float:
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 10:
+        raise ValueError(f"expected a share such as 5% or 0.05, got {text!r}")
+    return value

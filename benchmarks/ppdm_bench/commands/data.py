@@ -1,0 +1,255 @@
+"""``ppdm-bench data``: phantoms to train on, manifests of one's own scans, and what is wrong with them."""
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.commands.options import (
+    Resample,
+    as_usage,
+    comma_separated,
+    count,
+    one_of,
+    read_dose,
+    read_lengths,
+    read_option,
+    read_shape,
+)
+from ppdm_bench.commands.terminal import progress, say, writable
+
+if TYPE_CHECKING:
+    from ppdm.data.manifest import Pair
+    from ppdm.simulation.tasks import Recipe
+
+app = typer.Typer(help="Phantoms, manifests of your own scans, and what is wrong with them.", no_args_is_help=True)
+
+MANIFEST = "pairs.csv"
+
+_SHORT = 15  # letters above a picture, if six stand side by side
+
+Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
+
+
+@app.command("list")
+def list_() -> None:
+    """The tasks that subjects can be made for, the folder layouts that are known, and what the cache holds."""
+    from ppdm.data.layouts import LAYOUTS
+    from ppdm.simulation.generation import cache_folder, cached_sets
+    from ppdm.simulation.tasks import TASKS
+
+    width = max(map(len, (*TASKS, *LAYOUTS)))
+    print("tasks (data make, train --task):")
+    for task in TASKS.values():
+        dose = f"; dose factor {', '.join(map(str, task.doses))}" if task.doses else ""
+        print(f"  {task.name:{width}}  {task.summary} ({task.anatomy}{dose})")
+    print("layouts (data manifest):")
+    for layout in LAYOUTS.values():
+        print(f"  {layout.name:{width}}  {layout.source} to {layout.target}")
+    print(f"cache ({cache_folder()}):")
+    held = cached_sets()
+    for entry in held:
+        print(f"  {entry.name}  {entry.subjects} subjects, {entry.bytes / 2**20:.1f} MiB")
+    if not held:
+        print("  nothing yet")
+
+
+@app.command()
+def make(
+    task: Annotated[str, typer.Argument(help="pet-denoise, pet-joint or mri-t1t2.")],
+    out: Annotated[Path, typer.Option(help="The set's folder; a set that is there already is continued.")],
+    subjects: Annotated[int, typer.Option(parser=count(), metavar="N", help="How many, over all splits.")] = 10,
+    size: Annotated[int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of the longest axis.")] = None,
+    grid: Annotated[str, typer.Option(help="cubic, oblong, or thick (axial slices 2.5 times as thick).")] = "cubic",
+    shape: Annotated[str | None, typer.Option(help="Instead of size and grid: D,H,W in voxels ...")] = None,
+    spacing: Annotated[str | None, typer.Option(help="... and their edges in mm, such as 2,2,4 or 2.")] = None,
+    anatomy: Annotated[str | None, typer.Option(help="head or torso; default: the task's.")] = None,
+    dose: Annotated[str | None, typer.Option(help="PET: counts of the sources are divided by 4,20,100 say.")] = None,
+    field_strength: Annotated[float | None, typer.Option(metavar="TESLA", help="MRI: 1.5 or 3.")] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the whole set.")] = 0,
+    jobs: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Processes; default: the cores.")
+    ] = None,
+) -> None:
+    """Make phantom subjects of a task: NIfTI pairs and their manifest."""
+    doses = read_option("--dose", comma_separated(read_dose), dose) if dose is not None else None
+    voxels = read_option("--shape", read_shape, shape) if shape is not None else None
+    edges = read_option("--spacing", read_lengths, spacing) if spacing is not None else None
+
+    from ppdm.data.manifest import write_manifest
+    from ppdm.simulation.generation import make_set
+
+    recipe = as_usage(_recipe, task, anatomy, size, grid, voxels, edges, doses, field_strength, seed)
+    writable(out)
+    with progress() as bar:
+        shown = bar.add_task("making subjects", total=subjects)
+        pairs = make_set(
+            recipe, subjects, out, jobs=jobs, progress=lambda done, total: bar.update(shown, completed=done)
+        )
+    write_manifest(out / MANIFEST, pairs)
+    print(
+        f"{subjects} subjects ({_splits(pairs)}) of "
+        f"{'×'.join(map(str, recipe.grid.shape))} voxels of {'×'.join(f'{mm:g}' for mm in recipe.grid.spacing)} mm\n"
+        f"written: {out / MANIFEST}, {len(pairs)} pairs"
+    )
+
+
+def _recipe(
+    task: str,
+    anatomy: str | None,
+    size: int | None,
+    grid: str,
+    shape: tuple[int, int, int] | None,
+    spacing: tuple[float, float, float] | None,
+    doses: list[int] | None,
+    field_strength: float | None,
+    seed: int,
+) -> "Recipe":
+    """The recipe that the options describe.
+
+    Raises:
+        ValueError: options that do not go together, or a value that there is not.
+    """
+    from ppdm.simulation.mri import MRIProtocol
+    from ppdm.simulation.phantom import Grid
+    from ppdm.simulation.tasks import find_task
+
+    found = find_task(task)
+    if (shape is None) != (spacing is None) or (shape is not None and (size is not None or grid != "cubic")):
+        raise ValueError("give --size (and --grid), or --shape with --spacing")
+    if shape is not None and spacing is not None:
+        voxels = Grid(shape, spacing)
+    else:
+        voxels = Grid.covering(anatomy or found.anatomy, size or 64, grid)
+    protocol = MRIProtocol(field_strength) if field_strength is not None else None
+    if protocol is not None and found.in_suv:
+        raise ValueError(f"{task} is PET and has no field strength; leave --field-strength out")
+    return found.recipe(voxels, anatomy=anatomy, protocol=protocol, doses=doses, seed=seed)
+
+
+@app.command()
+def manifest(
+    folder: Annotated[Path, typer.Argument(help="Where the data set lies.")],
+    layout: Annotated[str, typer.Option(help="How its files are named; see data list.")],
+    out: Annotated[Path, typer.Option(help="The CSV to write.")],
+    source: Annotated[str | None, typer.Option(help="Kind that is translated; default: the layout's.")] = None,
+    target: Annotated[str | None, typer.Option(help="Kind it is translated to; default: the layout's.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression of the paths instead of the layout's, with (?P<subject>) and (?P<kind>)."
+        ),
+    ] = None,
+    suv_table: Annotated[Path | None, typer.Option(help="CSV of weights and doses, for activities in Bq/mL.")] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the splits that are drawn.")] = 0,
+) -> None:
+    """Write the manifest of a folder of scans."""
+    from ppdm.data.layouts import pairs_from_folder
+    from ppdm.data.manifest import write_manifest
+
+    writable(out.absolute().parent)
+    pairs, remarks = pairs_from_folder(
+        folder, layout, source=source, target=target, pattern=pattern, seed=seed, suv_table=suv_table
+    )
+    write_manifest(out, pairs)
+    for remark in remarks:
+        say(remark)
+    print(f"{len(pairs)} pairs of {len({pair.subject for pair in pairs})} subjects ({_splits(pairs)})\nwritten: {out}")
+
+
+@app.command()
+def check(
+    manifest: Manifest,
+    resample: Resample = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
+) -> None:
+    """Report every fault of every pair in one pass; exit code 1 if there is one."""
+    from ppdm.data.checking import check_pairs
+    from ppdm.data.manifest import manifest_faults
+    from ppdm_bench.commands.findings import findings_rows, findings_text
+
+    pairs, faults = manifest_faults(manifest)
+    with progress() as bar:
+        shown = bar.add_task("looking at the scans", total=len(pairs))
+        findings = check_pairs(
+            pairs, faults, resample=resample, progress=lambda done, total: bar.update(shown, completed=done)
+        )
+    print(json_module.dumps(findings_rows(findings), indent=1) if json else findings_text(findings))
+    raise typer.Exit(0 if findings.sound else 1)
+
+
+@app.command()
+def montage(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="The picture, without suffix: PNG and PDF are written.")],
+    subject: Annotated[str | None, typer.Option(help="Which pair; default: the first.")] = None,
+    resample: Resample = False,
+) -> None:
+    """Draw three planes of a pair."""
+    from ppdm.data.manifest import load_pair, read_manifest
+    from ppdm_bench.report.canvas import save
+    from ppdm_bench.report.montage import draw_pair
+
+    pair = _chosen(read_manifest(manifest), subject)
+    writable(out.absolute().parent)
+    source, target = load_pair(pair, resample=resample)
+    factor = pair.suv_factor or 1.0
+    figure = draw_pair(
+        source.data * factor,
+        target.data * factor,
+        source.spacing,
+        title=f"{pair.subject}: {pair.source.name} to {pair.target.name}",
+        **_look(pair),
+    )
+    print("written: {}, {}".format(*save(figure, out)))
+
+
+@app.command()
+def sheet(
+    manifest: Manifest,
+    out: Annotated[Path, typer.Option(help="The picture, without suffix: PNG and PDF are written.")],
+    limit: Annotated[int, typer.Option("--subjects", parser=count(), metavar="N", help="At most so many.")] = 12,
+    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    resample: Resample = False,
+) -> None:
+    """Draw one plane of many pairs: a contact sheet, sources and targets side by side."""
+    from ppdm.data.manifest import load_pair, read_manifest
+    from ppdm_bench.report.canvas import save
+    from ppdm_bench.report.montage import contact_sheet
+
+    look: Any = read_option("--plane", one_of("axial", "coronal", "sagittal"), plane)
+    pairs = read_manifest(manifest)
+    writable(out.absolute().parent)
+    volumes, names, spacings = [], [], []
+    for pair in pairs[:limit]:
+        for volume, path in zip(load_pair(pair, resample=resample), (pair.source, pair.target), strict=True):
+            volumes.append(volume.data * (pair.suv_factor or 1.0))
+            names.append(f"{pair.subject} {path.name.removesuffix('.gz').removesuffix('.nii')}")
+            spacings.append(volume.spacing)
+    if len(set(spacings)) > 1:
+        raise ValueError(
+            f"a contact sheet has one scale, and the pairs have voxels of {len(set(spacings))} sizes in mm"
+        )
+    title = f"{manifest.name} in {manifest.absolute().parent.name}, {min(limit, len(pairs))} of {len(pairs)} pairs"
+    colours = _look(pairs[0])["colours"]
+    columns = 6 if max(map(len, names)) <= _SHORT else 4
+    figure = contact_sheet(volumes, spacings[0], names, columns, title=title, plane=look, colours=colours)
+    print("written: {}, {}".format(*save(figure, out)))
+
+
+def _look(pair: "Pair") -> dict[str, Any]:
+    return {"colours": "pet", "unit": "SUV"} if pair.suv_factor else {"colours": "gray"}
+
+
+def _chosen(pairs: "list[Pair]", subject: str | None) -> "Pair":
+    for pair in pairs:
+        if subject in (None, pair.subject):
+            return pair
+    known = ", ".join(dict.fromkeys(pair.subject for pair in pairs[:5]))
+    raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {known}, ...", param_hint="'--subject'")
+
+
+def _splits(pairs: "list[Pair]") -> str:
+    names = ("train", "val", "test")
+    return ", ".join(f"{len({pair.subject for pair in pairs if pair.split == name})} {name}" for name in names)

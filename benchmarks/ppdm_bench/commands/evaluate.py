@@ -1,0 +1,150 @@
+"""``ppdm-bench evaluate``: predictions against targets, subject by subject."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.commands.options import (
+    PhantomCount,
+    PhantomGrid,
+    PhantomSeed,
+    PhantomSize,
+    Resample,
+    TaskName,
+    as_usage,
+    asked_subjects,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_factor,
+    read_option,
+)
+from ppdm_bench.commands.terminal import alone_in, progress, told
+
+if TYPE_CHECKING:
+    pass
+
+
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or their .safetensors files.")
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV of pairs that the runs are to translate; this, or --task.")
+    ] = None,
+    task: TaskName = None,
+    split: Annotated[str, typer.Option(help="Which of the pairs: train, val, test.")] = "test",
+    subjects: PhantomCount = None,
+    size: PhantomSize = None,
+    grid: PhantomGrid = None,
+    data_seed: PhantomSeed = None,
+    resample: Resample = False,
+    predictions: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Instead of runs, predictions made before; repeatable.")
+    ] = None,
+    targets: Annotated[Path | None, typer.Option(metavar="DIR", help="Their targets, of the same file names.")] = None,
+    sources: Annotated[Path | None, typer.Option(metavar="DIR", help="What was translated, likewise.")] = None,
+    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Where quality is measured, likewise.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Labelled regions of PET whose uptake is compared, likewise.")
+    ] = None,
+    suv_factor: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("a factor"), metavar="FACTOR", help="The folders hold PET: what makes SUV of their values."
+        ),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Network evaluations, such as 1,2,4; default: the method's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="What differences are from: a run, or a row's name; default: the input.")
+    ] = None,
+    convention: Annotated[
+        str | None, typer.Option(help="Of a challenge: synthrad2023, brasyn, udpet; default: the project's own.")
+    ] = None,
+    data_range: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("a span"),
+            metavar="SPAN",
+            help="Of PSNR and SSIM; default: 20 in SUV, else that of the training targets.",
+        ),
+    ] = None,
+    factor: Annotated[
+        str | None, typer.Option(help="Lattices of the seam index, such as 2,4; default: those of the methods.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Score translations: every metric of every subject, differences, pictures of the best and the worst."""
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
+    evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
+    grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
+    read_option("--split", one_of("train", "val", "test"), split)
+    phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
+    beside = {"source": sources, "mask": masks, "labels": labels}
+    of_folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
+    _check_mode(bool(runs), bool(predictions), of_runs, of_folders)
+
+    with redirect_stdout(sys.stderr), progress() as bar:
+        from ppdm_bench.devices import training_device
+        from ppdm_bench.evaluation.comparison import (
+            Measuring,
+            Sampling,
+            compare_folders,
+            compare_runs,
+            reference_label,
+        )
+        from ppdm_bench.evaluation.results import collect, failures, present
+
+        how = as_usage(Measuring, convention, data_range, grids)
+        if runs:
+            shown = bar.add_task("reading", total=None)
+            source = asked_subjects(manifest, task, resample, **phantoms)
+            sampling = Sampling(training_device(choice), evaluations, arithmetic, seed)
+            plan = compare_runs(
+                runs, source, split, how, sampling, lambda done, total: bar.update(shown, completed=done, total=total)
+            )
+        else:
+            assert predictions
+            assert targets
+            shown = bar.add_task("reading", total=None)
+            plan = compare_folders(predictions, targets, beside, suv_factor, how)
+        against = as_usage(reference_label, plan.candidates, reference)
+        with alone_in(out) as folder:
+            records = collect(
+                plan,
+                folder,
+                lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+            )
+            text, written = present(plan, records, against, folder)
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        text = write_json_array(records)
+    print(text)
+    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
+
+
+def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:
+    """Runs with pairs, or predictions with targets; each with its own options alone."""
+    if runs == predictions:
+        raise typer.BadParameter("give what is evaluated: runs, with --manifest or --task; or --predictions, --targets")
+    wrong = of_folders if runs else of_runs
+    if given := [name for name, value in wrong.items() if value is not None]:
+        ours, theirs = ("runs", "--predictions") if runs else ("--predictions", "runs")
+        raise typer.BadParameter(f"--{given[0].replace('_', '-')} goes with {theirs}, and {ours} were given")
+    if predictions and of_folders["targets"] is None:
+        raise typer.BadParameter("give the folder that the predictions are held against: --targets")

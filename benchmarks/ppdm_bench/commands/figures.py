@@ -1,0 +1,86 @@
+"""``ppdm-bench figures``: every figure and table of a paper again, from records alone."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from ppdm_bench.commands.options import comma_separated, one_of, read_option
+from ppdm_bench.commands.terminal import progress, say, writable
+
+if TYPE_CHECKING:
+    from ppdm_bench.report.canvas import Column
+    from ppdm_bench.report.exhibit import Shown
+    from ppdm_bench.report.library import Library
+
+RESULTS = Path("results")
+
+RecordPaths = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[RECORDS]...",
+        help="Files of records, or folders that hold some; default: results.",
+        show_default=False,
+    ),
+]
+
+
+def figures(
+    records: RecordPaths = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures, tables and captions.")] = RESULTS / "figures",
+    column: Annotated[
+        str, typer.Option(help="Widths: single (3.5 in, one column of a page), double (7.16 in, two).")
+    ] = "single,double",
+    html: Annotated[bool, typer.Option("--html", help="One HTML page with everything, too: report.html.")] = False,
+) -> None:
+    """Draw every figure of a paper from records alone, with its table and caption; says what is missing for others."""
+    widths = read_option("--column", comma_separated(one_of("single", "double")), column)
+    columns = cast("list[Column]", widths)
+
+    from ppdm_bench.report.exhibit import Missing, written
+    from ppdm_bench.report.library import believed, read_library
+    from ppdm_bench.report.registry import EXHIBITS
+
+    library = read_library(records or [RESULTS])
+    folder, files, absent = writable(out), list[Path](), list[str]()
+    shown: list[tuple[str, str, Shown, bytes]] = []
+    with progress() as bar:
+        task = bar.add_task("", total=len(EXHIBITS))
+        for exhibit in EXHIBITS:
+            bar.update(task, description=exhibit.title)
+            try:
+                with believed(exhibit.title):
+                    made = exhibit.show(library)
+                    drawn = written(exhibit, made, folder, columns)
+            except Missing as missing:
+                absent.append(f"{exhibit.name}: it needs {missing}")
+            else:
+                files += drawn.values()
+                shown.append(
+                    (exhibit.name, exhibit.title, made, drawn[f"{exhibit.widths(columns)[-1]}.png"].read_bytes())
+                )
+            bar.advance(task)
+    if html:
+        files.append(_page(library, shown, absent, folder))
+    _tell(files, absent)
+
+
+def _page(
+    library: "Library", shown: "Sequence[tuple[str, str, Shown, bytes]]", absent: Sequence[str], folder: Path
+) -> Path:
+    from ppdm_bench.report.files import replace_file
+    from ppdm_bench.report.page import page
+
+    return replace_file(folder / "report.html", page(library, shown, absent).encode())
+
+
+def _tell(files: Sequence[Path], absent: Sequence[str]) -> None:
+    """What was drawn and what was not; that a figure is missing is a finding as long as another is there."""
+    for path in files:
+        print(path)
+    for sentence in absent:
+        say(f"not drawn: {sentence}")
+    if not files:
+        sys.exit(1)

@@ -1,0 +1,132 @@
+"""``ppdm-bench gpu``: everything that needs a GPU, in pieces that each end within ten minutes."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppdm_bench.commands.options import one_of, positive, read_option
+from ppdm_bench.commands.terminal import alone_in, say, told
+
+if TYPE_CHECKING:
+    from ppdm_bench.gpu_suite.listing import Piece
+    from ppdm_bench.gpu_suite.running import Place
+    from ppdm_bench.records import Record
+
+NO_GPU = (
+    "there is no CUDA device here, and all that this command measures needs one. Run the same on a machine with a GPU "
+    "(docs/gpu.md says how; a checkout is enough), see what it would do with --list, or try it with --device cpu"
+)
+
+
+def gpu(
+    piece: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this piece, again if it was done; repeatable. Default: all that is left."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Stop before a piece that does not fit."),
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Only tell the pieces, their estimates and what is done.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cuda, or cpu: the same pieces tiny, to try them.")] = "cuda",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for a folder a piece; default results/gpu, tiny runs/gpu.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Everything that needs a GPU, in pieces that each end within ten minutes; the same command again goes on."""
+    where = read_option("--device", one_of("cuda", "cpu"), device)
+    folder = out or Path("runs/gpu" if where == "cpu" else "results/gpu")
+    with redirect_stdout(sys.stderr):
+        import torch
+
+        from ppdm_bench.gpu_suite.listing import listing
+        from ppdm_bench.gpu_suite.running import Place, in_order, state
+
+        pieces = listing()
+        place = Place(where, folder, quiet=json)
+        wanted = _chosen(pieces, piece or [])
+        if not show and where == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(NO_GPU)
+    if show:
+        print(_list(wanted, state(place, pieces), where))
+        return
+    with alone_in(folder):
+        ended = _carried_out(wanted if piece else in_order(wanted, state(place, pieces)), place, minutes)
+        code = _told(ended, folder, json)
+    raise typer.Exit(code)
+
+
+def _chosen(pieces: Sequence["Piece"], names: Sequence[str]) -> list["Piece"]:
+    import difflib
+
+    known = {piece.name: piece for piece in pieces}
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "--list shows them"
+            raise typer.BadParameter(f"there is no piece {name!r}; {hint}", param_hint="'--piece'")
+    return [known[name] for name in dict.fromkeys(names)] if names else list(pieces)
+
+
+def _list(pieces: Sequence["Piece"], before: Mapping[str, "Record | None"], device: str) -> str:
+    from ppdm_bench.gpu_suite.listing import CARD
+
+    width = max(len(piece.name) for piece in pieces)
+    states = {name: _state(record) for name, record in before.items()}
+    told = max(len(text) for text in states.values())
+    lines = [
+        f"{p.name:{width}}  {p.estimate(device) / 60:4.1f} min  {states[p.name]:{told}}  {p.purpose}" for p in pieces
+    ]
+    machine = "tiny on two CPU cores" if device == "cpu" else f"on one {CARD}"
+    left = sum(p.estimate(device) for p in pieces if states[p.name] != "done") / 60
+    return "\n".join([*lines, f"Minutes are estimates {machine}; {left:.0f} of them are left to do."])
+
+
+def _state(record: "Record | None") -> str:
+    if record is None:
+        return "open"
+    return {"ok": "done", "timeout": "begun"}.get(record.status, "failed")
+
+
+def _carried_out(pieces: Sequence["Piece"], place: "Place", minutes: float | None) -> list["Record"]:
+    from ppdm_bench.gpu_suite.running import carry_out
+
+    if not pieces:
+        say("every piece is done; one is done again with --piece")
+    seconds = None if minutes is None else 60 * minutes
+
+    def begin(piece: "Piece") -> None:
+        about = piece.estimate(place.device) / 60
+        say(f"{piece.name}, about {about:.1f} min: {piece.purpose}")
+
+    ended = list(carry_out(pieces, place, seconds, begin))
+    if left := pieces[len(ended) :]:
+        need = f"{left[0].name} takes about {left[0].estimate(place.device) / 60:.1f} min"
+        if not ended:
+            raise RuntimeError(f"no piece fits into {minutes:g} minutes: {need}; give --minutes more")
+        say(f"stopped, as the time left is too short: {need}; {len(left)} pieces are left")
+    return ended
+
+
+def _told(ended: Sequence["Record"], folder: Path, json: bool) -> int:
+    """Print what was found out, and say what became of each piece; the exit code."""
+    from ppdm_bench.gpu_suite.running import PIECES
+    from ppdm_bench.gpu_suite.summary import records_of, summarise
+    from ppdm_bench.records import write_json_array
+
+    text, written = summarise(folder)
+    print(write_json_array([*records_of(folder), *ended]) if json else text, end="\n" if json else "")
+    stream = sys.stderr if json else sys.stdout
+    for record in ended:
+        print(f"{record.options['piece']}: {record.status}, {record.value:.0f} s", file=stream)
+    failed = [f"{record.options['piece']}: {record.reason}" for record in ended if record.status != "ok"]
+    return told([folder / PIECES, *written], failed, stream)

@@ -1,0 +1,229 @@
+"""``ppdm-bench quality``: methods on tasks under one budget."""
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ppdm_bench.commands.options import (
+    Launcher,
+    LauncherOptions,
+    Start,
+    as_usage,
+    asked_jobs,
+    comma_separated,
+    count,
+    one_of,
+    positive,
+    read_evaluations,
+    read_option,
+)
+from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, progress, say
+
+if TYPE_CHECKING:
+    from ppdm.training.log import StepReport
+    from ppdm_bench.commands.pair_sources import PhantomSubjects
+    from ppdm_bench.evaluation.comparison import Sampling
+    from ppdm_bench.evaluation.trials import Outcome, Trial
+    from ppdm_bench.records import Record
+
+# On two cores: two methods and one task in under ten minutes, enough to see that all works, and no more than that.
+QUICK: dict[str, Any] = {
+    "task": ["mri-t1t2"],
+    "subjects": 8,
+    "size": 32,
+    "minutes": 2.0,
+    "width": 16,
+    "evaluations": "1,4,own",
+}
+FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10,own"}
+
+# How long the evaluation of a run is beside its training.
+_TRAINING, _EVALUATING = 100.0, 10.0
+
+Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
+
+
+def quality(
+    task: Annotated[list[str] | None, typer.Option(help="Phantoms of this task; repeatable. Default: all.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."),
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="Points near each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
+    ] = None,
+    start: Start = None,
+    steps: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Budget: updates of the weights.")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Budget: time of each training.")
+    ] = None,
+    subjects: Annotated[
+        int | None,
+        typer.Option(parser=count(), metavar="N", help="Phantoms of each task, over all splits; default 20."),
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of their longest axis; default 64.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Their voxels: cubic, oblong or thick.")] = "cubic",
+    width: Annotated[
+        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level, of every method.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
+    seeds: Annotated[str, typer.Option(help="Trainings of each, such as 0,1,2.")] = "0",
+    evaluations: Annotated[
+        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10,own. Own: the method's.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
+    reference: Annotated[str | None, typer.Option(help="Row that differences are from; default: the input.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small profile of two methods, minutes on two cores.")
+    ] = False,
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
+    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/quality"),
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
+    ] = False,
+) -> None:
+    """Train methods on tasks under one budget and evaluate them; the same command again goes on where it stopped."""
+    default = QUICK if quick else FULL
+    if steps is None and minutes is None:
+        steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
+    evaluations = evaluations or default["evaluations"]
+    wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
+    from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
+    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
+    read_option("--split", one_of("train", "val", "test"), split)
+    jobs = asked_jobs(launcher, launcher_option)
+
+    with redirect_stdout(sys.stderr):
+        from ppdm.simulation.tasks import TASKS
+        from ppdm.training.distributed import joined
+        from ppdm.training.loop import Interrupted
+        from ppdm.training.schedule import Schedule
+        from ppdm_baselines import METHODS, REFERENCE
+        from ppdm_bench.commands.pair_sources import PhantomSubjects
+        from ppdm_bench.devices import training_device
+        from ppdm_bench.evaluation.comparison import Sampling
+        from ppdm_bench.evaluation.trials import trials
+
+        schedule = as_usage(Schedule, steps, minutes, batch_size)
+        sets = [
+            as_usage(PhantomSubjects, name, subjects or default["subjects"], size or default["size"], grid=grid)
+            for name in task or default.get("task", list(TASKS))
+        ]
+        names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
+        sized = width or default.get("width")
+        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        if quick:
+            say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
+        try:
+            with alone_in(out) if leads() else nullcontext(), progress() as bar:
+                whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
+                with joined() as ranks:
+                    # What is trained elsewhere is scored here, on a GPU if there is one here too.
+                    here = choice if jobs is None or choice == "cpu" else "auto"
+                    sampling = Sampling(training_device(here, ranks), wanted)
+                    if jobs is None:
+                        outcomes = _trained(plan, out, sampling.device, whole)
+                    else:
+                        outcomes = _trained_in_jobs(plan, out, choice, jobs, whole)
+                if not ranks.is_first:  # one scores what all have trained
+                    raise typer.Exit
+                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
+        except Interrupted as stopped:
+            say(f"{stopped}; the same command goes on from there")
+            raise typer.Exit(INTERRUPTED) from None
+    found = [result for result in results if result]
+    _report(found, json)
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    faults += [failure for result in found for failure in result.failures]
+    for fault in faults:
+        say(fault)
+    raise typer.Exit(1 if faults else 0)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What was found out on one task."""
+
+    records: list["Record"]
+    text: str
+    written: list[Path]
+    failures: list[str]
+
+
+def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> list["Outcome"]:
+    from ppdm_bench.commands.train import memory_in_use
+    from ppdm_bench.evaluation.trials import carry_out_trials
+
+    def preparing(made: int, total: int) -> None:
+        whole.tell(f"making subjects, {made} of {total}")
+
+    def show(trial: "Trial", report: "StepReport") -> None:
+        text = f"{trial.subjects.task}, {trial.label}: loss {report.loss:.4f}, {memory_in_use(device)}"
+        whole.tell(text, min(report.share, 1.0))
+
+    outcomes = []
+    for outcome in carry_out_trials(plan, out, device, preparing, show):
+        whole.ended()
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _trained_in_jobs(
+    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: Whole
+) -> list["Outcome"]:
+    from ppdm_bench.evaluation.jobs import train_in_jobs
+
+    whole.tell(f"{len(plan)} trainings in jobs")
+    return train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
+
+
+def _evaluated(
+    subjects: "PhantomSubjects",
+    outcomes: Sequence["Outcome"],
+    split: str,
+    sampling: "Sampling",
+    reference: str | None,
+    out: Path,
+    whole: Whole,
+) -> _Result | None:
+    """The runs of one task against one another; nothing if there are none."""
+    from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
+    from ppdm_bench.evaluation.results import collect, failures, present
+    from ppdm_bench.evaluation.trials import keep_costs
+
+    runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
+    if not runs:
+        whole.ended()
+        return None
+    plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
+    plan = replace(plan, command="quality")
+    against = reference_label(plan.candidates, reference)
+    folder = out / subjects.task
+    records = collect(plan, folder, lambda text, done, total: whole.tell(f"{subjects.task}, {text}", done / total))
+    whole.ended()
+    keep_costs(plan, folder)
+    text, written = present(plan, records, against, folder)
+    return _Result(records, text, written, failures(records))
+
+
+def _report(results: Sequence[_Result], json: bool) -> None:
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        print(write_json_array([record for result in results for record in result.records]))
+    for result in results:
+        if not json:
+            print(result.text)
+        print("written: " + ", ".join(map(str, result.written)), file=sys.stderr if json else sys.stdout)

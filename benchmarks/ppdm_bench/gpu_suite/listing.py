@@ -1,0 +1,176 @@
+"""The pieces, the most important first: each an ordinary command, and how it is made small to be tried on a CPU."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ppdm.simulation.tasks import TASKS
+from ppdm_baselines import METHODS, REFERENCE
+
+CARD = "NVIDIA H100 80GB"  # what the estimates are for
+
+SIZES = (64, 128, 192, 256)
+LARGEST = 512  # only for the first method: no other is meant to go so far
+
+# Minutes of one training; a piece trains one method, and has time left for making subjects and for evaluating.
+MINUTES = 5
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One ordinary command.
+
+    Attributes:
+        name: how it is asked for.
+        purpose: what it finds out, in words.
+        command: its words, but for the device and the folder.
+        seconds: about how long it takes on ``CARD``.
+        tiny: words that make it small; of an option that is given twice, the later counts.
+        folder: where its records go; pieces that share one build on what the other measured there.
+        tiny_seconds: about how long it then takes on two cores.
+    """
+
+    name: str
+    purpose: str
+    command: tuple[str, ...]
+    seconds: int
+    tiny: tuple[str, ...]
+    folder: str
+    tiny_seconds: int = 60
+
+    def words(self, device: str, out: Path) -> tuple[str, ...]:
+        """The whole command, for ``cuda``, or tiny for ``cpu``."""
+        tiny = self.tiny if device == "cpu" else ()
+        return (*self.command, *tiny, "--device", device, "--out", str(out / self.folder))
+
+    def estimate(self, device: str) -> int:
+        """Seconds, on ``CARD``, or tiny on two cores."""
+        return self.tiny_seconds if device == "cpu" else self.seconds
+
+
+def listing() -> list[Piece]:
+    """All pieces, in the order of their importance."""
+    first = next(iter(METHODS))
+    core = list(dict.fromkeys((first, REFERENCE)))
+    rest = [name for name in METHODS if name not in core]
+    peaks = [_memory(size, core, "none", "", 150 + size // 2) for size in SIZES]
+    compared = [_compared(task, [*core, *rest], 96) for task in TASKS]
+    return [
+        *peaks,
+        _speed(128, core, "fp32,bf16", "", 480),
+        *_switches(128, core),
+        *(_verified(piece) for piece in peaks),
+        *(_memory(size, core, "block", "-block", 150 + size // 2) for size in SIZES),
+        *(piece for pieces in compared for piece in pieces[: len(core)]),
+        *(_memory(size, rest, "none", "-baselines", 260 + size) for size in SIZES),
+        *(_memory(size, rest, "block", "-baselines-block", 260 + size) for size in SIZES),
+        *(_memory(LARGEST, [first], kind, name, 400) for kind, name in (("none", ""), ("block", "-block"))),
+        _speed(256, core, "fp32,bf16", "", 590, evaluations="1,4,10,50"),
+        _speed(128, rest, "bf16", "-baselines", 540),
+        *(piece for pieces in compared for piece in pieces[len(core) :]),
+        *(piece for task in TASKS for piece in _compared(task, core, 128)),
+    ]
+
+
+def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, seconds: int) -> Piece:
+    name = f"memory-{size}{suffix}"
+    recomputed = "" if checkpointing == "none" else f", {checkpointing}s recomputed"
+    options = {"--res": str(size), "--precision": "fp32,bf16", "--checkpointing": checkpointing, "--timeout": "180"}
+    return Piece(
+        name,
+        f"peak memory of {_named(methods)} at {size}³, fp32 and bf16{recomputed}, beside its prediction",
+        ("memory", *_each("--method", methods), *_pairs(options)),
+        seconds,
+        (*_SMALL, "--precision", "fp32"),
+        folder=name,
+    )
+
+
+def _verified(piece: Piece) -> Piece:
+    """The same in the same folder, so that what was measured is not measured again, and then verified."""
+    return replace(
+        piece,
+        name=piece.name.replace("memory", "verify"),
+        purpose=f"second verification: {piece.name} again, its processes capped at the predicted memory",
+        command=(*piece.command, "--verify"),
+    )
+
+
+def _speed(
+    size: int, methods: Sequence[str], precision: str, suffix: str, seconds: int, evaluations: str = "1,4,10"
+) -> Piece:
+    name = f"speed-{size}{suffix}"
+    options = {"--res": str(size), "--factor": "2,4", "--precision": precision, "--evaluations": evaluations}
+    return Piece(
+        name,
+        f"training steps a second and seconds a volume of {_named(methods)} at {size}³, {precision}",
+        ("speed", *_each("--method", methods), *_pairs(options)),
+        seconds,
+        (*_SMALL, "--precision", "fp32", "--evaluations", "1", "--quick"),
+        folder=name,
+    )
+
+
+def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
+    """A piece a method. Each asks for those before it too, which are trained by then: so it compares them."""
+    folder = f"quality-{size}-{task}"
+    options = {"--size": str(size), "--subjects": "20", "--minutes": str(MINUTES), "--evaluations": "1,2,4,10"}
+    tiny = {"--size": "16", "--subjects": "3", "--minutes": "0.01", "--evaluations": "1", "--width": "8"}
+    return [
+        Piece(
+            f"{folder}-{method}",
+            f"{task} at {size}³: quality of {_named(methods[:number])}, each trained for {MINUTES} min",
+            ("quality", "--task", task, *_each("--method", methods[:number]), *_pairs(options)),
+            60 * MINUTES + 240,
+            tuple(_pairs(tiny)),
+            folder,
+        )
+        for number, method in enumerate(methods, start=1)
+    ]
+
+
+def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
+    """Memory and time of what makes a step leaner and faster, each switch alone and those for speed together."""
+    lean = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
+    fast = (*lean[1:], "network.channels_last=true+network.compile=true")
+    about = {"--res": str(size), "--factor": "4"}
+    tiny = (*_SMALL, "--precision", "fp32", "--set", "network.multipliers=[1,2]")
+    memory, speed = f"memory-{size}-switches", f"speed-{size}-switches"
+    return [
+        Piece(
+            memory,
+            f"peaks of {_named(methods)} at {size}³ under every switch, bf16, each beside its prediction",
+            ("memory", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", lean)),
+            540,
+            tiny,
+            memory,
+            120,
+        ),
+        Piece(
+            speed,
+            f"the time of a step and of a volume of {_named(methods)} at {size}³ with what makes it faster, bf16",
+            (
+                *("speed", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", fast)),
+                *("--evaluations", "1,4", "--quick"),
+            ),
+            560,
+            (*tiny, "--evaluations", "1"),
+            speed,
+            180,
+        ),
+    ]
+
+
+_SMALL = ("--res", "8", "--width", "8", "--factor", "4", "--phase", "train")
+
+
+def _each(option: str, values: Sequence[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _pairs(options: dict[str, str]) -> list[str]:
+    return [word for pair in options.items() for word in pair]
+
+
+def _named(methods: Sequence[str]) -> str:
+    return ", ".join(methods)

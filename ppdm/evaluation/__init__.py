@@ -1,0 +1,1 @@
+"""Evaluation: metrics of predictions against targets, subject by subject."""

@@ -1,0 +1,1 @@
+"""The networks: one U-Net for every method, and the autoencoder of latent diffusion."""

@@ -1,0 +1,135 @@
+"""The only U-Net: 2-D or 3-D, used by PPDM and by every baseline.
+
+The topology is that of Ho et al. 2020 (arXiv 2006.11239) and of ADM (Dhariwal & Nichol, arXiv 2105.05233), which the
+baselines share: a skip from the stem, from every residual block and from every downsampling; one residual block more
+on the way up. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ppdm.network.layers import Parts, TimeEmbedding, recomputed, start_at_zero, without_autocast
+from ppdm.network.options import UNetOptions
+
+
+class UNet(nn.Module):
+    """Noise-, residual- or target-predicting network: ``(N, C_in, *spatial), (N,) -> (N, C_out, *spatial)``.
+
+    The last convolution starts at zero, so an untrained network returns zeros.
+
+    Args:
+        in_channels: channels of the input (state and condition together).
+        out_channels: channels of the output.
+        dims: 2 or 3.
+        options: size and arithmetic.
+
+    Raises:
+        ValueError: dims is neither 2 nor 3; in ``forward``, a wrong rank, channel count or size.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, dims: int = 3, options: UNetOptions | None = None) -> None:
+        super().__init__()
+        if dims not in (2, 3):
+            raise ValueError(f"a U-Net has 2 or 3 spatial dimensions, got {dims}")
+        self.in_channels, self.dims, self.options = in_channels, dims, options or UNetOptions()
+        o = self.options
+        make = Parts(dims, o)
+        attention = o.attention or (False,) * len(o.channels)
+        levels = list(zip(o.channels, attention, strict=False))  # one entry more is of the middle
+
+        self.time = TimeEmbedding(o.width)
+        self.stem = make.convolution(in_channels, o.width)
+
+        self.down = nn.ModuleList()
+        channels, skips = o.width, [o.width]
+        for level, (wanted, attend) in enumerate(levels):
+            for _ in range(o.residual_blocks):
+                self.down.append(make.block(channels, wanted, attend))
+                channels = wanted
+                skips.append(channels)
+            if level + 1 < len(o.channels):
+                self.down.append(make.downsampling(channels))
+                skips.append(channels)
+
+        in_middle = attention[-1] if len(attention) > len(levels) else any(attention)
+        self.middle = nn.ModuleList([make.block(channels, channels, in_middle), make.block(channels, channels, False)])
+
+        self.up = nn.ModuleList()
+        for level, (wanted, attend) in reversed(list(enumerate(levels))):
+            for _ in range(o.residual_blocks + 1):
+                skip = skips.pop()
+                # An additive skip needs the channels of the next skip, whatever the level says.
+                after = wanted if o.skips == "concat" else skips[-1] if skips else o.width
+                self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
+                channels = after
+            if level:
+                self.up.append(make.upsampling(channels))
+
+        self.head = make.normalised_convolution(channels, out_channels)
+        start_at_zero(self.head.convolution)
+        if o.compile:
+            self.compile(dynamic=False)  # lazily; names and states stay as they are
+
+    def forward(self, x: Tensor | Sequence[Tensor], t: Tensor) -> Tensor:
+        """Predict from x and the time t (N,) in [0, 1]; the result is float32.
+
+        Args:
+            x: float ``(N, C_in, *spatial)``, or several whose channels together are C_in. Those are joined here, in the
+                chosen precision, so that no joined volume in float32 is held.
+            t: (N,).
+        """
+        seen = [x] if isinstance(x, Tensor) else list(x)
+        self._check(seen)
+        with without_autocast(t.device.type):
+            return self._predict(seen, t)
+
+    def _predict(self, seen: list[Tensor], t: Tensor) -> Tensor:
+        embedding = self.time(t)  # (N, 4w)
+        # (N, w, *spatial), and from here on in the chosen precision
+        h = self.stem(torch.cat([x.to(self.stem.dtype) for x in seen], dim=1) if len(seen) > 1 else seen[0])
+        held = [h]
+        for part in self.down:
+            h = part(h, embedding)
+            held.append(h)
+        for part in self.middle:
+            h = part(h, embedding)
+        held.append(h)
+        rise: list[nn.Module] = []
+        for part in self.up:
+            rise.append(part)
+            if getattr(part, "joins", False):
+                h = self._risen(rise, held, embedding)
+                held.append(h)
+                rise = []
+        return self.head(held.pop()).float().contiguous()
+
+    def _risen(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
+        """Go on from the last tensor that is held, to the next skip and through the block that joins it."""
+        if not (self.options.recomputes_blocks and torch.is_grad_enabled()):
+            return self._rise(rise, held, embedding)
+        h, skip = held.pop(), held.pop()
+        return recomputed(lambda skip, h, embedding: self._rise(rise, [skip, h], embedding), skip, h, embedding)
+
+    def _rise(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
+        """As above. What is joined is taken off the list in the same expression, so that no name holds it."""
+        *doubling, block = rise
+        for part in doubling:
+            held.append(part(held.pop(), embedding))
+        return block(self._joined(held), embedding)
+
+    def _joined(self, held: list[Tensor]) -> Tensor:
+        h, skip = held.pop(), held.pop()
+        return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else torch.lerp(h, skip, 0.5)
+
+    def _check(self, seen: Sequence[Tensor]) -> None:
+        x, wanted = seen[0], ", ".join("NCDHW" if self.dims == 3 else "NCHW")
+        if any(other.ndim != self.dims + 2 for other in seen) or sum(o.shape[1] for o in seen) != self.in_channels:
+            shapes = " and ".join(str(tuple(other.shape)) for other in seen)
+            raise ValueError(f"expected ({wanted}) with C = {self.in_channels}, got shape {shapes}")
+        if any(s % self.options.multiple for s in x.shape[2:]):
+            raise ValueError(
+                f"sizes {tuple(x.shape[2:])} must be multiples of {self.options.multiple}, since the network halves "
+                f"them {len(self.options.multipliers) - 1} times; pad with pad_to_multiple(x, {self.options.multiple})"
+            )

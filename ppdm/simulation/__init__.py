@@ -1,0 +1,1 @@
+"""Synthetic data: phantoms, PET and MRI simulation. Nothing here imports torch."""

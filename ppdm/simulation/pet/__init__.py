@@ -1,0 +1,42 @@
+"""Positron emission tomography: uptake, coincidences, attenuation, scatter, low dose and reconstruction.
+
+A few seconds a subject on one core, and physics rather than image processing: noise, its texture and what is missing
+without attenuation correction come from counts along lines, as in a scanner.
+
+    activity, mu = draw_uptake(anatomy, rng)
+    scan = simulate(activity, mu, anatomy.grid.spacing, TORSO, rng, dose_factors=(4, 20))
+    scan.ac, scan.low[20], scan.nac_low[20]  # float32 (D, H, W), reconstructed when asked for
+
+What it leaves out: oblique lines (each axial slice is measured on its own), time of flight, motion, randoms and dead
+time; the scatter and the attenuation used for the correction are the true ones.
+"""
+
+from ppdm.simulation.pet.acquisition import Acquisition, acquire, thin, thin_nested
+from ppdm.simulation.pet.errors import PETError
+from ppdm.simulation.pet.projector import Projector
+from ppdm.simulation.pet.reconstruction import reconstruct
+from ppdm.simulation.pet.scan import Images, Scan, simulate
+from ppdm.simulation.pet.scanner import HEAD, SCANNERS, TORSO, Scanner
+from ppdm.simulation.pet.uptake import LESION_SUV, MU, MYOCARDIUM_SUV, SUV, draw_uptake
+
+__all__ = [
+    "HEAD",
+    "LESION_SUV",
+    "MU",
+    "MYOCARDIUM_SUV",
+    "SCANNERS",
+    "SUV",
+    "TORSO",
+    "Acquisition",
+    "Images",
+    "PETError",
+    "Projector",
+    "Scan",
+    "Scanner",
+    "acquire",
+    "draw_uptake",
+    "reconstruct",
+    "simulate",
+    "thin",
+    "thin_nested",
+]

@@ -1,0 +1,171 @@
+"""The lattice of points on which an anatomy is built, and the way from there to any grid of voxels.
+
+An anatomy must not change with the grid on which it is seen. So it is built on a lattice that is fixed in mm, as
+signed distances and soft memberships, and each voxel gets the exact mean of what the lattice says over its box.
+
+Axes: arrays (D, H, W) as in `anatomy`. A lattice is odd along each axis, with its middle point at the origin; every
+second point makes the coarse lattice, on which smooth shapes are computed in an eighth of the time.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from ppdm.simulation.phantom.anatomy import TISSUES, Anatomy, Grid, Lesion
+
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Points at whole multiples of `spacing` mm, up to `steps` coarse steps from the origin along each axis."""
+
+    steps: tuple[int, int, int]
+    spacing: float
+
+    @classmethod
+    def spanning(cls, extent: tuple[float, float, float], spacing: float) -> "Lattice":
+        """The smallest lattice whose points reach half of `extent` mm to either side."""
+        d, h, w = (math.ceil(length / (4 * spacing) - 1e-9) for length in extent)
+        return cls((d, h, w), spacing)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Points along D, H and W."""
+        d, h, w = (4 * n + 1 for n in self.steps)
+        return d, h, w
+
+    @property
+    def coarse_shape(self) -> tuple[int, int, int]:
+        """Points of the coarse lattice."""
+        d, h, w = (2 * n + 1 for n in self.steps)
+        return d, h, w
+
+    @property
+    def coarse_spacing(self) -> float:
+        """Distance of the points of the coarse lattice in mm."""
+        return 2.0 * self.spacing
+
+    def coarse_axis(self, axis: int) -> np.ndarray:
+        """Positions in mm of the coarse points along an axis, float32."""
+        n = self.steps[axis]
+        return np.arange(-n, n + 1, dtype=np.float32) * np.float32(self.coarse_spacing)
+
+    def coarse_points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Right, anterior and superior positions in mm of the coarse points, each float32 (D, H, W)."""
+        x, y, z = np.meshgrid(*(self.coarse_axis(axis) for axis in range(3)), indexing="ij")
+        return x, y, z
+
+
+def refine(coarse: np.ndarray) -> np.ndarray:
+    """Values on the fine lattice by linear interpolation: (n, ...) becomes (2n - 1, ...) along each of three axes."""
+    values = coarse
+    for axis in range(3):
+        low = np.moveaxis(values, axis, 0)
+        out = np.empty((2 * low.shape[0] - 1, *low.shape[1:]), np.float32)
+        out[::2] = low
+        out[1::2] = 0.5 * (low[:-1] + low[1:])
+        values = np.moveaxis(out, 0, axis)
+    return np.ascontiguousarray(values)
+
+
+def fine(box: Box) -> Box:
+    """The part of the fine lattice that `refine` makes of a part of the coarse one."""
+    d, h, w = (slice(2 * s.start, 2 * s.stop - 1) for s in box)
+    return d, h, w
+
+
+def bounding_box(mask: np.ndarray) -> Box | None:
+    """The smallest box that holds every true point, or None where there is none."""
+    ranges = []
+    for axis in range(3):
+        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        if hits.size == 0:
+            return None
+        ranges.append(slice(int(hits[0]), int(hits[-1]) + 1))
+    d, h, w = ranges
+    return d, h, w
+
+
+class Canvas:
+    """Tissues painted from front to back: what is painted first covers what comes later.
+
+    Each shape is given by its signed distance in mm, negative inside, from which follows the share of a point's
+    neighbourhood that it fills. What no shape fills is air.
+    """
+
+    def __init__(self, lattice: Lattice) -> None:
+        self.lattice = lattice
+        self.free = np.ones(lattice.shape, np.float32)
+        self.layers: dict[str, np.ndarray] = {}
+
+    def paint(self, tissue: str, distance: np.ndarray, box: Box | None = None) -> None:
+        """Fill the inside of a shape, as far as nothing covers it yet, with a tissue.
+
+        Args:
+            tissue: a name in `TISSUES`.
+            distance: signed distance in mm on the coarse lattice; or on `box`, a part of the fine one, where given.
+            box: which part.
+        """
+        if tissue != "air" and tissue not in self.layers:  # air is what nothing else fills
+            self.layers[tissue] = np.zeros(self.lattice.shape, np.float32)
+        if box is None:
+            near = bounding_box(distance < self.lattice.coarse_spacing)
+            if near is None:
+                return
+            distance, box = refine(distance[near]), fine(near)
+        share = np.clip(0.5 - distance / np.float32(self.lattice.spacing), 0.0, 1.0)
+        share *= self.free[box]
+        self.free[box] -= share
+        if tissue != "air":
+            self.layers[tissue][box] += share
+
+    def anatomy(self, kind: str, grid: Grid, skin: np.ndarray, lesions: tuple[Lesion, ...]) -> Anatomy:
+        """The tissues on a grid of voxels.
+
+        Args:
+            kind: head or torso.
+            grid: where to see it.
+            skin: signed distance to the outer surface in mm, on the coarse lattice.
+            lesions: what was painted as lesion.
+        """
+        weights = [box_weights(grid.faces(axis), n, self.lattice.spacing) for axis, n in enumerate(self.lattice.shape)]
+        tissues = tuple(name for name in TISSUES if name == "air" or name in self.layers)
+        fractions = np.zeros((len(tissues), *grid.shape), np.float32)
+        for index, name in enumerate(tissues[1:], start=1):
+            fractions[index] = _box_means(self.layers[name], weights)
+        fractions[0] = np.clip(1.0 - fractions[1:].sum(axis=0), 0.0, 1.0)
+        fractions /= fractions.sum(axis=0)
+        share = np.clip(0.5 - refine(skin) / np.float32(self.lattice.spacing), 0.0, 1.0)
+        return Anatomy(kind, grid, tissues, fractions, np.clip(_box_means(share, weights), 0.0, 1.0), lesions)
+
+
+def box_weights(faces: np.ndarray, points: int, spacing: float) -> csr_array:
+    """How the mean over each voxel follows from values at points, if one interpolates linearly between these.
+
+    The weight of a point is the integral of its hat function over the voxel, divided by the voxel's length. So the
+    mean over two voxels is the mean over their union, whatever the grid, and values beyond the last point are 0.
+
+    Args:
+        faces: positions in mm of the n + 1 faces of the voxels.
+        points: how many points there are, an odd number; the middle one lies at 0.
+        spacing: their distance in mm.
+
+    Returns:
+        float32 (n, points).
+    """
+    positions = (np.arange(points) - points // 2) * spacing
+    u = np.clip((faces[:, None] - positions[None, :]) / spacing, -1.0, 1.0)
+    integral = spacing * (u - 0.5 * u * np.abs(u))  # of the hat function 1 - |u|, up to a constant
+    return csr_array((np.diff(integral, axis=0) / np.diff(faces)[:, None]).astype(np.float32))
+
+
+def _box_means(values: np.ndarray, weights: list[csr_array]) -> np.ndarray:
+    """(D, H, W) on points to (D', H', W') on voxels, one axis after the other."""
+    for matrix in weights:
+        # The first axis is averaged and becomes the last; after three turns the order is as before.
+        rows = matrix @ values.reshape(values.shape[0], -1)
+        values = np.ascontiguousarray(rows.reshape(-1, *values.shape[1:]).transpose(1, 2, 0))
+    return values

@@ -1,0 +1,47 @@
+"""Lesions: irregular blobs at random places."""
+
+import numpy as np
+
+from ppdm.simulation.phantom.anatomy import Lesion
+from ppdm.simulation.phantom.fields import smooth_noise
+from ppdm.simulation.phantom.lattice import Lattice
+
+
+def blobs(
+    rng: np.random.Generator,
+    lattice: Lattice,
+    count: int,
+    likelihood: np.ndarray,
+    radii_mm: tuple[float, float],
+    tissue: str,
+) -> tuple[np.ndarray, tuple[Lesion, ...]]:
+    """Draw lesions.
+
+    Args:
+        rng: source of chance.
+        lattice: where.
+        count: how many.
+        likelihood: of a centre at each coarse point, (D, H, W), from 0, not normalised.
+        radii_mm: smallest and largest mean radius; small ones are more frequent.
+        tissue: what they grow in.
+
+    Returns:
+        Signed distance to their union in mm on the coarse lattice, +inf where there are none, and what they are.
+    """
+    union = np.full(lattice.coarse_shape, np.inf, np.float32)
+    if count == 0 or not likelihood.any():
+        return union, ()
+    roughness = smooth_noise(rng, lattice, 0.65 * radii_mm[1])
+    places = rng.choice(likelihood.size, count, replace=False, p=likelihood.ravel() / likelihood.sum())
+    lesions = []
+    for place in places:
+        index = np.unravel_index(place, likelihood.shape)
+        x, y, z = (float(lattice.coarse_axis(axis)[i]) for axis, i in enumerate(index))
+        radius = float(np.exp(rng.uniform(*np.log(radii_mm))))
+        stretch = np.exp(0.25 * rng.standard_normal(3))
+        squares = sum(
+            ((p - c) / np.float32(s)) ** 2 for p, c, s in zip(lattice.coarse_points(), (x, y, z), stretch, strict=True)
+        )
+        np.minimum(union, np.sqrt(squares) - radius + 0.22 * radius * roughness, out=union)
+        lesions.append(Lesion((x, y, z), radius, tissue))
+    return union, tuple(lesions)

@@ -1,0 +1,146 @@
+"""Pairs as the tensors that a training sees, and what must be true of them.
+
+Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all float32 network values.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppdm.training.schedule import TrainingError
+
+Array = np.ndarray | Tensor
+ArrayPair = tuple[Array, Array]
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found on looking at every pair once.
+
+    Attributes:
+        count: of the pairs.
+        channels: of every volume.
+        sha256: of all values in order, so that other files, another order or another scaling are told apart while
+            files that were only moved are not; empty if it was not wanted.
+    """
+
+    count: int
+    channels: int
+    sha256: str
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def survey(
+    pairs: Sequence[ArrayPair], batch_size: int = 1, *, digest: bool = False, purpose: str = "train on"
+) -> Survey:
+    """Look at every pair before the first step, so that none can end a training after hours.
+
+    Raises:
+        TrainingError: no pairs, a pair of two shapes, values that are not finite, or pairs that do not fit in a batch.
+    """
+    seen = hashlib.sha256()
+    shapes: dict[tuple[int, ...], int] = {}  # and the first pair that has it
+    for index in range(len(pairs)):
+        volumes = _checked(f"Pair {index} to {purpose}", pairs[index])
+        shapes.setdefault(tuple(volumes[0].shape), index)
+        for volume in volumes if digest else ():
+            seen.update(str(tuple(volume.shape)).encode())
+            seen.update(volume.cpu().contiguous().numpy().data)
+    if not shapes:
+        raise TrainingError(f"There are no pairs to {purpose}; give at least one.")
+    if len({shape[0] for shape in shapes}) > 1 or (batch_size > 1 and len(shapes) > 1):
+        (a, i), (b, j) = list(shapes.items())[:2]
+        raise TrainingError(
+            f"Pair {i} has the shape {a} and pair {j} {b}: a batch of {batch_size} needs one shape, and channels must "
+            "always agree; crop the volumes alike, or train with batch_size 1."
+        )
+    return Survey(len(pairs), next(iter(shapes))[0], seen.hexdigest() if digest else "")
+
+
+def batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
+    """Sources and targets (N, C, D, H, W) on the device."""
+    return moved(stacked(pairs, device), device)
+
+
+def stacked(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
+    """Sources and targets (N, C, D, H, W) on the host; in pinned memory, if they are for a CUDA device."""
+    source, target = (torch.stack([_volume(v) for v in volumes]) for volumes in zip(*pairs, strict=True))
+    if torch.device(device).type != "cuda" or not source.is_cpu or not target.is_cpu:
+        return source, target
+    return source.pin_memory(), target.pin_memory()
+
+
+def moved(batch: Batch, device: str | torch.device) -> Batch:
+    """The batch on the device; from pinned memory to CUDA, neither waits for the other."""
+    source, target = (volumes.to(device, non_blocking=torch.device(device).type == "cuda") for volumes in batch)
+    return source, target
+
+
+class ReadAhead:
+    """Batches in their order; while one is at work, a thread reads the next.
+
+    As a context, which ends the thread. What goes wrong with a batch is raised when that is asked for.
+
+    Args:
+        wanted: the indices of each batch; they are taken one batch ahead, and not beyond the last.
+        read: makes a batch; nothing else need be safe in several threads, as one is read at a time.
+    """
+
+    def __init__(self, wanted: Iterator[Sequence[int]], read: Callable[[Sequence[int]], Batch]) -> None:
+        self._wanted, self._read = wanted, read
+        self._thread = ThreadPoolExecutor(1, "pairs")
+        self._next: Future[Batch] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        self._ask()
+        if self._next is None:
+            raise StopIteration
+        batch, self._next = self._next.result(), None
+        self._ask()
+        return batch
+
+    def rest(self) -> None:
+        """Wait until the thread is idle, so that others may read the same pairs."""
+        if self._next is not None:
+            wait([self._next])
+
+    def _ask(self) -> None:
+        if self._next is None and (indices := next(self._wanted, None)) is not None:
+            self._next = self._thread.submit(self._read, indices)
+
+
+def _checked(name: str, pair: ArrayPair) -> tuple[Tensor, Tensor]:
+    source, target = (_volume(v) for v in pair)
+    if source.ndim != 4 or source.shape != target.shape:
+        raise TrainingError(
+            f"{name} has the shapes {tuple(source.shape)} and {tuple(target.shape)}; expected two volumes "
+            "(D, H, W) or (C, D, H, W) of one shape."
+        )
+    if not (source.isfinite().all() and target.isfinite().all()):
+        raise TrainingError(f"{name} holds values that are not finite; replace them first.")
+    return source, target
+
+
+def _volume(array: Array) -> Tensor:
+    """(C, D, H, W) float32; arrays are copied, since torch cannot share those that are read-only or reversed."""
+    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32, order="C"))
+    return (tensor[None] if tensor.ndim == 3 else tensor).float()

@@ -1,0 +1,247 @@
+"""The folder of a training that can be interrupted at any moment and continued as if it never had been.
+
+``RUN/options.json`` holds what the training was started with. ``RUN/state-000200.safetensors`` holds the weights, their
+average and the optimiser's state after 200 steps, and ``RUN/state-000200.json`` how far that is, with the SHA-256 of
+both. Random numbers need no state: they depend on the seed and the step alone (:mod:`ppdm.training.schedule`).
+
+What a kill can leave behind, at any moment, is one of these:
+
+- files with a dot before their names, half-written: they are removed when the run is continued;
+- tensors without their JSON, which is moved into place last: they were never a checkpoint, and count as none;
+- a whole checkpoint more than are kept, as the older is removed after the newer is on the disk, its JSON first.
+
+So the newest JSON names a whole checkpoint. Where a disk has lost or changed some of it all the same, the SHA-256 tells
+so, and the checkpoint before it is taken: the last two are kept. Nothing in these files is ever executed.
+"""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from filelock import FileLock, Timeout
+
+from ppdm.atomic_io import leftovers, write_together
+from ppdm.checkpoint import NAME, CheckpointError
+from ppdm.training.log import StepReport
+from ppdm.training.state import State, read_state, write_state
+
+SCHEMA = 1
+LOG, OPTIONS = "log.jsonl", "options.json"
+
+_KEPT = 2
+_DIFFERENCES_SHOWN = 3
+
+
+class RunError(ValueError):
+    """A folder cannot take a training, or not this one; the message says why and what to do."""
+
+
+class Run:
+    """The folder of one training; as a context it is held against other processes.
+
+    Args:
+        folder: is made when it is first held.
+        resume: continue the training that is in the folder, if there is one; else such a folder is refused.
+        save_steps: steps from one checkpoint to the next.
+        save_minutes: minutes from one checkpoint to the next. There is always one after the last step.
+        asked: more that a training must be continued with, beside the method, the schedule and the pairs, as JSON
+            values, such as the name of a task.
+        notes: what is worth knowing of the run, but may change, such as the path of a manifest.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        resume: bool = False,
+        save_steps: int | None = None,
+        save_minutes: float | None = 5.0,
+        asked: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.resume = Path(folder), resume
+        self.save_steps, self.save_minutes = save_steps, save_minutes
+        self.asked, self.notes = dict(asked or {}), dict(notes or {})
+        self.log = self.folder / LOG
+        self._lock = FileLock(self.folder / ".lock")
+        self._sound: list[Path] = []  # checkpoints that this process has read or written
+        self._saved_at = 0.0
+
+    def __enter__(self) -> Self:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"Another process is training in {self.folder}; wait for it, or give another.") from None
+        except OSError as error:
+            raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def check(self, asked: Mapping[str, Any]) -> None:
+        """See that the folder holds no training, or one that was started with these options and may be continued.
+
+        Args:
+            asked: options as JSON values; those that are not known yet are left out.
+
+        Raises:
+            RunError: it holds one that is not to be continued, or was started otherwise.
+        """
+        there = [name for name in (NAME, "model.json", LOG, OPTIONS) if (self.folder / name).exists()]
+        there += [path.name for path in self._states()]
+        if there and not self.resume:
+            raise RunError(
+                f"{self.folder} holds a run already ({', '.join(there)}); resume it, give another folder, or delete "
+                "them first."
+            )
+        if there:
+            self._compare(_as_json({**self.asked, **asked}))
+
+    def begin(self, asked: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Take the folder for a training, or go on in it, as :meth:`check` allows.
+
+        Args:
+            asked: all options, as JSON values.
+            environment: what the bits of the result may depend on beside; if it is another now, that is warned of.
+
+        Raises:
+            RunError: as for :meth:`check`, or the folder cannot be written.
+        """
+        self.check(asked)
+        try:
+            for path in leftovers(self.folder):
+                path.unlink(missing_ok=True)
+            if (self.folder / OPTIONS).exists():
+                _warn_of_changes(self._options()["environment"], environment)
+            else:
+                options = {**self.asked, **asked}
+                content = {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
+                write_together({self.folder / OPTIONS: (json.dumps(content, indent=1) + "\n").encode()})
+        except OSError as error:
+            raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
+
+    def latest(self) -> State | None:
+        """The newest checkpoint that is sound, or nothing if there is none yet; damaged ones are warned of.
+
+        Raises:
+            CheckpointError: there are checkpoints, but all are damaged.
+        """
+        faults = []
+        for path in reversed(self._states()):
+            try:
+                state = read_state(path)
+            except CheckpointError as error:
+                faults.append(str(error))
+                continue
+            for fault in faults:
+                warnings.warn(f"{fault}; going on from {path.stem}, the checkpoint before it", stacklevel=2)
+            self._sound, self._saved_at = [path], state.report.seconds
+            return state
+        if faults:
+            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start anew in another folder.")
+        return None
+
+    def due(self, report: StepReport) -> bool:
+        """Whether a checkpoint follows this step."""
+        by_steps = self.save_steps is not None and report.step % self.save_steps == 0
+        by_time = self.save_minutes is not None and report.seconds - self._saved_at >= 60 * self.save_minutes
+        return report.share >= 1 or by_steps or by_time
+
+    def save(self, state: State) -> Path:
+        """Write a checkpoint, and remove all but the last two.
+
+        Returns:
+            The path of its tensors.
+
+        Raises:
+            CheckpointError: it cannot be written; the one before is as it was.
+        """
+        place = self.folder / f"state-{state.report.step:06d}.safetensors"
+        try:
+            write_state(place, state)
+        except OSError as error:
+            raise CheckpointError(
+                f"{place} cannot be written ({error.strerror or error}); {self.last_checkpoint()}. "
+                "Make room on the disk, and resume the run."
+            ) from None
+        self._sound, self._saved_at = [*self._sound, place][-_KEPT:], state.report.seconds
+        self._remove(keep=self._sound)
+        return place
+
+    def last_checkpoint(self) -> str:
+        """Which checkpoint there is to go on from, in words."""
+        if not self._sound:
+            return "there is no checkpoint before it"
+        return f"the last good checkpoint is {self._sound[-1]}"
+
+    def clear(self) -> None:
+        """Remove every checkpoint, once what they led to has been saved."""
+        self._sound = []
+        self._remove(keep=[])
+
+    def _states(self) -> list[Path]:
+        """The tensors of every checkpoint, by its step."""
+        found = (path.with_suffix(".safetensors") for path in self.folder.glob("state-*.json"))
+        return sorted(found, key=lambda path: (len(path.name), path.name))
+
+    def _remove(self, keep: list[Path]) -> None:
+        for place in {*self._states(), *self.folder.glob("state-*.safetensors")} - {*keep}:
+            place.with_suffix(".json").unlink(missing_ok=True)  # first: without it, there is no checkpoint
+            place.unlink(missing_ok=True)
+
+    def _options(self) -> Mapping[str, Any]:
+        path = self.folder / OPTIONS
+        try:
+            content = json.loads(path.read_bytes())
+            if content["schema"] == SCHEMA and all(isinstance(content[k], dict) for k in ("options", "environment")):
+                return dict(content)
+            fault = f"its schema is {content['schema']!r}, and this version reads {SCHEMA}"
+        except OSError as error:
+            fault = (error.strerror or str(error)).lower()
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            fault = f"it is damaged: {type(error).__name__}"
+        raise RunError(
+            f"{path} cannot be read ({fault}), so the run cannot be continued; start anew in another folder."
+        )
+
+    def _compare(self, asked: Mapping[str, Any]) -> None:
+        started = self._options()["options"]
+        found = [line for name in asked for line in _differences(name, started.get(name), asked[name])]
+        if found:
+            more = f" and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
+            raise RunError(
+                f"{self.folder} was started with other options: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. "
+                "Resume it with the same, as they decide its weights, or give another folder."
+            )
+
+
+def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back: tuples as lists."""
+    return dict(json.loads(json.dumps(content)))
+
+
+def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:
+    """Every value in which two descriptions differ, in words."""
+    if isinstance(started, dict) and isinstance(asked, dict):
+        for key in {**started, **asked}:
+            yield from _differences(f"{name}.{key}", started.get(key), asked.get(key))
+    elif started != asked or type(started) is not type(asked):
+        yield f"{name} was {json.dumps(started)}, and is {json.dumps(asked)} now"
+
+
+def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    names = {**started, **now}  # what is told of one alone, such as the number of ranks, is a change too
+    changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
+    if changed:
+        warnings.warn(
+            f"{'; '.join(changed)}: the weights will not be bit for bit those of a training without interruption",
+            stacklevel=4,
+        )

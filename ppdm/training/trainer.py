@@ -1,0 +1,197 @@
+"""One update of the weights, the same for every method, and everything that changes with it."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ppdm.method import STAGE_LOSSES, Method
+from ppdm.pixel_puzzle import pad_to_multiple
+from ppdm.representation import LearnedCodec
+from ppdm.training.optimizer import kept, names, optimiser_of, restored, set_rate, stepping
+from ppdm.training.schedule import TrainingError, first_weights_seed
+
+_OPTIMISER = "optimiser."
+_STAGE = "stage"
+
+
+@dataclass
+class Training:
+    """What changes while a method is trained; :meth:`step` is one iteration, the same for every method.
+
+    Attributes:
+        method: the point in the design space.
+        network: the weights that are trained, in fp32.
+        average: a second network that holds their exponential moving average.
+        stage: which of the method's stages is under way.
+        done: steps taken, in all stages.
+        began: steps that were done when the stage began.
+        optimiser: the method's, over the weights that the stage trains.
+    """
+
+    method: Method
+    network: nn.Module
+    average: nn.Module
+    stage: int = 0
+    done: int = 0
+    began: int = 0
+    optimiser: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._enter(self.stage, self.began)
+
+    @classmethod
+    def start(
+        cls, method: Method, channels: int = 1, seed: int = 0, device: str | torch.device = "cpu", stage: int = 0
+    ) -> "Training":
+        """Make the network from the seed, the same on every device, and leave the global generators as they were.
+
+        Args:
+            method: the point in the design space.
+            channels: of the volumes.
+            seed: of the first weights.
+            device: where they are trained.
+            stage: the first one; what the others before it would have trained is as it was made.
+        """
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(first_weights_seed(seed))
+            network = method.build(channels).to(device)
+        average = copy.deepcopy(network).eval().requires_grad_(False)
+        return cls(method, network, average, stage)
+
+    def _enter(self, stage: int, began: int) -> None:
+        """Train what the stage trains, with an optimiser that has seen nothing yet."""
+        self.stage, self.began = stage, began
+        self.optimiser = optimiser_of(self.method.optimisation, self.trained.parameters())
+
+    @property
+    def trained(self) -> nn.Module:
+        """The part of the network that the stage trains."""
+        return self.method.part(self.network, self.method.stages[self.stage])
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no stage follows."""
+        return self.stage + 1 == len(self.method.stages)
+
+    def advance(self, targets: Iterable[Tensor]) -> None:
+        """Go on to the next stage: from here on the average of what this one has trained stands for it.
+
+        Args:
+            targets: volumes (N, C, D, H, W) on the network's device, which a representation is settled on.
+
+        Raises:
+            TrainingError: it cannot be, as it maps all of them to the same.
+        """
+        averaged = self.method.part(self.average, self.method.stages[self.stage])
+        assert isinstance(averaged, LearnedCodec)
+        try:
+            averaged.settle(pad_to_multiple(volume, self.method.multiple) for volume in targets)
+        except ValueError as error:
+            raise TrainingError(f"The stage of the representation ended after step {self.done}, and {error}.") from None
+        self.trained.load_state_dict(averaged.state_dict())
+        self._enter(self.stage + 1, self.done)
+
+    def step(
+        self, source: Tensor, target: Tensor, learning_rate: float, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Improve the weights on one batch, and update their average.
+
+        Args:
+            source, target: (N, C, D, H, W) on the network's device.
+            learning_rate: of this step.
+            generator: of times and noise.
+
+        Returns:
+            The loss and the norm of the gradient before clipping, scalars that are not yet waited for.
+        """
+        loss = self.add_gradient(source, target, generator)
+        return loss, self.update(learning_rate)
+
+    def add_gradient(
+        self, source: Tensor, target: Tensor, generator: torch.Generator | None = None, batches: int = 1
+    ) -> Tensor:
+        """Add what one batch out of several gives to their mean gradient; returns the loss of this batch."""
+        stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
+        loss = stage_loss(self.method, self.network, source, target, generator).mean()
+        loss.backward(torch.full_like(loss, 1 / batches))
+        return loss.detach()
+
+    def update(self, learning_rate: float) -> Tensor:
+        """Apply the gradient, clipped, and forget it; returns its norm before clipping."""
+        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
+        set_rate(self.optimiser, learning_rate)
+        with stepping(self.method.optimisation, norm.device):
+            self.optimiser.step()
+        self.optimiser.zero_grad()  # here, so that gradients do not lie beside the activations of the next step
+        self._update_average()
+        self.done += 1
+        return norm
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        decay = average_decay(self.method.optimisation.ema, self.done - self.began)
+        average = self.method.part(self.average, self.method.stages[self.stage])
+        # In one call, which torch's own averages (`torch.optim.swa_utils`) make too: a kernel for many weights.
+        torch._foreach_lerp_(list(average.parameters()), list(self.trained.parameters()), 1 - decay)
+
+    def is_finite(self) -> bool:
+        """Whether every weight is a number still; of the averages too, as they are of these."""
+        return all(bool(weight.isfinite().all()) for weight in self.network.parameters())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a training is continued from, but ``done``: weights, their average, the optimiser's state."""
+        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            moments = kept(self.optimiser.state.get(parameter, {}))
+            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments}
+        if len(self.method.stages) > 1:
+            named[_STAGE] = torch.tensor([self.stage, self.began])
+        return named
+
+    def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
+        """Continue from what :meth:`tensors` gave after so many steps, bit for bit.
+
+        Raises:
+            ValueError: the tensors are of another network or stage; nothing was changed then.
+        """
+        parameters = dict(self.network.named_parameters())
+        own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
+        moments = sorted(tensors.keys() - own.keys())
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in own.items():
+            if name not in tensors or tensors[name].shape != tensor.shape:
+                raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
+        for name in moments:
+            key, of = _moment(name)
+            known = names(self.method.optimisation, parameters[of]) if of in parameters else ()
+            if not name.startswith(_OPTIMISER) or key not in known:
+                raise ValueError(f"{name} is unexpected")
+            states.setdefault(of, {})[key] = tensors[name]
+        for of, state in states.items():
+            if lacking := sorted(names(self.method.optimisation, parameters[of]) - state.keys()):
+                raise ValueError(f"{_OPTIMISER}{lacking[0]}.{of} is not in it")
+        stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
+        if not 0 <= stage < len(self.method.stages):
+            raise ValueError(f"there is no stage {stage}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(tensors[name])
+        self._enter(stage, began)
+        for of, state in states.items():
+            self.optimiser.state[parameters[of]] = restored(self.method.optimisation, parameters[of], state)
+        self.done = done
+
+
+def average_decay(ema: float, k: int) -> float:
+    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that the first weights are soon forgotten."""
+    return min(ema, (1 + k) / (10 + k))
+
+
+def _moment(name: str) -> tuple[str, str]:
+    """What of the optimiser's state a tensor is, and of which parameter."""
+    key, _, of = name.removeprefix(_OPTIMISER).partition(".")
+    return key, of

@@ -1,0 +1,142 @@
+"""Each baseline's own numbers: what its authors' code builds, and what its page promises."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_methods import generator, volumes
+from torch import Tensor, nn
+
+from ppdm import Method, UNet, sample, training_loss
+from ppdm.kernel import Gaussian, target_of
+from ppdm.method import DIFFUSION, Optimisation, Sampling
+from ppdm.slices import Slices
+from ppdm.window import Whole
+from ppdm_baselines import AUTHORS, METHODS, ddpm3d, latent, patch, slice25d, wavelet
+from ppdm_bench.commands.methods import parameter_count
+
+
+def diffusion(method: Method) -> nn.Module:
+    """The network of the diffusion alone."""
+    return method.part(method.build(), DIFFUSION)
+
+
+def test_matched_means_one_network() -> None:
+    """All 3-D methods differ in parameters by their first and last convolutions alone."""
+    networks = {method.network for method in METHODS.values()}
+    assert networks == {METHODS["ppdm"].network}
+    counts = [parameter_count(lambda m=m: diffusion(m)) for m in METHODS.values() if not isinstance(m.window, Slices)]
+    assert max(counts) - min(counts) < 27 * 64 * 24
+
+
+def test_cwdm_has_as_many_parameters_as_published() -> None:
+    """Four networks of 326 M in all (arXiv 2604.21146), each for three sources: 8 + 24 channels in, 8 out."""
+    count = parameter_count(lambda: UNet(32, 8, 3, wavelet.AUTHORS.network))
+    assert count == 81_511_048
+    assert round(4 * count / 1e6) == 326
+
+
+def test_patchddm_and_madm_have_the_parameters_that_their_repositories_build() -> None:
+    """Counted from guided_diffusion/unet.py of each, for their channels.
+
+    PatchDDM: 24,260,299; its 29 sinusoids are a padded pair more than our 28, times 116 weights. MADM: 110,271,385 a
+    view, of which 371,008 belong to an embedding that its forward pass does not use.
+    """
+    assert parameter_count(lambda: UNet(8, 1, 3, patch.AUTHORS.network)) == 24_260_299 - 116
+    assert parameter_count(lambda: UNet(18, 1, 2, slice25d.AUTHORS.network)) == 110_271_385 - 371_008
+    assert parameter_count(slice25d.AUTHORS.build) == 3 * (110_271_385 - 371_008)
+
+
+@pytest.mark.slow
+def test_latent_diffusion_has_the_networks_that_monais_tutorial_builds() -> None:
+    """Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py; it is not conditional."""
+    nets = pytest.importorskip("monai.networks.nets")
+
+    def theirs() -> nn.Module:
+        return nets.DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=3,
+            out_channels=3,
+            num_res_blocks=1,
+            channels=(32, 64, 64),
+            attention_levels=(False, True, True),
+            num_head_channels=(0, 64, 64),
+        )
+
+    assert parameter_count(lambda: UNet(3, 3, 3, latent.AUTHORS.network)) == parameter_count(theirs)
+
+
+class Oracle(nn.Module):
+    """Answers from the target itself, whatever is asked."""
+
+    def __init__(self, method: Method, x0: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.method, self.x0, self.y = method, x0, y
+
+    def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
+        x_t, t, kernel = seen[:, :1], times.reshape(-1, 1, 1, 1, 1), self.method.kernel
+        a, b, sigma = kernel.coefficients(t)
+        noise = (x_t - a * self.x0 - b * self.y) / sigma
+        return target_of(self.method.target, kernel, self.x0, x_t, self.y, t, noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stochastic", [True, False], ids=["DDPM", "DDIM"])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("target", ["noise", "x0"])
+def test_full_3d_has_both_targets_schedules_and_samplers(target: str, schedule: str, stochastic: bool) -> None:
+    method = replace(
+        ddpm3d.MATCHED, kernel=Gaussian(schedule), target=target, sampling=Sampling(25, stochastic, clamp=1.0)
+    )
+    x0, y = volumes(2, 1, 8, 8, 8).clamp(-1, 1), volumes(2, 1, 8, 8, 8, seed=1)
+    torch.testing.assert_close(sample(method, Oracle(method, x0, y), y, generator()), x0, rtol=0, atol=2e-3)
+
+
+def test_the_regression_is_one_evaluation_of_the_source_at_the_start() -> None:
+    method = METHODS["regression"]
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Recorder(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.append((x, t))
+            return torch.ones_like(x)
+
+    source, target = volumes(2, 1, 16, 16, 16), volumes(2, 1, 16, 16, 16, seed=1)
+    torch.testing.assert_close(sample(method, Recorder(), source), source + 1)
+    training_loss(method, Recorder(), source, target, generator())
+    assert len(seen) == 2
+    for x, t in seen:
+        assert torch.equal(x, method.representation.encode(source))
+        assert t.tolist() == [1.0, 1.0]
+
+
+def test_a_prior_start_is_the_noised_source_at_a_fifth_of_the_path() -> None:
+    method = replace(slice25d.MATCHED, sampling=slice25d.PRIOR_START.sampling, window=Whole())
+    x0, y = volumes(1, 1, 8, 8, 8).clamp(-1, 1), volumes(1, 1, 8, 8, 8, seed=1)
+    inputs: list[tuple[Tensor, Tensor]] = []
+
+    class Recorder(Oracle):
+        def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+            seen = torch.cat(list(parts), dim=1)
+            inputs.append((seen[:, :1], times))
+            return super().forward(parts, times)
+
+    out = sample(method, Recorder(method, x0, y), y, generator())
+    a, _, sigma = method.kernel.coefficients(torch.tensor(0.2))
+    torch.testing.assert_close(inputs[0][0], a * y + sigma * torch.randn(y.shape, generator=generator()))
+    torch.testing.assert_close(torch.cat([t for _, t in inputs]), torch.linspace(0.2, 0.001, 200))
+    torch.testing.assert_close(out, x0, rtol=0, atol=1e-2)
+
+
+def test_the_authors_presets_differ_in_network_budget_and_optimiser_alone() -> None:
+    for name, method in AUTHORS.items():
+        same = replace(
+            method,
+            network=METHODS[name].network,
+            sampling=METHODS[name].sampling,
+            optimisation=METHODS[name].optimisation,
+        )
+        assert same == METHODS[name]
+        assert method.optimisation != Optimisation()

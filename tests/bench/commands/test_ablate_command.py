@@ -1,0 +1,362 @@
+"""``ppdm-bench ablate``: the cells of the grids, the plan from their pace, and the command from end to end."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from commands import refused, run
+from tiny_training import TINY, pair
+
+from ppdm import Method
+from ppdm.data.manifest import read_manifest
+from ppdm.data.volume import Volume, write_volume
+from ppdm.kernel import Gaussian, Linear
+from ppdm.loss import Loss
+from ppdm.representation import Haar, Identity, Puzzle
+from ppdm.training.schedule import Schedule
+from ppdm_bench.ablation import results
+from ppdm_bench.ablation import step_time as pace
+from ppdm_bench.ablation.cells import cells
+from ppdm_bench.ablation.memory import peaks
+from ppdm_bench.ablation.plan import Ablation, works
+from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.evaluation import trials
+from ppdm_bench.evaluation.comparison import Sampling
+from ppdm_bench.memory import command as memory_command
+from ppdm_bench.predictor.peak import Peak
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.variation import VariationError
+
+SMALL = ("ablate", "--task", "mri-t1t2", "--subjects", 5, "--size", 16, "--width", 8, "--steps", 2)
+SMALL = (*SMALL, "--evaluations", "1", "--device", "cpu", "--set", "network.multipliers=[1,2]", "--out", "out")
+PAIR = (*SMALL, "--grid", "none", "--vary", "kernel=i2sb")
+
+
+def by_label(grids, base=TINY, variations=()):
+    return {cell.label: cell for cell in cells(base, grids, variations)}
+
+
+def test_one_axis_at_a_time():
+    found = by_label(["one"])
+    names = "default, r=1, r=4, r=8, r=1x2x2, loss=off, loss=cell, bridge=linear, bridge=i2sb, bridge=noise"
+    assert ", ".join(found) == names
+    assert found["default"].method == TINY
+    assert found["r=1x2x2"].method == replace(TINY, representation=Puzzle((1, 2, 2)))
+    assert found["loss=off"].method == replace(TINY, loss=Loss(TINY.loss.p, 0.0, "off"))
+    assert found["loss=cell"].method == replace(TINY, loss=replace(TINY.loss, mode="cell"))
+    assert found["bridge=linear"].method == replace(TINY, kernel=Linear())
+    assert not any(cell.timed or cell.reason for cell in found.values())
+
+
+def test_each_with_each_but_cells_without_borders():
+    found = by_label(["full"])
+    assert len(found) == 5 * 3 * 4
+    left_out = [cell for cell in found.values() if cell.reason]
+    assert len(left_out) == 4
+    assert all(
+        "r=1" in cell.label and "loss=cell" in cell.label and "would be loss=all" in cell.reason for cell in left_out
+    )
+    assert found["r=4 loss=off bridge=noise"].method == replace(
+        TINY, representation=Puzzle(4), loss=Loss(TINY.loss.p, 0.0, "off"), kernel=Gaussian("cosine"), target="x0"
+    )
+
+
+def test_every_representation_with_and_without_a_bridge():
+    found = by_label(["space"])
+    assert len(found) == 4 * 2
+    assert all(cell.timed for cell in found.values())
+    assert found["haar"].method == replace(TINY, representation=Haar())
+    noise = found["r=1 bridge=noise"].method
+    assert (noise.kernel, noise.target, noise.loss) == (Gaussian("cosine"), "x0", TINY.loss)
+
+
+def test_a_point_is_one_cell_however_it_is_asked_for():
+    found = by_label(["one", "space"], variations=["kernel=i2sb,linear", "kernel.gamma=1", "representation=identity"])
+    assert len(found) == 10 + 4 + 1
+    assert found["default"].timed
+    assert found["r=4"].timed
+    assert not found["r=8"].timed
+    assert found["kernel.gamma=1"].levels == ()
+
+
+def test_around_a_method_of_another_place():
+    base = replace(TINY, representation=Identity(), kernel=Gaussian("linear"), target="noise", loss=Loss())
+    found = by_label(["one"], base)
+    assert found["default"].levels == ("r=1", "off", "noise")
+    assert "r=2" in found
+    assert "bridge=brownian" in found
+    assert found["loss=cell"].reason
+    assert found["loss=all"].method.loss == Loss(2, 1.0, "all")
+
+
+def test_what_a_table_tells_a_cell_apart_by():
+    found = by_label(["full"])
+    described = found["r=1x2x2 bridge=noise"].describe("b")
+    assert described["levels"] == {"space": "r=1x2x2", "loss": "all", "bridge": "noise"}
+    assert (described["factor"], described["kernel"], described["target"]) == ("1x2x2", "gaussian", "x0")
+    assert described["default"] is False
+
+
+def test_variations_are_refused_in_words():
+    with pytest.raises(VariationError, match=r"has no kernel\.beta"):
+        cells(TINY, [], ["kernel.beta=1"])
+
+
+def ablation(**changes):
+    plan = Ablation(
+        base=TINY,
+        cells=cells(TINY, ["one", "space"]),
+        sets=[PhantomSubjects("mri-t1t2", 5, 16), PhantomSubjects("pet-joint", 5, 16)],
+        schedule=Schedule(steps=100, batch_size=2),
+        seeds=[0, 1],
+        minutes=None,
+        sampling=Sampling("cpu", (1,)),
+        split="test",
+    )
+    return replace(plan, **changes)
+
+
+def paced(plan, **seconds):
+    """A pace for each cell: .1 s, or what is said for its representation; None where it does not fit."""
+    found = {}
+    for cell in plan.present:
+        value = seconds.get(cell.levels[0].replace("=", ""), 0.1)
+        outcome = {"value": value} if value else {"status": "oom", "reason": "too large"}
+        found[cell.label] = Record(metric="step_seconds", unit="s", kind="measured", **outcome)
+    return found
+
+
+def test_equal_time_is_what_the_method_itself_takes_and_shared_where_steps_are_the_same():
+    plan = ablation()
+    found = works(plan, paced(plan, r1=1.0, r4=0.05))
+    mine = [work for work in found if work.trial.subjects.task == "mri-t1t2" and work.trial.schedule.seed == 0]
+    assert len(found) == 4 * len(mine)
+    budgets = {(work.cell.label, work.trial.schedule.steps): dict(work.budgets) for work in mine}
+    assert budgets["default", 100] == {"steps": 100, "time": pytest.approx(10)}
+    assert budgets["r=1", 100] == {"steps": 100}
+    assert budgets["r=1", 10] == {"time": pytest.approx(10)}
+    assert budgets["r=4 bridge=noise", 200] == {"time": pytest.approx(10)}
+    assert [steps for label, steps in budgets if label == "r=8"] == [100]
+    assert len({work.trial.folder(trials.Path("out")) for work in found}) == len(found)
+    assert all(work.seconds > work.trial.schedule.steps * 0.05 for work in found)
+
+
+def test_a_lattice_is_only_measured_where_the_volumes_have_room_for_it():
+    assert ablation().grids == [2, 4, (1, 2, 2)]
+    assert ablation().too_large == [8]
+    assert not ablation(sets=[PhantomSubjects("mri-t1t2", 5, 32)]).too_large
+
+
+def test_minutes_are_for_every_cell():
+    plan = ablation(minutes=0.5)
+    found = works(plan, paced(plan, r8=0.2))
+    steps = {work.trial.schedule.steps for work in found if work.cell.label == "r=8" and "time" in work.budgets}
+    assert steps == {150}
+
+
+def test_what_does_not_fit_into_memory_is_not_trained():
+    plan = ablation()
+    found = works(plan, paced(plan, r1=None))
+    assert not [work for work in found if work.cell.levels[0] == "r=1"]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Pairs in the place of phantoms, a stated peak in the place of predictions, and no rendering."""
+    rows = ["subject,split,source,target"]
+    for number, split in enumerate(("train", "train", "val", "test", "test")):
+        for name, data in zip("ab", pair(number, (16, 16, 16)), strict=True):
+            volume = Volume.from_array(100 * (data + 1))
+            write_volume(tmp_path / f"{number}{name}.nii.gz", volume.data, volume)
+        rows.append(f"s{number},{split},{number}a.nii.gz,{number}b.nii.gz")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    pairs = read_manifest(tmp_path / "pairs.csv")
+    monkeypatch.setattr(subjects, "cached_set", lambda *_, **__: pairs)
+    monkeypatch.setattr(memory_command, "predict_peak", lambda *_: Peak(2**20, peak_reserved=2**21))
+    monkeypatch.setattr(results, "save", lambda figure, stem: [stem])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
+    code, out, err = run(*PAIR, "--memory-res", 24, "--json")
+    assert code == 0, err
+    assert "quick profile" in err
+    assert "2 cells on mri-t1t2: 2 trainings, of which 0 are there" in err
+    file = RecordFile(small / "out" / "records.jsonl")
+    first = file.read()
+    assert {record.command for record in first} == {"ablate"}
+    assert {record.variant for record in first} == {"default", "kernel=i2sb"}
+    metrics = {record.metric for record in first}
+    wanted = "psnr ssim sharpness seam_index_r2 peak_allocated peak_reserved step_seconds train_seconds train_steps"
+    assert {*wanted.split(), "volume_seconds"} <= metrics
+    assert {r.shape for r in first if r.metric == "peak_allocated"} == {(16, 16, 16), (24, 24, 24)}
+    assert {r.kind for r in first if r.metric == "peak_allocated"} == {"predicted"}
+    assert len([r for r in first if r.metric == "psnr"]) == 2 * 2
+    assert len(json.loads(out)) == len(first)
+    text = (small / "out" / "ablation.md").read_text()
+    assert "kernel=i2sb" in text
+    assert (small / "out" / "ablation.csv").read_text().startswith("cell,default,space,loss,bridge,representation")
+
+    done = []
+    original = trials.train_run
+    monkeypatch.setattr(trials, "train_run", lambda *given: done.append(original(*given)) or done[-1])
+    code, _, err = run(*PAIR, "--memory-res", 24)
+    assert code == 0, err
+    assert all("is complete" in words for words in done)
+    assert len(done) == 2
+    again = file.read()
+    once = ("step_seconds", "train_seconds", "train_steps")
+    assert [r for r in again if r.metric in once] == [r for r in first if r.metric in once]
+    assert "2 are there" in err
+
+
+JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
+
+
+@pytest.fixture
+def same_pace(monkeypatch):
+    """A step that takes the same time whenever it is measured, so that equal time is the same number of steps."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(pace, "_step", lambda *_: 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pace, monkeypatch):
+    timed = ("--minutes", "0.02")  # 2 steps, equal time and equal steps alike
+    assert run(*PAIR, *timed)[0] == 0
+    code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
+    assert code == 0, err
+    assert "2 trainings, of which 0 are there" in err
+    assert "min of all machines to go" in err
+    clocks = ("train_seconds", "volume_seconds")
+
+    def said(folder):
+        records = RecordFile(small / folder / "records.jsonl").read()
+        return sorted(
+            (r.metric, r.variant, r.subject, r.steps or 0, r.kind, r.config_id, r.metric in clocks or r.value)
+            for r in records
+        )
+
+    assert said("spread") == said("out")
+    (kept,) = (small / "spread" / "jobs").glob("*/records.jsonl")
+    assert {r.metric for r in RecordFile(kept).read()} == {"step_seconds"}
+
+    # On another machine the same command goes on with the pace and the steps that it began with.
+    monkeypatch.setattr(pace, "environment", lambda: {"cpu": "another"})
+    monkeypatch.setattr(pace, "_step", lambda *_: pytest.fail("the pace was measured again"))
+    monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
+    code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
+    assert (code, "2 are there" in err) == (0, True), err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
+    original = trials.train_run
+
+    def lost(method, *given):
+        if method.kernel.__class__.__name__ == "I2SB":
+            raise OSError("the node is gone")
+        return original(method, *given)
+
+    monkeypatch.setattr(trials, "train_run", lost)
+    code, _, err = run(*PAIR, *JOBS)
+    assert code == 1
+    assert err.count("mri-t1t2, ppdm kernel=i2sb 2 steps: the node is gone") == 1
+    records = RecordFile(small / "out" / "records.jsonl").read()
+    assert {r.variant for r in records if r.metric == "psnr"} == {"default"}
+    assert {r.status for r in records} == {"ok"}
+    monkeypatch.setattr(trials, "train_run", original)
+    assert run(*PAIR, *JOBS)[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
+    def lost(*_):
+        raise OSError("the node is gone")
+
+    monkeypatch.setattr(pace, "_step", lost)
+    sentence = refused(1, *PAIR, *JOBS).splitlines()[-1]
+    assert sentence.endswith("the pace of the cells was not measured: the node is gone; the same command tries again")
+
+
+def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
+    wanted = cells(TINY, [], ["kernel=i2sb"])
+    about = ((8, 8, 8), 1)
+    records = [*pace.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
+    assert pace.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
+    assert not pace.of_one_machine(wanted, *about, "cuda", records)
+    elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
+    assert not pace.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
+    assert not pace.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
+
+
+def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
+    words = (*SMALL, "--grid", "none", "--vary", "optimisation.learning_rate=1e30")
+    code, out, err = run(*words)
+    assert code == 1
+    assert "mri-t1t2, ppdm optimisation.learning_rate=1e30" in err
+    assert "optimisation.learning_rate=1e30: error: " in out
+    records = RecordFile(small / "out" / "records.jsonl").read()
+    (failed,) = (r for r in records if r.status == "error")
+    assert "Training stopped at step" in failed.reason
+    assert [r.variant for r in records if r.metric == "train_steps"] == ["default"]
+
+
+@pytest.mark.slow
+def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
+    found = next(peaks(cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
+    peak = next(record for record in found if record.metric == "peak_allocated")
+    assert peak.value > 10_000
+    assert peak.options["cell"]["default"]
+    assert Method.from_dict(peak.options["resolved"]) == TINY
+
+
+def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(pace, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
+    wanted = [*cells(TINY, []), *cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
+    file = RecordFile(tmp_path / "records.jsonl")
+    found = pace.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    assert len(steps) == 2 * (pace.ROUNDS + 1)  # a learning rate does not change how long a step takes
+    assert [*found] == ["default", "optimisation.learning_rate=1e-5", "kernel=i2sb"]
+    assert found["default"].value == found["optimisation.learning_rate=1e-5"].value
+    assert len(found["default"].samples) == pace.ROUNDS
+    again = pace.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    assert len(steps) == 2 * (pace.ROUNDS + 1)
+    assert {label: record.value for label, record in again.items()} == {
+        label: record.value for label, record in found.items()
+    }
+
+
+def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pace, "_step", full)
+    found = pace.paces(cells(TINY, []), "b", (8, 8, 8), 1, "cpu", RecordFile(tmp_path / "r"))
+    assert (found["default"].status, found["default"].value) == ("oom", None)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--task", "ct"), "'ct' is none of"),
+        (("--method", "pdpm"), "did you mean"),
+        (("--grid", "two"), "expected one, full, space or none"),
+        (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
+        (("--set", "kernel.gamma=1,2"), "--set takes one value"),
+        (("--profile", "long"), "expected auto, quick or full"),
+        (("--memory-res", "0"), "at least 1"),
+        (("--seeds", "x"), "whole number"),
+        (("--launcher-option", "timeout_min=9"), "give it with --launcher submitit"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(2, "ablate", *words, "--device", "cpu", "--out", "out")
+    assert not (tmp_path / "out").exists()

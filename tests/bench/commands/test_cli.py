@@ -1,0 +1,675 @@
+"""The command line as a person meets it: options, sentences, exit codes, and what lies on the disk afterwards."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+from commands import refused, run
+
+from ppdm_baselines import METHODS, PRESETS
+from ppdm_bench import cli
+from ppdm_bench.commands.options import GIB
+from ppdm_bench.records import PHASES, Record, RecordFile
+
+TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def write_scan(path: Path, shape=(17, 18, 15), dtype=np.float32, affine=None, seed=0) -> Path:
+    data = np.random.default_rng(seed).random(shape) * 100
+    image = nib.Nifti1Image(data.astype(dtype), np.diag([1.0, 2.0, 3.0, 1.0]) if affine is None else affine)
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+# --- memory
+
+
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory):
+    """One run with most options, as JSON."""
+    folder = tmp_path_factory.mktemp("memory")
+    scan = write_scan(folder / "scan.nii.gz")
+    words = ("memory", "--like", scan, "--width", 8, "--phase", "sample", "--factor", "2,1x2x2", "--device", "predict")
+    code, out, err = run(*words, "--budget", "24GB", "--batch-size", 2, "--json", "--out", folder / "out")
+    return code, [Record(**row) for row in json.loads(out)], err, folder / "out"
+
+
+@pytest.mark.slow
+def test_all_methods_and_their_factors(predicted):
+    code, records, _, _ = predicted
+    assert code == 0
+    rows = dict.fromkeys((record.method, record.variant) for record in records)
+    assert {method for method, _ in rows} == set(METHODS)
+    assert [variant for method, variant in rows if method == "ppdm"] == ["r=2", "r=1x2x2"]
+
+
+@pytest.mark.slow
+def test_size_and_spacing_are_those_of_the_scan(predicted):
+    _, records, _, _ = predicted
+    assert {(record.shape, record.spacing) for record in records} == {((17, 18, 15), (1.0, 2.0, 3.0))}
+
+
+@pytest.mark.slow
+def test_every_other_option_is_in_the_records(predicted):
+    _, records, _, _ = predicted
+    assert {(r.phase, r.batch_size, r.kind, r.device) for r in records} == {("sample", 2, "predicted", "cuda")}
+    assert {r.options["width"] for r in records} == {8}
+    assert {r.env["capacity"] for r in records} == {24 * GIB}
+
+
+@pytest.mark.slow
+def test_the_records_that_are_printed_are_those_on_disk(predicted):
+    _, records, err, folder = predicted
+    assert RecordFile(folder / "records.jsonl").read() == records
+    assert f"written: {folder / 'records.jsonl'}" in err
+
+
+@pytest.mark.slow
+def test_what_is_named_as_written_is_there(predicted):
+    _, _, err, folder = predicted
+    named = {Path(name).name for name in err.strip().removeprefix("written: ").split(", ")}
+    assert named == {path.name for path in folder.iterdir() if path.name != ".lock"}
+    assert "sample_fits" in (folder / "memory.csv").read_text()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_adds_nothing_and_prints_a_table():
+    for _ in range(2):
+        code, out, err = run(*TINY, "--res", 16, "--device", "predict")
+        assert (code, err) == (0, "")
+    assert "ppdm r=2  predicted" in out
+    assert "written: runs/memory/records.jsonl" in out
+    records = RecordFile(Path("runs/memory/records.jsonl")).read()
+    assert len({record.content() for record in records}) == len(records)
+    assert {record.shape for record in records} == {(16, 16, 16)}
+
+
+@pytest.mark.slow
+def test_settings_multiply():
+    more = ("--precision", "bf16,fp32", "--checkpointing", "none,block")
+    code, out, _ = run(*TINY, "--shape", "8,9,10", "--device", "predict", *more, "--json")
+    assert code == 0
+    peaks = [row for row in json.loads(out) if row["metric"] == "peak_allocated"]
+    assert [(row["precision"], row["checkpointing"]) for row in peaks] == [
+        ("bf16", "none"),
+        ("bf16", "block"),
+        ("fp32", "none"),
+        ("fp32", "block"),
+    ]
+    assert {tuple(row["shape"]) for row in peaks} == {(8, 9, 10)}
+
+
+@pytest.mark.slow
+def test_any_field_of_the_design_space_is_a_row():
+    more = ("--set", "network.multipliers=[1,2]", "--vary", "network.checkpointing=block", "--vary", "kernel=i2sb")
+    words = (*TINY, "--method", "patch", "--res", 8, "--device", "predict", "--phase", "train", *more)
+    code, out, err = run(*words, "--json")
+    assert code == 0
+    start = "network.multipliers=[1,2]"
+    rows = [(r["method"], r["variant"], r["checkpointing"]) for r in json.loads(out) if r["metric"] == "peak_allocated"]
+    assert rows == [
+        ("ppdm", f"r=2 {start}", "none"),
+        ("ppdm", f"r=2 {start}", "block"),
+        ("ppdm", f"r=2 {start}+kernel=i2sb", "none"),
+        ("patch", start, "none"),
+        ("patch", start, "block"),
+    ]
+    assert "left out: kernel=i2sb of patch: target 'noise' does not determine x0" in err
+    assert f"ppdm r=2 {start}+kernel=i2sb" in run(*words)[1]
+
+
+@pytest.mark.parametrize("command", ["memory", "speed", "plan", "train"])
+def test_a_field_that_there_is_not_is_bad_usage(command):
+    about = {"plan": ("--res", 16, "--budget", "1GB"), "train": ("--task", "mri-t1t2")}.get(command, ("--res", 16))
+    sentence = refused(2, command, *about, "--method", "ppdm", "--set", "kernel.beta=1", "--out", "made")
+    assert "a method has no kernel.beta; it has" in sentence
+    assert not Path("made").exists()
+
+
+@pytest.mark.slow
+def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
+    """Real children, a real limit: the second size runs out of memory, and the third is not tried."""
+    words = (*TINY, "--res", "32,16,24", "--device", "cpu", "--budget", "3MB", "--no-gate", "--out", "o")
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    peaks = [r for r in RecordFile(Path("o/records.jsonl")).read() if r.metric == "peak_allocated"]
+    assert [(r.kind, r.shape[0], r.status) for r in peaks] == [
+        ("predicted", 16, "ok"),
+        ("predicted", 24, "oom"),
+        ("predicted", 32, "oom"),
+        ("measured", 16, "ok"),
+        ("measured", 24, "oom"),
+        ("measured", 32, "skipped"),
+    ]
+    assert "bytes of tensors were alive, 3,145,728 may be; the budget lets tensors take 0.00293 GiB" in peaks[4].reason
+    assert peaks[5].reason.startswith("the same at 24×24×24, batch size 1 ran out of memory already")
+    rows = [line.split() for line in out.splitlines() if line.startswith("ppdm r=2  ")]
+    assert [(row[2], row[3], row[-1]) for row in rows if row[3] == "measured"] == [
+        ("16×16×16", "measured", "yes"),
+        ("24×24×24", "measured", "no"),
+        ("32×32×32", "measured", "–"),
+    ]
+    assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
+
+
+@pytest.mark.slow
+def test_on_the_cpu_a_child_measures_and_the_error_is_beside_it():
+    code, out, _ = run(*TINY, "--res", 16, "--device", "cpu", "--budget", "1GB", "--out", "o")
+    assert code == 0
+    measured = next(line for line in out.splitlines() if line.startswith("ppdm r=2") and " measured " in line)
+    assert "+0.00%" in measured
+    assert measured.endswith("yes")
+    assert {record.kind for record in RecordFile(Path("o/records.jsonl")).read()} == {"predicted", "measured"}
+
+
+def test_the_authors_preset_is_a_row_of_its_own(monkeypatch):
+    from ppdm_bench.memory import results
+
+    monkeypatch.setattr(results, "carry_out", lambda *_: iter([[]]))  # only what is asked for
+    plans = []
+    monkeypatch.setattr(results, "present", lambda *_: ("", []))
+    monkeypatch.setattr("ppdm_bench.memory.command.Plan", lambda *a: plans.append(a) or _Planned())
+    assert run("memory", "--res", 16, "--preset", "matched,authors", "--out", "o")[0] == 0
+    ((asked, phases, *_),) = plans
+    assert len([c for c in asked if c.preset == "authors"]) == len(PRESETS["authors"])
+    assert phases == [*PHASES]
+
+
+class _Planned:
+    tasks = ()
+
+
+OWN = """
+from dataclasses import dataclass, replace
+from ppdm import PPDM
+from ppdm.representation import Puzzle
+
+print("a method that prints")
+
+@dataclass(frozen=True)
+class Fails(Puzzle):
+    def encode(self, x):
+        raise RuntimeError("cannot be encoded")
+
+MINE = replace(PPDM, name="mine")
+FAILS = replace(PPDM, representation=Fails(2))
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own_methods.py").write_text(OWN)
+    yield
+    sys.modules.pop("own_methods", None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own")
+def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
+    words = ("memory", "--width", 8, "--phase", "sample", "--res", 16, "--factor", "2", "--device", "predict")
+    code, out, err = run(*words, "--method", "own_methods:MINE", "--json")
+    assert code == 0
+    assert {row["method"] for row in json.loads(out)} == {"own_methods:MINE"}
+    assert "a method that prints" in err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own")
+def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
+    code, out, err = run(*TINY, "--method", "own_methods:FAILS", "--res", 16, "--device", "predict")
+    assert code == 1
+    assert "ppdm-bench: own_methods:FAILS r=2 sample, predicted: RuntimeError: cannot be encoded" in err
+    assert "ppdm r=2 " in out
+    assert "error" in out
+
+
+# --- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--res", "0"], "'--res'"),
+        (["--res", "-3"], "'--res'"),
+        (["--res", "abc"], "'--res'"),
+        (["--res", "16,0"], "'--res': expected a whole number of at least 1, got '0'"),
+        (["--res", ","], "'--res': expected values"),
+        (["--res", "16", "--factor", "0"], "'--factor': expected a positive factor"),
+        (["--res", "16", "--factor", "2,x"], "got 'x'"),
+        (["--res", "16", "--factor", ""], "'--factor': expected values"),
+        (["--shape", "1,2"], "'--shape': expected three positive sizes"),
+        ([], "give one size"),
+        (["--res", "16", "--shape", "1,2,3"], "give one size"),
+        (["--res", "16", "--method", "ppmd"], "did you mean ppdm?"),
+        (["--res", "16", "--method", "nothing_of_that_name:X"], "cannot be loaded"),
+        (["--res", "16", "--method", "json:dumps"], "expected a ppdm.Method"),
+        (["--res", "16", "--preset", "mine"], "there are matched, authors"),
+        (
+            ["--res", "16", "--phase", "fly"],
+            "'--phase': expected train, sample, autoencoder_train or decode, got 'fly'",
+        ),
+        (["--res", "16", "--precision", "fp8"], "precision must be one of fp32"),
+        (["--res", "16", "--checkpointing", "all"], "checkpointing must be one of none"),
+        (["--res", "16", "--device", "tpu"], "'--device': expected auto, cuda, cpu or predict"),
+        (["--res", "16", "--budget", "lots"], "'--budget': expected an amount of memory such as 24GB"),
+        (["--res", "16", "--budget", ""], "'--budget'"),
+        (["--res", "16", "--width", "0"], "'--width'"),
+        (["--res", "16", "--batch-size", "0"], "'--batch-size'"),
+        (["--res", "16", "--timeout", "0"], "'--timeout'"),
+        (["--res", "16", "--timeout", "inf"], "'--timeout'"),
+        (["--res", "16", "--resolution", "3"], "--resolution"),
+    ],
+)
+def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, words, sentence):
+    assert sentence in refused(2, "memory", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_command_is_bad_usage():
+    assert "memory" in refused(2, "memroy")
+    assert "--nothing" in refused(2, "--nothing")
+
+
+def test_scans_that_are_no_volume(tmp_path):
+    good = write_scan(tmp_path / "good.nii.gz").read_bytes()
+    (tmp_path / "short.nii.gz").write_bytes(good[:100])
+    (tmp_path / "text.nii").write_text("hello")
+    write_scan(tmp_path / "flat.nii", (5, 6))
+    write_scan(tmp_path / "series.nii", (5, 6, 7, 2))
+    faults = {"missing.nii": "does not exist", "short.nii.gz": "truncated", "text.nii": "not a NIfTI", "flat.nii": "2"}
+    for name, words in (faults | {"series.nii": "4 axes"}).items():
+        assert words in refused(1, "memory", "--like", name)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/below"])
+def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    assert "a file stands in its place" in refused(1, *TINY, "--res", 16, "--out", out)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_without_a_gpu_cuda_cannot_be_measured_on():
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "--device predict" in refused(1, *TINY, "--res", 16, "--device", "cuda")
+    assert not Path("runs").exists()
+
+
+def test_a_traceback_is_for_those_who_ask():
+    for words in (("--debug", "memory", "--like", "missing.nii"), ("memory", "--like", "missing.nii", "--debug")):
+        code, _, err = run(*words)
+        assert code == 1
+        assert err.startswith("Traceback")
+        assert err.splitlines()[-1].startswith("ppdm-bench: missing.nii does not exist")
+
+
+def test_what_was_not_foreseen_is_confessed(monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("ppdm_bench.commands.methods.catalogue", fail)
+    code, _, err = run("methods")
+    assert code == 1
+    assert "unexpected ZeroDivisionError" in err
+    assert "--debug" in err
+
+
+# --- interruption, in real processes
+
+HANGS = """
+import os, sys, time
+from ppdm import PPDM
+if "worker" in sys.argv[0]:
+    with open("part", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace("part", "pid")
+    time.sleep(600)
+MINE = PPDM
+"""
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition, seconds: float = 90) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_an_end_from_outside_leaves_complete_records_and_no_child(tmp_path, number, code):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    words = ("memory", "--width", "8", "--phase", "sample", "--res", "16", "--factor", "2", "--device", "cpu")
+    command = [sys.executable, "-m", "ppdm_bench", *words, "--method", "hangs:MINE"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert wait_until(Path("pid").exists)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "")
+    assert ("interrupted" in err) == (number == signal.SIGINT)
+    assert "Traceback" not in err
+    assert wait_until(lambda: ended(int(Path("pid").read_text())))
+    records = RecordFile(Path("runs/memory/records.jsonl")).read()
+    assert {record.metric for record in records} >= {"peak_allocated", "activations", "parameters"}
+    assert {record.kind for record in records} == {"predicted"}
+
+
+# --- without PyTorch
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails
+import ppdm_bench, ppdm_bench.report, ppdm_bench.records
+from ppdm_bench.cli import main
+sys.argv = ["ppdm-bench", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["memory", "--help"], ["memory", "--res", "0"], []])
+def test_help_version_and_bad_usage_need_no_pytorch(words):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *words]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert "torch" not in done.stderr
+    assert "Traceback" not in done.stderr
+    if words == ["--version"]:
+        from ppdm import __version__
+
+        assert done.stdout == f"ppdm-bench {__version__}\n"
+    elif "--help" in words or not words:
+        assert done.returncode == 0
+        assert "--help" in done.stdout
+    else:
+        assert done.returncode == 2
+
+
+EVERY_HELP = """
+import contextlib, io, json, sys
+import typer
+from ppdm_bench.cli import app
+commands = list(typer.main.get_command(app).commands)
+for command in commands:
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        app([command, "--help"], standalone_mode=False)
+    assert "Usage" in page.getvalue()
+print(json.dumps([commands, sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+HEAVY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "skimage", "nibabel", "monai", "ppdm"}
+
+
+@pytest.mark.slow
+def test_the_command_line_and_the_help_of_every_command_import_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", EVERY_HELP], env=ENVIRONMENT, capture_output=True, text=True)
+    commands, imported = json.loads(done.stdout)
+    assert {"memory", "speed", "plan", "ablate", "gpu", "quality", "train"} <= set(commands)
+    assert set(imported) & HEAVY == set()
+
+
+# --- methods, env
+
+
+def test_methods_lists_every_preset():
+    code, out, _ = run("methods", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [(row["method"], row["preset"]) for row in rows] == [(m, p) for p, ms in PRESETS.items() for m in ms]
+    assert all(row["parameters"] > 10**6 and row["evaluations"] >= 1 for row in rows)
+    code, out, _ = run("methods")
+    assert code == 0
+    assert len(out.splitlines()) == len(rows) + 1
+    assert {row["phases"] for row in rows} == {"train,sample", "train,sample,autoencoder_train,decode"}
+    assert "did you mean wavelet" in refused(2, "methods", "--method", "wavelett")
+
+
+def test_env_says_what_is_recorded():
+    from ppdm_bench.environment import environment
+
+    code, out, _ = run("env", "--json")
+    assert code == 0
+    assert json.loads(out) == environment()
+    code, out, _ = run("env")
+    assert code == 0
+    assert all(key in out for key in environment())
+
+
+# --- train, translate
+
+SHAPE = (11, 9, 7)
+
+
+def oblique() -> np.ndarray:
+    rotation, _ = np.linalg.qr(np.random.default_rng(3).normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * [1.0, 1.5, 2.0]
+    affine[:3, 3] = (-10.5, 3.25, 7)
+    return affine
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with one oblique pair of odd sizes and the run of a training on it."""
+    folder = tmp_path_factory.mktemp("train")
+    for seed, name in enumerate(("source.nii.gz", "target.nii.gz")):
+        write_scan(folder / name, SHAPE, np.int16, oblique(), seed)
+    (folder / "pairs.csv").write_text("subject,split,source,target\na,train,source.nii.gz,target.nii.gz\n")
+    words = ("--manifest", folder / "pairs.csv", "--width", 8, "--steps", 3, "--factor", 2, "--device", "cpu")
+    words = (*words, "--set", "network.multipliers=[1,2,2]")
+    return folder, run("train", *words, "--out", folder / "run")
+
+
+def test_a_training_leaves_a_run_and_says_where(trained):
+    folder, (code, out, err) = trained
+    assert (code, err) == (0, "")
+    assert "3 steps" in out
+    assert "on 1 pairs" in out
+    for name in ("model.safetensors", "model.json", "log.jsonl"):
+        assert str(folder / "run" / name) in out
+    steps = [json.loads(line)["step"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3]
+    described = json.loads((folder / "run" / "model.json").read_text())
+    assert described["method"]["network"]["width"] == 8
+    assert described["method"]["network"]["multipliers"] == [1, 2, 2]
+    assert described["steps"] == 3
+
+
+def test_a_second_run_is_never_mixed_into_the_first(trained):
+    folder, _ = trained
+    before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
+    words = ("train", "--manifest", folder / "pairs.csv", "--steps", 1, "--width", 8, "--device", "cpu")
+    sentence = refused(1, *words, "--out", folder / "run")
+    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json)" in sentence
+    assert {path.name: path.read_bytes() for path in (folder / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("of", ["run", "run/model.safetensors"])
+def test_a_translation_keeps_geometry(trained, tmp_path, of):
+    folder, _ = trained
+    code, out, err = run("translate", folder / of, folder / "source.nii.gz", "made.nii.gz", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert out.startswith("made.nii.gz  (")
+    source, made = nib.load(folder / "source.nii.gz"), nib.load(tmp_path / "made.nii.gz")
+    assert made.shape == SHAPE
+    assert np.array_equal(made.affine, source.affine)
+    assert made.header["sform_code"] == source.header["sform_code"]
+    assert made.get_data_dtype() == np.float32
+    assert np.isfinite(made.get_fdata()).all()
+
+
+def test_a_translation_in_blocks(trained, tmp_path):
+    folder, _ = trained
+    write_scan(tmp_path / "long.nii", (40, 9, 7), affine=oblique())
+    made = {}
+    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16,16,8")}.items():
+        place = tmp_path / f"{name}.nii"
+        code, _, err = run("translate", folder / "run", "long.nii", place, "--steps", 1, "--device", "cpu", *words)
+        assert (code, err) == (0, "")
+        made[name] = nib.load(place)
+    assert np.array_equal(made["covered"].dataobj, made["whole"].dataobj)
+    assert not np.array_equal(made["blocks"].dataobj, made["whole"].dataobj)
+    assert np.array_equal(made["blocks"].affine, nib.load("long.nii").affine)
+
+
+@pytest.mark.parametrize("text", ["0", "16,16", "x"])
+def test_a_block_that_there_is_not(trained, text):
+    folder, _ = trained
+    words = ("translate", folder / "run", folder / "source.nii.gz", "made.nii")
+    assert f"expected a number of voxels such as 128, or three D,H,W, got '{text}'" in refused(
+        2, *words, "--block", text
+    )
+    assert "give their size as well (block, --block)" in refused(1, *words, "--overlap", 0.5)
+
+
+def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
+    folder, _ = trained
+    (tmp_path / "in").mkdir()
+    write_scan(tmp_path / "in" / "good.nii.gz", SHAPE, np.int16, oblique())
+    (tmp_path / "in" / "bad.nii").write_text("no volume")
+    code, out, err = run("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    assert code == 1
+    assert out.startswith("out/good.nii.gz  (")
+    assert "bad.nii is not a NIfTI file" in err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
+    folder, _ = trained
+    write_scan(tmp_path / "coarse.nii", SHAPE, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        words = (folder / "run", "coarse.nii", "made.nii", "--steps", 1, "--device", "cpu")
+        code, _, err = run("translate", *words)
+    assert code == 0
+    assert err.startswith("ppdm-bench: warning: coarse.nii has voxels of 4 × 4 × 4 mm")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["missing", "damaged"])
+def test_a_checkpoint_that_cannot_be_read(trained, tmp_path, name):
+    folder, _ = trained
+    if name == "damaged":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_bytes((folder / "run" / "model.json").read_bytes())
+        (tmp_path / name / "model.safetensors").write_bytes(b"\x80\x04cos\nsystem\n")
+    assert name in refused(1, "translate", name, folder / "source.nii.gz", "made.nii.gz")
+    assert not (tmp_path / "made.nii.gz").exists()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [
+        (None, "is not a file"),
+        ("subject,split\na,train\n", "column 'source' is missing"),
+        ("subject,split,source,target\na,train,x.nii,y.nii\n", "x.nii is not a file"),
+        ("subject,split,source,target\n", "no rows"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sentence):
+    if manifest is not None:
+        (tmp_path / "pairs.csv").write_text(manifest)
+    assert sentence in refused(1, "train", "--manifest", "pairs.csv", "--out", "run", "--device", "cpu")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "ddpm3d", "--factor", "4"], "no puzzle factor"),
+        (["--method", "pdpm"], "did you mean ppdm?"),
+        (["--precision", "fp16"], "expected fp32 or bf16"),
+        (["--factor", "x"], "'--factor'"),
+        (["--device", "tpu"], "'--device'"),
+        (["--steps", "0"], "'--steps'"),
+        (["--seed", "-1"], "'--seed'"),
+        (["--accumulate", "0"], "'--accumulate'"),
+        (["--minutes", "0"], "expected minutes, a positive number, got '0'"),
+        (["--minutes", "nan"], "expected minutes"),
+        (["--steps", "5", "--minutes", "5"], "one budget: --steps or --minutes"),
+        (["--learning-rate", "-1e-3"], "expected a rate, a positive number"),
+        (["--augment", "rotate"], "'--augment': expected none, flip"),
+        (["--augment", "flip:dd"], "'--augment': expected none, flip"),
+        (["--save-every", "5 hours"], "'--save-every': expected steps such as 200, or minutes such as 5min"),
+        (["--save-every", "0"], "'--save-every'"),
+        (["--validate-every", "0"], "'--validate-every'"),
+        (["--task", "mri-t1t2"], "one source of pairs: --manifest pairs.csv, or --task"),
+        (["--data-seed", "1"], "--data-seed is of phantoms; give it with --task"),
+        (["--size", "16"], "--size is of phantoms"),
+    ],
+)
+def test_a_training_that_is_asked_for_wrongly(words, sentence):
+    assert sentence in refused(2, "train", "--manifest", "pairs.csv", "--out", "run", *words)
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "one source of pairs"),
+        (["--task", "ct"], "task 'ct' is none of pet-denoise, pet-joint, mri-t1t2"),
+        (["--task", "mri-t1t2", "--size", "3"], "'--size'"),
+        (["--task", "mri-t1t2", "--subjects", "0"], "'--subjects'"),
+        (["--task", "mri-t1t2", "--resample"], "give --resample with --manifest"),
+    ],
+)
+def test_subjects_that_are_asked_for_wrongly(words, sentence):
+    assert sentence in refused(2, "train", "--out", "run", *words)
+    assert not Path("run").exists()
+
+
+# --- several processes at once
+
+
+@pytest.fixture(params=["0", "1"])
+def rank(request, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", request.param)
+    return request.param
+
+
+def commands():
+    return typer.main.get_command(cli.app).commands
+
+
+@pytest.mark.parametrize("command", sorted({*commands()} - {*cli.SHARED, *cli.SILENT}))
+def test_under_torchrun_no_two_processes_write_the_same_files(rank, command):
+    code, out, err = run(command, "--out", "out")
+    told = "start it without torchrun, which is for train and quality" in err and command in err
+    assert (code, out, told, bool(err)) == ((2, "", True, True) if rank == "0" else (0, "", False, False))
+    assert not Path("out").exists()
+
+
+def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    monkeypatch.setenv("RANK", "0")
+    assert run("env")[0] == 0
+    assert run("--help")[0] == 0
+    assert {*cli.SHARED, *cli.SILENT} <= {*commands()}

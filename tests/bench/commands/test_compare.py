@@ -1,0 +1,177 @@
+"""Two sets of records, made by hand, for every verdict."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from commands import refused, run
+
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report.changes import changes, environments, to_records
+
+GIB = 2**30
+
+
+def record(value=GIB, **other):
+    content = {"metric": "peak_allocated", "kind": "predicted", "method": "ppdm", "variant": "r=2", "phase": "train"}
+    return Record(**content | {"value": value, "device": "cuda", "options": {"width": 8, "resolved": {"p": 1}}} | other)
+
+
+def seconds(*samples, **other):
+    values = {"metric": "step_seconds", "unit": "s", "kind": "measured", "samples": samples}
+    return record(sorted(samples)[len(samples) // 2], **values | other)
+
+
+def scores(metric, values):
+    return [
+        record(value, metric=metric, unit="", kind="measured", phase="", subject=f"s{k}")
+        for k, value in enumerate(values)
+    ]
+
+
+def verdicts(old, new, **options):
+    return [change.verdict for change in changes(old, new, **options)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("now", "verdict"), [(GIB, "unchanged"), (GIB + 512, "worse"), (GIB - 512, "better")])
+@pytest.mark.parametrize("how", [{"kind": "predicted"}, {"kind": "measured", "device": "cpu"}])
+def test_predictions_and_counted_memory_are_exact(now, verdict, how):
+    assert verdicts([record(**how)], [record(now, **how)]) == [verdict]
+
+
+@pytest.mark.parametrize(("now", "verdict"), [(1.005, "unchanged"), (1.02, "worse"), (0.98, "better")])
+def test_memory_of_a_gpu_has_a_tolerance(now, verdict):
+    assert verdicts([record(kind="measured")], [record(int(now * GIB), kind="measured")]) == [verdict]
+
+
+TIMES = [1 + 0.01 * k for k in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.02, "unchanged"), (1.3, "worse"), (0.7, "better")], ids=["noise", "slower", "faster"]
+)
+def test_times_are_distributions(factor, verdict):
+    assert verdicts([seconds(*TIMES)], [seconds(*(factor * t for t in TIMES))]) == [verdict]
+
+
+def test_medians_that_differ_within_the_noise_are_unclear():
+    assert verdicts([seconds(1.0, 1.2, 3.0, 0.5)], [seconds(1.1, 2.5, 1.3, 0.6)]) == ["unclear"]
+
+
+def test_a_higher_throughput_is_better():
+    rate = {"metric": "matmul_flops_per_second", "unit": "FLOP/s"}
+    assert verdicts([seconds(*TIMES, **rate)], [seconds(*(2 * t for t in TIMES), **rate)]) == ["better"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "factor", "verdict"),
+    [
+        ("psnr", 0.8, "worse"),
+        ("psnr", 1.2, "better"),
+        ("psnr", 1.01, "unchanged"),
+        ("nmae", 1.2, "worse"),
+        ("sharpness", 1.2, "worse"),  # from about 1 away from 1
+    ],
+)
+def test_quality_is_paired_and_knows_its_direction(metric, factor, verdict):
+    old = [1 + 0.001 * k for k in range(8)]
+    assert verdicts(scores(metric, old), scores(metric, [factor * v for v in old])) == [verdict]
+
+
+def test_subjects_that_disagree_are_unclear():
+    assert verdicts(scores("psnr", [1, 1, 1, 1]), scores("psnr", [0.2, 1.4, 0.3, 1.3])) == ["unclear"]
+
+
+def test_only_subjects_of_both_are_compared():
+    (change,) = changes(scores("psnr", [20, 30, 99]), scores("psnr", [20, 30]))
+    assert (change.verdict, change.old, change.new) == ("unchanged", 25, 25)
+
+
+def test_rows_of_one_set_alone_are_told():
+    other = record(variant="r=4")
+    assert verdicts([record(), other], [record(), record(variant="r=8")]) == ["unchanged", "only old", "only new"]
+
+
+def test_what_a_commit_makes_of_the_same_question_is_matched():
+    later = record(config_id="b", options={"width": 8, "resolved": {"p": 1, "new": 2}}, env={"commit": "b"})
+    assert verdicts([record(config_id="a", env={"commit": "a"})], [later]) == ["unchanged"]
+    assert verdicts([record()], [record(options={"width": 16})]) == ["only old", "only new"]
+
+
+def test_every_change_is_a_record():
+    old, new = [record(), record(variant="r=4")], [record(2 * GIB), record(variant="r=8")]
+    rows = to_records(changes(old, new))
+    assert [(r.status, r.value, r.options["compare"]["verdict"]) for r in rows] == [
+        ("ok", 1.0, "worse"),
+        ("skipped", None, "only old"),
+        ("skipped", None, "only new"),
+    ]
+
+
+def test_a_bias_is_best_at_none():
+    assert verdicts(scores("suv_mean_bias_liver", [-0.4] * 8), scores("suv_mean_bias_liver", [-0.1] * 8)) == ["better"]
+
+
+def test_kinds_are_never_held_against_one_another():
+    assert verdicts([record()], [record(kind="measured")]) == ["only old", "only new"]
+
+
+def test_of_a_row_that_is_there_twice_the_later_counts():
+    assert verdicts([record(5 * GIB), record()], [record()]) == ["unchanged"]
+
+
+def test_a_row_that_fails_now_is_worse_and_one_that_works_again_is_better():
+    failed = record(None, kind="measured", status="oom", reason="no memory")
+    worked = record(kind="measured")
+    assert verdicts([worked], [failed]) == ["worse"]
+    assert verdicts([failed], [worked]) == ["better"]
+    assert verdicts([failed], [failed]) == ["unchanged"]
+
+
+def test_environments_are_told():
+    lines = environments([record(env={"torch": "2.11", "gpu": "A"})], [record(env={"torch": "2.12", "gpu": "A"})])
+    assert lines == ["torch: 2.11 → 2.12"]
+
+
+@pytest.fixture
+def sets(tmp_path):
+    def write(old, new):
+        RecordFile(tmp_path / "old" / "a" / "records.jsonl").append(old)
+        RecordFile(tmp_path / "new.jsonl").append(new)
+        return tmp_path / "old", tmp_path / "new.jsonl"
+
+    return write
+
+
+def test_the_exit_code_is_that_of_a_regression_over_the_threshold(sets):
+    old, new = sets([record()], [record(int(1.03 * GIB))])
+    code, out, _ = run("compare", old, new)
+    assert code == 0
+    assert "worse" in out
+    assert "+3.00%" in out
+    assert run("compare", old, new, "--threshold", "2%")[0] == 1
+    code, out, _ = run("compare", old, new, "--threshold", "0.02", "--json")
+    (row,) = json.loads(out)
+    assert (code, row["command"], row["kind"], row["metric"]) == (1, "compare", "predicted", "peak_allocated_change")
+    assert row["value"] == pytest.approx(0.03)
+    assert row["options"]["compare"] == {
+        "verdict": "worse",
+        "old": GIB,
+        "new": int(1.03 * GIB),
+        "unit": "B",
+        "by": "exact",
+    }
+    assert run("compare", new, old, "--threshold", "0")[0] == 0
+
+
+def test_refusals(sets, tmp_path):
+    old, new = sets([record()], [record()])
+    assert "holds no records" in refused(1, "compare", old, tmp_path / "none")
+    assert "a share such as 5%" in refused(2, "compare", old, new, "--threshold", "much")
+
+
+def test_it_works_without_torch():
+    code = "import sys; sys.modules['torch'] = None; import ppdm_bench.report.changes, ppdm_bench.commands.compare"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

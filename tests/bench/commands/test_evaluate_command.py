@@ -1,0 +1,622 @@
+"""``ppdm-bench evaluate``: records, tables and pictures of runs on pairs and of folders of predictions."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import refused, run
+from matplotlib.image import imread
+
+from ppdm import PPDM
+from ppdm.checkpoint import Trained, save
+from ppdm.data.manifest import read_manifest
+from ppdm.data.normalise import Range
+from ppdm.data.scaling import PercentileScaling, SUVScaling
+from ppdm.data.volume import Volume, write_volume
+from ppdm.simulation.phantom import Grid
+from ppdm_bench.evaluation import assessment, candidates, pictures, results
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report import dots, quality
+from ppdm_bench.report.series import gather, metric_name, names_of
+from ppdm_bench.report.snapshot import read_snapshot
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (16, 14, 12)
+SUBJECTS = ("s1", "s2", "s3")
+METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2"}
+METHOD = PPDM.with_network(width=8, multipliers=(1,))
+
+
+def scan(seed, shape=SHAPE):
+    return (np.random.default_rng(seed).random(shape) * 100).astype(np.float32)
+
+
+def write(path: Path, array, spacing=(1.0, 1.0, 1.0)):
+    path.parent.mkdir(exist_ok=True)
+    volume = Volume.from_array(array, spacing)
+    write_volume(path, volume.data, volume)
+
+
+def make_run(folder, method=METHOD, scaling=None, weights=0.02, spacing=1.0):
+    """A run whose network was never trained; where its weights are not zero, it adds noise to the input."""
+    torch.manual_seed(0)
+    network = method.build(1).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=weights) if weights else parameter.zero_()
+    scaling = scaling or PercentileScaling(Range(0.0, 100.0))
+    save(folder, Trained(method, network, scaling, (spacing, spacing, spacing), 7, 0))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three subjects whose targets are ever further from their sources, a manifest, and runs."""
+    folder = tmp_path_factory.mktemp("data")
+    rows = ["subject,split,source,target"]
+    for number, name in enumerate(SUBJECTS):
+        source, noise = scan(number), scan(number + 10) - 50
+        write(folder / f"{name}-a.nii.gz", source)
+        write(folder / f"{name}-b.nii.gz", source + 0.1 * (number + 1) * noise)
+        rows.append(f"{name},test,{name}-a.nii.gz,{name}-b.nii.gz")
+        for kind, array in (("pred", source), ("target", source + 0.1 * (number + 1) * noise)):
+            write(folder / kind / f"{name}.nii.gz", array)
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    make_run(folder / "noisy")
+    make_run(folder / "still", weights=0.0)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    """Pictures are drawn, but not rendered: that takes far longer than everything else."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PPDM_CACHE", str(tmp_path / "cache"))
+    for module in (pictures, results):
+        monkeypatch.setattr(module, "save", touch)
+
+
+def touch(figure, stem):
+    assert figure.axes
+    places = [stem.with_name(f"{stem.name}.{end}") for end in ("png", "pdf")]
+    for place in places:
+        place.touch()
+    return places
+
+
+def table(folder):
+    with (folder / "quality.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """One evaluation of a run with two numbers of evaluations: its folder, its output."""
+    out = tmp_path_factory.mktemp("done")
+    code, text, err = run("evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--steps", "1,2", "--out", out)
+    assert code == 0, err
+    return out, text
+
+
+def value(records, metric="psnr", **wanted):
+    (found,) = (r for r in records if r.metric == metric and all(getattr(r, k) == v for k, v in wanted.items()))
+    return found.value
+
+
+# --- what is left behind
+
+
+def test_a_record_for_every_configuration_subject_and_metric(done):
+    records = RecordFile(done[0] / "records.jsonl").read()
+    assert len(records) == 3 * 3 * len(METRICS)  # configurations (input, two numbers of evaluations), subjects
+    assert {r.metric for r in records} == METRICS
+    assert {r.subject for r in records} == set(SUBJECTS)
+    assert {(r.method, r.variant, r.steps) for r in records} == {
+        ("input", "", None),
+        ("ppdm", "r=2", 1),
+        ("ppdm", "r=2", 2),
+    }
+    assert len({r.config_id for r in records}) == 3
+    for record in records:
+        assert (record.command, record.kind, record.status, record.device) == ("evaluate", "measured", "ok", "cpu")
+        assert record.shape == SHAPE
+        assert record.spacing == pytest.approx((1.0, 1.0, 1.0))
+        assert record.options["convention"]["data_range"] == 100.0
+        assert record.env["torch"] == torch.__version__
+
+
+def test_psnr_of_the_input_is_what_numpy_says(data, done):
+    records = RecordFile(done[0] / "records.jsonl").read()
+    source, target = scan(2), scan(2) + np.float32(0.1 * 3) * (scan(12) - 50)
+    low, high = np.percentile(source, (0.1, 99.9))
+    error = (source - low) / (high - low) * 100 - target
+    wanted = 10 * np.log10(100**2 / (error.astype(np.float64) ** 2).mean())
+    assert value(records, subject="s3", method="input") == pytest.approx(wanted, abs=1e-3)
+
+
+def test_no_path_of_this_machine_is_recorded(data, done):
+    text = (done[0] / "records.jsonl").read_text() + (done[0] / "quality.csv").read_text()
+    assert str(data.parent) not in text
+
+
+def test_the_table_states_means_differences_and_what_they_mean(done):
+    out, text = done
+    for words in (
+        "Quality on",
+        "test, 3 subjects, 16×14×12, preset ppdm, data range 100.",
+        "PSNR dB ↑",
+        "seam index r=2 dB ↓",
+        "ppdm r=2, 1 evaluation ",
+        "ppdm r=2, 2 evaluations",
+        "Difference from input",
+        "With 3 subjects p cannot fall below 0.25",
+        f"written: {out / 'records.jsonl'}",
+    ):
+        assert words in text, words
+    records = RecordFile(out / "records.jsonl").read()
+    psnr = [value(records, subject=s, steps=2) for s in SUBJECTS]
+    assert f"{np.mean(psnr):.2f} ± {np.std(psnr, ddof=1):.2f}" in text
+    rows = {(row["name"], row["metric"]): row for row in table(out)}
+    row = rows["ppdm r=2, 2 evaluations", "psnr"]
+    gains = [value(records, subject=s, steps=2) - value(records, subject=s, method="input") for s in SUBJECTS]
+    assert float(row["difference"]) == pytest.approx(np.mean(gains), rel=1e-4)
+    assert float(row["low"]) <= np.mean(gains) <= float(row["high"])
+    assert (row["best"], row["worst"]) == (SUBJECTS[int(np.argmax(psnr))], SUBJECTS[int(np.argmin(psnr))])
+    assert "| ppdm r=2, 2 evaluations | 2 |" in (out / "quality.md").read_text()
+
+
+def test_picture_data_of_the_first_subject_are_kept(done):
+    kept = read_snapshot(done[0] / "snapshot.npz")
+    predictions = kept.of("prediction")
+    assert predictions
+    target, records = kept.of("target")[0], (done[0] / "records.jsonl").read_text()
+    for view in predictions:
+        assert [spectrum.size for spectrum in view.spectra] == [(n - n % 4) // 2 + 1 for n in kept.shape]
+        assert view.sections["axial"].shape == target.sections["axial"].shape
+        assert f'"config_id": "{view.config_id}"' in records
+
+
+def test_pictures_are_written_and_show_something(done):
+    names = {path.name for path in done[0].iterdir()} - {".lock"}
+    stems = ("subjects", "evaluations", "ppdm-r-2-best", "ppdm-r-2-worst")
+    assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {
+        "records.jsonl",
+        "quality.csv",
+        "quality.md",
+        "snapshot.npz",
+    }
+    assert all(imread(done[0] / f"{stem}.png").std() > 0.05 for stem in stems)
+
+
+def test_the_montage_shows_the_error_of_the_best_and_the_worst(data, tmp_path, monkeypatch):
+    drawn = {}
+
+    def keep(rows, spacing, *, title, at):
+        drawn[title] = rows
+        return original(rows, spacing, title=title, at=at)
+
+    original = pictures.draw_montage
+    monkeypatch.setattr(pictures, "draw_montage", keep)
+    assert run("evaluate", data / "still", "--manifest", data / "pairs.csv", "--out", tmp_path / "out")[0] == 0
+    (best, rows), (worst, others) = drawn.items()
+    assert "s1, best of 3 by PSNR" in best  # its target is the nearest to its source, which the still network keeps
+    assert "s3, worst of 3 by PSNR" in worst
+    assert [row.name for row in rows] == ["input", "ppdm r=2", "target", "error"]
+    np.testing.assert_array_equal(rows[3].array, rows[1].array - rows[2].array)
+    np.testing.assert_array_equal(rows[0].array, scan(0))
+    assert rows[3].window == others[3].window
+    assert rows[3].window[0] == -rows[3].window[1] < 0
+    assert rows[1].window == rows[2].limits
+
+
+def test_an_untrained_method_scores_as_its_input(data, tmp_path):
+    out = tmp_path / "out"
+    assert run("evaluate", data / "still", "--manifest", data / "pairs.csv", "--out", out)[0] == 0
+    records = RecordFile(out / "records.jsonl").read()
+    for subject in SUBJECTS:
+        same = value(records, subject=subject, method="input")
+        assert value(records, subject=subject, method="ppdm") == pytest.approx(same, abs=1e-3)
+
+
+def test_json_is_the_records_and_nothing_else(data, tmp_path):
+    words = ("--predictions", data / "pred", "--targets", data / "target", "--out", tmp_path / "out", "--json")
+    code, out, err = run("evaluate", *words)
+    assert code == 0
+    assert len(json.loads(out)) == 3 * len(METRICS)
+    assert "written: " in err
+
+
+# --- several runs
+
+
+def test_runs_are_told_apart_and_compared_with_a_chosen_one(data, tmp_path):
+    words = (data / "noisy", data / "still", "--manifest", data / "pairs.csv", "--reference", data / "still")
+    code, text, err = run("evaluate", *words, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "Difference from ppdm r=2 still" in text
+    compared = {(row["name"], row["reference"]) for row in table(tmp_path / "out")}
+    still = "ppdm r=2 still"
+    assert compared == {("input", still), ("ppdm r=2 noisy", still), (still, "")}
+    assert {path.name for path in (tmp_path / "out").glob("*-best.png")} == {
+        "ppdm-r-2-noisy-best.png",
+        "ppdm-r-2-still-best.png",
+    }
+
+
+def test_all_are_held_against_the_lattices_of_all(data, tmp_path):
+    make_run(tmp_path / "four", METHOD.with_factor((1, 1, 3)))
+    words = (data / "noisy", tmp_path / "four", "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
+    assert run("evaluate", *words)[0] == 0
+    records = RecordFile(tmp_path / "out" / "records.jsonl").read()
+    for method in ("input", "ppdm"):
+        assert {"seam_index_r2", "seam_index_r1x1x3"} <= {r.metric for r in records if r.method == method}
+
+
+def test_runs_of_different_ranges_need_one(data, tmp_path):
+    other = make_run(tmp_path / "other", scaling=PercentileScaling(Range(0.0, 50.0)))
+    words = ("evaluate", data / "noisy", other, "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
+    assert "different ranges" in (said := refused(1, *words))
+    assert "--data-range" in said
+    code, text, _ = run(*words, "--data-range", "80")
+    assert code == 0
+    assert "data range 80." in text
+
+
+# --- folders of predictions
+
+
+def test_folders_are_matched_by_name(data, tmp_path):
+    words = ("--predictions", data / "pred", "--targets", data / "target", "--sources", data / "pred")
+    mask = np.zeros(SHAPE, np.float32)
+    mask[6:10, 6:8, 6] = 1
+    for name in SUBJECTS:
+        write(tmp_path / "masks" / f"{name}.nii", mask)
+    code, text, err = run("evaluate", *words, "--masks", tmp_path / "masks", "--data-range", "100", "--out", "out")
+    assert code == 0, err
+    assert "Difference from input" in text
+    records = RecordFile("out/records.jsonl").read()
+    error = (np.float32(0.2) * (scan(11) - 50))[mask > 0]
+    wanted = 10 * np.log10(100**2 / (error.astype(np.float64) ** 2).mean())
+    assert value(records, subject="s2", method="pred") == pytest.approx(wanted, abs=1e-3)
+
+
+def test_pet_in_folders_is_scored_in_suv(data):
+    words = ("--predictions", data / "pred", "--targets", data / "target", "--suv-factor", "0.01")
+    assert run("evaluate", *words, "--out", "out")[0] == 0
+    records = RecordFile("out/records.jsonl").read()
+    assert records[0].options["convention"]["data_range"] == 20.0
+    error = 0.01 * 0.1 * (scan(10) - 50)
+    wanted = 10 * np.log10(20**2 / (error.astype(np.float64) ** 2).mean())
+    assert value(records, subject="s1") == pytest.approx(wanted, abs=1e-2)
+
+
+def test_folders_of_one_name_are_told_apart(data, tmp_path):
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "pred").symlink_to(data / "pred")
+    words = ("--predictions", tmp_path / "one" / "pred", "--predictions", tmp_path / "two" / "pred")
+    code, text, _ = run("evaluate", *words, "--targets", data / "target", "--out", "out")
+    assert code == 0
+    assert "Difference from pred one" in text
+    assert "pred two" in text
+
+
+def test_files_without_counterpart_are_named(data, tmp_path):
+    words = ("--targets", data / "target", "--out", tmp_path / "out")
+    for name in ("s1", "s2", "s9"):
+        write(tmp_path / "pred" / f"{name}.nii", scan(0))
+    said = refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
+    assert "1 of the files in" in said
+    assert "(s3)" in said
+    write(tmp_path / "pred" / "s3.nii", scan(0))
+    assert "(s9)" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
+    write(tmp_path / "pred" / "s3.nii.gz", scan(0))
+    assert "s3.nii and s3.nii.gz; keep one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
+    (tmp_path / "none").mkdir()
+    assert "holds no .nii" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
+    assert "is not a folder" in refused(1, "evaluate", "--predictions", tmp_path / "nowhere", *words)
+    assert not (tmp_path / "out").exists()
+
+
+# --- faults of a subject lose no other
+
+
+def test_a_prediction_on_another_grid_is_a_row_with_a_reason(data, tmp_path):
+    for name in SUBJECTS:
+        write(tmp_path / "pred" / f"{name}.nii.gz", scan(0), (1.0, 1.0, 2.0 if name == "s2" else 1.0))
+    code, text, err = run(
+        "evaluate", "--predictions", tmp_path / "pred", "--targets", data / "target", "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert "s2; pred; psnr, ssim, nmae and 3 more: The target of s2 and" in err
+    assert "must share one grid" in err
+    assert "(n=2)" in text
+    assert "6 values could not be computed" in text
+    records = RecordFile(tmp_path / "out" / "records.jsonl").read()
+    assert {r.status for r in records if r.subject == "s2"} == {"error"}
+    assert {r.status for r in records if r.subject != "s2"} == {"ok"}
+
+
+def test_volumes_smaller_than_the_window_lose_ssim_alone(data, tmp_path):
+    for folder, seed in (("pred", 0), ("target", 1)):
+        write(tmp_path / folder / "s.nii.gz", scan(seed, (8, 12, 12)))
+    code, text, err = run(
+        "evaluate", "--predictions", tmp_path / "pred", "--targets", tmp_path / "target", "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert "s; pred; ssim: SSIM's window of 11×11×11 voxels does not fit into (8, 12, 12)" in err
+    assert "failed" in text
+    assert (tmp_path / "out" / "pred-best.png").exists()
+    assert not (tmp_path / "out" / "pred-worst.png").exists()  # one subject is the best and the worst
+
+
+def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
+    write(tmp_path / "pred" / "s.nii.gz", scan(0), (2.0, 1.0, 1.0))
+    write(tmp_path / "target" / "s.nii.gz", scan(1))
+    code, text, _ = run(
+        "evaluate", "--predictions", tmp_path / "pred", "--targets", tmp_path / "target", "--out", "out"
+    )
+    assert code == 1
+    assert text.count("failed") == len(METRICS)
+    assert {path.name for path in Path("out").iterdir()} - {".lock"} == {"records.jsonl", "quality.csv", "quality.md"}
+
+
+# --- again
+
+
+def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatch):
+    env = {"dirty": False, "commit": "c"}
+    monkeypatch.setattr(assessment, "environment", lambda: dict(env))
+    for kind in ("pred", "target"):
+        for name in SUBJECTS:
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{name}.nii.gz").read_bytes())
+    scored = []
+    original = assessment.scores
+    monkeypatch.setattr(assessment, "scores", lambda *given: scored.append(given[2].name) or original(*given))
+    words = (
+        "evaluate",
+        "--predictions",
+        "pred",
+        "--targets",
+        "target",
+        "--out",
+        "out",
+        "--json",
+        "--data-range",
+        "100",
+    )
+    first = run(*words)[1]
+    assert scored == list(SUBJECTS)
+    lines = Path("out/records.jsonl").read_text()
+    assert run(*words)[1] == first
+    assert scored == list(SUBJECTS)
+    assert Path("out/records.jsonl").read_text() == lines
+    write(tmp_path / "pred" / "s2.nii.gz", scan(5))  # another prediction of the same name
+    run(*words)
+    assert scored == [*SUBJECTS, "s2"]
+    env["dirty"] = True
+    run(*words)
+    assert scored == [*SUBJECTS, "s2", *SUBJECTS]
+
+
+@pytest.mark.parametrize(("room", "again"), [(1 << 20, 0), (0, 3)], ids=["kept", "no room"])
+def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_path, monkeypatch):
+    """Of the run with one and two evaluations: the best, the worst and the first subject are drawn with two."""
+    monkeypatch.setattr(assessment, "KEPT", room)
+    made = []
+    original = candidates.predict
+    monkeypatch.setattr(
+        candidates, "predict", lambda *given, **how: made.append(given[1].name) or original(*given, **how)
+    )
+    folder, manifest = make_run(tmp_path / "run"), str(data / "pairs.csv")
+    code, *_ = run("evaluate", str(folder), "--manifest", manifest, "--split", "test", "--steps", "1,2", "--out", "out")
+    assert code == 0
+    assert len(made) == 2 * len(SUBJECTS) + again
+    assert len(list(Path("out").glob("ppdm-*.png"))) == 2
+
+
+# --- what is refused
+
+
+def test_a_split_without_subjects_is_refused(data, tmp_path):
+    words = (data / "noisy", "--manifest", data / "pairs.csv", "--split", "val", "--out", tmp_path / "out")
+    said = refused(1, "evaluate", *words)
+    assert "no pair in the split 'val', but 0 in train, 0 in val, 3 in test" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_of_pet_is_not_for_mri(data, tmp_path):
+    pet = make_run(tmp_path / "pet", scaling=SUVScaling(stored=False))
+    said = refused(1, "evaluate", pet, "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
+    assert "trained on PET, but s1 has no suv_factor" in said
+
+
+def test_what_is_no_run_is_refused(data, tmp_path):
+    assert "does not exist" in refused(1, "evaluate", tmp_path / "none", "--manifest", data / "pairs.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "runs, with --manifest or --task; or --predictions, --targets"),
+        (("RUN", "--predictions", "p", "--targets", "t"), "runs, with --manifest or --task"),
+        (("RUN",), "--manifest pairs.csv, or --task with a name"),
+        (("RUN", "--manifest", "a.csv", "--task", "pet-joint"), "--manifest pairs.csv, or --task with a name"),
+        (("RUN", "--manifest", "a.csv", "--size", "32"), "--size is of phantoms"),
+        (("RUN", "--manifest", "a.csv", "--targets", "t"), "--targets goes with --predictions"),
+        (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
+        (("RUN", "--task", "ct"), "'ct' is none of"),
+        (("--predictions", "p"), "give the folder that the predictions are held against: --targets"),
+        (("--predictions", "p", "--targets", "t", "--steps", "4"), "--steps goes with runs"),
+        (("RUN", "--manifest", "a.csv", "--steps", "0"), "at least 1"),
+        (("RUN", "--manifest", "a.csv", "--split", "all"), "expected train, val or test"),
+        (("RUN", "--manifest", "a.csv", "--convention", "mine"), "there is no convention 'mine'"),
+        (("RUN", "--manifest", "a.csv", "--convention", "udpet", "--data-range", "2"), "fixes data range"),
+        (("RUN", "--manifest", "a.csv", "--data-range", "-1"), "a positive number"),
+    ],
+)
+def test_usage_is_refused_in_a_sentence(words, sentence):
+    assert sentence in refused(2, "evaluate", *words)
+
+
+def test_a_reference_that_there_is_not_is_refused(data):
+    words = ("--manifest", data / "pairs.csv", "--reference", "ddpm")
+    assert "there are input, ppdm r=2" in refused(2, "evaluate", data / "noisy", *words)
+
+
+def test_a_convention_of_a_challenge(data):
+    words = ("--predictions", data / "pred", "--targets", data / "target", "--convention", "brasyn", "--out", "out")
+    code, text, err = run("evaluate", *words)
+    assert code == 0, err
+    assert "preset brasyn" in text
+    assert {r.metric for r in RecordFile("out/records.jsonl").read()} == {"ssim_non_tumour"}
+    assert Path("out/pred-worst.png").exists()
+
+
+def test_phantoms_of_a_task(data, monkeypatch):
+    made = []
+
+    def make(recipe, subjects, **_):
+        made.append((recipe.task, recipe.grid, recipe.seed, subjects))
+        return read_manifest(data / "pairs.csv")
+
+    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", make)
+    words = (
+        "--task",
+        "mri-t1t2",
+        "--subjects",
+        "5",
+        "--size",
+        "16",
+        "--grid",
+        "thick",
+        "--data-seed",
+        "3",
+        "--out",
+        "out",
+    )
+    code, text, err = run("evaluate", data / "noisy", *words)
+    assert code == 0, err
+    assert made == [("mri-t1t2", Grid.covering("head", 16, "thick"), 3, 5)]
+    assert "Quality on mri-t1t2, test, 3 subjects" in text
+    options = RecordFile("out/records.jsonl").read()[0].options
+    assert options["data"]["task"].items() >= {"task": "mri-t1t2", "subjects": 5, "size": 16, "data_seed": 3}.items()
+
+
+# --- from records alone
+
+
+def records_of(values, metric="psnr", unit="dB", **others):
+    return [
+        Record(metric=metric, value=v, unit=unit, kind="measured", subject=s, task="t", **others)
+        for s, v in values.items()
+    ]
+
+
+def test_scans_of_a_subject_count_once():
+    records = records_of({"a/1": 10.0, "a/2": 20.0, "b": 3.0}, method="m")
+    frame = quality.quality_table(records)
+    assert (frame["n"][0], frame["mean"][0]) == (2, 9.0)  # of 15 and 3
+    assert (frame["best"][0], frame["worst"][0]) == ("a/2", "b")
+    assert "2 subjects" in quality.headline(records)
+
+
+def test_what_a_training_took_is_no_subject():
+    cost = Record(metric="train_seconds", value=9.0, unit="s", kind="measured", task="t", shape=(4, 4, 4))
+    records = [cost, *records_of({"a": 10.0, "b": 3.0}, method="m", shape=(8, 8, 8))]
+    assert quality.headline(records) == "Quality on t, 2 subjects, 8×8×8."
+
+
+def test_differences_are_of_the_subjects_that_both_have():
+    records = records_of({"a": 1.0, "b": 2.0, "c": 9.0}, method="base")
+    records += records_of({"b": 5.0, "a": 2.0, "d": 0.0}, method="m", steps=4)
+    frame = quality.quality_table(records, reference="base").set_index("name")
+    assert frame.loc["m", "pairs"] == 2
+    assert frame.loc["m", "difference"] == 2.0
+    assert frame.loc["base", "reference"] == ""
+
+
+def test_each_number_of_evaluations_is_compared_with_its_own():
+    records = [r for k in (1, 4) for r in records_of({"a": k, "b": k}, method="base", steps=k)]
+    records += [r for k in (1, 4, 8) for r in records_of({"a": 3.0 * k, "b": 3.0 * k}, method="m", steps=k)]
+    frame = quality.quality_table(records, reference="base").set_index(["method", "steps"])
+    assert [frame.loc[("m", k), "difference"] for k in (1, 4, 8)] == [2.0, 8.0, 23.0]  # 8 has none: against the first
+
+
+def test_of_a_value_recorded_twice_the_later_counts():
+    records = records_of({"a": 1.0}, method="m") + records_of({"a": 2.0}, method="m")
+    assert quality.quality_table(records)["mean"][0] == 2.0
+    failed = replace(records[0], value=None, status="error", reason="lost")
+    frame = quality.quality_table([*records, failed])
+    assert (frame["n"][0], frame["failed"][0]) == (0, 1)
+    assert "failed" in quality.to_text(frame, "t")
+
+
+def test_different_data_are_not_mixed():
+    (record,) = records_of({"a": 1.0}, method="m")
+    records = [record, replace(record, task="other")]
+    with pytest.raises(ValueError, match="2 data sets or conventions"):
+        quality.quality_table(records)
+
+
+def test_series_are_named_by_what_tells_them_apart():
+    records = [
+        *records_of({"a": 1.0}, method="x", steps=4, precision="fp32"),
+        *records_of({"a": 1.0}, method="x", steps=4, precision="bf16"),
+        *records_of({"a": 1.0}, method="y", steps=1),
+        *records_of({"a": 1.0}, method="y", steps=2),
+        *records_of({"a": 1.0}, method="z", steps=9),
+    ]
+    assert names_of(gather(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "unit", "name"),
+    [
+        ("psnr", "dB", "PSNR dB ↑"),
+        ("ssim", "1", "SSIM ↑"),
+        ("nmae", "1", "NMAE ↓"),
+        ("sharpness", "1", "sharpness →1"),
+        ("seam_index_r1x2x2", "dB", "seam index r=1×2×2 dB ↓"),
+        ("suv_max_error", "%", "suv max error % ↓"),
+    ],
+)
+def test_metrics_for_people(metric, unit, name):
+    assert metric_name(metric, unit) == name
+
+
+def test_lower_is_better_where_it_is():
+    frame = quality.quality_table(records_of({"a": 0.1, "b": 0.3}, metric="nmae", unit="1", method="m"))
+    assert (frame["best"][0], frame["worst"][0]) == ("a", "b")
+    frame = quality.quality_table(records_of({"a": 0.1, "b": 0.3}, metric="sharpness", unit="1", method="m"))
+    assert (frame["best"][0], frame["worst"][0]) == ("", "")
+
+
+def test_enough_subjects_have_no_note_on_their_number():
+    values = {f"s{k}": float(k) for k in range(6)}
+    records = records_of(values, method="base") + records_of({s: v + 1 for s, v in values.items()}, method="m")
+    text = quality.to_text(quality.quality_table(records, reference="base"), "t")
+    assert "0.031" in text
+    assert "cannot reach" not in text
+
+
+def test_figures_draw_every_subject():
+    records = records_of({"a": 1.0, "b": 2.0}, method="base")
+    records += [r for k in (1, 4) for r in records_of({"a": 3.0, "b": k + 3.0}, method="m", steps=k)]
+    (axes,) = dots.subjects_figure(records, "t").axes
+    lines = [list(line.get_ydata()) for line in axes.lines]
+    assert [1.0, 3.0] in lines
+    assert [2.0, 7.0] in lines  # each subject under the input and under the most evaluations
+    (axes,) = dots.evaluations_figure(records, "t").axes
+    lines = [list(line.get_ydata()) for line in axes.lines]
+    assert [1.5, 1.5] in lines  # the input
+    assert [4.0, 7.0] in lines  # subject b
+    assert [3.5, 5.0] in lines  # the mean
+    with pytest.raises(ValueError, match="nothing to draw"):
+        dots.subjects_figure([], "t")

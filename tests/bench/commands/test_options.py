@@ -1,0 +1,115 @@
+import re
+import string
+
+import pytest
+import typer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppdm_bench.commands.options import (
+    GIB,
+    MIB,
+    as_usage,
+    comma_separated,
+    one_of,
+    read_budget,
+    read_dose,
+    read_factor,
+    read_lengths,
+    read_option,
+    read_shape,
+)
+
+few = settings(max_examples=40, deadline=None)
+sizes = st.integers(1, 10**6)
+
+
+@few
+@given(sizes, sizes, sizes)
+def test_what_is_written_is_what_is_read(d, h, w):
+    assert read_shape(f"{d}, {h},{w}") == (d, h, w)
+    assert read_factor(f"{d}x{h}x{w}") == (d, h, w)
+    assert read_factor(str(d)) == d
+    assert read_budget(f"{d}MB") == d * MIB
+
+
+@few
+@given(st.text(string.printable + "²٣", max_size=8))
+def test_any_other_text_is_refused_in_a_sentence_that_repeats_it(text):
+    for read in (read_shape, read_factor, read_budget):
+        if not re.fullmatch(r"[0-9., xGMIB\s]+", text, re.IGNORECASE):
+            with pytest.raises(ValueError, match=f"expected .* got {re.escape(repr(text))}"):
+                read(text)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "x", "2x2", "2x2x0", "1x2x2x2", "²", "٣", "02"])
+def test_a_factor_is_a_positive_integer_or_three(text):
+    with pytest.raises(ValueError, match="positive factor"):
+        read_factor(text)
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "0,1,1", "-1,2,3", "a,b,c", "²,2,2", "1.0,2,3"])
+def test_a_shape_is_three_positive_integers(text):
+    with pytest.raises(ValueError, match="three positive sizes"):
+        read_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("24GB", 24 * GIB), ("24 GiB", 24 * GIB), ("1.5g", 3 * GIB // 2), ("512MB", 512 * MIB), (" 2mib ", 2 * MIB)],
+)
+def test_a_budget_counts_in_powers_of_two(text, size):
+    assert read_budget(text) == size
+
+
+@pytest.mark.parametrize("text", ["lots", "24", "0GB", "-1GB", "0.0001MB", "1e3GB", "24KB", ""])
+def test_what_is_no_budget(text):
+    with pytest.raises(ValueError, match="amount of memory"):
+        read_budget(text)
+
+
+def test_lists_drop_what_is_empty_and_repeated_and_keep_the_order():
+    assert comma_separated(read_factor)("4, 2,,4,1x2x2") == [4, 2, (1, 2, 2)]
+    with pytest.raises(ValueError, match="separated by commas"):
+        comma_separated(str)(" , ")
+
+
+def test_a_word_that_is_not_allowed_is_named_with_those_that_are():
+    assert one_of("cpu", "cuda")("cuda") == "cuda"
+    with pytest.raises(ValueError, match="expected auto, cpu or cuda, got 'CPU'"):
+        one_of("auto", "cpu", "cuda")("CPU")
+
+
+def test_faults_of_usage_name_their_option():
+    with pytest.raises(typer.BadParameter) as fault:
+        read_option("--factor", read_factor, "0")
+    assert "'--factor'" in fault.value.format_message()
+    with pytest.raises(typer.BadParameter, match="three positive"):
+        as_usage(read_shape, "1")
+    assert as_usage(read_shape, "1,2,3") == (1, 2, 3)
+
+
+@few
+@given(st.integers(1, 10**4), st.integers(1, 99))
+def test_lengths_are_one_for_all_axes_or_three(whole, hundredths):
+    text = f"{whole}.{hundredths:02d}"
+    assert read_lengths(text) == (float(text),) * 3
+    assert read_lengths(f"{text}, 2,.5") == (float(text), 2.0, 0.5)
+
+
+@pytest.mark.parametrize("text", ["", "2,2", "0", "2,0,2", "-1", "nan", "inf", "1e3", "2mm"])
+def test_lengths_that_are_none(text):
+    with pytest.raises(ValueError, match="one or three lengths in mm"):
+        read_lengths(text)
+
+
+@few
+@given(st.integers(2, 10**6))
+def test_dose_factors(factor):
+    assert read_dose(str(factor)) == factor
+
+
+@pytest.mark.parametrize("text", ["", "1", "0", "-4", "2.5", "ref"])
+def test_dose_factors_that_are_none(text):
+    with pytest.raises(ValueError, match="expected a dose factor"):
+        read_dose(text)

@@ -1,0 +1,213 @@
+"""``ppdm-bench quality``: methods and points near them, trained and evaluated under one budget."""
+
+import json
+
+import pytest
+from commands import refused, run
+from tiny_training import pair
+
+from ppdm.data.manifest import read_manifest
+from ppdm.data.volume import Volume, write_volume
+from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.quality import QUICK
+from ppdm_bench.evaluation import pictures, results, trials
+from ppdm_bench.evaluation.trials import Trial
+from ppdm_bench.records import RecordFile
+
+pytestmark = pytest.mark.slow
+
+SMALL = ("quality", "--task", "mri-t1t2", "--width", "8", "--steps", "2", "--evaluations", "1", "--device", "cpu")
+MORE = ("--method", "ppdm", "--vary", "kernel.gamma=0.25", "--out", "out")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    rows = ["subject,split,source,target"]
+    for number, split in enumerate(("train", "train", "val", "test", "test")):
+        for name, data in zip("ab", pair(number, (16, 16, 16)), strict=True):
+            volume = Volume.from_array(100 * (data + 1))
+            write_volume(folder / f"{number}{name}.nii.gz", volume.data, volume)
+        rows.append(f"s{number},{split},{number}a.nii.gz,{number}b.nii.gz")
+    (folder / "pairs.csv").write_text("\n".join(rows))
+    return read_manifest(folder / "pairs.csv")
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(pairs, tmp_path, monkeypatch):
+    """Pairs in the place of phantoms, which take seconds each, and no rendering; an empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    for module in (pictures, results):
+        monkeypatch.setattr(module, "save", touch)
+    monkeypatch.setattr(subjects, "cached_set", lambda *_, **__: pairs)
+
+
+def touch(figure, stem):
+    assert figure.axes
+    stem.with_suffix(".png").touch()
+    return [stem.with_suffix(".png")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
+def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    jobs = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
+    assert run(*SMALL, *MORE)[0] == 0
+    more = ("--vary", "optimisation.learning_rate=1e30")
+    code, _, err = run(*SMALL, *MORE, *more, "--out", "spread", *jobs)
+    assert code == 1
+    assert err.count("ppdm optimisation.learning_rate=1e30: Training stopped at step") == 1
+    here, there = (RecordFile(tmp_path / name / "mri-t1t2" / "records.jsonl").read() for name in ("out", "spread"))
+    scores = [
+        [(one.variant, one.subject, one.metric, one.value) for one in each if one.subject] for each in (here, there)
+    ]
+    assert scores[0] == scores[1]
+    monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
+    assert run(*SMALL, *MORE, "--out", "spread", *jobs)[0] == 0
+
+
+def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
+    code, out, err = run(*SMALL, *MORE)
+    assert code == 0, err
+    folder = tmp_path / "out" / "mri-t1t2"
+    assert {path.name for path in (folder / "runs" / "ppdm").iterdir()} == {"default", "kernel.gamma=0.25"}
+    records = RecordFile(folder / "records.jsonl").read()
+    assert {record.command for record in records} == {"quality"}
+    scored = {(record.method, record.variant, record.subject) for record in records if record.metric == "psnr"}
+    assert len(scored) == 3 * 2  # the input and two points on two test subjects
+    for metric, value in (("train_steps", 2), ("train_seconds", None)):
+        costs = [record for record in records if record.metric == metric]
+        assert len(costs) == 2
+        assert all(record.value == value if value else record.value > 0 for record in costs)
+        assert {record.phase for record in costs} == {"train"}
+    for name in ("quality.md", "quality.csv"):
+        assert (folder / name).stat().st_size > 0
+    assert (folder / "subjects.png").exists()
+    assert "kernel.gamma=0.25" in out
+    assert "written: " in out
+
+
+def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeypatch):
+    code, _, err = run(*SMALL, *MORE)
+    assert code == 0, err
+    trained = []
+    original = trials.train_run
+
+    def counting(method, *arguments):
+        result = original(method, *arguments)
+        trained.append("is complete" not in result)
+        return result
+
+    monkeypatch.setattr(trials, "train_run", counting)
+    assert run(*SMALL, *MORE)[0] == 0
+    assert trained == [False, False]
+    assert run(*SMALL, *MORE, "--seeds", "0,1")[0] == 0
+    assert trained[2:] == [False, True, False, True]
+
+
+def test_costs_are_recorded_once(tmp_path):
+    for _ in range(2):
+        assert run(*SMALL, "--method", "ppdm", "--out", "out")[0] == 0
+    records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
+    assert len([record for record in records if record.metric == "train_seconds"]) == 1
+
+
+def test_a_training_that_fails_loses_no_other(tmp_path):
+    words = (*SMALL, "--method", "ppdm", "--vary", "optimisation.learning_rate=1e30", "--out", "out")
+    code, out, err = run(*words)
+    assert code == 1
+    assert "mri-t1t2, ppdm optimisation.learning_rate=1e30: " in err
+    assert "ppdm r=2" in out
+
+
+def test_the_methods_own_evaluations_are_made_once_where_they_are_asked_for_twice(tmp_path):
+    code, _, err = run(*SMALL, "--method", "ppdm", "--evaluations", "4,own,1", "--out", "out")
+    assert code == 0, err
+    records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
+    assert [record.steps for record in records if record.metric == "psnr" and record.subject == "s3"] == [None, 4, 1]
+
+
+def test_the_split_to_choose_by(tmp_path):
+    assert run(*SMALL, "--method", "ppdm", "--split", "val", "--out", "out")[0] == 0
+    records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
+    assert {record.subject for record in records if record.subject} == {"s2"}
+
+
+def test_records_as_json():
+    code, out, err = run(*SMALL, "--method", "ppdm", "--out", "out", "--json")
+    assert code == 0, err
+    assert {row["method"] for row in json.loads(out)} == {"input", "ppdm"}
+
+
+def test_quick_says_so(monkeypatch):
+    asked = []
+    monkeypatch.setattr(trials, "train_run", lambda *given: asked.append(given) or "")
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    code, _, err = run("quality", "--quick", "--device", "cpu", "--out", "out")
+    assert code == 0
+    assert "quick profile" in err
+    assert [given[0].name for given in asked] == ["ppdm", "ddpm3d"]
+    assert "own" in QUICK["evaluations"]  # else a method of many steps is scored with few
+    minutes = sum(given[2].minutes for given in asked)
+    assert 0 < minutes <= 6
+
+
+def test_every_method_on_every_task_by_default(monkeypatch):
+    from ppdm.simulation.tasks import TASKS
+    from ppdm_baselines import METHODS
+
+    asked: list[Trial] = []
+    monkeypatch.setattr(trials, "carry_out_trials", lambda plan, *_: iter(asked.extend(plan) or []))
+    assert run("quality", "--device", "cpu", "--grid", "oblong", "--out", "out")[0] == 0
+    assert {(trial.subjects.task, trial.method.name) for trial in asked} == {(t, m) for t in TASKS for m in METHODS}
+    assert {trial.subjects.grid for trial in asked} == {"oblong"}
+    assert {trial.schedule.steps for trial in asked} == {2000}
+
+
+def test_folders_differ_wherever_trials_do():
+    made = trials.trials(
+        [PhantomSubjects("mri-t1t2"), PhantomSubjects("pet-joint")],
+        ["ppdm"],
+        ["kernel=i2sb,gaussian(schedule=flow)"],
+        trials.Schedule(steps=1),
+        [0, 1],
+    )
+    assert len(made) == 2 * 3 * 2
+    assert len({trial.folder(trials.Path("out")) for trial in made}) == len(made)
+    assert all(" " not in str(trial.folder(trials.Path("out"))) for trial in made)
+
+
+def test_points_are_near_the_one_that_is_started_from():
+    starts = ["kernel.gamma=1", "network.multipliers=[1,2]", "kernel.gamma=0.25"]
+    made = trials.trials(
+        [PhantomSubjects("mri-t1t2")], ["ppdm"], ["kernel=i2sb"], trials.Schedule(steps=1), [0], 8, starts
+    )
+    start = "network.multipliers=[1,2]+kernel.gamma=0.25"
+    assert [trial.variation for trial in made] == [start, f"{start}+kernel=i2sb"]
+    assert {(trial.method.network.width, trial.method.network.multipliers) for trial in made} == {(8, (1, 2))}
+    assert made[0].method.kernel.gamma == 0.25
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--task", "ct"), "'ct' is none of"),
+        (("--method", "pdpm"), "did you mean ppdm?"),
+        (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
+        (("--set", "kernel.gamma=1,2"), "--set takes one value"),
+        (("--steps", "2", "--minutes", "1"), "one of the two"),
+        (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
+        (("--grid", "round"), "no grid preset 'round'"),
+        (("--split", "dev"), "expected train, val or test"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path):
+    assert sentence in refused(2, "quality", *words, "--out", "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reference_that_there_is_not():
+    code, _, err = run(*SMALL, "--method", "ppdm", "--reference", "nobody", "--out", "out")
+    assert code != 0
+    assert "no 'nobody' to take differences from" in err

@@ -1,0 +1,638 @@
+"""Time as records: what is counted by hand, what a clock that is made up says, and what a child really measures."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refused, run
+from torch import nn
+
+from ppdm_baselines import METHODS
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.isolation import sweep
+from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.memory import feasibility as gate
+from ppdm_bench.predictor.target import GIB, Target
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report import speed as table
+from ppdm_bench.report.pace import speed_figure
+from ppdm_bench.report.timings import gather_times
+from ppdm_bench.timing import arithmetic, clock, command, worker
+from ppdm_bench.timing.clock import FULL, LEAST, QUICK, Protocol, Stopwatch
+from ppdm_bench.timing.command import Plan, Task, carry_out
+from ppdm_bench.timing.results import collect, failures, present
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (8, 16, 8)
+TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
+OWN = METHODS["ppdm"].sampling.steps
+
+
+def plan(phases=("sample",), evaluations=(1, 4, None), protocol=FULL, configurations=(TINY,), **options):
+    return Plan(list(configurations), list(phases), "cpu", list(evaluations), protocol, **options)
+
+
+def records_of(asked, task, answer):
+    """What is made of the answer of a child."""
+    asked = replace(asked, configurations=[task.configuration], phases=[task.phase])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweep, "run_child", lambda *_: answer)
+        (made,) = carry_out(asked)
+    return made
+
+
+# --- operations, counted by hand
+
+
+def convolution(stride, gradient_of_input):
+    def work():
+        net, x = nn.Conv3d(3, 5, 3, stride, 1), torch.randn(2, 3, 8, 8, 8, requires_grad=gradient_of_input)
+        net(x).sum().backward()
+
+    return work
+
+
+@pytest.mark.parametrize(("stride", "voxels"), [(1, 8**3), (2, 4**3)])
+def test_a_convolution_is_counted_forward_and_backward(stride, voxels):
+    forward = 2 * 2 * voxels * 5 * 3 * 3**3  # a product and a sum; batch, voxels, channels out and in, kernel
+    assert arithmetic.count(convolution(stride, gradient_of_input=False)) == 2 * forward  # and the weight's gradient
+    assert arithmetic.count(convolution(stride, gradient_of_input=True)) == 3 * forward  # and the input's
+
+
+def test_attention_is_counted():
+    def work():
+        q = torch.randn(1, 2, 50, 16, requires_grad=True)  # batch, heads, voxels, channels
+        nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+
+    product = 2 * 2 * 50 * 50 * 16
+    assert arithmetic.count(work) == 2 * product + 4 * product  # two forwards, and two gradients of each
+
+
+def test_counting_makes_no_tensor():
+    huge = 2**20
+    assert arithmetic.count(lambda: torch.ones(huge, huge) @ torch.ones(huge, huge)) == 2 * huge**3
+
+
+def test_a_step_is_three_times_a_prediction_and_every_evaluation_costs_the_same():
+    method = TINY.resolve()
+    drawn = arithmetic.volume_flops(method, SHAPE, 1, [1, 3, 7])
+    three = replace(method, sampling=replace(method.sampling, steps=3))
+    from ppdm.method import sample
+
+    whole = arithmetic.count(lambda: sample(three, three.build(), torch.zeros(1, 1, *SHAPE)))
+    assert drawn[3] == whole == 3 * drawn[1]
+    assert drawn[7] == 7 * drawn[1]
+    step = arithmetic.step_flops(method, SHAPE, 1)
+    assert 2.8 * drawn[1] < step < 3 * drawn[1]  # the gradient of what goes in is never taken
+    assert arithmetic.step_flops(method, SHAPE, 2) == 2 * step
+
+
+def test_what_is_recomputed_is_counted_again():
+    method = TINY.resolve()
+    again = method.with_network(checkpointing="block")
+    assert arithmetic.step_flops(again, SHAPE, 1) > 1.1 * arithmetic.step_flops(method, SHAPE, 1)
+
+
+def test_the_ceiling_is_operations_over_time():
+    times = iter([1.0, 1.0, 4.0, 2.0, 8.0, 4.0, 4.0])  # the first two are the warm-up
+
+    def made_up(work):
+        work()
+        return next(times)
+
+    found = arithmetic.ceiling("bf16", "cpu", made_up, size=64)
+    assert found.rates == tuple(2 * 64**3 / seconds for seconds in (4, 2, 8, 4, 4))
+    assert found.what == "product of two 64×64 matrices in bf16"
+
+
+def test_the_ceiling_of_fp32_on_cuda_is_tf32_where_convolutions_use_it(monkeypatch):
+    before, seen = torch.get_float32_matmul_precision(), []
+    monkeypatch.setattr(arithmetic.torch, "randn", lambda *size, device: torch.ones(size))
+
+    def made_up(work):
+        seen.append(torch.get_float32_matmul_precision())
+        return 1.0
+
+    assert arithmetic.ceiling("fp32", "cuda", made_up, size=4).what.endswith("tf32")
+    assert set(seen) == {"high"}
+    assert torch.get_float32_matmul_precision() == before
+
+
+# --- a clock that is made up
+
+
+def stopwatch(*seconds, protocol=FULL, budget=1e6):
+    """A watch whose runs take these seconds, and the last of them ever after."""
+    times = list(seconds)
+
+    def made_up(work):
+        work()
+        return times.pop(0) if len(times) > 1 else times[0]
+
+    return Stopwatch(made_up, protocol, budget)
+
+
+def test_enough_is_ten_repetitions_and_ten_seconds():
+    assert stopwatch(0.5).repeat(int) == [0.5] * 20
+    assert stopwatch(3.0).repeat(int) == [3.0] * 10
+    assert stopwatch(0.25, protocol=QUICK).repeat(int) == [0.25] * 4
+
+
+def test_a_budget_cuts_repetitions_but_not_below_what_a_median_takes():
+    watch = stopwatch(3.0, budget=15.0)
+    assert watch.repeat(int) == [3.0] * 5
+    assert watch.spent == 15.0
+    assert watch.repeat(int) == [3.0] * LEAST
+    assert not watch.affords(0.1)
+
+
+def test_a_warm_up_takes_two_runs_and_a_second():
+    ran = []
+    assert stopwatch(5.0, 2.0).warm_up(lambda: ran.append(1)) == [5.0, 2.0]
+    assert len(ran) == 2
+    assert stopwatch(0.25).warm_up(lambda: ran.append(1)) == [0.25] * 4
+    assert len(ran) == 6
+
+
+def test_the_clock_of_the_cpu_is_monotonic_and_that_of_cuda_asks_the_gpu(monkeypatch):
+    waits = lambda: sum(range(1000))  # noqa: E731
+    assert clock.clock_of("cpu")(waits) > 0
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("record")
+
+        def synchronize(self):
+            told.append("synchronize")
+
+        def elapsed_time(self, end):
+            assert told == ["record", "work", "record", "synchronize"]
+            return 1500.0  # ms
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert clock.clock_of("cuda")(lambda: told.append("work")) == 1.5
+
+
+def volumes(counts, budget, seconds_each):
+    """The times of volumes where an evaluation takes so long, and 1 s more comes with each volume."""
+    now = []
+    watch = Stopwatch(lambda work: work() or now.pop(), Protocol(LEAST, 0.0), budget)
+    first, found = worker.time_volumes(watch, lambda k: lambda: now.append(1 + seconds_each * k), counts)
+    assert first == 1 + seconds_each
+    return found
+
+
+def test_every_number_of_evaluations_that_fits_is_run():
+    found = volumes([10, 1, 4], budget=1e6, seconds_each=2)
+    assert found == {1: [3.0] * 3, 4: [9.0] * 3, 10: [21.0] * 3}
+    assert list(found) == [1, 4, 10]
+
+
+def test_what_does_not_fit_is_left_out_and_two_others_are_there_to_estimate_it_from():
+    assert set(volumes([1, 4, 250], budget=200, seconds_each=2)) == {1, 4}
+    assert set(volumes([1, 250], budget=200, seconds_each=2)) == {1, 4}
+    assert set(volumes([250], budget=200, seconds_each=2)) == {1, 4}
+    assert set(volumes([1], budget=200, seconds_each=2)) == {1}
+
+
+# --- records
+
+
+CEILING = {"rates": [90.0, 100.0, 80.0], "what": "product of two 4×4 matrices in fp32"}
+TRAINED = Answer("ok", "", {"step_seconds": [3.0, 1.0, 2.0] * 4, "step_flops": 50, "matmul": CEILING}, {"torch": "x"})
+DRAWN = Answer(
+    "ok",
+    "",
+    {
+        "volume_seconds": {"1": [3.0] * 10, "4": [9.0] * 4},
+        "volume_flops": {"1": 30, "4": 120, "250": 7500},
+        "matmul": CEILING,
+    },
+    {"torch": "x"},
+)
+
+
+def of(records, metric, **wanted):
+    found = [r for r in records if r.metric == metric and all(getattr(r, n) == v for n, v in wanted.items())]
+    assert len(found) == 1, [r.metric for r in records]
+    return found[0]
+
+
+def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
+    records = records_of(plan(("train",)), Task(TINY, "train"), TRAINED)
+    step = of(records, "step_seconds")
+    assert (step.value, step.stat, step.n, step.unit, step.kind) == (2.0, "median", 12, "s", "measured")
+    assert step.samples == (3.0, 1.0, 2.0) * 4
+    assert (step.steps, step.reason, step.env["torch"], records[-1]) == (None, "", "x", step)
+    best = of(records, "matmul_flops_per_second")
+    assert (best.value, best.stat, best.samples, best.reason) == (100.0, "max", (90.0, 100.0, 80.0), CEILING["what"])
+    assert of(records, "flops_share").value == 50 / 2.0 / 100.0
+    counted = of(records, "step_flops")
+    assert (counted.value, counted.unit, counted.kind, counted.stat) == (50, "FLOP", "predicted", "count")
+    for record in records:
+        assert (record.command, record.method, record.variant, record.shape) == ("speed", "ppdm", "r=2", SHAPE)
+        assert (record.phase, record.device, record.config_id) == ("train", "cpu", records[0].config_id)
+        assert record.options["protocol"] == {"repetitions": 10, "seconds": 10.0, "timeout": 600, "evaluations": []}
+
+
+def test_the_identifier_is_that_of_the_configurations_memory():
+    from ppdm_bench.records import config_id
+
+    records = records_of(plan(("train",)), Task(TINY, "train"), TRAINED)
+    assert records[0].config_id == config_id(TINY.describe())
+
+
+def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
+    asked = plan(evaluations=(1, 4, 250))
+    records = records_of(asked, Task(TINY, "sample"), DRAWN)
+    assert [(r.steps, r.value, r.status) for r in records if r.metric == "volume_seconds"] == [
+        (1, 3.0, "ok"),
+        (4, 9.0, "ok"),
+        (250, None, "skipped"),
+    ]
+    assert "longer --timeout" in of(records, "volume_seconds", steps=250).reason
+    assert of(records, "volume_seconds", steps=4).reason.startswith("4 repetitions and not 10")
+    guess = of(records, "volume_seconds_estimate")
+    assert (guess.value, guess.steps, guess.kind, guess.stat) == (pytest.approx(501), 250, "predicted", "extrapolated")
+    assert "not run" in guess.reason
+    assert {r.steps for r in records if r.metric == "flops_share"} == {1, 4}
+    assert failures(records) == []
+
+
+def test_the_methods_own_evaluations_are_asked_for():
+    assert plan().counts(Task(TINY, "sample")) == sorted({1, 4, OWN})
+    assert plan().counts(Task(Configuration("ddpm3d", SHAPE), "sample")) == [1, 4, 250]
+    assert plan().counts(Task(TINY, "train")) == []
+
+
+@pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
+def test_what_became_of_a_child_becomes_a_row_for_all_that_was_asked(status):
+    for phase, metric, steps in (("train", "step_seconds", [None]), ("sample", "volume_seconds", [1, 4])):
+        records = records_of(plan(evaluations=(1, 4)), Task(TINY, phase), Answer(status, "so it is"))
+        assert [(r.metric, r.status, r.reason, r.value) for r in records] == [(metric, status, "so it is", None)] * len(
+            steps
+        )
+        assert [r.steps for r in records] == steps
+        assert bool(failures(records)) == (status != "oom")
+    assert failures(records) == ([] if status == "oom" else ["ppdm r=2 sample: so it is"])
+
+
+def with_first(answer, seconds):
+    return replace(answer, metrics=answer.metrics | {"first_call_seconds": seconds})
+
+
+def test_the_first_call_is_a_metric_of_its_own():
+    step = of(records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 40.0)), "first_call_seconds")
+    assert (step.value, step.unit, step.stat, step.n) == (40.0, "s", "first", 1)
+    assert (step.kind, step.phase, step.steps) == ("measured", "train", None)
+    volume = of(records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 30.0)), "first_call_seconds")
+    assert (volume.value, volume.steps, volume.phase) == (30.0, 1, "sample")
+
+
+def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
+    eager = [
+        *records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 2.5)),
+        *records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 3.5)),
+    ]
+    assert "first step" not in table.to_text(eager)
+    assert list(table.speed_table(eager)["first_call"]) == [2.5, 3.5, 3.5]
+    compiled = [replace(r, variant="r=2 network.compile=true", compile=True) for r in eager]
+    compiled = [replace(r, value=10 * r.value) if r.metric == "first_call_seconds" else r for r in compiled]
+    text = table.to_markdown([*eager, *compiled])
+    assert "| first step, s |" in text
+    assert "| 2.50 |" in text
+    assert "| 25.0 |" in text
+    assert "| 35.0 |" in text
+    assert "First: the call in which a network is compiled" in text
+    older = [r for r in compiled if r.metric != "first_call_seconds"]
+    assert "first step" not in table.to_text(older)
+    assert speed_figure(older).axes
+
+
+def test_flops_that_cannot_be_counted_cost_no_time():
+    metrics = {name: value for name, value in TRAINED.metrics.items() if name != "step_flops"}
+    records = records_of(plan(("train",)), Task(TINY, "train"), replace(TRAINED, metrics=metrics, reason="no FLOPs"))
+    assert {r.metric for r in records} == {"step_seconds", "matmul_flops_per_second"}
+    assert of(records, "step_seconds").reason == "no FLOPs"
+
+
+@pytest.mark.parametrize(
+    ("status", "then", "asked_again", "children"),
+    [
+        ("ok", {}, {}, 1),
+        ("oom", {}, {}, 1),
+        ("timeout", {}, {}, 1),
+        ("timeout", {}, {"timeout": 900}, 2),
+        ("killed", {}, {}, 2),
+        ("ok", {"torch": "0.0"}, {}, 2),
+        ("ok", {"dirty": True}, {}, 2),
+        ("ok", {}, {"protocol": QUICK}, 2),
+        ("ok", {}, {"evaluations": (1,)}, 2),
+    ],
+)
+def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, status, then, asked_again, children):
+    asked = []
+    for env, options in (({}, {}), (then, asked_again)):
+        env = {"dirty": False, "torch": "1.0"} | env
+
+        def child(module, request, timeout, env=env):
+            asked.append(request)
+            return replace(DRAWN, status=status, env=env, reason="" if status == "ok" else "so it is")
+
+        monkeypatch.setattr(sweep, "run_child", child)
+        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        records = collect(plan(**({"evaluations": (1, 4, 250)} | options)), tmp_path)
+        assert {r.status for r in records} >= {status}
+    assert len(asked) == children
+    if children == 1:
+        assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(records)
+
+
+# --- several sizes, and what does not fit
+
+SIZED = [replace(TINY, shape=(n,) * 3) for n in (8, 16, 24)]
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """The sizes that children are asked about, in the place of children; the larger run out of memory."""
+    asked = []
+
+    def child(module, request, timeout):
+        asked.append(request["configuration"]["shape"][0])
+        return Answer("oom", "too little memory") if asked[-1] > 8 else DRAWN
+
+    monkeypatch.setattr(sweep, "run_child", child)
+    return asked
+
+
+def outcomes(records):
+    return [(r.shape[0], r.steps, r.status) for r in records if r.metric == "volume_seconds"]
+
+
+def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp_path):
+    asked = plan(evaluations=(1, 4), configurations=SIZED)
+    wanted = [(n, k, status) for n, status in ((8, "ok"), (16, "oom"), (24, "skipped")) for k in (1, 4)]
+    records = collect(asked, tmp_path)
+    assert (outcomes(records), children) == (wanted, [8, 16])
+    assert records[-1].reason == "the same at 16×16×16, batch size 1 ran out of memory already, and this is no smaller"
+    assert failures(records) == []
+    frame = table.speed_table(records)
+    assert frame["shape"].tolist() == [f"{n}x{n}x{n}" for n in (8, 8, 16, 16, 24, 24)]
+    assert table.to_text(records).count("ppdm r=2  ") == 3
+    assert speed_figure(records)
+
+
+def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeypatch):
+    small, large = (Target(capacity=GIB // 2 + room) for room in (2**20, GIB))
+    (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
+    assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
+    assert record[0].reason.startswith("predicted not to fit: the card has 0.50 GiB")
+    assert record[0].reason.endswith("--no-gate tries it")
+    for card in (None, large):
+        (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=card))
+        assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]
+    assert children == [8, 8]
+    monkeypatch.setattr(gate, "predict_peak", lambda *_: 1 / 0)
+    (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=small))
+    assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]  # nobody knows, so it is tried
+
+
+def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "environment", lambda: {"dirty": False, "torch": "x"})
+    asked = plan(evaluations=(1, 4), configurations=SIZED[:1])
+    first = collect(asked, tmp_path)
+    monkeypatch.setattr(command, "doubt", lambda *_: 1 / 0)
+    second = collect(replace(asked, card=Target(capacity=GIB)), tmp_path)
+    assert {record.content() for record in first} == {record.content() for record in second}
+    assert children == [8]
+
+
+def test_the_gate_is_the_card_at_hand_unless_it_is_off(tmp_path, monkeypatch):
+    from ppdm_bench import devices
+    from ppdm_bench.timing import results
+
+    monkeypatch.chdir(tmp_path)
+    card, plans = Target(capacity=8 * GIB), []
+    monkeypatch.setattr(devices, "training_device", lambda choice: choice)
+    monkeypatch.setattr(Target, "of_this_machine", lambda: card)
+    monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
+    words = ("speed", "--res", "16,8", "--method", "ppdm", "--factor", "2", "--width", 8)
+    for more in (("--device", "cuda"), ("--device", "cuda", "--no-gate"), ("--device", "cpu")):
+        assert run(*words, *more)[0] == 0
+    assert [plan.card for plan in plans] == [card, None, None]
+    assert [c.shape for c in plans[0].configurations] == [(8, 8, 8), (16, 16, 16)]
+
+
+# --- tables and figures
+
+
+def answered(evaluations=(1, 4, 250), protocol=FULL):
+    asked = plan(("train", "sample"), evaluations, protocol)
+    return [*records_of(asked, Task(TINY, "train"), TRAINED), *records_of(asked, Task(TINY, "sample"), DRAWN)]
+
+
+def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
+    frame = table.speed_table(answered())
+    rows = frame.set_index(["phase", "evaluations", "kind"])
+    assert len(frame) == 5
+    step = frame[frame.phase == "train"].iloc[0]
+    assert (step.seconds, step.q1, step.q3, step.per_second, step.n) == (2.0, 1.0, 3.0, 0.5, 12)
+    assert (step.flop, step.flop_per_second, step["share"]) == (50, 25.0, 0.25)
+    four = rows.loc[("sample", 4, "measured")]
+    assert (four.seconds, four.per_second, four.flop_per_second) == (9.0, 1 / 9, 120 / 9)
+    assert rows.loc[("sample", 250, "measured")].status == "skipped"
+    assert rows.loc[("sample", 250, "predicted")].seconds == pytest.approx(501)
+
+
+def test_volumes_a_second_count_the_whole_batch():
+    two = replace(TINY, batch_size=2)
+    records = records_of(plan(evaluations=(1, 4), configurations=[two]), Task(two, "sample"), DRAWN)
+    assert table.speed_table(records).per_second.tolist() == [2 / 3, 2 / 9]
+
+
+def test_people_read_rates_shares_and_what_is_an_estimate():
+    text = table.to_text(answered())
+    assert "0.500 (0.333 to 1.00)" in text
+    assert "25 (25%)" in text
+    assert "≈501 est." in text
+    assert "est.: an estimate" in text
+    assert "ppdm r=2, sample: a volume of 250 evaluations does not fit" in text
+    assert "of 100FLOP/s" in text
+    assert "Quick" not in text
+    assert "Quick: fewer than the 10" in table.to_text(answered(protocol=QUICK))
+    assert table.to_markdown(answered()).count("| ppdm r=2 |") == 1
+
+
+def test_the_methods_own_evaluations_have_a_column_with_their_number():
+    text = table.to_text(records_of(plan(evaluations=(1, None)), Task(TINY, "sample"), DRAWN))
+    assert f"9.00 ({OWN})" in text
+
+
+def test_a_failure_is_in_its_cell_and_explained():
+    records = records_of(plan(("train",)), Task(TINY, "train"), Answer("oom", "too little memory"))
+    text = table.to_text(records)
+    assert "OOM" in text
+    assert "ppdm r=2, train: too little memory." in text
+
+
+def test_records_of_other_things_are_passed_over_and_none_are_refused():
+    peak = Record(metric="peak_allocated", value=1, kind="measured", method="m")
+    assert len(gather_times([peak, *answered()])) == 1
+    with pytest.raises(ValueError, match="no record is of a time"):
+        gather_times([peak])
+
+
+def test_the_figure_has_bars_of_steps_and_hollow_estimates():
+    figure = speed_figure(answered())
+    bars, curves = figure.axes
+    assert [bar.get_width() for bar in bars.patches] == [2.0]
+    hollow = [line for line in curves.lines if line.get_markerfacecolor() == "white"]
+    assert [(list(line.get_xdata()), [round(y) for y in line.get_ydata()]) for line in hollow] == [([250], [501])]
+    assert curves.get_xscale() == curves.get_yscale() == "log"
+    assert figure.legends
+    assert not speed_figure(answered(evaluations=(1, 4))).legends
+
+
+@pytest.mark.parametrize("phase", ["train", "sample"])
+def test_a_figure_of_one_phase_alone_is_drawn(tmp_path, phase):
+    _, written = present([record for record in answered() if record.phase == phase], tmp_path)
+    assert {path.suffix for path in written} >= {".png", ".pdf"}
+
+
+def test_every_file_that_is_named_is_written(tmp_path):
+    text, written = present(answered(), tmp_path)
+    assert "ppdm r=2" in text
+    assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+    _, without = present([replace(r, samples=()) for r in answered()], tmp_path)
+    assert {path.suffix for path in without} == {".jsonl", ".csv", ".md"}
+
+
+# --- the command
+
+
+@pytest.fixture
+def in_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+
+WORDS = ("speed", "--res", "8", "--width", "8", "--method", "ppdm", "--factor", "2", "--device", "cpu", "--quick")
+
+
+def test_a_real_run_from_end_to_end(in_folder):
+    code, out, err = run(*WORDS, "--evaluations", "1,2", "--json", "--out", "o")
+    records = [Record(**row) for row in json.loads(out)]
+    assert code == 0, err
+    assert "quick: 3 repetitions or 1 s" in err
+    step = of(records, "step_seconds")
+    assert step.n == len(step.samples) >= QUICK.repetitions
+    assert sum(step.samples) >= QUICK.seconds
+    assert min(step.samples) <= step.value <= max(step.samples)
+    assert {r.phase for r in records if r.metric == "first_call_seconds" and r.value > 0} == {"train", "sample"}
+    assert step.env["threads"] == 1
+    method = replace(TINY, shape=(8, 8, 8)).resolve()
+    assert of(records, "step_flops").value == arithmetic.step_flops(method, (8, 8, 8), 1)
+    assert {r.steps for r in records if r.metric == "volume_seconds"} == {1, 2}
+    for record in (r for r in records if r.metric == "flops_share"):
+        assert 0 < record.value < 1
+        assert "2048×2048 matrices in fp32" in record.reason
+    assert {path.name for path in Path("o").iterdir()} == {
+        ".lock",
+        "records.jsonl",
+        *(f"speed.{end}" for end in ("csv", "md", "png", "pdf")),
+    }
+
+
+def test_a_child_says_how_it_failed(in_folder):
+    request = {"configuration": replace(TINY, method="nobody").to_dict(), "phase": "train", "device": "cpu"}
+    answer = worker._answer(
+        request | {"evaluations": [], "protocol": {"repetitions": 3, "seconds": 1.0}, "timeout": 60}
+    )
+    assert answer["status"] == "error"
+    assert "nobody" in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "give one size"),
+        (["--res", "8", "--shape", "8,8,8"], "give one size"),
+        (["--res", "8", "--device", "predict"], "'--device': expected auto, cuda or cpu"),
+        (["--res", "8,0"], "'--res': expected a whole number of at least 1, got '0'"),
+        (["--res", "8", "--evaluations", "0"], "'--evaluations'"),
+        (["--res", "8", "--evaluations", "many"], "'--evaluations'"),
+        (["--res", "8", "--phase", "fly"], "'--phase': expected train or sample, got 'fly'"),
+        (["--res", "8", "--precision", "fp8"], "precision must be one of fp32"),
+        (["--res", "8", "--method", "pdpm"], "did you mean ppdm?"),
+        (["--res", "8", "--timeout", "0"], "'--timeout'"),
+    ],
+)
+def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refused(2, "speed", *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_that_is_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in refused(1, "speed", "--res", "8", "--device", "cuda")
+
+
+def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
+    from ppdm_bench.timing import results
+
+    monkeypatch.chdir(tmp_path)
+    plans = []
+    monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
+    words = ("--shape", "8,16,8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
+    words += ("--checkpointing", "norm", "--width", 8, "--phase", "sample", "--timeout", 90, "--evaluations", "2,own")
+    assert run("speed", *words, "--device", "cpu")[0] == 0
+    (made,) = plans
+    assert [(c.factor, c.precision) for c in made.configurations] == [(r, p) for r in (2, 4) for p in ("fp32", "bf16")]
+    assert {(c.shape, c.checkpointing, c.width, c.batch_size) for c in made.configurations} == {(SHAPE, "norm", 8, 2)}
+    assert (made.phases, made.evaluations, made.timeout, made.protocol) == (["sample"], [2, None], 90.0, FULL)
+
+
+def test_help_needs_no_pytorch():
+    code = "import sys; sys.modules['torch'] = None; import ppdm_bench.commands.speed"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
+
+
+def test_tasks_are_told_in_order():
+    asked = plan(("train", "sample"))
+    assert [task.text for task in asked.tasks] == [
+        "timing ppdm r=2 train 8×16×8 fp32 none",
+        "timing ppdm r=2 sample 8×16×8 fp32 none",
+    ]
+
+
+def test_a_plan_is_carried_out_task_by_task(monkeypatch):
+    answers = {"train": TRAINED, "sample": DRAWN}
+    monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: answers[request["phase"]])
+    told = []
+    made = list(carry_out(plan(("train", "sample"), (1, 4)), told.append))
+    assert [task.phase for task in told] == ["train", "sample"]
+    assert [records[-1].metric for records in made] == ["step_seconds", "volume_seconds"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
+def test_operations_are_counted_under_every_switch():
+    """A layout and a compiler change no count."""
+    counted = {
+        arithmetic.step_flops(METHODS["ppdm"].with_network(width=8, multipliers=(1, 2), **change), (8, 8, 8), 1)
+        for change in ({}, {"channels_last": True}, {"compile": True})
+    }
+    assert len(counted) == 1

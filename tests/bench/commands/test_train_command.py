@@ -1,0 +1,161 @@
+"""``ppdm-bench train``: where its pairs come from, what it says, what its options are read as."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import refused, run
+from tiny_training import manifest
+
+from ppdm.checkpoint import load
+from ppdm.data.manifest import read_manifest
+from ppdm.data.volume import Volume, write_volume
+from ppdm.simulation.generation import cached_set
+from ppdm_bench.commands.options import positive, read_flips, read_pace
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.train import memory_in_use
+
+pytestmark = pytest.mark.slow
+
+TRAIN = ("train", "--method", "tiny_training:TINY", "--steps", 2, "--device", "cpu", "--out", "run")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def phantoms(folder, monkeypatch):
+    """Phantoms that take no time: three subjects whose volumes are smooth."""
+    pairs = read_manifest(manifest(folder))
+    monkeypatch.setattr(
+        "ppdm_bench.commands.pair_sources.cached_set", lambda recipe, subjects, progress: pairs[:subjects]
+    )
+
+
+def test_a_task_is_trained_on_without_a_file(folder, monkeypatch):
+    monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", partial(cached_set, jobs=1))
+    code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 1, "--size", 8)
+    assert (code, err) == (0, "")
+    assert out.startswith("2 steps in ")
+    assert "on 1 pairs" in out
+    options = json.loads(Path("run/options.json").read_text())["options"]
+    assert options["task"] == {"task": "mri-t1t2", "subjects": 1, "size": 8, "data_seed": 0, "grid": "cubic"}
+    assert load("run").spacing == pytest.approx(PhantomSubjects("mri-t1t2", size=8).recipe().grid.spacing)
+
+
+def test_phantoms_are_validated_on(phantoms):
+    code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 3, "--validate-every", 2)
+    assert (code, err) == (0, "")
+    assert "on 2 pairs" in out
+    assert "validation loss" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "difference"),
+    [
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 2, "--data-seed", 1], "task.data_seed was 0, and is 1 now"),
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 3], "task.subjects was 2, and is 3 now"),
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 2, "--grid", "thick"], 'task.grid was "cubic", and'),
+        (["--task", "pet-denoise", "--size", 8, "--subjects", 2], 'task.task was "mri-t1t2", and is "pet-denoise" now'),
+        (["--manifest", "pairs.csv"], "task was {"),
+    ],
+)
+def test_other_subjects_are_refused_before_they_are_made(phantoms, monkeypatch, words, difference):
+    assert run(*TRAIN, "--task", "mri-t1t2", "--subjects", 2, "--size", 8)[0] == 0
+    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", lambda *_, **__: pytest.fail("they were made"))
+    assert difference in refused(1, *TRAIN, *words, "--resume")
+
+
+def test_validation_needs_subjects(phantoms, folder):
+    path = manifest(folder, splits=("train", "train", "test"))
+    sentence = refused(1, *TRAIN, "--manifest", path, "--validate-every", 1)
+    assert f"{path} has no pairs in the split 'val'" in sentence
+    assert "leave --validate-every out" in sentence
+    words = ("--task", "mri-t1t2", "--size", 8, "--subjects", 2)
+    assert "mri-t1t2 with 2 subjects has no pairs in the split 'val'" in refused(
+        1, *TRAIN, *words, "--validate-every", 1
+    )
+    assert not Path("run").exists()
+
+
+def test_validation_sees_its_pairs_as_training_does(folder):
+    assert run(*TRAIN, "--manifest", manifest(folder), "--validate-every", 1)[0] == 0
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert all(row["validation_loss"] > 0 for row in rows)
+    assert json.loads(Path("run/options.json").read_text())["options"]["validation_pairs"]["count"] == 1
+
+
+def test_a_manifest_without_training_pairs(folder):
+    path = manifest(folder, splits=("val", "val", "val"))
+    assert f"{path} has no pairs in the split 'train'" in refused(1, *TRAIN, "--manifest", path)
+
+
+def test_scans_on_two_grids_are_resampled_if_that_is_asked_for(folder):
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.nii", (8, 8, 8)), ("b.nii", (9, 8, 8))):
+        volume = Volume.from_array(rng.random(shape))
+        write_volume(folder / name, volume.data, volume)
+    (folder / "pairs.csv").write_text("subject,split,source,target\ns,train,a.nii,b.nii\n")
+    assert "b.nii" in refused(1, *TRAIN, "--manifest", "pairs.csv")
+    assert run(*TRAIN, "--manifest", "pairs.csv", "--resample")[0] == 0
+    assert "resample was true, and is false now" in refused(1, *TRAIN, "--manifest", "pairs.csv", "--resume")
+
+
+def test_a_time_is_trained_for(folder):
+    words = [word for word in TRAIN if word not in ("--steps", 2)]
+    code, _, err = run(*words, "--manifest", manifest(folder), "--minutes", 0.001)
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert load("run").steps == len(rows) >= 1
+    assert rows[-1]["seconds"] >= 0.06
+    assert all(row["seconds"] < 0.06 for row in rows[:-1])
+
+
+def test_a_diverging_training_says_so_and_leaves_no_model(folder):
+    path = manifest(folder)
+    sentence = refused(1, *TRAIN, "--manifest", path, "--learning-rate", 1e30, "--steps", 9, "--save-every", 1)
+    assert "Training stopped at step " in sentence
+    assert "last good checkpoint is run/state-00000" in sentence
+    assert not Path("run/model.safetensors").exists()
+
+
+def test_memory_is_that_of_the_process():
+    value, unit, what = memory_in_use("cpu").split()
+    assert (unit, what) == ("GiB", "resident")
+    assert 0.05 < float(value) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "pace"),
+    [("200", (200, None)), ("1", (1, None)), ("5min", (None, 5.0)), ("0.5min", (None, 0.5)), (".5 min", (None, 0.5))],
+)
+def test_paces(text, pace):
+    assert read_pace(text) == pace
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "min", "0min", "5m", "5 steps", "nan min"])
+def test_refuses_paces(text):
+    with pytest.raises(ValueError, match="steps such as 200"):
+        read_pace(text)
+
+
+@pytest.mark.parametrize(("text", "axes"), [("none", ""), ("flip", "d"), ("flip:h", "h"), ("flip:wd", "wd")])
+def test_flips(text, axes):
+    assert read_flips(text) == axes
+
+
+@pytest.mark.parametrize("text", ["", "flip:", "flip:x", "flip:hh", "flip:dhwd", "mirror"])
+def test_refuses_flips(text):
+    with pytest.raises(ValueError, match="flip:dhw with the axes"):
+        read_flips(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3.0), ("1e-4", 1e-4), (".5", 0.5), (2.5, 2.5), ("1e+30", 1e30)])
+def test_positive_numbers(text, value):
+    assert positive("a rate")(text) == value

@@ -1,0 +1,240 @@
+"""The modules that run here are real children; those that need no PyTorch start in a blink."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import pytest
+
+from ppdm_bench.isolation import runner
+from ppdm_bench.isolation.runner import Answer, TimeIsUpError, run_child, time_limit
+
+pytestmark = pytest.mark.slow
+
+ANSWER = """
+import json, sys
+request = json.load(sys.stdin)
+def answer(**content):
+    open(request["answer"], "w").write(json.dumps(content))
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(code, timeout=60.0, **request):
+        (tmp_path / "child.py").write_text(ANSWER + code)
+        return run_child("child", request, timeout)
+
+    return run
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(condition, seconds=30.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    return bool(condition())
+
+
+def test_an_answer_comes_back_whole(run):
+    code = 'answer(status="ok", reason="", metrics={"peak": request["size"]}, env={"torch": "x"}, evaluations=3)'
+    assert run(code, size=2**40) == Answer("ok", "", {"peak": 2**40}, {"torch": "x"}, 3)
+
+
+def test_garbage_on_its_outputs_does_no_harm(run):
+    code = 'print("{}" * 100_000); sys.stderr.write("\\xff" * 200_000); answer(status="ok", metrics={"peak": 1})'
+    assert run(code).metrics == {"peak": 1}
+
+
+def test_an_answer_stands_whatever_happens_on_the_way_out(run):
+    assert run('answer(status="ok", metrics={"peak": 1}); import os; os.abort()').status == "ok"
+
+
+def test_an_exception_is_an_error_with_its_last_words(run):
+    answer = run('raise RuntimeError("no such thing")')
+    assert answer.status == "error"
+    assert answer.reason.endswith("RuntimeError: no such thing")
+    assert "code 1" in answer.reason
+
+
+def test_a_silent_end_is_an_error(run):
+    answer = run("sys.exit(7)")
+    assert (answer.status, answer.reason) == (
+        "error",
+        "the process ended with code 7 and without an answer; it said nothing",
+    )
+
+
+def test_a_module_that_is_not_there_is_an_error():
+    answer = run_child("nothing_of_that_name", {}, 60)
+    assert answer.status == "error"
+    assert "nothing_of_that_name" in answer.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 1])
+def test_a_signal_is_killed(run, number):
+    answer = run(f"import os; os.kill(os.getpid(), {int(number)})")
+    assert answer.status == "killed"
+    assert ("out-of-memory killer" in answer.reason) == (number == signal.SIGKILL)
+
+
+HANG = """
+import os, subprocess, time
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(request["pids"], "w").write(f"{os.getpid()} {grandchild.pid}")
+"""
+
+
+def test_a_hang_is_a_timeout_and_its_children_end_too(run, tmp_path):
+    answer = run(HANG + "time.sleep(600)", timeout=2, pids=str(tmp_path / "pids"))
+    assert answer.status == "timeout"
+    assert "2 s" in answer.reason
+    for pid in (tmp_path / "pids").read_text().split():
+        assert wait_until(lambda pid=pid: ended(int(pid)))
+
+
+def test_what_a_child_leaves_behind_ends_and_is_not_waited_for(run, tmp_path):
+    answer = run(HANG + 'answer(status="ok", metrics={"peak": 1})', timeout=30, pids=str(tmp_path / "pids"))
+    assert answer.status == "ok"
+    _, grandchild = map(int, (tmp_path / "pids").read_text().split())
+    assert wait_until(lambda: ended(grandchild))
+
+
+def test_an_interruption_ends_the_child(run, tmp_path, monkeypatch):
+    def interrupted(child, timeout=None, wait=subprocess.Popen.wait):
+        if timeout is not None:
+            assert wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text())
+            raise KeyboardInterrupt
+        return wait(child)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(HANG + "time.sleep(600)", pids=str(tmp_path / "pids"))
+    for pid in (tmp_path / "pids").read_text().split():
+        assert wait_until(lambda pid=pid: ended(int(pid)))
+
+
+def test_a_file_in_the_current_folder_hides_no_module(run, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "json.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", os.getcwd())])
+    assert run('answer(status="ok", metrics={"peak": 1})').status == "ok"
+
+
+def test_nothing_stays_behind_on_the_disk(run, tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    run('answer(status="ok", metrics={"peak": 1})')
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path, monkeypatch):
+    """A signal may come when ``Popen.wait`` has taken its lock and not yet entered what releases it."""
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    held = []
+
+    def is_ended_while_it_waits() -> None:
+        with TemporaryFile() as file, runner._child("sleeps", file, file, file) as child:
+            held.append(child)
+            child._waitpid_lock.acquire()
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        is_ended_while_it_waits()
+    assert held[0].returncode == -signal.SIGKILL
+    with pytest.raises(ChildProcessError):  # it was reaped
+        os.waitpid(held[0].pid, os.WNOHANG)
+
+
+def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "ends.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with TemporaryFile() as file, runner._child("ends", file, file, file) as child:
+        os.waitpid(child.pid, 0)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_what_takes_too_long_in_this_process_is_interrupted_even_where_exceptions_are_caught():
+    handler, began = signal.getsignal(signal.SIGALRM), time.monotonic()
+
+    def stubborn() -> None:
+        for _ in range(10):
+            with suppress(Exception):
+                time.sleep(60)
+
+    with pytest.raises(TimeIsUpError, match=r"0\.1 s; a larger --timeout"), time_limit(0.1):
+        stubborn()
+    assert time.monotonic() - began < 60
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_is_in_time_is_not_interrupted_and_other_threads_never_are():
+    with time_limit(60):
+        time.sleep(0.01)
+    done = []
+
+    def late() -> None:
+        with time_limit(0.01):
+            time.sleep(0.1)
+            done.append(True)
+
+    thread = threading.Thread(target=late)
+    thread.start()
+    thread.join()
+    assert done == [True]
+
+
+def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
+    """It is told whose child it is: by then, another process is its parent."""
+    (tmp_path / "request.json").write_text(json.dumps({"answer": str(tmp_path / "answer.json"), "parent": 2**22 + 1}))
+    code = "import time; from ppdm_bench.isolation.child import serve; serve(lambda _: time.sleep(600) or {})"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with (tmp_path / "request.json").open() as request:
+        child = subprocess.Popen([sys.executable, "-c", code], stdin=request, env=env, start_new_session=True)
+    assert child.wait(60) == -signal.SIGKILL
+    assert not (tmp_path / "answer.json").exists()
+
+
+def test_a_command_that_is_killed_leaves_nothing_on_the_disk(tmp_path):
+    """At whatever moment: before the child has begun, at its work, or when it has answered."""
+    (tmp_path / "temporary").mkdir()
+    answer = 'time.sleep(0.2) or {"status": "ok"}'
+    (tmp_path / "child.py").write_text(
+        f"import time\nfrom ppdm_bench.isolation.child import serve\nserve(lambda _: {answer})\n"
+    )
+    code = "from ppdm_bench.isolation.runner import run_child\n"
+    code += "while True: print(run_child('child', {}, 60).status, flush=True)\n"
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    env = os.environ | {"PYTHONPATH": path, "TMPDIR": str(tmp_path / "temporary")}
+    for seconds in (0, 0.05, 0.1, 0.2, 0.3):
+        with subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE) as parent:
+            assert parent.stdout.readline() == b"ok\n"
+            time.sleep(seconds)
+            parent.kill()
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_half_an_answer_is_none(run):
+    code = 'import os, signal; os.write(request["answer"], b"{\\"status\\": "); os.kill(os.getpid(), signal.SIGKILL)'
+    assert run(code).status == "killed"

@@ -1,0 +1,552 @@
+"""Memory as records: what is predicted, what a child measures, and what it says when it cannot.
+
+The part of the child that reads a GPU's counters runs here on counters that are made up; the code is the same.
+"""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ppdm_bench.configuration import Configuration, configurations
+from ppdm_bench.environment import environment
+from ppdm_bench.isolation import sweep
+from ppdm_bench.isolation.runner import Answer, run_child
+from ppdm_bench.memory import nvml, worker
+from ppdm_bench.memory.command import Plan, Task, carry_out
+from ppdm_bench.memory.results import collect, failures, present
+from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.records import RecordFile
+
+pytestmark = pytest.mark.slow
+
+GIB = 2**30
+SHAPE = (9, 16, 8)
+TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
+BREAKDOWN = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
+
+
+def plan(configurations=(TINY,), phases=("sample",), device="predict", target=None, **options):
+    return Plan(list(configurations), list(phases), device, target, **options)
+
+
+def records_of(plan):
+    return [record for made in carry_out(plan) for record in made]
+
+
+def values(records, **wanted):
+    chosen = [r for r in records if all(getattr(r, name) == value for name, value in wanted.items())]
+    return {record.metric: record.value for record in chosen}
+
+
+@pytest.fixture(scope="module")
+def on_cpu():
+    """Training, predicted and then measured by a real child."""
+    return records_of(plan(phases=("train",), device="cpu", spacing=(1.0, 2.0, 3.0)))
+
+
+@pytest.fixture(scope="module")
+def for_cuda():
+    return records_of(plan(phases=("train", "sample"), target=Target(torch="2.11.0", capacity=24 * GIB)))
+
+
+def test_on_the_cpu_the_prediction_is_the_measurement(on_cpu):
+    predicted, measured = (values(on_cpu, kind=kind) for kind in ("predicted", "measured"))
+    assert measured["peak_allocated"] > 100_000
+    assert predicted == measured
+
+
+def test_predictions_come_first(on_cpu):
+    kinds = [record.kind for record in on_cpu]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_records_are_complete(on_cpu, for_cuda):
+    for record in (*on_cpu, *for_cuda):
+        assert (record.command, record.method, record.variant, record.shape) == ("memory", "ppdm", "r=2", SHAPE)
+        assert (record.batch_size, record.precision, record.checkpointing) == (1, "fp32", "none")
+        assert record.steps == (EVALUATIONS if record.phase == "sample" else None)
+        assert (record.status, record.reason) == ("ok", "")
+        assert record.options == TINY.describe()
+        assert record.unit == ("1" if record.metric == "parameters" else "B")
+        assert {"torch", "python", "ppdm", "commit", "dirty", "cpu", "platform"} <= record.env.keys()
+        assert record.stat
+    assert {record.spacing for record in on_cpu} == {(1.0, 2.0, 3.0)}
+    assert {record.spacing for record in for_cuda} == {()}
+
+
+def test_one_configuration_has_one_identifier_whatever_the_kind(on_cpu, for_cuda):
+    assert len({record.config_id for record in (*on_cpu, *for_cuda)}) == 1
+    other = records_of(plan([replace(TINY, batch_size=2)]))
+    assert other[0].config_id != on_cpu[0].config_id
+
+
+def test_the_device_is_what_is_predicted_for(on_cpu, for_cuda):
+    assert {record.device for record in on_cpu} == {"cpu"}
+    assert {record.device for record in for_cuda} == {"cuda"}
+    assert for_cuda[0].env["torch"] == "2.11.0"
+    assert for_cuda[0].env["capacity"] == 24 * GIB
+    assert "peak_reserved" in values(for_cuda, phase="train")
+    assert "peak_reserved" not in values(on_cpu, phase="train")
+
+
+def test_the_breakdown_adds_up(for_cuda):
+    for phase in ("train", "sample"):
+        found = values(for_cuda, phase=phase)
+        assert sum(found[kind] for kind in BREAKDOWN) == found["peak_allocated"]
+        assert found["parameters"] * 4 <= found["params"]
+
+
+def test_a_card_that_is_too_small_is_a_finding_with_a_reason():
+    records = records_of(plan(target=Target(capacity=GIB // 2 + 2**20)))
+    peak = next(record for record in records if record.metric == "peak_allocated")
+    assert peak.status == "oom"
+    assert "the card has 0.50 GiB" in peak.reason
+    assert peak.value > 0
+    assert failures(records) == []
+
+
+def test_the_factor_is_that_of_the_row():
+    made = configurations(["ppdm"], (32, 32, 32), factors=[2, 4], width=8)
+    two, four = (values(records_of(plan([c]))) for c in made)
+    assert two["activations"] > four["activations"]
+    assert two["params"] < four["params"]  # 64 channels go in and out in place of 8
+
+
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, {"checkpointing": "block"}])
+def test_what_saves_memory_saves_memory(for_cuda, change):
+    saving = values(records_of(plan([replace(TINY, **change)], ("train",))))
+    assert saving["activations"] < values(for_cuda, phase="train")["activations"]
+
+
+OWN = """
+from dataclasses import dataclass, replace
+from ppdm import PPDM
+from ppdm.representation import Puzzle
+
+@dataclass(frozen=True)
+class Broken(Puzzle):
+    def encode(self, x):
+        raise KeyError("nothing here")
+
+BROKEN = replace(PPDM, representation=Broken(2))
+"""
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_method.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "broken_method:BROKEN"
+    sys.modules.pop("broken_method", None)
+
+
+def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
+    records = records_of(plan([Configuration(own_method, SHAPE, width=8), TINY]))
+    assert records[0].status == "error"
+    assert records[0].reason == "KeyError: 'nothing here'"
+    assert values(records, method="ppdm")["peak_allocated"] > 0
+    (sentence,) = failures(records)
+    assert sentence == f"{own_method} r=2 sample, predicted: KeyError: 'nothing here'"
+
+
+def test_a_child_finds_a_method_of_ones_own_and_says_how_it_failed(own_method):
+    request = {"configuration": Configuration(own_method, SHAPE, width=8).to_dict(), "phase": "sample", "device": "cpu"}
+    answer = run_child("ppdm_bench.memory.worker", request, 120)
+    assert (answer.status, answer.reason) == ("error", "KeyError: 'nothing here'")
+    assert answer.env["torch"] == torch.__version__
+
+
+LIMITED = """
+import resource
+from ppdm_bench.memory import worker
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**30  # room for what is loaded late, not for the volumes
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+worker.main()
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits address space by what /proc says is taken")
+def test_memory_that_runs_out_on_the_cpu_is_an_oom(tmp_path, monkeypatch):
+    (tmp_path / "limited.py").write_text(LIMITED)
+    monkeypatch.syspath_prepend(tmp_path)
+    configuration = replace(TINY, shape=(512, 512, 512))
+    answer = run_child("limited", {"configuration": configuration.to_dict(), "phase": "train", "device": "cpu"}, 120)
+    assert answer.status == "oom"
+    assert "tried to allocate" in answer.reason
+    assert "enforce" not in answer.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 1"),
+            "CUDA out of memory. Tried to allocate 20.00 GiB",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "to allocate 8 bytes. Error code 12 (Cannot allocate memory)"
+            ),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. "
+            "Error code 12 (Cannot allocate memory)",
+        ),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "CUDA error: out of memory CUDA kernel errors"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "CUBLAS_STATUS_ALLOC_FAILED when calling"),
+        (MemoryError(), "the system's memory does not suffice"),
+    ],
+)
+def test_the_words_of_those_who_run_out_of_memory(monkeypatch, error, reason):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(worker, "measure_peak", fail)
+    answer = worker._answer({"configuration": TINY.to_dict(), "phase": "sample", "device": "cpu"})
+    assert (answer["status"], answer["reason"]) == ("oom", reason)
+
+
+def test_other_errors_are_errors_on_one_line(monkeypatch):
+    assert fault(RuntimeError("boom\nException raised from")) == "RuntimeError: boom"
+    assert fault(KeyError()) == "KeyError"
+
+
+# --- a GPU's counters, made up
+
+
+class FakeNVML:
+    """Of pynvml, what is called; ``used`` is what each look sees: process identifiers and their bytes."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *looks):
+        self.looks, self.asked = list(looks), []
+
+    def nvmlInit(self):
+        self.asked.append("init")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        self.asked.append(uuid)
+        return "handle"
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):
+        assert handle == "handle"
+        look = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
+        if look is None:
+            raise self.NVMLError("GPU is lost")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in look]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A worker whose counters are made up; call it with what NVML sees and what the allocator says."""
+
+    def answer(looks, **statistics):
+        fake = FakeNVML(*looks) if looks else None
+        monkeypatch.setitem(sys.modules, "pynvml", fake)  # None: importing it fails
+        properties = SimpleNamespace(uuid="0d1e-2f")
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * GIB)
+        monkeypatch.setattr(torch.cuda, "memory_stats", lambda: statistics)
+        seen = {}
+
+        def measured(build, step, iterations, device, limit):
+            seen.update(iterations=iterations, device=device, limit=limit)
+            return Peak(GIB, iterations=(GIB, GIB // 2), peak_reserved=2 * GIB)
+
+        monkeypatch.setattr(worker, "measure_peak", measured)
+        monkeypatch.setattr(nvml, "watched_process", nvml.watched_process)
+        request = {"configuration": TINY.to_dict(), "phase": "sample", "device": "cuda"}
+        return worker._answer(request), seen, fake
+
+    return answer
+
+
+ME = os.getpid()
+
+
+def test_a_gpu_is_measured_by_pytorch_and_by_the_driver(gpu):
+    made, seen, fake = gpu([[], [(ME, 4 * GIB)]], num_alloc_retries=0, num_ooms=0)
+    assert (made["status"], made["reason"], made["evaluations"]) == ("ok", "", EVALUATIONS)
+    assert made["metrics"] == {
+        "peak_allocated": GIB,
+        "peak_allocated_cold": GIB,
+        "peak_allocated_warm": GIB // 2,
+        "peak_reserved": 2 * GIB,
+        "peak_process": 4 * GIB,
+        "context": GIB,
+    }
+    assert seen == {"iterations": 2, "device": "cuda", "limit": None}
+    assert fake.asked == ["init", "GPU-0d1e-2f"]
+    json.dumps(made)
+
+
+def test_without_nvml_there_is_a_note_and_no_process_memory(gpu):
+    made, _, _ = gpu(None)
+    assert made["status"] == "ok"
+    assert "peak_process" not in made["metrics"]
+    assert "NVML is not available" in made["reason"]
+
+
+def test_nvml_that_fails_on_the_way_is_a_note(gpu):
+    made, _, _ = gpu([[], None])
+    assert made["status"] == "ok"
+    assert "GPU is lost" in made["reason"]
+
+
+@pytest.mark.parametrize("look", [[], [(ME + 1, GIB)], [(ME, None)]])
+def test_processes_that_the_platform_hides_are_absent_and_not_others(gpu, look):
+    made, _, _ = gpu([[], look])
+    assert "peak_process" not in made["metrics"]
+    assert made["reason"] == "the memory of the process is unknown: NVML does not show it here"
+
+
+@pytest.mark.parametrize("looks", [[[(1, GIB)], [(1, GIB), (ME, GIB)]], [[], [(ME, GIB), (1, GIB)]]])
+def test_another_process_on_the_gpu_is_written_into_the_row(gpu, looks):
+    made, _, _ = gpu(looks)
+    assert made["reason"] == "other processes on the GPU: 1"
+
+
+def test_a_peak_after_retries_is_suspect(gpu):
+    made, _, _ = gpu([[], [(ME, GIB)]], num_alloc_retries=2, num_ooms=1)
+    assert made["reason"] == "the allocator retried 2 times and failed 1 times; the peak is suspect"
+
+
+def test_measured_gpu_rows_carry_every_counter(monkeypatch):
+    answer = Answer("ok", "other processes on the GPU: 1", {"peak_allocated": GIB, "context": 5}, {"gpu": "H"}, 3)
+    monkeypatch.setattr(sweep, "run_child", lambda *_: answer)
+    measured = [r for r in records_of(plan(device="cuda", target=Target())) if r.kind == "measured"]
+    found = [(r.metric, r.value, r.stat) for r in measured if r.metric != "parameters"]
+    assert found == [("context", 5, "at peak"), ("peak_allocated", GIB, "max")]  # what it is about comes last
+    rows = {(r.device, r.env["gpu"], r.reason, r.steps) for r in measured}
+    assert rows == {("cuda", "H", answer.reason, EVALUATIONS)}
+
+
+@pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
+def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
+    monkeypatch.setattr(sweep, "run_child", lambda *_: Answer(status, "so it is"))
+    records = records_of(plan(device="cpu"))
+    (row,) = [r for r in records if r.kind == "measured"]
+    assert (row.status, row.reason, row.value, row.metric) == (status, "so it is", None, "peak_allocated")
+    assert row.env == environment()
+    assert bool(failures(records)) == (status != "oom")
+
+
+# --- records and what is made of them
+
+
+def test_records_are_on_disk_before_the_next_task_begins(tmp_path, monkeypatch):
+    from ppdm_bench.memory import results
+
+    def interrupted(*arguments):
+        for number, made in enumerate(carry_out(*arguments)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield made
+
+    monkeypatch.setattr(results, "carry_out", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(plan(phases=("sample", "train")), tmp_path)
+    assert {record.phase for record in RecordFile(tmp_path / "records.jsonl").read()} == {"sample"}
+
+
+def test_the_same_plan_twice_adds_no_record(tmp_path):
+    first, second = collect(plan(), tmp_path), collect(plan(), tmp_path)
+    assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(first) == len(second)
+    assert collect(plan([replace(TINY, batch_size=2)]), tmp_path)
+    assert len(RecordFile(tmp_path / "records.jsonl").read()) == 2 * len(first)
+
+
+@pytest.mark.parametrize(
+    ("status", "then", "measured"),
+    [
+        ("ok", {}, 1),
+        ("oom", {}, 1),
+        ("killed", {}, 2),
+        ("ok", {"torch": "0.0"}, 2),
+        ("ok", {"dirty": True}, 2),
+    ],
+)
+def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, then, measured):
+    from ppdm_bench.memory import command
+
+    asked = []
+    for env in ({"dirty": False, "torch": "1.0"}, {"dirty": False, "torch": "1.0"} | then):
+
+        def child(module, request, timeout, env=env):
+            asked.append(request)
+            return Answer(status, "" if status == "ok" else "so it is", {"peak_allocated": 5}, env, 3)
+
+        monkeypatch.setattr(sweep, "run_child", child)
+        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        records = collect(plan(device="cpu"), tmp_path)
+        assert [r.status for r in records if (r.kind, r.metric) == ("measured", "peak_allocated")] == [status]
+    assert len(asked) == measured
+    collect(plan([replace(TINY, checkpointing="block")], device="cpu"), tmp_path)
+    assert len(asked) == measured + 1
+
+
+def test_what_was_predicted_is_not_predicted_again(tmp_path, monkeypatch):
+    from ppdm_bench.memory import command
+
+    asked = []
+    monkeypatch.setattr(command, "predict_peak", lambda *_: asked.append(1) or Peak(5, {"params": 5}))
+    for env, predictions in (({"dirty": False}, 1), ({"dirty": False}, 1), ({"dirty": True}, 2), ({"dirty": True}, 3)):
+        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        records = collect(plan(), tmp_path)
+        assert (len(asked), values(records)["peak_allocated"]) == (predictions, 5)
+
+
+# --- a budget, and what does not fit
+
+
+@pytest.fixture
+def children(monkeypatch):
+    """What children are told, in the place of children; their peak is 5 bytes."""
+    asked = []
+    answer = Answer("ok", "", {"peak_allocated": 5})
+    monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: asked.append(request) or answer)
+    return asked
+
+
+def peaks(records):
+    return {record.kind: record for record in records if record.metric == "peak_allocated"}
+
+
+def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
+    found = peaks(records_of(plan(device="cpu", budget=2**20)))
+    assert found["predicted"].status == "oom"
+    assert found["predicted"].reason.startswith("the budget is 0.0009766 GiB, and tensors alone take 0.00")
+    assert found["predicted"].value > 2**20
+    assert (found["measured"].status, children) == ("skipped", [])
+    assert found["measured"].reason == f"predicted not to fit: {found['predicted'].reason}; --no-gate tries it"
+    assert failures(found.values()) == []
+    found = peaks(records_of(plan(device="cpu", budget=2**20, gate=False)))
+    assert (found["measured"].status, len(children)) == ("ok", 1)
+    found = peaks(records_of(plan(device="cpu", budget=2**30)))
+    assert [found[kind].status for kind in ("predicted", "measured")] == ["ok", "ok"]
+
+
+def test_a_card_at_hand_that_is_too_small_is_not_measured_on(children):
+    found = peaks(records_of(plan(device="cuda", target=Target(capacity=GIB // 2 + 2**20))))
+    assert [found[kind].status for kind in ("predicted", "measured")] == ["oom", "skipped"]
+    assert "the card has 0.50 GiB" in found["measured"].reason
+    assert children == []
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu_bytes", "limit"), [("cpu", 0, 2 * GIB), ("cuda", 3 * GIB, 3 * GIB // 2), ("cuda", GIB, None)]
+)
+def test_a_measurement_gets_no_more_than_the_budget_and_the_row_says_so(
+    children, monkeypatch, device, gpu_bytes, limit
+):
+    """On CUDA, the context takes its part; a budget above what the card has is enforced by the card."""
+    from ppdm_bench.memory import command
+
+    known = environment() | {"gpu_bytes": gpu_bytes}
+    monkeypatch.setattr(command, "environment", lambda: known)
+    target = None if device == "cpu" else Target(capacity=2 * GIB)
+    found = peaks(records_of(plan(device=device, target=target, budget=2 * GIB)))
+    assert children[0]["limit"] == limit
+    assert found["measured"].env.get("capacity") == (limit and 2 * GIB)
+    assert found["predicted"].env["capacity"] == 2 * GIB
+
+
+def test_prediction_and_limit_agree_to_the_byte():
+    request = {"configuration": TINY.to_dict(), "phase": "train", "device": "cpu"}
+    peak = values(records_of(plan(phases=("train",), target=None)))["peak_allocated"]
+    answer = worker._answer(request | {"limit": peak})
+    assert (answer["status"], answer["metrics"]["peak_allocated"]) == ("ok", peak)
+    answer = worker._answer(request | {"limit": peak - 1})
+    assert answer["status"] == "oom"
+    assert f"out of memory: {peak:,} bytes of tensors were alive, {peak - 1:,} may be; the budget" in answer["reason"]
+
+
+def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
+    from ppdm_bench.predictor.peak import _allocator_limit
+
+    fractions = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=8 * GIB))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", fractions.append)
+    for limit in (None, 2 * GIB, 9 * GIB, -1):
+        with _allocator_limit(limit):
+            pass
+    assert fractions == pytest.approx([0.25, 1.0, 1.0, 1.0, 0.0, 1.0], abs=1e-9)
+
+
+def test_a_smaller_factor_does_not_always_need_more_memory():
+    """So it is no size: at 16³, weights for 512 channels outweigh what the smaller grid saves."""
+    two, eight = (replace(TINY, shape=(16,) * 3, factor=factor) for factor in (2, 8))
+    small, large = (values(records_of(plan([c])))["peak_allocated"] for c in (eight, two))
+    assert small > 2 * large
+
+
+SLEEPS = """
+import time
+from dataclasses import dataclass, replace
+from ppdm import PPDM
+from ppdm.representation import Puzzle
+
+@dataclass(frozen=True)
+class Sleeping(Puzzle):
+    def encode(self, x):
+        try:
+            time.sleep(600)
+        except Exception:
+            pass
+
+MINE = replace(PPDM, representation=Sleeping(2))
+"""
+
+
+def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    records = records_of(plan([Configuration("sleeps:MINE", SHAPE, width=8)], device="cpu", timeout=2))
+    assert [(r.kind, r.status, r.options["timeout"]) for r in records] == [
+        ("predicted", "timeout", 2),
+        ("measured", "timeout", 2),
+    ]
+    assert all("2 s; a larger --timeout" in sentence for sentence in failures(records))
+    sys.modules.pop("sleeps", None)
+
+
+def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
+    text, written = present(for_cuda, tmp_path, 24 * GIB)
+    assert "ppdm r=2" in text
+    assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+
+
+def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
+    records = records_of(plan([Configuration(own_method, SHAPE, width=8)]))
+    text, written = present(records, tmp_path, None)
+    assert "error" in text
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md"}
+
+
+def test_a_task_says_what_it_does():
+    assert Task(TINY, "train", True).text == "measuring ppdm r=2 train 9×16×8 fp32 none"
+
+
+def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
+    method = TINY.resolve()
+    works = []
+    for evaluations in (EVALUATIONS, 2 * EVALUATIONS):
+        monkeypatch.setattr("ppdm_bench.memory.workload.EVALUATIONS", evaluations)
+        works.append(workload(method, "sample", SHAPE, 1, "cpu"))
+    assert [work.evaluations for work in works] == [EVALUATIONS, 2 * EVALUATIONS]
+    for target in ("cpu", None):
+        peaks = [predict_peak(w.build, w.step, w.iterations, target).peak_allocated for w in works]
+        assert peaks[0] == peaks[1]

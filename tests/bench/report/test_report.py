@@ -1,0 +1,517 @@
+"""Tables and figures: hand-made records, numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.patches import Rectangle
+
+from ppdm_bench import units
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.report import canvas, figure, table
+from ppdm_bench.report.agreement import agreement_table
+from ppdm_bench.report.rows import gather
+
+GIB = 2**30
+
+
+def peak(method: str, phase: str, size: float | None, kind: str = "measured", **other: Any) -> Record:
+    """A peak of so many GiB of a 64³ run."""
+    common: dict[str, Any] = {"shape": (64, 64, 64), "batch_size": 1, "precision": "fp32", "device": "cuda"}
+    value = None if size is None else round(size * GIB)
+    fields = {"metric": "peak_allocated", "method": method, "phase": phase, "kind": kind, "value": value}
+    return Record(**(common | fields | other))
+
+
+def failed(method: str, phase: str, reason: str, status: str = "oom", **other: Any) -> Record:
+    return peak(method, phase, None, status=status, reason=reason, **other)
+
+
+SMALL = [
+    peak("full", "train", 16),
+    peak("full", "sample", 5),
+    peak("puzzle", "train", 2, variant="r=2"),
+    peak("puzzle", "train", 2.5, variant="r=2", metric="peak_reserved"),
+    peak("puzzle", "sample", 0.5, variant="r=2"),
+    replace(peak("puzzle", "", 1, variant="r=2", metric="parameters"), value=26_100_000),
+]
+PREDICTED = [
+    peak("full", "train", 16.4, "predicted"),
+    peak("puzzle", "train", 1.9, "predicted", variant="r=2"),
+    peak("puzzle", "sample", 0.5, "predicted", variant="r=2"),
+]
+
+
+def cell(frame: pd.DataFrame, column: str, **where: str) -> Any:
+    rows = frame
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    assert len(rows) == 1
+    return rows[column].iloc[0]
+
+
+# Units
+
+
+def test_numbers_are_shown_as_people_read_them() -> None:
+    assert [units.gib(x * GIB) for x in (155, 20.128, 0.8, 0.0512345, 0)] == ["155.00", "20.13", "0.800", "0.0512", "0"]
+    assert [units.significant(x) for x in (9.999, 0.00009999, 1234, -0.5)] == ["10.0", "0.000100", "1234", "-0.500"]
+    assert [units.count(x) for x in (26_100_000, 1_234, 999, 2.5e9)] == ["26.1 M", "1.23 k", "999", "2.50 G"]
+    assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == ["1/7.7", "1/46", "0.92×", "1", "1.30×"]
+
+
+def test_a_long_name_is_broken_where_it_may_be() -> None:
+    assert canvas.folded("ppdm r=2", 8) == "ppdm r=2"
+    name = "ppdm r=2 network.compile=true+network.channels_last=true"
+    assert canvas.folded(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
+    assert canvas.folded("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
+
+
+# The table
+
+
+def test_a_row_a_configuration_and_a_column_a_phase() -> None:
+    frame = table.memory_table(SMALL)
+    assert list(frame["method"]) == ["full", "puzzle"]
+    assert cell(frame, "train_peak_allocated", method="puzzle") == 2 * GIB
+    assert cell(frame, "sample_peak_allocated", method="puzzle") == GIB // 2
+    assert cell(frame, "train_peak_reserved", method="puzzle") == 2.5 * GIB
+    assert cell(frame, "train_peak_reserved", method="full") is pd.NA
+    assert cell(frame, "parameters", method="puzzle") == 26_100_000
+    assert cell(frame, "shape", method="full") == "64x64x64"
+    assert "train_ratio" not in frame
+    assert "train_fits" not in frame
+    assert "sample_peak_reserved" not in frame
+
+
+def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() -> None:
+    note = "of the network as it is written"
+    frame = table.memory_table([*SMALL, peak("compiled", "train", 2, reason=note)])
+    assert (cell(frame, "train_status", method="compiled"), cell(frame, "train_reason", method="compiled")) == (
+        "ok",
+        note,
+    )
+    assert f"compiled, measured, train: {note}" in table.to_markdown(frame)
+
+
+def test_ratios_are_against_the_reference_of_the_same_conditions() -> None:
+    records = [*SMALL, peak("full", "train", 8, precision="bf16"), peak("puzzle", "train", 1.6, precision="bf16")]
+    frame = table.memory_table(records, reference="full")
+    assert cell(frame, "train_ratio", method="puzzle", precision="fp32") == 2 / 16
+    assert cell(frame, "sample_ratio", method="puzzle", precision="fp32") == 0.1
+    assert cell(frame, "train_ratio", method="puzzle", precision="bf16") == pytest.approx(0.2)
+    assert cell(frame, "train_ratio", method="full", precision="fp32") == 1
+    assert math.isnan(cell(frame, "sample_ratio", method="puzzle", precision="bf16"))
+
+
+def test_checkpointing_is_compared_with_the_plain_reference() -> None:
+    records = [
+        peak("full", "train", 9, checkpointing="block"),
+        peak("full", "train", 16),
+        peak("puzzle", "train", 1, checkpointing="block"),
+    ]
+    frame = table.memory_table(records, reference="full")
+    assert cell(frame, "train_ratio", method="puzzle") == 1 / 16
+    assert cell(frame, "train_ratio", method="full", checkpointing="block") == 9 / 16
+    assert set(frame["ratio_reference"]) == {"full, checkpointing none"}
+
+
+def test_of_several_references_the_one_of_the_same_variant_counts() -> None:
+    records = [peak(m, "train", size, variant=v) for m, v, size in (("full", "authors", 20), ("full", "matched", 10))]
+    records += [peak("patch", "train", 5, variant="matched"), peak("patch", "train", 5, variant="other")]
+    frame = table.memory_table(records, reference="full")
+    assert cell(frame, "train_ratio", method="patch", variant="matched") == 0.5
+    assert cell(frame, "train_ratio", method="patch", variant="other") == 0.25
+
+
+def test_predicted_and_measured_never_share_a_row() -> None:
+    for records in (SMALL + PREDICTED, PREDICTED + SMALL):
+        assert all({record.kind for record in row.records.values()} == {row.kind} for row in gather(records))
+        frame = table.memory_table(records, reference="full")
+        assert len(frame) == 4
+        assert cell(frame, "train_peak_allocated", method="puzzle", kind="measured") == 2 * GIB
+        assert cell(frame, "train_ratio", method="puzzle", kind="predicted") == pytest.approx(1.9 / 16.4)
+        # The prediction of sampling has no predicted reference, and the measured one is not lent to it.
+        assert math.isnan(cell(frame, "sample_ratio", method="puzzle", kind="predicted"))
+
+
+def test_the_measured_row_bears_the_error_of_its_prediction() -> None:
+    frame = table.memory_table(SMALL + PREDICTED)
+    assert cell(frame, "train_prediction_error", method="puzzle", kind="measured") == pytest.approx(1.9 / 2 - 1)
+    assert cell(frame, "train_prediction_error", method="full", kind="measured") == pytest.approx(0.025)
+    assert cell(frame, "sample_prediction_error", method="puzzle", kind="measured") == 0
+    assert math.isnan(cell(frame, "train_prediction_error", method="full", kind="predicted"))
+
+
+def test_a_prediction_is_not_held_against_what_others_published() -> None:
+    records = [peak("full", "train", 16, "published"), peak("full", "train", 15, "predicted")]
+    assert "train_prediction_error" not in table.memory_table(records)
+
+
+def test_a_prediction_for_a_gpu_is_not_held_against_the_cpu() -> None:
+    records = [peak("full", "train", 16, device="cpu"), peak("full", "train", 15, "predicted", device="cuda")]
+    assert "train_prediction_error" not in table.memory_table(records)
+    records.append(peak("full", "train", 8, "predicted", device="cpu"))
+    assert set(table.memory_table(records)["train_prediction_error"].dropna()) == {-0.5}
+
+
+def test_what_fits_is_told_by_reserved_memory_where_it_is_known() -> None:
+    records = [*SMALL, failed("other", "train", "no")]
+    frame = table.memory_table(records, budget=round(2.2 * GIB))
+    assert not cell(frame, "train_fits", method="puzzle")
+    assert cell(frame, "sample_fits", method="puzzle")
+    assert cell(frame, "train_fits", method="other") is pd.NA
+    assert cell(table.memory_table(records, budget=round(2.5 * GIB)), "train_fits", method="puzzle")
+
+
+def test_what_fits_is_the_verdict_of_a_prediction_that_was_made_for_the_budget() -> None:
+    env, budget = {"capacity": 10 * GIB}, 10 * GIB
+    tight = [
+        peak("tight", "train", size, "predicted", env=env, metric=m)
+        for m, size in (("peak_allocated", 9), ("peak_reserved", 12))
+    ]
+    large = peak("large", "train", 9, "predicted", status="oom", reason="no", env=env)
+    frame = table.memory_table([*tight, large], budget=budget)
+    assert cell(frame, "train_fits", method="tight")  # free segments are returned before memory runs out
+    assert not cell(frame, "train_fits", method="large")
+    assert not cell(table.memory_table(tight, budget=11 * GIB), "train_fits", method="tight")
+
+
+def test_what_of_a_prediction_is_assumed_is_told_and_shown_where_it_is_asked_for() -> None:
+    records = [*PREDICTED, peak("puzzle", "train", 0.475, "predicted", variant="r=2", metric="assumed")]
+    frame = table.memory_table(records)
+    assert cell(frame, "train_assumed", method="puzzle") == round(0.475 * GIB)
+    assert cell(frame, "train_assumed", method="full") is pd.NA
+    assert "Up to 25% of a predicted peak is assumed" in table.to_markdown(frame)  # 0.475 of 1.9
+    assert "train assumed GiB" not in table.to_text(frame)
+    assert "train assumed GiB" in table.to_text(frame, assumed=True)
+    assert "is assumed" not in table.to_markdown(table.memory_table(PREDICTED))
+
+
+def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
+    records = [failed("full", "train", "out of | memory"), peak("full", "sample", 5), *SMALL[2:]]
+    frame = table.memory_table(records, reference="full")
+    assert cell(frame, "train_status", method="full") == "oom"
+    assert cell(frame, "train_reason", method="full") == "out of | memory"
+    assert cell(frame, "train_peak_allocated", method="full") is pd.NA
+    assert math.isnan(cell(frame, "train_ratio", method="puzzle"))
+    for text in (table.to_markdown(frame), table.to_text(frame)):
+        assert " OOM " in text
+        assert "full, measured, train: out of | memory" in text
+
+
+def test_what_a_run_held_when_it_failed_is_not_its_peak() -> None:
+    measured = peak("full", "train", 79, status="oom", reason="out of memory")
+    foretold = peak("full", "train", 155, "predicted", status="oom", reason="155 GiB do not fit 80 GiB")
+    frame = table.memory_table([measured, foretold])
+    assert list(frame["train_peak_allocated"]) == [pd.NA, 155 * GIB]
+    assert "155.00 OOM" in table.to_text(frame)
+
+
+def test_the_later_record_of_a_number_counts() -> None:
+    frame = table.memory_table([failed("full", "train", "killed", status="killed"), peak("full", "train", 16)])
+    assert list(frame["train_status"]) == ["ok"]
+    assert list(frame["train_peak_allocated"]) == [16 * GIB]
+
+
+def test_other_stages_become_columns_behind_training_and_sampling() -> None:
+    phases = ["decode", "train", "mine", "autoencoder_train", "sample"]
+    frame = table.memory_table([peak("latent", phase, 1) for phase in phases])
+    columns = [c.removesuffix("_peak_allocated") for c in frame.columns if c.endswith("allocated")]
+    assert columns == ["train", "sample", "autoencoder_train", "decode", "mine"]
+
+
+def test_gpus_and_versions_are_columns_where_they_tell_rows_apart() -> None:
+    records = [peak("full", "train", size, env={"gpu": gpu}) for size, gpu in ((16, "A100"), (17, "H100"))]
+    frame = table.memory_table(records)
+    assert list(frame["gpu"]) == ["A100", "H100"]
+    assert "torch" not in frame
+    assert "gpu" not in table.memory_table(records[:1])
+
+
+def test_records_of_other_things_make_no_row() -> None:
+    other = Record(metric="psnr", value=30.0, unit="dB", kind="measured", method="full")
+    assert len(table.memory_table([other, *SMALL])) == 2
+    empty = table.memory_table([other], reference="full", budget=GIB)
+    assert len(empty) == 0
+    assert table.to_csv(empty).startswith("method,variant,shape")
+    assert table.to_text(empty).startswith("Peak memory")
+
+
+def test_the_csv_is_exact() -> None:
+    assert table.to_csv(table.memory_table(SMALL[:3], reference="full", budget=8 * GIB)) == (
+        "method,variant,shape,batch_size,precision,checkpointing,kind,parameters,"
+        "train_peak_allocated,train_ratio,train_fits,train_status,train_reason,"
+        "sample_peak_allocated,sample_ratio,sample_fits,sample_status,sample_reason,ratio_reference\n"
+        "full,,64x64x64,1,fp32,none,measured,,17179869184,1,False,ok,,5368709120,1,True,ok,,"
+        '"full, checkpointing none"\n'
+        'puzzle,r=2,64x64x64,1,fp32,none,measured,,2147483648,0.125,True,ok,,,,,,,"full, checkpointing none"\n'
+    )
+
+
+def test_the_markdown_is_exact() -> None:
+    assert table.to_markdown(table.memory_table(SMALL + PREDICTED[1:2], reference="full")) == (
+        "Peak memory, 64×64×64, batch size 1, fp32, no checkpointing\n\n"
+        "| method | kind | parameters | train GiB | train ratio | train reserved GiB | train prediction error "
+        "| sample GiB | sample ratio |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| full | measured | – | 16.00 | 1 | – | – | 5.00 | 1 |\n"
+        "| puzzle r=2 | measured | 26.1 M | 2.00 | 1/8.0 | 2.50 | -5.00% | 0.500 | 1/10 |\n"
+        "| puzzle r=2 | predicted | – | 1.90 | – | – | – | – | – |\n\n"
+        "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Reserved: what the allocator took from the driver. "
+        "Ratio: to full, checkpointing none, all else and the kind equal. Prediction error: predicted / measured − 1.\n"
+    )
+
+
+def test_the_same_records_make_the_same_files(tmp_path: Path) -> None:
+    first = table.save(table.memory_table(SMALL), tmp_path / "a" / "memory.v1")
+    second = table.save(table.memory_table(SMALL), tmp_path / "b" / "memory.v1")
+    assert [path.name for path in first] == ["memory.v1.csv", "memory.v1.md"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len(list(first[0].parent.iterdir())) == 2
+
+
+def test_the_terminal_shows_the_same_cells() -> None:
+    from rich.console import Console
+
+    console = Console(width=70, record=True, file=StringIO())
+    console.print(table.rich_table(table.memory_table([*SMALL, *PREDICTED, failed("other", "train", "[no]")])))
+    text = console.export_text()
+    for shown in ("Peak memory, 64×64×64", "puzzle", "predicted", "26.1 M", "0.500", "OOM", "train: [no]"):
+        assert shown in text
+
+
+# The figures
+
+
+def bars(drawn: Any) -> list[Rectangle]:
+    return [patch for patch in drawn.axes[0].patches if isinstance(patch, Rectangle)]
+
+
+def words(drawn: Any) -> str:
+    drawn.draw_without_rendering()
+    texts = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    return " | ".join([*texts, *(text.get_text() for legend in drawn.legends for text in legend.get_texts())])
+
+
+def test_bars_end_at_the_peak_and_predictions_are_hollow() -> None:
+    drawn = figure.memory_figure(SMALL + PREDICTED, reference="full")
+    ends = {round(bar.get_x() + bar.get_width(), 6): bar for bar in bars(drawn)}
+    assert sorted(ends) == [0.5, 1.9, 2, 5, 16, 16.4]
+    assert ends[16.4].get_facecolor() == (1, 1, 1, 1)
+    assert ends[16.4].get_hatch()
+    assert ends[16].get_facecolor() == ends[16.4].get_edgecolor()
+    assert not ends[16].get_hatch()
+    text = words(drawn)
+    for shown in ("2.00 (1/8.0)", "1.90 (1/8.6)", "8 GB", "training", "sampling", "measured", "predicted"):
+        assert shown in text
+
+
+def test_the_axis_is_logarithmic_only_for_a_wide_span() -> None:
+    near = figure.memory_figure([peak("full", "train", 16), peak("puzzle", "train", 2)]).axes[0]
+    assert near.get_xscale() == "linear"
+    assert near.get_xlim()[0] == 0
+    far = figure.memory_figure([peak("full", "train", 16), peak("puzzle", "train", 0.7)]).axes[0]
+    assert far.get_xscale() == "log"
+    assert "log axis" in far.get_xlabel()
+
+
+def test_a_failed_run_has_a_mark_and_no_bar() -> None:
+    drawn = figure.memory_figure([failed("full", "train", "no"), peak("puzzle", "train", 2)])
+    assert len(bars(drawn)) == 1
+    assert "OOM" in words(drawn)
+    assert "OOM" in words(figure.memory_figure([failed("full", "train", "no")]))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "legend"),
+    [(["skipped"], "skipped"), (["oom"], "failed"), (["skipped", "killed", "oom"], "failed or skipped")],
+)
+def test_the_legend_tells_what_failed_from_what_was_skipped(statuses: list[str], legend: str) -> None:
+    drawn = figure.memory_figure([failed(f"m{i}", "train", "no", status) for i, status in enumerate(statuses)])
+    assert f"no value: {legend}" in [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+@pytest.mark.parametrize("column", ["single", "double"])
+def test_no_label_leaves_the_figure_or_touches_another(column: Any) -> None:
+    many = [
+        peak(method, phase, size, precision=precision, checkpointing=checkpointing)
+        for method, size in (("full", 155), ("puzzle", 20.1), ("small", 0.4))
+        for phase in ("train", "sample")
+        for precision in ("fp32", "bf16")
+        for checkpointing in ("none", "block")
+    ]
+    drawn = figure.memory_figure(many, reference="full", column=column)
+    drawn.draw_without_rendering()
+    axes = drawn.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    names = [text.get_window_extent() for text in axes.get_yticklabels()]
+    left, right = axes.get_xlim()
+    ticks = [t.get_window_extent() for t in axes.get_xticklabels() if left <= t.get_position()[0] <= right]
+    assert len(ticks) > 2
+    for group in (boxes, names, ticks):
+        assert not any(a.overlaps(b) for i, a in enumerate(group) for b in group[:i])
+    assert all(box.x0 >= 0 and box.x1 <= drawn.bbox.width for box in boxes + names)
+    values = [text.get_window_extent() for text in axes.texts if "GB" not in text.get_text()]
+    assert all(box.x1 <= axes.bbox.x1 for box in values)
+
+
+PARTS = {"params": 1, "grads": 1, "optimizer": 2, "inputs": 0.5, "activations": 10, "workspace": 1.5}
+
+
+def test_the_breakdown_adds_up_to_the_peak() -> None:
+    records = [peak("full", "train", 16), *(peak("full", "train", size, metric=part) for part, size in PARTS.items())]
+    drawn = figure.breakdown_figure(records)
+    assert [round(bar.get_width(), 6) for bar in bars(drawn)] == list(PARTS.values())
+    assert bars(drawn)[-1].get_x() + bars(drawn)[-1].get_width() == pytest.approx(16)
+    shares = [bar.get_width() for bar in drawn.axes[1].patches if isinstance(bar, Rectangle)]
+    assert sum(shares) == pytest.approx(100)
+    assert "not attributed" not in words(drawn)
+
+
+def test_what_the_breakdown_does_not_explain_is_shown() -> None:
+    records = [peak("full", "train", 16), peak("full", "train", 12, metric="activations")]
+    drawn = figure.breakdown_figure(records, column="single")
+    assert [bar.get_width() for bar in bars(drawn)] == [12, 4]
+    assert "not attributed" in words(drawn)
+
+
+def test_a_breakdown_above_its_peak_is_refused() -> None:
+    records = [peak("full", "train", 16), peak("full", "train", 17, metric="activations")]
+    with pytest.raises(ValueError, match=r"full, train, adds up to 17\.00 GiB, more than its peak of 16\.00 GiB"):
+        figure.breakdown_figure(records)
+
+
+def published(name: str, size: float | None, predicted: float, gpu: str = "H100 80GB HBM3") -> list[Record]:
+    common: dict[str, Any] = {"method": "net", "phase": "train", "config_id": config_id({"name": name})}
+    end = {"value": size * GIB} if size else {"status": "oom", "reason": "published as out of memory"}
+    told = Record(metric="peak_allocated", kind="published", env={"gpu": gpu}, **end, **common)  # type: ignore[arg-type]
+    foretold = [("peak_allocated", predicted), ("peak_reserved", predicted * 1.3)]
+    return [told, *(Record(metric=m, value=x * GIB, kind="predicted", **common) for m, x in foretold)]
+
+
+def test_validation_pairs_published_and_predicted_peaks() -> None:
+    records = [
+        *published("a", 10, 9.89),
+        *published("b", 20, 20.1, gpu="A100"),
+        *published("c", 40, 40.04),
+        *published("failed", None, 62),
+        *published("lonely", 50, 50)[:1],
+    ]
+    drawn = figure.validation_figure(records)
+    left, right, apart = drawn.axes
+    points = {tuple(p) for line in left.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
+    assert points == {(10, 9.89), (20, 20.1), (40, 40.04)}
+    drawn_points = [line.get_xydata() for line in right.lines[1:] if line.get_marker() != "None"]
+    errors = {tuple(p) for each in drawn_points for p in np.round(each, 6).tolist()}
+    assert errors == {(10, -1.1), (20, 0.5), (40, 0.1)}
+    assert all(line.get_markerfacecolor() == "none" for line in left.lines[1:])
+    assert [line.get_ydata()[0] for line in apart.lines] == pytest.approx([62, 62 * 1.3, 80])
+    text = words(drawn)
+    for shown in ("n = 3", "median error 0.50 %", "worst −1.10 %", "H100 80GB HBM3 (3)", "A100 (1)"):
+        assert shown in text
+    assert len(figure.validation_figure(records[:6]).axes) == 2
+
+
+def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_states() -> None:
+    common: dict[str, Any] = {"method": "layer", "phase": "forward", "config_id": config_id({"name": "d"})}
+    stated, vague = {"gpu": "A100 80GB", "torch": "2.3.1", "cudnn": "8.9"}, {"gpu": "not stated", "torch": "2.3.1"}
+    foretold = {"peak_allocated": 6, "peak_reserved": 10.5, "refused": 108, "assumed": 1.5}
+    records = [
+        Record(metric="peak_allocated", kind="published", status="oom", reason="refused", env=stated, **common),
+        Record(metric="refused", kind="published", value=108 * GIB, env=stated, **common),
+        Record(metric="peak_reserved", kind="published", value=round(8.4 * GIB), env=vague, **common),
+        *(Record(metric=m, kind="predicted", value=x * GIB, **common) for m, x in foretold.items()),
+    ]
+    *rows, _, summary = agreement_table(records).splitlines()
+    assert len(rows) == 4  # the refused request stands for the run that failed
+    assert (
+        "| request refused | A100 80GB | 2.3.1 | 8.9 | 108 | 108.000 | +0.00 % | yes | 1.500 | 10.50 | yes |" in rows[2]
+    )
+    assert "| reserved | not stated | 2.3.1 | of the release | 8.4 | 10.500 | +25.00 % | **no** | 1.500 |" in rows[3]
+    expected = (
+        "n = 2, median error 12.50 %, worst +25.00 %; conditions stated: n = 1, median error 0.00 %, worst +0.00 %"
+    )
+    assert summary == expected
+    drawn = figure.validation_figure(records, "origin")
+    assert len(drawn.axes) == 2
+    assert drawn.axes[1].get_yscale() == "symlog"  # 25 % and nothing, both to be seen
+    assert "reserved, partly unstated (1)" in words(drawn)
+    bars = [path for line in drawn.axes[1].collections for path in line.get_segments()]
+    spans = sorted(float(np.ptp(bar[:, 1])) for bar in bars)
+    assert spans == pytest.approx([0.1 / 108 * 100, 0.1 / 8.4 * 100])  # ±.05 GiB of what was published
+
+
+@pytest.mark.parametrize("draw", [figure.memory_figure, figure.breakdown_figure, figure.validation_figure])
+def test_nothing_to_draw_is_said(draw: Any) -> None:
+    with pytest.raises(ValueError, match="there is nothing to"):
+        draw([peak("full", "train", 16, metric="context")])
+
+
+def test_a_phase_without_an_allocated_peak_is_not_drawn_as_failed() -> None:
+    records = [peak("full", "train", 16), peak("full", "sample", 5, metric="peak_reserved")]
+    drawn = figure.memory_figure(records)
+    assert len(bars(drawn)) == 1
+    assert "failed" not in words(drawn)
+
+
+def test_an_unknown_width_is_said() -> None:
+    with pytest.raises(ValueError, match="`single` or `double`"):
+        figure.memory_figure(SMALL, column="triple")  # type: ignore[arg-type]
+
+
+def test_the_same_records_make_the_same_picture(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    paths = [figure.save(figure.memory_figure(SMALL + PREDICTED), tmp_path / name / "memory.v1") for name in "ab"]
+    assert [path.name for path in paths[0]] == ["memory.v1.png", "memory.v1.pdf"]
+    for one, other in zip(*paths, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+    assert matplotlib.image.imread(paths[0][0]).shape[1] == round(7.16 * 300)
+    assert b"/Subtype /Type3" not in paths[0][1].read_bytes()
+    assert len(list((tmp_path / "a").iterdir())) == 2
+    assert dict(mpl.rcParams) == before
+
+
+def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.png").write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        figure.save(figure.memory_figure(SMALL), tmp_path / "memory")
+    assert [path.name for path in tmp_path.iterdir()] == ["memory.png"]
+    assert (tmp_path / "memory.png").read_bytes() == b"old"
+
+
+@pytest.mark.slow
+def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
+    """seaborn imports pyplot; no figure of ours is one of its figures."""
+    heavy = "{'torch', 'ppdm', 'ppdm_baselines'} & set(sys.modules)"
+    code = f"""
+import sys
+from ppdm_bench.report import table
+print('early', *{{'pandas', 'matplotlib', 'rich'}} & set(sys.modules))
+from ppdm_bench.report import figure
+from ppdm_bench.records import Record
+records = [Record(metric="peak_allocated", value=5, kind="measured", method="m", phase="train")]
+table.to_markdown(table.memory_table(records)), figure.memory_figure(records)
+from matplotlib import pyplot
+print('late', *{heavy}, *pyplot.get_fignums())
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["early", "late"]

@@ -1,0 +1,173 @@
+"""Labelled regions: their names in a table beside them, and the bias of uptake that is taken in each."""
+
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from ppdm.data.checking import check_pair
+from ppdm.data.manifest import Pair, read_manifest, write_manifest
+from ppdm.data.regions import RegionError, names_table, read_names, table_name
+from ppdm.data.volume import Volume
+from ppdm.evaluation.evaluate import convention, scores, unit_of
+from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_case
+from ppdm.metrics import PRESETS
+from ppdm.simulation.generation import make_set
+from ppdm.simulation.phantom import Grid
+from ppdm.simulation.tasks import LABELS, REGIONS, find_task
+from ppdm_bench.records import Record
+from ppdm_bench.report.dots import with_values
+from ppdm_bench.report.quality import quality_table, to_markdown
+from ppdm_bench.report.series import metric_name
+
+SHAPE = (14, 13, 12)
+
+
+def save(path, array):
+    nib.save(nib.Nifti1Image(array, np.eye(4)), path)
+    return path
+
+
+def labelled():
+    """Liver 4, and two lesions 7 that do not touch."""
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[1:4, 1:4, 1:4] = 4
+    labels[6:8, 6:8, 6:8] = 7
+    labels[10:12, 10:12, 8:10] = 7
+    return labels
+
+
+def pet(labels, regions, factor=1.0):
+    target = torch.ones(SHAPE)
+    numbers = None if labels is None else torch.from_numpy(labels.astype(np.float32))
+    return Case("s", target, None, None, Volume.from_array(target.numpy()), factor, numbers, regions)
+
+
+def found(prediction, case, preset=None):
+    given = scores(preset or convention(20.0), prediction, case)
+    return {score.metric: score for score in given if score.metric.startswith("suv_")}
+
+
+def test_the_table_lies_beside_and_reads_back(tmp_path):
+    path = tmp_path / "labels.nii.gz"
+    assert read_names(path) is None
+    (tmp_path / table_name(path.name)).write_bytes(names_table({4: "liver", 7: "lesion"}))
+    assert read_names(path) == {4: "liver", 7: "lesion"}
+
+
+def test_a_table_of_bids_is_read_and_its_names_are_made_plain(tmp_path):
+    (tmp_path / "sub-1_dseg.tsv").write_text("\ufeffindex\tname\tabbreviation\n3\tLeft kidney\tLK\n")
+    assert read_names(tmp_path / "sub-1_dseg.nii") == {3: "left_kidney"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("index\tlabel\n1\tliver\n", "KeyError: 'name'"),
+        ("index\tname\none\tliver\n", "ValueError"),
+        ("index\tname\n1\n", "AttributeError"),
+        ("index\tname\n1\tliver\n1\tspleen\n", "twice"),
+        ("index\tname\n1\tliver\n2\tLiver\n", "twice"),
+        ("index\tname\n1\t--\n", "not at all"),
+        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+    ],
+)
+def test_other_tables_are_refused_in_words(tmp_path, text, message):
+    (tmp_path / "labels.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RegionError, match=message):
+        read_names(tmp_path / "labels.nii.gz")
+
+
+def test_each_region_has_a_bias_and_each_lesion_its_own():
+    prediction = torch.ones(SHAPE)
+    prediction[1:4, 1:4, 1:4] = 1.1
+    prediction[6:8, 6:8, 6:8] = 0.5
+    prediction[10, 10, 8] = 3.0  # one of the eight voxels of the second lesion
+    biases = found(prediction, pet(labelled(), {4: "liver", 7: "lesion"}))
+    assert biases["suv_mean_bias_liver"].value == pytest.approx(10.0, abs=1e-4)
+    assert biases["suv_mean_bias_liver"].samples == ()
+    assert biases["suv_mean_bias_lesion"].samples == pytest.approx((-50.0, 25.0))
+    assert biases["suv_mean_bias_lesion"].value == pytest.approx(-12.5)
+    assert biases["suv_max_bias_lesion"].samples == pytest.approx((-50.0, 200.0))
+    assert {unit_of(metric) for metric in biases} == {"%"}
+
+
+def test_without_a_table_regions_bear_their_numbers_and_one_that_is_absent_is_passed_over():
+    assert set(found(torch.ones(SHAPE), pet(labelled(), None))) == {
+        f"suv_{which}_bias_{number}" for which in ("mean", "max") for number in (4, 7)
+    }
+    assert set(found(torch.ones(SHAPE), pet(labelled(), {5: "spleen", 4: "liver"}))) == {
+        "suv_mean_bias_liver",
+        "suv_max_bias_liver",
+    }
+
+
+def test_a_region_without_uptake_loses_no_other():
+    case = pet(labelled(), {4: "liver", 7: "lesion"})
+    case.target[1:4, 1:4, 1:4] = 0
+    biases = found(torch.ones(SHAPE), case)
+    assert biases["suv_mean_bias_liver"].value is None
+    assert "no positive uptake" in biases["suv_mean_bias_liver"].reason
+    assert biases["suv_mean_bias_lesion"].value == 0.0
+
+
+def test_only_pet_and_only_the_projects_own_convention_have_them():
+    assert not found(torch.ones(SHAPE), pet(labelled(), None, factor=None))
+    assert not found(torch.ones(SHAPE), pet(None, None))
+    case = replace(pet(labelled(), None), target=torch.rand(SHAPE) + 1)
+    assert not found(torch.rand(SHAPE), case, PRESETS["udpet"])
+
+
+def test_labels_are_read_by_nearest_neighbours_and_are_whole_numbers(tmp_path):
+    target = save(tmp_path / "target.nii.gz", np.ones(SHAPE, np.float32))
+    path = save(tmp_path / "labels.nii.gz", labelled())
+    files = CaseFiles("s", target, suv_factor=1.0, labels=path)
+    case = read_case(files)
+    assert set(case.labels.unique().tolist()) == {0.0, 4.0, 7.0}
+    assert case.regions is None
+    assert files.digest() != CaseFiles("s", target, suv_factor=1.0).digest()
+    save(path, labelled().astype(np.float32) / 2)
+    with pytest.raises(CaseError, match=r"labels\.nii\.gz holds values that are no whole numbers"):
+        read_case(files)
+
+
+def test_a_manifest_has_a_column_of_labels_which_is_checked(tmp_path):
+    names = ("source", "target", "labels")
+    rng = np.random.default_rng(0)
+    for name in names:
+        save(tmp_path / f"{name}.nii.gz", labelled() if name == "labels" else rng.random(SHAPE).astype(np.float32))
+    pair = Pair("s", "test", *(tmp_path / f"{name}.nii.gz" for name in names[:2]), labels=tmp_path / "labels.nii.gz")
+    write_manifest(tmp_path / "pairs.csv", [pair])
+    assert "labels" in (tmp_path / "pairs.csv").read_text().splitlines()[0]
+    assert read_manifest(tmp_path / "pairs.csv") == [pair]
+    assert check_pair(pair).sound
+    save(pair.labels, np.zeros(SHAPE, np.uint8))
+    (fault,) = check_pair(pair).faults
+    assert "labels.nii.gz: no voxel of the labels lies above 0" in fault
+
+
+@pytest.mark.slow
+def test_phantoms_of_pet_name_their_organs(tmp_path):
+    recipe = find_task("pet-joint").recipe(Grid((12, 10, 10), (36.0, 36.0, 36.0)))
+    (pair,) = make_set(recipe, 1, tmp_path / "set", jobs=1)
+    assert pair.labels == tmp_path / "set" / "train-000" / f"{LABELS}.nii.gz"
+    assert read_names(pair.labels) == REGIONS
+    assert {"liver", "lesion", "grey_matter"} <= set(REGIONS.values())
+    case = read_case(CaseFiles("s", pair.target, pair.source, pair.mask, pair.suv_factor, pair.labels))
+    assert found(case.target * 1.1, case)["suv_mean_bias_liver"].value == pytest.approx(10.0, abs=1e-3)
+
+
+def test_the_table_has_a_block_of_its_own_and_figures_pass_regions_over():
+    records = [
+        Record(metric=metric, unit=unit, value=value, kind="measured", method="ppdm", subject="s1", task="t")
+        for metric, unit, value in (("psnr", "dB", 30.0), ("suv_max_bias_grey_matter", "%", -4.25))
+    ]
+    text = to_markdown(quality_table(records), "Quality.")
+    means, regional = text.split("Bias of uptake in regions")
+    assert "SUVmax" not in means
+    assert "| SUVmax grey matter % →0 |" in regional
+    assert "| −4.2 |" in regional
+    assert with_values(records)[1] == ["psnr"]
+    assert metric_name("suv_mean_bias_liver", "%") == "SUVmean liver % →0"

@@ -1,0 +1,478 @@
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ppdm import PPDM, Method, sample, training_loss
+from ppdm.kernel import I2SB, Brownian, Gaussian, Linear
+from ppdm.loss import Loss
+from ppdm.method import Optimisation, Sampling
+from ppdm.network.options import UNetOptions
+from ppdm.pixel_puzzle import pad_to_multiple
+from ppdm.representation import Haar, Identity, Puzzle
+from ppdm.slices import Slices
+from ppdm.window import Patch, Whole
+from ppdm_baselines import PRESETS
+
+SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4)
+BRIDGE = replace(PPDM, network=SMALL)
+DIFFUSION = Method("ddpm3d", Identity(), Whole(), Gaussian(), "x0", Loss(p=1), SMALL, Sampling(4, True, 1.0))
+BOTH = pytest.mark.parametrize("method", [BRIDGE, DIFFUSION], ids=lambda m: m.name)
+ALL_PRESETS = [method for methods in PRESETS.values() for method in methods.values()]
+
+
+def volumes(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def network(method: Method, channels: int = 1) -> nn.Module:
+    """A network that does not return zeros."""
+    torch.manual_seed(0)
+    net = method.build(channels)
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.05)
+    return net
+
+
+class Recorder(nn.Module):
+    """Remembers what it was shown, and returns zeros of the state's shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[Tensor] = []
+        self.sources: list[Tensor] = []
+        self.times: list[Tensor] = []
+
+    def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+        seen = torch.cat(list(parts), dim=1)
+        x_t, y = seen.chunk(2, dim=1)
+        self.states.append(x_t)
+        self.sources.append(y)
+        self.times.append(t)
+        return torch.zeros_like(x_t)
+
+
+# As a value, and in files --------------------------------------------------------------------------------------------
+
+positive = st.floats(1e-6, 1e6)
+kernels = st.one_of(
+    st.builds(Brownian, positive),
+    st.builds(Linear, st.floats(0, 10)),
+    st.builds(lambda low, rise: I2SB(low, low + rise), positive, st.floats(0, 10)),
+    st.builds(Gaussian, st.sampled_from(("cosine", "linear", "flow"))),
+)
+factors = st.one_of(st.integers(1, 8), st.tuples(*[st.integers(1, 8)] * 3))
+losses = st.one_of(
+    st.builds(Loss, st.sampled_from((1, 2))),
+    st.builds(Loss, st.sampled_from((1, 2)), positive, st.sampled_from(("all", "cell"))),
+)
+# Sizes of patches that every network below can halve as often as it does.
+sizes = st.integers(1, 8).map(lambda k: 16 * k)
+windows = st.one_of(
+    st.builds(Whole, st.booleans()),
+    st.builds(Patch, st.none() | sizes | st.tuples(sizes, sizes, sizes), st.booleans(), st.none() | st.floats(0, 0.99)),
+    st.builds(Slices, st.sampled_from(("dhw", "w", "hd")), st.integers(0, 9), st.integers(1, 99), st.integers(1, 99)),
+)
+levels = st.lists(st.tuples(st.integers(1, 8), st.booleans()), min_size=1, max_size=5)
+networks = st.builds(
+    lambda levels, attend, **rest: UNetOptions(
+        multipliers=tuple(m for m, _ in levels), attention=tuple(a for _, a in levels) if attend else (), **rest
+    ),
+    levels,
+    st.booleans(),
+    width=st.integers(1, 300),
+    residual_blocks=st.integers(1, 4),
+    skips=st.sampled_from(("concat", "add")),
+    resampling=st.sampled_from(("convolution", "residual")),
+    adaptive=st.booleans(),
+    precision=st.sampled_from(("fp32", "bf16", "fp16")),
+    checkpointing=st.sampled_from(("none", "norm", "block", "conv")),
+    channels_last=st.booleans(),
+    compile=st.booleans(),
+)
+
+
+@st.composite
+def methods(draw: st.DrawFn) -> Method:
+    kernel = draw(kernels)
+    return Method(
+        name=draw(st.text()),
+        representation=draw(st.one_of(st.just(Identity()), st.builds(Puzzle, factors), st.just(Haar()))),
+        window=draw(windows),
+        kernel=kernel,
+        target=draw(st.sampled_from(kernel.targets)),
+        loss=draw(losses),
+        network=draw(networks),
+        sampling=draw(
+            st.builds(Sampling, st.integers(1, 1000), st.booleans(), st.none() | positive, st.floats(0.01, 1))
+        ),
+        optimisation=draw(
+            st.builds(Optimisation, positive, st.floats(0, 1), st.integers(0, 10**6), positive, st.floats(0, 0.9999))
+        ),
+    )
+
+
+def through_json(method: Method) -> Method:
+    return Method.from_dict(json.loads(json.dumps(method.to_dict())))
+
+
+@pytest.mark.parametrize("method", ALL_PRESETS, ids=lambda m: m.name)
+def test_presets_survive_a_file(method: Method) -> None:
+    assert through_json(method) == method
+
+
+@given(methods())
+@settings(max_examples=50, deadline=None)
+def test_every_point_survives_a_file(method: Method) -> None:
+    again = through_json(method)
+    assert again == method
+    assert hash(again) == hash(method)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def paths(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(k, *p) for k, v in data.items() for p in ((), *(paths(v) if isinstance(v, dict) else ()))]
+
+
+def made_or_refusal(described: Any) -> Method | str:
+    try:
+        return Method.from_dict(described)
+    except ValueError as refusal:  # anything else is a defect, and comes through
+        return str(refusal)
+
+
+@given(st.data(), st.sampled_from([BRIDGE, *ALL_PRESETS]))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_file_is_refused_by_a_sentence_or_is_another_method(data: st.DataObject, method: Method) -> None:
+    described = deepcopy(method.to_dict())
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, key = data.draw(st.sampled_from(paths(described)))
+        place = described
+        for parent in parents:
+            place = place[parent]
+        match data.draw(st.sampled_from(("change", "change", "drop", "add"))):
+            case "change":
+                place[key] = data.draw(json_values)
+            case "drop":
+                del place[key]
+            case "add":
+                place[data.draw(st.text(max_size=5))] = data.draw(json_values)
+        if not described:
+            break
+    made = made_or_refusal(described)
+    if isinstance(made, Method):
+        assert through_json(made) == made
+    else:
+        assert len(made.split()) > 3
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        (("kernel", "type"), "os.system", "kernel must name a type out of brownian, linear, i2sb, gaussian.*os.system"),
+        (("kernel", "type"), ["brownian"], "kernel must name a type"),
+        (("kernel", "type"), "linear", "Linear has the fields .'noise'., got .'gamma'."),
+        (("kernel",), None, "kernel must name a type.* got None"),
+        (("kernel", "gamma"), float("inf"), "gamma must be float, got inf"),
+        (("kernel", "gamma"), "0.5", "gamma must be float, got '0.5'"),
+        (("representation", "factor"), 2.0, r"factor must be int \| tuple\[int, int, int\], got 2.0"),
+        (("representation", "factor"), [2, 2], r"factor must be .* got \(2, 2\)"),
+        (("representation", "factor"), [2, 2, 0], r"got \(2, 2, 0\)"),
+        (("window", "concatenate"), "no", "concatenate must be bool, got 'no'"),
+        (("sampling", "stochastic"), 1, "stochastic must be bool, got 1"),
+        (("sampling", "steps"), 0, "positive number of steps, got 0"),
+        (("sampling", "clamp"), -1, "clamp must be positive, got -1"),
+        (("sampling", "start"), 0.0, r"start at a time in \(0, 1\], got 0.0"),
+        (("optimisation", "warmup"), 1.5, "warmup must be int, got 1.5"),
+        (("optimisation", "ema"), 1, r"in \[0, 1\), got 1"),
+        (("optimisation", "learning_rate"), 0, "learning rate .* positive"),
+        (("network", "attention"), "abcd", r"attention must be tuple\[bool, \.\.\.\], got 'abcd'"),
+        (("network", "multipliers"), [1, [2]], r"multipliers must be tuple\[int, \.\.\.\]"),
+        (("network",), [], "UNetOptions has the fields"),
+        (("name",), 7, "name must be str, got 7"),
+        (("target",), "noise", "choose one of x0, residual, score"),
+        (("colour",), "red", "Method has the fields .* got .*'colour'"),
+    ],
+)
+def test_unknown_keys_types_and_values_are_refused(path: tuple[str, ...], value: Any, sentence: str) -> None:
+    described = BRIDGE.to_dict()
+    place = described
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=sentence):
+        Method.from_dict(described)
+
+
+@pytest.mark.parametrize("described", [None, 5, "ppdm", [], {}, {1: 2, "name": 3}])
+def test_what_is_no_method_at_all_is_refused(described: Any) -> None:
+    with pytest.raises(ValueError, match="Method has the fields"):
+        Method.from_dict(described)
+
+
+@dataclass(frozen=True)
+class Foreign(Brownian):
+    """A user's kernel: works, but a file could name it only by running code."""
+
+
+def test_a_foreign_value_cannot_be_written() -> None:
+    method = replace(BRIDGE, kernel=Foreign())
+    assert sample(method, network(method), volumes(1, 1, 4, 4, 4)).shape == (1, 1, 4, 4, 4)
+    with pytest.raises(ValueError, match=r"kernel Foreign.* not one of brownian, linear, i2sb, gaussian"):
+        method.to_dict()
+
+
+@pytest.mark.parametrize(("factor", "kept"), [(4, 4), ((1, 2, 4), (1, 2, 4)), ([1, 2, 4], (1, 2, 4))])
+def test_with_factor(factor: Any, kept: object) -> None:
+    method = PPDM.with_factor(factor)
+    assert method == replace(PPDM, representation=Puzzle(kept))  # type: ignore[arg-type]
+    assert through_json(method) == method
+
+
+def test_a_factor_that_is_none_or_has_no_place_is_refused() -> None:
+    assert PPDM.has_factor
+    assert not DIFFUSION.has_factor
+    with pytest.raises(ValueError, match="ddpm3d has no puzzle factor; its representation is Identity"):
+        DIFFUSION.with_factor(2)
+    with pytest.raises(ValueError, match="got 0"):
+        PPDM.with_factor(0)
+    with pytest.raises(ValueError, match=r"got \(2, 2\)"):
+        PPDM.with_factor([2, 2])
+
+
+def test_what_a_table_and_a_loader_ask() -> None:
+    method = PPDM.with_factor((1, 2, 4)).with_network(multipliers=(1, 2, 4))
+    assert (method.variant, PPDM.variant, DIFFUSION.variant) == ("r=1x2x4", "r=2", "")
+    assert method.multiple == (4, 8, 16)
+    assert method.network.width == PPDM.network.width
+    with pytest.raises(ValueError, match="width"):
+        PPDM.with_network(width=0)
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("channels", [1, 2])
+def test_one_loss_a_subject_the_same_for_the_same_generator(method: Method, channels: int) -> None:
+    net = network(method, channels)
+    source, target = volumes(3, channels, 8, 8, 8), volumes(3, channels, 8, 8, 8, seed=1)
+    first, again, other = (
+        training_loss(method, net, source, target, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6)
+    )
+    assert first.shape == (3,)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_global_generator_is_left_alone_if_another_is_given() -> None:
+    before = torch.get_rng_state()
+    net, x = Recorder(), volumes(1, 1, 8, 8, 8)
+    training_loss(BRIDGE, net, x, x, torch.Generator())
+    sample(DIFFUSION, net, x, torch.Generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("loss", [Loss(p=1), Loss(p=2, gradient=0.3, mode="all"), Loss(p=1, gradient=2.0, mode="cell")])
+def test_the_loss_of_an_untrained_bridge_is_known(loss: Loss) -> None:
+    """It predicts no residual, so its error is y − x0 whatever the time and the noise."""
+    method = replace(BRIDGE.with_factor((1, 2, 4)), loss=loss)
+    source, target = volumes(2, 1, 2, 8, 8), volumes(2, 1, 2, 8, 8, seed=1)
+    expected = loss.reconstruction(source - target) + loss.puzzle_gradient(source - target, (1, 2, 4))
+    found = training_loss(method, method.build(), source, target)
+    assert torch.allclose(found, expected, rtol=1e-5)
+
+
+def test_the_loss_of_diffusion_is_that_of_its_noise() -> None:
+    method = replace(DIFFUSION, target="noise", loss=Loss(p=2))
+    x = volumes(1, 1, 16, 16, 16)
+    assert training_loss(method, Recorder(), x, x).item() == pytest.approx(1, abs=0.1)  # E ε² = 1
+
+
+@pytest.mark.parametrize("target", ["x0", "residual", "noise", "score"])
+def test_a_perfect_network_has_no_loss_at_any_target(target: str) -> None:
+    kernel = Gaussian("cosine")
+    method = replace(DIFFUSION, kernel=kernel, target=target, loss=Loss(p=2, gradient=1.0, mode="all"))
+    source, wanted = volumes(4, 1, 4, 4, 4), volumes(4, 1, 4, 4, 4, seed=1)
+
+    class Perfect(nn.Module):
+        def forward(self, parts: Sequence[Tensor], times: Tensor) -> Tensor:
+            seen = torch.cat(list(parts), dim=1)
+            x_t, y = seen.chunk(2, dim=1)
+            a, _, sigma = kernel.coefficients(times.reshape(-1, 1, 1, 1, 1))
+            noise = (x_t - a * wanted) / sigma
+            return {"x0": wanted, "residual": wanted - y, "noise": noise, "score": (x_t - wanted) / sigma}[target]
+
+    found = training_loss(method, Perfect(), source, wanted, torch.Generator().manual_seed(0))
+    assert found.tolist() == pytest.approx([0] * 4, abs=1e-5)
+
+
+def test_what_the_network_is_shown_in_training() -> None:
+    recorder = Recorder()
+    source, target = volumes(64, 1, 2, 2, 2), volumes(64, 1, 2, 2, 2, seed=1)
+    method = replace(PPDM, kernel=Linear(), network=UNetOptions(multipliers=(1,)))
+    training_loss(method, recorder, source, target)
+    (times,), (state,), (y,) = recorder.times, recorder.states, recorder.sources
+    assert ((times > 0) & (times <= 1)).all()
+    assert times.std() > 0.2
+    assert torch.equal(y, method.representation.encode(source))
+    t = times.reshape(-1, 1, 1, 1, 1)
+    assert torch.allclose(state, method.representation.encode((1 - t) * target + t * source), atol=1e-6)
+
+
+def test_the_start_is_drawn_and_the_end_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size))  # rand draws from [0, 1)
+    recorder, x = Recorder(), volumes(2, 1, 4, 4, 4)
+    training_loss(BRIDGE, recorder, x, x)
+    assert recorder.times[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_share_of_the_times_is_at_the_start_and_the_others_stay_uniform(share: float) -> None:
+    recorder, x = Recorder(), volumes(2000, 1, 2, 2, 2)
+    method = replace(BRIDGE, optimisation=replace(BRIDGE.optimisation, at_start=share))
+    training_loss(method, recorder, x, x, torch.Generator().manual_seed(0))
+    times = recorder.times[0]
+    assert (times == 1).float().mean().item() == pytest.approx(share, abs=0.04)
+    others = times[times < 1]
+    assert others.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert others.max() > 0.99
+
+
+def test_all_times_at_the_start() -> None:
+    recorder, x = Recorder(), volumes(50, 1, 2, 2, 2)
+    training_loss(replace(BRIDGE, optimisation=Optimisation(at_start=1.0)), recorder, x, x)
+    assert (recorder.times[0] == 1).all()
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_times_that_there_is_not(share: float) -> None:
+    with pytest.raises(ValueError, match="share of times at the start"):
+        Optimisation(at_start=share)
+
+
+@BOTH
+def test_any_size_trains_as_its_padded_volume(method: Method) -> None:
+    net, source, target = network(method), volumes(1, 1, 5, 6, 7), volumes(1, 1, 5, 6, 7, seed=1)
+    found = training_loss(method, net, source, target, torch.Generator().manual_seed(0))
+    source, target = (pad_to_multiple(v, method.multiple) for v in (source, target))
+    assert torch.equal(found, training_loss(method, net, source, target, torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        replace(BRIDGE, loss=Loss(p=2, gradient=1.0, mode="cell")),
+        replace(BRIDGE, kernel=I2SB(), target="x0", loss=Loss(p=1)),
+        DIFFUSION,
+        replace(DIFFUSION, kernel=Gaussian("flow"), target="score", loss=Loss(p=2)),
+    ],
+    ids=lambda m: f"{m.name} {m.kernel} {m.target}",
+)
+def test_a_pair_is_learned_by_heart(method: Method) -> None:
+    torch.manual_seed(0)
+    net, generator = method.build(), torch.Generator().manual_seed(0)
+    target = torch.nn.functional.interpolate(volumes(2, 1, 2, 2, 2), size=(8, 8, 8), mode="trilinear").clamp(-1, 1)
+    source = 0.5 * target + 0.3 * volumes(2, 1, 8, 8, 8, seed=1)
+    optimiser = torch.optim.Adam(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(80):
+        loss = training_loss(method, net, source, target, generator).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    found = sample(method, net, source, generator)
+    assert (found - target).square().mean() < 0.5 * (source - target).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [((1, 1, 8, 8), (1, 1, 8, 8)), ((1, 1, 8, 8, 8), (1, 1, 8, 8, 4)), ((8, 8, 8), (8, 8, 8))],
+)
+def test_what_is_no_pair_of_volumes_is_refused(source: tuple[int, ...], target: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"volumes \(N, C, D, H, W\) of one shape") as refusal:
+        training_loss(BRIDGE, Recorder(), torch.zeros(source), torch.zeros(target))
+    assert f"{source} and {target}" in str(refusal.value)
+
+
+# Sampling ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1), Sampling(5), Sampling(3, stochastic=True)], ids=str)
+@pytest.mark.parametrize("factor", [1, 2, (3, 1, 2)])
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (2, 2, 5, 6, 7), (1, 1, 1, 1, 3)])
+def test_untrained_ppdm_returns_its_input_exactly(shape: tuple[int, ...], factor: Any, sampling: Sampling) -> None:
+    method = replace(BRIDGE.with_factor(factor), sampling=sampling)
+    source = volumes(*shape)
+    assert torch.equal(sample(method, method.build(shape[1]), source), source)
+
+
+@BOTH
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (2, 2, 3, 5, 7)])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_generator_decides_everything(method: Method, shape: tuple[int, ...], stochastic: bool) -> None:
+    method = replace(method, sampling=Sampling(3, stochastic, clamp=1.0))
+    net, source = network(method, shape[1]), volumes(*shape)
+    first, again, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first.shape == source.shape
+    assert not first.requires_grad
+    assert torch.equal(first, again)
+    random = stochastic or isinstance(method.kernel, Gaussian)
+    assert torch.equal(first, other) is not random
+    assert first.abs().max() <= 1
+
+
+@BOTH
+def test_any_size_is_sampled_as_its_padded_volume(method: Method) -> None:
+    net, source = network(method), volumes(1, 1, 5, 6, 7)
+    padded = pad_to_multiple(source, method.multiple)
+    found, whole = (sample(method, net, x, torch.Generator().manual_seed(0)) for x in (source, padded))
+    assert torch.equal(found, whole[..., :5, :6, :7])
+
+
+@BOTH
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_steps_run_evenly_from_one_to_the_end(method: Method, steps: int) -> None:
+    recorder, calls = Recorder(), []
+    source = volumes(2, 1, 4, 4, 4)
+    sample(
+        replace(method, sampling=Sampling(steps)), recorder, source, progress=lambda: calls.append(len(recorder.times))
+    )
+    assert calls == list(range(1, steps + 1))  # once after every evaluation
+    assert [t.tolist() for t in recorder.times] == [pytest.approx([k / steps] * 2) for k in range(steps, 0, -1)]
+    assert all(torch.equal(y, method.representation.encode(source)) for y in recorder.sources)
+
+
+def test_the_last_step_is_the_last_prediction() -> None:
+    for kernel in (Brownian(), Linear(0.3), I2SB(), Gaussian("cosine"), Gaussian("linear"), Gaussian("flow")):
+        for sampling in (Sampling(7), Sampling(7, stochastic=True)):
+            method = replace(BRIDGE, kernel=kernel, target="x0", sampling=sampling)
+            assert not sample(method, Recorder(), volumes(1, 1, 4, 4, 4)).any()  # x̂0 = 0
+
+
+def test_without_the_source_the_network_sees_the_state_alone() -> None:
+    method = replace(BRIDGE, window=Whole(concatenate=False))
+    x = volumes(1, 1, 4, 4, 4)
+    assert sample(method, network(method), x).shape == x.shape
+    assert training_loss(method, network(method), x, x).isfinite().all()
+
+
+def test_a_source_that_is_no_volume_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(N, C, D, H, W\)"):
+        sample(BRIDGE, Recorder(), torch.zeros(1, 8, 8, 8))

@@ -1,0 +1,343 @@
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from ppdm import PPDM
+from ppdm.checkpoint import Trained, load, save
+from ppdm.data.normalise import IntensityError, Range, percentile_range
+from ppdm.data.pairs import TrainingSet
+from ppdm.data.scaling import PercentileScaling, SUVScaling
+from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
+from ppdm.training.loop import fit
+from ppdm.translation import TranslationError, adapt, translate, translate_volume
+from ppdm_baselines import METHODS
+
+TINY = PPDM.with_network(width=8, multipliers=(1, 2))
+TARGET = Range(200.0, 1000.0)
+SHAPE = (9, 7, 6)
+
+
+def trained(method=TINY, scaling=None, noisy=False, spacing=(1.0, 1.0, 1.0), channels=1):
+    """An untrained PPDM, whose network returns zeros, or (noisy) one with weights everywhere."""
+    torch.manual_seed(0)
+    network = method.build(channels).eval()
+    if noisy:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.normal_(std=0.05)
+    return Trained(method, network, scaling or PercentileScaling(TARGET), spacing, 1, 0, channels)
+
+
+def scan(seed=0, shape=SHAPE):
+    return (np.random.default_rng(seed).random(shape) ** 2 * 100).astype(np.float32)
+
+
+def write(path: Path, seed=0, shape=SHAPE, spacing=(1.0, 1.0, 1.0)):
+    volume = Volume.from_array(scan(seed, shape), spacing)
+    write_volume(path, volume.data, volume)
+    return path
+
+
+def contents(folder: Path):
+    return {f.name: f.read_bytes() for f in sorted(folder.iterdir()) if f.is_file()}
+
+
+def test_an_untrained_ppdm_maps_its_input_to_the_range_of_the_target(tmp_path):
+    (result,) = translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii")
+    assert (result.source, result.output, result.fault) == (tmp_path / "in.nii", tmp_path / "out.nii", "")
+    wanted = TARGET.inverse(percentile_range(scan()).forward(scan()))
+    np.testing.assert_allclose(read_volume(tmp_path / "out.nii").data, wanted, rtol=1e-4, atol=0.05)
+
+
+def test_geometry_of_an_oblique_int16_volume_is_kept(tmp_path):
+    rng = np.random.default_rng(1)
+    rotation, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = rotation * (1.05, 0.95, 1.02), (-31.7, 12.0, 4.5)
+    stored = rng.integers(-300, 900, size=(11, 6, 13)).astype(np.int16)
+    image = nib.Nifti1Image(stored, affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=4)
+    image.header.set_slope_inter(0.35, 3.0)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "in.nii.gz")
+
+    translate(trained(noisy=True), tmp_path / "in.nii.gz", tmp_path / "out.nii.gz")
+    before, after = nib.load(tmp_path / "in.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    assert after.shape == (11, 6, 13)
+    for name in ("sform_code", "qform_code", "xyzt_units", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b"):
+        np.testing.assert_array_equal(after.header[name], before.header[name], err_msg=name)
+    np.testing.assert_array_equal(after.affine, before.affine)
+    assert after.get_data_dtype() == np.float32
+    assert after.header.get_slope_inter() in ((1.0, 0.0), (None, None))
+
+    translate(trained(), tmp_path / "in.nii.gz", tmp_path / "identity.nii.gz")  # in place, voxel by voxel
+    native = np.asarray(nib.load(tmp_path / "identity.nii.gz").dataobj)
+    assert np.corrcoef(native.ravel(), stored.ravel())[0, 1] > 0.9999
+    assert 150 < native.min() < native.max() < 1050  # in units of the target
+
+
+def test_pet_keeps_the_stored_units(tmp_path):
+    pet = trained(scaling=SUVScaling(stored=False))
+    translate(pet, write(tmp_path / "in.nii"), tmp_path / "out.nii", suv_factor=0.1)
+    np.testing.assert_allclose(read_volume(tmp_path / "out.nii").data, scan(), rtol=1e-4, atol=1e-3)
+    with pytest.raises(TranslationError, match=r"in\.nii: .*give suv_factor"):
+        translate(pet, tmp_path / "in.nii", tmp_path / "other.nii")
+    assert not (tmp_path / "other.nii").exists()
+    translate(trained(scaling=SUVScaling()), tmp_path / "in.nii", tmp_path / "suv.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "suv.nii").data, scan(), rtol=1e-4, atol=1e-3)
+
+
+def test_a_trained_method_brings_its_target_nearer(tmp_path):
+    source = scan(0, (8, 8, 8))
+    for name, data in (("a", source), ("b", 900 - 8 * source)):
+        volume = Volume.from_array(data)
+        write_volume(tmp_path / f"{name}.nii", volume.data, volume)
+    (tmp_path / "pairs.csv").write_text("subject,split,source,target\ns,train,a.nii,b.nii\n")
+    pairs = TrainingSet.from_manifest(tmp_path / "pairs.csv")
+    method = replace(TINY, optimisation=replace(TINY.optimisation, learning_rate=1e-2, ema=0.5))
+    network = fit(method, pairs, steps=60)
+    save(tmp_path / "run", Trained(method, network, pairs.scaling, pairs.spacing, 60, 0))
+    translate(load(tmp_path / "run"), tmp_path / "a.nii", tmp_path / "out.nii")
+    translate(trained(scaling=pairs.scaling), tmp_path / "a.nii", tmp_path / "untrained.nii")
+
+    def error(name):
+        return np.abs(read_volume(tmp_path / name).data - (900 - 8 * source)).mean()
+
+    assert error("out.nii") < 0.5 * error("untrained.nii")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    for k, name in enumerate(("b.nii.gz", "a.nii", "c.nii")):
+        write(tmp_path / "in" / name, seed=k)
+    return tmp_path / "in"
+
+
+STOCHASTIC = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))
+STOCHASTIC = replace(STOCHASTIC, sampling=replace(STOCHASTIC.sampling, steps=3))
+
+
+def test_a_folder_is_translated_name_by_name(folder, tmp_path):
+    (folder / "notes.txt").write_text("not a volume")
+    (folder / ".hidden.nii").write_text("not a volume either")
+    results = translate(trained(STOCHASTIC, noisy=True), folder, tmp_path / "out")
+    assert [r.source.name for r in results] == ["a.nii", "b.nii.gz", "c.nii"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.nii", "b.nii.gz", "c.nii"]
+    assert all(r.output == tmp_path / "out" / r.source.name and not r.fault and r.seconds > 0 for r in results)
+
+
+def test_the_seed_fixes_a_translation_whatever_its_neighbours(folder, tmp_path):
+    method = trained(STOCHASTIC, noisy=True)
+    translate(method, folder, tmp_path / "all", seed=4)
+    torch.manual_seed(99)  # the global generator does not matter
+    for name in ("c.nii", "a.nii"):
+        translate(method, folder / name, tmp_path / name, seed=4)
+        assert (tmp_path / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
+    translate(method, folder / "c.nii", tmp_path / "c.nii", seed=5)
+    assert (tmp_path / "c.nii").read_bytes() != (tmp_path / "all" / "c.nii").read_bytes()
+
+
+def test_a_fault_in_one_file_does_not_lose_the_others(folder, tmp_path):
+    (folder / "b.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes()[:100])
+    flat = Volume.from_array(np.ones(SHAPE))
+    write_volume(folder / "d.nii", flat.data, flat)
+    seen = []
+    results = translate(
+        trained(), folder, tmp_path / "out", steps=2, progress=lambda done, total: seen.append((done, total))
+    )
+    faults = {r.source.name: r.fault for r in results if r.fault}
+    assert sorted(faults) == ["b.nii.gz", "d.nii"]
+    assert "b.nii.gz is truncated" in faults["b.nii.gz"]
+    assert "d.nii: The image has no contrast" in faults["d.nii"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.nii", "c.nii"]
+    assert seen == [(1, 8), (2, 8), (4, 8), (5, 8), (6, 8), (8, 8)]
+
+
+def test_a_fault_of_a_single_file_is_raised_and_leaves_nothing(tmp_path):
+    path = write(tmp_path / "in.nii")
+    path.write_bytes(path.read_bytes()[:-9])
+    (tmp_path / "out.nii").write_text("of an earlier run")
+    before = contents(tmp_path)
+    with pytest.raises(VolumeError, match=r"in\.nii is truncated"):
+        translate(trained(), path, tmp_path / "out.nii")
+    assert contents(tmp_path) == before
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    path = write(tmp_path / "in.nii")
+    before = contents(tmp_path)
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(VolumeError, match="No space left"):
+        translate(trained(), path, tmp_path / "out.nii")
+    assert contents(tmp_path) == before
+
+
+def test_running_out_of_memory_names_the_file(tmp_path):
+    def full(done, total):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    sentence = r"in\.nii: .* \(9, 7, 6\) voxels \(CUDA out of memory\); try "
+    with pytest.raises(TranslationError, match=sentence + "--block 4, bf16, or the CPU"):
+        translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", progress=full)
+    with pytest.raises(TranslationError, match=sentence + "a smaller --block"):
+        translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii", block=4, progress=full)
+
+
+def test_a_volume_in_blocks_keeps_its_geometry_and_is_the_whole_where_a_block_covers_it(tmp_path):
+    method, path = trained(STOCHASTIC, noisy=True), write(tmp_path / "in.nii", shape=(24, 9, 10), spacing=(1, 1.05, 1))
+    seen = []
+    for name, options in {
+        "whole": {},
+        "covered": {"block": 24},
+        "blocks": {"block": (8, 8, 64), "overlap": 0.5},
+    }.items():
+        translate(method, path, tmp_path / f"{name}.nii", progress=lambda *now: seen.append(now), **options)
+    whole, covered, blocks = (nib.load(tmp_path / f"{name}.nii") for name in ("whole", "covered", "blocks"))
+    assert seen[2::3][:2] == [(3, 3), (3, 3)]
+    assert seen[-1] == (3 * 5 * 2, 3 * 5 * 2)  # steps · blocks along D and H
+    assert (tmp_path / "covered.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
+    assert blocks.shape == whole.shape == covered.shape
+    np.testing.assert_array_equal(blocks.affine, nib.load(path).affine)
+    assert not np.array_equal(blocks.get_fdata(), whole.get_fdata())
+
+
+def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
+    write(folder / "large.nii", shape=(24, 9, 10))
+    (folder / "bad.nii").write_text("no volume")
+    seen = []
+    translate(trained(), folder, tmp_path / "out", steps=2, block=16, progress=lambda *now: seen.append(now))
+    assert seen[0][1] == 2 * (4 + 2)  # four files seen at once, or not at all, and one in two blocks
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # bad.nii at once
+    assert seen[-1] == (12, 12)
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "sentence"),
+    [
+        ("absent.nii", "out.nii", r"absent\.nii does not exist"),
+        ("absent", "out", "absent does not exist"),
+        ("in/a.nii", "in/a.nii", "is the input itself and would be overwritten"),
+        ("in/a.nii", "in/../in/a.nii", "is the input itself"),
+        ("in/a.nii", "link.nii", "is the input itself"),
+        ("in", "in", "is the input itself"),
+        ("in", "linked", "is the input itself"),
+        ("in", "twin", r"a\.nii is the input .* empty the folder"),
+        ("in/a.nii", "absent/out.nii", "absent is not a folder; make it first"),
+        ("in/a.nii", "in", "is a folder and .* a file"),
+        ("in/a.nii", "out.png", r"must end in \.nii or \.nii\.gz"),
+        ("in", "link.nii", "is a file and .* a folder"),
+        ("in", "absent/out", r"out cannot be made \(No such file"),
+        ("empty", "out", r"holds no \.nii or \.nii\.gz file"),
+    ],
+)
+def test_refuses_places(folder, tmp_path, source, output, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "link.nii").symlink_to(folder / "a.nii")
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "twin/a.nii").hardlink_to(folder / "a.nii")
+    before = contents(folder)
+    with pytest.raises(TranslationError, match=sentence):
+        translate(trained(), tmp_path / source, tmp_path / output, progress=lambda *_: pytest.fail("it began"))
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"steps": 0}, "positive number of steps"),
+        ({"precision": "int8"}, "precision must be one of"),
+        ({"seed": -1}, "seed must be an integer"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"suv_factor": 2.0}, "leave the factor out"),
+        ({"block": 0}, "a block is a positive integer"),
+        ({"block": 8, "overlap": 1.0}, r"overlap by a share in \[0, 1\)"),
+        ({"overlap": 0.5}, "of blocks; give their size as well"),
+    ],
+)
+def test_refuses_options(tmp_path, options, sentence):
+    with pytest.raises(TranslationError, match=sentence):
+        translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", **options)
+    assert os.listdir(tmp_path) == ["in.nii"]
+
+
+def test_refuses_a_result_that_is_not_finite(tmp_path):
+    broken = trained()
+    with torch.no_grad():
+        broken.network.head.convolution.bias.fill_(float("inf"))
+    with pytest.raises(TranslationError, match=r"in\.nii: .* not finite in fp32"):
+        translate(broken, write(tmp_path / "in.nii"), tmp_path / "out.nii")
+    assert not (tmp_path / "out.nii").exists()
+
+
+def test_another_spacing_is_warned_of(tmp_path):
+    path = write(tmp_path / "in.nii", spacing=(1.0, 1.0, 2.0))
+    with pytest.warns(UserWarning, match=r"in\.nii has voxels of 1 × 1 × 2 mm, .* trained on 1 × 1 × 1 mm"):
+        translate(trained(), path, tmp_path / "out.nii")
+    write(path, spacing=(1.0, 1.0, 1.05))
+    translate(trained(), path, tmp_path / "out.nii")  # warnings are errors here
+
+
+def test_steps_count_the_evaluations_of_the_network(tmp_path):
+    seen = []
+    translate(
+        trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", steps=3, progress=lambda *now: seen.append(now)
+    )
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_adapting_shares_the_weights_and_changes_nothing_else():
+    before = trained(noisy=True)
+    after = adapt(before, steps=9, precision="bf16", device="cpu")
+    assert after.method == replace(before.method.with_network(precision="bf16"), sampling=after.method.sampling)
+    assert after.method.sampling.steps == 9
+    assert before.method == TINY
+    for p, q in zip(before.network.parameters(), after.network.parameters(), strict=True):
+        assert p.data_ptr() == q.data_ptr()
+
+
+def test_precision_changes_the_arithmetic_a_little():
+    source = torch.from_numpy(scan())
+    full, half = (translate_volume(adapt(trained(noisy=True), precision=p), source) for p in ("fp32", "bf16"))
+    assert full.dtype == half.dtype == torch.float32
+    assert 0 < (full - half).abs().mean() < 0.05 * full.std()
+
+
+def test_translate_volume_refuses_what_it_cannot_take():
+    with pytest.raises(TranslationError, match=r"Expected a volume \(D, H, W\), got the shape \(1, 4, 4, 4\)"):
+        translate_volume(trained(), torch.zeros(1, 4, 4, 4))
+    with pytest.raises(TranslationError, match="trained on 2 channels"):
+        translate_volume(trained(channels=2), torch.zeros(4, 4, 4))
+    with pytest.raises(IntensityError, match="no contrast"):
+        translate_volume(trained(), torch.zeros(4, 4, 4))
+
+
+def test_translate_volume_is_what_translate_writes(tmp_path):
+    method = trained(STOCHASTIC, noisy=True)
+    translate(method, write(tmp_path / "in.nii"), tmp_path / "out.nii", seed=2)
+    result = translate_volume(method, torch.from_numpy(scan()), seed=2)
+    np.testing.assert_array_equal(read_volume(tmp_path / "out.nii").data, result.numpy())
+
+
+STROKE = Path(__file__).parents[3] / "shared/data/stroke"
+
+
+@pytest.mark.skipif(not (STROKE / "T1.nii.gz").exists(), reason="the stroke data are not here")
+def test_a_real_scan_keeps_its_geometry(tmp_path):
+    pooled = percentile_range(read_volume(STROKE / "T2.nii.gz").data)
+    method = trained(TINY.with_factor(4), PercentileScaling(pooled))
+    translate(method, STROKE / "T1.nii.gz", tmp_path / "out.nii.gz", steps=1)
+    before, after = nib.load(STROKE / "T1.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    assert after.shape == before.shape
+    np.testing.assert_array_equal(after.affine, before.affine)

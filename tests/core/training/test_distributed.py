@@ -1,0 +1,199 @@
+"""Several processes that train one network: two real ones, which talk through gloo, against one that is alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import manifest
+
+from ppdm.training.distributed import ALONE, Ranks, own_gpu
+from ppdm_bench.records import RecordFile
+
+pytestmark = pytest.mark.slow
+
+HERE = Path(__file__).parents[2]
+PATH = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+
+
+def python(*words):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], env=os.environ | {"PYTHONPATH": PATH}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranked")
+    manifest(folder, (None,) * 6, ("train",) * 4 + ("val", "test"), shape=(16, 16, 16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def came(folder):
+    return json.loads(python(HERE / "ranked.py", folder).stdout)
+
+
+def steps(folder, run):
+    return [json.loads(line)["step"] for line in (folder / f"run-{run}" / "log.jsonl").read_text().splitlines()]
+
+
+# --- what is learned does not depend on the number of ranks
+
+
+@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent"])
+def test_two_with_half_the_batch_are_one_with_the_whole(folder, came, name):
+    method = {"puzzle": "ppdm", "patches": "patches", "slices": "slice25d", "latent": "latent"}[name]
+    assert came[name]["codes"] == [0, 0], came[name]["err"]
+    alone, *two = (
+        torch.load(folder / f"{method}-{which}.pt", weights_only=False) for which in ("0-of-1", "0-of-2", "1-of-2")
+    )
+    assert sum(float(one.square().sum()) for one in alone["gradients"]) > 1e-4
+    for each in two:
+        for got, wanted in zip(each["gradients"], alone["gradients"], strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max() + 1))
+        for got, wanted in zip(each["weights"], alone["weights"], strict=True):
+            # AdamW divides a gradient by its size: where it is nearly none, rounding moves a weight by part of a step.
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for key in alone:
+        assert all(torch.equal(a, b) for a, b in zip(*(each[key] for each in two), strict=True))
+
+
+@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent"])
+def test_losses_are_those_of_the_whole_batch_and_the_first_tells_them(came, name):
+    told, untold = came[name]["results"]
+    assert untold == []
+    assert came[name]["log"] == len(told) == 4
+    for got, wanted in zip(told, came["alone"][name], strict=True):
+        assert dict(enumerate(got)) == {k: v if v is None else pytest.approx(v, rel=1e-4) for k, v in enumerate(wanted)}
+    assert [validated is not None for *_, validated in told] == [False, True, False, True]
+
+
+def test_all_end_by_one_clock(came):
+    assert came["clock"]["codes"] == [0, 0], came["clock"]["err"]
+    done, none = came["clock"]["results"]
+    assert done == list(range(1, len(done) + 1))
+    assert done
+    assert none == []
+
+
+# --- draws and shares, of ranks that do not talk
+
+
+def test_shares_put_together_are_the_batch():
+    shares = [Ranks(rank, 3).share([5, 2, 7, 1, 0, 4]) for rank in range(3)]
+    assert shares == [[5, 2], [7, 1], [0, 4]]
+    assert ALONE.share([5, 2]) == [5, 2]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda n, **how: torch.rand(n, **how),
+        lambda n, **how: torch.rand(n, 3, **how),
+        lambda n, **how: torch.randn((n, 2, 9), **how),
+        lambda n, **how: torch.randn(size=(n, 2), **how),
+        lambda n, **how: torch.randint(7, (n, 4), **how),
+        lambda n, **how: torch.randint(3, 7, (n,), **how),
+    ],
+)
+def test_draws_put_together_are_those_of_the_whole(draw):
+    whole = torch.Generator().manual_seed(1)
+    wanted = [draw(6, generator=whole) for _ in range(2)]
+    parts = []
+    for rank in range(3):
+        generator = torch.Generator().manual_seed(1)
+        with Ranks(rank, 3).drawing(generator):
+            parts.append([draw(2, generator=generator) for _ in range(2)])
+    for k in range(2):
+        assert torch.equal(torch.cat([part[k] for part in parts]), wanted[k])
+
+
+def test_other_generators_are_left_alone_and_other_draws_refused():
+    generator, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+    wanted = torch.rand(2, generator=torch.Generator().manual_seed(2))
+    with Ranks(1, 2).drawing(generator):
+        assert torch.equal(torch.rand(2, generator=other), wanted)
+        with pytest.raises(ValueError, match=r"randperm draws what cannot be shared among ranks; use torch\."):
+            torch.randperm(3, generator=generator)
+
+
+def test_each_process_needs_a_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert own_gpu() == 1
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ValueError, match="2 processes were started on a machine with 1 GPUs"):
+        own_gpu()
+
+
+# --- one folder, one voice
+
+
+def test_the_first_alone_writes_and_speaks(folder, came):
+    plain = came["plain"]
+    assert (plain["codes"], plain["err"], plain["out"][1]) == ([0, 0], ["", ""], "")
+    assert plain["out"][0].startswith("6 steps in ")
+    assert steps(folder, "plain") == [1, 2, 3, 4, 5, 6]
+    options = json.loads((folder / "run-plain" / "options.json").read_text())
+    assert options["environment"]["ranks"] == 2
+    assert "is complete: 6 steps were done" in came["again"]["out"][0]
+    assert came["again"]["out"][1] == ""
+
+
+@pytest.mark.parametrize("name", ["lost", "failed", "stopped", "full"])
+def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
+    on = came[f"{name} on"]
+    assert (on["codes"], on["err"]) == ([0, 0], ["", ""])
+    assert steps(folder, name) == [1, 2, 3, 4, 5, 6]
+    got, wanted = (load_file(folder / f"run-{run}" / "model.safetensors") for run in (name, "plain"))
+    assert got.keys() == wanted.keys()
+    assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "codes", "sentence"),
+    [
+        ("lost", [1, -9], "Another rank has ended without a word, or cannot be reached"),
+        ("failed", [1, 0], "Rank 1 of 2 could not go on: the scan cannot be read"),
+        ("stopped", [130, 0], "stopped after step 3 as asked; the last good checkpoint is "),
+        ("full", [1, 0], "No space left on device"),
+        ("odd", [1, 0], "A batch of 3 cannot be shared equally among 2 processes"),
+        ("usage", [2, 0], "give one budget: --steps or --minutes"),
+    ],
+)
+def test_an_end_on_one_rank_is_that_of_all_and_told_once(came, name, codes, sentence):
+    assert came[name]["codes"] == codes, came[name]["err"]
+    first, second = came[name]["err"]
+    assert first.count(sentence) == 1
+    assert "Traceback" not in first
+    assert (second, came[name]["out"]) == ("", ["", ""])
+
+
+def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
+    scored = came["quality"]
+    assert scored["codes"] == [1, 0], scored["err"]  # one diverged, on both, and lost no other
+    assert (scored["out"][1], scored["err"][1]) == ("", "")
+    assert scored["err"][0].count("Training stopped at step") == 1
+    records = RecordFile(folder / "quality" / "mri-t1t2" / "records.jsonl").read()
+    assert {record.method for record in records if record.metric == "psnr"} == {"input", "ppdm"}
+    (peak,) = (record for record in records if record.metric == "train_peak_allocated")
+    assert (peak.value, peak.unit, peak.stat, peak.samples) == (101, "B", "max", (100, 101))
+
+
+def test_under_torchrun_itself(folder, came):
+    words = ["train", "--method", "tiny_training:TINY", "--steps", "6", "--batch-size", "2", "--device", "cpu"]
+    run = ["--manifest", folder / "pairs.csv", "--out", folder / "run-torchrun"]
+    done = python("-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "ppdm_bench", *words, *run)
+    assert done.stdout.count("6 steps in ") == 1
+    assert "ppdm-bench" not in done.stderr
+    assert steps(folder, "torchrun") == [1, 2, 3, 4, 5, 6]
+    got, wanted = (load_file(folder / f"run-{name}" / "model.safetensors") for name in ("torchrun", "plain"))
+    assert all(torch.equal(got[key], wanted[key]) for key in wanted)

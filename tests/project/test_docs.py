@@ -1,0 +1,384 @@
+"""The documentation does what it says: links lead somewhere, code runs, commands exist, and the site is built."""
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+from commands import run
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from sphinx.errors import ExtensionError
+from tiny_training import pair
+
+import ppdm
+import ppdm_bench
+from ppdm.data.volume import Volume, write_volume
+from ppdm_bench.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted(
+    path
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "baselines/*.md",
+        "benchmarks/*.md",
+        "examples/*.md",
+        "results/*.md",
+        "results/*/README.md",
+    )
+    for path in ROOT.glob(pattern)
+)
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+MAKEFILE = (ROOT / "Makefile").read_text()
+TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
+COMMAND = typer.main.get_command(app)
+# `ppdm-bench` as it is written, and as a node without an installation runs it.
+OURS = re.compile(r"(?:^|\s)(?:ppdm-bench|(?:python3?|torchrun(?: --[\w-]+ \S+)*) -m ppdm_bench)(?:\s+(.*))?$")
+
+
+class Block(NamedTuple):
+    """A piece of code on a page."""
+
+    page: str
+    language: str
+    text: str
+
+
+def tokens(path: Path) -> Iterator[Token]:
+    """Every token of a page, those inside of a line too."""
+    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text()):
+        yield token
+        yield from token.children or ()
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+BLOCKS = [
+    Block(name_of(path), token.info, token.content)
+    for path in PAGES
+    for token in tokens(path)
+    if token.type in ("fence", "code_block") and not token.info.startswith("{")  # a directive is no code
+]
+
+
+def lines(block: Block) -> list[str]:
+    """The commands of a block for a shell, without remarks."""
+    whole = block.text.replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"(^|\s)#.*$", "", one).strip() for one in whole) if line]
+
+
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+# Blocks that are no commands: by how they begin.
+TREE = "ppdm/                     the method"
+SHELL = [
+    (block, line)
+    for block in BLOCKS
+    if block.language not in ("python", "text") and not block.text.startswith(TREE)
+    for line in lines(block)
+]
+
+# What is not run, by how it begins, and why. Everything else is run, or is a target of make or a command of ours.
+NOT_RUN = {
+    "pip install -c constraints.txt": "installs packages; the script wheel_smoke.sh does it in an empty environment",
+}
+# Commands that are carried out, in the order in which they stand, with what makes them small.
+CARRIED_OUT = {
+    "ppdm-bench --help": "",
+    "ppdm-bench compare OLD NEW": "",
+    "ppdm-bench methods": "",
+    "ppdm-bench env": "",
+    "ppdm-bench data list": "",
+    "ppdm-bench data check pairs.csv": "",
+    "ppdm-bench train --manifest pairs.csv --factor 2 --width 16 --steps 50 --out runs/t1t2": "--steps 2 --width 8",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--steps 1",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--steps 1 --block 16",
+    "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--steps 1",
+    "ppdm-bench methods --method my_methods:HAAR_BRIDGE": "",
+    "ppdm-bench gpu --list": "",
+}
+# Names that a piece of Python takes from the text around it.
+BEFORE = {
+    "PPDM = Method(": "from ppdm import Method\nfrom ppdm.kernel import *\nfrom ppdm.loss import *\n"
+    "from ppdm.representation import *\nfrom ppdm.window import *\n"
+}
+
+
+# --- links
+
+MADE_WITH_A_GPU = {"results/gpu/memory.md"}
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub and the site call the headings of a page."""
+    found, heading = set(), False
+    for token in tokens(path):
+        if heading and token.type == "inline":
+            words = re.sub(r"[^\w\s-]", "", token.content.lower())
+            found.add(re.sub(r"\s", "-", words))
+        heading = token.type == "heading_open"
+    return found
+
+
+LINKS = [
+    (path, str(token.attrs[key]))
+    for path in PAGES
+    for token in tokens(path)
+    for key in ("href", "src")
+    if key in token.attrs
+]
+
+
+def test_links_inside_lead_to_a_file_and_a_heading():
+    assert len(LINKS) > 40
+    broken = []
+    for page, link in LINKS:
+        place = urlsplit(link)
+        if not place.scheme:
+            target = (page.parent / unquote(place.path)).resolve() if place.path else page
+            inside = target.is_file() and target.is_relative_to(ROOT)
+            if not inside or (place.fragment and place.fragment not in anchors(target)):
+                broken.append(f"{name_of(page)}: {link}")
+    assert broken == []
+
+
+def test_links_outside_are_addresses():
+    outside = {link for _, link in LINKS if urlsplit(link).scheme}
+    assert "https://arxiv.org/abs/2606.15323" in outside
+    for link in outside:
+        place = urlsplit(link)
+        assert place.scheme == "https", link
+        assert re.fullmatch(r"([\w-]+\.)+[a-z]{2,}", place.netloc), link
+        assert re.fullmatch(r"[\w./~%-]*", place.path), link
+
+
+def test_names_of_pages_in_the_text_are_those_of_files():
+    named = [
+        (path, token.content)
+        for path in PAGES
+        for token in tokens(path)
+        if token.type == "code_inline" and re.fullmatch(r"[\w./-]+/[\w-]+\.(md|py|sh|toml)", token.content)
+    ]
+    assert len(named) > 10
+    for page, name in named:
+        places = (ROOT, page.parent, ROOT / "benchmarks")
+        if name not in MADE_WITH_A_GPU:
+            assert any((place / name).is_file() for place in places), f"{name_of(page)}: {name}"
+
+
+def test_the_tree_of_the_readme_is_that_of_the_repository():
+    (tree,) = [block for block in BLOCKS if block.text.startswith(TREE)]
+    first = [re.split(r"\s{2,}", line.strip())[0] for line in tree.text.splitlines()]
+    names = [name.rstrip("/") for cell in first for name in cell.split() if re.fullmatch(r"[\w/]+(/|\.py)", name)]
+    assert len(names) > 20
+    files = {
+        name_of(path) for folder in ("ppdm", "baselines", "benchmarks", "results") for path in ROOT.glob(folder + "/**")
+    }
+    files |= {name_of(path) for folder in ("ppdm", "baselines", "benchmarks") for path in (ROOT / folder).rglob("*.py")}
+    for name in names:
+        assert any(file == name or file.endswith("/" + name) for file in files), name
+
+
+# --- Python
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}: {block.text.splitlines()[0]}")
+def test_python_runs_and_prints_what_the_page_says(block, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = next((code for start, code in BEFORE.items() if block.text.startswith(start)), "")
+    made: dict[str, object] = {}
+    exec(compile(before + block.text, block.page, "exec"), made)  # noqa: S102  # our own pages
+    after = next(iter(BLOCKS[BLOCKS.index(block) + 1 :]), None)
+    if after is not None and (after.page, after.language) == (block.page, "text"):
+        assert capsys.readouterr().out == after.text
+    if "PPDM" in made and before:
+        shown = made["PPDM"]
+        for axis in ("name", "representation", "window", "kernel", "target", "loss"):
+            assert getattr(shown, axis) == getattr(ppdm.PPDM, axis)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_stable_name_is_in_the_reference():
+    for package, page in ((ppdm, "ppdm"), (ppdm_bench, "ppdm_bench")):
+        text = (ROOT / f"docs/api/{page}.md").read_text()
+        named = re.findall(r"\{py:obj\}`(\w+) <([\w.]+)\.\1>` \| `\2`", text)
+        assert {name for name, _ in named} == set(package.__all__) - {"__version__"}
+        for name, home in named:
+            assert getattr(import_module(home), name) is getattr(package, name)
+
+
+# --- commands
+
+
+def parsed(words: list[str]) -> str:
+    """Read words as the command line would, without carrying anything out: the names of the command."""
+    command, context, names = COMMAND, None, []
+    while hasattr(command, "resolve_command"):
+        with command.make_context("ppdm-bench", words, parent=context) as context:
+            name, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
+            names.append(name)
+    command.make_context(names[-1], words, parent=context).close()
+    return " ".join(names)
+
+
+def test_every_line_for_a_shell_is_of_a_known_kind():
+    """Run, parsed, a target, a module, or listed with its reason; and no reason is left over."""
+    used = set()
+    for block, line in SHELL:
+        reason = next((start for start in NOT_RUN if line.startswith(start)), None)
+        used.add(reason)
+        if target := re.fullmatch(r"make ([a-z-]+)(?: ([A-Z]+)=\S+)?", line):
+            assert target[1] in TARGETS, line
+            assert not target[2] or f"$({target[2]})" in MAKEFILE, line
+        elif module := re.match(r"python3? -m (ppdm_bench\.[\w.]+)", line):
+            assert find_spec(module[1]), line
+        elif not reason:
+            assert OURS.search(line), f"{block.page}: {line}"
+    assert used - {None} == set(NOT_RUN)
+    assert {line for _, line in SHELL} >= set(CARRIED_OUT)
+
+
+@pytest.mark.parametrize(
+    ("page", "line"),
+    [(block.page, line) for block, line in SHELL if OURS.search(line) and not line.endswith("--help")],
+    ids=lambda value: value[:60],
+)
+def test_a_command_is_understood(page, line):
+    for one in re.split(r";\s*(?:do\s+)?|\s+done$", line):
+        if found := OURS.search(one):
+            assert parsed(shlex.split(found[1] or ""))
+
+
+def test_a_command_that_is_wrong_is_not_understood():
+    """What the test above is worth."""
+    for words in ("memory --rez 256", "memry", "train --steps 0 --out x", "translate run", "data chek pairs.csv"):
+        with pytest.raises(Exception, match=r"No such|Invalid value|Missing parameter|expected"):
+            parsed(words.split())
+
+
+def test_commands_and_targets_inside_of_the_text_exist():
+    spelled = [(path, t.content) for path in PAGES for t in tokens(path) if t.type == "code_inline"]
+    targets = [(page, text) for page, text in spelled if re.match(r"make [a-z]", text)]
+    ours = [(page, found[1].split()) for page, text in spelled if (found := OURS.match(text)) and found[1]]
+    assert len(targets) > 8
+    assert len(ours) > 15
+    for page, text in targets:
+        assert all(word in TARGETS for word in text.split()[1:] if "=" not in word), f"{name_of(page)}: {text}"
+    for page, words in ours:
+        command, rest = COMMAND, list(words)
+        while rest and hasattr(command, "commands") and not rest[0].startswith("-") and rest[0] != "COMMAND":
+            assert rest[0] in command.commands, f"{name_of(page)}: {' '.join(words)}"
+            command = command.commands[rest.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        asked = {word for word in rest if word.startswith("--")}
+        assert asked <= options or rest[0] == "COMMAND", f"{name_of(page)}: {' '.join(words)}"
+
+
+def test_the_makefile_has_at_most_fourteen_targets_and_help_lists_them():
+    """Beside those there are kinds of one of them, such as `test-fast`."""
+    plain = [target for target in TARGETS if "-" not in target]
+    assert len(plain) <= 14
+    assert {target.partition("-")[0] for target in TARGETS} == set(plain)
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"^  make (\S+)", shown, re.MULTILINE) == TARGETS
+    assert set(re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()) == set(TARGETS)
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with what the pages take for granted: a pair of scans, a method of one's own, two sets of records."""
+    folder = tmp_path
+    monkeypatch.chdir(folder)
+    for name, data in zip(("T1", "T2"), pair(0, (16, 18, 17)), strict=True):
+        volume = Volume.from_array(100 * (data + 1), (1.0, 1.0, 2.0))
+        write_volume(folder / f"{name}.nii.gz", volume.data, volume)
+    (folder / "pairs.csv").write_text("subject,split,source,target\na,train,T1.nii.gz,T2.nii.gz\n")
+    (methods,) = [block.text for block in PYTHON if block.page == "docs/own_method.md"]
+    (folder / "my_methods.py").write_text(methods)
+    for name in ("OLD", "NEW"):
+        (folder / name).mkdir()
+        (folder / name / "records.jsonl.gz").write_bytes((ROOT / "results/plan/records.jsonl.gz").read_bytes())
+    yield
+    sys.modules.pop("my_methods", None)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("workplace")
+def test_cheap_commands_are_carried_out_one_after_the_other():
+    for line, smaller in CARRIED_OUT.items():
+        code, out, err = run(*shlex.split(line)[1:], *smaller.split())
+        assert code == 0, f"{line}: {err}"
+        assert out, line
+    assert Path("T2_translated.nii.gz").is_file()
+
+
+# --- notebooks, which the site carries out
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
+def test_a_notebook_holds_no_outputs_and_imports_what_is_public(path):
+    notebook = json.loads(path.read_text())
+    assert path.read_text() == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code
+    assert all((cell["outputs"], cell["execution_count"]) == ([], None) for cell in code)
+    assert path.stat().st_size < 20_000
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in code))
+    imported = [
+        (node.module, one.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names
+    ]
+    imported += [(one.name, "") for node in ast.walk(tree) if isinstance(node, ast.Import) for one in node.names]
+    ours = [(module, name) for module, name in imported if module.startswith("ppdm_bench")]
+    assert all(module == "ppdm_bench" and name in ppdm_bench.__all__ for module, name in ours)
+    assert not any("._" in module or name.startswith("_") for module, name in imported)
+
+
+def notebook_of(*code: str) -> dict[str, object]:
+    return {"cells": [{"cell_type": "code", "source": [text]} for text in code]}
+
+
+@pytest.mark.slow
+def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    notebooks = import_module("notebooks")
+    drawn = "import matplotlib.pyplot as plt\nplt.plot([x, 2])\nplt.title('a line')\nplt.show()"
+    made = notebook_of("x = 1", "print(f'x is {x}')", drawn)
+    made["cells"].insert(0, {"cell_type": "markdown", "source": ["# Title\n", "text"]})
+    page = notebooks.carried_out(made)
+    assert page.startswith("# Title\ntext\n\n```python\nx = 1\n```\n\n```python\nprint")
+    assert "```none\nx is 1\n```" in page
+    assert "\n![a line](data:image/png;base64,iVBOR" in page
+    with pytest.raises(ExtensionError, match=r"code cell 2(.|\n)*ZeroDivisionError"):
+        notebooks.carried_out(notebook_of("x = 1", "x / 0"))
+    with pytest.raises(ExtensionError, match="no title"):
+        notebooks.carried_out(notebook_of("import matplotlib.pyplot as plt; plt.plot([1, 2])"))
+
+
+# --- the site
+
+
+@pytest.mark.slow
+def test_the_site_is_made_without_a_warning(tmp_path):
+    """Everything but writing HTML: pages are read, docstrings too, notebooks are run, every reference is resolved."""
+    command = [sys.executable, "-m", "sphinx", "-b", "dummy", "-q", "-W", "--keep-going", "-c", "docs"]
+    trees = tmp_path / "trees"
+    done = subprocess.run(
+        [*command, "-d", str(trees), ".", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    read = {path.relative_to(trees).with_suffix(".md") for path in trees.rglob("*.doctree")}
+    assert {path.relative_to(ROOT).with_suffix(".md") for path in NOTEBOOKS} <= read
+    assert {path.relative_to(ROOT) for path in PAGES} - {Path("README.md")} <= read  # it is included in parts
