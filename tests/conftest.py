@@ -4,8 +4,13 @@ A child with another number of threads would also, rightly, be told that its wei
 """
 
 import os
+import signal
 
 import torch
+
+# A shell that starts pytest in the background, `nohup` and cron have SIGINT ignored. Child processes inherit that, and
+# tests that interrupt a command would wait for ever. A handler of our own is not inherited: children get the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
