@@ -81,7 +81,13 @@ def replaced(made: Made) -> Iterator[str]:
 def everything() -> list[Made]:
     """Whatever is made from records."""
     return [
-        Made("memory", _named("memory/memory", "csv", "md", *PICTURE) + _named("memory/breakdown", *PICTURE), _memory),
+        Made(
+            "memory",
+            _named("memory/memory", "csv", "md", *PICTURE)
+            + _named("memory/overview", *PICTURE)
+            + _named("memory/breakdown", *PICTURE),
+            _memory,
+        ),
         Made("plan", _named("plan/plan", "csv", "md", *PICTURE), _plan),
         Made("methods", ["methods/published.md"], _methods),
         *(

@@ -42,7 +42,7 @@ def test_three_sweeps_that_begin_at_once_measure_every_row_once(tmp_path):
 MAKE = """
 import sys, time
 from pathlib import Path
-from ppdm.data import generation
+from ppdm.simulation import generation
 from ppdm.simulation.tasks import find_task, subject_name
 
 def make(recipe, split, index, folder):

@@ -67,6 +67,8 @@ def present(
     written = [folder / RECORDS, *table.save(frame, folder / "memory", assumed=assumed)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += figure.save(figure.memory_figure(records, reference=REFERENCE), folder / "memory")
+        if chosen := figure.headline(records):
+            written += figure.save(figure.memory_figure(chosen, reference=REFERENCE), folder / "overview")
     if any(record.metric == "activations" for record in records):
         written += figure.save(figure.breakdown_figure(records), folder / "breakdown")
     return table.to_text(frame, assumed=assumed), written

@@ -83,6 +83,21 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     return figure
 
 
+def headline(records: Sequence[Record]) -> list[Record]:
+    """Return the records of a figure that is read at a glance, or none if there are no more than these.
+
+    It shows one kind of checkpointing, the first, with two variants of the first method and one of every other.
+    """
+    shown: dict[str, dict[str, None]] = {}
+    for record in records:
+        most = 2 if record.method in list(shown)[:1] or not shown else 1
+        variants = shown.setdefault(record.method, {})
+        if len(variants) < most:
+            variants[record.variant] = None
+    chosen = [r for r in records if r.checkpointing == records[0].checkpointing and r.variant in shown[r.method]]
+    return chosen if len(chosen) < len(records) else []
+
+
 def _rows(records: Iterable[Record]) -> list[Row]:
     rows = gather(record for record in records if record.metric == "peak_allocated")
     if not rows:
