@@ -22,16 +22,29 @@ from ppdm_bench.commands.evaluate import evaluate
 from ppdm_bench.commands.figures import figures
 from ppdm_bench.commands.gpu import gpu
 from ppdm_bench.commands.options import (
+    BatchSize,
+    Checkpointing,
+    Device,
+    Factors,
+    Json,
     Launcher,
     LauncherOptions,
+    Like,
+    Methods,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
     PhantomSize,
+    Precision,
+    Preset,
     Resample,
+    SamplePrecision,
+    SampleSeed,
+    Shape,
     Start,
     TaskName,
     Variations,
+    Width,
     as_usage,
     asked_configurations,
     asked_jobs,
@@ -97,7 +110,7 @@ app.command()(speed)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 something asked could not be done, 2 bad usage, 130 interrupted."""
+    """Run the command line. Exit codes: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:]
     if len(arguments) == 2 and arguments[0] in ("--show-completion", "--install-completion"):
         # A shell that is named: where it detects one, Typer takes no name and would pass over this one.
@@ -142,69 +155,64 @@ def options(
         )
 
 
-Methods = Annotated[
-    list[str] | None,
-    typer.Option("--method", help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."),
+MeasuringDevice = Annotated[
+    str, typer.Option(help="Device: auto (measure if there is a GPU, else predict), cuda, cpu or predict.")
 ]
-Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
-Device = Annotated[str, typer.Option(help="auto (measure where there is a GPU), cuda, cpu, or predict.")]
 
 
 @app.command()
 def memory(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Cubic volumes of these sizes, such as 256 or 64,128,256.")
+        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 256 or 64,128,256.")
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
-    like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
+    shape: Shape = None,
+    like: Like = None,
     method: Methods = None,
     factor: Factors = "2,4,8",
     phase: Annotated[
-        str, typer.Option(help="train, sample, autoencoder_train, decode; of each method those that it has.")
+        str, typer.Option(help="Phases: train, sample, autoencoder_train, decode. A method without a phase skips it.")
     ] = ",".join(PHASES),
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    precision: Precision = "fp32",
+    checkpointing: Checkpointing = "none",
+    batch_size: BatchSize = 1,
+    width: Width = None,
+    preset: Preset = "matched",
     vary: Variations = None,
     start: Start = None,
-    device: Device = "auto",
+    device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Memory of a card, such as 24GB: what fits? A measurement gets no more than that."),
+        typer.Option(help="Memory of the card, such as 24GB: adds a verdict, and limits measurements to it."),
     ] = None,
     no_gate: Annotated[
-        bool, typer.Option("--no-gate", help="Measure what is predicted not to fit, too; else it is skipped.")
+        bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
     timeout: Annotated[
         float,
-        typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one measurement, or one prediction."),
+        typer.Option(
+            parser=read_seconds, metavar="SECONDS", help="Time limit of one measurement or one prediction, in seconds."
+        ),
     ] = 600,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Run what was measured again, with no more memory than was predicted.")
+        bool, typer.Option("--verify", help="Run each measured step again, limited to the predicted memory.")
     ] = False,
     assumed: Annotated[
         bool,
-        typer.Option("--assumed", help="Show how much of each prediction no published measurement has confirmed yet."),
+        typer.Option("--assumed", help="Show the part of each prediction that no published measurement confirms yet."),
     ] = False,
     constants: Annotated[
         Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
     ] = None,
     explain: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD", help="Draw where the memory of this method goes, and nothing else; repeatable."),
+        typer.Option(metavar="METHOD", help="Only draw where the memory of this method goes; repeatable."),
     ] = None,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/memory"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Peak memory of every method at a size: measured where there is a GPU, predicted anywhere."""
+    """Predict the peak memory of every method; with a GPU, measure it too."""
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
@@ -260,7 +268,7 @@ def methods(
     method: Methods = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """What is registered: every method, its presets, parameters and network evaluations a volume."""
+    """List the registered methods: presets, parameters, network evaluations per volume."""
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.commands.methods import catalogue, catalogue_text
 
@@ -275,7 +283,7 @@ def methods(
 
 @app.command()
 def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """The environment as it is recorded beside every number."""
+    """Show the environment that is recorded beside every number."""
     from ppdm_bench.environment import environment, nvml_note
 
     found = environment()
@@ -292,10 +300,12 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = F
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="The run's folder: model, log, options, checkpoints.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run: model, log, options, checkpoints.")],
     manifest: Annotated[
         Path | None,
-        typer.Option(help="CSV of pairs: subject,split,source,target[,mask][,suv_factor]; this, or --task."),
+        typer.Option(
+            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]. Give this or --task."
+        ),
     ] = None,
     task: TaskName = None,
     subjects: PhantomCount = None,
@@ -303,51 +313,61 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
-    method: Annotated[str, typer.Option(help="A registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
-    preset: Annotated[str, typer.Option(help="matched, authors.")] = "matched",
-    factor: Annotated[str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2.")] = None,
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
+    method: Annotated[str, typer.Option(help="Registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
+    preset: Preset = "matched",
+    factor: Annotated[
+        str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
     ] = None,
+    width: Width = None,
     steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Updates of the weights; default 1000.")
+        int | None,
+        typer.Option(parser=count(), metavar="N", help="Training steps (updates of the weights); default: 1000."),
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Time instead of steps; the learning rate follows the clock, so no two runs are the same.",
+            help="Training time instead of steps. The learning rate then follows the clock, so no two runs are equal.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
-    accumulate: Annotated[int, typer.Option(parser=count(), metavar="N", help="Batches an update.")] = 1,
+    batch_size: BatchSize = 1,
+    accumulate: Annotated[int, typer.Option(parser=count(), metavar="N", help="Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
         float | None,
-        typer.Option(parser=positive("a rate"), metavar="RATE", help="After the warm-up; default: the method's."),
+        typer.Option(
+            parser=positive("a rate"), metavar="RATE", help="Learning rate after the warm-up; default: the method's."
+        ),
     ] = None,
-    augment: Annotated[str, typer.Option(help="none, flip (left and right), or flip:dhw for chosen axes.")] = "none",
-    precision: Annotated[str, typer.Option(help="fp32, bf16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
+    augment: Annotated[
+        str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
+    ] = "none",
+    precision: Annotated[str, typer.Option(help="Precision of convolutions: fp32 or bf16.")] = "fp32",
+    checkpointing: Checkpointing = "none",
     start: Start = None,
     seed: Annotated[
-        int, typer.Option(parser=count(0), metavar="N", help="The same seed gives the same weights on the CPU.")
+        int,
+        typer.Option(
+            parser=count(0), metavar="N", help="Random seed. On the CPU, the same seed gives the same weights."
+        ),
     ] = 0,
     validate_every: Annotated[
         int | None,
         typer.Option(
-            parser=count(), metavar="N", help="Steps from one loss on the split val to the next; default: none."
+            parser=count(),
+            metavar="N",
+            help="Steps between validation losses on the split val; default: no validation.",
         ),
     ] = None,
     save_every: Annotated[
-        str, typer.Option(help="From one checkpoint to the next: steps such as 200, or minutes such as 5min.")
+        str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
     ] = "5min",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --out if there is one: the same command again.")
+        bool, typer.Option("--resume", help="Resume the run in --out, if there is one. Give the same command again.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    device: Device = "auto",
 ) -> None:
-    """Train a method on pairs of scans, or on phantoms."""
+    """Train a method on pairs of scans, or on synthetic subjects."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     arithmetic = read_option("--precision", one_of("fp32", "bf16"), precision)
@@ -400,28 +420,28 @@ def train(
 
 @app.command()
 def translate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run's folder, or its .safetensors file.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of them.")],
-    output: Annotated[Path, typer.Argument(help="A NIfTI file, or a folder.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="NIfTI file, or a folder of NIfTI files.")],
+    output: Annotated[Path, typer.Argument(help="NIfTI file, or a folder.")],
     steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Evaluations of the network; default: the method's.")
+        int | None, typer.Option(parser=count(), metavar="N", help="Network evaluations; default: the method's.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
+    seed: SampleSeed = 0,
+    device: Device = "auto",
+    precision: SamplePrecision = None,
     block: Annotated[
         str | None,
         typer.Option(
             metavar="N",
-            help="Show the network blocks of N voxels a side, or D,H,W, rounded up to what the method needs; the "
-            "volume stays in host memory. Default: all at once.",
+            help="Translate in blocks of N voxels per side, or D,H,W, rounded up to a multiple that the method needs; "
+            "the volume stays in host memory. Default: the whole volume at once.",
         ),
     ] = None,
     overlap: Annotated[
         float | None,
-        typer.Option(metavar="SHARE", help="Share of their size that blocks have in common; default 0.25."),
+        typer.Option(metavar="SHARE", help="Overlap of neighbouring blocks, as a share of their size; default: 0.25."),
     ] = None,
-    suv_factor: Annotated[float | None, typer.Option(help="PET: what turns the file's values into SUV.")] = None,
+    suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV.")] = None,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.commands.options import (
+    BatchSize,
+    Device,
+    Json,
     Launcher,
     LauncherOptions,
+    Tasks,
+    Width,
     as_usage,
     asked_jobs,
     comma_separated,
@@ -53,65 +58,69 @@ def ablate(
     grid: Annotated[
         str,
         typer.Option(
-            help="one (one axis at a time: factor, loss, bridge), full (each with each), "
-            "space (representation with and without a bridge, at equal steps and at equal time), none."
+            help="Configurations: one (one axis at a time: factor, loss, bridge), full (all combinations), "
+            "space (each representation with and without the bridge, at equal steps and at equal time), or none."
         ),
     ] = "one,space",
     vary: Annotated[
         list[str] | None,
-        typer.Option(help="More cells, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable."),
+        typer.Option(
+            help="More configurations, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable."
+        ),
     ] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another method to start from, such as network.multipliers=[1,2,2]; repeatable."),
+        typer.Option(
+            "--set",
+            help="Change the method that all start from, such as network.multipliers=[1,2,2]; repeatable.",
+        ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="A registered method, or module:ATTRIBUTE of your own; default: the first.")
+        str | None, typer.Option(help="Registered method, or module:ATTRIBUTE of your own; default: the first.")
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Phantoms of this task; repeatable. Default: all.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Trainings of each cell, such as 0,1,2.")] = None,
+    task: Tasks = None,
+    seeds: Annotated[str | None, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Equal steps: updates of the weights.")
+        int | None, typer.Option(parser=count(), metavar="N", help="Training steps, for the comparison at equal steps.")
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Equal time, for every cell; default: what the method itself takes for its steps, for the grid space.",
+            help="Training time, for the comparison at equal time; default with --grid space: that of the method.",
         ),
     ] = None,
     subjects: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Phantoms of each task, over all splits.")
+        int | None, typer.Option(parser=count(), metavar="N", help="Synthetic subjects per task, over all splits.")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of their longest axis.")
+        int | None, typer.Option(parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels.")
     ] = None,
-    phantom_grid: Annotated[str, typer.Option(help="Their voxels: cubic, oblong or thick.")] = "cubic",
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 2,
+    phantom_grid: Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")] = "cubic",
+    width: Width = None,
+    batch_size: BatchSize = 2,
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations a volume, such as 1,4. The method's own: own.")
+        str | None, typer.Option(help="Network evaluations per volume, such as 1,4; own means the method's number.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")] = "test",
     memory_res: Annotated[
-        str | None, typer.Option(help="Predict memory at these cubic sizes too, such as 128,256.")
+        str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256.")
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="What is not said: quick, full, or auto (full where there is a GPU, or jobs).")
+        str,
+        typer.Option(
+            help="Defaults for options not given: quick, full or auto (full with a GPU or with cluster jobs)."
+        ),
     ] = "auto",
-    quick: Annotated[bool, typer.Option("--quick", help="The same as --profile quick.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Same as --profile quick.")] = False,
+    device: Device = "auto",
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/ablations"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Toggle puzzle factor, loss, bridge and any other option; the same command again goes on where it stopped."""
+    """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     kind = read_option("--profile", one_of("auto", "quick", "full"), "quick" if quick else profile)
     read_option("--split", one_of("train", "val", "test"), split)
@@ -167,7 +176,7 @@ def ablate(
 
 
 def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Method":
-    """The method that the cells lie around."""
+    """The method that the configurations vary."""
     from ppdm_baselines import METHODS
     from ppdm_bench.configuration import find_method
     from ppdm_bench.variation import moved, read_one
@@ -182,7 +191,7 @@ def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Meth
 def _carried_out(
     plan: "Ablation", out: Path, quick: bool, device: str, jobs: dict[str, Any] | None
 ) -> tuple[list["Record"], list[str], list[Path]]:
-    """Every record that was asked for, what could not be found out, and picture data."""
+    """All requested records, the failures, and the picture data."""
     from ppdm_bench.ablation import run as course
     from ppdm_bench.ablation.plan import memory_each, works
 
@@ -207,7 +216,7 @@ def _carried_out(
 def _paces(
     plan: "Ablation", out: Path, bar: "Progress", device: str, jobs: dict[str, Any] | None
 ) -> dict[str, "Record"]:
-    """The record ``step_seconds`` of each cell by its label."""
+    """The record ``step_seconds`` of each configuration, by its label."""
     from ppdm_bench.ablation.jobs import paces_in_job
     from ppdm_bench.ablation.step_time import paces
     from ppdm_bench.isolation.sweep import RECORDS
@@ -235,7 +244,7 @@ def _trained(
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:
-    """What is known before anything is measured."""
+    """The part of the plan that is known before any measurement."""
     if quick:
         say("quick profile: small volumes and networks, few subjects, short training; a direction, not a proof")
     for cell in plan.cells:
@@ -256,7 +265,7 @@ def _announce(
     quick: bool,
     spread: bool,
 ) -> None:
-    """What is to be done and how long it will take, before it begins."""
+    """The trainings to run and their estimated duration."""
     from ppdm.checkpoint import NAME
 
     left = [work for work in wanted if not (work.trial.folder(out) / NAME).exists()]

@@ -18,11 +18,9 @@ if TYPE_CHECKING:
 def claims(
     records: RecordPaths = None,
     out: Annotated[Path, typer.Option(help="Folder for CLAIMS.md and for claims/, its table and records.")] = RESULTS,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the effects as one JSON array, and nothing else.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the effects as one JSON array and nothing else.")] = False,
 ) -> None:
-    """Hold the claims of the paper's abstract against records: supported, not supported, or not measured, and why."""
+    """Compare the claims of the paper's abstract with records: supported, not supported or not measured."""
     from ppdm_bench.records import RecordFile
     from ppdm_bench.report.claims_text import effects_table, to_claims_text
     from ppdm_bench.report.library import read_library
@@ -46,7 +44,7 @@ def claims(
 
 
 def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
-    """Decide every claim, and write the table and the page; the findings, and the files."""
+    """Decide every claim, write the table and the page, and return the findings and the files."""
     from ppdm_baselines import METHODS
     from ppdm_bench.report.claim_rules import CLAIMS
     from ppdm_bench.report.claims import Evidence
@@ -66,7 +64,7 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
 
 
 def _checked_again(file: "RecordFile") -> None:
-    """Make the records of reversibility, in the place of those of other code; the same are left as they are."""
+    """Make the records of reversibility. Records of other code are replaced, equal ones are kept."""
     from ppdm_bench.commands.reversibility import check_reversibility
     from ppdm_bench.report.files import replace_file
 

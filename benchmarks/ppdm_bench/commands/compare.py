@@ -9,19 +9,17 @@ from ppdm_bench.commands.options import read_option
 
 
 def compare(
-    old: Annotated[Path, typer.Argument(metavar="OLD", help="A file of records, or a folder with such files.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="Likewise.")],
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="File of records, or a folder with such files.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, to compare with OLD.")],
     threshold: Annotated[
-        str, typer.Option(metavar="SHARE", help="Relative difference of a time or a score that counts: 5% or 0.05.")
+        str, typer.Option(metavar="SHARE", help="Relevant relative difference of a time or a score: 5% or 0.05.")
     ] = "5%",
     json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print a record for each number that changed or stayed, as one JSON array, and nothing else."
-        ),
+        typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
     ] = False,
 ) -> None:
-    """What became worse, by how much, beyond the noise; exit code 1 if anything did."""
+    """Show what became worse between two sets of records, beyond the noise. Exit code 1 if anything did."""
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.changes import changes, environments, read_set, to_records, to_text
@@ -40,7 +38,7 @@ def compare(
 
 
 def _counts(verdict: str, change: float | None, threshold: float) -> bool:
-    """Whether a change fails the comparison: what is exact may be worse by less than the threshold."""
+    """Whether a change fails the comparison; an exact value may be worse by less than the threshold."""
     return verdict == "worse" and (change is None or abs(change) > threshold)
 
 

@@ -34,7 +34,7 @@ Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
 
 @app.command("list")
 def list_() -> None:
-    """The tasks that subjects can be made for, the folder layouts that are known, and what the cache holds."""
+    """List the tasks, the known folder layouts and the contents of the cache."""
     from ppdm.data.layouts import LAYOUTS
     from ppdm.simulation.generation import cache_folder, cached_sets
     from ppdm.simulation.tasks import TASKS
@@ -57,22 +57,33 @@ def list_() -> None:
 
 @app.command()
 def make(
-    task: Annotated[str, typer.Argument(help="pet-denoise, pet-joint or mri-t1t2.")],
-    out: Annotated[Path, typer.Option(help="The set's folder; a set that is there already is continued.")],
-    subjects: Annotated[int, typer.Option(parser=count(), metavar="N", help="How many, over all splits.")] = 10,
-    size: Annotated[int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of the longest axis.")] = None,
-    grid: Annotated[str, typer.Option(help="cubic, oblong, or thick (axial slices 2.5 times as thick).")] = "cubic",
-    shape: Annotated[str | None, typer.Option(help="Instead of size and grid: D,H,W in voxels ...")] = None,
-    spacing: Annotated[str | None, typer.Option(help="... and their edges in mm, such as 2,2,4 or 2.")] = None,
-    anatomy: Annotated[str | None, typer.Option(help="head or torso; default: the task's.")] = None,
-    dose: Annotated[str | None, typer.Option(help="PET: counts of the sources are divided by 4,20,100 say.")] = None,
-    field_strength: Annotated[float | None, typer.Option(metavar="TESLA", help="MRI: 1.5 or 3.")] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the whole set.")] = 0,
+    task: Annotated[str, typer.Argument(help="Task: pet-denoise, pet-joint or mri-t1t2.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.")],
+    subjects: Annotated[
+        int, typer.Option(parser=count(), metavar="N", help="Number of subjects, over all splits.")
+    ] = 10,
+    size: Annotated[int | None, typer.Option(parser=count(4), metavar="N", help="Longest axis in voxels.")] = None,
+    grid: Annotated[
+        str, typer.Option(help="Grid: cubic, oblong, or thick (axial slices 2.5 times as thick).")
+    ] = "cubic",
+    shape: Annotated[
+        str | None, typer.Option(help="Size in voxels, D,H,W, instead of --size and --grid; give --spacing too.")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm for --shape, such as 2,2,4 or 2.")] = None,
+    anatomy: Annotated[str | None, typer.Option(help="Anatomy: head or torso; default: the task's.")] = None,
+    dose: Annotated[
+        str | None,
+        typer.Option(help="PET: dose factors, such as 4,20,100; the counts of the source are divided by each."),
+    ] = None,
+    field_strength: Annotated[
+        float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3.")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Random seed of the set.")] = 0,
     jobs: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Processes; default: the cores.")
+        int | None, typer.Option(parser=count(), metavar="N", help="Processes; default: all cores.")
     ] = None,
 ) -> None:
-    """Make phantom subjects of a task: NIfTI pairs and their manifest."""
+    """Make synthetic subjects of a task: NIfTI pairs and their manifest."""
     doses = read_option("--dose", comma_separated(read_dose), dose) if dose is not None else None
     voxels = read_option("--shape", read_shape, shape) if shape is not None else None
     edges = read_option("--spacing", read_lengths, spacing) if spacing is not None else None
@@ -130,19 +141,19 @@ def _recipe(
 
 @app.command()
 def manifest(
-    folder: Annotated[Path, typer.Argument(help="Where the data set lies.")],
-    layout: Annotated[str, typer.Option(help="How its files are named; see data list.")],
-    out: Annotated[Path, typer.Option(help="The CSV to write.")],
-    source: Annotated[str | None, typer.Option(help="Kind that is translated; default: the layout's.")] = None,
-    target: Annotated[str | None, typer.Option(help="Kind it is translated to; default: the layout's.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
+    target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(
-            help="Regular expression of the paths instead of the layout's, with (?P<subject>) and (?P<kind>)."
-        ),
+        typer.Option(help="Regular expression for paths, with (?P<subject>) and (?P<kind>), instead of the layout's."),
     ] = None,
-    suv_table: Annotated[Path | None, typer.Option(help="CSV of weights and doses, for activities in Bq/mL.")] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the splits that are drawn.")] = 0,
+    suv_table: Annotated[
+        Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL.")
+    ] = None,
+    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Random seed of drawn splits.")] = 0,
 ) -> None:
     """Write the manifest of a folder of scans."""
     from ppdm.data.layouts import pairs_from_folder
@@ -164,7 +175,7 @@ def check(
     resample: Resample = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Report every fault of every pair in one pass; exit code 1 if there is one."""
+    """Report every problem of every pair in one pass. Exit code 1 if there is an error."""
     from ppdm.data.checking import check_pairs
     from ppdm.data.manifest import manifest_faults
     from ppdm_bench.commands.findings import findings_rows, findings_text
@@ -182,8 +193,8 @@ def check(
 @app.command()
 def montage(
     manifest: Manifest,
-    out: Annotated[Path, typer.Option(help="The picture, without suffix: PNG and PDF are written.")],
-    subject: Annotated[str | None, typer.Option(help="Which pair; default: the first.")] = None,
+    out: Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")],
+    subject: Annotated[str | None, typer.Option(help="Subject to draw; default: the first.")] = None,
     resample: Resample = False,
 ) -> None:
     """Draw three planes of a pair."""
@@ -208,12 +219,14 @@ def montage(
 @app.command()
 def sheet(
     manifest: Manifest,
-    out: Annotated[Path, typer.Option(help="The picture, without suffix: PNG and PDF are written.")],
-    limit: Annotated[int, typer.Option("--subjects", parser=count(), metavar="N", help="At most so many.")] = 12,
-    plane: Annotated[str, typer.Option(help="axial, coronal or sagittal.")] = "axial",
+    out: Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")],
+    limit: Annotated[
+        int, typer.Option("--subjects", parser=count(), metavar="N", help="Largest number of subjects.")
+    ] = 12,
+    plane: Annotated[str, typer.Option(help="Plane: axial, coronal or sagittal.")] = "axial",
     resample: Resample = False,
 ) -> None:
-    """Draw one plane of many pairs: a contact sheet, sources and targets side by side."""
+    """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
     from ppdm.data.manifest import load_pair, read_manifest
     from ppdm_bench.report.canvas import save
     from ppdm_bench.report.montage import contact_sheet

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.commands.options import (
+    Device,
+    Json,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
     PhantomSize,
     Resample,
+    SamplePrecision,
+    SampleSeed,
     TaskName,
     as_usage,
     asked_subjects,
@@ -34,59 +38,72 @@ def evaluate(
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of runs, or their .safetensors files.")
     ] = None,
     manifest: Annotated[
-        Path | None, typer.Option(help="CSV of pairs that the runs are to translate; this, or --task.")
+        Path | None, typer.Option(help="CSV file of the pairs to translate. Give this or --task.")
     ] = None,
     task: TaskName = None,
-    split: Annotated[str, typer.Option(help="Which of the pairs: train, val, test.")] = "test",
+    split: Annotated[str, typer.Option(help="Split to score: train, val or test.")] = "test",
     subjects: PhantomCount = None,
     size: PhantomSize = None,
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
     predictions: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="Instead of runs, predictions made before; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Folder of existing predictions, instead of runs; repeatable."),
     ] = None,
-    targets: Annotated[Path | None, typer.Option(metavar="DIR", help="Their targets, of the same file names.")] = None,
-    sources: Annotated[Path | None, typer.Option(metavar="DIR", help="What was translated, likewise.")] = None,
-    masks: Annotated[Path | None, typer.Option(metavar="DIR", help="Where quality is measured, likewise.")] = None,
+    targets: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of their targets, with the same file names.")
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of their sources, with the same file names.")
+    ] = None,
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of masks, with the same file names; metrics count only voxels inside."
+        ),
+    ] = None,
     labels: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Labelled regions of PET whose uptake is compared, likewise.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of labelled regions, with the same file names; PET uptake is compared in each."
+        ),
     ] = None,
     suv_factor: Annotated[
         float | None,
         typer.Option(
-            parser=positive("a factor"), metavar="FACTOR", help="The folders hold PET: what makes SUV of their values."
+            parser=positive("a factor"),
+            metavar="FACTOR",
+            help="The folders contain PET: factor from stored values to SUV.",
         ),
     ] = None,
     steps: Annotated[
         str | None, typer.Option(help="Network evaluations, such as 1,2,4; default: the method's.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Of the noise, for stochastic methods.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16; default: as trained.")] = None,
+    seed: SampleSeed = 0,
+    device: Device = "auto",
+    precision: SamplePrecision = None,
     reference: Annotated[
-        str | None, typer.Option(help="What differences are from: a run, or a row's name; default: the input.")
+        str | None, typer.Option(help="Row that differences refer to: a run or the name of a row; default: the input.")
     ] = None,
     convention: Annotated[
-        str | None, typer.Option(help="Of a challenge: synthrad2023, brasyn, udpet; default: the project's own.")
+        str | None, typer.Option(help="Metric convention of a challenge: synthrad2023, brasyn or udpet; default: ours.")
     ] = None,
     data_range: Annotated[
         float | None,
         typer.Option(
             parser=positive("a span"),
             metavar="SPAN",
-            help="Of PSNR and SSIM; default: 20 in SUV, else that of the training targets.",
+            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets.",
         ),
     ] = None,
     factor: Annotated[
-        str | None, typer.Option(help="Lattices of the seam index, such as 2,4; default: those of the methods.")
+        str | None, typer.Option(help="Block grids of the seam index, such as 2,4; default: those of the methods.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Score translations: every metric of every subject, differences, pictures of the best and the worst."""
+    """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
     evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
@@ -139,7 +156,7 @@ def evaluate(
 
 
 def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:
-    """Runs with pairs, or predictions with targets; each with its own options alone."""
+    """Check that the options fit together: runs with pairs, or predictions with targets."""
     if runs == predictions:
         raise typer.BadParameter("give what is evaluated: runs, with --manifest or --task; or --predictions, --targets")
     wrong = of_folders if runs else of_runs

@@ -30,12 +30,10 @@ RecordPaths = Annotated[
 def figures(
     records: RecordPaths = None,
     out: Annotated[Path, typer.Option(help="Folder for figures, tables and captions.")] = RESULTS / "figures",
-    column: Annotated[
-        str, typer.Option(help="Widths: single (3.5 in, one column of a page), double (7.16 in, two).")
-    ] = "single,double",
-    html: Annotated[bool, typer.Option("--html", help="One HTML page with everything, too: report.html.")] = False,
+    column: Annotated[str, typer.Option(help="Widths: single (3.5 inches), double (7.16 inches).")] = "single,double",
+    html: Annotated[bool, typer.Option("--html", help="Also write report.html, one page with everything.")] = False,
 ) -> None:
-    """Draw every figure of a paper from records alone, with its table and caption; says what is missing for others."""
+    """Draw every figure of a paper from records, with table and caption, and name the records that are missing."""
     widths = read_option("--column", comma_separated(one_of("single", "double")), column)
     columns = cast("list[Column]", widths)
 
@@ -77,7 +75,7 @@ def _page(
 
 
 def _tell(files: Sequence[Path], absent: Sequence[str]) -> None:
-    """What was drawn and what was not; that a figure is missing is a finding as long as another is there."""
+    """Report the figures that were drawn and those that were not. It is an error only if none was drawn."""
     for path in files:
         print(path)
     for sentence in absent:

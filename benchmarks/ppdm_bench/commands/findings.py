@@ -6,7 +6,7 @@ from ppdm.data.checking import Findings, Report
 
 
 def findings_text(findings: Findings) -> str:
-    """A line a pair, its faults and remarks below it, and how many there were of each."""
+    """The findings as text: one line per pair, its errors and warnings below it, and their numbers."""
     lines = [f"fault: {fault}" for fault in findings.faults]
     for report in findings.reports:
         lines.append(_line(report))
@@ -19,7 +19,7 @@ def findings_text(findings: Findings) -> str:
 
 
 def findings_rows(findings: Findings) -> list[dict[str, Any]]:
-    """The same as JSON values: a row a pair, after one for the faults of the manifest itself, if it has any."""
+    """The findings as JSON values: one row per pair, after one for errors of the manifest itself."""
     whole = [{"subject": None, "faults": list(findings.faults)}] if findings.faults else []
     return whole + [
         {

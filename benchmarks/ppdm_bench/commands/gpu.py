@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppdm_bench.commands.options import one_of, positive, read_option
+from ppdm_bench.commands.options import Json, one_of, positive, read_option
 from ppdm_bench.commands.terminal import alone_in, say, told
 
 if TYPE_CHECKING:
@@ -25,24 +25,22 @@ NO_GPU = (
 def gpu(
     piece: Annotated[
         list[str] | None,
-        typer.Option(help="Only this piece, again if it was done; repeatable. Default: all that is left."),
+        typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are left."),
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Stop before a piece that does not fit."),
+        typer.Option(
+            parser=positive("minutes"), metavar="MINUTES", help="Stop before a part that does not fit into this time."
+        ),
     ] = None,
-    show: Annotated[
-        bool, typer.Option("--list", help="Only tell the pieces, their estimates and what is done.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="cuda, or cpu: the same pieces tiny, to try them.")] = "cuda",
+    show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
+    device: Annotated[str, typer.Option(help="Device: cuda, or cpu to try the parts in miniature.")] = "cuda",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for a folder a piece; default results/gpu, tiny runs/gpu.")
+        Path | None, typer.Option(help="Folder with one folder per part; default: results/gpu, in miniature runs/gpu.")
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Everything that needs a GPU, in pieces that each end within ten minutes; the same command again goes on."""
+    """Run everything that needs a GPU, in parts of at most ten minutes. The same command again continues."""
     where = read_option("--device", one_of("cuda", "cpu"), device)
     folder = out or Path("runs/gpu" if where == "cpu" else "results/gpu")
     with redirect_stdout(sys.stderr):
@@ -118,7 +116,7 @@ def _carried_out(pieces: Sequence["Piece"], place: "Place", minutes: float | Non
 
 
 def _told(ended: Sequence["Record"], folder: Path, json: bool) -> int:
-    """Print what was found out, and say what became of each piece; the exit code."""
+    """Print the results, report the state of each part, and return the exit code."""
     from ppdm_bench.gpu_suite.running import PIECES
     from ppdm_bench.gpu_suite.summary import records_of, summarise
     from ppdm_bench.records import write_json_array

@@ -39,13 +39,13 @@ def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
 
 
 def parameter_count(make: Callable[[], nn.Module]) -> int:
-    """How many parameters the network has that ``make`` makes; it is made without memory."""
+    """Count the parameters of the network that ``make`` returns, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in make().parameters())
 
 
 def catalogue_text(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as an aligned table."""
+    """Format the rows as an aligned table."""
     lines = [COLUMNS, *(tuple(_text(row[column]) for column in COLUMNS) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

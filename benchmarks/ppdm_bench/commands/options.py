@@ -26,7 +26,7 @@ _DECIMAL = r"[0-9]{0,18}\.?[0-9]{1,18}"
 
 
 def read_option(name: str, read: Callable[[str], T], text: str) -> T:
-    """Read the value of an option; what its reader refuses is a fault of usage that names the option."""
+    """Read the value of an option. A ``ValueError`` of the reader becomes a usage error that names the option."""
     try:
         return read(text)
     except (ValueError, typer.BadParameter) as error:
@@ -35,7 +35,7 @@ def read_option(name: str, read: Callable[[str], T], text: str) -> T:
 
 
 def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call what checks several options together; what it refuses is a fault of usage."""
+    """Call a function that checks several options together. Its ``ValueError`` becomes a usage error."""
     try:
         return call(*arguments, **options)
     except ValueError as error:
@@ -45,7 +45,7 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
 def asked_sizes(
     res: str | None, shape: str | None, like: Path | None
 ) -> tuple[list[tuple[int, int, int]], tuple[float, float, float] | tuple[()]]:
-    """The sizes of volumes in voxels (D, H, W), the smallest first, and of a voxel in mm where a scan says it.
+    """The volume sizes in voxels (D, H, W), the smallest first, and the voxel size in mm if a scan gives it.
 
     Raises:
         typer.BadParameter: not one of the three was given, or a size is none.
@@ -66,7 +66,7 @@ def asked_sizes(
 def asked_settings(
     preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int
 ) -> dict[str, Any]:
-    """The options that make configurations of methods, as :func:`ppdm_bench.configuration.configurations` takes them.
+    """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 
     Raises:
         typer.BadParameter: a list that cannot be read.
@@ -87,7 +87,7 @@ Variations = Annotated[
     typer.Option(
         "--vary",
         metavar="NAME=A,B",
-        help="Points around each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
+        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
     ),
 ]
 Start = Annotated[
@@ -95,7 +95,7 @@ Start = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Another point to start from, such as network.multipliers=[1,2,2]; repeatable.",
+        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable.",
     ),
 ]
 
@@ -107,7 +107,7 @@ def asked_configurations(
     start: Sequence[str] | None,
     variations: Sequence[str] | None = None,
 ) -> "list[Configuration]":
-    """Every configuration that the options of a command make; a point that a method cannot have is left out, and told.
+    """Return all configurations that the options describe. Impossible combinations are left out and reported.
 
     Args:
         methods: names; None for all.
@@ -125,7 +125,7 @@ def asked_configurations(
 
 
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
-    """Whom a command works on: the pairs of one manifest, or phantoms of one task; absent options are left out.
+    """The subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
 
     Raises:
         typer.BadParameter: both, neither, or an option of the other.
@@ -144,7 +144,7 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """A reader of comma-separated values, each read by ``read``; empty ones are dropped, repeated ones count once."""
+    """Return a reader of comma-separated values. ``read`` reads each; empty ones are dropped, repeated ones count once."""
 
     def read_all(text: str) -> list[T]:
         values = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
@@ -156,7 +156,7 @@ def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
-    """A reader that lets only these words pass."""
+    """Return a reader that accepts only these words."""
 
     def read(text: str) -> str:
         if text not in allowed:
@@ -169,7 +169,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
 
 
 def count(least: int = 1) -> Callable[[str | int], int]:
-    """A reader of whole numbers from ``least`` upwards."""
+    """Return a reader of integers from ``least`` upwards."""
 
     def read(given: str | int) -> int:
         text = str(given)  # a default passes through here as the number that it is
@@ -181,7 +181,7 @@ def count(least: int = 1) -> Callable[[str | int], int]:
 
 
 def read_evaluations(text: str) -> int | None:
-    """A number of network evaluations, or None for the method's ``own``.
+    """Read a number of network evaluations; ``own`` gives None, the method's number.
 
     Raises:
         ValueError: it is neither.
@@ -193,37 +193,74 @@ def read_evaluations(text: str) -> int | None:
     return int(text)
 
 
+# Options of several commands.
+Json = Annotated[bool, typer.Option("--json", help="Print the records as one JSON array and nothing else.")]
+Device = Annotated[str, typer.Option(help="Device: auto, cuda or cpu.")]
+Width = Annotated[
+    int | None,
+    typer.Option(parser=count(), metavar="N", help="Channels at the finest level of the U-Net; default: the method's."),
+]
+Checkpointing = Annotated[
+    str, typer.Option(help="Activation checkpointing: none, norm, block or conv, from the most memory to the least.")
+]
+Shape = Annotated[str | None, typer.Option(help="Volume size in voxels: D,H,W.")]
+Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
+Precision = Annotated[str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.")]
+BatchSize = Annotated[int, typer.Option(parser=count(), metavar="N", help="Batch size: volumes at once.")]
+Preset = Annotated[
+    str, typer.Option(help="Preset: matched (one U-Net for all methods) or authors (the network of each paper).")
+]
+SampleSeed = Annotated[
+    int, typer.Option(parser=count(0), metavar="N", help="Random seed; it matters only for stochastic methods.")
+]
+SamplePrecision = Annotated[
+    str | None, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16; default: as trained.")
+]
+Tasks = Annotated[list[str] | None, typer.Option("--task", help="Synthetic task; repeatable. Default: all tasks.")]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="Registered method, or module:ATTRIBUTE of your own; repeatable. Default: all registered methods.",
+    ),
+]
+Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
+
+
 # Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
-TaskName = Annotated[str | None, typer.Option(help="Phantoms of pet-denoise, pet-joint or mri-t1t2.")]
+TaskName = Annotated[str | None, typer.Option(help="Synthetic task: pet-denoise, pet-joint or mri-t1t2.")]
 PhantomCount = Annotated[
-    int | None, typer.Option(parser=count(), metavar="N", help="Phantoms: how many in all splits; default 10.")
+    int | None, typer.Option(parser=count(), metavar="N", help="Synthetic subjects, over all splits; default: 10.")
 ]
 PhantomSize = Annotated[
-    int | None, typer.Option(parser=count(4), metavar="N", help="Phantoms: voxels of the longest axis; default 64.")
+    int | None,
+    typer.Option(parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."),
 ]
-PhantomGrid = Annotated[str | None, typer.Option(help="Phantoms: cubic, oblong or thick; default cubic.")]
+PhantomGrid = Annotated[
+    str | None, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick; default: cubic.")
+]
 PhantomSeed = Annotated[
-    int | None, typer.Option(parser=count(0), metavar="N", help="Phantoms: seed of the set; default 0.")
+    int | None, typer.Option(parser=count(0), metavar="N", help="Random seed of the synthetic set; default: 0.")
 ]
-Resample = Annotated[bool, typer.Option("--resample", help="Targets on other grids are resampled onto their sources'.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample targets onto the grids of their sources.")]
 
 
 # How work is spread over a cluster; the same wherever it is offered.
 Launcher = Annotated[
-    str | None, typer.Option(help="submitit: each configuration in a job of the cluster; default: one after the other.")
+    str | None, typer.Option(help="submitit runs each configuration as a cluster job; default: one after the other.")
 ]
 LauncherOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--launcher-option",
         metavar="NAME=VALUE",
-        help="A parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
+        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
     ),
 ]
 
 
 def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str, Any] | None:
-    """The parameters of the jobs that work is spread over, or None where it is done here.
+    """Read the parameters of the cluster jobs; None without a launcher.
 
     Raises:
         typer.BadParameter: another launcher than there is, an option that is none, or options without a launcher.
@@ -239,7 +276,7 @@ def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str,
 
 
 def _read_parameter(text: str) -> tuple[str, int | float | str]:
-    """A name and its value: a number where it is written as one."""
+    """Read a name and its value; a value that looks like a number becomes one."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier() or not value:
         raise ValueError(f"expected a parameter of submitit and its value such as slurm_partition=gpu, got {text!r}")
@@ -252,7 +289,7 @@ def _read_parameter(text: str) -> tuple[str, int | float | str]:
 
 
 def read_seconds(given: str | float) -> float:
-    """A time limit of one second or more, at most a million."""
+    """Read a time limit between one second and a million seconds."""
     text = str(given)
     if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) or not 1 <= float(text) <= 1e6:
         raise typer.BadParameter(f"expected seconds from 1 to 1000000, got {text!r}")
@@ -260,7 +297,7 @@ def read_seconds(given: str | float) -> float:
 
 
 def positive(what: str) -> Callable[[str | float], float]:
-    """A reader of positive numbers, such as minutes."""
+    """Return a reader of positive numbers, such as minutes."""
 
     def read(given: str | float) -> float:
         text = str(given)
@@ -272,7 +309,7 @@ def positive(what: str) -> Callable[[str | float], float]:
 
 
 def read_pace(text: str) -> tuple[int | None, float | None]:
-    """How often something is done: every so many steps (``200``), or every so many minutes (``5min``).
+    """Read an interval: a number of steps (``200``) or of minutes (``5min``).
 
     Raises:
         ValueError: it is neither.
@@ -286,7 +323,7 @@ def read_pace(text: str) -> tuple[int | None, float | None]:
 
 
 def read_flips(text: str) -> str:
-    """The axes along which volumes are mirrored: ``none``, ``flip`` (left and right), or those of ``flip:dhw``.
+    """Read the flipped axes: ``none``, ``flip`` (left-right), or chosen axes such as ``flip:dhw``.
 
     Raises:
         ValueError: it is none of these.
@@ -299,7 +336,7 @@ def read_flips(text: str) -> str:
 
 
 def read_factor(text: str) -> int | tuple[int, int, int]:
-    """A puzzle factor: ``2``, or one an axis: ``1x2x2``.
+    """Read a puzzle factor: ``2``, or one per axis: ``1x2x2``.
 
     Raises:
         ValueError: it is none.
@@ -311,7 +348,7 @@ def read_factor(text: str) -> int | tuple[int, int, int]:
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
-    """A shape D,H,W in voxels.
+    """Read a shape D,H,W in voxels.
 
     Raises:
         ValueError: it is none.
@@ -324,7 +361,7 @@ def read_shape(text: str) -> tuple[int, int, int]:
 
 
 def read_block(text: str) -> int | tuple[int, int, int]:
-    """Voxels of a block along each axis: one number, or D,H,W.
+    """Read the size of a block in voxels: one number, or D,H,W.
 
     Raises:
         ValueError: it is neither.
@@ -338,7 +375,7 @@ def read_block(text: str) -> int | tuple[int, int, int]:
 
 
 def read_lengths(text: str) -> tuple[float, float, float]:
-    """Edges of a voxel in mm: ``2``, or one an axis: ``2,2,4``.
+    """Read a voxel size in mm: ``2``, or one per axis: ``2,2,4``.
 
     Raises:
         ValueError: they are none.
@@ -351,7 +388,7 @@ def read_lengths(text: str) -> tuple[float, float, float]:
 
 
 def read_dose(text: str) -> int:
-    """A dose factor: counts are divided by it.
+    """Read a dose factor; the counts are divided by it.
 
     Raises:
         ValueError: it is no whole number from 2 up.
@@ -362,7 +399,7 @@ def read_dose(text: str) -> int:
 
 
 def read_budget(text: str) -> int:
-    """Memory of a card in bytes: ``24GB``. Cards are sold in GB of 2^30 bytes, so GB and GiB are the same here.
+    """Read the memory of a card in bytes: ``24GB``. Cards are sold in GB of 2^30 bytes, so GB and GiB mean the same.
 
     Raises:
         ValueError: it is none, or less than 1 MB.

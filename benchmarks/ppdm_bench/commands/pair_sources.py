@@ -47,7 +47,7 @@ class ManifestSubjects:
 
 @dataclass(frozen=True)
 class PhantomSubjects:
-    """Phantoms of a task, made on first use and kept in the cache.
+    """Synthetic subjects of a task, made on first use and kept in the cache.
 
     Attributes:
         task: one of :data:`ppdm.simulation.tasks.TASKS`.

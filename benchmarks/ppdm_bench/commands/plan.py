@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.commands.options import (
+    BatchSize,
+    Checkpointing,
+    Json,
+    Like,
+    Methods,
+    Precision,
+    Preset,
+    Shape,
     Start,
+    Width,
     asked_configurations,
     asked_sizes,
     comma_separated,
@@ -27,39 +36,31 @@ if TYPE_CHECKING:
 
 def plan(
     budget: Annotated[
-        str | None, typer.Option(help="Memory of the card, such as 24GB; default: the GPU at hand.")
+        str | None, typer.Option(help="Memory of the card, such as 24GB; default: that of the GPU of this machine.")
     ] = None,
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Cubic volumes of this size, such as 256.")
+        int | None, typer.Option(parser=count(), metavar="N", help="Edge of cubic volumes in voxels, such as 256.")
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
-    like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--method", help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."
-        ),
-    ] = None,
+    shape: Shape = None,
+    like: Like = None,
+    method: Methods = None,
     purpose: Annotated[
-        str | None, typer.Option("--for", metavar="PHASES", help="train, sample; default: every phase of a method.")
+        str | None,
+        typer.Option("--for", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
     ] = None,
-    factor: Annotated[
-        str | None, typer.Option(help="Puzzle factors that are asked about, such as 2,4; default: the methods' own.")
-    ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
+    precision: Precision = "fp32",
+    checkpointing: Checkpointing = "none",
+    batch_size: BatchSize = 1,
+    width: Width = None,
+    preset: Preset = "matched",
     start: Start = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for records, table and figure; default: none.")] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
+    ] = None,
+    json: Json = False,
 ) -> None:
-    """What can I run? For a budget and a size: what fits, and the largest that does."""
+    """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
@@ -94,7 +95,7 @@ def plan(
 
 
 def _card(capacity: int | None) -> "Target":
-    """The card that is planned for: the one at hand, with its own memory or that which was asked."""
+    """The card to plan for: that of this machine, with its own memory or with the given budget."""
     from ppdm_bench.planning.results import too_small
     from ppdm_bench.predictor.target import Target
 

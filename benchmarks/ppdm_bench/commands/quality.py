@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ppdm_bench.commands.options import (
+    BatchSize,
+    Device,
+    Json,
     Launcher,
     LauncherOptions,
+    Methods,
     Start,
+    Tasks,
+    Width,
     as_usage,
     asked_jobs,
     comma_separated,
@@ -49,52 +55,47 @@ Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
 
 
 def quality(
-    task: Annotated[list[str] | None, typer.Option(help="Phantoms of this task; repeatable. Default: all.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."),
-    ] = None,
+    task: Tasks = None,
+    method: Methods = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(help="Points near each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
+        typer.Option(help="Variants of each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
     ] = None,
     start: Start = None,
-    steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Budget: updates of the weights.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(parser=count(), metavar="N", help="Budget: training steps.")] = None,
     minutes: Annotated[
         float | None, typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Budget: time of each training.")
     ] = None,
     subjects: Annotated[
         int | None,
-        typer.Option(parser=count(), metavar="N", help="Phantoms of each task, over all splits; default 20."),
+        typer.Option(parser=count(), metavar="N", help="Synthetic subjects per task, over all splits; default: 20."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(parser=count(4), metavar="N", help="Voxels of their longest axis; default 64.")
+        int | None,
+        typer.Option(
+            parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."
+        ),
     ] = None,
-    grid: Annotated[str, typer.Option(help="Their voxels: cubic, oblong or thick.")] = "cubic",
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level, of every method.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Pairs a batch.")] = 1,
-    seeds: Annotated[str, typer.Option(help="Trainings of each, such as 0,1,2.")] = "0",
+    grid: Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")] = "cubic",
+    width: Width = None,
+    batch_size: BatchSize = 1,
+    seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations a volume; default 1,2,4,10,own. Own: the method's.")
+        str | None,
+        typer.Option(
+            help="Network evaluations per volume; default: 1,2,4,10,own, where own means the method's number."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which subjects are scored: test, or val to choose by.")] = "test",
-    reference: Annotated[str | None, typer.Option(help="Row that differences are from; default: the input.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A small profile of two methods, minutes on two cores.")
-    ] = False,
+    split: Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")] = "test",
+    reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
+    device: Device = "auto",
+    quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
     out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/quality"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Train methods on tasks under one budget and evaluate them; the same command again goes on where it stopped."""
+    """Train methods on tasks under one budget and evaluate them. The same command again continues."""
     default = QUICK if quick else FULL
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
@@ -154,7 +155,7 @@ def quality(
 
 @dataclass(frozen=True)
 class _Result:
-    """What was found out on one task."""
+    """The results on one task."""
 
     records: list["Record"]
     text: str
@@ -198,7 +199,7 @@ def _evaluated(
     out: Path,
     whole: Whole,
 ) -> _Result | None:
-    """The runs of one task against one another; nothing if there are none."""
+    """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
     from ppdm_bench.evaluation.results import collect, failures, present
     from ppdm_bench.evaluation.trials import keep_costs

@@ -23,7 +23,7 @@ _DTYPES = {
 
 
 def check_reversibility() -> list[Record]:
-    """Puzzle and unpuzzle random bits of every shape, factor and type; a record for each, the number of voxels changed.
+    """Puzzle and unpuzzle random bits of every shape, factor and dtype; each record counts the changed voxels.
 
     Sizes that the factor does not divide are padded and cropped, as methods do it.
     """

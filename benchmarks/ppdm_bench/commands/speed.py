@@ -8,13 +8,23 @@ from typing import Annotated
 import typer
 
 from ppdm_bench.commands.options import (
+    BatchSize,
+    Checkpointing,
+    Device,
+    Factors,
+    Json,
+    Like,
+    Methods,
+    Precision,
+    Preset,
+    Shape,
     Start,
     Variations,
+    Width,
     asked_configurations,
     asked_settings,
     asked_sizes,
     comma_separated,
-    count,
     one_of,
     read_evaluations,
     read_option,
@@ -25,44 +35,41 @@ from ppdm_bench.commands.terminal import alone_in, say, told
 
 def speed(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Cubic volumes of these sizes, such as 128 or 64,128.")
+        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128.")
     ] = None,
-    shape: Annotated[str | None, typer.Option(help="Volumes of this size, D,H,W in voxels.")] = None,
-    like: Annotated[Path | None, typer.Option(help="Volumes of the size of this NIfTI scan.")] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="A registered method, or module:ATTRIBUTE of your own; repeatable. Default: all."),
-    ] = None,
-    factor: Annotated[str, typer.Option(help="Puzzle factors, such as 2,4,8 or 1x2x2.")] = "2,4,8",
-    phase: Annotated[str, typer.Option(help="train, sample.")] = "train,sample",
+    shape: Shape = None,
+    like: Like = None,
+    method: Methods = None,
+    factor: Factors = "2,4,8",
+    phase: Annotated[str, typer.Option(help="Phases: train, sample.")] = "train,sample",
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations a volume; default 1,4,10,own. The method's own: own.")
+        str | None,
+        typer.Option(help="Network evaluations per volume; default: 1,4,10,own, where own means the method's number."),
     ] = None,
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16.")] = "fp32",
-    checkpointing: Annotated[str, typer.Option(help="Activations recomputed: none, norm, block, conv.")] = "none",
-    batch_size: Annotated[int, typer.Option(parser=count(), metavar="N", help="Volumes at once.")] = 1,
-    width: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Channels of the finest level.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="matched (one U-Net for all), authors (each paper's).")] = "matched",
+    precision: Precision = "fp32",
+    checkpointing: Checkpointing = "none",
+    batch_size: BatchSize = 1,
+    width: Width = None,
+    preset: Preset = "matched",
     vary: Variations = None,
     start: Start = None,
-    device: Annotated[str, typer.Option(help="auto, cuda, cpu.")] = "auto",
+    device: Device = "auto",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few repetitions and 1,4 evaluations: a glance, not a result.")
+        bool, typer.Option("--quick", help="Few repetitions and 1,4 network evaluations: a glance, not a result.")
     ] = False,
     no_gate: Annotated[
-        bool, typer.Option("--no-gate", help="Time what is predicted not to fit into the GPU, too; else it is skipped.")
+        bool, typer.Option("--no-gate", help="Also time what is predicted not to fit the GPU. Default: skip it.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Seconds for one phase of one configuration.")
+        float,
+        typer.Option(
+            parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
+        ),
     ] = 600,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/speed"),
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the records as one JSON array, and nothing else.")
-    ] = False,
+    json: Json = False,
 ) -> None:
-    """Training steps a second, and seconds a volume against network evaluations; what was done is not done again."""
+    """Time training steps and volumes. The same command again repeats nothing."""
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")

@@ -20,23 +20,23 @@ LOCK = ".lock"
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process, perhaps with others."""
+    """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def leads() -> bool:
-    """Whether this process is the one that speaks and shows: of those that torchrun starts together, the first."""
+    """Whether this process prints and shows progress: only the first one under torchrun does."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 def say(sentence: str) -> None:
-    """Tell people something; standard output is for results alone."""
+    """Print a message for people on stderr; stdout has only results."""
     if leads():
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
 
 
 def fail(error: Exception, code: int, trace: bool) -> int:
-    """Say why a command ends, and return the exit code.
+    """Report why a command ends, and return the exit code.
 
     What was foreseen, all processes that torchrun started know of, and the first speaks for them: the others end with
     0, so that torchrun counts one failure and ends none of them before it has spoken. What was not, any of them says.
@@ -53,7 +53,7 @@ def fail(error: Exception, code: int, trace: bool) -> int:
 
 
 def told(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
-    """Say what was written and what could not be found out, and return the exit code that this makes."""
+    """Report the written files and the failures, and return the exit code."""
     print("written: " + ", ".join(map(str, written)), file=stream)
     for failure in failed:
         say(failure)
@@ -61,7 +61,7 @@ def told(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """An error for people: the sentence it was raised with, or a confession where it was not meant for them."""
+    """The message of an error for people; an unexpected error is reported as a bug."""
     if hasattr(error, "format_message"):  # typer's own
         return str(error.format_message())
     if isinstance(error, ValueError | RuntimeError | OSError) and str(error):
@@ -72,12 +72,12 @@ def in_words(error: BaseException) -> str:
 def show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """Show a warning as a sentence, without the line of code that it comes from: what ``warnings`` is to call."""
+    """Show a warning as one sentence, without its line of code; for ``warnings.showwarning``."""
     say(f"warning: {message}")
 
 
 def writable(folder: Path) -> Path:
-    """Make the folder, and see that it takes a file: an hour of work must not end in one that cannot be written.
+    """Make the folder and check that a file can be written, before an hour of work depends on it.
 
     Raises:
         OSError: it cannot be made or written.
@@ -95,7 +95,7 @@ def writable(folder: Path) -> Path:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[Path]:
-    """Make the folder, see that it takes a file, and hold it alone: two runs would write one another's tables.
+    """Make the folder, check that a file can be written, and lock it: two runs would overwrite each other's tables.
 
     Another run in it is waited for, and people are told; the lock falls with the process that held it, however that
     ended.
@@ -119,7 +119,7 @@ def alone_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def progress() -> "Iterator[Progress]":
-    """A progress bar with an estimate, on a terminal's stderr only."""
+    """A progress bar with an estimate, only if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
@@ -146,7 +146,7 @@ def progress() -> "Iterator[Progress]":
 
 
 class Whole:
-    """One bar for pieces of work of unlike length, and the time that is left.
+    """One progress bar for tasks of different length, with the remaining time.
 
     What is left takes as long, for its weight, as what was done. A piece that took no time, since an earlier run had
     done it, says nothing about the others.

@@ -32,7 +32,7 @@ def train_run(
     preparing: Progress = lambda done, total: None,
     show: Callable[[StepReport], None] = lambda report: None,
 ) -> str:
-    """Train on the pairs of the training split, save the run, and say what became of it.
+    """Train on the pairs of the training split, save the run, and report the result.
 
     Of several ranks, the first takes the folder, saves the run and has something to say.
 
@@ -78,7 +78,7 @@ def train_run(
 
 
 def memory_in_use(device: str) -> str:
-    """What the process holds of the memory that training is short of: allocated on the GPU, resident on the CPU."""
+    """The memory of this process: allocated on the GPU, or resident on the CPU."""
     if device == "cuda":
         return f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB allocated"
     counted = Path("/proc/self/statm")
@@ -89,7 +89,7 @@ def memory_in_use(device: str) -> str:
 
 
 def _steps_of_finished(run: Run, asked: Mapping[str, Any]) -> int | None:
-    """The steps of a run that has ended, and was started so; what a kill after that may have left is removed."""
+    """The steps of a finished run with the same options; leftovers of a later kill are removed."""
     run.check(asked)  # a method that cannot be saved is refused before the first step
     if not run.resume or not (run.folder / NAME).exists():
         return None
@@ -136,7 +136,7 @@ def _summary(end: StepReport, pairs: int, path: Path, log: Path) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM has come: the step is ended first. A second one ends at once, as usual."""
+    """Whether Ctrl-C or SIGTERM arrived. The first one ends the current step, the second one the process."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
