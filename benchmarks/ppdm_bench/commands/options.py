@@ -144,7 +144,7 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a reader of comma-separated values. ``read`` reads each; empty ones are dropped, repeated ones count once."""
+    """Return a reader of comma-separated values; empty values are dropped, repeated ones count once."""
 
     def read_all(text: str) -> list[T]:
         values = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
