@@ -62,7 +62,7 @@ docs: $(READY)  ## The documentation as a site, build/site/index.html; warnings 
 bench: $(READY) ## Micro-benchmarks under BENCH (runs/bench), and what changed since those in results/bench
 	mkdir -p runs/bench
 	$(BIN)/python -m pytest benchmarks/micro --benchmark-only --benchmark-json=runs/bench/raw.json -p no:xdist -q
-	$(BIN)/python -m ppdm_bench.report.micro runs/bench/raw.json --saved results/bench/bench.json --out $(BENCH)
+	$(BIN)/python -m ppdm_bench.report.tables.micro runs/bench/raw.json --saved results/bench/bench.json --out $(BENCH)
 
 wheel: $(READY) ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

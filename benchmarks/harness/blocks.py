@@ -39,8 +39,8 @@ from ppdm.simulation.tasks import Recipe, find_task, make_subject
 from ppdm.training.loop import fit
 from ppdm.translation import translate_volume
 from ppdm.window import Patch
-from ppdm_bench.report.canvas import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, OUT = ROOT / "results/models", ROOT / "results/blocks"

@@ -30,7 +30,7 @@ from hostile import BOMB, MARK, TARGETS, Target, is_refusal
 from ppdm_bench.commands.terminal import progress
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
 
 SECONDS = 10.0  # for one case
 ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold

@@ -54,13 +54,13 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
 from ppdm_bench.memory.constants import Constants
 from ppdm_bench.records import Record, RecordFile, config_id
-from ppdm_bench.report.changes import changes, read_set, to_records, to_text
-from ppdm_bench.report.claim_rules import CLAIMS
-from ppdm_bench.report.claims import Evidence
-from ppdm_bench.report.exhibit import Missing
+from ppdm_bench.report.claims.claim import Evidence
+from ppdm_bench.report.claims.rules import CLAIMS
 from ppdm_bench.report.library import believed, provenance, read_library
-from ppdm_bench.report.registry import EXHIBITS
+from ppdm_bench.report.paper_figure import Missing
+from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
+from ppdm_bench.report.tables.changes import changes, read_set, to_records, to_text
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"

@@ -19,14 +19,16 @@ from functools import cache, partial
 from pathlib import Path
 
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report import canvas, micro, quality, table
-from ppdm_bench.report.exhibit import Exhibit, written
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
-from ppdm_bench.report.registry import EXHIBITS
+from ppdm_bench.report.paper_figure import Exhibit, written
+from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.tables import memory as table
+from ppdm_bench.report.tables import micro, quality
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-COLUMNS: Sequence[canvas.Column] = ("single", "double")  # that `figures` draws unless it is told
+COLUMNS: Sequence[style.Column] = ("single", "double")  # that `figures` draws unless it is told
 PICTURE = ("png", "pdf")
 
 

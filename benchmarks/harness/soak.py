@@ -38,8 +38,8 @@ from ppdm_bench.memory.command import Plan
 from ppdm_bench.memory.results import collect
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report.canvas import BLUE, SMALL, TEXT, new_figure, plain_axes
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures.style import BLUE, SMALL, TEXT, new_figure, plain_axes
 
 STEPS, ROWS, INTERRUPTIONS = 2000, 500, 20
 MOST_GROWTH = 16 << 20  # resident bytes, from the second quarter of a run to the last: medians of each

@@ -10,7 +10,7 @@ import pytest
 
 from ppdm.atomic_io import write_together
 from ppdm_bench.records import RecordFile, RecordWarning
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ REPLACE = """
 import sys
 from pathlib import Path
 from ppdm.atomic_io import write_together
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
 path, how = Path(sys.argv[1]), sys.argv[2]
 sys.stdin.readline()
 for number in range(60):

@@ -10,7 +10,7 @@ import remake
 from PIL import Image
 from regenerating import PICTURES, difference, otherwise_drawn, tracked
 
-from ppdm_bench.report.exhibit import Missing
+from ppdm_bench.report.paper_figure import Missing
 
 if not remake.RESULTS.exists():
     pytest.skip("there are no results beside these tests", allow_module_level=True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record
-from ppdm_bench.report import ablation
-from ppdm_bench.report.ablation_figure import ablation_figure
-from ppdm_bench.report.ablation_space import space_figure
-from ppdm_bench.report.canvas import save
+from ppdm_bench.report.figures.ablation import ablation_figure
+from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.figures.style import save
+from ppdm_bench.report.tables import ablation
 
 
 def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:

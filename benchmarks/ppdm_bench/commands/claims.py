@@ -11,7 +11,7 @@ from ppdm_bench.commands.terminal import writable
 
 if TYPE_CHECKING:
     from ppdm_bench.records import RecordFile
-    from ppdm_bench.report.claims_text import Decided
+    from ppdm_bench.report.claims.text import Decided
     from ppdm_bench.report.library import Library
 
 
@@ -22,7 +22,7 @@ def claims(
 ) -> None:
     """Compare the claims of the paper's abstract with records: supported, not supported or not measured."""
     from ppdm_bench.records import RecordFile
-    from ppdm_bench.report.claims_text import effects_table, to_claims_text
+    from ppdm_bench.report.claims.text import effects_table, to_claims_text
     from ppdm_bench.report.library import read_library
 
     paths = list(records or [RESULTS])
@@ -46,12 +46,12 @@ def claims(
 def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
     """Decide every claim, write the table and the page, and return the findings and the files."""
     from ppdm_baselines import METHODS
-    from ppdm_bench.report.claim_rules import CLAIMS
-    from ppdm_bench.report.claims import Evidence
-    from ppdm_bench.report.claims_text import effects_table, to_claims_markdown
-    from ppdm_bench.report.files import replace_file
+    from ppdm_bench.report.atomic_io import replace_file
+    from ppdm_bench.report.claims.claim import Evidence
+    from ppdm_bench.report.claims.rules import CLAIMS
+    from ppdm_bench.report.claims.text import effects_table, to_claims_markdown
     from ppdm_bench.report.library import believed
-    from ppdm_bench.report.tabulation import to_csv
+    from ppdm_bench.report.tables.render import to_csv
 
     evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), _tasks())
     with believed("the claims"):
@@ -66,7 +66,7 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
 def _checked_again(file: "RecordFile") -> None:
     """Make the records of reversibility. Records of other code are replaced, equal ones are kept."""
     from ppdm_bench.commands.reversibility import check_reversibility
-    from ppdm_bench.report.files import replace_file
+    from ppdm_bench.report.atomic_io import replace_file
 
     made = check_reversibility()
     if [record.content() for record in file.read()] != [record.content() for record in made]:

@@ -22,8 +22,8 @@ def compare(
     """Show what became worse between two sets of records, beyond the noise. Exit code 1 if anything did."""
     share = read_option("--threshold", _read_share, threshold)
 
-    from ppdm_bench.report.changes import changes, environments, read_set, to_records, to_text
     from ppdm_bench.report.library import believed
+    from ppdm_bench.report.tables.changes import changes, environments, read_set, to_records, to_text
 
     before, after = read_set(old), read_set(new)
     with believed("the comparison"):

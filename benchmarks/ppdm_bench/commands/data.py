@@ -199,8 +199,8 @@ def montage(
 ) -> None:
     """Draw three planes of a pair."""
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.canvas import save
-    from ppdm_bench.report.montage import draw_pair
+    from ppdm_bench.report.figures.montage import draw_pair
+    from ppdm_bench.report.figures.style import save
 
     pair = _chosen(read_manifest(manifest), subject)
     writable(out.absolute().parent)
@@ -228,8 +228,8 @@ def sheet(
 ) -> None:
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.canvas import save
-    from ppdm_bench.report.montage import contact_sheet
+    from ppdm_bench.report.figures.montage import contact_sheet
+    from ppdm_bench.report.figures.style import save
 
     look: Any = read_option("--plane", one_of("axial", "coronal", "sagittal"), plane)
     pairs = read_manifest(manifest)

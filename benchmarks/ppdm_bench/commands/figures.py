@@ -11,9 +11,9 @@ from ppdm_bench.commands.options import comma_separated, one_of, read_option
 from ppdm_bench.commands.terminal import progress, say, writable
 
 if TYPE_CHECKING:
-    from ppdm_bench.report.canvas import Column
-    from ppdm_bench.report.exhibit import Shown
+    from ppdm_bench.report.figures.style import Column
     from ppdm_bench.report.library import Library
+    from ppdm_bench.report.paper_figure import Shown
 
 RESULTS = Path("results")
 
@@ -37,9 +37,9 @@ def figures(
     widths = read_option("--column", comma_separated(one_of("single", "double")), column)
     columns = cast("list[Column]", widths)
 
-    from ppdm_bench.report.exhibit import Missing, written
     from ppdm_bench.report.library import believed, read_library
-    from ppdm_bench.report.registry import EXHIBITS
+    from ppdm_bench.report.paper_figure import Missing, written
+    from ppdm_bench.report.paper_registry import EXHIBITS
 
     library = read_library(records or [RESULTS])
     folder, files, absent = writable(out), list[Path](), list[str]()
@@ -68,7 +68,7 @@ def figures(
 def _page(
     library: "Library", shown: "Sequence[tuple[str, str, Shown, bytes]]", absent: Sequence[str], folder: Path
 ) -> Path:
-    from ppdm_bench.report.files import replace_file
+    from ppdm_bench.report.atomic_io import replace_file
     from ppdm_bench.report.page import page
 
     return replace_file(folder / "report.html", page(library, shown, absent).encode())

@@ -12,11 +12,11 @@ from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record
-from ppdm_bench.report.canvas import save
-from ppdm_bench.report.ladder import MANY
-from ppdm_bench.report.montage import Panel, draw_montage
-from ppdm_bench.report.panel import Colours
-from ppdm_bench.report.planes import centre_of_mass
+from ppdm_bench.report.figures.montage import Panel, draw_montage
+from ppdm_bench.report.figures.panel import Colours
+from ppdm_bench.report.figures.planes import centre_of_mass
+from ppdm_bench.report.figures.quality_ladder import MANY
+from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.series import Series, gather, metric_name
 
 

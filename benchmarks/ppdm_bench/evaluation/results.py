@@ -9,9 +9,10 @@ from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
-from ppdm_bench.report import dots, quality
-from ppdm_bench.report.canvas import save
-from ppdm_bench.report.ladder import MANY, ladder_figure
+from ppdm_bench.report.figures import quality as dots
+from ppdm_bench.report.figures.quality_ladder import MANY, ladder_figure
+from ppdm_bench.report.figures.style import save
+from ppdm_bench.report.tables import quality
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:

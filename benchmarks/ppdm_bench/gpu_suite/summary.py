@@ -4,9 +4,10 @@ from pathlib import Path
 
 from ppdm_baselines import REFERENCE
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report import figure, table
-from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.measured import measured_table
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.measured import measured_table
+from ppdm_bench.report.tables import memory as table
 
 
 def records_of(folder: Path) -> list[Record]:

@@ -17,7 +17,7 @@ from typing import Self
 from ppdm.serialization import restore
 from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
 
 LEAST = 3  # pairs; fewer say nothing of a spread
 

@@ -12,7 +12,7 @@ from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules, Site
 from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.timeline import KINDS, Block, Timeline
 from ppdm_bench.records import Record
-from ppdm_bench.report.course import Course, Holder, Span
+from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span
 
 HOLDERS = 10
 NEGLIGIBLE = 1e-4  # of the peak: the figure leaves out births and deaths of smaller blocks

@@ -16,7 +16,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.units import shape_text, significant
 
 Peaks = dict[tuple[str, tuple[int, ...], str], float]  # by method, shape and phase

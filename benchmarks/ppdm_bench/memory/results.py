@@ -9,8 +9,9 @@ from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.memory.explain import explain, stem
 from ppdm_bench.records import Record
-from ppdm_bench.report import figure, table
-from ppdm_bench.report.course import holders_table, save_course
+from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
+from ppdm_bench.report.tables import memory as table
 from ppdm_bench.units import shape_text
 
 # How long a measurement is beside a prediction: its child starts Python and imports PyTorch first.

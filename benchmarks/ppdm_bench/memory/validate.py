@@ -14,9 +14,9 @@ from ppdm_bench.environment import environment
 from ppdm_bench.memory.published_runs import predict_published, target_of
 from ppdm_bench.memory.reference import reference_records, reference_table
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report import figure
-from ppdm_bench.report.agreement import Look, agreement_table
-from ppdm_bench.report.files import replace_file
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.agreement import Look, agreement_table
 
 # Files of published records, by the name of the tables and figures that they give, and what tells points apart.
 PUBLISHED: Sequence[tuple[str, Path, Look]] = (

@@ -14,8 +14,8 @@ from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile, config_id
-from ppdm_bench.report import budget as report
-from ppdm_bench.report import canvas
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.tables import budget as report
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[P
     file.append(record for record in records if record.content() not in known)
     written = [file.path, *report.save(lines, folder / "plan")]
     if any(line.cube is not None for line in lines):
-        written += canvas.save(report.budget_figure(lines), folder / "plan")
+        written += style.save(report.budget_figure(lines), folder / "plan")
     return report.to_text(lines), written
 
 

@@ -13,9 +13,9 @@ from html import escape
 from typing import Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.exhibit import Shown
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.tabulation import Line, Table
+from ppdm_bench.report.paper_figure import Shown
+from ppdm_bench.report.tables.render import Line, Table
 
 __all__ = ["page"]
 

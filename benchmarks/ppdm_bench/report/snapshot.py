@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from ppdm_bench.records import RecordError
-from ppdm_bench.report.files import replace_file
-from ppdm_bench.report.planes import PLANES, PlaneName
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures.planes import PLANES, PlaneName
 
 __all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from ppdm_bench.commands.terminal import Whole, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
-from ppdm_bench.report import speed
-from ppdm_bench.report.canvas import save
-from ppdm_bench.report.pace import speed_figure
+from ppdm_bench.report.figures.step_time import speed_figure
+from ppdm_bench.report.figures.style import save
+from ppdm_bench.report.tables import speed
 from ppdm_bench.timing.command import Plan, carry_out
 from ppdm_bench.units import shape_text
 

@@ -8,7 +8,7 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.changes import changes, environments, to_records
+from ppdm_bench.report.tables.changes import changes, environments, to_records
 
 GIB = 2**30
 
@@ -173,5 +173,7 @@ def test_refusals(sets, tmp_path):
 
 
 def test_it_works_without_torch():
-    code = "import sys; sys.modules['torch'] = None; import ppdm_bench.report.changes, ppdm_bench.commands.compare"
+    code = (
+        "import sys; sys.modules['torch'] = None; import ppdm_bench.report.tables.changes, ppdm_bench.commands.compare"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})

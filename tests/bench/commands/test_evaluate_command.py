@@ -20,9 +20,10 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
 from ppdm_bench.evaluation import assessment, candidates, pictures, results
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report import dots, quality
+from ppdm_bench.report.figures import quality as dots
 from ppdm_bench.report.series import gather, metric_name, names_of
 from ppdm_bench.report.snapshot import read_snapshot
+from ppdm_bench.report.tables import quality
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from ppdm_bench.planning.search import Look, largest
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report import budget as report
+from ppdm_bench.report.tables import budget as report
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from ppdm_bench.isolation.runner import Answer
 from ppdm_bench.memory import feasibility as gate
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report import speed as table
-from ppdm_bench.report.pace import speed_figure
+from ppdm_bench.report.figures.step_time import speed_figure
+from ppdm_bench.report.tables import speed as table
 from ppdm_bench.report.timings import gather_times
 from ppdm_bench.timing import arithmetic, clock, command, worker
 from ppdm_bench.timing.clock import FULL, LEAST, QUICK, Protocol, Stopwatch

@@ -18,7 +18,7 @@ from ppdm_bench.memory.explain import HOLDERS, explain, stem
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, Target
-from ppdm_bench.report.course import Course, Holder, Span, course_figure, holders_table, save_course
+from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span, course_figure, holders_table, save_course
 
 TARGET = Target(torch="2.10.0", compute_capability=(8, 0))
 SMALL = Configuration("ppdm", (16, 16, 16), factor=2, width=8)

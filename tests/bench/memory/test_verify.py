@@ -16,7 +16,7 @@ from ppdm_bench.memory import verify as module
 from ppdm_bench.memory.verify import VERIFIED, unverified, verdict, verifiable, verify, verify_in
 from ppdm_bench.predictor.peak import _allocator_limit
 from ppdm_bench.records import Record, RecordFile, config_id
-from ppdm_bench.report import table
+from ppdm_bench.report.tables import memory as table
 
 pytestmark = pytest.mark.slow
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from ablated import SECONDS, STEPS, cell, everything, one, peak, skipped
 
-from ppdm_bench.report.ablation import ablation_table, headline, save, to_csv, to_markdown, to_text
-from ppdm_bench.report.ablation_figure import ablation_figure
 from ppdm_bench.report.ablation_rows import difference, gather, seam_metric
-from ppdm_bench.report.ablation_space import space_figure
-from ppdm_bench.report.canvas import save as save_figure
+from ppdm_bench.report.figures.ablation import ablation_figure
+from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.figures.style import save as save_figure
+from ppdm_bench.report.tables.ablation import ablation_table, headline, save, to_csv, to_markdown, to_text
 
 
 def test_a_row_a_cell_task_budget_and_seed_with_settings_costs_and_differences():

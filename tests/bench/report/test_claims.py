@@ -9,8 +9,8 @@ from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
 
 from ppdm import Method
 from ppdm_bench.records import Record
-from ppdm_bench.report.claim_rules import CLAIMS
-from ppdm_bench.report.claims import Evidence
+from ppdm_bench.report.claims.claim import Evidence
+from ppdm_bench.report.claims.rules import CLAIMS
 from ppdm_bench.report.library import Library
 
 RULES = {claim.key: claim for claim in CLAIMS}

@@ -16,12 +16,12 @@ from PIL import Image
 
 from ppdm import Method
 from ppdm_bench.records import RecordError
-from ppdm_bench.report.exhibit import Missing
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
-from ppdm_bench.report.registry import EXHIBITS
+from ppdm_bench.report.paper_figure import Missing
+from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.report.tabulation import Heading, Line, Table, escape_latex, to_csv, to_latex, to_markdown
+from ppdm_bench.report.tables.render import Heading, Line, Table, escape_latex, to_csv, to_latex, to_markdown
 
 pytestmark = pytest.mark.slow
 
@@ -113,11 +113,11 @@ def test_every_figure_comes_in_two_columns_width(folder):
 _AGAIN = """
 import sys
 from pathlib import Path
-from ppdm_bench.report.exhibit import written
+from ppdm_bench.report.paper_figure import written
 from ppdm_bench.report.library import read_library
 from ppdm_bench.report.page import page
 from ppdm_bench.report.page import page
-from ppdm_bench.report.registry import EXHIBITS
+from ppdm_bench.report.paper_registry import EXHIBITS
 
 source, folder = map(Path, sys.argv[1:])
 library = read_library([source])

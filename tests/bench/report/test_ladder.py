@@ -3,8 +3,8 @@
 import pytest
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.canvas import save
-from ppdm_bench.report.ladder import ladder_figure
+from ppdm_bench.report.figures.quality_ladder import ladder_figure
+from ppdm_bench.report.figures.style import save
 
 METRICS = {"psnr": "dB", "ssim": "1", "nmae": "1", "nrmse": "1", "sharpness": "1", "seam_index_r2": "dB"}
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from ppdm_bench.records import Record
-from ppdm_bench.report import figure, table
-from ppdm_bench.report.measured import measured_figure, measured_table
+from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.tables import memory as table
 
 GIB = 2**30
 CARD = {"gpu": "NVIDIA H100 80GB HBM3", "torch": "2.11.0+cu126"}

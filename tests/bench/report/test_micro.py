@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 
-from ppdm_bench.report import micro
+from ppdm_bench.report.tables import micro
 
 ENVIRONMENT = {"cpu": "C", "threads": 2, "torch": "2.13", "python": "3.11", "commit": "a" * 40, "dirty": False}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ppdm_bench.report import canvas
-from ppdm_bench.report.montage import Panel, contact_sheet, draw_montage, draw_pair
-from ppdm_bench.report.planes import PLANES, centre_of_mass
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.montage import Panel, contact_sheet, draw_montage, draw_pair
+from ppdm_bench.report.figures.planes import PLANES, centre_of_mass
 
 SHAPE, SPACING = (9, 7, 5), (1.0, 2.0, 4.0)
 
@@ -103,7 +103,7 @@ def test_pictures_have_one_scale_whatever_the_spacing():
 def test_everything_lies_on_the_page_and_pictures_do_not_overlap(column, shape, rows):
     panels = [Panel(ramp(shape), f"volume {i}", "pet", unit="SUV") for i in range(rows)]
     figure = draw_montage(panels, (1, 1, 1), title="a title of some length " * 5, column=column)
-    assert figure.get_figwidth() == canvas.WIDTHS[column]
+    assert figure.get_figwidth() == style.WIDTHS[column]
     assert figure.get_figheight() <= 9.0 + 1e-9
     figure.draw_without_rendering()
     page = figure.bbox
@@ -238,7 +238,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     saved = []
     for name in ("a", "b"):
         figure = draw_pair(ramp(), ramp()[::-1], SPACING, title="pair", colours="pet", unit="SUV")
-        saved.append([path.read_bytes() for path in canvas.save(figure, tmp_path / name)])
+        saved.append([path.read_bytes() for path in style.save(figure, tmp_path / name)])
     assert saved[0] == saved[1]
     assert [content[:4] for content in saved[0]] == [b"\x89PNG", b"%PDF"]
     assert len(list(Path(tmp_path).iterdir())) == 4

@@ -20,9 +20,11 @@ from matplotlib.patches import Rectangle
 
 from ppdm_bench import units
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.report import canvas, figure, table
-from ppdm_bench.report.agreement import agreement_table
+from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.agreement import agreement_table
 from ppdm_bench.report.rows import gather
+from ppdm_bench.report.tables import memory as table
 
 GIB = 2**30
 
@@ -73,10 +75,10 @@ def test_numbers_are_shown_as_people_read_them() -> None:
 
 
 def test_a_long_name_is_broken_where_it_may_be() -> None:
-    assert canvas.folded("ppdm r=2", 8) == "ppdm r=2"
+    assert style.folded("ppdm r=2", 8) == "ppdm r=2"
     name = "ppdm r=2 network.compile=true+network.channels_last=true"
-    assert canvas.folded(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
-    assert canvas.folded("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
+    assert style.folded(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
+    assert style.folded("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
 
 
 # The table
@@ -503,9 +505,9 @@ def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
     heavy = "{'torch', 'ppdm', 'ppdm_baselines'} & set(sys.modules)"
     code = f"""
 import sys
-from ppdm_bench.report import table
+from ppdm_bench.report.tables import memory as table
 print('early', *{{'pandas', 'matplotlib', 'rich'}} & set(sys.modules))
-from ppdm_bench.report import figure
+from ppdm_bench.report.figures import memory_figures as figure
 from ppdm_bench.records import Record
 records = [Record(metric="peak_allocated", value=5, kind="measured", method="m", phase="train")]
 table.to_markdown(table.memory_table(records)), figure.memory_figure(records)

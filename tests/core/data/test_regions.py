@@ -18,9 +18,9 @@ from ppdm.simulation.generation import make_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import LABELS, REGIONS, find_task
 from ppdm_bench.records import Record
-from ppdm_bench.report.dots import with_values
-from ppdm_bench.report.quality import quality_table, to_markdown
+from ppdm_bench.report.figures.quality import with_values
 from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.tables.quality import quality_table, to_markdown
 
 SHAPE = (14, 13, 12)
 

@@ -1,0 +1,1 @@
+"""The claims of the paper's abstract: rules, effects and verdicts."""

@@ -1,0 +1,163 @@
+"""Who is compared with whom: roles by the fields of methods, and paired differences between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ppdm_bench.report.claims.claim import Effect, Evidence
+from ppdm_bench.report.points import Point, alike, design_of, factor_text, group_title, is_bridge
+from ppdm_bench.report.statistics import Difference, paired_difference
+
+__all__ = [
+    "Duel",
+    "Role",
+    "best_duel",
+    "duel_effect",
+    "is_frequency",
+    "is_full_3d",
+    "is_latent",
+    "is_noise_puzzle",
+    "is_registered",
+    "is_space_of",
+    "scope_of",
+]
+
+Role = Callable[[Mapping[str, Any]], bool]
+LEAST_SUBJECTS = 2  # for an interval
+
+
+def is_full_3d(design: Mapping[str, Any]) -> bool:
+    """Diffusion from noise on the whole volume as it is."""
+    return (
+        _axis(design, "representation") == "identity" and _axis(design, "window") == "whole" and not is_bridge(design)
+    )
+
+
+def is_latent(design: Mapping[str, Any]) -> bool:
+    """Diffusion in a learned latent."""
+    return _axis(design, "representation") == "autoencoder"
+
+
+def is_frequency(design: Mapping[str, Any]) -> bool:
+    """Diffusion on wavelet coefficients, from noise."""
+    return _axis(design, "representation") == "haar" and not is_bridge(design)
+
+
+def is_noise_puzzle(design: Mapping[str, Any]) -> bool:
+    """Diffusion from noise in the puzzle's space."""
+    return _axis(design, "representation") == "puzzle" and _axis(design, "window") == "whole" and not is_bridge(design)
+
+
+def is_registered(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
+    """The claimed method as it is registered, with any factor of its puzzle."""
+    if _axis(design, "representation") != _axis(method, "representation") or not factor_text(design):
+        return False
+    rest = ("representation",)
+    return bool(design) and design_of(design, without=rest) == design_of(method, without=rest)
+
+
+def is_space_of(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
+    """The claimed method as far as memory and time know it: any factor, and any weight of a loss that it has."""
+    same = all(_axis(design, axis) == _axis(method, axis) for axis in ("representation", "kernel"))
+    with_loss = bool((design.get("loss") or {}).get("gradient")) == bool((method.get("loss") or {}).get("gradient"))
+    return same and with_loss and design.get("window") == method.get("window") and bool(factor_text(design))
+
+
+def _axis(design: Mapping[str, Any], name: str) -> str:
+    value = design.get(name)
+    return str(value.get("type", "")) if isinstance(value, Mapping) else ""
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The claimed method and the best of a role on one task, on the same subjects under the same budget."""
+
+    own: Point
+    other: Point
+    difference: Difference
+
+
+def best_duel(
+    evidence: Evidence, task: str, role: Role, factor: str = "", same_factor: bool = False, equal_steps: bool = False
+) -> Duel | None:
+    """Return the duel of a task, or None where there is none.
+
+    The claimed method is as registered, at its own number of network evaluations if it was scored there, else at the
+    most; the other is the best of its role by mean PSNR, over designs and evaluations. Of several data sets or budgets,
+    that with the most subjects decides, then the one with the most seeds, then the most training steps.
+
+    Args:
+        evidence: the records, and the method.
+        task: one of its tasks.
+        role: of the other.
+        factor: of the claimed method's puzzle; empty: the smallest that was scored.
+        same_factor: whether the other must have it, too.
+        equal_steps: whether the other is looked at with the same number of evaluations alone.
+    """
+    points = [p for p in evidence.library.points if p.task == task and p.subjects("psnr")]
+    mine = [p for p in points if is_registered(p.design, evidence.method) and factor_text(p.design) != "1"]
+    mine = [p for p in mine if not factor or factor_text(p.design) == factor]
+    duels = []
+    for own in _as_sampled(mine, evidence.method):
+        others = [p for p in points if role(p.design) and alike(p, own)]
+        others = [p for p in others if not same_factor or factor_text(p.design) == factor_text(own.design)]
+        others = [p for p in others if not equal_steps or p.evaluations == own.evaluations]
+        if others and (duel := _duel(own, max(others, key=lambda p: p.mean("psnr") or float("-inf")))):
+            duels.append(duel)
+    return max(duels, key=_weight, default=None)
+
+
+def _as_sampled(points: Sequence[Point], method: Mapping[str, Any]) -> list[Point]:
+    """Of each design, data set and budget, the point at the method's own evaluations, else at the most."""
+    wanted = (method.get("sampling") or {}).get("steps")
+    chosen: dict[str, Point] = {}
+    for point in points:
+        key = json.dumps([point.data, point.train_steps, point.width, point.label, point.design.get("optimisation")])
+        rank = (point.evaluations == wanted, point.evaluations or 0)
+        known = chosen.get(key)
+        if known is None or rank > (known.evaluations == wanted, known.evaluations or 0):
+            chosen[key] = point
+    tuned = method.get("optimisation")
+    plain = [point for point in chosen.values() if point.design.get("optimisation") == tuned]
+    return plain or list(chosen.values())
+
+
+def _duel(own: Point, other: Point, metric: str = "psnr") -> Duel | None:
+    ours, theirs = own.subjects(metric), other.subjects(metric)
+    both = [subject for subject in ours if subject in theirs]
+    if len(both) < LEAST_SUBJECTS:
+        return None
+    return Duel(own, other, paired_difference([ours[s] for s in both], [theirs[s] for s in both]))
+
+
+def _weight(duel: Duel) -> tuple[int, int, int, int]:
+    # The smallest factor is the strongest in quality: what is said of the method is said of it first.
+    factor = max(int(k) for k in factor_text(duel.own.design).split("x"))
+    return duel.difference.n, len(duel.own.seeds), duel.own.train_steps or 0, -factor
+
+
+def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
+    """PSNR of the claimed method less that of the other; passes if the whole interval lies above the margin."""
+    own, other, found = duel.own, duel.other, duel.difference
+    at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
+    seeds = len(own.seeds)
+    return Effect(
+        f"PSNR on {own.task}, {at}",
+        "measured",
+        found.mean,
+        found.low,
+        found.high,
+        "dB",
+        f"{found.n} subjects, {seeds} seed{'s' * (seeds != 1)}; bootstrap 95 %",
+        found.low is not None and found.low > margin,
+        evidence.library.references((*own.of_metric("psnr"), *other.of_metric("psnr"))),
+    )
+
+
+def scope_of(points: Sequence[Point]) -> str:
+    """The data and budgets of some points."""
+    groups = {f"{group_title([p])}, {p.train_steps} training steps, width {p.width}" for p in points}
+    return f"phantoms, not patients: {'; '.join(sorted(groups))}" if groups else ""

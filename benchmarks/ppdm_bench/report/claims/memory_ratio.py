@@ -1,0 +1,107 @@
+"""How much less memory: the claimed method against full 3-D at equal settings, gathered by factor, kind and device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.claims.claim import Evidence
+from ppdm_bench.report.claims.effects import is_full_3d, is_space_of
+from ppdm_bench.report.points import factor_text, resolved
+from ppdm_bench.units import shape_text
+
+__all__ = ["Ratios", "memory_ratios", "volume"]
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """Full 3-D over the claimed method, a number for each setting that both have.
+
+    Attributes:
+        name: of the method with its factor.
+        factor: the factor alone.
+        kind: of both sides.
+        where: the device, in words.
+        on_cpu: whether it is the CPU, where small volumes stand for large ones.
+        ratios: as said.
+        settings: what they differ in, in words.
+        sources: the records of both sides.
+    """
+
+    name: str
+    factor: str
+    kind: str
+    where: str
+    on_cpu: bool
+    ratios: tuple[float, ...]
+    settings: str
+    sources: tuple[str, ...]
+
+
+def volume(shape: Iterable[int]) -> int:
+    """Voxels of a shape."""
+    return prod(shape)
+
+
+def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> list[Ratios]:
+    """Return the ratios of a metric at the training peak.
+
+    Args:
+        evidence: the records, and the method.
+        metric: of memory.
+        largest: only at the largest size that both were recorded at.
+    """
+    found = [r for r in evidence.library.records if r.command == "memory" and r.metric == metric and r.phase == "train"]
+    # A prediction is whole even where it says that memory runs out.
+    found = [r for r in found if r.value and (r.status == "ok" or r.kind == "predicted")]
+    against = {_setting(r): r for r in found if is_full_3d(resolved(r))}
+    groups: dict[tuple[str, str, str], list[tuple[Record, Record]]] = {}
+    for own in found:
+        other = against.get(_setting(own))
+        if other is not None and is_space_of(resolved(own), evidence.method) and factor_text(resolved(own)) != "1":
+            groups.setdefault((factor_text(resolved(own)), own.kind, _where(own)), []).append((own, other))
+    if largest:
+        groups = {key: _at_largest(pairs) for key, pairs in groups.items()}
+    return [_ratios(evidence, key, pairs) for key, pairs in sorted(groups.items())]
+
+
+def _at_largest(pairs: list[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
+    most = max(volume(own.shape) for own, _ in pairs)
+    return [pair for pair in pairs if volume(pair[0].shape) == most]
+
+
+def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Record, Record]]) -> Ratios:
+    factor, kind, where = key
+    own = pairs[0][0]
+    shapes = dict.fromkeys(shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: volume(pair[0].shape)))
+    lists = (
+        shapes,
+        dict.fromkeys(r.precision for r, _ in pairs),
+        dict.fromkeys(f"checkpointing {r.checkpointing}" for r, _ in pairs),
+    )
+    settings = "; ".join(", ".join(found) for found in lists)
+    # Of a setting that was recorded twice the later pair counts.
+    latest = {_setting(mine): (mine, other) for mine, other in pairs}
+    ratios = tuple(float(other.value or 0) / float(mine.value or 1) for mine, other in latest.values())
+    sources = evidence.library.references(record for pair in latest.values() for record in pair)
+    name = f"{own.method} r={factor}"
+    return Ratios(name, factor, kind, where, own.device.startswith("cpu"), ratios, settings, sources)
+
+
+def _setting(record: Record) -> tuple[object, ...]:
+    width = (resolved(record).get("network") or {}).get("width")
+    names = ("shape", "batch_size", "precision", "checkpointing", "channels_last", "compile", "kind", "device")
+    return (
+        *(getattr(record, name) for name in names),
+        width,
+        str(record.env.get("torch", "")).partition("+")[0],
+        record.env.get("gpu"),
+    )
+
+
+def _where(record: Record) -> str:
+    if record.kind == "predicted":
+        return "predicted for a GPU" if record.device.startswith("cuda") else "predicted for the CPU"
+    return f"measured on {record.env.get('gpu') or record.device.upper()}"

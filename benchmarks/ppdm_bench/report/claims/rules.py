@@ -1,0 +1,281 @@
+"""The rules of the claims, and the table of claims."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from statistics import stdev
+
+import numpy as np
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.claims.claim import Claim, Effect, Evidence, Finding, concluded
+from ppdm_bench.report.claims.effects import (
+    Duel,
+    Role,
+    best_duel,
+    duel_effect,
+    is_frequency,
+    is_full_3d,
+    is_latent,
+    is_noise_puzzle,
+    is_registered,
+    is_space_of,
+    scope_of,
+)
+from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios, volume
+from ppdm_bench.report.losses import loss_pairs
+from ppdm_bench.report.points import Point, factor_text, resolved
+from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
+from ppdm_bench.units import shape_text
+
+__all__ = ["CLAIMS"]
+
+HALF = 0.5  # "substantially"
+ORDER = 10.0  # "an order of magnitude"
+MARGIN = -0.3  # dB, of non-inferiority: "equal or better"
+NO_GRID = 1.5  # dB: what smooth errors have
+ENOUGH_SEEDS = 3
+MEMORY_SCOPE = "sizes, batch size and precision as listed; memory does not depend on images"
+
+
+def _reversible(evidence: Evidence) -> Finding:
+    records = [r for r in evidence.library.records if r.metric == "voxels_changed" and r.status == "ok"]
+    if not records:
+        return concluded([], ["records of voxels_changed, which `ppdm-bench claims` makes"], "")
+    changed = sum(float(r.value or 0) for r in records)
+    voxels = sum(r.n or 0 for r in records)
+    what = f"voxels that differ after puzzle and unpuzzle, of {voxels:,} in {len(records)} cases"
+    sources = evidence.library.references(records)
+    effect = Effect(what, "measured", changed, None, None, "voxels", "all bits compared", changed == 0, sources)
+    shapes = sorted({shape_text(r.shape) for r in records})
+    factors = sorted({r.variant for r in records})
+    types = sorted({r.precision for r in records})
+    return concluded([effect], [], f"{', '.join(shapes)}; {', '.join(factors)}; {', '.join(types)}")
+
+
+def _activations(evidence: Evidence) -> Finding:
+    effects = []
+    for group in memory_ratios(evidence, "activations"):
+        worst = 1 / min(group.ratios)
+        what = f"activations at the training peak, {group.name} over full 3-D, {group.where}"
+        low, high = 1 / max(group.ratios), worst
+        n = f"{len(group.ratios)} settings ({group.settings}); range, the largest decides"
+        effects.append(Effect(what, group.kind, worst, low, high, "×", n, worst <= HALF, group.sources))
+    return concluded(effects, [] if effects else ["activations of both at equal settings (`memory`)"], MEMORY_SCOPE)
+
+
+def _order_of_magnitude(evidence: Evidence) -> Finding:
+    """One factor must do both; what is known of the others stands beside."""
+    effects: list[Effect] = []
+    verdicts: list[Finding] = []
+    groups = [g for g in memory_ratios(evidence, "peak_allocated", largest=True) if not g.on_cpu]
+    for factor in dict.fromkeys(group.factor for group in groups):
+        own = [_saving(group) for group in groups if group.factor == factor]
+        duels = {task: best_duel(evidence, task, is_full_3d, factor) for task in evidence.tasks}
+        own += [duel_effect(evidence, duel, MARGIN) for duel in duels.values() if duel]
+        missing = [f"quality of r={factor} and of full 3-D on {task}" for task, duel in duels.items() if not duel]
+        verdicts.append(concluded(own, missing, scope_of(_points(duels.values()))))
+        effects += own
+    for verdict in ("supported", "not measured"):
+        for found in verdicts:
+            if found.verdict == verdict:
+                return Finding(
+                    found.verdict, found.why, tuple(effects), "; ".join(filter(None, (found.scope, MEMORY_SCOPE)))
+                )
+    if verdicts:
+        why = "no factor passes both: " + " | ".join(found.why for found in verdicts)
+        scopes = "; ".join(dict.fromkeys(found.scope for found in verdicts if found.scope))
+        return Finding("not supported", why, tuple(effects), f"{scopes}; {MEMORY_SCOPE}")
+    return concluded([], ["peaks of both at equal settings on a GPU or predicted for one (`memory`)"], "")
+
+
+def _saving(group: Ratios) -> Effect:
+    least = min(group.ratios)
+    what = f"training memory of full 3-D over {group.name}, {group.where}"
+    n = f"{len(group.ratios)} settings ({group.settings}); range, the smallest decides"
+    return Effect(what, group.kind, least, least, max(group.ratios), "×", n, least >= ORDER, group.sources)
+
+
+def _faster(evidence: Evidence) -> Finding:
+    timed = [r for r in evidence.library.records if r.metric == "volume_seconds" and r.status == "ok" and r.samples]
+    own_steps = (evidence.method.get("sampling") or {}).get("steps")
+    effects = []
+    devices = dict.fromkeys((r.device, str(r.env.get("gpu") or r.env.get("cpu") or "")) for r in timed)
+    for device in devices:
+        here = [r for r in timed if (r.device, str(r.env.get("gpu") or r.env.get("cpu") or "")) == device]
+        mine = [r for r in here if is_space_of(resolved(r), evidence.method) and r.steps == own_steps]
+        pairs = [
+            (own, other) for own in mine if factor_text(resolved(own)) != "1" for other in [_slower(own, here)] if other
+        ]
+        largest = max((volume(own.shape) for own, _ in pairs), default=0)
+        effects += [_speed_up(evidence, *pair) for pair in pairs if volume(pair[0].shape) == largest]
+    missing = ["seconds a volume of both with raw values (`speed`)"] if not effects else []
+    return concluded(effects, missing, "the largest volumes that were timed on each device, as listed")
+
+
+def _slower(own: Record, timed: Sequence[Record]) -> Record | None:
+    """Full 3-D in the same conditions at as many evaluations, or else at the next larger number."""
+    same = ("shape", "batch_size", "precision", "compile", "channels_last")
+    others = [r for r in timed if is_full_3d(resolved(r)) and all(getattr(r, n) == getattr(own, n) for n in same)]
+    others = [r for r in others if (r.steps or 0) >= (own.steps or 0)]
+    return min(others, key=lambda r: r.steps or 0, default=None)
+
+
+def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
+    fast, slow = np.asarray(own.samples), np.asarray(other.samples)
+    drawn = np.random.default_rng(0)
+    medians = [np.median(x[drawn.integers(x.size, size=(RESAMPLES, x.size))], axis=1) for x in (slow, fast)]
+    outside = 50 * (1 - LEVEL)
+    low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
+    value = float(np.median(slow) / np.median(fast))
+    name = f"{own.method} {own.variant}".strip()
+    where = str(own.env.get("gpu") or own.device)
+    what = f"time of full 3-D ({other.steps} evaluations) over {name} ({own.steps}), {shape_text(own.shape)}, {where}"
+    enough = min(fast.size, slow.size) >= 3
+    n = f"{fast.size} and {slow.size} repetitions; bootstrap 95 % of medians"
+    sources = evidence.library.references((own, other))
+    return Effect(what, "measured", value, low, high, "×", n, low > 1 if enough else None, sources)
+
+
+def _better_than(role: Role, name: str, evidence: Evidence) -> Finding:
+    duels = {task: best_duel(evidence, task, role) for task in evidence.tasks}
+    effects = [duel_effect(evidence, duel, 0.0) for duel in duels.values() if duel]
+    missing = [f"quality of the method and of {name} on {task}" for task, duel in duels.items() if not duel]
+    return concluded(effects, missing, scope_of(_points(duels.values())))
+
+
+def _latent(evidence: Evidence) -> Finding:
+    return _better_than(is_latent, "latent compression", evidence)
+
+
+def _frequency(evidence: Evidence) -> Finding:
+    return _better_than(is_frequency, "frequency decomposition", evidence)
+
+
+def _no_grid(evidence: Evidence) -> Finding:
+    points = evidence.library.points
+    pairs = [pair for pair in loss_pairs(points) if is_registered(pair.on.design, evidence.method)]
+    pairs = [pair for pair in pairs if pair.on.task in evidence.tasks]
+    steps = (evidence.method.get("sampling") or {}).get("steps")
+    own = [pair for pair in pairs if pair.on.evaluations == steps] or pairs
+    effects, used, without = [], list[Point](), list[str]()
+    for pair in own:
+        on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
+        both = [subject for subject in on if subject in off]
+        if len(both) < 2:
+            continue
+        found = paired_difference([on[s] for s in both], [off[s] for s in both])
+        before = sum(off[s] for s in both) / len(both)
+        lattice = pair.metric.removeprefix("seam_index_")
+        what = f"seam index {lattice} on {pair.on.task}, with the loss − without (without: {before:.2f} dB)"
+        decides = found.high is not None and found.high < 0 if before > NO_GRID else None
+        n = f"{found.n} subjects, {len(pair.on.seeds)} seeds; bootstrap 95 %"
+        sources = evidence.library.references((*pair.on.of_metric(pair.metric), *pair.off.of_metric(pair.metric)))
+        effects.append(Effect(what, "measured", found.mean, found.low, found.high, "dB", n, decides, sources))
+        used += [pair.on, pair.off]
+        without += [f"a grid to suppress on {pair.on.task} at {lattice}"] if decides is None else []
+    decided = [effect for effect in effects if effect.passed is not None]
+    missing = without or ["the method with the loss and without it, scored by the seam index (`ablate`)"]
+    return concluded(effects, [] if decided else missing, scope_of(used))
+
+
+def _bridge(evidence: Evidence) -> Finding:
+    duels = {
+        task: best_duel(evidence, task, is_noise_puzzle, same_factor=True, equal_steps=True) for task in evidence.tasks
+    }
+    effects = [duel_effect(evidence, duel, 0.0) for duel in duels.values() if duel]
+    missing = [f"the method and the same from noise on {task}" for task, duel in duels.items() if not duel]
+    for duel in filter(None, duels.values()):
+        stability = _stability(evidence, duel)
+        effects += [stability] if stability else []
+        missing += [] if stability else [f"{ENOUGH_SEEDS} seeds of both on {duel.own.task}"]
+    return concluded(effects, missing, scope_of(_points(duels.values())))
+
+
+def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
+    """How much the seeds differ with the bridge, over the same from noise; the interval is that of F."""
+    ours, theirs = (list(point.of_seeds("psnr").values()) for point in (duel.own, duel.other))
+    if min(len(ours), len(theirs)) < ENOUGH_SEEDS or not stdev(theirs):
+        return None
+    from scipy.stats import f
+
+    value = stdev(ours) / stdev(theirs)
+    ends = f.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], len(ours) - 1, len(theirs) - 1)
+    low, high = (value / math.sqrt(end) for end in np.asarray(ends).tolist())
+    what = f"sd of PSNR over seeds on {duel.own.task}, with the bridge over from noise"
+    n = f"{len(ours)} and {len(theirs)} seeds; 95 % by F"
+    sources = evidence.library.references((*duel.own.of_metric("psnr"), *duel.other.of_metric("psnr")))
+    return Effect(what, "measured", value, low, high, "×", n, high < 1, sources)
+
+
+def _points(duels: Iterable[Duel | None]) -> list[Point]:
+    return [point for duel in duels if duel for point in (duel.own, duel.other)]
+
+
+_RIVAL = (
+    "The method is taken as registered, at its own network evaluations; its rival is the best by mean PSNR over all of "
+    "its designs and evaluations that were trained on the same data with as many steps and channels, which favours the "
+    "rival. Interval: bootstrap of the paired difference, 95 %."
+)
+
+CLAIMS = (
+    Claim(
+        "reversible",
+        "The pixel puzzle is reversible.",
+        "No voxel differs in any bit after puzzle and unpuzzle, over shapes, factors and types.",
+        _reversible,
+    ),
+    Claim(
+        "activations",
+        "Activation memory is substantially reduced.",
+        f"Activations at the training peak are at most {HALF:g} of full 3-D's at every size and setting that was "
+        "recorded for both, with the same checkpointing on both sides, for every factor.",
+        _activations,
+    ),
+    Claim(
+        "order-of-magnitude",
+        "Up to an order of magnitude less training memory than full 3-D, at equal or better quality, on three tasks.",
+        f"One factor fulfils both. Memory: full 3-D's training peak is at least {ORDER:g} times the method's at the "
+        "largest size recorded, on a GPU or predicted for one, for every checkpointing that both sides have. Quality: "
+        f"on each task the PSNR difference from full 3-D lies above {MARGIN:g} dB with its whole interval. " + _RIVAL,
+        _order_of_magnitude,
+    ),
+    Claim(
+        "faster",
+        "Inference is significantly faster than full 3-D.",
+        "On each device, for the largest volumes timed: full 3-D's median time a volume over the method's at its own "
+        "network evaluations is above 1 with its whole interval (bootstrap of the repetitions, 95 %). Full 3-D is "
+        "taken at as many evaluations, or else at the next larger number, which favours it.",
+        _faster,
+    ),
+    Claim(
+        "compression",
+        "Better than latent compression.",
+        f"On each task the PSNR difference lies above 0 dB with its whole interval. {_RIVAL}",
+        _latent,
+    ),
+    Claim(
+        "frequency",
+        "Better than frequency decomposition.",
+        f"On each task the PSNR difference lies above 0 dB with its whole interval. {_RIVAL}",
+        _frequency,
+    ),
+    Claim(
+        "grid",
+        "The puzzle-gradient loss suppresses grid artefacts.",
+        "On every task and lattice on which the method without the loss has a grid (a mean seam index above "
+        f"{NO_GRID:g} dB), the difference with the loss − without lies below 0 dB with its whole interval (bootstrap "
+        "over subjects, 95 %). Where there is no grid, nothing can be suppressed and nothing is decided.",
+        _no_grid,
+    ),
+    Claim(
+        "bridge",
+        "The bridge improves efficiency and stability.",
+        "Efficiency: on each task, at the method's own network evaluations, its PSNR less that of the best diffusion "
+        "from noise in the same puzzle space lies above 0 dB with its whole interval. Stability: the standard "
+        f"deviation over at least {ENOUGH_SEEDS} seeds, over that from noise, lies below 1 with its whole interval (F, "
+        "95 %).",
+        _bridge,
+    ),
+)

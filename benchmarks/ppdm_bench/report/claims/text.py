@@ -1,0 +1,102 @@
+"""The claims with their verdicts, for people (Markdown) and for programs (CSV)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ppdm_bench.report.claims.claim import Claim, Effect, Finding
+from ppdm_bench.report.library import Library, provenance
+from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
+
+__all__ = ["effects_table", "to_claims_markdown", "to_claims_text"]
+
+Decided = Sequence[tuple[Claim, Finding]]
+
+_SHOWN = 4  # references that a row names before it counts them
+
+
+def effects_table(decided: Decided) -> Table:
+    """Return a row for each effect of each claim; a claim without any has one row."""
+    headings = [Heading(name, name.replace("_", " ")) for name in ("claim", "verdict", "effect", "kind")]
+    headings += [Heading(name, name, number=True) for name in ("value", "low", "high")]
+    headings += [Heading(name, name) for name in ("unit", "of", "passed", "scope")]
+    lines = []
+    for claim, finding in decided:
+        for effect in finding.effects or (None,):
+            cells = (
+                (effect.what, effect.kind, effect.value, effect.low, effect.high, effect.unit, effect.n, effect.passed)
+                if effect
+                else (None,) * 8
+            )
+            lines.append(Line((claim.key, finding.verdict, *cells, finding.scope), effect.sources if effect else ()))
+    return Table(headings, lines)
+
+
+def to_claims_text(decided: Decided) -> str:
+    """Return a line a claim, and why."""
+    width = max(len(claim.key) for claim, _ in decided)
+    lines = []
+    for claim, finding in decided:
+        basis = f" ({finding.basis})" if finding.basis else ""
+        lines += [f"{claim.key:{width}}  {finding.verdict}{basis}: {claim.sentence}", f"{'':{width}}  {finding.why}"]
+    return "\n".join(lines)
+
+
+def to_claims_markdown(decided: Decided, library: Library) -> str:
+    """Return everything: the verdicts, then for each claim its rule, its effects, their records and the scope."""
+    summary = Table(
+        [Heading(name, name) for name in ("claim", "verdict", "decided by")],
+        [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
+    )
+    blocks = [
+        "# The claims of the abstract, and what our records say",
+        "Made by `ppdm-bench claims` from records alone: every verdict comes from the rule that stands beside it. "
+        "*Supported* holds for the scope that is named, which is phantoms and small budgets wherever quality is "
+        "concerned. *Not supported* says that the evidence does not carry the claim, and is no proof of the contrary. "
+        "*Not measured* says that records are missing. Predicted and measured numbers stand in rows of their own.",
+        to_markdown(summary).rstrip(),
+        *(_claim(claim, finding) for claim, finding in decided),
+        f"Records: {len(library.records)}; {provenance(library.records)}",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _claim(claim: Claim, finding: Finding) -> str:
+    blocks = [
+        f"## {claim.sentence}",
+        f"**{finding.verdict[0].upper()}{finding.verdict[1:]}**: {finding.why}.",
+        f"*Rule.* {claim.rule}",
+    ]
+    if finding.effects:
+        headings = [Heading("effect", "effect"), Heading("kind", "kind"), Heading("value", "value", number=True)]
+        headings += [Heading(name, name) for name in ("interval", "of", "rule", "records")]
+        blocks.append(to_markdown(Table(headings, [_line(effect) for effect in finding.effects])).rstrip())
+    if finding.scope:
+        blocks.append(f"*Scope.* {finding.scope}.")
+    return "\n\n".join(blocks)
+
+
+def _line(effect: Effect) -> Line:
+    ends = (effect.low, effect.high)
+    interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
+    said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
+    value = f"{_number(effect.value, effect.unit)} {effect.unit}"
+    return Line((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
+
+
+def _number(value: float, unit: str) -> str:
+    text = f"{value:+.2f}" if unit == "dB" else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+    return text.replace("-", "−")
+
+
+def _references(sources: Sequence[str]) -> str:
+    """Configurations by file, and how many more there are."""
+    files: dict[str, list[str]] = {}
+    for source in sources:
+        file, _, name = source.partition("#")
+        files.setdefault(file, []).append(name)
+    said = []
+    for file, names in files.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        said.append(f"`{file}`: {', '.join(names[:_SHOWN])}{more}")
+    return "; ".join(said)

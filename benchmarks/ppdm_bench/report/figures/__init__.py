@@ -1,0 +1,1 @@
+"""Figures: ``style`` has the common look, each other module draws one kind."""

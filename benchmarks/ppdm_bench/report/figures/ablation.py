@@ -1,0 +1,193 @@
+"""The figure of an ablation: small multiples along its axes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
+from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.units import GIB
+
+__all__ = ["ablation_figure", "in_order", "words"]
+
+_TITLES = {"space": "representation", "loss": "puzzle-gradient loss", "bridge": "bridge", "": "varied"}
+_ORDER = {
+    "space": ("r=1", "r=2", "r=4", "r=8", "r=1x2x2", "haar"),
+    "loss": ("off", "cell", "all"),
+    "bridge": ("brownian", "linear", "i2sb", "noise"),
+}
+_WORDS = {"r=1": "r=1\n(identity)", "brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
+_DIFFERENCES = ("psnr", "ssim", "sharpness", "seam")
+
+
+def ablation_figure(records: Sequence[Record]) -> Figure:
+    """Return small multiples: a column an axis, a row a quantity, a mark for each task.
+
+    Quality is the difference from the default at equal steps, subject by subject, with its bootstrap interval, so that
+    tasks of different levels share a scale; the seam index is taken at the lattice of the cell's own representation.
+    Memory is the predicted peak of training, hollow; a measured one is filled.
+
+    Args:
+        records: long-form, of ``ablate``.
+
+    Raises:
+        ValueError: no cell beside the default has a value.
+    """
+    rows = [
+        row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok" and row.budget == "steps"
+    ]
+    columns = _columns(rows)
+    if not columns:
+        raise ValueError("there is nothing to draw: no cell beside the default has a value at equal steps")
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    quantities: list[tuple[str, Callable[..., None]]] = [
+        *((_name(metric), _drawing(metric)) for metric in _DIFFERENCES),
+        ("training GiB", _draw_memory),
+        ("s a step", _draw_seconds),
+    ]
+    figure = style.new_figure("double", height=0.7 + 1.0 * len(quantities))
+    widths = [max(2, len(levels)) for levels in columns.values()]
+    shape = len(quantities), len(columns)
+    grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False, width_ratios=widths)
+    for line, (name, draw) in zip(grid, quantities, strict=True):
+        for axes, levels in zip(line, columns.values(), strict=True):
+            style.plain_axes(axes, "y")
+            _mark_default(axes, levels)
+            for place, task in enumerate(tasks):
+                shift = 0.22 * (place - (len(tasks) - 1) / 2)
+                draw(
+                    axes, [[row for row in level if row.task == task] for level in levels.values()], rows, place, shift
+                )
+        line[0].set_ylabel(name, fontsize=SMALL)
+    for top, bottom, (axis, levels) in zip(grid[0], grid[-1], columns.items(), strict=True):
+        top.set_title(_TITLES[axis], fontsize=TEXT)
+        _name_levels(bottom, levels)
+    style.title(
+        figure,
+        f"{headline(records)} {rows[0].amount:.0f} steps, {rows[0].evaluations} network evaluations. Quality: "
+        "difference from the default (shaded) and its 95 % interval over subjects. Memory: predicted (hollow).",
+    )
+    style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)
+    return figure
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """For each axis the rows that differ from the default along it alone, by level; varied cells are an axis too."""
+    default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
+    if default is None:
+        return {}
+    columns: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        levels = row.cell["levels"]
+        moved = [axis for axis in default if levels and levels[axis] != default[axis]]
+        if not levels:
+            columns.setdefault("", {}).setdefault(row.label, []).append(row)
+        elif len(moved) < 2:
+            for axis in moved or default:
+                columns.setdefault(axis, {}).setdefault(levels[axis], []).append(row)
+    return {
+        axis: {level: found[level] for level in in_order(axis, found)}
+        for axis in _TITLES
+        if len(found := columns.get(axis, {})) > (1 if axis else 0)
+    }
+
+
+def in_order(axis: str, levels: Iterable[str]) -> list[str]:
+    """The levels of an axis as they are drawn from left to right."""
+    order = _ORDER.get(axis, ())
+    return sorted(levels, key=lambda level: order.index(level) if level in order else len(order))
+
+
+def words(level: str) -> str:
+    """A level for people."""
+    return _WORDS.get(level, level.replace("x", "×") if level.startswith("r=") else level)
+
+
+def _name(metric: str) -> str:
+    if metric == "seam":
+        return "Δ seam index\ndB ↓"
+    first, *rest = metric_name(metric, "dB" if metric == "psnr" else "1").split(" ")
+    return " ".join([f"Δ {first}", *(word for word in rest if word != "→1")])
+
+
+def _drawing(metric: str) -> Callable[..., None]:
+    def draw(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+        axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
+        for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
+            found = difference(row, rows, (seam_metric(row) or "") if metric == "seam" else metric)
+            if found is None:
+                continue
+            if found.low is not None and found.high is not None:
+                axes.plot([x + shift] * 2, [found.low, found.high], color=_colour(place), linewidth=1.0, zorder=2)
+            axes.plot([x + shift], [found.mean], **_style(place), zorder=3)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+
+    return draw
+
+
+def _draw_memory(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+    for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
+        for kind in ("predicted", "measured"):
+            if (peak := row.peak("train", kind)) is not None:
+                axes.plot([x + shift], [peak / GIB], **_style(place, hollow=kind == "predicted"))
+    _logarithmic(axes)
+
+
+def _draw_seconds(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+    for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
+        if row.step_seconds is not None:
+            axes.plot([x + shift], [row.step_seconds], **_style(place))
+    _logarithmic(axes)
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(style.decades((1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _colour(place: int) -> str:
+    return SERIES[place % len(SERIES)]
+
+
+def _style(place: int, hollow: bool = False) -> dict[str, Any]:
+    colour = _colour(place)
+    return {
+        "linestyle": "",
+        "marker": MARKERS[place % len(MARKERS)],
+        "markersize": 3.5,
+        "color": colour,
+        "markerfacecolor": "white" if hollow else colour,
+        "markeredgewidth": 0.9,
+    }
+
+
+def _mark(place: int, **style: Any) -> Line2D:
+    return Line2D([], [], **_style(place), **style)
+
+
+def _name_levels(axes: Axes, levels: dict[str, list[Row]]) -> None:
+    names = [words(level) for level in levels]
+    long = any(len(line) > 9 for name in names for line in name.split("\n"))
+    axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5))
+    axes.set_xticklabels(
+        names, fontsize=SMALL, rotation=30 if long else 0, ha="right" if long else "center", rotation_mode="anchor"
+    )
+
+
+def _mark_default(axes: Axes, levels: dict[str, list[Row]]) -> None:
+    for x, level in enumerate(levels.values()):
+        if any(row.cell["default"] for row in level):
+            axes.axvspan(x - 0.5, x + 0.5, color="0.94", zorder=0, linewidth=0)

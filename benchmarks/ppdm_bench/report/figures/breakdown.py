@@ -1,0 +1,146 @@
+"""Stacked bars: what the memory holds at the moment of the peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
+from ppdm_bench.units import GIB, setting_text, significant
+
+# From what stays for ever to what lives for a moment; colours by Okabe and Ito, the last is what no part accounts for.
+PARTS = {
+    "params": ("parameters", style.BLUE),
+    "grads": ("gradients", style.SKY),
+    "optimizer": ("optimiser state", style.GREEN),
+    "inputs": ("inputs", style.YELLOW),
+    "activations": ("activations", style.ORANGE),
+    "workspace": ("workspace", style.VERMILION),
+    "other": ("not attributed", "0.75"),
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The parts of one peak, in GiB; they add up to it."""
+
+    label: str
+    kind: str
+    parts: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        """The height of the stack in GiB."""
+        return sum(self.parts.values())
+
+
+def breakdown_figure(records: Iterable[Record], *, column: Column = "double") -> Figure:
+    """Return stacked bars of what the peak of every configuration and phase is made of.
+
+    In two columns' width the left panel shows GiB and the right one shares, in which small peaks are legible too; in
+    one column's width only the GiB are shown. Predicted stacks are hatched.
+
+    Args:
+        records: long-form records with a breakdown (params, grads, optimizer, inputs, activations, workspace).
+        column: width of the figure, `single` (3.5 in) or `double` (7.16 in).
+
+    Raises:
+        ValueError: no record holds a breakdown, or one adds up to more than its peak.
+    """
+    rows = gather(records)
+    stacks = _stacks(rows, characters=26 if column == "single" else 48)
+    if not stacks:
+        raise ValueError(
+            "there is nothing to draw: no record holds a breakdown of the peak (metrics params, activations, ...)"
+        )
+    panels = 2 if column == "double" else 1
+    lines = max(stack.label.count("\n") for stack in stacks) + 1
+    figure = style.new_figure(column, height=1.45 + (0.09 + 0.11 * lines) * len(stacks))
+    for axes, share in zip(figure.subplots(1, panels, sharey=True, squeeze=False)[0], (False, True), strict=False):
+        _draw(axes, stacks, share)
+    shared = common(rows)
+    style.title(figure, "What the peak of allocated memory holds" + (f": {shared}." if shared else "."))
+    style.legend(figure, _legend(stacks), columns=5 if column == "double" else 2)
+    return figure
+
+
+def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
+    """The stacks in the order of the rows, but what differs in kind alone side by side."""
+    differing = varying(rows)
+    found: dict[str, list[Stack]] = {}
+    for row in rows:
+        for phase in row.phases:
+            if parts := _parts(row, phase):
+                label = style.folded(_label(row, phase, differing), characters)
+                found.setdefault(label, []).append(Stack(label, row.kind, parts))
+    return [stack for group in found.values() for stack in group]
+
+
+def _label(row: Row, phase: str, differing: Iterable[str]) -> str:
+    words = (row.name, PHASE_NAMES.get(phase, phase), *(setting_text(name, row.settings[name]) for name in differing))
+    return ", ".join(filter(None, words))
+
+
+def _parts(row: Row, phase: str) -> dict[str, float]:
+    """The parts in GiB, in the order of PARTS; what is missing to the peak becomes a part that says so."""
+    values = {part: row.value(phase, part) for part in PARTS}
+    parts = {part: value / GIB for part, value in values.items() if value}
+    peak, whole = (row.value(phase, "peak_allocated") or 0) / GIB, sum(parts.values())
+    if parts and peak and whole > 1.001 * peak:
+        raise ValueError(
+            f"the breakdown of {row.name}, {phase}, adds up to {significant(whole, 4)} GiB, more than its peak of "
+            f"{significant(peak, 4)} GiB: the records contradict each other"
+        )
+    # A part in a thousand is rounding and would not be seen.
+    return parts | ({"other": peak - whole} if parts and peak > 1.001 * whole else {})
+
+
+def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
+    style.plain_axes(axes, grid="x")
+    for place, stack in enumerate(stacks):
+        left, scale = 0.0, 100 / stack.peak if share else 1.0
+        for part, size in stack.parts.items():
+            hatch = style.HATCHES[stack.kind]
+            axes.barh(
+                place,
+                size * scale,
+                left=left,
+                height=0.72,
+                color=PARTS[part][1],
+                hatch=hatch,
+                edgecolor="white",
+                lw=0.4,
+            )
+            left += size * scale
+        if not share:
+            label: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL}
+            axes.annotate(significant(stack.peak), (left, place), xytext=(3, 0), **label)
+    highest = max(stack.peak for stack in stacks)
+    axes.set_xlim(0, 100 if share else highest * 1.18)
+    axes.set_xlabel("share of the peak (%)" if share else "peak allocated memory (GiB)", fontsize=TEXT)
+    axes.set_ylim(len(stacks) - 0.4, -0.6)
+    axes.set_yticks(range(len(stacks)), [stack.label for stack in stacks], fontsize=SMALL)
+    axes.tick_params(axis="y", length=0)
+
+
+def _legend(stacks: Sequence[Stack]) -> list[Artist]:
+    used = {part for stack in stacks for part in stack.parts}
+    kinds = {stack.kind for stack in stacks}
+    parts: list[Artist] = [
+        Patch(facecolor=colour, label=name) for part, (name, colour) in PARTS.items() if part in used
+    ]
+    fills = [
+        Patch(facecolor="0.6", edgecolor="white", hatch=h, lw=0.4, label=k)
+        for k, h in style.HATCHES.items()
+        if k in kinds
+    ]
+    return parts + fills

@@ -1,0 +1,109 @@
+"""The ablation: along its axes, and the question whether it is the puzzle or the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, seam_metric
+from ppdm_bench.report.figures.ablation import ablation_figure
+from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.statistics import summary
+from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.units import gib
+
+_METRICS = ("psnr", "ssim", "sharpness")
+
+
+def show_axes(library: Library) -> Shown:
+    """Every cell beside the default, along the axes of the paper.
+
+    Raises:
+        Missing: no cell beside the default was trained.
+    """
+    about = (
+        "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; the "
+        "seam index at the lattice of the cell's own representation. Memory: peak of one training step, predicted for "
+        "CUDA (hollow) or measured (filled). Time: median of steps measured in turn."
+    )
+    return _shown(library, ablation_figure, about)
+
+
+def show_space(library: Library) -> Shown:
+    """Every representation with a bridge and without one, at equal steps and at equal time.
+
+    Raises:
+        Missing: fewer than two representations were trained with and without a bridge.
+    """
+    about = "Is it the puzzle or the bridge? Each representation with the Brownian bridge and without one."
+    return _shown(library, space_figure, about)
+
+
+def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: str) -> Shown:
+    records = [record for record in library.records if record.command == COMMAND]
+    try:
+        draw(records)
+    except (ValueError, IndexError):
+        raise Missing("cells of an ablation; `ppdm-bench ablate` makes them") from None
+    rows = most_evaluations(gather(records, pooled=True))
+    about = f"{headline(records)} {about} Phantoms: a direction, not a proof."
+    return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
+
+
+def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> Table:
+    headings = [
+        Heading("cell", "cell"),
+        Heading("task", "task"),
+        Heading("budget", "budget", lambda budget: BUDGETS.get(budget, budget)),
+        Heading("steps", "steps", lambda steps: f"{steps:.0f}", number=True),
+        Heading("step_seconds", "s a step", lambda seconds: f"{seconds:.3g}", number=True),
+        Heading("train_peak_allocated_bytes", "training, GiB, predicted", gib, number=True),
+        *(_number(metric) for metric in (*_METRICS, "seam_index")),
+        Heading("psnr_difference", "PSNR difference, dB", lambda value: f"{value:+.2f}", number=True),
+        Heading("psnr_low", "from", lambda value: f"{value:+.2f}", number=True),
+        Heading("psnr_high", "to", lambda value: f"{value:+.2f}", number=True),
+        Heading("n", "subjects", number=True),
+        Heading("status", "status"),
+    ]
+    return Table(headings, [Line(_cells(row, rows), _sources(row, records, library)) for row in rows])
+
+
+def _number(metric: str) -> Heading:
+    name = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB"}.get(metric, metric)
+    digits = 2 if metric in ("psnr", "seam_index") else 3
+    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True)
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> tuple[Any, ...]:
+    means = [_mean(row, metric) for metric in (*_METRICS, seam_metric(row))]
+    against = difference(row, rows, "psnr")
+    ends = (against.mean, against.low, against.high) if against else (None, None, None)
+    return (
+        row.label,
+        row.task,
+        row.budget,
+        row.costs.get("train_steps"),
+        row.costs.get("step_seconds"),
+        row.peak("train", "predicted"),
+        *means,
+        *ends,
+        len(row.series.subjects("psnr")) or None,
+        row.status,
+    )
+
+
+def _mean(row: Row, metric: str | None) -> float | None:
+    values = [*row.series.subjects(metric).values()] if metric else []
+    return summary(values).mean if values else None
+
+
+def _sources(row: Row, records: Sequence[Record], library: Library) -> tuple[str, ...]:
+    mine = [record for record in records if record.options.get("cell", {}).get("label") == row.label]
+    fields = ("psnr", row.task, row.evaluations)
+    return library.references(record for record in mine if (record.metric, record.task, record.steps) == fields)

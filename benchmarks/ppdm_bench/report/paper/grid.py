@@ -1,0 +1,165 @@
+"""A grid, magnified, and the spectrum of the error that holds it: with and without the puzzle-gradient loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.losses import gradient_of, same_but_for_loss
+from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.snapshot import Snapshot, View
+from ppdm_bench.report.tables.render import Heading, Line, Table
+
+_CELLS = 12  # of the puzzle's lattice that a magnified picture shows along an axis
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject with the loss and without."""
+
+    snapshot: Snapshot
+    on: View
+    off: View
+
+    @property
+    def factor(self) -> tuple[int, ...]:
+        """Of the puzzle, along D, H, W."""
+        return _factor(self.on)
+
+
+def show(library: Library) -> Shown:
+    """A row a task.
+
+    Raises:
+        Missing: no picture data hold such a pair.
+    """
+    cases = [case for snapshot in library.snapshots for case in _cases(snapshot)[:1]]
+    cases = list({case.snapshot.task: case for case in cases}.values())
+    if not cases:
+        raise Missing(
+            "picture data (snapshot.npz) of a method trained with the puzzle-gradient loss and of the same without it; "
+            "`ppdm-bench quality --vary loss.mode=off+loss.gradient=0` writes them beside its records"
+        )
+    subjects = "; ".join(
+        f"{c.snapshot.task}, {c.snapshot.subject} ({c.off.label} against {c.on.label}, {c.on.steps} evaluations)"
+        for c in cases
+    )
+    about = (
+        "Left: the error, prediction less target, of the axial slice, magnified; blue below zero, red above, one scale "
+        "for both. Right: mean power of the error's lines along all axes that the puzzle divides, over its mean; "
+        "dotted lines are the harmonics of the lattice, where a grid stands. One subject each, the first of its split: "
+        f"{subjects}."
+    )
+    notes = "Made from picture data: " + ", ".join(dict.fromkeys(case.snapshot.place for case in cases)) + "."
+    return Shown(_table(cases), lambda column: _figure(cases, column), about, [], notes=notes)
+
+
+def _cases(snapshot: Snapshot) -> list[Case]:
+    views = [view for view in snapshot.of("prediction") if view.spectra and max(_factor(view)) > 1]
+    return [
+        Case(snapshot, on, off)
+        for off in views
+        if not gradient_of(off.design)
+        for on in views
+        if gradient_of(on.design) and on.steps == off.steps and same_but_for_loss(on.design, off.design)
+    ]
+
+
+def _factor(view: View) -> tuple[int, ...]:
+    space = view.design.get("representation") or {}
+    factor = space.get("factor", 1) if space.get("type") == "puzzle" else 1
+    return tuple(factor) if isinstance(factor, list) else (int(factor),) * 3
+
+
+def _relative(view: View, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies in cycles a voxel, and power over its mean in dB."""
+    power = view.spectra[axis]
+    frequencies = np.linspace(0, 0.5, power.size)
+    return frequencies, 10 * np.log10(np.maximum(power / power.mean(), 1e-8))
+
+
+def _table(cases: Sequence[Case]) -> Table:
+    headings = [
+        *(Heading(name, name) for name in ("task", "subject", "loss", "method", "axis")),
+        Heading("cycles_per_voxel", "cycles/voxel", lambda k: f"{k:.4f}", number=True),
+        Heading("power_db", "power, dB", lambda power: f"{power:.2f}", number=True),
+    ]
+    lines = []
+    for case in cases:
+        for loss, view in (("off", case.off), ("on", case.on)):
+            source = (f"{case.snapshot.place}#{view.config_id}",)
+            for axis, name in enumerate("DHW"):
+                if case.factor[axis] > 1:
+                    about = (case.snapshot.task, case.snapshot.subject, loss, view.label, name)
+                    pairs = zip(*_relative(view, axis), strict=True)
+                    lines += [Line((*about, float(k), float(power)), source) for k, power in pairs]
+    return Table(headings, lines)
+
+
+def _figure(cases: Sequence[Case], column: Column) -> Figure:
+    figure = style.new_figure(column, height=0.75 + (2.0 if column == "double" else 3.3) * len(cases))
+    grid = (
+        figure.add_gridspec(len(cases), 3, width_ratios=(1, 1, 1.7))
+        if column == "double"
+        else figure.add_gridspec(2 * len(cases), 2)
+    )
+    for row, case in enumerate(cases):
+        if column == "double":
+            cells = [grid[row, 0], grid[row, 1], grid[row, 2]]
+        else:
+            cells = [grid[2 * row, 0], grid[2 * row, 1], grid[2 * row + 1, :]]
+        off, on, spectrum = (figure.add_subplot(cell) for cell in cells)
+        _magnified(off, on, case)
+        _spectrum(spectrum, case)
+    style.title(figure, "The error magnified, and its spectrum, without and with the puzzle-gradient loss.")
+    return figure
+
+
+def _magnified(off: Axes, on: Axes, case: Case) -> None:
+    target = case.snapshot.of("target")[0].sections["axial"]
+    errors = [view.sections["axial"] - target for view in (case.off, case.on)]
+    size = [_CELLS * r for r in (case.factor[1], case.factor[0])]
+    rows, columns = (_middle(n, k) for n, k in zip(target.shape, size, strict=True))
+    crops = [error[rows, columns] for error in errors]
+    reach = float(np.percentile(np.abs(np.stack(crops)), 99.5)) or 1.0
+    for axes, crop, name in zip((off, on), crops, ("without the loss", "with the loss"), strict=True):
+        aspect = case.snapshot.spacing[1] / case.snapshot.spacing[0]
+        axes.imshow(crop, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest", aspect=aspect)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set(linewidth=0.4, color="0.6")
+        axes.set_title(name, fontsize=TEXT)
+        axes.set_xlabel(f"scale ±{reach:.3g}{f' {case.snapshot.unit}' if case.snapshot.unit else ''}", fontsize=SMALL)
+    off.set_ylabel(f"{case.snapshot.task}\n{case.snapshot.subject}", fontsize=SMALL)
+
+
+def _middle(n: int, wanted: int) -> slice:
+    size = min(n, wanted)
+    return slice((n - size) // 2, (n - size) // 2 + size)
+
+
+def _spectrum(axes: Axes, case: Case) -> None:
+    style.plain_axes(axes, "y")
+    styles = ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with"))
+    for view, colour, name in styles:
+        for axis, dashes in enumerate(("-", (0, (4, 1.5)), (0, (1, 1)))):
+            if case.factor[axis] > 1:
+                label = f"{name}, {'DHW'[axis]}"
+                axes.plot(*_relative(view, axis), color=colour, linewidth=0.9, linestyle=dashes, label=label)
+    for harmonic in sorted({i / r for r in case.factor if r > 1 for i in range(1, r // 2 + 1)}):
+        axes.axvline(harmonic, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=0.9)
+    axes.set_xscale("log")
+    axes.set_xlim(1 / min(case.snapshot.shape), 0.53)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("cycles a voxel", fontsize=TEXT)
+    axes.set_ylabel("error power (dB)", fontsize=TEXT)
+    axes.legend(fontsize=SMALL, frameon=False, ncols=2, handlelength=1.8, columnspacing=1.0)

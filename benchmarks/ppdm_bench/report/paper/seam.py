@@ -1,0 +1,139 @@
+"""The seam index of every subject with and without the puzzle-gradient loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
+from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.points import group_title
+from ppdm_bench.report.statistics import paired_difference
+from ppdm_bench.report.tables.render import Heading, Line, Table
+
+# dB: smooth errors reach it without any grid; the axis does too, so that noise is not magnified.
+SMOOTH = 1.5
+
+
+def show(library: Library) -> Shown:
+    """Pairs that differ in the loss alone, each at its most evaluations.
+
+    Raises:
+        Missing: there is none.
+    """
+    everything = loss_pairs(library.points)
+    if not everything:
+        raise Missing(
+            "a method trained with the puzzle-gradient loss and the same without it, scored by the seam index; "
+            "`ppdm-bench ablate` makes them"
+        )
+    pairs = _most_evaluations(everything)
+    records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
+    groups = dict.fromkeys(group_title([pair.on, pair.off]) for pair in pairs)
+    seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
+    about = (
+        "Seam index, dB, on the lattice of the method's own puzzle: power of the error's spectrum at the harmonics of "
+        "the lattice over its surroundings. 0 dB is no grid, and smooth errors have up to 1.5 dB. A thin line joins a "
+        "subject without the puzzle-gradient loss (off) to the same subject with it, at equal training and network "
+        f"evaluations; bars are means. Phantoms: {'; '.join(groups)}; seeds {', '.join(map(str, seeds))}."
+    )
+    return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
+
+
+def _most_evaluations(pairs: Sequence[Toggled]) -> list[Toggled]:
+    most: dict[str, Toggled] = {}
+    for pair in pairs:
+        key = json.dumps([pair.on.data, pair.on.label, pair.on.train_steps, pair.metric])
+        if key not in most or (pair.on.evaluations or 0) > (most[key].on.evaluations or 0):
+            most[key] = pair
+    return list(most.values())
+
+
+def _table(pairs: Sequence[Toggled], library: Library) -> Table:
+    headings = [
+        Heading("task", "task"),
+        Heading("with", "with the loss"),
+        Heading("gradient_weight", "weight", lambda weight: f"{weight:g}", number=True),
+        Heading("mode", "mode"),
+        Heading("metric", "metric"),
+        Heading("evaluations", "evaluations", number=True),
+        Heading("subjects", "subjects", number=True),
+        Heading("off_db", "off, dB", _decibel, number=True),
+        Heading("on_db", "on, dB", _decibel, number=True),
+        Heading("difference_db", "on − off, dB", _decibel, number=True),
+        Heading("low_db", "low", _decibel, number=True),
+        Heading("high_db", "high", _decibel, number=True),
+    ]
+    lines = []
+    for pair in pairs:
+        on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
+        both = [subject for subject in on if subject in off]
+        found = paired_difference([on[s] for s in both], [off[s] for s in both]) if both else None
+        about = (pair.on.task, pair.on.label, gradient_of(pair.on.design), pair.on.design["loss"]["mode"], pair.metric)
+        numbers = (pair.off.mean(pair.metric), pair.on.mean(pair.metric), found and found.mean)
+        ends = (found and found.low, found and found.high)
+        sources = library.references((*pair.on.of_metric(pair.metric), *pair.off.of_metric(pair.metric)))
+        lines.append(Line((*about, pair.on.evaluations, len(both), *numbers, *ends), sources))
+    return Table(headings, lines)
+
+
+def _decibel(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
+    groups: dict[str, list[Toggled]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.on.data, []).append(pair)
+    across = min(3, len(groups)) if column == "double" else 1
+    down = -(-len(groups) // across)
+    figure = style.new_figure(column, height=0.8 + 1.7 * down)
+    for place, group in enumerate(groups.values()):
+        axes = figure.add_subplot(down, across, place + 1)
+        style.plain_axes(axes, "y")
+        _draw(axes, group)
+        axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)
+        axes.set_ylabel("seam index (dB)", fontsize=TEXT)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    handles = [
+        Line2D([], [], linestyle="", marker="o", markersize=4, color=style.VERMILION, label="without the loss"),
+        Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (weight, mode below)"),
+        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)), label="reached by smooth errors"),
+    ]
+    style.title(figure, "Seam index with and without the puzzle-gradient loss; 0 dB is no grid.")
+    style.legend(figure, handles, columns=3 if column == "double" else 1)
+    return figure
+
+
+def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
+    axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
+    for place, pair in enumerate(pairs):
+        on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
+        for subject in on:
+            if subject in off:
+                ends = [place - 0.18, place + 0.18]
+                axes.plot(ends, [off[subject], on[subject]], color="0.75", linewidth=0.6, zorder=1)
+        for x, values, colour, marker in (
+            (place - 0.18, off, style.VERMILION, "o"),
+            (place + 0.18, on, style.BLUE, "s"),
+        ):
+            axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
+            axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
+    axes.axhline(SMOOTH, color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=0.9)
+    highest = max(axes.get_ylim()[1], 1.15 * SMOOTH)
+    axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(-0.05 * highest, highest))
+    axes.set_xticklabels([_named(pair) for pair in pairs], fontsize=SMALL)
+
+
+def _named(pair: Toggled) -> str:
+    lattice = pair.metric.removeprefix("seam_index_r").replace("x", "×")
+    return f"r={lattice}\n{gradient_of(pair.on.design):g}, {pair.on.design['loss']['mode']}"

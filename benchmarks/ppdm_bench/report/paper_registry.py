@@ -1,0 +1,22 @@
+"""Every figure of a paper, in the order in which it would tell them."""
+
+from __future__ import annotations
+
+from ppdm_bench.report.paper import ablation, agreement, breakdown, gallery, grid, resolution, scatter, seam
+from ppdm_bench.report.paper_figure import Exhibit
+
+__all__ = ["EXHIBITS"]
+
+EXHIBITS = (
+    Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
+    Exhibit("memory-breakdown", "What the peak holds", breakdown.show),
+    Exhibit("quality-memory", "Quality against training memory", scatter.show_memory),
+    Exhibit("quality-seconds", "Quality against seconds a volume", scatter.show_seconds),
+    Exhibit("quality-evaluations", "Quality against network evaluations", scatter.show_evaluations),
+    Exhibit("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
+    Exhibit("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
+    Exhibit("seam-index", "Seam index with and without the puzzle-gradient loss", seam.show),
+    Exhibit("grid-artefact", "The grid, its spectrum and the puzzle-gradient loss", grid.show),
+    Exhibit("gallery", "Every method on one subject of each task", gallery.show),
+    Exhibit("prediction", "Predicted against measured and published peaks", agreement.show),
+)

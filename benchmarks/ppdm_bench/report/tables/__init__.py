@@ -1,0 +1,1 @@
+"""Tables: each module says its columns, and ``render`` and ``text`` write them."""

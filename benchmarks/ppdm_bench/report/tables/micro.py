@@ -1,0 +1,162 @@
+"""A run of the micro-benchmarks: small enough to be kept, as a table, and against the run that was kept.
+
+``python -m ppdm_bench.report.tables.micro RUN.json --saved KEPT.json --out FOLDER`` reads what pytest-benchmark wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.tables.text import markdown_grid, text_grid
+from ppdm_bench.units import significant
+
+Run = dict[str, Any]
+Quartiles = Sequence[float]
+
+THRESHOLD = 0.1  # a smaller change is not told, however sure it is
+_SAME_MACHINE = ("cpu", "threads", "torch")
+
+
+def trimmed(run: Mapping[str, Any]) -> Run:
+    """Return what is to be kept of a run: of each benchmark its quartiles, and those of what ran beside it.
+
+    Raises:
+        ValueError: it is no run of these benchmarks.
+    """
+    try:
+        return {
+            "datetime": run["datetime"],
+            "environment": dict(run["machine_info"]["environment"]),
+            "benchmarks": {f"{b['group']}: {_name(b)}": _benchmark(b) for b in run["benchmarks"]},
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"expected the JSON that pytest-benchmark wrote of benchmarks/micro, but {error!r}") from None
+
+
+def _name(benchmark: Mapping[str, Any]) -> str:
+    return str(benchmark["name"]).removeprefix("test_").replace("_", " ").replace("[", " [")
+
+
+def _benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
+    stats, extra = benchmark["stats"], benchmark["extra_info"]
+    kept = {"seconds": _short([stats["q1"], stats["median"], stats["q3"]]), "rounds": stats["rounds"]}
+    if "share_of_copy_bandwidth" in extra:
+        kept["share_of_copy_bandwidth"] = round(extra["share_of_copy_bandwidth"], 4)
+    kept["beside"] = {
+        name: {key: _short(values) for key, values in other.items()} for name, other in extra.get("beside", {}).items()
+    }
+    return kept
+
+
+def _short(values: Quartiles) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
+
+
+def to_text(run: Run) -> str:
+    """Return the table as aligned text."""
+    return f"{_title(run)}\n\n{text_grid(*_table(run))}\n\n{_NOTE}\n"
+
+
+def to_markdown(run: Run) -> str:
+    """Return the same as Markdown."""
+    return f"{_title(run)}\n\n{markdown_grid(*_table(run))}\n\n{_NOTE}\n"
+
+
+_NOTE = (
+    "Medians and quartiles. Ours / theirs: round by round, each of the others right before ours. Copy: the same bytes "
+    "moved without a permutation."
+)
+
+
+def _title(run: Run) -> str:
+    env = run["environment"]
+    commit = f"{str(env['commit'])[:10] or 'unknown'}{' and changes' if env['dirty'] else ''}"
+    return f"Micro-benchmarks on {env['cpu']}, {env['threads']} threads, torch {env['torch']}, commit {commit}."
+
+
+def _table(run: Run) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, found in run["benchmarks"].items():
+        ours = _milliseconds(found["seconds"])
+        rows += [[name, ours, *_beside(other, found)] for other in found["beside"]] or [[name, ours, "", "", "", ""]]
+    return ["benchmark", "ours (ms)", "beside", "theirs (ms)", "ours / theirs", "share of copy bandwidth"], rows
+
+
+def _beside(other: str, found: Mapping[str, Any]) -> list[str]:
+    seconds, ratio = found["beside"][other]["seconds"], found["beside"][other]["ratio"]
+    share = found.get("share_of_copy_bandwidth") if other == "copy" else None
+    return [other, _milliseconds(seconds), _range(ratio), "" if share is None else f"{share:.0%}"]
+
+
+def _milliseconds(seconds: Quartiles) -> str:
+    return _range([1000 * s for s in seconds])
+
+
+def _range(values: Quartiles) -> str:
+    low, middle, high = (significant(value) for value in values)
+    return f"{middle} ({low} to {high})"
+
+
+def compare(run: Run, saved: Run) -> list[str]:
+    """Say what became slower or faster than in a saved run, a sentence each.
+
+    A change is told if it is above 10 % and the middle halves of both do not overlap. On another machine, or with
+    another PyTorch, times say nothing: there only ratios to what ran beside are compared.
+    """
+    differing = [n for n in _SAME_MACHINE if run["environment"][n] != saved["environment"][n]]
+    both = [name for name in run["benchmarks"] if name in saved["benchmarks"]]
+    found = [line for name in both for line in _changes(name, run, saved, times=not differing)]
+    what = f"ratios only, as another {', '.join(differing)} was there" if differing else "times and ratios"
+    gone = [name for name in saved["benchmarks"] if name not in run["benchmarks"]]
+    told = [f"Against the saved run ({what}): {len(found) or 'no'} changes in {len(both)} benchmarks."]
+    return [*told, *found, *(f"{name}: not in this run" for name in gone)]
+
+
+def _changes(name: str, run: Run, saved: Run, times: bool) -> list[str]:
+    now, then = run["benchmarks"][name], saved["benchmarks"][name]
+    pairs = [("", now["seconds"], then["seconds"])] if times else []
+    pairs += [
+        (f" relative to {other}", now["beside"][other]["ratio"], then["beside"][other]["ratio"])
+        for other in now["beside"]
+        if other in then["beside"]
+    ]
+    return [f"{name}{what}: {word}" for what, *values in pairs if (word := _change(*values))]
+
+
+def _change(now: Quartiles, then: Quartiles) -> str:
+    factor = now[1] / then[1]
+    if factor > 1 + THRESHOLD and now[0] > then[2]:
+        return f"slower, {factor:.2f} times as long"
+    if factor < 1 / (1 + THRESHOLD) and now[2] < then[0]:
+        return f"faster, {factor:.2f} times as long"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trim a run, write it with its table into a folder, print the table and what differs from the saved run.
+
+    Raises:
+        ValueError: the run is none of these benchmarks.
+        OSError: a file cannot be read or written.
+    """
+    parser = argparse.ArgumentParser(prog="ppdm_bench.report.tables.micro", description=__doc__)
+    parser.add_argument("run", type=Path, help="what pytest-benchmark wrote with --benchmark-json")
+    parser.add_argument("--saved", type=Path, help="the run to compare with, if it is there")
+    parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
+    asked = parser.parse_args(arguments)
+    run = trimmed(json.loads(asked.run.read_text()))
+    # Before anything is written: the saved run may be the one that this replaces.
+    saved = json.loads(asked.saved.read_text()) if asked.saved and asked.saved.exists() else None
+    replace_file(asked.out / "bench.json", (json.dumps(run, indent=1) + "\n").encode())
+    replace_file(asked.out / "bench.md", to_markdown(run).encode())
+    print(to_text(run))
+    print("\n".join(compare(run, saved)) if saved else "There is no saved run to compare with.")
+
+
+if __name__ == "__main__":
+    main()
