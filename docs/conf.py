@@ -110,6 +110,7 @@ html_css_files = ["site.css"]
 
 def setup(app: Sphinx) -> None:
     """What the source leaves to the site: headings of tables, and defaults that have no source."""
+    app.add_config_value("run_notebooks", True, "env", bool)
     app.connect("source-read", headed)
     app.connect("source-read", notebooks.read)
     app.connect("autodoc-process-signature", readable)

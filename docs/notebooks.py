@@ -72,4 +72,7 @@ def carried_out(notebook: dict[str, Any]) -> str:
 def read(app: Sphinx, name: str, source: list[str]) -> None:
     """Give a page that is a notebook as Markdown."""
     if Path(app.env.doc2path(name)).suffix == ".ipynb":
-        source[0] = carried_out(json.loads(source[0]))
+        notebook = json.loads(source[0])
+        if not app.config.run_notebooks:
+            notebook["cells"] = [cell for cell in notebook["cells"] if cell["cell_type"] != "code"]
+        source[0] = carried_out(notebook)

@@ -1,6 +1,6 @@
-"""Tables and figures, made from records alone.
+"""Tables and figures, made only from records.
 
-`table` turns records into a wide table and prints it; `figure` draws them. Neither imports torch or a model, so a
-result can be tabulated and drawn again years later, on a machine that could not have produced it. Nothing is imported
-here: `from ppdm_bench.report import table` is light, matplotlib comes with `figure`.
+``tables`` turns records into tables, ``figures`` draws them, ``paper`` has the figures of a paper, ``claims`` decides the
+claims of the abstract. None of them imports torch or a model, so a result can be tabulated and drawn again years later, on
+a machine that could not have produced it. Nothing is imported here: tables are light, figures load matplotlib.
 """
