@@ -23,7 +23,8 @@ from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import MIB, Target
 
 T = TypeVar("T")
-Case = tuple[Configuration, str]  # and its phase
+# A configuration and its phase; with a third entry, it is only asked whether that fits.
+Case = tuple[Configuration, str] | tuple[Configuration, str, bool]
 # Yields a case and is sent what was seen of it, or yields questions to be asked side by side and is sent their answers.
 Question = Generator["Case | list[Question[Any]]", Any, T]
 Submit = Callable[[Case], "Future[Look]"]
@@ -41,10 +42,14 @@ def predict(case: Case, target: Target) -> Look:
     Raises:
         NoOutlook: the method cannot be run, or not be predicted.
     """
-    configuration, phase = case
+    configuration, phase, *brief = case
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
+    limit = target.room if brief else None
     try:
-        peak = predict_peak(work.build, work.step, work.iterations, target)
+        peak = predict_peak(work.build, work.step, work.iterations, target, limit=limit)
+    except torch.OutOfMemoryError:
+        assert limit is not None
+        return Look(False, limit, brief=True)
     except Exception as error:  # a method's code may fail in any way
         raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
     return Look(bool(peak.fits), need(peak), sum(peak.breakdown[kind] for kind in _FIXED))

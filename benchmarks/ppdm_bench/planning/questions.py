@@ -164,7 +164,7 @@ def _switches(
         cube = yield from _cube(strongest, phase, target, bounds, looks[strongest])
         return looks, (strongest, cube)
     for one in others[:-1]:
-        looks[one] = yield one, phase
+        looks[one] = yield one, phase, True
         if looks[one].fits:
             break
     return {one: looks[one] for one in others if one in looks}, None

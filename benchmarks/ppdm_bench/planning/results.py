@@ -9,7 +9,7 @@ from ppdm_bench.commands.terminal import progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS
-from ppdm_bench.planning.outlook import NoOutlook, ask_all, predictor
+from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.target import GIB, Target
@@ -54,7 +54,7 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
     with progress() as bar, predictor(plan.target, workers) as submit:
         shown = bar.add_task("loading", total=len(questions))
 
-        def tell(answered: int, made: int, case: tuple[Configuration, str]) -> None:
+        def tell(answered: int, made: int, case: Case) -> None:
             text = f"{made} predictions; {case[0].method} {case[1]} {'×'.join(map(str, case[0].shape))}"
             bar.update(shown, completed=answered, description=text)
 
@@ -114,10 +114,9 @@ def _records(plan: Plan, answer: Answer) -> list[Record]:
 
 
 def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
-    return [
-        _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1"),
-        _record(plan, asked, one, phase, "needed", value=look.need, unit="B"),
-    ]
+    fits = _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1")
+    needed = [] if look.brief else [_record(plan, asked, one, phase, "needed", value=look.need, unit="B")]
+    return [fits, *needed]
 
 
 def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:

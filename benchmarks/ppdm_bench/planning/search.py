@@ -16,13 +16,15 @@ class Look:
 
     Attributes:
         fits: the verdict.
-        need: bytes in which it would just fit.
+        need: bytes in which it would just fit; where the look was brief and it does not fit, less than that.
         fixed: bytes of them that do not grow with the case, such as weights.
+        brief: whether the prediction ended when it was clear that the case does not fit.
     """
 
     fits: bool
     need: int
     fixed: int = 0
+    brief: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def predict_peak(
     iterations: int = 2,
     target: Target | Literal["cpu"] | None = None,
     modules: Modules | None = None,
+    limit: int | None = None,
 ) -> Peak:
     """Run real code on tensors without memory and follow every storage.
 
@@ -107,6 +108,7 @@ def predict_peak(
         target: the device and software predicted for; the PyTorch at hand on CUDA if absent; ``"cpu"`` applies no rule
             of CUDA's and is what :func:`measure_peak` on the CPU gives.
         modules: notes which module made what in the timeline, if given; the peak is the same.
+        limit: bytes of live tensors at which the prediction ends early, for those who only ask whether code fits.
 
     Returns:
         The peak; on CUDA with ``peak_reserved`` from a replay of the caching allocator and, where the target has a
@@ -115,13 +117,14 @@ def predict_peak(
     Raises:
         ValueError: iterations below 1, or a target that is none.
         PredictionError: shapes depend on data, or an operator has no fake implementation.
+        torch.OutOfMemoryError: more than ``limit`` bytes are alive.
     """
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
     on_cuda = None if target == "cpu" else target or Target()
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, modules=modules))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         for patch in file_patches(trace):

@@ -40,8 +40,8 @@ class Block:
 class Timeline:
     """Blocks by number, and their births and deaths in order.
 
-    ``alive`` counts live bytes as they come and go, wherever they lie, and ``most`` is the most there was since it was
-    last set; both are for those who cannot wait until all places are known.
+    ``alive`` counts live bytes on the target as they come and go, as far as places are known, and ``most`` is the most
+    there was since it was last set; both are for those who cannot wait until all places are known.
     """
 
     blocks: list[Block] = field(default_factory=list)
@@ -57,14 +57,14 @@ class Timeline:
         site = self.sites[-1][1] if self.sites else None
         self.blocks.append(Block(rounded(size), kind, name, place, site, basis=basis))
         self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
-        self.alive += self.blocks[-1].size
+        self.alive += self.blocks[-1].size if place == "target" else 0
         self.most = max(self.most, self.alive)
         return len(self.blocks) - 1
 
     def died(self, number: int) -> None:
         """Note a death."""
         self._events.append((number, 0))
-        self.alive -= self.blocks[number].size
+        self.alive -= self.blocks[number].size if self.blocks[number].place == "target" else 0
 
     def mark(self) -> None:
         """Note that an iteration begins."""

@@ -424,3 +424,20 @@ def test_predictions_of_several_threads_wait_for_one_another() -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: predict_peak(build, step, target="cpu").peak_allocated, range(3)))
     assert found == [alone] * 3
+
+
+def test_a_prediction_ends_where_more_is_alive_than_was_allowed() -> None:
+    """One byte less than the peak does not do; the peak itself changes nothing. Tensors on the host do not count."""
+
+    def build() -> nn.Module:
+        return nn.Linear(64, 64).to("cuda")
+
+    def step(net: nn.Module) -> None:
+        on_host = torch.zeros(1 << 20, device="cpu")
+        net(torch.zeros(256, 64, device="cuda")).sum().backward()
+        del on_host
+
+    peak = predict_peak(build, step, target=Target())
+    assert predict_peak(build, step, target=Target(), limit=peak.peak_allocated).iterations == peak.iterations
+    with pytest.raises(torch.OutOfMemoryError, match="bytes of tensors were alive"):
+        predict_peak(build, step, target=Target(), limit=peak.peak_allocated // 2)
