@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.commands.terminal import alone_in, in_words, say
+from ppdm_bench.commands.terminal import alone_in, in_words, notify
 from ppdm_bench.isolation.child import serve
 from ppdm_bench.isolation.runner import Answer
 from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
@@ -72,5 +72,5 @@ if __name__ == "__main__":
         try:
             main(Path(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")])
         except (ValueError, OSError) as error:
-            say(in_words(error))
+            notify(in_words(error))
             sys.exit(1)

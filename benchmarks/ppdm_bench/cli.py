@@ -71,10 +71,10 @@ from ppdm_bench.commands.terminal import (
     alone_in,
     fail,
     leads,
+    notify,
     progress,
-    say,
+    report_outcome,
     show_warning,
-    told,
     under_torchrun,
 )
 from ppdm_bench.records import PHASES
@@ -125,7 +125,7 @@ def main() -> None:
     except Exception as error:
         code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
-        say("interrupted; what was written before is complete")
+        notify("interrupted; everything written before is complete")
         code = INTERRUPTED if leads() else 0  # as for an error: the first may be writing a checkpoint still
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -225,7 +225,7 @@ def memory(
         from ppdm_bench.configuration import check_phases
         from ppdm_bench.devices import choose
         from ppdm_bench.memory.command import Plan
-        from ppdm_bench.memory.constants import told as told_constants
+        from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
         from ppdm_bench.memory.results import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
@@ -234,7 +234,7 @@ def memory(
         as_usage(check_phases, asked, phases)
         if jobs is None:
             where, target = choose(choice, capacity)
-            target = as_usage(told_constants, constants, target)
+            target = as_usage(with_constants, constants, target)
         if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
         verified: list[Record] = []
@@ -260,7 +260,9 @@ def memory(
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout))
+    raise typer.Exit(
+        report_outcome(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout)
+    )
 
 
 @app.command()
@@ -389,7 +391,7 @@ def train(
     from ppdm_bench.devices import training_device
 
     asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
-    (asked,) = as_usage(around, [asked], start or [], [], say)
+    (asked,) = as_usage(around, [asked], start or [], [], notify)
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
@@ -412,7 +414,7 @@ def train(
         try:
             result = train_run(resolved, source, schedule, run, where, preparing, show)
         except Interrupted as stopped:
-            say(f"{stopped}; the same command with --resume goes on from there")
+            notify(f"{stopped}; the same command with --resume continues from there")
             raise typer.Exit(INTERRUPTED) from None
     if ranks.is_first:
         print(result)
@@ -469,7 +471,7 @@ def translate(
         )
     for one in made:
         if one.fault:
-            say(one.fault)
+            notify(one.fault)
         else:
             print(f"{one.output}  ({one.seconds:.1f} s)")
     raise typer.Exit(1 if any(one.fault for one in made) else 0)

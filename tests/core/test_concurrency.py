@@ -35,7 +35,7 @@ def test_three_sweeps_that_begin_at_once_measure_every_row_once(tmp_path):
     assert [int(line) for line in (tmp_path / "new" / "started").read_text().split()] == list(SIZES)
     found = [(r.shape[0], r.metric) for r in RecordFile(tmp_path / "new" / "out" / "records.jsonl").read()]
     assert sorted(found) == sorted((size, metric) for size in SIZES for metric in ("peak_allocated", "params"))
-    assert all(line == "" or "another run is at work" in line for line in said)
+    assert all(line == "" or "another command is running" in line for line in said)
 
 
 # A set whose subjects take no time to compute; what is tested is who makes them.

@@ -26,7 +26,7 @@ from ppdm_bench.commands.options import (
     read_evaluations,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, progress, say, told
+from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, notify, progress, report_outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -165,14 +165,14 @@ def ablate(
                 text, written = present(records, out)
                 written += pictures
         except Interrupted as stopped:
-            say(f"{stopped}; the same command goes on from there")
+            notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
     if json:
         from ppdm_bench.records import write_json_array
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, faults, sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_outcome(written, faults, sys.stderr if json else sys.stdout))
 
 
 def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Method":
@@ -205,7 +205,7 @@ def _carried_out(
         records = [*pace.values(), *course.left_out(plan, pace, out)]
         faults: list[str] = []
         scored: list[Assessment] = []
-        for done in chain(course.remembered(plan, out, whole.tell), _trained(plan, wanted, out, whole, device, jobs)):
+        for done in chain(course.remembered(plan, out, whole.show), _trained(plan, wanted, out, whole, device, jobs)):
             records += done.records
             faults += [done.fault] if done.fault else []
             scored += [done.scored] if done.scored else []
@@ -239,21 +239,23 @@ def _trained(
     from ppdm_bench.ablation.jobs import trained_in_jobs
 
     if jobs is None:
-        return course.trained(plan, wanted, out, whole.tell)
-    return trained_in_jobs(plan, wanted, out, device, jobs, whole.tell, whole.ended)
+        return course.trained(plan, wanted, out, whole.show)
+    return trained_in_jobs(plan, wanted, out, device, jobs, whole.show, whole.ended)
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:
     """The part of the plan that is known before any measurement."""
     if quick:
-        say("quick profile: small volumes and networks, few subjects, short training; a direction, not a proof")
+        notify(
+            "quick profile: small volumes and networks, few subjects, short training; it shows a direction, not a proof"
+        )
     for cell in plan.cells:
         if cell.reason:
-            say(f"left out: {cell.label}: {cell.reason}")
+            notify(f"left out: {cell.label}: {cell.reason}")
     if plan.too_large:
         grids = ", ".join(str(factor) for factor in plan.too_large)
-        say(f"the volumes are too small for the seam index at factor {grids}: it is left out")
-    say(f"{len(plan.present)} cells; a few steps of each tell how long everything takes")
+        notify(f"the volumes are too small for the seam index at factor {grids}; it is not computed")
+    notify(f"{len(plan.present)} configurations; a few steps of each are timed first")
 
 
 def _announce(
@@ -273,9 +275,9 @@ def _announce(
     fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")
     minutes = (memory + sum(work.seconds for work in left)) / 60
     whose = " of all machines" if spread else ""
-    say(
+    notify(
         f"{len(plan.present)} cells on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, of which "
         f"{len(wanted) - len(left)} are there; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} to go"
     )
     if quick and minutes > LONGEST and not spread:
-        say(f"that is over {LONGEST} min: the machine is slow or busy; --steps or --task asks for less")
+        notify(f"this is more than {LONGEST} min: the machine is slow or busy; ask for less with --steps or --task")

@@ -17,7 +17,7 @@ from ppdm_bench.commands.options import (
     read_option,
     read_shape,
 )
-from ppdm_bench.commands.terminal import progress, say, writable
+from ppdm_bench.commands.terminal import notify, progress, writable
 
 if TYPE_CHECKING:
     from ppdm.data.manifest import Pair
@@ -165,7 +165,7 @@ def manifest(
     )
     write_manifest(out, pairs)
     for remark in remarks:
-        say(remark)
+        notify(remark)
     print(f"{len(pairs)} pairs of {len({pair.subject for pair in pairs})} subjects ({_splits(pairs)})\nwritten: {out}")
 
 

@@ -27,7 +27,7 @@ from ppdm_bench.commands.options import (
     read_factor,
     read_option,
 )
-from ppdm_bench.commands.terminal import alone_in, progress, told
+from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
 
 if TYPE_CHECKING:
     pass
@@ -152,7 +152,7 @@ def evaluate(
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
 
 
 def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ppdm_bench.commands.options import comma_separated, one_of, read_option
-from ppdm_bench.commands.terminal import progress, say, writable
+from ppdm_bench.commands.terminal import notify, progress, writable
 
 if TYPE_CHECKING:
     from ppdm_bench.report.figures.style import Column
@@ -79,6 +79,6 @@ def _tell(files: Sequence[Path], absent: Sequence[str]) -> None:
     for path in files:
         print(path)
     for sentence in absent:
-        say(f"not drawn: {sentence}")
+        notify(f"not drawn: {sentence}")
     if not files:
         sys.exit(1)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.commands.options import Json, one_of, positive, read_option
-from ppdm_bench.commands.terminal import alone_in, say, told
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
 
 if TYPE_CHECKING:
     from ppdm_bench.gpu_suite.listing import Piece
@@ -99,19 +99,19 @@ def _carried_out(pieces: Sequence["Piece"], place: "Place", minutes: float | Non
     from ppdm_bench.gpu_suite.running import carry_out
 
     if not pieces:
-        say("every piece is done; one is done again with --piece")
+        notify("all parts are done; --piece repeats one")
     seconds = None if minutes is None else 60 * minutes
 
     def begin(piece: "Piece") -> None:
         about = piece.estimate(place.device) / 60
-        say(f"{piece.name}, about {about:.1f} min: {piece.purpose}")
+        notify(f"{piece.name}, about {about:.1f} min: {piece.purpose}")
 
     ended = list(carry_out(pieces, place, seconds, begin))
     if left := pieces[len(ended) :]:
         need = f"{left[0].name} takes about {left[0].estimate(place.device) / 60:.1f} min"
         if not ended:
             raise RuntimeError(f"no piece fits into {minutes:g} minutes: {need}; give --minutes more")
-        say(f"stopped, as the time left is too short: {need}; {len(left)} pieces are left")
+        notify(f"stopped because the remaining time is too short: {need}; {len(left)} parts are left")
     return ended
 
 
@@ -127,4 +127,4 @@ def _told(ended: Sequence["Record"], folder: Path, json: bool) -> int:
     for record in ended:
         print(f"{record.options['piece']}: {record.status}, {record.value:.0f} s", file=stream)
     failed = [f"{record.options['piece']}: {record.reason}" for record in ended if record.status != "ok"]
-    return told([folder / PIECES, *written], failed, stream)
+    return report_outcome([folder / PIECES, *written], failed, stream)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ppdm_bench.commands.terminal import say, under_torchrun
+from ppdm_bench.commands.terminal import notify, under_torchrun
 from ppdm_bench.isolation.slurm import SUBMITIT
 from ppdm_bench.predictor.target import GIB, MIB
 
@@ -121,7 +121,7 @@ def asked_configurations(
     from ppdm_bench.configuration import around, configurations
 
     made = [one for size in sizes for one in as_usage(configurations, methods, size, **settings)]
-    return as_usage(around, made, start or [], variations or [], say)
+    return as_usage(around, made, start or [], variations or [], notify)
 
 
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":

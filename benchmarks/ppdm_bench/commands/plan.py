@@ -28,7 +28,7 @@ from ppdm_bench.commands.options import (
     read_factor,
     read_option,
 )
-from ppdm_bench.commands.terminal import say, told, writable
+from ppdm_bench.commands.terminal import notify, report_outcome, writable
 
 if TYPE_CHECKING:
     from ppdm_bench.predictor.target import Target
@@ -88,9 +88,9 @@ def plan(
     print(text)
     failed = failures(records)
     if written:
-        raise typer.Exit(told(written, failed, sys.stderr if json else sys.stdout))
+        raise typer.Exit(report_outcome(written, failed, sys.stderr if json else sys.stdout))
     for failure in failed:
-        say(failure)
+        notify(failure)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -28,7 +28,7 @@ from ppdm_bench.commands.options import (
     read_evaluations,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, progress, say
+from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
 
 if TYPE_CHECKING:
     from ppdm.training.log import StepReport
@@ -126,7 +126,9 @@ def quality(
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         if quick:
-            say("quick profile: small volumes, few subjects, short training; it shows that all works, not what is best")
+            notify(
+                "quick profile: small volumes, few subjects, short training; it shows that all works, not which is best"
+            )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
                 whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
@@ -142,14 +144,14 @@ def quality(
                     raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:
-            say(f"{stopped}; the same command goes on from there")
+            notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
     found = [result for result in results if result]
     _report(found, json)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in found for failure in result.failures]
     for fault in faults:
-        say(fault)
+        notify(fault)
     raise typer.Exit(1 if faults else 0)
 
 
@@ -168,11 +170,11 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> l
     from ppdm_bench.evaluation.trials import carry_out_trials
 
     def preparing(made: int, total: int) -> None:
-        whole.tell(f"making subjects, {made} of {total}")
+        whole.show(f"making subjects, {made} of {total}")
 
     def show(trial: "Trial", report: "StepReport") -> None:
         text = f"{trial.subjects.task}, {trial.label}: loss {report.loss:.4f}, {memory_in_use(device)}"
-        whole.tell(text, min(report.share, 1.0))
+        whole.show(text, min(report.share, 1.0))
 
     outcomes = []
     for outcome in carry_out_trials(plan, out, device, preparing, show):
@@ -186,7 +188,7 @@ def _trained_in_jobs(
 ) -> list["Outcome"]:
     from ppdm_bench.evaluation.jobs import train_in_jobs
 
-    whole.tell(f"{len(plan)} trainings in jobs")
+    whole.show(f"{len(plan)} trainings in jobs")
     return train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
 
 
@@ -212,7 +214,7 @@ def _evaluated(
     plan = replace(plan, command="quality")
     against = reference_label(plan.candidates, reference)
     folder = out / subjects.task
-    records = collect(plan, folder, lambda text, done, total: whole.tell(f"{subjects.task}, {text}", done / total))
+    records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
     text, written = present(plan, records, against, folder)

@@ -30,7 +30,7 @@ from ppdm_bench.commands.options import (
     read_option,
     read_seconds,
 )
-from ppdm_bench.commands.terminal import alone_in, say, told
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
 
 
 def speed(
@@ -91,7 +91,7 @@ def speed(
         with alone_in(out) as folder:
             if quick:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
-                say(f"quick: {often}; a glance at the times, not a result")
+                notify(f"quick: {often}; this is a glance at the times, not a result")
             records = collect(plan, folder)
             text, written = present(records, folder)
     if json:
@@ -99,4 +99,4 @@ def speed(
 
         text = write_json_array(records)
     print(text)
-    raise typer.Exit(told(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))

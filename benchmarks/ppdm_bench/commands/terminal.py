@@ -29,7 +29,7 @@ def leads() -> bool:
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
-def say(sentence: str) -> None:
+def notify(sentence: str) -> None:
     """Print a message for people on stderr; stdout has only results."""
     if leads():
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
@@ -52,11 +52,11 @@ def fail(error: Exception, code: int, trace: bool) -> int:
     return code
 
 
-def told(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
+def report_outcome(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
     """Report the written files and the failures, and return the exit code."""
     print("written: " + ", ".join(map(str, written)), file=stream)
     for failure in failed:
-        say(failure)
+        notify(failure)
     return 1 if failed else 0
 
 
@@ -73,7 +73,7 @@ def show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """Show a warning as one sentence, without its line of code; for ``warnings.showwarning``."""
-    say(f"warning: {message}")
+    notify(f"warning: {message}")
 
 
 def writable(folder: Path) -> Path:
@@ -109,7 +109,7 @@ def alone_in(folder: Path) -> Iterator[Path]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        say(f"another run is at work in {folder}; waiting until it has ended (Ctrl-C gives up)")
+        notify(f"another command is running in {folder}; waiting for it to end (Ctrl-C cancels)")
         lock.acquire()
     try:
         yield folder
@@ -162,12 +162,12 @@ class Whole:
         self._weights, self._at = list(weights), 0
         self._began = time.monotonic()  # the piece at work
         self._done = self._took = 0.0  # weight and seconds of pieces that took time
-        self._share, self._told = 0.0, self._began
+        self._share, self._shown_at = 0.0, self._began
         self._bar, self._shown = bar, bar.add_task("", total=len(weights), left=self.seconds_left)
 
-    def tell(self, text: str, share: float = 0.0) -> None:
+    def show(self, text: str, share: float = 0.0) -> None:
         """What is done now, and which share of its piece is behind it."""
-        self._share, self._told = share, time.monotonic()
+        self._share, self._shown_at = share, time.monotonic()
         self._bar.update(self._shown, completed=self._at + share, description=text)
 
     def ended(self) -> None:
@@ -176,18 +176,18 @@ class Whole:
         if now - self._began > self.NO_TIME:
             self._took += now - self._began
             self._done += sum(self._weights[self._at : self._at + 1])
-        self._at, self._share, self._began, self._told = self._at + 1, 0.0, now, now
+        self._at, self._share, self._began, self._shown_at = self._at + 1, 0.0, now, now
         self._bar.update(self._shown, completed=self._at)
 
     def seconds_left(self) -> float | None:
         """Seconds until all is done, or None where nothing that took time was done yet."""
         now, current = time.monotonic(), self._share * sum(self._weights[self._at : self._at + 1])
         done = self._done + current
-        took = self._took + (self._told - self._began if current else 0.0)
+        took = self._took + (self._shown_at - self._began if current else 0.0)
         if not done:
             return None
         left = (sum(self._weights[self._at :]) - current) * took / done
-        return max(left - (now - (self._told if current else self._began)), 0.0)
+        return max(left - (now - (self._shown_at if current else self._began)), 0.0)
 
 
 def _clock(seconds: float | None) -> str:

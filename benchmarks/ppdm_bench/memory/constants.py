@@ -150,7 +150,7 @@ def describe(constants: Constants) -> str:
     )
 
 
-def told(path: Path | None, target: Target | None) -> Target | None:
+def with_constants(path: Path | None, target: Target | None) -> Target | None:
     """The target with the constants of a file, where there is one.
 
     Raises:

@@ -12,7 +12,7 @@ from ppdm_bench.devices import choose
 from ppdm_bench.isolation.slurm import JOBS, Ended, spread
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import Plan, Spacing
-from ppdm_bench.memory.constants import told
+from ppdm_bench.memory.constants import with_constants
 from ppdm_bench.memory.results import collect
 from ppdm_bench.records import Record, config_id
 
@@ -39,7 +39,7 @@ class Request:
 def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
     """The work of one job: what an earlier one has left in its folder and still stands is not found out again."""
     where, target = choose(request.device, request.budget)
-    target = told(request.constants, target)
+    target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
     plan = Plan(asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate)
     with alone_in(folder):

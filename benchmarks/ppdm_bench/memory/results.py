@@ -26,7 +26,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     ledger, records = Ledger(folder), []
     with progress() as bar:
         whole = Whole(bar, [_WEIGHT if task.measured else 1.0 for task in plan.tasks])
-        for made in carry_out(plan, lambda task: whole.tell(task.text), ledger.earlier):
+        for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
             ledger.keep(made)
             records += made
             whole.ended()
@@ -42,7 +42,7 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
     with progress() as bar:
         whole = Whole(bar, [1.0] * len(plan.tasks))
         for task in plan.tasks:
-            whole.tell(task.text)
+            whole.show(task.text)
             made, course = explain(plan, task)
             ledger.keep(made)
             records += made

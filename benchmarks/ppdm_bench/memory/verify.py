@@ -43,7 +43,7 @@ def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[R
     with progress() as bar:
         whole = Whole(bar, [1.0] * len(pairs))
         for measured, limit in pairs:
-            whole.tell(f"verifying {_name(measured)}")
+            whole.show(f"verifying {_name(measured)}")
             verified = verify(measured, limit, sweep)
             ledger.keep([verified])
             found.append(verified)

@@ -22,7 +22,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     with progress() as bar:
         # A child's start and the ceiling take about as long as one time.
         whole = Whole(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
-        for made in carry_out(plan, lambda task: whole.tell(task.text), ledger.earlier):
+        for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
             ledger.keep(made)
             records += made
             whole.ended()

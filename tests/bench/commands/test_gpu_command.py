@@ -113,7 +113,7 @@ def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, t
     assert ran == ["b", "a", "c"]
     code, out, err = run("gpu", "--device", "cpu", "--out", tmp_path)
     assert (code, ran) == (0, ["b", "a", "c"])
-    assert "every piece is done" in err
+    assert "all parts are done" in err
 
 
 def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path):
@@ -121,7 +121,7 @@ def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path)
     monkeypatch.setattr(listing_module, "listing", lambda: [piece("a"), piece("b", seconds=599), piece("c")])
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path, "--minutes", "9")
     assert (code, ran) == (0, ["a"])
-    assert "stopped, as the time left is too short: b takes about 10.0 min; 2 pieces are left" in err
+    assert "stopped because the remaining time is too short: b takes about 10.0 min; 2 parts are left" in err
     ran.clear()
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path / "other", "--minutes", "0.9")
     assert (code, ran) == (1, [])

@@ -107,7 +107,7 @@ def test_switches_are_few_first_and_all_last():
 
 def made_up(case, target):
     """Needs 100 MB a step of the edge, half with bf16."""
-    configuration, _ = case
+    configuration, *_ = case
     need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
     need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
     return Look(need <= target.room, need)
@@ -251,7 +251,7 @@ def test_of_switches_that_suffice_alike_the_one_that_computes_less_again_is_name
     """With bf16 any recomputation fits; what is named is the mildest, though the strongest was asked about first."""
 
     def enough(case, target):
-        configuration, _ = case
+        configuration, *_ = case
         fits = configuration.precision == "bf16" and configuration.checkpointing != "none"
         return Look(fits, target.room - 1 if fits else target.room + 1)
 

@@ -26,7 +26,7 @@ def bar():
 def test_what_is_left_is_by_weight_what_took_time(bar, clock):
     whole = Whole(bar, [1, 10, 10])
     assert whole.seconds_left() is None
-    whole.tell("the first")
+    whole.show("the first")
     clock[0] += 2
     assert whole.seconds_left() is None
     whole.ended()
@@ -58,7 +58,7 @@ def test_what_was_done_before_says_nothing_about_the_rest(bar, clock):
 def test_a_share_of_a_piece_counts(bar, clock):
     whole = Whole(bar, [100, 10])
     clock[0] += 20
-    whole.tell("half", 0.5)
+    whole.show("half", 0.5)
     assert whole.seconds_left() == pytest.approx(60 * 20 / 50)
     clock[0] += 4
     assert whole.seconds_left() == pytest.approx(24 - 4)
@@ -72,7 +72,7 @@ def test_the_bar_shows_what_is_left(monkeypatch, clock):
         whole = Whole(bar, [1, 100])
         clock[0] += 40
         whole.ended()
-        whole.tell("measuring")
+        whole.show("measuring")
         bar.refresh()
     assert "1/2" in screen.getvalue()
     assert "1:06:40" in screen.getvalue()

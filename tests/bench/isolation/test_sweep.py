@@ -233,7 +233,7 @@ def test_two_commands_in_one_folder_do_not_interleave(folder):
     first = folder.start(_4="hang")
     child = folder.child
     second = folder.start()
-    assert "another run is at work" in second.stderr.readline()
+    assert "another command is running" in second.stderr.readline()
     assert second.poll() is None
     assert not folder.file.path.exists()
     os.kill(child, signal.SIGKILL)

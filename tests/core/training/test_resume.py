@@ -504,7 +504,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, numb
         code, out, err = run(*words, "--out", "run")
     assert (code, out) == (130, "")
     assert "stopped after step 2 as asked; the last good checkpoint is run/state-000002.safetensors" in err
-    assert "--resume goes on from there" in err
+    assert "--resume continues from there" in err
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert run(*words, "--out", "run", "--resume")[0] == 0
     assert Path("run/model.safetensors").read_bytes() == Path("whole/model.safetensors").read_bytes()
