@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppdm_bench.predictor.fake_storage import PredictionError
     from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
+    from ppdm_bench.predictor.sizes import PredictionError
     from ppdm_bench.predictor.target import Target
 
 __all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
 
-_HOMES = {"PredictionError": "fake_storage", "Target": "target"}
+_HOMES = {"PredictionError": "sizes", "Target": "target"}
 
 
 def __getattr__(name: str) -> Any:

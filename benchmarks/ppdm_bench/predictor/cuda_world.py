@@ -26,8 +26,8 @@ from torch.utils._device import _device_constructors
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
 from ppdm_bench.predictor.fake_cuda import driver_patches
-from ppdm_bench.predictor.fake_storage import PredictionError
 from ppdm_bench.predictor.kernel_rules import attention_backend
+from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.trace import Trace, is_wrapper, plain
 

@@ -10,7 +10,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ppdm_bench.predictor.fake_storage import PredictionError
+from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.predictor.trace import Trace
 
