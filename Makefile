@@ -43,7 +43,7 @@ gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTE
 	  $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-fast: $(READY) ## The quick tests, of every package: what to run while working
 	$(BIN)/python -m pytest -n auto -m "not slow"

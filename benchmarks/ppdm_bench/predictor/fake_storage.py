@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
 
-__all__ = ["Doubles", "PredictionError", "fake_patches", "run_as_cpu", "run_fake"]
+__all__ = ["Doubles", "fake_patches", "run_as_cpu", "run_fake"]
 
 aten = torch.ops.aten
 

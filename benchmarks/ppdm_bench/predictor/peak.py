@@ -29,10 +29,10 @@ from torch._subclasses.fake_tensor import (
 
 from ppdm_bench.predictor.allocator import CachingAllocator
 from ppdm_bench.predictor.cuda_world import cuda_world
-from ppdm_bench.predictor.fake_storage import PredictionError
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
+from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import KINDS, Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
