@@ -132,7 +132,7 @@ class Method:
                 f"target {self.target!r} does not determine x0 at every t of {self.kernel}; "
                 f"choose one of {', '.join(self.kernel.targets)}"
             )
-        if self.representation.share and self.loss.gradient:
+        if self.representation.is_learned and self.loss.gradient:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
@@ -166,7 +166,7 @@ class Method:
 
     def samples_from_host(self, shape: Shape) -> bool:
         """Whether a volume (D, H, W) may stay on the host while it is sampled, since blocks go to the network."""
-        return self.blocks(shape) > 1 and not self.representation.share
+        return self.blocks(shape) > 1 and not self.representation.is_learned
 
     def in_blocks(self, block: Size, overlap: float = 0.25) -> Self:
         """The same method, sampled in overlapping blocks that are merged at every step.
@@ -179,7 +179,7 @@ class Method:
         Raises:
             ValueError: a value out of range, a window that is not cut, or a representation that is learned.
         """
-        if self.representation.share:
+        if self.representation.is_learned:
             raise ValueError(
                 f"{self.name} learns its representation, which encodes and decodes volumes whole; blocks of its latent "
                 "would save nothing"
@@ -189,12 +189,16 @@ class Method:
     @property
     def stages(self) -> tuple[str, ...]:
         """What a training goes through, one after the other."""
-        return (REPRESENTATION, DIFFUSION) if self.representation.share else (DIFFUSION,)
+        return (REPRESENTATION, DIFFUSION) if self.representation.is_learned else (DIFFUSION,)
 
     @property
     def phases(self) -> tuple[str, ...]:
         """What has a memory and a time of its own, training and sampling, and the phases of a representation."""
-        return ("train", "sample", "autoencoder_train", "decode") if self.representation.share else ("train", "sample")
+        return (
+            ("train", "sample", "autoencoder_train", "decode")
+            if self.representation.is_learned
+            else ("train", "sample")
+        )
 
     def build(self, channels: int = 1) -> nn.Module:
         """Make everything that has weights, for volumes of so many channels, in fp32 on the default device.
@@ -212,14 +216,14 @@ class Method:
 
     def part(self, network: nn.Module, stage: str) -> nn.Module:
         """What of the whole that :meth:`build` made one of the stages trains."""
-        if not self.representation.share:
+        if not self.representation.is_learned:
             return network
         assert isinstance(network, nn.ModuleDict)
         return network[stage]
 
     def codec(self, network: nn.Module) -> Codec:
         """What turns volumes into latents and back, given what :meth:`build` made."""
-        if not self.representation.share:
+        if not self.representation.is_learned:
             return self.representation.codec(None)
         learned = self.part(network, REPRESENTATION)
         assert isinstance(learned, LearnedCodec)

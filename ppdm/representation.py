@@ -66,8 +66,12 @@ class Representation(Protocol):
         """How rows of a table tell its values apart, such as ``r=4``; empty if there is nothing to tell."""
 
     @property
+    def is_learned(self) -> bool:
+        """Whether it is trained in a stage of its own before diffusion."""
+
+    @property
     def share(self) -> float:
-        """How much of a training's steps or time it takes to learn it, before diffusion begins; 0 if it is given."""
+        """Share of a training's steps or time that its own stage takes; 0 if it is not learned."""
 
     def channels(self, c: int) -> int:
         """Channels of the latent of a volume of c channels."""
@@ -80,7 +84,9 @@ class Representation(Protocol):
 
 
 class Given:
-    """A representation that is its own codec, as there is nothing to learn."""
+    """A representation that is not learned, and so is its own codec."""
+
+    is_learned = False
 
     @property
     def share(self) -> float:

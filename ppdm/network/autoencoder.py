@@ -7,6 +7,7 @@ no time here. Axes: volumes x (N, C, D, H, W), latents z (N, Z, D/cell, H/cell, 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,8 @@ class Autoencoder:
             raise ValueError(f"the weight of the KL term must not be negative, got {self.kl}")
         if not 0 < self.share < 1:
             raise ValueError(f"the autoencoder takes a share in (0, 1) of a training, got {self.share}")
+
+    is_learned: ClassVar[bool] = True
 
     @property
     def cell(self) -> tuple[int, int, int]:

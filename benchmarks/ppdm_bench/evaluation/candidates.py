@@ -170,7 +170,7 @@ def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: i
         device=next(trained.network.parameters()).device.type,
         seed=seed,
         origin=run,
-        ceiling=partial(ceiling, trained) if method.representation.share else None,
+        ceiling=partial(ceiling, trained) if method.representation.is_learned else None,
     )
 
 
