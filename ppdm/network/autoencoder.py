@@ -1,7 +1,7 @@
-"""A learned representation: the latent of an autoencoder with a KL term, as latent diffusion has it.
+"""A learned representation for latent diffusion: the latent of an autoencoder with a KL term.
 
-Rombach et al. (arXiv 2112.10752), in 3-D as MONAI's AutoencoderKL. It is made of the U-Net's parts, whose blocks take
-no time here. Axes: volumes x (N, C, D, H, W), latents z (N, Z, D/cell, H/cell, W/cell).
+The model follows Rombach et al. (arXiv 2112.10752), in 3-D like MONAI's AutoencoderKL. It uses the layers of the U-Net,
+without a time input. Axes: volumes x (N, C, D, H, W), latents z (N, Z, D/cell, H/cell, W/cell).
 """
 
 import math
@@ -16,27 +16,28 @@ from ppdm.network.layers import Parts, without_autocast
 from ppdm.network.options import MOST_CHANNELS, UNetOptions
 from ppdm.representation import Codec, LearnedCodec
 
-# Of the logarithm of the latents' variance, so that its exponential stays finite.
+# Bounds of the log-variance of the latents. They keep its exponential finite.
 _LOG_VARIANCE = (-30.0, 20.0)
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """The latent of an autoencoder that is trained first, on sources and targets alike; one encodes both.
+    """The latent of an autoencoder, which is trained before the diffusion model.
 
-    Its loss is ``mean|x̂ − x| + kl·KL(q(z|x) ‖ N(0, 1))``, the KL summed over the latent. Diffusion sees the mean of
-    q(z|x), divided by the standard deviation of the training targets' latents. Defaults: MONAI's 3-D tutorial
-    (Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py).
+    One autoencoder is trained on sources and targets and encodes both. Its loss is
+    ``mean|x̂ − x| + kl·KL(q(z|x) ‖ N(0, 1))``; the KL term is summed over the latent. The diffusion model works on the
+    mean of q(z|x), divided by the standard deviation of the latents of the training targets. The defaults are those of
+    MONAI's 3-D tutorial (Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py).
 
     Args:
         width: channels of the finest level.
         multipliers: channels of each level as multiples of the width; every level but the last halves the grid.
-        residual_blocks: residual blocks a level.
-        attention: for each level, whether its blocks are followed by self-attention; the middle has it if any has.
-        norm_groups: as :class:`ppdm.network.options.UNetOptions` has them.
-        latent_channels: channels of the latent, whatever those of the volume.
+        residual_blocks: residual blocks in each level.
+        attention: for each level, whether self-attention follows its blocks; the middle has it if any level has it.
+        norm_groups: see :class:`ppdm.network.options.UNetOptions`.
+        latent_channels: channels of the latent; independent of the channels of the volume.
         kl: weight of the KL term.
-        share: how much of a training's steps or time goes into the autoencoder; the rest goes into the diffusion.
+        share: fraction of the training steps or time for the autoencoder; the rest is for the diffusion model.
 
     Raises:
         ValueError: a value out of range.
@@ -78,7 +79,7 @@ class Autoencoder:
         return self.latent_channels
 
     def build(self, c: int, network: UNetOptions) -> LearnedCodec:
-        """The autoencoder in fp32; precision and checkpointing are the network's."""
+        """Build the autoencoder in fp32; precision and checkpointing come from the network's options."""
         return AutoencoderKL(c, self, self._options(network))
 
     def codec(self, learned: LearnedCodec | None) -> Codec:
@@ -92,7 +93,7 @@ class Autoencoder:
             multipliers=self.multipliers,
             residual_blocks=self.residual_blocks,
             attention=self.attention,
-            head_channels=self.width * max(self.multipliers, default=1),  # one head, as there
+            head_channels=self.width * max(self.multipliers, default=1),  # one head, as in MONAI's tutorial
             norm_groups=self.norm_groups,
             precision=network.precision,
             checkpointing=network.checkpointing,
@@ -100,15 +101,16 @@ class Autoencoder:
 
 
 class AutoencoderKL(LearnedCodec):
-    """What :meth:`Autoencoder.build` makes.
+    """The autoencoder network; :meth:`Autoencoder.build` makes it.
 
     Args:
-        channels: of the volumes.
-        how: sizes and the KL term's weight.
-        options: of the parts that it is made of.
+        channels: number of channels of the volumes.
+        how: sizes of the network and weight of the KL term.
+        options: options of its layers.
 
     Attributes:
-        deviation: of the training targets' latents, which :meth:`encode` divides by; 1 until :meth:`settle`.
+        deviation: standard deviation of the latents of the training targets; :meth:`encode` divides by it. It is 1
+            until :meth:`settle` is called.
     """
 
     deviation: Tensor
@@ -124,10 +126,10 @@ class AutoencoderKL(LearnedCodec):
         self.register_buffer("deviation", torch.ones(()))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The mean of q(z|x), in standard deviations of the targets' latents; float32.
+        """Return the mean of q(z|x), divided by :attr:`deviation`; float32.
 
         Raises:
-            ValueError: sizes are not multiples of the cell.
+            ValueError: a spatial size is not a multiple of the cell.
         """
         return self._moments(x)[0] / self.deviation
 
@@ -143,10 +145,10 @@ class AutoencoderKL(LearnedCodec):
 
     @torch.no_grad()
     def settle(self, volumes: Iterable[Tensor]) -> None:
-        """Measure the deviation of the latents of some targets.
+        """Measure the standard deviation of the latents of the given targets.
 
         Raises:
-            ValueError: they do not vary.
+            ValueError: the latents are constant or not finite.
         """
         latents = torch.cat([self._moments(x)[0].flatten() for x in volumes])
         deviation = latents.double().std()
@@ -155,7 +157,7 @@ class AutoencoderKL(LearnedCodec):
         self.deviation.copy_(deviation)
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and logarithm of the variance of q(z|x)."""
+        """Return the mean and the log-variance of q(z|x)."""
         cell = self.how.cell
         if any(s % r for s, r in zip(x.shape[2:], cell, strict=True)):
             raise ValueError(f"sizes {tuple(x.shape[2:])} must be multiples of {cell}; pad with pad_to_multiple")

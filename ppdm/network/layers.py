@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of 1000·t (Ho et al. 2020, the scale of their T), then a two-layer perceptron: (N,) -> (N, 4w)."""
+    """Sinusoids of 1000·t (T = 1000 in Ho et al. 2020), then a two-layer perceptron: (N,) -> (N, 4w)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,10 +41,10 @@ class TimeEmbedding(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution whose parameters are fp32 and whose arithmetic is in ``dtype``.
+    """A convolution with fp32 parameters and arithmetic in ``dtype``.
 
-    On a GPU, a large convolution is computed in slabs (:mod:`ppdm.network.slabs`). ``slabs`` says whether this is done
-    without gradients, and whether it is done with them.
+    On a GPU, a large convolution is computed in slabs (:mod:`ppdm.network.slabs`). ``slabs`` holds two flags: use slabs
+    without gradients, and use slabs with gradients.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Convolution(nn.Module):
         self.convolve: Callable[..., Tensor] = F.conv2d if dims == 2 else F.conv3d
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve x in the chosen precision."""
+        """Convolve x in the layer's precision."""
         if (slabs := self.slabs_of(x)) > 1:
             return self.in_slabs(x, slabs)
         dtype = self.arithmetic(x)
@@ -77,52 +77,52 @@ class Convolution(nn.Module):
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Weight and bias, cast."""
+        """Return the weight and the bias in the given dtype."""
         assert self.bias is not None
         return self.weight.to(dtype), self.bias.to(dtype)
 
     def slabs_of(self, x: Tensor) -> int:
-        """In how many slabs x is convolved; in one as a whole."""
+        """Return the number of slabs in which x is convolved; 1 means as a whole."""
         return slabs_for(x, self.weight, self.stride, self.dtype) if self.slabs[torch.is_grad_enabled()] else 1
 
     def in_slabs(self, x: Tensor, slabs: int, *activated: Any) -> Tensor:
-        """As :class:`SlabbedConvolution` does it; ``activated`` is the scale and the shift of a norm, and its kind."""
+        """Convolve by :class:`SlabbedConvolution`; ``activated`` is the norm's scale, shift and (groups, eps), if any."""
         how = *(activated or (None, None, None)), self.stride, self.dtype, self.layout, slabs
         out: Tensor = SlabbedConvolution.apply(x, self.weight, self.bias, *how)
         return out
 
     def arithmetic(self, x: Tensor) -> torch.dtype:
-        """The chosen precision, but for what oneDNN gets wrong.
+        """Return the dtype of the arithmetic: the layer's precision, or fp32 where oneDNN has a bug.
 
-        In bf16 at a depth of 2 it leaves the weight's gradient uninitialised (torch 2.11 and 2.13, on the CPU).
+        On the CPU, oneDNN leaves the weight's gradient uninitialised in bf16 at a depth of 2 (torch 2.11 and 2.13).
         """
         faulty = self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
         return torch.float32 if faulty else self.dtype
 
 
 class Normalisation(nn.GroupNorm):
-    """Group normalisation in the dtype of its input, its statistics in fp32 inside the kernel."""
+    """Group normalisation in the dtype of its input; the kernel computes the statistics in fp32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x."""
         if x.is_cuda:
-            x = x.contiguous()  # CUDA's kernel takes no other layout and would copy unseen
+            x = x.contiguous()  # CUDA's kernel needs this layout and would make a hidden copy
         return F.group_norm(x, self.num_groups, *self.parameters_in(x.dtype), self.eps)
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Scale and shift, cast too: the CPU's kernel takes mixed dtypes, CUDA's does not."""
+        """Return scale and shift in the given dtype; CUDA's kernel, unlike the CPU's, does not accept mixed dtypes."""
         return self.weight.to(dtype), self.bias.to(dtype)
 
 
 class NormalisedConvolution(nn.Module):
-    """Normalise, modulate, activate, resize, convolve; with ``recompute`` only inputs kept for the backward."""
+    """Normalise, modulate, activate, resize, convolve; with ``recompute`` the backward pass keeps only the inputs."""
 
     def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: "Resize") -> None:
         super().__init__()
         self.norm, self.convolution, self.recompute, self.resize = norm, convolution, recompute, resize
 
     def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
-        """Apply them to x (N, C, *spatial); the modulation, if there is one, is a scale and a shift (N, C, 1, …)."""
+        """Apply all steps to x (N, C, *spatial); the modulation, if given, is a scale and a shift (N, C, 1, …)."""
         slabs = self.convolution.slabs_of(x) if self.resize is same else 1
         if slabs > 1 and (self.recompute or not torch.is_grad_enabled()):
             return self._in_slabs(slabs, x, *modulation)
@@ -149,17 +149,18 @@ class NormalisedConvolution(nn.Module):
         if modulation:
             scale, shift = modulation
             h = torch.addcmul(shift, h, 1 + scale)
-        # Where no gradient will need it, over what was normalised, which is no one else's.
-        h = self.resize(F.silu(h, inplace=not torch.is_grad_enabled()))  # by the same name: not held while convolved
+        # In place if no gradient needs h: no other tensor shares its memory. Reusing the name h frees the old tensor
+        # before the convolution.
+        h = self.resize(F.silu(h, inplace=not torch.is_grad_enabled()))
         return self.convolution(h)
 
 
 class _RecomputedConvolution(Function):
-    """``convolve(silu(norm(x)))`` that keeps x alone, and whose backward pass holds two more of its size at most.
+    """``convolve(silu(norm(x)))`` that keeps only x; its backward pass holds at most two more tensors of that size.
 
-    The same kernels in the same order as autograd's, hence the same bits; but each intermediate is made when it is
-    needed, and the activation's gradient is written over that of its output. Checkpointing would hold x, what was
-    normalised, what was activated, and a gradient at once.
+    It runs the same kernels in the same order as autograd, so the results are bit-identical. Each intermediate is
+    computed when it is needed, and the gradient of the activation's input overwrites that of its output. Checkpointing
+    would hold x, the normalised x, the activated x and a gradient at the same time.
     """
 
     @staticmethod
@@ -201,28 +202,28 @@ class _RecomputedConvolution(Function):
 
 
 def _geometry(dims: int, stride: int, padding: int) -> tuple[Any, ...]:
-    """Stride, padding, dilation, no transposition, no padding of its output, one group."""
+    """Stride, padding, dilation, transposed, output padding and groups of a convolution."""
     return [stride] * dims, [padding] * dims, [1] * dims, False, [0] * dims, 1
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Subjects, channels, voxels."""
+    """Number of samples, channels and voxels."""
     return x.shape[0], x.shape[1], x.shape[2:].numel()
 
 
 def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What the norm makes of x, and the means and reciprocal deviations of its groups."""
+    """Return the normalised x, and the mean and the reciprocal standard deviation of each group."""
     return torch.native_group_norm(x.contiguous(), scale, shift, *_sizes(x), groups, eps)
 
 
 class Block(nn.Module):
-    """Residual block that takes the time, if there is one, between its convolutions; self-attention may follow."""
+    """Residual block with an optional time input between its convolutions and optional self-attention at the end."""
 
     def __init__(
         self, make: "Parts", c_in: int, c_out: int, attend: bool, joins: bool, resize: "Resize | None" = None
     ) -> None:
         super().__init__()
-        self.joins = joins  # whether a skip is joined to the input first
+        self.joins = joins  # whether the input includes a skip connection
         self.resize = resize or same
         self.first = make.normalised_convolution(c_in, c_out, self.resize)
         self.adaptive = make.options.adaptive
@@ -230,16 +231,16 @@ class Block(nn.Module):
         self.second = make.normalised_convolution(c_out, c_out)
         self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
         self.attention = make.attention(c_out) if attend else None
-        # A block that joins a skip is computed again with what leads to it (UNet._rise).
+        # UNet._risen recomputes a block with a skip connection, together with the layers before it.
         self.recompute = make.options.recomputes_blocks and not joins
 
     def forward(self, x: Tensor, *embedding: Tensor) -> Tensor:
-        """Apply the block to x (N, C, *spatial) at the time that embedding (N, 4w) stands for, if it takes any."""
+        """Apply the block to x (N, C, *spatial); embedding (N, 4w) is the embedded time, if the block is timed."""
         return recomputed_if(self.recompute, self._apply_all, x, *embedding)
 
     def _apply_all(self, x: Tensor, *embedding: Tensor) -> Tensor:
-        # First, so that it is last in the backward pass: its gradient, as large as x, does not lie beside the others.
-        # Where there is none, last, as then its output does not.
+        # With gradients, the shortcut runs first, hence last in the backward pass: its gradient, as large as x, is then
+        # not in memory together with the others. Without gradients it runs last, to save its output from being held.
         shortcut = self.shortcut(self.resize(x)) if torch.is_grad_enabled() else None
         h = self.first(x)
         modulation: tuple[Tensor, ...] = ()
@@ -250,25 +251,25 @@ class Block(nn.Module):
             if self.adaptive:
                 modulation = shift.chunk(2, dim=1)
             else:
-                h += shift  # in place: no one else holds a convolution's output
+                h += shift  # in place: only this function uses the convolution's output
         h = self.second(h, *modulation)
         h += self.shortcut(self.resize(x)) if shortcut is None else shortcut
         return h if self.attention is None else self.attention(h)
 
 
 class Attention(nn.Module):
-    """Self-attention over all voxels of a level, residual."""
+    """Residual self-attention over all voxels of a level."""
 
     def __init__(self, norm: Normalisation, qkv: Convolution, out: Convolution, heads: int) -> None:
         super().__init__()
         self.norm, self.qkv, self.out, self.heads = norm, qkv, out, heads
-        start_at_zero(out)  # as the identity
+        start_at_zero(out)  # the layer starts as the identity
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over x (N, C, *spatial)."""
         n, c, *spatial = x.shape
         qkv = self.qkv(self.norm(x)).reshape(n, 3, self.heads, c // self.heads, -1).transpose(-1, -2)
-        # Contiguous, as fused kernels want it; without these the weights of all pairs of voxels are written down.
+        # Fused kernels need contiguous tensors. Without these kernels, the weights of all voxel pairs are in memory.
         q, k, v = qkv.contiguous().unbind(1)  # (N, heads, voxels, C/heads) each
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(-1, -2).reshape(n, c, *spatial))
@@ -287,7 +288,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the grid by repetition and smooth it by a convolution; with ``recompute`` only its input is kept."""
+    """Double the grid by repetition, then convolve; with ``recompute`` the backward pass keeps only the input."""
 
     def __init__(self, convolution: Convolution, recompute: bool) -> None:
         super().__init__()
@@ -305,13 +306,13 @@ Resize = Callable[[Tensor], Tensor]
 
 
 def same(x: Tensor) -> Tensor:
-    """Leave the grid as it is."""
+    """Return x unchanged."""
     return x
 
 
 def halved(x: Tensor) -> Tensor:
     """Halve the grid by the mean of each cell."""
-    cells = [v for size in x.shape[2:] for v in (size // 2, 2)]  # not by pooling, which the CPU lacks in bf16
+    cells = [v for size in x.shape[2:] for v in (size // 2, 2)]  # the CPU has no pooling in bf16
     return x.reshape(*x.shape[:2], *cells).mean(tuple(range(3, 2 * x.ndim - 2, 2)))
 
 
@@ -321,37 +322,37 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def start_at_zero(module: nn.Module) -> None:
-    """Set weights and biases to zero, so that what follows sees nothing of the module until it has learned."""
+    """Set weights and biases to zero, so that the module outputs zeros until it is trained."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
 
 
 def without_autocast(device: str) -> AbstractContextManager[None]:
-    """Whatever surrounds the network, the precision of its options holds. Some devices (``meta``) have no autocast."""
+    """Disable autocast, so that the options set the precision; some devices (``meta``) have no autocast."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply function and keep only its inputs; the backward pass computes what it needs again (arXiv 1604.06174).
+    """Apply function and keep only its inputs; the backward pass recomputes the rest (arXiv 1604.06174).
 
-    Nothing in the network draws random numbers, so no generator state is kept.
+    The network does not use random numbers, so the state of the random generator is not saved.
     """
     result: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
     return result
 
 
 def recomputed_if(wanted: bool, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply function, recomputed if that is wanted and gradients will be."""
+    """Apply function; keep only its inputs if that is wanted and gradients are enabled."""
     return recomputed(function, *inputs) if wanted and torch.is_grad_enabled() else function(*inputs)
 
 
 class Parts:
-    """Makes the parts of a U-Net from its options, so that each part is told what concerns it alone.
+    """Factory of a network's layers: passes each layer only the options that it uses.
 
     Args:
         dims: 2 or 3.
-        options: those of the U-Net.
-        timed: whether blocks take the time.
+        options: options of the network.
+        timed: whether blocks have a time input.
     """
 
     def __init__(self, dims: int, options: UNetOptions, timed: bool = True) -> None:
@@ -359,19 +360,20 @@ class Parts:
 
     @property
     def layout(self) -> torch.memory_format:
-        """How convolutions want their tensors in memory."""
+        """Memory layout of the convolutions' inputs and weights."""
         if not self.options.channels_last:
             return torch.preserve_format
         return torch.channels_last if self.dims == 2 else torch.channels_last_3d
 
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
-        # Not in training where time is worth more than memory; nor by a compiler, which does more with the whole.
+        # No slabs in training without checkpointing, which favours speed over memory. No slabs in a compiled network:
+        # the compiler optimises the whole convolution better.
         slabs = not self.options.compile, not self.options.compile and self.options.checkpointing != "none"
         return Convolution(self.dims, c_in, c_out, kernel, stride, self.dtype, self.layout, slabs)
 
     def norm(self, channels: int) -> Normalisation:
         common = gcd(self.options.norm_groups, channels)
-        # At least two channels a group: a lone channel on a lone voxel has no variance to divide by.
+        # At least two channels in each group: one channel with one voxel has no variance.
         groups = max((g for g in range(1, min(common, channels // 2) + 1) if common % g == 0), default=1)
         return Normalisation(groups, channels)
 

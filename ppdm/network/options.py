@@ -1,4 +1,4 @@
-"""Size and arithmetic of a network, as values.
+"""Options of a network: its size and its arithmetic.
 
 w = width, the channels of the finest level.
 """
@@ -14,7 +14,7 @@ SKIPS = ("concat", "add")
 RESAMPLING = ("convolution", "residual")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-# Far beyond any network that can be trained, so that no file can describe one that takes hours to build.
+# Limits far above any network that can be trained. They prevent a file from describing one that takes hours to build.
 MOST_CHANNELS, MOST_LEVELS, MOST_BLOCKS = 1 << 16, 16, 32
 
 
@@ -25,35 +25,35 @@ class UNetOptions:
     Args:
         width: channels of the finest level.
         multipliers: channels of each level as multiples of the width; every level but the last halves the grid.
-        residual_blocks: residual blocks a level on the way down (one more on the way up).
-        attention: for each level, counted from the finest, whether its blocks are followed by self-attention; empty
-            means nowhere. The middle has it if any level has, as in ADM; one entry more tells it of the middle alone.
+        residual_blocks: residual blocks in each level of the downward path; the upward path has one more.
+        attention: for each level, finest first, whether self-attention follows its blocks; empty means no attention.
+            The middle has attention if any level has it, as in ADM; one extra entry sets the middle separately.
         head_channels: channels of one attention head.
-        norm_groups: groups of the group normalisation, at most (the greatest common divisor with the channels is taken,
-            and at least two channels a group).
+        norm_groups: maximum number of groups of the group normalisation. The number used is its largest common divisor
+            with the channels that leaves at least two channels in each group.
         skips: ``concat`` (ADM) or ``add`` (PatchDDM, WDM: half the sum).
-        resampling: the grid is halved and doubled by a ``convolution`` (Ho et al.) or within a ``residual`` block (ADM
-            and WDM: pooling, repetition).
-        adaptive: whether the time scales and shifts the second normalisation of a block (ADM's adaptive group
-            normalisation) instead of being added before it.
-        precision: dtype of convolutions and attention. Parameters and statistics stay in fp32, and no autocast is used:
-            its lists differ between devices, explicit casts do not.
-        checkpointing: what is recomputed in the backward pass instead of kept: ``none``; ``norm`` (what is cheap:
-            normalisation and activation before each convolution, the repetition of voxels before the grid is doubled);
-            ``block`` (whole residual and attention blocks, with the doubling and the joining that lead to them);
-            ``conv`` (blocks, and in a block that is computed again what is cheap once more, so that one convolution's
-            input at a time is held). Unless it is ``none``, large convolutions are worked through in slabs on a GPU, as
-            they always are without gradients (``ppdm/network/slabs.py``).
-        channels_last: whether convolutions see their tensors with the channels innermost in memory. A GPU's tensor
-            cores want that in half precision; group normalisation gives the channels outermost, so that a copy lies
-            before each of them: of a slab where it is worked through in slabs (``ppdm/network/slabs.py``), else of the
-            whole, which is kept for the backward pass.
-        compile: whether the network is compiled at its first call (``torch.compile``), for each shape it meets. It is
-            not cut into slabs then.
+        resampling: halve and double the grid by a ``convolution`` (Ho et al.) or within a ``residual`` block (ADM and
+            WDM: pooling, repetition).
+        adaptive: whether the time embedding scales and shifts the second normalisation of a block (ADM's adaptive group
+            normalisation). Otherwise it is added before that normalisation.
+        precision: dtype of convolutions and attention. Parameters and statistics stay in fp32. The network casts
+            explicitly and does not use autocast, whose lists of operations differ between devices.
+        checkpointing: what the backward pass recomputes instead of keeping it in memory: ``none``; ``norm`` (the cheap
+            operations: normalisation and activation before each convolution, and the repetition of voxels before a
+            convolution that doubles the grid); ``block`` (whole residual and attention blocks, with the upsampling and
+            the skip connection before them); ``conv`` (blocks, and the cheap operations again within a recomputed
+            block, so that only one convolution's input is in memory at a time). Unless it is ``none``, a GPU computes
+            large convolutions in slabs (``ppdm/network/slabs.py``). Without gradients it always does so.
+        channels_last: whether convolutions receive their tensors with the channels innermost in memory. The tensor
+            cores of a GPU need this layout in half precision. Group normalisation returns the channels outermost, so
+            each convolution needs a copy: a copy of one slab if it is computed in slabs (``ppdm/network/slabs.py``),
+            else a copy of the whole tensor, which is kept for the backward pass.
+        compile: whether to compile the network at its first call (``torch.compile``), once for each input shape. A
+            compiled network does not use slabs.
 
     Raises:
-        ValueError: a value outside the ranges above, or a network of more than :data:`MOST_CHANNELS` channels,
-            :data:`MOST_LEVELS` levels or :data:`MOST_BLOCKS` blocks a level.
+        ValueError: a value is outside the ranges above, or the network has more than :data:`MOST_CHANNELS` channels,
+            :data:`MOST_LEVELS` levels or :data:`MOST_BLOCKS` blocks in a level.
     """
 
     width: int = 64
@@ -104,12 +104,12 @@ class UNetOptions:
 
     @property
     def recomputes_norms(self) -> bool:
-        """Whether what leads to a convolution is computed again where it is needed."""
+        """Whether the backward pass recomputes the normalisation and activation before each convolution."""
         return self.checkpointing in ("norm", "conv")
 
     @property
     def recomputes_blocks(self) -> bool:
-        """Whether whole blocks are computed again."""
+        """Whether the backward pass recomputes whole blocks."""
         return self.checkpointing in ("block", "conv")
 
     @property
@@ -119,5 +119,5 @@ class UNetOptions:
 
     @property
     def multiple(self) -> int:
-        """What every spatial size must be a multiple of, so that the way up meets the way down."""
+        """The factor that must divide every spatial size, so that the upward and downward paths have equal shapes."""
         return 1 << (len(self.multipliers) - 1)

@@ -1,9 +1,9 @@
-"""Convolutions worked through slab by slab, so that what they take beside input and output has the size of a slab.
+"""Convolutions computed slab by slab, so that their temporary memory has the size of one slab.
 
-cuDNN copies what it convolves: for tensors whose channels are not innermost it takes a workspace of the size of input
-and output together. A slab is some rows of the output along the first spatial axis, with the rows of the input that
-they see. The norm and the activation before a convolution, if it is given them, are made of a slab at a time too. The
-results are those of the whole, to rounding.
+cuDNN copies its operands: if the channels are not innermost in memory, its workspace is as large as input and output
+together. A slab is a range of output rows along the first spatial axis, with the input rows that they depend on. If the
+convolution includes the norm and the activation before it, these are also computed one slab at a time. The results
+equal those of the whole convolution, up to rounding.
 
 Axes: N batch, C channels, then the spatial axes.
 """
@@ -21,12 +21,12 @@ from torch.autograd.function import once_differentiable
 
 aten = torch.ops.aten
 
-# So many slabs at most, and none of less than so many bytes of input and output: small ones would leave a GPU idle.
+# Maximum number of slabs, and minimum bytes of input and output in a slab: smaller slabs would leave a GPU idle.
 MOST, LEAST = 4, 1 << 24
 
 
 class Slab(NamedTuple):
-    """Rows of an output, the rows of the input that they see, and the rows of zeros before and after those."""
+    """Output rows, the input rows that they depend on, and the numbers of zero rows before and after those."""
 
     made: slice
     seen: slice
@@ -35,7 +35,10 @@ class Slab(NamedTuple):
 
 
 def cut(depth: int, kernel: int, stride: int, number: int) -> Iterator[Slab]:
-    """The slabs of a convolution of an input of so many rows, padded by half its odd kernel; fewer if rows are few."""
+    """Yield the slabs of a convolution whose input has ``depth`` rows; at most one slab for each output row.
+
+    The kernel size is odd and the padding is half of it.
+    """
     rows = (depth - 1) // stride + 1
     number = min(number, rows)
     for begin, end in pairwise(rows * k // number for k in range(number + 1)):
@@ -45,14 +48,14 @@ def cut(depth: int, kernel: int, stride: int, number: int) -> Iterator[Slab]:
 
 
 def output_shape(x: Tensor, weight: Tensor, stride: int) -> tuple[int, ...]:
-    """What the convolution of x has, padded by half its odd kernel."""
+    """Return the output shape of the convolution of x; the kernel size is odd and the padding is half of it."""
     return (x.shape[0], weight.shape[0], *((size - 1) // stride + 1 for size in x.shape[2:]))
 
 
 def slabs_for(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -> int:
-    """In how many slabs a convolution is worked through.
+    """Return the number of slabs of a convolution.
 
-    One on the CPU, which copies nothing, and one for slices, which come in batches and are many calls already.
+    It is 1 on the CPU, which makes no copies, and 1 for 2-D slices, which are already computed in many small batches.
     """
     if not x.is_cuda or x.ndim < 5:
         return 1
@@ -61,32 +64,32 @@ def slabs_for(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -> int
 
 
 class Plain:
-    """Nothing before the convolution."""
+    """No operation before the convolution."""
 
     def __call__(self, part: Tensor) -> Tensor:
-        """What is convolved of a slab of x."""
+        """Return the convolution's input for a slab of x."""
         return part
 
     def through(self, slope: Tensor, part: Tensor) -> Tensor:
-        """Turn the gradient of what is convolved of a slab into what is to be added up for x; may be in place."""
+        """Backpropagate the gradient of a slab's convolution input to the sum for x; may work in place."""
         return slope
 
     def finish(self, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Turn what was added up into the gradient of x, in place; the result is that of scale and shift."""
+        """Turn the summed gradient into the gradient of x, in place; return the gradients of scale and shift."""
         return None, None
 
 
 class Activation(Plain):
-    """``silu(norm(x))`` before the convolution, by group statistics of the whole in the dtype of the scale.
+    """``silu(norm(x))`` before the convolution, with group statistics of the whole x in the dtype of the scale.
 
     Args:
         x: (N, C, *spatial).
-        scale, shift: of what was normalised, (N, C).
-        groups, eps: of the group normalisation.
+        scale, shift: applied after the normalisation, (N, C).
+        groups, eps: parameters of the group normalisation.
     """
 
     def __init__(self, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> None:
-        # A group lies within one portion, so that what is cast has the size of a slab.
+        # Each group is within one portion, so that the cast copy is only as large as a slab.
         portions = x.reshape(x.shape[0], groups, -1).chunk(MOST, dim=1)
         found = [torch.var_mean(portion.to(scale.dtype), dim=2, correction=0) for portion in portions]
         variance, mean = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
@@ -95,7 +98,8 @@ class Activation(Plain):
         self.slope, self.offset = (
             _by_voxel(v, x) for v in (self.deviation * scale, shift - self.mean * self.deviation * scale)
         )
-        self.of_shift, self.of_centred = torch.zeros_like(scale), torch.zeros_like(scale)  # of scale, before 1/σ
+        # The gradients of shift and of scale, the latter still without its factor 1/σ.
+        self.of_shift, self.of_centred = torch.zeros_like(scale), torch.zeros_like(scale)
 
     def __call__(self, part: Tensor) -> Tensor:
         return F.silu(self._normalised(part), inplace=True)
@@ -108,9 +112,9 @@ class Activation(Plain):
         return slope
 
     def finish(self, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """With μ the mean: ``(scale·slope − a − (x − μ)/σ·b)/σ``.
+        """Compute the gradient of x: ``(scale·slope − a − (x − μ)/σ·b)/σ``, where μ is the mean.
 
-        Here a and b are the means over a group of ``scale·slope`` and of the same times ``(x − μ)/σ``.
+        a is the mean of ``scale·slope`` over a group, b the mean of ``scale·slope·(x − μ)/σ``.
         """
         of_scale = self.of_centred * self.deviation
         a, b = (self._group_mean(self.scale * sums) for sums in (self.of_shift, of_scale))
@@ -124,20 +128,21 @@ class Activation(Plain):
         return torch.addcmul(self.offset, part, self.slope, out=part.new_empty(part.shape))
 
     def _group_mean(self, sums: Tensor) -> Tensor:
-        """Of what was summed over space; (N, C)."""
+        """Turn sums over space into means over groups; (N, C)."""
         means = sums.unflatten(1, (self.groups, -1)).mean(2) / self.x.shape[2:].numel()
         return self._by_channel(means)
 
     def _by_channel(self, values: Tensor) -> Tensor:
-        """Values of groups, for each of their channels; (N, C)."""
+        """Repeat the values of groups for each of their channels; (N, C)."""
         return values.repeat_interleave(self.x.shape[1] // self.groups, dim=1)
 
 
 class SlabbedConvolution(Function):
-    """``convolve(x)`` or, given a scale and a shift (N, C), ``convolve(silu(norm(x)))``; keeps x alone.
+    """``convolve(x)`` or, with a scale and a shift (N, C), ``convolve(silu(norm(x)))``; keeps only x for the backward.
 
-    Its backward pass holds x, the two gradients, and what a slab takes. The padding is half the odd kernel. ``norm`` is
-    groups and eps, ``dtype`` that of the arithmetic, ``layout`` what the convolution is shown.
+    The backward pass holds x, the gradients of input and output, and the temporary memory of one slab. The kernel size
+    is odd and the padding is half of it. ``norm`` is (groups, eps), ``dtype`` the dtype of the arithmetic, ``layout``
+    the memory layout of the convolution's input.
     """
 
     @staticmethod
@@ -160,7 +165,7 @@ class SlabbedConvolution(Function):
         cast, offset, how = weight.to(dtype), bias.to(dtype), _geometry(weight, stride)
         out = x.new_empty(output_shape(x, weight, stride), dtype=dtype)
         for slab in cut(x.shape[2], weight.shape[2], stride, slabs):
-            # Without names, so that no slab is held while the next one is made.
+            # No local variables, so that a slab is freed before the next one is computed.
             out[:, :, slab.made] = torch.convolution(
                 _laid_out(before(x[:, :, slab.seen]), slab, dtype, layout), cast, offset, *how
             )
@@ -196,19 +201,19 @@ class SlabbedConvolution(Function):
 
 
 def _by_voxel(values: Tensor, x: Tensor) -> Tensor:
-    """Values by channel, (N, C), to be multiplied with x."""
+    """Reshape values of channels, (N, C), so that they broadcast over x."""
     return values.reshape(*values.shape, *[1] * (x.ndim - 2))
 
 
 def _laid_out(part: Tensor, slab: Slab, dtype: torch.dtype, layout: torch.memory_format) -> Tensor:
-    """With the rows of zeros that the whole would be padded with."""
+    """Add the slab's rows of zero padding; cast and lay out the result for the convolution."""
     if slab.before or slab.after:
         part = F.pad(part, [0, 0] * (part.ndim - 3) + [slab.before, slab.after])
     return part.to(dtype, memory_format=layout)
 
 
 def _geometry(weight: Tensor, stride: int) -> tuple[Any, ...]:
-    """Stride, padding but for the first axis, dilation, no transposition, no padding of its output, one group."""
+    """Stride, padding (none on the first axis), dilation, transposed, output padding and groups of a convolution."""
     dims = weight.ndim - 2
     padding = [0] + [weight.shape[2] // 2] * (dims - 1)
     return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1

@@ -1,8 +1,8 @@
-"""The only U-Net: 2-D or 3-D, used by PPDM and by every baseline.
+"""The U-Net of PPDM and of every baseline, in 2-D or 3-D.
 
 The topology is that of Ho et al. 2020 (arXiv 2006.11239) and of ADM (Dhariwal & Nichol, arXiv 2105.05233), which the
-baselines share: a skip from the stem, from every residual block and from every downsampling; one residual block more
-on the way up. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
+baselines share. The stem, every residual block and every downsampling have a skip connection. Each level has one more
+residual block on the upward path. Axes: N batch, C channels, then the spatial axes: (D, H, W) or (H, W). w = width.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from ppdm.network.options import UNetOptions
 
 
 class UNet(nn.Module):
-    """Noise-, residual- or target-predicting network: ``(N, C_in, *spatial), (N,) -> (N, C_out, *spatial)``.
+    """Network that predicts noise, residual or target: ``(N, C_in, *spatial), (N,) -> (N, C_out, *spatial)``.
 
-    The last convolution starts at zero, so an untrained network returns zeros.
+    The last convolution is initialised to zero, so an untrained network returns zeros.
 
     Args:
         in_channels: channels of the input (state and condition together).
         out_channels: channels of the output.
         dims: 2 or 3.
-        options: size and arithmetic.
+        options: size and arithmetic of the network.
 
     Raises:
-        ValueError: dims is neither 2 nor 3; in ``forward``, a wrong rank, channel count or size.
+        ValueError: dims is neither 2 nor 3; in ``forward``, the input has a wrong rank, channel count or size.
     """
 
     def __init__(self, in_channels: int, out_channels: int, dims: int = 3, options: UNetOptions | None = None) -> None:
@@ -37,7 +37,7 @@ class UNet(nn.Module):
         o = self.options
         make = Parts(dims, o)
         attention = o.attention or (False,) * len(o.channels)
-        levels = list(zip(o.channels, attention, strict=False))  # one entry more is of the middle
+        levels = list(zip(o.channels, attention, strict=False))  # an extra entry is for the middle
 
         self.time = TimeEmbedding(o.width)
         self.stem = make.convolution(in_channels, o.width)
@@ -60,7 +60,7 @@ class UNet(nn.Module):
         for level, (wanted, attend) in reversed(list(enumerate(levels))):
             for _ in range(o.residual_blocks + 1):
                 skip = skips.pop()
-                # An additive skip needs the channels of the next skip, whatever the level says.
+                # An additive skip needs the same channels as the next skip, not those of the level.
                 after = wanted if o.skips == "concat" else skips[-1] if skips else o.width
                 self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
                 channels = after
@@ -70,14 +70,14 @@ class UNet(nn.Module):
         self.head = make.normalised_convolution(channels, out_channels)
         start_at_zero(self.head.convolution)
         if o.compile:
-            self.compile(dynamic=False)  # lazily; names and states stay as they are
+            self.compile(dynamic=False)  # at the first call; does not change the names of the parameters
 
     def forward(self, x: Tensor | Sequence[Tensor], t: Tensor) -> Tensor:
         """Predict from x and the time t (N,) in [0, 1]; the result is float32.
 
         Args:
-            x: float ``(N, C_in, *spatial)``, or several whose channels together are C_in. Those are joined here, in the
-                chosen precision, so that no joined volume in float32 is held.
+            x: float ``(N, C_in, *spatial)``, or several tensors with C_in channels in total. They are concatenated in
+                the network's precision, which avoids a concatenated float32 volume in memory.
             t: (N,).
         """
         seen = [x] if isinstance(x, Tensor) else list(x)
@@ -87,7 +87,7 @@ class UNet(nn.Module):
 
     def _predict(self, seen: list[Tensor], t: Tensor) -> Tensor:
         embedding = self.time(t)  # (N, 4w)
-        # (N, w, *spatial), and from here on in the chosen precision
+        # (N, w, *spatial), from here on in the network's precision
         h = self.stem(torch.cat([x.to(self.stem.dtype) for x in seen], dim=1) if len(seen) > 1 else seen[0])
         held = [h]
         for part in self.down:
@@ -106,14 +106,17 @@ class UNet(nn.Module):
         return self.head(held.pop()).float().contiguous()
 
     def _risen(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
-        """Go on from the last tensor that is held, to the next skip and through the block that joins it."""
+        """Apply the layers in ``rise`` to the last held tensor, up to and including the block that joins the next skip.
+
+        They are recomputed in the backward pass if the options ask for it.
+        """
         if not (self.options.recomputes_blocks and torch.is_grad_enabled()):
             return self._rise(rise, held, embedding)
         h, skip = held.pop(), held.pop()
         return recomputed(lambda skip, h, embedding: self._rise(rise, [skip, h], embedding), skip, h, embedding)
 
     def _rise(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
-        """As above. What is joined is taken off the list in the same expression, so that no name holds it."""
+        """Apply the layers in ``rise``; no variable keeps the joined tensors, since one expression pops and uses them."""
         *doubling, block = rise
         for part in doubling:
             held.append(part(held.pop(), embedding))
