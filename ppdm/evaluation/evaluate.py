@@ -1,18 +1,18 @@
-"""How good translations are: a prediction of each case's target, and every metric of it.
+"""Evaluation of translations: predict each case's target and compute every metric of the prediction.
 
-Axes: a volume (D, H, W), physical values: SUV in PET, the target's units in MRI.
+Axes: a volume (D, H, W) of physical values: SUV in PET, the target's units in MRI.
 
-What makes numbers comparable is fixed before any prediction is seen:
+The conventions below are fixed before any prediction is made, so that numbers are comparable:
 
-- the data range of PSNR and SSIM is that of the scaling (:func:`data_range`), one for all subjects and methods;
-- metrics are taken inside the case's mask where it has one (above 0), else in the whole volume; the seam index, which
-  needs whole lines of voxels, always in the whole volume;
-- the seam index is taken at the same lattices for everything that is compared (:func:`lattices`): a grid of period 4
-  stands at a quarter and at half of the sampling frequency, one of period 2 at half alone, so the index of one lattice
-  cannot stand beside that of another;
-- in PET the bias of uptake is taken in every labelled region, and in each connected part of what is named lesion;
-- where a representation is learned, the PSNR of targets that it encodes and decodes stands beside (:func:`ceiling`);
-- the input stands beside the predictions (:func:`untranslated`): it says what doing nothing gives.
+- The data range of PSNR and SSIM is that of the scaling (:func:`data_range`), the same for all subjects and methods.
+- Metrics are computed inside the case's mask (above 0) if it has one, else in the whole volume. The seam index needs
+  whole lines of voxels, so it is always computed in the whole volume.
+- The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
+  peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
+  different lattices are not comparable.
+- In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
+- If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`ceiling`).
+- The untranslated input is scored too (:func:`untranslated`), as a baseline.
 """
 
 import math
@@ -34,12 +34,12 @@ from ppdm.pixel_puzzle import Factor
 from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
 
 PSNR, SEAM = "psnr", "seam_index"
-CEILING = "reconstruction_"  # before the name of a metric of a target that was encoded and decoded
+CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
 
 def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
-    """The translation of a case's source, (D, H, W) float32 on the CPU, in the units of its target.
+    """Translate a case's source; returns (D, H, W) float32 on the CPU, in the units of its target.
 
     Raises:
         CaseError: the case has no source.
@@ -51,23 +51,24 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
 
 
 def ceiling(trained: Trained, case: Case) -> Tensor:
-    """The case's target, encoded and decoded again: (D, H, W) float32 on the CPU, in its own units.
+    """Encode and decode the case's target; returns (D, H, W) float32 on the CPU, in the target's units.
 
     Raises:
-        CaseError: the case has no source, which MRI's scaling is taken from.
+        CaseError: the case has no source, from which the scaling of MRI is computed.
         IntensityError, TranslationError: as for :func:`ppdm.translation.reconstruct_volume`.
     """
     return reconstruct_volume(trained, _source(case), case.target, 1.0 if case.in_suv else None)
 
 
 def untranslated(scaling: Scaling, case: Case) -> Tensor:
-    """The source itself as a prediction: in PET as it is, in MRI mapped linearly onto the range of the targets.
+    """Return the source as a prediction: unchanged in PET, mapped linearly to the range of the targets in MRI.
 
-    The map is the scaling's, from which a network starts too; so what a method adds to it is seen.
+    The map is that of the scaling. The input of a network is scaled in the same way, so the difference in score is the
+    contribution of the method.
 
     Raises:
         CaseError: the case has no source.
-        IntensityError: it has no contrast.
+        IntensityError: the source has no contrast.
     """
     source = _source(case)
     if isinstance(scaling, SUVScaling):
@@ -77,26 +78,27 @@ def untranslated(scaling: Scaling, case: Case) -> Tensor:
 
 
 def data_range(scaling: Scaling) -> float:
-    """The span that PSNR and SSIM are relative to: of the scaling's targets in MRI, from 0 to its ceiling in PET.
+    """The data range of PSNR and SSIM: the range of the scaling's targets in MRI, 0 to its ceiling in PET.
 
-    Training fixed it, from its own targets or by decree (20 SUV); no image that is scored changes it.
+    It is fixed before evaluation: by the training targets in MRI, by a constant (20 SUV) in PET. It does not depend on
+    the scored images.
     """
     return scaling.target.high - scaling.target.low if isinstance(scaling, PercentileScaling) else scaling.ceiling
 
 
 def lattices(methods: Iterable[Method]) -> list[Factor]:
-    """The lattices at which a grid could stand in what any of the methods makes; 2 where none has one."""
+    """The lattices at which the output of any of the methods may show a grid; 2 if no method has a lattice."""
     cells = dict.fromkeys(method.representation.cell for method in methods)
     found: list[Factor] = [cell[0] if len(set(cell)) == 1 else cell for cell in cells if max(cell) > 1]
     return found or [2]
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,)) -> Preset:
-    """The project's own preset, with a seam index for each lattice: ``seam_index_r4``, ``seam_index_r1x2x2``.
+    """The project's preset with one seam index for each lattice, such as ``seam_index_r4`` or ``seam_index_r1x2x2``.
 
     Args:
-        span: the data range.
-        grids: the lattices.
+        span: data range of PSNR and SSIM.
+        grids: lattices of the seam index.
     """
     preset = default_preset(span)
     return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
@@ -108,9 +110,9 @@ class Score:
 
     Attributes:
         metric: its name in the preset.
-        value: finite, or None where there is none.
-        reason: why there is none, in words.
-        samples: what the value is the mean of, such as one bias a lesion; empty where it is one number.
+        value: a finite number, or None if the metric cannot be computed.
+        reason: why there is no value; empty if there is one.
+        samples: the numbers whose mean is the value, such as one bias for each lesion; empty for a single number.
     """
 
     metric: str
@@ -120,12 +122,12 @@ class Score:
 
     @property
     def unit(self) -> str:
-        """Of the value; empty for that of the volumes."""
+        """Unit of the value; empty if it is the unit of the volumes."""
         return unit_of(self.metric)
 
 
 def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
-    """Every metric of a preset; one that cannot be computed does not lose the others."""
+    """Compute every metric of a preset; a metric that fails does not affect the others."""
     metrics = dict(preset.metrics)
     if case.mask is not None and bool((case.mask > 0).any()):
         metrics |= preset.masked
@@ -134,7 +136,7 @@ def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
 
 
 def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[Score]:
-    """PSNR of a reconstructed target as the preset has it, ``reconstruction_psnr``; nothing if it has none."""
+    """The preset's PSNR of a reconstructed target, ``reconstruction_psnr``; empty if the preset has no PSNR."""
     chosen = [
         {name: metric for name, metric in metrics.items() if name.startswith(PSNR)}
         for metrics in (preset.metrics, preset.masked)
@@ -144,7 +146,7 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
 
 
 def unit_of(metric: str) -> str:
-    """The unit of a metric by its name in a preset; empty for that of the volumes."""
+    """The unit of a metric, from its name in a preset; empty if it is the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
     if metric.startswith((PSNR, SEAM)):
         return "dB"
@@ -152,17 +154,17 @@ def unit_of(metric: str) -> str:
 
 
 def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
-    """Refuse a method of MRI for PET and one of PET for MRI, before anything is computed.
+    """Check, before any computation, that a method and its cases have the same modality (PET or MRI).
 
-    As in training, what has an ``suv_factor`` is PET and what has none is MRI.
+    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI.
 
     Args:
-        trained: the method.
-        cases: what it is to translate.
-        name: what the message calls it.
+        trained: the trained method.
+        cases: the cases to translate.
+        name: name of the method in the error message.
 
     Raises:
-        CaseError: the two do not go together.
+        CaseError: the modalities differ.
     """
     in_suv = isinstance(trained.scaling, SUVScaling)
     for files in cases:
@@ -200,7 +202,7 @@ def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) 
 
 
 def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
-    """Bias of SUVmean and of SUVmax in each region that the case has, the mean over lesions where there are several."""
+    """Bias of SUVmean and SUVmax in each region of the case; the mean over lesions if there are several."""
     if case.labels is None:
         return
     there = {int(number) for number in case.labels.unique()} - {0}

@@ -1,6 +1,6 @@
-"""Cases: what a prediction is made from and held against, read from disk onto one grid.
+"""Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W), physical values: SUV in PET, whatever the files hold in MRI.
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI.
 """
 
 import hashlib
@@ -18,20 +18,20 @@ from ppdm.data.volume import Volume, check_same_grid, read_volume
 
 
 class CaseError(ValueError):
-    """A case lacks what is asked of it; the message says what was got, what was expected and how to mend it."""
+    """A case is incomplete or unsuitable; the message gives the value found, the value expected and the remedy."""
 
 
 @dataclass(frozen=True)
 class CaseFiles:
-    """Where a case lies on disk.
+    """The files of a case.
 
     Attributes:
-        name: ``subject``, or ``subject/scan`` where a subject has several.
-        target: what was wanted.
-        source: what was translated, None if it is not there.
-        mask: where quality is measured, None for the whole volume.
-        suv_factor: SUV = stored value · suv_factor in PET; None where nothing is to be converted.
-        labels: regions whose uptake is looked at in PET, None without.
+        name: ``subject``, or ``subject/scan`` if the subject has several scans.
+        target: the reference volume.
+        source: the volume to translate; None if there is none.
+        mask: the region in which quality is measured; None for the whole volume.
+        suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
+        labels: regions in which the uptake of PET is compared; None if there are none.
     """
 
     name: str
@@ -42,7 +42,7 @@ class CaseFiles:
     labels: Path | None = None
 
     def digest(self, *others: Path) -> str:
-        """12 hexadecimal digits that change with the content of these files, or of the others given.
+        """12 hexadecimal digits that depend on the content of these files and of the others given.
 
         Raises:
             OSError: a file cannot be read.
@@ -55,7 +55,7 @@ class CaseFiles:
 
 
 def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
-    """The files of pairs; scans of one subject are told apart by the names of their sources, else by numbers."""
+    """The files of pairs; the scans of one subject are named by their source files, or by numbers if those are equal."""
     scans: dict[str, list[Pair]] = {}
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
@@ -67,17 +67,17 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What a prediction is made from and held against.
+    """The input of a prediction and its reference.
 
     Attributes:
         name: as in :class:`CaseFiles`.
         target: (D, H, W) float32; PET in SUV.
-        source: the same shape and kind, None if it is not there.
-        mask: the same shape, inside where above 0; None for the whole volume.
-        grid: a volume on the grid of them all.
-        suv_factor: what turned stored values into SUV; None where nothing was converted.
-        labels: the same shape, whole numbers, 0 outside of every region; None without.
-        regions: the names of its numbers; None where it has no table.
+        source: same shape, dtype and unit; None if there is none.
+        mask: same shape; values above 0 are inside; None for the whole volume.
+        grid: a volume on the common grid.
+        suv_factor: the factor that converted stored values to SUV; None if values were not converted.
+        labels: same shape, whole numbers, 0 outside every region; None if there are none.
+        regions: region names by label number; None if there is no table of names.
     """
 
     name: str
@@ -91,21 +91,21 @@ class Case:
 
     @property
     def in_suv(self) -> bool:
-        """Whether values were turned into SUV."""
+        """Whether values were converted to SUV."""
         return self.suv_factor is not None
 
 
 def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
-    """Read a case: all of it on the grid of the source, or of the target where there is no source.
+    """Read a case onto the grid of its source, or of its target if it has no source.
 
     Args:
-        files: where it lies.
-        resample: whether a target or mask on another grid is interpolated onto that of the source; else it is refused.
+        files: the files of the case.
+        resample: whether to interpolate volumes on other grids onto that grid; otherwise they are refused.
 
     Raises:
-        VolumeError: a file cannot be read, or lies on another grid.
-        RegionError: the table of the labels cannot be read.
-        CaseError: labels that are no whole numbers.
+        VolumeError: a file cannot be read, or is on another grid.
+        RegionError: the table of region names cannot be read.
+        CaseError: the labels are not whole numbers from 0.
     """
     first = files.source or files.target
     grid = read_volume(first)
@@ -133,11 +133,11 @@ def _regions(path: Path, read: Callable[[Path, Order], Tensor]) -> tuple[Tensor,
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:
-    """Read a prediction that was made before, stored as its target is: (D, H, W) float32; PET in SUV.
+    """Read a stored prediction, in the same units as the target's file; returns (D, H, W) float32, PET in SUV.
 
     Raises:
-        VolumeError: it cannot be read, or lies on another grid.
-        CaseError: it has voxels that are not finite, which no score may pass over.
+        VolumeError: the file cannot be read, or is on another grid.
+        CaseError: the prediction has voxels that are not finite; a score must not ignore them.
     """
     volume = read_volume(path, announce=False)
     if volume.replaced:

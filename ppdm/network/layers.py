@@ -86,7 +86,7 @@ class Convolution(nn.Module):
         return slabs_for(x, self.weight, self.stride, self.dtype) if self.slabs[torch.is_grad_enabled()] else 1
 
     def in_slabs(self, x: Tensor, slabs: int, *activated: Any) -> Tensor:
-        """Convolve by :class:`SlabbedConvolution`; ``activated`` is the norm's scale, shift and (groups, eps), if any."""
+        """Convolve by :class:`SlabbedConvolution`; ``activated`` is a norm's scale, shift and (groups, eps)."""
         how = *(activated or (None, None, None)), self.stride, self.dtype, self.layout, slabs
         out: Tensor = SlabbedConvolution.apply(x, self.weight, self.bias, *how)
         return out
@@ -240,7 +240,7 @@ class Block(nn.Module):
 
     def _apply_all(self, x: Tensor, *embedding: Tensor) -> Tensor:
         # With gradients, the shortcut runs first, hence last in the backward pass: its gradient, as large as x, is then
-        # not in memory together with the others. Without gradients it runs last, to save its output from being held.
+        # not in memory together with the others. Without gradients it runs last, so that its output is not held.
         shortcut = self.shortcut(self.resize(x)) if torch.is_grad_enabled() else None
         h = self.first(x)
         modulation: tuple[Tensor, ...] = ()

@@ -116,7 +116,7 @@ class UNet(nn.Module):
         return recomputed(lambda skip, h, embedding: self._rise(rise, [skip, h], embedding), skip, h, embedding)
 
     def _rise(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
-        """Apply the layers in ``rise``; no variable keeps the joined tensors, since one expression pops and uses them."""
+        """Apply the layers in ``rise``; one expression pops and joins the tensors, so that no variable keeps them."""
         *doubling, block = rise
         for part in doubling:
             held.append(part(held.pop(), embedding))
