@@ -1,6 +1,6 @@
-"""Quality of translated volumes: torch tensors of any device, (N, C, D, H, W) or (D, H, W).
+"""Quality metrics of translated volumes: torch tensors on any device, (N, C, D, H, W) or (D, H, W).
 
-Every function names its formula; ``PRESETS`` are the conventions of published challenges, by name.
+The docstring of every metric gives its formula. ``PRESETS`` holds the conventions of published challenges, by name.
 """
 
 from ppdm.metrics.challenges import PRESETS

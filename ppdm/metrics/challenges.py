@@ -1,7 +1,7 @@
-"""Published conventions, so that a score can stand beside a challenge's table.
+"""Presets with the conventions of published challenges, so that scores are comparable with a challenge's table.
 
-What was read of each is named in ``source`` and followed to the letter where it is code; what could not be settled is
-said beside it.
+``source`` names the code and papers of each convention. Where code is published, the preset follows it exactly.
+Comments describe points that the sources leave open.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from ppdm.metrics.preset import Preset
 from ppdm.metrics.similarity import Window, similarity
 from ppdm.metrics.uptake import suv_bias
 
-_AIR, _METAL = -1024.0, 3000.0  # HU, its `dynamic_range`
+_AIR, _METAL = -1024.0, 3000.0  # HU, `dynamic_range` in SynthRAD's code
 
 
 def _synthrad_psnr(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -27,7 +27,7 @@ def _synthrad_psnr(prediction: Tensor, target: Tensor, mask: Tensor | None) -> T
 
 
 def _synthrad_ssim(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """Both clipped, air outside the mask, raised to start at 0 (SSIM's first factor depends on the offset)."""
+    """SSIM of clipped volumes, air outside the mask, shifted to start at 0 (SSIM's first factor needs this offset)."""
     p, g = (x.clamp(_AIR, _METAL) - _AIR for x in (prediction, target))
     if mask is not None:
         p, g = (x * (mask > 0) for x in (p, g))
@@ -40,17 +40,17 @@ SYNTHRAD2023 = Preset(
     units="HU",
     normalisation="MAE none; PSNR and SSIM clipped to [-1024, 3000], data range 4024, SSIM raised by 1024",
     mask="the body: where MAE, PSNR and SSIM's map are averaged, and air is written outside before SSIM",
-    # SSIM is scikit-image's default: uniform window of 7, sample covariance, mean over the map less 3 voxels at each
-    # border. In the version read the mask reaches SSIM as an image object and not as its array; its use as an array,
-    # which the code below it expects, is what is done here.
+    # SSIM has scikit-image's defaults: uniform window of 7, sample covariance, mean over the map without 3 voxels at
+    # each border. The published version passes the mask to SSIM as an image object instead of an array. Its later code
+    # expects an array, so this preset uses an array.
     source="github.com/SynthRAD2023/metrics, functions/image_metrics.py at fe7e385; arXiv 2403.08447",
 )
 
 
 def _brasyn(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
-    """Mean SSIM inside a region, of volumes that are 0 outside it."""
+    """Mean SSIM inside a region; both volumes are set to 0 outside it."""
     p, g = (_percentile_scaled(name, x) * inside for name, x in (("prediction", prediction), ("target", target)))
-    # torchmetrics' defaults: Gaussian window, reflected borders, and the larger of the two images' own ranges.
+    # Defaults of torchmetrics: Gaussian window, reflected borders, and the larger of the ranges of the two images.
     span = max(float(x.max() - x.min()) for x in (p, g))
     if not span > 0:
         raise MetricError("BraSyn's SSIM is not defined: prediction and target are constant in the region.")
@@ -61,7 +61,7 @@ def _brasyn(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
 
 
 def _percentile_scaled(name: str, x: Tensor) -> Tensor:
-    """Clip to the volume's own percentiles .5 and 99.5, the lower at least 0, and scale to [0, 1]."""
+    """Clip to the volume's own percentiles 0.5 and 99.5, the lower at least 0, and scale to [0, 1]."""
     low, high = max(percentile(x, 0.5), 0.0), percentile(x, 99.5)
     if not low < high:
         raise MetricError(f"BraSyn scales between percentiles, and those of the {name} are both {high:g}: no contrast.")
@@ -69,7 +69,7 @@ def _percentile_scaled(name: str, x: Tensor) -> Tensor:
 
 
 def percentile(x: Tensor, q: float) -> float:
-    """``numpy.percentile``, which interpolates linearly, for any number of voxels (``torch.quantile`` has a limit)."""
+    """Percentile with linear interpolation, as in ``numpy.percentile``; unlike ``torch.quantile``, without size limit."""
     place = q / 100 * (x.numel() - 1)
     below, above = (float(x.flatten().kthvalue(k + 1).values) for k in (floor(place), ceil(place)))
     return below + (above - below) * (place - floor(place))
@@ -92,15 +92,15 @@ BRASYN = Preset(
     units="any; intensities below 0 count as 0",
     normalisation="each volume by its own percentiles 0.5 and 99.5 (of all voxels, lower one at least 0) to [0, 1]",
     mask="the tumour's segmentation; without one, the whole volume is not tumour",
-    # The script as published cannot run to its end: it indexes with an integer mask, and a pair of results at that.
-    # What is done here is the map inside a boolean mask, as in github.com/BraTS-inpainting/inpainting. The Dice score
-    # of a segmentation network on the completed set, which the challenge also uses, is no metric of a pair of volumes.
+    # The published script fails: it applies an integer mask as an index, and to a tuple of two results. This preset
+    # averages the SSIM map inside a boolean mask, as in github.com/BraTS-inpainting/inpainting. The challenge also uses
+    # the Dice score of a segmentation network on the completed set. It is not a metric of a pair of volumes.
     source="github.com/hongweilibran/BraSyn, ssim.py at 4d9af6d; arXiv 2305.09011",
 )
 
 
 def _udpet_nrmse(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
-    """RMSE over the target's range."""
+    """RMSE divided by the target's range."""
     span = _positive("span", float(target.max()) - float(target.min()))
     return checked(prediction, target).mean(lambda p, g: (p - g).square()).sqrt() / span
 
@@ -110,7 +110,7 @@ def _udpet_psnr(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
 
 
 def _udpet_ssim(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
-    """Each over its own maximum. scikit-image, given floats and no data range, took that of its type, −1 to 1: 2."""
+    """SSIM of volumes divided by their own maximum; the data range is 2, scikit-image's former default for floats."""
     p, g = (x / _positive("maximum", float(x.max())) for x in (prediction, target))
     return similarity(checked(p, g), 2.0, Window.uniform())
 
@@ -122,7 +122,7 @@ def _positive(what: str, value: float) -> float:
 
 
 def _udpet_error(which: str, prediction: Tensor, target: Tensor, labels: Tensor | None) -> float:
-    """Mean over the regions of the absolute bias in percent."""
+    """Mean absolute bias over the regions, in percent."""
     assert labels is not None
     return fmean(abs(getattr(bias, which)) for bias in suv_bias(prediction, target, labels).values())
 
@@ -137,9 +137,9 @@ UDPET = Preset(
     units="SUV, or Bq/mL: nothing here depends on the unit",
     normalisation="NRMSE by the target's range, PSNR's peak is the target's maximum, SSIM of each over its own maximum",
     mask="labels of the volumes of interest (the challenge's: liver 1, heart 2, right kidney 3, left kidney 4)",
-    # The challenge's page names the metrics; the formulas are from a participant's copy of its evaluation script, and
-    # other years may differ. Not computed: its radiomics features, its local "PSNR" (of the image against the mask),
-    # total lesion metabolism (whose error in percent equals that of SUVmean), and the weighted score of them all.
+    # The challenge's page names the metrics. The formulas are from a participant's copy of its evaluation script; other
+    # years may differ. Not computed: the radiomics features, the local "PSNR" (of the image against the mask), total
+    # lesion metabolism (its error in percent equals that of SUVmean), and the weighted sum of all scores.
     source=(
         "github.com/udpet-challenge/udpet-challenge.github.io, evaluation.md at 0251483; "
         "github.com/felihong/wavelet-PET-denoising, common/evaluation.py at 037ac83"

@@ -1,7 +1,9 @@
-"""Metrics of the voxelwise error. p is the prediction, g the target; sums run over all voxels or those of the mask.
+"""Metrics of the voxelwise error.
 
-Axes: batches (N, C, D, H, W), which give one value a sample, (N,), or volumes (D, H, W), which give a scalar tensor.
-All values are float64. Arguments are as for :func:`ppdm.metrics.pair.checked`, which says what it refuses.
+p is the prediction, g the target. Sums run over all voxels, or over the voxels inside the mask.
+
+Axes: a batch (N, C, D, H, W) gives one value for each sample, (N,); a volume (D, H, W) gives a scalar tensor.
+All values are float64. :func:`ppdm.metrics.pair.checked` describes the arguments and the errors.
 """
 
 from torch import Tensor
@@ -14,8 +16,8 @@ def psnr(prediction: Tensor, target: Tensor, data_range: float, mask: Tensor | N
 
     Args:
         prediction, target, mask: as for :func:`ppdm.metrics.pair.checked`.
-        data_range: span of the intensity scale in the images' units, fixed for a task. A range taken from each image
-            would give every subject, or every method, another scale.
+        data_range: span of the intensity scale in the images' units, fixed for a task. A range computed from each image
+            would make the values of subjects or methods incomparable.
 
     Raises:
         MetricError: data_range is not positive, or the volumes cannot be compared.
@@ -34,24 +36,24 @@ def mae(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def nmae(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Normalised mean absolute error, ``Σ|p − g| / Σ|g|``: 0 or more, lower is better; 1 is what predicting 0 has.
+    """Normalised mean absolute error, ``Σ|p − g| / Σ|g|``: 0 or more, lower is better; 1 if the prediction is 0.
 
-    For images whose zero is physical, as that of SUV is; there it does not depend on the unit.
+    Use it for images with a physical zero, such as SUV. For these, it does not depend on the unit.
 
     Raises:
-        MetricError: the target is 0 throughout, or the volumes cannot be compared.
+        MetricError: the target is 0 everywhere, or the volumes cannot be compared.
     """
     pair = checked(prediction, target, mask)
     return pair.total(_absolute_error) / _nonzero(pair.total(lambda _, g: g.abs()))
 
 
 def nrmse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Normalised root mean square error, ``√(Σ(p − g)² / Σg²)``: 0 or more, lower is better; 1 for predicting 0.
+    """Normalised root mean square error, ``√(Σ(p − g)² / Σg²)``: 0 or more, lower is better; 1 if the prediction is 0.
 
-    Of the norms in use this is the Euclidean one; UDPET divides by the target's range instead.
+    It is normalised by the Euclidean norm of the target; UDPET divides by the target's range instead.
 
     Raises:
-        MetricError: the target is 0 throughout, or the volumes cannot be compared.
+        MetricError: the target is 0 everywhere, or the volumes cannot be compared.
     """
     pair = checked(prediction, target, mask)
     return (pair.total(_squared_error) / _nonzero(pair.total(lambda _, g: g.square()))).sqrt()

@@ -1,4 +1,4 @@
-"""What every metric is given, checked once and read slab by slab: a prediction, its target, and perhaps a mask.
+"""The input of every metric: a prediction, its target and an optional mask, checked once and read slab by slab.
 
 Axes: (N, C, D, H, W) a batch, (C, D, H, W) a sample of it, (D, H, W) a single volume.
 """
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SLAB = 2**20  # voxels that are worked on at a time: 8 MiB in float64, and a few such tensors are held
+SLAB = 2**20  # voxels processed at a time: 8 MiB in float64; a few such tensors are in memory
 
 Metric = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # prediction, target, mask of one sample -> a scalar
 Term = Callable[[Tensor, Tensor], Tensor]  # prediction, target -> a value for every voxel
 
 
 class MetricError(ValueError):
-    """A metric cannot be computed; the message says what was got, what was expected and how to mend it."""
+    """A metric cannot be computed; the message gives the value found, the value expected and the remedy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +25,8 @@ class Pair:
     """A prediction and its target, (N, C, D, H, W), finite; made by :func:`checked`.
 
     Attributes:
-        mask: None, or boolean and as large as the target, no sample of it empty.
-        batched: whether the caller gave a batch, and not a single volume.
+        mask: None, or a boolean tensor with the shape of the target; no sample is empty.
+        batched: whether the caller passed a batch rather than a single volume.
     """
 
     prediction: Tensor
@@ -35,30 +35,30 @@ class Pair:
     batched: bool
 
     def each(self, metric: Metric) -> Tensor:
-        """Apply a metric of one sample to all: (N,) for a batch, a scalar tensor for a single volume."""
+        """Apply a metric to each sample: (N,) for a batch, a scalar tensor for a single volume."""
         masks = [None] * len(self.target) if self.mask is None else self.mask
         values = [metric(*sample) for sample in zip(self.prediction, self.target, masks, strict=True)]
         return torch.stack(values) if self.batched else values[0]
 
     def total(self, term: Term) -> Tensor:
-        """Sum a term of prediction and target over the voxels, or over those of the mask."""
+        """Sum a term of prediction and target over all voxels, or over those inside the mask."""
         return self.each(lambda p, g, m: _total(term, p, g, m))
 
     def mean(self, term: Term) -> Tensor:
-        """Average a term of prediction and target over the voxels, or over those of the mask."""
+        """Average a term of prediction and target over all voxels, or over those inside the mask."""
         return self.each(lambda p, g, m: _total(term, p, g, m) / (g.numel() if m is None else m.sum()))
 
 
 def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Pair:
-    """Check what a caller gave.
+    """Check the arguments of a metric.
 
     Args:
         prediction: (N, C, D, H, W) or (D, H, W), finite, any real type, any device.
-        target: the same shape and device.
-        mask: the same shape, or one channel; voxels above 0 are inside. No sample may be empty.
+        target: same shape and device.
+        mask: same shape, or one channel; voxels above 0 are inside. No sample may be empty.
 
     Raises:
-        MetricError: anything else.
+        MetricError: the arguments do not meet these conditions.
     """
     _check_volumes(prediction, target)
     pair = [_as_batch(x.detach()) for x in (prediction, target)]
@@ -69,7 +69,7 @@ def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> P
 
 
 def single(name: str, *volumes: Tensor | None) -> None:
-    """Refuse everything but single volumes (D, H, W) of one shape, for what is defined for one subject only."""
+    """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only."""
     given = [x for x in volumes if x is not None]
     if any(not isinstance(x, Tensor) or x.ndim != 3 or x.shape != given[0].shape for x in given):
         got = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in given)
@@ -77,7 +77,7 @@ def single(name: str, *volumes: Tensor | None) -> None:
 
 
 def checked_range(data_range: float) -> float:
-    """The span of the intensity scale, finite and positive."""
+    """Check that the span of the intensity scale is finite and positive; return it as a float."""
     if isinstance(data_range, bool) or not isinstance(data_range, int | float) or not 0 < data_range < math.inf:
         raise MetricError(
             f"data_range must be a positive number, got {data_range!r}: give the span of the task's intensity scale "
@@ -87,7 +87,7 @@ def checked_range(data_range: float) -> float:
 
 
 def slabs(volume: Tensor, dim: int = 1) -> Iterator[tuple[slice, ...]]:
-    """Indices that cut a sample (C, D, H, W) along an axis into pieces of about ``SLAB`` voxels."""
+    """Yield the indices that cut a sample (C, D, H, W) along an axis into slabs of about ``SLAB`` voxels."""
     size = volume.shape[dim]
     thickness = max(1, SLAB * size // volume.numel())
     for start in range(0, size, thickness):
@@ -95,7 +95,7 @@ def slabs(volume: Tensor, dim: int = 1) -> Iterator[tuple[slice, ...]]:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In the precision in which sums are taken: float64, but float32 on MPS, which has no wider type."""
+    """Cast to the precision of sums: float64, or float32 on MPS, which has no float64."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 

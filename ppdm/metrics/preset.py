@@ -1,6 +1,6 @@
-"""A convention of evaluation as a value with a name, and the project's own.
+"""Presets: named evaluation conventions, and the project's own preset.
 
-A preset scores one subject; a record carries its name.
+A preset scores one subject. Records of scores contain the name of their preset.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,22 +16,22 @@ from ppdm.metrics.similarity import ssim
 from ppdm.metrics.texture import seam_index, sharpness
 from ppdm.pixel_puzzle import Factor
 
-Score = Callable[[Tensor, Tensor, Tensor | None], Tensor | float]  # of prediction, target and mask, each (D, H, W)
+Score = Callable[[Tensor, Tensor, Tensor | None], Tensor | float]  # prediction, target, mask, each (D, H, W)
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A convention of evaluation.
+    """An evaluation convention.
 
     Attributes:
-        name: what records carry.
-        metrics: what is computed, by name, of every subject.
-        masked: what is computed besides if there is a mask with a voxel above 0.
-        units: what volumes must be in.
-        normalisation: what is done to them, in words.
-        mask: what the mask must be.
+        name: its name in records.
+        metrics: the metrics of every subject, by name.
+        masked: additional metrics if there is a mask with a voxel above 0.
+        units: the required units of the volumes.
+        normalisation: description of the normalisation of the volumes.
+        mask: description of the required mask.
         source: where the convention is published.
-        uptake: whether the bias of uptake is taken in every labelled region of PET.
+        uptake: whether to compute the bias of uptake in every labelled region of PET.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Preset:
             mask: (D, H, W), see ``mask``; None if there is none.
 
         Raises:
-            MetricError: not single volumes, or what a metric refuses.
+            MetricError: the arguments are not single volumes, or a metric refuses them.
         """
         single(f"The preset {self.name}", prediction, target, mask)
         checked(prediction, target)
@@ -63,11 +63,11 @@ class Preset:
 
 
 def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
-    """The project's own convention: each metric as :mod:`ppdm.metrics` defines it.
+    """The project's own convention, with the metrics as defined in :mod:`ppdm.metrics`.
 
     Args:
         data_range: span of the task's intensity scale, fixed.
-        factor: the puzzle's factor; with it, the seam index is computed.
+        factor: the puzzle's factor; if given, the preset includes the seam index.
 
     Raises:
         MetricError: data_range is not positive.
