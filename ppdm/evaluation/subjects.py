@@ -55,7 +55,7 @@ class CaseFiles:
 
 
 def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
-    """The files of pairs; the scans of one subject are named by their source files, or by numbers if those are equal."""
+    """The files of pairs; scans of one subject are named by their source files, or by numbers if those are equal."""
     scans: dict[str, list[Pair]] = {}
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)

@@ -69,7 +69,7 @@ def _percentile_scaled(name: str, x: Tensor) -> Tensor:
 
 
 def percentile(x: Tensor, q: float) -> float:
-    """Percentile with linear interpolation, as in ``numpy.percentile``; unlike ``torch.quantile``, without size limit."""
+    """Percentile with linear interpolation, as in ``numpy.percentile``; ``torch.quantile`` has a size limit."""
     place = q / 100 * (x.numel() - 1)
     below, above = (float(x.flatten().kthvalue(k + 1).values) for k in (floor(place), ceil(place)))
     return below + (above - below) * (place - floor(place))
@@ -139,7 +139,7 @@ UDPET = Preset(
     mask="labels of the volumes of interest (the challenge's: liver 1, heart 2, right kidney 3, left kidney 4)",
     # The challenge's page names the metrics. The formulas are from a participant's copy of its evaluation script; other
     # years may differ. Not computed: the radiomics features, the local "PSNR" (of the image against the mask), total
-    # lesion metabolism (its error in percent equals that of SUVmean), and the weighted sum of all scores.
+    # lesion metabolism (its error in percent equals that of SUVmean), and the weighted total score.
     source=(
         "github.com/udpet-challenge/udpet-challenge.github.io, evaluation.md at 0251483; "
         "github.com/felihong/wavelet-PET-denoising, common/evaluation.py at 037ac83"

@@ -1,4 +1,4 @@
-"""Structural similarity of volumes (Wang, Bovik, Sheikh & Simoncelli, IEEE TIP 13(4), 2004), carried over to 3-D.
+"""Structural similarity of volumes (Wang, Bovik, Sheikh & Simoncelli, IEEE TIP 13(4), 2004), extended to 3-D.
 
 Axes: batches (N, C, D, H, W), samples (C, D, H, W), volumes (D, H, W).
 """
@@ -15,11 +15,11 @@ from ppdm.metrics.pair import SLAB, MetricError, Pair, checked, checked_range, w
 
 @dataclass(frozen=True)
 class Window:
-    """A separable window that slides over the volume; only places where it fits are counted (the valid region).
+    """A separable sliding window; only positions where it fits into the volume count (the valid region).
 
     Attributes:
-        weights: along each axis, an odd number of them, which add up to 1.
-        sample: divide variances by n − 1 (n the window's voxels) and not by n.
+        weights: the weights along each axis; their number is odd and they add up to 1.
+        sample: divide variances by n − 1 instead of n, where n is the number of voxels of the window.
     """
 
     weights: tuple[float, ...]
@@ -27,7 +27,7 @@ class Window:
 
     @classmethod
     def gaussian(cls, size: int = 11, sigma: float = 1.5) -> "Window":
-        """Make the window of the paper's section III-C."""
+        """Make the Gaussian window of section III-C of the paper."""
         if type(size) is not int or size < 3 or size % 2 == 0 or not sigma > 0:
             raise MetricError(f"SSIM's window is an odd integer from 3 and its sigma positive, got {size} and {sigma}.")
         bell = [exp(-((k - size // 2) ** 2) / (2 * sigma**2)) for k in range(size)]
@@ -35,25 +35,25 @@ class Window:
 
     @classmethod
     def uniform(cls, size: int = 7) -> "Window":
-        """Make scikit-image's default: equal weights, sample covariance."""
+        """Make the default window of scikit-image: equal weights, sample covariance."""
         return cls((1 / size,) * size, sample=True)
 
     @property
     def half(self) -> int:
-        """How many voxels at each border have no value."""
+        """Number of voxels at each border that are outside the valid region."""
         return len(self.weights) // 2
 
     @property
     def correction(self) -> float:
-        """What turns the mean square deviation into the variance."""
+        """Factor from the mean square deviation to the variance."""
         n = len(self.weights) ** 3
         return n / (n - 1) if self.sample else 1.0
 
     def mean(self, x: Tensor) -> Tensor:
-        """The weighted mean around every place in (C, D, H, W): each axis loses ``2·half`` voxels.
+        """The weighted mean around every voxel of (C, D, H, W); each spatial axis becomes ``2·half`` voxels shorter.
 
-        Written as sums of shifted volumes, because a convolution on CUDA may round to TF32, whose error exceeds the
-        variances that are wanted.
+        It sums shifted volumes, because a convolution on CUDA may round to TF32. The rounding error of TF32 exceeds the
+        variances to be computed.
         """
         for axis in (-3, -2, -1):
             size = x.shape[axis] - 2 * self.half
@@ -76,24 +76,25 @@ def ssim(
 ) -> Tensor:
     """Mean structural similarity: 1 for equal volumes, about 0 for unrelated ones, −1 at the lowest.
 
-    In every window, with means μ, variances σ² and covariance σ_pg (eq. 13 of the paper)::
+    The value in one window, with means μ, variances σ² and covariance σ_pg (eq. 13 of the paper), is::
 
         SSIM = (2·μ_p·μ_g + C1)·(2·σ_pg + C2) / ((μ_p² + μ_g² + C1)·(σ_p² + σ_g² + C2)),  C = (K·data_range)²
 
-    with a Gaussian window, population covariance, and the mean over the valid region (of all channels). It equals
-    scikit-image's ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``.
-    Computed in float32 or wider, slab by slab: beside the volumes it needs about 50 MiB.
+    The window is Gaussian and the covariance is the population covariance. The result is the mean over the valid region
+    of all channels. It equals scikit-image's
+    ``structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)``.
+    It is computed in float32 or a wider type, slab by slab, and needs about 50 MiB in addition to the volumes.
 
     Args:
-        prediction, target, mask: as for :func:`ppdm.metrics.pair.checked`; with a mask, the mean over the windows whose
-            centre is inside. The windows themselves see voxels outside.
+        prediction, target, mask: as for :func:`ppdm.metrics.pair.checked`. With a mask, the result is the mean over the
+            windows whose centre is inside the mask. These windows include voxels outside it.
         data_range: span of the intensity scale in the images' units, fixed for a task.
         window, sigma: size and standard deviation of the Gaussian, in voxels.
         k1, k2: the paper's constants.
 
     Raises:
-        MetricError: an option out of range, a volume smaller than the window, a mask with no voxel in the valid region,
-            or volumes that cannot be compared.
+        MetricError: an option is out of range, a volume is smaller than the window, the mask has no voxel in the valid
+            region, or the volumes cannot be compared.
     """
     span = checked_range(data_range)
     if not (k1 > 0 and k2 > 0):
@@ -116,7 +117,7 @@ def similarity(pair: Pair, span: float, window: Window, k: tuple[float, float] =
 def _mean_similarity(
     prediction: Tensor, target: Tensor, mask: Tensor | None, window: Window, constants: Sequence[float]
 ) -> Tensor:
-    """Average the map of a sample (C, D, H, W) over its valid region, computed in slabs that overlap by the window."""
+    """Average the SSIM map of a sample (C, D, H, W) over its valid region, in slabs that overlap by ``2·half``."""
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
     inside = None if mask is None else _valid(mask, window)
     planes = target.shape[1] - 2 * window.half
@@ -143,9 +144,9 @@ def _valid(mask: Tensor, window: Window) -> Tensor:
 
 
 def _similarity_map(p: Tensor, g: Tensor, window: Window, constants: Sequence[float]) -> Tensor:
-    """Wang 2004, eq. 13."""
+    """Compute the SSIM map (Wang 2004, eq. 13)."""
     c1, c2 = constants
-    # Variances do not change with a shift, and without the common offset their differences of squares do not cancel.
+    # A shift does not change variances. Without the common offset, the differences of squares do not lose precision.
     offset = g.mean()
     p, g = p - offset, g - offset
     mean_p, mean_g = window.mean(p), window.mean(g)

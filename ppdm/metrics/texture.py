@@ -1,4 +1,4 @@
-"""What averages of the error do not show: a grid left by the puzzle, and blur.
+"""Metrics of artefacts that mean errors do not show: a grid from the pixel puzzle, and blur.
 
 Axes: batches (N, C, D, H, W), samples (C, D, H, W), volumes (D, H, W).
 """
@@ -9,36 +9,36 @@ from torch import Tensor
 from ppdm.metrics.pair import MetricError, checked, slabs, wide
 from ppdm.pixel_puzzle import Factor, factor_of
 
-GUARD = 2  # bins from a harmonic that a periodic Hann window leaves free of it: a pure grid reaches the first only
-REACH = 8  # bins from a harmonic within which the spectrum is compared, so that its slope does not matter
-MIN_CELLS = 2 * GUARD  # along an axis, so that there is such a bin between two harmonics
-FLOOR = 1e-6  # of the error's mean power density, -60 dB: what is weaker is neither grid nor background
+GUARD = 2  # first bin beside a harmonic without its power: with a periodic Hann window, a pure grid leaks one bin only
+REACH = 8  # last bin beside a harmonic that is compared with it; few bins, so that the spectrum's slope does not matter
+MIN_CELLS = 2 * GUARD  # minimum along an axis, so that there is a bin to compare between two harmonics
+FLOOR = 1e-6  # share of the error's mean power density, -60 dB; weaker power is neither grid nor background
 
 
 def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
-    """How far a grid of the puzzle's cells stands out of the error's spectrum, in dB: 0 is no grid, higher is worse.
+    """Power of a grid of puzzle cells in the error's spectrum, relative to its surroundings, in dB; 0 means no grid.
 
-    Along an axis of n voxels with factor r > 1, every line of the error e = p − g is multiplied by a periodic Hann
-    window w (no leakage from the borders), and P(k), k in cycles a voxel, is the mean power spectrum of all lines. A
-    grid has the period r and stands at the harmonics i/r, 0 < i ≤ r/2. The index is::
+    Higher is worse. Take an axis of n voxels with factor r > 1. Every line of the error e = p − g is multiplied by a
+    periodic Hann window w, which prevents leakage from the borders. P(k), with k in cycles/voxel, is the mean power
+    spectrum of all lines. A grid has the period r and appears at the harmonics i/r, 0 < i ≤ r/2. The index is::
 
         10·log10 mean over axes, i of max(1, (P(i/r) + f) / (median of P near i/r + f)),   f = 1e-6 · mean P
 
-    where near is 2 to 8 bins of 1/n away, at most half the way to the next harmonic. For a grid along one axis whose
-    Fourier coefficient at i/r is A, in white noise of standard deviation σ, the quotient is expected to be
-    ``1 + (A/σ)²·(Σw)²/Σw² = 1 + (A/σ)²·n/1.5``: it grows with n, so compare volumes of one size. White noise
-    has 0 dB, at most about 20/√lines more (.3 dB for 64² lines along an axis); smooth errors (blurred noise, ramps, a
-    body's outline) have 0 to 1.5 dB. A dip of the spectrum is no grid and counts as 1; f gives 0 dB where nothing is
-    left to compare (identical volumes).
+    where "near" means a distance of 2 to 8 bins of 1/n, at most half the distance to the next harmonic. For a grid
+    along one axis with Fourier coefficient A at i/r, in white noise of standard deviation σ, the expected quotient is
+    ``1 + (A/σ)²·(Σw)²/Σw² = 1 + (A/σ)²·n/1.5``. It grows with n, so compare only volumes of the same size. White noise
+    has 0 dB, at most about 20/√lines more (0.3 dB for 64² lines along an axis). Smooth errors (blurred noise, ramps,
+    the outline of a body) have 0 to 1.5 dB. A dip of the spectrum is not a grid and counts as 1. Because of f, the
+    index is 0 dB if there is no error (identical volumes).
 
     Args:
-        prediction, target: (N, C, D, H, W) or (D, H, W), as for :func:`ppdm.metrics.pair.checked`. An axis that its
-            factor does not divide is cropped at its end, where the puzzle pads.
-        factor: the puzzle's factor, one integer or one an axis; axes with factor 1 have no grid and do not count.
+        prediction, target: (N, C, D, H, W) or (D, H, W), as for :func:`ppdm.metrics.pair.checked`. If the factor does
+            not divide the size of an axis, the axis is cropped at its end, where the puzzle pads.
+        factor: the puzzle's factor, one integer or one for each axis; axes with factor 1 have no grid and are ignored.
 
     Raises:
-        MetricError: a factor of 1 on all axes, fewer than 4 cells along an axis, or volumes that cannot be compared.
-        ValueError: the factor is no positive integer an axis.
+        MetricError: the factor is 1 on all axes, an axis has fewer than 4 cells, or the volumes cannot be compared.
+        ValueError: the factor is not a positive integer on each axis.
     """
     pair = checked(prediction, target)
     r = factor_of(factor, pair.target)
@@ -50,9 +50,9 @@ def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
 def sharpness(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Ratio of gradient energies, ``Σ|∇p|² / Σ|∇g|²``: 1 as sharp as the target, below 1 blurred, above 1 noisy.
 
-    The gradient is made of differences between neighbouring voxels along the three axes, not divided by the spacing;
-    with a mask, of those whose two voxels are inside. A mean of a target's distribution scores a good PSNR and a low
-    sharpness.
+    The gradient consists of the differences between neighbouring voxels along the three axes, not divided by the
+    spacing. With a mask, both voxels of a difference must be inside. A prediction that averages over possible targets
+    has a high PSNR and a low sharpness.
 
     Raises:
         MetricError: the target is constant, or the volumes cannot be compared.
@@ -65,15 +65,15 @@ def sharpness(prediction: Tensor, target: Tensor, mask: Tensor | None = None) ->
 
 
 def error_spectrum(prediction: Tensor, target: Tensor, axis: int) -> Tensor:
-    """Mean power spectrum of the error's lines along an axis, as :func:`seam_index` has it, at k/n cycles a voxel.
+    """Mean power spectrum of the error's lines along an axis, as in :func:`seam_index`, at k/n cycles/voxel.
 
     Args:
         prediction, target: (D, H, W).
         axis: 0, 1 or 2.
 
     Returns:
-        (n//2 + 1,), with n the voxels along the axis, cropped to a multiple of four, so that the harmonics of factors 2
-        and 4 are among the frequencies.
+        (n//2 + 1,), where n is the number of voxels along the axis, cropped to a multiple of four. The frequencies then
+        include the harmonics of the factors 2 and 4.
 
     Raises:
         MetricError: the volumes cannot be compared.
@@ -93,20 +93,20 @@ def _check_cells(r: tuple[int, ...], size: tuple[int, ...]) -> None:
 
 
 def _quotients(prediction: Tensor, target: Tensor, axis: int, r: int) -> Tensor:
-    """The power at each harmonic along an axis of a sample (C, D, H, W) over the power near it, (r//2,)."""
-    cells = target.shape[axis] // r  # as many bins lie between two harmonics
+    """The power at each harmonic divided by the power near it, along an axis of a sample (C, D, H, W); (r//2,)."""
+    cells = target.shape[axis] // r  # also the number of bins from one harmonic to the next
     power = _spectrum(prediction, target, axis, cells * r)
     floor = (FLOOR * power.mean()).clamp_min(torch.finfo(power.dtype).tiny)
     harmonics = cells * torch.arange(1, r // 2 + 1, device=power.device)
     away = torch.arange(GUARD, min(cells // 2, REACH) + 1, device=power.device)
     near = torch.cat([harmonics[:, None] - away, harmonics[:, None] + away], dim=1)
     near = near.minimum(cells * r - near)  # beyond the Nyquist frequency the spectrum is its mirror image
-    around = (power[near] + floor).log().quantile(0.5, dim=1).exp()  # between two bins their geometric mean: no slope
+    around = (power[near] + floor).log().quantile(0.5, dim=1).exp()  # geometric mean of the two middle bins
     return ((power[harmonics] + floor) / around).clamp_min(1)
 
 
 def _spectrum(prediction: Tensor, target: Tensor, axis: int, n: int) -> Tensor:
-    """Mean power spectrum of the error's lines along an axis, of their first n voxels: (n//2 + 1,)."""
+    """Mean power spectrum of the first n voxels of the error's lines along an axis: (n//2 + 1,)."""
     window = torch.hann_window(n, dtype=torch.float32, device=target.device)
     power = wide(window.new_zeros(n // 2 + 1))
     for part in slabs(target, dim=_another(axis)):
@@ -131,5 +131,5 @@ def _gradient_energy(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _another(axis: int) -> int:
-    """An axis along which to cut, if lines along this one must stay whole."""
+    """Return another axis, along which slabs can be cut without cutting the lines along the given axis."""
     return 2 if axis == 1 else 1

@@ -1,6 +1,6 @@
 """Bias of PET uptake in organs and lesions.
 
-Axes: volumes (D, H, W) of one subject, in SUV (or any unit that is proportional to it).
+Axes: volumes (D, H, W) of one subject, in SUV or any unit proportional to it.
 """
 
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from ppdm.metrics.pair import MetricError, checked, single, wide
 
 @dataclass(frozen=True)
 class UptakeBias:
-    """Bias of one region in percent, ``100·(p − g)/g``: 0 is best, negative is an underestimate.
+    """Bias of one region in percent, ``100·(p − g)/g``: 0 is best, negative values are underestimates.
 
     Attributes:
-        suv_max: of the largest voxel of the region (each image's own largest).
-        suv_mean: of the mean over the region.
+        suv_max: bias of the maximum of the region (each image has its own maximum).
+        suv_mean: bias of the mean over the region.
     """
 
     suv_max: float
@@ -31,14 +31,14 @@ def suv_bias(prediction: Tensor, target: Tensor, labels: Tensor) -> dict[int, Up
 
     Args:
         prediction, target: (D, H, W), finite.
-        labels: (D, H, W), whole numbers of any type: 0 outside, each positive number a region.
+        labels: (D, H, W), whole numbers of any type: 0 outside all regions, one positive number for each region.
 
     Returns:
-        For every number in labels, its region's bias, in ascending order.
+        The bias of each region by its number, in ascending order.
 
     Raises:
-        MetricError: labels are no whole numbers from 0 or have no region, a region's target uptake is not positive, or
-            the volumes cannot be compared.
+        MetricError: labels are not whole numbers from 0 or contain no region, the target uptake of a region is not
+            positive, or the volumes cannot be compared.
     """
     single("suv_bias", prediction, target, labels)
     pair, labels = checked(prediction, target), _whole(labels)
