@@ -1,7 +1,8 @@
-"""Regions of a scan: whole numbers in a volume of labels, and their names in a table beside it.
+"""Regions of a scan: whole numbers in a label volume, and an optional table of their names in the same folder.
 
-The table is that of BIDS segmentations: ``labels.tsv`` beside ``labels.nii.gz``, its columns `index` and `name`.
-Without one, every number above 0 is a region that bears its number; with one, the regions are those that it names.
+The table has the format of BIDS segmentations: ``labels.tsv`` next to ``labels.nii.gz``, with the columns `index` and
+`name`. Without a table, every number above 0 is a region and the number is its name. With a table, only the listed
+numbers are regions.
 """
 
 import csv
@@ -12,20 +13,20 @@ from pathlib import Path
 
 from ppdm.data.volume import SUFFIXES
 
-LESIONS = ("lesion", "lesions")  # of these, each connected part is a region of its own
+LESIONS = ("lesion", "lesions")  # each connected component of these is a separate region
 
 _HEADER = ("index", "name")
 
 
 class RegionError(ValueError):
-    """A table of regions cannot be read; the message says where and why."""
+    """A table of regions cannot be read; the message gives the file and the reason."""
 
 
 def read_names(labels: Path) -> dict[int, str] | None:
-    """The names of the regions of a volume of labels, or None if it has no table.
+    """Read the names of the regions of a label volume; None if it has no table.
 
     Raises:
-        RegionError: the table is none, or names a number or a region twice.
+        RegionError: the file is not a table of regions, lists a number or a name twice, or leaves a name empty.
     """
     path = _table(labels)
     try:
@@ -44,13 +45,13 @@ def read_names(labels: Path) -> dict[int, str] | None:
 
 
 def names_table(names: Mapping[int, str]) -> bytes:
-    """The table that :func:`read_names` reads."""
+    """The content of a table for :func:`read_names`."""
     lines = ["\t".join(_HEADER), *(f"{index}\t{name}" for index, name in names.items())]
     return ("\n".join(lines) + "\n").encode()
 
 
 def table_name(labels: str) -> str:
-    """The name of the table of a volume of labels, such as ``labels.tsv``."""
+    """The file name of the table of a label volume, such as ``labels.tsv``."""
     suffix = next((end for end in SUFFIXES if labels.lower().endswith(end)), "")
     return labels[: len(labels) - len(suffix)] + ".tsv"
 
@@ -60,5 +61,5 @@ def _table(labels: Path) -> Path:
 
 
 def _plain(name: str) -> str:
-    """As a metric's name may hold it: `Left kidney` is `left_kidney`."""
+    """Convert a region's name to a form for metric names: `Left kidney` becomes `left_kidney`."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")

@@ -1,4 +1,4 @@
-"""The pairs of a folder: how well-known data sets name their files, who is in which split, and how SUV is had."""
+"""Pairs from a folder: file names of well-known data sets, splits, and the SUV factors of PET scans."""
 
 from ppdm.data.layouts.pairing import pairs_from_folder
 from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError

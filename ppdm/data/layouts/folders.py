@@ -1,4 +1,4 @@
-"""The NIfTI files of a folder, found in one pass."""
+"""Search a folder for NIfTI files in one pass."""
 
 import os
 from collections.abc import Iterator
@@ -8,13 +8,15 @@ from ppdm.data.volume import SUFFIXES
 
 
 def nifti_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], list[str]]:
-    """The paths, relative to the folder with forward slashes and sorted, of its .nii and .nii.gz files.
+    """Find the .nii and .nii.gz files of a folder.
 
-    Hidden files and folders are passed by: `._x.nii.gz` is what macOS leaves beside x.nii.gz. Links to files are
-    followed, and links to folders that lie elsewhere, once each; what lies in the folder itself is found without them.
+    Hidden files and folders are skipped, because macOS writes files such as `._x.nii.gz` next to x.nii.gz. Links to
+    files are followed. Links to folders outside this folder are followed once each. Links to folders inside it are not
+    followed, since their files are found anyway.
 
     Returns:
-        (NIfTI files, other files, folders that could not be listed).
+        (NIfTI files, other files, folders that could not be listed). The paths are sorted. Those of files are relative
+        to the folder and have forward slashes.
     """
     images: list[str] = []
     others: list[str] = []
@@ -28,14 +30,16 @@ def _walk(folder: Path, closed: list[str]) -> Iterator[str]:
     entered = {os.path.realpath(folder)}
     places = os.walk(folder, onerror=lambda error: closed.append(str(error.filename)), followlinks=True)
     for place, folders, names in places:
-        shown = sorted(name for name in folders if not name.startswith("."))  # of two links the same one leads on
+        shown = sorted(
+            name for name in folders if not name.startswith(".")
+        )  # sorted, so that the same one of two links is followed
         folders[:] = [name for name in shown if _leads_on(os.path.join(place, name), entered)]
         relative = PurePath(os.path.relpath(place, folder))
         yield from ((relative / name).as_posix() for name in names if not name.startswith("."))
 
 
 def _leads_on(place: str, entered: set[str]) -> bool:
-    """Whether a folder is to be entered; a link is not if where it leads was entered by name or lies below such."""
+    """Whether to enter a folder; a link is skipped if its target is, or is inside, a folder in ``entered``."""
     if not os.path.islink(place):
         return True
     goal = os.path.realpath(place)

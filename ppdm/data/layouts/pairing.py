@@ -1,4 +1,4 @@
-"""The pairs that a folder holds, by the names of its files: nothing is opened, nothing is copied."""
+"""Find the pairs in a folder by their file names; no file is opened or copied."""
 
 import os
 from collections import Counter, defaultdict
@@ -27,22 +27,23 @@ def pairs_from_folder(
     fractions: Fractions = (0.8, 0.1, 0.1),
     suv_table: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
-    """The pairs that a folder holds, ordered by subject and session, and remarks on what was left out and why.
+    """Find the pairs in a folder; returns them ordered by subject and session, with remarks on omitted files.
 
-    A visit with only one of the two kinds, or with several files of one, makes no pair but a remark: nothing is chosen
-    in silence. Splits are the layout's where it has them, else drawn (:func:`ppdm.data.layouts.splits.split_of`).
+    A visit with only one of the two kinds, or with several files of one kind, gives a remark instead of a pair. No file
+    is chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
+    :func:`ppdm.data.layouts.splits.split_of`.
 
     Args:
-        folder: where the data set lies.
-        layout: the name of one of LAYOUTS, or a layout of one's own.
-        source, target: kinds, instead of the layout's.
-        pattern: regular expression of whole paths, instead of the layout's.
-        seed, fractions: of the splits that are drawn.
-        suv_table: CSV file of doses (:func:`ppdm.data.layouts.suv.read_suv_table`); every pair then has its suv_factor.
+        folder: the folder of the data set.
+        layout: the name of a layout in LAYOUTS, or a custom layout.
+        source, target: kinds that replace those of the layout.
+        pattern: regular expression for whole paths that replaces the patterns of the layout.
+        seed, fractions: seed and fractions of the sampled splits.
+        suv_table: CSV file of doses (:func:`ppdm.data.layouts.suv.read_suv_table`); every pair then has an suv_factor.
 
     Raises:
-        LayoutError: the folder has no pair of that kind (with examples of what it has), the layout or an option is not
-            sound, a subject is in two splits or cannot name a file, or the table lacks a subject.
+        LayoutError: the folder has no pair of these kinds (the message gives examples of its files), the layout or an
+            option is invalid, a subject is in two splits or cannot be a file name, or the table lacks a subject.
     """
     folder = Path(folder)
     layout = _adapted(layout, source, target, pattern)
@@ -82,7 +83,7 @@ def _adapted(layout: Layout | str, source: str | None, target: str | None, patte
 
 @dataclass(frozen=True)
 class _Scan:
-    """A file that a pattern fits; its name is relative to the folder, and what the name does not tell is empty."""
+    """A file that matches a pattern; its name is relative to the folder; fields without a matching group are empty."""
 
     name: str
     subject: str
@@ -92,7 +93,7 @@ class _Scan:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """The NIfTI files of the folder, and remarks on what could not be listed."""
+    """The NIfTI files of the folder, and remarks on subfolders that could not be listed."""
     if not folder.is_dir():
         raise LayoutError(f"{folder} is not a folder; name the one that holds the data set.")
     images, others, closed = nifti_files(folder)
@@ -112,7 +113,7 @@ def _read(name: str, layout: Layout) -> _Scan | None:
 
 
 def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan]:
-    """The scans whose files are there: a link may point to what was never fetched."""
+    """The scans whose files exist; a link may point to a file that was never downloaded."""
     lost = {scan.name for scan in scans if not os.path.isfile(folder / scan.name)}
     if lost:
         remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
@@ -138,7 +139,7 @@ def _no_pair(folder: Path, layout: Layout, scans: list[_Scan], remarks: list[str
 
 @dataclass(frozen=True)
 class _Visit:
-    """A source and its target; the split is empty where the layout gives none."""
+    """A source and its target; the split is empty if the layout defines none."""
 
     subject: str
     session: str
@@ -149,7 +150,7 @@ class _Visit:
 
 
 def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]]:
-    """The visits that make pairs, and remarks on those that do not."""
+    """The visits that form pairs, and remarks on the other visits."""
     found: dict[tuple[str, str, str], list[_Scan]] = defaultdict(list)
     for scan in scans:
         found[scan.subject, scan.session, scan.split].append(scan)
@@ -157,7 +158,7 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
     notes: dict[str, list[str]] = defaultdict(list)
     for key, files in sorted(found.items()):
         if not any(_fitting(kind, files, layout) for kind in (layout.source, layout.target)):
-            continue  # other kinds only
+            continue  # the visit has only files of other kinds
         source, target = (_one(kind, key, files, layout, notes) for kind in (layout.source, layout.target))
         mask = _one(layout.mask, key, files, layout, notes) if layout.mask else None
         if source and target:
@@ -168,7 +169,7 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
 
 
 def _one(kind: str, key: Sequence[str], scans: list[_Scan], layout: Layout, notes: dict[str, list[str]]) -> str | None:
-    """The one file of a kind, or None and a note why."""
+    """The single file of a kind; otherwise None, and a note with the reason."""
     who = " ".join(part for part in key if part)
     fits = _fitting(kind, scans, layout)
     exact = [scan for scan in fits if scan.kind == kind] or fits
@@ -207,7 +208,7 @@ def _pairs(folder: Path, visits: list[_Visit], splits: dict[str, str], factors: 
 
 
 def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> dict[str, str]:
-    """The split of each subject: the layout's, or drawn."""
+    """The split of each subject, from the layout or sampled."""
     named: dict[str, set[str]] = defaultdict(set)
     for visit in visits:
         named[visit.subject].add(visit.split)

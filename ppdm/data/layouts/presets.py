@@ -1,7 +1,7 @@
-"""Presets: how the files of well-known data sets are named, one row of a table each.
+"""Presets: file names of well-known data sets, one table entry for each data set.
 
-A layout is regular expressions over the path of a file, relative to the data set's folder, with named groups `subject`
-(the patient: the unit of which no part may be in two splits), `kind`, and where there is one `session` (the visits of a
+A layout consists of regular expressions for the path of a file, relative to the folder of the data set. Their named
+groups are `subject` (the patient, who must not be in two splits), `kind`, and optionally `session` (all visits of a
 patient are rows of one subject) and `split`.
 """
 
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
-PATTERN_LENGTH = 1000  # of a layout's regular expression; none that is written by hand is near it
+PATTERN_LENGTH = 1000  # maximum length of a layout's regular expression; hand-written ones are much shorter
 
 
 class LayoutError(ValueError):
-    """A layout, or a folder that does not fit it, is refused; the message says what was found and expected."""
+    """A layout is invalid or a folder does not match it; the message gives what was found and what was expected."""
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
@@ -24,7 +24,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise LayoutError(f"A pattern of {len(pattern)} characters is refused; {PATTERN_LENGTH} are enough.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of syntax that may change its meaning one day
+            warnings.simplefilter("ignore")  # Python warns of syntax that may change in the future
             expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise LayoutError(f"The pattern {pattern!r} is no regular expression of Python: {error}.") from None
@@ -38,24 +38,25 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the files of a data set are named.
+    """File naming scheme of a data set.
 
     Attributes:
-        name: what it is chosen by.
-        patterns: regular expressions of whole paths, relative to the folder and with forward slashes; the first that
-            fits counts.
-        source: the kind that is translated, unless another is asked for.
-        target: the kind it is translated to.
-        origin: where the names were learnt, and what of them is not certain.
-        mask: the kind that says where quality is measured, or None.
-        entities: whether a kind is a run of BIDS entities of which source, target and mask name some: `T1w` then means
-            `acq-mprage_T1w` as well, and a file that is named exactly so goes first.
-        aliases: other spellings of a kind, to the one that counts.
-        activity: whether the files hold Bq/mL, which only a table of doses makes SUV.
-        remark: what a user of this data set must know.
+        name: name of the layout.
+        patterns: regular expressions for whole paths, relative to the folder and with forward slashes; the first match
+            is used.
+        source: default kind of the source.
+        target: default kind of the target.
+        origin: where the file names come from, and which of them are uncertain.
+        mask: kind of the mask in which quality is measured, or None.
+        entities: whether a kind consists of BIDS entities, and source, target and mask name only some of them. `T1w`
+            then also matches `acq-mprage_T1w`; a file whose kind is exactly `T1w` has priority.
+        aliases: map from other spellings of a kind to its standard spelling.
+        activity: whether the files hold Bq/mL; conversion to SUV needs a table of doses.
+        remark: important information for users of this data set.
 
     Raises:
-        LayoutError: a pattern is too long, is no regular expression, or lacks the groups subject and kind.
+        LayoutError: a pattern is too long, is not a regular expression, or lacks the groups subject and kind; source
+            and target are missing or equal.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Layout:
 
     @cached_property
     def expressions(self) -> tuple[re.Pattern[str], ...]:
-        """The patterns, compiled."""
+        """The compiled patterns."""
         return tuple(_compiled(pattern) for pattern in self.patterns)
 
 

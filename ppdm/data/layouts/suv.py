@@ -1,4 +1,4 @@
-"""Standardised uptake values (SUV) of PET: the factor of a scan, and a table of what it is computed from."""
+"""Standardised uptake values (SUV) of PET: the factor of a scan, and a table of weights and doses to compute it."""
 
 import csv
 import math
@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 
 F18_HALF_LIFE_S = 6586.2
-"""Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
-write up to 6588 s: over two hours the factors differ by less than 0.04 %."""
+"""Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 gives 109.734 min, and scanners
+write up to 6588 s. Over two hours, the factors differ by less than 0.04 %."""
 
 COLUMNS = ("subject", "weight_kg", "dose_bq", "minutes")
 OPTIONAL_COLUMNS = ("session", "half_life_min")
 
-_LEAST_DOSE_BQ = 1e4  # less was never injected for an image: the number is in MBq
+_LEAST_DOSE_BQ = 1e4  # no imaging injection has less; a smaller number is in MBq
 
 
 class SUVError(ValueError):
-    """A factor or a table of doses is refused; the message says which number and what was expected."""
+    """A factor or a table of doses is invalid; the message gives the number and what was expected."""
 
 
 def suv_factor(weight_kg: float, dose_bq: float, seconds: float, half_life_s: float = F18_HALF_LIFE_S) -> float:
-    """What turns Bq/mL into SUV by body weight (g/mL): 1000·weight / (dose·0.5^(seconds/half-life)).
+    """Factor from Bq/mL to body-weight SUV (g/mL): 1000·weight / (dose·0.5^(seconds/half-life)).
 
-    For images that are decay-corrected to the start of the acquisition, as DICOM calls it with DecayCorrection START.
+    For images that are decay-corrected to the start of the acquisition (DecayCorrection START in DICOM).
 
     Args:
         weight_kg: body weight.
-        dose_bq: activity injected, at the time of injection.
-        seconds: from injection to the time to which the image is decay-corrected; 0 if that is the injection.
-        half_life_s: of the radionuclide; fluorine-18 by default.
+        dose_bq: injected activity at the time of injection.
+        seconds: time from the injection to the reference time of the decay correction; 0 if that is the injection.
+        half_life_s: half-life of the radionuclide; fluorine-18 by default.
 
     Returns:
         The factor, g/Bq: SUV = stored value · factor.
 
     Raises:
-        SUVError: a number is not finite, not positive (0 s is allowed), or the factor is beyond floating point.
+        SUVError: a number is not finite or not positive (0 s is allowed), or the factor overflows floating point.
     """
     for name, value in (("weight_kg", weight_kg), ("dose_bq", dose_bq), ("half_life_s", half_life_s)):
         if not (math.isfinite(value) and value > 0):
@@ -54,15 +54,15 @@ class SUVTable:
     """The factors of the rows of a table.
 
     Attributes:
-        factors: (subject, session) to factor; the session is empty where the table names none.
+        factors: the factor of each (subject, session); the session is empty if the table gives none.
     """
 
     factors: Mapping[tuple[str, str], float]
 
     def factor(self, subject: str, session: str = "", sessions: int = 1) -> float | None:
-        """The factor of one visit of a subject that came `sessions` times, or None.
+        """The factor of one visit of a subject with `sessions` visits, or None if the table has no matching row.
 
-        A row without a session holds for a subject that came once: it cannot tell several injections apart.
+        A row without a session applies only to a subject with one visit, since it cannot distinguish injections.
         """
         alone = self.factors.get((subject, "")) if sessions == 1 else None
         return self.factors.get((subject, session), alone)
@@ -71,11 +71,11 @@ class SUVTable:
 def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     """Read a CSV file `subject,weight_kg,dose_bq,minutes[,half_life_min][,session]`; minutes count from the injection.
 
-    Without a half-life it is that of fluorine-18. Each injection has a row of its own: name the session, as the layout
-    finds it, where a subject came more than once.
+    The default half-life is that of fluorine-18. Each injection needs its own row. If a subject has several visits,
+    give the session as the layout finds it.
 
     Raises:
-        SUVError: the file cannot be read, or lists all its faults with their lines.
+        SUVError: the file cannot be read, or has faults; the message lists all of them with their lines.
     """
     path = Path(path)
     try:
