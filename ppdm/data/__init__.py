@@ -1,1 +1,1 @@
-"""Data: NIfTI volumes, manifests of pairs, and how intensities become network values. Nothing here imports torch."""
+"""Data: NIfTI volumes, manifests of pairs, and intensity scaling. This package does not import torch."""

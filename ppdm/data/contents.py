@@ -1,7 +1,7 @@
-"""One file of a pair, looked at by itself: what it holds, what is wrong with it, and what is odd.
+"""Check one file of a pair: its contents, its faults and its remarks.
 
-A fault is what training or translation would refuse, or what makes a scan worthless; a remark is what a person should
-know and may accept. Nothing of the voxels is kept.
+A fault is something that training or translation would refuse, or that makes a scan useless. A remark is something
+unusual that a user should notice and may accept. The voxels are not kept in memory.
 """
 
 import hashlib
@@ -15,26 +15,26 @@ from ppdm.data.geometry import Geometry, disagreement
 from ppdm.data.normalise import IntensityError, Range, percentile_range
 from ppdm.data.volume import Volume, VolumeError, read_geometry, read_volume
 
-DISAGREEMENT_MM = 0.1  # between sform and qform; below, it is the rounding of float32 quaternions
-ANISOTROPY = 3.0  # longest over shortest side of a voxel
-NEGATIVE_SHARE = 0.05  # of the voxels of a PET scan
-SUV_SPAN = (0.1, 100.0)  # the brightest voxels of a PET scan in SUV lie between these, in any tracer in clinical use
+DISAGREEMENT_MM = 0.1  # between sform and qform; smaller values come from the rounding of float32 quaternions
+ANISOTROPY = 3.0  # longest divided by shortest side of a voxel
+NEGATIVE_SHARE = 0.05  # share of negative voxels in a PET scan
+SUV_SPAN = (0.1, 100.0)  # SUV of the brightest voxels of a PET scan, for every tracer in clinical use
 
 _MEND = "check what was exported."
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file holds that could be read.
+    """Contents of a readable file.
 
     Attributes:
         path: the file.
         geometry: its grid in canonical order, mm.
-        low, high: least and largest value, physical; 0 where they were not finite.
-        window: percentiles 0.1 and 99.9, from which training makes its scale, or None where they coincide.
-        content: fingerprint of shape and values in canonical order; equal for equal images, however they are stored.
-        fault: why the values are worthless; empty if they are not.
-        remarks: what is odd.
+        low, high: smallest and largest physical value; values that are not finite count as 0.
+        window: percentiles 0.1 and 99.9, which define the scale in training; None if they are equal.
+        content: hash of shape and values in canonical order; equal for equal images, however they are stored.
+        fault: why the values are unusable; empty if they are usable.
+        remarks: unusual properties.
     """
 
     path: Path
@@ -48,10 +48,10 @@ class Contents:
 
 
 def examine(path: Path, suv_factor: float | None = None) -> Contents:
-    """Read a source or target and describe it; `suv_factor` says that it is PET, and its SUV a stored unit.
+    """Read and describe a source or target; `suv_factor` (SUV per stored unit) is given for PET only.
 
     Raises:
-        VolumeError: it cannot be read.
+        VolumeError: the file cannot be read.
     """
     volume = read_volume(path, announce=False)
     data = volume.data
@@ -75,15 +75,15 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
 
 
 def examine_mask(path: Path, what: str = "mask", wanted: str = "the region of interest as 1") -> tuple[Geometry, str]:
-    """The grid of a mask, and what is wrong with its values; empty if nothing is.
+    """Return the grid of a mask and the fault of its values; the fault is empty if the mask is usable.
 
     Args:
         path: the file.
-        what: what a message calls it; labels are looked at in the same way.
-        wanted: what it should hold.
+        what: name of the file's role in messages; labels are checked in the same way.
+        wanted: description of the expected content.
 
     Raises:
-        VolumeError: it cannot be read.
+        VolumeError: the file cannot be read.
     """
     volume = read_volume(path, announce=False)
     empty = not (volume.data > 0).any()
@@ -92,7 +92,7 @@ def examine_mask(path: Path, what: str = "mask", wanted: str = "the region of in
 
 
 def geometry_of(path: Path) -> Geometry | None:
-    """The grid of a file whose voxels need not be readable, or None if its header is not either."""
+    """The grid of a file whose voxels may be unreadable; None if its header is unreadable too."""
     try:
         return read_geometry(path)
     except VolumeError:
@@ -100,7 +100,7 @@ def geometry_of(path: Path) -> Geometry | None:
 
 
 def _window(data: np.ndarray) -> tuple[Range | None, str]:
-    """The range that training would use, or why it could not."""
+    """The range for training, or the reason why there is none."""
     try:
         return percentile_range(data), ""
     except IntensityError as error:
@@ -111,7 +111,7 @@ def _worthless(volume: Volume) -> str:
     data = volume.data
     if volume.replaced == data.size:
         return f"none of its {data.size} voxels is finite, expected an image; {_MEND}"
-    # Where 0 stands for nothing but what was not finite, it is no value of the image.
+    # If every 0 replaces a voxel that was not finite, 0 is not a value of the image.
     stands_in = volume.replaced and volume.replaced == np.count_nonzero(data == 0)
     seen = data[data != 0] if stands_in else data
     low, high = seen.min(), seen.max()

@@ -1,4 +1,4 @@
-"""Where voxels lie: shape and affine of a grid in canonical (RAS+) order, from the header of a NIfTI file."""
+"""Voxel grids: shape and affine in canonical (RAS+) order, from the header of a NIfTI file."""
 
 import math
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ class Geometry:
         return d, h, w
 
     def distance(self, affine: np.ndarray) -> float:
-        """Largest distance in mm between the place of a voxel and the one that another affine (4, 4) gives it."""
-        # The distance between two affine maps of a box is convex, so its largest value is found at a corner.
+        """Largest distance in mm between the positions of a voxel under this affine and under another one (4, 4)."""
+        # The distance between two affine maps is a convex function, so its maximum over a box is at a corner.
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in self.shape))])
         return float(np.linalg.norm(corners @ (self.affine - affine).T, axis=1).max())
 
 
 def canonical_geometry(header: Nifti1Header) -> Geometry:
-    """The grid that a three-dimensional header with a usable affine describes, its axes turned to RAS+, in mm."""
+    """The grid of a three-dimensional header with a valid affine, in RAS+ order and mm."""
     native, shape = header.get_best_affine(), header.get_data_shape()
     orientation = io_orientation(native)
     d, h, w = (shape[axis] for axis in np.argsort(orientation[:, 0]))
@@ -46,7 +46,7 @@ def canonical_geometry(header: Nifti1Header) -> Geometry:
 
 
 def disagreement(header: Nifti1Header) -> float:
-    """How far apart sform and qform place a voxel at most, in mm: 0 without both, infinite if the qform is damaged."""
+    """Largest distance between sform and qform in mm: 0 if one is missing, infinite if the qform is damaged."""
     sform = header.get_sform(coded=True)[0]
     if sform is None or not header["qform_code"]:
         return 0.0
@@ -60,6 +60,6 @@ def disagreement(header: Nifti1Header) -> float:
 
 
 def _in_mm(affine: np.ndarray, header: Nifti1Header) -> np.ndarray:
-    """The affine in mm; a unit that is unknown is taken for mm."""
+    """The affine in mm; an unknown unit is treated as mm."""
     factor = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     return np.diag([factor, factor, factor, 1.0]) @ affine

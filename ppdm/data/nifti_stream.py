@@ -1,10 +1,10 @@
-"""NIfTI files as streams that are not believed: a header that has been checked, then the voxels it promised.
+"""Safe reading of untrusted NIfTI files: check the header first, then read the voxels.
 
-What a header claims is compared with the file and with the memory of the machine before anything is allocated, and the
-voxels are read in pieces, so that no more is held than the file delivers. Nothing of a file is executed.
+The size in the header is compared with the file and with the memory of the machine before anything is allocated. The
+voxels are read in chunks, so that memory never exceeds the data in the file. No content of a file is executed.
 
-Source of the format: NIfTI-1.1 and NIfTI-2, https://nifti.nimh.nih.gov; of the most that deflate expands (a factor of
-1032): zlib, https://zlib.net/zlib_tech.html.
+Sources: NIfTI-1.1 and NIfTI-2, https://nifti.nimh.nih.gov, for the format; zlib, https://zlib.net/zlib_tech.html, for
+the maximum expansion of deflate (a factor of 1032).
 """
 
 import gzip
@@ -25,20 +25,20 @@ from nibabel.spatialimages import HeaderDataError
 
 SUFFIXES = (".nii", ".nii.gz")
 
-# Nibabel tells of what it mends in a header by a logger of its own, without the file's name.
+# Suppresses nibabel's log messages about repaired header fields, which do not contain the file's name.
 _UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 _CHUNK = 1 << 24  # bytes read at a time
-_DEFLATE_RATIO = 1032  # no byte of gzip data expands to more
+_DEFLATE_RATIO = 1032  # maximum number of bytes that one byte of gzip data expands to
 
 
 class VolumeError(ValueError):
-    """A volume is refused; the message names the file, what was found, what was expected and how to mend it."""
+    """A volume is refused; the message gives the file, what was found, what was expected and the remedy."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """The decompressed bytes of a file; faults of the file system and of gzip become a VolumeError."""
+    """Open a file as a stream of decompressed bytes; errors of the file system and of gzip become a VolumeError."""
     if not os.path.exists(path):
         raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
     if not os.path.isfile(path):
@@ -59,21 +59,21 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether the name says that a file is compressed."""
+    """Whether a file is compressed, according to its name."""
     return path.name.lower().endswith(".gz")
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a name that is not that of a NIfTI file in one piece."""
+    """Refuse a name that is not that of a single-file NIfTI image (.nii or .nii.gz)."""
     if not path.name.lower().endswith(SUFFIXES):
         raise VolumeError(f"{path}: got a name ending in {path.suffix!r}, expected .nii or .nii.gz; convert or rename.")
 
 
 def read_header(path: Path, stream: BinaryIO) -> Nifti1Header:
-    """The header, three-dimensional and with a usable affine, or a VolumeError. Extensions are not read."""
+    """Read and check a header: it must be three-dimensional with a valid affine. Extensions are not read."""
     block = stream.read(Nifti2Header.sizeof_hdr)
     try:
-        with np.errstate(all="ignore"):  # numbers of any kind may stand there; they are checked, not warned of
+        with np.errstate(all="ignore"):  # a header may hold any numbers; checks follow, so no warnings
             header = _parse_header(path, block)
             _check_values(path, header)
             _drop_singleton_axes(path, header)
@@ -87,7 +87,7 @@ def read_header(path: Path, stream: BinaryIO) -> Nifti1Header:
 
 
 def _parse_header(path: Path, block: bytes) -> Nifti1Header:
-    """Tell NIfTI-1 from NIfTI-2 by the magic string; nibabel finds the byte order."""
+    """Distinguish NIfTI-1 and NIfTI-2 by the magic string; nibabel detects the byte order."""
     for kind, magic in ((Nifti1Header, block[344:348]), (Nifti2Header, block[4:8])):
         if magic == kind.single_magic + b"\0" and len(block) >= kind.sizeof_hdr:
             header = kind(block[: kind.sizeof_hdr], check=False)
@@ -99,7 +99,7 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
 
 
 def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:
-    """Where there is no sform, a voxel size of 0 is refused: nibabel would make it 1 mm and tell nobody."""
+    """Refuse a voxel size of 0 if there is no sform; nibabel would silently replace it by 1 mm."""
     sizes = raw["pixdim"][1:4]
     if raw["sform_code"] == 0 and (sizes == 0).any():
         raise VolumeError(f"{path} has voxels of {sizes.tolist()} mm and no sform; write their size into the header.")
@@ -110,7 +110,7 @@ def _check_values(path: Path, header: Nifti1Header) -> None:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         label = header.get_value_label("datatype")
         raise VolumeError(f"{path} holds {label} voxels, expected integers or floats up to 64 bits; convert it.")
-    header.get_slope_inter()  # raises HeaderDataError where the scaling is not finite
+    header.get_slope_inter()  # raises HeaderDataError if the scaling is not finite
 
 
 def _drop_singleton_axes(path: Path, header: Nifti1Header) -> None:
@@ -122,15 +122,17 @@ def _drop_singleton_axes(path: Path, header: Nifti1Header) -> None:
             f"{path} has {len(shape)} axes of lengths {shape}, expected three, none of them empty; write one scalar "
             "volume a file."
         )
-    if shape != header.get_data_shape():  # nibabel resets the sizes of unused axes, which are the file's own
+    if (
+        shape != header.get_data_shape()
+    ):  # only if needed: nibabel resets the sizes of unused axes, which belong to the file
         header.set_data_shape(shape)
 
 
 def _check_affine(path: Path, affine: np.ndarray) -> None:
     fault = "" if np.isfinite(affine).all() else "values that are not finite"
-    # The volume spanned by unit axes: 0 where axes coincide, NaN where one has no length or an infinite one.
+    # Volume spanned by the normalised axes: 0 if axes are parallel, NaN if the length of one is zero or infinite.
     volume = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
-    # nibabel, which turns the axes, must see three of them as well.
+    # nibabel, which reorders the axes, must also find three of them.
     if not fault and not (volume > 1e-6 and np.isfinite(io_orientation(affine)).all()):
         fault = "axes that do not span space (it is singular)"
     if fault:
@@ -138,7 +140,7 @@ def _check_affine(path: Path, affine: np.ndarray) -> None:
 
 
 def _check_file_size(path: Path, header: Nifti1Header) -> None:
-    """What the header claims must fit into the file, however well it was compressed."""
+    """Refuse a header that claims more data than the file can hold at the highest possible compression."""
     limit = path.stat().st_size * (_DEFLATE_RATIO if is_gzip(path) else 1)
     held = limit - _data_offset(header)
     if held < _stored_bytes(header):
@@ -146,8 +148,8 @@ def _check_file_size(path: Path, header: Nifti1Header) -> None:
 
 
 def check_memory(path: Path, header: Nifti1Header) -> None:
-    """Refuse what this machine cannot hold."""
-    # As stored, as float32, and in canonical order.
+    """Refuse a volume that does not fit into the memory of this machine."""
+    # Three copies: as stored, as float32, and as float32 in canonical order.
     needed = _stored_bytes(header) + 8 * math.prod(header.get_data_shape())
     if needed > _physical_memory():
         raise VolumeError(
@@ -157,7 +159,7 @@ def check_memory(path: Path, header: Nifti1Header) -> None:
 
 
 def _physical_memory() -> int:
-    # Where the system does not tell (Windows), reading in pieces is what protects from a lying header.
+    # Windows does not report it. There, only the reading in chunks protects against a false header.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 1 << 63
 
 
@@ -177,7 +179,7 @@ def _too_short(path: Path, header: Nifti1Header, held: int) -> VolumeError:
 
 
 def read_voxels(path: Path, stream: BinaryIO, header: Nifti1Header) -> np.ndarray:
-    """The voxels as stored, in native order; never allocates more than the stream delivers."""
+    """Read the voxels as stored, in native order; memory never exceeds the data in the stream."""
     count = _stored_bytes(header)
     stream.seek(_data_offset(header))
     stored = bytearray()
@@ -185,5 +187,5 @@ def read_voxels(path: Path, stream: BinaryIO, header: Nifti1Header) -> np.ndarra
         stored += piece
     if len(stored) < count:
         raise _too_short(path, header, len(stored))
-    stream.read(1)  # gzip checks its checksum only where its end is reached
+    stream.read(1)  # gzip verifies its checksum only at the end of the stream
     return np.frombuffer(stored, header.get_data_dtype()).reshape(header.get_data_shape(), order="F")

@@ -1,10 +1,10 @@
-"""NIfTI volumes: one orientation inside the program, the file's own geometry outside.
+"""NIfTI volumes: canonical orientation in memory, the file's own geometry on disk.
 
-Axes. Inside, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
+Axes. In memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
 left to right, H from posterior to anterior, W from inferior to superior. The affine maps voxel indices (d, h, w) to mm.
-On writing, the header that was read goes out again, so that shape, affine, codes and units return bit for bit.
+Writing uses the header that was read, so that shape, affine, codes and units are preserved bit for bit.
 
-What makes a file safe to read, whatever its header claims, is in `ppdm.data.nifti_stream`.
+The checks that make it safe to read a file with a wrong header are in `ppdm.data.nifti_stream`.
 """
 
 import math
@@ -59,7 +59,7 @@ class Volume:
     """A scalar volume on its grid.
 
     Attributes:
-        data: float32 (D, H, W), finite, C-contiguous, in the physical values of the file (slope and intercept applied).
+        data: float32 (D, H, W), finite, C-contiguous, physical values of the file (slope and intercept applied).
         header: the header as read (NIfTI-1 or NIfTI-2), three-dimensional; it holds the native geometry.
         replaced: number of NaN or infinite voxels that were replaced by 0.
     """
@@ -78,7 +78,7 @@ class Volume:
 
     @classmethod
     def from_array(cls, array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> "Volume":
-        """A volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, the world's origin at its centre."""
+        """Make a volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, world origin at the centre."""
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")
         if not all(math.isfinite(mm) and mm > 0 for mm in spacing):
@@ -94,7 +94,7 @@ class Volume:
 
     @cached_property
     def geometry(self) -> Geometry:
-        """Where the voxels lie, in canonical order."""
+        """The voxel grid in canonical order."""
         return canonical_geometry(self.header)
 
     @property
@@ -108,7 +108,7 @@ class Volume:
         return self.geometry.spacing
 
     def to_native(self, array: np.ndarray) -> np.ndarray:
-        """Turn a canonical (D, H, W) array back into the axis order and directions of the file."""
+        """Convert a canonical (D, H, W) array to the axis order and directions of the file."""
         canonical = np.array([[0, 1], [1, 1], [2, 1]])
         native = io_orientation(self.header.get_best_affine())
         return cast(np.ndarray, apply_orientation(array, ornt_transform(canonical, native)))
@@ -117,15 +117,15 @@ class Volume:
 def read_volume(path: str | os.PathLike[str], *, announce: bool = True) -> Volume:
     """Read a three-dimensional .nii or .nii.gz file as float32 in canonical orientation.
 
-    Trailing axes of length 1 are dropped, and NaN or infinite voxels replaced by 0.
+    Trailing axes of length 1 are dropped. NaN or infinite voxels are replaced by 0.
 
     Args:
         path: the file.
-        announce: warn where voxels were replaced; `Volume.replaced` tells in any case.
+        announce: whether to warn if voxels were replaced; `Volume.replaced` always contains their number.
 
     Raises:
-        VolumeError: the file is missing, damaged, not NIfTI, not a real-valued volume, larger than it can be, or has
-            no usable affine.
+        VolumeError: the file is missing, damaged, not NIfTI or not a real-valued volume, its header claims more data
+            than the file or the memory can hold, or it has no valid affine.
     """
     path = Path(path)
     with opened(path) as stream:
@@ -143,12 +143,12 @@ def read_volume(path: str | os.PathLike[str], *, announce: bool = True) -> Volum
 
 
 def read_geometry(path: str | os.PathLike[str]) -> Geometry:
-    """Where the voxels of a file lie, canonical, from its header alone.
+    """Read the canonical voxel grid of a file from its header only.
 
-    A file larger than this machine's memory is accepted: its shape may be wanted for another machine.
+    A file larger than this machine's memory is accepted, since its shape may be needed for another machine.
 
     Raises:
-        VolumeError: as read_volume, for everything that a header can tell.
+        VolumeError: as in read_volume, for all faults of the header.
     """
     path = Path(path)
     with opened(path) as stream:
@@ -156,7 +156,7 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
-    """Shape (D, H, W) and spacing in mm of a file; see `read_geometry`."""
+    """Read the shape (D, H, W) and the spacing in mm of a file; see `read_geometry`."""
     geometry = read_geometry(path)
     return geometry.shape, geometry.spacing
 
@@ -164,11 +164,11 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], tupl
 def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
     """Write a canonical (D, H, W) array as float32 with the native geometry of `like`.
 
-    The file appears whole or not at all. What described the values of `like` (scaling, display window, intent,
-    extensions) is not copied: it is not true of `array`.
+    The write is atomic: the file is complete or absent. Header fields that describe the values of `like` (scaling,
+    display window, intent, extensions) are not copied, because they do not apply to `array`.
 
     Raises:
-        VolumeError: wrong suffix or shape, values that are not real numbers, or a folder that cannot be written.
+        VolumeError: the suffix or the shape is wrong, the values are not real numbers, or the folder is not writable.
     """
     path = Path(path)
     _check_destination(path)
@@ -180,17 +180,17 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
         )
     header = _header_for_values(like.header)
     native = like.to_native(values.astype(np.float32, copy=False))
-    # The affine is the header's own: nibabel rewrites the geometry fields only where the two differ.
+    # Pass the header's own affine: nibabel rewrites the geometry fields only if affine and header differ.
     image = _IMAGE_CLASS[type(header)](native, header.get_best_affine(), header)
     with _replacing(path) as temporary:
         nib.save(image, temporary)
 
 
 def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str, str]) -> None:
-    """Refuse two volumes whose shapes differ or whose corner voxels lie more than 1e-3 mm apart.
+    """Refuse two volumes if their shapes differ or their corner voxels are more than 1e-3 mm apart.
 
     Raises:
-        VolumeError: names both (`names`) and says how far apart they are.
+        VolumeError: the grids differ; the message contains both `names`, and the shapes or the distance.
     """
     grid, other = (item.geometry if isinstance(item, Volume) else item for item in (a, b))
     mend = "resample one of them onto the grid of the other first (--resample does so for a pair)."
@@ -211,10 +211,10 @@ def _canonical_values(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
     """Physical values, float32 and C-contiguous, in canonical order."""
     slope, inter = header.get_slope_inter()
     data = np.empty(stored.shape, np.float32, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is counted by read_volume
+    with np.errstate(over="ignore", invalid="ignore"):  # read_volume counts values that overflow float32
         if slope is None or (slope, inter) == (1.0, 0.0):
             data[...] = stored
-        else:  # in float64, a plane at a time, as a whole volume of float64 may not fit
+        else:  # in float64, one plane at a time: a whole float64 volume may not fit into memory
             for k in range(stored.shape[2]):
                 data[..., k] = stored[..., k] * np.float64(slope) + inter
     return np.ascontiguousarray(apply_orientation(data, io_orientation(header.get_best_affine())))
@@ -232,7 +232,7 @@ def _check_destination(path: Path) -> None:
 
 
 def _header_for_values(header: Nifti1Header) -> Nifti1Header:
-    """A copy whose geometry stands and whose description of the voxel values is that of plain float32."""
+    """Copy a header: keep its geometry and describe the voxel values as plain float32."""
     copy: Nifti1Header = header.copy()
     copy.set_data_dtype(np.float32)
     copy.set_slope_inter(1.0, 0.0)
@@ -243,7 +243,7 @@ def _header_for_values(header: Nifti1Header) -> Nifti1Header:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path`, of its suffix, that takes its place when the block ends well and vanishes otherwise."""
+    """Yield a temporary file in the folder of `path`; rename it to `path` on success, delete it on failure."""
     suffix = ".nii.gz" if is_gzip(path) else ".nii"
     temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
     try:

@@ -30,9 +30,8 @@ def _walk(folder: Path, closed: list[str]) -> Iterator[str]:
     entered = {os.path.realpath(folder)}
     places = os.walk(folder, onerror=lambda error: closed.append(str(error.filename)), followlinks=True)
     for place, folders, names in places:
-        shown = sorted(
-            name for name in folders if not name.startswith(".")
-        )  # sorted, so that the same one of two links is followed
+        # Sorted, so that the same one of two links is followed in every run.
+        shown = sorted(name for name in folders if not name.startswith("."))
         folders[:] = [name for name in shown if _leads_on(os.path.join(place, name), entered)]
         relative = PurePath(os.path.relpath(place, folder))
         yield from ((relative / name).as_posix() for name in names if not name.startswith("."))

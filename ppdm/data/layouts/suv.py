@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 F18_HALF_LIFE_S = 6586.2
-"""Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 gives 109.734 min, and scanners
-write up to 6588 s. Over two hours, the factors differ by less than 0.04 %."""
+"""Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
+write up to 6588 s: over two hours the factors differ by less than 0.04 %."""
 
 COLUMNS = ("subject", "weight_kg", "dose_bq", "minutes")
 OPTIONAL_COLUMNS = ("session", "half_life_min")
