@@ -1,15 +1,15 @@
-"""Every fault of every pair in one pass, before anything is trained or translated.
+"""Check all pairs in one pass, before training or translation, and report every fault.
 
-Every file of a pair is looked at, whatever is wrong with the others, and each fault names the file, what was found,
-what was expected and how to mend it. Only in a file that cannot be read is the first fault the last one.
+Every file of a pair is checked, even if the others have faults. Each fault gives the file, what was found, what was
+expected and the remedy. A file that cannot be read has only one fault.
 
-Faults are what training or translation would refuse, and what makes a pair worthless: a file that cannot be read as a
-volume, grids that differ, an image without contrast, a mask that is empty, a target that is its source, one image in
-two splits, an `suv_factor` for some pairs only. Remarks are what a person should know: voxels that were not finite,
-voxels far from cubes, integers with a slope, sform against qform, negative or implausible uptake, and a scan whose
-voxel size, size or contrast is far from the median of all pairs.
+Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
+readable volume, different grids, an image without contrast, an empty mask, a target that equals its source, one image
+in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice: voxels
+that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
+implausible uptake, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
-One volume is in memory at a time, none before its header was believed.
+Only one volume is in memory at a time, and its header is checked before the volume is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
 from ppdm.data.volume import VolumeError, check_same_grid
 
-SPACING_RATIO = 1.2  # to the median of all pairs, from where a voxel size is remarked on
+SPACING_RATIO = 1.2  # ratio of a voxel size to the median of all pairs above which there is a remark
 SHAPE_RATIO = 1.5
 CONTRAST_RATIO = 5.0
 
-_FEWEST = 3  # pairs of which a median says what is usual
+_FEWEST = 3  # minimum number of pairs for a meaningful median
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found in one pair.
+    """Result of checking one pair.
 
     Attributes:
-        subject, split: those of the pair.
-        source, target: what the two files hold, None for one that cannot be read.
-        faults: why the pair is refused; empty for a sound pair.
-        remarks: what is odd about it.
+        subject, split: subject and split of the pair.
+        source, target: contents of the two files; None if a file cannot be read.
+        faults: the reasons to refuse the pair; empty for a sound pair.
+        remarks: unusual properties of the pair.
     """
 
     subject: str
@@ -55,37 +55,37 @@ class Report:
 
     @property
     def readable(self) -> tuple[Contents, ...]:
-        """Those of source and target that could be read, in this order."""
+        """The readable ones of source and target, in this order."""
         return tuple(scan for scan in (self.source, self.target) if scan is not None)
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Voxels along D, H, W of the source, else of the target."""
+        """Voxels along D, H, W of the source, or of the target if the source is unreadable."""
         return self.readable[0].geometry.shape if self.readable else None
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Voxel size in mm along D, H, W of the source, else of the target."""
+        """Voxel size in mm along D, H, W of the source, or of the target if the source is unreadable."""
         return self.readable[0].geometry.spacing if self.readable else None
 
     @property
     def source_range(self) -> tuple[float, float] | None:
-        """Least and largest physical value of the source."""
+        """Smallest and largest physical value of the source."""
         return (self.source.low, self.source.high) if self.source else None
 
     @property
     def target_range(self) -> tuple[float, float] | None:
-        """Least and largest physical value of the target."""
+        """Smallest and largest physical value of the target."""
         return (self.target.low, self.target.high) if self.target else None
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in all pairs.
+    """Result of checking all pairs.
 
     Attributes:
-        reports: one a pair, in their order.
-        faults: those of the whole rather than of a pair.
+        reports: one report for each pair, in the order of the pairs.
+        faults: faults of the whole set or of the manifest.
     """
 
     reports: tuple[Report, ...]
@@ -93,16 +93,17 @@ class Findings:
 
     @property
     def sound(self) -> bool:
-        """Whether there is no fault anywhere."""
+        """Whether there is no fault."""
         return not self.faults and all(report.sound for report in self.reports)
 
 
 def check_pair(pair: Pair, *, resample: bool = False) -> Report:
-    """Look at all files of a pair and report every fault; none is raised.
+    """Check all files of a pair and report every fault; no fault is raised.
 
     Args:
-        pair: the files, which need not exist.
-        resample: the target is to be resampled onto the source's grid: grids that differ are remarked on only.
+        pair: the pair; its files need not exist.
+        resample: whether the target will be resampled onto the grid of the source; different grids then give a remark
+            instead of a fault.
     """
     faults: list[str] = []
     remarks: list[str] = []
@@ -132,13 +133,13 @@ def check_pairs(
     resample: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Findings:
-    """Check every pair by itself and against the others; no fault is raised.
+    """Check every pair separately and compare it with the others; no fault is raised.
 
     Args:
         pairs: the sound rows of a manifest.
-        faults: those of the manifest itself; they come first among the findings.
+        faults: faults of the manifest; they come first in the findings.
         resample: as for :func:`check_pair`.
-        progress: called after every pair with the pairs done and all of them.
+        progress: called after every pair with the number of finished pairs and the total.
     """
     reports: list[Report] = []
     for pair in pairs:
@@ -159,7 +160,7 @@ def check_pairs(
 
 
 def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
-    """The scan, and its grid even if only the header is readable; a fault of reading goes to `faults`."""
+    """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
         scan = examine(path, suv_factor)
     except VolumeError as error:
@@ -200,13 +201,13 @@ def _mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
 
 
 def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list[str]]]:
-    """For every report, its images that another split has (faults), and those that another subject has (remarks)."""
+    """For every report, its images that are also in another split (faults) or of another subject (remarks)."""
     leaks: list[list[str]] = [[] for _ in reports]
     doubles: list[list[str]] = [[] for _ in reports]
     first: dict[str, tuple[Report, Contents]] = {}
     for i, report in enumerate(reports):
         for scan in report.readable:
-            if scan.fault:  # empty images are alike, and reported already
+            if scan.fault:  # empty images are equal and already reported
                 continue
             owner, twin = first.setdefault(scan.content, (report, scan))
             same = f"{scan.path} holds the same voxels as {twin.path}"
@@ -220,7 +221,7 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
 
 
 def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
-    """For every report, in what its scans are far from the median of all; `units` turns values into SUV."""
+    """For every report, the properties of its scans that are far from the median; `units` converts values to SUV."""
     remarks: list[list[str]] = [[] for _ in reports]
     for role in ("source", "target"):
         scans = {i: scan for i, report in enumerate(reports) if (scan := getattr(report, role))}
@@ -239,7 +240,7 @@ def _contrasts(scans: Mapping[int, Contents], units: Sequence[float]) -> dict[in
 
 
 def _far_from_median(values: Mapping[int, tuple[float, ...]], limit: float) -> dict[int, str]:
-    """Which of the values, all positive, differ by more than a factor `limit` from the median, in words."""
+    """Describe the values that differ from the median by more than a factor `limit`; all values are positive."""
     if len(values) < _FEWEST:
         return {}
     median = np.median(list(values.values()), axis=0)

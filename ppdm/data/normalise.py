@@ -1,8 +1,9 @@
-"""How intensities become network values, about [-1, 1], and back.
+"""Conversion of intensities to network values, about [-1, 1], and back.
 
-The rule. The SOURCE of each subject is scaled by its own percentiles (`percentile_range`). The TARGET is scaled by
-constants that training fixes once (`pooled_range` for MRI, `LogSUV` for PET) and that are stored with the checkpoint.
-So a volume can be translated without a statistic of its target, and the output has the target's physical units.
+In MRI, the source of each subject is scaled by its own percentiles (`percentile_range`). The target is scaled by
+constants that training computes once (`pooled_range`) and stores in the checkpoint. In PET, source and target share a
+scale with fixed constants (`LogSUV`). So translation needs no statistic of the target, and the output has the target's
+physical units.
 
 Every scale works on numpy arrays and on torch tensors of any device, without importing torch.
 """
@@ -22,12 +23,12 @@ Array = TypeVar("Array", "np.ndarray", "torch.Tensor")
 
 
 class IntensityError(ValueError):
-    """Constants or intensities from which no scale can be made; the message says what was got and expected."""
+    """Constants or intensities do not define a scale; the message gives what was found and what was expected."""
 
 
 @dataclass(frozen=True)
 class Range:
-    """Linear: `low` becomes -1 and `high` +1; values outside are not clipped.
+    """Linear scale: `low` maps to -1 and `high` to +1; values outside are not clipped.
 
     Args:
         low, high: physical values, finite, low < high.
@@ -61,14 +62,14 @@ class Range:
 
 @dataclass(frozen=True)
 class LogSUV:
-    """PET: log(1 + SUV), with SUV = max(0, value · factor); SUV 0 becomes -1 and `ceiling` +1.
+    """Scale of PET: log(1 + SUV), with SUV = max(0, value · factor); SUV 0 maps to -1 and `ceiling` to +1.
 
-    The logarithm spreads the low uptakes in which noise is seen and keeps lesions in reach. Values above the ceiling
-    are not clipped. The inverse returns stored units (SUV / factor) and never a negative uptake.
+    The logarithm expands low uptakes, where noise is visible, and keeps lesions within the range. Values above the
+    ceiling are not clipped. The inverse returns stored units (SUV / factor); they are never negative.
 
     Args:
-        factor: SUV per stored unit: 1000 · weight in kg / (dose in Bq, decayed to the scan), 1 where SUV is stored.
-        ceiling: the SUV that becomes +1. At 20 most lesions (SUV 4 to 15) lie inside, and so does the brain (8).
+        factor: SUV per stored unit: 1000 · weight in kg / (dose in Bq, decayed to the scan); 1 if the file holds SUV.
+        ceiling: the SUV that maps to +1. A ceiling of 20 includes most lesions (SUV 4 to 15) and the brain (8).
     """
 
     kind: ClassVar[str] = "log_suv"
@@ -102,10 +103,10 @@ INTENSITIES: dict[str, type[Range] | type[LogSUV]] = {"range": Range, "log_suv":
 
 
 def intensity_from_dict(d: Mapping[str, Any]) -> Intensity:
-    """The scale that `to_dict` described.
+    """Make a scale from the result of `to_dict`.
 
     Raises:
-        IntensityError: an unknown kind, a field that is missing or unknown, or a value that is not a finite number.
+        IntensityError: the kind is unknown, a field is missing or unknown, or a value is not a finite number.
     """
     kind = d.get("kind") if isinstance(d, Mapping) else None
     if not isinstance(kind, str) or kind not in INTENSITIES:
@@ -117,14 +118,14 @@ def intensity_from_dict(d: Mapping[str, Any]) -> Intensity:
 
 
 def percentile_range(array: np.ndarray, low: float = 0.1, high: float = 99.9) -> Range:
-    """The range between two percentiles of an image, (D, H, W) or any shape, background included.
+    """The range between two percentiles of an image of any shape, background included.
 
     Args:
         array: finite physical values.
         low, high: percentiles, 0 <= low < high <= 100.
 
     Raises:
-        IntensityError: no voxels, voxels that are not finite, or no contrast between the two percentiles.
+        IntensityError: there are no voxels, a voxel is not finite, or the two percentiles are equal.
     """
     if not 0 <= low < high <= 100:
         raise IntensityError(f"Percentiles must satisfy 0 <= low < high <= 100; got {low} and {high}.")
@@ -143,7 +144,7 @@ def percentile_range(array: np.ndarray, low: float = 0.1, high: float = 99.9) ->
 def pooled_range(ranges: Sequence[Range]) -> Range:
     """One range for all targets: the median of `low` and the median of `high` over the training subjects.
 
-    The median ignores a few scans with odd scaling, which a mean or the extremes would follow.
+    A few scans with unusual scaling hardly change the median, but would change the mean or the extremes.
 
     Raises:
         IntensityError: there are no ranges.
@@ -161,7 +162,7 @@ def _check_numbers(scale: Intensity) -> None:
 
 
 def _elementwise(name: str, array: Array) -> Array:
-    """log1p or expm1, which tensors have as a method and numpy as a function."""
+    """Apply log1p or expm1: a method of tensors, a function of numpy."""
     method = getattr(array, name, None)
     result: Array = method() if method else getattr(np, name)(array)
     return result

@@ -1,4 +1,4 @@
-"""The pairs of a manifest as network values.
+"""Pairs of a manifest, converted to network values.
 
 Axes: a volume (D, H, W), float32.
 """
@@ -18,29 +18,31 @@ ArrayPair = tuple[np.ndarray, np.ndarray]
 
 
 class PairsError(ValueError):
-    """Pairs that cannot be trained on; the message says which and what to do."""
+    """Pairs are unsuitable for training; the message gives the pair and the remedy."""
 
 
 class TrainingSet(Sequence[ArrayPair]):
-    """The pairs of a manifest as network values, read from disk when they are asked for.
+    """The pairs of a manifest as network values, read from disk on access.
 
-    The source is scaled by its own percentiles and the target by constants pooled over all subjects, or both in SUV if
-    every pair has an ``suv_factor``. A pair's mask says where quality is measured; training does not use it.
+    Each source is scaled by its own percentiles, and all targets by constants pooled over the subjects. If every pair
+    has an ``suv_factor``, both are scaled in SUV instead. Training does not use the masks of the pairs, which only mark
+    where quality is measured.
 
     Args:
-        pairs: what to train on; each volume is read once here to find the constants.
-        keep: bytes of volumes that are kept in memory; those beyond are read again each time.
-        resample: whether targets on other grids are interpolated onto those of their sources; else they are refused.
-        scaling: that of another set, if these pairs are to be seen as its are: none of their targets is looked at.
+        pairs: the training pairs; the constructor reads each volume once to compute the constants.
+        keep: maximum bytes of volumes to keep in memory; other volumes are read again on each access.
+        resample: whether to interpolate targets on other grids onto the grids of their sources; otherwise they are
+            refused.
+        scaling: scaling of another set to use for these pairs; if given, no target statistic is computed.
 
     Attributes:
-        scaling: how intensities became network values; :class:`ppdm.checkpoint.Trained` wants it.
+        scaling: the conversion from intensities to network values; an input of :class:`ppdm.checkpoint.Trained`.
         spacing: median voxel size in mm along D, H, W.
 
     Raises:
-        PairsError: no pairs, a factor for some of them only, a volume without contrast, or a scaling of the other
-            modality.
-        VolumeError: a volume cannot be read, or the two of a pair are not on one grid.
+        PairsError: there are no pairs, only some have a factor, a volume has no contrast, or the scaling is for the
+            other modality.
+        VolumeError: a volume cannot be read, or the two volumes of a pair are not on one grid.
     """
 
     scaling: Scaling
@@ -81,7 +83,7 @@ class TrainingSet(Sequence[ArrayPair]):
     def from_manifest(
         cls, path: str | os.PathLike[str], split: str = "train", *, resample: bool = False
     ) -> "TrainingSet":
-        """The pairs of one split of a manifest.
+        """Make a training set from one split of a manifest.
 
         Raises:
             ManifestError: the manifest has faults.
@@ -136,7 +138,7 @@ def _is_pet(pairs: Sequence[Pair]) -> bool:
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:
-    """What becomes -1 to +1: percentiles of the volume, those of a scaling if one is given."""
+    """The range that maps to [-1, +1], from percentiles of the volume; a given scaling sets the percentiles."""
     ends = (scaling.low, scaling.high) if isinstance(scaling, PercentileScaling) else ()
     try:
         return percentile_range(volume, *ends)

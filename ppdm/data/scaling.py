@@ -1,7 +1,7 @@
-"""How the intensities of a whole data set become network values, and those of a translation physical ones again.
+"""Intensity scaling of a data set: conversion to network values, and of translations back to physical values.
 
-A scaling is fixed in training and kept with the weights. It gives each scan two scales, one of the source and one of
-the target, so that nothing of a target is needed when there is none.
+A scaling is fixed in training and stored with the weights. It gives each scan two scales, one for the source and one
+for the target. Translation therefore needs no target.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ class PercentileScaling:
 
     Args:
         target: the pooled range of the training targets, physical values.
-        low, high: percentiles of a source that become -1 and +1.
+        low, high: percentiles of a source that map to -1 and +1.
 
     Raises:
-        IntensityError: target is no Range, or the percentiles are not 0 <= low < high <= 100.
+        IntensityError: target is not a Range, or the percentiles do not satisfy 0 <= low < high <= 100.
     """
 
     kind: ClassVar[str] = "percentiles"
@@ -36,14 +36,14 @@ class PercentileScaling:
             raise IntensityError(f"Expected a target Range and percentiles 0 <= low < high <= 100; got {self}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The scaling as JSON values."""
         return {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
 
     def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
-        """The scales of a source of physical values, any shape, and of its target.
+        """The scales of a source (physical values, any shape) and of its target.
 
         Raises:
-            IntensityError: the source has no contrast, or a factor was given where nothing is in SUV.
+            IntensityError: the source has no contrast, or a factor was given although the data are not PET.
         """
         if suv_factor is not None:
             raise IntensityError("An SUV factor is for PET, and this method was trained on MRI; leave the factor out.")
@@ -52,14 +52,14 @@ class PercentileScaling:
 
 @dataclass(frozen=True)
 class SUVScaling:
-    """PET: source and target on one logarithmic scale of SUV with fixed constants, no statistic of any scan.
+    """PET: source and target share one logarithmic SUV scale with fixed constants, without statistics of scans.
 
     Args:
-        stored: whether the training files held SUV themselves. If not, every scan has a factor of its own.
-        ceiling: the SUV that becomes +1.
+        stored: whether the training files contained SUV. If not, every scan needs its own factor.
+        ceiling: the SUV that maps to +1.
 
     Raises:
-        IntensityError: stored is no boolean, or the ceiling is not positive.
+        IntensityError: stored is not a boolean, or the ceiling is not positive.
     """
 
     kind: ClassVar[str] = "suv"
@@ -72,14 +72,14 @@ class SUVScaling:
         LogSUV(ceiling=self.ceiling)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """The scaling as JSON values."""
         return {"kind": self.kind, "stored": self.stored, "ceiling": self.ceiling}
 
     def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
         """The scale of a source and of its target, both in the stored units of the source.
 
         Raises:
-            IntensityError: the factor is needed and was not given, or is not positive.
+            IntensityError: the factor is required but missing, or it is not positive.
         """
         if suv_factor is None and not self.stored:
             raise IntensityError(
@@ -97,10 +97,10 @@ SCALINGS: Mapping[str, type[PercentileScaling] | type[SUVScaling]] = {
 
 
 def scaling_from_dict(d: Any) -> Scaling:
-    """Make the scaling that ``to_dict`` described, by an explicit table.
+    """Make a scaling from the result of ``to_dict``; only the kinds in :data:`SCALINGS` are accepted.
 
     Raises:
-        IntensityError: it describes none.
+        IntensityError: the dictionary does not describe a scaling.
     """
     kind = SCALINGS.get(str(d.get("kind"))) if isinstance(d, Mapping) else None
     if kind is None or d.keys() - {"kind"} != {field.name for field in fields(kind)}:
