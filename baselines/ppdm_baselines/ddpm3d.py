@@ -1,7 +1,7 @@
-"""Full-3-D conditional diffusion: the whole volume through the network at every step, the reference of all ratios.
+"""Full-3-D conditional diffusion: the network processes the whole volume at every step; the reference of all ratios.
 
-Ho et al. 2020 (arXiv 2006.11239) made conditional by concatenation, as med-ddpm does (Dorjsembe et al., arXiv
-2305.18453; repository mobaidoctor/med-ddpm).
+Ho et al. 2020 (arXiv 2006.11239), made conditional by concatenation as in med-ddpm (Dorjsembe et al., arXiv 2305.18453;
+repository mobaidoctor/med-ddpm).
 """
 
 from dataclasses import replace
@@ -22,13 +22,13 @@ MATCHED = Method(
     kernel=Gaussian("cosine"),
     target="noise",
     loss=Loss(p=1),
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # as in PPDM, for comparison
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
     optimisation=Optimisation(learning_rate=1e-4),
 )
 
-# med-ddpm: width 64, multipliers 1,1,2,3,4, attention where the grid is 8 times coarser, 250 cosine steps, L1 on ε,
-# average .995, Adam at 1e-5 without warm-up.
+# med-ddpm: width 64, multipliers 1,1,2,3,4, attention at the 8 times coarser grid, 250 cosine steps, L1 loss on ε,
+# weight average (EMA) 0.995, Adam at 1e-5 without warm-up.
 AUTHORS = replace(
     MATCHED,
     network=UNetOptions(width=64, multipliers=(1, 1, 2, 3, 4), attention=(False, False, False, True, False)),

@@ -1,7 +1,7 @@
-"""Trained on patches that know where they lie, applied once to the whole volume.
+"""Patch diffusion: trained on patches with position channels, sampled on the whole volume.
 
-PatchDDM (Bieder et al., MIDL 2023, arXiv 2303.15288; repository FlorentinBieder/PatchDDM-3D). Theirs is a segmentation,
-given the images; ours is a translation, given the source.
+PatchDDM (Bieder et al., MIDL 2023, arXiv 2303.15288; repository FlorentinBieder/PatchDDM-3D). The original generates a
+segmentation from the images; ours generates a target from the source.
 """
 
 from dataclasses import replace
@@ -18,16 +18,16 @@ SOURCE = "PatchDDM, arXiv 2303.15288"
 MATCHED = Method(
     name="patch",
     representation=Identity(),
-    window=Patch(),  # half of each side, centre-weighted, three coordinate channels: guided_diffusion/bratsloader.py
-    kernel=Gaussian("linear"),  # --noise_schedule=linear in run.sh, as everything below
+    window=Patch(),  # half of each side, centre-weighted, 3 coordinate channels: guided_diffusion/bratsloader.py
+    kernel=Gaussian("linear"),  # --noise_schedule=linear in run.sh, like all options below
     target="noise",  # predict_xstart is False in guided_diffusion/script_util.py
     loss=Loss(p=2),
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
-    sampling=Sampling(steps=250, stochastic=False, clamp=1.0),  # steps as many as full 3-D's; DDIM and clamp as below
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # as in PPDM, for comparison
+    sampling=Sampling(steps=250, stochastic=False, clamp=1.0),  # steps as in full 3-D; DDIM and clamp as below
     optimisation=Optimisation(learning_rate=1e-4),
 )
 
-# Overlapping patches in sampling too, where the whole volume does not fit: not the authors' mode.
+# Also samples in overlapping patches, for volumes that do not fit into memory. The authors do not do this.
 STITCHED = replace(MATCHED, window=Patch(overlap=0.5))
 
 AUTHORS = replace(
@@ -41,6 +41,6 @@ AUTHORS = replace(
     ),
     # --diffusion_steps=1000 and --use_ddim=True; clip_denoised=True in scripts/segmentation_sample.py
     sampling=Sampling(steps=1000, stochastic=False, clamp=1.0),
-    # --lr=1e-5 from the first step, AdamW; guided_diffusion/train_util.py saves the weights themselves, no average.
+    # --lr=1e-5 without warm-up, AdamW; guided_diffusion/train_util.py saves the weights themselves, no EMA.
     optimisation=Optimisation(learning_rate=1e-5, warmup=0, ema=0.0),
 )

@@ -1,8 +1,8 @@
-"""Conditional wavelet diffusion: eight Haar bands of half the resolution instead of voxels.
+"""Conditional wavelet diffusion: the state is eight Haar bands of half the resolution instead of voxels.
 
 cWDM (Friedrich et al., arXiv 2411.17203; repository pfriedri/cwdm, read in its forks tsereda/fast-cwdm and
-chaeniverse/cwdm), which makes WDM (arXiv 2402.19043; repository pfriedri/wdm-3d) conditional: the source's bands are
-concatenated to the noisy ones.
+chaeniverse/cwdm). It makes WDM (arXiv 2402.19043; repository pfriedri/wdm-3d) conditional by concatenating the bands of
+the source to the noisy bands.
 """
 
 from dataclasses import replace
@@ -20,11 +20,11 @@ MATCHED = Method(
     name="wavelet",
     representation=Haar(),  # with LLL divided by 3: wdm-3d, guided_diffusion/gaussian_diffusion.py
     window=Whole(),
-    kernel=Gaussian("linear"),  # --noise_schedule=linear in run.sh, here and below that of cWDM
+    kernel=Gaussian("linear"),  # --noise_schedule=linear in cWDM's run.sh, like all options below
     target="x0",  # --predict_xstart=True: the coefficients
     loss=Loss(p=2),  # on the coefficients, all bands alike: guided_diffusion/train_util.py
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that the space is compared
-    # Steps as many as full 3-D's. Each prediction's volume is clamped between an inverse and a forward transform.
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # as in PPDM, for comparison
+    # Steps as in full 3-D. At each step, the prediction is transformed to a volume, clamped and transformed back.
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
     optimisation=Optimisation(learning_rate=1e-4),
 )
@@ -36,9 +36,9 @@ AUTHORS = replace(
         multipliers=(1, 2, 2, 4, 4),  # CHANNEL_MULT
         residual_blocks=2,  # --num_res_blocks=2
         skips="concat",  # ADDITIVE_SKIP=False; no attention: --attention_resolutions= --bottleneck_attention=False
-        resampling="residual",  # resblock_updown=True in guided_diffusion/script_util.py, which run.sh leaves
+        resampling="residual",  # resblock_updown=True in guided_diffusion/script_util.py, unchanged by run.sh
     ),
     sampling=Sampling(steps=1000, stochastic=True, clamp=1.0),  # --diffusion_steps=1000, --use_ddim=False
-    # --lr=1e-5 from the first step; guided_diffusion/train_util.py saves the weights themselves, no average.
+    # --lr=1e-5 without warm-up; guided_diffusion/train_util.py saves the weights themselves, no EMA.
     optimisation=Optimisation(learning_rate=1e-5, warmup=0, ema=0.0),
 )

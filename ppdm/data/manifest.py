@@ -1,8 +1,7 @@
-"""Manifests: one CSV file that says which volumes form pairs and to which split each pair belongs.
+"""Manifests: a CSV file that lists the pairs of volumes and the split of each pair.
 
-Columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are relative to the manifest's folder, or
-absolute.
-An empty split means train; a subject may have several rows (sessions), all in one split.
+The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are absolute or relative to the
+manifest's folder. An empty split means train. A subject may have several rows (sessions), all in one split.
 """
 
 import csv
@@ -26,21 +25,21 @@ _FAULTS_SHOWN = 10
 
 
 class ManifestError(ValueError):
-    """A manifest or a pair is refused; the message lists the faults with their lines."""
+    """A manifest or a pair is invalid; the message lists the faults with their lines."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One source volume and the target it is to be translated to.
+    """A source volume and its target volume.
 
     Attributes:
-        subject: who was scanned; usable as a file name.
+        subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.
-        source: path of the condition.
-        target: path of the wanted volume, on the grid of the source.
-        mask: path of the region in which quality is measured, or None.
-        suv_factor: SUV = stored value · suv_factor, or None where nothing is to be converted.
-        labels: path of a volume of labelled regions (:mod:`ppdm.data.regions`) whose uptake is looked at, or None.
+        source: path of the source, the input of the translation.
+        target: path of the target, on the grid of the source.
+        mask: path of a mask of the region in which quality is measured, or None.
+        suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
+        labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
     """
 
     subject: str
@@ -64,9 +63,9 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
     """Read and check every row of a manifest; the volumes must exist but are not opened.
 
     Raises:
-        ManifestError: lists all faults with their line numbers (the first ten, then a count): columns missing or
-            unknown, empty cells, missing files, relative paths that leave the folder, splits that are none, factors
-            that are not positive, and subjects or files that appear in two splits.
+        ManifestError: the manifest has faults: missing or unknown columns, empty cells, missing files, relative paths
+            that leave the folder, unknown splits, factors that are not positive, or subjects or files in two splits.
+            The message lists the first ten with their line numbers, then the number of the others.
     """
     pairs, faults = manifest_faults(path)
     if faults:
@@ -75,13 +74,13 @@ def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
 
 
 def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]]:
-    """The pairs of all sound rows, and every fault of the manifest with its line, for a report that goes on.
+    """Return the pairs of all sound rows, and every fault of the manifest with its line, without raising the faults.
 
-    A leak (a subject or a file in two splits) is a fault between rows that are sound one by one: their pairs are among
-    the pairs. The volumes are not opened.
+    A leak (a subject or a file in two splits) is a fault between rows that are sound separately. The result includes
+    the pairs of these rows. The volumes are not opened.
 
     Raises:
-        ManifestError: there is no text to look at: the path is no file, or not UTF-8.
+        ManifestError: the path is not a file, or the file cannot be read or is not UTF-8 text.
     """
     path = Path(path)
     header, rows, broken = _table(path)
@@ -103,19 +102,19 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
 def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
     """Write pairs as a manifest that :func:`read_manifest` reads back as the same pairs.
 
-    Files in the manifest's folder or below are named relative to it, so that the folder can be moved as a whole, others
-    by their absolute paths. The columns `mask` and `suv_factor` are there if any pair has one. The file appears whole
-    or not at all, and an old one stays where the new one would be refused.
+    Paths of files inside the manifest's folder are relative to it, so that the folder can be moved. All other paths are
+    absolute. The columns `mask`, `labels` and `suv_factor` are written if any pair has a value for them. The write is
+    atomic: the file is complete or absent. If `read_manifest` would refuse the new file, an old file is kept.
 
     Raises:
-        ManifestError: there are no pairs, `read_manifest` would refuse them (it says why), a name is not text, or the
-            folder cannot be written.
+        ManifestError: there are no pairs, `read_manifest` would refuse them (the message gives the faults), a name is
+            not Unicode text, or the folder is not writable.
     """
     path = Path(path)
     columns = [*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs))]
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([columns, *(_cells(pair, columns, path.parent) for pair in pairs)])
-    temporary = path.with_name(f".{uuid.uuid4().hex}.csv")  # beside, as its paths are relative
+    temporary = path.with_name(f".{uuid.uuid4().hex}.csv")  # in the same folder, because paths are relative to it
     try:
         temporary.write_bytes(_encoded(table.getvalue(), path))
         if faults := manifest_faults(temporary)[1]:
@@ -129,14 +128,14 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:
-    """The source and the target of a pair, each (D, H, W) in canonical orientation, on one grid.
+    """Read the source and the target of a pair, each (D, H, W) in canonical orientation, on one grid.
 
     Args:
-        pair: what to read.
-        resample: whether a target on another grid is interpolated onto that of the source; else it is refused.
+        pair: the pair to read.
+        resample: whether to interpolate a target on another grid onto that of the source; otherwise it is refused.
 
     Raises:
-        VolumeError: a file cannot be read, the grids differ by more than 1e-3 mm, or they have nothing in common.
+        VolumeError: a file cannot be read, the grids differ by more than 1e-3 mm, or they do not overlap.
     """
     source, target = read_volume(pair.source), read_volume(pair.target)
     if resample:
@@ -154,7 +153,7 @@ def _error(path: Path, faults: list[str]) -> ManifestError:
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
-    """The header and the rows that are not blank, with their line numbers, up to what is not CSV; and that fault."""
+    """Return the header, the non-blank rows with their line numbers up to the first CSV error, and that error."""
     reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     lines, faults = [], []
     try:
@@ -218,7 +217,7 @@ def _faults_of_path(column: str, cell: str, folder: Path) -> Iterator[str]:
 
 
 def _resolve(cell: str, folder: Path) -> Path:
-    return folder / os.path.normpath(cell)  # an absolute cell stands alone
+    return folder / os.path.normpath(cell)  # an absolute cell replaces the folder
 
 
 def _number(cell: str) -> float:
@@ -242,7 +241,7 @@ def _pair(row: dict[str, str], folder: Path) -> Pair:
 
 
 def _cells(pair: Pair, columns: Sequence[str], folder: Path) -> list[str]:
-    """A row, empty where the pair has nothing; what the reader would strip from a subject is refused."""
+    """The cells of a row, empty if the pair has no value; a subject that the reader would strip is refused."""
     if pair.subject != pair.subject.strip():
         raise ManifestError(f"subject {pair.subject!r} begins or ends with a blank; take it off.")
     return [_cell(getattr(pair, column), folder) for column in columns]
@@ -263,7 +262,7 @@ def _cell(value: str | Path | float | None, folder: Path) -> str:
 
 
 def _from_folder(path: Path, folder: Path) -> str:
-    # `a/../b` is not `b` where a is a link; the reader, which drops the dots, must not meet them.
+    # `a/../b` differs from `b` if a is a link. The reader normalises the dots, so the written path must not have them.
     whole = Path(os.path.realpath(path) if os.pardir in path.parts else os.path.abspath(path))
     base = os.path.abspath(folder)
     if not whole.is_relative_to(base):
@@ -273,7 +272,7 @@ def _from_folder(path: Path, folder: Path) -> str:
 
 
 def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
-    """Subjects and volumes that two splits share: what was trained on must not be tested on."""
+    """Subjects and volumes that are in two splits; training data must not be used for testing."""
     first: dict[str, tuple[int, str]] = {}
     for line, pair in pairs.items():
         files = (f"file {os.path.realpath(path)}" for path in (pair.source, pair.target))

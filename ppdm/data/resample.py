@@ -1,7 +1,7 @@
-"""Resampling: a volume seen on the grid of another, through the world coordinates of both headers.
+"""Resampling of a volume onto the grid of another, by the world coordinates of both headers.
 
-Axes: volumes are (D, H, W) float32 in canonical orientation, positions in mm. Nothing is registered: the two must lie
-in one world already.
+Axes: volumes are (D, H, W) float32 in canonical orientation, positions in mm. There is no registration: both volumes
+must already share one world coordinate system.
 """
 
 import warnings
@@ -16,28 +16,28 @@ from ppdm.data.volume import Volume, VolumeError, check_same_grid
 Order = Literal[0, 1, 2, 3, 4, 5]
 OUTSIDE_TOLD = 0.05
 
-_EDGE = 1e-6  # voxels: what rounding may put beyond an edge
+_EDGE = 1e-6  # in voxels; tolerance for rounding errors at the edge
 
 
 def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "the volume") -> Volume:
     """Interpolate a volume at the voxels of `like`.
 
-    On the same grid (within 1e-3 mm) the values are taken as they are. A voxel whose centre lies in the field of view,
-    the box of all voxels of `volume`, gets an interpolated value; within half a voxel of the border the border's value
-    continues. All others are 0, and their share is warned of where it is above 5 % (see :func:`share_outside`).
-    There is no low-pass filter: on a much coarser grid, fine detail aliases.
+    If both grids are equal (within 1e-3 mm), the values are unchanged. The field of view is the box of all voxels of
+    `volume`. A voxel whose centre is in the field of view gets an interpolated value; in the outer half voxel, the
+    value at the border continues. All other voxels are 0; a warning reports their share if it is above 5 % (see
+    :func:`share_outside`). There is no low-pass filter, so fine detail aliases on a much coarser grid.
 
     Args:
-        volume: what to resample, (D, H, W).
-        like: the grid of the result, (D', H', W'); its values play no role.
-        order: of the spline: 0 nearest voxel (labels), 1 linear, 3 cubic (which may overshoot), at most 5.
-        name: what messages call `volume`, such as its path.
+        volume: the volume to resample, (D, H, W).
+        like: the grid of the result, (D', H', W'); its values are not used.
+        order: order of the spline: 0 nearest voxel (for labels), 1 linear, 3 cubic (may overshoot), at most 5.
+        name: name of `volume` in messages, such as its path.
 
     Returns:
         A volume (D', H', W') with the header of `like`.
 
     Raises:
-        VolumeError: the order is none of 0 to 5, or no voxel of `like` lies in the field of view.
+        VolumeError: the order is not 0 to 5, or no voxel of `like` is in the field of view.
     """
     if order not in get_args(Order):
         raise VolumeError(f"The order of interpolation is one of 0 to 5 (0 nearest, 1 linear, 3 cubic); got {order!r}.")
@@ -60,7 +60,7 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
 
 
 def share_outside(volume: Volume, like: Volume) -> float:
-    """The share of the voxels of `like`, 0 to 1, whose centres lie outside of the field of view of `volume`."""
+    """The share of the voxels of `like`, 0 to 1, whose centres are outside the field of view of `volume`."""
     return 0.0 if _one_grid(volume, like) else float(_outside(volume, like).mean())
 
 
@@ -86,12 +86,12 @@ def _report(share: float, name: str) -> None:
 
 
 def _voxel_to_voxel(volume: Volume, like: Volume) -> np.ndarray:
-    """Voxel indices of `like` to those of `volume`, (4, 4)."""
+    """The matrix from voxel indices of `like` to those of `volume`, (4, 4)."""
     return np.linalg.solve(volume.affine, like.affine)
 
 
 def _outside(volume: Volume, like: Volume) -> np.ndarray:
-    """Where the voxels of `like` lie outside of the box of voxels of `volume`, bool (D', H', W')."""
+    """The voxels of `like` that are outside the field of view of `volume`, bool (D', H', W')."""
     outside = np.zeros(like.data.shape, bool)
     for size, position in zip(volume.data.shape, _positions(volume, like), strict=True):
         outside |= (position < -0.5 - _EDGE) | (position > size - 0.5 + _EDGE)
@@ -99,7 +99,7 @@ def _outside(volume: Volume, like: Volume) -> np.ndarray:
 
 
 def _positions(volume: Volume, like: Volume) -> Iterator[np.ndarray]:
-    """For each axis of `volume`, where along it the voxels of `like` lie, in voxels, (D', H', W')."""
+    """For each axis of `volume`, the positions of the voxels of `like` along it, in voxels, (D', H', W')."""
     d, h, w = np.ogrid[tuple(slice(size) for size in like.data.shape)]
     for along_d, along_h, along_w, offset in _voxel_to_voxel(volume, like)[:3]:
         yield along_d * d + along_h * h + along_w * w + offset
