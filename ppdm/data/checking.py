@@ -1,7 +1,7 @@
 """Check all pairs in one pass, before training or translation, and report every fault.
 
 Every file of a pair is checked, even if the others have faults. Each fault gives the file, what was found, what was
-expected and the remedy. A file that cannot be read has only one fault.
+expected and the remedy. For an unreadable file, only the first fault of its content is reported.
 
 Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
 readable volume, different grids, an image without contrast, an empty mask, a target that equals its source, one image

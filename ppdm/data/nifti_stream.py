@@ -122,9 +122,8 @@ def _drop_singleton_axes(path: Path, header: Nifti1Header) -> None:
             f"{path} has {len(shape)} axes of lengths {shape}, expected three, none of them empty; write one scalar "
             "volume a file."
         )
-    if (
-        shape != header.get_data_shape()
-    ):  # only if needed: nibabel resets the sizes of unused axes, which belong to the file
+    # Only if needed: nibabel resets the sizes of unused axes, which belong to the file.
+    if shape != header.get_data_shape():
         header.set_data_shape(shape)
 
 

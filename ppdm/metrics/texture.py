@@ -9,8 +9,8 @@ from torch import Tensor
 from ppdm.metrics.pair import MetricError, checked, slabs, wide
 from ppdm.pixel_puzzle import Factor, factor_of
 
-GUARD = 2  # first bin beside a harmonic without its power: with a periodic Hann window, a pure grid leaks one bin only
-REACH = 8  # last bin beside a harmonic that is compared with it; few bins, so that the spectrum's slope does not matter
+GUARD = 2  # nearest compared bin: with a periodic Hann window, a pure grid leaks only into the first bin
+REACH = 8  # farthest compared bin from a harmonic, so near that the slope of the spectrum does not matter
 MIN_CELLS = 2 * GUARD  # minimum along an axis, so that there is a bin to compare between two harmonics
 FLOOR = 1e-6  # share of the error's mean power density, -60 dB; weaker power is neither grid nor background
 

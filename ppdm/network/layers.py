@@ -342,7 +342,7 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def recomputed_if(wanted: bool, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """Apply function; keep only its inputs if that is wanted and gradients are enabled."""
+    """Apply function; keep only its inputs if ``wanted`` is true and gradients are enabled."""
     return recomputed(function, *inputs) if wanted and torch.is_grad_enabled() else function(*inputs)
 
 

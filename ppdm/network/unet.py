@@ -60,7 +60,7 @@ class UNet(nn.Module):
         for level, (wanted, attend) in reversed(list(enumerate(levels))):
             for _ in range(o.residual_blocks + 1):
                 skip = skips.pop()
-                # An additive skip needs the same channels as the next skip, not those of the level.
+                # With additive skips, the block's output needs the channels of the next skip, not those of the level.
                 after = wanted if o.skips == "concat" else skips[-1] if skips else o.width
                 self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
                 channels = after
