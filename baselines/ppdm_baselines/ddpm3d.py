@@ -22,9 +22,7 @@ MATCHED = Method(
     kernel=Gaussian("cosine"),
     target="noise",
     loss=Loss(p=1),
-    network=UNetOptions(
-        width=64, multipliers=(1, 2, 2, 4), residual_blocks=1
-    ),  # PPDM's, so that only the space differs
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
     optimisation=Optimisation(learning_rate=1e-4),
 )
