@@ -184,7 +184,7 @@ def configurations(
 def around(
     asked: Sequence[Configuration], starts: Sequence[str], variations: Sequence[str], tell: Callable[[str], None]
 ) -> list[Configuration]:
-    """Return the configurations at their start values, followed by their variations one at a time, without duplicates.
+    """Return the configurations at their start values, each followed by its variations, without duplicates.
 
     Args:
         asked: configurations.
