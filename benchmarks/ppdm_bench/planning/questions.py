@@ -39,7 +39,7 @@ class Answer:
     Attributes:
         asked, phase: requested configuration and phase.
         fits: whether the requested configuration fits.
-        cube: the largest cube that fits, in steps of :attr:`Bounds.step`.
+        cube: the largest cube that fits, in steps of ``Bounds.step``.
         batch: the largest batch that fits; None for phases without gradients, where a larger batch has no benefit.
         factor: the smallest factor that fits, as an index into the factors in descending order, from 1; None for a
             method without a factor.
