@@ -1,6 +1,7 @@
-"""The harness: memory predicted and measured, records, tables and figures.
+"""Benchmark harness: prediction and measurement of memory, records, tables and figures.
 
-``predict_peak``, ``measure_peak``, ``Target`` and ``Peak`` load PyTorch on first use; importing this package does not.
+``predict_peak``, ``measure_peak``, ``Target`` and ``Peak`` load PyTorch on first use. Importing this package does not
+load it.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What is asked of a method: a registered name, or a user's own, with the options that commands offer."""
+"""Configurations: a registered or user-defined method with the options of the commands."""
 
 import difflib
 import importlib
@@ -18,36 +18,39 @@ from ppdm_bench.variation import Assignment, VariationError, moved, plain, read,
 
 Shape = tuple[int, int, int]
 
-# Fields of a method that are options of a configuration, too: however they are set, it is the same configuration.
+# Fields of a method that are also options of a configuration. Both ways of setting them give the same configuration.
 _OPTIONS = {
     "representation.factor": "factor",
     "network.width": "width",
     "network.precision": "precision",
     "network.checkpointing": "checkpointing",
 }
-_LEFT_OUT_WHEN_EMPTY = ("point", "setting")  # of descriptions, so that identifiers stay what they were without them
+# Descriptions omit these fields if they are empty. Identifiers then equal those from before the fields existed.
+_LEFT_OUT_WHEN_EMPTY = ("point", "setting")
 
 
 class MethodError(ValueError):
-    """A method that is not known, or an option that it does not have."""
+    """An unknown method, or an option that the method does not have."""
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One method at one size: what a child process is told, and what a record's identifier is made of.
+    """One method at one volume size, with its options.
+
+    Child processes receive it, and record identifiers are computed from it.
 
     Attributes:
         method: a registered name, or ``module:ATTRIBUTE`` of a :class:`ppdm.Method`.
         shape: (D, H, W) in voxels.
-        preset: which of the registered values: ``matched`` (the shared U-Net) or ``authors`` (the paper's).
-        factor: puzzle factor; None keeps the method's own.
-        width: channels of the finest level; None keeps the method's own.
-        precision, checkpointing: as :class:`ppdm.UNetOptions` has them.
-        batch_size: volumes at once.
-        point: what :meth:`ppdm.Method.to_dict` gives, as JSON: a point that is not registered, in the place of the one
-            that ``method`` names.
-        setting: fields that are set otherwise, as :mod:`ppdm_bench.variation` writes them; those that are options above
-            are never among them, see :meth:`varied`.
+        preset: registered preset: ``matched`` (the shared U-Net) or ``authors`` (the network of the paper).
+        factor: puzzle factor; None keeps the default of the method.
+        width: channels of the finest level; None keeps the default of the method.
+        precision, checkpointing: see :class:`ppdm.UNetOptions`.
+        batch_size: volumes per batch.
+        point: output of :meth:`ppdm.Method.to_dict` as JSON: an unregistered method that replaces the one named by
+            ``method``.
+        setting: other fields that differ from the method, in the notation of :mod:`ppdm_bench.variation`; it never
+            contains the options above, see :meth:`varied`.
     """
 
     method: str
@@ -63,19 +66,19 @@ class Configuration:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
-        """Make it from what :meth:`to_dict` gave, or from the same read back from JSON."""
+        """Create a configuration from the output of :meth:`to_dict`, also after a round trip through JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the configuration as JSON values."""
         return {name: value for name, value in asdict(self).items() if value != "" or name not in _LEFT_OUT_WHEN_EMPTY}
 
     def varied(self, assignments: Sequence[Assignment]) -> "Configuration":
-        """The same with these fields set, what an option is for by that option.
+        """Return a copy with these fields set; a field that has an option is set through the option.
 
         Raises:
-            MethodError: a field that there is not, or a point that cannot be.
+            MethodError: a field does not exist, or the resulting method is invalid.
         """
         options: dict[str, Any] = {}
         others = read_one(self.setting) if self.setting else []
@@ -91,10 +94,10 @@ class Configuration:
         return made
 
     def resolve(self) -> Method:
-        """The method with these options.
+        """Return the method with these options applied.
 
         Raises:
-            MethodError: there is no such method, or it lacks an option that was set.
+            MethodError: the method does not exist, or it lacks an option that was set.
         """
         try:
             method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
@@ -111,7 +114,7 @@ class Configuration:
 
     @property
     def variant(self) -> str:
-        """What tells rows of this method apart."""
+        """Text that distinguishes the rows of this method."""
         preset = "" if self.preset == "matched" else self.preset
         return " ".join(filter(None, (self.resolve().variant, preset, self.setting)))
 
@@ -121,7 +124,7 @@ class Configuration:
         return f"{self.method} {self.variant}".strip()
 
     def fields(self) -> dict[str, Any]:
-        """What records have as fields of their own, so that they can be found and sorted by them."""
+        """Return the options that records store as separate fields, for filtering and sorting."""
         network = self.resolve().network
         return {
             "method": self.method,
@@ -135,11 +138,11 @@ class Configuration:
         }
 
     def describe(self) -> dict[str, Any]:
-        """Everything that the numbers depend on, for a record: these options, and the method that they make."""
+        """Return everything that determines the results, for a record: these options and the resolved method."""
         method = self.resolve()
         try:
             resolved: Any = method.to_dict()
-        except ValueError:  # a user's own axis value: it is found again by name
+        except ValueError:  # a user-defined axis value cannot be described as JSON
             resolved = repr(method)
         return self.to_dict() | {"width": method.network.width, "resolved": resolved}
 
@@ -155,15 +158,17 @@ def configurations(
     width: int | None = None,
     batch_size: int = 1,
 ) -> list[Configuration]:
-    """Every combination of the options, each once; factors only for methods that have one, presets where they exist.
+    """Return every combination of the options without duplicates.
+
+    Factors apply only to methods that have one. Presets apply only to methods that define them.
 
     Args:
-        methods: names; every registered one that has a preset if absent.
-        shape, presets, factors, precisions, checkpointing, width, batch_size: as :class:`Configuration` has them; no
-            factors keep each method's own.
+        methods: names; by default every registered method that has one of the presets.
+        shape, presets, factors, precisions, checkpointing, width, batch_size: see :class:`Configuration`; without
+            factors, each method keeps its default.
 
     Raises:
-        MethodError: there is no such method or preset, or an option is out of its range.
+        MethodError: a method or preset does not exist, or an option is out of range.
     """
     made = [
         Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size)
@@ -179,16 +184,16 @@ def configurations(
 def around(
     asked: Sequence[Configuration], starts: Sequence[str], variations: Sequence[str], tell: Callable[[str], None]
 ) -> list[Configuration]:
-    """The configurations moved to another point, and around each the points of every variation alone, each once.
+    """Return the configurations at their start values, each followed by its variations, without duplicates.
 
     Args:
         asked: configurations.
-        starts: ``name=value``, each set in all of them.
-        variations: ``name=a,b``.
-        tell: called with a sentence for each point that some of the methods cannot have, which is left out.
+        starts: ``name=value``; each is set in all configurations.
+        variations: ``name=a,b``; each value gives one more configuration.
+        tell: called with one sentence for each point that is skipped because some methods do not support it.
 
     Raises:
-        ValueError: a text that cannot be read, or a point that none of the methods can have.
+        ValueError: a text cannot be parsed, or none of the methods supports a point.
     """
     for text in starts:
         asked = list(dict.fromkeys(_neighbours(asked, read_one(text), tell).values()))
@@ -205,7 +210,7 @@ def around(
 def _neighbours(
     asked: Sequence[Configuration], assignments: Sequence[Assignment], tell: Callable[[str], None]
 ) -> dict[Configuration, Configuration]:
-    """For each configuration the one with these fields set, where it can have them."""
+    """Map each configuration to its copy with these fields set; omit configurations that do not support them."""
     found: dict[Configuration, Configuration] = {}
     faults: dict[str, str] = {}
     for one in asked:
@@ -217,7 +222,7 @@ def _neighbours(
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
     names_of: dict[str, list[str]] = {}
-    for name, fault in faults.items():  # what there is instead is for who meant this one method
+    for name, fault in faults.items():  # the part after ";" lists the choices of one method; drop it to group methods
         names_of.setdefault(fault.partition(";")[0], []).append(name)
     for reason, names in names_of.items():
         tell(f"left out: {point} of {', '.join(names)}: {reason}")
@@ -225,10 +230,10 @@ def _neighbours(
 
 
 def check_phases(asked: Sequence[Configuration], phases: Sequence[str]) -> None:
-    """See that some of the methods have one of the phases.
+    """Check that at least one method has one of the phases.
 
     Raises:
-        MethodError: none has.
+        MethodError: no method has any of the phases.
     """
     having = dict.fromkeys(phase for configuration in asked for phase in configuration.resolve().phases)
     if not having.keys() & set(phases):
@@ -236,7 +241,7 @@ def check_phases(asked: Sequence[Configuration], phases: Sequence[str]) -> None:
 
 
 def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple[str, str]]:
-    """Methods with the presets that they have; one that was asked for must have at least one."""
+    """Return pairs of method and available preset; a requested method must have at least one of the presets."""
     for preset in presets:
         if preset not in PRESETS:
             raise MethodError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
@@ -248,10 +253,10 @@ def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple
 
 
 def find_method(name: str, preset: str = "matched") -> Method:
-    """A registered method, or a user's own as ``module:ATTRIBUTE``.
+    """Return a registered method, or a user-defined one given as ``module:ATTRIBUTE``.
 
     Raises:
-        MethodError: there is none of that name (the nearest is suggested), or it lacks the preset.
+        MethodError: the name is unknown (the message suggests the nearest one), or the method lacks the preset.
     """
     if preset not in (having := presets_of(name)):
         raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(having)}")
@@ -259,10 +264,10 @@ def find_method(name: str, preset: str = "matched") -> Method:
 
 
 def presets_of(name: str) -> list[str]:
-    """The presets of a method; a user's own is one value.
+    """Return the presets of a method; a user-defined method has only ``matched``.
 
     Raises:
-        MethodError: there is none of that name; the nearest is suggested.
+        MethodError: the name is unknown; the message suggests the nearest one.
     """
     having = ["matched"] if _is_own(name) else [preset for preset, methods in PRESETS.items() if name in methods]
     if not having:
@@ -285,7 +290,7 @@ def _own_method(name: str) -> Method:
     module, _, attribute = name.partition(":")
     try:
         value = getattr(_import_from_here(module), attribute)
-    except (Exception, SystemExit) as error:  # other people's code may fail in any way
+    except (Exception, SystemExit) as error:  # user code can raise any exception
         raise MethodError(
             f"{name} cannot be loaded ({type(error).__name__}: {error}); expected module:ATTRIBUTE of a ppdm.Method, "
             "the module in the current folder or installed"
@@ -296,7 +301,7 @@ def _own_method(name: str) -> Method:
 
 
 def _import_from_here(module: str) -> ModuleType:
-    """Import a module that may lie in the current folder, where an installed command does not look by itself."""
+    """Import a module, also from the current folder, which is not on the path of an installed command."""
     if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # last, so that nothing there hides what is installed
+        sys.path.append(os.getcwd())  # last, so that local modules do not hide installed ones
     return importlib.import_module(module)

@@ -1,4 +1,4 @@
-"""Where commands run, from what was asked and what is there."""
+"""Selection of the device of a command, from the request and the available hardware."""
 
 from dataclasses import replace
 
@@ -9,11 +9,13 @@ from ppdm_bench.predictor.target import Target
 
 
 def choose(asked: str, capacity: int | None) -> tuple[str, Target | None]:
-    """Where memory is measured (``cuda``, ``cpu``, or ``predict`` for nowhere), and what it is predicted for.
+    """Return the device of memory measurements and the target of predictions.
+
+    The device is ``cuda``, ``cpu``, or ``predict``, which measures nothing.
 
     Args:
         asked: auto, cuda, cpu or predict.
-        capacity: bytes of the card that must suffice, if that was asked; else the card at hand, if any.
+        capacity: memory budget in bytes; None uses the capacity of the local card, if there is one.
 
     Raises:
         RuntimeError: ``cuda`` without a device.
@@ -29,11 +31,11 @@ def choose(asked: str, capacity: int | None) -> tuple[str, Target | None]:
 
 
 def training_device(asked: str, ranks: Ranks = ALONE) -> str:
-    """The device of training and translation: ``cuda`` or ``cpu``; of several ranks, each takes a GPU of its own.
+    """Return the device of training and translation, ``cuda`` or ``cpu``; with several ranks, each uses its own GPU.
 
     Raises:
         RuntimeError: ``cuda`` without a device.
-        ValueError: more ranks on a machine than GPUs, or another rank has no device.
+        ValueError: a machine has more ranks than GPUs, or another rank has no device.
     """
     with ranks.together():
         there = torch.cuda.is_available()

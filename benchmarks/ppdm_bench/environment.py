@@ -1,4 +1,4 @@
-"""The environment as it is recorded beside every number."""
+"""Environment that is stored in every record."""
 
 import platform
 import subprocess
@@ -10,7 +10,7 @@ from typing import Any
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, hardware and the commit, as JSON values; what cannot be had is an empty string or absent."""
+    """Return versions, hardware and the commit as JSON values; unavailable values are empty strings or absent."""
     import torch
 
     from ppdm import __version__
@@ -50,11 +50,11 @@ def _cuda() -> dict[str, Any]:
 
 
 def _driver() -> str:
-    """The driver's version; without NVML, nothing."""
+    """Return the version of the driver; an empty string without NVML."""
     try:
         version = nvml().nvmlSystemGetDriverVersion()
         return version.decode() if isinstance(version, bytes) else str(version)
-    except Exception:  # NVML raises its own kinds, and another when its library is missing
+    except Exception:  # NVML raises its own exception types, and another one if its library is missing
         return ""
 
 
@@ -67,7 +67,7 @@ def _cpu() -> str:
 
 
 def _git() -> tuple[str, bool]:
-    """The commit of the checkout that this code runs from, and whether it was changed since; empty outside of one."""
+    """Return the commit of the checkout of this code, and whether files were changed; empty outside a checkout."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:
@@ -75,10 +75,10 @@ def _git() -> tuple[str, bool]:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
-        # Only a checkout of this project: an installed package may lie inside another repository.
+        # Accept only a checkout of this project: an installed package may be inside another repository.
         if not git("ls-files", "--", Path(__file__).name):
             return "", False
-        # Records are no code: the results that a run adds do not make the next one's code another.
+        # Ignore results: records that a run adds do not change the code of the next run.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
         return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
@@ -86,7 +86,7 @@ def _git() -> tuple[str, bool]:
 
 
 def nvml() -> Any:
-    """The module ``pynvml``, initialised. What it raises where there is no driver is of its own many kinds."""
+    """Return the initialised module ``pynvml``; without a driver it raises one of its own exception types."""
     import pynvml
 
     pynvml.nvmlInit()
@@ -94,9 +94,9 @@ def nvml() -> Any:
 
 
 def nvml_note() -> str:
-    """Why NVML is not there, or nothing if it is."""
+    """Return why NVML is not available; an empty string if it is."""
     if "torch" not in sys.modules:
-        import torch  # noqa: F401  its CUDA libraries come first, so that NVML finds the same driver
+        import torch  # noqa: F401  load its CUDA libraries first, so that NVML finds the same driver
     try:
         nvml()
     except Exception as error:

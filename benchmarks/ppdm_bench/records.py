@@ -1,8 +1,8 @@
-"""Records: one measurement a row, kept as append-only JSON Lines.
+"""Records: one measurement per row, stored as append-only JSON Lines.
 
-A record carries the number, what it is (metric, unit, statistic), the configuration and environment it was taken in,
-how it came about (`kind`) and how it ended (`status`). Every table and figure is derived from records alone, so this
-module needs nothing but the standard library.
+A record holds the value, its meaning (metric, unit, statistic), the configuration and environment of the measurement,
+its origin (`kind`) and its outcome (`status`). Every table and figure is made only from records. This module therefore
+needs only the standard library.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = [
     "write_json_array",
 ]
 
-SCHEMA = 2  # 2: samples
+SCHEMA = 2  # schema 2 added the field `samples`
 
-_MOST_EXPANDED = 1 << 26  # bytes; the largest file yet has ten million
+_MOST_EXPANDED = 1 << 26  # bytes; the largest file so far has ten million
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 
-# The metrics whose unit is fixed. Memory is stored in bytes and shown in GiB.
+# Metrics with a fixed unit. Memory is stored in bytes and shown in GiB.
 UNITS = {
     **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "context", "verified_at"), "B"),
     **dict.fromkeys(("reserved_growth", "refused", "assumed"), "B"),
@@ -56,15 +56,15 @@ UNITS = {
 
 
 class RecordError(ValueError):
-    """A record that says something impossible, or a record file that cannot be read or written."""
+    """A record with invalid content, or a record file that cannot be read or written."""
 
 
 class LaterSchemaError(RecordError):
-    """A record written by a later version: whole and valid, but not for this version to interpret."""
+    """A valid record of a later version, which this version cannot interpret."""
 
 
 class RecordWarning(UserWarning):
-    """Lines of a record file were left out because they cannot be read."""
+    """Warning that unreadable lines of a record file were skipped."""
 
 
 def _now() -> str:
@@ -75,26 +75,27 @@ def _now() -> str:
 class Record:
     """One measurement: one configuration, one phase, one metric.
 
-    `metric` and `kind` are always given. A record of status `ok` holds a finite `value`; any other holds a `reason` and
-    may lack a value. The unit of a metric in `UNITS` is filled in. Fields that their name explains are left out below.
+    `metric` and `kind` are required. A record of status `ok` holds a finite `value`. A record of any other status holds
+    a `reason`, and its value is optional. The unit of a metric in `UNITS` is filled in. The list below omits fields
+    whose name explains them.
 
     Attributes:
-        config_id: `config_id(options)`; records of one configuration share it, whatever their kind.
-        variant: tells the rows of one method apart (`r=4`, `authors`).
-        shape: (D, H, W) in voxels, or empty where no volume is involved; `spacing` likewise, in millimetres.
-        phase: `train`, `sample`, or a stage of a method's own (`autoencoder_train`, `decode`).
+        config_id: `config_id(options)`; all records of one configuration share it, for every kind.
+        variant: distinguishes the rows of one method (`r=4`, `authors`).
+        shape: (D, H, W) in voxels, or empty if no volume is involved; `spacing` likewise, in millimetres.
+        phase: `train`, `sample`, or a stage specific to a method (`autoencoder_train`, `decode`).
         steps: network evaluations of one sampling run.
-        stat: which statistic the value is (`max`, `median`); `n` says of how many repetitions.
-        samples: the raw values that the statistic is of, in the order they were taken, where there are several.
+        stat: statistic of the value (`max`, `median`); `n` is the number of repetitions.
+        samples: raw values from which the statistic is computed, in measurement order, if there are several.
         kind: `measured`, `predicted` or `published`.
-        options: the full configuration as JSON, so that a number can be traced.
+        options: full configuration as JSON, which makes the value traceable.
         env: versions and hardware (torch, cuda, cudnn, driver, gpu, cpu, python, ...).
-        source: where a published value comes from.
-        created: ISO 8601 in UTC; the moment of construction unless given.
+        source: source of a published value.
+        created: ISO 8601 in UTC; time of construction by default.
 
     Raises:
-        RecordError: for a value of a wrong type, an unknown kind or status, an `ok` without a finite value, another
-            status without a reason, a unit that is not the metric's.
+        RecordError: a value has a wrong type, the kind or status is unknown, a record of status `ok` has no finite
+            value, a record of another status has no reason, or the unit does not match the metric.
     """
 
     schema: int = SCHEMA
@@ -131,7 +132,7 @@ class Record:
     samples: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        # JSON knows lists only: a record read back equals the one that was written.
+        # JSON has only lists. Tuples make a record that was read equal to the record that was written.
         for name in ("shape", "spacing"):
             object.__setattr__(self, name, _three(name, getattr(self, name)))
         object.__setattr__(self, "samples", _numbers("samples", self.samples))
@@ -145,17 +146,17 @@ class Record:
         return _dump({f.name: getattr(self, f.name) for f in fields(self)})
 
     def content(self) -> str:
-        """Return the record without its moment and run, as JSON: two records that say the same have it in common."""
+        """Return the record as JSON without `created` and `run_id`, to find records with equal content."""
         moment = ("created", "run_id")
         return _dump({f.name: getattr(self, f.name) for f in fields(self) if f.name not in moment})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Read the record that `to_json` wrote.
+        """Read a record from the output of `to_json`.
 
         Raises:
             LaterSchemaError: the record has a schema above `SCHEMA`.
-            RecordError: the text is no JSON object, or not one of a record.
+            RecordError: the text is not a JSON object, or the object is not a valid record.
         """
         try:
             content = json.loads(text, parse_float=_finite, parse_constant=_finite)
@@ -191,12 +192,12 @@ def _numbers(name: str, value: object) -> tuple[Any, ...]:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite number, and an integer is one that a float can stand for."""
+    """Whether the value is a finite number; an integer must also lie within the range of a float."""
     return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
 
 
 def _finite(text: str) -> float:
-    """A number of JSON; Python would read NaN, Infinity and 1e999 too, and could not write them again."""
+    """Parse a JSON number; reject NaN, Infinity and 1e999, which Python reads but the record writer refuses."""
     if not abs(value := float(text)) <= float_info.max:
         raise ValueError(f"{text} is no finite number")
     return value
@@ -256,9 +257,9 @@ def _dump(content: object, **style: Any) -> str:
 
 
 def config_id(options: Mapping[str, Any]) -> str:
-    """Return 12 hexadecimal digits that identify a configuration: of the SHA-256 of its canonical JSON.
+    """Return the identifier of a configuration: the first 12 hexadecimal digits of the SHA-256 of its canonical JSON.
 
-    The order of keys does not matter, and a tuple counts as the list that JSON makes of it.
+    The order of keys does not matter. A tuple and a list with the same items give the same identifier.
 
     Raises:
         RecordError: an option is not a JSON value.
@@ -268,27 +269,27 @@ def config_id(options: Mapping[str, Any]) -> str:
 
 
 def write_json_array(records: Iterable[Record]) -> str:
-    """Return the records as one JSON array, a record a line: what `--json` prints."""
+    """Return the records as one JSON array with one record per line; `--json` prints it."""
     lines = ",\n".join(record.to_json() for record in records)
     return f"[\n{lines}\n]" if lines else "[]"
 
 
 class RecordFile:
-    """An append-only file of records, one JSON object a line.
+    """Append-only file of records, one JSON object per line.
 
-    A kill at any moment loses at most the row being written: rows are appended by a single write, and a half-written
-    last line is ended before anything is added behind it. Several processes may append to the same file. A file that
-    ends in `.gz` is one that was compressed to be kept: it is read, and nothing is added to it.
+    Rows are appended by a single write. If the last line is incomplete, a newline is added before new rows. Killing the
+    process therefore loses at most the row being written. Several processes may append to the same file. A file whose
+    name ends in `.gz` is a compressed archive: it is read-only.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def append(self, records: Iterable[Record]) -> None:
-        """Add records, on the disk when this returns; the folder is made if it is missing.
+        """Append records and flush them to disk before returning; create the folder if it is missing.
 
         Raises:
-            RecordError: the file cannot be written, or the disk took only part of the rows.
+            RecordError: the file cannot be written, or only part of the rows was written.
         """
         rows = "".join(record.to_json() + "\n" for record in records).encode()
         if not rows:
@@ -306,20 +307,21 @@ class RecordFile:
             raise RecordError(f"cannot write records to {self.path}: {_plain(error)}; give another place") from None
 
     def read(self) -> list[Record]:
-        """Return every whole record, in the order written; none where the file does not exist yet.
+        """Return every complete record in file order; an empty list if the file does not exist yet.
 
-        Lines that cannot be read (the half row of a killed run) are left out; one `RecordWarning` counts them.
+        Unreadable lines, such as the incomplete row of a killed run, are skipped. One `RecordWarning` reports their
+        number.
 
         Raises:
             RecordError: the file cannot be read, or holds records of a later schema.
         """
-        if self.path.is_char_device():  # a pipe ends, and a device may not
+        if self.path.is_char_device():  # reading a device may never end, unlike reading a pipe
             raise RecordError(f"cannot read records from {self.path}: it is a device; name a file")
         try:
             content = self._expanded() if self.path.suffix == ".gz" else self.path.read_bytes()
         except FileNotFoundError:
             return []
-        except (EOFError, zlib.error) as error:  # cut short, or altered
+        except (EOFError, zlib.error) as error:  # truncated or corrupted
             raise RecordError(f"cannot read records from {self.path}: it is no whole gzip file ({error})") from None
         except OSError as error:
             raise RecordError(f"cannot read records from {self.path}: {_plain(error)}") from None
@@ -338,7 +340,7 @@ class RecordFile:
         return records
 
     def _expanded(self) -> bytes:
-        """What a compressed file holds; one that expands without end must not take all memory."""
+        """Return the content of a compressed file; the size limit protects against exhausting memory."""
         with gzip.open(self.path) as stream:
             content = stream.read(_MOST_EXPANDED + 1)
         if len(content) > _MOST_EXPANDED:
@@ -355,7 +357,7 @@ class RecordFile:
 
 
 def _write_rows(descriptor: int, rows: bytes) -> None:
-    # A process that appends at this moment may look like a torn line; then the newline only makes a blank one.
+    # A concurrent append can look like an incomplete line. The extra newline then only adds a blank line.
     end = os.lseek(descriptor, 0, os.SEEK_END)
     if end:
         os.lseek(descriptor, end - 1, os.SEEK_SET)

@@ -1,25 +1,25 @@
-"""How numbers and settings are shown: bytes as GiB, counts, ratios, and the words for a configuration."""
+"""Text formats of numbers and settings: bytes as GiB, counts, ratios, and configurations in words."""
 
 from __future__ import annotations
 
 GIB = 2**30
 
-# Settings of a configuration, in the order they are named; the last five are only named where they tell rows apart.
+# Settings of a configuration in display order. CONDITIONS are shown only if they distinguish rows.
 SETTINGS = ("shape", "batch_size", "precision", "checkpointing", "task", "width")
 CONDITIONS = ("channels_last", "compile", "device", "gpu", "torch")
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Return `value` with so many significant digits and never an exponent: 3.40, 0.0512, 155."""
+    """Return `value` with `digits` significant digits and without an exponent: 3.40, 0.0512, 155."""
     if value == 0:
         return "0"
-    # The exponent after rounding: 9.999 is 10.0 with three digits, not 10.00.
+    # Use the exponent after rounding: with three digits, 9.999 becomes 10.0, not 10.00.
     exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
 def gib(size: float) -> str:
-    """Return bytes as GiB for a table: two decimals from 1 GiB on, three significant digits below."""
+    """Return bytes as GiB for a table: two decimals from 1 GiB, three significant digits below."""
     return f"{size / GIB:.2f}" if size >= GIB else significant(size / GIB)
 
 
@@ -32,7 +32,7 @@ def count(number: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Return a ratio: savings as a fraction (1/7.7), all else as a factor (0.92×, 1.30×)."""
+    """Return a ratio as text: values up to 0.8 as a fraction (1/7.7), others as a factor (0.92×, 1.30×)."""
     if value == 1:
         return "1"
     return f"1/{significant(1 / value, 2)}" if 0 < value <= 0.8 else f"{value:.2f}×"
@@ -44,7 +44,7 @@ def shape_text(shape: tuple[int, ...]) -> str:
 
 
 def setting_text(name: str, value: object) -> str:
-    """Return one setting in words, such as `batch size 1` or `no checkpointing`; empty where it was not stated."""
+    """Return one setting in words, such as `batch size 1` or `no checkpointing`; empty if it is not set."""
     if value is None or value == "" or value == ():
         return ""
     match name:

@@ -1,10 +1,10 @@
-"""Points near a method: ``--vary name=a,b`` replaces a field by each of the values, ``--set name=a`` by one.
+"""Variations of a method: ``--vary name=a,b`` sets a field to each of the values, ``--set name=a`` to one value.
 
-    kernel.gamma=0.25,0.5                   a field of a part
-    kernel=i2sb,gaussian(schedule=flow)     a value of an axis by its name, with or without its own fields
-    loss.mode=off+loss.gradient=0,cell      several fields at once; a value without a name is of the first field
+    kernel.gamma=0.25,0.5                   a field of a component
+    kernel=i2sb,gaussian(schedule=flow)     a named value of an axis, with or without its fields
+    loss.mode=off+loss.gradient=0,cell      several fields at once; a value without a name belongs to the first field
 
-Every point is made by the dataclass itself, so one that cannot work is refused before anything is trained.
+The dataclasses validate every point, so an invalid point is rejected before any training starts.
 """
 
 import json
@@ -17,14 +17,14 @@ from ppdm import Method
 from ppdm.method import AXES
 from ppdm.serialization import describe
 
-Assignment = tuple[str, str]  # a field, such as kernel.gamma, and its value as it was written
+Assignment = tuple[str, str]  # a field, such as kernel.gamma, and its value as text
 
 
 class VariationError(ValueError):
-    """A variation that cannot be read, or a point that there is not; says what was got and what is expected.
+    """A variation that cannot be parsed, or an invalid point; the message names the input and the expected form.
 
     Attributes:
-        reason: the same without the point that is meant.
+        reason: the message without the point.
     """
 
     def __init__(self, reason: str, point: str = "") -> None:
@@ -34,26 +34,26 @@ class VariationError(ValueError):
 
 @dataclass(frozen=True)
 class Point:
-    """A method near another, and what tells it apart, such as ``kernel.gamma=0.25``."""
+    """A variation of a method, with a label for the difference, such as ``kernel.gamma=0.25``."""
 
     label: str
     method: Method
 
 
 def vary(method: Method, text: str) -> list[Point]:
-    """The points of one variation around a method, in its order.
+    """Return the points of one variation around a method, in the order of the text.
 
     Raises:
-        VariationError: it cannot be read, names a field that there is not, or a point that cannot be.
+        VariationError: the text cannot be parsed, a field does not exist, or a point is invalid.
     """
     return [Point(written(one), moved(method, one)) for one in read(text)]
 
 
 def read(text: str) -> list[list[Assignment]]:
-    """What a variation sets, alternative by alternative; whether there are such fields and values is not looked at.
+    """Parse a variation into one list of assignments per alternative, without checking that fields and values exist.
 
     Raises:
-        VariationError: it cannot be read.
+        VariationError: the text cannot be parsed.
     """
     found: list[list[Assignment]] = []
     for alternative in _split(text, ","):
@@ -65,10 +65,10 @@ def read(text: str) -> list[list[Assignment]]:
 
 
 def read_one(text: str) -> list[Assignment]:
-    """What ``--set`` sets.
+    """Parse the assignments of ``--set``.
 
     Raises:
-        VariationError: it cannot be read, or has several values.
+        VariationError: the text cannot be parsed, or has several values.
     """
     first, *others = read(text)
     if others:
@@ -77,7 +77,7 @@ def read_one(text: str) -> list[Assignment]:
 
 
 def settled(assignments: Iterable[Assignment]) -> list[Assignment]:
-    """Those that count: of a field what is set last, and of an axis no field of the value that it had before."""
+    """Return the effective assignments: the last one per field; setting an axis drops its earlier field values."""
     kept: list[Assignment] = []
     for name, value in assignments:
         kept = [*(one for one in kept if one[0] != name and not one[0].startswith(f"{name}.")), (name, value)]
@@ -85,7 +85,7 @@ def settled(assignments: Iterable[Assignment]) -> list[Assignment]:
 
 
 def written(assignments: Sequence[Assignment]) -> str:
-    """Assignments as :func:`read` reads them."""
+    """Return assignments as text in the form that :func:`read` parses."""
     return "+".join(f"{name}={value}" for name, value in assignments)
 
 
@@ -98,7 +98,7 @@ def _assignment(text: str, default: str) -> Assignment:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Split where no parenthesis is open; what is blank is dropped."""
+    """Split the text at separators outside parentheses and brackets; drop blank parts."""
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in "([") - (letter in ")]")
@@ -110,10 +110,10 @@ def _split(text: str, separator: str) -> list[str]:
 
 
 def moved(method: Method, assignments: Sequence[Assignment]) -> Method:
-    """The method with these fields set.
+    """Return the method with these fields set.
 
     Raises:
-        VariationError: a field that there is not, or a point that cannot be.
+        VariationError: a field does not exist, or the point is invalid.
     """
     try:
         content = describe(method, AXES, complete=True)
@@ -135,7 +135,7 @@ def _set(content: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Every field that can be varied."""
+    """Return the names of all fields that can be varied."""
     return [
         found
         for name, value in content.items()
@@ -145,7 +145,7 @@ def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _axis_value(axis: str, text: str) -> dict[str, Any]:
-    """``gaussian(schedule=flow)`` as the dictionary that describes it."""
+    """Parse an axis value such as ``gaussian(schedule=flow)`` into its dictionary description."""
     match = re.fullmatch(r"([a-z0-9_]+)(?:\((.*)\))?", text)
     if match is None or match[1] not in AXES[axis]:
         raise VariationError(f"there is no {axis} {text!r}; there are {', '.join(AXES[axis])}")
@@ -156,7 +156,7 @@ def _axis_value(axis: str, text: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> Any:
-    """A value as it was written: a JSON value, or else the text itself; lists are tuples, as dataclasses want them."""
+    """Parse a value as JSON, or return the text if it is not JSON; lists become tuples, as in the dataclasses."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,11 +1,11 @@
-"""The version, without importing the package that has it: its modules import PyTorch."""
+"""Version of the distribution, read without importing the package ``ppdm``, whose modules import PyTorch."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 
 def version() -> str:
-    """The version of the distribution."""
+    """Return the version of the distribution."""
     spec = find_spec("ppdm")
     if spec is None or spec.origin is None:
         raise RuntimeError("the package ppdm is not installed beside ppdm_bench; install both from one checkout")

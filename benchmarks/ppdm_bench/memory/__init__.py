@@ -1,1 +1,1 @@
-"""Peak memory: predicted without a GPU, measured with one."""
+"""Peak memory: prediction without a GPU, measurement with one."""

@@ -1,4 +1,4 @@
-"""``ppdm-bench memory``: every configuration predicted, and measured where there is a device, as records."""
+"""``ppdm-bench memory``: predict every configuration, measure it if a device is available, and return records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ Spacing = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Task:
-    """One phase of one configuration, predicted or measured."""
+    """Prediction or measurement of one phase of one configuration."""
 
     configuration: Configuration
     phase: str
@@ -32,7 +32,7 @@ class Task:
 
     @property
     def text(self) -> str:
-        """How a progress bar calls it."""
+        """Label for the progress bar."""
         c = self.configuration
         how = "measuring" if self.measured else "predicting"
         size = shape_text(c.shape)
@@ -41,16 +41,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be found out.
+    """Plan of a memory benchmark.
 
     Attributes:
-        configurations, phases: the product of these, of each method those that it has.
-        device: where it is measured, ``cuda`` or ``cpu``; ``predict`` measures nothing.
-        target: what is predicted for; None predicts for the CPU, without CUDA's rules.
-        spacing: of the scan whose size was taken, mm; empty without one.
-        timeout: seconds for one measurement, and for one prediction.
-        budget: bytes of the card that must suffice; a measurement gets no more. None is what the device has.
-        gate: whether what is predicted not to fit is left unmeasured.
+        configurations, phases: every combination is run; phases that a method lacks are omitted.
+        device: measurement device, ``cuda`` or ``cpu``; ``predict`` measures nothing.
+        target: target of the prediction; None predicts for the CPU, without the rules of CUDA.
+        spacing: voxel spacing in mm of the scan that gives the volume size; empty without a scan.
+        timeout: time limit in seconds of one measurement and of one prediction.
+        budget: memory budget in bytes, which also limits measurements; None uses the memory of the device.
+        gate: whether to skip measurements that are predicted not to fit.
     """
 
     configurations: Sequence[Configuration]
@@ -64,9 +64,9 @@ class Plan:
 
     @property
     def limit(self) -> int | None:
-        """Bytes that the tensors of a measurement may take: the budget, on CUDA less what the context takes of it.
+        """Limit in bytes for the tensors of a measurement: the budget, on CUDA minus the size of the context.
 
-        A budget above the device's memory limits nothing.
+        On CUDA, a budget above the memory of the device sets no limit.
         """
         if self.budget is None or self.target is None:
             return self.budget
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def tasks(self) -> list[Task]:
-        """Predictions first: they are quick, and a measurement is read against them."""
+        """All tasks; predictions come first because they are quick and measurements are compared with them."""
         kinds = (False, True) if self.device != "predict" else (False,)
         having = [(c, phase) for c in self.configurations for phase in self.phases if phase in c.resolve().phases]
         return [Task(c, phase, kind) for kind in kinds for c, phase in having]
@@ -83,13 +83,13 @@ class Plan:
 def carry_out(
     plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
-    """Do the tasks of a plan in order, and yield the records of each as soon as it is done.
+    """Run the tasks of a plan in order and yield the records of each task when it ends.
 
     Args:
-        plan: what is to be found out.
+        plan: plan to run.
         progress: called with each task before it begins.
-        known: records of earlier runs. What was found out about the same configuration by the same code in the same
-            environment is yielded from them and not done again, so that an interrupted run can be continued.
+        known: records of earlier runs. Results of the same configuration, code and environment are reused, so that an
+            interrupted run can resume.
     """
     sweep = Sweep(WORKER, plan.timeout, known)
     doubts: dict[tuple[Configuration, str], str] = {}
@@ -106,7 +106,7 @@ def carry_out(
 
 
 def _case(plan: Plan, task: Task) -> Case:
-    """What all records of a task have in common, and what its child is told."""
+    """Return the fields shared by all records of a task, and the request for its child process."""
     configuration = task.configuration
     options = configuration.describe()
     where = plan.device if task.measured else "cpu" if plan.target is None else "cuda"
@@ -130,7 +130,7 @@ def _case(plan: Plan, task: Task) -> Case:
 
 
 def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] | None = None) -> list[Record]:
-    """The records of one prediction, or of why there is none; ``predict`` stands for :func:`predict_peak` if given."""
+    """Return the records of one prediction or of its failure; ``predict`` replaces :func:`predict_peak` if given."""
     return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
 
 
@@ -147,7 +147,7 @@ def _predict(
         return sweep.timed_out(case, str(late))
     except PredictionError as error:
         return case.failed("error", str(error))
-    except Exception as error:  # a method's code may fail in any way, and the other rows are still wanted
+    except Exception as error:  # the code of a method can raise any exception; the other tasks must still run
         return case.failed("error", fault(error))
     shortage = _shortage(plan, peak)
     of_peak: dict[str, Any] = {"stat": "max", "n": 1, **case.common}
@@ -166,7 +166,7 @@ def _predict(
 
 
 def _shortage(plan: Plan, peak: Peak) -> str:
-    """Why a prediction does not fit, or nothing."""
+    """Return why a prediction does not fit; an empty string if it fits."""
     if plan.target is not None:
         return too_much(plan.target) if peak.fits is False else ""
     if plan.budget is None or peak.peak_allocated <= plan.budget:
@@ -175,13 +175,13 @@ def _shortage(plan: Plan, peak: Peak) -> str:
 
 
 def _outside(reserved: int, target: Target | None) -> dict[str, int]:
-    """What the driver counts beyond PyTorch's allocator: a constant, named as the measured ones are."""
+    """Return the process peak and the constant CUDA context, under the metric names of the measured values."""
     context = target.context if target else 0
     return {"peak_process": reserved + context, "context": context}
 
 
 def _described(target: Target) -> dict[str, Any]:
-    """What a prediction was made for, beside what it was made with."""
+    """Return the target of a prediction, for the environment of its records."""
     return {
         "torch": ".".join(map(str, target.release)),
         "capacity": target.capacity,

@@ -1,8 +1,9 @@
-"""What measurement has beyond prediction, fitted as two constants: ``python -m ppdm_bench.memory.constants``.
+"""Fit two constants for measured memory that no rule predicts: ``python -m ppdm_bench.memory.constants``.
 
-The context (driver, CUDA, loaded modules) is the median of what was measured. The workspace is the median of measured
-less predicted peaks of allocated memory: what libraries hold that no rule explains. The constants are stored with the
-records that they come from, and a prediction uses them only where it is told to (``ppdm-bench memory --constants``).
+The context (driver, CUDA, loaded modules) is the median of the measured values. The workspace is the median of the
+difference between measured and predicted peaks of allocated memory: memory of libraries that no rule explains. The
+constants are stored with the identifiers of their source records. A prediction uses them only on request
+(``ppdm-bench memory --constants``).
 """
 
 import argparse
@@ -19,23 +20,23 @@ from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 
-LEAST = 3  # pairs; fewer say nothing of a spread
+LEAST = 3  # pairs; fewer cannot show the spread
 
 
 class ConstantsError(ValueError):
-    """Constants that cannot be fitted or read."""
+    """Failure to fit or read constants."""
 
 
 @dataclass(frozen=True)
 class Constants:
-    """What was fitted, and to what.
+    """Fitted constants and their source data.
 
     Attributes:
-        gpu, torch: where it was measured.
-        workspace: bytes of allocated memory beyond prediction, the median, at least 0.
-        residuals: measured less predicted, bytes, of each pair, smallest first: the spread around it.
-        context: bytes outside the allocator, the median; None where NVML gave none.
-        records: identifiers of all records that the values come from (:func:`identify`).
+        gpu, torch: GPU and PyTorch release of the measurements.
+        workspace: median excess of allocated memory over the prediction in bytes, at least 0.
+        residuals: measured minus predicted bytes of each pair, in ascending order; they show the spread.
+        context: median of the bytes outside the allocator; None if NVML reported none.
+        records: identifiers of all source records (:func:`identify`).
     """
 
     gpu: str
@@ -46,24 +47,24 @@ class Constants:
     records: tuple[str, ...]
 
     def of(self, target: Target) -> Target:
-        """The target with these constants."""
+        """Return the target with these constants applied."""
         context = target.context if self.context is None else self.context
         return replace(target, workspace=self.workspace, context=context)
 
     def save(self, path: Path) -> Path:
-        """Write them as JSON.
+        """Write the constants as JSON and return the path.
 
         Raises:
-            OSError: the place cannot be written.
+            OSError: the file cannot be written.
         """
         return replace_file(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read constants that :meth:`save` wrote.
 
         Raises:
-            ConstantsError: the file cannot be read, or holds something else.
+            ConstantsError: the file cannot be read, or does not hold constants.
         """
         if path.exists() and not path.is_file():
             raise ConstantsError(f"{path} holds no constants: it is not a file; name one that was made before")
@@ -78,7 +79,7 @@ class Constants:
 
 
 def identify(record: Record) -> str:
-    """What a record is found again by: configuration, phase, metric, and 12 digits of the SHA-256 of its line."""
+    """Return a record's identifier: configuration, phase, metric, kind and 12 digits of the SHA-256 of its line."""
     digest = hashlib.sha256(record.to_json().encode()).hexdigest()[:12]
     return f"{record.config_id}/{record.phase}/{record.metric}/{record.kind}/{digest}"
 
@@ -87,11 +88,11 @@ def fit(records: Sequence[Record], truth: str = "measured") -> Constants:
     """Fit the constants to records of one GPU and one release of PyTorch.
 
     Args:
-        records: predictions and measurements on CUDA; they are paired by configuration and phase.
-        truth: the kind of record that is fitted to: ``measured``, or ``published``, which only validation uses.
+        records: predictions and measurements on CUDA, which are paired by configuration and phase.
+        truth: kind of the reference records: ``measured``, or ``published``, which only validation uses.
 
     Raises:
-        ConstantsError: too few pairs, several GPUs or releases, or predictions that were made with constants.
+        ConstantsError: there are too few pairs, or several GPUs or releases, or predictions that already use constants.
     """
     usable = [r for r in records if r.status == "ok" and r.device == "cuda" and r.value is not None]
     predicted = {(r.config_id, r.phase): r for r in usable if r.kind == "predicted" and r.metric == "peak_allocated"}
@@ -127,7 +128,7 @@ def _check(pairs: Sequence[tuple[Record, Record]], truth: str) -> None:
 
 
 def main() -> None:
-    """Fit, say what came out, and store it."""
+    """Fit the constants, save them and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path, nargs="+", help="files of records, such as results/memory/records.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="file for the constants, such as constants.json")
@@ -141,7 +142,7 @@ def main() -> None:
 
 
 def describe(constants: Constants) -> str:
-    """The constants in a sentence."""
+    """Return the constants as one sentence."""
     low, high = (constants.residuals[at] / MIB for at in (0, -1))
     context = "not measured" if constants.context is None else f"{constants.context / MIB:.0f} MiB"
     return (
@@ -151,10 +152,10 @@ def describe(constants: Constants) -> str:
 
 
 def with_constants(path: Path | None, target: Target | None) -> Target | None:
-    """The target with the constants of a file, where there is one.
+    """Return the target with the constants of a file; without a file, return it unchanged.
 
     Raises:
-        ConstantsError: the file holds none, or nothing is predicted for CUDA.
+        ConstantsError: the file holds no constants, or there is no CUDA target.
     """
     if path is None:
         return target

@@ -1,4 +1,4 @@
-"""Where the memory goes: live memory over one step by category and module, and its largest holders; without a GPU."""
+"""Memory timeline without a GPU: live memory during one step by category and module, and the largest blocks."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span
 
 HOLDERS = 10
-NEGLIGIBLE = 1e-4  # of the peak: the figure leaves out births and deaths of smaller blocks
+NEGLIGIBLE = 1e-4  # fraction of the peak; the figure omits allocations and frees of smaller blocks
 
 
 def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
-    """The records of a prediction, and the course of the memory over its last iteration if it could be predicted."""
+    """Return the records of a prediction and the memory timeline of its last iteration; None if it failed."""
     modules = UNetModules()
     made: list[Peak] = []
 
@@ -36,7 +36,7 @@ def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
 
 
 def course(timeline: Timeline, modules: Modules, name: str) -> Course:
-    """The course of the last iteration that a timeline holds."""
+    """Return the live memory over the last iteration of a timeline."""
     start = timeline.marks[-1]
     live = _live(timeline, start)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
@@ -55,7 +55,7 @@ def course(timeline: Timeline, modules: Modules, name: str) -> Course:
 
 
 def _live(timeline: Timeline, start: int) -> dict[str, list[int]]:
-    """Live bytes of each kind after every event of the iteration; those of the host's change nothing."""
+    """Return the live bytes of each kind after every event of the iteration; host memory is not counted."""
     now = dict.fromkeys(KINDS, 0)
     live: dict[str, list[int]] = {kind: [] for kind in KINDS}
     for event, (number, size) in enumerate(timeline.all_events[: timeline.ended]):
@@ -69,13 +69,13 @@ def _live(timeline: Timeline, start: int) -> dict[str, list[int]]:
 
 
 def _kept(timeline: Timeline, start: int, least: float, highest: int) -> list[int]:
-    """Events of the iteration, counted from its start, that are worth drawing: of large blocks, and the highest."""
+    """Return the event indices, relative to the iteration, that the figure shows: large blocks and the peak."""
     events = timeline.all_events[start : timeline.ended]
     return [at for at, (number, _) in enumerate(events) if at == highest or timeline.blocks[number].size >= least]
 
 
 def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]) -> list[Span]:
-    """What is at work between the events that are kept, each stretch with its pass and part."""
+    """Return the spans between the events of the figure, each with its pass and its part of the network."""
     ends = [*(event for event, _ in timeline.sites[1:]), timeline.now]
     sites = [(event, site) for (event, site), end in zip(timeline.sites, ends, strict=True) if end > start]
     stages = _stages([site for _, site in sites])
@@ -89,16 +89,16 @@ def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]
 
 
 def _stages(sites: Sequence[Site]) -> list[str]:
-    """Passes in order; what comes after the last backward pass updates the weights."""
+    """Return the passes in order; everything after the last backward pass is the weight update."""
     last = max((at for at, site in enumerate(sites) if site.stage == "backward"), default=len(sites))
     return ["update" if at > last else site.stage for at, site in enumerate(sites)]
 
 
 def _parts(parts: Sequence[str], stages: Sequence[str]) -> list[str]:
-    """Parts of the network, and what is done outside of it.
+    """Return a label for each site: the part of the network, or the work outside the network.
 
-    A skip is joined for the part that comes next, and its gradient parted from what came before. Outside of the network
-    the kernel makes its input before, and the loss is computed after the last call that is followed by a backward pass.
+    Joining a skip counts towards the next part; its gradient counts towards the previous part. Work outside the network
+    is labelled ``loss`` after the last forward call if a backward pass exists, else ``kernel``.
     """
     last = max((at for at, part in enumerate(parts) if part != OUTSIDE and stages[at] == "forward"), default=-1)
     told: list[str] = []
@@ -132,7 +132,7 @@ def _name(configuration: Configuration, phase: str) -> str:
 
 
 def stem(configuration: Configuration, phase: str) -> str:
-    """The name of the files: ``explain-ppdm-r2``; what is not the default follows."""
+    """Return the stem of the file names, such as ``explain-ppdm-r2``; options that are not defaults follow."""
     c = configuration
     other = (c.precision if c.precision != "fp32" else "", c.checkpointing if c.checkpointing != "none" else "")
     words = (c.method, c.variant, *other, phase if phase != "train" else "")

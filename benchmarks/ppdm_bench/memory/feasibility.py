@@ -1,4 +1,4 @@
-"""Whether it is worth a try on a card: what is predicted not to fit is left out, unless people ask for it."""
+"""Feasibility gate: runs that are predicted not to fit on a card are skipped unless the user disables the gate."""
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
@@ -8,29 +8,31 @@ from ppdm_bench.predictor.target import GIB, Target
 
 
 def doubt(configuration: Configuration, phase: str, card: Target, seconds: float) -> str:
-    """Why one phase of a configuration is not worth a try, or nothing: it fits, or that could not be predicted.
+    """Return why one phase of a configuration should be skipped.
+
+    The result is empty if the phase fits, or if the prediction fails.
 
     Args:
-        configuration, phase: what would be tried.
-        card: where, with its capacity.
-        seconds: that the prediction may take.
+        configuration, phase: the run to check.
+        card: target card, with its capacity.
+        seconds: time limit of the prediction.
     """
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
     try:
         with time_limit(seconds):
             fits = predict_peak(work.build, work.step, work.iterations, card).fits
-    except (TimeIsUpError, Exception):  # a method's code may fail in any way, and the try itself says how
+    except (TimeIsUpError, Exception):  # the code of a method can raise any exception; the run itself reports it
         return ""
     return skipping(too_much(card)) if fits is False else ""
 
 
 def skipping(shortage: str) -> str:
-    """The reason of what is left out since it is predicted to run short."""
+    """Return the reason of a skipped run that is predicted not to fit."""
     return f"predicted not to fit: {shortage}; --no-gate tries it"
 
 
 def too_much(card: Target) -> str:
-    """Why a prediction does not fit a card of known capacity."""
+    """Return why a prediction does not fit on a card of known capacity."""
     assert card.capacity is not None
     whole, context = card.capacity / GIB, card.context / GIB
     return (

@@ -1,4 +1,4 @@
-"""``ppdm-bench memory`` on a cluster: every configuration in a job of its own, by the rules of a sweep."""
+"""``ppdm-bench memory`` on a cluster: one job per configuration, with the rules of a sweep."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from ppdm_bench.records import Record, config_id
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of every configuration, as it was asked: which device there is, a job alone can see.
+    """Options shared by all jobs; each job resolves the device itself, because only the job can see it.
 
     Attributes:
-        phases, spacing, timeout, budget, gate: as :class:`ppdm_bench.memory.command.Plan` has them.
+        phases, spacing, timeout, budget, gate: see :class:`ppdm_bench.memory.command.Plan`.
         device: auto, cuda, cpu or predict.
-        constants: a file of fitted constants.
+        constants: file with fitted constants.
     """
 
     phases: Sequence[str]
@@ -37,7 +37,7 @@ class Request:
 
 
 def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
-    """The work of one job: what an earlier one has left in its folder and still stands is not found out again."""
+    """Run one job; valid results of an earlier job in the same folder are reused."""
     where, target = choose(request.device, request.budget)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
@@ -49,16 +49,18 @@ def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) 
 def collect_jobs(
     configurations: Sequence[Configuration], request: Request, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[Record], list[str]]:
-    """The records of every configuration, merged into those of the folder as jobs end, and why some have none.
+    """Return the records of every configuration and the faults of failed jobs.
+
+    When a job ends, its records are merged into those of the folder.
 
     Args:
-        configurations: each a job, whose own records are kept in ``jobs/`` under its ``config_id``.
-        request: what is asked of each.
-        folder: seen by all machines.
+        configurations: one job each; the records of a job are stored in ``jobs/`` under its ``config_id``.
+        request: options of every job.
+        folder: folder that all machines can access.
         options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
 
     Raises:
-        LauncherError: jobs cannot be made.
+        LauncherError: jobs cannot be created.
     """
     folder = folder.absolute()
     places = [folder / JOBS / config_id(one.describe()) for one in configurations]

@@ -1,7 +1,7 @@
-"""The memory of this process as the driver counts it: context, libraries and cache, which no PyTorch counter holds.
+"""GPU memory of this process from the driver, which includes the context and libraries that PyTorch does not count.
 
-NVML is asked (the module ``pynvml`` of the distribution nvidia-ml-py). Where it is missing, or hides processes as it
-does in many containers, the numbers are absent and a note says why.
+The values come from NVML (module ``pynvml`` of the distribution nvidia-ml-py). If NVML is missing, or hides processes
+as in many containers, the values are absent and a note gives the reason.
 """
 
 import os
@@ -16,11 +16,11 @@ from ppdm_bench.environment import nvml
 
 
 class ProcessMemory:
-    """What NVML says of this process on the first CUDA device; to be made before the process has a context there.
+    """NVML memory of this process on the first CUDA device; create it before the process has a CUDA context.
 
     Attributes:
-        peak, last: bytes, the most and the last seen; 0 where nothing was seen.
-        others: most other processes seen on the device at once.
+        peak, last: largest and latest sample in bytes; 0 without a sample.
+        others: largest number of other processes on the device at one time.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,11 @@ class ProcessMemory:
         try:
             self._running = _reader()
             self.others = len(self._running())
-        except Exception as error:  # NVML raises its own kinds, and others when its library is missing
+        except Exception as error:  # NVML raises its own exception types, and others if its library is missing
             self._fault = str(error) or type(error).__name__
 
     def sample(self) -> None:
-        """Look once."""
+        """Take one sample."""
         if self._fault:
             return
         try:
@@ -42,13 +42,13 @@ class ProcessMemory:
             self._fault = str(error) or type(error).__name__
             return
         mine = [process for process in running if process.pid == os.getpid()]
-        if mine:  # else the process identifiers are those of the host, outside a container, and may include ours
+        if mine:  # else NVML may report host process identifiers to a container, and one of them may be this process
             self.others = max(self.others, len(running) - len(mine))
         self.last = sum(process.usedGpuMemory or 0 for process in mine)
         self.peak = max(self.peak, self.last)
 
     def notes(self) -> list[str]:
-        """What is to be known of the numbers, or of their absence."""
+        """Return notes on the reliability of the values, or the reason why they are absent."""
         notes = []
         if self._fault:
             notes.append(f"the memory of the process is unknown: NVML is not available ({self._fault})")
@@ -57,12 +57,12 @@ class ProcessMemory:
         return [*notes, *self.company()]
 
     def company(self) -> list[str]:
-        """A note of the others on the device, if there were any."""
+        """Return a note on other processes on the device, if there were any."""
         return [f"other processes on the GPU: {self.others}"] if self.others else []
 
 
 def _reader() -> Any:
-    """A function that lists the processes on the device."""
+    """Return a function that lists the processes on the device."""
     pynvml = nvml()
     identity = str(torch.cuda.get_device_properties(0).uuid)  # CUDA's numbering of devices differs from NVML's
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.removeprefix('GPU-')}")
@@ -71,7 +71,7 @@ def _reader() -> Any:
 
 @contextmanager
 def watched_process(interval: float = 0.02) -> Iterator[ProcessMemory]:
-    """Sample the memory of this process from another thread, every so many seconds."""
+    """Sample the memory of this process from another thread, every ``interval`` seconds."""
     process, done = ProcessMemory(), threading.Event()
 
     def watch() -> None:

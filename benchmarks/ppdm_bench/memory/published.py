@@ -1,8 +1,8 @@
-"""What others report of the methods that the baselines follow, beside predictions for the authors' presets.
+"""Published memory of the baselines' source methods, compared with predictions for the authors' presets.
 
-``python -m ppdm_bench.memory.published``. Each published record names the registered method that follows it; a network
-of theirs is not always ours to the last layer, nor is it told what exactly was counted, so it is the order that can be
-compared and not the figures.
+Run it with ``python -m ppdm_bench.memory.published``. Each published record names the registered method that follows
+it. Our networks do not match the published ones in every layer, and the sources do not define exactly which memory they
+count. Only the order of the methods is therefore comparable, not the values.
 """
 
 import argparse
@@ -26,7 +26,7 @@ PUBLISHED = Path("results/published/method_memory.jsonl")
 
 
 def main() -> None:
-    """Predict what is compared, and write records and the table."""
+    """Predict all compared methods and write the records and the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="records of kind published")
     parser.add_argument("--out", type=Path, default=Path("results/methods"), help="folder for records and table")
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def predict(published: Sequence[Record]) -> list[Record]:
-    """The phase of each published record that has a method of ours beside it, in the authors' preset and fp32."""
+    """Predict the phase of each published record that has a registered method, with the authors' preset in fp32."""
     asked = dict.fromkeys(
         (Configuration(record.options["beside"], _size(record), "authors"), record.phase)
         for record in published
@@ -54,14 +54,14 @@ def predict(published: Sequence[Record]) -> list[Record]:
 
 
 def predict_unfused(published: Sequence[Record]) -> list[Record]:
-    """The same where the published network writes all weights of its attention down, which fused kernels do not."""
+    """Predict published networks that store all attention weights, using unfused attention; fused kernels do not."""
     with sdpa_kernel(SDPBackend.MATH):
         records = predict([record for record in published if record.options.get("unfused")])
     return [replace(record, variant=f"{record.variant} {UNFUSED}") for record in records]
 
 
 def published_table(published: Sequence[Record], predicted: Sequence[Record]) -> str:
-    """The records as Markdown: a row a published figure, and whether the order agrees in each of their sources."""
+    """Return a Markdown table with one row per published value, and whether the order agrees within each source."""
     ours, unfused = (_peaks(predicted, which) for which in (False, True))
     lines = [
         "| published | volume | phase | published, GB | ours | predicted, GiB | with unfused attention, GiB |",
@@ -90,7 +90,7 @@ def _peaks(predicted: Sequence[Record], unfused: bool) -> Peaks:
 
 
 def _orders(published: Sequence[Record], ours: Peaks, how: str) -> Iterator[str]:
-    """The order of what one source measured at one size, and that of the predictions beside it."""
+    """Compare the published order of methods, for each source, size and phase, with the predicted order."""
     groups: dict[tuple[str, tuple[int, ...], str], list[Record]] = {}
     for record in published:
         if (record.options.get("beside"), record.shape, record.phase) in ours:

@@ -1,6 +1,6 @@
-"""What published records say was run, as code: each record names one of :data:`RUNS` and its options.
+"""Code of the published runs: each published record names one of :data:`RUNS` and its options.
 
-The networks are of others (MONAI, diffusers), which are development dependencies and imported where they are run.
+The networks come from MONAI and diffusers. These are development dependencies, so each run imports them itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +15,12 @@ from ppdm_bench.predictor import Peak, Target, predict_peak
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record
 
-DEVICE = "cuda"  # what the sources name; another one for tools that know no device that is not there
+DEVICE = "cuda"  # device of the sources; change it for tools that need an existing device
 
-# Where a source does not state its release, the newest one of before the change that made 2.9.0 different is taken.
+# Release for sources that do not state one: the newest release before 2.9.0, which changed the memory behaviour.
 UNSTATED = "2.8.0"
 
-# Compute capabilities of the cards that sources name, from NVIDIA's table (developer.nvidia.com/cuda-gpus).
+# Compute capabilities of the cards in the sources, from NVIDIA's table (developer.nvidia.com/cuda-gpus).
 CARDS = {
     "A100": (8, 0),
     "H100": (9, 0),
@@ -29,9 +29,9 @@ CARDS = {
     "P100": (6, 0),
     "V100": (7, 0),
     "not stated, Ampere or later": (8, 6),
-    "not stated, not Hopper": (8, 6),  # its cuBLAS workspaces of 64 MiB would not fit
+    "not stated, not Hopper": (8, 6),  # Hopper's cuBLAS workspaces of 64 MiB would not match the published values
 }
-# Of a card that a source does not state: the one that its cuBLAS workspace of 32 MiB fits.
+# Capability for sources that state no card: their values match its cuBLAS workspace of 32 MiB.
 UNSTATED_CARD = (9, 0)
 
 Options = Mapping[str, Any]
@@ -39,7 +39,7 @@ State = tuple[nn.Module, torch.optim.Optimizer | None]
 
 
 def target_of(record: Record) -> Target:
-    """The card and release of a published record, with its 80 GB, or the least size of the cards that were sold."""
+    """Return the target of a published record: its card and release, with 24 GiB for an RTX 4090, else 80 GiB."""
     env = record.env
     release, gpu = str(env["torch"]), str(env.get("gpu", ""))
     capability = next((value for name, value in CARDS.items() if gpu.startswith(name)), UNSTATED_CARD)
@@ -53,7 +53,7 @@ def target_of(record: Record) -> Target:
 
 
 def predict_published(options: Options, target: Target) -> Peak:
-    """Predict what a published record's options describe, ``step`` naming one of :data:`RUNS`."""
+    """Predict the run described by a published record's options; ``step`` names one of :data:`RUNS`."""
     build, step = RUNS[options["step"]](options)
     return predict_peak(build, step, iterations=1, target=target)
 
@@ -62,7 +62,7 @@ Run = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def _flow_step(options: Options) -> Run:
-    """Step A: rectified flow on an image, conditioned by a label; every named tensor lives to the end of the step."""
+    """Step A: rectified flow on an image with a label as condition; every named tensor lives until the step ends."""
 
     def volume(channels: int) -> Tensor:
         return torch.randn(1, channels, *options["spatial"], device=DEVICE)
@@ -91,7 +91,7 @@ def _flow_step(options: Options) -> Run:
 
 
 def _mean_step(options: Options) -> Run:
-    """Step B: the mean of the output as a loss, and the optimizer made after the backward pass."""
+    """Step B: the loss is the mean of the output, and the optimizer is created after the backward pass."""
 
     def step(network: nn.Module) -> None:
         x = torch.randn(1, options["in_channels"], *options["spatial"], device=DEVICE)
@@ -133,7 +133,7 @@ def _dtype(options: Options) -> torch.dtype:
 
 
 def _repeated_conv3d(options: Options) -> Run:
-    """``y = F.conv3d(x, w, b)`` several times over, the last result still bound; made in fp32 and converted."""
+    """Repeat ``y = F.conv3d(x, w, b)`` while ``y`` holds the last result; inputs are made in fp32, then converted."""
 
     def build() -> tuple[Tensor, ...]:
         sizes: Sequence[Sequence[int]] = (options["x"], options["weight"], options["weight"][:1])
@@ -150,7 +150,7 @@ def _repeated_conv3d(options: Options) -> Run:
 
 
 def _convolution(options: Options) -> Run:
-    """One call of ``nn.Conv2d`` or ``nn.Conv3d`` on the last of several inputs, all of which are alive."""
+    """One call of ``nn.Conv2d`` or ``nn.Conv3d`` on the last of several inputs, which all stay alive."""
 
     def build() -> nn.Module:
         make: Callable[..., nn.Module] = nn.Conv3d if len(options["x"][0]) == 5 else nn.Conv2d
@@ -166,7 +166,7 @@ def _convolution(options: Options) -> Run:
 
 
 def _pooled_convolution(options: Options) -> Run:
-    """One call of ``nn.Conv2d`` and two of ``nn.MaxPool2d`` without gradients; the input was made before."""
+    """One call of ``nn.Conv2d`` and two of ``nn.MaxPool2d`` without gradients; the input exists before the step."""
 
     def build() -> tuple[nn.Module, Tensor]:
         pools = (nn.MaxPool2d(3, stride=2, padding=1) for _ in range(2))
@@ -181,7 +181,7 @@ def _pooled_convolution(options: Options) -> Run:
 
 
 class _ConvolutionAndNorm(torch.autograd.Function):
-    """A convolution and batch normalisation that keep the input alone, their gradients written as convolutions."""
+    """Fused convolution and batch normalisation that save only input and weight; the backward pass convolves again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class _ConvolutionAndNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        y = F.conv2d(x, weight)  # alive until all is done, as the gradient from above is
+        y = F.conv2d(x, weight)  # alive until the backward pass ends, like the incoming gradient
         before = _norm_backward(above, y, ctx.mean, ctx.deviation)
         of_weight = F.conv2d(x.transpose(0, 1), before.transpose(0, 1)).transpose(0, 1)
         return F.conv_transpose2d(before, weight), of_weight
@@ -215,7 +215,7 @@ def _by_channel(x: Tensor) -> Tensor:
 
 
 class _DigitNet(nn.Module):
-    """The network of PyTorch's tutorial on fusing convolution and batch normalisation, for 28² pixels."""
+    """Network of PyTorch's tutorial on fusing convolution and batch normalisation, for 28² pixels."""
 
     def __init__(self, fused: bool) -> None:
         super().__init__()
@@ -234,9 +234,9 @@ class _DigitNet(nn.Module):
 
 
 def _digits(options: Options) -> Run:
-    """Two steps of training with Adadelta; a batch lives until the next one is there.
+    """Two training steps with Adadelta; a batch lives until the next one replaces it.
 
-    ``held`` is what others held in the same process, in bytes.
+    ``held`` is the memory in bytes that other objects in the same process occupied.
     """
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer, Tensor]:
@@ -258,10 +258,10 @@ def _digits(options: Options) -> Run:
 
 
 def _autoencoder(options: Options) -> Run:
-    """One method of diffusers' ``AutoencoderKLQwenImage``, without gradients; the input was made before.
+    """One method of diffusers' ``AutoencoderKLQwenImage``, without gradients; the input exists before the step.
 
-    The release that the source names is 0.37.0. Later ones normalise in fp32, which leaves other holes in the
-    allocator's segments, and takes up to 15 % more from the driver. The weights were converted on the host.
+    The source uses release 0.37.0. Later releases normalise in fp32, which fragments the allocator's segments
+    differently and reserves up to 15 % more memory from the driver. The weights are converted on the host.
     """
 
     def build() -> tuple[nn.Module, Tensor]:

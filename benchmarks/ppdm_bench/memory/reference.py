@@ -1,4 +1,4 @@
-"""Our U-Net beside MONAI's ``DiffusionModelUNet`` at equal configuration: parameters and predicted peak memory."""
+"""Comparison of our U-Net with MONAI's ``DiffusionModelUNet`` at equal settings: parameters and predicted peak."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +20,12 @@ OPTIONS = UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1)
 
 
 def ours() -> Network:
-    """How our network is made, for two channels in and one out, and how it is called."""
+    """Return functions that build and call our network, with two input channels and one output channel."""
     return lambda: UNet(2, 1, options=OPTIONS), lambda network, x, t: network(x, t)
 
 
 def monai() -> Network:
-    """The same of MONAI's, with the same widths and no attention but the one in the middle, which it always has."""
+    """Return the same functions for MONAI's network: equal widths, attention only in the middle, where it is fixed."""
 
     def make() -> nn.Module:
         return DiffusionModelUNet(
@@ -46,12 +46,12 @@ NETWORKS = {"ppdm UNet": ours(), "MONAI DiffusionModelUNet": monai()}
 
 
 def reference_records(sizes: Sequence[int]) -> list[Record]:
-    """Parameters, and the predicted peak of one training step on CUDA in fp32 with fused AdamW, at cubic sizes."""
+    """Return parameter counts and predicted peaks of one fp32 training step on CUDA with fused AdamW, for cubes."""
     return [record for size in sizes for name, network in NETWORKS.items() for record in _records(name, network, size)]
 
 
 def reference_table(records: Sequence[Record]) -> str:
-    """The records as Markdown: a row a size, both peaks and their ratio."""
+    """Return a Markdown table with one row per size: both peaks and their ratio."""
     names = list(NETWORKS)
     found = {(r.method, r.metric, r.shape): r.value or 0 for r in records}
     lines = [f"| volume | {names[0]} GiB | {names[1]} GiB | ratio |", "|---|---:|---:|---:|"]

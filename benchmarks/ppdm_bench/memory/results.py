@@ -1,4 +1,4 @@
-"""What ``ppdm-bench memory`` leaves behind: records as they come, then tables and figures made from them."""
+"""Output of ``ppdm-bench memory``: records during the run, then tables and figures made from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
 from ppdm_bench.report.tables import memory as table
 from ppdm_bench.units import shape_text
 
-# How long a measurement is beside a prediction: its child starts Python and imports PyTorch first.
+# Duration of a measurement relative to a prediction: the child process first starts Python and imports PyTorch.
 _WEIGHT = 10.0
 
 
 def collect(plan: Plan, folder: Path) -> list[Record]:
-    """Carry the plan out under a progress bar; every record is on disk before the next task begins.
+    """Run the plan with a progress bar; every record is on disk before the next task begins.
 
-    A record that the folder holds already, word for word, is not written again.
+    Records that the folder already contains unchanged are not written again.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
@@ -34,7 +34,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
 
 
 def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]]:
-    """Predict everything, and draw where its memory goes: records, the tables of holders as text, and the files."""
+    """Predict all tasks and plot their memory timelines; return records, tables of the largest blocks, and files."""
     ledger = Ledger(folder)
     records: list[Record] = []
     texts: list[str] = []
@@ -56,13 +56,13 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
 def present(
     records: Sequence[Record], folder: Path, budget: int | None, assumed: bool = False
 ) -> tuple[str, list[Path]]:
-    """Write table and figures into the folder; the table as text, and every file that was written.
+    """Write table and figures into the folder; return the table as text, and all written files.
 
     Args:
-        records: of this run.
-        folder: where to.
-        budget: bytes that must suffice, for the column *fits*.
-        assumed: whether the tables show how much of each prediction is assumed.
+        records: records of this run.
+        folder: output folder.
+        budget: memory budget in bytes for the column *fits*.
+        assumed: whether the tables show the assumed part of each prediction.
     """
     frame = table.memory_table(records, reference=REFERENCE, budget=budget)
     written = [folder / RECORDS, *table.save(frame, folder / "memory", assumed=assumed)]
@@ -76,7 +76,7 @@ def present(
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What could not be found out, a sentence each. Running out of memory is a finding, and so is what tells it."""
+    """Return one sentence for each failed task; running out of memory and skipped tasks are not failures."""
     failed = [r for r in records if r.metric == "peak_allocated" and r.status not in ("ok", "oom", "skipped")]
     several = len({record.shape for record in records}) > 1
     return [f"{_name(record, several)}, {record.kind}: {record.reason}" for record in failed]

@@ -1,4 +1,4 @@
-"""Parts of our U-Net by name and level, for :mod:`ppdm_bench.memory.explain`."""
+"""Names of the parts and levels of our U-Net, for :mod:`ppdm_bench.memory.explain`."""
 
 from dataclasses import dataclass
 from math import log2, prod
@@ -11,15 +11,16 @@ from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules
 
 @dataclass
 class UNetModules(Modules):
-    """Follows modules, and tells the levels of a :class:`ppdm.UNet` apart."""
+    """Module tracker that distinguishes the levels of a :class:`ppdm.UNet`."""
 
     watched: tuple[type[nn.Module], ...] = (UNet,)
 
     def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
-        """The part of its network that a module belongs to: ``encoder level 0``, ``middle``, ``decoder level 0``.
+        """Return the part of the network that a module belongs to, such as ``encoder level 0`` or ``middle``.
 
-        The U-Net itself only joins skips on the way up: then the shape of what was made says the level; without it, the
-        answer is empty. Of another network than ours, the part is the first name of the path.
+        The decoder parts are named ``decoder level 0`` and so on. The U-Net module itself only joins skips in the
+        decoder: the shape of its output then gives the level, and without a shape the result is empty. For other
+        networks, the part is the first name of the path.
         """
         if not path:
             return OUTSIDE

@@ -1,8 +1,8 @@
-"""The prediction held against peaks that others measured on CUDA: ``python -m ppdm_bench.memory.validate``.
+"""Validate the prediction against published CUDA peaks: ``python -m ppdm_bench.memory.validate``.
 
-The published records name what was run (networks of MONAI and diffusers, which are development dependencies, and single
-convolutions), a GPU and a release of PyTorch. Each is built and run as its source says, for that GPU, on this machine
-without one.
+Each published record names a run, a GPU and a release of PyTorch. The runs are networks of MONAI and diffusers, which
+are development dependencies, and single convolutions. Each run is built as in its source and predicted for that GPU;
+this needs no GPU.
 """
 
 import argparse
@@ -18,17 +18,17 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import memory_figures as figure
 from ppdm_bench.report.figures.agreement import Look, agreement_table
 
-# Files of published records, by the name of the tables and figures that they give, and what tells points apart.
+# Names of the tables and figures, files of their published records, and the property that distinguishes the points.
 PUBLISHED: Sequence[tuple[str, Path, Look]] = (
     ("published", Path("results/published/monai_unet_peaks.jsonl"), "gpu"),
     ("cudnn", Path("results/published/cudnn_peaks.jsonl"), "origin"),
 )
 
-SIZES = (32, 64, 128)  # of the comparison with MONAI's network
+SIZES = (32, 64, 128)  # cube edges for the comparison with MONAI's network
 
 
 def main() -> None:
-    """Predict every published peak, compare our U-Net with the field's, and write records, tables and figures."""
+    """Predict every published peak, compare our U-Net with MONAI's, and write records, tables and figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/validation"), help="folder for records and figures")
     arguments = parser.parse_args()
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def compare(published: Sequence[Record], out: Path, look: Look) -> Iterator[str]:
-    """Predict what was published; write records, table and figures, and yield the table and what was written."""
+    """Predict the published runs, write records, table and figures, and yield the table and the written files."""
     runs = {(record.config_id, record.phase): record for record in published}
     records = [*published, *(record for one in runs.values() for record in predict(one))]
     path = out.with_suffix(".jsonl")
@@ -50,7 +50,7 @@ def compare(published: Sequence[Record], out: Path, look: Look) -> Iterator[str]
 
 
 def present(records: Sequence[Record], out: Path, look: Look) -> tuple[str, list[Path]]:
-    """Write table and figures of published records and their predictions; the table, and what was written."""
+    """Write table and figures of published records and predictions; return the table and the written files."""
     table = agreement_table(records)
     place = replace_file(out.with_suffix(".md"), table.encode())
     return table, [place, *figure.save(figure.validation_figure(records, look), out)]
@@ -65,12 +65,12 @@ def _compare_networks(out: Path) -> str:
 
 
 def _write(path: Path, records: Sequence[Record]) -> None:
-    """Write records anew: each run compares everything again."""
+    """Replace the file of records, because each run repeats the whole comparison."""
     replace_file(path, "".join(record.to_json() + "\n" for record in records).encode())
 
 
 def predict(published: Record) -> list[Record]:
-    """The records of a prediction of what a published record says was run."""
+    """Predict the run of a published record and return the records of the prediction."""
     target = target_of(published)
     peak = predict_published(published.options, target)
     common: dict[str, Any] = {

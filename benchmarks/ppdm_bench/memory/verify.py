@@ -1,6 +1,7 @@
-"""Second verification: what was measured runs again in a child that may take no more memory than was predicted.
+"""Second verification: each measurement runs again in a child process limited to the predicted memory.
 
-The first verification compares two numbers. This one asks what a user asks: does it run on a card of that size?
+The first verification compares two numbers. The second answers the question of the user: does the run succeed on a card
+of that size?
 """
 
 from collections.abc import Sequence
@@ -16,10 +17,10 @@ from ppdm_bench.records import Record
 
 VERIFIED = "verified_at"
 
-# What PyTorch's allocator may take on CUDA is what it reserves; on the CPU the tracker counts live tensors.
+# On CUDA the limit applies to the memory that PyTorch's allocator reserves; on the CPU it applies to live tensors.
 _LIMITED = {"cuda": "peak_reserved", "cpu": "peak_allocated"}
 
-# What a verification shares with the measurement that it is of.
+# Fields that a verification copies from its measurement.
 _SHARED = (
     *("config_id", "command", "method", "variant", "shape", "spacing", "batch_size", "phase", "precision"),
     *("checkpointing", "channels_last", "compile", "steps", "options", "kind", "device", "env"),
@@ -27,16 +28,17 @@ _SHARED = (
 
 
 def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[Record]:
-    """Verify every measurement among records under a progress bar; each result is on disk before the next begins.
+    """Verify every measurement with a progress bar; each result is on disk before the next run begins.
 
     Args:
-        folder: of ``records.jsonl``. What was verified there before, at the same limit by the same code in the same
-            environment, is not run again.
+        folder: folder of ``records.jsonl``. Earlier verifications with the same limit, code and environment are not
+            repeated.
         records: predictions and measurements of one run.
-        timeout: seconds for one of them.
+        timeout: time limit in seconds of one verification.
 
     Returns:
-        A record of ``verified_at`` each: the limit, ok where it sufficed and oom where it did not.
+        One record of ``verified_at`` per measurement: the value is the limit; the status is ok if the limit sufficed
+        and oom if it did not.
     """
     ledger, found, pairs = Ledger(folder), [], verifiable(records)
     sweep = Sweep(WORKER, timeout, ledger.earlier)
@@ -52,9 +54,9 @@ def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[R
 
 
 def verifiable(records: Sequence[Record]) -> list[tuple[Record, int]]:
-    """Each measured peak with the bytes that were predicted to suffice for it.
+    """Return each measured peak with its predicted memory in bytes.
 
-    What was predicted to exceed the card is left out: there the card is the limit.
+    Measurements that were predicted to exceed the card are omitted, because the card itself is then the limit.
     """
     predicted = {
         (record.config_id, record.phase, record.metric, record.device): int(record.value)
@@ -67,7 +69,7 @@ def verifiable(records: Sequence[Record]) -> list[tuple[Record, int]]:
 
 
 def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
-    """Run what was measured again, in a child that may take so many bytes; what the sweep knows of it stands."""
+    """Repeat a measurement in a child process limited to ``limit`` bytes; a valid earlier result is reused."""
     request = {
         "configuration": _configuration(measured).to_dict(),
         "phase": measured.phase,
@@ -78,7 +80,7 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
     for known in sweep.settled(case):
         if known.metric == VERIFIED and known.value == limit:
             return known
-    # Not by Sweep.measure: one that did not suffice says nothing of another, each has a limit of its own.
+    # Sweep.measure would skip larger cases after an oom; here each case has its own limit, so none may be skipped.
     answer = run_child(WORKER, request, sweep.timeout)
     if answer.status == "timeout":
         return sweep.timed_out(case, answer.reason)[0]
@@ -87,7 +89,7 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
 
 
 def verdict(verified: Sequence[Record]) -> str:
-    """What the verifications say, in words; nothing if there were none."""
+    """Return the results of the verifications as text; an empty string if there were none."""
     ran, short = ([r for r in verified if r.status == status] for status in ("ok", "oom"))
     lines = [f"Second verification: {len(ran)} of {len(ran) + len(short)} ran within the memory that was predicted."]
     lines += [f"{_name(record)} did not within {record.value:,} bytes: {record.reason}" for record in short]
@@ -95,7 +97,7 @@ def verdict(verified: Sequence[Record]) -> str:
 
 
 def unverified(verified: Sequence[Record]) -> list[str]:
-    """What could not be verified, a sentence each."""
+    """Return one sentence for each failed verification."""
     return [f"{_name(r)}, verification: {r.reason}" for r in verified if r.status not in ("ok", "oom")]
 
 

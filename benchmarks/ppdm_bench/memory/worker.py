@@ -1,4 +1,4 @@
-"""The child process that measures one phase of one configuration: ``python -m ppdm_bench.memory.worker``."""
+"""Child process that measures one phase of one configuration: ``python -m ppdm_bench.memory.worker``."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
             metrics, notes = _measure_cuda(work, limit)
         else:
             metrics, notes = _measure_cpu(work, limit), list(filter(None, [uncompiled(method)]))
-    except Exception as error:  # a method's code may fail in any way
+    except Exception as error:  # the code of a method can raise any exception
         failed = failure(error)
         if limit is not None and failed["status"] == "oom":
             failed["reason"] += f"; the budget lets tensors take {limit / GIB:.4g} GiB"
@@ -45,9 +45,9 @@ def _measure_cpu(work: Workload, limit: int | None) -> dict[str, int]:
 
 
 def _measure_cuda(work: Workload, limit: int | None) -> tuple[dict[str, int], list[str]]:
-    """The counters of PyTorch and of NVML, and what makes them suspect."""
+    """Return the counters of PyTorch and NVML, and notes on their reliability."""
     with watched_process() as process:
-        # At least two iterations, so that the last one is warm for sampling too.
+        # Run at least two iterations, so that the last one is warm for sampling too.
         peak = measure_peak(work.build, work.step, max(work.iterations, 2), "cuda", limit)
         reserved_now = torch.cuda.memory_reserved()
         process.sample()

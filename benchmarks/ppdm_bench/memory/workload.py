@@ -1,4 +1,4 @@
-"""The phases whose memory is asked for, as ``build`` and ``step``: the code that training and sampling really run."""
+"""Workloads of the memory benchmark as ``build`` and ``step``; they run the real code of training and sampling."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,10 +10,10 @@ from torch import Tensor
 from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
 from ppdm.training.loop import Training
 
-# One whole sampling run has the peak of a short one: every evaluation frees what the one before it held.
+# A full sampling run has the same peak as a short one, because each evaluation frees the memory of the previous one.
 EVALUATIONS = 2
 
-# The stage that each phase of training is the step of.
+# Training stage of each training phase.
 _TRAINED = {"train": DIFFUSION, "autoencoder_train": REPRESENTATION}
 
 
@@ -22,10 +22,10 @@ class Workload:
     """One phase of one method.
 
     Attributes:
-        build: makes what is there before the first iteration.
+        build: creates the state before the first iteration.
         step: one iteration.
-        iterations: how many it takes until the peak has been reached: optimizer state exists from the second on.
-        evaluations: of the network in one iteration.
+        iterations: number of iterations until the peak; optimizer state exists from the second one on.
+        evaluations: network evaluations in one iteration.
     """
 
     build: Callable[[], Any]
@@ -35,9 +35,9 @@ class Workload:
 
 
 def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
-    """A phase (one of ``method.phases``) on volumes of one channel (N, 1, D, H, W), on the device.
+    """Return the workload of a phase (one of ``method.phases``) on volumes (N, 1, D, H, W), on the device.
 
-    What samples in blocks has its volume on the host, as where it is translated.
+    A method that samples in blocks keeps its volume on the host, as in translation.
     """
 
     def volume(device: str = device) -> Tensor:
@@ -73,7 +73,7 @@ def _latent(method: Method, shape: tuple[int, int, int], batch_size: int, device
 
 
 def uncompiled(method: Method) -> str:
-    """What is to be said of a peak that was found by following operators, if it is not that of the step that runs."""
+    """Return a note for a peak found by tracing operators, if the real step is compiled and its peak can differ."""
     return (
         "of the network as it is written; compiled, it allocates what its compiler decides"
         if method.network.compile
@@ -82,6 +82,6 @@ def uncompiled(method: Method) -> str:
 
 
 def fault(error: Exception) -> str:
-    """Why a phase could not be run, on one line: the code that failed may be anyone's, so its kind is told as well."""
-    lines = str(error).strip().splitlines()  # PyTorch's own errors go on with a stack of C++
+    """Return the reason of a failed phase on one line, with the exception type, because user code may have failed."""
+    lines = str(error).strip().splitlines()  # PyTorch's errors continue with a C++ stack trace
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

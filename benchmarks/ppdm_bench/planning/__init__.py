@@ -1,1 +1,1 @@
-"""What a budget of memory carries: answers found by search over predictions, never by a formula."""
+"""Planning for a memory budget: answers come from a search over predictions, not from a formula."""

@@ -1,4 +1,4 @@
-"""Predictions for a plan: each made once, several at a time in processes of their own."""
+"""Predictions for a plan: each is made once, and several run in parallel processes."""
 
 import gc
 import importlib
@@ -23,9 +23,9 @@ from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import MIB, Target
 
 T = TypeVar("T")
-# A configuration and its phase; with a third entry, it is only asked whether that fits.
+# A configuration and its phase. A third entry limits the prediction to whether the case fits.
 Case = tuple[Configuration, str] | tuple[Configuration, str, bool]
-# Yields a case and is sent what was seen of it, or yields questions to be asked side by side and is sent their answers.
+# A generator that yields a case and receives its look, or yields questions to run concurrently and receives answers.
 Question = Generator["Case | list[Question[Any]]", Any, T]
 Submit = Callable[[Case], "Future[Look]"]
 
@@ -33,14 +33,14 @@ _FIXED = ("params", "grads", "optimizer")
 
 
 class NoOutlook(RuntimeError):
-    """A case that cannot be predicted, and why."""
+    """A case that cannot be predicted; the message gives the reason."""
 
 
 def predict(case: Case, target: Target) -> Look:
     """Predict one case.
 
     Raises:
-        NoOutlook: the method cannot be run, or not be predicted.
+        NoOutlook: the method cannot be run or predicted.
     """
     configuration, phase, *brief = case
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
@@ -50,14 +50,17 @@ def predict(case: Case, target: Target) -> Look:
     except torch.OutOfMemoryError:
         assert limit is not None
         return Look(False, limit, brief=True)
-    except Exception as error:  # a method's code may fail in any way
+    except Exception as error:  # the code of a method can raise any exception
         raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
     return Look(bool(peak.fits), need(peak), sum(peak.breakdown[kind] for kind in _FIXED))
 
 
 def need(peak: Peak) -> int:
-    """The least bytes in which the allocator's replay comes through, to 1 %: holes are given back when memory is short,
-    so it lies between what is allocated and what is reserved at leisure."""
+    """Return the smallest memory in bytes with which the allocator replay succeeds, to within 1 % or 1 MiB.
+
+    When memory is short, the allocator returns free segments to the driver. The result therefore lies between the peak
+    of allocated memory and the peak of reserved memory without a limit.
+    """
     assert peak.timeline is not None
     assert peak.peak_reserved is not None
     low, high, events = peak.peak_allocated, peak.peak_reserved, peak.timeline.events
@@ -69,11 +72,11 @@ def need(peak: Peak) -> int:
 
 @contextmanager
 def predictor(target: Target, workers: int | None = None) -> Iterator[Submit]:
-    """How predictions are asked for: at once in this process for one worker, else in as many processes.
+    """Yield the function that submits predictions: one worker runs in this process, several run in a process pool.
 
     Args:
-        target: what is predicted for.
-        workers: processes; the cores that there are, at most eight, if absent.
+        target: target of the predictions.
+        workers: number of processes; by default the number of available cores, at most eight.
     """
     workers = workers or min(8, _cores())
     if workers == 1:
@@ -92,12 +95,12 @@ def _cores() -> int:
 
 
 def _begin() -> None:
-    """A worker's first act: one core each, Ctrl-C is the parent's affair, and no life without it."""
+    """Initialise a worker: use one core, leave Ctrl-C to the parent process, and exit when the parent exits."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    importlib.import_module("torch._dynamo")  # which fake tensors would load
-    # Of what PyTorch is made of nothing goes: half a million objects that need not be looked through. What a prediction
-    # leaves is cleared after it, and not a hundred times within.
+    importlib.import_module("torch._dynamo")  # fake tensors would load it later
+    # PyTorch's own objects, about half a million, are never freed. Freezing them spares the garbage collector the scan.
+    # Garbage is collected once after each prediction instead of a hundred times during it.
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -129,16 +132,16 @@ def _done(case: Case, target: Target) -> "Future[Look]":
 def ask_all(
     questions: Sequence[Question[T]], submit: Submit, progress: Callable[[int, int, Case], None] = lambda *_: None
 ) -> list[T | NoOutlook]:
-    """Answer questions side by side; of a case that several want, there is one prediction.
+    """Answer questions concurrently; a case that several questions request is predicted only once.
 
     Args:
-        questions: each yields what it wants to know next and returns its answer.
-        submit: how predictions are asked for.
-        progress: called with the questions that are answered, the predictions that were made, and the latest case.
+        questions: generators that yield the next request and return their answer.
+        submit: function that submits a prediction.
+        progress: called with the number of answered questions, the number of finished predictions, and the latest case.
 
     Returns:
-        The answers in order; for a question that met a case without prediction, itself or in what it asked, why there
-        is none.
+        The answers in order. If a case of a question or of its subquestions cannot be predicted, the error takes the
+        place of the answer.
     """
     answers: dict[int, Any] = {}
     futures: dict[Case, Future[Look]] = {}
@@ -191,7 +194,7 @@ def ask_all(
 
 @dataclass(eq=False)
 class _Asked:
-    """A question that was begun, and who takes its answer."""
+    """A running question and the callback for its answer."""
 
     question: Question[Any]
     answered: Callable[[Any], None]

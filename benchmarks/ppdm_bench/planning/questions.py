@@ -1,4 +1,4 @@
-"""What is asked of one method and phase: does it fit, and what is the largest that does."""
+"""Planning questions for one method and phase: whether it fits, and the largest case that fits."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ FACTORS = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where is looked.
+    """Bounds of the search.
 
     Attributes:
-        step: cubes of multiples of so many voxels are looked at; a method pads them to what it needs.
-        edge: the largest cube.
-        batch: the largest batch.
-        factors: puzzle factors, growing.
+        step: the edges of the cubes are multiples of this number of voxels; a method pads the volume if necessary.
+        edge: edge of the largest cube in voxels.
+        batch: the largest batch size.
+        factors: puzzle factors in ascending order.
     """
 
     step: int = 16
@@ -34,16 +34,17 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Answer:
-    """What fits of one method in one phase.
+    """Answers for one method in one phase.
 
     Attributes:
-        asked, phase: what was asked about.
-        fits: whether it fits as asked.
-        cube: the largest that fits, counted in steps.
-        batch: the largest that fits; None for phases without gradients, in which it buys nothing.
-        factor: the smallest that fits, as a place in the factors from the largest on; None for a method without one.
-        switches: for what does not fit as asked, the same with other switches, and whether it fits.
-        switched_cube: the largest cube with every switch on, where not even these make it fit as asked.
+        asked, phase: requested configuration and phase.
+        fits: whether the requested configuration fits.
+        cube: the largest cube that fits, in steps of ``Bounds.step``.
+        batch: the largest batch that fits; None for phases without gradients, where a larger batch has no benefit.
+        factor: the smallest factor that fits, as an index into the factors in descending order, from 1; None for a
+            method without a factor.
+        switches: if the request does not fit, the same configuration with other switches, and whether each one fits.
+        switched_cube: the largest cube with all switches on, if the request does not fit even with them.
     """
 
     asked: Configuration
@@ -57,15 +58,15 @@ class Answer:
 
 
 def phases_of(method: Method) -> tuple[str, ...]:
-    """The phases that a method has; those of a learned representation are told by the method itself."""
+    """Return the phases of a method: its attribute ``phases`` if it exists, else training and sampling."""
     return getattr(method, "phases", ("train", "sample"))
 
 
 def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[Answer]:
-    """Ask everything about one method in one phase: first whether it fits as asked, then the rest side by side."""
+    """Run all questions for one method in one phase: first whether it fits, then the others concurrently."""
     base = yield asked, phase
     parts: dict[str, Question[Any]] = {"cube": _cube(asked, phase, target, bounds, base)}
-    # Sampling takes volumes one by one as well, and what it needs for many takes many times as long to predict.
+    # Only training needs the batch size: sampling can process volumes one by one, and predicting batches is slow.
     if phase.endswith("train"):
         parts["batch"] = _batch(asked, phase, target, bounds, base)
     if asked.resolve().has_factor:
@@ -78,12 +79,12 @@ def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -
 
 
 def with_edge(asked: Configuration, edge: int) -> Configuration:
-    """The same for cubes of this edge."""
+    """Return the same configuration for a cube with this edge."""
     return replace(asked, shape=(edge, edge, edge))
 
 
 def alternatives(asked: Configuration, phase: str) -> list[Configuration]:
-    """The same with the switches that save more: few first, all last; recomputation needs gradients."""
+    """Return the same configuration with memory-saving switches, fewest first; recomputation needs gradients."""
     precisions = [asked.precision] + ["bf16"] * (asked.precision == "fp32")
     recomputed = [asked.checkpointing]
     if phase.endswith("train"):
@@ -100,7 +101,7 @@ def _search(
     known: Mapping[int, Look],
     hint: tuple[float, Look],
 ) -> Question[Found]:
-    """A search whose cases are predictions."""
+    """Run a search whose cases are predictions."""
     search = largest(limit, target.room, size, known, hint)
     try:
         wanted = next(search)
@@ -139,7 +140,7 @@ def _batch(asked: Configuration, phase: str, target: Target, bounds: Bounds, bas
 
 
 def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, base: Look) -> Question[Found]:
-    """Cases count from the largest factor on, so that a larger case is a smaller factor and needs more."""
+    """Search the smallest factor; cases start at the largest factor, so that a larger case needs more memory."""
     factors, own = bounds.factors[::-1], asked.resolve().representation.cell
 
     def case(k: int) -> Case:
@@ -153,8 +154,11 @@ def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, ba
 def _switches(
     asked: Configuration, phase: str, target: Target, bounds: Bounds
 ) -> Question[tuple[dict[Configuration, Look], tuple[Configuration, Found] | None]]:
-    """All switches first: where they do not suffice together, none is tried alone, but the largest cube is searched
-    for. Else the first that suffices."""
+    """Find switches that make the configuration fit.
+
+    All switches together are tried first. If they do not suffice, the largest cube with all switches is searched. If
+    they suffice, the other combinations are tried in order until one fits.
+    """
     others = alternatives(asked, phase)
     if not others:
         return {}, None

@@ -1,4 +1,4 @@
-"""What ``ppdm-bench plan`` leaves behind: records of every answer, and what is made from them."""
+"""Output of ``ppdm-bench plan``: records of every answer, and the table and figure made from them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ from ppdm_bench.report.tables import budget as report
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be found out.
+    """Requests of ``ppdm-bench plan``.
 
     Attributes:
-        configurations: what is asked about.
-        phases: of those that a method has, these; None takes all.
+        configurations: requested configurations.
+        phases: requested phases; phases that a method lacks are omitted. None takes all phases of the method.
         target: the card, with its capacity.
-        spacing: of the scan whose size was taken, mm.
-        bounds: where is looked.
+        spacing: voxel spacing in mm of the scan that gives the volume size.
+        bounds: bounds of the search.
     """
 
     configurations: Sequence[Configuration]
@@ -38,7 +38,7 @@ class Plan:
 
     @property
     def asked(self) -> list[tuple[Configuration, str]]:
-        """Every configuration with every phase."""
+        """Every configuration with each of its phases."""
         return [
             (one, phase)
             for one in self.configurations
@@ -48,7 +48,7 @@ class Plan:
 
 
 def collect(plan: Plan, workers: int | None = None) -> list[Record]:
-    """Answer everything under a progress bar."""
+    """Answer all questions with a progress bar and return the records."""
     asked = plan.asked
     questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
     with progress() as bar, predictor(plan.target, workers) as submit:
@@ -71,7 +71,7 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
 
 
 def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[Path]]:
-    """The table with what it says in words, and the files that were written, if a folder was given."""
+    """Return the table and its summary as text, and the written files; without a folder nothing is written."""
     lines = report.gather(records)
     if folder is None:
         return report.to_text(lines), []
@@ -85,7 +85,7 @@ def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[P
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What could not be found out, a sentence each."""
+    """Return one sentence for each failed question."""
     return [record.reason for record in records if record.status == "error"]
 
 
@@ -120,7 +120,7 @@ def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, l
 
 
 def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
-    """The value of a search's record: with both predictions that it rests on, and a note where it is not plain."""
+    """Return the value of a search as fields of a record, with its two decisive predictions and a note if needed."""
     ends = [case for case in (found.value, found.value + 1) if case in found.looks]
     verified = [{"case": named(c), "fits": found.looks[c].fits, "needed": found.looks[c].need} for c in ends]
     value = {"value": named(found.value), "unit": "1", "options": {"verified": verified}}
@@ -135,7 +135,7 @@ def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
 
 
 def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any) -> Record:
-    """A record about one configuration; what was asked about may have other switches."""
+    """Return a record about ``one``, whose switches may differ from those of the request ``asked``."""
     target = plan.target
     how = {
         "budget": target.capacity,
@@ -161,7 +161,7 @@ def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, me
 
 
 def too_small(target: Target) -> str | None:
-    """Why nothing can be planned on a card, if that is so."""
+    """Return why nothing can be planned for a card; None if planning is possible."""
     room = target.room
     if room is None or room > 0:
         return None

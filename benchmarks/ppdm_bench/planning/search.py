@@ -1,24 +1,24 @@
-"""The largest case that fits, found by looking at few cases.
+"""Search for the largest case that fits, with few predictions.
 
-A search is a generator: it yields the case that it wants to look at, and is sent what was seen. Nothing that was not
-looked at is ever an answer: the last case that fits and the next larger one are both looks.
+A search is a generator: it yields the next case and receives a look, the result of its prediction. Every answer is
+verified: both the largest case that fits and the next larger case were predicted.
 """
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
-PATIENCE = 4  # looks that may follow an estimate before the rest is halved
+PATIENCE = 4  # number of looks chosen by estimates before the search switches to bisection
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of one case.
+    """Prediction of one case.
 
     Attributes:
-        fits: the verdict.
-        need: bytes in which it would just fit; where the look was brief and it does not fit, less than that.
-        fixed: bytes of them that do not grow with the case, such as weights.
-        brief: whether the prediction ended when it was clear that the case does not fit.
+        fits: whether the case fits.
+        need: memory in bytes with which the case would just fit; a lower bound if the look is brief.
+        fixed: part of it in bytes that does not grow with the case, such as weights.
+        brief: whether the prediction stopped as soon as it was clear that the case does not fit.
     """
 
     fits: bool
@@ -29,12 +29,12 @@ class Look:
 
 @dataclass(frozen=True)
 class Found:
-    """Where a search ended.
+    """Result of a search.
 
     Attributes:
-        value: the largest case that fits, all smaller ones that were looked at fitting too; 0 if not even the first.
-        looks: every case that was looked at.
-        limit: the largest case there was to look at.
+        value: the largest case that fits; all smaller cases that were predicted fit too. 0 if not even case 1 fits.
+        looks: every predicted case.
+        limit: the largest case of the search.
     """
 
     value: int
@@ -43,12 +43,12 @@ class Found:
 
     @property
     def exception(self) -> int | None:
-        """A case that fits although a smaller one does not: memory did not grow with the case."""
+        """A case that fits although a smaller one does not, because memory does not grow with the case."""
         return next((case for case, look in sorted(self.looks.items()) if look.fits and case > self.value), None)
 
     @property
     def bounded(self) -> bool:
-        """Whether the next larger case was looked at and does not fit; else the search ended at its limit."""
+        """Whether the next larger case was predicted and does not fit; otherwise the search ended at its limit."""
         return self.value < self.limit
 
 
@@ -59,17 +59,18 @@ def largest(
     known: Mapping[int, Look],
     hint: tuple[float, Look] | None = None,
 ) -> Generator[int, Look, Found]:
-    """Search cases 1, 2, … limit for the largest that fits.
+    """Search the cases 1, 2, … limit for the largest one that fits.
 
-    Where to look is estimated: what is not fixed grows with the case's size. Estimates that are wrong cost looks, never
-    the answer. Should a larger case fit where a smaller one does not, the search goes on below the smaller one.
+    The next case is estimated: memory that is not fixed grows with the size of the case. A wrong estimate costs
+    additional looks but does not change the answer. If a larger case fits although a smaller one does not, the search
+    continues below the smaller one.
 
     Args:
-        limit: the largest case there is.
-        room: bytes that there are; None makes no estimates.
-        size: how large a case is, in any unit; it grows with the case.
-        known: what was looked at before.
-        hint: another look, and the size of what was seen.
+        limit: the largest case.
+        room: available memory in bytes; None disables estimates.
+        size: size of a case in any unit; it must grow with the case.
+        known: earlier looks by case.
+        hint: size and look of one more case, which helps the estimate.
     """
     looks = dict(known)
     while True:
@@ -86,8 +87,11 @@ def largest(
 def _estimate(
     limit: int, room: int | None, size: Callable[[int], float], sized: list[tuple[float, Look]]
 ) -> int | None:
-    """The largest case that should fit: on the line through the two looks that came nearest to the room, or, of one
-    look, that through what is fixed."""
+    """Estimate the largest case that fits, by linear extrapolation of memory over size.
+
+    The line runs through the two looks that are nearest to the room. With only one look, it runs through its fixed
+    memory at size 0.
+    """
     if room is None or not sized:
         return None
     (known, look), *others = sorted(sized, key=lambda entry: abs(entry[1].need - room))

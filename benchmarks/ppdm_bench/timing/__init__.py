@@ -1,1 +1,1 @@
-"""Time of training steps and of volumes, the arithmetic that they take, and what the device could do."""
+"""Time of training steps and of sampled volumes, their FLOPs, and the peak rate of the device."""

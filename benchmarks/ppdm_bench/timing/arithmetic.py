@@ -1,8 +1,8 @@
-"""Floating-point operations: what a step and a volume take, counted, and what the device does at best, measured.
+"""Floating-point operations: counts for a training step and a volume, and the measured peak rate of the device.
 
-Counted are convolutions, matrix products and attention, a multiplication and an addition as two, by PyTorch's
-``FlopCounterMode``; what activation checkpointing computes again counts again, as it is computed again. Normalisation,
-activation and the optimizer are not counted: their time goes to memory.
+PyTorch's ``FlopCounterMode`` counts convolutions, matrix products and attention. A multiplication and an addition count
+as two operations. Operations that activation checkpointing repeats are counted again. Normalisation, activation and the
+optimizer are not counted, because memory traffic dominates their time.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,17 +20,17 @@ from ppdm_bench.timing.clock import Clock, Protocol, Stopwatch
 
 Shape = tuple[int, int, int]
 
-SIZES = {"cuda": 8192, "cpu": 2048}  # large enough that the product and not its start takes the time
+SIZES = {"cuda": 8192, "cpu": 2048}  # large enough that launch overhead is negligible
 _CEILING = Protocol(repetitions=5, seconds=1.0)
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What matrix products reach on the device.
+    """Measured rate of matrix products on the device.
 
     Attributes:
-        rates: operations a second of each repetition.
-        what: the product, in words.
+        rates: operations per second of each repetition.
+        what: description of the product.
     """
 
     rates: tuple[float, ...]
@@ -38,13 +38,15 @@ class Ceiling:
 
 
 def count(work: Callable[[], object]) -> int:
-    """The operations of some work on tensors that it makes itself; they have shapes and no memory, so it costs nothing.
+    """Return the number of operations of ``work``, which must create its own tensors.
+
+    The tensors are fake: they have shapes but no memory, so counting is cheap.
 
     Raises:
-        Exception: as the work raises; among them PyTorch's, where a value decides what is done.
+        Exception: any exception of ``work``, including PyTorch's errors if the control flow depends on tensor values.
     """
-    # Attention by plain products: of the CPU's fused kernels the counter knows nothing.
-    eager = torch.compiler.set_stance("force_eager")  # of compiled code it knows nothing at all
+    # Use plain matrix products for attention, because the counter does not support the fused kernels of the CPU.
+    eager = torch.compiler.set_stance("force_eager")  # the counter does not support compiled code
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), eager:
         counter = FlopCounterMode(display=False)
         with counter:
@@ -53,7 +55,7 @@ def count(work: Callable[[], object]) -> int:
 
 
 def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
-    """Operations of one training step, forward and backward, on volumes (N, 1, D, H, W)."""
+    """Return the operations of one training step, forward and backward, on volumes (N, 1, D, H, W)."""
 
     def step() -> None:
         volumes = torch.zeros(batch_size, 1, *shape)
@@ -63,9 +65,9 @@ def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
 
 
 def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Iterable[int]) -> dict[int, int]:
-    """Operations of drawing one batch of volumes, by network evaluations.
+    """Return the operations of sampling one batch of volumes, by number of network evaluations.
 
-    Each evaluation adds the same, so that two are enough to know any number of them.
+    Each evaluation adds the same count, so the counts for one and two evaluations give all others.
     """
 
     def flops(steps: int) -> int:
@@ -77,13 +79,13 @@ def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Ite
 
 
 def ceiling(precision: str, device: str, clock: Clock, size: int | None = None) -> Ceiling:
-    """Measure the product of two square matrices, in the arithmetic that the convolutions of a network have there.
+    """Measure the product of two square matrices, in the same arithmetic as a network's convolutions on the device.
 
     Args:
-        precision: ``fp32``, ``bf16`` or ``fp16``. On CUDA fp32 is TF32 where cuDNN's convolutions are allowed it.
+        precision: ``fp32``, ``bf16`` or ``fp16``. On CUDA, fp32 means TF32 if cuDNN's convolutions may use it.
         device: ``cuda`` or ``cpu``.
-        clock: the device's.
-        size: of the matrices; by default one that is large enough for the device.
+        clock: clock of the device.
+        size: edge of the matrices; by default large enough for the device, see ``SIZES``.
     """
     n = size or SIZES[device]
     a, b = (torch.randn(n, n, device=device).to(PRECISIONS[precision]) for _ in range(2))
@@ -99,7 +101,7 @@ def ceiling(precision: str, device: str, clock: Clock, size: int | None = None) 
 
 @contextmanager
 def _as_convolutions(tf32: bool) -> Iterator[None]:
-    """PyTorch lets convolutions use TF32 and matrix products not; here they are compared."""
+    """Allow TF32 for matrix products as for convolutions; PyTorch's default allows it only for convolutions."""
     before = torch.get_float32_matmul_precision()
     if tf32:
         torch.set_float32_matmul_precision("high")

@@ -1,6 +1,6 @@
-"""How time is taken: a clock, a warm-up, and repetitions until there are enough of them and they took long enough.
+"""Time measurement: a clock, a warm-up, and repetitions until their number and total time are sufficient.
 
-Times are seconds.
+All times are in seconds.
 """
 
 import time
@@ -12,17 +12,17 @@ import torch
 Work = Callable[[], object]
 Clock = Callable[[Work], float]
 
-FIRST = "first_call_seconds"  # the metric of what is not warm yet
-LEAST = 3  # repetitions that a median takes, however long they are
+FIRST = "first_call_seconds"  # metric of the first call, before the warm-up
+LEAST = 3  # smallest number of repetitions for a median, even if they take long
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """When a measurement is long enough: both must be reached.
+    """Length of a measurement; both minimums must be reached.
 
     Attributes:
-        repetitions: at least so many.
-        seconds: at least so many in all.
+        repetitions: minimum number of repetitions.
+        seconds: minimum total time.
     """
 
     repetitions: int = 10
@@ -35,13 +35,13 @@ _WARM_UP = Protocol(repetitions=2, seconds=1.0)
 
 @dataclass
 class Stopwatch:
-    """Takes times, and keeps account of a budget.
+    """Measures times within a time budget.
 
     Attributes:
-        clock: runs some work and says how long it took.
-        protocol: when a measurement is long enough.
-        budget: seconds that everything together may take.
-        spent: seconds that it took.
+        clock: runs some work and returns its duration.
+        protocol: required length of a measurement.
+        budget: total seconds for all work.
+        spent: seconds spent so far.
     """
 
     clock: Clock
@@ -50,24 +50,24 @@ class Stopwatch:
     spent: float = 0.0
 
     def time(self, work: Work) -> float:
-        """Run some work once."""
+        """Run some work once and return its duration."""
         seconds = self.clock(work)
         self.spent += seconds
         return seconds
 
     def repeat(self, work: Work) -> list[float]:
-        """The time of each repetition; once the budget does not hold another, no fewer than ``LEAST`` of them."""
+        """Return the time of each repetition; stop early if the budget is used up, but not before ``LEAST``."""
         return self._until(self.protocol, work)
 
     def warm_up(self, work: Work) -> list[float]:
-        """Run some work until caches, clocks and optimizer state are as they stay; the times of all runs, two or more.
+        """Run some work until caches, clocks and optimizer state are stable; return the times of at least two runs.
 
-        The first is that in which a network is compiled and kernels are chosen.
+        The first run includes the compilation of the network and the selection of kernels.
         """
         return self._until(_WARM_UP, work)
 
     def affords(self, seconds: float) -> bool:
-        """Whether the budget holds so many seconds more."""
+        """Whether the remaining budget covers this many seconds."""
         return self.spent + seconds <= self.budget
 
     def _until(self, enough: Protocol, work: Work) -> list[float]:
@@ -81,7 +81,7 @@ class Stopwatch:
 
 
 def clock_of(device: str) -> Clock:
-    """The clock of a device: a monotonic one on the CPU, events in the GPU's own stream on CUDA."""
+    """Return the clock of a device: a monotonic clock on the CPU, events in the GPU stream on CUDA."""
     return _between_events if device == "cuda" else _monotonic
 
 

@@ -1,4 +1,4 @@
-"""``ppdm-bench speed``: what is to be timed, and what was found out, as records."""
+"""``ppdm-bench speed``: the plan of a timing benchmark and its results as records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,7 +35,7 @@ class Task:
 
     @property
     def text(self) -> str:
-        """How a progress bar calls it."""
+        """Label for the progress bar."""
         c = self.configuration
         size = shape_text(c.shape)
         return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
@@ -43,16 +43,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be found out.
+    """Plan of a timing benchmark.
 
     Attributes:
-        configurations, phases: the product of these.
+        configurations, phases: every combination is run.
         device: ``cuda`` or ``cpu``.
-        evaluations: of the network for a volume; None stands for the method's own.
-        protocol: when a measurement is long enough.
-        spacing: of the scan whose size was taken, mm; empty without one.
-        timeout: seconds for one phase of one configuration.
-        card: whose memory must be predicted to suffice, else a phase is left out; None tries every one.
+        evaluations: numbers of network evaluations of a volume; None stands for the default of the method.
+        protocol: required length of a measurement.
+        spacing: voxel spacing in mm of the scan that gives the volume size; empty without a scan.
+        timeout: time limit in seconds for one phase of one configuration.
+        card: phases that are predicted not to fit on this card are skipped; None runs every phase.
     """
 
     configurations: Sequence[Configuration]
@@ -66,11 +66,11 @@ class Plan:
 
     @property
     def tasks(self) -> list[Task]:
-        """In the order in which they are done."""
+        """All tasks, in the order in which they run."""
         return [Task(c, phase) for c in self.configurations for phase in self.phases]
 
     def counts(self, task: Task) -> list[int]:
-        """The network evaluations of a volume that are asked for, ascending; none in training."""
+        """Return the requested numbers of network evaluations of a volume, ascending; empty for training."""
         if task.phase == "train":
             return []
         own = task.configuration.resolve().sampling.steps
@@ -80,13 +80,13 @@ class Plan:
 def carry_out(
     plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
-    """Do the tasks of a plan in order, and yield the records of each as soon as it is done.
+    """Run the tasks of a plan in order and yield the records of each task when it ends.
 
     Args:
-        plan: what is to be found out.
+        plan: plan to run.
         progress: called with each task before it begins.
-        known: records of earlier runs. What was measured for the same configuration by the same code and protocol in
-            the same environment is yielded from them and not measured again.
+        known: records of earlier runs. Results of the same configuration, code, protocol and environment are reused and
+            not measured again.
     """
     sweep = Sweep(WORKER, plan.timeout, known)
     for task in plan.tasks:
@@ -100,18 +100,18 @@ def _doubt(plan: Plan, task: Task) -> str:
 
 
 def _case(plan: Plan, task: Task) -> Case:
-    """What all records of a task have in common, and what its child is told."""
+    """Return the fields shared by all records of a task, and the request for its child process."""
     configuration, counts = task.configuration, plan.counts(task)
     described = configuration.describe()
     common = {
-        # Of the configuration alone: its memory and its quality, too, are found by it.
+        # The identifier covers only the configuration, so that memory and quality records share it.
         "config_id": config_id(described),
         "command": "speed",
         **configuration.fields(),
         "spacing": tuple(plan.spacing),
         "phase": task.phase,
         "device": plan.device,
-        # How often it is repeated depends on the time limit, too.
+        # The time limit is part of the protocol, because the number of repetitions depends on it.
         "options": described | {"protocol": asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": counts}},
         "env": environment(),
     }
@@ -127,11 +127,12 @@ def _case(plan: Plan, task: Task) -> Case:
 
 
 def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
-    """The records of what a child found out: a time and its share of the ceiling for everything that was run, FLOPs of
-    it, the ceiling, the time of the first call; where a number of evaluations was not run, that, and an estimate that
-    is marked as one.
+    """Return the records made from the answer of a child process.
+
+    They hold the ceiling, the time of the first call, FLOPs, and for each run a time and its share of the ceiling. A
+    number of evaluations that was not run gives a skipped record and an estimate that is marked as such.
     """
-    common = {name: value for name, value in common.items() if name != "reason"}  # each has a reason of its own
+    common = {name: value for name, value in common.items() if name != "reason"}  # each record has its own reason
     metrics: Mapping[str, Any] = answer.metrics
     times, flops = _by_evaluations(metrics[TIMES[task.phase]]), _by_evaluations(metrics.get(FLOPS[task.phase], {}))
     ceiling = metrics["matmul"]
@@ -146,7 +147,7 @@ def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> li
             share = flops[steps] / seconds / best
             what = f"of the {ceiling['what']}, in {seconds:.4g} s"
             records.append(Record(metric="flops_share", value=share, reason=what, **about))
-    # Counted on tensors without values: nothing was run for it.
+    # FLOPs are predicted: they are counted on fake tensors, without a run.
     counted = common | {"kind": "predicted", "stat": "count", "n": 1}
     records += [Record(metric=FLOPS[task.phase], value=n, steps=k, **counted) for k, n in flops.items()]
     missing = [k for k in plan.counts(task) if k not in times]
@@ -154,12 +155,12 @@ def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> li
 
 
 def _by_evaluations(found: Any) -> dict[int | None, Any]:
-    """What JSON made of numbers by evaluations; without evaluations, in training, there is one."""
+    """Restore integer keys (evaluations) after JSON; training has no evaluations, so the only key is None."""
     return {int(k): value for k, value in found.items()} if isinstance(found, Mapping) else {None: found}
 
 
 def _statistic(metric: str, samples: Samples, stat: str, value: float, about: Mapping[str, Any]) -> Record:
-    # Seven digits are more than any clock has, and half of what JSON would keep.
+    # Seven digits exceed the resolution of any clock and take half the space of full precision in JSON.
     rounded = tuple(float(f"{x:.7g}") for x in samples)
     return Record(metric=metric, value=value, stat=stat, n=len(samples), samples=rounded, **about)
 
@@ -170,7 +171,7 @@ def _rate(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
 
 
 def _first(task: Task, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
-    """The first training step, or the first volume of one evaluation: what is compiled is compiled in it."""
+    """Return the record of the first training step or first volume of one evaluation; it includes compilation."""
     if FIRST not in metrics:
         return []
     about = {**common, "steps": None if task.phase == "train" else 1, "kind": "measured"}
@@ -186,7 +187,7 @@ def _fewer(samples: Samples, protocol: Protocol) -> str:
 def _not_run(
     plan: Plan, evaluations: int, times: Mapping[int | None, Samples], common: Mapping[str, Any]
 ) -> list[Record]:
-    """That so many evaluations did not fit the time limit, and what they would take by those that did."""
+    """Return a skipped record for evaluations that exceed the time limit, and an extrapolated estimate."""
     points = {k: median(samples) for k, samples in times.items() if k is not None}
     slope, intercept = linear_regression(list(points), list(points.values()))
     about = {**common, "steps": evaluations}

@@ -1,4 +1,4 @@
-"""What ``ppdm-bench speed`` leaves behind: records as they come, then tables and figures made from them."""
+"""Output of ``ppdm-bench speed``: records during the run, then a table and a figure made from them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from ppdm_bench.units import shape_text
 
 
 def collect(plan: Plan, folder: Path) -> list[Record]:
-    """Carry the plan out under a progress bar; every record is on disk before the next task begins.
+    """Run the plan with a progress bar; every record is on disk before the next task begins.
 
-    A record that the folder holds already, word for word, is not written again.
+    Records that the folder already contains unchanged are not written again.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
-        # A child's start and the ceiling take about as long as one time.
+        # Starting a child process and measuring the ceiling take about as long as one timing.
         whole = Whole(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
         for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
             ledger.keep(made)
@@ -30,7 +30,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
 
 
 def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
-    """Write table and figure into the folder; the table as text, and every file that was written."""
+    """Write table and figure into the folder; return the table as text, and all written files."""
     written = [folder / RECORDS, *speed.save(records, folder / "speed")]
     if any(record.samples and record.unit == "s" for record in records):
         written += save(speed_figure(records), folder / "speed")
@@ -38,7 +38,7 @@ def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What could not be found out, a sentence each. Running out of memory is a finding, and so is a lack of time."""
+    """Return one sentence for each failed task; running out of memory and skipped tasks are not failures."""
     failed = [record for record in records if record.status not in ("ok", "oom", "skipped")]
     several = len({record.shape for record in records}) > 1
     return list(dict.fromkeys(f"{_name(record, several)}: {record.reason}" for record in failed))

@@ -1,6 +1,6 @@
-"""The child process that times one phase of one configuration: ``python -m ppdm_bench.timing.worker``.
+"""Child process that times one phase of one configuration: ``python -m ppdm_bench.timing.worker``.
 
-What it times is the code that training and sampling run; volumes and weights are made before.
+It times the real code of training and sampling. Volumes and weights are created before the timing starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,9 +20,9 @@ from ppdm_bench.memory.workload import fault
 from ppdm_bench.timing.arithmetic import Ceiling, ceiling, step_flops, volume_flops
 from ppdm_bench.timing.clock import FIRST, LEAST, Protocol, Stopwatch, Work, clock_of
 
-# Of its time limit, what a child may spend on timing; the rest is for PyTorch to start, for the ceiling and for FLOPs.
+# Share of the time limit for timing; the rest is for starting PyTorch, measuring the ceiling and counting FLOPs.
 SHARE = 0.8
-ANCHORS = (1, 4)  # evaluations from which the time of more is estimated, where nothing else could be measured
+ANCHORS = (1, 4)  # evaluations used to extrapolate the time of more, if too few others could be measured
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     answer: dict[str, Any] = {"env": environment(), "metrics": {}}
     try:
         metrics, notes = _measure(request)
-    except Exception as error:  # a method's code may fail in any way
+    except Exception as error:  # the code of a method can raise any exception
         return answer | failure(error)
     return answer | {"status": "ok", "reason": "; ".join(notes), "metrics": metrics}
 
@@ -45,7 +45,7 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     size = (configuration.shape, configuration.batch_size)
     watch = Stopwatch(clock_of(device), Protocol(**request["protocol"]), SHARE * request["timeout"])
     with ExitStack() as stack:
-        # Seldom, so that looking costs no time; who else computes on a GPU stays there for longer.
+        # A long interval keeps the overhead low; other processes on a GPU usually run longer than that.
         process = stack.enter_context(watched_process(interval=1.0)) if device == "cuda" else None
         best = ceiling(method.network.precision, device, watch.clock)
         if request["phase"] == "train":
@@ -63,14 +63,14 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
-    """One step of training on a batch (N, 1, D, H, W); of several stages, that of the last, the diffusion."""
+    """Return one training step on a batch (N, 1, D, H, W); with several stages, the last one (diffusion) is timed."""
     training = Training.start(method, device=device, stage=len(method.stages) - 1)
     source, target = (torch.randn(batch_size, 1, *shape, device=device) for _ in range(2))
     return lambda: training.step(source, target, method.optimisation.learning_rate)
 
 
 def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Callable[[int], Work]:
-    """Drawing a batch (N, 1, D, H, W) in some number of network evaluations."""
+    """Return a function that maps a number of network evaluations to sampling a batch (N, 1, D, H, W)."""
     network = method.build().to(device).eval().requires_grad_(False)
     source = torch.randn(batch_size, 1, *shape, device=device)
 
@@ -82,7 +82,7 @@ def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, devi
 
 
 def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
-    """The time of the first step, and those of steps that are warm."""
+    """Return the time of the first step and the times of the steps after the warm-up."""
     first = watch.warm_up(step)[0]
     return first, watch.repeat(step)
 
@@ -90,18 +90,23 @@ def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
 def time_volumes(
     watch: Stopwatch, draw: Callable[[int], Work], counts: Sequence[int]
 ) -> tuple[float, dict[int, list[float]]]:
-    """The time of the first volume, of one evaluation, and the times of a volume by network evaluations once warm:
-    those in the budget, and two to estimate from where one is not.
+    """Time the first volume, and volumes after the warm-up for each number of evaluations that the budget allows.
+
+    If the budget does not allow a requested number, two smaller numbers are timed for the extrapolation, unless at
+    least two are already available. The first volume takes one evaluation.
 
     Args:
-        watch: with the budget.
-        draw: the work for a number of evaluations.
-        counts: evaluations that are asked for.
+        watch: stopwatch with the time budget.
+        draw: returns the work for a number of evaluations.
+        counts: requested numbers of evaluations.
+
+    Returns:
+        The time of the first volume, and the times of the repetitions by number of evaluations.
     """
     first, *_, one = watch.warm_up(draw(1))
     found: dict[int, list[float]] = {}
     for k in sorted(counts):
-        # An evaluation costs at most what a volume of one does, which has the start and the end of a volume in it.
+        # A volume of one evaluation includes the fixed cost per volume, so k times its time is an upper bound.
         if watch.affords(LEAST * k * one):
             found[k] = watch.repeat(draw(k))
     for k in ANCHORS if set(counts) - found.keys() else ():
@@ -111,7 +116,7 @@ def time_volumes(
 
 
 def _counted(name: str, count: Callable[[], Any]) -> tuple[dict[str, Any], list[str]]:
-    """FLOPs, or why they are not known: a method of someone's own may need values, and its times stand without."""
+    """Return FLOPs, or a note if counting fails: a user-defined method may need tensor values; its times stay valid."""
     try:
         return {name: count()}, []
     except Exception as error:
