@@ -1,7 +1,7 @@
 import json
 import math
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tiny_training import DDPM, TINY, pair, same, tuned, weights
 
 from ppdm.method import Optimisation, training_loss
+from ppdm.network import layers
 from ppdm.training.loop import (
     StepReport,
     Training,
@@ -164,14 +165,23 @@ def test_shapes_may_differ_one_at_a_time():
     assert all(w.isfinite().all() for w in weights(network))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_precision_and_checkpointing_are_the_methods(precision):
-    a, b = (TINY.with_network(precision=precision, checkpointing=c) for c in ("none", "block"))
-    # No level of the network may be two voxels deep: there, oneDNN's bf16 gradient of the weights is not initialised.
-    networks = [fit(method, [pair(shape=(16, 16, 16))], steps=2) for method in (a, b)]
-    for p, q in zip(*(weights(n) for n in networks), strict=True):
-        assert p.dtype == torch.float32
-        torch.testing.assert_close(p, q, rtol=0, atol=1e-3)
+def test_precision_and_checkpointing_are_the_methods(monkeypatch):
+    """Blocks are recomputed only if the method says so, with the same weights; bf16 gives others than fp32."""
+    calls = []
+    real = layers.checkpoint
+    monkeypatch.setattr(layers, "checkpoint", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
+    found = {}
+    for precision, checkpointing in product(("fp32", "bf16"), ("none", "block")):
+        calls.clear()
+        method = TINY.with_network(precision=precision, checkpointing=checkpointing)
+        # No level may be two voxels deep: there, oneDNN's bf16 gradient of the weights is not initialised.
+        found[precision, checkpointing] = weights(fit(method, [pair(shape=(16, 16, 16))], steps=2))
+        assert bool(calls) == (checkpointing == "block")
+    for precision in ("fp32", "bf16"):
+        for p, q in zip(found[precision, "none"], found[precision, "block"], strict=True):
+            assert p.dtype == torch.float32
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-3)
+    assert any(not torch.equal(p, q) for p, q in zip(found["fp32", "none"], found["bf16", "none"], strict=True))
 
 
 def test_tensors_and_awkward_arrays_are_taken_alike():
