@@ -194,9 +194,7 @@ class Run:
 
     def _remove(self, keep: list[Path]) -> None:
         for place in {*self._states(), *self.folder.glob("state-*.safetensors")} - {*keep}:
-            place.with_suffix(".json").unlink(
-                missing_ok=True
-            )  # remove it first: without it, the tensors are not a checkpoint
+            place.with_suffix(".json").unlink(missing_ok=True)  # first: no JSON, no checkpoint
             place.unlink(missing_ok=True)
 
     def _options(self) -> Mapping[str, Any]:
