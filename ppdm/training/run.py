@@ -194,7 +194,7 @@ class Run:
 
     def _remove(self, keep: list[Path]) -> None:
         for place in {*self._states(), *self.folder.glob("state-*.safetensors")} - {*keep}:
-            place.with_suffix(".json").unlink(missing_ok=True)  # first: no JSON, no checkpoint
+            place.with_suffix(".json").unlink(missing_ok=True)  # first: without it, there is no checkpoint
             place.unlink(missing_ok=True)
 
     def _options(self) -> Mapping[str, Any]:
