@@ -428,7 +428,7 @@ def _stepped(
 def _stepped_by_planes(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """Do the same as :func:`_stepped` in place in ``output``, plane by plane; each latent voxel is independent."""
+    """Do the same as ``_stepped`` in place in ``output``, plane by plane; each latent voxel is independent."""
     for d in range(output.shape[2]):
         plane = (slice(None), slice(None), slice(d, d + 1))
         x0 = _estimate(method, codec, output[plane], x[plane], y[plane], t)

@@ -80,8 +80,7 @@ class Training:
         """Move to the next stage; the averaged weights of the finished stage replace its trained weights.
 
         Args:
-            targets: volumes (N, C, D, H, W) on the network's device, for :meth:`LearnedCodec.settle
-                <ppdm.representation.LearnedCodec.settle>`.
+            targets: volumes (N, C, D, H, W) on the network's device, from which the representation is settled.
 
         Raises:
             TrainingError: the representation cannot be settled, because it maps all volumes to the same latent.
