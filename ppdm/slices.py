@@ -52,7 +52,7 @@ class Slices:
             raise ValueError(f"context is at most {_MOST} slices on either side, got {self.context}")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
-        d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # no slice has a single view's axis
+        d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a single view's axis is in no slice
         return d, h, w
 
     def build(self, make: MakeNetwork, channels: int) -> nn.Module:

@@ -138,9 +138,7 @@ def translate_volume(
     source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
     device = torch.device("cpu") if trained.method.samples_from_host(source.shape) else _device(trained)
     y = source_scale.forward(source.float()).to(device)[None, None]
-    generator = torch.Generator(device).manual_seed(
-        seed
-    )  # one per volume, so that other volumes do not affect the result
+    generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
     x0 = sample(trained.method, trained.network, y, generator, progress)
     result = target_scale.inverse(x0[0, 0].cpu())
     if bad := int((~result.isfinite()).sum()):

@@ -36,7 +36,7 @@ class Unread:
     """Queue of steps whose losses have not been read yet.
 
     Args:
-        patience: longest time in seconds between two readings; 0 reads every step.
+        patience: seconds between two readings, if none is needed earlier; 0 reads every step.
     """
 
     def __init__(self, patience: float) -> None:

@@ -129,7 +129,9 @@ class Run:
             raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
 
     def latest(self) -> State | None:
-        """Load the newest valid checkpoint; return None if there is no checkpoint. Damaged ones cause a warning.
+        """Load the newest valid checkpoint; return None if there is no checkpoint.
+
+        A damaged checkpoint that is skipped causes a warning.
 
         Raises:
             CheckpointError: checkpoints exist, but all are damaged.

@@ -125,7 +125,7 @@ class Training:
         set_rate(self.optimiser, learning_rate)
         with stepping(self.method.optimisation, norm.device):
             self.optimiser.step()
-        self.optimiser.zero_grad()  # here, so that gradients do not lie beside the activations of the next step
+        self.optimiser.zero_grad()  # here, so that gradients use no memory during the next forward pass
         self._update_average()
         self.done += 1
         return norm
