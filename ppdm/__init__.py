@@ -1,6 +1,6 @@
 """PPDM: pixel-puzzle diffusion for volumetric medical image translation (arXiv 2606.15323).
 
-Everything here loads on first use, so that reading a scan (:mod:`ppdm.data`) does not wait for PyTorch.
+All names are imported on first use, so that reading a scan (:mod:`ppdm.data`) does not load PyTorch.
 """
 
 from importlib import import_module

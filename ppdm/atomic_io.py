@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever a process is killed or a disk is full."""
+"""Atomic file writes: a file is complete or absent, even if the process is killed or the disk is full."""
 
 import os
 import re
@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files that are complete on the disk before the first of them takes its place, in the order given.
+    """Write all files to temporary files on the disk, then move them into place in the given order.
 
-    When this returns they are in their places, whatever then becomes of the machine. A process that is killed meanwhile
-    may leave files beside them, which :func:`leftovers` finds.
+    After the return, the files survive a crash of the machine. A process that is killed during the call may leave
+    temporary files beside them, which :func:`leftovers` finds.
 
     Raises:
-        OSError: a file cannot be written; what was in its place before is there still.
+        OSError: a file cannot be written; an existing file in its place is unchanged.
     """
     beside = {place: place.with_name(f".{place.name}.{uuid.uuid4().hex}") for place in contents}
     try:
@@ -34,12 +34,12 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What killed processes left beside the files that :func:`write_together` was to write there."""
+    """Return temporary files that killed processes left in a folder during :func:`write_together`."""
     return [path for path in folder.glob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name)]
 
 
 def _secure_names(folder: Path) -> None:
-    """See that the names in a folder are on the disk too, where the file system lets one ask for that."""
+    """Flush the file names in a folder to the disk, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
-"""A trained method on disk: its weights as safetensors, and what they mean as JSON beside them.
+"""Trained methods on disk: weights as safetensors, and their description as JSON beside them.
 
-``RUN/model.safetensors`` holds the averaged weights, which sampling uses. ``RUN/model.json`` holds the method, how
-intensities become network values, how it was trained, and the SHA-256 of the weights, so that two files that do not
-belong together are found out. Nothing in either file is ever executed: methods are made from explicit tables
+``RUN/model.safetensors`` holds the averaged weights, which sampling uses. ``RUN/model.json`` holds the method, the
+intensity scaling, the training details, and the SHA-256 of the weights, so that two files that do not belong together
+are detected. Nothing in either file is executed: methods are restored from explicit tables
 (:meth:`ppdm.method.Method.from_dict`), and neither format can hold code.
 """
 
@@ -33,21 +33,21 @@ _FAULTS_SHOWN = 3
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written or read; the message names the file, what is wrong and how to mend it."""
+    """A checkpoint cannot be written or read; the message gives the file, the cause and a remedy."""
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A method that has been trained, ready to sample.
+    """A trained method, ready for sampling.
 
     Attributes:
         method: the point in the design space.
-        network: what ``method.build(channels)`` made, with the averaged weights, in evaluation mode.
-        scaling: how intensities become network values and back.
+        network: the result of ``method.build(channels)``, with the averaged weights, in evaluation mode.
+        scaling: conversion between intensities and network values.
         spacing: voxel size of the training data in mm along D, H, W (the median over the subjects).
-        steps: training steps.
-        seed: of the training.
-        channels: channels of source and target.
+        steps: number of training steps.
+        seed: seed of the training run.
+        channels: number of channels of source and target.
     """
 
     method: Method
@@ -70,16 +70,16 @@ class Trained:
 
 
 def save(path: str | os.PathLike[str], trained: Trained) -> Path:
-    """Write a trained method into a folder, which is made if it is missing.
+    """Write a trained method to a folder, which is created if it is missing.
 
-    Both files are written beside their places and then moved, the JSON last: a checkpoint that was there before
-    stays whole until then, and an interruption between the two moves is found out when it is loaded.
+    Both files are written to temporary files and then moved into place, the JSON last. An existing checkpoint stays
+    complete until then, and :func:`load` detects an interruption between the two moves.
 
     Returns:
         The path of the weights.
 
     Raises:
-        CheckpointError: the folder cannot be written, or the method has values that are not of this package.
+        CheckpointError: the folder cannot be written, or the method has values that are not from this package.
     """
     folder = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
@@ -98,14 +98,14 @@ def save(path: str | os.PathLike[str], trained: Trained) -> Path:
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Trained:
-    """Read a trained method: the folder of a run, or the .safetensors file in it.
+    """Read a trained method from the folder of a run, or from the .safetensors file in it.
 
     Args:
-        path: the folder, or the file of the weights; the JSON of the same name lies beside it.
-        device: where the network is put.
+        path: the folder, or the file of the weights; the JSON of the same name must be beside it.
+        device: device of the network.
 
     Raises:
-        CheckpointError: a file is missing, damaged, of a later version, or the two do not belong together.
+        CheckpointError: a file is missing or damaged, has a later version, or the two files do not belong together.
     """
     weights = _locate(Path(path))
     description = weights.with_suffix(".json")
@@ -128,12 +128,12 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Tr
 
 
 def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The network of a method around given weights, which are shared and not copied, in evaluation mode.
+    """Build the network of a method from given weights, which are shared and not copied, in evaluation mode.
 
-    The network is made without memory first, so that no description can claim more than the weights that are there.
+    The network is first built on the meta device, so that a description cannot allocate more memory than the weights.
 
     Raises:
-        ValueError: channels that there cannot be; a tensor is missing, unexpected, or of another shape or dtype.
+        ValueError: the number of channels is invalid, or a tensor is missing, unexpected, or of another shape or dtype.
     """
     if type(channels) is not int or not 1 <= channels <= MOST_CHANNELS:
         raise ValueError(f"channels must be an integer from 1 to {MOST_CHANNELS}, got {channels!r}")
@@ -155,7 +155,7 @@ def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn
 
 
 def versions() -> dict[str, str]:
-    """Of what computed the weights, as it is written beside them."""
+    """Return the versions of the software that computed the weights, to be stored beside them."""
     return {"ppdm": __version__, "torch": str(torch.__version__)}
 
 
@@ -177,7 +177,7 @@ _KEYS = {"schema", "method", "channels", "scaling", "spacing", "steps", "seed", 
 
 
 def _locate(path: Path) -> Path:
-    """The file of the weights, given it or the folder that holds it."""
+    """Return the path of the weights, given that path or the folder that contains it."""
     weights = path / NAME if path.is_dir() else path
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; name the folder of a training, or the .safetensors file in it.")
@@ -209,7 +209,7 @@ def _read_description(path: Path) -> Mapping[str, Any]:
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a safetensors file and the SHA-256 of its bytes."""
+    """Return the tensors of a safetensors file and the SHA-256 of its bytes."""
     try:
         data = path.read_bytes()
         return safetensors.torch.load(data), hashlib.sha256(data).hexdigest()

@@ -1,12 +1,12 @@
-"""How the path between target and start is drawn: bridges and Gaussian diffusion, their steps, and the targets.
+"""Kernels: distributions of the path between target and start (bridges, Gaussian diffusion), and prediction targets.
 
 Every kernel here is Gaussian given its two ends::
 
     x_t = a(t)·x0 + b(t)·y + σ(t)·ε,   ε ~ N(0, I),   t in [0, 1], t = 0 the target end,
 
-with x0 the target and y the source (the condition), any shape, and t broadcast against them. A kernel is fixed by its
-three coefficients, by what it starts from at t = 1, and by the variance of one step backwards, which is where the
-correlation of the noise along the path comes in.
+where x0 is the target and y is the source (the condition), of any shape, and t is broadcast against them. Three things
+define a kernel: its three coefficients, its start at t = 1, and the variance of one backward step. This variance
+depends on the correlation of the noise along the path.
 """
 
 from abc import ABC, abstractmethod
@@ -26,30 +26,30 @@ Draw = Callable[[], Tensor]
 
 
 class Kernel(Protocol):
-    """What :mod:`ppdm.method` asks of a kernel."""
+    """Interface of a kernel for :mod:`ppdm.method`."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Targets from which x0 can be had at every t in (0, 1]."""
+        """Prediction targets that determine x0 at every t in (0, 1]."""
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return a, b, σ at t."""
 
     def scale(self, t: Tensor) -> Tensor:
-        """The standard deviation that the ``score`` target divides by."""
+        """Return the standard deviation that the ``score`` target divides by."""
 
     def at(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Draw x_t from both ends and standard normal noise."""
+        """Compute x_t from both ends and standard normal noise."""
 
     def start(self, y: Tensor, draw: Draw) -> Tensor:
-        """Where sampling begins, x_1; ``draw`` makes standard normal noise of y's shape, if it is needed."""
+        """Return the start of sampling, x_1; ``draw`` samples standard normal noise of y's shape, if needed."""
 
     def step(self, x_t: Tensor, x0: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None) -> Tensor:
-        """One step back from t to s < t, given an estimate of x0; without noise, the deterministic one."""
+        """Take one step back from t to s < t, given an estimate of x0; without noise, the step is deterministic."""
 
 
 class _Path(ABC):
-    """What follows from the coefficients alone."""
+    """Base class that derives x_t from the coefficients."""
 
     @abstractmethod
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -61,15 +61,15 @@ class _Path(ABC):
 
 @dataclass(frozen=True)
 class _Bridge(_Path):
-    """A Brownian bridge from x0 to y on its own clock τ(t), of total variance γ² (τ(0) = 0, τ(1) = 1).
+    """A Brownian bridge from x0 to y on its own clock τ(t), with total variance γ² (τ(0) = 0, τ(1) = 1).
 
-    Given x_t and x0 the rest of the path is a bridge again, so the step backwards is exact for every step size:
+    Given x_t and x0, the path between them is a bridge again, so the backward step is exact for every step size:
     ``x_s ~ N(x0 + τ_s/τ_t·(x_t − x0), γ²·τ_s·(τ_t − τ_s)/τ_t)``; the deterministic step is its mean.
     """
 
     @property
     def targets(self) -> tuple[str, ...]:
-        # At t = 1, where sampling starts, a = 0: x0 cannot be had from the noise. Without noise there is no score.
+        # At t = 1, where sampling starts, a = 0: the noise does not determine x0. Without noise there is no score.
         return ("x0", "residual", "score") if self._gamma else ("x0", "residual")
 
     @property
@@ -84,7 +84,7 @@ class _Bridge(_Path):
         return 1 - tau, tau, self._gamma * (tau * (1 - tau)).clamp_min(0).sqrt()
 
     def scale(self, t: Tensor) -> Tensor:
-        """I2SB's (arXiv 2302.05872, eq. 12): the deviation that the motion, not yet tied at y, gathers from 0 to t."""
+        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the motion from 0 to t, not yet tied at y."""
         return self._gamma * self.clock(t).sqrt()
 
     def start(self, y: Tensor, draw: Draw) -> Tensor:
@@ -119,14 +119,14 @@ class Brownian(_Bridge):
 
 @dataclass(frozen=True)
 class I2SB(_Bridge):
-    """Image-to-image Schrödinger bridge (arXiv 2302.05872, eq. 11) with the symmetric schedule of its section 4.
+    """Image-to-image Schrödinger bridge (arXiv 2302.05872, eq. 11) with the symmetric schedule of section 4.
 
-    With σ²(t) = ∫₀ᵗ β and σ̄²(t) = ∫ₜ¹ β: ``x_t ~ N((σ̄²·x0 + σ²·y)/(σ̄²+σ²), σ²·σ̄²/(σ̄²+σ²))``: a Brownian bridge on the
-    clock τ = σ²(t)/σ²(1), of total variance σ²(1). √β rises linearly from √beta_min and is mirrored at t = 1/2.
+    With σ²(t) = ∫₀ᵗ β and σ̄²(t) = ∫ₜ¹ β: ``x_t ~ N((σ̄²·x0 + σ²·y)/(σ̄²+σ²), σ²·σ̄²/(σ̄²+σ²))``. This is a Brownian bridge
+    on the clock τ = σ²(t)/σ²(1), with total variance σ²(1). √β rises linearly from √beta_min, mirrored at t = 1/2.
 
     Args:
         beta_min: β at both ends.
-        beta_max: β that the rise would reach at t = 1 if it were not mirrored (0.3 in the paper).
+        beta_max: value that β would reach at t = 1 without the mirroring (0.3 in the paper).
     """
 
     beta_min: float = 0.1
@@ -155,11 +155,11 @@ class I2SB(_Bridge):
 class Linear(_Bridge):
     """InDI's straight line (arXiv 2303.11435): ``x_t = (1−t)·x0 + t·(y + noise·ε)``.
 
-    One draw of ε is shared by the whole path (their constant ε_t), so no step adds noise: deterministic and stochastic
-    steps are the same.
+    One sample of ε is shared by the whole path (the paper's constant ε_t), so no step adds noise: deterministic and
+    stochastic steps are the same.
 
     Args:
-        noise: standard deviation of what is added to the source; 0 is the plain line.
+        noise: standard deviation of the noise added to the source; 0 gives the plain line.
     """
 
     noise: float = 0.0
@@ -187,17 +187,18 @@ class Linear(_Bridge):
 
 @dataclass(frozen=True)
 class Gaussian(_Path):
-    """Diffusion from pure noise: ``x_t = α(t)·x0 + σ(t)·ε``; the source enters as condition only.
+    """Diffusion from pure noise: ``x_t = α(t)·x0 + σ(t)·ε``; the source is only a condition.
 
     Args:
         schedule: ``cosine`` (Nichol & Dhariwal, arXiv 2102.09672, eq. 17), ``linear`` (Ho et al., arXiv 2006.11239: β
-            from 1e-4 to 0.02 over 1000 steps, in continuous time), ``scaled`` (latent diffusion's: √β linear, β from
-            .0015 to .0195, as MONAI has it) or ``flow`` (rectified flow, arXiv 2209.03003: α = 1−t, σ = t).
+            from 1e-4 to 0.02 over 1000 steps, in continuous time), ``scaled`` (latent diffusion: √β linear, β from
+            0.0015 to 0.0195, as in MONAI) or ``flow`` (rectified flow, arXiv 2209.03003: α = 1−t, σ = t).
     """
 
     schedule: str = "cosine"
 
-    # ᾱ(1) of the linear schedule. The cosine one is held there too: below it, x0 = (x_t − σε)/α is noise times 150.
+    # ᾱ(1) of the linear schedule, also the lower limit of the cosine one: below it, x0 = (x_t − σε)/α would amplify
+    # noise more than 150 times.
     FLOOR = 4e-5
 
     def __post_init__(self) -> None:
@@ -206,8 +207,8 @@ class Gaussian(_Path):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        # Rectified flow has α(1) = 0: x0 cannot be had from the noise there. Its usual target, the velocity ε − x0, is
-        # its score: (x_t − x0)/σ = (t·ε − t·x0)/t.
+        # Rectified flow has α(1) = 0: the noise does not determine x0 there. Its usual target, the velocity ε − x0, is
+        # the score target: (x_t − x0)/σ = (t·ε − t·x0)/t.
         return ("x0", "residual", "score") if self.schedule == "flow" else TARGETS
 
     def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -217,12 +218,12 @@ class Gaussian(_Path):
         return (1 - variance).sqrt(), torch.zeros_like(t), variance.sqrt()
 
     def _variance(self, t: Tensor) -> Tensor:
-        """σ² = 1 − ᾱ, never as that difference: close to t = 0 it would round to 0, and ``score`` divides by σ."""
+        """σ² = 1 − ᾱ, but not computed as that difference: it rounds to 0 near t = 0, and ``score`` divides by σ."""
         if self.schedule == "linear":
             return -torch.expm1(-(0.1 * t + (20 - 0.1) / 2 * t * t))
         if self.schedule == "scaled":
             low, rise = sqrt(1.5), sqrt(19.5) - sqrt(1.5)
-            # ∫₀ᵗ (low + rise·u)² du, written out: as a difference of cubes it would lose its digits close to 0.
+            # ∫₀ᵗ (low + rise·u)² du as a polynomial: a difference of cubes would lose precision near 0.
             return -torch.expm1(-t * (low * low + low * rise * t + rise * rise / 3 * t * t))
         s = 0.008
         u, v = s / (1 + s) * pi / 2, t / (1 + s) * pi / 2  # eq. 17: ᾱ = cos²(u + v)/cos²(u)
@@ -250,7 +251,7 @@ KERNELS = {"brownian": Brownian, "linear": Linear, "i2sb": I2SB, "gaussian": Gau
 
 
 def target_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """What the network is asked for at x_t: ``x0``, ``residual`` x0−y, ``noise`` ε or ``score`` (x_t−x0)/scale(t)."""
+    """Return the prediction target at x_t: ``x0``, ``residual`` x0−y, ``noise`` ε or ``score`` (x_t−x0)/scale(t)."""
     if target == "x0":
         return x0
     if target == "residual":
@@ -259,7 +260,7 @@ def target_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t
 
 
 def x0_of(target: str, kernel: Kernel, output: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Invert :func:`target_of`: the x0 that a network output stands for."""
+    """Invert :func:`target_of`: convert a network output to x0."""
     if target == "x0":
         return output
     if target == "residual":
@@ -271,7 +272,7 @@ def x0_of(target: str, kernel: Kernel, output: Tensor, x_t: Tensor, y: Tensor, t
 
 
 def x0_error_of(target: str, kernel: Kernel, error: Tensor, t: Tensor) -> Tensor:
-    """What an error of the output makes of x0: ``x0_of(output) − x0``, given ``output − target_of(…)``.
+    """Convert an error of the output to an error of x0: ``x0_of(output) − x0``, given ``output − target_of(…)``.
 
     :func:`x0_of` is affine in the output, so neither x0 nor the output is needed.
     """

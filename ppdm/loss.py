@@ -1,7 +1,7 @@
-"""How a prediction is scored: reconstruction, and PPDM's puzzle-gradient against grid artefacts.
+"""Losses: the reconstruction loss, and PPDM's puzzle-gradient loss against grid artefacts.
 
-Axes: anything (N, …) for the reconstruction, volumes (N, C, D, H, W) for the gradient. All losses are one number a
-subject, (N,), so that weights and records can be per subject.
+Shapes: (N, …) for the reconstruction, volumes (N, C, D, H, W) for the gradient. Every loss is one number per subject,
+(N,), so that weights and records can be per subject.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,18 +20,18 @@ MODES = ("off", "all", "cell")
 
 @dataclass(frozen=True)
 class Loss:
-    """What is minimised: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p`` on the volume.
+    """Training loss: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p`` on the volume.
 
-    The gradient of the difference is the difference of the gradients, so one volume is differenced and not two.
+    The gradient of the difference is the difference of the gradients, so finite differences of one volume suffice.
 
     Args:
         p: 1 or 2, for both terms.
-        gradient: λ; 0 exactly if the mode is ``off``.
-        mode: which finite differences count: ``all``; ``cell``, those that cross a border of the puzzle's cells, where
-            a grid would show; ``off``.
+        gradient: λ; it must be 0 if, and only if, the mode is ``off``.
+        mode: finite differences that count: ``all``; ``cell``, only those across a border of the puzzle's cells, where
+            grid artefacts appear; ``off``, none.
 
     Raises:
-        ValueError: a value outside these.
+        ValueError: a value is invalid.
     """
 
     p: int = 2
@@ -54,18 +54,18 @@ class Loss:
         return _mean_power(error.flatten(1), self.p)
 
     def puzzle_gradient(self, error: Tensor, cell: Sequence[int]) -> Tensor:
-        """``λ·Σ_axis mean|∂_axis error|^p`` for each subject, differences taken in voxels.
+        """``λ·Σ_axis mean|∂_axis error|^p`` for each subject, with differences per voxel.
 
         Args:
             error: x̂0 − x0 as volumes (N, C, D, H, W).
-            cell: the puzzle's factor along each axis.
+            cell: puzzle factor along each axis.
         """
         every = tuple(cell) if self.mode == "cell" else (1, 1, 1)
         value: Tensor = _DifferencePower.apply(error, every, self.p)
         return self.gradient * value
 
 
-# Both terms are sums over the volume, worked through in so many portions: what is made on the way has the size of one.
+# Both terms are summed over the volume in this many portions, so that temporary tensors have the size of one portion.
 _PORTIONS = 4
 
 
@@ -76,7 +76,7 @@ def _mean_power(x: Tensor, p: int) -> Tensor:
 
 
 class _MeanPower(Function):
-    """Keeps x alone, and makes nothing of its size but its gradient."""
+    """Saves only x for the backward pass; its gradient is the only other tensor of the same size."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: int) -> Tensor:
@@ -93,10 +93,10 @@ class _MeanPower(Function):
 
 
 class _DifferencePower(Function):
-    """``Σ_axis mean|∂_axis x|^p`` of (N, C, D, H, W) for each subject, (N,): keeps x alone.
+    """``Σ_axis mean|∂_axis x|^p`` of (N, C, D, H, W) for each subject, (N,); saves only x for the backward pass.
 
-    Written out, autograd would keep the differences along each axis, and make their powers and gradients beside them:
-    about nine volumes at once instead of two.
+    With plain tensor operations, autograd would keep the differences along each axis, and also create their powers and
+    gradients: about nine volumes at once instead of two.
     """
 
     @staticmethod
@@ -127,14 +127,14 @@ Index = tuple[slice, ...]
 
 
 def _crossings(shape: Sequence[int], every: Sequence[int]) -> Iterator[tuple[Index, Index, int]]:
-    """Voxels after and before each border that counts, a portion of the volume and an axis at a time.
+    """Yield the voxels after and before each border that counts, for one portion of the volume and one axis at a time.
 
     Args:
         shape: (N, C, D, H, W).
-        every: a border of each axis counts once in so many.
+        every: border spacing along each axis, in voxels.
 
     Yields:
-        Where the voxels after the borders are, where those before, and how many differences the axis has a subject.
+        Index of the voxels after the borders, index of those before, and number of differences per subject and axis.
     """
     depth, whole = shape[2], slice(None)
     for axis, r in enumerate(every, start=2):
@@ -144,7 +144,7 @@ def _crossings(shape: Sequence[int], every: Sequence[int]) -> Iterator[tuple[Ind
         number = prod(shape[1:]) // shape[axis] * borders
         for begin, end in pairwise(depth * k // _PORTIONS for k in range(_PORTIONS + 1)):
             if axis == 2:
-                first = max(-(-begin // r), 1) * r  # the first border at or after `begin`; 0 is none
+                first = max(-(-begin // r), 1) * r  # the first border at or after `begin`; index 0 is not a border
                 after, before = slice(first, end, r), slice(first - 1, end - 1, r)
                 if first < end:
                     yield (whole, whole, after), (whole, whole, before), number

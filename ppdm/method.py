@@ -1,7 +1,7 @@
-"""A method is a point in one design space: a frozen dataclass that picks one value of each axis.
+"""Methods: a method is a frozen dataclass that selects one value for each axis of the design space.
 
-Two generic functions do all the work, whatever the method: :func:`training_loss` and :func:`sample`.
-Axes of tensors: volumes (N, C, D, H, W); x0 the target, y the source, t in [0, 1] with t = 0 the target end.
+Two generic functions serve every method: :func:`training_loss` and :func:`sample`.
+Tensors: volumes are (N, C, D, H, W); x0 is the target, y is the source, t is in [0, 1], and t = 0 is the target end.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,23 +23,24 @@ from ppdm.slices import Slices
 from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
-# Stages of a training.
+# Training stages.
 REPRESENTATION, DIFFUSION = "representation", "diffusion"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a volume is drawn.
+    """Sampling options.
 
     Args:
-        steps: steps from the start to t = 0, each one evaluation of the network.
-        stochastic: whether every step draws from the kernel's posterior, or takes its deterministic path.
-        clamp: if given, the volume that each prediction stands for is clamped to [-clamp, clamp].
-        start: the time of the first step. At 1 it is the kernel's own start; below, the path's state at that time with
-            the source in the target's place (as MADM, arXiv 2406.08374, starts from a prior at 0.2).
+        steps: number of steps from the start to t = 0; each step is one network evaluation.
+        stochastic: whether each step samples from the kernel's posterior instead of following its deterministic path.
+        clamp: if given, the volume of each x0 estimate is clamped to [-clamp, clamp].
+        start: time of the first step. At 1, sampling begins at the kernel's own start. Below 1, it begins at the path's
+            state at that time, with the source in place of the target (as MADM, arXiv 2406.08374, starts from a prior
+            at 0.2).
 
     Raises:
-        ValueError: steps or clamp not positive, or a start outside (0, 1].
+        ValueError: steps or clamp is not positive, or start is outside (0, 1].
     """
 
     steps: int = 4
@@ -58,19 +59,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How the weights are found: AdamW (arXiv 1711.05101) with linear warm-up, gradient clipping and an average.
+    """Optimisation options: AdamW (arXiv 1711.05101), linear warm-up, gradient clipping, and an average of the weights.
 
     Args:
-        learning_rate: after the warm-up.
-        weight_decay: AdamW's.
-        warmup: steps over which the learning rate rises linearly from 0.
-        clip: largest norm of the gradient.
-        ema: decay of the exponential moving average of the weights that is kept and sampled from.
-        at_start: share of the training times that are t = 1 exactly, where sampling starts; the others are uniform.
-        optimiser: ``adamw``, or ``adamw8bit``, whose moments have 8 bits (arXiv 2110.02861) and which needs torchao.
+        learning_rate: learning rate after the warm-up.
+        weight_decay: weight decay of AdamW.
+        warmup: number of steps over which the learning rate rises linearly from 0.
+        clip: maximum gradient norm.
+        ema: decay of the exponential moving average of the weights; sampling uses this average.
+        at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
+        optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     learning_rate: float = 1e-4
@@ -96,22 +97,22 @@ class Optimisation:
 
 @dataclass(frozen=True)
 class Method:
-    """One point in the design space; combinations that cannot work are refused when it is made.
+    """One point in the design space; the constructor rejects invalid combinations.
 
     Args:
-        name: how commands and tables call it.
-        representation: in which space diffusion lives.
-        window: what the network sees at once.
-        kernel: how the path from target to source is drawn.
-        target: what the network predicts: ``x0``, ``residual``, ``noise`` or ``score`` (:func:`ppdm.kernel.target_of`).
-        loss: how the prediction is scored.
-        network: size and arithmetic of the U-Net.
-        sampling: how volumes are drawn.
-        optimisation: how weights are found.
+        name: name used in commands and tables.
+        representation: space in which diffusion runs.
+        window: part of the state that the network sees at once.
+        kernel: distribution of the path from target to source.
+        target: prediction target: ``x0``, ``residual``, ``noise`` or ``score`` (:func:`ppdm.kernel.target_of`).
+        loss: loss of the prediction.
+        network: size and precision of the U-Net.
+        sampling: sampling options.
+        optimisation: optimisation options.
 
     Raises:
-        ValueError: an unknown target, one that the kernel cannot be sampled with, a window that the network does not
-            fit, or a gradient loss with a representation that is learned.
+        ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
+            network, or a gradient loss is combined with a learned representation.
     """
 
     name: str
@@ -141,43 +142,43 @@ class Method:
 
     @property
     def variant(self) -> str:
-        """What tells points of one name apart in a table, such as ``r=4``."""
+        """Label that distinguishes methods of the same name in a table, such as ``r=4``."""
         return self.representation.label
 
     @property
     def multiple(self) -> tuple[int, int, int]:
-        """What every size (D, H, W) of a volume is padded to a multiple of."""
+        """Multiples (D, H, W) to which the sizes of a volume are padded."""
         latent = self.window.multiple(self.network.multiple)
         d, h, w = (r * m for r, m in zip(self.representation.cell, latent, strict=True))
         return d, h, w
 
     def latent_shape(self, shape: Shape) -> tuple[int, int, int]:
-        """The size (D, H, W) of the latent of a volume (D, H, W), which is padded first."""
+        """Return the latent size (D, H, W) of a volume (D, H, W) after padding."""
         d, h, w = (-(-s // m) * m // r for s, m, r in zip(shape, self.multiple, self.representation.cell, strict=True))
         return d, h, w
 
     def blocks(self, shape: Shape) -> int:
-        """In how many blocks the network sees a volume (D, H, W) when it samples; 1 is at once."""
+        """Return the number of blocks used to sample a volume (D, H, W); 1 means the whole volume at once."""
         return self.window.blocks(self.latent_shape(shape))
 
     def evaluations(self, shape: Shape) -> int:
-        """Of the network, for a volume (D, H, W): one for every step and block."""
+        """Number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
 
     def samples_from_host(self, shape: Shape) -> bool:
-        """Whether a volume (D, H, W) may stay on the host while it is sampled, since blocks go to the network."""
+        """Whether a volume (D, H, W) may stay on the host during sampling, because only blocks move to the network."""
         return self.blocks(shape) > 1 and not self.representation.is_learned
 
     def in_blocks(self, block: Size, overlap: float = 0.25) -> Self:
-        """The same method, sampled in overlapping blocks that are merged at every step.
+        """Return the same method, sampled in overlapping blocks that are merged at every step.
 
         Args:
-            block: voxels of the volume that the network sees at once along each axis, one number or (D, H, W); rounded
-                up to what volumes are padded to, so that a block as large as the volume sees all of it.
-            overlap: share in [0, 1) of their size that neighbouring blocks have in common.
+            block: block size in voxels of the volume, one number or (D, H, W). It is rounded up to the padding
+                multiple, so that a block as large as the volume covers all of it.
+            overlap: fraction in [0, 1) of the block size that neighbouring blocks share.
 
         Raises:
-            ValueError: a value out of range, a window that is not cut, or a representation that is learned.
+            ValueError: a value is out of range, the window does not support blocks, or the representation is learned.
         """
         if self.representation.is_learned:
             raise ValueError(
@@ -188,12 +189,12 @@ class Method:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What a training goes through, one after the other."""
+        """Training stages, in order."""
         return (REPRESENTATION, DIFFUSION) if self.representation.is_learned else (DIFFUSION,)
 
     @property
     def phases(self) -> tuple[str, ...]:
-        """What has a memory and a time of its own, training and sampling, and the phases of a representation."""
+        """Phases with separate memory and time measurements: training, sampling, and those of the representation."""
         return (
             ("train", "sample", "autoencoder_train", "decode")
             if self.representation.is_learned
@@ -201,10 +202,10 @@ class Method:
         )
 
     def build(self, channels: int = 1) -> nn.Module:
-        """Make everything that has weights, for volumes of so many channels, in fp32 on the default device.
+        """Build all modules with weights, in fp32 on the default device, for volumes with ``channels`` channels.
 
-        That is the network, or networks, of the diffusion; with a representation that is learned, both, by the names of
-        their stages.
+        The result is the diffusion network, or networks. With a learned representation, it is a ``ModuleDict`` that
+        holds the representation and the diffusion under their stage names.
         """
 
         def unet(c_in: int, c_out: int, dims: int) -> nn.Module:
@@ -215,14 +216,14 @@ class Method:
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 
     def part(self, network: nn.Module, stage: str) -> nn.Module:
-        """What of the whole that :meth:`build` made one of the stages trains."""
+        """Return the part of the :meth:`build` result that the given stage trains."""
         if not self.representation.is_learned:
             return network
         assert isinstance(network, nn.ModuleDict)
         return network[stage]
 
     def codec(self, network: nn.Module) -> Codec:
-        """What turns volumes into latents and back, given what :meth:`build` made."""
+        """Return the codec between volumes and latents, given the result of :meth:`build`."""
         if not self.representation.is_learned:
             return self.representation.codec(None)
         learned = self.part(network, REPRESENTATION)
@@ -230,10 +231,10 @@ class Method:
         return self.representation.codec(learned)
 
     def with_factor(self, factor: Factor) -> Self:
-        """The same method with another puzzle factor.
+        """Return the same method with another puzzle factor.
 
         Raises:
-            ValueError: its representation has none.
+            ValueError: the representation has no puzzle factor.
         """
         if not self.has_factor:
             raise ValueError(f"{self.name} has no puzzle factor; its representation is {self.representation}")
@@ -242,27 +243,27 @@ class Method:
 
     @property
     def has_factor(self) -> bool:
-        """Whether the representation has a puzzle factor to choose."""
+        """Whether the representation has a puzzle factor."""
         return any(f.name == "factor" for f in fields(self.representation))  # type: ignore[arg-type]
 
     def with_network(self, **options: Any) -> Self:
-        """The same method with other options of the U-Net, such as ``width=32``."""
+        """Return the same method with other U-Net options, such as ``width=32``."""
         return replace(self, network=replace(self.network, **options))
 
     def to_dict(self) -> dict[str, Any]:
-        """As nested dictionaries of JSON values; :meth:`from_dict` inverts it.
+        """Convert the method to nested dictionaries of JSON values; :meth:`from_dict` is the inverse.
 
         Raises:
-            ValueError: a value of an axis is not of this package: it could not be found again without running code.
+            ValueError: the value of an axis is not from this package, so it could not be restored without running code.
         """
         return describe(self, AXES)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Make the method that :meth:`to_dict` described.
+        """Restore a method from the result of :meth:`to_dict`.
 
         Raises:
-            ValueError: a key, a type or a value that there is not.
+            ValueError: a key, a type or a value is invalid.
         """
         return restore(cls, data, AXES)
 
@@ -277,13 +278,13 @@ AXES: Axes = {
 def training_loss(
     method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The loss of one training step for each subject: a time is drawn, the path is drawn there, the network is scored.
+    """Compute the loss of one training step for each subject, at a random time of the path.
 
     Args:
         method: the point in the design space.
-        network: what ``method.build`` made.
-        source, target: normalised volumes (N, C, D, H, W) of the same shape; sizes need not be divisible by anything.
-        generator: of times and noise, on the volumes' device; the global one if absent.
+        network: the result of ``method.build``.
+        source, target: normalised volumes (N, C, D, H, W) of the same shape; any size is allowed.
+        generator: generator for times and noise, on the volumes' device; the global generator if absent.
 
     Returns:
         (N,).
@@ -294,12 +295,12 @@ def training_loss(
     _check_pair(source, target)
     codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
 
-    @torch.no_grad()  # what is learned of a representation is learned before
+    @torch.no_grad()  # a learned representation was trained in the stage before
     def encoded(volume: Tensor) -> Tensor:
         return codec.encode(pad_to_multiple(volume, method.multiple))
 
     pieces = method.window.draw(encoded(target), encoded(source), generator)
-    # One after the other, and each taken off the list: what one was made of is not held while the next is scored.
+    # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
     losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
@@ -307,11 +308,11 @@ def training_loss(
 def representation_loss(
     method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """The loss of one step of the stage in which a representation is learned: of each subject's source or target.
+    """Compute the loss of one step of the representation stage, on the source or the target of each subject.
 
     Args:
-        method: a point whose representation is learned.
-        network, source, target, generator: as for :func:`training_loss`; the generator also draws which of the two.
+        method: a point in the design space with a learned representation.
+        network, source, target, generator: as for :func:`training_loss`; the generator also selects source or target.
 
     Returns:
         (N,).
@@ -335,7 +336,7 @@ def _piece_loss(
 ) -> Tensor:
     x0, y, predict = piece
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: the start is drawn, the end, where nothing is asked, not.
+    # In (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0.
     times = 1 - torch.rand(x0.shape[0], **random)
     elsewhere = 1 - method.optimisation.at_start
     times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
@@ -343,7 +344,7 @@ def _piece_loss(
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
-    del piece, x0, noise  # volumes, of which the network's memory is short
+    del piece, x0, noise  # free these volumes; the network needs the memory
 
     error = predict(network, x_t, times, y) - wanted
     del x_t, y, wanted
@@ -362,16 +363,19 @@ def sample(
     generator: torch.Generator | None = None,
     progress: Tell = nothing,
 ) -> Tensor:
-    """Draw a target volume for each source, in ``method.sampling.steps`` evaluations of the network, or of its blocks.
+    """Sample a target volume for each source, in ``method.sampling.steps`` steps.
+
+    Each step evaluates the network once, or once for each block.
 
     Args:
         method: the point in the design space.
-        network: what ``method.build`` made.
-        source: normalised volumes (N, C, D, H, W); sizes need not be divisible by anything. They are on the network's
-            device, or anywhere if it is seen in blocks (:meth:`Method.samples_from_host
-            <ppdm.method.Method.samples_from_host>`): the state lies where they do.
-        generator: of the noise, on the volumes' device; the global one if absent. Deterministic bridges need none.
-        progress: called after every evaluation: every step, or every block of it.
+        network: the result of ``method.build``.
+        source: normalised volumes (N, C, D, H, W) of any size, on the network's device. With sampling in blocks
+            (:meth:`Method.samples_from_host <ppdm.method.Method.samples_from_host>`), they may be on any device. The
+            state is on the same device as the source.
+        generator: generator for the noise, on the volumes' device; the global generator if absent. Deterministic
+            bridges need none.
+        progress: called after every network evaluation: once for each step, or once for each block of a step.
 
     Returns:
         Volumes of the source's shape.
@@ -393,7 +397,7 @@ def sample(
     for k in range(how.steps - 1, -1, -1):
         later = torch.full_like(times, how.start * k / how.steps)
         t, s = _against(times, y), _against(later, y)
-        # Without a name, so that the next evaluation does not hold it.
+        # The prediction is not bound to a name, so that it is freed before the next evaluation.
         x = stepped(
             method,
             codec,
@@ -409,7 +413,7 @@ def sample(
 
 
 def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """The x0 that the network's output stands for, clamped if the method says so."""
+    """Convert the network's output to an x0 estimate, clamped if the method requires it."""
     x0 = x0_of(method.target, method.kernel, output, x, y, t)
     return x0 if method.sampling.clamp is None else codec.clamp(x0, method.sampling.clamp)
 
@@ -417,14 +421,14 @@ def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor
 def _stepped(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """One step from t to s, given what the network says at t."""
+    """Take one step from t to s, given the network's output at t."""
     return method.kernel.step(x, _estimate(method, codec, output, x, y, t), y, t, s, noise)
 
 
 def _stepped_by_planes(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """The same in the memory of the network's output: every latent voxel is stepped by itself."""
+    """Do the same as ``_stepped`` in place in ``output``, plane by plane; each latent voxel is independent."""
     for d in range(output.shape[2]):
         plane = (slice(None), slice(None), slice(d, d + 1))
         x0 = _estimate(method, codec, output[plane], x[plane], y[plane], t)
@@ -434,13 +438,13 @@ def _stepped_by_planes(
 
 @torch.no_grad()
 def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) -> Tensor:
-    """The volumes (N, C, D, H, W) of a shape (D, H, W) that latents stand for: the last thing that sampling does."""
+    """Decode latents to volumes (N, C, D, H, W) of a shape (D, H, W): the last step of sampling."""
     return crop(method.codec(network).decode(z), shape)
 
 
 @torch.no_grad()
 def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
-    """Encode and decode volumes (N, C, D, H, W): what diffusion would give if it found the target's latent exactly."""
+    """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly."""
     _check_pair(volume, volume)
     z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
     return decode(method, network, z, volume.shape[2:])
@@ -455,5 +459,5 @@ def _check_pair(source: Tensor, target: Tensor) -> None:
 
 
 def _against(times: Tensor, x: Tensor) -> Tensor:
-    """(N,) to (N, 1, …, 1), to be broadcast against x."""
+    """Reshape (N,) to (N, 1, …, 1), to broadcast against x."""
     return times.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,9 +1,9 @@
-"""PPDM itself: one value in the design space, and where each choice comes from.
+"""PPDM: one point in the design space, and the source of each choice.
 
-Of the paper (arXiv 2606.15323) only the abstract is public. It fixes the puzzle, a bridge that starts from the
-condition, a residual, and a puzzle-gradient loss; every number below is our interpretation. "The best" means a sweep
+Only the abstract of the paper (arXiv 2606.15323) is public. It specifies the puzzle, a bridge that starts from the
+condition, a residual, and a puzzle-gradient loss; every number below is our interpretation. "Best" refers to a sweep
 over one choice at a time on phantoms of the three tasks (results/sweep: 36×48×44 or 48×36×40 voxels, width 16, 400
-steps, 3 validation subjects, one seed): a direction, not a proof for wider networks or longer training.
+steps, 3 validation subjects, one seed). It is an indication, not a proof for wider networks or longer training.
 """
 
 from ppdm.kernel import Brownian
@@ -15,19 +15,19 @@ from ppdm.window import Whole
 
 PPDM = Method(
     name="ppdm",
-    # Abstract: a reversible puzzle-unpuzzle operator; r = 2 keeps the most of the network's own resolution.
+    # Abstract: a reversible puzzle-unpuzzle operator; r = 2 preserves the most resolution for the network.
     representation=Puzzle(2),
     window=Whole(concatenate=True),
-    # Abstract: starts from the conditional input. The noise is ours: without it, and with the source concatenated, the
-    # network learns the division x0 = (x_t − t·y)/(1 − t) instead of the translation.
-    # Of γ .25, .5 and 1 the least is the best on both PET tasks and the worst on MRI, and the largest the reverse.
+    # Abstract: starts from the conditional input. The noise is our choice: without it, and with the source
+    # concatenated, the network learns the division x0 = (x_t − t·y)/(1 − t) instead of the translation.
+    # Among γ = 0.25, 0.5 and 1, the smallest is best on both PET tasks and worst on MRI; the largest is the reverse.
     kernel=Brownian(gamma=0.5),
     target="residual",  # abstract: focuses on task-relevant residuals; an untrained network returns its input
-    # Abstract: puzzle-gradient loss. Its weight is ours: of 0, 1 and 3 the best over the three tasks, and better than 1
-    # on each of them.
+    # Abstract: puzzle-gradient loss. Its weight is our choice: among 0, 1 and 3, the value 3 is best over the three
+    # tasks, and better than 1 on each of them.
     loss=Loss(p=2, gradient=3.0, mode="all"),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),
     sampling=Sampling(steps=4),
-    # Of 2e-4 and 1e-3: 2.2 and .5 dB better on T1 to T2 and joint PET, .3 dB worse on PET denoising.
+    # Compared with 2e-4, 1e-3 is 2.2 and 0.5 dB better on T1 to T2 and joint PET, and 0.3 dB worse on PET denoising.
     optimisation=Optimisation(learning_rate=1e-3),
 )

@@ -1,6 +1,6 @@
-"""The pixel puzzle: a lossless exchange of voxels for channels (PPDM, arXiv 2606.15323, abstract).
+"""The pixel puzzle: a lossless rearrangement of voxels into channels (PPDM, arXiv 2606.15323, abstract).
 
-Axes: (N, C, D, H, W) in 3-D, (N, C, H, W) in 2-D. r = (rd, rh, rw) is the puzzle factor, one integer an axis.
+Shapes: (N, C, D, H, W) in 3-D, (N, C, H, W) in 2-D. r = (rd, rh, rw) is the puzzle factor, one integer per axis.
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ Factor = int | Sequence[int]
 
 
 def puzzle(x: Tensor, factor: Factor) -> Tensor:
-    """Trade voxels for channels: every r-sized cell of the grid becomes one voxel with ``prod(r)`` times the channels.
+    """Move voxels to channels: every r-sized cell of the grid becomes one voxel with ``prod(r)`` times the channels.
 
     Channel ``c·prod(r) + (id·rh + ih)·rw + iw`` of the result holds voxel ``(d·rd + id, h·rh + ih, w·rw + iw)`` of
-    channel ``c``; in 2-D this is the order of ``torch.nn.functional.pixel_unshuffle``. Nothing is computed, so the
-    exchange is exact bit for bit in every dtype, and gradients pass through.
+    channel ``c``; in 2-D this is the order of ``torch.nn.functional.pixel_unshuffle``. There is no arithmetic, so the
+    rearrangement is bit-exact in every dtype, and gradients pass through.
 
     Args:
         x: (N, C, D, H, W) or (N, C, H, W), any dtype.
-        factor: one integer for all spatial axes, or one an axis (anisotropic voxels).
+        factor: one integer for all spatial axes, or one per axis (anisotropic voxels).
 
     Returns:
-        (N, C·prod(r), D/rd, H/rh, W/rw), or its 2-D counterpart; a view of x where no voxel has to move.
+        (N, C·prod(r), D/rd, H/rh, W/rw), or its 2-D counterpart; a view of x if no voxel has to move.
 
     Raises:
-        ValueError: x has no 2 or 3 spatial axes, the factor is no positive integer an axis, or a size is no multiple of
-            it (:func:`pad_to_multiple` mends that).
+        ValueError: x does not have 2 or 3 spatial axes, the factor is not a positive integer or one per axis, or a size
+            is not a multiple of it (pad with :func:`pad_to_multiple`).
 
     >>> import torch
     >>> puzzle(torch.zeros(1, 1, 8, 8, 8), 2).shape
@@ -51,14 +51,14 @@ def unpuzzle(z: Tensor, factor: Factor) -> Tensor:
 
     Args:
         z: (N, C·prod(r), D, H, W) or (N, C·prod(r), H, W), any dtype.
-        factor: the factor that made it.
+        factor: the factor that :func:`puzzle` used.
 
     Returns:
         (N, C, D·rd, H·rh, W·rw), or its 2-D counterpart.
 
     Raises:
-        ValueError: z has no 2 or 3 spatial axes, the factor is no positive integer an axis, or the channels are no
-            multiple of its product.
+        ValueError: z does not have 2 or 3 spatial axes, the factor is not a positive integer or one per axis, or the
+            number of channels is not a multiple of its product.
     """
     r = factor_of(factor, z)
     n, c, *size = z.shape
@@ -74,13 +74,14 @@ def unpuzzle(z: Tensor, factor: Factor) -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: Factor) -> Tensor:
-    """Extend every spatial axis at its end to the next multiple, by reflection; :func:`crop` removes it exactly.
+    """Pad every spatial axis at its end to the next multiple, by reflection; :func:`crop` removes the padding exactly.
 
-    The reflection folds as often as it must, so that a size of 1 or an extension beyond the size is no special case,
-    and it copies voxels only, so that integers and booleans pass.
+    The reflection repeats as often as needed, so that a size of 1 or padding larger than the size also works. It only
+    copies voxels, so integers and booleans are supported.
 
     Raises:
-        ValueError: x has no 2 or 3 spatial axes, one of them is empty, or the multiple is no positive integer an axis.
+        ValueError: x does not have 2 or 3 spatial axes, one of them is empty, or the multiple is not a positive integer
+            or one per axis.
     """
     r = factor_of(multiple, x)
     if 0 in x.shape[2:]:
@@ -98,7 +99,7 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
-    """One positive integer for each spatial axis of x, or a sentence that repeats factor and shape."""
+    """Return one positive integer for each spatial axis of x; raise an error with factor and shape otherwise."""
     dims = x.ndim - 2
     if dims not in (2, 3):
         raise ValueError(f"expected (N, C, H, W) or (N, C, D, H, W) for factor {factor}, got shape {tuple(x.shape)}")
@@ -111,7 +112,7 @@ def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
 
 
 def _reflected(size: int, length: int) -> Tensor:
-    """Indices 0 … size-1, size-2 … 0, 1 …: a triangle wave of the wanted length (the border is not repeated)."""
+    """Indices 0 … size-1, size-2 … 0, 1 …: a triangle wave of the given length (the border is not repeated)."""
     period = max(2 * (size - 1), 1)
     k = arange(length) % period
     return k.minimum(period - k) if size > 1 else k * 0

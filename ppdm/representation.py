@@ -1,6 +1,6 @@
-"""In which space diffusion lives: what is done to a volume before the first step and undone after the last.
+"""Representations: the space in which diffusion runs; a volume is encoded before sampling and decoded after it.
 
-Axes: volumes (N, C, D, H, W); latents z (N, C', D', H', W').
+Shapes: volumes are (N, C, D, H, W), latents z are (N, C', D', H', W').
 """
 
 from abc import ABC, abstractmethod
@@ -17,24 +17,24 @@ from ppdm.pixel_puzzle import puzzle, unpuzzle
 if TYPE_CHECKING:
     from ppdm.network.options import UNetOptions
 
-MOST_FACTOR = 64  # 262144 channels for one; no file can describe a network of more
+MOST_FACTOR = 64  # 262144 latent channels per channel; a file cannot describe a larger network
 
 
 class Codec(Protocol):
-    """What turns volumes into latents and back."""
+    """Interface of a codec between volumes and latents."""
 
     def encode(self, x: Tensor) -> Tensor:
-        """Volume to latent; sizes must be multiples of the representation's cell."""
+        """Encode a volume to a latent; sizes must be multiples of the representation's cell."""
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent to volume."""
+        """Decode a latent to a volume."""
 
     def clamp(self, z: Tensor, limit: float) -> Tensor:
-        """The latent of the volume clamped to [-limit, limit]."""
+        """Return the latent of the volume clamped to [-limit, limit]."""
 
 
 class LearnedCodec(nn.Module, ABC):
-    """A codec whose weights are found in a stage of the training of its own, before diffusion begins."""
+    """A codec that is trained in its own stage, before the diffusion stage."""
 
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor: ...
@@ -47,44 +47,44 @@ class LearnedCodec(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        """What its stage minimises, for each volume of (N, C, D, H, W): (N,)."""
+        """Return the loss of the representation stage, (N,), for volumes (N, C, D, H, W)."""
 
     @abstractmethod
     def settle(self, volumes: Iterable[Tensor]) -> None:
-        """Set what follows from the weights, at the end of its stage, given some targets (N, C, D, H, W)."""
+        """Compute values that depend on the trained weights, at the end of the stage, from targets (N, C, D, H, W)."""
 
 
 class Representation(Protocol):
-    """What :mod:`ppdm.method` asks of a representation; its values are frozen dataclasses."""
+    """Interface of a representation for :mod:`ppdm.method`; implementations are frozen dataclasses."""
 
     @property
     def cell(self) -> tuple[int, int, int]:
-        """Voxels of the volume along each axis that one latent voxel stands for."""
+        """Number of voxels of the volume along each axis that one latent voxel represents."""
 
     @property
     def label(self) -> str:
-        """How rows of a table tell its values apart, such as ``r=4``; empty if there is nothing to tell."""
+        """Label that distinguishes its variants in a table, such as ``r=4``; empty if there is only one variant."""
 
     @property
     def is_learned(self) -> bool:
-        """Whether it is trained in a stage of its own before diffusion."""
+        """Whether it is trained in its own stage before diffusion."""
 
     @property
     def share(self) -> float:
-        """Share of a training's steps or time that its own stage takes; 0 if it is not learned."""
+        """Fraction of the training steps or time that its own stage uses; 0 if it is not learned."""
 
     def channels(self, c: int) -> int:
-        """Channels of the latent of a volume of c channels."""
+        """Return the number of latent channels for a volume of c channels."""
 
     def build(self, c: int, network: "UNetOptions") -> LearnedCodec | None:
-        """Make what is to be learned for volumes of c channels, in the arithmetic of the network; None: nothing."""
+        """Build the trainable codec for volumes of c channels, in the network's precision; None if there is none."""
 
     def codec(self, learned: LearnedCodec | None) -> Codec:
-        """What encodes and decodes, given what :meth:`build` made."""
+        """Return the codec, given the result of :meth:`build`."""
 
 
 class Given:
-    """A representation that is not learned, and so is its own codec."""
+    """A representation that is not learned and is its own codec."""
 
     is_learned = False
 
@@ -101,7 +101,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Identity(Given):
-    """Voxels as they are."""
+    """The identity: the latent is the volume."""
 
     @property
     def cell(self) -> tuple[int, int, int]:
@@ -126,13 +126,13 @@ class Identity(Given):
 
 @dataclass(frozen=True)
 class Puzzle(Given):
-    """Voxels traded for channels (PPDM, arXiv 2606.15323): lossless, and nothing to learn.
+    """Lossless rearrangement of voxels into channels (PPDM, arXiv 2606.15323), without trainable weights.
 
     Args:
-        factor: r, one integer or one an axis (D, H, W); 1 leaves the volume as it is.
+        factor: r, one integer or one per axis (D, H, W); 1 leaves the volume unchanged.
 
     Raises:
-        ValueError: the factor is no positive integer up to :data:`MOST_FACTOR`, nor three of them.
+        ValueError: the factor is not a positive integer up to :data:`MOST_FACTOR`, or three of them.
     """
 
     factor: int | tuple[int, int, int] = 2
@@ -170,8 +170,8 @@ class Puzzle(Given):
 class Haar(Given):
     """One level of the orthonormal Haar wavelet transform: eight bands of half the resolution (WDM, arXiv 2402.19043).
 
-    The bands of a channel come in the order LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH, the letters those of D, H, W. LLL
-    is divided by 3, which brings it near the volume's own range (pfriedri/wdm-3d, guided_diffusion/train_util.py).
+    The bands of a channel are in the order LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH; the letters refer to D, H, W. LLL is
+    divided by 3, which brings it near the volume's own range (pfriedri/wdm-3d, guided_diffusion/train_util.py).
     """
 
     @property
@@ -196,7 +196,7 @@ class Haar(Given):
 
 
 def _butterflies(z: Tensor) -> Tensor:
-    """Sums and differences along the three axes of a puzzle's cell (N, 8·C, …): orthonormal, and its own inverse."""
+    """Sums and differences along the three axes of a puzzle cell (N, 8·C, …): orthonormal and its own inverse."""
     h = z.unflatten(1, (-1, 2, 2, 2))
     for axis in (2, 3, 4):
         low, high = h.unbind(axis)
@@ -205,7 +205,7 @@ def _butterflies(z: Tensor) -> Tensor:
 
 
 def _scale_lll(z: Tensor, scale: float) -> Tensor:
-    """Multiply the first of every eight channels."""
+    """Multiply the first of every eight channels by a scale."""
     bands = z.unflatten(1, (-1, 8))
     return torch.cat([bands[:, :, :1] * scale, bands[:, :, 1:]], dim=2).flatten(1, 2)
 

@@ -1,4 +1,4 @@
-"""Dataclasses as JSON values and back: what is written beside weights and records, and read without running code."""
+"""Conversion of dataclasses to JSON values and back, for weights and records; reading a file never runs its content."""
 
 from collections.abc import Mapping
 from dataclasses import Field, field, fields, is_dataclass
@@ -8,31 +8,34 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-Axes = Mapping[str, Mapping[str, type]]  # for each field that holds one of several types: their names
+Axes = Mapping[str, Mapping[str, type]]  # for each field with several possible types: type by name
 
 
 _LATER = "later"
 
 
 def later(default: T) -> T:
-    """A field that came when files had been written without it: there it has its default, and it is written otherwise.
+    """Declare a field that older files do not contain; it is written only if it differs from its default.
 
-    So what was trained and recorded before is read, and identified, as it was.
+    Existing weights and records are therefore read and identified as before.
     """
     made: T = field(default=default, metadata={_LATER: True})
     return made
 
 
 def describe(value: Any, axes: Axes, *, complete: bool = False) -> dict[str, Any]:
-    """A dataclass as nested dictionaries of JSON values: an axis names its type, a part is its fields, a tuple a list.
+    """Convert a dataclass to nested dictionaries of JSON values.
+
+    An axis includes the name of its type, a nested dataclass becomes a dictionary of its fields, and a tuple becomes a
+    list.
 
     Args:
         value: the dataclass.
-        axes: the types of its fields that hold one of several.
-        complete: whether fields that are :func:`later` are there at their defaults, too.
+        axes: possible types of each field that allows several.
+        complete: whether to include fields declared with :func:`later` at their defaults.
 
     Raises:
-        ValueError: the value of an axis is not in its table: it could not be found again without running code.
+        ValueError: the type of an axis is not in its table, so it could not be restored without running code.
     """
     return {
         f.name: _plain(f.name, getattr(value, f.name), axes, complete)
@@ -46,10 +49,10 @@ def _is_later(one: Field[Any]) -> bool:
 
 
 def restore(kind: type[T], content: Any, axes: Axes) -> T:
-    """Make the dataclass that :func:`describe` described, by explicit tables and never by a name found in a file.
+    """Restore a dataclass from the result of :func:`describe`, with explicit tables only, never by importing a name.
 
     Raises:
-        ValueError: a key, a type or a value that there is not.
+        ValueError: a key, a type or a value is invalid.
     """
     hints = get_type_hints(kind)
     return kind(**{name: _value(name, value, hints[name], axes) for name, value in _known(kind, content).items()})
@@ -79,7 +82,7 @@ def _value(name: str, value: Any, hint: Any, axes: Axes) -> Any:
 
 
 def _typed(name: str, value: Any, hint: Any) -> Any:
-    """The value, its lists as tuples, if it is what the field declares: ranges are the dataclass's to check."""
+    """Check the type of a value and convert lists to tuples; the dataclass itself checks ranges."""
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {formatannotation(hint)}, got {value!r}")
@@ -99,7 +102,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _known(kind: type, content: Any) -> Mapping[str, Any]:
-    """Content, if it is a mapping whose keys are fields of the dataclass and which lacks none that was always there."""
+    """Check that content is a mapping with only known fields and with all required fields; return it."""
     names = {f.name for f in fields(kind)}
     needed = {f.name for f in fields(kind) if not _is_later(f)}
     if not isinstance(content, Mapping) or not needed <= set(content) <= names:

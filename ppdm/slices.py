@@ -1,6 +1,6 @@
-"""What the network sees of the state at once: slices, each view through a 2-D network of its own.
+"""Slice windows: the network sees 2-D slices of the state; each view has its own 2-D network.
 
-Axes: latents (N, C, D, H, W), time (N,); slices (M, C, …) of one voxel's thickness, in a network (M, C, a, b).
+Shapes: latents (N, C, D, H, W), time (N,); slices (M, C, …), one voxel thick; inside a network (M, C, a, b).
 """
 
 from dataclasses import dataclass
@@ -14,25 +14,26 @@ from ppdm.tiling import Shape, Size, Tell, nothing
 from ppdm.window import MakeNetwork, Piece
 
 _LETTERS = "dhw"
-_MOST = 1 << 10  # slices of context
+_MOST = 1 << 10  # largest number of context slices on either side
 
 
 @dataclass(frozen=True)
 class Slices:
-    """Slices through 2-D networks, one for each view, whose predictions are averaged (MADM, arXiv 2406.08374).
+    """Slices through 2-D networks, one per view, with averaged predictions (MADM, arXiv 2406.08374).
 
-    A slice is a volume of one voxel's thickness, so that every representation and loss goes with it. All views predict
-    for one state, which then takes one step: they share its noise, whose variance averaging would otherwise shrink.
+    A slice is a volume one voxel thick, so that every representation and loss works with it. All views predict for the
+    same state, which then takes one step. The views thus share the noise; averaging separate samples would reduce its
+    variance.
 
     Args:
-        views: the axes that slices are cut across: ``d`` sagittal, ``h`` coronal, ``w`` axial.
-        context: slices of the source on either side that the network sees beside the one that it predicts for; the
-            outermost are repeated.
-        drawn: slices of every subject for each view in a training step.
-        batch: slices through a network at once when it samples.
+        views: axes perpendicular to the slices: ``d`` sagittal, ``h`` coronal, ``w`` axial.
+        context: number of source slices on either side of the predicted slice that the network also sees; the outermost
+            slices are repeated at the border.
+        drawn: number of slices of each subject for each view in a training step.
+        batch: number of slices in one network evaluation during sampling.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     views: str = "dhw"
@@ -51,7 +52,7 @@ class Slices:
             raise ValueError(f"context is at most {_MOST} slices on either side, got {self.context}")
 
     def multiple(self, network: int) -> tuple[int, int, int]:
-        d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a lone view's axis is in no slice
+        d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a single view's axis is in no slice
         return d, h, w
 
     def build(self, make: MakeNetwork, channels: int) -> nn.Module:
@@ -83,7 +84,7 @@ class Slices:
         raise ValueError("slices are not cut into blocks; a smaller window.batch takes less memory")
 
     def _apply(self, network: nn.Module, view: str, places: range, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict for some slices of every subject, (N, k, C, a, b)."""
+        """Predict for some slices of each subject; return (N, k, C, a, b)."""
         axis, n = _axis(view), len(x_t)
         at = torch.arange(places.start, places.stop, device=x_t.device).expand(n, -1)
         times = t.repeat_interleave(len(places))
@@ -93,14 +94,14 @@ class Slices:
         return predicted.squeeze(axis).unflatten(0, (n, -1))
 
     def _around(self, y: Tensor, axis: int, at: Tensor) -> Tensor:
-        """The source's slices around each place (N, k), as channels: (N·k, (2·context + 1)·C, a, b)."""
+        """Return the source slices around each place (N, k) as channels: (N·k, (2·context + 1)·C, a, b)."""
         offsets = torch.arange(-self.context, self.context + 1, device=at.device)
         neighbours = (at[..., None] + offsets).clamp(0, y.shape[axis] - 1)
         rows = torch.arange(len(y), device=at.device)[:, None, None]
         return y.movedim(axis, 1)[rows, neighbours].flatten(2, 3).flatten(0, 1)
 
     def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, *, view: str, around: Tensor) -> Tensor:
-        """Predict for slices; of the source the network sees those around, which hold y's own in their middle."""
+        """Predict for slices; the network sees the source slices in ``around``, whose middle slice is y itself."""
         assert isinstance(network, nn.ModuleDict)
         axis = _axis(view)
         prediction: Tensor = network[view]([x_t.squeeze(axis), around], t)
@@ -108,11 +109,11 @@ class Slices:
 
 
 def _axis(view: str) -> int:
-    """The axis of (N, C, D, H, W) that a view's slices are cut across."""
+    """Return the axis of (N, C, D, H, W) perpendicular to the slices of a view."""
     return 2 + _LETTERS.index(view)
 
 
 def _slices(x: Tensor, axis: int, at: Tensor) -> Tensor:
-    """Slices of (N, C, D, H, W) at places (N, k) of an axis: (N·k, C, …), one voxel thick along it."""
+    """Return slices of (N, C, D, H, W) at places (N, k) of an axis: (N·k, C, …), one voxel thick along the axis."""
     rows = torch.arange(len(x), device=at.device)[:, None]
     return x.movedim(axis, 1)[rows, at].flatten(0, 1).unsqueeze(axis)

@@ -1,9 +1,9 @@
-"""A state seen in overlapping blocks, whose predictions are merged into one.
+"""Tiling: prediction in overlapping blocks, whose results are merged.
 
-The state lies where it is, which may be the host; one block of it at a time goes to where the network is. So what the
-device holds does not grow with the volume.
+The state stays on its device, which may be the host; one block at a time moves to the network's device. The memory
+used on that device therefore does not grow with the volume.
 
-Axes: latents (N, C, D, H, W), of blocks (N, C, d, h, w); a shape is (D, H, W).
+Shapes: latents (N, C, D, H, W), blocks (N, C, d, h, w); a shape is (D, H, W).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,22 +17,22 @@ from torch import Tensor, nn
 Size = int | tuple[int, int, int]
 Shape = Sequence[int]
 Place = tuple[slice, slice, slice]
-See = Callable[[Tensor, Tensor, Tensor, Place], Tensor]  # (x_t, t, y, where of the state that is) -> like x_t
+See = Callable[[Tensor, Tensor, Tensor, Place], Tensor]  # (x_t, t, y, place in the state) -> like x_t
 Tell = Callable[[], None]
 
 
 def nothing() -> None:
-    """What is told of an evaluation to nobody."""
+    """Progress callback that does nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stretch:
-    """What a block covers of one axis.
+    """The extent of a block along one axis.
 
     Attributes:
-        at: where.
-        weight: (n,) of its predictions; those of all stretches of the axis add up to 1.
-        before: (n,) sum of the weights of the stretches before it.
+        at: slice of the axis.
+        weight: (n,) weights of the block's predictions; the weights of all stretches of the axis add up to 1.
+        before: (n,) sum of the weights of the previous stretches.
     """
 
     at: slice
@@ -42,21 +42,22 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block of a state: a stretch of each axis."""
+    """One block of a state: one stretch for each axis."""
 
     stretches: tuple[Stretch, Stretch, Stretch]
 
     @property
     def place(self) -> Place:
-        """Where it lies, to index the last three axes with."""
+        """Index of the block in the last three axes."""
         d, h, w = self.stretches
         return d.at, h.at, w.at
 
     def share(self) -> Tensor:
-        """(d, h, w) in (0, 1]: how far what is merged so far moves to this block's prediction.
+        """Return (d, h, w) in (0, 1]: interpolation weight from the merged result so far to this block's prediction.
 
-        Its weight, over the weights of the blocks up to this one, where they come with the last axis changing first. It
-        is 1 where this is the first, and where all agree nothing moves, to the last bit.
+        This is the weight of the block divided by the sum of the weights of all blocks up to this one, in the order in
+        which the last axis changes fastest. It is 1 for the first block at a voxel. Where all predictions agree, the
+        merged result does not change by a single bit.
         """
         weight = before = self.stretches[0].weight.new_zeros(())
         weight = weight + 1
@@ -67,10 +68,10 @@ class Block:
 
 
 def sizes_of(size: Size, name: str) -> tuple[int, ...]:
-    """A size, one number or (D, H, W), as three.
+    """Convert a size, one number or (D, H, W), to three numbers.
 
     Raises:
-        ValueError: it is no positive integer, nor three of them.
+        ValueError: the size is not a positive integer, or three of them.
     """
     sizes = size if isinstance(size, Sequence) else (size,) * 3
     if not (len(sizes) == 3 and all(type(s) is int and s > 0 for s in sizes)):
@@ -79,40 +80,40 @@ def sizes_of(size: Size, name: str) -> tuple[int, ...]:
 
 
 def check_overlap(overlap: float | None, name: str) -> None:
-    """See that neighbours may share so much of their size.
+    """Check that an overlap, if given, is in [0, 1).
 
     Raises:
-        ValueError: they may not.
+        ValueError: the overlap is out of range.
     """
     if overlap is not None and not 0 <= overlap < 1:
         raise ValueError(f"{name} overlap by a share in [0, 1) of their size, got {overlap}")
 
 
 def check_multiple(size: Size | None, network: int, name: str) -> None:
-    """See that a network that halves its input can see such a size, if there is one.
+    """Check that a size, if given, is a multiple of the network's downsampling factor.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: the size is not a multiple of it.
     """
     if size is not None and any(s % network for s in sizes_of(size, name)):
         raise ValueError(f"{name} of {size} must have sizes that are multiples of the network's {network}")
 
 
 def number_of_blocks(shape: Shape, size: Shape | None, overlap: float) -> int:
-    """How many blocks cover a state (D, H, W); 1 without a size."""
+    """Return the number of blocks that cover a state (D, H, W); 1 without a size."""
     extents = [(whole, min(part, whole)) for whole, part in zip(shape, size or shape, strict=True)]
     return prod(len(_places(whole, part, overlap)) for whole, part in extents)
 
 
 def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | None = None) -> list[Block]:
-    """Cut a state into blocks that cover all of it, the last axis changing first.
+    """Divide a state into blocks that cover all of it; the last axis changes fastest.
 
     Args:
-        shape: of the state.
-        size: of a block; what exceeds the state is the state.
-        overlap: share in [0, 1) of its size that a block has in common with the next. The last one ends with the state
-            and may share more.
-        device: of the weights.
+        shape: shape of the state.
+        size: size of a block, limited to the size of the state.
+        overlap: fraction in [0, 1) of its size that a block shares with the next one. The last block ends at the end of
+            the state and may share more.
+        device: device of the weights.
     """
     d, h, w = (_stretches(whole, min(part, whole), overlap, device) for whole, part in zip(shape, size, strict=True))
     return [Block(stretches) for stretches in product(d, h, w)]
@@ -121,14 +122,14 @@ def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | 
 def predict_in_blocks(
     see: See, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, size: Shape | None, overlap: float, told: Tell
 ) -> Tensor:
-    """Predict for a state in blocks, or at once where one covers it; the result lies where the state does.
+    """Predict for a state in blocks, or at once if one block covers it; the result is on the state's device.
 
     Args:
-        see: predicts for a part of the state, which lies on the network's device.
-        network: what it predicts with.
-        x_t, y: the state and the source, on one device.
+        see: predicts for a part of the state that is on the network's device.
+        network: the network used by ``see``.
+        x_t, y: the state and the source, on the same device.
         t: (N,).
-        size, overlap: as for :func:`blocks_of`; without a size it is seen at once.
+        size, overlap: as for :func:`blocks_of`; without a size, the whole state is one block.
         told: called after every block.
     """
     shape = x_t.shape[2:]
@@ -147,12 +148,12 @@ def predict_in_blocks(
 
 
 def ramp(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Weights (size,) of a stretch: they fall linearly over what it shares with its neighbours, and stay above 0.
+    """Return weights (size,) of a stretch: they fall linearly in the overlaps with its neighbours and stay above 0.
 
     Args:
-        size: voxels of the stretch.
-        before, after: voxels that it shares with the one before and the one after; 0 where there is none.
-        device: of the weights.
+        size: number of voxels of the stretch.
+        before, after: number of voxels shared with the previous and the next stretch; 0 if there is none.
+        device: device of the weights.
     """
     place = torch.arange(size, device=device)
     rise, fall = (place + 1) / (before + 1), (size - place) / (after + 1)
@@ -166,11 +167,11 @@ def _stretches(whole: int, part: int, overlap: float, device: torch.device | Non
     for row, place, before, after in zip(weights, places, shared, shared[1:], strict=False):
         row[place] = ramp(part, before, after, device)
     weights = weights / weights.sum(0)
-    passed = weights.cumsum(0) - weights  # 0 exactly where a stretch is the first
+    passed = weights.cumsum(0) - weights  # exactly 0 for the first stretch at a voxel
     return [Stretch(at, own[at], before[at]) for at, own, before in zip(places, weights, passed, strict=True)]
 
 
 def _places(whole: int, part: int, overlap: float) -> list[slice]:
-    """Where stretches lie, so that all of an axis is covered; the last one ends with it."""
+    """Return slices that cover a whole axis; the last one ends at the end of the axis."""
     stride = max(round(part * (1 - overlap)), 1)
     return [slice(first, first + part) for first in (*range(0, whole - part, stride), whole - part)]

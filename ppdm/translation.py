@@ -1,6 +1,6 @@
-"""A trained method applied to NIfTI volumes: geometry of the input, physical units of the target.
+"""Translation of NIfTI volumes with a trained method; outputs have the input's geometry and the target's units.
 
-Axes: a volume (D, H, W) in canonical orientation, physical values; inside the network (1, 1, D, H, W).
+Shapes: a volume is (D, H, W) in canonical orientation, with physical values; inside the network (1, 1, D, H, W).
 """
 
 import os
@@ -20,24 +20,24 @@ from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_geometry, read_
 from ppdm.method import Method, reconstruct, sample
 from ppdm.tiling import Size, Tell, nothing
 
-SPACING_TOLERANCE = 0.1  # relative difference from the training data's voxel size that is warned of
+SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
 Progress = Callable[[int, int], None]
 
 
 class TranslationError(ValueError):
-    """A translation cannot be made; the message names the file, what was got and how to mend it."""
+    """A translation failed; the message gives the file, the cause and a remedy."""
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What became of one file.
+    """Result for one file.
 
     Attributes:
-        source: the file that was to be translated.
-        output: the file that holds the translation, if there is no fault.
-        seconds: from reading to writing.
-        fault: why there is no output, in words; empty if there is.
+        source: the input file.
+        output: the file that contains the translation, if there is no fault.
+        seconds: time from the start of reading to the end of writing.
+        fault: message that explains why there is no output; empty on success.
     """
 
     source: Path
@@ -60,30 +60,31 @@ def translate(
     suv_factor: float | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Translation]:
-    """Translate a NIfTI file, or every one in a folder to the same name in another folder.
+    """Translate a NIfTI file, or translate each file of a folder to the same name in another folder.
 
-    The result depends on the input and the seed only, not on the other files of the folder. In a folder, a fault of one
-    file does not lose the others; it is in its :class:`Translation`.
+    The result depends only on the input and the seed, not on other files of the folder. In a folder, an error in one
+    file does not stop the others; its :class:`Translation` contains the message.
 
     Args:
         trained: the method, from :func:`ppdm.checkpoint.load`.
         input_path: a .nii or .nii.gz file, or a folder.
-        output_path: a file whose folder exists, or, for a folder, a folder, which is made if it is missing.
-        steps: network evaluations a volume; those of the method if absent.
-        seed: of the noise, for methods that draw any.
-        device: where to compute; where the network is if absent.
-        precision: ``fp32``, ``bf16`` or ``fp16``; the one it was trained in if absent.
-        block, overlap: as for :func:`adapt`: sample in blocks, where the device does not hold what a volume needs.
-        suv_factor: PET only: SUV = stored value · suv_factor, of every file; see
+        output_path: a file in an existing folder; for a folder of inputs, a folder, which is created if it is missing.
+        steps: number of sampling steps; the method's own if absent.
+        seed: seed of the noise, for methods that use noise in sampling.
+        device: device for the computation; the network's current device if absent.
+        precision: ``fp32``, ``bf16`` or ``fp16``; the training precision if absent.
+        block, overlap: as for :func:`adapt`: sample in blocks if a volume does not fit in the device's memory.
+        suv_factor: PET only: SUV = stored value · suv_factor, for every file; see
             :class:`ppdm.data.scaling.SUVScaling`.
-        progress: called with the network evaluations done and those of all files; each block of a step is one.
+        progress: called with the number of completed network evaluations and the total over all files; each block of a
+            step counts as one.
 
     Returns:
-        One for each file, in the order of their names.
+        One :class:`Translation` for each file, sorted by file name.
 
     Raises:
         TranslationError: input or output is missing or unsuitable, the output would overwrite the input, or options
-            are out of range; for a single file, also every fault of the file itself.
+            are out of range; for a single file, also every error in the file itself.
         VolumeError: a single file cannot be read or written.
     """
     work, folder = _plan(Path(input_path), Path(output_path)), Path(input_path).is_dir()
@@ -116,27 +117,28 @@ def translate_volume(
 ) -> Tensor:
     """Translate one volume in memory.
 
-    A method that samples in blocks leaves the volume on the CPU, and the device holds one block at a time.
+    With sampling in blocks, the volume stays on the CPU, and the device holds one block at a time.
 
     Args:
         trained: the method; :func:`adapt` changes its steps, device, precision and blocks.
         source: (D, H, W), finite physical values, on the CPU.
-        seed: of the noise, for methods that draw any.
+        seed: seed of the noise, for methods that use noise in sampling.
         suv_factor: as for :func:`translate`.
-        progress: called after every network evaluation; each block of a step is one.
+        progress: called after every network evaluation; each block of a step counts as one.
 
     Returns:
         (D, H, W) float32 on the CPU, in the target's physical units.
 
     Raises:
-        TranslationError: a wrong shape or seed, a method of several channels, or a result that is not finite.
-        IntensityError: the source has no contrast, or its SUV factor is missing or not wanted.
+        TranslationError: the shape or the seed is invalid, the method has several channels, or the result is not
+            finite.
+        IntensityError: the source has no contrast, or its SUV factor is missing or unexpected.
     """
     _check_volume(trained, source, seed)
     source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
     device = torch.device("cpu") if trained.method.samples_from_host(source.shape) else _device(trained)
     y = source_scale.forward(source.float()).to(device)[None, None]
-    generator = torch.Generator(device).manual_seed(seed)  # one for each volume: its neighbours do not matter
+    generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
     x0 = sample(trained.method, trained.network, y, generator, progress)
     result = target_scale.inverse(x0[0, 0].cpu())
     if bad := int((~result.isfinite()).sum()):
@@ -146,7 +148,7 @@ def translate_volume(
 
 
 def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_factor: float | None = None) -> Tensor:
-    """A target, encoded and decoded again by the method's representation: what its diffusion cannot surpass by much.
+    """Encode and decode a target with the method's representation: roughly the best result its diffusion can reach.
 
     Args:
         trained: the method.
@@ -174,19 +176,19 @@ def adapt(
     block: Size | None = None,
     overlap: float | None = None,
 ) -> Trained:
-    """The same weights with other sampling steps, device, precision or blocks; what is None stays.
+    """Return the same weights with other sampling steps, device, precision or blocks; None keeps a value unchanged.
 
     Args:
         trained: the method.
-        steps: network evaluations a volume.
-        device: where to compute.
+        steps: number of sampling steps.
+        device: device for the computation.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        block: voxels of the volume that the network sees at once, as :meth:`ppdm.method.Method.in_blocks` has them.
-        overlap: share in [0, 1) of their size that neighbouring blocks have in common; a quarter if absent.
+        block: block size in voxels of the volume, as for :meth:`ppdm.method.Method.in_blocks`.
+        overlap: fraction in [0, 1) of the block size that neighbouring blocks share; a quarter if absent.
 
     Raises:
-        TranslationError: steps not positive, a precision that there is not, blocks that the method cannot be sampled
-            in, or an overlap without them.
+        TranslationError: steps is not positive, the precision is unknown, the method does not support the blocks, or
+            overlap is given without block.
     """
     method = trained.method
     if block is None and overlap is not None:
@@ -219,7 +221,7 @@ class _Counter:
 
 
 def _evaluations(method: Method, source: Path) -> int:
-    """Of the network for a file; one whose header cannot be read is refused when its turn comes."""
+    """Return the number of network evaluations for a file; a file with an unreadable header is rejected later."""
     try:
         return method.evaluations(read_geometry(source).shape)
     except VolumeError:
@@ -227,7 +229,7 @@ def _evaluations(method: Method, source: Path) -> int:
 
 
 def _smaller(method: Method, volume: Volume) -> str:
-    """What lets the network see less at once."""
+    """Return an option, for a message, that makes the network see less at once."""
     shape = volume.data.shape
     return f"--block {max(shape) // 2}" if method.blocks(shape) == 1 else "a smaller --block"
 
@@ -259,7 +261,7 @@ def _translate_file(
 
 
 def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tuple[str, str] | None:
-    """A voxel size and that of the training, as text in mm, where they differ by more than a tenth; else nothing."""
+    """Return a voxel size and that of training as text in mm if they differ by more than a tenth; otherwise None."""
     if np.allclose(spacing, trained.spacing, rtol=SPACING_TOLERANCE, atol=0):
         return None
     got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (spacing, trained.spacing))
@@ -285,7 +287,7 @@ def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:
 
 
 def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
-    """What is read and what is written, checked as far as can be before anything is computed."""
+    """Return the pairs of input and output paths, with all checks that are possible before the computation."""
     if not source.exists():
         raise TranslationError(f"{source} does not exist; name a .nii or .nii.gz file, or a folder of them.")
     if output.exists() and output.samefile(source):
@@ -315,7 +317,7 @@ def _plan_folder(source: Path, output: Path) -> list[tuple[Path, Path]]:
         raise TranslationError(f"{output} cannot be made ({error.strerror}); name a folder that can.") from None
     work = [(file, output / file.name) for file in files]
     for file, place in work:
-        if place.exists() and place.samefile(file):  # the name in the output folder is a link to the input
+        if place.exists() and place.samefile(file):  # the name in the output folder links to the input
             raise TranslationError(f"{place} is the input {file} itself and would be overwritten; empty the folder.")
     return work
 

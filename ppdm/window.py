@@ -1,6 +1,6 @@
-"""What the network sees of the state at once: the whole, or patches of it (:mod:`ppdm.slices`: slices).
+"""Windows: the part of the state that the network sees at once, the whole or patches (slices: :mod:`ppdm.slices`).
 
-Axes: latents (N, C, D, H, W), time (N,); of one training step M pieces of N subjects, (M, C, d, h, w).
+Shapes: latents (N, C, D, H, W), time (N,); the M pieces of N subjects in one training step are (M, C, d, h, w).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,11 +30,11 @@ Predict = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (network, x_t
 
 
 class Piece(NamedTuple):
-    """What one network sees in a training step: both ends of the path, and how it predicts between them.
+    """Input of one network in a training step: both ends of the path, and a prediction function.
 
     Attributes:
-        x0, y: (M, C, d, h, w), the pieces of a subject one after the other.
-        predict: makes the prediction for a state of that shape.
+        x0, y: (M, C, d, h, w); the pieces of a subject are consecutive.
+        predict: computes the prediction for a state of that shape.
     """
 
     x0: Tensor
@@ -43,55 +43,56 @@ class Piece(NamedTuple):
 
 
 class Window(Protocol):
-    """What :mod:`ppdm.method` asks of a window; its values are frozen dataclasses.
+    """Interface of a window for :mod:`ppdm.method`; implementations are frozen dataclasses.
 
-    No shape may follow from a random number, so that memory can be predicted without data.
+    Shapes must not depend on random numbers, so that memory can be predicted without data.
     """
 
     def multiple(self, network: int) -> tuple[int, int, int]:
-        """What the latent's sizes must be multiples of, where those that a network sees must be of ``network``.
+        """Return the multiples required of the latent sizes if network inputs must be multiples of ``network``.
 
         Raises:
-            ValueError: the window's own sizes are not.
+            ValueError: the window's own sizes are not multiples of ``network``.
         """
 
     def build(self, make: MakeNetwork, channels: int) -> nn.Module:
-        """Make the network, or networks, for latents of so many channels."""
+        """Build the network, or networks, for latents with ``channels`` channels."""
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
-        """Choose what one training step sees: for each network, as many pieces of every subject."""
+        """Select the pieces for one training step: for each network, the same number of pieces of every subject."""
 
     def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
-        """Predict for the whole state, as sampling needs it.
+        """Predict for the whole state, for sampling.
 
-        Where it is seen in blocks, it may lie on another device than the network. ``told`` is called after every block,
-        which is once where there are none.
+        With prediction in blocks, the state may be on another device than the network. ``told`` is called after every
+        block, or once without blocks.
         """
 
     def blocks(self, shape: Shape) -> int:
-        """In how many blocks a latent (D, H, W) is seen when it is sampled; 1 is at once."""
+        """Return the number of blocks used to sample a latent (D, H, W); 1 means the whole latent at once."""
 
     def in_blocks(self, block: Size, overlap: float) -> Self:
-        """The same, sampled in blocks of so many voxels of the latent that overlap by a share of their size.
+        """Return the same window, sampled in overlapping blocks; the block size is in voxels of the latent.
 
         Raises:
-            ValueError: what this window sees cannot be cut so, or the values are out of range.
+            ValueError: the window does not support blocks, or a value is out of range.
         """
 
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole state at once, or, when it is sampled, in blocks that are merged at every step.
+    """The whole state at once or, optionally in sampling, in blocks that are merged at every step.
 
     Args:
-        concatenate: whether the source is given to the network beside the state. A noise-free bridge without it can
-            stay where it starts; with it, such a bridge learns a division (see the notes on the bridge in the README).
-        block: voxels of the latent along each axis, one number or (D, H, W), that the network sees at once when it
-            samples; absent, all. What exceeds the volume is the volume.
-        overlap: share in [0, 1) of their size that neighbouring blocks have in common.
+        concatenate: whether the network receives the source in addition to the state. Without it, a noise-free bridge
+            can remain at its start; with it, such a bridge learns a division (see the notes on the bridge in the
+            README).
+        block: block size for sampling, in voxels of the latent, one number or (D, H, W), limited to the size of the
+            volume; if absent, the network sees the whole volume.
+        overlap: fraction in [0, 1) of the block size that neighbouring blocks share.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     concatenate: bool = True
@@ -135,21 +136,21 @@ class Whole:
 
 @dataclass(frozen=True)
 class Patch:
-    """Trained on one patch of every subject, applied to the whole (PatchDDM, arXiv 2303.15288).
+    """Training on one patch of each subject, sampling on the whole volume (PatchDDM, arXiv 2303.15288).
 
-    Patches are drawn more often from the middle: an offset is the sum of two uniform ones, over a quarter and over
-    three quarters of the room there is (FlorentinBieder/PatchDDM-3D, guided_diffusion/bratsloader.py).
+    Patches near the middle are sampled more often: an offset is the sum of two uniform offsets, over one quarter and
+    three quarters of the possible range (FlorentinBieder/PatchDDM-3D, guided_diffusion/bratsloader.py).
 
     Args:
-        size: voxels of the latent along each axis, one number or (D, H, W); absent, half the volume's, as the authors'
-            128 of 256. What exceeds the volume is the volume.
-        coordinates: whether the network is told where it looks, by three channels from -1 to 1 over the whole volume.
-        overlap: absent, the network sees the whole volume when it samples; a share in [0, 1) makes it see patches that
-            have this much of their size in common with their neighbours, whose predictions are merged at every step.
-        block: the size of those, where it is not that of training.
+        size: patch size in voxels of the latent, one number or (D, H, W), limited to the size of the volume; if absent,
+            half the volume's size, as the authors use 128 of 256.
+        coordinates: whether the network receives its position as three channels from -1 to 1 over the whole volume.
+        overlap: if absent, the network sees the whole volume in sampling. If given, it sees patches that share this
+            fraction in [0, 1) of their size with their neighbours, and their predictions are merged at every step.
+        block: size of the patches in sampling, if it differs from training.
 
     Raises:
-        ValueError: a value out of range, or blocks without an overlap.
+        ValueError: a value is out of range, or block is given without an overlap.
     """
 
     size: int | tuple[int, int, int] | None = None
@@ -193,22 +194,22 @@ class Patch:
         return replace(self, block=block, overlap=overlap)
 
     def _seen(self, shape: Shape) -> Shape | None:
-        """What the network sees at once of a latent (D, H, W) when it samples; None is all."""
+        """Return the size that the network sees at once of a latent (D, H, W) in sampling; None means all of it."""
         if self.overlap is None:
             return None
         return self._sizes(shape) if self.block is None else sizes_of(self.block, "a block's size")
 
     def _sizes(self, shape: Shape) -> Shape:
-        """Of a patch in training."""
+        """Return the size of a patch in training."""
         return [s // 2 for s in shape] if self.size is None else sizes_of(self.size, "a patch's size")
 
     def _extents(self, x: Tensor) -> list[tuple[int, int]]:
-        """(size of the volume, size of the patch) along each axis, in training."""
+        """Return (size of the volume, size of the patch) along each axis, in training."""
         shape = x.shape[2:]
         return [(whole, min(part, whole)) for whole, part in zip(shape, self._sizes(shape), strict=True)]
 
     def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, *, axes: Sequence[Tensor]) -> Tensor:
-        """Predict for patches whose voxels have these coordinates along each axis, (M, d), (M, h), (M, w)."""
+        """Predict for patches with the given voxel coordinates along each axis, (M, d), (M, h), (M, w)."""
         seen = [x_t, y]
         if self.coordinates:
             grid = (len(x_t), 1, *x_t.shape[2:])
@@ -221,12 +222,12 @@ class Patch:
 
 
 def _coordinates(x: Tensor) -> list[Tensor]:
-    """From -1 to 1 along each axis of (N, C, D, H, W)."""
+    """Return coordinates from -1 to 1 along each spatial axis of (N, C, D, H, W)."""
     return [torch.linspace(-1, 1, size, device=x.device) for size in x.shape[2:]]
 
 
 def _central_places(n: int, whole: int, part: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Indices (n, part) along one axis of patches that lie more often in the middle."""
+    """Return random indices (n, part) of patches along one axis; positions near the middle are more likely."""
 
     def uniform(room: int) -> Tensor:
         return torch.randint(room + 1, (n, 1), generator=generator, device=device)
@@ -236,9 +237,9 @@ def _central_places(n: int, whole: int, part: int, generator: torch.Generator | 
 
 
 def _crop(x: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """The patches of (N, C, D, H, W) at indices (N, d), (N, h), (N, w).
+    """Return the patches of (N, C, D, H, W) at indices (N, d), (N, h), (N, w).
 
-    By indices and not by slices: they stay on the device, and each subject has its own.
+    Index tensors are used instead of slices because they stay on the device and can differ between subjects.
     """
     d, h, w = places
     n, c = (torch.arange(size, device=x.device) for size in x.shape[:2])

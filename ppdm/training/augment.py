@@ -1,6 +1,7 @@
-"""Augmentation: what is done to both volumes of a pair alike before a step sees them.
+"""Augmentation: the same random transform for both volumes of a pair, before each training step.
 
-Axes: a batch (N, C, D, H, W); D runs from left to right, H from posterior to anterior, W from inferior to superior.
+Shapes: a batch is (N, C, D, H, W); D runs from left to right, H from posterior to anterior, W from inferior to
+superior.
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,17 @@ _AXES = {"d": -3, "h": -2, "w": -1}
 
 @dataclass(frozen=True)
 class Flip:
-    """Mirror each subject along each of some axes, with probability one half each.
+    """Flip each subject along each given axis, with probability one half for each axis.
 
-    Left and right (``d``) may be swapped where the body is nearly symmetric, as the head is. In the trunk that puts the
-    heart and the liver on the other side, and along the other axes nobody lies upside down in a scanner: an
-    augmentation there teaches what never occurs, which can still help where subjects are few.
+    A left-right flip (``d``) suits nearly symmetric body parts, such as the head. In the trunk, it moves the heart and
+    the liver to the wrong side. Flips along the other axes produce orientations that do not occur in a scanner. Such
+    augmentation trains on unrealistic volumes, but can still help when subjects are few.
 
     Args:
-        axes: some of the letters d, h and w, each at most once.
+        axes: a subset of the letters d, h and w, each at most once.
 
     Raises:
-        ValueError: no axis, another letter, or one twice.
+        ValueError: axes is empty, contains another letter, or repeats a letter.
     """
 
     axes: str = "d"
@@ -36,10 +37,10 @@ class Flip:
     def __call__(
         self, source: Tensor, target: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Both volumes (N, C, D, H, W) with the same flips; the generator is on their device."""
+        """Apply the same flips to both volumes (N, C, D, H, W); the generator is on their device."""
         coins = torch.rand(len(source), len(self.axes), generator=generator, device=source.device) < 0.5
         for axis, heads in zip(self.axes, coins.T, strict=True):
-            # Chosen where the coins lie: whoever looks at them makes the host wait for the device.
+            # Select on the device: reading the coins would make the host wait for the device.
             turned = heads[:, None, None, None, None]
             source, target = (torch.where(turned, volume.flip(_AXES[axis]), volume) for volume in (source, target))
         return source, target

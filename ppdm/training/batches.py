@@ -1,6 +1,6 @@
-"""Pairs as the tensors that a training sees, and what must be true of them.
+"""Batches: checks of the training pairs, and conversion of pairs to tensors.
 
-Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all float32 network values.
+Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H, W); all are float32 network values.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found on looking at every pair once.
+    """Result of checking every pair once.
 
     Attributes:
-        count: of the pairs.
-        channels: of every volume.
-        sha256: of all values in order, so that other files, another order or another scaling are told apart while
-            files that were only moved are not; empty if it was not wanted.
+        count: number of pairs.
+        channels: number of channels of every volume.
+        sha256: SHA-256 of all values in order; it changes with the data, the order or the scaling, but not with the
+            location of the files. Empty if it was not requested.
     """
 
     count: int
@@ -36,20 +36,21 @@ class Survey:
     sha256: str
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Describe the survey as JSON values."""
         return asdict(self)
 
 
 def survey(
     pairs: Sequence[ArrayPair], batch_size: int = 1, *, digest: bool = False, purpose: str = "train on"
 ) -> Survey:
-    """Look at every pair before the first step, so that none can end a training after hours.
+    """Check every pair before the first step, so that an invalid pair cannot stop a run after hours.
 
     Raises:
-        TrainingError: no pairs, a pair of two shapes, values that are not finite, or pairs that do not fit in a batch.
+        TrainingError: there are no pairs, the two volumes of a pair differ in shape, values are not finite, or pairs
+            cannot form a batch.
     """
     seen = hashlib.sha256()
-    shapes: dict[tuple[int, ...], int] = {}  # and the first pair that has it
+    shapes: dict[tuple[int, ...], int] = {}  # maps each shape to the first pair that has it
     for index in range(len(pairs)):
         volumes = _checked(f"Pair {index} to {purpose}", pairs[index])
         shapes.setdefault(tuple(volumes[0].shape), index)
@@ -68,12 +69,12 @@ def survey(
 
 
 def batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
-    """Sources and targets (N, C, D, H, W) on the device."""
+    """Return sources and targets (N, C, D, H, W) on the device."""
     return moved(stacked(pairs, device), device)
 
 
 def stacked(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
-    """Sources and targets (N, C, D, H, W) on the host; in pinned memory, if they are for a CUDA device."""
+    """Stack sources and targets to (N, C, D, H, W); host tensors for a CUDA device are in pinned memory."""
     source, target = (torch.stack([_volume(v) for v in volumes]) for volumes in zip(*pairs, strict=True))
     if torch.device(device).type != "cuda" or not source.is_cpu or not target.is_cpu:
         return source, target
@@ -81,19 +82,19 @@ def stacked(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:
 
 
 def moved(batch: Batch, device: str | torch.device) -> Batch:
-    """The batch on the device; from pinned memory to CUDA, neither waits for the other."""
+    """Move the batch to the device; the copy from pinned memory to CUDA is asynchronous."""
     source, target = (volumes.to(device, non_blocking=torch.device(device).type == "cuda") for volumes in batch)
     return source, target
 
 
 class ReadAhead:
-    """Batches in their order; while one is at work, a thread reads the next.
+    """Iterator over batches that loads the next batch in a thread while the current one is processed.
 
-    As a context, which ends the thread. What goes wrong with a batch is raised when that is asked for.
+    Leaving the context ends the thread. An error while loading a batch is raised when that batch is requested.
 
     Args:
-        wanted: the indices of each batch; they are taken one batch ahead, and not beyond the last.
-        read: makes a batch; nothing else need be safe in several threads, as one is read at a time.
+        wanted: indices of each batch; they are consumed one batch ahead.
+        read: loads a batch; it runs in one thread, one batch at a time.
     """
 
     def __init__(self, wanted: Iterator[Sequence[int]], read: Callable[[Sequence[int]], Batch]) -> None:
@@ -119,7 +120,7 @@ class ReadAhead:
         return batch
 
     def rest(self) -> None:
-        """Wait until the thread is idle, so that others may read the same pairs."""
+        """Wait until the thread is idle, so that other code may read the same pairs."""
         if self._next is not None:
             wait([self._next])
 
@@ -141,6 +142,6 @@ def _checked(name: str, pair: ArrayPair) -> tuple[Tensor, Tensor]:
 
 
 def _volume(array: Array) -> Tensor:
-    """(C, D, H, W) float32; arrays are copied, since torch cannot share those that are read-only or reversed."""
+    """Convert to (C, D, H, W) float32; copy arrays, since torch cannot share read-only or reversed ones."""
     tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32, order="C"))
     return (tensor[None] if tensor.ndim == 3 else tensor).float()

@@ -1,8 +1,8 @@
-"""Steps whose numbers are not looked at before they must be.
+"""Defers reading losses from the device so that the host never blocks training.
 
-An accelerator is asked for a step and works on it while the host asks for the next one. Whoever looks at a loss makes
-the host wait until that step is done, and the device wait after that for the host. So what steps came to stays where it
-is until it has to be known, or somebody would like a sign of life.
+The host queues a step on the accelerator, and queues the next one while the device runs. Reading a loss makes the host
+wait for that step, and then the device wait for the host. Losses therefore stay on the device until they are needed, or
+until a progress update is due.
 """
 
 from dataclasses import dataclass, replace
@@ -13,17 +13,17 @@ from torch import Tensor
 
 from ppdm.training.log import StepReport
 
-PATIENCE = 0.5  # seconds: a progress bar and a log that are followed seem alive
+PATIENCE = 0.5  # seconds between readings; short enough for a responsive progress bar and log
 
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A step that the device was asked for.
+    """A step queued on the device.
 
     Attributes:
-        report: of it, but for the loss and the norm of the gradient, which are not known yet.
-        loss, norm: these two, scalars on the device.
-        ends: whether a stage of the training ends with it.
+        report: report of the step, without the loss and the gradient norm, which are still on the device.
+        loss, norm: loss and gradient norm, scalars on the device.
+        ends: whether this is the last step of a training stage.
     """
 
     report: StepReport
@@ -33,10 +33,10 @@ class Taken:
 
 
 class Unread:
-    """Steps in the order in which they were taken, until they are read.
+    """Queue of steps whose losses have not been read yet.
 
     Args:
-        patience: seconds from one reading to the next, if nothing asks for one before; 0 reads every step.
+        patience: seconds between two readings, if none is needed earlier; 0 reads every step.
     """
 
     def __init__(self, patience: float) -> None:
@@ -48,16 +48,16 @@ class Unread:
         return len(self._steps)
 
     def add(self, step: Taken) -> None:
-        """Take note of a step."""
+        """Add a step to the queue."""
         self._steps.append(step)
 
     @property
     def is_late(self) -> bool:
-        """Whether it is time for a sign of life, by the clock of the training, which is the same for all ranks."""
+        """Whether a progress update is due, by the training clock, which is the same on all ranks."""
         return len(self) > 0 and self._steps[-1].report.seconds - self._read_at >= self.patience
 
     def read(self) -> list[StepReport]:
-        """The whole reports of all steps; on an accelerator, this waits until they are done."""
+        """Return the complete reports of all queued steps; on an accelerator, this waits until they finish."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
@@ -71,5 +71,5 @@ class Unread:
 
 
 def patience(device: str | torch.device) -> float:
-    """How long numbers may stay where they are: on the CPU a step is done when its call has returned."""
+    """Return how long losses may stay unread, in seconds; 0 on the CPU, where a call returns a complete step."""
     return 0.0 if torch.device(device).type == "cpu" else PATIENCE

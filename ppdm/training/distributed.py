@@ -1,14 +1,14 @@
-"""Several processes, each with a GPU of its own, that train one network: ranks, as ``torchrun`` starts them.
+"""Data-parallel training: several processes (ranks), each with its own GPU, started by ``torchrun``.
 
-Every rank holds the whole network and takes its share of every batch. Times, noise and flips are drawn for the whole
-batch on each rank, from the same generator, and each keeps its share, so that what is learned does not depend on the
-number of ranks beyond rounding. A process alone is the only rank, and for it nothing here does anything.
+Every rank holds the whole network and processes its share of every batch. Each rank samples times, noise and flips for
+the whole batch from the same generator and keeps its share. The result therefore does not depend on the number of
+ranks, except for rounding. A single process is the only rank; for it, every function here has no effect.
 
-Gradients are averaged after the backward pass, in one ``all_reduce``, and not by ``DistributedDataParallel``. That
-wraps the forward pass of one module, while a method's loss calls parts of its network as it needs them: three networks
-of three views, the encoder and the decoder of a representation, in one stage the one and in the next the other. It also
-keeps buckets of the gradients' size all along, where this makes a copy once the activations are gone. What is given up
-is that DDP communicates while the backward pass is still at work.
+Gradients are averaged after the backward pass, in one ``all_reduce``, instead of by ``DistributedDataParallel`` (DDP).
+DDP wraps the forward pass of one module, while the loss of a method calls parts of its network directly: the three
+networks of three views, or the encoder and decoder of a representation, which also change with the stage. DDP also
+holds buckets of the gradients' size all the time, whereas this code makes one copy after the activations are freed.
+The drawback is that communication does not overlap with the backward pass, as it does in DDP.
 """
 
 import os
@@ -26,22 +26,22 @@ T = TypeVar("T")
 
 
 class RankError(ValueError):
-    """Another rank could not go on, so none does; the message says which one, and why."""
+    """Another rank failed, so all ranks stop; the message names the rank and the cause."""
 
 
 class RankLostError(ConnectionError):
-    """Another rank has ended without a word, or cannot be reached."""
+    """Another rank ended without reporting an error, or cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, seen from one of them.
+    """The group of processes that train together, from the view of one process.
 
-    What one rank calls of this, all must call, in the same order.
+    All ranks must call the same methods in the same order.
 
     Args:
-        rank: the number of this one, from 0.
-        world: how many there are.
+        rank: index of this process, from 0.
+        world: number of processes.
     """
 
     rank: int = 0
@@ -49,27 +49,27 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Self:
-        """Those of the process group that this process has joined, or it alone."""
+        """Return the ranks of the current process group, or a single rank without one."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes, shows and speaks."""
+        """Whether this is the rank that writes files and reports progress."""
         return self.rank == 0
 
     def share(self, batch: Sequence[T]) -> Sequence[T]:
-        """What this rank takes of a batch whose length is a multiple of their number."""
+        """Return this rank's share of a batch whose length is a multiple of the number of ranks."""
         size = len(batch) // self.world
         return batch[self.rank * size : (self.rank + 1) * size]
 
     def drawing(self, generator: torch.Generator) -> AbstractContextManager[Any]:
-        """Within it, what is drawn from the generator for this rank's share is its share of a draw for all."""
+        """Return a context in which a sample from the generator is this rank's share of a sample for all ranks."""
         return nullcontext() if self.world == 1 else _SharedDraws(self, generator)
 
     def average_gradients(self, network: nn.Module) -> None:
-        """Make every gradient the mean over the ranks, the same bits on each."""
+        """Replace every gradient with its mean over the ranks, bit-identical on all ranks."""
         if self.world == 1:
             return
         gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
@@ -78,7 +78,7 @@ class Ranks:
             gradient.copy_(part.view_as(gradient))
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean over the ranks of a tensor, which it may overwrite."""
+        """Return the mean of a tensor over the ranks; the tensor may be overwritten."""
         if self.world == 1:
             return value
         with _heard():
@@ -86,7 +86,7 @@ class Ranks:
         return value.div_(self.world)
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank."""
+        """Whether the flag is true on any rank."""
         if self.world == 1:
             return flag
         flags = torch.tensor(int(flag))
@@ -95,7 +95,7 @@ class Ranks:
         return bool(flags)
 
     def gather(self, value: T) -> list[T]:
-        """The value of each rank."""
+        """Return the values of all ranks."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -104,10 +104,10 @@ class Ranks:
         return values
 
     def by_first(self, call: Callable[[], T]) -> T:
-        """What the first rank finds out alone, told to all.
+        """Call a function on the first rank only and return its result on all ranks.
 
         Raises:
-            RankError: it could not; the first rank raises what it met with.
+            RankError: the call failed; the first rank raises the original exception.
         """
         if self.world == 1:
             return call()
@@ -121,12 +121,12 @@ class Ranks:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Go on after the block once every rank has come through it, or raise on all of them.
+        """Wait at the end of the block until all ranks complete it; if one fails, raise on all ranks.
 
-        Nothing within may wait for another rank.
+        Code in the block must not wait for another rank.
 
         Raises:
-            RankError: a rank could not; the first one raises what it met with itself, if it did.
+            RankError: the block failed on a rank; the first rank raises its own exception instead, if it had one.
         """
         if self.world == 1:
             yield
@@ -150,16 +150,16 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the other processes that ``torchrun`` started with this one; without it, a process is alone.
+    """Join the process group that ``torchrun`` started; without ``torchrun``, use a single rank.
 
     Raises:
-        RankLostError: they cannot be reached.
+        RankLostError: the other processes cannot be reached.
     """
     if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
         yield ALONE
         return
     with _heard():
-        dist.init_process_group()  # gloo for what is on the CPU, NCCL for what is on a GPU
+        dist.init_process_group()  # gloo for CPU tensors, NCCL for GPU tensors
     try:
         yield Ranks.here()
     finally:
@@ -167,7 +167,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def own_gpu() -> int:
-    """The number of the GPU that is this process's, of those on its machine.
+    """Return the index of this process's GPU on its machine.
 
     Raises:
         ValueError: there are more processes than GPUs.
@@ -182,10 +182,10 @@ def own_gpu() -> int:
 
 
 class _SharedDraws(TorchFunctionMode):
-    """Draws from a generator are made for all ranks, and what is given back is the share of one.
+    """Sample from a generator for all ranks and return the share of one rank.
 
-    So no method, window or augmentation, a user's own included, has to know of ranks: it draws something along the
-    first axis for every subject, as it does alone.
+    Methods, windows and augmentations, including user-defined ones, need no code for ranks: they sample along the first
+    axis for every subject, as in a single process.
     """
 
     def __init__(self, ranks: Ranks, generator: torch.Generator) -> None:
@@ -215,10 +215,10 @@ class _SharedDraws(TorchFunctionMode):
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """A rank that does not answer, in words."""
+    """Convert a communication error to a :class:`RankLostError`."""
     try:
         yield
-    except RuntimeError as error:  # gloo has no kind of its own
+    except RuntimeError as error:  # gloo has no exception class of its own
         raise RankLostError(
             "Another rank has ended without a word, or cannot be reached; a run that has a checkpoint can be resumed."
         ) from error

@@ -1,4 +1,4 @@
-"""What a training tells: a report a step, and a file of them as JSON lines."""
+"""Training log: one report per step, written to a file as JSON lines."""
 
 import errno
 import json
@@ -16,19 +16,19 @@ from ppdm.training.schedule import TrainingError
 
 @dataclass(frozen=True)
 class StepReport:
-    """One training step as it is logged and shown.
+    """Report of one training step, for the log and for progress displays.
 
     Attributes:
-        step: steps done, from 1.
-        share: of the steps or of the time that is used, up to 1.
-        loss: mean over the batches.
-        gradient_norm: before clipping.
-        learning_rate: of this step.
-        seconds: since the start of the first step; of a training that was continued, without what was lost.
-        validation_loss: of the averaged weights, if they were validated after this step.
-        resumed: whether this is the first step after the training was continued.
-        stage: which stage the step is of, where a method has several; their losses cannot be compared.
-        peak_allocated: bytes of each GPU's memory that were allocated at most so far, where several train.
+        step: number of completed steps, from 1.
+        share: fraction of the steps or of the time used so far, up to 1.
+        loss: mean loss over the batches.
+        gradient_norm: gradient norm before clipping.
+        learning_rate: learning rate of this step.
+        seconds: time since the start of the first step; a resumed run excludes the steps lost by the interruption.
+        validation_loss: validation loss of the averaged weights, if there was a validation after this step.
+        resumed: whether this is the first step after a resume.
+        stage: training stage, for a method with several stages; losses of different stages cannot be compared.
+        peak_allocated: peak allocated bytes of each GPU so far, when several GPUs train.
     """
 
     step: int
@@ -44,31 +44,31 @@ class StepReport:
 
     @property
     def steps_per_second(self) -> float:
-        """Mean over the training so far."""
+        """Mean rate since the start of training."""
         return self.step / self.seconds if self.seconds > 0 else math.inf
 
     @property
     def remaining(self) -> float:
-        """Seconds to the end at the mean rate so far."""
+        """Estimated time to the end in seconds, at the mean rate so far."""
         return self.seconds * max(1 / self.share - 1, 0)
 
     def row(self) -> dict[str, Any]:
-        """What the log says of this step: nothing of a validation that there was not."""
+        """Return the log entry of this step; fields without a value are left out."""
         row = {k: v for k, v in asdict(self).items() if k != "share" and v is not None and v is not False}
         return row | {"steps_per_second": self.steps_per_second}
 
 
 class Log:
-    """A file of reports, one JSON object a line; a kill loses none of the lines before it."""
+    """A file of reports, one JSON object per line; lines already written survive if the process is killed."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None, stream: IO[bytes] | None = None) -> None:
         self.path, self._stream = path, stream
 
     def write(self, report: StepReport) -> None:
-        """Add a line.
+        """Append a line.
 
         Raises:
-            TrainingError: the disk does not take it.
+            TrainingError: the line cannot be written.
         """
         if self._stream is None:
             return
@@ -80,7 +80,7 @@ class Log:
             raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); make room.") from None
 
     def secure(self) -> int:
-        """See that every line is on the disk; returns the bytes so far."""
+        """Flush every line to the disk; return the file size in bytes."""
         if self._stream is None:
             return 0
         os.fsync(self._stream.fileno())
@@ -88,10 +88,10 @@ class Log:
 
 
 def last_step(path: str | os.PathLike[str]) -> tuple[int, float, tuple[int, ...]]:
-    """The steps, the seconds, and the peak of each of several GPUs, of the last line of a log.
+    """Return the steps, the seconds, and the peak bytes of each GPU (if several train) from the last line of a log.
 
     Raises:
-        TrainingError: it has none that says so.
+        TrainingError: the log does not end with a valid line.
     """
     try:
         row = json.loads(Path(path).read_bytes().splitlines()[-1])
@@ -104,7 +104,7 @@ def last_step(path: str | os.PathLike[str]) -> tuple[int, float, tuple[int, ...]
 
 @contextmanager
 def opened_log(path: str | os.PathLike[str] | None, after: int = 0) -> Iterator[Log]:
-    """A log to write to, cut off after so many bytes: what a training did after its last checkpoint it does again.
+    """Open a log for writing, truncated to ``after`` bytes: steps after the last checkpoint are repeated on resume.
 
     Raises:
         TrainingError: the file cannot be written.
@@ -113,8 +113,8 @@ def opened_log(path: str | os.PathLike[str] | None, after: int = 0) -> Iterator[
         yield Log()
         return
     try:
-        # Unbuffered: a line is with the system once it is written, whatever becomes of the process. Opened here, so
-        # that only this fault is put in words.
+        # Unbuffered, so that a written line survives if the process is killed. Opened inside this `try` block, so that
+        # only errors from opening the file get this message.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         stream = os.fdopen(descriptor, "r+b", buffering=0)
         if (there := stream.seek(0, os.SEEK_END)) < after:

@@ -1,7 +1,7 @@
-"""Training: one loop for every method, which can be interrupted at any moment and continued.
+"""Training: one loop for every method; it can be interrupted at any moment and resumed.
 
-Axes: a volume of a pair (D, H, W) or (C, D, H, W), a batch (N, C, D, H, W), all float32 network values. Steps count
-from k = 0.
+Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H, W); all are float32 network values.
+Steps are counted from k = 0.
 """
 
 import math
@@ -60,12 +60,12 @@ __all__ = [
 ]
 
 
-# Pairs whose targets an autoencoder's latents are scaled by; MONAI takes those of the first batch.
+# Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
 _SETTLED_ON = 8
 
 
 class Interrupted(KeyboardInterrupt):
-    """A training was asked to stop and did, after a whole step; the message says what there is to go on from."""
+    """A training run stopped on request after a complete step; the message names the checkpoint to resume from."""
 
 
 def fit(
@@ -87,36 +87,35 @@ def fit(
 ) -> nn.Module:
     """Train a method and return its network with the averaged weights, in evaluation mode.
 
-    On the CPU the same arguments give the same weights bit for bit (with the same torch and number of threads), whether
-    the training was interrupted or not: the seed fixes the first weights, the order of the pairs, and the times, noise
-    and flips of each step. That holds for a number of steps; how many there are in some minutes, nothing can fix.
-    Precision and activation checkpointing are those of ``method.network``.
+    On the CPU, the same arguments give bit-identical weights (with the same torch version and number of threads),
+    whether the run was interrupted or not: the seed determines the initial weights, the order of the pairs, and the
+    times, noise and flips of each step. This holds for a budget of steps; with a budget of minutes, the number of steps
+    depends on the machine. ``method.network`` sets the precision and the activation checkpointing.
 
     In a process group (:func:`ppdm.training.distributed.joined`), the processes train one network together, each on its
-    share of every batch; the first process writes the log and the run, and shows the progress.
+    share of every batch. Only the first process writes the log and the run, and reports the progress.
 
     Args:
         method: the point in the design space.
-        pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all of one shape unless
-            the batch size is 1. A sequence may read its pairs when they are asked for, as
-            :class:`ppdm.data.pairs.TrainingSet` does; while a batch is at work, a thread asks for the next, and nobody
-            else for any. They are shuffled anew whenever all have been seen.
+        pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all have one shape unless
+            the batch size is 1. A sequence may read its pairs on access, as :class:`ppdm.data.pairs.TrainingSet` does:
+            a thread loads the next batch during the current step, and nothing else accesses the sequence meanwhile.
+            The pairs are reshuffled after each epoch.
         steps, minutes, batch_size, accumulate, augment, seed, validate_every: the fields of
             :class:`ppdm.training.schedule.Schedule`; give either steps or minutes.
-        device: where the network is trained.
-        validation: pairs that the averaged weights are validated on.
-        log: a file of JSON lines, written anew, one line a step: step, loss, gradient_norm, learning_rate, seconds,
-            steps_per_second; validation_loss where there was one.
-        run: a folder to keep checkpoints and the log in, and to continue from; without it, the training is in memory.
-        progress: called after every step; also before the first one of a training that is continued, with the last
-            one that was done.
+        device: device on which the network is trained.
+        validation: pairs on which the averaged weights are validated.
+        log: a file of JSON lines, overwritten, with one line per step: step, loss, gradient_norm, learning_rate,
+            seconds, steps_per_second; validation_loss after a validation.
+        run: folder for checkpoints and the log, from which the run can be resumed; without it, nothing is saved.
+        progress: called with the report of every step; a resumed run first calls it with the last completed step.
 
     Raises:
-        TrainingError: arguments or pairs that cannot be trained with, a loss, gradient or weight that is not finite,
-            an accelerator's memory that does not suffice, or a log that cannot be written.
-        RankError: another process of the group could not go on.
-        RunError: the run's folder cannot be used, or was started with other arguments.
-        CheckpointError: a checkpoint cannot be written, or none that is there can be read.
+        TrainingError: the arguments or pairs are invalid, a loss, gradient or weight is not finite, the accelerator
+            runs out of memory, or the log cannot be written.
+        RankError: another process of the group failed.
+        RunError: the run's folder cannot be used, or the run was started with other arguments.
+        CheckpointError: a checkpoint cannot be written, or none of the existing checkpoints can be read.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
     return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, progress=progress)
@@ -134,7 +133,10 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
-    """The same, with a schedule; asked to ``stop``, it ends the step, keeps a checkpoint and raises `Interrupted`."""
+    """Train as :func:`fit` does, given a schedule.
+
+    When ``stop`` returns true, the loop finishes the step, saves a checkpoint and raises `Interrupted`.
+    """
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
     _check_shares(schedule, ranks)
@@ -160,7 +162,7 @@ def train(
         unread = Unread(patience(device))
 
         def told(ranks: Ranks) -> StepReport:
-            """Look at the steps that are unread, validate, log and show them; returns the report of the last."""
+            """Read, validate, log and report the pending steps; return the report of the last one."""
             for report in unread.read():
                 _check_finite(report, method, kept)
                 if schedule.validates(report.step, report.share >= 1):
@@ -183,7 +185,7 @@ def train(
                 if stopping and unread:
                     report = told(ranks)
                 if unread:
-                    continue  # nobody has to know yet
+                    continue  # losses are still on the device; read them later
                 with ranks.together():
                     _keep(training, report, stream, kept, stopping)
                 if stopping and report.share < 1:
@@ -192,10 +194,10 @@ def train(
 
 
 def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
-    """What a run is started with, as JSON values, but the pairs.
+    """Describe the method and the schedule of a run as JSON values, without the pairs.
 
     Raises:
-        ValueError: the method has values that are not of this package.
+        ValueError: the method has values that are not from this package.
     """
     return {"method": method.to_dict(), **schedule.describe()}
 
@@ -209,9 +211,9 @@ def _steps(
     last: StepReport | None,
     ranks: Ranks,
 ) -> Iterator[Taken]:
-    """Take the steps that are left; whatever is done between them counts as time of the training.
+    """Run the remaining steps; time that the caller spends between them counts as training time.
 
-    Nothing here waits for an accelerator, so that it is asked for the next step while it is at work on this one.
+    Nothing here waits for the accelerator, so that the host queues the next step while the device runs this one.
     """
     method, seconds = training.method, last.seconds if last else 0.0
     stages = parts(method)
@@ -239,11 +241,11 @@ def _steps(
         with ranks.together():
             norm = training.update(rate)
         loss = ranks.mean(torch.stack(losses).mean())
-        # One clock for all ranks: a schedule may follow it.
+        # All ranks use one clock, because a schedule may depend on it.
         seconds = float(ranks.mean(torch.tensor(time.perf_counter() - began, dtype=torch.float64)))
         share = schedule.share(training.done, seconds)
         if not training.is_last:
-            share = min(share, part.end)  # so that 1 is the end of all, however slow a first step was
+            share = min(share, part.end)  # 1 means the end of the last stage, even if a first step was slow
         stage = method.stages[training.stage] if len(stages) > 1 else None
         report = StepReport(
             training.done,
@@ -262,13 +264,13 @@ def _steps(
 
 @contextmanager
 def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterator[None]:
-    """The steps before one that fails are in the log, and one that was not finite is the fault that is named."""
+    """On an error, log the pending steps first; a non-finite value in one of them is then the reported error."""
     try:
         yield
     except RankLostError:
-        raise  # what a rank that is gone had a part in, the device may wait for without end
+        raise  # do not read: the device may wait forever for an operation that needs the lost rank
     except Exception:
-        with suppress(RuntimeError):  # of a device that has failed for good
+        with suppress(RuntimeError):  # raised if the device has failed permanently
             if unread:
                 tell()
         raise
@@ -277,7 +279,7 @@ def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterato
 def _reader(
     pairs: Sequence[ArrayPair], schedule: Schedule, done: int, device: str | torch.device, ranks: Ranks
 ) -> ReadAhead:
-    """This rank's share of every batch that is left."""
+    """Read this rank's share of every remaining batch."""
     batches = batch_indices(len(pairs), schedule.batch_size, schedule.seed)
     last = None if schedule.steps is None else schedule.steps * schedule.accumulate
     left = islice(batches, done * schedule.accumulate, last)
@@ -285,7 +287,7 @@ def _reader(
 
 
 def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
-    """Write a checkpoint where one is due; the last weights must be numbers, whether they are written or not."""
+    """Write a checkpoint if one is due; the final weights must be finite, even if they are not written."""
     ended = report.share >= 1
     due = run is not None and (stopping or run.due(report))
     if (ended or due) and not training.is_finite():
@@ -307,7 +309,7 @@ def _begin(
     held: Survey | None,
     environment: Mapping[str, Any],
 ) -> State | None:
-    """Take the run's folder, if there is one, and find the last checkpoint in it."""
+    """Prepare the run's folder, if there is one, and load its latest checkpoint."""
     if run is None:
         return None
     looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
@@ -338,7 +340,7 @@ def _surveyed(
 
 
 def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Mapping[str, Any]:
-    """What bits depend on, beside what was asked for."""
+    """Describe the environment on which bit-identical results depend, in addition to the options."""
     kind = torch.device(device).type
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
     several = {"ranks": ranks.world} if ranks.world > 1 else {}
@@ -354,14 +356,14 @@ def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
 
 
 def _peaks(device: str | torch.device, ranks: Ranks) -> tuple[int, ...] | None:
-    """Bytes that each of several ranks has had allocated at most so far, where a GPU counts them."""
+    """Return the peak allocated bytes of each rank's GPU so far; None for a single rank or without CUDA."""
     if ranks.world == 1 or torch.device(device).type != "cuda":
         return None
     return tuple(ranks.gather(torch.cuda.max_memory_allocated()))
 
 
 def _unseen(report: StepReport) -> None:
-    """A step that another rank shows."""
+    """Ignore a report; the first rank shows it."""
 
 
 def _check_request(

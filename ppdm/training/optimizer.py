@@ -1,4 +1,4 @@
-"""The optimisers that weights are found with, and what each keeps of a weight, as plain tensors."""
+"""Optimisers, and conversion of their state to and from plain tensors."""
 
 import logging
 import warnings
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from ppdm.method import Optimisation
 from ppdm.training.schedule import TrainingError
 
-_BLOCK, _LEAST = 256, 4096  # torchao leaves moments in fp32 that are smaller, or no whole number of blocks
+_BLOCK, _LEAST = 256, 4096  # torchao keeps other moments in fp32: too small, or not whole blocks
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_PARTS = ("codes", "scale", "qmap")  # of a moment in 8 bits; between the two names stands a colon
+_PARTS = ("codes", "scale", "qmap")  # parts of an 8-bit moment, named "moment:part"
 
 
 def optimiser_of(optimisation: Optimisation, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser that a method asks for, over these parameters.
+    """Return the optimiser that the options select, for these parameters.
 
     Raises:
-        TrainingError: it is one of torchao's, and torchao is not there.
+        TrainingError: the optimiser needs torchao, and torchao is not installed.
     """
     return _MAKERS[optimisation.optimiser](list(parameters), optimisation.weight_decay)
 
 
 def _adamw(parameters: list[nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    # Fused: one pass over the weights without the temporary copies that the `foreach` variant makes of all of them.
+    # Fused: one pass over the weights, without the temporary copies of all weights that the `foreach` variant makes.
     return torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
 
 
 def _adamw8bit(parameters: list[nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    """Moments in 8 bits with a scale for each block (arXiv 2110.02861), two bytes a weight for eight."""
+    """AdamW with 8-bit moments and a scale per block (arXiv 2110.02861): two bytes per weight instead of eight."""
     try:
         with _quiet():
             from torchao.optim import AdamW8bit
@@ -52,12 +52,12 @@ _MAKERS: Mapping[str, Callable[[list[nn.Parameter], float], torch.optim.Optimize
 
 
 def library_of(optimisation: Optimisation) -> dict[str, str]:
-    """The library whose arithmetic the optimiser is and its version, where that is not PyTorch."""
+    """Return the name and version of the library that implements the optimiser; empty for PyTorch."""
     return {"torchao": version("torchao")} if optimisation.optimiser == "adamw8bit" else {}
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step; torchao's is a tensor on the host, so that a new one compiles nothing."""
+    """Set the learning rate of the next step; torchao uses a host tensor, which avoids a recompilation."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -66,13 +66,13 @@ def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
 
 
 def stepping(optimisation: Optimisation, device: torch.device) -> AbstractContextManager[Any]:
-    """How a step is run: torchao compiles its own, which on the CPU takes longer than many trainings there last."""
+    """Return the context for an optimiser step; on the CPU, it disables torchao's compilation, which takes too long."""
     compiles = optimisation.optimiser == "adamw8bit"
     return torch.compiler.set_stance("force_eager") if compiles and device.type == "cpu" else nullcontext()
 
 
 def kept(moments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """What an optimiser keeps of one parameter, each a plain tensor and its name."""
+    """Yield the optimiser state of one parameter as names and plain tensors."""
     for key, value in moments.items():
         if hasattr(value, "__tensor_flatten__"):
             yield from ((f"{key}:{part}", getattr(value, part)) for part in _PARTS)
@@ -81,17 +81,17 @@ def kept(moments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def names(optimisation: Optimisation, parameter: Tensor) -> set[str]:
-    """The names under which :func:`kept` gives what is kept of a parameter."""
+    """Return the names that :func:`kept` yields for a parameter."""
     if _in_8_bits(optimisation, parameter):
         return {"step", *(f"{moment}:{part}" for moment in _MOMENTS for part in _PARTS)}
     return {"step", *_MOMENTS}
 
 
 def restored(optimisation: Optimisation, parameter: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What :func:`kept` took apart, as the optimiser keeps it of this parameter: copies on the parameter's device."""
+    """Rebuild the optimiser state of a parameter from the tensors of :func:`kept`, as copies on its device."""
     if optimisation.optimiser == "adamw":
         return {name: _like(parameter, tensor) for name, tensor in tensors.items()}
-    state = {"step": tensors["step"].clone()}  # torchao counts on the host
+    state = {"step": tensors["step"].clone()}  # torchao keeps the step count on the host
     if not _in_8_bits(optimisation, parameter):
         return state | {moment: _like(parameter, tensors[moment]) for moment in _MOMENTS}
     with _quiet():
@@ -108,7 +108,7 @@ def _in_8_bits(optimisation: Optimisation, parameter: Tensor) -> bool:
 
 
 def _like(parameter: Tensor, kept: Tensor) -> Tensor:
-    """A copy on the parameter's device, laid out in memory as the optimiser lays it out."""
+    """Copy a tensor to the parameter's device, in the memory layout that the optimiser uses."""
     if kept.shape != parameter.shape:
         return kept.to(parameter.device, copy=True)
     return torch.empty_like(parameter, memory_format=torch.preserve_format, requires_grad=False).copy_(kept)
@@ -116,7 +116,7 @@ def _like(parameter: Tensor, kept: Tensor) -> Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Import torchao without what it says of kernels that are not used here, and of PyTorch's plans for its enums."""
+    """Silence torchao's import messages about unused kernels and about planned changes to PyTorch's enums."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

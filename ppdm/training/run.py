@@ -1,17 +1,17 @@
-"""The folder of a training that can be interrupted at any moment and continued as if it never had been.
+"""Run folder: checkpoints and log of a training run that can be interrupted at any moment and resumed bit for bit.
 
-``RUN/options.json`` holds what the training was started with. ``RUN/state-000200.safetensors`` holds the weights, their
-average and the optimiser's state after 200 steps, and ``RUN/state-000200.json`` how far that is, with the SHA-256 of
-both. Random numbers need no state: they depend on the seed and the step alone (:mod:`ppdm.training.schedule`).
+``RUN/options.json`` holds the options of the run. ``RUN/state-000200.safetensors`` holds the weights, their average and
+the optimiser's state after 200 steps. ``RUN/state-000200.json`` holds the progress and the SHA-256 of both files.
+Random numbers need no saved state: they depend only on the seed and the step (:mod:`ppdm.training.schedule`).
 
-What a kill can leave behind, at any moment, is one of these:
+A killed process can leave behind:
 
-- files with a dot before their names, half-written: they are removed when the run is continued;
-- tensors without their JSON, which is moved into place last: they were never a checkpoint, and count as none;
-- a whole checkpoint more than are kept, as the older is removed after the newer is on the disk, its JSON first.
+- incomplete files whose names start with a dot; a resume removes them;
+- tensors without their JSON file, which is moved into place last; they do not count as a checkpoint;
+- one extra complete checkpoint, because the older one is removed, JSON first, after the newer one is on the disk.
 
-So the newest JSON names a whole checkpoint. Where a disk has lost or changed some of it all the same, the SHA-256 tells
-so, and the checkpoint before it is taken: the last two are kept. Nothing in these files is ever executed.
+The newest JSON file therefore always belongs to a complete checkpoint. If the disk has lost or changed part of it, the
+SHA-256 check fails, and the checkpoint before it is used; the last two are kept. Nothing in these files is executed.
 """
 
 import json
@@ -37,20 +37,20 @@ _DIFFERENCES_SHOWN = 3
 
 
 class RunError(ValueError):
-    """A folder cannot take a training, or not this one; the message says why and what to do."""
+    """A folder cannot be used for a run, or not for this one; the message gives the cause and a remedy."""
 
 
 class Run:
-    """The folder of one training; as a context it is held against other processes.
+    """Folder of one training run; as a context manager, it locks the folder against other processes.
 
     Args:
-        folder: is made when it is first held.
-        resume: continue the training that is in the folder, if there is one; else such a folder is refused.
-        save_steps: steps from one checkpoint to the next.
-        save_minutes: minutes from one checkpoint to the next. There is always one after the last step.
-        asked: more that a training must be continued with, beside the method, the schedule and the pairs, as JSON
-            values, such as the name of a task.
-        notes: what is worth knowing of the run, but may change, such as the path of a manifest.
+        folder: path of the folder; it is created on entering the context.
+        resume: resume the run in the folder, if there is one; without it, a folder that holds a run is rejected.
+        save_steps: number of steps between checkpoints.
+        save_minutes: number of minutes between checkpoints. There is always a checkpoint after the last step.
+        asked: additional options that must be equal on resume, besides the method, the schedule and the pairs, as JSON
+            values; for example the name of a task.
+        notes: information about the run that may change on resume, such as the path of a manifest.
     """
 
     def __init__(
@@ -87,13 +87,13 @@ class Run:
         self._lock.release()
 
     def check(self, asked: Mapping[str, Any]) -> None:
-        """See that the folder holds no training, or one that was started with these options and may be continued.
+        """Check that the folder holds no run, or one with the same options that may be resumed.
 
         Args:
-            asked: options as JSON values; those that are not known yet are left out.
+            asked: options as JSON values; options that are not available yet may be left out.
 
         Raises:
-            RunError: it holds one that is not to be continued, or was started otherwise.
+            RunError: the folder holds a run, and resume was not requested or the options differ.
         """
         there = [name for name in (NAME, "model.json", LOG, OPTIONS) if (self.folder / name).exists()]
         there += [path.name for path in self._states()]
@@ -106,11 +106,11 @@ class Run:
             self._compare(_as_json({**self.asked, **asked}))
 
     def begin(self, asked: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Take the folder for a training, or go on in it, as :meth:`check` allows.
+        """Start a run in the folder, or resume the run in it, after :meth:`check`.
 
         Args:
             asked: all options, as JSON values.
-            environment: what the bits of the result may depend on beside; if it is another now, that is warned of.
+            environment: software and hardware that may also affect the exact result; a change causes a warning.
 
         Raises:
             RunError: as for :meth:`check`, or the folder cannot be written.
@@ -129,10 +129,12 @@ class Run:
             raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
 
     def latest(self) -> State | None:
-        """The newest checkpoint that is sound, or nothing if there is none yet; damaged ones are warned of.
+        """Load the newest valid checkpoint; return None if there is no checkpoint.
+
+        A damaged checkpoint that is skipped causes a warning.
 
         Raises:
-            CheckpointError: there are checkpoints, but all are damaged.
+            CheckpointError: checkpoints exist, but all are damaged.
         """
         faults = []
         for path in reversed(self._states()):
@@ -150,7 +152,7 @@ class Run:
         return None
 
     def due(self, report: StepReport) -> bool:
-        """Whether a checkpoint follows this step."""
+        """Whether a checkpoint is due after this step."""
         by_steps = self.save_steps is not None and report.step % self.save_steps == 0
         by_time = self.save_minutes is not None and report.seconds - self._saved_at >= 60 * self.save_minutes
         return report.share >= 1 or by_steps or by_time
@@ -162,7 +164,7 @@ class Run:
             The path of its tensors.
 
         Raises:
-            CheckpointError: it cannot be written; the one before is as it was.
+            CheckpointError: the checkpoint cannot be written; the previous one is unchanged.
         """
         place = self.folder / f"state-{state.report.step:06d}.safetensors"
         try:
@@ -177,18 +179,18 @@ class Run:
         return place
 
     def last_checkpoint(self) -> str:
-        """Which checkpoint there is to go on from, in words."""
+        """Return a phrase for messages that names the checkpoint to resume from."""
         if not self._sound:
             return "there is no checkpoint before it"
         return f"the last good checkpoint is {self._sound[-1]}"
 
     def clear(self) -> None:
-        """Remove every checkpoint, once what they led to has been saved."""
+        """Remove every checkpoint, after the final model has been saved."""
         self._sound = []
         self._remove(keep=[])
 
     def _states(self) -> list[Path]:
-        """The tensors of every checkpoint, by its step."""
+        """Return the paths of the tensors of every checkpoint, sorted by step."""
         found = (path.with_suffix(".safetensors") for path in self.folder.glob("state-*.json"))
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
@@ -224,12 +226,12 @@ class Run:
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """As it will be read back: tuples as lists."""
+    """Return the content as it will be read back from JSON: tuples become lists."""
     return dict(json.loads(json.dumps(content)))
 
 
 def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:
-    """Every value in which two descriptions differ, in words."""
+    """Yield a phrase for every value that differs between two descriptions."""
     if isinstance(started, dict) and isinstance(asked, dict):
         for key in {**started, **asked}:
             yield from _differences(f"{name}.{key}", started.get(key), asked.get(key))
@@ -238,7 +240,7 @@ def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:
 
 
 def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    names = {**started, **now}  # what is told of one alone, such as the number of ranks, is a change too
+    names = {**started, **now}  # a name in only one of them, such as the number of ranks, is a change too
     changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
     if changed:
         warnings.warn(

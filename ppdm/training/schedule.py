@@ -1,7 +1,7 @@
-"""How a training goes: how long, in what portions, at what learning rate, with what randomness.
+"""Training schedule: duration, batches, learning rate, seeds.
 
-Steps count from k = 0. Every random number is of a stream that the seed and the step alone decide, so that a training
-that is continued at step k draws what one that was never interrupted draws there, and nothing needs to be kept of it.
+Steps are counted from k = 0. Each random stream depends only on the seed and the step. A run resumed at step k thus
+uses the same random numbers as an uninterrupted run, and no generator state needs to be saved.
 """
 
 import math
@@ -15,16 +15,16 @@ import torch
 from ppdm.method import Method, Optimisation
 from ppdm.training.augment import Flip
 
-_ORDER, _STEP, _WEIGHTS, _VALIDATION = range(4)  # the streams of random numbers that a seed stands for
+_ORDER, _STEP, _WEIGHTS, _VALIDATION = range(4)  # identifiers of the random streams of a seed
 
 
 class TrainingError(ValueError):
-    """A training cannot start or go on; the message says what was got and what to try."""
+    """Training cannot start or continue; the message gives the cause and a remedy."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a training's steps or time, from one share of all to another."""
+    """A part of the training budget (steps or time), as an interval of fractions of the whole."""
 
     begin: float = 0.0
     end: float = 1.0
@@ -34,28 +34,28 @@ WHOLE = Part()
 
 
 def parts(method: Method) -> list[Part]:
-    """What each stage of a method takes of a training: a representation its share, the diffusion the rest."""
+    """Return the part of the budget for each stage: the representation uses its share, the diffusion the rest."""
     share = method.representation.share
     return [Part(0.0, share), Part(share, 1.0)] if share else [WHOLE]
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What decides, with the method and the pairs, which weights a training ends with.
+    """Training options that, with the method and the pairs, determine the final weights.
 
     Args:
-        steps: updates of the weights, in all stages; this, or minutes.
-        minutes: time from the first step on, in which as many updates are made as can be; the one that is under way
-            at the end is finished. What comes out depends on the machine: only steps make a training repeatable.
-        batch_size: pairs a batch.
-        accumulate: batches an update, whose gradients are averaged: those of one batch so many times as large, in the
-            memory of one and of the gradients.
-        augment: what is done to each batch, if anything.
-        seed: of the first weights, the order of the pairs, times, noise and augmentation.
-        validate_every: steps from one validation to the next; none if absent.
+        steps: total number of weight updates in all stages; give either steps or minutes.
+        minutes: training time from the first step on; an update that has started is completed. The result then
+            depends on the machine: only a budget of steps is reproducible.
+        batch_size: number of pairs in a batch.
+        accumulate: number of batches whose gradients are averaged for one update. This gives the gradient of a batch
+            ``accumulate`` times as large, in the memory of one batch and the gradients.
+        augment: augmentation of each batch, if any.
+        seed: seed of the initial weights, the order of the pairs, times, noise and augmentation.
+        validate_every: number of steps between validations; no validation if absent.
 
     Raises:
-        TrainingError: a value out of range, or not exactly one of steps and minutes.
+        TrainingError: a value is out of range, or not exactly one of steps and minutes is given.
     """
 
     steps: int | None = None
@@ -79,24 +79,24 @@ class Schedule:
             raise TrainingError(f"minutes must be a positive number, got {self.minutes!r}.")
 
     def share(self, done: int, seconds: float) -> float:
-        """How much of the steps or of the time is used; 1 and more is the end."""
+        """Return the fraction of the steps or of the time used so far; training ends at 1 or more."""
         return done / self.steps if self.steps is not None else seconds / (60 * self._minutes)
 
     def used(self, part: Part, done: int, seconds: float) -> bool:
-        """Whether a part of the budget is used."""
+        """Whether a part of the budget is used up."""
         return done >= self._step_at(part.end) if self.steps is not None else self.share(done, seconds) >= part.end
 
     def learning_rate(
         self, optimisation: Optimisation, k: int, seconds: float, part: Part = WHOLE, began: int = 0
     ) -> float:
-        """The rate of step k, which begins after so many seconds.
+        """Return the learning rate of step k.
 
         Args:
-            optimisation: the method's.
+            optimisation: optimisation options of the method.
             k: the step.
-            seconds: before it.
-            part: of the budget that the stage takes; the rate rises and falls within it.
-            began: the stage's first step.
+            seconds: training time before step k.
+            part: part of the budget that the stage uses; the rate rises and falls within it.
+            began: first step of the stage.
         """
         if self.steps is not None:
             return learning_rate(optimisation, k - began, self._step_at(part.end) - self._step_at(part.begin))
@@ -104,15 +104,15 @@ class Schedule:
         return timed_learning_rate(optimisation, k - began, min(share, 1.0))
 
     def validates(self, done: int, last: bool) -> bool:
-        """Whether validation follows step number ``done``, counted from 1; it always follows the last."""
+        """Whether to validate after step number ``done``, counted from 1; the last step is always validated."""
         return self.validate_every is not None and (last or done % self.validate_every == 0)
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Describe the schedule as JSON values."""
         return asdict(self)
 
     def _step_at(self, share: float) -> int:
-        """The first step that begins when so much of all is used; a rounding error of the product is no step."""
+        """Return the first step that begins at or after a share of the budget, tolerant of rounding errors."""
         assert self.steps is not None
         return math.ceil(share * self.steps - 1e-9)
 
@@ -125,8 +125,8 @@ class Schedule:
 def learning_rate(optimisation: Optimisation, k: int, steps: int) -> float:
     """Linear warm-up to ``optimisation.learning_rate``, then half a cosine down to 0 at k = steps (arXiv 1608.03983).
 
-    The warm-up takes ``optimisation.warmup`` steps, but at most a tenth of them all: a short training would otherwise
-    end before it has begun.
+    The warm-up takes ``optimisation.warmup`` steps, but at most a tenth of all steps: otherwise a short run could end
+    before the warm-up does.
     """
     warmup = min(optimisation.warmup, steps // 10)
     if k < warmup:
@@ -135,7 +135,7 @@ def learning_rate(optimisation: Optimisation, k: int, steps: int) -> float:
 
 
 def timed_learning_rate(optimisation: Optimisation, k: int, share: float) -> float:
-    """The same against the clock: half a cosine in the share of the time that is used, times a linear warm-up.
+    """Learning rate for a time budget: half a cosine in the share of the time used, times a linear warm-up.
 
     The warm-up ends after ``optimisation.warmup`` steps or a tenth of the time, whichever comes first.
     """
@@ -148,7 +148,7 @@ def _half_cosine(share: float) -> float:
 
 
 def batch_indices(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of indices below count; every index appears once before any appears again."""
+    """Yield endless batches of indices below count; every index appears once before any index repeats."""
 
     def shuffled() -> Iterator[int]:
         rng = np.random.default_rng((seed, _ORDER))
@@ -161,20 +161,20 @@ def batch_indices(count: int, batch_size: int, seed: int) -> Iterator[list[int]]
 
 
 def first_weights_seed(seed: int) -> int:
-    """The state of the generator that the first weights are drawn from."""
+    """Return the generator seed for the initial weights."""
     return _state(seed, _WEIGHTS)
 
 
 def step_generator(seed: int, k: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator of times, noise and augmentation of step k, which depends on no other step."""
+    """Return the generator for times, noise and augmentation of step k; it is independent of other steps."""
     return torch.Generator(device).manual_seed(_state(seed, _STEP, k))
 
 
 def validation_generator(seed: int, index: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """The generator of times and noise with which pair number index is validated, the same after every step."""
+    """Return the generator for times and noise when validating pair number index, the same at every validation."""
     return torch.Generator(device).manual_seed(_state(seed, _VALIDATION, index))
 
 
 def _state(seed: int, *stream: int) -> int:
-    """63 bits, as torch takes them, for one of the streams of random numbers that a seed stands for."""
+    """Return a 63-bit seed, as torch accepts, for one of the random streams of a seed."""
     return int(np.random.SeedSequence((seed, *stream)).generate_state(1, np.uint64)[0]) >> 1

@@ -1,7 +1,7 @@
-"""Where a training stands, on disk: tensors as safetensors, and how far it is as JSON beside them.
+"""Training state on disk: tensors as safetensors, and progress as JSON beside them.
 
-The JSON is moved into place last and holds the SHA-256 of both, so that a checkpoint is whole or found out. Neither
-file can hold code.
+The JSON file is moved into place last and holds the SHA-256 of both, so that an incomplete or damaged checkpoint is
+detected. Neither file can hold code.
 """
 
 import hashlib
@@ -22,17 +22,17 @@ from ppdm.training.log import StepReport
 
 SCHEMA = 1
 
-_MOST_STEPS = 10**8  # whoever continues passes by the pairs of those that were done, one by one
+_MOST_STEPS = 10**8  # a resume skips the pairs of completed steps one by one
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """Everything that a training is continued from; random numbers depend on the seed and the step alone.
+    """Everything needed to resume a run; random numbers depend only on the seed and the step.
 
     Attributes:
-        report: of the last step that was done.
-        log_bytes: how long the log was then.
-        tensors: what :meth:`ppdm.training.trainer.Training.tensors` gave.
+        report: report of the last completed step.
+        log_bytes: size of the log in bytes after that step.
+        tensors: result of :meth:`ppdm.training.trainer.Training.tensors`.
     """
 
     report: StepReport
@@ -41,10 +41,10 @@ class State:
 
 
 def write_state(place: Path, state: State) -> None:
-    """Write a state as ``place``, a .safetensors file, and the .json file beside it.
+    """Write a state to ``place``, a .safetensors file, and to the .json file beside it.
 
     Raises:
-        OSError: it cannot be written; a state that was there before is there still.
+        OSError: the state cannot be written; an existing state is unchanged.
     """
     weights = safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()})
     content = {
@@ -61,7 +61,7 @@ def read_state(place: Path) -> State:
     """Read a state, given its .safetensors file.
 
     Raises:
-        CheckpointError: a file is missing, or is not as it was written; the message names it and ends without a stop.
+        CheckpointError: a file is missing or damaged; the message names the file and has no full stop at the end.
     """
     description = place.with_suffix(".json")
     try:
@@ -81,7 +81,7 @@ def read_state(place: Path) -> State:
 
 
 def _digest(weights: bytes, content: Mapping[str, Any]) -> str:
-    """Of both files: a changed number in either is found."""
+    """Return the SHA-256 over the contents of both files; a change in either is detected."""
     digest = hashlib.sha256(weights)
     digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One update of the weights, the same for every method, and everything that changes with it."""
+"""Training state and one weight update, the same for every method."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -19,16 +19,16 @@ _STAGE = "stage"
 
 @dataclass
 class Training:
-    """What changes while a method is trained; :meth:`step` is one iteration, the same for every method.
+    """Mutable state of a training run; :meth:`step` is one iteration, the same for every method.
 
     Attributes:
         method: the point in the design space.
-        network: the weights that are trained, in fp32.
-        average: a second network that holds their exponential moving average.
-        stage: which of the method's stages is under way.
-        done: steps taken, in all stages.
-        began: steps that were done when the stage began.
-        optimiser: the method's, over the weights that the stage trains.
+        network: the trained weights, in fp32.
+        average: a second network that holds the exponential moving average of the weights.
+        stage: index of the current stage.
+        done: number of completed steps in all stages.
+        began: number of steps that were complete when the current stage began.
+        optimiser: optimiser of the method, for the weights that the stage trains.
     """
 
     method: Method
@@ -46,14 +46,14 @@ class Training:
     def start(
         cls, method: Method, channels: int = 1, seed: int = 0, device: str | torch.device = "cpu", stage: int = 0
     ) -> "Training":
-        """Make the network from the seed, the same on every device, and leave the global generators as they were.
+        """Initialise the network from the seed, the same on every device, without changing the global generators.
 
         Args:
             method: the point in the design space.
-            channels: of the volumes.
-            seed: of the first weights.
-            device: where they are trained.
-            stage: the first one; what the others before it would have trained is as it was made.
+            channels: number of channels of the volumes.
+            seed: seed of the initial weights.
+            device: device on which the network is trained.
+            stage: index of the first stage; parts that earlier stages would train keep their initial weights.
         """
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(first_weights_seed(seed))
@@ -62,7 +62,7 @@ class Training:
         return cls(method, network, average, stage)
 
     def _enter(self, stage: int, began: int) -> None:
-        """Train what the stage trains, with an optimiser that has seen nothing yet."""
+        """Start a stage with a new optimiser for the weights that it trains."""
         self.stage, self.began = stage, began
         self.optimiser = optimiser_of(self.method.optimisation, self.trained.parameters())
 
@@ -73,17 +73,17 @@ class Training:
 
     @property
     def is_last(self) -> bool:
-        """Whether no stage follows."""
+        """Whether this is the last stage."""
         return self.stage + 1 == len(self.method.stages)
 
     def advance(self, targets: Iterable[Tensor]) -> None:
-        """Go on to the next stage: from here on the average of what this one has trained stands for it.
+        """Move to the next stage; the averaged weights of the finished stage replace its trained weights.
 
         Args:
-            targets: volumes (N, C, D, H, W) on the network's device, which a representation is settled on.
+            targets: volumes (N, C, D, H, W) on the network's device, from which the representation is settled.
 
         Raises:
-            TrainingError: it cannot be, as it maps all of them to the same.
+            TrainingError: the representation cannot be settled, because it maps all volumes to the same latent.
         """
         averaged = self.method.part(self.average, self.method.stages[self.stage])
         assert isinstance(averaged, LearnedCodec)
@@ -97,15 +97,15 @@ class Training:
     def step(
         self, source: Tensor, target: Tensor, learning_rate: float, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Improve the weights on one batch, and update their average.
+        """Update the weights on one batch, and update their average.
 
         Args:
             source, target: (N, C, D, H, W) on the network's device.
-            learning_rate: of this step.
-            generator: of times and noise.
+            learning_rate: learning rate of this step.
+            generator: generator for times and noise.
 
         Returns:
-            The loss and the norm of the gradient before clipping, scalars that are not yet waited for.
+            The loss and the gradient norm before clipping, scalars on the device; this call does not wait for them.
         """
         loss = self.add_gradient(source, target, generator)
         return loss, self.update(learning_rate)
@@ -113,19 +113,19 @@ class Training:
     def add_gradient(
         self, source: Tensor, target: Tensor, generator: torch.Generator | None = None, batches: int = 1
     ) -> Tensor:
-        """Add what one batch out of several gives to their mean gradient; returns the loss of this batch."""
+        """Add the contribution of one of several batches to their mean gradient; return the loss of this batch."""
         stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
         loss = stage_loss(self.method, self.network, source, target, generator).mean()
         loss.backward(torch.full_like(loss, 1 / batches))
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Apply the gradient, clipped, and forget it; returns its norm before clipping."""
+        """Apply the clipped gradient and clear it; return its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
         set_rate(self.optimiser, learning_rate)
         with stepping(self.method.optimisation, norm.device):
             self.optimiser.step()
-        self.optimiser.zero_grad()  # here, so that gradients do not lie beside the activations of the next step
+        self.optimiser.zero_grad()  # here, so that gradients use no memory during the next forward pass
         self._update_average()
         self.done += 1
         return norm
@@ -134,15 +134,15 @@ class Training:
     def _update_average(self) -> None:
         decay = average_decay(self.method.optimisation.ema, self.done - self.began)
         average = self.method.part(self.average, self.method.stages[self.stage])
-        # In one call, which torch's own averages (`torch.optim.swa_utils`) make too: a kernel for many weights.
+        # One call updates many weights in one kernel, as `torch.optim.swa_utils` does.
         torch._foreach_lerp_(list(average.parameters()), list(self.trained.parameters()), 1 - decay)
 
     def is_finite(self) -> bool:
-        """Whether every weight is a number still; of the averages too, as they are of these."""
+        """Whether every weight is finite; the averages are computed from them and need no separate check."""
         return all(bool(weight.isfinite().all()) for weight in self.network.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a training is continued from, but ``done``: weights, their average, the optimiser's state."""
+        """Return everything needed to resume except ``done``: weights, their average, the optimiser's state."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
@@ -153,10 +153,10 @@ class Training:
         return named
 
     def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
-        """Continue from what :meth:`tensors` gave after so many steps, bit for bit.
+        """Restore the result of :meth:`tensors` after ``done`` steps, bit for bit.
 
         Raises:
-            ValueError: the tensors are of another network or stage; nothing was changed then.
+            ValueError: the tensors belong to another network or stage; the state is then unchanged.
         """
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
@@ -187,11 +187,11 @@ class Training:
 
 
 def average_decay(ema: float, k: int) -> float:
-    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that the first weights are soon forgotten."""
+    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``; early weights then lose influence quickly."""
     return min(ema, (1 + k) / (10 + k))
 
 
 def _moment(name: str) -> tuple[str, str]:
-    """What of the optimiser's state a tensor is, and of which parameter."""
+    """Split the name of an optimiser tensor into its state key and its parameter name."""
     key, _, of = name.removeprefix(_OPTIMISER).partition(".")
     return key, of

@@ -1,6 +1,6 @@
-"""How good a training is on pairs that it does not learn from.
+"""Validation loss on pairs that are not used for training.
 
-Axes: a volume of a pair (D, H, W) or (C, D, H, W).
+Shapes: a volume of a pair is (D, H, W) or (C, D, H, W).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ppdm.training.batches import ArrayPair, batch
 from ppdm.training.distributed import ALONE, Ranks
 from ppdm.training.schedule import validation_generator
 
-DRAWS = 4  # times and noises that each pair is scored with
+DRAWS = 4  # number of random times and noises for each pair
 
 
 @torch.no_grad()
@@ -26,19 +26,19 @@ def validation_loss(
     stage: str = DIFFUSION,
     ranks: Ranks = ALONE,
 ) -> float:
-    """Mean training loss of a network over pairs, each with a few times and noises that are the same at every call.
+    """Compute the mean training loss over pairs, with times and noises that are the same at every call.
 
-    Losses of one training can be compared, as they differ by the weights alone; those of methods that are scored
-    otherwise cannot. Nothing that training draws is touched.
+    Losses of one run are comparable, because only the weights differ. Losses of methods with different loss functions
+    are not comparable. The random streams of training are not affected.
 
     Args:
         method: the point in the design space.
-        network: what ``method.build`` made, on the device.
+        network: the result of ``method.build``, on the device.
         pairs: (source, target) of network values.
-        seed: of the training.
-        device: where the network is.
-        stage: which of the method's stages the loss is of.
-        ranks: processes with the same network and pairs, each of which takes some of the pairs.
+        seed: seed of the training run.
+        device: device of the network.
+        stage: training stage whose loss is computed.
+        ranks: processes with the same network and pairs; each processes some of the pairs.
     """
     total = 0.0
     with ranks.together():
