@@ -114,7 +114,7 @@ def _child(module: str, asked: IO[bytes], answer: IO[bytes], errors: IO[bytes]) 
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a killed child without ``Popen.wait``: a signal may have interrupted that call and left its lock held."""
+    """Wait for a killed child without ``Popen.wait``, whose lock a signal may have left held by an interrupted call."""
     if child.returncode is None:
         try:
             child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])

@@ -16,7 +16,7 @@ from ppdm_bench.units import setting_text, shape_text
 RECORDS = "records.jsonl"
 
 # Options that define the size of a case: of two otherwise equal cases, the one that is not smaller in any of them needs
-# at least as much memory. The puzzle factor is not one: a smaller factor needs less memory for weights and less padding.
+# at least as much memory. The puzzle factor is not one: a smaller factor has fewer weights and less padding.
 SIZES = ("shape", "batch_size")
 
 _FINDINGS = {"ok", "oom"}
