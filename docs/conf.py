@@ -1,4 +1,4 @@
-"""The documentation as a site: ``make docs``. Its source is the repository, so that each fact stands in one place."""
+"""Sphinx configuration of the site (``make docs``). Pages are made from the repository's files, without duplicates."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ project = "ppdm"
 author = "The maintainers of ppdm"
 release = version = __version__
 
-# Tables that commands write have no heading of their own.
+# Headings for tables written by commands, which have none.
 TABLES = {
     "results/memory/memory": "Peak memory at 256³",
     "results/validation/published": "Predicted against published peaks",
@@ -54,7 +54,7 @@ include_patterns = [
     "SECURITY.md",
 ]
 
-# Headings are linked to as on GitHub; a heading of README.md that a page includes begins at its own level there.
+# Heading anchors as on GitHub; a heading of README.md keeps its level where a page includes it.
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 suppress_warnings = ["myst.header"]
@@ -64,10 +64,10 @@ autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
-napoleon_attr_annotations = False  # they stand in the signature
+napoleon_attr_annotations = False  # the signature shows the types
 
-# Names of other projects, whose documentation is not at hand without a network; aliases, type variables and constants,
-# which have no docstring.
+# Names without a link target: those of other projects, whose documentation is not available offline, and aliases, type
+# variables and constants, which have no docstring.
 OTHERS = [
     "abc",
     "collections",
@@ -95,7 +95,7 @@ nitpick_ignore_regex = [
     (r"py:data", r".*"),
 ]
 
-# Most blocks without a language are for a shell, and say so by their words.
+# Most code blocks without a language are shell commands, recognisable without highlighting.
 highlight_language = "none"
 
 html_theme = "furo"
@@ -109,7 +109,7 @@ html_css_files = ["site.css"]
 
 
 def setup(app: Sphinx) -> None:
-    """What the source leaves to the site: headings of tables, and defaults that have no source."""
+    """Connect the handlers for headings of tables, readable defaults and docstrings of properties."""
     app.add_config_value("run_notebooks", True, "env", bool)
     app.connect("source-read", headed)
     app.connect("source-read", notebooks.read)
@@ -118,18 +118,18 @@ def setup(app: Sphinx) -> None:
 
 
 def headed(_: Sphinx, name: str, source: list[str]) -> None:
-    """Give a table that a command wrote its heading."""
+    """Add the heading to a table that a command wrote."""
     if name in TABLES:
         source[0] = f"# {TABLES[name]}\n\n{source[0]}"
 
 
 def readable(*event: Any) -> tuple[str, str | None] | None:
-    """Write a default that is made anew for each instance as ``...``: as Python prints it, it is no expression."""
+    """Show the default of a factory as ``...``, because Python's representation of it is not a valid expression."""
     *_, signature, returned = event
     return (signature.replace("<factory>", "..."), returned) if signature else None
 
 
 def sentences(_: Sphinx, what: str, *event: Any) -> None:
-    """Keep napoleon from reading a property's first sentence, up to its colon, as a type: by a space that vanishes."""
+    """Insert an invisible space, so that napoleon does not read a property's first sentence up to a colon as a type."""
     if what == "property":
         event[-1].insert(0, "\\ ")

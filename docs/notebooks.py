@@ -1,7 +1,7 @@
-"""Notebooks as pages: a notebook is carried out when its page is read, and becomes Markdown with what its cells gave.
+"""Notebooks as pages: a notebook is executed when its page is read, and becomes Markdown with the output of its cells.
 
-The notebooks are plain Python without outputs, so a child process and this file do what Jupyter would, without its
-forty packages. A cell that fails ends the build.
+The notebooks are plain Python without outputs. Therefore a child process and this file can replace Jupyter and its
+forty packages. A failing cell stops the build.
 """
 
 import json
@@ -17,7 +17,8 @@ from sphinx.errors import ExtensionError
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks")]
 
-# Reads the code of all cells, and prints for each its output and its figures: (title, PNG in base64).
+# Program of the child process: read the code of all cells, and print for each cell its output and its figures as
+# (title, PNG in base64).
 CHILD = """
 import base64, contextlib, io, json, sys
 import matplotlib.pyplot as plt
@@ -41,10 +42,10 @@ json.dump(made, sys.stdout)
 
 
 def carried_out(notebook: dict[str, Any]) -> str:
-    """A notebook as Markdown: its text, its code, and what the code printed and drew.
+    """A notebook as Markdown: its text, its code, and the printed output and figures of the code.
 
     Raises:
-        ExtensionError: a cell failed, or a figure has no title, which is what stands for it where it cannot be seen.
+        ExtensionError: a cell failed, or a figure has no title, which is needed as its alternative text.
     """
     cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
     code = [text for kind, text in cells if kind == "code"]
@@ -70,7 +71,7 @@ def carried_out(notebook: dict[str, Any]) -> str:
 
 
 def read(app: Sphinx, name: str, source: list[str]) -> None:
-    """Give a page that is a notebook as Markdown."""
+    """Replace the source of a notebook page by Markdown."""
     if Path(app.env.doc2path(name)).suffix == ".ipynb":
         notebook = json.loads(source[0])
         if not app.config.run_notebooks:

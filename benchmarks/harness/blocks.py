@@ -1,16 +1,17 @@
-"""What sampling in blocks costs, and whether their borders show: CSV, a table in Markdown and a figure.
+"""Cost of sampling in blocks and visibility of block borders: CSV, a Markdown table and a figure.
 
     python benchmarks/harness/blocks.py              everything, into results/blocks; about 10 minutes on one core
     python benchmarks/harness/blocks.py --only 4     one of SETTINGS, counted from 0; rows of the others stay
-    python benchmarks/harness/blocks.py --draw       table and figure again, from the CSV that is there
+    python benchmarks/harness/blocks.py --draw       table and figure again, from the existing CSV
 
-Test phantoms are translated whole and in blocks by the models of results/models, which were trained on whole volumes of
-48 voxels, and by one that is trained here on patches as long. Where blocks overlap, their predictions are averaged with
-equal weights (mean) or with weights that fall linearly to a block's border (ramp, what the toolkit does).
+Test phantoms are translated as whole volumes and in blocks, by the models of results/models, which were trained on
+whole volumes of 48 voxels, and by a model that this script trains for the same number of steps on patches. Where blocks
+overlap, their predictions are averaged with equal weights (mean) or with weights that fall linearly to the border of a
+block (ramp, the method of the toolkit).
 
-Seam: d is what blocks change, blocked − whole. Of the steps |d(i) − d(i+1)| between neighbouring voxels of the body,
-the mean over those that cross a border of a block, divided by the mean over all others that cross a border of the
-puzzle's cells; all three axes together. 1 means that nothing shows.
+Seam: let d be the change caused by blocks, blocked − whole. The steps |d(i) − d(i+1)| are taken between neighbouring
+voxels of the body, along all three axes. The seam is their mean over block borders, divided by their mean over all
+other borders of the puzzle's cells. A value of 1 means that block borders are not visible.
 """
 
 import argparse
@@ -45,15 +46,15 @@ from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, legend, new_
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, OUT = ROOT / "results/models", ROOT / "results/blocks"
 
-# Shares of the longest axis that blocks have, and of a block that they overlap by. Two blocks of two thirds lie at the
-# ends of an axis, and share half of themselves, whatever the overlap.
+# (longest axis / block edge, overlap as a fraction of the block). Two blocks of two thirds of an axis are placed at its
+# ends, so that they always share half of their length, whatever the requested overlap.
 OPTIONS = ((3, 0.0), (3, 0.25), (3, 0.5), (1.5, 0.25))
-STEPS, BATCH = 300, 2  # of the training on patches: as many as the models had
+STEPS, BATCH = 300, 2  # of the training on patches, as for the other models
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Whose volumes are translated: a model, the voxels of the longest axis, how many subjects."""
+    """Input of the translations: a model, the number of voxels on the longest axis and the number of subjects."""
 
     task: str
     size: int
@@ -62,7 +63,7 @@ class Setting:
 
     @property
     def model(self) -> str:
-        """How it is called in the table."""
+        """Name of the model in the table."""
         return f"{self.task}, trained on {'patches of 32' if self.patches else 'the whole'}"
 
 
@@ -78,14 +79,14 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One translation; block 0 is the whole volume at once, whose last two values are not there.
+    """One translation; block 0 is the whole volume at once, without values for ``difference`` and ``seam``.
 
     Attributes:
-        blocks: how many the volume was seen in.
+        blocks: number of blocks.
         psnr: dB, inside the body, against the target.
-        ssim: likewise.
+        ssim: inside the body, against the target.
         difference: mean |blocked − whole| inside the body, in per cent of the data range.
-        seam: see above.
+        seam: see the docstring of this module.
     """
 
     model: str
@@ -102,7 +103,7 @@ class Row:
 
 
 def main() -> None:
-    """Measure, unless only the drawing is asked for, and write everything."""
+    """Measure, except with ``--draw``, and write all files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", type=int, nargs="*", default=range(len(SETTINGS)), help="numbers of settings")
     parser.add_argument("--draw", action="store_true", help="from the CSV that is there")
@@ -119,7 +120,7 @@ def main() -> None:
 
 
 def measured(setting: Setting) -> Iterator[Row]:
-    """Every translation of a setting."""
+    """All translations of a setting."""
     trained = on_patches(setting.task) if setting.patches else load(MODELS / setting.task)
     for number in range(setting.subjects):
         case = subject(setting.task, setting.size, number)
@@ -132,7 +133,7 @@ def measured(setting: Setting) -> Iterator[Row]:
 
 
 def options(setting: Setting) -> Iterator[tuple[int, float, str]]:
-    """Every block, overlap and blend."""
+    """All combinations of block, overlap and blend."""
     for share, overlap in OPTIONS:
         for blend in ("mean", "ramp"):
             yield int(setting.size / share), overlap, blend
@@ -144,7 +145,7 @@ def in_blocks(trained: Trained, block: int, overlap: float, _: str = "") -> Trai
 
 
 def flat(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Equal weights, in the place of :func:`ppdm.tiling.ramp`."""
+    """Equal weights, as a replacement for :func:`ppdm.tiling.ramp`."""
     return torch.ones(size, device=device)
 
 
@@ -165,7 +166,7 @@ def row(
     blend: str = "",
     whole: Tensor | None = None,
 ) -> Row:
-    """What a translation is worth, and how it differs from that of the whole."""
+    """Quality of a translation, and its difference from the translation of the whole volume."""
     span, body = data_range(trained.scaling), case.mask
     assert body is not None
     found = {score.metric: score.value for score in scores(convention(span), made, case)}
@@ -178,7 +179,7 @@ def row(
 
 
 def seam(trained: Trained, change: Tensor, body: Tensor) -> float:
-    """Steps of a change (D, H, W) across the borders of blocks, over steps elsewhere, inside the body.
+    """Seam of a change (D, H, W) inside the body: steps across block borders over steps across other cell borders.
 
     Raises:
         MetricError: there is no border inside the body.
@@ -196,7 +197,7 @@ def seam(trained: Trained, change: Tensor, body: Tensor) -> float:
 
 
 def borders_of(trained: Trained, shape: Sequence[int]) -> Iterator[tuple[set[int], int]]:
-    """Of each axis of a volume, the first voxels after a border of a block, and the voxels of the puzzle's cell."""
+    """For each axis of a volume: the first voxels after a block border, and the size of the puzzle's cell in voxels."""
     method = trained.method
     window: Any = method.window
     latent = method.latent_shape(shape)
@@ -207,7 +208,7 @@ def borders_of(trained: Trained, shape: Sequence[int]) -> Iterator[tuple[set[int
 
 
 def subject(task: str, size: int, number: int) -> Case:
-    """A phantom of the split test."""
+    """A phantom of the split ``test``."""
     recipe = recipe_of(task, size)
     made = make_subject(recipe, "test", number)
     source, target = (torch.from_numpy(made.images[name]).float() for name in recipe.pairs[0])
@@ -217,14 +218,14 @@ def subject(task: str, size: int, number: int) -> Case:
 
 
 def recipe_of(task: str, size: int) -> Recipe:
-    """What the models' own phantoms were made by, at this size."""
+    """Recipe of the phantoms that the models were trained on, at this size."""
     found = find_task(task)
     return found.recipe(Grid.covering(found.anatomy, size, "oblong"), seed=0)
 
 
 @cache
 def on_patches(task: str) -> Trained:
-    """The model of a task, trained on patches of 32 voxels instead of the whole, with all else equal."""
+    """The model of a task, trained on patches of 32 voxels instead of whole volumes, with all other settings equal."""
     like = load(MODELS / task)
     method = replace(like.method, window=Patch(16))
     made = (make_subject(recipe_of(task, 48), "train", number) for number in range(17))
@@ -233,7 +234,7 @@ def on_patches(task: str) -> Trained:
 
 
 def normalised(like: Trained, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """A source and a target as the network has them."""
+    """A source and a target in the normalised units of the network."""
     source, target = (torch.from_numpy(image).float() for image in images)
     of_source, of_target = like.scaling.scales(source.numpy(), None)
     return of_source.forward(source), of_target.forward(target)
@@ -243,7 +244,7 @@ def normalised(like: Trained, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def write(place: Path, rows: Sequence[Row]) -> None:
-    """As CSV."""
+    """Write rows as CSV."""
     with place.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
@@ -252,7 +253,7 @@ def write(place: Path, rows: Sequence[Row]) -> None:
 
 
 def read(place: Path) -> list[Row]:
-    """What :func:`write` wrote, nothing if it has not."""
+    """Read the rows that :func:`write` wrote; empty if there is no file."""
     if not place.exists():
         return []
     kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("size", "block", "blocks"), int)
@@ -290,7 +291,7 @@ def means(rows: Sequence[Row]) -> dict[tuple[str, int, int, float, str], dict[st
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A row an option, means over subjects."""
+    """The Markdown table: one row for each option, means over subjects."""
     lines = [
         "# Sampling in blocks: what it costs, and whether borders show\n",
         "Made by `benchmarks/harness/blocks.py`, which says what each column is; means over test phantoms, four "
@@ -316,7 +317,7 @@ def present(rows: Sequence[Row], folder: Path) -> None:
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
-    """The seam and the loss of PSNR of every option, a colour a model."""
+    """Draw the seam and the loss of PSNR of every option, one colour for each model."""
     found = means(rows)
     models = list(dict.fromkeys(key[:2] for key in found))
     figure = new_figure("double", 3.9)
@@ -336,11 +337,11 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     legend(figure, handles(models), 2)
     for place in save(figure, folder / "blocks"):
         if place.suffix == ".pdf":
-            place.unlink()  # the picture is enough here
+            place.unlink()  # only the other picture format is kept
 
 
 def points(axes: Axes, number: int, shift: float, values: dict[tuple[int, float, str], float]) -> None:
-    """A point an option: hollow where predictions are averaged, filled where they are blended by the ramp."""
+    """Draw one point for each option: hollow for equal weights (mean), filled for weights by the ramp."""
     options = list(dict.fromkeys(key[:2] for key in values))
     for place, option in enumerate(options):
         mean, ramp = (values[*option, blend] for blend in ("mean", "ramp"))
@@ -350,7 +351,7 @@ def points(axes: Axes, number: int, shift: float, values: dict[tuple[int, float,
 
 
 def look(number: int, blend: str) -> dict[str, Any]:
-    """Colour and marker say the model, the filling the blend."""
+    """Plot style: colour and marker denote the model, the filling denotes the blend."""
     filling = SERIES[number] if blend == "ramp" else "white"
     return {
         "color": SERIES[number],
@@ -362,7 +363,7 @@ def look(number: int, blend: str) -> dict[str, Any]:
 
 
 def handles(models: Sequence[tuple[str, int]]) -> list[Line2D]:
-    """Of the legend."""
+    """Handles of the legend."""
     made = [Line2D([], [], **look(n, "ramp"), label=f"{name}; {size} voxels") for n, (name, size) in enumerate(models)]
     styles = (("equal weights (mean)", "white"), ("ramp", "0.3"))
     return made + [

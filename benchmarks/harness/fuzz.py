@@ -1,11 +1,11 @@
-"""Sound input spoilt in thousands of ways, and what came of it: a table in Markdown and its record as JSON.
+"""Fuzzing: corrupt valid input in thousands of ways and record the outcomes as a Markdown table and as JSON.
 
-    python benchmarks/harness/fuzz.py                            all of hostile.py, each target's own number of cases
-    python benchmarks/harness/fuzz.py --only scan --cases 100    some of it, the rest of the record as it was
+    python benchmarks/harness/fuzz.py                            all targets of hostile.py, each with its own case count
+    python benchmarks/harness/fuzz.py --only scan --cases 100    one target; the rest of the record stays unchanged
     python benchmarks/harness/fuzz.py --only scan --case 17      one case again, with its traceback
 
-Every case has a generator of its own, seeded by ``SEED/target/number``. It runs under a time limit and a limit on the
-address space; needs Linux. Ends with code 1 where there was a defect.
+Every case has its own random generator, seeded by ``SEED/target/number``. It runs with a time limit and a limit on the
+address space, which needs Linux. The exit code is 1 if there was a defect.
 """
 
 import argparse
@@ -33,9 +33,9 @@ from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.report.atomic_io import replace_file
 
 SECONDS = 10.0  # for one case
-ROOM = BOMB - (1 << 27)  # bytes that a case may take beyond what the process has: less than the bombs hold
+ROOM = BOMB - (1 << 27)  # bytes that a case may allocate in addition; smaller than the content of the bombs
 RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
-# What was found by cases, or on the way to them, and mended: the input, and what came of it. The tests keep every one.
+# Fixed defects that fuzzing, or work on it, found: the target, the input and the defect. A test covers each.
 MENDED = (
     ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
     ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
@@ -70,7 +70,7 @@ OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
 
 @dataclass
 class Tried:
-    """What came of the cases of one target."""
+    """Outcomes of the cases of one target."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
@@ -88,7 +88,7 @@ class Tried:
 
 
 def try_target(target: Target, seed: int, numbers: range) -> Iterator[tuple[int, str, str, float]]:
-    """Run cases of a target; yields their number, their outcome, what was said and seconds."""
+    """Run cases of a target; yield the number, outcome, message and seconds of each."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as name:
         ready = Path(name) / "ready"
         ready.mkdir()
@@ -104,7 +104,7 @@ def try_target(target: Target, seed: int, numbers: range) -> Iterator[tuple[int,
 
 
 def attempt(target: Target, random: Random, folder: Path, sound: Any) -> tuple[str, str]:
-    """The outcome of one case, and what was said."""
+    """The outcome of one case, and its message."""
     try:
         with time_limit(SECONDS), limited_memory(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -121,7 +121,7 @@ def attempt(target: Target, random: Random, folder: Path, sound: Any) -> tuple[s
 
 
 def where(error: BaseException) -> str:
-    """The place in the project's code from which an error came."""
+    """The place in the project's code where an error was raised."""
     frames = [
         frame for frame in traceback.extract_tb(error.__traceback__) if "ppdm" in Path(frame.filename).parts[-3:-1]
     ]
@@ -131,7 +131,7 @@ def where(error: BaseException) -> str:
 
 @contextmanager
 def limited_memory() -> Iterator[None]:
-    """Give the block no more address space than ``ROOM`` beyond what the process has."""
+    """Limit the address space inside the block to the current size plus ``ROOM``."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     usual = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, usual[1]))
@@ -142,7 +142,7 @@ def limited_memory() -> Iterator[None]:
 
 
 def main() -> int:
-    """Run, write the record, and say what was found."""
+    """Run the cases, write the record, and report the defects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
     parser.add_argument("--cases", type=int, help="of each target; default: its own number")
@@ -171,7 +171,7 @@ def main() -> int:
 
 
 def run(target: Target, seed: int, numbers: range) -> Tried:
-    """All cases of a target, under a progress bar."""
+    """Run all cases of a target with a progress bar."""
     found = Tried()
     with progress() as bar:
         shown = bar.add_task(target.name, total=len(numbers))
@@ -182,7 +182,7 @@ def run(target: Target, seed: int, numbers: range) -> Tried:
 
 
 def described(target: Target, seed: int, found: Tried) -> dict[str, Any]:
-    """What the record says of a target."""
+    """The entry of a target in the record."""
     code = environment()
     return {
         "spoilt": target.spoilt,

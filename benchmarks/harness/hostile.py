@@ -1,7 +1,7 @@
-"""What takes input that others may have made, and what each does with sound input spoilt: :data:`TARGETS`.
+"""Fuzzing targets: all code that reads untrusted input, each with a test on corrupted valid input: :data:`TARGETS`.
 
-A case ends in a result or a refusal (:func:`is_refusal`). Whatever else comes of it is a defect: an error that nobody
-put in words, a :class:`Breach` of what must hold, a hang, an allocation beyond what the input announces.
+A case must end in a result or a refusal (:func:`is_refusal`). Every other outcome is a defect: an error without a
+deliberate message, a :class:`Breach` of an invariant, a hang, or an allocation beyond the size that the input declares.
 """
 
 import contextlib
@@ -64,27 +64,27 @@ from ppdm_bench.report.tables.changes import changes, read_set, to_records, to_t
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-MARK = "unpickled"  # what a pickle makes if it is ever loaded
-BOMB = 3 << 27  # bytes of zeros that a small gzip file holds
+MARK = "unpickled"  # file that a pickle creates when it is loaded
+BOMB = 3 << 27  # number of zero bytes in a small gzip file
 
 _HOME = {str(Path(module.__file__ or "").parent) for module in (ppdm, ppdm_bench)}
 _RARELY = 0.03
 
 
 class Breach(AssertionError):
-    """What must hold of any outcome does not."""
+    """An invariant that must hold for every outcome is violated."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Something that reads what others made.
+    """Code that reads untrusted input.
 
     Attributes:
-        name: in the records.
-        spoilt: the input that is spoilt, in words.
-        cases: of a recorded run.
-        ready: makes sound input in a folder, once.
-        attack: spoils it in an empty folder and has it used, given that; returns where there is a result.
+        name: name in the records.
+        spoilt: description of the corrupted input.
+        cases: number of cases in a recorded run.
+        ready: makes valid input in a folder, once.
+        attack: corrupts the output of ``ready`` in an empty folder and runs the code; returns if there is a result.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Target:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error is one for people: raised on purpose, in words, by the project, or by typer for it."""
+    """Whether an error is intended for users: raised deliberately, with a message, by the project or by typer."""
     if not isinstance(error, ValueError | OSError | typer.BadParameter) or not str(error):
         return False
     frame = error.__traceback__
@@ -107,7 +107,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def ensure(holds: bool, what: str) -> None:
-    """See that something holds."""
+    """Raise :class:`Breach` if a condition does not hold."""
     if not holds:
         raise Breach(what)
 
@@ -126,7 +126,7 @@ def _sound_scans(folder: Path) -> dict[str, Any]:
 
 
 def gzip_bomb() -> bytes:
-    """A small gzip file of :data:`BOMB` zeros, in many members."""
+    """A small gzip file with many members, which decompresses to :data:`BOMB` zero bytes."""
     return gzip.compress(bytes(BOMB >> 5)) * 32
 
 
@@ -135,7 +135,7 @@ def _marked(folder: Path) -> dict[str, Any]:
 
 
 def _spoilt_scan(random: Random, path: Path, sound: Mapping[str, Any]) -> Path:
-    """A scan, compressed or not as its name says, with a spoilt header, voxels or compression."""
+    """A scan, compressed or not according to its name, with a corrupted header, voxels or compression."""
     if random.random() < _RARELY:
         path.write_bytes(random.choice(sound["pickles"]))
         return path
@@ -195,7 +195,7 @@ def _ready_translation(folder: Path) -> dict[str, Any]:
 
 def _translate_scan(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     path = _spoilt_scan(random, folder / _scan_name(random), sound)
-    if read_geometry(path).shape > (16, 16, 16):  # a sound scan of another shape may take long
+    if read_geometry(path).shape > (16, 16, 16):  # a valid scan of another shape may take long
         return
     output = folder / f"out{random.choice(('.nii', '.nii.gz'))}"
     try:
@@ -226,7 +226,7 @@ def _read_manifest(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
     for row in MANIFEST[1:]:
         for cell in filter(None, row[2:6]):
             (inside / cell).touch()
-    (folder / "x").touch()  # what ../x would lead to
+    (folder / "x").touch()  # the file to which ../x would refer
     path = inside / "pairs.csv"
     path.write_bytes(_whole(random, spoilt_table(random, MANIFEST, ","), sound))
     pairs, _ = manifest_faults(path)
@@ -239,7 +239,7 @@ def _read_manifest(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
 
 
 def _whole(random: Random, content: bytes, sound: Mapping[str, Any]) -> bytes:
-    """The content, or rarely a pickle in its place."""
+    """The content or, rarely, a pickle instead."""
     return random.choice(sound["pickles"]) if random.random() < _RARELY else content
 
 
@@ -298,7 +298,7 @@ def _load_checkpoint(random: Random, folder: Path, sound: Mapping[str, Any]) -> 
     except ValueError as error:
         ensure(str(folder) in str(error), f"the file is not named: {error}")
         raise
-    if trained.method.sampling.steps <= 8:  # more is for a person to wait for
+    if trained.method.sampling.steps <= 8:  # more steps would take too long
         made = translate_volume(trained, sound["scan"])
         ensure(made.shape == sound["scan"].shape and bool(made.isfinite().all()), "no translation")
 
@@ -340,7 +340,7 @@ def _read_log(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 
 
 def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
-    """Give spoilt states the digest that belongs to them, as whoever means harm would."""
+    """Give corrupted states a matching digest, as an attacker would."""
     for name in states:
         with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
             if name.endswith(".json"):
@@ -351,7 +351,7 @@ def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
                 files[name] = json.dumps(content | {"sha256": digest.hexdigest()}).encode()
 
 
-# Records and what lies beside them
+# Records and the files beside them
 
 
 def _ready_records(folder: Path) -> dict[str, Any]:
@@ -412,7 +412,7 @@ def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
 
 
 def _ready_figures(folder: Path) -> dict[str, Any]:
-    """Records of every kind of figure, of one subject."""
+    """Records for every kind of figure, from one subject."""
     rows = []
     metrics = {"psnr", "seam_index_r2", "peak_allocated", "params", "activations", "step_seconds", "train_seconds"}
     for name in ("ablations", "memory-resolution", "validation/cpu-32"):
@@ -452,7 +452,7 @@ def _ready_snapshot(folder: Path) -> dict[str, Any]:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("about.npy", _array_header((BOMB,)) + bytes(BOMB))
     size, least = ((BOMB + len(_array_header((BOMB,)))).to_bytes(4, "little"), (4096).to_bytes(4, "little"))
-    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the other claims to be small
+    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the second one declares a small size
     return {"bytes": place.read_bytes(), "members": members, "about": about, "bombs": bombs} | _marked(folder)
 
 
@@ -505,7 +505,7 @@ def _ready_recipe(folder: Path) -> dict[str, Any]:
     recipe = PhantomSubjects("mri-t1t2", subjects=1, size=8).recipe()
     with contextlib.suppress(InterruptedError):
         make_set(recipe, 1, folder / "set", jobs=1, progress=_interrupt)
-    (folder / "set" / subject_name("train", 0)).mkdir()  # as if it were made
+    (folder / "set" / subject_name("train", 0)).mkdir()  # simulates a subject that already exists
     text = (folder / "set" / "recipe.json").read_text()
     return {"recipe": recipe, "folder": folder / "set", "content": json.loads(text)} | _marked(folder)
 
@@ -666,7 +666,7 @@ def _command(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
         code == 0 or bool(said.strip()) or "compare" in words or "check" in words,
         f"{shown}: exit code {code} without a word",
     )
-    named = {".lock", *(Path(word).name for word in words)}  # an output may be called .OUT
+    named = {".lock", *(Path(word).name for word in words)}  # an output may have the name .OUT
     left = [path.name for path in folder.rglob(".*") if path.name not in named]
     ensure(not left, f"{shown}: left behind: {left}")
     if code:
@@ -674,7 +674,7 @@ def _command(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 
 
 def run_command(words: Sequence[str]) -> tuple[int, str]:
-    """Exit code and standard error of a command in this process."""
+    """Run a command in this process; return its exit code and standard error."""
     said, arguments = io.StringIO(), sys.argv
     handlers = signal.getsignal(signal.SIGTERM), warnings.showwarning
     sys.argv = ["ppdm-bench", *words]

@@ -1,9 +1,9 @@
-"""A sweep killed three ways and finished by the same command, each as a transcript in Markdown.
+"""Transcripts, in Markdown, of a sweep that is killed in three ways and then finished by the same command.
 
     python benchmarks/harness/kills.py > results/harness/kills.md
 
-Needs ``/proc`` and a checkout without changes, since what changed code measured is measured again; takes a minute or
-two. Ends with code 1 where a row is missing, is there twice or was changed.
+Needs ``/proc`` and a checkout without uncommitted changes, because measurements of changed code are always repeated.
+Takes one or two minutes. The exit code is 1 if a row is missing, duplicated or changed.
 """
 
 import os
@@ -22,7 +22,7 @@ from ppdm_bench.records import Record, RecordFile
 
 COMMAND = "memory --device cpu --res 16,24,32 --method ppdm --factor 2 --width 8 --phase sample --out out"
 
-# Who is killed once one measurement is there, and by what.
+# The process that is killed after the first measurement, and the signal.
 WAYS = [("the child", signal.SIGKILL), ("the command", signal.SIGKILL), ("the command", signal.SIGINT)]
 
 Key = tuple[str, str, str, str]  # kind, size, phase, status
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def transcript(number: int, who: str, by: signal.Signals) -> int:
-    """Print what happened, and return 1 if the rows afterwards are not as they ought to be."""
+    """Print the transcript, and return 1 if the rows afterwards are incorrect."""
     print(f"\n## {number}. {by.name} to {who}\n\n```\n$ ppdm-bench {COMMAND}")
     with tempfile.TemporaryDirectory() as name:
         file = RecordFile(Path(name) / "out" / "records.jsonl")
@@ -67,7 +67,7 @@ def transcript(number: int, who: str, by: signal.Signals) -> int:
 
 
 def start(folder: str) -> subprocess.Popen[str]:
-    """The command, in a folder."""
+    """Start the command with a folder."""
     command = [sys.executable, "-m", "ppdm_bench", *shlex.split(COMMAND)]
     path = os.pathsep.join(str(Path(part).resolve()) for part in sys.path if part)
     env = os.environ | {"PYTHONPATH": path}
@@ -75,7 +75,7 @@ def start(folder: str) -> subprocess.Popen[str]:
 
 
 def child_at_work(command: int, file: RecordFile) -> int:
-    """The child of the second measurement, when it has been at work for a moment."""
+    """The child of the second measurement, after it has run for a moment."""
     while not any(record.kind == "measured" for record in file.read()):
         time.sleep(0.05)
     while not (found := list(children(command))):
@@ -85,20 +85,20 @@ def child_at_work(command: int, file: RecordFile) -> int:
 
 
 def children(process: int) -> Iterator[int]:
-    """The children of a process that run a worker."""
+    """The child processes of a process that run a worker."""
     for one in Path(f"/proc/{process}/task/{process}/children").read_text().split():
         if b"worker" in Path(f"/proc/{one}/cmdline").read_bytes():
             yield int(one)
 
 
 def told(process: subprocess.Popen[str]) -> None:
-    """Print what a command said on standard error, and how it ended."""
+    """Print the standard error of a command and its exit status."""
     _, said = process.communicate()
     print(f"{said}[ended with code {process.returncode}]", flush=True)
 
 
 def shown(file: RecordFile) -> list[Record]:
-    """Print the rows, counted, and return them."""
+    """Print the rows with their counts, and return them."""
     records = file.read()
     for (kind, size, phase, status), rows in Counter(map(key, records)).items():
         print(f"{rows:3} {'row ' if rows == 1 else 'rows'} {kind:9}  {size}  {phase:6}  {status}")
@@ -106,7 +106,7 @@ def shown(file: RecordFile) -> list[Record]:
 
 
 def key(record: Record) -> Key:
-    """What rows are counted by."""
+    """The fields by which rows are counted."""
     return record.kind, "×".join(map(str, record.shape)), record.phase, record.status
 
 

@@ -1,9 +1,9 @@
-"""Licences of everything that is installed to run the toolkit or to work on it, as each package itself states them.
+"""Licences, as stated by the packages, of all packages that the toolkit needs at run time or for development.
 
 Usage: python benchmarks/harness/licences.py > docs/licences.md
-with a build of PyTorch for the CPU; one for CUDA adds NVIDIA's libraries, which the script does not pass.
-With --check it writes nothing and says where docs/licences.md differs from what is installed (`make lint`), of the
-packages that pyproject.toml and constraints.txt name; so it passes with any build of PyTorch.
+with a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
+With --check it writes nothing and reports where docs/licences.md differs from the installed packages (`make lint`). It
+checks only packages that pyproject.toml and constraints.txt name, so that it passes with any build of PyTorch.
 """
 
 import re
@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT, PINNED, LIST = ROOT / "pyproject.toml", ROOT / "constraints.txt", ROOT / "docs/licences.md"
-# What Apache-2.0 code may depend on: permissive licences, and MPL-2.0, whose copyleft ends at the files that bear it.
+# Apache-2.0 code may depend on permissive licences, and on MPL-2.0, whose copyleft is limited to its own files.
 PERMISSIVE = {
     "0BSD",
     "Apache-2.0",
@@ -33,7 +33,8 @@ PERMISSIVE = {
     "Zlib",
 }
 COMPATIBLE = PERMISSIVE | {"LLVM-exception", "PSF-2.0", "MPL-2.0"}
-# How packages without a licence expression say it, in SPDX's names. "BSD" alone does not say which; 3 asks for more.
+# SPDX identifiers for packages without a licence expression. "BSD" without a number is ambiguous and is treated as
+# BSD-3-Clause, which has more conditions.
 SPDX = {
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
@@ -46,7 +47,7 @@ SPDX = {
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
 }
-# Stated by the package elsewhere than in its metadata, or with reservations: see the remarks.
+# Licences that a package states outside its metadata, or with exceptions: see the remarks.
 STATED = {"docutils": "BSD-2-Clause", "torchao": "BSD-3-Clause"}
 REMARKS = """\
 PyTorch's builds for CUDA also bring NVIDIA's libraries (`nvidia-*`), under NVIDIA's own terms. pip installs them from
@@ -78,23 +79,23 @@ def main() -> None:
 
 
 def asked_for() -> tuple[list[str], list[str]]:
-    """What pyproject.toml asks for, to run the toolkit and to work on it."""
+    """The requirements in pyproject.toml at run time and for development."""
     project = tomllib.loads(PROJECT.read_text())["project"]
     return project["dependencies"], project["optional-dependencies"]["dev"]
 
 
 def direct() -> set[str]:
-    """The packages that pyproject.toml names, by their canonical names."""
+    """The canonical names of the packages in pyproject.toml."""
     return {canonicalize_name(Requirement(one).name) for requirements in asked_for() for one in requirements}
 
 
 def listed(text: str) -> dict[str, str]:
-    """The licence of every package in a list of this script's; names of direct dependencies stay **bold**."""
+    """The licence of every package in a list written by this script; names of direct dependencies stay **bold**."""
     return dict(re.findall(r"^\| (\S+) \| (.+) \|$", text, re.MULTILINE))
 
 
 def faults(table: Mapping[str, str]) -> Iterator[str]:
-    """Where a list differs from pyproject.toml, from constraints.txt and from what is installed, in words."""
+    """Differences of a list from pyproject.toml, constraints.txt and the installed packages, as sentences."""
     named = direct()
     pinned = {
         canonicalize_name(line.partition("==")[0]) for line in PINNED.read_text().splitlines() if "==" in line
@@ -104,7 +105,7 @@ def faults(table: Mapping[str, str]) -> Iterator[str]:
         said = table.get(f"**{name}**" if name in named else name)
         try:
             stated = licence(name)
-        except PackageNotFoundError:  # of another Python, or of no extra that is installed
+        except PackageNotFoundError:  # for another Python version, or of an extra that is not installed
             stated = said
         if said is None:
             yield f"docs/licences.md does not list {name}"
@@ -117,9 +118,9 @@ def faults(table: Mapping[str, str]) -> Iterator[str]:
 
 
 def needed(requirements: Sequence[str]) -> set[str]:
-    """Every package that these need on this Python, by its canonical name."""
-    found: set[tuple[str, str]] = set()  # with the extra that was asked for, or with none
-    waiting = [(Requirement(one), "") for one in requirements]  # with the extra that it is of
+    """The canonical names of all packages that the requirements need on this Python version."""
+    found: set[tuple[str, str]] = set()  # name and requested extra; empty for none
+    waiting = [(Requirement(one), "") for one in requirements]  # requirement and the extra to which it belongs
     while waiting:
         wanted, extra = waiting.pop()
         if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
@@ -131,10 +132,10 @@ def needed(requirements: Sequence[str]) -> set[str]:
 
 
 def licence(name: str) -> str:
-    """What an installed package states: its licence expression, or else classifiers or a short text in SPDX's names.
+    """Licence of an installed package: its licence expression, or its classifiers or short text as SPDX identifiers.
 
     Raises:
-        PackageNotFoundError: it is not installed.
+        PackageNotFoundError: the package is not installed.
     """
     if name in STATED:
         return STATED[name]
@@ -150,7 +151,7 @@ def licence(name: str) -> str:
 
 
 def compatible(expression: str) -> bool:
-    """Whether all that the expression names may be depended on, whichever of them one would choose."""
+    """Whether all licences in the expression are compatible, also where it offers a choice."""
     return set(re.split(r"[\s()]+", expression)) - {"AND", "OR", "WITH", ""} <= COMPATIBLE
 
 

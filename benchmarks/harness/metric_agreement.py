@@ -1,4 +1,4 @@
-"""How far PSNR and SSIM are from scikit-image's: a table in Markdown on standard output.
+"""Deviation of PSNR and SSIM from scikit-image: a Markdown table on standard output.
 
 Usage: python benchmarks/harness/metric_agreement.py > results/metrics/agreement.md
 """
@@ -17,7 +17,7 @@ DTYPES = (np.float32, np.float64)
 
 
 def main() -> None:
-    """Print one row a volume."""
+    """Print one row for each volume."""
     print("# PSNR and SSIM against scikit-image\n")
     print("Its settings are Wang's: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.")
     print("Made by `benchmarks/harness/metric_agreement.py`.\n")

@@ -1,4 +1,4 @@
-"""How sound input is spoilt: bytes, JSON, text and NIfTI headers, each change drawn from a seeded generator."""
+"""Corruption of valid input: bytes, JSON, text and NIfTI headers; a seeded generator selects each change."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ REALS = (0.0, -0.0, 1.0, -1.0, 352.0, 351.5, 1e-45, 1e-30, 1e9, 1e30, 3.4e38, fl
 
 
 class Payload:
-    """What leaves a mark on the disk if it is ever unpickled."""
+    """Object that creates a marker file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -57,7 +57,7 @@ class Payload:
 
 
 def pickles(mark: Path) -> list[bytes]:
-    """Files that run code in whoever unpickles them: plain, as PyTorch saves, and as NumPy saves."""
+    """Files that run code when they are unpickled: plain pickle, PyTorch file, NumPy files."""
     tensors, array, arrays = BytesIO(), BytesIO(), BytesIO()
     torch.save({"weight": Payload(mark)}, tensors)
     np.save(array, np.array([Payload(mark)], dtype=object), allow_pickle=True)
@@ -67,7 +67,7 @@ def pickles(mark: Path) -> list[bytes]:
 
 
 def spoilt_bytes(random: Random, content: bytes) -> bytes:
-    """A few changes of any kind: bits, runs, cuts, insertions, a part again, numbers that are too large."""
+    """Apply a few random changes: flipped bits, changed runs, cuts, insertions, repeated parts, too large numbers."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
         at = random.randrange(len(data) + 1)
@@ -88,7 +88,7 @@ def spoilt_bytes(random: Random, content: bytes) -> bytes:
 
 
 def spoilt_json(random: Random, content: Any) -> bytes:
-    """The same JSON with values replaced, keys lost, added or nested out of all measure; sometimes its bytes spoilt."""
+    """The JSON with values replaced and keys removed, added or nested too deeply; sometimes with corrupted bytes."""
     content = copy.deepcopy(content)
     for _ in range(random.choice((1, 1, 2, 4))):
         content = _spoilt_value(random, content)
@@ -127,7 +127,7 @@ def _places(content: Any) -> Any:
 
 
 def spoilt_table(random: Random, rows: Sequence[Sequence[str]], separator: str) -> bytes:
-    """A table with cells replaced, rows lost, doubled or of another length; sometimes its bytes spoilt."""
+    """The table with cells replaced and rows removed, repeated or resized; sometimes with corrupted bytes."""
     table = [list(row) for row in rows]
     for _ in range(random.choice((1, 1, 2, 4))):
         row = random.choice(table)
@@ -148,7 +148,7 @@ def spoilt_table(random: Random, rows: Sequence[Sequence[str]], separator: str) 
 
 
 def spoilt_header(random: Random, header: Nifti1Header) -> Nifti1Header:
-    """A header with some of its fields set to what they ought not to be, or to what is rare."""
+    """A header with some fields set to invalid or rare values."""
     header = header.copy()
     block: Any = header.structarr
     for _ in range(random.choice((1, 1, 2, 3))):

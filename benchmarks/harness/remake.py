@@ -1,12 +1,12 @@
-"""Tables and figures under results/ that are made from records, again from those that lie there.
+"""Regenerate the tables and figures under results/ from the records there.
 
     python benchmarks/harness/remake.py                  everything, about a minute on one core
-    python benchmarks/harness/remake.py plan figures     what is called so, or begins with it and a slash
-    python benchmarks/harness/remake.py --list           what there is
+    python benchmarks/harness/remake.py plan figures     outputs with these names, or in folders with these names
+    python benchmarks/harness/remake.py --list           list all outputs
 
-Nothing is measured, predicted or trained: a run of a command does that, and leaves records. This is for when the code
-that draws them has changed, or records were added. `tests/project/test_committed_results.py` compares every file with
-what is made here.
+Nothing is measured, predicted or trained; the commands do that and write the records. Use this script after a change
+to the code of tables or figures, or after adding records. `tests/project/test_committed_results.py` compares every
+committed file with the output of this script.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from ppdm_bench.report.tables import memory as table
 from ppdm_bench.report.tables import micro, quality
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-COLUMNS: Sequence[style.Column] = ("single", "double")  # that `figures` draws unless it is told
+COLUMNS: Sequence[style.Column] = ("single", "double")  # defaults of `figures`
 PICTURE = ("png", "pdf")
 
 
 @dataclass(frozen=True)
 class Made:
-    """What is made together.
+    """Files that are made together.
 
     Attributes:
-        name: what it is asked for by; where there is a folder of that name, it is about this folder.
-        files: that are kept of what is made, from results/ on.
-        make: writes them, and perhaps more, given results/ and the folder that stands for it.
+        name: name on the command line; if a folder has this name, the files belong to that folder.
+        files: files to keep, relative to results/.
+        make: writes these files, and possibly others, given results/ and the output folder that replaces it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Made:
 
 
 def main() -> None:
-    """Make what is asked for, and replace the files that are different."""
+    """Make the requested outputs, and replace the files that differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as plan or figures/gallery; default: everything")
     parser.add_argument("--list", action="store_true", help="names and their files, and nothing is made")
@@ -65,12 +65,12 @@ def main() -> None:
 
 
 def is_called(made: Made, name: str) -> bool:
-    """Whether a name is that of what is made, or of a folder above it."""
+    """Whether a name is that of the output or of a folder above it."""
     return f"{made.name}/".startswith(f"{name.rstrip('/')}/")
 
 
 def replaced(made: Made) -> Iterator[str]:
-    """Make files beside results/, and put those that differ into it; their names."""
+    """Make files outside results/, copy those that differ into it, and yield their names."""
     with tempfile.TemporaryDirectory() as folder:
         made.make(RESULTS, Path(folder))
         for name in made.files:
@@ -81,7 +81,7 @@ def replaced(made: Made) -> Iterator[str]:
 
 
 def everything() -> list[Made]:
-    """Whatever is made from records."""
+    """All outputs that are made from records."""
     return [
         Made(
             "memory",
@@ -117,7 +117,7 @@ def everything() -> list[Made]:
 
 
 def _of_quality() -> Iterator[Made]:
-    """What ``quality`` and ``evaluate`` left behind; ``sweep`` alone took differences, from its default."""
+    """Outputs of ``quality`` and ``evaluate``; only those of ``sweep`` have differences, relative to its default."""
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
@@ -143,10 +143,10 @@ def _of_exhibit(exhibit: Exhibit) -> list[str]:
 
 
 def _records(path: Path) -> list[Record]:
-    """Of a file, compressed or not.
+    """Records of a file, compressed or not.
 
     Raises:
-        FileNotFoundError: there is neither.
+        FileNotFoundError: neither file exists.
     """
     for place in (path, path.with_name(f"{path.name}.gz")):
         if place.exists():
@@ -156,9 +156,9 @@ def _records(path: Path) -> list[Record]:
 
 @cache
 def _library(results: Path) -> Library:
-    """All records and picture data: what `figures` and `claims` read when they are not told."""
+    """All records and picture data, which `figures` and `claims` read by default."""
     library = read_library([results])
-    gc.freeze()  # millions of objects that stay: every collection would go through them
+    gc.freeze()  # the millions of permanent objects would slow down every collection
     return library
 
 
@@ -169,7 +169,7 @@ def _memory(results: Path, to: Path) -> None:
 
 
 def _memory_table(name: str, results: Path, to: Path) -> None:
-    """The table alone: the figures of a validation are not kept, and take a while."""
+    """Write only the table; the figures of a validation are slow and not kept."""
     from ppdm_baselines import REFERENCE
 
     frame = table.memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE, budget=None)
@@ -211,7 +211,7 @@ def _quality(name: str, reference: str, results: Path, to: Path) -> None:
 
 
 def _quality_table(name: str, results: Path, to: Path) -> None:
-    """The table alone, where the figures are not kept."""
+    """Write only the table, for outputs whose figures are not kept."""
     records = _records(results / name / "records.jsonl")
     quality.save(quality.quality_table(records, reference="input"), quality.headline(records), to / name / "quality")
 

@@ -1,17 +1,18 @@
-r"""Our prediction beside other tools that foretell the memory of PyTorch code, on published counters.
+r"""Compare our prediction with other tools that predict the memory of PyTorch code, on published counters.
 
     pip install --no-deps --target RIVALS torch-kitsune==0.7.0 accelerate==1.15.0 deepspeed==0.19.8 psutil==7.2.2 \
         hjson==3.1.0 msgpack==1.2.4
     python benchmarks/harness/rivals.py results/validation RIVALS
 
-RIVALS is a folder outside the repository, to be thrown away: no rival is a dependency. Each runs at its best here:
+RIVALS is a temporary folder outside the repository, because none of these tools is a dependency. Each tool runs in its
+most favourable setting:
 
-- *MemTracker* (``torch.distributed._tools``) follows the very runs under fake tensors of the CPU, for a build without
-  CUDA makes no others; autocast is the CPU's then.
-- *kitsune* is given the network, made callable with one tensor of any dtype, the dtype of its activations, and the
+- *MemTracker* (``torch.distributed._tools``) tracks the same runs with fake CPU tensors, because a build without CUDA
+  supports no others; autocast is that of the CPU.
+- *kitsune* receives the network, made callable with one tensor of any dtype, the dtype of its activations, and the
   optimiser.
-- *accelerate* and *DeepSpeed* (ZeRO 2 on one GPU, nothing offloaded) know model states only: weights, gradients and the
-  optimiser's; without training accelerate's size of the weights.
+- *accelerate* and *DeepSpeed* (ZeRO 2 on one GPU, no offloading) cover only model states: weights, gradients and
+  optimiser states; without training, the size of the weights by accelerate is used.
 
 Writes ``rivals.csv`` and ``rivals.md``.
 """
@@ -45,18 +46,18 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 class CannotError(Exception):
-    """What a tool cannot take, in words."""
+    """A tool does not support an input; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """One published value and what each tool says of it.
+    """One published value and the prediction of each tool.
 
     Attributes:
-        name: of the run.
-        counter: which counter was published.
+        name: name of the run.
+        counter: the published counter.
         published: bytes; None for a run that ran out of `capacity`, also bytes.
-        answers: bytes by the tool's name, or what it cannot take.
+        answers: by the name of the tool, the predicted bytes or the reason why it has no prediction.
     """
 
     name: str
@@ -66,12 +67,12 @@ class Found:
     answers: Mapping[str, int | str]
 
     def error(self, tool: str) -> float | None:
-        """Predicted over published, less one; None where there is no answer or no value."""
+        """Predicted / published − 1; None if there is no prediction or no published value."""
         answer = self.answers[tool]
         return None if isinstance(answer, str) or not self.published else answer / self.published - 1
 
     def cell(self, tool: str) -> str:
-        """The error, the verdict on a run that ran out of memory, or nothing."""
+        """Table cell: the error, or the verdict on a run that ran out of memory, or empty."""
         answer, error = self.answers[tool], self.error(tool)
         if isinstance(answer, str):
             return "–"
@@ -92,7 +93,7 @@ class _OneTensor(nn.Module):
 
 
 def network_of(record: Record) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network of a published run, callable with one tensor, and that tensor's size."""
+    """The network of a published run, callable with one tensor, and the size of this tensor."""
     options = record.options
     kind = options["step"]
     if kind == "repeated conv3d":
@@ -104,7 +105,7 @@ def network_of(record: Record) -> tuple[nn.Module, tuple[int, ...]]:
         return network, tuple(options["x"][-1])
     if kind == "autoencoder":
         for module in network.modules():
-            module.__dict__.pop("forward", None)  # of an earlier release, and no copy can be made of it
+            module.__dict__.pop("forward", None)  # patch of an earlier release that cannot be copied
         return _OneTensor(network, lambda made, x: getattr(made, options["call"])(x)), tuple(options["x"])
     size = (1, options["in_channels"], *options["spatial"])
     return _OneTensor(network, lambda made, x: made(x, timesteps=torch.zeros(1, device=x.device))), size
@@ -122,20 +123,21 @@ def _only_allocated(record: Record) -> None:
 
 
 def ours(record: Record) -> int:
-    """Our prediction of what was published."""
+    """Our prediction of the published value."""
     metric = "peak_reserved" if record.status == "oom" else record.metric
     return int(next(found.value or 0 for found in validate.predict(record) if found.metric == metric))
 
 
 def mem_tracker(record: Record) -> int:
-    """The peak that PyTorch's MemTracker sees."""
+    """The peak by PyTorch's MemTracker."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
     _only_allocated(record)
-    # It takes only parameters with gradients; that a run has none is said otherwise.
+    # MemTracker supports only parameters with gradients, so the run is built with them; the variable `gradients` keeps
+    # the true value.
     gradients = _trains(record) or record.options.get("gradients", False)
     build, step = published_runs.RUNS[record.options["step"]](record.options | {"gradients": True})
-    with FakeTensorMode(), patch.object(nn.Module, "to", lambda module, *_: module):  # they are where they shall be
+    with FakeTensorMode(), patch.object(nn.Module, "to", lambda module, *_: module):  # they are already in place
         state = build()
         tracker = MemTracker()
         held = [each for each in (state if isinstance(state, tuple) else (state,)) if each is not None]
@@ -148,14 +150,15 @@ def mem_tracker(record: Record) -> int:
 
 
 def kitsune(record: Record) -> int:
-    """What torch-kitsune gives for the network."""
+    """The prediction of torch-kitsune for the network."""
     from kitsune.predict import predict_memory
 
     _only_allocated(record)
     if record.checkpointing != "none":
         raise CannotError("recomputation in the backward pass")
     optimiser = "adamw" if _trains(record) else "none"
-    # It runs what it can trace; a single layer, which it always can, without memory and with the same answer.
+    # kitsune executes a network that it can trace. It can always trace a single layer; with fake tensors this needs no
+    # memory and gives the same prediction.
     with FakeTensorMode() if "onv" in record.options["step"] else nullcontext():
         network, size = network_of(record)
         found = predict_memory(network, size[1:], size[0], HALF[record.precision], optimiser, _trains(record))
@@ -163,7 +166,7 @@ def kitsune(record: Record) -> int:
 
 
 def accelerate(record: Record) -> int:
-    """Accelerate's size of a model, and of its training."""
+    """The estimate of accelerate for a model, or for its training."""
     from accelerate.commands.estimate import estimate_training_usage
     from accelerate.utils import calculate_maximum_sizes
 
@@ -176,7 +179,7 @@ def accelerate(record: Record) -> int:
 
 
 def deepspeed(record: Record) -> int:
-    """DeepSpeed's estimate of ZeRO 2 on one GPU."""
+    """The estimate of DeepSpeed for ZeRO 2 on one GPU."""
     _only_allocated(record)
     if not _trains(record):
         raise CannotError("a run without training")
@@ -196,7 +199,7 @@ TOOLS: Mapping[str, Callable[[Record], int]] = {
 
 
 def chosen() -> Iterator[Record]:
-    """The published values that are compared."""
+    """The published values for the comparison."""
     yield from RecordFile(PUBLISHED / "monai_unet_peaks.jsonl").read()
     for record in RecordFile(PUBLISHED / "cudnn_peaks.jsonl").read():
         if record.options["published"] in FIRST and record.metric != "reserved_growth":
@@ -204,7 +207,7 @@ def chosen() -> Iterator[Record]:
 
 
 def compare(records: Sequence[Record]) -> list[Found]:
-    """Ask every tool for every value; what one raises is what it cannot take."""
+    """Run every tool for every value; the error of a tool is recorded as its answer."""
     found = []
     for number, record in enumerate(records, start=1):
         answers: dict[str, int | str] = {}
@@ -214,7 +217,7 @@ def compare(records: Sequence[Record]) -> list[Found]:
                     answers[name] = tool(record)
             except CannotError as error:
                 answers[name] = str(error)
-            except Exception as error:  # whatever a rival raises belongs into the table
+            except Exception as error:  # every error of a rival is shown in the table
                 answers[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
         name = ", ".join(filter(None, (record.options.get("published"), record.method, record.variant)))
         size = "×".join(map(str, record.shape)) + (", checkpointing" if record.checkpointing != "none" else "")
@@ -226,7 +229,7 @@ def compare(records: Sequence[Record]) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """As Markdown: errors, then median, worst and the share that ran, then what was not taken."""
+    """The Markdown table: errors, then median, worst and number of predictions, then reasons for missing values."""
     tools = list(found[0].answers)
     lines = [["value", "counter", "published GiB", *tools], ["---", "---", "---:", *["---:"] * len(tools)]]
     for one in found:
@@ -251,7 +254,7 @@ def table(found: Sequence[Found]) -> str:
 
 
 def as_csv(found: Sequence[Found]) -> str:
-    """Bytes, or the words in their place."""
+    """The CSV: predicted bytes, or the reason why there are none."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["value", "counter", "published_bytes", *(f"{tool}_bytes" for tool in found[0].answers)])
@@ -261,7 +264,7 @@ def as_csv(found: Sequence[Found]) -> str:
 
 
 def caption() -> str:
-    """What was compared, and with which versions."""
+    """Caption: the compared tools and their versions."""
     packages = ("torch", "torch-kitsune", "accelerate", "deepspeed")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
@@ -275,7 +278,7 @@ def caption() -> str:
 
 
 def main(folder: Path, rivals: Path) -> None:
-    """Compare, and write both files."""
+    """Run the comparison and write both files."""
     sys.path.append(str(rivals))
     found = compare(list(chosen()))
     text = f"# Other tools on the published values\n\n{table(found)}\n\n{caption()}\n"

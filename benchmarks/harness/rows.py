@@ -1,8 +1,8 @@
-"""A sweep whose children measure nothing, so that what it costs is the harness alone: :mod:`soak` runs and ends it.
+"""Sweep whose children measure nothing, so that only the harness uses resources; :mod:`soak` runs and interrupts it.
 
     python benchmarks/harness/rows.py FOLDER COUNT
 
-As a module it is the child. Every tenth child fails, and every twenty-fifth kills itself.
+Run as a module, it is the child. Every tenth child fails, and every twenty-fifth child kills itself.
 """
 
 import os
@@ -22,7 +22,7 @@ METRIC = "peak_allocated"
 
 
 def measure_rows(folder: Path, numbers: Iterable[int]) -> None:
-    """Measure rows that an earlier run has not, as every command does that measures in children."""
+    """Measure the rows that earlier runs have not measured, as every command with child processes does."""
     with alone_in(folder):
         ledger = Ledger(folder)
         sweep = Sweep("rows", 60, ledger.earlier)
@@ -31,7 +31,7 @@ def measure_rows(folder: Path, numbers: Iterable[int]) -> None:
 
 
 def status_of(number: int) -> str:
-    """What a row ends with."""
+    """The status of a row."""
     return "killed" if number % 25 == 24 else "error" if number % 10 == 9 else "ok"
 
 
@@ -58,5 +58,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         serve(_answer)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as the command line has it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as in the command line
         measure_rows(Path(sys.argv[1]), range(int(sys.argv[2])))

@@ -1,10 +1,10 @@
-"""Long runs under a watch, and runs that are ended at random moments: a report in Markdown and its record as JSON.
+"""Soak test: monitored long runs, and runs interrupted at random times; a Markdown report and its record as JSON.
 
-    python benchmarks/harness/soak.py               all of it, about twenty minutes
-    python benchmarks/harness/soak.py --only rows   one part, the rest of the record as it was
+    python benchmarks/harness/soak.py               everything, about twenty minutes
+    python benchmarks/harness/soak.py --only rows   one part; the rest of the record stays unchanged
 
-Needs ``/proc``. Ends with code 1 where memory, files or processes grow beyond their bounds, or a run that was ended and
-given again has lost something or holds it twice.
+Needs ``/proc``. The exit code is 1 if memory, files or processes grow beyond their bounds, or if an interrupted and
+repeated run has missing or duplicate results.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.style import BLUE, SMALL, TEXT, new_figure, plain_axes
 
 STEPS, ROWS, INTERRUPTIONS = 2000, 500, 20
-MOST_GROWTH = 16 << 20  # resident bytes, from the second quarter of a run to the last: medians of each
-MOST_FILES = 0  # open files more in the last quarter than in the second; temporary ones likewise
+MOST_GROWTH = 16 << 20  # bound in resident bytes: median of a run's last quarter minus that of its second quarter
+MOST_FILES = 0  # bound for additional open files, and for temporary files, over the same interval
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
 
@@ -57,7 +57,7 @@ SWEPT = 120  # rows of the sweep that is interrupted
 
 @dataclass(frozen=True)
 class Sample:
-    """What a process holds after so many steps or rows."""
+    """Resources of a process after a number of steps or rows."""
 
     at: int
     resident: int
@@ -67,7 +67,7 @@ class Sample:
 
 
 def sampled(at: int, temporary: Path) -> Sample:
-    """What this process holds now, and how many files there are in the folder of temporary ones."""
+    """Current resources of this process, and the number of files in the temporary folder."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     children = sum(len(path.read_text().split()) for path in Path("/proc/self/task").glob("*/children"))
     files = len(os.listdir("/proc/self/fd"))
@@ -75,7 +75,7 @@ def sampled(at: int, temporary: Path) -> Sample:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """What grew beyond its bound, in words."""
+    """One sentence for each resource that grew beyond its bound."""
     quarter = len(samples) // 4
     settled, last = samples[quarter : 2 * quarter], samples[-quarter:]
     faults = []
@@ -91,7 +91,7 @@ def grown(samples: Sequence[Sample]) -> list[str]:
 
 
 def growth_of(samples: Sequence[Sample]) -> float:
-    """Resident bytes, from the median of the second quarter to that of the last."""
+    """Growth in resident bytes from the median of the second quarter to that of the last quarter."""
     quarter = len(samples) // 4
     settled, last = samples[quarter : 2 * quarter], samples[-quarter:]
     return median(s.resident for s in last) - median(s.resident for s in settled)
@@ -101,7 +101,7 @@ def growth_of(samples: Sequence[Sample]) -> float:
 
 
 def long_training(folder: Path, temporary: Path) -> list[Sample]:
-    """A training of a tiny network with a checkpoint every 20 steps; a sample every 20 steps."""
+    """Train a tiny network with a checkpoint and a sample every 20 steps."""
     rng = np.random.default_rng(0)
     pairs = [tuple(rng.uniform(-1, 1, (2, 8, 8, 8)).astype(np.float32)) for _ in range(4)]
     samples: list[Sample] = []
@@ -116,7 +116,7 @@ def long_training(folder: Path, temporary: Path) -> list[Sample]:
 
 
 def long_prediction(folder: Path, temporary: Path) -> list[Sample]:
-    """Predictions of as many sizes, each a row of a sweep, in this process; a sample every 5 rows."""
+    """Predict memory for many sizes, one sweep row each, in this process; take a sample every 5 rows."""
     samples: list[Sample] = []
     for first in range(0, ROWS, 5):
         sizes = [(8 + 2 * (n % 10), 8 + 2 * (n // 10 % 10), 8 + 2 * (n // 100)) for n in range(first, first + 5)]
@@ -127,7 +127,7 @@ def long_prediction(folder: Path, temporary: Path) -> list[Sample]:
 
 
 def long_sweep(folder: Path, temporary: Path) -> list[Sample]:
-    """Rows of a sweep, each with its child process, some of which fail or die; a sample every 5 rows."""
+    """Run sweep rows, each in a child process; some children fail or die; take a sample every 5 rows."""
     samples: list[Sample] = []
 
     def numbers() -> Any:
@@ -141,12 +141,12 @@ def long_sweep(folder: Path, temporary: Path) -> list[Sample]:
     return samples
 
 
-# Runs that are ended
+# Interrupted runs
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run was ended: the signal, after how many of its own steps or rows, and the exit code."""
+    """Interruption of a run: the signal, the number of its own steps or rows before it, and the exit code."""
 
     signal: str
     done: int
@@ -156,7 +156,7 @@ class Ended:
 def interrupted(
     start: Callable[[], "subprocess.Popen[bytes]"], progress: Callable[[], int], most: int, random: Random
 ) -> list[Ended]:
-    """End a run :data:`INTERRUPTIONS` times and start it again each time; a fifth of the ends come while it starts."""
+    """Interrupt a run :data:`INTERRUPTIONS` times and restart it each time; one fifth of the signals hit its start."""
     ends = []
     while len(ends) < INTERRUPTIONS:
         before, process = progress(), start()
@@ -176,7 +176,7 @@ def interrupted(
 
 
 def ended_training(folder: Path, temporary: Path) -> tuple[list[Ended], list[str]]:
-    """A training that is ended again and again, against one that is not."""
+    """Compare a repeatedly interrupted training with an uninterrupted one."""
 
     def start(where: str) -> "subprocess.Popen[bytes]":
         words = [*TRAINING.split(), "--out", str(folder / where), "--resume"]
@@ -200,7 +200,7 @@ def ended_training(folder: Path, temporary: Path) -> tuple[list[Ended], list[str
 
 
 def ended_sweep(folder: Path, temporary: Path) -> tuple[list[Ended], list[str]]:
-    """A sweep with children that is ended again and again."""
+    """Check a repeatedly interrupted sweep with child processes."""
 
     def start() -> "subprocess.Popen[bytes]":
         return _process(str(HERE / "rows.py"), str(folder), str(SWEPT))
@@ -218,7 +218,7 @@ def ended_sweep(folder: Path, temporary: Path) -> tuple[list[Ended], list[str]]:
 
 
 def _left(temporary: Path) -> list[str]:
-    """What is left of children whose parents were killed: they look for them every second. PyTorch's cache may stay."""
+    """Files left by children of killed parents, which check for the parent every second. PyTorch's cache may stay."""
     time.sleep(3)
     left = sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor"))
     return [f"temporary files left: {', '.join(left)}"] if left else []
@@ -247,7 +247,7 @@ ENDED = {
 
 
 def main() -> int:
-    """Run, write the record, and say what was found."""
+    """Run the parts, write the record, and report the faults."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=(*LONG, *ENDED), default=[*LONG, *ENDED], metavar="PART")
     parser.add_argument("--out", type=Path, default=OUT, help="folder of soak.json, .md and .png")
@@ -273,7 +273,7 @@ def main() -> int:
 
 
 def watched(name: str, folder: Path, temporary: Path) -> dict[str, Any]:
-    """One part: what is recorded of it."""
+    """Run one part and return its entry in the record."""
     if name in LONG:
         samples = LONG[name][0](folder, temporary)
         columns = {key: [getattr(s, key) for s in samples] for key in asdict(samples[0])}
@@ -283,13 +283,13 @@ def watched(name: str, folder: Path, temporary: Path) -> dict[str, Any]:
 
 
 def made() -> dict[str, Any]:
-    """What made a part."""
+    """Code version and environment in which a part ran."""
     code = environment()
     return {key: code[key] for key in ("commit", "dirty", "torch", "python", "cpu")}
 
 
 def to_png(record: dict[str, Any]) -> bytes:
-    """Resident memory over the steps or rows of each long run."""
+    """Figure of the resident memory over the steps or rows of each long run."""
     figure, content = new_figure("double", 1.9), BytesIO()
     parts = [name for name in LONG if name in record]
     for at, name in enumerate(parts):

@@ -1,11 +1,11 @@
-"""Every switch against a plain step: what it saves in memory, what it costs in time, what it does to gradients.
+"""Comparison of every switch with a plain step: memory, time and gradients.
 
     python benchmarks/harness/switches.py results/switches
 
-Memory is predicted for CUDA, at 256³ and with a U-Net of width 64. Time is that of training steps on the CPU, of a
-small network and all switches in turn, round after round, so that what else the machine does strikes all alike; keep it
-idle. Gradients are those of one loss at equal weights, times and noise, on the CPU. Writes ``switches.csv``, with every
-time that was taken, and ``switches.md``.
+Memory is predicted for CUDA, at 256³ and with a U-Net of width 64. Time is measured for training steps of a small
+network on the CPU. Every round runs all switches in turn, so that other load affects all of them alike; keep the
+machine idle. Gradients are those of one loss at equal weights, times and noise, on the CPU. Writes ``switches.csv``,
+with every measured time, and ``switches.md``.
 """
 
 import csv
@@ -48,7 +48,7 @@ SWITCHES = (
 )
 MEMORY = {"r=4": METHODS["ppdm"].with_factor(4), "r=2": METHODS["ppdm"].with_factor(2), "full 3-D": METHODS["ddpm3d"]}
 EDGE, CARD = 256, Target(torch="2.13.0")
-# A level less than the memory's, so that a step takes a second and not ten.
+# One level less than for memory, so that a step takes one second instead of ten.
 TIMED = METHODS["ppdm"].with_factor(2).with_network(width=16, multipliers=(1, 2, 2))
 TIMED_EDGE, ROUNDS = 64, 10
 COMPARED, COMPARED_EDGE = TIMED.with_network(width=8), 16
@@ -56,14 +56,14 @@ COMPARED, COMPARED_EDGE = TIMED.with_network(width=8), 16
 
 @dataclass
 class Found:
-    """What one switch does.
+    """Effects of one switch.
 
     Attributes:
-        switch: as ``--vary`` and ``--set`` have it; empty for none.
-        memory: bytes of a training step by the method's name here, then of sampling.
-        seconds: of training steps, one a round.
-        first: seconds of the first step, which compiles where anything does.
-        difference: of the gradient, relative to its length; 0 is the same bits.
+        switch: in the syntax of ``--vary`` and ``--set``; empty for none.
+        memory: bytes of a training step, by the name of the method in this script, then bytes of sampling.
+        seconds: seconds of training steps, one for each round.
+        first: seconds of the first step, which includes compilation.
+        difference: difference of the gradient relative to its length; 0 means bit-identical.
     """
 
     switch: str
@@ -74,12 +74,12 @@ class Found:
 
 
 def switched(method: Method, switch: str) -> Method:
-    """The method with a switch."""
+    """The method with a switch set."""
     return vary(method, switch)[0].method if switch else method
 
 
 def peaks(switch: str) -> Iterator[tuple[str, int]]:
-    """Predicted bytes of training steps, and of sampling."""
+    """Predicted peak bytes of training steps and of sampling."""
     for name, method in MEMORY.items():
         for phase in ("train", "sample"):
             work = workload(switched(method, switch), phase, (EDGE,) * 3, 1, "cuda")
@@ -87,26 +87,26 @@ def peaks(switch: str) -> Iterator[tuple[str, int]]:
 
 
 def gradient(method: Method) -> Tensor:
-    """The gradient of one loss, as one vector; weights and draws do not depend on switches."""
+    """The gradient of one loss, as one vector; weights and random samples are the same for all switches."""
     training = Training.start(method, seed=0)
     with torch.no_grad():
         for number, weight in enumerate(training.network.parameters()):
             drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-            weight.add_(0.02 * drawn)  # the last layers start at zero, and would let no gradient through
+            weight.add_(0.02 * drawn)  # the last layers start at zero and would block the gradient
     source, target = torch.randn(2, 1, 1, *[COMPARED_EDGE] * 3, generator=torch.Generator().manual_seed(1))
     training_loss(method, training.network, source, target, torch.Generator().manual_seed(2)).mean().backward()
     return torch.cat([weight.grad.flatten() for weight in training.network.parameters() if weight.grad is not None])
 
 
 def step_seconds(training: Training, pair: Tensor) -> float:
-    """Of one training step."""
+    """Seconds of one training step."""
     began = time.perf_counter()
     training.step(pair[0], pair[1], 1e-4)
     return time.perf_counter() - began
 
 
 def measure(switches: Sequence[str]) -> list[Found]:
-    """Everything, the times last and in turn."""
+    """Measure everything; times come last, with all switches in turn."""
     found = [Found(switch) for switch in switches]
     plain = gradient(COMPARED)
     pair = torch.randn(2, 1, 1, *[TIMED_EDGE] * 3)
@@ -129,7 +129,7 @@ def measure(switches: Sequence[str]) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """As Markdown: memory against none, time against none of the same round, gradients."""
+    """The Markdown table: memory and time relative to no switch (time: in the same round), and gradients."""
     plain = found[0]
     names = list(plain.memory)
     heads = ["switch", *(f"{name} GiB" for name in names), "time of a step", "first step s", "gradient"]
@@ -138,13 +138,13 @@ def table(found: Sequence[Found]) -> str:
         ratios = [a / b for a, b in zip(one.seconds, plain.seconds, strict=True)]
         sizes = [f"{one.memory[name] / GIB:.2f}" for name in names]
         same = "same bits" if one.difference == 0 else f"{one.difference:.1e}"
-        switch = " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"  # so that it folds
+        switch = " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"  # so that it wraps
         lines.append([switch, *sizes, f"{median(ratios):.2f}×", f"{one.first:.1f}", same])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def caption() -> str:
-    """What the table's numbers are and were made with."""
+    """Caption: meaning and origin of the numbers in the table."""
     env = environment()
     about = ", ".join(f"{name} {env[name]}" for name in ("torch", "cpu", "threads", "commit") if env.get(name))
     return (
@@ -159,7 +159,7 @@ def caption() -> str:
 
 
 def as_csv(found: Sequence[Found]) -> str:
-    """Bytes and seconds, every one of them."""
+    """The CSV with all bytes and seconds."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     rounds = [f"step_seconds_{k}" for k in range(1, ROUNDS + 1)]
@@ -171,7 +171,7 @@ def as_csv(found: Sequence[Found]) -> str:
 
 
 def main(folder: Path) -> None:
-    """Measure, and write both files."""
+    """Run the measurements and write both files."""
     found = measure(SWITCHES)
     folder.mkdir(parents=True, exist_ok=True)
     text = f"# Switches\n\n{table(found)}\n\n{caption()}\n"

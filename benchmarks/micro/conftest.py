@@ -1,6 +1,6 @@
-"""Benchmarks in pairs: in every round each of the others runs right before ours, so that a busy machine slows them all.
+"""Paired benchmarks: in every round, each reference runs immediately before our code, so that load affects all alike.
 
-What the environment was goes into the saved run.
+The environment is saved with the results.
 """
 
 import time
@@ -19,10 +19,10 @@ Beside = Callable[..., Any]
 
 @pytest.fixture
 def beside(benchmark: BenchmarkFixture) -> Beside:
-    """Time some work beside others: ``beside(ours, {"nibabel": theirs}, rounds=10)`` returns what ours returned.
+    """Time our code and references: ``beside(ours, {"nibabel": theirs}, rounds=10)`` returns the result of ``ours``.
 
-    For each of the others ``extra_info["beside"]`` holds the quartiles of its seconds, and those of ours over theirs,
-    round by round.
+    For each reference, ``extra_info["beside"]`` has the quartiles of its seconds and of the ratios ours / theirs, which
+    are computed round by round.
     """
 
     def run(ours: Work, others: Mapping[str, Work], rounds: int, warmup_rounds: int = 2) -> Any:
@@ -35,7 +35,7 @@ def beside(benchmark: BenchmarkFixture) -> Beside:
                 seconds[name].append(time.perf_counter() - start)
 
         result = benchmark.pedantic(ours, setup=run_others, rounds=rounds, warmup_rounds=warmup_rounds)
-        if benchmark.stats:  # none where benchmarks are switched off
+        if benchmark.stats:  # None when benchmarks are disabled
             own = benchmark.stats.stats.data
             benchmark.extra_info["beside"] = {
                 name: {"seconds": quartiles(theirs[-rounds:]), "ratio": quartiles(ratios(own, theirs[-rounds:]))}

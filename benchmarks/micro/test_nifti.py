@@ -1,4 +1,4 @@
-"""Time of a scan read and written, beside plain nibabel: what checking everything and writing safely costs."""
+"""Time to read and write a scan, compared with plain nibabel: the cost of all checks and of atomic writing."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SUFFIXES = pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 
 @pytest.fixture
 def scan(tmp_path: Path, suffix: str) -> Path:
-    """Smooth values with noise, so that compression has something to do, on axes that have to be turned."""
+    """Write a scan with smooth values and noise, for realistic compression, and with axes that need reorientation."""
     d, h, w = np.meshgrid(*(np.linspace(0, 3, n) for n in SHAPE), indexing="ij")
     values = 1000 * np.sin(d) * np.cos(h) * np.sin(w) + np.random.default_rng(0).normal(0, 5, SHAPE)
     affine = np.diag([-1.0, -1.0, 2.0, 1.0])

@@ -1,4 +1,4 @@
-"""Time of PET's projector, whose two products are nearly all of a reconstruction, and of a whole subject."""
+"""Time of the PET projector, whose two products dominate a reconstruction, and of a whole subject."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ PLANE, SPACING, SLICES = (128, 128), (3.0, 3.0), 64
 @pytest.fixture(scope="module")
 def projector() -> Projector:
     projector = Projector(PLANE, SPACING)
-    assert projector.matrix.nnz > 0  # made here, so that the products alone are timed
+    assert projector.matrix.nnz > 0  # compute the matrix here, so that only the products are timed
     return projector
 
 

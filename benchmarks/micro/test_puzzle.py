@@ -1,6 +1,6 @@
-"""Time of the puzzle and its inverse, beside einops and a plain copy: what moves no voxel is the most there is.
+"""Time of the puzzle and its inverse, compared with einops and a plain copy, which is the upper bound of bandwidth.
 
-A permutation reads or writes with a stride, and so costs more than a copy, whoever does it.
+A permutation reads or writes with a stride, and therefore always costs more than a copy.
 """
 
 import einops
@@ -22,7 +22,7 @@ def lengths(factor: Factor) -> dict[str, int]:
 
 
 def tell_bandwidth(benchmark: BenchmarkFixture) -> None:
-    """A copy moves as many bytes: the share of its bandwidth is how much longer it would take."""
+    """Record the share of the copy's bandwidth: both move equally many bytes, so it is the ratio of their times."""
     if "beside" in benchmark.extra_info:
         slower = benchmark.extra_info["beside"]["copy"]["ratio"][1]
         benchmark.extra_info["share_of_copy_bandwidth"] = 1 / slower

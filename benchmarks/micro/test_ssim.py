@@ -1,4 +1,4 @@
-"""Time of one SSIM of a volume, beside scikit-image and MONAI with the same window."""
+"""Time of one SSIM of a volume, compared with scikit-image and MONAI with the same window."""
 
 import pytest
 import torch

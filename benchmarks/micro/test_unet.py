@@ -1,4 +1,4 @@
-"""Time of one training step of the U-Net, beside MONAI's of the same topology (and attention in its middle)."""
+"""Time of one training step of the U-Net, compared with MONAI's of equal topology (with attention in its middle)."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ MULTIPLIERS = (1, 2, 2)
 
 
 def training_step(net: nn.Module) -> Callable[[], Tensor]:
-    """Forwards, backwards and the optimiser's step on one small volume."""
+    """Return a training step on one small volume: forward pass, backward pass and optimiser step."""
     x, t = torch.randn(1, 2, SIZE, SIZE, SIZE), torch.rand(1)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
 
@@ -44,7 +44,7 @@ def test_step(benchmark: BenchmarkFixture, checkpointing: str) -> None:
 
 @pytest.mark.benchmark(group="U-Net training step")
 def test_step_in_bf16(benchmark: BenchmarkFixture) -> None:
-    """Few rounds: a CPU without bf16 of its own takes several times as long as in fp32."""
+    """Runs few rounds, because a CPU without native bf16 takes several times as long as in fp32."""
     assert benchmark.pedantic(training_step(ours("bf16")), rounds=3, warmup_rounds=1).isfinite()
 
 

@@ -1,6 +1,6 @@
 """The command line: ``ppdm-bench``. Results go to stdout, progress and errors to stderr.
 
-PyTorch is imported inside commands, so that ``--help`` and ``--version`` answer at once.
+PyTorch is imported inside commands, so that ``--help`` and ``--version`` start fast.
 """
 
 import os
@@ -82,13 +82,13 @@ from ppdm_bench.records import PHASES
 if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
-# Also where it is run as ``python -m ppdm_bench``: completion is for the command that is installed.
+# Used for ``python -m ppdm_bench`` too, because shell completion refers to the installed command.
 NAME = "ppdm-bench"
 
-# What may run as several processes at once: those that share their work, and those that write nothing.
+# Commands that may run as several processes: those that share the work, and those that write nothing.
 SHARED, SILENT = ("train", "quality"), ("env", "methods")
 
-# A usage error, by the name that every version of typer gives it.
+# Base class of usage errors; this expression works with every version of typer.
 UsageError = typer.BadParameter.__base__
 
 app = typer.Typer(
@@ -113,12 +113,12 @@ def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 something failed, 2 wrong usage, 130 interrupted."""
     arguments = sys.argv[1:]
     if len(arguments) == 2 and arguments[0] in ("--show-completion", "--install-completion"):
-        # A shell that is named: where it detects one, Typer takes no name and would pass over this one.
+        # The user names the shell; with shell detection enabled, Typer would ignore that name.
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     warnings.showwarning = show_warning
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left behind
     try:
-        # Wherever it stands: who adds it to a command that failed will add it at the end.
+        # --debug is accepted at any position: users append it to a command that failed.
         code = app([word for word in arguments if word != "--debug"], prog_name=NAME, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -126,7 +126,7 @@ def main() -> None:
         code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         notify("interrupted; everything written before is complete")
-        code = INTERRUPTED if leads() else 0  # as for an error: the first may be writing a checkpoint still
+        code = INTERRUPTED if leads() else 0  # as for an error: the leading process may still write a checkpoint
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -1,1 +1,1 @@
-"""``ppdm-bench ablate``: cells around a method, what each costs, and how good it is."""
+"""``ppdm-bench ablate``: cells around a method, with the cost and the quality of each."""

@@ -1,11 +1,11 @@
-"""The cells of an ablation: points of the design space around a method, along three axes and wherever one is varied.
+"""The cells of an ablation: points of the design space around a method, along three axes and by user variations.
 
-    space    r=1, r=2, r=4, r=8, r=1x2x2: puzzle factors, r = 1 leaves the volume as it is; haar
-    loss     off, cell, all: which differences the puzzle-gradient loss takes
+    space    r=1, r=2, r=4, r=8, r=1x2x2: puzzle factors, r = 1 leaves the volume unchanged; haar
+    loss     off, cell, all: which differences the puzzle-gradient loss uses
     bridge   brownian, linear, i2sb; noise: no bridge, Gaussian diffusion from noise
 
-Bridges predict the residual and the noise start predicts x0: the residual is what a path from the source has to add,
-and a path that starts from noise has no source to add it to.
+Bridges predict the residual, which a path from the source has to add to the source. Gaussian diffusion predicts x0,
+because a path from noise has no source to which a residual could be added.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ BRIDGES: Mapping[str, tuple[Kernel, str]] = {
     "i2sb": (I2SB(), "residual"),
     "noise": (Gaussian("cosine"), "x0"),
 }
-# Is it the puzzle or the bridge? Each with each.
+# Grid ``space``: separates the effect of the puzzle from that of the bridge by combining every space and every bridge.
 QUESTION = ("r=1", "r=2", "r=4", "haar"), ("brownian", "noise")
 
 DEFAULT = "default"
@@ -46,11 +46,11 @@ class Cell:
     """One cell.
 
     Attributes:
-        label: what tells it apart, such as ``r=4 loss=off``; ``default`` for the method itself.
-        method: the point; of a cell that is left out, the method that it lies around.
-        timed: whether it is trained at equal time too, and not at equal steps alone.
-        reason: why it is left out; empty if it is not.
-        levels: of space, loss and bridge; empty for one that was varied otherwise.
+        label: distinguishing label, such as ``r=4 loss=off``; ``default`` for the method itself.
+        method: the point in the design space; for a skipped cell, the base method.
+        timed: whether the cell is also trained at equal time, in addition to equal steps.
+        reason: why the cell is skipped; empty if it is not.
+        levels: levels of space, loss and bridge; empty for a cell from a user variation.
     """
 
     label: str
@@ -60,23 +60,23 @@ class Cell:
     levels: Levels | tuple[()] = ()
 
     def describe(self, base: str) -> dict[str, object]:
-        """As JSON values, what a table tells it apart by; ``base`` identifies the method that it lies around."""
+        """The fields that distinguish the cell in a table, as JSON values; ``base`` identifies the base method."""
         levels = dict(zip(("space", "loss", "bridge"), self.levels, strict=False))
         settings = {} if self.reason else settings_of(self.method)
         return {"label": self.label, "default": self.label == DEFAULT, "base": base, "levels": levels, **settings}
 
 
 def cells(base: Method, grids: Sequence[str], variations: Sequence[str] = ()) -> list[Cell]:
-    """The method itself first, then every other cell, each point once.
+    """All cells, without duplicates; the method itself is the first.
 
     Args:
-        base: the method that they lie around.
-        grids: of :data:`GRIDS`: ``one`` moves along one axis at a time, ``full`` along all at once, and ``space`` has
-            every representation with and without a bridge, which are trained at equal time too.
-        variations: ``name=a,b`` as :func:`ppdm_bench.variation.vary` reads them, each around the base.
+        base: base method of the cells.
+        grids: names from :data:`GRIDS`: ``one`` changes one axis at a time, ``full`` combines all axes, and ``space``
+            combines representations with and without a bridge; its cells are also trained at equal time.
+        variations: ``name=a,b`` in the syntax of :func:`ppdm_bench.variation.vary`, each applied to the base.
 
     Raises:
-        VariationError: a variation that cannot be read, or a point that there is not.
+        VariationError: a variation cannot be parsed, or a point does not exist.
     """
     made = [Cell(DEFAULT, base, levels=_own(base))]
     made += [_cell(base, levels, timed) for grid in grids for levels, timed in _levels(_own(base), grid)]
@@ -103,7 +103,7 @@ def settings_of(method: Method) -> dict[str, str]:
 
 
 def _levels(own: Levels, grid: str) -> Iterator[tuple[Levels, bool]]:
-    """The levels of every cell of a grid, and whether it is trained at equal time too."""
+    """The levels of every cell of a grid, and whether the cell is also trained at equal time."""
     axes = (FACTORS, LOSSES, tuple(BRIDGES))
     if grid == "full":
         yield from ((levels, False) for levels in product(*axes))
@@ -116,7 +116,7 @@ def _levels(own: Levels, grid: str) -> Iterator[tuple[Levels, bool]]:
 
 
 def _own(base: Method) -> Levels:
-    """The levels of the method itself; where it is on none, its own words for it, which no level has."""
+    """The levels of the method itself; where it matches none, its text form, which differs from every level."""
     spaces = {space: name for name, space in SPACES.items()}
     kinds = {type(kernel): name for name, (kernel, _) in BRIDGES.items()}
     space = _same(base).representation
@@ -130,7 +130,7 @@ def _cell(base: Method, levels: Levels, timed: bool) -> Cell:
     label = " ".join(changed) or DEFAULT
     try:
         method = _moved(base, own, levels)
-    except ValueError as error:  # a window that the representation does not suit, of a user's own method
+    except ValueError as error:  # a user's method may have a window that does not fit the representation
         return Cell(label, base, timed, str(error), levels)
     if method.loss.mode == "cell" and max(method.representation.cell) == 1:
         reason = "a cell of one voxel has no borders of its own: every difference crosses one, so it would be loss=all"
@@ -139,7 +139,7 @@ def _cell(base: Method, levels: Levels, timed: bool) -> Cell:
 
 
 def _moved(base: Method, own: Levels, levels: Levels) -> Method:
-    """The method at these levels; on an axis where it stands there, it keeps its own values."""
+    """The method moved to these levels; on an axis where the level is its own, it keeps its values."""
     method, (space, loss, bridge) = base, levels
     if space != own[0]:
         method = replace(method, representation=SPACES[space])
@@ -153,7 +153,7 @@ def _moved(base: Method, own: Levels, levels: Levels) -> Method:
 
 
 def _same(method: Method) -> Method:
-    """The same point in one way of writing it: the identity is the puzzle of factor 1."""
+    """Canonical form of a method: the identity is written as the puzzle of factor 1."""
     if isinstance(method.representation, Identity):
         return replace(method, representation=Puzzle(1))
     return method

@@ -1,7 +1,8 @@
-"""``ppdm-bench ablate`` on a cluster: the pace of all cells in one job, then every training in a job of its own.
+"""``ppdm-bench ablate`` on a cluster: one job measures the step time of all cells, then each training has its own job.
 
-Equal time means the same machine, so one job measures all cells, and its pace says how many steps fit, wherever they
-are trained. Predicting memory needs no GPU, and volumes are timed while they are scored: both are done in the command.
+Equal time refers to one machine. Therefore one job measures all cells, and its step times set the numbers of steps,
+on whichever machine a cell is trained. The command itself predicts memory, which needs no GPU, and scores and times
+the volumes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,23 +19,23 @@ from ppdm_bench.isolation.slurm import JOBS, LauncherError, spread
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
 
-PACE = "pace"  # the folder of that job's own records
+PACE = "pace"  # folder for the records of the job that measures step times
 
 
 def paces_in_job(plan: Ablation, out: Path, device: str, options: Mapping[str, Any]) -> dict[str, Record]:
-    """The record ``step_seconds`` of each cell by its label, all of one machine.
+    """The record ``step_seconds`` of each cell by its label, all from one machine.
 
-    Where one machine has measured all cells before, that counts, and there is no job: a run that is continued has the
-    steps that it began with.
+    If one machine has already measured all cells, its records are used without a new job, so that a resumed run keeps
+    its numbers of steps.
 
     Args:
-        plan: whose cells.
-        out: folder of the ablation, seen by all machines.
-        device: auto, cuda or cpu: of the job.
+        plan: the ablation with the cells.
+        out: folder of the ablation, accessible to all machines.
+        device: device of the job: auto, cuda or cpu.
         options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
 
     Raises:
-        LauncherError: jobs cannot be made, or this one was lost.
+        LauncherError: jobs cannot be submitted, or the job was lost.
     """
     ledger, batch_size = Ledger(out), plan.schedule.batch_size
     found = of_one_machine(plan.present, plan.shape, batch_size, device, ledger.earlier)
@@ -57,17 +58,17 @@ def trained_in_jobs(
     tell: Callable[[str], None],
     ended: Callable[[], None],
 ) -> Iterator[Done]:
-    """Every training in a job, and when all have ended, what each came to, scored here.
+    """Run each training in a job; when all jobs have ended, score the results in this process.
 
     Args:
-        plan: what is asked for.
+        plan: the ablation.
         wanted: the trainings.
         out, device, options: as for :func:`paces_in_job`.
-        tell: called with what is done now.
+        tell: called with a text on the current activity.
         ended: called when a job has ended.
 
     Raises:
-        LauncherError: jobs cannot be made.
+        LauncherError: jobs cannot be submitted.
     """
     tell(f"{len(wanted)} trainings in jobs")
     outcomes = train_in_jobs([work.trial for work in wanted], out, device, options, lambda trial: ended())
@@ -75,6 +76,6 @@ def trained_in_jobs(
 
 
 def _measured(plan: Ablation, folder: Path, device: str) -> dict[str, Record]:
-    """The work of one job: what was measured on its machine before is not measured again."""
+    """The work of one job; step times already measured on its machine are reused."""
     about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size)
     return measured(*about, training_device(device), RecordFile(folder / RECORDS))

@@ -25,15 +25,15 @@ def peaks(
     file: RecordFile,
     tell: Callable[[str], None],
 ) -> Iterator[list[Record]]:
-    """The records of each cell, size, phase and kind, as soon as they are there; those in the file are not made again.
+    """Yield the records of each cell, size, phase and kind as soon as they exist; those in the file are reused.
 
     Args:
-        cells: those that are not left out.
-        base: identifies the method that they lie around.
-        shapes: of the volumes.
-        batch_size: volumes at once.
-        file: where they are kept.
-        tell: called with what is done next.
+        cells: the cells that are not skipped.
+        base: identifier of the base method.
+        shapes: shapes of the volumes.
+        batch_size: number of volumes in a batch.
+        file: file of the records.
+        tell: called with a text on the next activity.
     """
     where, target = choose("auto", None)
     kinds = {"predicted"} if where == "predict" else {"predicted", "measured"}
@@ -61,7 +61,7 @@ def _configuration(cell: Cell, shape: Shape, batch_size: int) -> Configuration:
 
 
 def _known(plan: Plan, records: Sequence[Record]) -> list[Record]:
-    """What was found before by the same code; nobody knows what code that was changed since would find."""
+    """Records from an earlier run of the same commit; none if there are uncommitted changes."""
     here, wanted = environment(), (config_id(plan.configurations[0].describe()), plan.phases[0])
     same = [record for record in records if (record.config_id, record.phase) == wanted]
     if here["dirty"] or any(record.status not in ("ok", "oom") for record in same):

@@ -1,4 +1,4 @@
-"""What an ablation is to do, from the pace of its cells: which trainings, of how many steps, and how long it takes."""
+"""Plan of an ablation from the step times of its cells: the trainings, their steps and their estimated duration."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,24 +16,24 @@ from ppdm_bench.evaluation.comparison import Sampling
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import Record, config_id
 
-# Seconds beside the network's own: of reading, writing and scoring a prediction, and of a prediction of memory.
+# Seconds, without network evaluation: to read, write and score one predicted volume; to predict memory once.
 _SCORING, _PREDICTION = 0.3, 3.0
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What is asked for.
+    """An ablation as requested by the user.
 
     Attributes:
-        base: the method that the cells lie around.
-        cells: the base first.
+        base: base method of the cells.
+        cells: all cells; the base is the first.
         sets: the subjects of each task.
         schedule: steps and batch size of every training at equal steps.
-        seeds: of the trainings.
-        minutes: the time of every training at equal time; if absent, what the base takes for its steps.
-        sampling: how volumes are drawn.
-        split: which subjects are scored.
-        memory_shapes: sizes beside that of the subjects for which memory is predicted.
+        seeds: seeds of the trainings.
+        minutes: duration of every training at equal time; if absent, the time that the base needs for its steps.
+        sampling: sampling settings.
+        split: the split whose subjects are scored.
+        memory_shapes: additional volume shapes for which memory is predicted.
     """
 
     base: Method
@@ -48,33 +48,33 @@ class Ablation:
 
     @property
     def identity(self) -> str:
-        """Identifies the base in records: cells around another one are other cells."""
+        """Identifier of the base method in records; cells of different bases are different cells."""
         return config_id(self.base.to_dict())
 
     @property
     def present(self) -> list[Cell]:
-        """The cells that are not left out."""
+        """The cells that are not skipped."""
         return [cell for cell in self.cells if not cell.reason]
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of the first set's volumes."""
+        """Shape of the volumes of the first set."""
         return self.sets[0].recipe().grid.shape
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
-        """Every size for which memory is predicted."""
+        """All volume shapes for which memory is predicted."""
         return list(dict.fromkeys([*(one.recipe().grid.shape for one in self.sets), *self.memory_shapes]))
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices at which every cell's seam index is taken: of all cells, as far as the volumes have room."""
+        """The lattices of the seam index, the same for every cell: those of all cells that the volumes can hold."""
         found = lattices(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 
     @property
     def too_large(self) -> list[Factor]:
-        """The lattices whose seam index the volumes are too small for."""
+        """The lattices for which the volumes are too small to compute the seam index."""
         return [factor for factor in lattices(cell.method for cell in self.present) if not self._has_room(factor)]
 
     def _has_room(self, factor: Factor) -> bool:
@@ -88,11 +88,11 @@ class Work:
     """One training of one cell.
 
     Attributes:
-        cell: which.
-        trial: what is trained.
-        budgets: what it stands for: ``steps`` with their number, ``time`` with its seconds, or both where the steps
-            that fit into the time are that number.
-        seconds: that it will take, evaluation included.
+        cell: the cell.
+        trial: the training.
+        budgets: the budgets that it covers: ``steps`` with their number, ``time`` with its seconds, or both if the time
+            allows exactly that number of steps.
+        seconds: estimated duration, evaluation included.
     """
 
     cell: Cell
@@ -102,11 +102,11 @@ class Work:
 
 
 def works(plan: Ablation, paces: Mapping[str, Record]) -> list[Work]:
-    """Every training, task by task; the cells that a pace could not be measured of have none.
+    """Every training, task by task; cells without a measured step time have none.
 
     Args:
-        plan: what is asked for.
-        paces: ``step_seconds`` by the cells' labels.
+        plan: the ablation.
+        paces: records ``step_seconds`` by the labels of the cells.
     """
     return [
         _work(plan, cell, subjects, seed, steps, budgets, paces)
@@ -119,19 +119,19 @@ def works(plan: Ablation, paces: Mapping[str, Record]) -> list[Work]:
 
 
 def memory_each(plan: Ablation) -> list[float]:
-    """Seconds that each prediction of memory takes."""
+    """Estimated seconds of each memory prediction."""
     return [_PREDICTION] * (len(PHASES) * len(plan.present) * len(plan.shapes))
 
 
 def equal_time(plan: Ablation, paces: Mapping[str, Record]) -> float:
-    """Seconds of every training at equal time."""
+    """Duration of every training at equal time, in seconds."""
     steps = plan.schedule.steps
     assert steps is not None
     return 60 * plan.minutes if plan.minutes is not None else steps * _pace(paces[plan.cells[0].label])
 
 
 def _budgets(plan: Ablation, cell: Cell, paces: Mapping[str, Record]) -> dict[int, dict[str, float]]:
-    """The numbers of steps that a cell is trained for, and the budgets that each stands for."""
+    """The numbers of steps for which a cell is trained, with the budgets that each covers."""
     steps = plan.schedule.steps
     assert steps is not None
     found: dict[int, dict[str, float]] = {steps: {"steps": steps}}
@@ -153,7 +153,8 @@ def _work(
     paces: Mapping[str, Record],
 ) -> Work:
     pace = _pace(paces[cell.label])
-    # A forward pass is a third of a step, of one volume instead of a batch; on a CPU small ones gain little from that.
+    # A forward pass costs a third of a training step. It processes one volume instead of a batch, which saves little
+    # time for small volumes on a CPU, so that the batch size is ignored.
     evaluations = sum(k or cell.method.sampling.steps for k in plan.sampling.steps)
     cases = split_sizes(subjects.subjects)[plan.split] * len(subjects.recipe().pairs)
     sampling = cases * (evaluations * pace / 3 + _SCORING * len(plan.sampling.steps))

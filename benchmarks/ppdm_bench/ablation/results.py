@@ -1,4 +1,4 @@
-"""What ``ppdm-bench ablate`` leaves behind: tables and figures made from its records."""
+"""Output of ``ppdm-bench ablate``: tables and figures made from its records."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from ppdm_bench.report.tables import ablation
 
 
 def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
-    """Write tables and figures into the folder; the tables as text, and every file that was written."""
+    """Write tables and figures into the folder; return the tables as text and the written files."""
     written = [folder / RECORDS, *ablation.save(records, folder / "ablation")]
     for name, draw in (("ablation", ablation_figure), ("puzzle_or_bridge", space_figure)):
         try:
             figure = draw(records)
-        except ValueError:  # the cells that it shows were not asked for
+        except ValueError:  # the cells of this figure were not requested
             continue
         written += save(figure, folder / name)
     return ablation.to_text(records), written

@@ -1,4 +1,4 @@
-"""An ablation carried out: every cell trained, scored and recorded before the next one begins."""
+"""Execution of an ablation: each cell is trained, scored and recorded before the next one begins."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,17 +24,17 @@ from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record, RecordFile, config_id
 
-Tell = Callable[[str, float], None]  # what is done now, and the share of it that is behind
+Tell = Callable[[str, float], None]  # current activity, and the completed fraction of it
 
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one training, or of one prediction of memory.
+    """Result of one training, or of one memory prediction.
 
     Attributes:
-        records: what was found out.
-        fault: why something was not, in a sentence.
-        scored: what was evaluated of a training, for pictures of all of them.
+        records: the records of the result.
+        fault: reason of a failure, as one sentence.
+        scored: evaluation of a training, for pictures of all trainings.
     """
 
     records: Sequence[Record]
@@ -52,10 +52,10 @@ def remembered(plan: Ablation, out: Path, tell: Tell) -> Iterator[Done]:
 
 
 def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> Iterator[Done]:
-    """Every training, scored as soon as it has ended; what was trained or scored before is not done again.
+    """Run every training and score it when it has ended; finished trainings and scores are reused.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the same command goes on.
+        Interrupted: Ctrl-C or SIGTERM was received; the same command resumes.
         OSError: the folder cannot be written.
     """
 
@@ -73,7 +73,7 @@ def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> It
 def scored(
     plan: Ablation, wanted: Sequence[Work], outcomes: Iterable[Outcome], out: Path, tell: Tell
 ) -> Iterator[Done]:
-    """What every training came to, scored and recorded; that a job was lost is told and no finding."""
+    """Score and record the result of every training; a lost job is reported, but not recorded as a result."""
     file = RecordFile(out / RECORDS)
     earlier = file.read()
     for work, outcome in zip(wanted, outcomes, strict=True):
@@ -88,7 +88,7 @@ def scored(
 
 
 def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: Path) -> list[Path]:
-    """Picture data of the first subject of each task under every cell, of its first training: a file a task."""
+    """Write picture data, one file for each task: the first subject, predicted by the first training of every cell."""
     written = []
     for task in dict.fromkeys(one.task for one in scored):
         of_task = [one for one in scored if one.task == task]
@@ -100,7 +100,7 @@ def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: 
 
 
 def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Record]:
-    """A record for every task and cell that is not trained, with the reason."""
+    """A record with the reason for every task and cell that is not trained."""
     reasons = {cell.label: cell.reason for cell in plan.cells if cell.reason}
     reasons |= {label: record.reason for label, record in paces.items() if record.status != "ok"}
     of = {cell.label: cell for cell in plan.cells}
@@ -115,7 +115,7 @@ def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Rec
 
 
 def _kept(records: Sequence[Record], file: RecordFile, earlier: Sequence[Record]) -> list[Record]:
-    """Write what the file does not hold already."""
+    """Write the records that the file does not contain yet."""
     known = {record.content() for record in earlier}
     file.append(record for record in records if record.content() not in known)
     return list(records)
@@ -140,11 +140,11 @@ def _scored(
 
 
 def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
-    """The candidate under the cell's name, with a clock beside it."""
+    """The candidate with the label of the cell; its predictions are timed."""
 
     def predict(case: Case) -> Tensor:
         began = time.perf_counter()
-        volume = candidate.predict(case)  # on the CPU: it has been waited for
+        volume = candidate.predict(case)  # the result is on the CPU, so the device has finished
         seconds.setdefault(candidate.steps, []).append(time.perf_counter() - began)
         return volume
 
@@ -154,7 +154,7 @@ def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int
 
 
 def _volume_seconds(assessment: Assessment, candidate: Candidate, seconds: Sequence[float]) -> Record:
-    """Seconds of one translation as users get it, reading and scaling included."""
+    """Seconds of one translation as a user experiences it, reading and scaling included."""
     options = _timed_options(assessment, candidate)
     return Record(
         config_id=config_id(options),
@@ -184,7 +184,7 @@ def _timed_options(assessment: Assessment, candidate: Candidate) -> dict[str, An
 
 
 def _paced_before(assessment: Assessment, earlier: Sequence[Record]) -> list[Record]:
-    """The seconds a volume that were measured when these candidates were scored."""
+    """The records ``volume_seconds`` that were measured when these candidates were scored earlier."""
     wanted = [config_id(_timed_options(assessment, candidate)) for candidate in assessment.candidates]
     return [one for one in earlier if one.metric == "volume_seconds" and one.config_id in wanted]
 

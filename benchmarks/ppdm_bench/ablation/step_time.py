@@ -1,7 +1,7 @@
-"""How long a training step of each cell takes, measured in turn, so that what else the machine does strikes all alike.
+"""Step time of each cell; the cells are measured in turn, so that other load on the machine affects all of them alike.
 
-Equal time means so many steps as fit into it at this pace. A training that watched the clock itself would get fewer
-steps whenever the machine is busy, and could not be repeated; a number of steps can.
+Equal time is converted to the number of steps that fit at this step time. A training limited by the clock would run
+fewer steps on a busy machine and could not be reproduced; a training with a fixed number of steps can.
 """
 
 import time
@@ -19,10 +19,10 @@ from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.environment import environment
 from ppdm_bench.records import Record, RecordFile, config_id
 
-ROUNDS = 3  # after one that is not counted
+ROUNDS = 3  # after one warm-up round
 
 Shape = tuple[int, int, int]
-_MACHINE = ("cpu", "threads", "torch", "gpu")  # a pace that was measured on another is none here
+_MACHINE = ("cpu", "threads", "torch", "gpu")  # a step time is valid only on the same machine
 
 
 def paces(
@@ -34,19 +34,19 @@ def paces(
     file: RecordFile,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Record]:
-    """The record ``step_seconds`` of each cell by its label, from the file where this machine has measured it.
+    """The record ``step_seconds`` of each cell by its label, from the file if this machine has measured it.
 
-    So a run that is continued has the steps that it began with. A cell that does not fit into the device's memory has
-    a record without a value.
+    Therefore a resumed run keeps its numbers of steps. A cell that does not fit into the memory of the device has a
+    record without a value.
 
     Args:
-        cells: those that are not left out.
-        base: identifies the method that they lie around.
-        shape: of the volumes.
-        batch_size: pairs a step.
+        cells: the cells that are not skipped.
+        base: identifier of the base method.
+        shape: shape of the volumes.
+        batch_size: number of pairs in a step.
         device: cuda or cpu.
-        file: where they are kept.
-        tell: called with what is measured next.
+        file: file of the records.
+        tell: called with a text on the next measurement.
     """
     return of_cells(cells, base, shape, batch_size, measured(cells, base, shape, batch_size, device, file, tell))
 
@@ -60,7 +60,7 @@ def measured(
     file: RecordFile,
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Record]:
-    """The records of :func:`paces` by their ``config_id``: cells whose step is the same have one in common."""
+    """The records of :func:`paces` by ``config_id``; cells with the same training step share one record."""
     wanted = {cell.label: _options(cell.method, shape, batch_size) for cell in cells}
     known = _known(file, device)
     missing = {config_id(wanted[cell.label]): cell for cell in cells if config_id(wanted[cell.label]) not in known}
@@ -73,19 +73,19 @@ def measured(
 def of_cells(
     cells: Sequence[Cell], base: str, shape: Shape, batch_size: int, found: Mapping[str, Record]
 ) -> dict[str, Record]:
-    """The record of each cell by its label, out of records by their ``config_id``."""
+    """The record of each cell by its label, taken from records by ``config_id``."""
     return {cell.label: _of(cell, base, found[config_id(_options(cell.method, shape, batch_size))]) for cell in cells}
 
 
 def of_one_machine(
     cells: Sequence[Cell], shape: Shape, batch_size: int, device: str, records: Sequence[Record]
 ) -> dict[str, Record]:
-    """The records of a machine, whichever, that has measured every cell, by their ``config_id``; none without one.
+    """The records, by ``config_id``, of any one machine that has measured every cell; empty if there is none.
 
     Args:
         cells, shape, batch_size: as for :func:`paces`.
         device: cuda, cpu, or auto for either.
-        records: to look among; of several such machines, that which came last.
+        records: records to search; of several such machines, the last one is used.
     """
     wanted = {config_id(_options(cell.method, shape, batch_size)) for cell in cells}
     machines: dict[tuple[object, ...], dict[str, Record]] = {}
@@ -98,12 +98,12 @@ def of_one_machine(
 
 
 def _of(cell: Cell, base: str, record: Record) -> Record:
-    """The same record for a cell whose step is the same, such as one of another learning rate."""
+    """The same record for a cell with the same training step, such as one with another learning rate."""
     return replace(record, variant=cell.label, options=record.options | {"cell": cell.describe(base)})
 
 
 def _options(method: Method, shape: Shape, batch_size: int) -> dict[str, Any]:
-    """What a step depends on: not how long the training is, nor how volumes are drawn."""
+    """The settings that affect the time of a step; those of optimisation and sampling do not."""
     resolved = {key: part for key, part in method.to_dict().items() if key not in ("optimisation", "sampling")}
     return {"resolved": resolved, "shape": list(shape), "batch_size": batch_size}
 
@@ -121,9 +121,10 @@ def _known(file: RecordFile, device: str) -> dict[str, Record]:
 def _measure(
     cells: Mapping[str, Cell], shape: Shape, batch_size: int, device: str, tell: Callable[[str], None]
 ) -> dict[str, list[float]]:
-    """Seconds of each step, round after round; none for what does not fit into memory.
+    """Seconds of a step in each round; empty for a cell that does not fit into memory.
 
-    Of a method with several stages, the mean over a training: each stage's step weighed with its share of the steps.
+    For a method with several stages, this is the mean over a training: the step time of each stage is weighted by its
+    share of the steps.
     """
     trainings: dict[str, list[Training]] = {}
     times: dict[str, list[float]] = {name: [] for name in cells}

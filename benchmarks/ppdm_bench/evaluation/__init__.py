@@ -1,1 +1,1 @@
-"""Quality: what is compared, every candidate on every case, and what is made of it."""
+"""Quality evaluation: candidates and cases, their scores, and the tables and pictures made from them."""

@@ -1,4 +1,4 @@
-"""Every candidate on every case: predictions made, scored, and recorded, one case after the other."""
+"""Evaluation of every candidate on every case: predict, score and record, one case after the other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,21 +15,21 @@ from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record, config_id
 
-KEPT = 1 << 30  # bytes of predictions that pictures need not make again
+KEPT = 1 << 30  # bytes of predictions that are cached for pictures
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is to be found out.
+    """An evaluation to carry out.
 
     Attributes:
-        cases, candidates: the product of these.
+        cases, candidates: every candidate is evaluated on every case.
         preset: the metrics.
-        span: the data range that the preset was made for; None where it has one of its own.
-        task: what the records call the data.
-        data: where the cases come from, as JSON values.
+        span: data range for which the preset was made; None if the preset defines its own.
+        task: name of the data in the records.
+        data: origin of the cases, as JSON values.
         resample: whether targets on other grids are interpolated onto those of their sources.
-        command: who asks, as records have it.
+        command: name of the calling command in the records.
     """
 
     cases: Sequence[CaseFiles]
@@ -45,10 +45,10 @@ class Assessment:
     )
 
     def predict(self, candidate: Candidate, case: Case) -> Tensor:
-        """The prediction of a case, (D, H, W); not to be written into.
+        """The prediction of a case, (D, H, W); the caller must not modify it.
 
-        Pictures ask again for some of what was scored, which may have taken a thousand network evaluations: those with
-        a candidate's most evaluations are kept, as long as they take no more than `KEPT` bytes.
+        Pictures reuse some of the scored predictions, each of which may take a thousand network evaluations. Therefore
+        the predictions with the most evaluations of each candidate are cached, up to `KEPT` bytes in total.
         """
         key = (candidate.label, candidate.steps, case.name)
         if key in self._made:
@@ -61,22 +61,22 @@ class Assessment:
 
     @property
     def convention(self) -> dict[str, Any]:
-        """How it is measured, as JSON values."""
+        """The measuring convention, as JSON values."""
         return {"preset": self.preset.name, "data_range": self.span, "metrics": [*self.preset.metrics]}
 
 
 def carry_out(
     plan: Assessment, progress: Callable[[str], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
-    """Score one candidate after the other on one case after the other, and yield the records of each as it is done.
+    """Score every candidate on every case, case by case, and yield the records of each pair when it is done.
 
-    What cannot be read, translated or scored is a record with the reason, and loses nothing else.
+    A failure to read, translate or score becomes a record with the reason and does not affect other results.
 
     Args:
-        plan: what is to be found out.
-        progress: called with what is done next, in words.
-        known: records of earlier runs. A candidate that was scored on files of the same content, by the same code in
-            the same environment, is yielded from them and not computed again.
+        plan: the evaluation to carry out.
+        progress: called with a text on the next prediction.
+        known: records of earlier runs. They are reused for a candidate that was scored on files of the same content, by
+            the same code in the same environment.
     """
     for files in plan.cases:
         read = _Once(partial(read_case, files, resample=plan.resample))
@@ -87,7 +87,7 @@ def carry_out(
 
 
 class _Once:
-    """A case that is read when it is first asked for."""
+    """A case that is read on first use."""
 
     def __init__(self, read: Callable[[], Case]) -> None:
         self._read = read
@@ -107,7 +107,7 @@ def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str
             found += ceiling_scores(plan.preset, candidate.ceiling(case), case)
     except torch.OutOfMemoryError as error:
         return _without_value(plan, common | {"status": "oom", "reason": str(error).split(". ")[0]})
-    except (ValueError, RuntimeError) as error:  # a volume or a method's code may fail in many ways
+    except (ValueError, RuntimeError) as error:  # volumes and methods can fail in many ways
         return _without_value(plan, common | {"status": "error", "reason": str(error)})
     common |= {"shape": tuple(case.target.shape), "spacing": case.grid.spacing}
     return [_record(score, common) for score in found]
@@ -124,7 +124,7 @@ def _without_value(plan: Assessment, common: dict[str, Any]) -> list[Record]:
 
 
 def _scored_before(common: Mapping[str, Any], known: Sequence[Record]) -> list[Record]:
-    if common["env"]["dirty"] or not common["options"]["files"]:  # nobody knows whether code or files are the same
+    if common["env"]["dirty"] or not common["options"]["files"]:  # code or files may have changed
         return []
     same = [record for record in known if _identity(vars(record)) == _identity(common)]
     return same if all(record.status == "ok" for record in same) else []
@@ -157,7 +157,7 @@ def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[st
 
 
 def _digest(candidate: Candidate, files: CaseFiles) -> str:
-    """Of the case's files and the prediction's, if there is one; empty where one cannot be read."""
+    """Digest of the case's files and of the prediction file, if there is one; empty if a file cannot be read."""
     prediction = candidate.files.get(files.name)
     try:
         return files.digest(*([prediction] if prediction else []))

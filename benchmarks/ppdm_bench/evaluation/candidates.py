@@ -1,4 +1,4 @@
-"""What is evaluated: trained methods, predictions that were made before, and the input itself."""
+"""Candidates for evaluation: trained methods, existing predictions, and the input itself."""
 
 import hashlib
 from collections import Counter
@@ -22,20 +22,20 @@ INPUT = "input"
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """What gives a prediction for each case.
+    """A source of predictions, one for each case.
 
     Attributes:
-        method, variant: as records have them; together they tell candidates apart, but for their steps.
-        predict: the prediction of a case, (D, H, W), in the units of its target.
-        options: everything that the predictions depend on beside the case, as JSON values.
-        steps: network evaluations a volume, None without a network.
-        precision: of the network's arithmetic.
-        device: where the predictions are made.
-        seed: of their noise.
-        files: predictions that were made before, by the names of the cases.
-        untouched: whether the prediction is the input.
-        origin: the run or folder that it comes from.
-        ceiling: a case's target, encoded and decoded by a representation that is learned; absent without one.
+        method, variant: names in the records; candidates with equal names differ only in their steps.
+        predict: returns the prediction of a case, (D, H, W), in the units of its target.
+        options: all settings that affect the predictions, without the case, as JSON values.
+        steps: network evaluations for one volume; None without a network.
+        precision: precision of the network's arithmetic.
+        device: device on which predictions are made.
+        seed: seed of the noise.
+        files: existing predictions by case name.
+        untouched: whether the prediction is the unchanged input.
+        origin: run or folder from which the candidate comes.
+        ceiling: returns the target of a case after encoding and decoding by a learned representation; None without one.
     """
 
     method: str
@@ -53,12 +53,12 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Method and variant."""
+        """Method and variant, as one string."""
         return f"{self.method} {self.variant}".strip()
 
     @property
     def text(self) -> str:
-        """How a progress bar or a title calls it."""
+        """Name for progress bars and titles."""
         evaluations = "" if self.steps is None else f"{self.steps} evaluation{'s' if self.steps > 1 else ''}"
         return ", ".join(filter(None, (self.label, evaluations)))
 
@@ -69,7 +69,7 @@ def the_input(scaling: Scaling) -> Candidate:
 
 
 def most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Of every method and variant that predicts something, the candidate with the most network evaluations."""
+    """For every method and variant except the input, the candidate with the most network evaluations."""
     most: dict[str, Candidate] = {}
     for candidate in candidates:
         known = most.get(candidate.label)
@@ -79,10 +79,10 @@ def most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
-    """The checkpoints of runs, each with the variant that tells it apart from the others.
+    """The checkpoints of runs, each with a variant that distinguishes it from the others.
 
     Raises:
-        CheckpointError: one cannot be read.
+        CheckpointError: a checkpoint cannot be read.
     """
     loaded = [load(run, device=device) for run in runs]
     places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
@@ -93,10 +93,10 @@ def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
 def of_run(
     run: Path, variant: str, trained: Trained, steps: Sequence[int | None], precision: str | None, seed: int
 ) -> list[Candidate]:
-    """A candidate for each number of network evaluations, each once; None stands for the method's own.
+    """One candidate for each distinct number of network evaluations; None selects the method's own number.
 
     Raises:
-        TranslationError: the method has no such steps or precision.
+        TranslationError: the method does not support these steps or this precision.
     """
     weights = _digest(trained.network)
     counts = dict.fromkeys(trained.method.sampling.steps if k is None else k for k in steps)
@@ -106,16 +106,16 @@ def of_run(
 def read_folders(
     predictions: Sequence[Path], targets: Path, beside: Mapping[str, Path | None], suv_factor: float | None
 ) -> tuple[list[CaseFiles], list[Candidate]]:
-    """Cases and candidates from folders whose files bear the same names, with .nii or .nii.gz behind them.
+    """Cases and candidates from folders; files match by name, with suffix .nii or .nii.gz.
 
     Args:
         predictions, targets: the folders.
         beside: folders of the other files of a case (source, mask, labels), by their names in
             :class:`ppdm.evaluation.subjects.CaseFiles`.
-        suv_factor: what makes SUV of all their values; None where nothing is to be converted.
+        suv_factor: factor that converts all values to SUV; None for no conversion.
 
     Raises:
-        CaseError: a folder is none or empty, or a file has no counterpart.
+        CaseError: a path is not a folder, a folder is empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
     others = {role: scans_in(folder) for role, folder in beside.items() if folder is not None}
@@ -134,10 +134,10 @@ def read_folders(
 
 
 def scans_in(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix, in order.
+    """The NIfTI files of a folder by their names without suffix, sorted.
 
     Raises:
-        CaseError: it is no folder, has none, or has two of one name.
+        CaseError: the path is not a folder, the folder has no NIfTI file, or two files have the same name.
     """
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder; name one that holds .nii or .nii.gz files.")
@@ -183,7 +183,7 @@ def _made_before(folder: Path, variant: str, files: Mapping[str, Path]) -> Candi
 
 
 def _digest(network: nn.Module) -> str:
-    """12 hexadecimal digits of the weights."""
+    """Digest of the weights, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -191,7 +191,7 @@ def _digest(network: nn.Module) -> str:
 
 
 def _told_apart(labels: Sequence[tuple[str, str]], places: Sequence[str]) -> list[str]:
-    """Variants that differ wherever methods do not: by their place where a label is shared, else by number."""
+    """Unique variants: a shared label is extended by the place of the run and, if still not unique, by a number."""
     shared = Counter(labels)
     seen = Counter({(INPUT, ""): 1})
     variants = []
@@ -205,7 +205,7 @@ def _told_apart(labels: Sequence[tuple[str, str]], places: Sequence[str]) -> lis
 def _refuse_gaps(
     folder: Path, found: Mapping[str, Path], targets: Path, wanted: Mapping[str, Path], both: bool
 ) -> None:
-    """Every target needs its counterpart; of predictions, each needs its target, too."""
+    """Raise an error if a target has no counterpart or, with ``both``, if a file in ``found`` has no target."""
     missing = sorted(wanted.keys() - found.keys())
     extra = sorted(found.keys() - wanted.keys()) if both else []
     for names, there, absent in ((missing, targets, folder), (extra, folder, targets)):

@@ -1,4 +1,4 @@
-"""What is compared with what, from what was asked: runs on pairs, or folders of predictions and of targets."""
+"""Set up a comparison from the user's options: runs on pairs, or folders of predictions against a folder of targets."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,15 +22,15 @@ from ppdm_bench.evaluation.candidates import Candidate, of_run, read_folders, re
 
 @dataclass(frozen=True)
 class Measuring:
-    """How predictions are measured.
+    """Measuring options.
 
     Attributes:
-        convention: that of a challenge, one of :data:`ppdm.metrics.PRESETS`; the project's own if absent.
-        span: data range; if absent, that of the scaling. Of the project's own convention alone.
-        grids: lattices of the seam index; if absent, those of the methods. Likewise.
+        convention: convention of a challenge, a name in :data:`ppdm.metrics.PRESETS`; if absent, the project's own.
+        span: data range; if absent, that of the scaling. Only for the project's own convention.
+        grids: lattices of the seam index; if absent, those of the methods. Only for the project's own convention.
 
     Raises:
-        ValueError: an option that the convention does not have.
+        ValueError: the convention does not exist, or does not support an option.
     """
 
     convention: str | None = None
@@ -49,11 +49,11 @@ class Measuring:
         """The metrics and their data range.
 
         Args:
-            spans: the range of each run's scaling, by what the run is called.
+            spans: data range of each run's scaling, by the name of the run.
             grids: the lattices of the methods.
 
         Raises:
-            CaseError: the ranges differ, and none was asked for.
+            CaseError: the ranges differ, and the user specified none.
         """
         if self.convention is not None:
             return PRESETS[self.convention], None
@@ -66,13 +66,13 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How runs translate.
+    """Sampling settings of runs.
 
     Attributes:
         device: cuda or cpu.
-        steps: network evaluations, each a candidate; None stands for the method's own.
-        precision: the one it was trained in if absent.
-        seed: of the noise.
+        steps: numbers of network evaluations, one candidate for each; None selects the method's own number.
+        precision: precision of the network; if absent, that of the training.
+        seed: seed of the noise.
     """
 
     device: str = "cpu"
@@ -84,11 +84,11 @@ class Sampling:
 def compare_runs(
     runs: Sequence[Path], source: Subjects, split: str, how: Measuring, sampling: Sampling, progress: Progress
 ) -> Assessment:
-    """Runs against one another and against the input, on the pairs of a split.
+    """Compare runs with one another and with the input, on the pairs of a split.
 
     Raises:
-        CaseError: no pairs, or runs and pairs that do not go together.
-        CheckpointError, ManifestError, TranslationError: as the modules say.
+        CaseError: there are no pairs, or runs and pairs are incompatible.
+        CheckpointError, ManifestError, TranslationError: see the modules that define them.
     """
     loaded = read_runs(runs, sampling.device)
     everything = source.pairs(progress)
@@ -115,14 +115,14 @@ def compare_folders(
     suv_factor: float | None,
     how: Measuring,
 ) -> Assessment:
-    """Folders of predictions against a folder of targets, and against the sources where there are any.
+    """Compare folders of predictions with a folder of targets, and with the sources if there are any.
 
-    The data range is that of the targets as if they had been trained on: the median of their percentile ranges, one for
-    all; in PET it is 20 SUV.
+    The data range is computed from the targets as for training: one range for all, the median of their percentile
+    ranges; for PET it is 20 SUV.
 
     Raises:
-        CaseError: files that do not match.
-        IntensityError, VolumeError: a target without contrast, or that cannot be read.
+        CaseError: the files do not match.
+        IntensityError, VolumeError: a target has no contrast, or cannot be read.
     """
     cases, candidates = read_folders(predictions, targets, beside, suv_factor)
     scaling = _scaling(cases)
@@ -134,10 +134,12 @@ def compare_folders(
 
 
 def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
-    """The label of what differences are taken from: the first candidate, or a run's or folder's path, or a label.
+    """Label of the reference candidate for differences, given by label or by the path of its run or folder.
+
+    Without ``asked``, the reference is the first candidate.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: no candidate has this label or path.
     """
     if asked is None:
         return candidates[0].label
@@ -159,7 +161,7 @@ def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
 
 
 def _described(source: Subjects, split: str) -> tuple[str, dict[str, Any]]:
-    """What records call the data, and where they come from, without a path of this machine."""
+    """Name of the data in records, and their origin, without a path of this machine."""
     if isinstance(source, PhantomSubjects):
         return source.task, {**source.describe(), "split": split}
     name = f"{source.path.absolute().parent.name}/{source.path.name}"

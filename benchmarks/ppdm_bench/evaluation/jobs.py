@@ -1,4 +1,4 @@
-"""Trials on a cluster: each trained in a job of its own, in the folder that it has anyway."""
+"""Trials on a cluster: each is trained in its own job, in the same folder as without a cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,20 +17,20 @@ def train_in_jobs(
     options: Mapping[str, Any],
     show: Callable[[Trial], None] = lambda trial: None,
 ) -> list[Outcome]:
-    """Train each trial in a job; one that was trained before is not trained again, one that was cut goes on.
+    """Train each trial in a job; a finished trial is not trained again, an interrupted one resumes.
 
     Args:
         wanted: the trials.
-        out: folder of all of them, seen by all machines.
-        device: auto, cuda or cpu: of each job.
+        out: folder of all trials, accessible to all machines.
+        device: device of each job: auto, cuda or cpu.
         options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
         show: called when the job of a trial has ended.
 
     Returns:
-        What became of each, in their order.
+        The outcomes, in the order of the trials.
 
     Raises:
-        LauncherError: jobs cannot be made.
+        LauncherError: jobs cannot be submitted.
     """
     out = out.absolute()
     outcomes: dict[int, Outcome] = {}

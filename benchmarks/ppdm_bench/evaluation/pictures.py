@@ -1,4 +1,4 @@
-"""What the best and the worst subject look like: input, prediction, target and error in three planes."""
+"""Pictures of the best and the worst subject: input, prediction, target and error in three planes."""
 
 import re
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from ppdm_bench.report.series import Series, gather, metric_name
 
 
 def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Draw the best and the worst scan of every candidate, and return the files that were written.
+    """Draw the best and the worst scan of every candidate, and return the written files.
 
-    Of a candidate with several numbers of network evaluations, that with the most is drawn. The errors of the best and
-    the worst share one scale, so that the two can be compared. Of more candidates than a figure tells apart, the best
-    alone is drawn.
+    If a candidate has several numbers of network evaluations, the largest one is drawn. The error images of the best
+    and the worst scan share one scale, so that they can be compared. If there are more candidates than a figure can
+    distinguish, only the best candidate is drawn.
 
     Args:
-        plan: what was carried out.
-        records: what came of it.
-        folder: for the pictures, ``<candidate>-best.png`` and so on.
+        plan: the evaluation that was carried out.
+        records: its records.
+        folder: folder for the pictures, ``<candidate>-best.png`` and so on.
     """
     everything = {(series.label, series.steps): series for series in gather(records)}
     drawn = []
@@ -82,7 +82,7 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
 
 
 def _input(source: np.ndarray, target: Panel) -> Panel:
-    """MRI has a scale of its own; PET that of the target, unless it does not reach half of it (no attenuation)."""
+    """Panel of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
     panel = Panel(source, "input", target.colours, None, target.unit)
     alike = target.colours == "pet" and panel.limits[1] > target.limits[1] / 2
     return replace(panel, window=target.limits) if alike else panel

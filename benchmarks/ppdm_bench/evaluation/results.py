@@ -1,4 +1,4 @@
-"""What ``ppdm-bench evaluate`` leaves behind: records as they come, then tables and pictures made from them."""
+"""Output of ``ppdm-bench evaluate``: records during the run, then tables and pictures made from them."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -16,14 +16,14 @@ from ppdm_bench.report.tables import quality
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
-    """Carry the plan out; the records of each prediction are on disk before the next is made.
+    """Carry out the plan; the records of each prediction are written to disk before the next prediction.
 
-    A record that the file holds already, word for word, is not written again.
+    A record with content identical to one in the file is not written again.
 
     Args:
-        plan: what is to be found out.
-        folder: for the records.
-        progress: called with what is done next, and how many predictions of how many are done.
+        plan: the evaluation to carry out.
+        folder: folder for the records.
+        progress: called with a text on the next prediction, the number of finished predictions and their total.
     """
     ledger, records = Ledger(folder), []
     total, done = len(plan.cases) * len(plan.candidates), count()
@@ -35,7 +35,7 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
 
 
 def present(plan: Assessment, records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
-    """Write tables, figures and pictures into the folder; the table as text, and every file that was written."""
+    """Write tables, figures and pictures into the folder; return the table as text and the written files."""
     text, written = tabulate(records, reference, folder)
     if any(record.value is not None for record in records):
         written += draw_extremes(plan, records, folder)
@@ -44,7 +44,7 @@ def present(plan: Assessment, records: Sequence[Record], reference: str, folder:
 
 
 def tabulate(records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
-    """Write what is made from records alone: tables and figures; the table as text, and the files."""
+    """Write the tables and figures that need only records; return the table as text and the written files."""
     frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
     written = [*quality.save(frame, title, folder / "quality")]
     if any(record.value is not None for record in records):
@@ -63,7 +63,7 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """What could not be found out: a sentence for each reason, with where it was met."""
+    """Failed results: one sentence for each reason, with the affected cases, methods and metrics."""
     met: dict[str, list[Record]] = {}
     for record in records:
         if record.status != "ok":

@@ -1,4 +1,4 @@
-"""Picture data of the first subject: slices and error spectra of every candidate, which figures are made from later."""
+"""Picture data of the first subject: slices and error spectra of every candidate, from which figures are made later."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,18 @@ from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, sections, write_s
 
 
 def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write ``snapshot.npz``: the first case of the plan under every candidate that scored it.
+    """Write ``snapshot.npz``: the first case of the plan, predicted by every candidate that has a score for it.
 
-    The first is taken because nothing is known of it: a subject that is chosen by its result would flatter or blame
-    somebody. Of a candidate with several numbers of network evaluations, that with the most is taken.
+    The first case is used because this choice does not depend on the results; a case chosen by its result would favour
+    or disadvantage a candidate. If a candidate has several numbers of network evaluations, the largest one is used.
 
     Args:
-        plan: what was carried out.
-        records: what came of it.
-        folder: for the file.
+        plan: the evaluation that was carried out.
+        records: its records.
+        folder: folder for the file.
 
     Returns:
-        The file, or nothing where no candidate has a score of this case.
+        The file, or an empty list if no candidate has a score for this case.
     """
     first = plan.cases[0]
     scored = {(r.method, r.variant, r.steps): r for r in records if r.subject == first.name and r.value is not None}

@@ -1,4 +1,4 @@
-"""Trials: methods and points near them, trained on tasks under one budget, each in a folder of its own."""
+"""Trials: methods and their variations, trained on tasks with one budget, each in its own folder."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +24,13 @@ RUNS = "runs"
 
 @dataclass(frozen=True)
 class Trial:
-    """A method that is to be trained on a task.
+    """A method to train on a task.
 
     Attributes:
-        variation: what tells it apart from its method, such as ``kernel.gamma=1``; empty for the method itself.
+        variation: difference from the registered method, such as ``kernel.gamma=1``; empty for the method itself.
         method: the point in the design space.
-        subjects: what it is trained on.
-        schedule: for how long, and from which seed.
+        subjects: the training data.
+        schedule: duration and seed of the training.
     """
 
     variation: str
@@ -40,11 +40,11 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """How it is called beside other trials of its task."""
+        """Name that distinguishes it from other trials of its task."""
         return f"{self.method.name} {self.variation}".strip()
 
     def folder(self, out: Path) -> Path:
-        """Where its run is kept; the last part of it is what tables tell runs of one method apart by."""
+        """Folder of the run; tables distinguish runs of one method by its last part."""
         seed = f" s{self.schedule.seed}" if self.schedule.seed else ""
         name = re.sub(r"[^A-Za-z0-9_.=,+()-]+", "-", f"{self.variation or 'default'}{seed}").strip("-")
         return out / self.subjects.task / RUNS / self.method.name / name
@@ -52,10 +52,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial: its run, or why there is none.
+    """Result of a trial: its run, or the reason why there is none.
 
     Attributes:
-        lost: whether its job was lost, which says nothing of the trial.
+        lost: whether its cluster job was lost, which is no result of the trial.
     """
 
     trial: Trial
@@ -73,19 +73,19 @@ def trials(
     width: int | None = None,
     starts: Sequence[str] = (),
 ) -> list[Trial]:
-    """Every method, and every point near it, on every task from every seed, each once.
+    """Trials of every method and every variation of it, on every task with every seed, without duplicates.
 
     Args:
-        tasks: what is trained on.
+        tasks: the training data of each task.
         methods: registered names, or ``module:ATTRIBUTE``.
-        variations: ``name=a,b`` around each of the methods, one at a time.
+        variations: ``name=a,b``, applied to each method, one at a time.
         schedule: the budget of every trial.
-        seeds: of weights, order, times and noise.
-        width: channels of the finest level; each method's own if absent.
-        starts: ``name=value``, set in each method; the points near it are near that.
+        seeds: seeds of weights, order, times and noise.
+        width: channels of the finest level; if absent, each method's own.
+        starts: ``name=value``, set in each method before the variations are applied.
 
     Raises:
-        ValueError: a method or a variation that there is not.
+        ValueError: a method or a variation does not exist.
     """
     start = settled(one for text in starts for one in read_one(text))
     points = [point for name in methods for point in _points(_sized(find_method(name), width), start, variations)]
@@ -104,19 +104,19 @@ def carry_out_trials(
     preparing: Callable[[int, int], None],
     show: Callable[[Trial, StepReport], None],
 ) -> Iterator[Outcome]:
-    """Train one trial after the other; one that was trained before is not trained again, one that was cut goes on.
+    """Train the trials in sequence; a finished trial is not trained again, an interrupted one resumes.
 
-    A trial that cannot be trained, such as one that diverges, is told and loses no other.
+    A trial that cannot be trained, such as one that diverges, is reported and does not affect the others.
 
     Args:
         wanted: the trials.
-        out: folder of all of them.
-        device: where they are trained.
-        preparing: called with the phantoms that are there and those that are wanted.
+        out: folder of all trials.
+        device: device for the training.
+        preparing: called with the number of phantoms that exist and the number required.
         show: called after every step.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM came; the trial at work has a checkpoint.
+        Interrupted: Ctrl-C or SIGTERM was received; the current trial has a checkpoint.
         OSError: the folder cannot be written.
     """
     for trial in wanted:
@@ -139,16 +139,16 @@ def carry_out_trials(
 
 
 def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
-    """Record what each run of a plan cost to train, unless it stands there.
+    """Record the training cost of each run of a plan, unless it is already recorded.
 
-    That is ``train_seconds`` and ``train_steps``, and after a training on several GPUs ``train_peak_allocated``.
+    The records are ``train_seconds``, ``train_steps`` and, after a training on several GPUs, ``train_peak_allocated``.
 
     Args:
-        plan: whose candidates came from runs.
-        folder: of its records.
+        plan: the evaluation whose candidates come from runs.
+        folder: folder of its records.
 
     Returns:
-        These records, as they stand there.
+        These records, as in the file.
     """
     file = RecordFile(folder / RECORDS)
     known = {(record.config_id, record.metric): record for record in file.read() if not record.subject}
@@ -194,7 +194,7 @@ def _sized(method: Method, width: int | None) -> Method:
 
 
 def _points(method: Method, start: Sequence[Assignment], variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
-    """The method from which it starts and the points near it, each once and with what tells it apart."""
+    """The start method and its variations, without duplicates, each with a distinguishing label."""
     method = moved(method, start) if start else method
     seen = {}
     for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:

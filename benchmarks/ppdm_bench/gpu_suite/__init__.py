@@ -1,1 +1,1 @@
-"""Everything that needs a GPU, in pieces that each end within ten minutes."""
+"""All measurements that need a GPU, in pieces that each take at most ten minutes."""

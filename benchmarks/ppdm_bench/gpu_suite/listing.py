@@ -1,4 +1,4 @@
-"""The pieces, the most important first: each an ordinary command, and how it is made small to be tried on a CPU."""
+"""List of the pieces, the most important first: each is an ordinary command with options for a small trial on a CPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ from pathlib import Path
 from ppdm.simulation.tasks import TASKS
 from ppdm_baselines import METHODS, REFERENCE
 
-CARD = "NVIDIA H100 80GB"  # what the estimates are for
+CARD = "NVIDIA H100 80GB"  # the estimates are for this GPU
 
 SIZES = (64, 128, 192, 256)
-LARGEST = 512  # only for the first method: no other is meant to go so far
+LARGEST = 512  # only for the first method; the others are not designed for this size
 
-# Minutes of one training; a piece trains one method, and has time left for making subjects and for evaluating.
+# Minutes of one training; a piece trains one method and needs the remaining time to make subjects and to evaluate.
 MINUTES = 5
 
 
@@ -21,13 +21,13 @@ class Piece:
     """One ordinary command.
 
     Attributes:
-        name: how it is asked for.
-        purpose: what it finds out, in words.
-        command: its words, but for the device and the folder.
-        seconds: about how long it takes on ``CARD``.
-        tiny: words that make it small; of an option that is given twice, the later counts.
-        folder: where its records go; pieces that share one build on what the other measured there.
-        tiny_seconds: about how long it then takes on two cores.
+        name: name of the piece on the command line.
+        purpose: description of the measurement.
+        command: words of the command, without device and output folder.
+        seconds: estimated duration on ``CARD``.
+        tiny: additional words for a small trial; of an option that is given twice, the last value applies.
+        folder: folder of the records; pieces with the same folder reuse each other's measurements.
+        tiny_seconds: estimated duration of the small trial on two cores.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Piece:
     tiny_seconds: int = 60
 
     def words(self, device: str, out: Path) -> tuple[str, ...]:
-        """The whole command, for ``cuda``, or tiny for ``cpu``."""
+        """The complete command: full size for ``cuda``, small for ``cpu``."""
         tiny = self.tiny if device == "cpu" else ()
         return (*self.command, *tiny, "--device", device, "--out", str(out / self.folder))
 
     def estimate(self, device: str) -> int:
-        """Seconds, on ``CARD``, or tiny on two cores."""
+        """Estimated seconds: full size on ``CARD``, or small on two cores."""
         return self.tiny_seconds if device == "cpu" else self.seconds
 
 
 def listing() -> list[Piece]:
-    """All pieces, in the order of their importance."""
+    """All pieces, in order of importance."""
     first = next(iter(METHODS))
     core = list(dict.fromkeys((first, REFERENCE)))
     rest = [name for name in METHODS if name not in core]
@@ -87,7 +87,7 @@ def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, 
 
 
 def _verified(piece: Piece) -> Piece:
-    """The same in the same folder, so that what was measured is not measured again, and then verified."""
+    """The same piece with verification, in the same folder, so that existing measurements are reused."""
     return replace(
         piece,
         name=piece.name.replace("memory", "verify"),
@@ -112,7 +112,7 @@ def _speed(
 
 
 def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
-    """A piece a method. Each asks for those before it too, which are trained by then: so it compares them."""
+    """One piece for each method; it also includes the earlier methods, already trained, so that it compares them."""
     folder = f"quality-{size}-{task}"
     options = {"--size": str(size), "--subjects": "20", "--minutes": str(MINUTES), "--evaluations": "1,2,4,10"}
     tiny = {"--size": "16", "--subjects": "3", "--minutes": "0.01", "--evaluations": "1", "--width": "8"}
@@ -130,7 +130,7 @@ def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
 
 
 def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
-    """Memory and time of what makes a step leaner and faster, each switch alone and those for speed together."""
+    """Memory and time of a step with each switch separately, and with the switches for speed combined."""
     lean = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
     fast = (*lean[1:], "network.channels_last=true+network.compile=true")
     about = {"--res": str(size), "--factor": "4"}

@@ -1,4 +1,4 @@
-"""Pieces carried out one after the other, each in a process of its own, and what became of each as a record."""
+"""Run pieces in sequence, each in its own process, and record the result of each."""
 
 import os
 import signal
@@ -16,20 +16,20 @@ from ppdm_bench.gpu_suite.listing import Piece
 from ppdm_bench.records import Record, RecordFile, config_id
 
 PIECES = "pieces.jsonl"
-LIMIT = 600.0  # seconds: no piece goes on longer
+LIMIT = 600.0  # seconds; no piece runs longer
 
-_GRACE = 60.0  # seconds for a command that is told to end: a training writes its checkpoint first
-_SAME = ("gpu", "torch")  # a piece that was done on another card or release is not done
+_GRACE = 60.0  # seconds between SIGTERM and SIGKILL: a training first writes its checkpoint
+_SAME = ("gpu", "torch")  # a result from another GPU or PyTorch release does not count
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where pieces are carried out.
+    """Device and folder for running pieces.
 
     Attributes:
-        device: ``cuda``, or ``cpu``, where they are tiny.
-        out: folder for ``pieces.jsonl`` and for a folder a piece.
-        quiet: whether their own tables are kept from the standard output.
+        device: ``cuda``, or ``cpu`` for small trials.
+        out: folder for ``pieces.jsonl`` and for the folders of the pieces.
+        quiet: whether the output of the pieces to standard output is suppressed.
     """
 
     device: str
@@ -38,10 +38,10 @@ class Place:
 
 
 def state(place: Place, pieces: Sequence[Piece]) -> dict[str, Record | None]:
-    """What became of each piece when it was last carried out here, by name; None of one that was not.
+    """The record of the last run of each piece, by name; None for a piece that was not run.
 
-    It must have been the same command on the same card with the same PyTorch; where there is no card, any counts. The
-    commit may be another, or records that were committed would make all pieces undone.
+    Only runs of the same command on the same GPU with the same PyTorch count; on a machine without a GPU, all runs on
+    ``cuda`` count. The commit may differ, because otherwise committing the records would invalidate all pieces.
 
     Raises:
         RecordError: ``pieces.jsonl`` cannot be read.
@@ -51,7 +51,7 @@ def state(place: Place, pieces: Sequence[Piece]) -> dict[str, Record | None]:
 
 
 def in_order(pieces: Sequence[Piece], before: dict[str, Record | None]) -> list[Piece]:
-    """The pieces that are left to do: those that failed come last, so that they do not keep others from their turn."""
+    """The remaining pieces; those that failed come last, so that they do not delay the others."""
     left = [piece for piece in pieces if not _ended(before[piece.name], "ok")]
     return sorted(left, key=lambda piece: _ended(before[piece.name], "error", "killed"))
 
@@ -59,14 +59,14 @@ def in_order(pieces: Sequence[Piece], before: dict[str, Record | None]) -> list[
 def carry_out(
     pieces: Sequence[Piece], place: Place, seconds: float | None, begin: Callable[[Piece], None]
 ) -> Iterator[Record]:
-    """Carry pieces out in order, and yield what became of each; it is on the disk by then.
+    """Run pieces in order, and yield the record of each after it is written to disk.
 
     Args:
-        pieces: in the order wanted.
-        place: where.
-        seconds: time for all of them; it ends before a piece that is estimated to take longer than is left. None is
-            without end.
-        begin: called with each before it begins.
+        pieces: the pieces, in the order of execution.
+        place: device and folder.
+        seconds: time for all pieces; the run stops before a piece whose estimate exceeds the remaining time. None for
+            no limit.
+        begin: called with each piece before it begins.
 
     Raises:
         RecordError: ``pieces.jsonl`` cannot be written.
@@ -104,20 +104,20 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
 
 
 def _options(piece: Piece, place: Place) -> dict[str, Any]:
-    """What a piece is known again by; the folder of all may have been moved."""
+    """Identifying options of a piece, without the output folder, which may have been moved."""
     return {"piece": piece.name, "words": list(piece.words(place.device, Path()))}
 
 
 def _run(words: Sequence[str], quiet: bool, limit: float) -> int | None:
-    """The exit code of a command of ours; None if it had to be told to end.
+    """The exit code of a ``ppdm-bench`` command; None if it exceeded the time limit and was terminated.
 
-    Whatever happens, Ctrl-C included, it has ended when this returns.
+    The command has always ended when this function returns, also after Ctrl-C.
     """
-    # -P, and this process's path: what lies in the current folder hides no module.
+    # -P and this process's path: no file in the current folder may shadow a module.
     command = [sys.executable, "-P", "-m", "ppdm_bench", *words]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     sys.stdout.flush()
-    # A session of its own: Ctrl-C comes here, and is passed on as the signal that is never ignored.
+    # A new session: only this process receives Ctrl-C and sends the child SIGTERM, which the child never ignores.
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if quiet else None, env=env, start_new_session=True
     )

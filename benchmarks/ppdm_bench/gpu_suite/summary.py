@@ -1,4 +1,4 @@
-"""What all pieces found out together: one table of memory, and how true the predictions were."""
+"""Summary of all pieces: one memory table, and the agreement of predicted with measured peaks."""
 
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from ppdm_bench.report.tables import memory as table
 
 
 def records_of(folder: Path) -> list[Record]:
-    """The records of all pieces, folder by folder, without those of the pieces themselves."""
+    """The measurements of all pieces, folder by folder, without the records in ``pieces.jsonl``."""
     return [record for path in sorted(folder.glob("**/records.jsonl")) for record in RecordFile(path).read()]
 
 
 def summarise(folder: Path) -> tuple[str, list[Path]]:
-    """Write the table of memory of all pieces, and predicted against measured peaks, into the folder.
+    """Write the memory table of all pieces and a comparison of predicted with measured peaks into the folder.
 
     Returns:
-        What is to be printed, and every file that was written; nothing where no memory was measured.
+        The text to print and the written files; both empty if no memory was measured.
     """
     records = [record for record in records_of(folder) if record.command == "memory"]
     if not any(record.kind == "measured" and record.status == "ok" for record in records):

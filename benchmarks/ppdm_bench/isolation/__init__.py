@@ -1,1 +1,1 @@
-"""Work in processes of its own: child processes, sweeps, and jobs on a cluster."""
+"""Process isolation: child processes, sweeps of measurements, and cluster jobs."""

@@ -1,6 +1,6 @@
-"""What every child process does beside its measurement: it reads a request, answers it, and ends with its parent.
+"""Common part of every child process: read a request, write the answer, and exit when the parent exits.
 
-PyTorch is imported where something failed, so that a child that needs none starts at once.
+PyTorch is imported only to classify a failure, so that a child that does not need it starts fast.
 """
 
 import json
@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# What PyTorch's CPU allocator, cuDNN and cuBLAS say; none of them raises an error of its own kind for it.
+# Messages of PyTorch's CPU allocator, cuDNN and cuBLAS; none of them raises a specific exception type.
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Read a request as JSON from the standard input, and write its answer to the open file that it names.
+    """Read a JSON request from standard input and write the answer to the open file that the request names.
 
-    A file of its own, so that nothing that a method prints can be mistaken for the answer.
+    The answer has a separate file, so that output printed by a method cannot be mistaken for it.
     """
     request = json.load(sys.stdin)
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
@@ -30,7 +30,7 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def failure(error: Exception) -> dict[str, str]:
-    """Status and reason of a measurement that raised."""
+    """Status and reason of a measurement that raised an exception."""
     from ppdm_bench.memory.workload import fault
 
     if _ran_out_of_memory(error):
@@ -39,13 +39,14 @@ def failure(error: Exception) -> dict[str, str]:
 
 
 def _end_with(parent: int) -> None:
-    """A parent that is killed cannot end this process and its children, which would go on and hold the device.
+    """Exit when the parent exits: a killed parent cannot stop its children, which would keep the device occupied.
 
-    Its number is told: it may have ended while this process was still importing, and then another is the parent.
+    The request contains the parent's process ID, because the parent may exit while this process is still importing;
+    ``os.getppid`` then returns another process.
     """
     while os.getppid() == parent:
         time.sleep(1)
-    if os.getpgrp() == os.getpid():  # the runner gave it a group of its own
+    if os.getpgrp() == os.getpid():  # the runner started it in its own process group
         os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
@@ -59,6 +60,6 @@ def _ran_out_of_memory(error: Exception) -> bool:
 
 
 def _shortage(error: Exception) -> str:
-    """What was wanted, without the place in PyTorch's sources that comes first and the advice that comes last."""
+    """The allocation error without PyTorch's source location at the start and its advice at the end."""
     text = re.sub(r"^\[enforce fail at [^\]]*\][^.]*\. ", "", " ".join(str(error).split()))
     return ". ".join(text.split(". ")[:2]).rstrip(".") or "the system's memory does not suffice"

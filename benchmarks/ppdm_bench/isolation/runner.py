@@ -1,4 +1,4 @@
-"""One measurement, one fresh child process: a crash, a timeout or an out-of-memory is an answer, never an end."""
+"""Run each measurement in a fresh child process; a crash, timeout or out-of-memory error becomes an answer."""
 
 import json
 import os
@@ -15,14 +15,14 @@ from typing import IO, Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a child.
+    """Result of a child process.
 
     Attributes:
         status: ok, oom, timeout, error or killed.
-        reason: in words, wherever the status is not ok, and for what is to be known of an ok.
-        metrics: by name.
-        env: the environment of the child.
-        evaluations: of the network in one iteration, if the child said so.
+        reason: explanation where the status is not ok; a remark, if any, where it is ok.
+        metrics: values by metric name.
+        env: environment of the child.
+        evaluations: number of network evaluations in one iteration, if the child reported it.
     """
 
     status: str
@@ -35,16 +35,16 @@ class Answer:
 def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer:
     """Run ``python -m module`` on a request and wait for its answer.
 
-    Whatever happens, Ctrl-C included, the child and its children have ended when this returns.
+    The child and its descendants have always ended when this function returns, also after Ctrl-C.
 
     Args:
-        module: reads the request as JSON from its standard input, writes an answer to ``request["answer"]``, the number
-            of an open file, and ends when ``request["parent"]`` is its parent no longer, see
+        module: module that reads the request as JSON from standard input, writes an answer to the open file descriptor
+            ``request["answer"]``, and exits when ``request["parent"]`` is no longer its parent process, see
             :func:`ppdm_bench.isolation.child.serve`.
         request: JSON values.
-        timeout: seconds after which the child and its children are killed.
+        timeout: time limit in seconds; then the child and its descendants are killed.
     """
-    # Files without a name: whoever is killed, nothing of them stays on the disk.
+    # Unnamed temporary files leave nothing on the disk, whichever process is killed.
     with TemporaryFile() as asked, TemporaryFile() as answer, TemporaryFile() as errors:
         about = {"answer": answer.fileno(), "parent": os.getpid()}
         asked.write(json.dumps(dict(request) | about).encode())
@@ -55,22 +55,22 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
         except subprocess.TimeoutExpired:
             return Answer("timeout", too_long(timeout))
         answer.seek(0)
-        with suppress(ValueError):  # nothing, or what a child wrote that was killed meanwhile
+        with suppress(ValueError):  # empty, or incomplete because the child was killed while writing
             return Answer(**json.loads(answer.read()))
         errors.seek(0)
         return _without_answer(code, errors.read().decode(errors="replace"))
 
 
 class TimeIsUpError(BaseException):
-    """What runs in this process has taken too long. Not an Exception: code that catches those must not go on."""
+    """Time limit exceeded in this process. Not an Exception, so that code that catches Exception cannot continue."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise within the block when it takes longer; only the main thread can be interrupted, and others are not.
+    """Raise an error inside the block when the time limit is exceeded; without effect outside the main thread.
 
     Raises:
-        TimeIsUpError: the time is up; its text is :func:`too_long`.
+        TimeIsUpError: the time limit is exceeded; the message is that of :func:`too_long`.
     """
 
     def ring(*_: object) -> None:
@@ -80,7 +80,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, ring)
-    # Again and again: an exception that is raised while a weak reference is cleared is swallowed.
+    # Repeat the alarm: Python discards an exception that is raised while a weak reference is cleared.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
@@ -90,17 +90,17 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def too_long(seconds: float) -> str:
-    """The reason of a timeout, and what mends it."""
+    """The reason of a timeout, and the option that avoids it."""
     return f"it had not ended after {seconds:g} s; a larger --timeout gives it more"
 
 
 @contextmanager
 def _child(module: str, asked: IO[bytes], answer: IO[bytes], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """The child, in a session of its own, so that its children end with it.
+    """Start the child in a new session, so that its descendants can be killed with it.
 
-    It talks through files: a pipe would stay open for as long as any of its children lives.
+    The child communicates through files, because a pipe stays open as long as any of its descendants runs.
     """
-    # -P, and the parent's path: nothing that lies in the current folder may hide a module that the child needs.
+    # -P and the parent's path: no file in the current folder may shadow a module that the child needs.
     command = [sys.executable, "-P", "-m", module]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     streams: dict[str, Any] = {"stdin": asked, "stdout": subprocess.DEVNULL, "stderr": errors}
@@ -114,11 +114,11 @@ def _child(module: str, asked: IO[bytes], answer: IO[bytes], errors: IO[bytes]) 
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a killed child past ``Popen.wait``, whose lock a signal may have left taken when it ended that call."""
+    """Wait for a killed child without ``Popen.wait``, whose lock a signal may have left held by an interrupted call."""
     if child.returncode is None:
         try:
             child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
-        except ChildProcessError:  # that call had reaped it already, and was ended before it said so
+        except ChildProcessError:  # the interrupted call had already reaped it without setting the return code
             child.returncode = -signal.SIGKILL
 
 

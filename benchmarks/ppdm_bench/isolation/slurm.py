@@ -1,7 +1,7 @@
-"""Work spread over the jobs of a cluster by submitit, which makes, watches and cancels them.
+"""Distribute work over cluster jobs with submitit, which submits, monitors and cancels them.
 
-A job's work is a function that can be pickled and what it is called with. It keeps what it finds in files of its own as
-it goes, so that a job that is lost, started again, goes on where it was.
+The work of a job is a picklable function with its arguments. The function saves its results to its own files while it
+runs, so that a lost job resumes when it is started again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,24 +15,24 @@ from ppdm_bench.commands.terminal import in_words
 T = TypeVar("T")
 
 SUBMITIT = "submitit"
-JOBS = "jobs"  # folder of what jobs keep of their own
+JOBS = "jobs"  # folder for the files of the jobs
 LOGS = f"{JOBS}/logs"
 
 _CLUSTER = "cluster"
 
 
 class LauncherError(RuntimeError):
-    """Jobs cannot be made; the message says why."""
+    """Jobs cannot be submitted; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Ended(Generic[T]):
-    """What became of one piece of work.
+    """Result of one piece of work.
 
     Attributes:
-        number: of the piece, from 0.
-        found: what its function gave; None if it did not come to that.
-        fault: why, in a sentence.
+        number: index of the piece, from 0.
+        found: return value of its function; None if it failed.
+        fault: reason of the failure, as one sentence.
     """
 
     number: int
@@ -42,12 +42,12 @@ class Ended(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """A function that runs in a job; what it cannot do is told, as submitit would tell a traceback."""
+    """A function that runs in a job; an error is returned as a sentence, where submitit would report a traceback."""
 
     work: Callable[[], T]
 
     def __call__(self) -> tuple[T | None, str]:
-        """What the function gives, or why it cannot."""
+        """Return the value of the function, or None and the reason of its failure."""
         try:
             return self.work(), ""
         except (ValueError, OSError, RuntimeError) as error:
@@ -55,18 +55,18 @@ class Attempt(Generic[T]):
 
 
 def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str, Any]) -> Iterator[Ended[T]]:
-    """Run each piece of work in a job of its own, and yield what became of it as soon as it has ended.
+    """Run each piece of work in its own job, and yield its result as soon as the job has ended.
 
-    However this ends, no job is left.
+    No job remains when the generator ends, also after an error.
 
     Args:
-        works: functions without arguments that can be pickled.
-        folder: seen by all machines; scripts and logs of the jobs go to ``jobs/logs`` in it.
-        options: parameters of submitit's executor, such as ``slurm_partition``; ``cluster`` names another than the one
-            at hand, such as ``local``.
+        works: picklable functions without arguments.
+        folder: folder that all machines can access; scripts and logs of the jobs are written to ``jobs/logs`` in it.
+        options: parameters of submitit's executor, such as ``slurm_partition``; ``cluster`` replaces the detected
+            cluster by another one, such as ``local``.
 
     Raises:
-        LauncherError: submitit is not installed, or does not take the options.
+        LauncherError: submitit is not installed, or does not accept the options.
     """
     if not works:
         return
@@ -98,7 +98,7 @@ def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str,
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What submitit refuses, by exceptions of many kinds, in the first of its lines."""
+    """Convert submitit's exceptions, which have many types, to :class:`LauncherError` with their first line."""
     try:
         yield
     except Exception as error:

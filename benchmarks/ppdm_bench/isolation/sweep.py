@@ -1,7 +1,7 @@
-"""A sweep: cases one after the other, each in a fresh child process, kept as they come and continued where it was cut.
+"""Sweep: run cases in sequence, each in a fresh child process; save each result at once, so that a sweep can resume.
 
-Whoever measures something says what a child is told and which records its answer makes. What is measured again, what is
-left out and why, and what lies on the disk at every moment is decided here, and is the same for every command.
+The caller defines the request to a child and the records made from its answer. This module decides which cases are
+measured again, which are skipped and why, and when records are written; these rules are the same for every command.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +15,8 @@ from ppdm_bench.units import setting_text, shape_text
 
 RECORDS = "records.jsonl"
 
-# Options that are the size of a case: a case that is nowhere smaller than another, and else the same, needs as much
-# memory or more. A smaller puzzle factor is none of them: it needs less for weights, and pads less.
+# Options that define the size of a case: of two otherwise equal cases, the one that is not smaller in any of them needs
+# at least as much memory. The puzzle factor is not one: a smaller factor has fewer weights and less padding.
 SIZES = ("shape", "batch_size")
 
 _FINDINGS = {"ok", "oom"}
@@ -24,13 +24,13 @@ _FINDINGS = {"ok", "oom"}
 
 @dataclass(frozen=True)
 class Case:
-    """What one child is to find out, or one prediction.
+    """One measurement in a child process, or one prediction.
 
     Attributes:
-        metric: what it is about: that of its last record, and of the rows that stand for it where it failed.
-        common: fields that all its records share; among them ``config_id``, ``options`` and ``env``.
-        request: what the child is told, as JSON values.
-        parts: where it is about several values of the metric, the fields that tell them apart, such as ``steps``.
+        metric: main metric: the metric of the last record, and of the rows recorded after a failure.
+        common: fields that all records of the case share, including ``config_id``, ``options`` and ``env``.
+        request: request to the child, as JSON values.
+        parts: if the case has several values of the metric, the fields that distinguish them, such as ``steps``.
     """
 
     metric: str
@@ -39,17 +39,17 @@ class Case:
     parts: Sequence[Mapping[str, Any]] = ({},)
 
     def failed(self, status: str, reason: str, **fields: Any) -> list[Record]:
-        """The rows of a case that came to nothing."""
+        """The records of a case without a result."""
         about = {"kind": "measured", **self.common, "status": status, "reason": reason, **fields}
         return [Record(metric=self.metric, **{**about, **part}) for part in self.parts]
 
 
 class Sweep:
-    """Measures cases, or says why not.
+    """Measures cases, or records why a case is not measured.
 
     Args:
-        worker: the module of the children, see :func:`ppdm_bench.isolation.runner.run_child`.
-        timeout: seconds for one case.
+        worker: module that the children run, see :func:`ppdm_bench.isolation.runner.run_child`.
+        timeout: time limit for one case in seconds.
         known: records of earlier runs.
     """
 
@@ -62,12 +62,12 @@ class Sweep:
         self._exhausted = [r for r in everything if r.status == "oom" and not r.env.get("dirty")]
 
     def settled(self, case: Case) -> list[Record]:
-        """What an earlier run of the same code in the same environment found out about a case, if that stands.
+        """Valid records of a case from an earlier run of the same code in the same environment; empty if none.
 
-        Success and out-of-memory stand; a timeout stands until there is more time. An error, a kill and what was
-        skipped as a whole are tried again, and so is a case that was cut while its records were written.
+        Success and out-of-memory remain valid; a timeout remains valid until the time limit is raised. A case is
+        repeated after an error or a kill, if it was skipped completely, or if its records are incomplete.
         """
-        if case.common["env"].get("dirty"):  # changed code: nobody knows whether it is the same
+        if case.common["env"].get("dirty"):  # uncommitted changes: the code may differ from that of the earlier run
             return []
         same = (record for record in self._known.get(case.common["config_id"], ()) if _is_of(record, case))
         latest = {(record.metric, record.kind, record.steps): record for record in same}.values()
@@ -84,12 +84,12 @@ class Sweep:
     def measure(
         self, case: Case, make: Callable[[Answer, dict[str, Any]], list[Record]], doubt: str = ""
     ) -> list[Record]:
-        """The records of a case: found before, skipped with a reason, or those of a child.
+        """The records of a case: from an earlier run, skipped with a reason, or from a child process.
 
         Args:
-            case: what is to be found out.
-            make: records of an answer of status ok, from it and the fields that they share.
-            doubt: why it is not worth a try; what was found out before is told all the same. Empty if it is.
+            case: the case to measure.
+            make: makes the records from an answer of status ok and the fields that they share.
+            doubt: reason to skip the case; records of an earlier run are still returned. Empty to measure it.
         """
         if found := self.settled(case):
             return found
@@ -107,11 +107,11 @@ class Sweep:
         return case.failed(answer.status, answer.reason, env=env)
 
     def timed_out(self, case: Case, reason: str) -> list[Record]:
-        """The rows of a case that took too long; they say how long it was given."""
+        """The records of a case that exceeded the time limit; they contain this limit."""
         return case.failed("timeout", reason, options={**case.common["options"], "timeout": self.timeout})
 
     def _hopeless(self, case: Case) -> str:
-        """Why a case cannot but run out of memory, or nothing: one that is nowhere larger has."""
+        """Reason why a case must run out of memory: a case that is not larger already did. Empty if there is none."""
         for record in self._exhausted:
             if record.metric == case.metric and _is_of(record, case, *SIZES) and _is_within(record, case):
                 size = (shape_text(record.shape), setting_text("batch_size", record.batch_size))
@@ -120,7 +120,7 @@ class Sweep:
 
 
 def _given(record: Record) -> float:
-    """How many seconds a case had that took too long."""
+    """Time limit, in seconds, of a case that exceeded it."""
     seconds = record.options.get("timeout")
     return seconds if isinstance(seconds, int | float) else 0
 
@@ -130,7 +130,7 @@ def _has(record: Record, fields: Mapping[str, Any]) -> bool:
 
 
 def _is_of(record: Record, case: Case, *free: str) -> bool:
-    """Whether a record has the fields and options of a case, but for some; how long it was given is none of them."""
+    """Whether a record has the fields and options of a case, except those in ``free`` and the time limit."""
     unlike = {"options", *free} | ({"config_id", "spacing"} if free else set())
     if not _has(record, {name: value for name, value in case.common.items() if name not in unlike}):
         return False
@@ -142,19 +142,20 @@ def _is_of(record: Record, case: Case, *free: str) -> bool:
 
 
 def _is_within(record: Record, case: Case) -> bool:
-    """Whether the size of a record is nowhere larger than that of a case."""
+    """Whether no size of a record is larger than that of a case."""
     one, other = ([*fields.get("shape", ()), fields.get("batch_size") or 1] for fields in (vars(record), case.common))
     return all(a <= b for a, b in zip(one, other, strict=True))
 
 
 class Ledger:
-    """The records of a folder: those that it held, and those that a run adds, each on the disk when it is kept.
+    """The records of a folder: earlier ones and those that a run adds; each is written to disk when it is kept.
 
     Args:
-        folder: of ``records.jsonl``; it should be held alone, see :func:`ppdm_bench.commands.terminal.alone_in`.
+        folder: folder of ``records.jsonl``; lock it against other processes with
+            :func:`ppdm_bench.commands.terminal.alone_in`.
 
     Raises:
-        RecordError: there are records that cannot be read.
+        RecordError: the existing records cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -163,10 +164,10 @@ class Ledger:
         self._contents = {record.content() for record in self.earlier}
 
     def keep(self, records: Sequence[Record]) -> None:
-        """Add records, but for those that stand there already, word for word.
+        """Add records, except those with content identical to an existing record.
 
         Raises:
-            RecordError: they cannot be written; a part of them may have been.
+            RecordError: the records cannot be written; some of them may already be written.
         """
         new = [record for record in records if record.content() not in self._contents]
         self._file.append(new)
