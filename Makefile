@@ -43,10 +43,10 @@ gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTE
 	  $(if $(MINUTES),--minutes $(MINUTES))
 
 test: $(READY)  ## Run the tests
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-fast: $(READY) ## The quick tests, of every package: what to run while working
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 lint: $(READY)  ## Style, types, import direction, licences
 	$(BIN)/ruff check .
