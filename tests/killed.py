@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimiser would import it, in every fork
 
-from ppdm.training import trainer as optimisation
+from ppdm.training import trainer
 from ppdm.training.log import Log
 from ppdm_bench import cli
 
@@ -37,7 +37,7 @@ def forked(words: list[str], moment: int = ENDLESS) -> int:
     torch.set_num_threads(1)
     numbers = count()
     places = [(os, name) for name in ("replace", "fsync", "unlink")]
-    for owner, name in [*places, (Log, "write"), (optimisation, "average_decay")]:
+    for owner, name in [*places, (Log, "write"), (trainer, "average_decay")]:
         setattr(owner, name, killing(getattr(owner, name), lambda: next(numbers) == moment))
     sys.argv = ["ppdm-bench", *words]
     try:

@@ -25,7 +25,7 @@ from tiny_training import TINY, pair
 
 from ppdm.data.manifest import read_manifest
 from ppdm.method import Method
-from ppdm.training import loop as training
+from ppdm.training import loop
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks, joined
 from ppdm.training.run import Run
@@ -33,7 +33,7 @@ from ppdm.training.trainer import Training
 from ppdm.window import Patch
 from ppdm_baselines import METHODS
 from ppdm_bench import cli
-from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands import pair_sources
 from ppdm_bench.evaluation import pictures, results
 
 SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2)}
@@ -113,9 +113,9 @@ def fitted(folder: Path, method: Method) -> list[Any]:
         return update(self, rate)
 
     Training.update = watched  # type: ignore[method-assign]
-    reports: list[training.StepReport] = []
+    reports: list[loop.StepReport] = []
     with joined() as ranks:
-        network = training.fit(
+        network = loop.fit(
             method, PAIRS, validation=HELD, validate_every=2, progress=reports.append, log=folder / "log", **OPTIONS
         )
     kept = {"weights": list(network.parameters()), "gradients": seen}
@@ -126,7 +126,7 @@ def fitted(folder: Path, method: Method) -> list[Any]:
 def by_the_clock() -> list[int]:
     done = []
     with joined():
-        training.fit(TINY, PAIRS, minutes=0.005, batch_size=2, progress=lambda report: done.append(report.step))
+        loop.fit(TINY, PAIRS, minutes=0.005, batch_size=2, progress=lambda report: done.append(report.step))
     return done
 
 
@@ -187,10 +187,10 @@ def full(words: list[object]) -> Work:
 def quality(folder: Path) -> None:
     """Of two methods, the second of which cannot be trained; each GPU's memory is as many bytes as its rank and 100."""
     pairs = read_manifest(folder / "pairs.csv")
-    subjects.cached_set = lambda *_, **__: pairs
+    pair_sources.cached_set = lambda *_, **__: pairs
     pictures.save = results.save = lambda figure, stem: []
-    peaks = training._peaks
-    training._peaks = lambda device, ranks: peaks("cuda", ranks)
+    peaks = loop._peaks
+    loop._peaks = lambda device, ranks: peaks("cuda", ranks)
     torch.cuda.max_memory_allocated = lambda *_: 100 + Ranks.here().rank
     words = ["quality", "--task", "mri-t1t2", "--method", "tiny_training:TINY", "--steps", 2, "--batch-size", 2]
     words += ["--evaluations", 1, "--vary", "optimisation.learning_rate=1e30", "--device", "cpu"]

@@ -29,7 +29,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from ppdm import tiling as blocks
+from ppdm import tiling
 from ppdm.checkpoint import Trained, load
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import convention, data_range, scores
@@ -152,7 +152,7 @@ def flat(size: int, before: int, after: int, device: torch.device | None = None)
 def translated(trained: Trained, case: Case, blend: str = "ramp") -> Tensor:
     """The translation (D, H, W) of a case's source."""
     assert case.source is not None
-    with mock.patch.object(blocks, "ramp", flat if blend == "mean" else blocks.ramp):
+    with mock.patch.object(tiling, "ramp", flat if blend == "mean" else tiling.ramp):
         return translate_volume(trained, case.source, suv_factor=1.0 if case.in_suv else None)
 
 
@@ -201,7 +201,7 @@ def borders_of(trained: Trained, shape: Sequence[int]) -> Iterator[tuple[set[int
     method = trained.method
     window: Any = method.window
     latent = method.latent_shape(shape)
-    made = blocks.blocks_of(latent, window.block, window.overlap)
+    made = tiling.blocks_of(latent, window.block, window.overlap)
     for axis, cell in enumerate(method.representation.cell):
         ends = {end * cell for block in made for end in (block.place[axis].start, block.place[axis].stop)}
         yield ends - {0, latent[axis] * cell}, cell

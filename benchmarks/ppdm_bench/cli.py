@@ -38,6 +38,7 @@ from ppdm_bench.commands.options import (
     Precision,
     Preset,
     Resample,
+    Results,
     SamplePrecision,
     SampleSeed,
     Shape,
@@ -209,7 +210,7 @@ def memory(
     ] = None,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
-    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/memory"),
+    out: Results = Path("runs/memory"),
     json: Json = False,
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""

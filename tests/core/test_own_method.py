@@ -13,7 +13,7 @@ from tiny_training import pair
 
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
-from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands import pair_sources
 from ppdm_bench.evaluation import pictures, results
 from ppdm_bench.records import RecordFile
 
@@ -89,7 +89,7 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     scored = [r.metric for r in RecordFile("evaluation/records.jsonl").read() if r.method == row["method"]]
     assert ("reconstruction_psnr" in scored, "psnr" in scored) == (learned, True)
     pairs = read_manifest(Path("pairs.csv"))
-    monkeypatch.setattr(subjects, "cached_set", lambda *_, **__: pairs)
+    monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
     code, _, err = run("quality", *own, *small, "--task", "mri-t1t2", "--evaluations", 1, "--out", "quality")
     assert code == 0, err
     scored = [r.metric for r in RecordFile("quality/mri-t1t2/records.jsonl").read() if r.subject]

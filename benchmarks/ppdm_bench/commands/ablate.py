@@ -15,6 +15,9 @@ from ppdm_bench.commands.options import (
     Json,
     Launcher,
     LauncherOptions,
+    Runs,
+    Split,
+    SyntheticGrid,
     Tasks,
     Width,
     as_usage,
@@ -97,13 +100,13 @@ def ablate(
     size: Annotated[
         int | None, typer.Option(parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels.")
     ] = None,
-    phantom_grid: Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")] = "cubic",
+    phantom_grid: SyntheticGrid = "cubic",
     width: Width = None,
     batch_size: BatchSize = 2,
     evaluations: Annotated[
         str | None, typer.Option(help="Network evaluations per volume, such as 1,4; own means the method's number.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")] = "test",
+    split: Split = "test",
     memory_res: Annotated[
         str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256.")
     ] = None,
@@ -117,7 +120,7 @@ def ablate(
     device: Device = "auto",
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/ablations"),
+    out: Runs = Path("runs/ablations"),
     json: Json = False,
 ) -> None:
     """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
@@ -192,7 +195,7 @@ def _carried_out(
     plan: "Ablation", out: Path, quick: bool, device: str, jobs: dict[str, Any] | None
 ) -> tuple[list["Record"], list[str], list[Path]]:
     """All requested records, the failures, and the picture data."""
-    from ppdm_bench.ablation import run as course
+    from ppdm_bench.ablation import run
     from ppdm_bench.ablation.plan import memory_each, works
 
     _introduce(plan, quick)
@@ -202,15 +205,15 @@ def _carried_out(
         _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
         scoring = [_SCORING] * len(wanted) if jobs is not None else []
         whole = Whole(bar, [*each, *(work.seconds for work in wanted), *scoring])
-        records = [*pace.values(), *course.left_out(plan, pace, out)]
+        records = [*pace.values(), *run.left_out(plan, pace, out)]
         faults: list[str] = []
         scored: list[Assessment] = []
-        for done in chain(course.remembered(plan, out, whole.show), _trained(plan, wanted, out, whole, device, jobs)):
+        for done in chain(run.remembered(plan, out, whole.show), _trained(plan, wanted, out, whole, device, jobs)):
             records += done.records
             faults += [done.fault] if done.fault else []
             scored += [done.scored] if done.scored else []
             whole.ended()
-    return records, faults, course.keep_pictures(scored, records, out)
+    return records, faults, run.keep_pictures(scored, records, out)
 
 
 def _paces(
@@ -235,11 +238,11 @@ def _paces(
 def _trained(
     plan: "Ablation", wanted: Sequence["Work"], out: Path, whole: Whole, device: str, jobs: dict[str, Any] | None
 ) -> Iterator["Done"]:
-    from ppdm_bench.ablation import run as course
+    from ppdm_bench.ablation import run
     from ppdm_bench.ablation.jobs import trained_in_jobs
 
     if jobs is None:
-        return course.trained(plan, wanted, out, whole.show)
+        return run.trained(plan, wanted, out, whole.show)
     return trained_in_jobs(plan, wanted, out, device, jobs, whole.show, whole.ended)
 
 

@@ -29,6 +29,7 @@ MANIFEST = "pairs.csv"
 
 _SHORT = 15  # letters above a picture, if six stand side by side
 
+Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")]
 Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
 
 
@@ -193,7 +194,7 @@ def check(
 @app.command()
 def montage(
     manifest: Manifest,
-    out: Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")],
+    out: Picture,
     subject: Annotated[str | None, typer.Option(help="Subject to draw; default: the first.")] = None,
     resample: Resample = False,
 ) -> None:
@@ -219,7 +220,7 @@ def montage(
 @app.command()
 def sheet(
     manifest: Manifest,
-    out: Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")],
+    out: Picture,
     limit: Annotated[
         int, typer.Option("--subjects", parser=count(), metavar="N", help="Largest number of subjects.")
     ] = 12,

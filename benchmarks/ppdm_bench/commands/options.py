@@ -206,7 +206,7 @@ Checkpointing = Annotated[
 Shape = Annotated[str | None, typer.Option(help="Volume size in voxels: D,H,W.")]
 Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
 Precision = Annotated[str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.")]
-BatchSize = Annotated[int, typer.Option(parser=count(), metavar="N", help="Batch size: volumes at once.")]
+BatchSize = Annotated[int, typer.Option(parser=count(), metavar="N", help="Batch size.")]
 Preset = Annotated[
     str, typer.Option(help="Preset: matched (one U-Net for all methods) or authors (the network of each paper).")
 ]
@@ -225,7 +225,10 @@ Methods = Annotated[
     ),
 ]
 Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
-
+Split = Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")]
+SyntheticGrid = Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")]
+Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
+Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 
 # Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
 TaskName = Annotated[str | None, typer.Option(help="Synthetic task: pet-denoise, pet-joint or mri-t1t2.")]

@@ -16,7 +16,10 @@ from ppdm_bench.commands.options import (
     Launcher,
     LauncherOptions,
     Methods,
+    Runs,
+    Split,
     Start,
+    SyntheticGrid,
     Tasks,
     Width,
     as_usage,
@@ -76,7 +79,7 @@ def quality(
             parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."
         ),
     ] = None,
-    grid: Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")] = "cubic",
+    grid: SyntheticGrid = "cubic",
     width: Width = None,
     batch_size: BatchSize = 1,
     seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
@@ -86,13 +89,13 @@ def quality(
             help="Network evaluations per volume; default: 1,2,4,10,own, where own means the method's number."
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")] = "test",
+    split: Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
     device: Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
-    out: Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")] = Path("runs/quality"),
+    out: Runs = Path("runs/quality"),
     json: Json = False,
 ) -> None:
     """Train methods on tasks under one budget and evaluate them. The same command again continues."""

@@ -17,6 +17,7 @@ from ppdm_bench.commands.options import (
     Methods,
     Precision,
     Preset,
+    Results,
     Shape,
     Start,
     Variations,
@@ -66,7 +67,7 @@ def speed(
             parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
         ),
     ] = 600,
-    out: Annotated[Path, typer.Option(help="Folder for records, tables and figures.")] = Path("runs/speed"),
+    out: Results = Path("runs/speed"),
     json: Json = False,
 ) -> None:
     """Time training steps and volumes. The same command again repeats nothing."""

@@ -9,7 +9,7 @@ from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures import quality as dots
+from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.quality_ladder import MANY, ladder_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables import quality
@@ -56,9 +56,9 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     labels = {(record.method, record.variant) for record in records if record.steps}
     if len(labels) > MANY:
         return [*save(ladder_figure(records, title), folder / "ladder")]
-    written = [*save(dots.subjects_figure(records, title), folder / "subjects")]
+    written = [*save(subjects_figure(records, title), folder / "subjects")]
     if len({record.steps for record in records if record.steps}) > 1:
-        written += save(dots.evaluations_figure(records, title), folder / "evaluations")
+        written += save(evaluations_figure(records, title), folder / "evaluations")
     return written
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from ppdm_baselines import REFERENCE
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures import memory_figures as figure
-from ppdm_bench.report.figures.measured import measured_table
+from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables import memory as table
 
 
@@ -27,4 +27,4 @@ def summarise(folder: Path) -> tuple[str, list[Path]]:
     written = list(table.save(table.memory_table(records, reference=REFERENCE), folder / "memory"))
     agreement = measured_table(records)
     written.append(replace_file(folder / "agreement.md", agreement.encode()))
-    return agreement, [*written, *figure.save(figure.measured_figure(records), folder / "agreement")]
+    return agreement, [*written, *save(measured_figure(records), folder / "agreement")]

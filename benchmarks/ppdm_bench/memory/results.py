@@ -9,8 +9,10 @@ from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.memory.explain import explain, stem
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.breakdown import breakdown_figure
+from ppdm_bench.report.figures.memory import headline, memory_figure
 from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
+from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables import memory as table
 from ppdm_bench.units import shape_text
 
@@ -67,11 +69,11 @@ def present(
     frame = table.memory_table(records, reference=REFERENCE, budget=budget)
     written = [folder / RECORDS, *table.save(frame, folder / "memory", assumed=assumed)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
-        written += figure.save(figure.memory_figure(records, reference=REFERENCE), folder / "memory")
-        if chosen := figure.headline(records):
-            written += figure.save(figure.memory_figure(chosen, reference=REFERENCE), folder / "overview")
+        written += save(memory_figure(records, reference=REFERENCE), folder / "memory")
+        if chosen := headline(records):
+            written += save(memory_figure(chosen, reference=REFERENCE), folder / "overview")
     if any(record.metric == "activations" for record in records):
-        written += figure.save(figure.breakdown_figure(records), folder / "breakdown")
+        written += save(breakdown_figure(records), folder / "breakdown")
     return table.to_text(frame, assumed=assumed), written
 
 

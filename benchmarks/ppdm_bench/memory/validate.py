@@ -15,8 +15,8 @@ from ppdm_bench.memory.published_runs import predict_published, target_of
 from ppdm_bench.memory.reference import reference_records, reference_table
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures import memory_figures as figure
-from ppdm_bench.report.figures.agreement import Look, agreement_table
+from ppdm_bench.report.figures.agreement import Look, agreement_table, validation_figure
+from ppdm_bench.report.figures.style import save
 
 # Names of the tables and figures, files of their published records, and the property that distinguishes the points.
 PUBLISHED: Sequence[tuple[str, Path, Look]] = (
@@ -53,7 +53,7 @@ def present(records: Sequence[Record], out: Path, look: Look) -> tuple[str, list
     """Write table and figures of published records and predictions; return the table and the written files."""
     table = agreement_table(records)
     place = replace_file(out.with_suffix(".md"), table.encode())
-    return table, [place, *figure.save(figure.validation_figure(records, look), out)]
+    return table, [place, *save(validation_figure(records, look), out)]
 
 
 def _compare_networks(out: Path) -> str:

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -23,13 +23,26 @@ from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import MIB, Target
 
 T = TypeVar("T")
-# A configuration and its phase. A third entry limits the prediction to whether the case fits.
-Case = tuple[Configuration, str] | tuple[Configuration, str, bool]
+_FIXED = ("params", "grads", "optimizer")
+
+
+class Case(NamedTuple):
+    """One prediction.
+
+    Attributes:
+        configuration, phase: configuration and phase to predict.
+        brief: whether only the verdict is wanted, so that the prediction ends when it is clear that the case does not
+            fit.
+    """
+
+    configuration: Configuration
+    phase: str
+    brief: bool = False
+
+
 # A generator that yields a case and receives its look, or yields questions to run concurrently and receives answers.
 Question = Generator["Case | list[Question[Any]]", Any, T]
 Submit = Callable[[Case], "Future[Look]"]
-
-_FIXED = ("params", "grads", "optimizer")
 
 
 class NoOutlook(RuntimeError):
@@ -42,15 +55,14 @@ def predict(case: Case, target: Target) -> Look:
     Raises:
         NoOutlook: the method cannot be run or predicted.
     """
-    configuration, phase, *brief = case
+    configuration, phase, brief = case
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
     limit = target.room if brief else None
     try:
         peak = predict_peak(work.build, work.step, work.iterations, target, limit=limit)
-    except torch.OutOfMemoryError:
-        assert limit is not None
-        return Look(False, limit, brief=True)
     except Exception as error:  # the code of a method can raise any exception
+        if limit is not None and isinstance(error, torch.OutOfMemoryError):
+            return Look(False, limit, brief=True)
         raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
     return Look(bool(peak.fits), need(peak), sum(peak.breakdown[kind] for kind in _FIXED))
 

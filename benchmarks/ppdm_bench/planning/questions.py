@@ -64,7 +64,7 @@ def phases_of(method: Method) -> tuple[str, ...]:
 
 def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[Answer]:
     """Run all questions for one method in one phase: first whether it fits, then the others concurrently."""
-    base = yield asked, phase
+    base = yield Case(asked, phase)
     parts: dict[str, Question[Any]] = {"cube": _cube(asked, phase, target, bounds, base)}
     # Only training needs the batch size: sampling can process volumes one by one, and predicting batches is slow.
     if phase.endswith("train"):
@@ -122,7 +122,7 @@ def _cube(asked: Configuration, phase: str, target: Target, bounds: Bounds, base
         bounds.edge // step,
         target,
         lambda k: (k * step) ** 3,
-        lambda k: (with_edge(asked, k * step), phase),
+        lambda k: Case(with_edge(asked, k * step), phase),
         known,
         (prod(asked.shape), base),
     )
@@ -133,7 +133,7 @@ def _batch(asked: Configuration, phase: str, target: Target, bounds: Bounds, bas
         max(bounds.batch, asked.batch_size),
         target,
         float,
-        lambda n: (replace(asked, batch_size=n), phase),
+        lambda n: Case(replace(asked, batch_size=n), phase),
         {asked.batch_size: base},
         (asked.batch_size, base),
     )
@@ -145,7 +145,7 @@ def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, ba
 
     def case(k: int) -> Case:
         same = (factors[k - 1],) * 3 == own
-        return asked if same else replace(asked, factor=factors[k - 1]), phase
+        return Case(asked if same else replace(asked, factor=factors[k - 1]), phase)
 
     known = {k: base for k, factor in enumerate(factors, start=1) if (factor,) * 3 == own}
     return _search(len(factors), target, lambda k: factors[k - 1] ** -3.0, case, known, (1 / prod(own), base))
@@ -163,12 +163,12 @@ def _switches(
     if not others:
         return {}, None
     strongest = others[-1]
-    looks = {strongest: (yield strongest, phase)}
+    looks = {strongest: (yield Case(strongest, phase))}
     if not looks[strongest].fits:
         cube = yield from _cube(strongest, phase, target, bounds, looks[strongest])
         return looks, (strongest, cube)
     for one in others[:-1]:
-        looks[one] = yield one, phase, True
+        looks[one] = yield Case(one, phase, brief=True)
         if looks[one].fits:
             break
     return {one: looks[one] for one in others if one in looks}, None

@@ -55,7 +55,8 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
         shown = bar.add_task("loading", total=len(questions))
 
         def tell(answered: int, made: int, case: Case) -> None:
-            text = f"{made} predictions; {case[0].method} {case[1]} {'×'.join(map(str, case[0].shape))}"
+            what = case.configuration
+            text = f"{made} predictions; {what.method} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
 
         answers = ask_all(questions, submit, tell)

@@ -24,6 +24,7 @@ class Block:
         site: the module that made it, where modules are followed.
         shape, dtype: of the tensor that it was seen with first.
         basis: ``assumed`` if it is a buffer of a rule that no published counter has shown yet for such a call.
+        counted: whether it was known to lie on the target at its birth, so that ``Timeline.alive`` counts it.
     """
 
     size: int
@@ -34,14 +35,15 @@ class Block:
     shape: tuple[int, ...] = ()
     dtype: str = ""
     basis: Basis = "proven"
+    counted: bool = True
 
 
 @dataclass
 class Timeline:
     """Blocks by number, and their births and deaths in order.
 
-    ``alive`` counts live bytes on the target as they come and go, as far as places are known, and ``most`` is the most
-    there was since it was last set; both are for those who cannot wait until all places are known.
+    ``alive`` counts live bytes of blocks that were known to lie on the target when they were born, and ``most`` is its
+    maximum since it was last set; both are for a limit, which cannot wait until all places are known.
     """
 
     blocks: list[Block] = field(default_factory=list)
@@ -55,16 +57,17 @@ class Timeline:
     def born(self, size: int, kind: str, name: str, place: Place = "target", basis: Basis = "proven") -> int:
         """Note a birth and number the block."""
         site = self.sites[-1][1] if self.sites else None
-        self.blocks.append(Block(rounded(size), kind, name, place, site, basis=basis))
-        self._events.append((len(self.blocks) - 1, self.blocks[-1].size))
-        self.alive += self.blocks[-1].size if place == "target" else 0
+        block = Block(rounded(size), kind, name, place, site, basis=basis, counted=place == "target")
+        self.blocks.append(block)
+        self._events.append((len(self.blocks) - 1, block.size))
+        self.alive += block.size * block.counted
         self.most = max(self.most, self.alive)
         return len(self.blocks) - 1
 
     def died(self, number: int) -> None:
         """Note a death."""
         self._events.append((number, 0))
-        self.alive -= self.blocks[number].size if self.blocks[number].place == "target" else 0
+        self.alive -= self.blocks[number].size * self.blocks[number].counted
 
     def mark(self) -> None:
         """Note that an iteration begins."""

@@ -15,12 +15,11 @@ from ppdm.kernel import Gaussian, Linear
 from ppdm.loss import Loss
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.training.schedule import Schedule
-from ppdm_bench.ablation import results
-from ppdm_bench.ablation import step_time as pace
+from ppdm_bench.ablation import results, step_time
 from ppdm_bench.ablation.cells import cells
 from ppdm_bench.ablation.memory import peaks
 from ppdm_bench.ablation.plan import Ablation, works
-from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation import trials
 from ppdm_bench.evaluation.comparison import Sampling
@@ -173,7 +172,7 @@ def small(tmp_path, monkeypatch):
         rows.append(f"s{number},{split},{number}a.nii.gz,{number}b.nii.gz")
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
     pairs = read_manifest(tmp_path / "pairs.csv")
-    monkeypatch.setattr(subjects, "cached_set", lambda *_, **__: pairs)
+    monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
     monkeypatch.setattr(memory_command, "predict_peak", lambda *_: Peak(2**20, peak_reserved=2**21))
     monkeypatch.setattr(results, "save", lambda figure, stem: [stem])
     monkeypatch.chdir(tmp_path)
@@ -221,7 +220,7 @@ JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
 def same_pace(monkeypatch):
     """A step that takes the same time whenever it is measured, so that equal time is the same number of steps."""
     pytest.importorskip("submitit")
-    monkeypatch.setattr(pace, "_step", lambda *_: 0.5)
+    monkeypatch.setattr(step_time, "_step", lambda *_: 0.5)
 
 
 @pytest.mark.slow
@@ -247,8 +246,8 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     assert {r.metric for r in RecordFile(kept).read()} == {"step_seconds"}
 
     # On another machine the same command goes on with the pace and the steps that it began with.
-    monkeypatch.setattr(pace, "environment", lambda: {"cpu": "another"})
-    monkeypatch.setattr(pace, "_step", lambda *_: pytest.fail("the pace was measured again"))
+    monkeypatch.setattr(step_time, "environment", lambda: {"cpu": "another"})
+    monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("the pace was measured again"))
     monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert (code, "2 are there" in err) == (0, True), err
@@ -279,7 +278,7 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
     def lost(*_):
         raise OSError("the node is gone")
 
-    monkeypatch.setattr(pace, "_step", lost)
+    monkeypatch.setattr(step_time, "_step", lost)
     sentence = refused(1, *PAIR, *JOBS).splitlines()[-1]
     assert sentence.endswith("the pace of the cells was not measured: the node is gone; the same command tries again")
 
@@ -287,12 +286,12 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
 def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
     wanted = cells(TINY, [], ["kernel=i2sb"])
     about = ((8, 8, 8), 1)
-    records = [*pace.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
-    assert pace.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
-    assert not pace.of_one_machine(wanted, *about, "cuda", records)
+    records = [*step_time.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
+    assert step_time.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
+    assert not step_time.of_one_machine(wanted, *about, "cuda", records)
     elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
-    assert not pace.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
-    assert not pace.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
+    assert not step_time.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
+    assert not step_time.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
 
 
 def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
@@ -318,16 +317,16 @@ def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
 
 def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr(pace, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
+    monkeypatch.setattr(step_time, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
     wanted = [*cells(TINY, []), *cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
     file = RecordFile(tmp_path / "records.jsonl")
-    found = pace.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
-    assert len(steps) == 2 * (pace.ROUNDS + 1)  # a learning rate does not change how long a step takes
+    found = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    assert len(steps) == 2 * (step_time.ROUNDS + 1)  # a learning rate does not change how long a step takes
     assert [*found] == ["default", "optimisation.learning_rate=1e-5", "kernel=i2sb"]
     assert found["default"].value == found["optimisation.learning_rate=1e-5"].value
-    assert len(found["default"].samples) == pace.ROUNDS
-    again = pace.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
-    assert len(steps) == 2 * (pace.ROUNDS + 1)
+    assert len(found["default"].samples) == step_time.ROUNDS
+    again = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    assert len(steps) == 2 * (step_time.ROUNDS + 1)
     assert {label: record.value for label, record in again.items()} == {
         label: record.value for label, record in found.items()
     }
@@ -337,8 +336,8 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(pace, "_step", full)
-    found = pace.paces(cells(TINY, []), "b", (8, 8, 8), 1, "cpu", RecordFile(tmp_path / "r"))
+    monkeypatch.setattr(step_time, "_step", full)
+    found = step_time.paces(cells(TINY, []), "b", (8, 8, 8), 1, "cpu", RecordFile(tmp_path / "r"))
     assert (found["default"].status, found["default"].value) == ("oom", None)
 
 

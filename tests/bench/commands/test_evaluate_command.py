@@ -20,7 +20,7 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
 from ppdm_bench.evaluation import assessment, candidates, pictures, results
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.figures import quality as dots
+from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.series import gather, metric_name, names_of
 from ppdm_bench.report.snapshot import read_snapshot
 from ppdm_bench.report.tables import quality
@@ -610,14 +610,14 @@ def test_enough_subjects_have_no_note_on_their_number():
 def test_figures_draw_every_subject():
     records = records_of({"a": 1.0, "b": 2.0}, method="base")
     records += [r for k in (1, 4) for r in records_of({"a": 3.0, "b": k + 3.0}, method="m", steps=k)]
-    (axes,) = dots.subjects_figure(records, "t").axes
+    (axes,) = subjects_figure(records, "t").axes
     lines = [list(line.get_ydata()) for line in axes.lines]
     assert [1.0, 3.0] in lines
     assert [2.0, 7.0] in lines  # each subject under the input and under the most evaluations
-    (axes,) = dots.evaluations_figure(records, "t").axes
+    (axes,) = evaluations_figure(records, "t").axes
     lines = [list(line.get_ydata()) for line in axes.lines]
     assert [1.5, 1.5] in lines  # the input
     assert [4.0, 7.0] in lines  # subject b
     assert [3.5, 5.0] in lines  # the mean
     with pytest.raises(ValueError, match="nothing to draw"):
-        dots.subjects_figure([], "t")
+        subjects_figure([], "t")

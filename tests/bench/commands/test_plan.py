@@ -10,7 +10,7 @@ from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.planning.outlook import NoOutlook, ask_all, predict, predictor
+from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predict, predictor
 from ppdm_bench.planning.questions import Bounds, alternatives, question
 from ppdm_bench.planning.results import Plan, collect, failures, present
 from ppdm_bench.planning.search import Look, largest
@@ -78,7 +78,7 @@ def answer():
 
 
 def brute(target, cases):
-    return [predict((case, "train"), target).fits for case in cases]
+    return [predict(Case(case, "train"), target).fits for case in cases]
 
 
 def test_the_largest_cube_is_that_of_brute_force(answer):
@@ -107,7 +107,7 @@ def test_switches_are_few_first_and_all_last():
 
 def made_up(case, target):
     """Needs 100 MB a step of the edge, half with bf16."""
-    configuration, *_ = case
+    configuration = case.configuration
     need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
     need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
     return Look(need <= target.room, need)
@@ -143,7 +143,7 @@ def test_the_table_is_ranked_and_the_answer_in_words(lines):
 
 def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypatch):
     def fails(case, target):
-        if case[0].method == "ddpm3d":
+        if case.configuration.method == "ddpm3d":
             raise NoOutlook("ddpm3d sample: KeyError")
         return made_up(case, target)
 
@@ -199,11 +199,11 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
 def test_predictions_are_those_of_memory():
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
     peak = predicted(configuration, "sample", target)
-    look = predict((configuration, "sample"), target)
+    look = predict(Case(configuration, "sample"), target)
     assert look.fits == peak.fits
     assert peak.peak_allocated <= look.need <= peak.peak_reserved
-    assert predict((configuration, "sample"), replace(target, capacity=look.need)).fits
-    assert not predict((configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
+    assert predict(Case(configuration, "sample"), replace(target, capacity=look.need)).fits
+    assert not predict(Case(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
 
 
 def predicted(configuration, phase, target):
@@ -226,7 +226,7 @@ def test_methods_of_ones_own_presets_and_factors(monkeypatch):
 
 @pytest.mark.parametrize("apart", [1, 2])
 def test_predictions_apart_end_with_the_block(apart):
-    case = replace(TINY, shape=(16,) * 3), "sample"
+    case = Case(replace(TINY, shape=(16,) * 3), "sample")
     futures = []
 
     def interrupted():
@@ -251,7 +251,7 @@ def test_of_switches_that_suffice_alike_the_one_that_computes_less_again_is_name
     """With bf16 any recomputation fits; what is named is the mildest, though the strongest was asked about first."""
 
     def enough(case, target):
-        configuration, *_ = case
+        configuration = case.configuration
         fits = configuration.precision == "bf16" and configuration.checkpointing != "none"
         return Look(fits, target.room - 1 if fits else target.room + 1)
 

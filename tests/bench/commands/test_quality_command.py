@@ -8,7 +8,7 @@ from tiny_training import pair
 
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
-from ppdm_bench.commands import pair_sources as subjects
+from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.quality import QUICK
 from ppdm_bench.evaluation import pictures, results, trials
@@ -40,7 +40,7 @@ def stand_ins(pairs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for module in (pictures, results):
         monkeypatch.setattr(module, "save", touch)
-    monkeypatch.setattr(subjects, "cached_set", lambda *_, **__: pairs)
+    monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
 
 
 def touch(figure, stem):

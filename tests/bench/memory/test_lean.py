@@ -38,10 +38,11 @@ def test_sampling_fits(name: str, factor: int | None, precision: str, limit: flo
     assert predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated <= limit * GIB
 
 
-def test_each_kind_of_recomputation_saves_more() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_each_kind_of_recomputation_saves_more(precision: str) -> None:
     peaks = []
     for checkpointing in ("none", "norm", "block", "conv"):
-        method = METHODS["ppdm"].with_factor(2).with_network(precision="bf16", checkpointing=checkpointing)
+        method = METHODS["ppdm"].with_factor(2).with_network(precision=precision, checkpointing=checkpointing)
         work = workload(method, "train", (128, 128, 128), 1, "cuda")
         peaks.append(predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated)
     none, norm, block, conv = peaks

@@ -441,3 +441,19 @@ def test_a_prediction_ends_where_more_is_alive_than_was_allowed() -> None:
     assert predict_peak(build, step, target=Target(), limit=peak.peak_allocated).iterations == peak.iterations
     with pytest.raises(torch.OutOfMemoryError, match="bytes of tensors were alive"):
         predict_peak(build, step, target=Target(), limit=peak.peak_allocated // 2)
+
+
+def test_a_limit_holds_after_data_whose_place_turned_out_later() -> None:
+    """What was made of real tensors alone is not counted at its birth, and so must not be taken off at its death."""
+    batches = [torch.ones(1 << 16) for _ in range(50)]  # 256 KiB each
+
+    def step(weight: Tensor) -> None:
+        for batch in batches:
+            (batch * 2).add(weight)
+        torch.zeros(1 << 22, device="cuda")  # 16 MiB
+
+    def build() -> Tensor:
+        return torch.ones(1, device="cuda")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        predict_peak(build, step, 1, Target(), limit=15 << 20)

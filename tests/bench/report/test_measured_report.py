@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures import memory_figures as figure
 from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables import memory as table
 
 GIB = 2**30
@@ -67,7 +67,7 @@ def test_the_picture_shows_each_pair_and_its_error(tmp_path: Path) -> None:
     assert [round(y, 6) for line in reserved.lines[1:] for y in line.get_ydata()] == [4.0]
     assert [label.get_text() for label in reserved.get_xticklabels()] == ["64³", "128³"]
     assert all(line.get_markerfacecolor() == "none" for axes in drawn.axes for line in axes.lines[1:])
-    png, _ = figure.save(drawn, tmp_path / "agreement")
+    png, _ = save(drawn, tmp_path / "agreement")
     assert matplotlib.image.imread(png).shape[1] == round(7.16 * 300)
 
 

@@ -20,9 +20,11 @@ from matplotlib.patches import Rectangle
 
 from ppdm_bench import units
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.report.figures import memory_figures as figure
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.agreement import agreement_table
+from ppdm_bench.report.figures.agreement import agreement_table, validation_figure
+from ppdm_bench.report.figures.breakdown import breakdown_figure
+from ppdm_bench.report.figures.memory import memory_figure
+from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.rows import gather
 from ppdm_bench.report.tables import memory as table
 
@@ -309,7 +311,7 @@ def words(drawn: Any) -> str:
 
 
 def test_bars_end_at_the_peak_and_predictions_are_hollow() -> None:
-    drawn = figure.memory_figure(SMALL + PREDICTED, reference="full")
+    drawn = memory_figure(SMALL + PREDICTED, reference="full")
     ends = {round(bar.get_x() + bar.get_width(), 6): bar for bar in bars(drawn)}
     assert sorted(ends) == [0.5, 1.9, 2, 5, 16, 16.4]
     assert ends[16.4].get_facecolor() == (1, 1, 1, 1)
@@ -322,19 +324,19 @@ def test_bars_end_at_the_peak_and_predictions_are_hollow() -> None:
 
 
 def test_the_axis_is_logarithmic_only_for_a_wide_span() -> None:
-    near = figure.memory_figure([peak("full", "train", 16), peak("puzzle", "train", 2)]).axes[0]
+    near = memory_figure([peak("full", "train", 16), peak("puzzle", "train", 2)]).axes[0]
     assert near.get_xscale() == "linear"
     assert near.get_xlim()[0] == 0
-    far = figure.memory_figure([peak("full", "train", 16), peak("puzzle", "train", 0.7)]).axes[0]
+    far = memory_figure([peak("full", "train", 16), peak("puzzle", "train", 0.7)]).axes[0]
     assert far.get_xscale() == "log"
     assert "log axis" in far.get_xlabel()
 
 
 def test_a_failed_run_has_a_mark_and_no_bar() -> None:
-    drawn = figure.memory_figure([failed("full", "train", "no"), peak("puzzle", "train", 2)])
+    drawn = memory_figure([failed("full", "train", "no"), peak("puzzle", "train", 2)])
     assert len(bars(drawn)) == 1
     assert "OOM" in words(drawn)
-    assert "OOM" in words(figure.memory_figure([failed("full", "train", "no")]))
+    assert "OOM" in words(memory_figure([failed("full", "train", "no")]))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +344,7 @@ def test_a_failed_run_has_a_mark_and_no_bar() -> None:
     [(["skipped"], "skipped"), (["oom"], "failed"), (["skipped", "killed", "oom"], "failed or skipped")],
 )
 def test_the_legend_tells_what_failed_from_what_was_skipped(statuses: list[str], legend: str) -> None:
-    drawn = figure.memory_figure([failed(f"m{i}", "train", "no", status) for i, status in enumerate(statuses)])
+    drawn = memory_figure([failed(f"m{i}", "train", "no", status) for i, status in enumerate(statuses)])
     assert f"no value: {legend}" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
@@ -355,7 +357,7 @@ def test_no_label_leaves_the_figure_or_touches_another(column: Any) -> None:
         for precision in ("fp32", "bf16")
         for checkpointing in ("none", "block")
     ]
-    drawn = figure.memory_figure(many, reference="full", column=column)
+    drawn = memory_figure(many, reference="full", column=column)
     drawn.draw_without_rendering()
     axes = drawn.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -375,7 +377,7 @@ PARTS = {"params": 1, "grads": 1, "optimizer": 2, "inputs": 0.5, "activations": 
 
 def test_the_breakdown_adds_up_to_the_peak() -> None:
     records = [peak("full", "train", 16), *(peak("full", "train", size, metric=part) for part, size in PARTS.items())]
-    drawn = figure.breakdown_figure(records)
+    drawn = breakdown_figure(records)
     assert [round(bar.get_width(), 6) for bar in bars(drawn)] == list(PARTS.values())
     assert bars(drawn)[-1].get_x() + bars(drawn)[-1].get_width() == pytest.approx(16)
     shares = [bar.get_width() for bar in drawn.axes[1].patches if isinstance(bar, Rectangle)]
@@ -385,7 +387,7 @@ def test_the_breakdown_adds_up_to_the_peak() -> None:
 
 def test_what_the_breakdown_does_not_explain_is_shown() -> None:
     records = [peak("full", "train", 16), peak("full", "train", 12, metric="activations")]
-    drawn = figure.breakdown_figure(records, column="single")
+    drawn = breakdown_figure(records, column="single")
     assert [bar.get_width() for bar in bars(drawn)] == [12, 4]
     assert "not attributed" in words(drawn)
 
@@ -393,7 +395,7 @@ def test_what_the_breakdown_does_not_explain_is_shown() -> None:
 def test_a_breakdown_above_its_peak_is_refused() -> None:
     records = [peak("full", "train", 16), peak("full", "train", 17, metric="activations")]
     with pytest.raises(ValueError, match=r"full, train, adds up to 17\.00 GiB, more than its peak of 16\.00 GiB"):
-        figure.breakdown_figure(records)
+        breakdown_figure(records)
 
 
 def published(name: str, size: float | None, predicted: float, gpu: str = "H100 80GB HBM3") -> list[Record]:
@@ -412,7 +414,7 @@ def test_validation_pairs_published_and_predicted_peaks() -> None:
         *published("failed", None, 62),
         *published("lonely", 50, 50)[:1],
     ]
-    drawn = figure.validation_figure(records)
+    drawn = validation_figure(records)
     left, right, apart = drawn.axes
     points = {tuple(p) for line in left.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
     assert points == {(10, 9.89), (20, 20.1), (40, 40.04)}
@@ -424,7 +426,7 @@ def test_validation_pairs_published_and_predicted_peaks() -> None:
     text = words(drawn)
     for shown in ("n = 3", "median error 0.50 %", "worst −1.10 %", "H100 80GB HBM3 (3)", "A100 (1)"):
         assert shown in text
-    assert len(figure.validation_figure(records[:6]).axes) == 2
+    assert len(validation_figure(records[:6]).axes) == 2
 
 
 def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_states() -> None:
@@ -447,7 +449,7 @@ def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_s
         "n = 2, median error 12.50 %, worst +25.00 %; conditions stated: n = 1, median error 0.00 %, worst +0.00 %"
     )
     assert summary == expected
-    drawn = figure.validation_figure(records, "origin")
+    drawn = validation_figure(records, "origin")
     assert len(drawn.axes) == 2
     assert drawn.axes[1].get_yscale() == "symlog"  # 25 % and nothing, both to be seen
     assert "reserved, partly unstated (1)" in words(drawn)
@@ -456,7 +458,7 @@ def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_s
     assert spans == pytest.approx([0.1 / 108 * 100, 0.1 / 8.4 * 100])  # ±.05 GiB of what was published
 
 
-@pytest.mark.parametrize("draw", [figure.memory_figure, figure.breakdown_figure, figure.validation_figure])
+@pytest.mark.parametrize("draw", [memory_figure, breakdown_figure, validation_figure])
 def test_nothing_to_draw_is_said(draw: Any) -> None:
     with pytest.raises(ValueError, match="there is nothing to"):
         draw([peak("full", "train", 16, metric="context")])
@@ -464,19 +466,19 @@ def test_nothing_to_draw_is_said(draw: Any) -> None:
 
 def test_a_phase_without_an_allocated_peak_is_not_drawn_as_failed() -> None:
     records = [peak("full", "train", 16), peak("full", "sample", 5, metric="peak_reserved")]
-    drawn = figure.memory_figure(records)
+    drawn = memory_figure(records)
     assert len(bars(drawn)) == 1
     assert "failed" not in words(drawn)
 
 
 def test_an_unknown_width_is_said() -> None:
     with pytest.raises(ValueError, match="`single` or `double`"):
-        figure.memory_figure(SMALL, column="triple")  # type: ignore[arg-type]
+        memory_figure(SMALL, column="triple")  # type: ignore[arg-type]
 
 
 def test_the_same_records_make_the_same_picture(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    paths = [figure.save(figure.memory_figure(SMALL + PREDICTED), tmp_path / name / "memory.v1") for name in "ab"]
+    paths = [save(memory_figure(SMALL + PREDICTED), tmp_path / name / "memory.v1") for name in "ab"]
     assert [path.name for path in paths[0]] == ["memory.v1.png", "memory.v1.pdf"]
     for one, other in zip(*paths, strict=True):
         assert one.read_bytes() == other.read_bytes()
@@ -494,7 +496,7 @@ def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
-        figure.save(figure.memory_figure(SMALL), tmp_path / "memory")
+        save(memory_figure(SMALL), tmp_path / "memory")
     assert [path.name for path in tmp_path.iterdir()] == ["memory.png"]
     assert (tmp_path / "memory.png").read_bytes() == b"old"
 
@@ -507,10 +509,10 @@ def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
 import sys
 from ppdm_bench.report.tables import memory as table
 print('early', *{{'pandas', 'matplotlib', 'rich'}} & set(sys.modules))
-from ppdm_bench.report.figures import memory_figures as figure
+from ppdm_bench.report.figures.memory import memory_figure
 from ppdm_bench.records import Record
 records = [Record(metric="peak_allocated", value=5, kind="measured", method="m", phase="train")]
-table.to_markdown(table.memory_table(records)), figure.memory_figure(records)
+table.to_markdown(table.memory_table(records)), memory_figure(records)
 from matplotlib import pyplot
 print('late', *{heavy}, *pyplot.get_fignums())
 """

@@ -88,13 +88,12 @@ def headline(records: Sequence[Record]) -> list[Record]:
 
     It shows one kind of checkpointing, the first, with two variants of the first method and one of every other.
     """
-    shown: dict[str, dict[str, None]] = {}
+    first = records[0]
+    variants: dict[str, dict[str, None]] = {}
     for record in records:
-        most = 2 if record.method in list(shown)[:1] or not shown else 1
-        variants = shown.setdefault(record.method, {})
-        if len(variants) < most:
-            variants[record.variant] = None
-    chosen = [r for r in records if r.checkpointing == records[0].checkpointing and r.variant in shown[r.method]]
+        variants.setdefault(record.method, {})[record.variant] = None
+    shown = {method: list(names)[: 2 if method == first.method else 1] for method, names in variants.items()}
+    chosen = [r for r in records if r.checkpointing == first.checkpointing and r.variant in shown[r.method]]
     return chosen if len(chosen) < len(records) else []
 
 
