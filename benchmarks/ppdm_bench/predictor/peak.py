@@ -67,7 +67,7 @@ class Peak:
         peak_reserved: maximum bytes reserved from the driver (``torch.cuda.max_memory_reserved``); None on the CPU.
         fits: whether the peak fits on the target's card; None if no capacity was given.
         refused: bytes of the first request that does not fit on the target's card, if there is one.
-        assumed: bytes of the peak that depend on a rule not yet confirmed by a published counter for such a call, such as
+        assumed: bytes of the peak that depend on a rule that no published counter confirms for such a call, such as
             cuDNN's copies in the backward pass. They are part of the workspace.
         timeline: every recorded allocation and release; None if only a counter was read.
     """
@@ -226,7 +226,7 @@ def _measure_cuda(
     with _allocator_limit(limit), torch.device("cuda"):
         state = build()
         torch.cuda.synchronize()
-        # The order matters: the peak is reset to the memory held now, without the blocks that `build` left in the cache.
+        # The order matters: the peak is reset to the memory held now, without the blocks that `build` left cached.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         reserved = 0

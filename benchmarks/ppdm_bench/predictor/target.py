@@ -8,7 +8,8 @@ GIB = 2**30
 MIB = 2**20
 
 # cuDNN version that each PyTorch release on PyPI requires (`Requires-Dist` of its Linux wheels). Another index may ship
-# another version, so an explicit version is better. 2.13 was a build without CUDA here; assumed equal to its neighbours.
+# another version, so an explicit version is better. The 2.13 build on our machine had no CUDA; its entry is assumed to
+# equal its neighbours.
 _WHEEL_CUDNN = {
     (1, 13): (8, 5),
     (2, 0): (8, 5),
@@ -40,8 +41,8 @@ class Target:
     Args:
         torch: release of PyTorch, such as ``2.9.0``; the installed one if absent.
         capacity: bytes of the card, including the context; None gives no verdict.
-        compute_capability: compute capability of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of cuBLAS workspaces, and
-            whether convolutions have tensor cores.
+        compute_capability: compute capability of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of
+            cuBLAS workspaces, and whether convolutions have tensor cores.
         cudnn: version of cuDNN, (major, minor); if absent, the one that the release's wheels on PyPI require. For
             a release older than the table, the oldest entry is used, which is conservative.
         tf32: whether cuDNN may compute fp32 convolutions in TF32; if absent, the current setting of
