@@ -3,7 +3,7 @@
 It models one stream with default settings (c10/cuda/CUDACachingAllocator.cpp). Requests are rounded up to 512 B.
 Requests up to 1 MiB share segments of 2 MiB, requests below 10 MiB share segments of 20 MiB, and each larger request
 gets its own segment, rounded up to 2 MiB. The allocator reuses the free block that fits best and splits it if enough
-remains. Free neighbours merge. When the device is full, the allocator first returns the segments that are entirely free.
+remains. Free neighbours merge. When the device is full, the allocator first returns the entirely free segments.
 """
 
 from bisect import bisect_left, insort

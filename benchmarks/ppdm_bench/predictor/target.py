@@ -8,8 +8,8 @@ GIB = 2**30
 MIB = 2**20
 
 # cuDNN version that each PyTorch release on PyPI requires (`Requires-Dist` of its Linux wheels). Another index may ship
-# another version, so an explicit version is better. The 2.13 build on our machine had no CUDA; its entry is assumed to
-# equal its neighbours.
+# another version, so an explicit version is better. The 2.13 build that was checked has no CUDA; its entry is assumed
+# to follow its neighbours.
 _WHEEL_CUDNN = {
     (1, 13): (8, 5),
     (2, 0): (8, 5),
