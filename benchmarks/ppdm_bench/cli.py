@@ -26,6 +26,7 @@ from ppdm_bench.commands.options import (
     Checkpointing,
     Device,
     Factors,
+    Gpu,
     Json,
     Launcher,
     LauncherOptions,
@@ -183,8 +184,9 @@ def memory(
     device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Memory of the card, such as 24GB: adds a verdict, and limits measurements to it."),
+        typer.Option(help="Memory that may be used, such as 24GB: adds a verdict, and limits measurements to it."),
     ] = None,
+    gpu: Gpu = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
@@ -224,7 +226,7 @@ def memory(
         raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
     with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
         from ppdm_bench.configuration import check_phases
-        from ppdm_bench.devices import choose
+        from ppdm_bench.devices import card_of, choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
@@ -233,8 +235,10 @@ def memory(
 
         asked = asked_configurations(explain or method, sizes, wanted, start, vary)
         as_usage(check_phases, asked, phases)
+        if gpu is not None:
+            capacity = as_usage(card_of, gpu, capacity).capacity
         if jobs is None:
-            where, target = choose(choice, capacity)
+            where, target = as_usage(choose, choice, capacity, gpu)
             target = as_usage(with_constants, constants, target)
         if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
@@ -243,7 +247,7 @@ def memory(
         with alone_in(out) as folder:
             if jobs is not None:
                 request = Request(
-                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute()
+                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
                 text, written = present(records, folder, capacity, assumed) if records else ("", [])

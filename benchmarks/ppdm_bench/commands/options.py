@@ -205,6 +205,25 @@ Checkpointing = Annotated[
 ]
 Shape = Annotated[str | None, typer.Option(help="Volume size in voxels: D,H,W.")]
 Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
+
+
+def _known_cards(incomplete: str) -> list[str]:
+    """Cards that complete what was typed."""
+    from ppdm_bench.predictor.cards import CARDS
+
+    return [card.name for card in CARDS if incomplete.lower() in card.name.lower()]
+
+
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        autocompletion=_known_cards,
+        help='Card to predict for, such as "RTX 4090". Default: the card of this machine.',
+    ),
+]
+
 Precision = Annotated[str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.")]
 BatchSize = Annotated[int, typer.Option(parser=count(), metavar="N", help="Batch size.")]
 Preset = Annotated[

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Gpu,
     Json,
     Like,
     Methods,
@@ -19,6 +19,7 @@ from ppdm_bench.commands.options import (
     Shape,
     Start,
     Width,
+    as_usage,
     asked_configurations,
     asked_sizes,
     comma_separated,
@@ -36,18 +37,17 @@ if TYPE_CHECKING:
 
 def plan(
     budget: Annotated[
-        str | None, typer.Option(help="Memory of the card, such as 24GB; default: that of the GPU of this machine.")
+        str | None, typer.Option(help="Memory that may be used, such as 24GB. Default: all memory of the card.")
     ] = None,
+    gpu: Gpu = None,
     res: Annotated[
         int | None, typer.Option(parser=count(), metavar="N", help="Edge of cubic volumes in voxels, such as 256.")
     ] = None,
     shape: Shape = None,
     like: Like = None,
     method: Methods = None,
-    purpose: Annotated[
-        str | None,
-        typer.Option("--for", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
-    ] = None,
+    phase: Annotated[str | None, typer.Option(help="Phases: train, sample. Default: all phases of a method.")] = None,
+    earlier_phase: Annotated[str | None, typer.Option("--for", hidden=True)] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
@@ -62,11 +62,14 @@ def plan(
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    if earlier_phase is not None:
+        notify("--for is now called --phase; the next release will not know the old name")
+    purpose = phase if phase is not None else earlier_phase
+    purposes = None if purpose is None else read_option("--phase", comma_separated(one_of("train", "sample")), purpose)
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
-        from ppdm_bench.planning.results import Plan, collect, failures, present
+        from ppdm_bench.planning.results import Interrupted, Plan, collect, failures, present
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -77,16 +80,24 @@ def plan(
             "batch_size": batch_size,
         }
         asked = asked_configurations(method, [size], settings, start)
-        card = _card(capacity)
+        card = _card(capacity, gpu)
         folder = writable(out) if out is not None else None
-        records = collect(Plan(asked, phases, card, spacing))
-        text, written = present(records, folder)
+        interrupted = False
+        try:
+            records = collect(Plan(asked, purposes, card, spacing))
+        except Interrupted as stopped:
+            records, interrupted = stopped.records, True
+        text, written = present(records, folder) if records else ("no question was answered", [])
     if json:
         from ppdm_bench.records import write_json_array
 
         text = write_json_array(records)
     print(text)
     failed = failures(records)
+    if interrupted:
+        if written:
+            report_outcome(written, failed, sys.stderr if json else sys.stdout)
+        raise KeyboardInterrupt
     if written:
         raise typer.Exit(report_outcome(written, failed, sys.stderr if json else sys.stdout))
     for failure in failed:
@@ -94,17 +105,17 @@ def plan(
     raise typer.Exit(1 if failed else 0)
 
 
-def _card(capacity: int | None) -> "Target":
-    """The card to plan for: that of this machine, with its own memory or with the given budget."""
+def _card(capacity: int | None, gpu: str | None) -> "Target":
+    """Return the card to plan for: the named one or that of this machine, with its own memory or with the budget."""
+    from ppdm_bench.devices import card_of
     from ppdm_bench.planning.results import too_small
-    from ppdm_bench.predictor.target import Target
 
-    card = Target.of_this_machine()
-    if capacity is None and card.capacity is None:
+    card = as_usage(card_of, gpu, capacity)
+    if card.capacity is None:
         raise typer.BadParameter(
-            "there is no GPU here whose memory could be the budget; give one, such as 24GB", param_hint="'--budget'"
+            'this machine has no GPU whose memory could be the budget; give one, such as 24GB, or --gpu "RTX 4090"',
+            param_hint="'--budget'",
         )
-    card = card if capacity is None else replace(card, capacity=capacity)
     if reason := too_small(card):
         raise typer.BadParameter(reason, param_hint="'--budget'")
     return card

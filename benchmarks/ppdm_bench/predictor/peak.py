@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from ppdm_bench.predictor.allocator import CachingAllocator
+from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
@@ -40,10 +40,6 @@ from ppdm_bench.predictor.trace import Trace, tracing
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
 
 State = TypeVar("State")
-
-# Bytes added to the need. Predictions are too low more often than too high: of the 20 published peaks of a third-party
-# U-Net, 16 are above their prediction, by at most 0.08 GiB (results/validation/published.md).
-MARGIN = 128 * MIB
 
 # A prediction patches PyTorch for the whole process, so predictions of several threads run one after another.
 _ONE_AT_A_TIME = RLock()
@@ -72,8 +68,8 @@ class Peak:
             limit; None on the CPU.
         needs: bytes that the process must be able to take from the card so that the code runs; None on the CPU, or if
             only a counter was read. It is the least memory with which the replay of the allocator succeeds, to within
-            1 % or 1 MiB, plus the CUDA context, plus :data:`MARGIN`. The allocator returns free segments to the driver
-            when memory is short, so this can be less than ``peak_reserved`` and the context.
+            1 % or 1 MiB, plus :attr:`Target.beside` (context and margin). The allocator returns free segments to the
+            driver when memory is short, so this can be less than ``peak_reserved`` and the context.
         fits: whether ``needs`` is at most the capacity of the target's card; None if no capacity was given.
         refused: bytes of the first request that does not fit on the target's card, if there is one.
         assumed: bytes of the peak that depend on a rule that no published counter confirms for such a call, such as
@@ -214,12 +210,13 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 
 def _peak(timeline: Timeline, target: Target | None) -> Peak:
-    event, peak = timeline.peak()
+    requests = timeline.events  # as requested: `hand_out` replaces them by the blocks that are handed out
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:
-        card.replay(timeline.events)
+        card.replay(requests)
     reserved = timeline.hand_out().peak_reserved if target else None
-    needs = _needs(timeline, peak, reserved, target) if target and reserved is not None else None
+    event, peak = timeline.peak()
+    needs = _needs(requests, peak, reserved, target) if target and reserved is not None else None
     alive = timeline.alive_at(event)
     by_kind, by_term = Counter[str](), Counter[str]()
     for block in alive:
@@ -240,20 +237,19 @@ def _peak(timeline: Timeline, target: Target | None) -> Peak:
     )
 
 
-def _needs(timeline: Timeline, allocated: int, reserved: int, target: Target) -> int:
+def _needs(requests: list[Event], allocated: int, reserved: int, target: Target) -> int:
     """Return :attr:`Peak.needs` by bisection between the peaks of allocated and of reserved memory.
 
     The first probe is the memory of the card itself, so that the verdict about this card does not depend on the
     tolerance of the bisection.
     """
-    beside = target.context + MARGIN
-    probe = target.capacity - beside if target.capacity else None
+    probe = target.capacity - target.beside if target.capacity else None
     low, high = allocated, reserved
     while high - low > max(MIB, high // 100):
         middle = probe if probe is not None and low < probe < high else (low + high) // 2
         probe = None
-        low, high = (low, middle) if CachingAllocator(middle).replay(timeline.events) else (middle, high)
-    return high + beside
+        low, high = (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+    return high + target.beside
 
 
 def _measure_cuda(

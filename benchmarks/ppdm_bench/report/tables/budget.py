@@ -93,7 +93,7 @@ def gather(records: Iterable[Record]) -> list[Line]:
             order.get(line.phase, len(order)),
             not line.fits,
             -(line.cube or 0),
-            line.value("needed") or float("inf"),
+            line.value("needs") or float("inf"),
         ),
     )
 
@@ -121,7 +121,7 @@ def to_csv(lines: Sequence[Line]) -> str:
             "precision": line.record.precision,
             "checkpointing": line.record.checkpointing,
             "budget": line.record.options["plan"]["budget"],
-            **{name: line.value(name) for name in ("needed", "fits", "largest_resolution", "smallest_factor")},
+            **{name: line.value(name) for name in ("needs", "fits", "largest_resolution", "smallest_factor")},
             "largest_batch": line.value("largest_batch"),
             "fits_with": line.switch,
             "kind": line.record.kind,
@@ -129,7 +129,7 @@ def to_csv(lines: Sequence[Line]) -> str:
         }
         for line in lines
     ]
-    whole = ("needed", "fits", "largest_resolution", "smallest_factor", "largest_batch")
+    whole = ("needs", "fits", "largest_resolution", "smallest_factor", "largest_batch")
     frame = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
     return frame.to_csv(index=False, lineterminator="\n")
 
@@ -221,7 +221,7 @@ def _row(line: Line) -> list[str]:
     return [
         PHASE_NAMES.get(line.phase, line.phase),
         line.method,
-        _shown(line.value("needed"), gib),
+        _shown(line.value("needs"), gib),
         line.record.status if line.record.value is None else "yes" if line.fits else "no",
         _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
         _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
