@@ -1,6 +1,7 @@
 """``ppdm-bench claims``: each claim of the paper's abstract with its verdict, from records and stated rules."""
 
 import sys
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,12 +33,10 @@ def claims(
     decided, written = present(read_library(paths if within else [*paths, file.path]), out)
     written = [file.path, *written]
     if json:
-        import json as json_module
-
         table = effects_table(decided)
         keys = [heading.key for heading in table.headings]
         rows = [dict(zip(keys, line.cells, strict=True)) | {"records": list(line.sources)} for line in table.lines]
-        print(json_module.dumps(rows, indent=1))
+        print(dumps(rows, indent=1))
     else:
         print(to_claims_text(decided))
     print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
