@@ -9,8 +9,9 @@ import sys
 import warnings
 from contextlib import redirect_stdout
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +32,7 @@ from ppdm_bench.commands.options import (
     Launcher,
     LauncherOptions,
     Like,
+    MethodName,
     Methods,
     PhantomCount,
     PhantomGrid,
@@ -54,7 +56,7 @@ from ppdm_bench.commands.options import (
     asked_sizes,
     asked_subjects,
     comma_separated,
-    count,
+    integer,
     one_of,
     positive,
     read_block,
@@ -158,7 +160,8 @@ def options(
 
 
 MeasuringDevice = Annotated[
-    str, typer.Option(help="Device: auto (measure if there is a GPU, else predict), cuda, cpu or predict.")
+    Literal["auto", "cuda", "cpu", "predict"],
+    typer.Option(help="Device; auto: measure if there is a GPU, else predict."),
 ]
 
 
@@ -217,14 +220,13 @@ def memory(
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
-    choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
-        raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
-    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+        raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
+    with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.configuration import check_phases
         from ppdm_bench.devices import card_of, choose
         from ppdm_bench.memory.command import Plan
@@ -238,16 +240,16 @@ def memory(
         if gpu is not None:
             capacity = as_usage(card_of, gpu, capacity).capacity
         if jobs is None:
-            where, target = as_usage(choose, choice, capacity, gpu)
+            where, target = as_usage(choose, device, capacity, gpu)
             target = as_usage(with_constants, constants, target)
         if verify and (explain or where == "predict"):
-            raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
+            raise typer.BadParameter("--verify repeats measurements; measure with --device cuda or cpu")
         verified: list[Record] = []
         lost: list[str] = []
         with alone_in(out) as folder:
             if jobs is not None:
                 request = Request(
-                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
+                    phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
                 text, written = present(records, folder, capacity, assumed) if records else ("", [])
@@ -276,14 +278,12 @@ def methods(
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """List the registered methods: presets, parameters, network evaluations per volume."""
-    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+    with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.commands.methods import catalogue, catalogue_text
 
         rows = as_usage(catalogue, method)
     if json:
-        import json as json_module
-
-        print(json_module.dumps(rows, indent=1))
+        print(dumps(rows, indent=1))
     else:
         print(catalogue_text(rows))
 
@@ -295,9 +295,7 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = F
 
     found = environment()
     if json:
-        import json as json_module
-
-        print(json_module.dumps(found, indent=1))
+        print(dumps(found, indent=1))
         return
     width = max(map(len, found))
     print("\n".join(f"{key:{width}}  {value}" for key, value in found.items()))
@@ -320,16 +318,13 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
-    method: Annotated[str, typer.Option(help="Registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
+    method: MethodName = "ppdm",
     preset: Preset = "matched",
     factor: Annotated[
         str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
     ] = None,
     width: Width = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(parser=count(), metavar="N", help="Training steps (updates of the weights); default: 1000."),
-    ] = None,
+    steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
@@ -339,7 +334,7 @@ def train(
         ),
     ] = None,
     batch_size: BatchSize = 1,
-    accumulate: Annotated[int, typer.Option(parser=count(), metavar="N", help="Gradient accumulation steps.")] = 1,
+    accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -349,22 +344,12 @@ def train(
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
     ] = "none",
-    precision: Annotated[str, typer.Option(help="Precision of convolutions: fp32 or bf16.")] = "fp32",
+    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of convolutions.")] = "fp32",
     checkpointing: Checkpointing = "none",
     start: Start = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            parser=count(0), metavar="N", help="Random seed. On the CPU, the same seed gives the same weights."
-        ),
-    ] = 0,
+    seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
     validate_every: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Steps between validation losses on the split val; default: no validation.",
-        ),
+        int | None, integer("Steps between validation losses on the split val; default: no validation.")
     ] = None,
     save_every: Annotated[
         str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
@@ -376,8 +361,6 @@ def train(
 ) -> None:
     """Train a method on pairs of scans, or on synthetic subjects."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16"), precision)
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
     source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
@@ -395,7 +378,7 @@ def train(
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
 
-    asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
+    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
     (asked,) = as_usage(around, [asked], start or [], [], notify)
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
@@ -405,7 +388,7 @@ def train(
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
     with joined() as ranks, progress() as bar:
-        where = training_device(choice, ranks)
+        where = training_device(device, ranks)
         shown = bar.add_task("reading the scans", total=None)
 
         def preparing(done: int, total: int) -> None:
@@ -430,9 +413,7 @@ def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="NIfTI file, or a folder of NIfTI files.")],
     output: Annotated[Path, typer.Argument(help="NIfTI file, or a folder.")],
-    steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Network evaluations; default: the method's.")
-    ] = None,
+    steps: Annotated[int | None, integer("Network evaluations; default: the method's.")] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
     precision: SamplePrecision = None,
@@ -451,15 +432,13 @@ def translate(
     suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV.")] = None,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
     seen = read_option("--block", read_block, block) if block is not None else None
 
     from ppdm.checkpoint import load
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
-    trained = load(checkpoint, device=training_device(choice))
+    trained = load(checkpoint, device=training_device(device))
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
@@ -468,7 +447,7 @@ def translate(
             output,
             steps=steps,
             seed=seed,
-            precision=arithmetic,
+            precision=precision,
             block=seen,
             overlap=overlap,
             suv_factor=suv_factor,

@@ -3,7 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,20 +17,17 @@ from ppdm_bench.commands.options import (
     Resample,
     SamplePrecision,
     SampleSeed,
+    Split,
     TaskName,
     as_usage,
     asked_subjects,
     comma_separated,
     count,
-    one_of,
     positive,
     read_factor,
     read_option,
 )
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(
@@ -41,7 +38,7 @@ def evaluate(
         Path | None, typer.Option(help="CSV file of the pairs to translate. Give this or --task.")
     ] = None,
     task: TaskName = None,
-    split: Annotated[str, typer.Option(help="Split to score: train, val or test.")] = "test",
+    split: Split = "test",
     subjects: PhantomCount = None,
     size: PhantomSize = None,
     grid: PhantomGrid = None,
@@ -87,7 +84,8 @@ def evaluate(
         str | None, typer.Option(help="Row that differences refer to: a run or the name of a row; default: the input.")
     ] = None,
     convention: Annotated[
-        str | None, typer.Option(help="Metric convention of a challenge: synthrad2023, brasyn or udpet; default: ours.")
+        Literal["synthrad2023", "brasyn", "udpet"] | None,
+        typer.Option(help="Metric convention of a challenge; default: the project's own."),
     ] = None,
     data_range: Annotated[
         float | None,
@@ -104,11 +102,8 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
     evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
-    read_option("--split", one_of("train", "val", "test"), split)
     phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
     beside = {"source": sources, "mask": masks, "labels": labels}
@@ -130,7 +125,7 @@ def evaluate(
         if runs:
             shown = bar.add_task("reading", total=None)
             source = asked_subjects(manifest, task, resample, **phantoms)
-            sampling = Sampling(training_device(choice), evaluations, arithmetic, seed)
+            sampling = Sampling(training_device(device), evaluations, precision, seed)
             plan = compare_runs(
                 runs, source, split, how, sampling, lambda done, total: bar.update(shown, completed=done, total=total)
             )

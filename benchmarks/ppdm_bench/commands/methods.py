@@ -1,4 +1,4 @@
-"""``ppdm-bench methods``: what is registered, from the values themselves."""
+"""``ppdm-bench methods``: the registered methods, described from their values."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,13 +25,13 @@ COLUMNS = (
 
 
 def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """One row a method and preset; parameters for volumes of one channel, network evaluations a volume, phases.
+    """Return one row per method and preset: parameters for one channel, network evaluations per volume, phases.
 
     Args:
-        names: registered methods, or a user's own as ``module:ATTRIBUTE``; all that are registered if absent.
+        names: registered methods, or a user's own as ``module:ATTRIBUTE``; by default all registered methods.
 
     Raises:
-        MethodError: there is none of that name.
+        MethodError: a name is unknown.
     """
     if names:
         return [_row(preset, find_method(name, preset)) for name in names for preset in presets_of(name)]

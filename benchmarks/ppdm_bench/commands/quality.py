@@ -16,18 +16,19 @@ from ppdm_bench.commands.options import (
     Launcher,
     LauncherOptions,
     Methods,
+    Minutes,
     Runs,
     Split,
     Start,
     SyntheticGrid,
     Tasks,
+    Variations,
     Width,
     as_usage,
     asked_jobs,
     comma_separated,
     count,
-    one_of,
-    positive,
+    integer,
     read_evaluations,
     read_option,
 )
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from ppdm_bench.evaluation.trials import Outcome, Trial
     from ppdm_bench.records import Record
 
-# On two cores: two methods and one task in under ten minutes, enough to see that all works, and no more than that.
+# Two methods and one task in under ten minutes on two cores: enough to see that everything works.
 QUICK: dict[str, Any] = {
     "task": ["mri-t1t2"],
     "subjects": 8,
@@ -51,33 +52,24 @@ QUICK: dict[str, Any] = {
 }
 FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10,own"}
 
-# How long the evaluation of a run is beside its training.
+# Duration of training and of evaluating a run, relative to each other.
 _TRAINING, _EVALUATING = 100.0, 10.0
-
-Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
 
 
 def quality(
     task: Tasks = None,
     method: Methods = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(help="Variants of each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
-    ] = None,
+    vary: Variations = None,
     start: Start = None,
-    steps: Annotated[int | None, typer.Option(parser=count(), metavar="N", help="Budget: training steps.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Budget: time of each training.")
+    steps: Annotated[
+        int | None, integer("Training steps of each training; default: 2000 (--quick: 2 minutes instead).")
     ] = None,
+    minutes: Minutes = None,
     subjects: Annotated[
-        int | None,
-        typer.Option(parser=count(), metavar="N", help="Synthetic subjects per task, over all splits; default: 20."),
+        int | None, integer("Synthetic subjects per task, over all splits; default: 20 (--quick: 8).")
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."
-        ),
+        int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
     grid: SyntheticGrid = "cubic",
     width: Width = None,
@@ -86,7 +78,8 @@ def quality(
     evaluations: Annotated[
         str | None,
         typer.Option(
-            help="Network evaluations per volume; default: 1,2,4,10,own, where own means the method's number."
+            help="Network evaluations per volume; default: 1,2,4,10,own (--quick: 1,4,own), where own means the "
+            "method's number."
         ),
     ] = None,
     split: Split = "test",
@@ -105,8 +98,6 @@ def quality(
     evaluations = evaluations or default["evaluations"]
     wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    read_option("--split", one_of("train", "val", "test"), split)
     jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
@@ -130,20 +121,21 @@ def quality(
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         if quick:
             notify(
-                "quick profile: small volumes, few subjects, short training; it shows that all works, not which is best"
+                "quick profile: small volumes, few subjects, short training; it shows that everything works, not which "
+                "method is best"
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
                 whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
                 with joined() as ranks:
-                    # What is trained elsewhere is scored here, on a GPU if there is one here too.
-                    here = choice if jobs is None or choice == "cpu" else "auto"
+                    # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
+                    here = device if jobs is None or device == "cpu" else "auto"
                     sampling = Sampling(training_device(here, ranks), wanted)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
-                        outcomes = _trained_in_jobs(plan, out, choice, jobs, whole)
-                if not ranks.is_first:  # one scores what all have trained
+                        outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
+                if not ranks.is_first:  # only one process scores
                     raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
         except Interrupted as stopped:

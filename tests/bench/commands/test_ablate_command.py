@@ -349,7 +349,7 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
         (("--grid", "two"), "expected one, full, space or none"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--set", "kernel.gamma=1,2"), "--set takes one value"),
-        (("--profile", "long"), "expected auto, quick or full"),
+        (("--profile", "long"), "'long' is not one of 'auto', 'quick', 'full'"),
         (("--memory-res", "0"), "at least 1"),
         (("--seeds", "x"), "whole number"),
         (("--launcher-option", "timeout_min=9"), "give it with --launcher submitit"),

@@ -265,7 +265,7 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         ),
         (["--res", "16", "--precision", "fp8"], "precision must be one of fp32"),
         (["--res", "16", "--checkpointing", "all"], "checkpointing must be one of none"),
-        (["--res", "16", "--device", "tpu"], "'--device': expected auto, cuda, cpu or predict"),
+        (["--res", "16", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu', 'predict'"),
         (["--res", "16", "--budget", "lots"], "'--budget': expected an amount of memory such as 24GB"),
         (["--res", "16", "--budget", ""], "'--budget'"),
         (["--res", "16", "--width", "0"], "'--width'"),
@@ -605,7 +605,7 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
     [
         (["--method", "ddpm3d", "--factor", "4"], "no puzzle factor"),
         (["--method", "pdpm"], "did you mean ppdm?"),
-        (["--precision", "fp16"], "expected fp32 or bf16"),
+        (["--precision", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
         (["--factor", "x"], "'--factor'"),
         (["--device", "tpu"], "'--device'"),
         (["--steps", "0"], "'--steps'"),
@@ -621,8 +621,8 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
         (["--save-every", "0"], "'--save-every'"),
         (["--validate-every", "0"], "'--validate-every'"),
         (["--task", "mri-t1t2"], "one source of pairs: --manifest pairs.csv, or --task"),
-        (["--data-seed", "1"], "--data-seed is of phantoms; give it with --task"),
-        (["--size", "16"], "--size is of phantoms"),
+        (["--data-seed", "1"], "--data-seed is for synthetic subjects; give it with --task"),
+        (["--size", "16"], "--size is for synthetic subjects"),
     ],
 )
 def test_a_training_that_is_asked_for_wrongly(words, sentence):
@@ -634,7 +634,7 @@ def test_a_training_that_is_asked_for_wrongly(words, sentence):
     ("words", "sentence"),
     [
         ([], "one source of pairs"),
-        (["--task", "ct"], "task 'ct' is none of pet-denoise, pet-joint, mri-t1t2"),
+        (["--task", "ct"], "'ct' is not one of 'pet-denoise', 'pet-joint', 'mri-t1t2'"),
         (["--task", "mri-t1t2", "--size", "3"], "'--size'"),
         (["--task", "mri-t1t2", "--subjects", "0"], "'--subjects'"),
         (["--task", "mri-t1t2", "--resample"], "give --resample with --manifest"),

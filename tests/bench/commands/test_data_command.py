@@ -76,7 +76,7 @@ def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("ct-mr",), "'ct-mr' is none of pet-denoise, pet-joint, mri-t1t2"),
+        (("ct-mr",), "'ct-mr' is not one of 'pet-denoise', 'pet-joint', 'mri-t1t2'"),
         (("mri-t1t2", "--dose", "20"), "mri-t1t2 has no dose"),
         (("pet-joint", "--dose", "0.5"), "expected a dose factor"),
         (("pet-joint", "--field-strength", "3"), "has no field strength"),
@@ -84,7 +84,7 @@ def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
         (("mri-t1t2", "--shape", "8,8,8"), "--shape with --spacing"),
         (("mri-t1t2", "--shape", "8,8,8", "--spacing", "2", "--size", "8"), "--shape with --spacing"),
         (("mri-t1t2", "--spacing", "2,2"), "one or three lengths in mm"),
-        (("mri-t1t2", "--grid", "round"), "no grid preset 'round'"),
+        (("mri-t1t2", "--grid", "round"), "'round' is not one of 'cubic', 'oblong', 'thick'"),
         (("mri-t1t2", "--anatomy", "foot"), "'foot'"),
         (("mri-t1t2", "--size", "2"), "at least 4"),
     ],

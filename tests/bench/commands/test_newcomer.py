@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 from commands import refused, run
@@ -66,6 +67,11 @@ def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
         (["data", "m"], ["make", "manifest", "montage"]),
         (["memory", "--checkp"], ["--checkpointing"]),
         (["translate", "--"], ["--steps", "--seed", "--device"]),
+        (["memory", "--method", "p"], ["ppdm", "patch"]),
+        (["memory", "--preset", "matched,a"], ["matched,authors"]),
+        (["train", "--task", "pet"], ["pet-denoise", "pet-joint"]),
+        (["quality", "--task", "m"], ["mri-t1t2"]),
+        (["data", "make", "m"], ["mri-t1t2"]),
     ],
 )
 def test_what_completion_offers(typed, offered, monkeypatch):
@@ -77,6 +83,18 @@ def test_what_completion_offers(typed, offered, monkeypatch):
     found = out.split()
     assert set(offered) <= set(found)
     assert all(word.startswith(typed[-1]) for word in found)
+
+
+def test_the_words_of_completion_are_those_of_the_registries():
+    from ppdm.network.options import CHECKPOINTING
+    from ppdm.simulation.tasks import TASKS
+    from ppdm_baselines import METHODS, PRESETS
+    from ppdm_bench.commands import options
+
+    assert list(options.METHODS) == list(METHODS)
+    assert list(options.PRESETS) == list(PRESETS)
+    assert options.CHECKPOINTING == CHECKPOINTING
+    assert list(get_args(options.Task)) == list(TASKS)
 
 
 @pytest.mark.parametrize(("words", "named"), [([], "memory"), (["data"], "manifest")])
