@@ -124,13 +124,13 @@ class Trace(TorchDispatchMode):
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a wrapper tensor then calls operators on its parts, which this mode sees
         if torch.is_inference_mode_enabled() and _is_composite(op):
-            with self:  # in inference mode composite operators arrive undecomposed, and this mode would miss their parts
+            with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
                 # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
                 return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
-        made = op is aten.lift_fresh.default  # `torch.tensor(...)`: the argument is the value, not yet a followed tensor
+        made = op is aten.lift_fresh.default  # `torch.tensor(...)`: the argument is the value, not yet a tensor
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
