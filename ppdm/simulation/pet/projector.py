@@ -104,7 +104,7 @@ class Projector:
         sides = np.maximum(np.abs((math.cos(theta), math.sin(theta))) * self.spacing, _THINNEST * width)
         d, h = (mm * (np.arange(n) - (n - 1) / 2) for n, mm in zip(self.shape, self.spacing, strict=True))
         centre = (d[:, None] * math.cos(theta) + h * math.sin(theta)).ravel()
-        # Starts at the bin in which the shadow begins; `edges` are the left sides of the bins, then the last right side.
+        # Starts at the bin in which the shadow begins; `edges` are the left sides of all bins and the last right side.
         start = np.floor((centre - sides.sum() / 2) / width + self.bins / 2).astype(np.int32)
         taps = np.arange(math.ceil(sides.sum() / width) + 1, dtype=np.int32)
         edges = (start[:, None] + np.arange(len(taps) + 1) - self.bins / 2) * width - centre[:, None]
