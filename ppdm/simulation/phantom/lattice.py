@@ -1,7 +1,7 @@
 """The lattice of points on which an anatomy is built, and its resampling to any voxel grid.
 
-An anatomy must not depend on the voxel grid. Therefore it is built on a lattice that is fixed in mm, as signed distances
-and soft memberships, and each voxel gets the exact mean of the interpolated lattice over its box.
+An anatomy must not depend on the voxel grid. Therefore it is built on a lattice that is fixed in mm, as signed
+distances and soft memberships, and each voxel gets the exact mean of the interpolated lattice over its box.
 
 Axes: arrays (D, H, W) as in `anatomy`. A lattice has an odd number of points along each axis, with its middle point at
 the origin. Every second point belongs to the coarse lattice, on which smooth shapes take an eighth of the time.

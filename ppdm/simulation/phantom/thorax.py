@@ -94,7 +94,7 @@ class Thorax:
         canvas.paint("muscle", np.minimum(self.airways - 1.8, self.oesophagus))
 
     def paint_heart_and_vessels(self, canvas: Canvas) -> None:
-        """Blood in chambers and vessels, and the muscle around the chambers."""
+        """Paint the blood in chambers and vessels, and the muscle around the chambers."""
         canvas.paint("blood", np.minimum.reduce([self.left_pool, self.right + 3.5, self.atria + 2.0]))
         canvas.paint("myocardium", self.heart)
         canvas.paint("blood", self.vessels)
