@@ -121,8 +121,9 @@ def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out
 def _leaves_cudnn(target: Target, call: _Call) -> bool:
     """Whether PyTorch computes the convolution without cuDNN (``use_cudnn`` in ATen/native/Convolution.cpp).
 
-    It does so in two cases:
+    It does so in three cases:
 
+    - cuDNN is disabled;
     - more than 2³¹ - 1 elements per sample, with cuDNN older than 9.3 (pytorch/pytorch#95024, #123533);
     - half precision in 3-D, with PyTorch 2.9.0 and any cuDNN, or with a later PyTorch and cuDNN 9.8 to 9.14. PyTorch
       made this change because of wrong results (pytorch/pytorch#163539), and it caused a regression (#166643).

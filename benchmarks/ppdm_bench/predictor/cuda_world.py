@@ -131,7 +131,8 @@ class _Devices(TorchFunctionMode):
         sizes = [x.shape[-1] for x in shown]
         fused = attention_backend(self.trace.target or Target(), dtype, sizes, masked, allowed) != "math"
         if fused:
-            # CUDA's fused kernels recompute dropout from a seed. The CPU has no such kernel and would store all weights.
+            # CUDA's fused kernels recompute dropout from a seed. The CPU has no such kernel and would store all the
+            # weights.
             given["dropout_p"] = 0.0
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else SDPBackend.MATH):
             return F.scaled_dot_product_attention(**given)

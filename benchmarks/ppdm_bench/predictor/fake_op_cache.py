@@ -40,7 +40,7 @@ class _Note:
 
 @dataclass(frozen=True)
 class _Result:
-    """Description of a complete result: one value, or a tuple or list; values other than tensors are kept as they are."""
+    """Description of a complete result: one value, or a tuple or list; only tensors are replaced by a description."""
 
     container: type | None
     notes: tuple[Any, ...]

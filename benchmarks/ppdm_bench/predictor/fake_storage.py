@@ -172,8 +172,8 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 # Direct results of these kernels (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to thirty
-# operators each, a fifth of a prediction's time, and the fake group norm wrongly promotes the dtype if the input and its
-# affine parameters differ in dtype.
+# operators each, a fifth of a prediction's time. The fake group norm also promotes the dtype if the input and its
+# affine parameters differ in dtype, which the real kernel does not do.
 _KNOWN: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.silu_backward.default: _silu_backward,
@@ -280,7 +280,7 @@ def _fake_subclass(kind: type[Tensor]) -> type[Tensor]:
 
 
 def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
-    """Alias with a class defined by the user, such as a tensor with metadata; PyTorch can do this only for real ones."""
+    """Alias with a class of the user, such as a tensor with metadata; PyTorch can create it only of a plain tensor."""
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(x)
     if kind is not Tensor and type(alias) is FakeTensor:
