@@ -25,7 +25,7 @@ from tiny_training import TINY, pair
 
 from ppdm.data.manifest import read_manifest
 from ppdm.method import Method
-from ppdm.training import loop
+from ppdm.training import loop, session
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks, joined
 from ppdm.training.run import Run
@@ -189,8 +189,8 @@ def quality(folder: Path) -> None:
     pairs = read_manifest(folder / "pairs.csv")
     pair_sources.cached_set = lambda *_, **__: pairs
     pictures.save = results.save = lambda figure, stem: []
-    peaks = loop._peaks
-    loop._peaks = lambda device, ranks: peaks("cuda", ranks)
+    peaks = session.peak_allocated
+    session.peak_allocated = lambda device, ranks: peaks("cuda", ranks)
     torch.cuda.max_memory_allocated = lambda *_: 100 + Ranks.here().rank
     words = ["quality", "--task", "mri-t1t2", "--method", "tiny_training:TINY", "--steps", 2, "--batch-size", 2]
     words += ["--evaluations", 1, "--vary", "optimisation.learning_rate=1e30", "--device", "cpu"]

@@ -8,12 +8,11 @@ import csv
 import io
 import math
 import os
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppdm.atomic_io import replacing
 from ppdm.data.resample import resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume
 
@@ -114,17 +113,13 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
     columns = [*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs))]
     table = io.StringIO(newline="")
     csv.writer(table, lineterminator="\n").writerows([columns, *(_cells(pair, columns, path.parent) for pair in pairs)])
-    temporary = path.with_name(f".{uuid.uuid4().hex}.csv")  # in the same folder, because paths are relative to it
     try:
-        temporary.write_bytes(_encoded(table.getvalue(), path))
-        if faults := manifest_faults(temporary)[1]:
-            raise _error(path, faults)
-        os.replace(temporary, path)
+        with replacing(path, ".csv") as temporary:  # in the same folder, because paths are relative to it
+            temporary.write_bytes(_encoded(table.getvalue(), path))
+            if faults := manifest_faults(temporary)[1]:
+                raise _error(path, faults)
     except OSError as error:
         raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:

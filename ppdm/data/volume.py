@@ -9,10 +9,7 @@ The checks that make it safe to read a file with a wrong header are in `ppdm.dat
 
 import math
 import os
-import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +21,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
 
+from ppdm.atomic_io import replacing
 from ppdm.data.geometry import Geometry, canonical_geometry
 from ppdm.data.nifti_stream import (
     SUFFIXES,
@@ -182,8 +180,11 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
     native = like.to_native(values.astype(np.float32, copy=False))
     # Pass the header's own affine: nibabel rewrites the geometry fields only if affine and header differ.
     image = _IMAGE_CLASS[type(header)](native, header.get_best_affine(), header)
-    with _replacing(path) as temporary:
-        nib.save(image, temporary)
+    try:
+        with replacing(path, ".nii.gz" if is_gzip(path) else ".nii") as temporary:
+            nib.save(image, temporary)
+    except OSError as error:
+        raise VolumeError(f"{path} cannot be written ({error.strerror or error}); check the folder and disk.") from None
 
 
 def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str, str]) -> None:
@@ -239,17 +240,3 @@ def _header_for_values(header: Nifti1Header) -> Nifti1Header:
     copy.set_intent("none")
     copy["cal_min"] = copy["cal_max"] = 0
     return copy
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the folder of `path`; rename it to `path` on success, delete it on failure."""
-    suffix = ".nii.gz" if is_gzip(path) else ".nii"
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be written ({error.strerror or error}); check the folder and disk.") from None
-    finally:
-        temporary.unlink(missing_ok=True)

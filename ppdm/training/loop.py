@@ -4,12 +4,9 @@ Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H,
 Steps are counted from k = 0.
 """
 
-import math
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,24 +17,22 @@ from torch import nn
 from ppdm.checkpoint import CheckpointError, versions
 from ppdm.method import Method
 from ppdm.training.augment import Flip
-from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, batch, moved, stacked, survey
-from ppdm.training.deferred import Taken, Unread, patience
-from ppdm.training.distributed import ALONE, RankLostError, Ranks
-from ppdm.training.log import Log, StepReport, opened_log
-from ppdm.training.optimizer import library_of
+from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
+from ppdm.training.distributed import Ranks
+from ppdm.training.log import StepReport, opened_log
+from ppdm.training.optimizer import optimizer_class
 from ppdm.training.run import Run, RunError
 from ppdm.training.schedule import (
     Schedule,
     TrainingError,
     batch_indices,
     learning_rate,
-    parts,
     step_generator,
     timed_learning_rate,
 )
+from ppdm.training.session import Session
 from ppdm.training.state import State
 from ppdm.training.trainer import Training, average_decay
-from ppdm.training.validation import validation_loss
 
 __all__ = [
     "Array",
@@ -58,10 +53,6 @@ __all__ = [
     "timed_learning_rate",
     "train",
 ]
-
-
-# Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
-_SETTLED_ON = 8
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,57 +131,20 @@ def train(
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
     _check_shares(schedule, ranks)
-    kept = run if ranks.is_first else None
-    with ExitStack() as opened, _memory_in_words(method):
-        with ranks.together():
-            seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
-            if kept is not None:
-                opened.enter_context(kept)
-            training = Training.start(method, seen.channels, schedule.seed, device)
-        last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(method, device, ranks)))
-        with ranks.together():
-            if last is not None:
-                assert run is not None
-                _restore(training, last, run.folder)
-            place = None if not ranks.is_first else log if run is None else run.log
-            stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
-        if not ranks.is_first:
-            progress = _unseen
-        if last is not None:
-            progress(last.report)
-        reader = opened.enter_context(_reader(pairs, schedule, training.done, device, ranks))
-        unread = Unread(patience(device))
-
-        def told(ranks: Ranks) -> StepReport:
-            """Read, validate, log and report the pending steps; return the report of the last one."""
-            for report in unread.read():
-                _check_finite(report, method, kept)
-                if schedule.validates(report.step, report.share >= 1):
-                    stage = method.stages[training.stage]
-                    reader.rest()
-                    loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
-                    report = replace(report, validation_loss=loss)
-                with ranks.together():
-                    stream.write(report)
-                    progress(report)
-            return report
-
-        with _told_before_an_error(unread, lambda: told(ALONE)):
-            for step in _steps(training, pairs, reader, schedule, device, last.report if last else None, ranks):
-                unread.add(step)
-                due = ranks.any(kept is not None and kept.due(step.report))
-                if due or step.ends or unread.is_late or schedule.validates(step.report.step, step.ends):
-                    report = told(ranks)
-                stopping = ranks.any(stop())
-                if stopping and unread:
-                    report = told(ranks)
-                if unread:
-                    continue  # losses are still on the device; read them later
-                with ranks.together():
-                    _keep(training, report, stream, kept, stopping)
-                if stopping and report.share < 1:
-                    raise _interrupted(report, kept)
-    return training.average
+    with ExitStack() as opened, _explained_memory_error(method):
+        session = _opened(opened, method, pairs, schedule, device, validation, log, run, ranks, progress)
+        with session.reporting_errors():
+            while not session.ended:
+                session.step()
+                if session.needs_report:
+                    session.report()
+                if stopping := ranks.any(stop()):
+                    session.report()
+                if session.is_reported:
+                    session.save(stopping)
+                if stopping and not session.ended:
+                    raise _interrupted(session)
+    return session.trainer.average
 
 
 def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
@@ -202,78 +156,39 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
     return {"method": method.to_dict(), **schedule.describe()}
 
 
-def _steps(
-    training: Training,
+def _opened(
+    opened: ExitStack,
+    method: Method,
     pairs: Sequence[ArrayPair],
-    reader: ReadAhead,
     schedule: Schedule,
     device: str | torch.device,
-    last: StepReport | None,
+    validation: Sequence[ArrayPair],
+    log: str | os.PathLike[str] | None,
+    run: Run | None,
     ranks: Ranks,
-) -> Iterator[Taken]:
-    """Run the remaining steps; time that the caller spends between them counts as training time.
-
-    Nothing here waits for the accelerator, so that the host queues the next step while the device runs this one.
-    """
-    method, seconds = training.method, last.seconds if last else 0.0
-    stages = parts(method)
-    began = time.perf_counter() - seconds
-    resumed = last is not None
-    while True:
-        part = stages[training.stage]
-        if training.done > training.began and schedule.used(part, training.done, seconds):
-            if training.is_last:
-                return
-            reader.rest()
-            with ranks.together():
-                training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
-            continue
-        rate = schedule.learning_rate(method.optimisation, training.done, seconds, part, training.began)
-        generator = step_generator(schedule.seed, training.done, device)
-        losses = []
-        with ranks.together(), ranks.drawing(generator):
-            for read in islice(reader, schedule.accumulate):
-                source, target = moved(read, device)
-                if schedule.augment is not None:
-                    source, target = schedule.augment(source, target, generator)
-                losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
-        ranks.average_gradients(training.trained)
-        with ranks.together():
-            norm = training.update(rate)
-        loss = ranks.mean(torch.stack(losses).mean())
-        # All ranks use one clock, because a schedule may depend on it.
-        seconds = float(ranks.mean(torch.tensor(time.perf_counter() - began, dtype=torch.float64)))
-        share = schedule.share(training.done, seconds)
-        if not training.is_last:
-            share = min(share, part.end)  # 1 means the end of the last stage, even if a first step was slow
-        stage = method.stages[training.stage] if len(stages) > 1 else None
-        report = StepReport(
-            training.done,
-            share,
-            math.nan,
-            math.nan,
-            rate,
-            seconds,
-            resumed=resumed,
-            stage=stage,
-            peak_allocated=_peaks(device, ranks),
-        )
-        yield Taken(report, loss, norm, ends=schedule.used(part, training.done, seconds))
-        resumed = False
-
-
-@contextmanager
-def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterator[None]:
-    """On an error, log the pending steps first; a non-finite value in one of them is then the reported error."""
-    try:
-        yield
-    except RankLostError:
-        raise  # do not read: the device may wait forever for an operation that needs the lost rank
-    except Exception:
-        with suppress(RuntimeError):  # raised if the device has failed permanently
-            if unread:
-                tell()
-        raise
+    progress: Callable[[StepReport], None],
+) -> Session:
+    """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
+    kept = run if ranks.is_first else None
+    with ranks.together():
+        seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
+        if kept is not None:
+            opened.enter_context(kept)
+        trainer = Training.start(method, seen.channels, schedule.seed, device)
+    last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(method, device, ranks)))
+    with ranks.together():
+        if last is not None:
+            assert run is not None
+            _restore(trainer, last, run.folder)
+        place = None if not ranks.is_first else log if run is None else run.log
+        stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
+    if not ranks.is_first:
+        progress = _ignore
+    if last is not None:
+        progress(last.report)
+    reader = opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks))
+    report = last.report if last else None
+    return Session(trainer, reader, stream, kept, ranks, schedule, pairs, validation, device, progress, report)
 
 
 def _reader(
@@ -286,19 +201,9 @@ def _reader(
     return ReadAhead(map(ranks.share, left), lambda indices: stacked([pairs[i] for i in indices], device))
 
 
-def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
-    """Write a checkpoint if one is due; the final weights must be finite, even if they are not written."""
-    ended = report.share >= 1
-    due = run is not None and (stopping or run.due(report))
-    if (ended or due) and not training.is_finite():
-        raise _diverged(report, "a weight is not finite", training.method, run)
-    if run is not None and due:
-        run.save(State(report, log.secure(), training.tensors()))
-
-
-def _interrupted(report: StepReport, run: Run | None) -> Interrupted:
-    kept = "nothing was kept of it" if run is None else run.last_checkpoint()
-    return Interrupted(f"stopped after step {report.step} as asked; {kept}")
+def _interrupted(session: Session) -> Interrupted:
+    kept = "nothing was kept of it" if session.run is None else session.run.last_checkpoint()
+    return Interrupted(f"stopped after step {session.trainer.done} as asked; {kept}")
 
 
 def _begin(
@@ -344,7 +249,7 @@ def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Ma
     kind = torch.device(device).type
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
     several = {"ranks": ranks.world} if ranks.world > 1 else {}
-    return {**versions(), **library_of(method.optimisation), "device": kind, **threads, **several}
+    return {**versions(), **optimizer_class(method.optimisation).library(), "device": kind, **threads, **several}
 
 
 def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
@@ -355,14 +260,7 @@ def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
         )
 
 
-def _peaks(device: str | torch.device, ranks: Ranks) -> tuple[int, ...] | None:
-    """Return the peak allocated bytes of each rank's GPU so far; None for a single rank or without CUDA."""
-    if ranks.world == 1 or torch.device(device).type != "cuda":
-        return None
-    return tuple(ranks.gather(torch.cuda.max_memory_allocated()))
-
-
-def _unseen(report: StepReport) -> None:
+def _ignore(report: StepReport) -> None:
     """Ignore a report; the first rank shows it."""
 
 
@@ -386,24 +284,8 @@ def _check_request(
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 
 
-def _check_finite(report: StepReport, method: Method, run: Run | None) -> None:
-    if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
-        what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
-        raise _diverged(report, what, method, run)
-
-
-def _diverged(report: StepReport, what: str, method: Method, run: Run | None) -> TrainingError:
-    precision = method.network.precision
-    remedy = "" if precision == "fp32" else f"precision fp32 instead of {precision}, or "
-    kept = "" if run is None else f"Nothing was written after that; {run.last_checkpoint()}. "
-    return TrainingError(
-        f"Training stopped at step {report.step}: {what}, at a learning rate of {report.learning_rate:g}. {kept}"
-        f"Try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
-    )
-
-
 @contextmanager
-def _memory_in_words(method: Method) -> Iterator[None]:
+def _explained_memory_error(method: Method) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -26,7 +26,6 @@ from filelock import FileLock, Timeout
 
 from ppdm.atomic_io import leftovers, write_together
 from ppdm.checkpoint import NAME, CheckpointError
-from ppdm.training.log import StepReport
 from ppdm.training.state import State, read_state, write_state
 
 SCHEMA = 1
@@ -151,11 +150,11 @@ class Run:
             raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start anew in another folder.")
         return None
 
-    def due(self, report: StepReport) -> bool:
-        """Whether a checkpoint is due after this step."""
-        by_steps = self.save_steps is not None and report.step % self.save_steps == 0
-        by_time = self.save_minutes is not None and report.seconds - self._saved_at >= 60 * self.save_minutes
-        return report.share >= 1 or by_steps or by_time
+    def due(self, step: int, seconds: float, ended: bool) -> bool:
+        """Whether a checkpoint is due after this step, at this training time; there is always one at the end."""
+        by_steps = self.save_steps is not None and step % self.save_steps == 0
+        by_time = self.save_minutes is not None and seconds - self._saved_at >= 60 * self.save_minutes
+        return ended or by_steps or by_time
 
     def save(self, state: State) -> Path:
         """Write a checkpoint, and remove all but the last two.

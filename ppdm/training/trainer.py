@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ppdm.method import STAGE_LOSSES, Method
 from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import LearnedCodec
-from ppdm.training.optimizer import kept, names, optimiser_of, restored, set_rate, stepping
+from ppdm.training.optimizer import AdamW, optimizer_class
 from ppdm.training.schedule import TrainingError, first_weights_seed
 
 _OPTIMISER = "optimiser."
@@ -28,7 +28,7 @@ class Training:
         stage: index of the current stage.
         done: number of completed steps in all stages.
         began: number of steps that were complete when the current stage began.
-        optimiser: optimiser of the method, for the weights that the stage trains.
+        optimizer: optimiser of the method, for the weights that the stage trains.
     """
 
     method: Method
@@ -37,7 +37,7 @@ class Training:
     stage: int = 0
     done: int = 0
     began: int = 0
-    optimiser: torch.optim.Optimizer = field(init=False)
+    optimizer: AdamW = field(init=False)
 
     def __post_init__(self) -> None:
         self._enter(self.stage, self.began)
@@ -64,7 +64,8 @@ class Training:
     def _enter(self, stage: int, began: int) -> None:
         """Start a stage with a new optimiser for the weights that it trains."""
         self.stage, self.began = stage, began
-        self.optimiser = optimiser_of(self.method.optimisation, self.trained.parameters())
+        options = self.method.optimisation
+        self.optimizer = optimizer_class(options)(self.trained.parameters(), options.weight_decay)
 
     @property
     def trained(self) -> nn.Module:
@@ -122,10 +123,7 @@ class Training:
     def update(self, learning_rate: float) -> Tensor:
         """Apply the clipped gradient and clear it; return its norm before clipping."""
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
-        set_rate(self.optimiser, learning_rate)
-        with stepping(self.method.optimisation, norm.device):
-            self.optimiser.step()
-        self.optimiser.zero_grad()  # here, so that gradients use no memory during the next forward pass
+        self.optimizer.step(learning_rate)
         self._update_average()
         self.done += 1
         return norm
@@ -146,8 +144,7 @@ class Training:
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            moments = kept(self.optimiser.state.get(parameter, {}))
-            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments}
+            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimizer.state(parameter).items()}
         if len(self.method.stages) > 1:
             named[_STAGE] = torch.tensor([self.stage, self.began])
         return named
@@ -160,19 +157,18 @@ class Training:
         """
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
-        moments = sorted(tensors.keys() - own.keys())
         states: dict[str, dict[str, Tensor]] = {}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
-        for name in moments:
+        for name in sorted(tensors.keys() - own.keys()):
             key, of = _moment(name)
-            known = names(self.method.optimisation, parameters[of]) if of in parameters else ()
+            known = self.optimizer.names(parameters[of]) if of in parameters else ()
             if not name.startswith(_OPTIMISER) or key not in known:
                 raise ValueError(f"{name} is unexpected")
             states.setdefault(of, {})[key] = tensors[name]
         for of, state in states.items():
-            if lacking := sorted(names(self.method.optimisation, parameters[of]) - state.keys()):
+            if lacking := sorted(self.optimizer.names(parameters[of]) - state.keys()):
                 raise ValueError(f"{_OPTIMISER}{lacking[0]}.{of} is not in it")
         stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
         if not 0 <= stage < len(self.method.stages):
@@ -182,7 +178,7 @@ class Training:
                 tensor.copy_(tensors[name])
         self._enter(stage, began)
         for of, state in states.items():
-            self.optimiser.state[parameters[of]] = restored(self.method.optimisation, parameters[of], state)
+            self.optimizer.restore(parameters[of], state)
         self.done = done
 
 

@@ -121,7 +121,7 @@ def test_gradients_are_clipped(clip):
     method = tuned(TINY, clip=clip)
     training = Training.start(method)
     seen = []
-    training.optimiser.register_step_pre_hook(
+    training.optimizer.inner.register_step_pre_hook(
         lambda *_: seen.append(torch.cat([p.grad.flatten() for p in training.network.parameters()]).norm())
     )
     source, target = (torch.from_numpy(v)[None, None] for v in pair())
@@ -133,9 +133,9 @@ def test_gradients_are_clipped(clip):
 
 def test_optimiser_is_adamw_with_the_methods_decay():
     training = Training.start(tuned(TINY, weight_decay=0.125))
-    assert isinstance(training.optimiser, torch.optim.AdamW)
-    assert training.optimiser.param_groups[0]["weight_decay"] == 0.125
-    assert training.optimiser.param_groups[0]["fused"] is True
+    assert isinstance(training.optimizer.inner, torch.optim.AdamW)
+    assert training.optimizer.inner.param_groups[0]["weight_decay"] == 0.125
+    assert training.optimizer.inner.param_groups[0]["fused"] is True
 
 
 @settings(max_examples=20, deadline=None)
@@ -335,7 +335,7 @@ def test_every_batch_of_a_step_draws_for_itself(monkeypatch):
 def clock(monkeypatch, tick=1.0):
     """A clock that goes on by so many seconds whenever it is looked at."""
     now = iter(range(10**6))
-    monkeypatch.setattr("ppdm.training.loop.time", SimpleNamespace(perf_counter=lambda: next(now) * tick))
+    monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now) * tick))
 
 
 def test_a_time_is_trained_for_and_the_rate_follows_it(monkeypatch):

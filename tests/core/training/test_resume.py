@@ -144,7 +144,7 @@ def test_resuming_where_nothing_is_starts_anew(tmp_path, whole):
 
 def test_checkpoints_by_time(tmp_path, monkeypatch):
     now = count(step=20)
-    monkeypatch.setattr("ppdm.training.loop.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     saved, real = [], Run.save
     monkeypatch.setattr(Run, "save", lambda self, state: saved.append(state.report.step) or real(self, state))
     fit(TINY, PAIRS, run=Run(tmp_path / "run", save_minutes=1.0), steps=8)
@@ -153,7 +153,7 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
 
 def test_a_time_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     now = count(step=1)
-    monkeypatch.setattr("ppdm.training.loop.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     budget = {"steps": None, "minutes": 0.1, "save_steps": 1}
     with pytest.raises(Died):
         go(tmp_path / "run", dies_after=4, **budget)
