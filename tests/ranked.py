@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimiser would import it, in every fork
 from killed import imported
+from tiny_methods import tiny
 from tiny_training import TINY, pair
 
 from ppdm.data.manifest import read_manifest
@@ -36,12 +37,11 @@ from ppdm_bench import cli
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.evaluation import pictures, results
 
-SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2)}
 METHOD = {
     "puzzle": TINY,
     "patches": replace(TINY, name="patches", window=Patch(4)),
-    "slices": METHODS["slice25d"].with_network(**SMALL),
-    "latent": METHODS["latent"].with_network(**SMALL),
+    "slices": tiny(METHODS["slice25d"]),
+    "latent": tiny(METHODS["latent"]),
 }
 OPTIONS: dict[str, Any] = {"steps": 4, "batch_size": 4, "accumulate": 2, "augment": Flip(), "seed": 3}
 PAIRS = [pair(number) for number in range(5)]

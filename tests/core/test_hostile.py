@@ -105,22 +105,28 @@ def _snapshot_of(content: bytes) -> bytes:
     return archive.getvalue()
 
 
-@pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("model.safetensors", load),
-        ("state-000001.safetensors", read_state),
-        ("state-000001.json", lambda path: read_state(path.with_suffix(".safetensors"))),
-        ("constants.json", Constants.read),
-        ("snapshot.npz", read_snapshot),
-        ("pairs.csv", read_manifest),
-        ("scan.nii", read_volume),
-        ("scan.nii.gz", read_volume),
-    ],
+READERS = (
+    ("model.safetensors", load),
+    ("state-000001.safetensors", read_state),
+    ("state-000001.json", lambda path: read_state(path.with_suffix(".safetensors"))),
+    ("constants.json", Constants.read),
+    ("snapshot.npz", read_snapshot),
+    ("pairs.csv", read_manifest),
+    ("scan.nii", read_volume),
+    ("scan.nii.gz", read_volume),
 )
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress, _snapshot_of], ids=["as it is", "gzip", "zip"])
-def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, number, wrap):
+WRAPS = {"as it is": bytes, "gzip": gzip.compress, "zip": _snapshot_of}
+# All pairs of reader and pickle, of reader and wrap, and of wrap and pickle.
+PAIRS = [
+    pytest.param(name, read, wrap, number, id=f"{name}, {number} {how}")
+    for place, (name, read) in enumerate(READERS)
+    for number in range(6)
+    for how, wrap in [list(WRAPS.items())[(place + number) % 3]]
+]
+
+
+@pytest.mark.parametrize(("name", "read", "wrap", "number"), PAIRS)
+def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, wrap, number):
     content = wrap(pickles(tmp_path / MARK)[number])
     path = tmp_path / name
     if name.startswith("state"):  # whoever means harm writes both files, with the digest that belongs to them

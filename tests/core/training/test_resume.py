@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,13 +71,20 @@ def whole(tmp_path_factory):
     return folder, go(folder)
 
 
-@pytest.fixture
-def half(tmp_path):
-    """One that died in its fifth step, and left the checkpoints of steps 2 and 4."""
+@pytest.fixture(scope="module")
+def died(tmp_path_factory):
+    """A training that died in its fifth step and left the checkpoints of steps 2 and 4."""
+    folder = tmp_path_factory.mktemp("died") / "run"
     with pytest.raises(Died):
-        go(tmp_path / "run", dies_after=5)
-    assert names(tmp_path / "run") == ["log.jsonl", "options.json", *states(2, 4)]
-    return tmp_path / "run"
+        go(folder, dies_after=5)
+    assert names(folder) == ["log.jsonl", "options.json", *states(2, 4)]
+    return folder
+
+
+@pytest.fixture
+def half(tmp_path, died):
+    """A copy of it."""
+    return shutil.copytree(died, tmp_path / "run")
 
 
 def ends_alike(folder, whole):
@@ -461,8 +469,10 @@ def killed(tmp_path_factory):
 def test_training_is_killed_everywhere_and_continued(killed):
     _, ends = killed
     assert ends["plain"] == 0
-    assert len(ends["moments"]) > 30
-    assert ends["moments"] == [[-signal.SIGKILL, 0]] * (len(ends["moments"]) - 1) + [[0, 0]]
+    whole, continued = ends["moments"]
+    assert whole == 0
+    assert len(continued) > 20
+    assert set(continued) == {0}
     assert all(first in (-signal.SIGKILL, 0) and second == 0 for first, second in ends["outside"])  # it may be too late
     assert ends["again"][:2] == [-signal.SIGKILL] * 2
     assert ends["again"][-1] == 0
@@ -471,7 +481,7 @@ def test_training_is_killed_everywhere_and_continued(killed):
 def test_whatever_the_moment_the_run_ends_alike(killed):
     folder, ends = killed
     runs = [path.parent for path in folder.glob("*/options.json")]
-    assert len(runs) == 1 + len(ends["moments"]) + 1 + 2
+    assert len(runs) == len(ends["moments"][1]) + len(("plain", "copied", "again", "outside-1", "outside-3"))
     plain = folder / "plain"
     for other in runs:
         assert names(other) == ["log.jsonl", "model.json", "model.safetensors", "options.json"], other
@@ -495,7 +505,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, numb
     def interrupted(self, report):
         real(self, report)
         if report.step == 2 and not report.resumed:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # its handler has run on return, whatever other threads there are
 
     run(*words, "--out", "whole")
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -513,9 +523,9 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, numb
 
 def test_a_second_signal_does_not_wait_for_the_step(words, monkeypatch):
     def impatient(self, report):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("it went on")
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("it continued")
 
     monkeypatch.setattr(Log, "write", impatient)
     assert run(*words, "--out", "run")[0] == 130
