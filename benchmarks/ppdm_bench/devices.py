@@ -19,13 +19,16 @@ def card_of(gpu: str | None, capacity: int | None) -> Target:
     Raises:
         ValueError: the name is unknown or ambiguous, or the card has less memory than the budget.
     """
-    card = Target.of_this_machine() if gpu is None else find_card(gpu).target()
-    if gpu is not None and capacity is not None and card.capacity is not None and capacity > card.capacity:
+    if gpu is None:
+        card = Target.of_this_machine()
+        return card if capacity is None else replace(card, capacity=capacity)
+    named = find_card(gpu)
+    if capacity is not None and capacity > named.capacity:
         raise ValueError(
-            f"the budget of {capacity / GIB:.4g} GiB is more than the {card.capacity / GIB:.4g} GiB of {find_card(gpu).name}; "
-            "leave --budget out to use the whole card"
+            f"the budget of {capacity / GIB:.4g} GiB is more than the {named.gib:.4g} GiB of {named.name}; leave "
+            "--budget out to use the whole card"
         )
-    return card if capacity is None else replace(card, capacity=capacity)
+    return named.target(capacity=capacity or named.capacity)
 
 
 def choose(asked: str, capacity: int | None, gpu: str | None = None) -> tuple[str, Target | None]:

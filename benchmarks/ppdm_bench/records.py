@@ -39,7 +39,7 @@ _MOST_EXPANDED = 1 << 26  # bytes; the largest file so far has ten million
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
-# What each phase is for. A method is judged over all phases of a purpose: one that does not fit makes the others useless.
+# Purpose of each phase. A method fits for a purpose only if all phases of the purpose fit.
 PURPOSES = {"train": "train", "autoencoder_train": "train", "sample": "sample", "decode": "sample"}
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 

@@ -6,6 +6,7 @@ must already share one world coordinate system.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,7 +43,7 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
     if order not in get_args(Order):
         raise VolumeError(f"The order of interpolation is one of 0 to 5 (0 nearest, 1 linear, 3 cubic); got {order!r}.")
     if _one_grid(volume, like):
-        return Volume(volume.data, like.header.copy(), volume.replaced)
+        return replace(like, data=volume.data, replaced=volume.replaced)
     outside = _outside(volume, like)
     _report(float(outside.mean()), name)
     matrix = _voxel_to_voxel(volume, like)
@@ -56,7 +57,7 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
         mode="nearest",
     )
     data[outside] = 0.0
-    return Volume(data, like.header.copy(), volume.replaced)
+    return replace(like, data=data, replaced=volume.replaced)
 
 
 def share_outside(volume: Volume, like: Volume) -> float:

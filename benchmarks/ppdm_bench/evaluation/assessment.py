@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppdm.data.volume import VolumeError
 from ppdm.evaluation.evaluate import Score, ceiling_scores, scores, unit_of
 from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import Preset
@@ -161,5 +162,5 @@ def _digest(candidate: Candidate, files: CaseFiles) -> str:
     prediction = candidate.files.get(files.name)
     try:
         return files.digest(*([prediction] if prediction else []))
-    except OSError:
+    except (OSError, VolumeError):
         return ""

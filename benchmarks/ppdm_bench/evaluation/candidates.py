@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppdm.checkpoint import Trained, load
+from ppdm.data.formats import SCANS
+from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.data.volume import SUFFIXES
 from ppdm.evaluation.evaluate import ceiling, predict, untranslated
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
@@ -106,7 +107,7 @@ def of_run(
 def read_folders(
     predictions: Sequence[Path], targets: Path, beside: Mapping[str, Path | None], suv_factor: float | None
 ) -> tuple[list[CaseFiles], list[Candidate]]:
-    """Cases and candidates from folders; files match by name, with suffix .nii or .nii.gz.
+    """Cases and candidates from folders; files match by name without suffix.
 
     Args:
         predictions, targets: the folders.
@@ -134,23 +135,20 @@ def read_folders(
 
 
 def scans_in(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix, sorted.
+    """The scans of a folder by their names without suffix, sorted; a subfolder with a DICOM series is one.
 
     Raises:
-        CaseError: the path is not a folder, the folder has no NIfTI file, or two files have the same name.
+        CaseError: the path is not a folder, the folder has no scan, or two scans have the same name.
     """
     if not folder.is_dir():
-        raise CaseError(f"{folder} is not a folder; name one that holds .nii or .nii.gz files.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
-            name = path.name[: path.name.lower().rindex(".nii")]
-            if name in found:
-                raise CaseError(f"{folder} has {found[name].name} and {path.name}; keep one of the two.")
-            found[name] = path
+        raise CaseError(f"{folder} is not a folder; name one that holds scans ({SCANS}).")
+    found = scans_by_name(folder)
     if not found:
-        raise CaseError(f"{folder} holds no .nii or .nii.gz file; name the folder that does.")
-    return found
+        raise CaseError(f"{folder} holds no scan ({SCANS}); name the folder that does.")
+    for first, *others in found.values():
+        if others:
+            raise CaseError(f"{folder} has {first.name} and {others[0].name}; keep one of the two.")
+    return {name: path for name, (path,) in found.items()}
 
 
 def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: int) -> Candidate:

@@ -1,4 +1,4 @@
-"""Find the pairs in a folder by their file names; no file is opened or copied."""
+"""Find the pairs in a folder by the names of its files and DICOM folders; no voxels are read, nothing is copied."""
 
 import os
 from collections import Counter, defaultdict
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ppdm.data.layouts.folders import nifti_files
+from ppdm.data.folders import scan_files
+from ppdm.data.formats import SCANS
 from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError
 from ppdm.data.layouts.splits import Fractions, SplitError, empty_splits, seed_that_fills, split_of
 from ppdm.data.layouts.suv import SUVError, read_suv_table
@@ -45,7 +46,7 @@ def pairs_from_folder(
         LayoutError: the folder has no pair of these kinds (the message gives examples of its files), the layout or an
             option is invalid, a subject is in two splits or cannot be a file name, or the table lacks a subject.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     layout = _adapted(layout, source, target, pattern)
     names, remarks = _listed(folder)
     scans = [scan for name in names if (scan := _read(name, layout))]
@@ -93,13 +94,13 @@ class _Scan:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """The NIfTI files of the folder, and remarks on subfolders that could not be listed."""
+    """The scans of the folder, and remarks on subfolders that could not be listed."""
     if not folder.is_dir():
         raise LayoutError(f"{folder} is not a folder; name the one that holds the data set.")
-    images, others, closed = nifti_files(folder)
+    images, others, closed = scan_files(folder)
     if not images:
         seen = f"{len(others)} other files, such as {_examples(others)}" if others else "no file at all"
-        raise LayoutError(f"{folder} holds no .nii or .nii.gz file but {seen}; name another folder, or convert them.")
+        raise LayoutError(f"{folder} holds no scan ({SCANS}) but {seen}; name another folder, or convert them.")
     return images, [f"{name} could not be listed and was passed by." for name in closed]
 
 
@@ -114,7 +115,7 @@ def _read(name: str, layout: Layout) -> _Scan | None:
 
 def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan]:
     """The scans whose files exist; a link may point to a file that was never downloaded."""
-    lost = {scan.name for scan in scans if not os.path.isfile(folder / scan.name)}
+    lost = {scan.name for scan in scans if not os.path.exists(folder / scan.name)}
     if lost:
         remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
     return [scan for scan in scans if scan.name not in lost]
@@ -123,7 +124,7 @@ def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan
 def _no_match(folder: Path, layout: Layout, names: list[str]) -> LayoutError:
     patterns = " or ".join(layout.patterns)
     return LayoutError(
-        f"{folder}: of {len(names)} NIfTI files, such as {_examples(names)}, none is named like those of layout "
+        f"{folder}: of {len(names)} scans, such as {_examples(names)}, none is named like those of layout "
         f"{layout.name}: {patterns}. Name the folder above or below, another layout, or a pattern of your own."
     )
 

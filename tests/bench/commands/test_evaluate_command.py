@@ -319,7 +319,7 @@ def test_files_without_counterpart_are_named(data, tmp_path):
     write(tmp_path / "pred" / "s3.nii.gz", scan(0))
     assert "s3.nii and s3.nii.gz; keep one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     (tmp_path / "none").mkdir()
-    assert "holds no .nii" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
+    assert "holds no scan" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
     assert "is not a folder" in refused(1, "evaluate", "--predictions", tmp_path / "nowhere", *words)
     assert not (tmp_path / "out").exists()
 
