@@ -1,36 +1,38 @@
-"""What a budget of memory carries: the ranked table, the same in words, and bars of the largest cube."""
+"""The table of ``plan``: what fits into a budget of memory, ranked, and the same in words."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from typing import Any
 
 from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES
-from ppdm_bench.report.tables.text import markdown_grid, text_grid
+from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
 from ppdm_bench.units import GIB, gib, setting_text, shape_text, significant
 
-_HEADERS = ("phase", "method", "needs GiB", "fits", "largest cube", "smallest factor", "largest batch", "fits with")
-_NUMBERS = ("needs GiB", "largest cube", "smallest factor", "largest batch")
+__all__ = ["Line", "gather", "plan_page", "sentences", "title_of"]
+
 _DO = {"train": "train", "sample": "sample from", "autoencoder_train": "train the autoencoder of", "decode": "decode"}
-_COLOURS = {"train": style.BLUE, "sample": style.ORANGE, "autoencoder_train": style.GREEN, "decode": style.PURPLE}
+
+# Columns of the data. The value of a metric is whole: bytes, voxels, a factor, or 1 for yes.
+_METRICS = ("needed", "fits", "largest_resolution", "smallest_factor", "largest_batch")
+_DTYPES = {
+    **dict.fromkeys(("method", "phase", "shape"), "object"),
+    "batch_size": "Int64",
+    **dict.fromkeys(("precision", "checkpointing"), "object"),
+    **dict.fromkeys(("budget", *_METRICS), "Int64"),
+    **dict.fromkeys(("fits_with", "kind", "status"), "object"),
+}
 
 
 @dataclass
 class Line:
-    """What is known of one method in one phase.
+    """The answers for one method in one phase.
 
     Attributes:
-        asked: records of it as it was asked about, by metric.
-        switched: records of it with other switches, by precision and checkpointing, then by metric.
+        asked: records of the requested configuration, by metric.
+        switched: records with other switches, by precision and checkpointing, then by metric.
     """
 
     method: str
@@ -39,13 +41,13 @@ class Line:
     switched: dict[tuple[str, str], dict[str, Record]] = field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
-        """The value as asked, if there is one."""
+        """The value for the requested configuration, or None."""
         record = self.asked.get(metric)
         return None if record is None else record.value
 
     @property
     def fits(self) -> bool:
-        """Whether it fits as asked."""
+        """Whether the requested configuration fits."""
         return bool(self.value("fits"))
 
     @property
@@ -55,40 +57,37 @@ class Line:
 
     @property
     def switch(self) -> str | None:
-        """What makes it fit, the fewest switches first; None if nothing that was tried does."""
+        """The switches that make it fit, as few as possible; None if no tried switch does."""
         fitting = [key for key, records in self.switched.items() if records["fits"].value]
         return min((_switch_text(self, key) for key in fitting), key=lambda text: text.count(" and "), default=None)
 
     @property
     def record(self) -> Record:
-        """One that says what was asked."""
+        """The record of the verdict, which holds the request."""
         return self.asked["fits"]
 
     @property
     def notes(self) -> list[str]:
-        """What is not plain about an answer."""
+        """Reasons for answers that need one."""
         found = [r for group in (self.asked, *self.switched.values()) for r in group.values() if r.reason]
         return [f"{self.method}, {self.phase}, {r.metric.replace('_', ' ')}: {r.reason}" for r in found]
 
 
 def gather(records: Iterable[Record]) -> list[Line]:
-    """A line a method and phase, ranked: what fits first, then the larger cube, then the smaller need."""
-    lines: dict[tuple[object, ...], Line] = {}
+    """Return one line per method and phase, ranked: those that fit first, then by larger cube and smaller need."""
+    lines: dict[tuple[str, ...], Line] = {}
     for record in records:
         if record.command != "plan":
             continue
-        asked = record.options["plan"]["asked"]
-        width = record.options.get("width")
-        name = f"{record.method} {record.variant}".strip()
-        key = (name, record.phase, record.shape, record.batch_size, width, record.options["plan"])
-        line = lines.setdefault(_hashable(key), Line(name, record.phase))
+        plan, name = record.options["plan"], f"{record.method} {record.variant}".strip()
+        key = (name, record.phase, record.shape, record.batch_size, record.options.get("width"), plan)
+        line = lines.setdefault(tuple(map(str, key)), Line(name, record.phase))
         switches = record.precision, record.checkpointing
-        same = switches == (asked["precision"], asked["checkpointing"])
+        same = switches == (plan["asked"]["precision"], plan["asked"]["checkpointing"])
         (line.asked if same else line.switched.setdefault(switches, {}))[record.metric] = record
     order = {phase: place for place, phase in enumerate(PHASES)}
-    whole = [line for line in lines.values() if "fits" in line.asked]
     return sorted(
-        whole,
+        (line for line in lines.values() if "fits" in line.asked),
         key=lambda line: (
             order.get(line.phase, len(order)),
             not line.fits,
@@ -98,113 +97,75 @@ def gather(records: Iterable[Record]) -> list[Line]:
     )
 
 
-def to_text(lines: Sequence[Line]) -> str:
-    """The table as aligned text, with what was asked above and the answer in words below."""
-    return "\n".join([_title(lines), text_grid(_HEADERS, _cells(lines), _NUMBERS), "", *_legend(lines)]) + "\n"
+def plan_page(lines: Sequence[Line]) -> Page:
+    """Return the request, the answer in words and the table; as data in bytes and voxels."""
+    if not lines:
+        return Page(["Nothing was asked."], data_frame([], _DTYPES))
+    table = table_of(lines, _columns(lines[0].record), within=["phase"])
+    notes = [note for line in lines for note in line.notes]
+    return Page([title_of(lines), *sentences(lines), table, *notes], data_frame([*map(_data, lines)], _DTYPES))
 
 
-def to_markdown(lines: Sequence[Line]) -> str:
-    """The same as Markdown."""
-    return "\n\n".join([_title(lines), markdown_grid(_HEADERS, _cells(lines), _NUMBERS), *_legend(lines)]) + "\n"
+def _columns(record: Record) -> dict[Heading, Callable[[Line], Any]]:
+    """The columns for people."""
+    context, step = record.env.get("context", 0) / GIB, record.options["plan"]["step"]
+    needs = (
+        f"Needs: the smallest limit of PyTorch's allocator that suffices (2³⁰ bytes), without {significant(context)} "
+        "GiB of CUDA context, which the budget must hold too."
+    )
+    cubes = (
+        f"Cubes are multiples of {step} voxels, padded as each method needs; each largest value and the next larger "
+        "one were predicted."
+    )
+    switches = "Switches are tried together first, and one by one if they suffice together."
+    return {
+        Heading("phase", "phase"): lambda line: PHASE_NAMES.get(line.phase, line.phase),
+        Heading("method", "method"): lambda line: line.method,
+        Heading("needed", "needs GiB", gib, number=True, best="min", note=needs): lambda line: line.value("needed"),
+        Heading("fits", "fits"): _verdict,
+        Heading("largest_resolution", "largest cube", number=True, note=cubes): lambda line: _largest(
+            line, "largest_resolution", "³"
+        ),
+        Heading("smallest_factor", "smallest factor", number=True): lambda line: (
+            None if (factor := line.value("smallest_factor")) is None else f"{factor:.0f}" if factor else "none"
+        ),
+        Heading("largest_batch", "largest batch", number=True): lambda line: _largest(line, "largest_batch"),
+        Heading("fits_with", "fits with", note=switches): lambda line: (
+            None if line.fits or not line.switched else line.switch or "no switch"
+        ),
+    }
 
 
-def to_csv(lines: Sequence[Line]) -> str:
-    """The same as data: bytes, voxels, and empty where nothing is known."""
-    import pandas as pd
-
-    rows = [
-        {
-            "method": line.method,
-            "phase": line.phase,
-            "shape": "x".join(map(str, line.record.shape)),
-            "batch_size": line.record.batch_size,
-            "precision": line.record.precision,
-            "checkpointing": line.record.checkpointing,
-            "budget": line.record.options["plan"]["budget"],
-            **{name: line.value(name) for name in ("needed", "fits", "largest_resolution", "smallest_factor")},
-            "largest_batch": line.value("largest_batch"),
-            "fits_with": line.switch,
-            "kind": line.record.kind,
-            "status": line.record.status,
-        }
-        for line in lines
-    ]
-    whole = ("needed", "fits", "largest_resolution", "smallest_factor", "largest_batch")
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
-    return frame.to_csv(index=False, lineterminator="\n")
+def _verdict(line: Line) -> str:
+    return line.record.status if line.record.value is None else "yes" if line.fits else "no"
 
 
-def save(lines: Sequence[Line], stem: Path) -> list[Path]:
-    """Write `<stem>.csv` and `<stem>.md` and return the two paths."""
-    contents = {".csv": to_csv(lines), ".md": to_markdown(lines)}
-    return [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()]
+def _largest(line: Line, metric: str, unit: str = "") -> str | None:
+    """Return a largest value; it is a lower bound if no larger value was predicted not to fit."""
+    value = line.value(metric)
+    if not value:
+        return None if value is None else "none"
+    bounded = any(not look["fits"] for look in line.asked[metric].options["verified"])
+    return f"{'' if bounded else '≥ '}{value:.0f}{unit}"
+
+
+def _data(line: Line) -> dict[str, Any]:
+    record = line.record
+    return {
+        **{name: getattr(record, name) for name in ("batch_size", "precision", "checkpointing", "kind", "status")},
+        **{name: line.value(name) for name in _METRICS},
+        "method": line.method,
+        "phase": line.phase,
+        "shape": "x".join(map(str, record.shape)),
+        "budget": record.options["plan"]["budget"],
+        "fits_with": line.switch,
+    }
 
 
 def sentences(lines: Sequence[Line]) -> list[str]:
-    """The answer in words, a sentence a phase."""
-    return [
-        _sentence([line for line in lines if line.phase == phase])
-        for phase in dict.fromkeys(line.phase for line in lines)
-    ]
-
-
-def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
-    """Return bars of the largest cube that fits, by method and phase, hatched because they are predicted.
-
-    A thin line stands at the size that was asked about, where it is a cube.
-
-    Raises:
-        ValueError: there is no largest cube to draw.
-    """
-    drawn = [line for line in lines if line.cube is not None]
-    if not drawn:
-        raise ValueError("there is nothing to draw: no record holds a largest resolution")
-    methods = list(dict.fromkeys(line.method for line in drawn))
-    phases = list(dict.fromkeys(line.phase for line in drawn))
-    height, places = 0.86, {method: place * (len(phases) + 0.7) for place, method in enumerate(methods)}
-    figure = style.new_figure(column, height=1.15 + 0.15 * (max(places.values()) + len(phases)))
-    axes = figure.add_subplot()
-    style.plain_axes(axes, grid="x")
-    for line in drawn:
-        place, edge = places[line.method] + phases.index(line.phase), line.cube or 0
-        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.phase)))
-        axes.annotate(
-            f"{edge:.0f}³" if edge else "none",
-            (edge, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center_baseline",
-            fontsize=SMALL,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )
-    middle = (len(phases) - 1) / 2
-    names = [style.folded(method, 40) for method in methods]
-    axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(max(places.values()) + len(phases) - 0.2, -0.8)
-    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)
-    axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
-    for edge in _wanted(drawn):
-        axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
-    style.title(figure, _title(drawn))
-    handles = [Patch(facecolor=_colour(phase), label=PHASE_NAMES.get(phase, phase)) for phase in phases]
-    handles += style.kind_patches([line.record.kind for line in drawn])
-    asked = [Line2D([], [], label="asked about", color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))]
-    style.legend(figure, [*handles, *(asked if _wanted(drawn) else [])], columns=5)
-    return figure
-
-
-def _wanted(lines: Sequence[Line]) -> list[float]:
-    shape = set(lines[0].record.shape)
-    return [float(shape.pop())] if len(shape) == 1 else []
-
-
-def _colour(phase: str) -> str:
-    return _COLOURS.get(phase, style.SKY)
-
-
-def _hashable(key: tuple[object, ...]) -> tuple[str, ...]:
-    return tuple(map(str, key))
+    """Return the answer in words, one sentence per phase."""
+    phases = dict.fromkeys(line.phase for line in lines)
+    return [_sentence([line for line in lines if line.phase == phase]) for phase in phases]
 
 
 def _switch_text(line: Line, key: tuple[str, str]) -> str:
@@ -213,35 +174,8 @@ def _switch_text(line: Line, key: tuple[str, str]) -> str:
     return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != line.record.checkpointing))
 
 
-def _cells(lines: Sequence[Line]) -> list[list[str]]:
-    return [_row(line) for line in lines]
-
-
-def _row(line: Line) -> list[str]:
-    return [
-        PHASE_NAMES.get(line.phase, line.phase),
-        line.method,
-        _shown(line.value("needed"), gib),
-        line.record.status if line.record.value is None else "yes" if line.fits else "no",
-        _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
-        _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
-        _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}") if n else "none"),
-        "–" if line.fits or not line.switched else line.switch or "no switch",
-    ]
-
-
-def _limit(line: Line, metric: str, text: str) -> str:
-    """A largest value; beyond it, where nothing was looked at, there may be more."""
-    return text if any(not look["fits"] for look in line.asked[metric].options["verified"]) else f"≥ {text}"
-
-
-def _shown(value: float | None, show: Callable[[float], str]) -> str:
-    return "–" if value is None else show(value)
-
-
-def _title(lines: Sequence[Line]) -> str:
-    if not lines:
-        return "Nothing was asked."
+def title_of(lines: Sequence[Line]) -> str:
+    """Return the request in words."""
     first = lines[0].record
     words = [f"batch size {first.batch_size}", first.precision, setting_text("checkpointing", first.checkpointing)]
     return f"What fits in {_budget(first)} at {_size(first)}, {', '.join(words)} (predicted)"
@@ -256,23 +190,8 @@ def _size(record: Record) -> str:
     return f"{edges.pop()}³" if len(edges) == 1 else shape_text(record.shape)
 
 
-def _legend(lines: Sequence[Line]) -> list[str]:
-    if not lines:
-        return []
-    record = lines[0].record
-    context, step = record.env.get("context", 0) / GIB, record.options["plan"]["step"]
-    return [
-        *sentences(lines),
-        f"Needs: the least that PyTorch's allocator must be given (2³⁰ bytes), beside {significant(context)} GiB of "
-        f"CUDA context, which the budget must hold too. Cubes are multiples of {step} voxels, padded to what a "
-        "method needs; of each largest value, it and the next larger were predicted. Switches are tried together "
-        "first, and alone where they suffice together.",
-        *(note for line in lines for note in line.notes),
-    ]
-
-
 def _sentence(lines: Sequence[Line]) -> str:
-    """What fits at once, what fits with switches, and how far the others come."""
+    """The methods that fit, those that fit with switches, and the largest cubes of the others."""
     record, phase = lines[0].record, lines[0].phase
     if able := [line.method for line in lines if line.fits]:
         parts = [f"you can {_DO.get(phase, phase)}: {', '.join(able)}"]
@@ -286,7 +205,7 @@ def _sentence(lines: Sequence[Line]) -> str:
 
 
 def _reach(line: Line) -> str:
-    """How far a method comes that does not fit, without and with its switches."""
+    """The largest cube of a method that does not fit, without and with its switches."""
     text = f"{line.method} fits up to {line.cube:.0f}³" if line.cube else f"{line.method} does not fit at any size"
     for key, records in line.switched.items():
         if (found := records.get("largest_resolution")) and found.value:
