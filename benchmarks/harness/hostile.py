@@ -60,7 +60,7 @@ from ppdm_bench.report.library import believed, provenance, read_library
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.report.tables.changes import changes, read_set, to_records, to_text
+from ppdm_bench.report.tables.changes import changes, changes_page, read_set, to_records
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -407,7 +407,7 @@ def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
     library = read_library([folder / "old"])
     provenance(library.records)
     found = changes(read_set(folder / "old"), read_set(folder / "new"), 0.05)
-    to_text(found, [])
+    changes_page(found, []).to_text()
     to_records(found)
 
 

@@ -23,7 +23,7 @@ def compare(
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.library import believed
-    from ppdm_bench.report.tables.changes import changes, environments, read_set, to_records, to_text
+    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_set, to_records
 
     before, after = read_set(old), read_set(new)
     with believed("the comparison"):
@@ -33,7 +33,7 @@ def compare(
 
         print(write_json_array(to_records(found)))
     else:
-        print(to_text(found, notes))
+        print(changes_page(found, notes).to_text(), end="")
     raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))
 
 

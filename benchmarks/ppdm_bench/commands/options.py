@@ -369,7 +369,7 @@ Gpu = Annotated[
     typer.Option(
         "--gpu",
         metavar="NAME",
-        autocompletion=lambda typed: [card.name for card in CARDS if typed.lower() in card.name.lower()],
+        autocompletion=lambda incomplete: [card.name for card in CARDS if incomplete.lower() in card.name.lower()],
         help='Card to predict for, such as "RTX 4090". Default: the card of this machine.',
     ),
 ]

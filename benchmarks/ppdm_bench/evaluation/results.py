@@ -12,7 +12,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.quality_ladder import MANY, ladder_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import quality
+from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
@@ -45,11 +45,12 @@ def present(plan: Assessment, records: Sequence[Record], reference: str, folder:
 
 def tabulate(records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
     """Write the tables and figures that need only records; return the table as text and the written files."""
-    frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
-    written = [*quality.save(frame, title, folder / "quality")]
+    title = headline(records)
+    page = quality_page(quality_table(records, reference=reference), title)
+    written = page.save(folder / "quality")
     if any(record.value is not None for record in records):
         written += _figures(records, title, folder)
-    return quality.to_text(frame, title), written
+    return page.to_text(), written
 
 
 def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:

@@ -15,7 +15,8 @@ from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import PURPOSES, Record, RecordFile, config_id
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.tables import budget as report
+from ppdm_bench.report.figures.largest_cube import budget_figure
+from ppdm_bench.report.tables.budget import gather, plan_page
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,17 @@ def _answer(
 
 def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[Path]]:
     """Return the table and its summary as text, and the written files; without a folder nothing is written."""
-    lines = report.gather(records)
+    lines = gather(records)
+    page = plan_page(lines)
     if folder is None:
-        return report.to_text(lines), []
+        return page.to_text(), []
     file = RecordFile(folder / RECORDS)
     known = {record.content() for record in file.read()}
     file.append(record for record in records if record.content() not in known)
-    written = [file.path, *report.save(lines, folder / "plan")]
+    written = [file.path, *page.save(folder / "plan")]
     if any(line.cube is not None for line in lines):
-        written += style.save(report.budget_figure(lines), folder / "plan")
-    return report.to_text(lines), written
+        written += style.save(budget_figure(lines), folder / "plan")
+    return page.to_text(), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -556,7 +556,7 @@ def test_of_a_value_recorded_twice_the_later_counts():
     failed = replace(records[0], value=None, status="error", reason="lost")
     frame = quality.quality_table([*records, failed])
     assert (frame["n"][0], frame["failed"][0]) == (0, 1)
-    assert "failed" in quality.to_text(frame, "t")
+    assert "failed" in quality.quality_page(frame, "t").to_text()
 
 
 def test_different_data_are_not_mixed():
@@ -602,7 +602,7 @@ def test_lower_is_better_where_it_is():
 def test_enough_subjects_have_no_note_on_their_number():
     values = {f"s{k}": float(k) for k in range(6)}
     records = records_of(values, method="base") + records_of({s: v + 1 for s, v in values.items()}, method="m")
-    text = quality.to_text(quality.quality_table(records, reference="base"), "t")
+    text = quality.quality_page(quality.quality_table(records, reference="base"), "t").to_text()
     assert "0.031" in text
     assert "cannot reach" not in text
 

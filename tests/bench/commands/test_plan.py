@@ -18,7 +18,7 @@ from ppdm_bench.predictor.cards import find_card
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report.tables import budget as report
+from ppdm_bench.report.tables.budget import gather
 
 pytestmark = pytest.mark.slow
 
@@ -127,7 +127,7 @@ def lines(monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     plan = Plan([Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250))
     records = collect(plan, workers=1)
-    return records, report.gather(records), tmp_path
+    return records, gather(records), tmp_path
 
 
 def test_records_hold_both_predictions_behind_a_largest_value(lines):
@@ -141,10 +141,17 @@ def test_records_hold_both_predictions_behind_a_largest_value(lines):
 def test_the_table_is_ranked_and_the_answer_in_words(lines):
     records, (first, second), folder = lines
     assert (first.method, second.method) == ("ppdm r=2", "ddpm3d")
-    assert (first.fits, second.fits, second.switch) == (True, False, "bf16")
+    assert (first.fits, second.fits, second.options) == (True, False, ["bf16"])
     text, written = present(records, folder)
-    assert "you can train: ppdm r=2; with bf16: ddpm3d" in text
-    assert {path.name for path in written} == {"records.jsonl", "plan.csv", "plan.md", "plan.png", "plan.pdf"}
+    assert "you can train: ppdm r=2; with bf16: ddpm3d." in text
+    assert {path.name for path in written} == {
+        "records.jsonl",
+        "plan.csv",
+        "plan.md",
+        "plan.tex",
+        "plan.png",
+        "plan.pdf",
+    }
     kept = RecordFile(folder / "records.jsonl").read()
     assert [(r.config_id, r.metric, r.value) for r in kept] == [(r.config_id, r.metric, r.value) for r in records]
     assert present(records, None)[1] == []
@@ -202,7 +209,7 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     assert (code, err) == (0, "")
     assert {row["phase"] for row in json.loads(out)} == {"sample"}
     assert list(tmp_path.iterdir()) == []
-    assert "What fits in 8 GB at 64³" in run(*words)[1]
+    assert "What fits in 8 GiB at 64³" in run(*words)[1]
 
 
 def test_predictions_are_those_of_memory():
@@ -269,6 +276,8 @@ def test_each_single_option_that_suffices_is_found(monkeypatch):
     records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "none"), ("fp32", "block")}
+    (line,) = gather(records)
+    assert line.options == ["bf16", "block checkpointing"]
 
 
 def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
@@ -281,6 +290,8 @@ def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
     records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "norm")}
+    (line,) = gather(records)
+    assert line.options == ["bf16 and norm checkpointing"]
 
 
 def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
@@ -330,3 +341,21 @@ def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_r
     assert (code, {row["phase"] for row in json.loads(out)}) == (0, {"train", "autoencoder_train"})
     assert "--for is now called --phase" in err
     assert {row["phase"] for row in json.loads(run(*words, "--phase", "sample", "--json")[1])} == {"sample", "decode"}
+
+
+def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
+    """The autoencoder needs more than the diffusion in its latents, and more than the card has."""
+
+    def by_phase(case, target):
+        one = case.configuration
+        need = {"train": 100, "autoencoder_train": 300, "sample": 50, "decode": 60}[case.phase] * MIB
+        need = need * one.shape[0] // 64 // (1 + (one.precision == "bf16")) + target.beside
+        return Look(need <= target.capacity, need)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", by_phase)
+    latent = Configuration("latent", (64,) * 3)
+    train, sample = gather(collect(Plan([latent], None, target_of(200)), workers=1))
+    assert (train.purpose, train.fits, train.cube, train.largest_phase) == ("train", False, 32, "autoencoder_train")
+    assert (train.value("needs"), train.options) == (300 * MIB + MARGIN, ["bf16"])
+    assert (sample.purpose, sample.fits, sample.value("needs")) == ("sample", True, 60 * MIB + MARGIN)
+    assert "autoencoder train 0.418" in train.notes[-1]

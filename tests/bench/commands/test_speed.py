@@ -304,18 +304,18 @@ def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
         *records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 2.5)),
         *records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 3.5)),
     ]
-    assert "first step" not in table.to_text(eager)
-    assert list(table.speed_table(eager)["first_call"]) == [2.5, 3.5, 3.5]
+    assert "first step" not in table.speed_page(eager).to_text()
+    assert list(table.speed_page(eager).data["first_call"]) == [2.5, 3.5, 3.5]
     compiled = [replace(r, variant="r=2 network.compile=true", compile=True) for r in eager]
     compiled = [replace(r, value=10 * r.value) if r.metric == "first_call_seconds" else r for r in compiled]
-    text = table.to_markdown([*eager, *compiled])
+    text = table.speed_page([*eager, *compiled]).to_markdown()
     assert "| first step, s |" in text
     assert "| 2.50 |" in text
     assert "| 25.0 |" in text
     assert "| 35.0 |" in text
     assert "First: the call in which a network is compiled" in text
     older = [r for r in compiled if r.metric != "first_call_seconds"]
-    assert "first step" not in table.to_text(older)
+    assert "first step" not in table.speed_page(older).to_text()
     assert speed_figure(older).axes
 
 
@@ -387,9 +387,9 @@ def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp
     assert (outcomes(records), children) == (wanted, [8, 16])
     assert records[-1].reason == "the same at 16×16×16, batch size 1 ran out of memory already, and this is no smaller"
     assert failures(records) == []
-    frame = table.speed_table(records)
+    frame = table.speed_page(records).data
     assert frame["shape"].tolist() == [f"{n}x{n}x{n}" for n in (8, 8, 16, 16, 24, 24)]
-    assert table.to_text(records).count("ppdm r=2  ") == 3
+    assert table.speed_page(records).to_text().count("ppdm r=2  ") == 3
     assert speed_figure(records)
 
 
@@ -443,7 +443,7 @@ def answered(evaluations=(1, 4, 250), protocol=FULL):
 
 
 def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
-    frame = table.speed_table(answered())
+    frame = table.speed_page(answered()).data
     rows = frame.set_index(["phase", "evaluations", "kind"])
     assert len(frame) == 5
     step = frame[frame.phase == "train"].iloc[0]
@@ -458,11 +458,11 @@ def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
 def test_volumes_a_second_count_the_whole_batch():
     two = replace(TINY, batch_size=2)
     records = records_of(plan(evaluations=(1, 4), configurations=[two]), Task(two, "sample"), DRAWN)
-    assert table.speed_table(records).per_second.tolist() == [2 / 3, 2 / 9]
+    assert table.speed_page(records).data.per_second.tolist() == [2 / 3, 2 / 9]
 
 
 def test_people_read_rates_shares_and_what_is_an_estimate():
-    text = table.to_text(answered())
+    text = table.speed_page(answered()).to_text()
     assert "0.500 (0.333 to 1.00)" in text
     assert "25 (25%)" in text
     assert "≈501 est." in text
@@ -470,18 +470,18 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
     assert "ppdm r=2, sample: a volume of 250 evaluations does not fit" in text
     assert "of 100FLOP/s" in text
     assert "Quick" not in text
-    assert "Quick: fewer than the 10" in table.to_text(answered(protocol=QUICK))
-    assert table.to_markdown(answered()).count("| ppdm r=2 |") == 1
+    assert "Quick: fewer than the 10" in table.speed_page(answered(protocol=QUICK)).to_text()
+    assert table.speed_page(answered()).to_markdown().count("| ppdm r=2 |") == 1
 
 
 def test_the_methods_own_evaluations_have_a_column_with_their_number():
-    text = table.to_text(records_of(plan(evaluations=(1, None)), Task(TINY, "sample"), DRAWN))
+    text = table.speed_page(records_of(plan(evaluations=(1, None)), Task(TINY, "sample"), DRAWN)).to_text()
     assert f"9.00 ({OWN})" in text
 
 
 def test_a_failure_is_in_its_cell_and_explained():
     records = records_of(plan(("train",)), Task(TINY, "train"), Answer("oom", "too little memory"))
-    text = table.to_text(records)
+    text = table.speed_page(records).to_text()
     assert "OOM" in text
     assert "ppdm r=2, train: too little memory." in text
 

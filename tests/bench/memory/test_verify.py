@@ -110,9 +110,9 @@ def test_the_table_says_whether_it_ran_again(status, shown):
     frame = table.memory_table([*records, peak(phase="sample")])
     row = frame[frame["kind"] == "measured"].iloc[0]
     assert (row["train_status"], row["train_peak_allocated"], row["train_prediction_error"]) == ("ok", GIB, 0)
-    line = next(line for line in table.to_markdown(frame).splitlines() if "measured" in line)
+    line = next(line for line in table.memory_page(frame).to_markdown().splitlines() if "measured" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    names = [cell.strip() for cell in table.to_markdown(frame).splitlines()[2].strip("|").split("|")]
+    names = [cell.strip() for cell in table.memory_page(frame).to_markdown().splitlines()[2].strip("|").split("|")]
     told = dict(zip(names, cells, strict=True))
     assert told["sample verified"] == "yes"
     assert told.get("train verified", "–") == shown

@@ -21,7 +21,7 @@ from ppdm.simulation.tasks import LABELS, REGIONS, find_task
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.quality import with_values
 from ppdm_bench.report.series import metric_name
-from ppdm_bench.report.tables.quality import quality_table, to_markdown
+from ppdm_bench.report.tables.quality import quality_page, quality_table
 
 SHAPE = (14, 13, 12)
 
@@ -217,7 +217,7 @@ def test_the_table_has_a_block_of_its_own_and_figures_pass_regions_over():
         Record(metric=metric, unit=unit, value=value, kind="measured", method="ppdm", subject="s1", task="t")
         for metric, unit, value in (("psnr", "dB", 30.0), ("suv_max_bias_grey_matter", "%", -4.25))
     ]
-    text = to_markdown(quality_table(records), "Quality.")
+    text = quality_page(quality_table(records), "Quality.").to_markdown()
     means, regional = text.split("Bias of uptake in regions")
     assert "SUVmax" not in means
     assert "| SUVmax grey matter % →0 |" in regional

@@ -7,7 +7,7 @@ the CPU; memory of a GPU may differ a little; times are compared as distribution
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -16,10 +16,10 @@ from typing import Any
 from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.direction import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
-from ppdm_bench.report.tables.text import text_grid
+from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import gib, significant
 
-__all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_records", "to_text"]
+__all__ = ["VERDICTS", "Change", "changes", "changes_page", "environments", "read_set", "to_records"]
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
@@ -256,25 +256,27 @@ def _as_record(change: Change) -> Record:
     )
 
 
-def to_text(found: Sequence[Change], notes: Sequence[str]) -> str:
-    """What differs in the environment, a row a number that changed, and how many there are of each verdict."""
+def changes_page(found: Sequence[Change], notes: Sequence[str]) -> Page:
+    """Return the differences of the environments, a row for each number that changed, and the count of each verdict."""
     shown = [change for change in found if change.verdict != "unchanged"]
-    rows = [
-        [c.verdict, c.label, c.metric, _value(c.old, c.unit), _value(c.new, c.unit), _share(c.share), c.how]
-        for c in shown
-    ]
-    headers = ("verdict", "row", "metric", "old", "new", "change", "by")
     counts = {verdict: sum(change.verdict == verdict for change in found) for verdict in VERDICTS}
-    lines = ["Environments differ: " + "; ".join(notes) if notes else "The environments are the same."]
-    lines += [text_grid(headers, rows, ("old", "new", "change"))] * bool(rows)
-    return "\n".join([*lines, ", ".join(f"{n} {verdict}" for verdict, n in counts.items())])
+    environment = "Environments differ: " + "; ".join(notes) if notes else "The environments are the same."
+    tables = [table_of(shown, _COLUMNS)] * bool(shown)
+    return Page([environment, *tables, ", ".join(f"{n} {verdict}" for verdict, n in counts.items())])
 
 
-def _value(value: float | None, unit: str) -> str:
+def _value(value: float | None, unit: str) -> str | None:
     if value is None:
-        return "–"
+        return None
     return f"{gib(value)} GiB" if unit == "B" else f"{significant(value, 4)} {unit if unit != '1' else ''}".strip()
 
 
-def _share(share: float | None) -> str:
-    return "–" if share is None else f"{share:+.2%}"
+_COLUMNS: dict[Heading, Callable[[Change], Any]] = {
+    Heading("verdict", "verdict"): lambda change: change.verdict,
+    Heading("row", "row"): lambda change: change.label,
+    Heading("metric", "metric"): lambda change: change.metric,
+    Heading("old", "old", number=True): lambda change: _value(change.old, change.unit),
+    Heading("new", "new", number=True): lambda change: _value(change.new, change.unit),
+    Heading("change", "change", "{:+.2%}".format, number=True): lambda change: change.share,
+    Heading("by", "by", rank=1): lambda change: change.how,
+}
