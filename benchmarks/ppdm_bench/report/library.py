@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ppdm_bench.records import Record, RecordError, RecordFile
-from ppdm_bench.report.points import Point, gather_points
+from ppdm_bench.report.scores import Scores, by_design
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
 __all__ = ["Library", "believed", "provenance", "read_library"]
@@ -35,9 +35,9 @@ class Library:
     places: dict[int, str] = field(default_factory=dict)
 
     @cached_property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[Scores, ...]:
         """The points of all records of quality; many figures and claims ask for them."""
-        return tuple(gather_points(self.records))
+        return tuple(by_design(self.records))
 
     def reference(self, record: Record) -> str:
         """Where a record is found: its file, and the configuration in it."""

@@ -21,7 +21,8 @@ from ppdm.simulation.phantom import Grid
 from ppdm_bench.evaluation import assessment, candidates, pictures, results
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
-from ppdm_bench.report.series import gather, metric_name, names_of
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.scores import by_configuration, names_of
 from ppdm_bench.report.snapshot import read_snapshot
 from ppdm_bench.report.tables import quality
 
@@ -574,7 +575,7 @@ def test_series_are_named_by_what_tells_them_apart():
         *records_of({"a": 1.0}, method="y", steps=2),
         *records_of({"a": 1.0}, method="z", steps=9),
     ]
-    assert names_of(gather(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
+    assert names_of(by_configuration(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import LABELS, REGIONS, find_task
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.quality import with_values
-from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.tables.quality import quality_page, quality_table
 
 SHAPE = (14, 13, 12)

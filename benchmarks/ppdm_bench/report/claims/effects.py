@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdm_bench.report.claims.claim import Effect, Evidence
-from ppdm_bench.report.points import Point, alike, design_of, factor_text, group_title, is_bridge
+from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 __all__ = [
@@ -75,8 +75,8 @@ def _axis(design: Mapping[str, Any], name: str) -> str:
 class Duel:
     """The claimed method and the best of a role on one task, on the same subjects under the same budget."""
 
-    own: Point
-    other: Point
+    own: Scores
+    other: Scores
     difference: Difference
 
 
@@ -110,10 +110,10 @@ def best_duel(
     return max(duels, key=_weight, default=None)
 
 
-def _as_sampled(points: Sequence[Point], method: Mapping[str, Any]) -> list[Point]:
+def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Scores]:
     """Of each design, data set and budget, the point at the method's own evaluations, else at the most."""
     wanted = (method.get("sampling") or {}).get("steps")
-    chosen: dict[str, Point] = {}
+    chosen: dict[str, Scores] = {}
     for point in points:
         key = json.dumps([point.data, point.train_steps, point.width, point.label, point.design.get("optimisation")])
         rank = (point.evaluations == wanted, point.evaluations or 0)
@@ -125,7 +125,7 @@ def _as_sampled(points: Sequence[Point], method: Mapping[str, Any]) -> list[Poin
     return plain or list(chosen.values())
 
 
-def _duel(own: Point, other: Point, metric: str = "psnr") -> Duel | None:
+def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
     ours, theirs = own.subjects(metric), other.subjects(metric)
     both = [subject for subject in ours if subject in theirs]
     if len(both) < LEAST_SUBJECTS:
@@ -157,7 +157,7 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     )
 
 
-def scope_of(points: Sequence[Point]) -> str:
+def scope_of(points: Sequence[Scores]) -> str:
     """The data and budgets of some points."""
     groups = {f"{group_title([p])}, {p.train_steps} training steps, width {p.width}" for p in points}
     return f"phantoms, not patients: {'; '.join(sorted(groups))}" if groups else ""

@@ -9,7 +9,7 @@ from math import prod
 from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.effects import is_full_3d, is_space_of
-from ppdm_bench.report.points import factor_text, resolved
+from ppdm_bench.report.scores import factor_text, resolved
 from ppdm_bench.units import shape_text
 
 __all__ = ["Ratios", "memory_ratios", "volume"]

@@ -25,7 +25,7 @@ from ppdm_bench.report.claims.effects import (
 )
 from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios, volume
 from ppdm_bench.report.losses import loss_pairs
-from ppdm_bench.report.points import Point, factor_text, resolved
+from ppdm_bench.report.scores import Scores, factor_text, resolved
 from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
 from ppdm_bench.units import shape_text
 
@@ -159,7 +159,7 @@ def _no_grid(evidence: Evidence) -> Finding:
     pairs = [pair for pair in pairs if pair.on.task in evidence.tasks]
     steps = (evidence.method.get("sampling") or {}).get("steps")
     own = [pair for pair in pairs if pair.on.evaluations == steps] or pairs
-    effects, used, without = [], list[Point](), list[str]()
+    effects, used, without = [], list[Scores](), list[str]()
     for pair in own:
         on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
         both = [subject for subject in on if subject in off]
@@ -209,7 +209,7 @@ def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
     return Effect(what, "measured", value, low, high, "×", n, high < 1, sources)
 
 
-def _points(duels: Iterable[Duel | None]) -> list[Point]:
+def _points(duels: Iterable[Duel | None]) -> list[Scores]:
     return [point for duel in duels if duel for point in (duel.own, duel.other)]
 
 

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
+from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_metric
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
-from ppdm_bench.report.series import metric_name
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import GIB
 
 __all__ = ["ablation_figure", "in_order", "words"]

@@ -12,12 +12,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather
+from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather, most_evaluations
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.ablation import in_order, words
 from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.report.series import metric_name
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.tables.ablation import headline
 
 __all__ = ["space_figure"]
 

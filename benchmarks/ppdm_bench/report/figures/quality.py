@@ -15,9 +15,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, unit_in
+from ppdm_bench.report.metrics import is_regional, metric_name
+from ppdm_bench.report.scores import Scores, by_configuration, most_evaluations, names_of, unit_in
 
-__all__ = ["evaluations_figure", "most_evaluations", "subjects_figure", "with_values"]
+__all__ = ["evaluations_figure", "subjects_figure", "with_values"]
 
 
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
@@ -33,7 +34,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         ValueError: no record holds a value, or the records are of several data sets.
     """
     everything, metrics = with_values(records)
-    shown = most_evaluations(everything)
+    shown = most_evaluations(everything, lambda series: (series.label, series.precision))
     figure, panels = _panels(len(metrics), height=1.3)
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_subjects(axes, shown, metric)
@@ -65,34 +66,24 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
         for number, label in enumerate(labels):
             _draw_curve(axes, [series for series in everything if series.label == label], metric, _colour(number))
         axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
-        _evaluations_axis(axes, sorted({series.steps for series in everything if series.steps}))
+        _evaluations_axis(axes, sorted({series.evaluations for series in everything if series.evaluations}))
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
     style.legend(figure, [_legend_line(label, n, everything) for n, label in enumerate(labels)], columns=4)
     return figure
 
 
-def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
+def with_values(records: Iterable[Record]) -> tuple[list[Scores], list[str]]:
     """The series, and the metrics of which any has a value.
 
     Raises:
         ValueError: none has one.
     """
-    everything = gather(records)
+    everything = by_configuration(records)
     found = (m for series in everything for m, scans in series.scans.items() if scans and not is_regional(m))
     metrics = list(dict.fromkeys(found))  # of regions there are too many for a panel each; the table has them
     if not metrics:
         raise ValueError("there is nothing to draw: no record has a subject and a value")
     return everything, metrics
-
-
-def most_evaluations(everything: Sequence[Series]) -> list[Series]:
-    """Of every configuration, the series of the most network evaluations."""
-    most: dict[tuple[str, str], Series] = {}
-    for series in everything:
-        known = most.setdefault((series.label, series.precision), series)
-        if (series.steps or 0) > (known.steps or 0):
-            most[series.label, series.precision] = series
-    return list(most.values())
 
 
 def _dot(**style: Any) -> Line2D:
@@ -109,7 +100,7 @@ def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def _draw_subjects(axes: Axes, everything: Sequence[Series], metric: str) -> None:
+def _draw_subjects(axes: Axes, everything: Sequence[Scores], metric: str) -> None:
     values = [series.subjects(metric) for series in everything]
     for subject in dict.fromkeys(name for found in values for name in found):
         line = [(place, found[subject]) for place, found in enumerate(values) if subject in found]
@@ -121,8 +112,8 @@ def _draw_subjects(axes: Axes, everything: Sequence[Series], metric: str) -> Non
             axes.plot([place - 0.3, place + 0.3], [fmean(y)] * 2, color="black", linewidth=1.2, zorder=3)
 
 
-def _draw_curve(axes: Axes, curve: Sequence[Series], metric: str, colour: str) -> None:
-    points = {series.steps: series.subjects(metric) for series in curve if series.scans.get(metric)}
+def _draw_curve(axes: Axes, curve: Sequence[Scores], metric: str, colour: str) -> None:
+    points = {series.evaluations: series.subjects(metric) for series in curve if series.scans.get(metric)}
     if None in points:
         axes.axhline(fmean(points[None].values()), color=colour, linewidth=1.0, linestyle=(0, (4, 2)))
         return
@@ -142,8 +133,8 @@ def _evaluations_axis(axes: Axes, steps: Sequence[int]) -> None:
     axes.set_xlabel("network evaluations", fontsize=SMALL)
 
 
-def _legend_line(label: str, number: int, everything: Sequence[Series]) -> Line2D:
-    still = any(series.label == label and series.steps is None for series in everything)
+def _legend_line(label: str, number: int, everything: Sequence[Scores]) -> Line2D:
+    still = any(series.label == label and series.evaluations is None for series in everything)
     return Line2D([], [], label=label, color=_colour(number), linestyle=(0, (4, 2)) if still else "-")
 
 

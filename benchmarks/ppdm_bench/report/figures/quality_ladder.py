@@ -12,9 +12,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.quality import most_evaluations, with_values
+from ppdm_bench.report.figures.quality import with_values
 from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.report.series import Series, metric_name, unit_in
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.scores import Scores, most_evaluations, unit_in
 
 __all__ = ["MANY", "ladder_figure"]
 
@@ -38,7 +39,8 @@ def ladder_figure(records: Iterable[Record], title: str) -> Figure:
         ValueError: no record of a network holds a value, or the records are of several data sets.
     """
     everything, metrics = with_values(records)
-    shown = most_evaluations([series for series in everything if series.steps is not None])
+    sampled = [series for series in everything if series.evaluations is not None]
+    shown = most_evaluations(sampled, lambda series: (series.label, series.precision))
     if not shown:
         raise ValueError("there is nothing to draw: no record of a network has a subject and a value")
     columns = [m for m in (*_first(metrics), *metrics) if m in metrics]
@@ -68,7 +70,7 @@ def _short(labels: Sequence[str]) -> list[str]:
     return [" ".join(words[shared:]) or " ".join(words) for words in split]
 
 
-def _draw(axes: Axes, shown: Sequence[Series], metric: str) -> None:
+def _draw(axes: Axes, shown: Sequence[Scores], metric: str) -> None:
     for row, series in enumerate(shown):
         values = list(series.subjects(metric).values())
         if not values:

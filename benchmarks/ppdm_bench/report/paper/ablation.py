@@ -8,13 +8,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, seam_metric
+from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, most_evaluations, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.ablation_space import space_figure
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.statistics import summary
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import gib
 

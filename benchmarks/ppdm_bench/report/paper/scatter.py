@@ -19,8 +19,8 @@ from ppdm_bench.report.figures.methods import method_looks
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.points import Point, group_title, most_evaluations, resolved
 from ppdm_bench.report.rows import common
+from ppdm_bench.report.scores import Scores, group_title, most_evaluations, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
@@ -42,7 +42,7 @@ class Spot:
         behind: the records of the cost.
     """
 
-    point: Point
+    point: Scores
     cost: float
     kind: str
     behind: tuple[Record, ...]
@@ -54,7 +54,7 @@ def show_memory(library: Library) -> Shown:
     Raises:
         Missing: no quality, or no memory of what was trained.
     """
-    points = most_evaluations(_trained(library))
+    points = most_evaluations(_trained(library), lambda point: point.trained)
     rows = largest_set(cubic(library.records))
     largest = max((size_of(row) for row in rows), default=0)
     peaks: dict[str, tuple[float, str, Record]] = {}
@@ -138,7 +138,7 @@ def _as_bytes(gibibytes: float) -> int:
     return round(gibibytes * GIB)
 
 
-def _trained(library: Library) -> list[Point]:
+def _trained(library: Library) -> list[Scores]:
     points = [p for p in library.points if p.design and p.subjects(METRIC)]
     if not points:
         raise Missing("quality of trained methods (psnr by subject); `ppdm-bench quality` makes it")
@@ -150,8 +150,8 @@ def _space(method: str, design: Any) -> str:
     return json.dumps([method, design.get("representation"), (design.get("window") or {}).get("type")], sort_keys=True)
 
 
-def _scope(points: Sequence[Point]) -> str:
-    groups: dict[str, list[Point]] = {}
+def _scope(points: Sequence[Scores]) -> str:
+    groups: dict[str, list[Scores]] = {}
     for point in points:
         groups.setdefault(point.data, []).append(point)
     said = []

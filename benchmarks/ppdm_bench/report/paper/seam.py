@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -16,7 +15,7 @@ from ppdm_bench.report.figures.style import SMALL, TEXT, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.points import group_title
+from ppdm_bench.report.scores import group_title, most_evaluations
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
@@ -36,7 +35,7 @@ def show(library: Library) -> Shown:
             "a method trained with the puzzle-gradient loss and the same without it, scored by the seam index; "
             "`ppdm-bench ablate` makes them"
         )
-    pairs = _most_evaluations(everything)
+    pairs = most_evaluations(everything, _curve, lambda pair: pair.on)
     records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
     groups = dict.fromkeys(group_title([pair.on, pair.off]) for pair in pairs)
     seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
@@ -49,13 +48,8 @@ def show(library: Library) -> Shown:
     return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
 
 
-def _most_evaluations(pairs: Sequence[Toggled]) -> list[Toggled]:
-    most: dict[str, Toggled] = {}
-    for pair in pairs:
-        key = json.dumps([pair.on.data, pair.on.label, pair.on.train_steps, pair.metric])
-        if key not in most or (pair.on.evaluations or 0) > (most[key].on.evaluations or 0):
-            most[key] = pair
-    return list(most.values())
+def _curve(pair: Toggled) -> tuple[object, ...]:
+    return pair.on.data, pair.on.label, pair.on.train_steps, pair.metric
 
 
 def _table(pairs: Sequence[Toggled], library: Library) -> Table:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, seam_metric
-from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
 from ppdm_bench.report.tables.render import Cell, Heading, Page, Table, data_frame, table_of
@@ -16,7 +16,7 @@ from ppdm_bench.units import gib, shape_text, significant
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ablation_page", "ablation_table", "headline", "most_evaluations"]
+__all__ = ["ablation_page", "ablation_table", "headline"]
 
 _COMPARED = ("psnr", "ssim")  # in the tables for people; the data have every difference
 _OUTCOME = ("status", "reason")
@@ -89,12 +89,6 @@ def headline(records: Sequence[Record]) -> str:
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else "",
     ]
     return ", ".join(filter(None, words)) + "."
-
-
-def most_evaluations(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of the most network evaluations, which tables for people and figures show."""
-    most = max((row.evaluations for row in rows if row.evaluations), default=None)
-    return [row for row in rows if row.evaluations in (most, None)]
 
 
 def ablation_page(records: Sequence[Record]) -> Page:

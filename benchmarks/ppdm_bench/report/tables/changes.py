@@ -14,7 +14,7 @@ from statistics import fmean, median
 from typing import Any
 
 from ppdm_bench.records import Record, RecordError, RecordFile
-from ppdm_bench.report.direction import loss
+from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import gib, significant

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.series import Series, gather, is_regional, metric_name, names_of, reference_of
+from ppdm_bench.report.metrics import is_regional, metric_name
+from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
 from ppdm_bench.report.tables.render import Cell, Heading, Page, Table, data_frame, frame_rows, table_of
 from ppdm_bench.units import shape_text
@@ -44,7 +45,7 @@ def quality_table(records: Iterable[Record], *, reference: str = "") -> pd.DataF
     Raises:
         ValueError: the records are of several data sets or conventions.
     """
-    everything = gather(records)
+    everything = by_configuration(records)
     lines = [
         {"name": name} | _line(series, metric, reference_of(series, everything, reference))
         for name, series in zip(names_of(everything), everything, strict=True)
@@ -97,18 +98,18 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
     return Page([*parts, *_remarks(rows, compared)], frame)
 
 
-def _line(series: Series, metric: str, against: Series | None) -> _Row:
+def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
     values, ranked = series.subjects(metric), series.ranked(metric)
     found = summary(list(values.values())) if values else None
     return {
         "method": series.method,
         "variant": series.variant,
-        "steps": series.steps,
+        "steps": series.evaluations,
         "precision": series.precision,
         "metric": metric,
         "unit": series.units[metric],
         "n": len(values),
-        "failed": len(series.failures[metric]),
+        "failed": len(series.failed[metric]),
         "mean": found and found.mean,
         "sd": found and found.sd,
         "best": ranked[0][0] if ranked else "",
@@ -116,7 +117,7 @@ def _line(series: Series, metric: str, against: Series | None) -> _Row:
     } | _compared(values, metric, against)
 
 
-def _compared(values: dict[str, float], metric: str, against: Series | None) -> _Row:
+def _compared(values: dict[str, float], metric: str, against: Scores | None) -> _Row:
     reference = {} if against is None else against.subjects(metric)
     both = [subject for subject in values if subject in reference]
     if against is None or not both:
