@@ -351,10 +351,7 @@ def test_folders_that_fit_nothing_are_refused_with_examples(tmp_path):
     assert "but 2 other files, such as a.txt, b/c.dcm" in complaint(tmp_path)
     tree(tmp_path, *(f"{name}.nii" for name in "defgh"))
     message = complaint(tmp_path)
-    assert (
-        "of 5 scans, such as d.nii, e.nii, f.nii, none is named like those of layout bids: (?P<subject>"
-        in message
-    )
+    assert "of 5 scans, such as d.nii, e.nii, f.nii, none is named like those of layout bids: (?P<subject>" in message
 
 
 def test_options_that_cannot_be_are_refused(tmp_path):
