@@ -411,8 +411,10 @@ def train(
 @app.command()
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="NIfTI file, or a folder of NIfTI files.")],
-    output: Annotated[Path, typer.Argument(help="NIfTI file, or a folder.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans.")
+    ],
+    output: Annotated[Path, typer.Argument(help="File, or a folder; subfolders are mirrored.")],
     steps: Annotated[int | None, integer("Network evaluations; default: the method's.")] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
@@ -430,11 +432,23 @@ def translate(
         typer.Option(metavar="SHARE", help="Overlap of neighbouring blocks, as a share of their size; default: 0.25."),
     ] = None,
     suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV.")] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Format of the translations: nii, nii.gz, mha, mhd, nrrd or nhdr. Default: the suffix of OUTPUT; in a "
+            "folder the format of each input, and nii.gz for DICOM.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
     seen = read_option("--block", read_block, block) if block is not None else None
 
     from ppdm.checkpoint import load
+    from ppdm.data.formats import is_dicom_scan
+    from ppdm.data.volume import user_path
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
@@ -451,8 +465,12 @@ def translate(
             block=seen,
             overlap=overlap,
             suv_factor=suv_factor,
+            suffix=format_,
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if format_ is None and user_path(output).is_dir() and any(is_dicom_scan(one.source) for one in made):
+        notify("DICOM scans are written as NIfTI; --format selects another format.")
     for one in made:
         if one.fault:
             notify(one.fault)

@@ -224,6 +224,7 @@ def sheet(
     resample: Resample = False,
 ) -> None:
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
+    from ppdm.data.formats import stem
     from ppdm.data.manifest import load_pair, read_manifest
     from ppdm_bench.report.figures.montage import contact_sheet
     from ppdm_bench.report.figures.style import save
@@ -234,7 +235,7 @@ def sheet(
     for pair in pairs[:limit]:
         for volume, path in zip(load_pair(pair, resample=resample), (pair.source, pair.target), strict=True):
             volumes.append(volume.data * (pair.suv_factor or 1.0))
-            names.append(f"{pair.subject} {path.name.removesuffix('.gz').removesuffix('.nii')}")
+            names.append(f"{pair.subject} {stem(path.name)}")
             spacings.append(volume.spacing)
     if len(set(spacings)) > 1:
         raise ValueError(

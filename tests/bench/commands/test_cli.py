@@ -12,8 +12,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import typer
 from commands import refused, run
+from dicom_series import dicom, image, tilt
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
@@ -673,3 +675,52 @@ def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
     assert run("env")[0] == 0
     assert run("--help")[0] == 0
     assert {*cli.SHARED, *cli.SILENT} <= {*commands()}
+
+
+def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_announced(trained, tmp_path):
+    folder, _ = trained
+    dicom(tmp_path / "in" / "p1")
+    (tmp_path / "in" / "p2").mkdir()
+    sitk.WriteImage(image(), tmp_path / "in" / "p2" / "t1.mha")
+    words = ("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the voxel size
+        code, out, err = run(*words)
+    assert (code, err) == (0, "ppdm-bench: DICOM scans are written as NIfTI; --format selects another format.\n")
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["out/p1.nii.gz", "out/p2/t1.mha"]
+    assert "exist; name another output, or replace with --overwrite" in refused(1, *words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code, out, err = run(*words, "--overwrite", "--format", "nrrd")
+    assert (code, err) == (0, "")
+    assert sorted(str(path) for path in Path("out").rglob("*.nrrd")) == ["out/p1.nrrd", "out/p2/t1.nrrd"]
+
+
+@pytest.mark.slow
+def test_scans_of_other_formats_are_checked_trained_on_and_evaluated(tmp_path):
+    for n, subject in enumerate(("a", "b")):
+        source = image(np.random.default_rng(n).integers(0, 900, (13, 12, 11)).astype(np.int16), tilt())
+        dicom(tmp_path / subject / "t1", source)
+        sitk.WriteImage(source * 2 + 5, tmp_path / subject / "t2.nhdr")
+    pattern = r"(?P<subject>[^/]+)/(?P<kind>t1|t2)(?:\.nhdr)?"
+    words = ("--layout", "bids", "--pattern", pattern, "--source", "t1", "--target", "t2")
+    assert run("data", "manifest", ".", *words, "--out", "pairs.csv")[0] == 0
+    rows = Path("pairs.csv").read_text().splitlines()
+    table = [rows[0] + ",site", *(row.replace(row.split(",")[1], "train") + ",Ulm" for row in rows[1:])]
+    Path("pairs.csv").write_text("\n".join(table).replace(",", ";"))
+    code, out, _ = run("data", "check", "pairs.csv")
+    assert code == 0, out
+    words = ("--steps", 1, "--width", 8, "--set", "network.multipliers=[1,2]", "--device", "cpu")
+    assert run("train", "--manifest", "pairs.csv", *words, "--out", "run")[0] == 0
+    words = ("--manifest", "pairs.csv", "--split", "train", "--device", "cpu")
+    code, out, err = run("evaluate", "run", *words, "--out", "scores")
+    assert code == 0, err
+    assert "psnr" in out.lower()
+    code, _, err = run("translate", "run", ".", "made", "--device", "cpu")
+    assert code == 0, err
+    predictions = Path("made")
+    assert sorted(str(path) for path in predictions.rglob("*.n*")) == [
+        *(f"made/{subject}/{name}" for subject in "ab" for name in ("t1.nii.gz", "t2.nhdr"))
+    ]
+    code, out, err = run("evaluate", "--predictions", "made/a", "--targets", "made/b", "--out", "same")
+    assert code == 0, err

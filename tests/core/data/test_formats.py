@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from dicom_series import SHAPE, dicom, image, tilt, values
 
 from ppdm.data import nifti_stream
 from ppdm.data.checking import check_pair
@@ -21,25 +22,7 @@ from ppdm.data.volume import (
     write_volume,
 )
 
-SHAPE = (7, 6, 5)
 SUFFIXES = (".mha", ".mhd", ".nrrd", ".nhdr")
-
-
-def rotation(seed=0):
-    return np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))[0]
-
-
-def values(shape=SHAPE, dtype=np.int16):
-    return np.random.default_rng(0).integers(-900, 900, shape).astype(dtype)
-
-
-def image(array=None, direction=None):
-    """An oblique image of SimpleITK; the array is in the order of the file, (i, j, k)."""
-    made = sitk.GetImageFromArray((values() if array is None else array).T)
-    made.SetSpacing((0.7, 1.1, 2.3))
-    made.SetOrigin((-111.3, 42.7, 100.123456789))
-    made.SetDirection((rotation() if direction is None else direction).ravel())
-    return made
 
 
 def refusal(path, call=read_volume):
@@ -240,38 +223,6 @@ def test_nifti_needs_no_simpleitk(tmp_path):
 
 
 # DICOM
-
-
-def dicom(folder, source=None, uid="1.2.3.1", description="T1 axial", pet=False, skip=(), prefix="IM"):
-    """Write a series of MR slices, in an order of names that is not that of space."""
-    source = image(direction=tilt()) if source is None else source
-    folder.mkdir(exist_ok=True)
-    direction = np.reshape(source.GetDirection(), (3, 3))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for k in set(range(source.GetSize()[2])) - set(skip):
-        one = source[:, :, k : k + 1]
-        tags = {
-            "0008|0060": "PT" if pet else "MR",
-            "0008|0016": "1.2.840.10008.5.1.4.1.1." + ("128" if pet else "4"),
-            "0008|0018": f"{uid}.{k + 1}",
-            "0008|103e": description,
-            "0020|000d": "1.2.3",
-            "0020|000e": uid,
-            "0020|0013": str(k + 1),
-            "0020|0032": "\\".join(f"{x:.9g}" for x in source.TransformIndexToPhysicalPoint((0, 0, k))),
-            "0020|0037": "\\".join(f"{x:.9g}" for x in direction[:, :2].T.ravel()),
-        }
-        for tag, text in tags.items():
-            one.SetMetaData(tag, text)
-        writer.SetFileName(str(folder / f"{prefix}{(7 * k) % 11:04d}.dcm"))
-        writer.Execute(one)
-    return folder
-
-
-def tilt(angle=0.3):
-    c, s = np.cos(angle), np.sin(angle)
-    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
 
 
 def test_a_dicom_series_is_the_volume_that_was_written(tmp_path):
