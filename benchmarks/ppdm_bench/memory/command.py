@@ -162,6 +162,7 @@ def _predict(
         outside = _outside(peak.peak_reserved, target)
         records += [Record(metric=name, value=value, **of_peak) for name, value in outside.items()]
         records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
+    if peak.needs is not None:
         records.append(Record(metric="needs", value=peak.needs, **of_peak))
     return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
 
