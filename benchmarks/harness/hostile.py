@@ -544,7 +544,7 @@ WORDS = (
     "flip:dhw",
     "own",
     "200",
-    "160,192,160",
+    "160x192x160",
     "1e3",
     "fp32",
     "2x",
@@ -610,7 +610,7 @@ def _restore_point(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
 COMMANDS = (
     "memory --device predict --res 8 --method ppdm --factor 2 --width 8 --phase sample --timeout 2 --budget 8GB "
     "--out OUT",
-    "memory --device predict --shape 8,8,8 --method wavelet --precision fp32 --checkpointing none --width 8 "
+    "memory --device predict --shape 8x8x8 --method wavelet --precision fp32 --checkpointing none --width 8 "
     "--batch-size 1 --preset matched --phase train --timeout 2 --out OUT",
     "memory --like SCAN --method ppdm --factor 1x2x2 --width 8 --phase sample --device predict --timeout 2 --out OUT",
     "methods --method ppdm --json",

@@ -417,7 +417,7 @@ def translate(
         str | None,
         typer.Option(
             metavar="N",
-            help="Translate in blocks of N voxels per side, or D,H,W, rounded up to a multiple that the method needs; "
+            help="Translate in blocks of N voxels per side, or DxHxW, rounded up to a multiple that the method needs; "
             "the volume stays in host memory. Default: the whole volume at once.",
         ),
     ] = None,

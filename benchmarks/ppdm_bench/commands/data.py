@@ -66,9 +66,9 @@ def make(
     size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
     grid: Annotated[Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
     shape: Annotated[
-        str | None, typer.Option(help="Size in voxels, D,H,W, instead of --size and --grid; give --spacing too.")
+        str | None, typer.Option(help="Size in voxels, DxHxW, instead of --size and --grid; give --spacing too.")
     ] = None,
-    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm for --shape, such as 2,2,4 or 2.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm for --shape, such as 2x2x4 or 2.")] = None,
     anatomy: Annotated[Literal["head", "torso"] | None, typer.Option(help="Anatomy; default: the task's.")] = None,
     dose: Annotated[
         str | None,
