@@ -617,8 +617,8 @@ COMMANDS = (
     "compare RECORDS RECORDS --threshold 5%",
     "train --manifest absent.csv --out OUT --method ppdm --factor 2 --width 8 --steps 2 --batch-size 1 --accumulate 1 "
     "--learning-rate 1e-4 --augment flip --precision fp32 --checkpointing none --seed 0 --save-every 5min --device cpu",
-    "translate MODEL absent.nii.gz OUT.nii.gz --steps 2 --seed 0 --device cpu --precision fp32 --suv-factor 1",
-    "translate MODEL SCAN OUT.nii.gz --steps 2 --seed 0 --device cpu",
+    "translate MODEL absent.nii.gz OUT.nii.gz --evaluations 2 --seed 0 --device cpu --precision fp32 --suv-factor 1",
+    "translate MODEL SCAN OUT.nii.gz --evaluations 2 --seed 0 --device cpu",
     "data check MANIFEST",
     "data make mri-t1t2 --subjects 2 --size 8 --grid cubic --seed 0 --out FILE",
     "speed --res 8 --method ppdm --factor 2 --width 8 --phase sample --device cuda --timeout 5 --out OUT",

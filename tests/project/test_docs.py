@@ -104,9 +104,9 @@ CARRIED_OUT = {
     "ppdm-bench data list": "",
     "ppdm-bench data check pairs.csv": "",
     "ppdm-bench train --manifest pairs.csv --factor 2 --width 16 --steps 50 --out runs/t1t2": "--steps 2 --width 8",
-    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--steps 1",
-    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--steps 1 --block 16",
-    "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--steps 1",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--evaluations 1",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--evaluations 1 --block 16",
+    "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--evaluations 1",
     "ppdm-bench methods --method my_methods:HAAR_BRIDGE": "",
     "ppdm-bench gpu --list": "",
 }

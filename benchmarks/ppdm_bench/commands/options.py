@@ -370,8 +370,13 @@ Checkpointing = Annotated[
         autocompletion=completed(*CHECKPOINTING),
     ),
 ]
-Shape = Annotated[str | None, typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160.")]
-Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160. Give this, --res or --like."),
+]
+Like = Annotated[
+    Path | None, typer.Option(help="Take the volume size from this NIfTI scan. Give this, --res or --shape.")
+]
 Precision = Annotated[
     str,
     typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
@@ -390,7 +395,9 @@ SamplePrecision = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Time of each training instead of steps."),
+    typer.Option(
+        parser=positive("minutes"), metavar="MINUTES", help="Time of each training, instead of --steps; default: none."
+    ),
 ]
 Tasks = Annotated[
     list[str] | None,
@@ -421,7 +428,7 @@ Results = Annotated[Path, typer.Option(help="Folder for records, tables and figu
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 
 # Which phantoms a command works on, or how a manifest's pairs are read.
-TaskName = Annotated[Task | None, typer.Option(help="Synthetic task.")]
+TaskName = Annotated[Task | None, typer.Option(help="Synthetic task. Give this or --manifest.")]
 PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all splits; default: 10.")]
 PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
@@ -434,7 +441,7 @@ Variations = Annotated[
     typer.Option(
         "--vary",
         metavar="NAME=A,B",
-        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
+        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable. Default: none.",
     ),
 ]
 Start = Annotated[
@@ -442,7 +449,8 @@ Start = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable.",
+        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable. "
+        "Default: no change.",
     ),
 ]
 
@@ -456,6 +464,6 @@ LauncherOptions = Annotated[
     typer.Option(
         "--launcher-option",
         metavar="NAME=VALUE",
-        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
+        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable. Default: none.",
     ),
 ]

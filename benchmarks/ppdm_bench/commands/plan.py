@@ -39,14 +39,19 @@ def plan(
         str | None, typer.Option(help="Memory of the card, such as 24GB; default: that of the GPU of this machine.")
     ] = None,
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Edge of cubic volumes in voxels, such as 256.")
+        int | None,
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
     method: Methods = None,
     purpose: Annotated[
         str | None,
-        typer.Option("--for", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
+        typer.Option("--phase", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
     ] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
     precision: Precision = "fp32",
@@ -62,7 +67,9 @@ def plan(
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    phases = (
+        read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    )
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):

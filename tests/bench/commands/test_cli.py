@@ -535,7 +535,9 @@ def test_a_translation_in_blocks(trained, tmp_path):
     made = {}
     for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16x16x8")}.items():
         place = tmp_path / f"{name}.nii"
-        code, _, err = run("translate", folder / "run", "long.nii", place, "--steps", 1, "--device", "cpu", *words)
+        code, _, err = run(
+            "translate", folder / "run", "long.nii", place, "--evaluations", 1, "--device", "cpu", *words
+        )
         assert (code, err) == (0, "")
         made[name] = nib.load(place)
     assert np.array_equal(made["covered"].dataobj, made["whole"].dataobj)
@@ -558,7 +560,7 @@ def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "good.nii.gz", SHAPE, np.int16, oblique())
     (tmp_path / "in" / "bad.nii").write_text("no volume")
-    code, out, err = run("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    code, out, err = run("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
     assert code == 1
     assert out.startswith("out/good.nii.gz  (")
     assert "bad.nii is not a NIfTI file" in err
@@ -570,7 +572,7 @@ def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
     write_scan(tmp_path / "coarse.nii", SHAPE, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        words = (folder / "run", "coarse.nii", "made.nii", "--steps", 1, "--device", "cpu")
+        words = (folder / "run", "coarse.nii", "made.nii", "--evaluations", 1, "--device", "cpu")
         code, _, err = run("translate", *words)
     assert code == 0
     assert err.startswith("ppdm-bench: warning: coarse.nii has voxels of 4 × 4 × 4 mm")

@@ -188,7 +188,7 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
-    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--for", "sample")
+    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--phase", "sample")
     code, out, err = run(*words, "--json")
     assert (code, err) == (0, "")
     assert {row["phase"] for row in json.loads(out)} == {"sample"}
@@ -215,7 +215,7 @@ def predicted(configuration, phase, target):
 def test_methods_of_ones_own_presets_and_factors(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
-    words = ("plan", "--budget", "8GB", "--res", 64, "--for", "sample", "--json")
+    words = ("plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--json")
     own = json.loads(run(*words, "--method", "ppdm.model:PPDM")[1])
     assert {row["method"] for row in own} == {"ppdm.model:PPDM"}
     presets = json.loads(run(*words, "--method", "ddpm3d", "--preset", "authors")[1])
@@ -244,7 +244,7 @@ def test_refusals():
     assert "there is no GPU here" in refused(2, "plan", "--res", 64)
     assert "give one size" in refused(2, "plan", "--budget", "8GB")
     assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)
-    assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--for", "fun")
+    assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--phase", "fun")
 
 
 def test_of_switches_that_suffice_alike_the_one_that_computes_less_again_is_named(monkeypatch, tmp_path):
