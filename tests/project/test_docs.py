@@ -370,6 +370,27 @@ def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
 # --- the site
 
 
+def test_the_reference_of_the_command_line_has_every_command_and_option(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page, other = ["# Title\n"], ["# Title\n"]
+    import_module("conf").reference(None, "docs/cli", page)
+    import_module("conf").reference(None, "docs/commands", other)
+    assert other == ["# Title\n"]
+    sections = dict(re.findall(r"^#+ `(ppdm-bench[^`]*)`\n(.*?)(?=^##|\Z)", page[0], re.MULTILINE | re.DOTALL))
+    for words in commands_below(COMMAND, "ppdm-bench"):
+        assert words in sections
+    assert "* `--shape DxHxW`: Volume size in voxels" in sections["ppdm-bench memory"]
+    assert "[default: runs/memory]" in sections["ppdm-bench memory"]
+    assert "--for" not in sections["ppdm-bench plan"]
+
+
+def commands_below(command, name):
+    """The names of a command and of those below it."""
+    yield name
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands_below(inner, f"{name} {word}")
+
+
 @pytest.mark.slow
 def test_the_site_is_made_without_a_warning(tmp_path):
     """Every page and docstring is read, every reference is resolved. `make docs` runs the notebooks, too."""
