@@ -67,6 +67,7 @@ from ppdm_bench.commands.options import (
     read_pace,
     read_seconds,
 )
+from ppdm_bench.commands.order import Command, OrderedGroup
 from ppdm_bench.commands.plan import plan
 from ppdm_bench.commands.quality import quality
 from ppdm_bench.commands.speed import speed
@@ -96,21 +97,15 @@ SHARED, SILENT = ("train", "quality"), ("env", "methods")
 UsageError = typer.BadParameter.__base__
 
 app = typer.Typer(
+    cls=OrderedGroup,
     help="Memory benchmark and ablation toolkit for volumetric medical image translation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
-app.command()(compare)
-app.command()(evaluate)
-app.command()(plan)
-app.command()(quality)
-app.command()(figures)
-app.command()(claims)
-app.command()(ablate)
-app.command()(gpu)
-app.command()(speed)
+for command in (plan, evaluate, quality, ablate, speed, compare, figures, claims, gpu):
+    app.command(cls=Command)(command)
 
 
 def main() -> None:
@@ -168,7 +163,11 @@ MeasuringDevice = Annotated[
 @app.command()
 def memory(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 256 or 64,128,256.")
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
@@ -187,7 +186,9 @@ def memory(
     device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Memory that may be used, such as 24GB: adds a verdict, and limits measurements to it."),
+        typer.Option(
+            help="Memory that may be used, such as 24GB: adds a verdict, and limits measurements to it. Default: no limit."
+        ),
     ] = None,
     gpu: Gpu = None,
     no_gate: Annotated[
@@ -207,11 +208,14 @@ def memory(
         typer.Option("--assumed", help="Show the part of each prediction that no published measurement confirms yet."),
     ] = False,
     constants: Annotated[
-        Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
+        Path | None,
+        typer.Option(help="Predict with the context and workspace fitted in this file; default: built-in constants."),
     ] = None,
     explain: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD", help="Only draw where the memory of this method goes; repeatable."),
+        typer.Option(
+            metavar="METHOD", help="Only plot the memory of this method over time; repeatable. Default: none."
+        ),
     ] = None,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
@@ -330,7 +334,8 @@ def train(
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Training time instead of steps. The learning rate then follows the clock, so no two runs are equal.",
+            help="Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+            "equal. Default: none.",
         ),
     ] = None,
     batch_size: BatchSize = 1,
@@ -408,14 +413,14 @@ def train(
         print(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="Scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans.")
     ],
     output: Annotated[Path, typer.Argument(help="File, or a folder; subfolders are mirrored.")],
-    steps: Annotated[int | None, integer("Network evaluations; default: the method's.")] = None,
+    evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
     precision: SamplePrecision = None,
@@ -423,7 +428,7 @@ def translate(
         str | None,
         typer.Option(
             metavar="N",
-            help="Translate in blocks of N voxels per side, or D,H,W, rounded up to a multiple that the method needs; "
+            help="Translate in blocks of N voxels per side, or DxHxW, rounded up to a multiple that the method needs; "
             "the volume stays in host memory. Default: the whole volume at once.",
         ),
     ] = None,
@@ -431,7 +436,7 @@ def translate(
         float | None,
         typer.Option(metavar="SHARE", help="Overlap of neighbouring blocks, as a share of their size; default: 0.25."),
     ] = None,
-    suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV.")] = None,
+    suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV; default: none.")] = None,
     format_: Annotated[
         str | None,
         typer.Option(
@@ -459,7 +464,7 @@ def translate(
             trained,
             source,
             output,
-            steps=steps,
+            steps=evaluations,
             seed=seed,
             precision=precision,
             block=seen,

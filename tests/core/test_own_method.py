@@ -77,7 +77,7 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     small = ("--width", 8, "--steps", 2, "--device", "cpu")
     code, _, err = run("train", *own, *small, "--manifest", "pairs.csv", "--out", "run")
     assert code == 0, err
-    code, _, err = run("translate", "run", "1a.nii.gz", "made.nii.gz", "--steps", 1, "--device", "cpu")
+    code, _, err = run("translate", "run", "1a.nii.gz", "made.nii.gz", "--evaluations", 1, "--device", "cpu")
     assert code == 0, err
     made, source = nib.load("made.nii.gz"), nib.load("1a.nii.gz")
     assert made.shape == source.shape

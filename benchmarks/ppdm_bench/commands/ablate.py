@@ -59,7 +59,7 @@ LONGEST = 30  # minutes; the quick profile warns above
 
 
 def ablate(
-    grid: Annotated[
+    configurations: Annotated[
         str,
         typer.Option(
             help="Configurations: one (one axis at a time: factor, loss, bridge), full (all combinations), "
@@ -69,14 +69,16 @@ def ablate(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="More configurations, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable."
+            help="More configurations, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable. "
+            "Default: none."
         ),
     ] = None,
     base: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change the method that all start from, such as network.multipliers=[1,2,2]; repeatable.",
+            help="Change the method that all start from, such as network.multipliers=[1,2,2]; repeatable. Default: no "
+            "change.",
         ),
     ] = None,
     method: Annotated[
@@ -94,7 +96,8 @@ def ablate(
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Training time, for the comparison at equal time; default with --grid space: that of the method.",
+            help="Training time, for the comparison at equal time; default: with --configurations space the time of "
+            "the method, else none.",
         ),
     ] = None,
     subjects: Annotated[
@@ -103,7 +106,7 @@ def ablate(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 32 (quick), 64 (full).", 4)
     ] = None,
-    phantom_grid: SyntheticGrid = "cubic",
+    grid: SyntheticGrid = "cubic",
     width: Width = None,
     batch_size: BatchSize = 2,
     evaluations: Annotated[
@@ -114,7 +117,7 @@ def ablate(
     ] = None,
     split: Split = "test",
     memory_res: Annotated[
-        str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256.")
+        str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256; default: none.")
     ] = None,
     profile: Annotated[
         Literal["auto", "quick", "full"],
@@ -129,7 +132,7 @@ def ablate(
 ) -> None:
     """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
     kind = "quick" if quick else profile
-    grids = read_option("--grid", comma_separated(one_of("one", "full", "space", "none")), grid)
+    grids = read_option("--configurations", comma_separated(one_of("one", "full", "space", "none")), configurations)
     jobs = asked_jobs(launcher, launcher_option)
     sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
 
@@ -156,7 +159,7 @@ def ablate(
         plan = Ablation(
             base=start,
             cells=as_usage(cells, start, [one for one in grids if one != "none"], vary or []),
-            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=phantom_grid) for name in names],
+            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=grid) for name in names],
             schedule=as_usage(Schedule, steps or default["steps"], None, batch_size),
             seeds=read_option("--seeds", comma_separated(count(0)), seeds or default["seeds"]),
             minutes=minutes,

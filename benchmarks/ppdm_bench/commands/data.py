@@ -66,16 +66,22 @@ def make(
     size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
     grid: Annotated[Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
     shape: Annotated[
-        str | None, typer.Option(help="Size in voxels, D,H,W, instead of --size and --grid; give --spacing too.")
+        str | None, typer.Option(help="Size in voxels, DxHxW, with --spacing; default: from --size and --grid.")
     ] = None,
-    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm for --shape, such as 2,2,4 or 2.")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Voxel size in mm for --shape, such as 2x2x4 or 2; default: from --size and --grid."),
+    ] = None,
     anatomy: Annotated[Literal["head", "torso"] | None, typer.Option(help="Anatomy; default: the task's.")] = None,
     dose: Annotated[
         str | None,
-        typer.Option(help="PET: dose factors, such as 4,20,100; the counts of the source are divided by each."),
+        typer.Option(
+            help="PET: dose factors, such as 4,20,100, by which the counts of the source are divided; "
+            "default: the task's."
+        ),
     ] = None,
     field_strength: Annotated[
-        float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3.")
+        float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3; default: 1.5.")
     ] = None,
     seed: Annotated[int, integer("Random seed of the set.", 0)] = 0,
     jobs: Annotated[int | None, integer("Processes; default: all cores.")] = None,
@@ -145,10 +151,10 @@ def manifest(
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression for paths, with (?P<subject>) and (?P<kind>), instead of the layout's."),
+        typer.Option(help="Regular expression for paths, with (?P<subject>) and (?P<kind>); default: the layout's."),
     ] = None,
     suv_table: Annotated[
-        Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL.")
+        Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL; default: none.")
     ] = None,
     seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
 ) -> None:

@@ -46,24 +46,30 @@ def evaluate(
     resample: Resample = False,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of existing predictions, instead of runs; repeatable."),
+        typer.Option(metavar="DIR", help="Folder of existing predictions; repeatable. Default: none."),
     ] = None,
     targets: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of their targets, with the same file names.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of their targets, with the same file names; default: from the manifest."
+        ),
     ] = None,
     sources: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of their sources, with the same file names.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of their sources, with the same file names; default: none."),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of masks, with the same file names; metrics count only voxels inside."
+            metavar="DIR",
+            help="Folder of masks, with the same file names; metrics count only voxels inside. Default: none.",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of labelled regions, with the same file names; PET uptake is compared in each."
+            metavar="DIR",
+            help="Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none.",
         ),
     ] = None,
     suv_factor: Annotated[
@@ -71,11 +77,11 @@ def evaluate(
         typer.Option(
             parser=positive("a factor"),
             metavar="FACTOR",
-            help="The folders contain PET: factor from stored values to SUV.",
+            help="The folders contain PET: factor from stored values to SUV. Default: no PET.",
         ),
     ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Network evaluations, such as 1,2,4; default: the method's.")
+    evaluations: Annotated[
+        str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
@@ -102,10 +108,10 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
-    evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
+    counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
     phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
-    of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
+    of_runs = {"manifest": manifest, "task": task, **phantoms, "evaluations": evaluations, "precision": precision}
     beside = {"source": sources, "mask": masks, "labels": labels}
     of_folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     _check_mode(bool(runs), bool(predictions), of_runs, of_folders)
@@ -125,7 +131,7 @@ def evaluate(
         if runs:
             shown = bar.add_task("reading", total=None)
             source = asked_subjects(manifest, task, resample, **phantoms)
-            sampling = Sampling(training_device(device), evaluations, precision, seed)
+            sampling = Sampling(training_device(device), counts, precision, seed)
             plan = compare_runs(
                 runs, source, split, how, sampling, lambda done, total: bar.update(shown, completed=done, total=total)
             )

@@ -30,7 +30,9 @@ def gpu(
     minutes: Annotated[
         float | None,
         typer.Option(
-            parser=positive("minutes"), metavar="MINUTES", help="Stop before a part that does not fit into this time."
+            parser=positive("minutes"),
+            metavar="MINUTES",
+            help="Stop before a part that does not fit into this time; default: no limit.",
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Integers have at most 18 digits, so that they fit into 64 bits.
-_WHOLE, _POSITIVE = "[0-9]{1,18}", "0{0,9}[1-9][0-9]{0,17}"
+_WHOLE, _POSITIVE, _NUMBER = "[0-9]{1,18}", "0{0,9}[1-9][0-9]{0,17}", "[1-9][0-9]{0,17}"
 _DECIMAL = r"[0-9]{0,18}\.?[0-9]{1,18}"
 
 
@@ -53,7 +53,7 @@ def asked_sizes(
         VolumeError: the scan cannot be read.
     """
     if sum(value is not None for value in (res, shape, like)) != 1:
-        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
+        raise typer.BadParameter("give one size: --res 256, --shape DxHxW or --like scan.nii.gz")
     if like is not None:
         from ppdm.data.volume import read_shape as read_size
 
@@ -128,13 +128,17 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a reader of comma-separated values; empty values are dropped, repeated ones count once."""
+    """Return a reader of comma-separated values. It drops blanks; a repeated value counts once, with a warning."""
 
     def read_all(text: str) -> list[T]:
-        values = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
+        values = [read(part.strip()) for part in text.split(",") if part.strip()]
         if not values:
             raise ValueError(f"expected values separated by commas, got {text!r}")
-        return [read(value) for value in values]
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) < len(values):
+            hint = "; a comma separates alternatives, x separates axes (2x2x1)" if read is read_factor else ""
+            notify(f"warning: {text} repeats a value, which counts once{hint}")
+        return distinct
 
     return read_all
 
@@ -252,56 +256,61 @@ def read_flips(text: str) -> str:
     return axes
 
 
+def _read_axes(text: str, number: str, expected: str, *counts: int) -> list[str]:
+    """Read one number or one per axis, such as ``1x2x2``; a comma separates alternatives and never axes."""
+    parts = text.split("x")
+    if len(parts) not in counts or not all(re.fullmatch(number, part) for part in parts):
+        commas = [part.strip() for part in text.split(",")]
+        several = len(commas) == 3 and all(re.fullmatch(number, part) for part in commas)
+        hint = f"; x separates axes, write {'x'.join(commas)}" if several else ""
+        raise ValueError(f"expected {expected}, got {text!r}{hint}")
+    return parts
+
+
 def read_factor(text: str) -> int | tuple[int, int, int]:
     """Read a puzzle factor: ``2``, or one per axis: ``1x2x2``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is neither.
     """
-    if not re.fullmatch(r"[1-9][0-9]{0,17}(x[1-9][0-9]{0,17}x[1-9][0-9]{0,17})?", text):
-        raise ValueError(f"expected a positive factor such as 2, or one an axis such as 1x2x2, got {text!r}")
-    numbers = [int(part) for part in text.split("x")]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
+    return _one_or_three(_read_axes(text, _NUMBER, "a positive factor such as 2, or one per axis such as 1x2x2", 1, 3))
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
-    """Read a shape D,H,W in voxels.
+    """Read a shape in voxels, depth, height and width: ``160x192x160``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no shape.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(re.fullmatch(_POSITIVE, part) for part in parts):
-        raise ValueError(f"expected three positive sizes D,H,W in voxels such as 160,192,160, got {text!r}")
-    d, h, w = map(int, parts)
+    d, h, w = map(int, _read_axes(text, _NUMBER, "three positive sizes DxHxW in voxels such as 160x192x160", 3))
     return d, h, w
 
 
 def read_block(text: str) -> int | tuple[int, int, int]:
-    """Read the size of a block in voxels: one number, or D,H,W.
+    """Read the size of a block in voxels: ``128``, or one per axis: ``64x128x128``.
 
     Raises:
         ValueError: the text is neither.
     """
-    if re.fullmatch(_POSITIVE, text):
-        return int(text)
-    try:
-        return read_shape(text)
-    except ValueError:
-        raise ValueError(f"expected a number of voxels such as 128, or three D,H,W, got {text!r}") from None
+    expected = "a number of voxels such as 128, or three DxHxW such as 64x128x128"
+    return _one_or_three(_read_axes(text, _NUMBER, expected, 1, 3))
 
 
 def read_lengths(text: str) -> tuple[float, float, float]:
-    """Read a voxel size in mm: ``2``, or one per axis: ``2,2,4``.
+    """Read a voxel size in mm: ``2``, or one per axis: ``2x2x4``.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the text is neither.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 3) or not all(re.fullmatch(_DECIMAL, part) and float(part) for part in parts):
-        raise ValueError(f"expected one or three lengths in mm such as 2 or 2,2,4, got {text!r}")
+    expected = "one or three positive lengths in mm such as 2 or 2x2x4"
+    parts = _read_axes(text, rf"(?=.*[1-9]){_DECIMAL}", expected, 1, 3)
     d, h, w = [float(part) for part in parts] * (3 // len(parts))
     return d, h, w
+
+
+def _one_or_three(parts: Sequence[str]) -> int | tuple[int, int, int]:
+    numbers = [int(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
 
 
 def read_dose(text: str) -> int:
@@ -362,8 +371,13 @@ Checkpointing = Annotated[
         autocompletion=completed(*CHECKPOINTING),
     ),
 ]
-Shape = Annotated[str | None, typer.Option(help="Volume size in voxels: D,H,W.")]
-Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160. Give this, --res or --like."),
+]
+Like = Annotated[
+    Path | None, typer.Option(help="Take the volume size from this NIfTI scan. Give this, --res or --shape.")
+]
 Gpu = Annotated[
     str | None,
     typer.Option(
@@ -392,7 +406,9 @@ SamplePrecision = Annotated[
 ]
 Minutes = Annotated[
     float | None,
-    typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Time of each training instead of steps."),
+    typer.Option(
+        parser=positive("minutes"), metavar="MINUTES", help="Time of each training, instead of --steps; default: none."
+    ),
 ]
 Tasks = Annotated[
     list[str] | None,
@@ -414,14 +430,16 @@ Methods = Annotated[
         autocompletion=completed(*METHODS),
     ),
 ]
-Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
+Factors = Annotated[
+    str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
+]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
 SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 
 # Which phantoms a command works on, or how a manifest's pairs are read.
-TaskName = Annotated[Task | None, typer.Option(help="Synthetic task.")]
+TaskName = Annotated[Task | None, typer.Option(help="Synthetic task. Give this or --manifest.")]
 PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all splits; default: 10.")]
 PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
@@ -434,7 +452,7 @@ Variations = Annotated[
     typer.Option(
         "--vary",
         metavar="NAME=A,B",
-        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
+        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable. Default: none.",
     ),
 ]
 Start = Annotated[
@@ -442,7 +460,8 @@ Start = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable.",
+        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable. "
+        "Default: no change.",
     ),
 ]
 
@@ -456,6 +475,6 @@ LauncherOptions = Annotated[
     typer.Option(
         "--launcher-option",
         metavar="NAME=VALUE",
-        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
+        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable. Default: none.",
     ),
 ]

@@ -41,13 +41,20 @@ def plan(
     ] = None,
     gpu: Gpu = None,
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Edge of cubic volumes in voxels, such as 256.")
+        int | None,
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
     method: Methods = None,
-    phase: Annotated[str | None, typer.Option(help="Phases: train, sample. Default: all phases of a method.")] = None,
-    earlier_phase: Annotated[str | None, typer.Option("--for", hidden=True)] = None,
+    purpose: Annotated[
+        str | None,
+        typer.Option("--phase", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
+    ] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
@@ -62,10 +69,9 @@ def plan(
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    if earlier_phase is not None:
-        notify("--for is now called --phase; the next release will not know the old name")
-    purpose = phase if phase is not None else earlier_phase
-    purposes = None if purpose is None else read_option("--phase", comma_separated(one_of("train", "sample")), purpose)
+    purposes = (
+        read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    )
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):

@@ -36,7 +36,10 @@ from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
 
 def speed(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128.")
+        str | None,
+        typer.Option(
+            metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128. Give this, --shape or --like."
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,

@@ -30,7 +30,7 @@ from ppdm_bench.variation import VariationError
 
 SMALL = ("ablate", "--task", "mri-t1t2", "--subjects", 5, "--size", 16, "--width", 8, "--steps", 2)
 SMALL = (*SMALL, "--evaluations", "1", "--device", "cpu", "--set", "network.multipliers=[1,2]", "--out", "out")
-PAIR = (*SMALL, "--grid", "none", "--vary", "kernel=i2sb")
+PAIR = (*SMALL, "--configurations", "none", "--vary", "kernel=i2sb")
 
 
 def by_label(grids, base=TINY, variations=()):
@@ -295,7 +295,7 @@ def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
 
 
 def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
-    words = (*SMALL, "--grid", "none", "--vary", "optimisation.learning_rate=1e30")
+    words = (*SMALL, "--configurations", "none", "--vary", "optimisation.learning_rate=1e30")
     code, out, err = run(*words)
     assert code == 1
     assert "mri-t1t2, ppdm optimisation.learning_rate=1e30" in err
@@ -346,7 +346,7 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     [
         (("--task", "ct"), "'ct' is none of"),
         (("--method", "pdpm"), "did you mean"),
-        (("--grid", "two"), "expected one, full, space or none"),
+        (("--configurations", "two"), "expected one, full, space or none"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--set", "kernel.gamma=1,2"), "--set takes one value"),
         (("--profile", "long"), "'long' is not one of 'auto', 'quick', 'full'"),

@@ -104,7 +104,7 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
 @pytest.mark.slow
 def test_settings_multiply():
     more = ("--precision", "bf16,fp32", "--checkpointing", "none,block")
-    code, out, _ = run(*TINY, "--shape", "8,9,10", "--device", "predict", *more, "--json")
+    code, out, _ = run(*TINY, "--shape", "8x9x10", "--device", "predict", *more, "--json")
     assert code == 0
     peaks = [row for row in json.loads(out) if row["metric"] == "peak_allocated"]
     assert [(row["precision"], row["checkpointing"]) for row in peaks] == [
@@ -254,9 +254,13 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--factor", "0"], "'--factor': expected a positive factor"),
         (["--res", "16", "--factor", "2,x"], "got 'x'"),
         (["--res", "16", "--factor", ""], "'--factor': expected values"),
-        (["--shape", "1,2"], "'--shape': expected three positive sizes"),
+        (["--shape", "1x2"], "'--shape': expected three positive sizes"),
+        (
+            ["--shape", "8,8,9"],
+            "'--shape': expected three positive sizes DxHxW in voxels such as 160x192x160, got '8,8,9'",
+        ),
         ([], "give one size"),
-        (["--res", "16", "--shape", "1,2,3"], "give one size"),
+        (["--res", "16", "--shape", "1x2x3"], "give one size"),
         (["--res", "16", "--method", "ppmd"], "did you mean ppdm?"),
         (["--res", "16", "--method", "nothing_of_that_name:X"], "cannot be loaded"),
         (["--res", "16", "--method", "json:dumps"], "expected a ppdm.Method"),
@@ -531,9 +535,11 @@ def test_a_translation_in_blocks(trained, tmp_path):
     folder, _ = trained
     write_scan(tmp_path / "long.nii", (40, 9, 7), affine=oblique())
     made = {}
-    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16,16,8")}.items():
+    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16x16x8")}.items():
         place = tmp_path / f"{name}.nii"
-        code, _, err = run("translate", folder / "run", "long.nii", place, "--steps", 1, "--device", "cpu", *words)
+        code, _, err = run(
+            "translate", folder / "run", "long.nii", place, "--evaluations", 1, "--device", "cpu", *words
+        )
         assert (code, err) == (0, "")
         made[name] = nib.load(place)
     assert np.array_equal(made["covered"].dataobj, made["whole"].dataobj)
@@ -541,11 +547,11 @@ def test_a_translation_in_blocks(trained, tmp_path):
     assert np.array_equal(made["blocks"].affine, nib.load("long.nii").affine)
 
 
-@pytest.mark.parametrize("text", ["0", "16,16", "x"])
+@pytest.mark.parametrize("text", ["0", "16x16", "x"])
 def test_a_block_that_there_is_not(trained, text):
     folder, _ = trained
     words = ("translate", folder / "run", folder / "source.nii.gz", "made.nii")
-    assert f"expected a number of voxels such as 128, or three D,H,W, got '{text}'" in refused(
+    assert f"expected a number of voxels such as 128, or three DxHxW such as 64x128x128, got '{text}'" in refused(
         2, *words, "--block", text
     )
     assert "give their size as well (block, --block)" in refused(1, *words, "--overlap", 0.5)
@@ -556,7 +562,7 @@ def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "good.nii.gz", SHAPE, np.int16, oblique())
     (tmp_path / "in" / "bad.nii").write_text("no volume")
-    code, out, err = run("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    code, out, err = run("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
     assert code == 1
     assert out.startswith("out/good.nii.gz  (")
     assert "bad.nii is not a NIfTI file" in err
@@ -568,7 +574,7 @@ def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
     write_scan(tmp_path / "coarse.nii", SHAPE, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        words = (folder / "run", "coarse.nii", "made.nii", "--steps", 1, "--device", "cpu")
+        words = (folder / "run", "coarse.nii", "made.nii", "--evaluations", 1, "--device", "cpu")
         code, _, err = run("translate", *words)
     assert code == 0
     assert err.startswith("ppdm-bench: warning: coarse.nii has voxels of 4 × 4 × 4 mm")

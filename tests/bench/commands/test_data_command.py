@@ -18,7 +18,7 @@ from ppdm.data.volume import read_volume
 
 pytestmark = pytest.mark.slow
 
-MAKE = ("data", "make", "mri-t1t2", "--shape", "6,8,7", "--spacing", "28", "--jobs", "1")
+MAKE = ("data", "make", "mri-t1t2", "--shape", "6x8x7", "--spacing", "28", "--jobs", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -81,9 +81,9 @@ def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
         (("pet-joint", "--dose", "0.5"), "expected a dose factor"),
         (("pet-joint", "--field-strength", "3"), "has no field strength"),
         (("mri-t1t2", "--field-strength", "7"), "known at 1.5 and 3 T, got 7.0 T"),
-        (("mri-t1t2", "--shape", "8,8,8"), "--shape with --spacing"),
-        (("mri-t1t2", "--shape", "8,8,8", "--spacing", "2", "--size", "8"), "--shape with --spacing"),
-        (("mri-t1t2", "--spacing", "2,2"), "one or three lengths in mm"),
+        (("mri-t1t2", "--shape", "8x8x8"), "--shape with --spacing"),
+        (("mri-t1t2", "--shape", "8x8x8", "--spacing", "2", "--size", "8"), "--shape with --spacing"),
+        (("mri-t1t2", "--spacing", "2,2,4"), "write 2x2x4"),
         (("mri-t1t2", "--grid", "round"), "'round' is not one of 'cubic', 'oblong', 'thick'"),
         (("mri-t1t2", "--anatomy", "foot"), "'foot'"),
         (("mri-t1t2", "--size", "2"), "at least 4"),

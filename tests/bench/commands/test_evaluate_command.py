@@ -100,7 +100,9 @@ def table(folder):
 def done(data, tmp_path_factory):
     """One evaluation of a run with two numbers of evaluations: its folder, its output."""
     out = tmp_path_factory.mktemp("done")
-    code, text, err = run("evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--steps", "1,2", "--out", out)
+    code, text, err = run(
+        "evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--evaluations", "1,2", "--out", out
+    )
     assert code == 0, err
     return out, text
 
@@ -417,7 +419,9 @@ def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_p
         candidates, "predict", lambda *given, **how: made.append(given[1].name) or original(*given, **how)
     )
     folder, manifest = make_run(tmp_path / "run"), str(data / "pairs.csv")
-    code, *_ = run("evaluate", str(folder), "--manifest", manifest, "--split", "test", "--steps", "1,2", "--out", "out")
+    code, *_ = run(
+        "evaluate", str(folder), "--manifest", manifest, "--split", "test", "--evaluations", "1,2", "--out", "out"
+    )
     assert code == 0
     assert len(made) == 2 * len(SUBJECTS) + again
     assert len(list(Path("out").glob("ppdm-*.png"))) == 2
@@ -455,8 +459,8 @@ def test_what_is_no_run_is_refused(data, tmp_path):
         (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
         (("RUN", "--task", "ct"), "'ct' is none of"),
         (("--predictions", "p"), "give the folder that the predictions are held against: --targets"),
-        (("--predictions", "p", "--targets", "t", "--steps", "4"), "--steps goes with runs"),
-        (("RUN", "--manifest", "a.csv", "--steps", "0"), "at least 1"),
+        (("--predictions", "p", "--targets", "t", "--evaluations", "4"), "--evaluations goes with runs"),
+        (("RUN", "--manifest", "a.csv", "--evaluations", "0"), "at least 1"),
         (("RUN", "--manifest", "a.csv", "--split", "all"), "is not one of 'train', 'val', 'test'"),
         (("RUN", "--manifest", "a.csv", "--convention", "mine"), "'mine' is not one of 'synthrad2023'"),
         (("RUN", "--manifest", "a.csv", "--convention", "udpet", "--data-range", "2"), "fixes data range"),

@@ -567,7 +567,7 @@ def test_a_child_says_how_it_failed(in_folder):
     ("words", "sentence"),
     [
         ([], "give one size"),
-        (["--res", "8", "--shape", "8,8,8"], "give one size"),
+        (["--res", "8", "--shape", "8x8x8"], "give one size"),
         (["--res", "8", "--device", "predict"], "'--device': 'predict' is not one of 'auto', 'cuda', 'cpu'"),
         (["--res", "8,0"], "'--res': expected a whole number of at least 1, got '0'"),
         (["--res", "8", "--evaluations", "0"], "'--evaluations'"),
@@ -596,7 +596,7 @@ def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plans = []
     monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
-    words = ("--shape", "8,16,8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
+    words = ("--shape", "8x16x8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
     words += ("--checkpointing", "norm", "--width", 8, "--phase", "sample", "--timeout", 90, "--evaluations", "2,own")
     assert run("speed", *words, "--device", "cpu")[0] == 0
     (made,) = plans

@@ -29,7 +29,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     """Return quality against representation, with and without a bridge: a column a task and budget, a row a metric.
 
     Args:
-        records: long-form, of ``ablate --grid space``.
+        records: long-form, of ``ablate --configurations space``.
         metrics: one a row.
 
     Raises:
