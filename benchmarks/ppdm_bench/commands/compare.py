@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import read_option
+from ppdm_bench.commands.options import Columns, read_names, read_option
 
 
 def compare(
@@ -14,12 +14,14 @@ def compare(
     threshold: Annotated[
         str, typer.Option(metavar="SHARE", help="Relevant relative difference of a time or a score: 5% or 0.05.")
     ] = "5%",
+    columns: Columns = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
     ] = False,
 ) -> None:
     """Show what became worse between two sets of records, beyond the noise. Exit code 1 if anything did."""
+    chosen = read_names("--columns", columns)
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.library import believed
@@ -33,7 +35,7 @@ def compare(
 
         print(write_json_array(to_records(found)))
     else:
-        print(changes_page(found, notes).to_text(), end="")
+        print(changes_page(found, notes).to_text(chosen), end="")
     raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))
 
 

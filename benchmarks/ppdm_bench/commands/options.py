@@ -155,6 +155,11 @@ def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
     return read_all
 
 
+def read_names(name: str, text: str | None) -> list[str]:
+    """Read an optional list of names, such as ``--columns``; an empty list if the option was not given."""
+    return read_option(name, comma_separated(str), text) if text is not None else []
+
+
 def one_of(*allowed: str) -> Callable[[str], str]:
     """Return a reader that accepts only these words."""
 
@@ -227,6 +232,13 @@ Methods = Annotated[
 Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
 Split = Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")]
 SyntheticGrid = Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),
+]
+Metrics = Annotated[
+    str | None, typer.Option(metavar="NAME,NAME", help="Metrics of the tables for people, such as psnr,ssim.")
+]
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 

@@ -11,6 +11,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Json,
     Like,
     Methods,
@@ -26,6 +27,7 @@ from ppdm_bench.commands.options import (
     one_of,
     read_budget,
     read_factor,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import notify, report_outcome, writable
@@ -55,12 +57,14 @@ def plan(
     width: Width = None,
     preset: Preset = "matched",
     start: Start = None,
+    columns: Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
+    chosen = read_names("--columns", columns)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
@@ -80,7 +84,7 @@ def plan(
         card = _card(capacity)
         folder = writable(out) if out is not None else None
         records = collect(Plan(asked, phases, card, spacing))
-        text, written = present(records, folder)
+        text, written = present(records, folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
 

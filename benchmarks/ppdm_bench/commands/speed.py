@@ -10,6 +10,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Device,
     Factors,
     Json,
@@ -28,6 +29,7 @@ from ppdm_bench.commands.options import (
     comma_separated,
     one_of,
     read_evaluations,
+    read_names,
     read_option,
     read_seconds,
 )
@@ -67,10 +69,12 @@ def speed(
             parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
         ),
     ] = 600,
+    columns: Columns = None,
     out: Results = Path("runs/speed"),
     json: Json = False,
 ) -> None:
     """Time training steps and volumes. The same command again repeats nothing."""
+    chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
@@ -94,7 +98,7 @@ def speed(
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; this is a glance at the times, not a result")
             records = collect(plan, folder)
-            text, written = present(records, folder)
+            text, written = present(records, folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
 
