@@ -25,6 +25,7 @@ from ppdm_bench.commands.gpu import gpu
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Device,
     Factors,
     Gpu,
@@ -63,6 +64,7 @@ from ppdm_bench.commands.options import (
     read_budget,
     read_factor,
     read_flips,
+    read_names,
     read_option,
     read_pace,
     read_seconds,
@@ -219,10 +221,12 @@ def memory(
     ] = None,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    columns: Columns = None,
     out: Results = Path("runs/memory"),
     json: Json = False,
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""
+    chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
@@ -256,7 +260,7 @@ def memory(
                     phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
-                text, written = present(records, folder, capacity, assumed) if records else ("", [])
+                text, written = present(records, folder, capacity, assumed, chosen) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
@@ -264,7 +268,7 @@ def memory(
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]
-                text, written = present(records, folder, capacity, assumed)
+                text, written = present(records, folder, capacity, assumed, chosen)
                 text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array
@@ -436,7 +440,9 @@ def translate(
         float | None,
         typer.Option(metavar="SHARE", help="Overlap of neighbouring blocks, as a share of their size; default: 0.25."),
     ] = None,
-    suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV; default: none.")] = None,
+    suv_factor: Annotated[
+        float | None, typer.Option(help="PET: factor from stored values to SUV; default: none.")
+    ] = None,
     format_: Annotated[
         str | None,
         typer.Option(

@@ -11,6 +11,7 @@ import typer
 
 from ppdm_bench.commands.options import (
     BatchSize,
+    Columns,
     Device,
     Json,
     Launcher,
@@ -28,6 +29,7 @@ from ppdm_bench.commands.options import (
     one_of,
     positive,
     read_evaluations,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, notify, progress, report_outcome
@@ -127,10 +129,12 @@ def ablate(
     device: Device = "auto",
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    columns: Columns = None,
     out: Runs = Path("runs/ablations"),
     json: Json = False,
 ) -> None:
     """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
+    chosen = read_names("--columns", columns)
     kind = "quick" if quick else profile
     grids = read_option("--configurations", comma_separated(one_of("one", "full", "space", "none")), configurations)
     jobs = asked_jobs(launcher, launcher_option)
@@ -170,7 +174,7 @@ def ablate(
         try:
             with alone_in(out):
                 records, faults, pictures = _carried_out(plan, out, small, device, jobs)
-                text, written = present(records, out)
+                text, written = present(records, out, chosen)
                 written += pictures
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")

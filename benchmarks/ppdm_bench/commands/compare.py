@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import read_option
+from ppdm_bench.commands.options import Columns, read_names, read_option
 from ppdm_bench.commands.terminal import notify
 
 NOTHING_COMPARED = 3  # exit code, apart from that of a regression (1) and of wrong usage (2)
@@ -17,6 +17,7 @@ def compare(
     threshold: Annotated[
         str, typer.Option(metavar="SHARE", help="Relevant relative difference of a time or a score: 5% or 0.05.")
     ] = "5%",
+    columns: Columns = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
@@ -27,6 +28,7 @@ def compare(
     Evaluations are matched by method and subject. Exit codes: 0 nothing became worse, 1 something did, 3 the sets have
     nothing in common that could be compared.
     """
+    chosen = read_names("--columns", columns)
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.library import believed
@@ -40,7 +42,7 @@ def compare(
 
         print(write_json_array(to_records(found)))
     else:
-        print(changes_page(found, notes).to_text(), end="")
+        print(changes_page(found, notes).to_text(chosen), end="")
     if not any(change.compared for change in found):
         notify(
             f"nothing could be compared: no record of {new} has a counterpart in {old}. Records match by method, "

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ppdm_bench.commands.options import (
+    Columns,
     Device,
     Json,
+    Metrics,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
@@ -25,6 +27,7 @@ from ppdm_bench.commands.options import (
     count,
     positive,
     read_factor,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
@@ -104,10 +107,13 @@ def evaluate(
     factor: Annotated[
         str | None, typer.Option(help="Block grids of the seam index, such as 2,4; default: those of the methods.")
     ] = None,
+    metrics: Metrics = None,
+    columns: Columns = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
     json: Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
+    look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
     phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
@@ -147,7 +153,7 @@ def evaluate(
                 folder,
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
-            text, written = present(plan, records, against, folder)
+            text, written = present(plan, records, against, folder, **look)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -143,6 +143,11 @@ def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
     return read_all
 
 
+def read_names(name: str, text: str | None) -> list[str]:
+    """Read an optional list of names, such as ``--columns``; an empty list if the option was not given."""
+    return read_option(name, comma_separated(str), text) if text is not None else []
+
+
 def one_of(*allowed: str) -> Callable[[str], str]:
     """Return a reader that accepts only these words."""
 
@@ -435,6 +440,14 @@ Factors = Annotated[
 ]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
 SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Metrics of the tables for people, such as psnr,ssim; default: all."),
+]
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 

@@ -10,6 +10,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Gpu,
     Json,
     Like,
@@ -27,6 +28,7 @@ from ppdm_bench.commands.options import (
     one_of,
     read_budget,
     read_factor,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import notify, report_outcome, writable
@@ -62,12 +64,14 @@ def plan(
     width: Width = None,
     preset: Preset = "matched",
     start: Start = None,
+    columns: Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
+    chosen = read_names("--columns", columns)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     purposes = (
         read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
@@ -93,7 +97,7 @@ def plan(
             records = collect(Plan(asked, purposes, card, spacing))
         except Interrupted as stopped:
             records, interrupted = stopped.records, True
-        text, written = present(records, folder) if records else ("no question was answered", [])
+        text, written = present(records, folder, chosen) if records else ("no question was answered", [])
     if json:
         from ppdm_bench.records import write_json_array
 

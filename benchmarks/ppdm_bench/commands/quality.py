@@ -11,11 +11,13 @@ import typer
 
 from ppdm_bench.commands.options import (
     BatchSize,
+    Columns,
     Device,
     Json,
     Launcher,
     LauncherOptions,
     Methods,
+    Metrics,
     Minutes,
     Runs,
     Split,
@@ -30,6 +32,7 @@ from ppdm_bench.commands.options import (
     count,
     integer,
     read_evaluations,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
@@ -88,6 +91,8 @@ def quality(
     quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    metrics: Metrics = None,
+    columns: Columns = None,
     out: Runs = Path("runs/quality"),
     json: Json = False,
 ) -> None:
@@ -96,6 +101,7 @@ def quality(
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
     evaluations = evaluations or default["evaluations"]
+    look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
     jobs = asked_jobs(launcher, launcher_option)
@@ -137,7 +143,7 @@ def quality(
                         outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
-                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
+                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -195,6 +201,7 @@ def _evaluated(
     reference: str | None,
     out: Path,
     whole: Whole,
+    look: dict[str, list[str]],
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
@@ -212,7 +219,7 @@ def _evaluated(
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
-    text, written = present(plan, records, against, folder)
+    text, written = present(plan, records, against, folder, **look)
     return _Result(records, text, written, failures(records))
 
 

@@ -10,6 +10,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Device,
     Factors,
     Json,
@@ -28,6 +29,7 @@ from ppdm_bench.commands.options import (
     comma_separated,
     one_of,
     read_evaluations,
+    read_names,
     read_option,
     read_seconds,
 )
@@ -70,10 +72,12 @@ def speed(
             parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
         ),
     ] = 600,
+    columns: Columns = None,
     out: Results = Path("runs/speed"),
     json: Json = False,
 ) -> None:
     """Time training steps and volumes. The same command again repeats nothing."""
+    chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
@@ -96,7 +100,7 @@ def speed(
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
-            text, written = present(records, folder)
+            text, written = present(records, folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
 

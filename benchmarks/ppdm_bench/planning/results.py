@@ -98,19 +98,19 @@ def _answer(
         ask_all(questions, submit, tell, keep)
 
 
-def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[Path]]:
+def present(records: Sequence[Record], folder: Path | None, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Return the table and its summary as text, and the written files; without a folder nothing is written."""
     lines = gather(records)
     page = plan_page(lines)
     if folder is None:
-        return page.to_text(), []
+        return page.to_text(columns), []
     file = RecordFile(folder / RECORDS)
     known = {record.content() for record in file.read()}
     file.append(record for record in records if record.content() not in known)
-    written = [file.path, *page.save(folder / "plan")]
+    written = [file.path, *page.save(folder / "plan", columns)]
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
-    return page.to_text(), written
+    return page.to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -29,13 +29,13 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     return records
 
 
-def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
+def present(records: Sequence[Record], folder: Path, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Write table and figure into the folder; return the table as text, and all written files."""
     page = speed_page(records)
-    written = [folder / RECORDS, *page.save(folder / "speed")]
+    written = [folder / RECORDS, *page.save(folder / "speed", columns)]
     if any(record.samples and record.unit == "s" for record in records):
         written += save(speed_figure(records), folder / "speed")
-    return page.to_text(), written
+    return page.to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -50,11 +50,11 @@ def test_what_is_kept_is_small_and_names_no_machine():
 def test_the_table_has_a_row_for_each_pair():
     text = micro.micro_page(micro.trimmed(raw())).to_markdown()
     assert (
-        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | copy | 1.00 (0.900 to 1.10) | 2.00 (1.90 to 2.10) | 50% |"
+        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | copy | 1.00 (0.900 to 1.10) | 2.00× (1.90× to 2.10×) | 50% |"
         in text
     )
     assert (
-        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | einops | 2.00 (1.90 to 2.10) | 1.00 (0.900 to 1.10) | – |"
+        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | einops | 2.00 (1.90 to 2.10) | 1.00× (0.900× to 1.10×) | – |"
         in text
     )
     assert "| projector: forward | 2.00 (1.90 to 2.11) | – | – | – | – |" in text

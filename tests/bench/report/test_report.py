@@ -72,7 +72,13 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert [units.gib(x * GIB) for x in (155, 20.128, 0.8, 0.0512345, 0)] == ["155.00", "20.13", "0.800", "0.0512", "0"]
     assert [units.significant(x) for x in (9.999, 0.00009999, 1234, -0.5)] == ["10.0", "0.000100", "1234", "-0.500"]
     assert [units.count(x) for x in (26_100_000, 1_234, 999, 2.5e9)] == ["26.1 M", "1.23 k", "999", "2.50 G"]
-    assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == ["1/7.7", "1/46", "0.92×", "1", "1.30×"]
+    assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == [
+        "0.130×",
+        "0.0219×",
+        "0.920×",
+        "1.00×",
+        "1.30×",
+    ]
 
 
 def test_a_long_name_is_broken_where_it_may_be() -> None:
@@ -270,8 +276,8 @@ def test_the_markdown_is_exact() -> None:
         "| method | kind | parameters | train GiB | train ratio | train prediction error | train reserved GiB "
         "| sample GiB | sample ratio |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| full | measured | – | 16.00 | 1 | – | – | 5.00 | 1 |\n"
-        "| puzzle r=2 | measured | 26.1 M | 2.00 | 1/8.0 | −5.00% | 2.50 | 0.500 | 1/10 |\n"
+        "| full | measured | – | 16.00 | 1.00× | – | – | 5.00 | 1.00× |\n"
+        "| puzzle r=2 | measured | 26.1 M | 2.00 | 0.125× | −5.00% | 2.50 | 0.500 | 0.100× |\n"
         "| puzzle r=2 | predicted | – | 1.90 | – | – | – | – | – |\n\n"
         "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Ratio: to full, checkpointing none, all other "
         "settings and the kind equal. Prediction error: predicted / measured − 1. Reserved: memory that the allocator "
@@ -315,7 +321,7 @@ def test_bars_end_at_the_peak_and_predictions_are_hollow() -> None:
     assert ends[16].get_facecolor() == ends[16.4].get_edgecolor()
     assert not ends[16].get_hatch()
     text = words(drawn)
-    for shown in ("2.00 (1/8.0)", "1.90 (1/8.6)", "8 GB", "training", "sampling", "measured", "predicted"):
+    for shown in ("2.00 (0.125×)", "1.90 (0.116×)", "8 GB", "training", "sampling", "measured", "predicted"):
         assert shown in text
 
 

@@ -80,7 +80,7 @@ def _line(effect: Effect) -> Line:
     ends = (effect.low, effect.high)
     interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
     said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
-    value = f"{_number(effect.value, effect.unit)} {effect.unit}"
+    value = _number(effect.value, effect.unit) + ("×" if effect.unit == "×" else f" {effect.unit}")
     return Line((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
 
 

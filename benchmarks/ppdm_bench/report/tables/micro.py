@@ -75,7 +75,7 @@ def micro_page(run: Run) -> Page:
         Heading("ours", "ours (ms)", note=_NOTE): lambda row: _milliseconds(row[1]["seconds"]),
         Heading("beside", "beside"): lambda row: row[2][0],
         Heading("theirs", "theirs (ms)"): lambda row: (row[2][1] and _milliseconds(row[2][1]["seconds"])) or None,
-        Heading("ratio", "ours / theirs"): lambda row: (row[2][1] and _range(row[2][1]["ratio"])) or None,
+        Heading("ratio", "ours / theirs"): lambda row: (row[2][1] and _range(row[2][1]["ratio"], "×")) or None,
         Heading("share", "share of copy bandwidth", "{:.0%}".format): lambda row: (
             row[1].get("share_of_copy_bandwidth") if row[2][0] == "copy" else None
         ),
@@ -87,8 +87,8 @@ def _milliseconds(seconds: Quartiles) -> str:
     return _range([1000 * s for s in seconds])
 
 
-def _range(values: Quartiles) -> str:
-    low, middle, high = (significant(value) for value in values)
+def _range(values: Quartiles, unit: str = "") -> str:
+    low, middle, high = (significant(value) + unit for value in values)
     return f"{middle} ({low} to {high})"
 
 

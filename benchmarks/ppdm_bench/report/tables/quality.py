@@ -77,16 +77,14 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
     Args:
         frame: from :func:`quality_table`; the page has all of it as data.
         title: what the records have in common, see :func:`headline`.
-        metrics: those to show; empty: all.
-
-    Raises:
-        ValueError: a metric is not in the table.
+        metrics: those to show; empty: all. One without values is reported below the tables.
     """
     everything = frame_rows(frame)
     there = dict.fromkeys(row["metric"] for row in everything)
-    if unknown := [metric for metric in metrics if metric not in there]:
-        raise ValueError(f"there are no values of {unknown[0]}; there are: {', '.join(there)}")
-    everything = [row for row in everything if not metrics or row["metric"] in metrics]
+    unknown = [name for name in metrics if name not in there]
+    missing = [f"There are no values of {name}; there are: {', '.join(there)}." for name in unknown]
+    if chosen := [metric for metric in metrics if metric in there]:
+        everything = [row for row in everything if row["metric"] in chosen]
     rows = [row for row in everything if not is_regional(row["metric"])]
     parts: list[str | Table] = [f"{title} Mean ± sd over subjects."]
     parts += [_means(rows)] * bool(rows)
@@ -95,7 +93,7 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
     if compared := [row for row in rows if row["reference"]]:
         against = ", ".join(dict.fromkeys(row["reference"] for row in compared))
         parts += [f"Difference from {against}, subject by subject.", table_of(compared, _DIFFERENCE, ("metric",))]
-    return Page([*parts, *_remarks(rows, compared)], frame)
+    return Page([*parts, *_remarks(rows, compared), *missing], frame)
 
 
 def _line(series: Scores, metric: str, against: Scores | None) -> _Row:

@@ -165,38 +165,36 @@ class Page:
 
     def to_latex(self, columns: Sequence[str] = ()) -> str:
         """Return the tables, each with the chosen columns or else those of a paper."""
-        return "\n".join(to_latex(table) for table in self._tables(columns))
+        return "\n".join(to_latex(_chosen(part, columns)) for part in self.parts if isinstance(part, Table))
 
     def to_text(self, columns: Sequence[str] = (), width: int = TERMINAL) -> str:
         """Return paragraphs and tables for a terminal.
 
         Args:
-            columns: names of columns to show, of all tables that have one of them; empty: those that fit.
+            columns: names of columns to show, of all tables that have one of them; empty: those that fit. A name that
+                no table has is reported below, because the work behind a table may have taken hours.
             width: characters per line of a table.
-
-        Raises:
-            ValueError: no table has such a column.
         """
-        tables = iter(self._tables(columns))
-        parts = [next(tables) if isinstance(part, Table) else part for part in self.parts]
-        fitted = [part if isinstance(part, str) or columns else _fitting(part, width) for part in parts]
+        fitted = [self._fitted(part, columns, width) if isinstance(part, Table) else part for part in self.parts]
         texts = _rendered(fitted, lambda table: f"\n{to_text(table, width)}\n")
-        left = dict.fromkeys(h.text for a, b in zip(parts, fitted, strict=True) for h in _left_out(a, b))
-        more = f"Not shown for lack of space (--columns shows them): {', '.join(left)}."
-        return "\n".join([*texts, *[more] * bool(left)]) + "\n"
+        headings = [heading for part in self.parts if isinstance(part, Table) for heading in part.headings]
+        shown = [heading for part in fitted if isinstance(part, Table) for heading in part.headings]
+        left = dict.fromkeys(heading.text for heading in headings if heading not in shown)
+        unknown = [name for name in columns if not any(heading.is_called(name) for heading in headings)]
+        remarks = [
+            *[f"Not shown: {', '.join(left)} (--columns chooses)."] * bool(left and not columns),
+            *[f"No column is called {name}; there are: {', '.join(h.text for h in headings)}." for name in unknown],
+        ]
+        return "\n".join([*texts, *remarks]) + "\n"
 
     def save(self, stem: Path, columns: Sequence[str] = ()) -> list[Path]:
         """Write `<stem>.csv`, `<stem>.md` and `<stem>.tex`, each completely or not at all, and return their paths."""
         texts = {".csv": self.to_csv(), ".md": self.to_markdown(), ".tex": self.to_latex(columns)}
         return [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in texts.items() if text]
 
-    def _tables(self, columns: Sequence[str]) -> list[Table]:
-        tables = [part for part in self.parts if isinstance(part, Table)]
-        headings = [heading for table in tables for heading in table.headings]
-        if unknown := [name for name in columns if not any(heading.is_called(name) for heading in headings)]:
-            there = ", ".join(dict.fromkeys(heading.text for heading in headings))
-            raise ValueError(f"no column is called {unknown[0]}; there are: {there}")
-        return [_chosen(table, columns) for table in tables] if columns else tables
+    def _fitted(self, table: Table, columns: Sequence[str], width: int) -> Table:
+        chosen = _chosen(table, columns)
+        return _fitting(table, width) if chosen is table else chosen
 
 
 def _rendered(parts: Sequence[str | Table], render: Callable[[Table], str]) -> Iterator[str]:
@@ -216,8 +214,8 @@ def _chosen(table: Table, columns: Sequence[str]) -> Table:
 
 
 def _typed(name: str) -> str:
-    """A name without case, spaces, arrows and other signs."""
-    return re.sub(r"[^\w/=]|_", "", name.lower())
+    """A name without case, units, spaces, arrows and other signs."""
+    return re.sub(r"[^\w/=]|_", "", re.sub(r"\b(gib|db)\b", "", name.lower()))
 
 
 def to_csv(table: Table) -> str:
@@ -287,12 +285,6 @@ def _fitting(table: Table, width: int) -> Table:
         del headings[max(place for place, heading in enumerate(headings) if heading.rank == highest)]
         table = table.only(headings)
     return table
-
-
-def _left_out(whole: str | Table, fitted: str | Table) -> list[Heading]:
-    if isinstance(whole, str) or isinstance(fitted, str):
-        return []
-    return [heading for heading in whole.headings if heading not in fitted.headings]
 
 
 def to_latex(table: Table) -> str:
