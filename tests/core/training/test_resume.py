@@ -474,8 +474,9 @@ def test_whatever_the_moment_the_run_ends_alike(killed):
     assert len(runs) == 1 + len(ends["moments"]) + 1 + 2
     plain = folder / "plain"
     for other in runs:
-        assert names(other) == ["log.jsonl", "model.json", "model.safetensors", "options.json"], other
-        for name in ("model.json", "model.safetensors", "options.json"):
+        files = ["best", "log.jsonl", "model.json", "model.safetensors", "options.json"]
+        assert names(other) == [*files, *states(3)], other
+        for name in ("best/model.json", "best/model.safetensors", "model.json", "model.safetensors", "options.json"):
             assert (other / name).read_bytes() == (plain / name).read_bytes(), other / name
         assert rows(other) == rows(plain), other
     assert [("validation_loss" in row) for row in rows(plain)] == [False, True, True]
@@ -528,7 +529,7 @@ def test_a_finished_run_is_left_as_it_is(words):
     code, out, _ = run(*words, "--out", "run", "--resume")
     assert code == 0
     assert "run is complete: 4 steps were done" in out
-    assert "steps was 4, and is 9 now" in refused(1, *words, "--out", "run", "--resume", "--steps", 9)
+    assert "steps was 4, and is 3 now" in refused(1, *words, "--out", "run", "--resume", "--steps", 3)
     assert "holds a run already" in refused(1, *words, "--out", "run")
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
