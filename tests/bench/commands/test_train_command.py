@@ -1,148 +1,161 @@
-"""``ppdm-bench train`` as people use it: the best model, a warm start, more steps, pictures, progress, threads."""
+"""``ppdm-bench train``: where its pairs come from, what it says, what its options are read as."""
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
-import torch
 from commands import refused, run
-from tiny_training import TINY, manifest, same
+from tiny_training import manifest
 
 from ppdm.checkpoint import load
-from ppdm.training.log import StepReport, best_validation
-from ppdm_bench.commands.train import ProgressLines, advice_on_threads
+from ppdm.data.manifest import read_manifest
+from ppdm.data.volume import Volume, write_volume
+from ppdm.simulation.generation import cached_set
+from ppdm_bench.commands.options import positive, read_flips, read_pace
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.train import memory_in_use
+
+pytestmark = pytest.mark.slow
+
+TRAIN = ("train", "--method", "tiny_training:TINY", "--steps", 2, "--device", "cpu", "--out", "run")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture
-def words(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    manifest(tmp_path)
-    return "train", "--manifest", "pairs.csv", "--method", "tiny_training:TINY", "--steps", 4, "--device", "cpu"
+def phantoms(folder, monkeypatch):
+    """Phantoms that take no time: three subjects whose volumes are smooth."""
+    pairs = read_manifest(manifest(folder))
+    monkeypatch.setattr(
+        "ppdm_bench.commands.pair_sources.cached_set", lambda recipe, subjects, progress: pairs[:subjects]
+    )
 
 
-def test_a_run_keeps_its_best_model_its_last_one_and_a_picture(words, monkeypatch):
-    losses = [3.0, 1.0, 2.0, 2.0]
-    monkeypatch.setattr("ppdm.training.session.validation_loss", lambda *_: losses.pop(0))
-    code, out, _ = run(*words, "--validate-every", 1, "--out", "run")
-    assert code == 0
-    assert "lowest validation loss 1.0000 after step 2: run/best\n" in out
-    assert best_validation("run/log.jsonl") == (2, 1.0)
-    last, best = load("run"), load("run/best")
-    assert (last.steps, best.steps, best.method) == (4, 2, TINY)
-    assert not same(last.network, best.network)
-    assert Path("run/loss.png").read_bytes().startswith(b"\x89PNG")
+def test_a_task_is_trained_on_without_a_file(folder, monkeypatch):
+    monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", partial(cached_set, jobs=1))
+    code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 1, "--size", 8)
+    assert (code, err) == (0, "")
+    assert out.startswith("2 steps in ")
+    assert "on 1 pairs" in out
+    options = json.loads(Path("run/options.json").read_text())["options"]
+    assert options["task"] == {"task": "mri-t1t2", "subjects": 1, "size": 8, "data_seed": 0, "grid": "cubic"}
+    assert load("run").spacing == pytest.approx(PhantomSubjects("mri-t1t2", size=8).recipe().grid.spacing)
 
 
-def test_a_warm_start_and_a_network_that_does_not_fit(words):
-    assert run(*words, "--out", "first")[0] == 0
-    slow = ("--learning-rate", 1e-30, "--seed", 5)
-    assert run(*words, *slow, "--init-from", "first/model.safetensors", "--out", "second")[0] == 0
-    assert same(load("first").network, load("second").network)
-    sentence = refused(1, *words, "--width", 16, "--init-from", "first", "--out", "third")
-    assert "first holds another network than that of ppdm" in sentence
-    assert "expected (16" in sentence
-    assert "absent does not exist" in refused(1, *words, "--init-from", "absent", "--out", "third")
-
-
-@pytest.mark.filterwarnings("default:The run that was finished")
-def test_a_finished_run_is_given_more_steps(words):
-    assert run(*words, "--out", "run")[0] == 0
-    code, out, err = run(*words, "--out", "run", "--resume", "--steps", 6)
-    assert code == 0
-    assert "finished after 4 steps continues to 6. Its learning rate had fallen to 0; now it rises to " in err
-    assert out.startswith("6 steps in ")
-    assert load("run").steps == 6
-    assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
-    assert "run is complete: 6 steps" in run(*words, "--out", "run", "--resume", "--steps", 6)[1]
-    assert sorted(path.name for path in Path("run").glob("state-*")) == [
-        "state-000006.json",
-        "state-000006.safetensors",
-    ]
-
-
-def test_an_interrupted_run_has_a_picture_too(words, monkeypatch):
-    monkeypatch.setattr("ppdm_bench.commands.train._stoppable", lambda: stopping())
-    assert run(*words, "--out", "run")[0] == 130
-    assert Path("run/loss.png").exists()
-
-
-class stopping:
-    """Asks a training to stop at once."""
-
-    def __enter__(self):
-        return lambda: True
-
-    def __exit__(self, *_):
-        pass
-
-
-def test_tensorboard_is_asked_for_before_anything_is_made(words, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert "pip install tensorboard" in refused(1, *words, "--tensorboard", "--out", "run")
-    assert not Path("run").exists()
-
-
-# --- progress without a terminal
-
-
-def report(step, seconds, **more):
-    return StepReport(step, step / 400, 0.25, 1.0, 1e-3, seconds, **more)
-
-
-def test_a_line_comes_every_half_minute_of_training():
-    lines = []
-    follow = ProgressLines(lines.append)
-    for step in range(1, 101):
-        follow(report(step, float(step), validation_loss=0.5 if step == 61 else None))
-    assert lines == [
-        "step 30 (8%), loss 0.2500, 1.00 steps/s, 0:06:10 left",
-        "step 60 (15%), loss 0.2500, 1.00 steps/s, 0:05:40 left",
-        "step 90 (22%), loss 0.2500, 1.00 steps/s, 0:05:10 left",
-    ]
-
-
-def test_a_slow_step_delays_the_next_line_and_validation_is_in_it():
-    lines = []
-    follow = ProgressLines(lines.append)
-    for step, seconds in ((1, 100.0), (2, 129.0), (3, 131.0)):
-        follow(report(step, seconds, validation_loss=0.5))
-    assert [line.split(",")[0] for line in lines] == ["step 1 (0%)", "step 3 (1%)"]
-    assert "loss 0.2500, validation loss 0.5000, " in lines[0]
-
-
-def test_the_command_writes_these_lines_to_stderr(words, monkeypatch):
-    now = iter(range(0, 10**6, 20))
-    monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
-    code, out, err = run(*words, "--out", "run")
-    assert code == 0
-    assert [line.split(",")[0] for line in err.splitlines()] == [
-        "ppdm-bench: step 2 (50%)",
-        "ppdm-bench: step 4 (100%)",
-    ]
-    assert "step 2 (50%)" not in out
-
-
-# --- threads
+def test_phantoms_are_validated_on(phantoms):
+    code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 3, "--validate-every", 2)
+    assert (code, err) == (0, "")
+    assert "on 2 pairs" in out
+    assert "validation loss" in out
 
 
 @pytest.mark.parametrize(
-    ("threads", "load", "cores", "better"),
-    [(1, 9.0, 2, None), (2, 0.3, 2, 1), (2, 0.0, 2, None), (2, 1.4, 2, 1), (4, 3.5, 8, None), (8, 3.5, 8, 4)],
+    ("words", "difference"),
+    [
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 2, "--data-seed", 1], "task.data_seed was 0, and is 1 now"),
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 3], "task.subjects was 2, and is 3 now"),
+        (["--task", "mri-t1t2", "--size", 8, "--subjects", 2, "--grid", "thick"], 'task.grid was "cubic", and'),
+        (["--task", "pet-denoise", "--size", 8, "--subjects", 2], 'task.task was "mri-t1t2", and is "pet-denoise" now'),
+        (["--manifest", "pairs.csv"], "task was {"),
+    ],
 )
-def test_more_threads_than_idle_cores_are_advised_against(threads, load, cores, better):
-    advice = advice_on_threads(threads, load, cores)
-    assert advice.endswith(f"try --threads {better}") if better else advice == ""
+def test_other_subjects_are_refused_before_they_are_made(phantoms, monkeypatch, words, difference):
+    assert run(*TRAIN, "--task", "mri-t1t2", "--subjects", 2, "--size", 8)[0] == 0
+    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", lambda *_, **__: pytest.fail("they were made"))
+    assert difference in refused(1, *TRAIN, *words, "--resume")
 
 
-def test_threads_are_set_and_a_loaded_machine_is_reported(words, monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr("os.getloadavg", lambda: (50.0, 0.0, 0.0))
-    code, _, err = run(*words, "--threads", 3, "--out", "run")
-    assert (code, asked) == (0, [3])
-    assert "this machine is loaded (load 50.0 on " in err
-    assert "training uses 3 threads" in err
-    assert json.loads(Path("run/options.json").read_text())["environment"]["threads"] == 3
+def test_validation_needs_subjects(phantoms, folder):
+    path = manifest(folder, splits=("train", "train", "test"))
+    sentence = refused(1, *TRAIN, "--manifest", path, "--validate-every", 1)
+    assert f"{path} has no pairs in the split 'val'" in sentence
+    assert "leave --validate-every out" in sentence
+    words = ("--task", "mri-t1t2", "--size", 8, "--subjects", 2)
+    assert "mri-t1t2 with 2 subjects has no pairs in the split 'val'" in refused(
+        1, *TRAIN, *words, "--validate-every", 1
+    )
+    assert not Path("run").exists()
+
+
+def test_validation_sees_its_pairs_as_training_does(folder):
+    assert run(*TRAIN, "--manifest", manifest(folder), "--validate-every", 1)[0] == 0
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert all(row["validation_loss"] > 0 for row in rows)
+    assert json.loads(Path("run/options.json").read_text())["options"]["validation_pairs"]["count"] == 1
+
+
+def test_a_manifest_without_training_pairs(folder):
+    path = manifest(folder, splits=("val", "val", "val"))
+    assert f"{path} has no pairs in the split 'train'" in refused(1, *TRAIN, "--manifest", path)
+
+
+def test_scans_on_two_grids_are_resampled_if_that_is_asked_for(folder):
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.nii", (8, 8, 8)), ("b.nii", (9, 8, 8))):
+        volume = Volume.from_array(rng.random(shape))
+        write_volume(folder / name, volume.data, volume)
+    (folder / "pairs.csv").write_text("subject,split,source,target\ns,train,a.nii,b.nii\n")
+    assert "b.nii" in refused(1, *TRAIN, "--manifest", "pairs.csv")
+    assert run(*TRAIN, "--manifest", "pairs.csv", "--resample")[0] == 0
+    assert "resample was true, and is false now" in refused(1, *TRAIN, "--manifest", "pairs.csv", "--resume")
+
+
+def test_a_time_is_trained_for(folder):
+    words = [word for word in TRAIN if word not in ("--steps", 2)]
+    code, _, err = run(*words, "--manifest", manifest(folder), "--minutes", 0.001)
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert load("run").steps == len(rows) >= 1
+    assert rows[-1]["seconds"] >= 0.06
+    assert all(row["seconds"] < 0.06 for row in rows[:-1])
+
+
+def test_a_diverging_training_says_so_and_leaves_no_model(folder):
+    path = manifest(folder)
+    sentence = refused(1, *TRAIN, "--manifest", path, "--learning-rate", 1e30, "--steps", 9, "--save-every", 1)
+    assert "Training stopped at step " in sentence
+    assert "last good checkpoint is run/state-00000" in sentence
+    assert not Path("run/model.safetensors").exists()
+
+
+def test_memory_is_that_of_the_process():
+    value, unit, what = memory_in_use("cpu").split()
+    assert (unit, what) == ("GiB", "resident")
+    assert 0.05 < float(value) < 100
+
+
+@pytest.mark.parametrize(
+    ("text", "pace"),
+    [("200", (200, None)), ("1", (1, None)), ("5min", (None, 5.0)), ("0.5min", (None, 0.5)), (".5 min", (None, 0.5))],
+)
+def test_paces(text, pace):
+    assert read_pace(text) == pace
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "min", "0min", "5m", "5 steps", "nan min"])
+def test_refuses_paces(text):
+    with pytest.raises(ValueError, match="steps such as 200"):
+        read_pace(text)
+
+
+@pytest.mark.parametrize(("text", "axes"), [("none", ""), ("flip", "d"), ("flip:h", "h"), ("flip:wd", "wd")])
+def test_flips(text, axes):
+    assert read_flips(text) == axes
+
+
+@pytest.mark.parametrize("text", ["", "flip:", "flip:x", "flip:hh", "flip:dhwd", "mirror"])
+def test_refuses_flips(text):
+    with pytest.raises(ValueError, match="flip:dhw with the axes"):
+        read_flips(text)
+
+
+@pytest.mark.parametrize(("text", "value"), [("3", 3.0), ("1e-4", 1e-4), (".5", 0.5), (2.5, 2.5), ("1e+30", 1e30)])
+def test_positive_numbers(text, value):
+    assert positive("a rate")(text) == value

@@ -20,6 +20,8 @@ from ppdm.training.schedule import Schedule, TrainingError
 from ppdm.training.state import read_state
 from ppdm_baselines import latent
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [pair(i) for i in range(3)]
 HELD = [pair(7)]
 
