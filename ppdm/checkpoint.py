@@ -194,7 +194,7 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, and the weights mean nothing without it; copy it too.") from None
+        raise CheckpointError(f"{path} is missing, and the weights cannot be used without it; copy it too.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
     except (ValueError, RecursionError) as error:

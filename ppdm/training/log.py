@@ -144,7 +144,7 @@ def opened_log(path: str | os.PathLike[str] | None, after: int = 0) -> Iterator[
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         stream = os.fdopen(descriptor, "r+b", buffering=0)
         if (there := stream.seek(0, os.SEEK_END)) < after:
-            warnings.warn(f"{path} has lost lines of steps that the checkpoint has done", stacklevel=4)
+            warnings.warn(f"{path} lacks lines of steps before the checkpoint", stacklevel=4)
         stream.seek(stream.truncate(min(there, after)))
     except OSError as error:
         raise TrainingError(f"The log {path} cannot be written ({error.strerror}); give another place.") from None

@@ -145,9 +145,9 @@ def train(
     ranks = Ranks.here()
     _check_shares(schedule, ranks)
     with ExitStack() as opened, _explained_memory_error(method):
-        session = _opened(
-            opened, method, pairs, schedule, device, validation, log, run, init_from, ranks, progress, on_best
-        )
+        inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
+        inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
+        session = _opened(opened, method, pairs, schedule, ranks, **inputs)
         with session.reporting_errors():
             while not session.ended:
                 session.step()
@@ -176,12 +176,13 @@ def _opened(
     method: Method,
     pairs: Sequence[ArrayPair],
     schedule: Schedule,
+    ranks: Ranks,
+    *,
     device: str | torch.device,
     validation: Sequence[ArrayPair],
     log: str | os.PathLike[str] | None,
     run: Run | None,
     init_from: str | os.PathLike[str] | None,
-    ranks: Ranks,
     progress: Callable[[StepReport], None],
     on_best: Callable[[StepReport, nn.Module], None],
 ) -> Session:
@@ -207,24 +208,23 @@ def _opened(
         progress, on_best = _ignore, _ignore
     if last is not None:
         progress(last.report)
-    reader = opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks))
     session = Session(
-        trainer,
-        reader,
-        stream,
-        kept,
-        ranks,
-        schedule,
-        pairs,
-        validation,
-        device,
-        progress,
-        on_best,
-        last.report if last else None,
-        best[1] if best else math.inf,
+        trainer=trainer,
+        reader=opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks)),
+        log=stream,
+        run=kept,
+        ranks=ranks,
+        schedule=schedule,
+        pairs=pairs,
+        validation=validation,
+        device=device,
+        show=progress,
+        on_best=on_best,
+        last=last.report if last else None,
+        lowest=best[1] if best else math.inf,
     )
     if kept is not None and kept.extended_from is not None:
-        _warn_of_the_rate(session, kept.extended_from)
+        _warn_of_learning_rate(session, kept.extended_from)
     return session
 
 
@@ -239,8 +239,8 @@ def _reader(
 
 
 def _interrupted(session: Session) -> Interrupted:
-    kept = "nothing was kept of it" if session.run is None else session.run.last_checkpoint()
-    return Interrupted(f"stopped after step {session.trainer.done} as asked; {kept}")
+    kept = "nothing was saved" if session.run is None else session.run.last_checkpoint()
+    return Interrupted(f"stopped after step {session.trainer.done} as requested; {kept}")
 
 
 def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str, Any]) -> State | None:
@@ -264,7 +264,7 @@ def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
-def _warn_of_the_rate(session: Session, before: int) -> None:
+def _warn_of_learning_rate(session: Session, before: int) -> None:
     steps, rate = session.schedule.steps, session.learning_rate
     warnings.warn(
         f"The run that was finished after {before} steps continues to {steps}. Its learning rate had fallen to 0; now "
@@ -280,7 +280,7 @@ def _restore(training: Training, state: State, folder: Path) -> None:
     except ValueError as error:
         raise CheckpointError(
             f"The checkpoint of step {state.report.step} in {folder} is of another network: {error}; files of two "
-            "runs were mixed, start anew in another folder."
+            "runs were mixed, start again in another folder."
         ) from None
 
 
@@ -327,11 +327,11 @@ def _check_request(
         raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
     if schedule.steps is not None and schedule.steps < len(method.stages):
         raise TrainingError(
-            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}), each of a step at "
-            f"least; got {schedule.steps} in all."
+            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
+            f"each; got {schedule.steps} in all."
         )
     if len(validation) and schedule.validate_every is None:
-        raise TrainingError("Pairs to validate on are of use with validate_every alone; give that too.")
+        raise TrainingError("Validation pairs were given without validate_every; give that too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 

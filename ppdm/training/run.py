@@ -151,11 +151,11 @@ class Run:
                 faults.append(str(error))
                 continue
             for fault in faults:
-                warnings.warn(f"{fault}; going on from {path.stem}, the checkpoint before it", stacklevel=2)
+                warnings.warn(f"{fault}; resuming from {path.stem}, the checkpoint before it", stacklevel=2)
             self._sound, self._saved_at = [path], state.report.seconds
             return state
         if faults:
-            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start anew in another folder.")
+            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start again in another folder.")
         return None
 
     def due(self, step: int, seconds: float, ended: bool) -> bool:
@@ -228,7 +228,7 @@ class Run:
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             fault = f"it is damaged: {type(error).__name__}"
         raise RunError(
-            f"{path} cannot be read ({fault}), so the run cannot be continued; start anew in another folder."
+            f"{path} cannot be read ({fault}), so the run cannot be continued; start again in another folder."
         )
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
@@ -240,7 +240,7 @@ class Run:
             more = f" and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
             raise RunError(
                 f"{self.folder} was started with other options: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. "
-                "Resume it with the same, as they decide its weights, or give another folder."
+                "Resume it with the same options, since they determine its weights, or give another folder."
             )
 
 
@@ -267,6 +267,6 @@ def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None
     changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
     if changed:
         warnings.warn(
-            f"{'; '.join(changed)}: the weights will not be bit for bit those of a training without interruption",
+            f"{'; '.join(changed)}: the final weights will not be bit-identical to those of an uninterrupted run",
             stacklevel=4,
         )

@@ -97,7 +97,7 @@ class Session:
         rate = self.learning_rate
         generator = step_generator(schedule.seed, trainer.done, self.device)
         losses = []
-        with ranks.together(), ranks.drawing(generator):
+        with ranks.together(), ranks.sharing_samples(generator):
             for read in islice(self.reader, schedule.accumulate):
                 source, target = moved(read, self.device)
                 if schedule.augment is not None:

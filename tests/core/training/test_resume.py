@@ -165,7 +165,7 @@ def test_a_time_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 
 def test_asked_to_stop_a_training_ends_its_step_and_keeps_it(tmp_path, whole):
     asked = iter([False, False, True])
-    with pytest.raises(Interrupted, match=r"after step 3 as asked; the last good checkpoint is .*state-000003"):
+    with pytest.raises(Interrupted, match=r"after step 3 as requested; the last good checkpoint is .*state-000003"):
         train(TINY, PAIRS, Schedule(**OPTIONS), run=Run(tmp_path / "run"), stop=lambda: next(asked))
     assert names(tmp_path / "run") == ["log.jsonl", "options.json", *states(3)]
     assert ends_alike(tmp_path / "run", whole)
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, whole, damage, 
     if suffix == "json" and not path.exists():  # then there never was a checkpoint: nothing to warn of
         assert ends_alike(half, whole)
         return
-    with pytest.warns(UserWarning, match=r"state-000004.*going on from state-000002, the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"state-000004.*resuming from state-000002, the checkpoint before it"):
         assert ends_alike(half, whole)
     assert names(half) == ["log.jsonl", "options.json", *states(4, 6)]
 
@@ -228,7 +228,7 @@ def test_all_checkpoints_damaged(half):
     for step in (2, 4):
         cut(half / f"state-00000{step}.safetensors")
     before = {path.name: path.read_bytes() for path in half.iterdir()}
-    with pytest.raises(CheckpointError, match=r"state-000004.*state-000002.*start anew in another folder"):
+    with pytest.raises(CheckpointError, match=r"state-000004.*state-000002.*start again in another folder"):
         go(half)
     assert {path.name: path.read_bytes() for path in half.iterdir()} == before
 
@@ -238,13 +238,13 @@ def test_all_checkpoints_damaged(half):
 )
 def test_options_that_cannot_be_read(half, damage):
     damage(half / "options.json")
-    with pytest.raises(RunError, match=r"options\.json cannot be read .*start anew"):
+    with pytest.raises(RunError, match=r"options\.json cannot be read .*start again"):
         go(half)
 
 
 def test_lines_that_the_log_has_lost_are_warned_of(half, whole):
     (half / "log.jsonl").write_text("")
-    with pytest.warns(UserWarning, match=r"log\.jsonl has lost lines"):
+    with pytest.warns(UserWarning, match=r"log\.jsonl lacks lines"):
         assert same(go(half), whole[1])
     assert [row["step"] for row in rows(half)] == [5, 6]
 
@@ -310,7 +310,7 @@ def test_refuses_to_continue_with_other_options(half, changes, difference):
 
 
 def test_many_differences_are_counted(half):
-    with pytest.raises(RunError, match=r"; .*; .* and 2 more\. Resume it with the same"):
+    with pytest.raises(RunError, match=r"; .*; .* and 2 more\. Resume it with the same options"):
         go(half, seed=4, steps=12, batch_size=1, accumulate=1, augment=None)
 
 
@@ -323,7 +323,7 @@ def test_what_may_change_is_warned_of(half, whole):
     options = json.loads((half / "options.json").read_text())
     options["environment"]["torch"] = "1.0"
     (half / "options.json").write_text(json.dumps(options))
-    with pytest.warns(UserWarning, match=r'torch was "1\.0", and is .* not be bit for bit'):
+    with pytest.warns(UserWarning, match=r'torch was "1\.0", and is .* not be bit-identical'):
         assert ends_alike(half, whole)
 
 
@@ -504,7 +504,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, numb
         patch.setattr(Log, "write", interrupted)
         code, out, err = run(*words, "--out", "run")
     assert (code, out) == (130, "")
-    assert "stopped after step 2 as asked; the last good checkpoint is run/state-000002.safetensors" in err
+    assert "stopped after step 2 as requested; the last good checkpoint is run/state-000002.safetensors" in err
     assert "--resume continues from there" in err
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert run(*words, "--out", "run", "--resume")[0] == 0
