@@ -1,5 +1,6 @@
 """What people look at while and after they train: a picture of the losses, and TensorBoard."""
 
+import json
 import sys
 from types import ModuleType
 
@@ -56,8 +57,17 @@ def test_a_long_log_is_averaged_and_a_torn_line_left_out(tmp_path, figures):
     save_loss_curve(tmp_path / "log", tmp_path / "loss.png")
     shown = curves(figures[0])
     assert len(shown["training, single steps"]) == 1000
-    assert len(shown["training, mean"]) == 200
-    assert shown["training, mean"][0] == pytest.approx([3.0, 1.6])  # steps 1 to 5
+    assert len(shown["training, mean"]) == 50
+    assert shown["training, mean"][0] == pytest.approx([10.5, 1.5])  # steps 1 to 20
+
+
+def test_the_start_of_a_stage_is_marked(tmp_path, figures):
+    stages = ["representation"] * 2 + ["diffusion"] * 2
+    rows = [{"step": k, "loss": 1.0, "stage": stage} for k, stage in enumerate(stages, 1)]
+    (tmp_path / "log").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    save_loss_curve(tmp_path / "log", tmp_path / "loss.png")
+    marks = {label: x for label, points in curves(figures[0]).items() for x, _ in points if "stage" in label}
+    assert marks == {"start of stage diffusion": 3}
 
 
 @pytest.mark.parametrize("content", [None, ""])
