@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -364,7 +365,25 @@ def train(
         str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
     ] = "5min",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in --out, if there is one. Give the same command again.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in --out, if there is one. Give the same command again; a finished run also continues "
+            "to more --steps.",
+        ),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Start from the weights of this run (folder or .safetensors file) of the same network."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(parser=count(), metavar="N", help="CPU threads; default: PyTorch's, usually one per core."),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
     ] = False,
     device: Device = "auto",
 ) -> None:
@@ -383,7 +402,8 @@ def train(
     from ppdm.training.loop import Interrupted, StepReport
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
-    from ppdm_bench.commands.train import memory_in_use, train_run
+    from ppdm.training.tensorboard import TensorBoard
+    from ppdm_bench.commands.train import ProgressLines, memory_in_use, train_run, use_threads
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
 
@@ -396,8 +416,13 @@ def train(
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
-    with joined() as ranks, progress() as bar:
+    with joined() as ranks, progress() as bar, ExitStack() as opened:
         where = training_device(device, ranks)
+        if advice := use_threads(threads, where):
+            notify(advice)
+        board = opened.enter_context(TensorBoard(out / "tensorboard")) if tensorboard and ranks.is_first else None
+        followers: list[Callable[[StepReport], None]] = [] if board is None else [board]
+        followers += [ProgressLines(notify)] if bar.disable else []
         shown = bar.add_task("reading the scans", total=None)
 
         def preparing(done: int, total: int) -> None:
@@ -407,9 +432,13 @@ def train(
             done, total = (report.step, steps) if steps is not None else (report.seconds, 60 * (minutes or 0))
             text = f"loss {report.loss:.4f}  {report.steps_per_second:.2f} steps/s  {memory_in_use(where)}"
             bar.update(shown, completed=done, total=total, description=text)
+            for follow in followers:
+                follow(report)
 
         try:
-            result = train_run(resolved, source, schedule, run, where, preparing, show)
+            result = train_run(
+                resolved, source, schedule, run, where, preparing, show, init_from=init_from, standalone=True
+            )
         except Interrupted as stopped:
             notify(f"{stopped}; the same command with --resume continues from there")
             raise typer.Exit(INTERRUPTED) from None

@@ -67,9 +67,9 @@ class Ranks:
         size = len(batch) // self.world
         return batch[self.rank * size : (self.rank + 1) * size]
 
-    def drawing(self, generator: torch.Generator) -> AbstractContextManager[Any]:
+    def sharing_samples(self, generator: torch.Generator) -> AbstractContextManager[Any]:
         """Return a context in which a sample from the generator is this rank's share of a sample for all ranks."""
-        return nullcontext() if self.world == 1 else _SharedDraws(self, generator)
+        return nullcontext() if self.world == 1 else _SharedSamples(self, generator)
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace every gradient with its mean over the ranks, bit-identical on all ranks."""
@@ -145,7 +145,7 @@ class Ranks:
         if met is not None and self.is_first:
             raise met
         rank = next(rank for rank, fault in enumerate(faults) if fault)
-        raise RankError(f"Rank {rank} of {self.world} could not go on: {faults[rank]}") from met
+        raise RankError(f"Rank {rank} of {self.world} failed: {faults[rank]}") from met
 
 
 ALONE = Ranks()
@@ -184,7 +184,7 @@ def own_gpu() -> int:
     return here
 
 
-class _SharedDraws(TorchFunctionMode):
+class _SharedSamples(TorchFunctionMode):
     """Sample from a generator for all ranks and return the share of one rank.
 
     Methods, windows and augmentations, including user-defined ones, need no code for ranks: they sample along the first
@@ -203,8 +203,8 @@ class _SharedDraws(TorchFunctionMode):
             return function(*args, **options)
         if function not in (torch.rand, torch.randn, torch.randint):
             raise ValueError(
-                f"{function.__name__} draws what cannot be shared among ranks; use torch.rand, torch.randn or "
-                "torch.randint, with a size whose first axis is that of the subjects."
+                f"{function.__name__} gives samples that cannot be shared among ranks; use torch.rand, torch.randn or "
+                "torch.randint, with the subjects along the first axis."
             )
         if "size" in options:
             args = (*args, options.pop("size"))
@@ -212,8 +212,8 @@ class _SharedDraws(TorchFunctionMode):
             args = (args,)
         *before, size = args
         first, *others = size
-        drawn = function(*before, (first * self.ranks.world, *others), **options)
-        return drawn.narrow(0, first * self.ranks.rank, first).clone()
+        samples = function(*before, (first * self.ranks.world, *others), **options)
+        return samples.narrow(0, first * self.ranks.rank, first).clone()
 
 
 @contextmanager
@@ -223,5 +223,6 @@ def _heard() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo has no exception class of its own
         raise RankLostError(
-            "Another rank has ended without a word, or cannot be reached; a run that has a checkpoint can be resumed."
+            "Another rank ended without an error message, or cannot be reached; a run that has a checkpoint can be "
+            "resumed."
         ) from error

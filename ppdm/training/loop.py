@@ -4,22 +4,26 @@ Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H,
 Steps are counted from k = 0.
 """
 
+import hashlib
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from ppdm.checkpoint import CheckpointError, versions
+from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
 from ppdm.training.augment import Flip
 from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
 from ppdm.training.distributed import Ranks
-from ppdm.training.log import StepReport, opened_log
+from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class
 from ppdm.training.run import Run, RunError
 from ppdm.training.schedule import (
@@ -74,6 +78,8 @@ def fit(
     validate_every: int | None = None,
     log: str | os.PathLike[str] | None = None,
     run: Run | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    on_best: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
     """Train a method and return its network with the averaged weights, in evaluation mode.
@@ -97,8 +103,12 @@ def fit(
         device: device on which the network is trained.
         validation: pairs on which the averaged weights are validated.
         log: a file of JSON lines, overwritten, with one line per step: step, loss, gradient_norm, learning_rate,
-            seconds, steps_per_second; validation_loss after a validation.
-        run: folder for checkpoints and the log, from which the run can be resumed; without it, nothing is saved.
+            seconds, steps_per_second; validation_loss after a validation, and best if it is the lowest so far.
+        run: folder for checkpoints and the log, from which the run can be resumed; without it, nothing is saved. A
+            finished run continues if it is given more steps; a warning says how its learning rate changes.
+        init_from: a checkpoint (:func:`ppdm.checkpoint.save`) of the same network; its weights replace random ones.
+        on_best: called with the report and the averaged network after each validation with the lowest loss so far, for
+            example to save it.
         progress: called with the report of every step; a resumed run first calls it with the last completed step.
 
     Raises:
@@ -109,7 +119,8 @@ def fit(
         CheckpointError: a checkpoint cannot be written, or none of the existing checkpoints can be read.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
-    return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, progress=progress)
+    options: dict[str, Any] = {"init_from": init_from, "on_best": on_best, "progress": progress}
+    return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, **options)
 
 
 def train(
@@ -121,6 +132,8 @@ def train(
     validation: Sequence[ArrayPair] = (),
     log: str | os.PathLike[str] | None = None,
     run: Run | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    on_best: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
@@ -132,7 +145,9 @@ def train(
     ranks = Ranks.here()
     _check_shares(schedule, ranks)
     with ExitStack() as opened, _explained_memory_error(method):
-        session = _opened(opened, method, pairs, schedule, device, validation, log, run, ranks, progress)
+        inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
+        inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
+        session = _opened(opened, method, pairs, schedule, ranks, **inputs)
         with session.reporting_errors():
             while not session.ended:
                 session.step()
@@ -161,12 +176,15 @@ def _opened(
     method: Method,
     pairs: Sequence[ArrayPair],
     schedule: Schedule,
+    ranks: Ranks,
+    *,
     device: str | torch.device,
     validation: Sequence[ArrayPair],
     log: str | os.PathLike[str] | None,
     run: Run | None,
-    ranks: Ranks,
+    init_from: str | os.PathLike[str] | None,
     progress: Callable[[StepReport], None],
+    on_best: Callable[[StepReport, nn.Module], None],
 ) -> Session:
     """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
     kept = run if ranks.is_first else None
@@ -175,20 +193,39 @@ def _opened(
         if kept is not None:
             opened.enter_context(kept)
         trainer = Training.start(method, seen.channels, schedule.seed, device)
-    last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(method, device, ranks)))
+        weights = "" if init_from is None else _warm_start(trainer, init_from)
+    data = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
+    options = describe(method, schedule) | data | {"init_from": weights or None}
+    last = ranks.by_first(lambda: _begin(kept, options, _environment(method, device, ranks)))
     with ranks.together():
         if last is not None:
             assert run is not None
             _restore(trainer, last, run.folder)
         place = None if not ranks.is_first else log if run is None else run.log
         stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
+        best = best_validation(place) if last is not None and place is not None else None
     if not ranks.is_first:
-        progress = _ignore
+        progress, on_best = _ignore, _ignore
     if last is not None:
         progress(last.report)
-    reader = opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks))
-    report = last.report if last else None
-    return Session(trainer, reader, stream, kept, ranks, schedule, pairs, validation, device, progress, report)
+    session = Session(
+        trainer=trainer,
+        reader=opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks)),
+        log=stream,
+        run=kept,
+        ranks=ranks,
+        schedule=schedule,
+        pairs=pairs,
+        validation=validation,
+        device=device,
+        show=progress,
+        on_best=on_best,
+        last=last.report if last else None,
+        lowest=best[1] if best else math.inf,
+    )
+    if kept is not None and kept.extended_from is not None:
+        _warn_of_learning_rate(session, kept.extended_from)
+    return session
 
 
 def _reader(
@@ -202,24 +239,39 @@ def _reader(
 
 
 def _interrupted(session: Session) -> Interrupted:
-    kept = "nothing was kept of it" if session.run is None else session.run.last_checkpoint()
-    return Interrupted(f"stopped after step {session.trainer.done} as asked; {kept}")
+    kept = "nothing was saved" if session.run is None else session.run.last_checkpoint()
+    return Interrupted(f"stopped after step {session.trainer.done} as requested; {kept}")
 
 
-def _begin(
-    run: Run | None,
-    method: Method,
-    schedule: Schedule,
-    seen: Survey,
-    held: Survey | None,
-    environment: Mapping[str, Any],
-) -> State | None:
+def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str, Any]) -> State | None:
     """Prepare the run's folder, if there is one, and load its latest checkpoint."""
     if run is None:
         return None
-    looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
-    run.begin(describe(method, schedule) | looked_at, environment)
+    run.begin(options, environment)
     return run.latest()
+
+
+def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
+    """Start from the weights of a checkpoint; return their SHA-256."""
+    weights = load(path).network.state_dict()
+    try:
+        training.initialise(weights)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} holds another network than that of {training.method.name} as it is trained here ({error}); "
+            "train with the network options of that checkpoint, or start from random weights."
+        ) from None
+    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+
+
+def _warn_of_learning_rate(session: Session, before: int) -> None:
+    steps, rate = session.schedule.steps, session.learning_rate
+    warnings.warn(
+        f"The run that was finished after {before} steps continues to {steps}. Its learning rate had fallen to 0; now "
+        f"it rises to {rate:.3g}, as in a run of {steps} steps, and falls to 0 again. The result is not that of a run "
+        f"of {steps} steps from the start",
+        stacklevel=4,
+    )
 
 
 def _restore(training: Training, state: State, folder: Path) -> None:
@@ -228,7 +280,7 @@ def _restore(training: Training, state: State, folder: Path) -> None:
     except ValueError as error:
         raise CheckpointError(
             f"The checkpoint of step {state.report.step} in {folder} is of another network: {error}; files of two "
-            "runs were mixed, start anew in another folder."
+            "runs were mixed, start again in another folder."
         ) from None
 
 
@@ -260,7 +312,7 @@ def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
         )
 
 
-def _ignore(report: StepReport) -> None:
+def _ignore(*_: object) -> None:
     """Ignore a report; the first rank shows it."""
 
 
@@ -275,11 +327,11 @@ def _check_request(
         raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
     if schedule.steps is not None and schedule.steps < len(method.stages):
         raise TrainingError(
-            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}), each of a step at "
-            f"least; got {schedule.steps} in all."
+            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
+            f"each; got {schedule.steps} in all."
         )
     if len(validation) and schedule.validate_every is None:
-        raise TrainingError("Pairs to validate on are of use with validate_every alone; give that too.")
+        raise TrainingError("Validation pairs were given without validate_every; give that too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 

@@ -66,6 +66,7 @@ class Run:
         self.save_steps, self.save_minutes = save_steps, save_minutes
         self.asked, self.notes = dict(asked or {}), dict(notes or {})
         self.log = self.folder / LOG
+        self.extended_from: int | None = None  # steps of the finished run that this one continues with more steps
         self._lock = FileLock(self.folder / ".lock")
         self._sound: list[Path] = []  # checkpoints that this process has read or written
         self._saved_at = 0.0
@@ -87,6 +88,8 @@ class Run:
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Check that the folder holds no run, or one with the same options that may be resumed.
+
+        A finished run whose last checkpoint was kept may also be given more steps.
 
         Args:
             asked: options as JSON values; options that are not available yet may be left out.
@@ -119,11 +122,16 @@ class Run:
             for path in leftovers(self.folder):
                 path.unlink(missing_ok=True)
             if (self.folder / OPTIONS).exists():
-                _warn_of_changes(self._options()["environment"], environment)
+                content = self._options()
+                _warn_of_changes(content["environment"], environment)
+                if self._is_extended(content["options"], asked):
+                    self.extended_from = content["options"]["steps"]
+                    self._write_options({**content, "options": {**content["options"], "steps": asked["steps"]}})
             else:
                 options = {**self.asked, **asked}
-                content = {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
-                write_together({self.folder / OPTIONS: (json.dumps(content, indent=1) + "\n").encode()})
+                self._write_options(
+                    {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
+                )
         except OSError as error:
             raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
 
@@ -143,11 +151,11 @@ class Run:
                 faults.append(str(error))
                 continue
             for fault in faults:
-                warnings.warn(f"{fault}; going on from {path.stem}, the checkpoint before it", stacklevel=2)
+                warnings.warn(f"{fault}; resuming from {path.stem}, the checkpoint before it", stacklevel=2)
             self._sound, self._saved_at = [path], state.report.seconds
             return state
         if faults:
-            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start anew in another folder.")
+            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start again in another folder.")
         return None
 
     def due(self, step: int, seconds: float, ended: bool) -> bool:
@@ -165,7 +173,7 @@ class Run:
         Raises:
             CheckpointError: the checkpoint cannot be written; the previous one is unchanged.
         """
-        place = self.folder / f"state-{state.report.step:06d}.safetensors"
+        place = self.folder / _checkpoint_name(state.report.step)
         try:
             write_state(place, state)
         except OSError as error:
@@ -183,10 +191,10 @@ class Run:
             return "there is no checkpoint before it"
         return f"the last good checkpoint is {self._sound[-1]}"
 
-    def clear(self) -> None:
-        """Remove every checkpoint, after the final model has been saved."""
-        self._sound = []
-        self._remove(keep=[])
+    def clear(self, *, keep_last: bool = False) -> None:
+        """Remove the checkpoints after the final model has been saved; the last one allows to add steps later."""
+        self._sound = self._states()[-1:] if keep_last else []
+        self._remove(keep=self._sound)
 
     def _states(self) -> list[Path]:
         """Return the paths of the tensors of every checkpoint, sorted by step."""
@@ -197,6 +205,16 @@ class Run:
         for place in {*self._states(), *self.folder.glob("state-*.safetensors")} - {*keep}:
             place.with_suffix(".json").unlink(missing_ok=True)  # first: without it, there is no checkpoint
             place.unlink(missing_ok=True)
+
+    def _write_options(self, content: Mapping[str, Any]) -> None:
+        write_together({self.folder / OPTIONS: (json.dumps(content, indent=1) + "\n").encode()})
+
+    def _is_extended(self, started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+        """Whether the run is finished, still has its last checkpoint, and is given more steps."""
+        before, now = started.get("steps"), asked.get("steps")
+        if type(before) is not int or type(now) is not int or now <= before:
+            return False
+        return [path.name for path in self._states()[-1:]] == [_checkpoint_name(before)]
 
     def _options(self) -> Mapping[str, Any]:
         path = self.folder / OPTIONS
@@ -210,18 +228,24 @@ class Run:
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             fault = f"it is damaged: {type(error).__name__}"
         raise RunError(
-            f"{path} cannot be read ({fault}), so the run cannot be continued; start anew in another folder."
+            f"{path} cannot be read ({fault}), so the run cannot be continued; start again in another folder."
         )
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
         started = self._options()["options"]
+        if self._is_extended(started, asked):
+            started = {**started, "steps": asked["steps"]}
         found = [line for name in asked for line in _differences(name, started.get(name), asked[name])]
         if found:
             more = f" and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
             raise RunError(
                 f"{self.folder} was started with other options: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. "
-                "Resume it with the same, as they decide its weights, or give another folder."
+                "Resume it with the same options, since they determine its weights, or give another folder."
             )
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"state-{step:06d}.safetensors"
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +267,6 @@ def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None
     changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
     if changed:
         warnings.warn(
-            f"{'; '.join(changed)}: the weights will not be bit for bit those of a training without interruption",
+            f"{'; '.join(changed)}: the final weights will not be bit-identical to those of an uninterrupted run",
             stacklevel=4,
         )

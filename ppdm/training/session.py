@@ -9,6 +9,7 @@ from functools import partial
 from itertools import islice
 
 import torch
+from torch import nn
 
 from ppdm.training.batches import ArrayPair, ReadAhead, batch, moved
 from ppdm.training.deferred import PendingReports, reading_interval
@@ -38,6 +39,8 @@ class Session:
         pairs, validation: pairs for training and for validation.
         device: device of the network.
         show: called with the report of every step.
+        on_best: called with the report and the averaged network when the validation loss is the lowest so far.
+        lowest: lowest validation loss so far.
         last: report of the last step whose loss is known, if any.
         seconds: training time so far; the same on all ranks, because a schedule may depend on it. Time that the caller
             spends between steps counts.
@@ -53,7 +56,9 @@ class Session:
     validation: Sequence[ArrayPair]
     device: str | torch.device
     show: Callable[[StepReport], None]
+    on_best: Callable[[StepReport, nn.Module], None]
     last: StepReport | None = None
+    lowest: float = math.inf
     seconds: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -78,16 +83,21 @@ class Session:
         """Whether the reports of all steps were made."""
         return not self._pending
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step, if the stage has not ended."""
+        options, trainer = self.trainer.method.optimisation, self.trainer
+        return self.schedule.learning_rate(options, trainer.done, self.seconds, self._part, trainer.began)
+
     def step(self) -> None:
         """Update the weights once. On an accelerator, this only queues the step: nothing here waits for the device."""
         if self._stage_ended:
             self._advance()
         trainer, schedule, ranks = self.trainer, self.schedule, self.ranks
-        options = trainer.method.optimisation
-        rate = schedule.learning_rate(options, trainer.done, self.seconds, self._part, trainer.began)
+        rate = self.learning_rate
         generator = step_generator(schedule.seed, trainer.done, self.device)
         losses = []
-        with ranks.together(), ranks.drawing(generator):
+        with ranks.together(), ranks.sharing_samples(generator):
             for read in islice(self.reader, schedule.accumulate):
                 source, target = moved(read, self.device)
                 if schedule.augment is not None:
@@ -116,8 +126,15 @@ class Session:
                 what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
                 raise self._diverged(report, what)
             if report.step == self.trainer.done and self._validates:
-                report = replace(report, validation_loss=self._validation_loss(ranks))
+                loss = self._validation_loss(ranks)
+                if not math.isfinite(loss):
+                    raise self._diverged(report, f"the validation loss is {loss}")
+                # Losses of different stages cannot be compared, and only the last stage gives a complete method.
+                report = replace(report, validation_loss=loss, best=self.trainer.is_last and loss < self.lowest)
+                self.lowest = loss if report.best else self.lowest
             with ranks.together():
+                if report.best:
+                    self.on_best(report, self.trainer.average)
                 self.log.write(report)
                 self.show(report)
             self.last = report

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ppdm.checkpoint import weight_faults
 from ppdm.method import STAGE_LOSSES, Method
 from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import LearnedCodec
@@ -60,6 +61,17 @@ class Training:
             network = method.build(channels).to(device)
         average = copy.deepcopy(network).eval().requires_grad_(False)
         return cls(method, network, average, stage)
+
+    def initialise(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the initial weights and their average (warm start); call it before the first step.
+
+        Raises:
+            ValueError: the weights belong to another network; nothing is changed.
+        """
+        if faults := weight_faults(self.network.state_dict(), weights):
+            raise ValueError(faults)
+        for network in (self.network, self.average):
+            network.load_state_dict(weights)
 
     def _enter(self, stage: int, began: int) -> None:
         """Start a stage with a new optimiser for the weights that it trains."""

@@ -2,14 +2,14 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppdm.data.folders import scan_files
 from ppdm.data.formats import SCANS
 from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError
-from ppdm.data.layouts.splits import Fractions, SplitError, empty_splits, seed_that_fills, split_of
+from ppdm.data.layouts.splits import Fractions, SplitError, TooFewPatientsError, splits_of
 from ppdm.data.layouts.suv import SUVError, read_suv_table
 from ppdm.data.manifest import ManifestError, Pair
 
@@ -32,7 +32,7 @@ def pairs_from_folder(
 
     A visit with only one of the two kinds, or with several files of one kind, gives a remark instead of a pair. No file
     is chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
-    :func:`ppdm.data.layouts.splits.split_of`.
+    :func:`ppdm.data.layouts.splits.splits_of`; fewer subjects than splits are all in train, and a remark says so.
 
     Args:
         folder: the folder of the data set.
@@ -57,8 +57,9 @@ def pairs_from_folder(
     if not visits:
         raise _no_pair(folder, layout, scans, remarks)
     try:
-        pairs = _pairs(folder, visits, _splits(visits, seed, fractions), _factors(visits, suv_table))
-        remarks += _remarks_on_splits(visits, seed, fractions)
+        splits, remarks_on_splits = _splits(visits, seed, fractions)
+        pairs = _pairs(folder, visits, splits, _factors(visits, suv_table))
+        remarks += remarks_on_splits
     except (ManifestError, SplitError, SUVError) as error:
         raise LayoutError(str(error)) from None
     if layout.activity and suv_table is None:
@@ -208,22 +209,20 @@ def _pairs(folder: Path, visits: list[_Visit], splits: dict[str, str], factors: 
     ]
 
 
-def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> dict[str, str]:
-    """The split of each subject, from the layout or sampled."""
+def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> tuple[dict[str, str], list[str]]:
+    """Return the split of each subject, from the layout or sampled, and remarks on the sampled splits."""
     named: dict[str, set[str]] = defaultdict(set)
     for visit in visits:
         named[visit.subject].add(visit.split)
     if torn := [subject for subject, splits in named.items() if len(splits) > 1]:
         raise LayoutError(f"{len(torn)} subjects are in two splits ({_some(torn)}); keep each patient in one.")
-    return {subject: split or split_of(subject, seed, fractions) for subject, (split,) in named.items()}
-
-
-def _remarks_on_splits(visits: list[_Visit], seed: int, fractions: Fractions) -> Iterator[str]:
-    subjects = {visit.subject for visit in visits if not visit.split}
-    if subjects and (empty := empty_splits(subjects, seed, fractions)):
-        other = seed_that_fills(subjects, seed, fractions)
-        mend = "there are too few" if other is None else f"seed {other} leaves none empty"
-        yield f"Of {len(subjects)} subjects none was drawn for {' and '.join(empty)}; {mend}."
+    given = {subject: split for subject, (split,) in named.items()}
+    unnamed = [subject for subject, split in given.items() if not split]
+    try:
+        sampled, remarks = splits_of(unnamed, seed, fractions) if unnamed else {}, []
+    except TooFewPatientsError as error:  # a single pair is enough to try a training
+        sampled, remarks = dict.fromkeys(unnamed, "train"), [f"{error} All of them are in train."]
+    return given | sampled, remarks
 
 
 def _factors(visits: list[_Visit], suv_table: str | os.PathLike[str] | None) -> list[float | None]:

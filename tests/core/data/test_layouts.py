@@ -316,20 +316,20 @@ def test_a_new_subject_moves_no_other(tmp_path):
     assert before != {pair.subject: pair.split for pair in pairs_from_folder(tmp_path, OWN, seed=6)[0]}
 
 
-def test_an_empty_split_is_told_with_a_seed_that_fills_it(tmp_path):
+def test_no_split_is_empty(tmp_path):
     tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(6) for kind in "ab"))
     seed = next(s for s in range(100) if {split_of(f"s{i}", s) for i in range(6)} == {"train"})
-    remark = pairs_from_folder(tmp_path, OWN, seed=seed)[1][0]
-    assert remark.startswith("Of 6 subjects none was drawn for val and test; seed ")
-    better = int(remark.split("seed ")[1].split()[0])
-    pairs, remarks = pairs_from_folder(tmp_path, OWN, seed=better)
-    assert {pair.split for pair in pairs} == {"train", "val", "test"}
+    pairs, remarks = pairs_from_folder(tmp_path, OWN, seed=seed)
+    assert sorted(pair.split for pair in pairs) == ["test", *["train"] * 4, "val"]
     assert remarks == []
 
 
-def test_too_few_subjects_for_three_splits_is_told(tmp_path):
-    tree(tmp_path, "s1/a.nii", "s1/b.nii")
-    assert "there are too few" in pairs_from_folder(tmp_path, OWN)[1][0]
+def test_too_few_subjects_for_three_splits_are_all_trained_on(tmp_path):
+    pairs, remarks = pairs_from_folder(tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(2) for kind in "ab")), OWN)
+    assert [pair.split for pair in pairs] == ["train", "train"]
+    assert remarks[0] == (
+        "2 subjects cannot fill the splits train, val, test: at least 3 are needed. All of them are in train."
+    )
 
 
 def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):

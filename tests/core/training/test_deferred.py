@@ -195,7 +195,7 @@ def test_a_change_of_stage_is_waited_for(unhurried, readings):
 
 def test_a_stop_is_waited_for_and_kept(unhurried, readings, tmp_path):
     asked = iter([False, False, False, True])
-    with pytest.raises(Interrupted, match=r"after step 4 as asked; the last good checkpoint is .*state-000004"):
+    with pytest.raises(Interrupted, match=r"after step 4 as requested; the last good checkpoint is .*state-000004"):
         train(TINY, PAIRS, Schedule(steps=9), run=Run(tmp_path / "run"), stop=lambda: next(asked))
     assert readings == [[1], [2, 3, 4]]
     assert steps(tmp_path / "run" / "log.jsonl") == [1, 2, 3, 4]

@@ -109,7 +109,7 @@ def test_draws_put_together_are_those_of_the_whole(draw):
     parts = []
     for rank in range(3):
         generator = torch.Generator().manual_seed(1)
-        with Ranks(rank, 3).drawing(generator):
+        with Ranks(rank, 3).sharing_samples(generator):
             parts.append([draw(2, generator=generator) for _ in range(2)])
     for k in range(2):
         assert torch.equal(torch.cat([part[k] for part in parts]), wanted[k])
@@ -118,9 +118,9 @@ def test_draws_put_together_are_those_of_the_whole(draw):
 def test_other_generators_are_left_alone_and_other_draws_refused():
     generator, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     wanted = torch.rand(2, generator=torch.Generator().manual_seed(2))
-    with Ranks(1, 2).drawing(generator):
+    with Ranks(1, 2).sharing_samples(generator):
         assert torch.equal(torch.rand(2, generator=other), wanted)
-        with pytest.raises(ValueError, match=r"randperm draws what cannot be shared among ranks; use torch\."):
+        with pytest.raises(ValueError, match=r"randperm gives samples that cannot be shared among ranks; use torch\."):
             torch.randperm(3, generator=generator)
 
 
@@ -161,9 +161,9 @@ def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
 @pytest.mark.parametrize(
     ("name", "codes", "sentence"),
     [
-        ("lost", [1, -9], "Another rank has ended without a word, or cannot be reached"),
-        ("failed", [1, 0], "Rank 1 of 2 could not go on: the scan cannot be read"),
-        ("stopped", [130, 0], "stopped after step 3 as asked; the last good checkpoint is "),
+        ("lost", [1, -9], "Another rank ended without an error message, or cannot be reached"),
+        ("failed", [1, 0], "Rank 1 of 2 failed: the scan cannot be read"),
+        ("stopped", [130, 0], "stopped after step 3 as requested; the last good checkpoint is "),
         ("full", [1, 0], "No space left on device"),
         ("odd", [1, 0], "A batch of 3 cannot be shared equally among 2 processes"),
         ("usage", [2, 0], "give one budget: --steps or --minutes"),

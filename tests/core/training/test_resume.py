@@ -173,7 +173,7 @@ def test_a_time_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
 
 def test_asked_to_stop_a_training_ends_its_step_and_keeps_it(tmp_path, whole):
     asked = iter([False, False, True])
-    with pytest.raises(Interrupted, match=r"after step 3 as asked; the last good checkpoint is .*state-000003"):
+    with pytest.raises(Interrupted, match=r"after step 3 as requested; the last good checkpoint is .*state-000003"):
         train(TINY, PAIRS, Schedule(**OPTIONS), run=Run(tmp_path / "run"), stop=lambda: next(asked))
     assert names(tmp_path / "run") == ["log.jsonl", "options.json", *states(3)]
     assert ends_alike(tmp_path / "run", whole)
@@ -219,7 +219,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, whole, damage, 
     if suffix == "json" and not path.exists():  # then there never was a checkpoint: nothing to warn of
         assert ends_alike(half, whole)
         return
-    with pytest.warns(UserWarning, match=r"state-000004.*going on from state-000002, the checkpoint before it"):
+    with pytest.warns(UserWarning, match=r"state-000004.*resuming from state-000002, the checkpoint before it"):
         assert ends_alike(half, whole)
     assert names(half) == ["log.jsonl", "options.json", *states(4, 6)]
 
@@ -236,7 +236,7 @@ def test_all_checkpoints_damaged(half):
     for step in (2, 4):
         cut(half / f"state-00000{step}.safetensors")
     before = {path.name: path.read_bytes() for path in half.iterdir()}
-    with pytest.raises(CheckpointError, match=r"state-000004.*state-000002.*start anew in another folder"):
+    with pytest.raises(CheckpointError, match=r"state-000004.*state-000002.*start again in another folder"):
         go(half)
     assert {path.name: path.read_bytes() for path in half.iterdir()} == before
 
@@ -246,13 +246,13 @@ def test_all_checkpoints_damaged(half):
 )
 def test_options_that_cannot_be_read(half, damage):
     damage(half / "options.json")
-    with pytest.raises(RunError, match=r"options\.json cannot be read .*start anew"):
+    with pytest.raises(RunError, match=r"options\.json cannot be read .*start again"):
         go(half)
 
 
 def test_lines_that_the_log_has_lost_are_warned_of(half, whole):
     (half / "log.jsonl").write_text("")
-    with pytest.warns(UserWarning, match=r"log\.jsonl has lost lines"):
+    with pytest.warns(UserWarning, match=r"log\.jsonl lacks lines"):
         assert same(go(half), whole[1])
     assert [row["step"] for row in rows(half)] == [5, 6]
 
@@ -318,7 +318,7 @@ def test_refuses_to_continue_with_other_options(half, changes, difference):
 
 
 def test_many_differences_are_counted(half):
-    with pytest.raises(RunError, match=r"; .*; .* and 2 more\. Resume it with the same"):
+    with pytest.raises(RunError, match=r"; .*; .* and 2 more\. Resume it with the same options"):
         go(half, seed=4, steps=12, batch_size=1, accumulate=1, augment=None)
 
 
@@ -331,7 +331,7 @@ def test_what_may_change_is_warned_of(half, whole):
     options = json.loads((half / "options.json").read_text())
     options["environment"]["torch"] = "1.0"
     (half / "options.json").write_text(json.dumps(options))
-    with pytest.warns(UserWarning, match=r'torch was "1\.0", and is .* not be bit for bit'):
+    with pytest.warns(UserWarning, match=r'torch was "1\.0", and is .* not be bit-identical'):
         assert ends_alike(half, whole)
 
 
@@ -484,8 +484,9 @@ def test_whatever_the_moment_the_run_ends_alike(killed):
     assert len(runs) == len(ends["moments"][1]) + len(("plain", "copied", "again", "outside-1", "outside-3"))
     plain = folder / "plain"
     for other in runs:
-        assert names(other) == ["log.jsonl", "model.json", "model.safetensors", "options.json"], other
-        for name in ("model.json", "model.safetensors", "options.json"):
+        files = ["best", "log.jsonl", "model.json", "model.safetensors", "options.json"]
+        assert names(other) == [*files, *states(3)], other
+        for name in ("best/model.json", "best/model.safetensors", "model.json", "model.safetensors", "options.json"):
             assert (other / name).read_bytes() == (plain / name).read_bytes(), other / name
         assert rows(other) == rows(plain), other
     assert [("validation_loss" in row) for row in rows(plain)] == [False, True, True]
@@ -513,7 +514,7 @@ def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, numb
         patch.setattr(Log, "write", interrupted)
         code, out, err = run(*words, "--out", "run")
     assert (code, out) == (130, "")
-    assert "stopped after step 2 as asked; the last good checkpoint is run/state-000002.safetensors" in err
+    assert "stopped after step 2 as requested; the last good checkpoint is run/state-000002.safetensors" in err
     assert "--resume continues from there" in err
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert run(*words, "--out", "run", "--resume")[0] == 0
@@ -538,7 +539,7 @@ def test_a_finished_run_is_left_as_it_is(words):
     code, out, _ = run(*words, "--out", "run", "--resume")
     assert code == 0
     assert "run is complete: 4 steps were done" in out
-    assert "steps was 4, and is 9 now" in refused(1, *words, "--out", "run", "--resume", "--steps", 9)
+    assert "steps was 4, and is 3 now" in refused(1, *words, "--out", "run", "--resume", "--steps", 3)
     assert "holds a run already" in refused(1, *words, "--out", "run")
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
