@@ -1,4 +1,4 @@
-"""One thread per process, children included: the tests' tensors are tiny, and the workers of ``-n auto`` share the cores.
+"""One thread per process, children included: tests use tiny tensors, and the workers of ``-n auto`` share the cores.
 
 A child with another number of threads would also, rightly, be warned that its weights will differ in the last bits.
 """
