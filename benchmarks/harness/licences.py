@@ -53,8 +53,8 @@ REMARKS = """\
 PyTorch's CUDA builds also require NVIDIA's libraries (`nvidia-*`), under NVIDIA's own terms. pip installs them from the
 package index; the wheel of this project contains only its own code.
 
-docutils is in the public domain, except for some files under the BSD and PSF licences, and one file for the editor Emacs
-under the GPL. It is used to build this site and is not distributed with the project.
+docutils is in the public domain, except for some files under the BSD and PSF licences, and one file for the editor
+Emacs under the GPL. It is used to build this site and is not distributed with the project.
 
 torchao states its licence only in its file LICENSE.
 """

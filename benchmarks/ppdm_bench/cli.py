@@ -190,7 +190,7 @@ def memory(
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Memory that may be used, such as 24GB: adds a verdict, and limits measurements to it. Default: no limit."
+            help="Memory that may be used, such as 24GB: adds a verdict and limits measurements. Default: no limit."
         ),
     ] = None,
     gpu: Gpu = None,
@@ -378,10 +378,7 @@ def train(
             metavar="FILE", help="Start from the weights of this run (folder or .safetensors file) of the same network."
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(parser=count(), metavar="N", help="CPU threads; default: PyTorch's, usually one per core."),
-    ] = None,
+    threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
     ] = False,

@@ -530,14 +530,16 @@ def in_folder(monkeypatch, tmp_path):
 WORDS = ("speed", "--res", "8", "--width", "8", "--method", "ppdm", "--factor", "2", "--device", "cpu", "--quick")
 
 
-def test_a_real_run_from_end_to_end(in_folder):
+def test_a_real_run_from_end_to_end(in_folder, monkeypatch):
+    quick = replace(QUICK, seconds=0.1)
+    monkeypatch.setattr("ppdm_bench.timing.clock.QUICK", quick)
     code, out, err = run(*WORDS, "--evaluations", "1,2", "--json", "--out", "o")
     records = [Record(**row) for row in json.loads(out)]
     assert code == 0, err
-    assert "quick: 3 repetitions or 1 s" in err
+    assert "quick: 3 repetitions or 0.1 s" in err
     step = of(records, "step_seconds")
-    assert step.n == len(step.samples) >= QUICK.repetitions
-    assert sum(step.samples) >= QUICK.seconds
+    assert step.n == len(step.samples) >= quick.repetitions
+    assert sum(step.samples) >= quick.seconds
     assert min(step.samples) <= step.value <= max(step.samples)
     assert {r.phase for r in records if r.metric == "first_call_seconds" and r.value > 0} == {"train", "sample"}
     assert step.env["threads"] == 1
