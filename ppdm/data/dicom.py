@@ -116,7 +116,7 @@ def _is_no_image(file: Path) -> bool:
     """Whether the header of a DICOM file states an object without pixels, such as a report or contours."""
     with open(file, "rb") as stream:
         uid = re.search(rb"\x02\0\x02\0UI..([0-9.]+)", stream.read(1024), re.DOTALL)
-    return bool(uid) and uid[1].decode().removeprefix(_STORAGE).startswith(_WITHOUT_PIXELS)
+    return uid is not None and uid[1].decode().removeprefix(_STORAGE).startswith(_WITHOUT_PIXELS)
 
 
 def _is_image(sitk: Any, file: Path) -> bool:

@@ -1,6 +1,7 @@
 """``ppdm-bench data``: phantoms to train on, manifests of one's own scans, and what is wrong with them."""
 
 import json as json_module
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,13 @@ MANIFEST = "pairs.csv"
 
 _SHORT = 15  # letters above a picture, if six stand side by side
 
-Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")]
+
+def _expanded(path: Path) -> Path:
+    """The path with ``~`` replaced by the home folder, which shells leave as it is in ``--out=~/x``."""
+    return Path(os.path.expanduser(path))
+
+
+Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.", callback=_expanded)]
 Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
 
 
@@ -59,7 +66,7 @@ def list_() -> None:
 @app.command()
 def make(
     task: Annotated[str, typer.Argument(help="Task: pet-denoise, pet-joint or mri-t1t2.")],
-    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.", callback=_expanded)],
     subjects: Annotated[
         int, typer.Option(parser=count(), metavar="N", help="Number of subjects, over all splits.")
     ] = 10,
@@ -144,7 +151,7 @@ def _recipe(
 def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.", callback=_expanded)],
     source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
@@ -156,7 +163,7 @@ def manifest(
     ] = None,
     seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Random seed of drawn splits.")] = 0,
 ) -> None:
-    """Write the manifest of a folder of scans."""
+    """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 
