@@ -350,8 +350,8 @@ def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[t
     names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
     if not names:
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
-    if output.exists() and not output.is_dir():
-        raise TranslationError(f"{output} is a file and {source} a folder; name a folder for the outputs.")
+    if not output.is_dir() and (output.exists() or suffix_of(output.name)):
+        raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
     _make_folder(output)
     _check_writable(output)
     return [(source / name, output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))

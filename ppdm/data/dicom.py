@@ -7,6 +7,7 @@ each slice applied (PET: usually Bq/mL).
 Source: DICOM PS3.3, C.7.6.2.1.1 (Image Position and Image Orientation).
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ SPACING_SHARE = 0.05  # largest deviation of a distance between slices from the 
 _ORIENTATION_TOLERANCE = 1e-4
 _DESCRIPTION, _POSITION, _ORIENTATION = "0008|103e", "0020|0032", "0020|0037"
 _SLICES = "0054|0081"  # the number of slices, which PET states
+# Storage classes without pixels (PS3.6, table A-1): reports, presentation states, contours, plans, raw data, documents.
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_WITHOUT_PIXELS = ("88.", "11.", "481.3", "481.5", "481.8", "66", "104.", "9.", "4.2")
 _WHOLE = "export the series again, completely"
 
 
@@ -102,9 +106,17 @@ def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
             for uid in reader.GetGDCMSeriesIDs(str(folder))
         }
     known = {file.name for files in groups.values() for file in files}
-    if lost := [file.name for file in dicom_files(folder) if file.name not in known]:
+    unknown = (file for file in dicom_files(folder) if file.name not in known)
+    if lost := [file.name for file in unknown if not _is_no_image(file)]:
         raise VolumeError(f"{folder} has {len(lost)} damaged DICOM files, such as {lost[0]}; copy or export again.")
     return groups
+
+
+def _is_no_image(file: Path) -> bool:
+    """Whether the header of a DICOM file states an object without pixels, such as a report or contours."""
+    with open(file, "rb") as stream:
+        uid = re.search(rb"\x02\0\x02\0UI..([0-9.]+)", stream.read(1024), re.DOTALL)
+    return uid is not None and uid[1].decode().removeprefix(_STORAGE).startswith(_WITHOUT_PIXELS)
 
 
 def _is_image(sitk: Any, file: Path) -> bool:

@@ -28,6 +28,15 @@ def stem(name: str) -> str:
     return name[: len(name) - len(suffix_of(name))]
 
 
+def hint(content: bytes) -> str:
+    """A remedy for a file whose name belongs to another format than its first bytes; empty if these say nothing."""
+    if content[128:132] == _MAGIC:
+        return "it is DICOM: let its name end in .dcm"
+    kinds = {b"NRRD000": "NRRD: rename it to .nrrd", b"ObjectType": "MetaImage: rename it to .mha"}
+    kinds |= {b"\x1f\x8b": "gzip data, probably NIfTI: rename it to .nii.gz"}
+    return next((f"it is {kind}" for start, kind in kinds.items() if content.startswith(start)), "")
+
+
 def is_dicom(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a file of a DICOM series; the index DICOMDIR is not."""
     name = os.path.basename(path)

@@ -1,10 +1,9 @@
 """Reading and writing of MetaImage and NRRD files through SimpleITK, which is an optional dependency.
 
-The header is checked before SimpleITK reads the voxels: the size that it claims is compared with the files and with the
-memory of the machine, and its data file must lie in the folder of the header or below.
+The header is checked before SimpleITK reads it (:mod:`ppdm.data.itk_headers`), and the size that it claims is compared
+with the files and with the memory of the machine before the voxels are read.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 
 from ppdm.data.formats import METAIMAGE, suffix_of
 from ppdm.data.geometry import Frame
+from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory, check_place
 
-_HEADER_BYTES = 1 << 20  # maximum length of a text header; real ones have a few kilobytes
 _COMPRESSED_ONCE = (".mha", ".nrrd")  # one file; the files of voxels beside the other headers stay plain
 
 
@@ -105,51 +104,9 @@ def write_itk(path: Path, native: np.ndarray, frame: Frame) -> None:
         raise OSError(str(error).strip().splitlines()[-1]) from None
 
 
-def data_file(path: Path) -> Path:
-    """The file that holds the voxels of a MetaImage or NRRD header; the header itself if they follow it.
-
-    Raises:
-        VolumeError: the file has no such header, or names several files or one outside its folder.
-    """
-    named = _named_data_file(path)
-    if named.upper() == "LOCAL":
-        return path
-    if named.upper().startswith("LIST") or "%" in named:
-        raise VolumeError(f"{path} spreads its voxels over several files ({named}); save it as one .mha or .nrrd file.")
-    if os.path.isabs(named) or os.path.normpath(named).split(os.sep)[0] == os.pardir:
-        raise VolumeError(f"{path} names a data file outside its folder, {named}; put both into one folder.")
-    place = path.parent / named
-    if not os.path.isfile(place):
-        raise VolumeError(f"{path} names the data file {named}, which is not in its folder; copy both files.")
-    return place
-
-
 def companion(path: Path) -> Path | None:
     """The data file that :func:`write_itk` writes beside a header of this name; None for formats of one file."""
     return path.with_suffix(".raw") if suffix_of(path.name) in (".mhd", ".nhdr") else None
-
-
-def _named_data_file(path: Path) -> str:
-    """The name in the header, or LOCAL if the voxels follow it."""
-    is_metaimage = suffix_of(path.name) in METAIMAGE
-    kind = "MetaImage" if is_metaimage else "NRRD"
-    try:
-        with open(path, "rb") as stream:
-            lines = stream.read(_HEADER_BYTES).split(b"\n")
-    except OSError as error:
-        raise VolumeError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
-    if is_metaimage:
-        found = (line for line in lines if line.split(b"=")[0].strip() == b"ElementDataFile")
-        named = next(found, b"").partition(b"=")[2]
-    elif not lines[0].startswith(b"NRRD000"):
-        named = b""
-    else:
-        header = lines[: next((n for n, line in enumerate(lines) if not line.strip()), len(lines))]
-        found = (line for line in header if line.split(b":")[0].strip().lower() in (b"data file", b"datafile"))
-        named = next(found, b":LOCAL").partition(b":")[2]
-    if not named.strip():
-        raise VolumeError(f"{path} is not a {kind} file (its header was not found); convert or download it again.")
-    return os.fsdecode(named.strip())
 
 
 def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:

@@ -35,6 +35,8 @@ class ManifestError(ValueError):
 class Pair:
     """A source volume and its target volume.
 
+    Paths name files or folders with one DICOM series (:mod:`ppdm.data.formats`).
+
     Attributes:
         subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.

@@ -22,7 +22,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from ppdm.data.formats import SCANS, SUFFIXES, suffix_of
+from ppdm.data.formats import SCANS, SUFFIXES, hint, suffix_of
 
 # Suppresses nibabel's log messages about repaired header fields, which do not contain the file's name.
 _UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
@@ -103,7 +103,8 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
             _check_voxel_size(path, header)
             header.check_fix(logger=_UNHEARD)
             return header
-    raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); convert it to NIfTI.")
+    mend = hint(block) or "convert it to NIfTI"
+    raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {mend}.")
 
 
 def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:

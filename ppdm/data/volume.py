@@ -29,9 +29,10 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
-from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, suffix_of
+from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
 from ppdm.data.geometry import Frame, Geometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
-from ppdm.data.itk import companion, data_file, read_itk_header, read_itk_voxels, write_itk
+from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
+from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
     VolumeError,
     check_memory,
@@ -316,11 +317,12 @@ def _header_for_values(header: Nifti1Header) -> Nifti1Header:
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield a place in a temporary folder beside `path`; on success move its files to `path`; always delete it."""
     folder = path.with_name(f".{uuid.uuid4().hex}")
+    written = folder / (stem(path.name) + suffix_of(path.name))  # not every writer takes a suffix in capitals
     try:
         folder.mkdir()
-        yield folder / path.name
-        for file in written_files(path):  # the data file first: a header without it could not be read
-            os.replace(folder / file.name, file)
+        yield written
+        for made, file in zip(written_files(written), written_files(path), strict=True):
+            os.replace(made, file)  # the data file first: a header without it could not be read
     except OSError as error:
         raise VolumeError(f"{path} cannot be written ({error.strerror or error}); check the folder and disk.") from None
     finally:

@@ -243,6 +243,7 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("in/a.nii", "dead.nii", r"dead\.nii exists"),
         ("in", "full", r"full/a\.nii and 1 other outputs exist"),
         ("in", "link.nii", "is a file and .* a folder"),
+        ("in", "new.nii.gz", "is a file and .* a folder of scans; name a folder"),
         ("in", "old.nii/out", r"out cannot be made \(Not a directory"),
         ("empty", "out", r"holds no scan \(NIfTI, MetaImage, NRRD or DICOM\)"),
     ],

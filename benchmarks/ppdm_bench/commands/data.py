@@ -1,5 +1,6 @@
 """``ppdm-bench data``: synthetic subjects, manifests of your own scans, and checks of both."""
 
+import os
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -31,7 +32,13 @@ MANIFEST = "pairs.csv"
 
 _SHORT = 15  # longest title in letters above one of six pictures in a row
 
-Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")]
+
+def _expanded(path: Path) -> Path:
+    """The path with ``~`` replaced by the home folder, which shells leave as it is in ``--out=~/x``."""
+    return Path(os.path.expanduser(path))
+
+
+Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.", callback=_expanded)]
 Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
 
 
@@ -61,7 +68,7 @@ def list_() -> None:
 @app.command()
 def make(
     task: Annotated[Task, typer.Argument(metavar="TASK", help=f"Task: {', '.join(get_args(Task))}.")],
-    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.", callback=_expanded)],
     subjects: Annotated[int, integer("Number of subjects, over all splits.")] = 10,
     size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
     grid: Annotated[Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
@@ -146,7 +153,7 @@ def _recipe(
 def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.", callback=_expanded)],
     source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
@@ -158,7 +165,7 @@ def manifest(
     ] = None,
     seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
-    """Write the manifest of a folder of scans."""
+    """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 

@@ -159,6 +159,40 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_read(tmp_path, su
     assert read_geometry(path).shape  # a header can be larger than this machine
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("NDims = 3", "NDims = 99999999999"),  # ITK ends the process with a segmentation fault
+        ("NDims = 3", "NDims = 12"),
+        ("NDims = 3", "NDims : 3"),
+        ("DimSize = 7 6 5", "DimSize = 7 6 5 4"),
+        ("DimSize = 7 6 5", "DimSize = 7 6 -5"),
+        ("DimSize = 7 6 5", "NDims = 30\nDimSize = 7 6 5"),
+        ("ElementType = MET_SHORT", "ElementType = MET_OTHER"),
+        ("Offset = ", "Comment = " + "x" * 400 + "\nOffset = "),
+        ("Offset = ", "Offset = " + "1 " * 400),
+        ("ElementSpacing = 0.7", "ElementSpacing = wide"),
+    ],
+)
+def test_a_false_metaimage_header_never_reaches_itk(tmp_path, before, after, monkeypatch):
+    sitk.WriteImage(image(direction=np.eye(3)), tmp_path / "a.mha")
+    content = (tmp_path / "a.mha").read_bytes().replace(b"0.69999999999999996", b"0.7")
+    assert content.count(before.encode()) == 1
+    (tmp_path / "a.mha").write_bytes(content.replace(before.encode(), after.encode()))
+    monkeypatch.setattr(sitk, "ImageFileReader", None)
+    assert "is not a MetaImage file" in refusal(tmp_path / "a.mha")
+
+
+def test_other_keys_of_a_metaimage_header_are_passed_by(tmp_path):
+    sitk.WriteImage(image(), tmp_path / "a.mha")
+    content = (tmp_path / "a.mha").read_bytes()
+    path = tmp_path / "b.mha"
+    path.write_bytes(
+        content.replace(b"ElementType", b"Comment = made by a scanner: X\r\nModality = MET_MOD_MR\nElementType")
+    )
+    np.testing.assert_array_equal(read_volume(path).data, read_volume(tmp_path / "a.mha").data)
+
+
 @pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
 @pytest.mark.parametrize(
     ("name", "said"),
@@ -176,6 +210,32 @@ def test_a_header_may_name_only_one_file_of_its_folder(tmp_path, suffix, name, s
     sitk.WriteImage(image(), path)
     path.write_bytes(path.read_bytes().replace(b"a.raw", name.encode()))
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        ("a.mha", "b.nii", "it is MetaImage: rename it to .mha"),
+        ("a.nrrd", "b.mha", "it is NRRD: rename it to .nrrd"),
+        ("a.nii.gz", "b.nrrd", "it is gzip data, probably NIfTI: rename it to .nii.gz"),
+        ("a.nii.gz", "b.mha", "it is gzip data, probably NIfTI"),
+        ("series/IM0000.dcm", "b.nii.gz", "it is DICOM: let its name end in .dcm"),
+        ("series/IM0000.dcm", "b.nrrd", "it is DICOM"),
+    ],
+)
+def test_a_file_with_the_suffix_of_another_format_is_named(tmp_path, content, name, said):
+    dicom(tmp_path / "series")
+    for other in ("a.mha", "a.nrrd", "a.nii.gz"):
+        sitk.WriteImage(image(), tmp_path / other)
+    (tmp_path / name).write_bytes((tmp_path / content).read_bytes())
+    assert said in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".NII", ".Nii.gz", ".MHA", ".MHD", ".NRRD", ".NHDR"])
+def test_suffixes_in_capitals_are_read_and_written(tmp_path, suffix):
+    volume = Volume.from_array(values())
+    write_volume(tmp_path / f"a{suffix}", volume.data, volume)
+    np.testing.assert_array_equal(read_volume(tmp_path / f"a{suffix}").data, volume.data)
 
 
 def test_names_with_spaces_and_accents_are_read_and_written(tmp_path):
@@ -268,6 +328,17 @@ def test_names_without_suffix_notes_and_an_index_do_not_disturb(tmp_path):
     (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + bytes(100))
     (folder / "notes.txt").write_text("exported on Monday")
     np.testing.assert_array_equal(read_volume(folder).data, expected)
+
+
+def test_reports_and_contours_in_the_folder_do_not_disturb(tmp_path):
+    folder = dicom(tmp_path / "series")
+    expected = read_volume(folder).data
+    content = (folder / "IM0000.dcm").read_bytes()
+    content = content[: content.index(b"\xe0\x7f\x10\x00")]  # without pixels
+    (folder / "SR").write_bytes(content.replace(b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.66"))
+    np.testing.assert_array_equal(read_volume(folder).data, expected)
+    (folder / "IM9").write_bytes(content)  # a slice, whose pixels are lost
+    assert "1 damaged DICOM files, such as IM9" in refusal(folder)
 
 
 def test_two_series_are_listed_and_one_file_chooses(tmp_path):
