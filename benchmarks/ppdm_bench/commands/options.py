@@ -357,8 +357,14 @@ def completed(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-# Names of the registries for completion and help. The registries themselves import PyTorch.
-METHODS = ("ppdm", "ddpm3d", "latent", "wavelet", "patch", "slice25d", "regression")
+def _known_methods(incomplete: str) -> list[str]:
+    """Complete a method's name. The registry imports PyTorch, so it is read only when a shell asks for completion."""
+    from ppdm_baselines import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+# Values for completion and help. The modules that define them import PyTorch.
 PRESETS = ("matched", "authors")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "norm", "block", "conv")
@@ -424,7 +430,7 @@ Tasks = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="Registered method, or module:ATTRIBUTE of your own.", autocompletion=completed(*METHODS)
+        "--method", help="Registered method, or module:ATTRIBUTE of your own.", autocompletion=_known_methods
     ),
 ]
 Methods = Annotated[
@@ -432,7 +438,7 @@ Methods = Annotated[
     typer.Option(
         "--method",
         help="Registered method, or module:ATTRIBUTE of your own; repeatable. Default: all registered methods.",
-        autocompletion=completed(*METHODS),
+        autocompletion=_known_methods,
     ),
 ]
 Factors = Annotated[
