@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import environment, provenance
 from ppdm_bench.gpu_suite.listing import Piece
 from ppdm_bench.records import Record, RecordFile, config_id
 
@@ -86,9 +86,8 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
     start = time.monotonic()
     code = _run(piece.words(place.device, place.out), place.quiet, limit)
     status, reason = _outcome(code, limit)
-    options = _options(piece, place)
     return Record(
-        config_id=config_id(options),
+        **provenance(_options(piece, place)),
         command="gpu",
         metric="piece_seconds",
         value=round(time.monotonic() - start, 1),
@@ -98,8 +97,6 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
         status=status,
         reason=reason,
         device=place.device,
-        env=environment(),
-        options=options,
     )
 
 
