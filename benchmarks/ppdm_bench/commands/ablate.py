@@ -230,7 +230,6 @@ def _paces(
 ) -> dict[str, "Record"]:
     """The record ``step_seconds`` of each configuration, by its label."""
     from ppdm_bench.ablation.jobs import paces_in_job
-    from ppdm_bench.ablation.step_time import paces
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
 
@@ -238,8 +237,9 @@ def _paces(
     try:
         if jobs is not None:
             return paces_in_job(plan, out, device, jobs)
-        about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size, plan.sampling.device)
-        return paces(*about, RecordFile(out / RECORDS), lambda text: bar.update(shown, description=text))
+        file, where = RecordFile(out / RECORDS), plan.sampling.device
+        found = plan.step_times.measure(where, file, lambda text: bar.update(shown, description=text))
+        return plan.step_times.by_label(found)
     finally:
         bar.remove_task(shown)
 

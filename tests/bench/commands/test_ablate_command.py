@@ -19,6 +19,7 @@ from ppdm_bench.ablation import results, step_time
 from ppdm_bench.ablation.cells import cells
 from ppdm_bench.ablation.memory import peaks
 from ppdm_bench.ablation.plan import Ablation, works
+from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation import trials
@@ -285,13 +286,14 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
 
 def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
     wanted = cells(TINY, [], ["kernel=i2sb"])
-    about = ((8, 8, 8), 1)
-    records = [*step_time.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
-    assert step_time.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
-    assert not step_time.of_one_machine(wanted, *about, "cuda", records)
+    times = StepTimes(wanted, "b", (8, 8, 8), 1)
+    records = [*times.measure("cpu", RecordFile(tmp_path / "r")).values()]
+    assert times.of_one_machine("auto", records) == {one.config_id: one for one in records}
+    assert not times.of_one_machine("cuda", records)
     elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
-    assert not step_time.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
-    assert not step_time.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
+    assert not times.of_one_machine("auto", [records[0], elsewhere])
+    more = replace(times, cells=[*wanted, *cells(TINY, [], ["kernel=linear"])[1:]])
+    assert not more.of_one_machine("auto", records)
 
 
 def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
@@ -320,12 +322,13 @@ def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(step_time, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
     wanted = [*cells(TINY, []), *cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
     file = RecordFile(tmp_path / "records.jsonl")
-    found = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    times = StepTimes(wanted, "b", (8, 8, 8), 1)
+    found = times.by_label(times.measure("cpu", file))
     assert len(steps) == 2 * (step_time.ROUNDS + 1)  # a learning rate does not change how long a step takes
     assert [*found] == ["default", "optimisation.learning_rate=1e-5", "kernel=i2sb"]
     assert found["default"].value == found["optimisation.learning_rate=1e-5"].value
     assert len(found["default"].samples) == step_time.ROUNDS
-    again = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    again = times.by_label(times.measure("cpu", file))
     assert len(steps) == 2 * (step_time.ROUNDS + 1)
     assert {label: record.value for label, record in again.items()} == {
         label: record.value for label, record in found.items()
@@ -337,8 +340,8 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(step_time, "_step", full)
-    found = step_time.paces(cells(TINY, []), "b", (8, 8, 8), 1, "cpu", RecordFile(tmp_path / "r"))
-    assert (found["default"].status, found["default"].value) == ("oom", None)
+    (found,) = StepTimes(cells(TINY, []), "b", (8, 8, 8), 1).measure("cpu", RecordFile(tmp_path / "r")).values()
+    assert (found.status, found.value) == ("oom", None)
 
 
 @pytest.mark.parametrize(

@@ -375,7 +375,7 @@ def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
 
 def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatch):
     env = {"dirty": False, "commit": "c"}
-    monkeypatch.setattr(assessment, "environment", lambda: dict(env))
+    monkeypatch.setattr("ppdm_bench.environment.environment", lambda: dict(env))
     for kind in ("pred", "target"):
         for name in SUBJECTS:
             (tmp_path / kind).mkdir(exist_ok=True)

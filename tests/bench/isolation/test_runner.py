@@ -9,7 +9,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import pytest
 
@@ -154,7 +153,7 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
     held = []
 
     def is_ended_while_it_waits() -> None:
-        with TemporaryFile() as file, runner._child("sleeps", file, file, file) as child:
+        with runner.process(["sleeps"]) as child:
             held.append(child)
             child._waitpid_lock.acquire()
             raise SystemExit
@@ -169,7 +168,7 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
 def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "ends.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with TemporaryFile() as file, runner._child("ends", file, file, file) as child:
+    with runner.process(["ends"]) as child:
         os.waitpid(child.pid, 0)
     assert child.returncode == -signal.SIGKILL
 
