@@ -273,6 +273,7 @@ def memory(
 @app.command()
 def methods(
     method: Methods = None,
+    columns: Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """List the registered methods: presets, parameters, network evaluations per volume."""
@@ -285,7 +286,7 @@ def methods(
 
         print(json_module.dumps(rows, indent=1))
     else:
-        print(catalogue_text(rows))
+        print(catalogue_text(rows, read_names("--columns", columns)))
 
 
 @app.command()
