@@ -284,6 +284,7 @@ def memory(
 @app.command()
 def methods(
     method: Methods = None,
+    columns: Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """List the registered methods: presets, parameters, network evaluations per volume."""
@@ -294,7 +295,7 @@ def methods(
     if json:
         print(dumps(rows, indent=1))
     else:
-        print(catalogue_text(rows))
+        print(catalogue_text(rows, read_names("--columns", columns)))
 
 
 @app.command()

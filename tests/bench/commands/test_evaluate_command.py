@@ -191,6 +191,7 @@ def test_pictures_are_written_and_show_something(done):
     assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {
         "records.jsonl",
         "quality.csv",
+        "quality.tex",
         "quality.md",
         "snapshot.npz",
     }
@@ -367,7 +368,9 @@ def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
     )
     assert code == 1
     assert text.count("failed") == len(METRICS)
-    assert {path.name for path in Path("out").iterdir()} - {".lock"} == {"records.jsonl", "quality.csv", "quality.md"}
+    assert {path.name for path in Path("out").iterdir()} - {".lock"} == {
+        *("records.jsonl", "quality.csv", "quality.md", "quality.tex")
+    }
 
 
 # --- again
@@ -610,6 +613,15 @@ def test_enough_subjects_have_no_note_on_their_number():
     text = quality.quality_page(quality.quality_table(records, reference="base"), "t").to_text()
     assert "0.031" in text
     assert "cannot reach" not in text
+
+
+def test_chosen_metrics_are_in_the_tables_for_people_and_all_in_the_data():
+    records = [r for metric in ("psnr", "ssim") for r in records_of({"a": 1.0, "b": 2.0}, method="m", metric=metric)]
+    page = quality.quality_page(quality.quality_table(records), "t", metrics=["ssim", "none"])
+    assert "SSIM" in page.to_text()
+    assert "PSNR" not in page.to_text()
+    assert "There are no values of none; there are: psnr, ssim." in page.to_text()
+    assert set(page.data["metric"]) == {"psnr", "ssim"}
 
 
 def test_figures_draw_every_subject():

@@ -146,11 +146,7 @@ def test_the_table_is_ranked_and_the_answer_in_words(lines):
     assert "you can train: ppdm r=2; with bf16: ddpm3d." in text
     assert {path.name for path in written} == {
         "records.jsonl",
-        "plan.csv",
-        "plan.md",
-        "plan.tex",
-        "plan.png",
-        "plan.pdf",
+        *(f"plan.{end}" for end in ("csv", "md", "tex", "png", "pdf")),
     }
     kept = RecordFile(folder / "records.jsonl").read()
     assert [(r.config_id, r.metric, r.value) for r in kept] == [(r.config_id, r.metric, r.value) for r in records]
@@ -209,7 +205,12 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     assert (code, err) == (0, "")
     assert {row["phase"] for row in json.loads(out)} == {"sample"}
     assert list(tmp_path.iterdir()) == []
-    assert "What fits in 8 GiB at 64³" in run(*words)[1]
+    text = run(*words)[1]
+    assert "What fits in 8 GiB at 64³" in text
+    assert "largest cube" in text
+    few = run(*words, "--columns", "needs,fits")[1]
+    assert "needs GiB" in few
+    assert "largest cube" not in few
 
 
 def test_predictions_are_those_of_memory():

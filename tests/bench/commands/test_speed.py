@@ -313,7 +313,7 @@ def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
     assert "| 2.50 |" in text
     assert "| 25.0 |" in text
     assert "| 35.0 |" in text
-    assert "First: the call in which a network is compiled" in text
+    assert "First: the call that compiles the network" in text
     older = [r for r in compiled if r.metric != "first_call_seconds"]
     assert "first step" not in table.speed_page(older).to_text()
     assert speed_figure(older).axes
@@ -514,9 +514,9 @@ def test_every_file_that_is_named_is_written(tmp_path):
     text, written = present(answered(), tmp_path)
     assert "ppdm r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
     _, without = present([replace(r, samples=()) for r in answered()], tmp_path)
-    assert {path.suffix for path in without} == {".jsonl", ".csv", ".md"}
+    assert {path.suffix for path in without} == {".jsonl", ".csv", ".md", ".tex"}
 
 
 # --- the command

@@ -526,14 +526,14 @@ def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
     text, written = present(for_cuda, tmp_path, 24 * GIB)
     assert "ppdm r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
 
 
 def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
     records = records_of(plan([Configuration(own_method, SHAPE, width=8)]))
     text, written = present(records, tmp_path, None)
     assert "error" in text
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex"}
 
 
 def test_a_task_says_what_it_does():

@@ -66,7 +66,7 @@ def _activations(evidence: Evidence) -> Finding:
 
 
 def _order_of_magnitude(evidence: Evidence) -> Finding:
-    """One factor must do both; what is known of the others stands beside."""
+    """One factor must pass both; the effects of the others are shown too."""
     effects: list[Effect] = []
     verdicts: list[Finding] = []
     groups = [g for g in memory_ratios(evidence, "peak_allocated", largest=True) if not g.on_cpu]
@@ -115,7 +115,7 @@ def _faster(evidence: Evidence) -> Finding:
 
 
 def _slower(own: Record, timed: Sequence[Record]) -> Record | None:
-    """Full 3-D in the same conditions at as many evaluations, or else at the next larger number."""
+    """Return full 3-D in the same conditions at as many evaluations, or else at the next larger number."""
     same = ("shape", "batch_size", "precision", "compile", "channels_last")
     others = [r for r in timed if is_full_3d(resolved(r)) and all(getattr(r, n) == getattr(own, n) for n in same)]
     others = [r for r in others if (r.steps or 0) >= (own.steps or 0)]
@@ -194,7 +194,7 @@ def _bridge(evidence: Evidence) -> Finding:
 
 
 def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
-    """How much the seeds differ with the bridge, over the same from noise; the interval is that of F."""
+    """Return the sd over seeds with the bridge relative to that from noise, with an interval from F."""
     ours, theirs = (list(point.of_seeds("psnr").values()) for point in (duel.own, duel.other))
     if min(len(ours), len(theirs)) < ENOUGH_SEEDS or not stdev(theirs):
         return None

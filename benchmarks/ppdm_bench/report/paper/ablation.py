@@ -15,7 +15,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.statistics import summary
 from ppdm_bench.report.tables.ablation import headline
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import gib
 
 _METRICS = ("psnr", "ssim", "sharpness")
@@ -62,7 +62,7 @@ def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> 
         Heading("task", "task"),
         Heading("budget", "budget", lambda budget: BUDGETS.get(budget, budget)),
         Heading("steps", "steps", lambda steps: f"{steps:.0f}", number=True),
-        Heading("step_seconds", "s a step", lambda seconds: f"{seconds:.3g}", number=True),
+        Heading("step_seconds", "s per step", lambda seconds: f"{seconds:.3g}", number=True),
         Heading("train_peak_allocated_bytes", "training, GiB, predicted", gib, number=True),
         *(_number(metric) for metric in (*_METRICS, "seam_index")),
         Heading("psnr_difference", "PSNR difference, dB", lambda value: f"{value:+.2f}", number=True),
@@ -71,13 +71,15 @@ def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> 
         Heading("n", "subjects", number=True),
         Heading("status", "status"),
     ]
-    return Table(headings, [Line(_cells(row, rows), _sources(row, records, library)) for row in rows])
+    lines = [Line(_cells(row, rows), _sources(row, records, library)) for row in rows]
+    return Table(headings, lines, within=("task", "budget"))
 
 
 def _number(metric: str) -> Heading:
     name = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB"}.get(metric, metric)
     digits = 2 if metric in ("psnr", "seam_index") else 3
-    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True)
+    best: Best = "max" if metric in ("psnr", "ssim") else "min" if metric == "seam_index" else ""
+    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True, best=best)
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> tuple[Any, ...]:

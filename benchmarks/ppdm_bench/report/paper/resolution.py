@@ -16,7 +16,7 @@ from ppdm_bench.report.figures.style import MARKERS, TEXT, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
@@ -51,6 +51,12 @@ def show(library: Library) -> Shown:
     return Shown(_table(everything, library), lambda column: _figure(rows, looks, column), about, records)
 
 
+_PEAKS: Sequence[tuple[str, str, int, Best]] = (
+    ("peak_allocated", "allocated", 0, "min"),
+    ("peak_reserved", "reserved", 2, ""),  # not in LaTeX
+)
+
+
 def _table(rows: Sequence[Row], library: Library) -> Table:
     phases = all_phases(rows)
     headings = [
@@ -62,9 +68,9 @@ def _table(rows: Sequence[Row], library: Library) -> Table:
         Heading("device", "device"),
         Heading("kind", "kind"),
         *(
-            Heading(f"{phase}_{metric}_bytes", f"{PHASE_NAMES.get(phase, phase)} {name}, GiB", gib, number=True)
+            Heading(f"{phase}_{metric}_bytes", f"{PHASE_NAMES.get(phase, phase)} {name}, GiB", gib, True, rank, best)
             for phase in phases
-            for metric, name in (("peak_allocated", "allocated"), ("peak_reserved", "reserved"))
+            for metric, name, rank, best in _PEAKS
         ),
     ]
     lines = [
@@ -81,7 +87,7 @@ def _table(rows: Sequence[Row], library: Library) -> Table:
         )
         for row in sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
     ]
-    return Table(headings, lines)
+    return Table(headings, lines, within=("voxels_per_axis", "precision", "checkpointing", "device", "kind"))
 
 
 def _whole(value: float | None) -> int | None:

@@ -21,7 +21,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import common
 from ppdm_bench.report.scores import Scores, group_title, most_evaluations, resolved
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
 __all__ = ["show_evaluations", "show_memory", "show_seconds"]
@@ -193,13 +193,10 @@ def _table(library: Library, spots: Sequence[Spot], axis: str, key: str, raw: Ca
         Heading("variant", "variant"),
         Heading("evaluations", "evaluations", number=True),
         Heading("train_steps", "training steps", number=True),
-        Heading("width", "width", number=True),
-        Heading("subjects", "subjects", number=True),
-        Heading("seeds", "seeds", number=True),
-        *(
-            Heading(m, {"psnr": "PSNR, dB", "ssim": "SSIM", "nmae": "NMAE"}.get(m, m), _metric(m), True)
-            for m in metrics
-        ),
+        Heading("width", "width", number=True, rank=2),
+        Heading("subjects", "subjects", number=True, rank=2),
+        Heading("seeds", "seeds", number=True, rank=2),
+        *(Heading(m, _NAMES.get(m, m), _metric(m), number=True, best=_BEST.get(m, "")) for m in metrics),
     ]
     if key:
         show = gib if key.endswith("bytes") else significant
@@ -214,7 +211,11 @@ def _table(library: Library, spots: Sequence[Spot], axis: str, key: str, raw: Ca
         cells += (len(p.subjects(METRIC)), len(p.seeds), *(p.mean(metric) for metric in metrics))
         cells += (raw(spot.cost), spot.kind) if key else ()
         lines.append(Line(cells, library.references((*p.of_metric(METRIC), *spot.behind))))
-    return Table(headings, lines)
+    return Table(headings, lines, within=("task", "train_steps"))
+
+
+_NAMES = {"psnr": "PSNR, dB", "ssim": "SSIM", "nmae": "NMAE"}
+_BEST: dict[str, Best] = {"psnr": "max", "ssim": "max", "nmae": "min"}
 
 
 def _metric(name: str) -> Callable[[float], str]:

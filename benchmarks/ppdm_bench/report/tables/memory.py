@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppdm_bench.records import Record
+from ppdm_bench.records import PHASES, Record
 from ppdm_bench.report.rows import Row, all_phases, gather, prediction_of, reference_of, varying
 from ppdm_bench.report.tables.render import NOTHING, Cell, Heading, Line, Page, Table, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text
@@ -167,14 +167,14 @@ def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
         frame: from :func:`memory_table`.
         assumed: whether to show the assumed part of each prediction.
     """
-    lines, settings = frame_rows(frame), _settings_of(frame)
+    lines, settings = frame_rows(frame), [*_settings_of(frame), "kind"]
     differing = [name for name in settings if frame[name].nunique(dropna=False) > 1]
     headings = [Heading("method", "method")]
-    headings += [Heading(name, name.replace("_", " "), _setting) for name in (*differing, "kind")]
-    headings += [Heading("parameters", "parameters", count, number=True, rank=1)]
+    headings += [Heading(name, name.replace("_", " "), _setting) for name in differing]
+    headings += [Heading("parameters", "parameters", count, number=True, rank=2)]
     headings += [heading for phase in _phases_of(frame) for heading in _phase_headings(frame, phase, assumed)]
     rows = [Line(tuple(_cell(line, heading.key) for heading in headings)) for line in lines]
-    table = Table(headings, rows, within=[*settings, "kind"]).without_empty()
+    table = Table(headings, rows, within=settings).without_empty()
     return Page([_title(frame, settings), table, *_remarks(frame, lines)], frame)
 
 
@@ -189,7 +189,7 @@ def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Head
             f"{phase.replace('_', ' ')} {column.heading}",
             column.show,
             number=column.dtype in ("Int64", "float64"),
-            rank=column.rank,
+            rank=column.rank + (phase not in PHASES[:2]),  # training and sampling first
             best="min" if column.name == "peak_allocated" else "",
             note=notes.get(column.name, column.note),
         )

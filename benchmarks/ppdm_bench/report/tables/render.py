@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
+    "Best",
     "Cell",
     "Heading",
     "Line",
@@ -41,9 +42,11 @@ NOTHING = "–"
 ROWS_OF_A_PAGE = 50  # at 10 points
 TERMINAL = 100  # columns of a terminal
 _NARROWEST = 24  # characters to which a column of words is folded before another column is left out
+_WIDEST_WORD = 40  # characters of a word that is not broken
 _IN_LATEX = 1  # the highest rank of a column that LaTeX has
 
 T = TypeVar("T")
+Best = Literal["", "max", "min"]
 
 
 class Cell(NamedTuple):
@@ -72,7 +75,7 @@ class Heading:
     show: Callable[[Any], str] = str
     number: bool = False
     rank: int = 0
-    best: Literal["", "max", "min"] = ""
+    best: Best = ""
     note: str = ""
 
     def cell(self, value: Any) -> str:
@@ -126,8 +129,8 @@ class Table:
 
     def without_empty(self) -> Table:
         """Return the table without columns in which every cell is a dash."""
-        columns = zip(self.headings, zip(*self.shown(), strict=True), strict=False)
-        return self.only([heading for heading, cells in columns if set(cells) != {NOTHING}])
+        rows = self.shown()
+        return self.only([h for place, h in enumerate(self.headings) if {row[place] for row in rows} != {NOTHING}])
 
 
 def table_of(rows: Sequence[T], columns: Mapping[Heading, Callable[[T], Any]], within: Collection[str] = ()) -> Table:
@@ -171,8 +174,8 @@ class Page:
         """Return paragraphs and tables for a terminal.
 
         Args:
-            columns: names of columns to show, of all tables that have one of them; empty: those that fit. A name that
-                no table has is reported below, because the work behind a table may have taken hours.
+            columns: names of columns to show beside the first; empty: those that fit. A table without any of them
+                stays as it is. A name that no table has is reported below, because records may have taken hours.
             width: characters per line of a table.
         """
         fitted = [self._fitted(part, columns, width) if isinstance(part, Table) else part for part in self.parts]
@@ -208,9 +211,9 @@ def _rendered(parts: Sequence[str | Table], render: Callable[[Table], str]) -> I
 
 
 def _chosen(table: Table, columns: Sequence[str]) -> Table:
-    """Return the columns with these names, in this order; a table that has none of them stays as it is."""
-    found = dict.fromkeys(heading for name in columns for heading in table.headings if heading.is_called(name))
-    return table.only([*found]) if found else table
+    """Return the first column and those with these names; a table that has none of them stays as it is."""
+    found = dict.fromkeys(heading for name in columns for heading in table.headings[1:] if heading.is_called(name))
+    return table.only([table.headings[0], *found]) if found else table
 
 
 def _typed(name: str) -> str:
@@ -258,19 +261,22 @@ def to_text(table: Table, width: int = TERMINAL) -> str:
 
 def _widths(table: Table, width: int) -> list[int]:
     """Characters of each column: as wide as its cells; if that is too wide, headings and then words are folded."""
-    columns = list(zip(*table.shown(), strict=True)) or [()] * len(table.headings)
-    cells = [max(map(len, column), default=0) for column in columns]
+    rows = table.shown()
+    cells = [max((len(row[place]) for row in rows), default=0) for place in range(len(table.headings))]
     widths = [max(len(h.text), size) for h, size in zip(table.headings, cells, strict=True)]
     if _total(widths) > width:
-        words = [max(map(len, h.text.split()), default=1) for h in table.headings]
-        widths = [max(word, size) for word, size in zip(words, cells, strict=True)]
+        longest = [max(map(len, h.text.split()), default=1) for h in table.headings]
+        widths = [max(word, size) for word, size in zip(longest, cells, strict=True)]
+    words = [max((len(word) for row in rows for word in row[place].split()), default=0) for place in range(len(cells))]
+    least = [min(max(_NARROWEST, word), _WIDEST_WORD, size) for word, size in zip(words, widths, strict=True)]
+    foldable = [place for place, heading in enumerate(table.headings) if not heading.number]
     while (excess := _total(widths) - width) > 0:
-        wide = [place for place, heading in enumerate(table.headings) if not heading.number]
-        widest = max(wide, key=lambda place: widths[place], default=None)
-        if widest is None or widths[widest] <= _NARROWEST:
+        wide = [place for place in foldable if widths[place] > least[place]]
+        if not wide:
             break
+        widest = max(wide, key=lambda place: widths[place])
         second = max((widths[place] for place in wide if place != widest), default=0)
-        widths[widest] = max(widths[widest] - excess, min(second, widths[widest] - 1), _NARROWEST)
+        widths[widest] = max(widths[widest] - excess, min(second, widths[widest] - 1), least[widest])
     return widths
 
 
@@ -280,10 +286,11 @@ def _total(widths: Sequence[int]) -> int:
 
 def _fitting(table: Table, width: int) -> Table:
     """Leave out columns, the highest rank first and of one rank the last, until the table fits."""
-    headings = list(table.headings)
-    while _total(_widths(table, width)) > width and (highest := max(heading.rank for heading in headings)):
-        del headings[max(place for place, heading in enumerate(headings) if heading.rank == highest)]
-        table = table.only(headings)
+    while _total(_widths(table, width)) > width:
+        least = max(table.headings, key=lambda heading: (heading.rank, table.headings.index(heading)))
+        if not least.rank:
+            break
+        table = table.only([heading for heading in table.headings if heading != least])
     return table
 
 
@@ -313,11 +320,11 @@ def to_latex(table: Table) -> str:
 
 def _apart_from_shared(table: Table) -> tuple[Table, str]:
     """Separate the columns of words in which all rows are equal."""
-    columns = list(zip(*table.shown(), strict=True))
+    rows = table.shown()
     shared = {
-        heading: cells[0]
-        for heading, cells in zip(table.headings, columns, strict=False)
-        if not heading.best and len(cells) > 1 and len(set(cells)) == 1
+        heading: rows[0][place]
+        for place, heading in enumerate(table.headings)
+        if place and not heading.best and len(rows) > 1 and len({row[place] for row in rows}) == 1
     }
     words = [f"{heading.text} {cell}" for heading, cell in shared.items() if cell != NOTHING]
     return table.only([heading for heading in table.headings if heading not in shared]), ", ".join(words)
@@ -330,13 +337,14 @@ def _best(table: Table) -> set[tuple[int, int]]:
     for y, line in enumerate(table.lines):
         group = tuple(line.cells[keys.index(key)] for key in table.within if key in keys)
         groups.setdefault(group, []).append(y)
-    found = set()
+    found, shown = set(), table.shown()
     for x, heading in enumerate(table.headings):
         choose = {"max": max, "min": min}.get(heading.best or _arrow(heading.text))
         for places in groups.values() if choose else ():
             values = {y: value for y in places if (value := _value(table.lines[y].cells[x])) is not None}
             if choose and len(values) > 1:
-                found |= {(x, y) for y, value in values.items() if value == choose(values.values())}
+                best = choose(values, key=lambda y: values[y])
+                found |= {(x, y) for y in values if shown[y][x] == shown[best][x]}
     return found
 
 
