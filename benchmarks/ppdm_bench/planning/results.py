@@ -56,7 +56,7 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
 
         def tell(answered: int, made: int, case: Case) -> None:
             what = case.configuration
-            text = f"{made} predictions; {what.method} {case.phase} {'×'.join(map(str, what.shape))}"
+            text = f"{made} predictions; {what.name} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
 
         answers = ask_all(questions, submit, tell)
