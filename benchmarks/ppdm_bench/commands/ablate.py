@@ -16,6 +16,7 @@ from ppdm_bench.commands.options import (
     Json,
     Launcher,
     LauncherOptions,
+    MethodName,
     Runs,
     Split,
     SyntheticGrid,
@@ -83,9 +84,7 @@ def ablate(
             "change.",
         ),
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="Registered method, or module:ATTRIBUTE of your own; default: the first.")
-    ] = None,
+    method: MethodName = "ppdm",
     task: Tasks = None,
     seeds: Annotated[
         str | None, typer.Option(help="Random seeds, one training each; default: 0 (quick), 0,1,2 (full).")
@@ -187,13 +186,12 @@ def ablate(
     raise typer.Exit(report_outcome(written, faults, sys.stderr if json else sys.stdout))
 
 
-def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Method":
+def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":
     """The method that the configurations vary."""
-    from ppdm_baselines import METHODS
     from ppdm_bench.configuration import find_method
     from ppdm_bench.variation import moved, read_one
 
-    method = find_method(name or next(iter(METHODS)))
+    method = find_method(name)
     method = method if width is None else method.with_network(width=width)
     for text in changes:
         method = moved(method, read_one(text))

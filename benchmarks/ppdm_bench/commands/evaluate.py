@@ -22,6 +22,7 @@ from ppdm_bench.commands.options import (
     Split,
     TaskName,
     as_usage,
+    asked_reference,
     asked_subjects,
     comma_separated,
     count,
@@ -146,7 +147,7 @@ def evaluate(
             assert targets
             shown = bar.add_task("reading", total=None)
             plan = compare_folders(predictions, targets, beside, suv_factor, how)
-        against = as_usage(reference_label, plan.candidates, reference)
+        against = as_usage(reference_label, plan.candidates, asked_reference(reference))
         with alone_in(out) as folder:
             records = collect(
                 plan,

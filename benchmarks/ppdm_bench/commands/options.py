@@ -106,6 +106,21 @@ def asked_configurations(
     return as_usage(around, made, start or [], variations or [], notify)
 
 
+def asked_reference(reference: str | None) -> str | None:
+    """Return the row that ``--reference`` means, with ``module:ATTRIBUTE`` replaced by the name of the method.
+
+    Raises:
+        typer.BadParameter: the method cannot be loaded.
+    """
+    if reference is None or ":" not in reference or Path(reference).exists():
+        return reference
+
+    from ppdm_bench.configuration import find_method
+
+    method, space, variant = reference.partition(" ")
+    return as_usage(find_method, method).name + space + variant
+
+
 def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
     """Return the subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
 
@@ -430,14 +445,17 @@ Tasks = Annotated[
 MethodName = Annotated[
     str,
     typer.Option(
-        "--method", help="Registered method, or module:ATTRIBUTE of your own.", autocompletion=_known_methods
+        "--method",
+        help="Registered method, or your own: its name or module:ATTRIBUTE.",
+        autocompletion=_known_methods,
     ),
 ]
 Methods = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
-        help="Registered method, or module:ATTRIBUTE of your own; repeatable. Default: all registered methods.",
+        help="Registered method, or your own: its name or module:ATTRIBUTE; repeatable. Default: all registered "
+        "methods.",
         autocompletion=_known_methods,
     ),
 ]

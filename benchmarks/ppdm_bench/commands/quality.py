@@ -28,6 +28,7 @@ from ppdm_bench.commands.options import (
     Width,
     as_usage,
     asked_jobs,
+    asked_reference,
     comma_separated,
     count,
     integer,
@@ -123,6 +124,7 @@ def quality(
             for name in task or default.get("task", list(TASKS))
         ]
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
+        reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         if quick:

@@ -36,7 +36,7 @@ class Task:
         c = self.configuration
         how = "measuring" if self.measured else "predicting"
         size = shape_text(c.shape)
-        return " ".join(filter(None, (how, c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
+        return " ".join(filter(None, (how, c.name, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def predict(case: Case, target: Target) -> Look:
     except Exception as error:  # the code of a method can raise any exception
         if limit is not None and isinstance(error, torch.OutOfMemoryError):
             return Look(False, limit + target.beside, brief=True)
-        raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
+        raise NoOutlook(f"{configuration.label} {phase}: {fault(error)}") from None
     assert peak.needs is not None
     return Look(bool(peak.fits), peak.needs, target.beside + sum(peak.breakdown[kind] for kind in _FIXED))
 

@@ -92,7 +92,7 @@ def _answer(
 
         def tell(answered: int, made: int, case: Case) -> None:
             what = case.configuration
-            text = f"{made} predictions; {what.method} {case.phase} {'×'.join(map(str, what.shape))}"
+            text = f"{made} predictions; {what.name} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
 
         ask_all(questions, submit, tell, keep)

@@ -38,7 +38,7 @@ class Task:
         """Label for the progress bar."""
         c = self.configuration
         size = shape_text(c.shape)
-        return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
+        return " ".join(filter(None, ("timing", c.name, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)

@@ -226,8 +226,10 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
     words = ("memory", "--width", 8, "--phase", "sample", "--res", 16, "--factor", "2", "--device", "predict")
     code, out, err = run(*words, "--method", "own_methods:MINE", "--json")
     assert code == 0
-    assert {row["method"] for row in json.loads(out)} == {"own_methods:MINE"}
+    assert {row["method"] for row in json.loads(out)} == {"mine"}
     assert "a method that prints" in err
+    by_name = json.loads(run(*words, "--method", "mine", "--json")[1])
+    assert {row["config_id"] for row in by_name} == {row["config_id"] for row in json.loads(out)}
 
 
 @pytest.mark.slow
@@ -235,7 +237,7 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
 def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
     code, out, err = run(*TINY, "--method", "own_methods:FAILS", "--res", 16, "--device", "predict")
     assert code == 1
-    assert "ppdm-bench: own_methods:FAILS r=2 sample, predicted: RuntimeError: cannot be encoded" in err
+    assert "ppdm-bench: fails r=2 sample, predicted: RuntimeError: cannot be encoded" in err
     assert "ppdm r=2 " in out
     assert "error" in out
 
