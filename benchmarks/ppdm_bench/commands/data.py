@@ -200,8 +200,8 @@ def montage(
 ) -> None:
     """Draw three planes of a pair."""
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.figures.montage import draw_pair
     from ppdm_bench.report.figures.style import save
+    from ppdm_bench.report.figures.volumes import draw_pair
 
     pair = _chosen(read_manifest(manifest), subject)
     writable(out.absolute().parent)
@@ -229,8 +229,8 @@ def sheet(
 ) -> None:
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.figures.montage import contact_sheet
     from ppdm_bench.report.figures.style import save
+    from ppdm_bench.report.figures.volumes import contact_sheet
 
     look: Any = read_option("--plane", one_of("axial", "coronal", "sagittal"), plane)
     pairs = read_manifest(manifest)

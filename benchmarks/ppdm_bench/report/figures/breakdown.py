@@ -1,4 +1,4 @@
-"""Stacked bars: what the memory holds at the moment of the peak."""
+"""Stacked bars of the parts of the peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ppdm_bench.report.figures.style import SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
 from ppdm_bench.units import GIB, setting_text, significant
 
-# From what stays for ever to what lives for a moment; colours by Okabe and Ito, the last is what no part accounts for.
+# From permanent to short-lived memory; the last part is the rest of the peak.
 PARTS = {
     "params": ("parameters", style.BLUE),
     "grads": ("gradients", style.SKY),
@@ -31,7 +31,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """The parts of one peak, in GiB; they add up to it."""
+    """The parts of one peak in GiB; their sum is the peak."""
 
     label: str
     kind: str
@@ -39,22 +39,22 @@ class Stack:
 
     @property
     def peak(self) -> float:
-        """The height of the stack in GiB."""
+        """Height of the stack in GiB."""
         return sum(self.parts.values())
 
 
 def breakdown_figure(records: Iterable[Record], *, column: Column = "double") -> Figure:
-    """Return stacked bars of what the peak of every configuration and phase is made of.
+    """Return stacked bars with the parts of the peak of every configuration and phase.
 
-    In two columns' width the left panel shows GiB and the right one shares, in which small peaks are legible too; in
-    one column's width only the GiB are shown. Predicted stacks are hatched.
+    A figure of two columns has GiB on the left and shares on the right, so that small peaks are readable too. A figure
+    of one column has only GiB. Predicted stacks are hatched.
 
     Args:
         records: long-form records with a breakdown (params, grads, optimizer, inputs, activations, workspace).
         column: width of the figure, `single` (3.5 in) or `double` (7.16 in).
 
     Raises:
-        ValueError: no record holds a breakdown, or one adds up to more than its peak.
+        ValueError: no record has a breakdown, or the parts add up to more than the peak.
     """
     rows = gather(records)
     stacks = _stacks(rows, characters=26 if column == "single" else 48)
@@ -74,7 +74,7 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
 
 
 def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
-    """The stacks in the order of the rows, but what differs in kind alone side by side."""
+    """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
     differing = varying(rows)
     found: dict[str, list[Stack]] = {}
     for row in rows:
@@ -91,7 +91,7 @@ def _label(row: Row, phase: str, differing: Iterable[str]) -> str:
 
 
 def _parts(row: Row, phase: str) -> dict[str, float]:
-    """The parts in GiB, in the order of PARTS; what is missing to the peak becomes a part that says so."""
+    """Return the parts in GiB in the order of PARTS; the rest of the peak is a part of its own."""
     values = {part: row.value(phase, part) for part in PARTS}
     parts = {part: value / GIB for part, value in values.items() if value}
     peak, whole = (row.value(phase, "peak_allocated") or 0) / GIB, sum(parts.values())
@@ -100,7 +100,7 @@ def _parts(row: Row, phase: str) -> dict[str, float]:
             f"the breakdown of {row.name}, {phase}, adds up to {significant(whole, 4)} GiB, more than its peak of "
             f"{significant(peak, 4)} GiB: the records contradict each other"
         )
-    # A part in a thousand is rounding and would not be seen.
+    # A difference of 0.1 % is rounding and would be invisible.
     return parts | ({"other": peak - whole} if parts and peak > 1.001 * whole else {})
 
 
@@ -133,7 +133,7 @@ def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
 
 
 def _legend(stacks: Sequence[Stack]) -> list[Artist]:
-    used = {part for stack in stacks for part in stack.parts}
+    used = {part for stack in stacks for part, size in stack.parts.items() if size > 0.002 * stack.peak}
     kinds = {stack.kind for stack in stacks}
     parts: list[Artist] = [
         Patch(facecolor=colour, label=name) for part, (name, colour) in PARTS.items() if part in used

@@ -1,4 +1,4 @@
-"""The figure that asks whether it is the puzzle or the bridge: every representation with a bridge and without one."""
+"""Quality of every representation with and without a bridge: does the puzzle or the bridge matter?"""
 
 from __future__ import annotations
 
@@ -8,64 +8,68 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.ablation import in_order, words
-from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.figures.ablation import level_name, sorted_levels
+from ppdm_bench.report.figures.names import metric_label
+from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.tables.ablation import headline, most_evaluations
 
 __all__ = ["space_figure"]
 
-_BRIDGES = {"brownian": (style.BLUE, "o"), "noise": (style.VERMILION, "s")}
-_NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian from noise, x0 target"}
+_BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
+_NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
+_SHIFTS = {"brownian": -0.15, "noise": 0.15}  # of the category, so that the markers do not overlap
 
 
 def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "ssim")) -> Figure:
-    """Return quality against representation, with and without a bridge: a column a task and budget, a row a metric.
+    """Return quality by representation, with and without a bridge: one column per task and budget, one row per metric.
 
     Args:
-        records: long-form, of ``ablate --grid space``.
-        metrics: one a row.
+        records: long-form records of ``ablate --grid space``.
+        metrics: metrics of the rows.
 
     Raises:
-        ValueError: fewer than two representations have values with a bridge and without one.
+        ValueError: fewer than two representations have values both with and without a bridge.
     """
-    rows = _question([row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok"])
+    rows = _compared([row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok"])
     places = list(dict.fromkeys((row.task, row.budget, row.amount) for row in rows))
-    spaces = in_order("space", {row.cell["levels"]["space"] for row in rows})
+    spaces = sorted_levels("space", {row.cell["levels"]["space"] for row in rows})
     figure = style.new_figure("double", height=0.75 + 1.45 * len(metrics))
     grid = figure.subplots(len(metrics), len(places), sharex=True, squeeze=False)
     for metric, line in zip(metrics, grid, strict=True):
         for axes, place in zip(line, places, strict=True):
             some = [row for row in rows if (row.task, row.budget, row.amount) == place]
             style.plain_axes(axes, "y")
-            for bridge in _BRIDGES:
-                _draw_bridge(axes, [row for row in some if row.cell["levels"]["bridge"] == bridge], spaces, metric)
+            _draw(axes, some, spaces, metric)
         _share_task_scales(line, places)
-        line[0].set_ylabel(metric_name(metric, rows[0].series.units.get(metric, "")), fontsize=SMALL)
+        line[0].set_ylabel(metric_label(metric, rows[0].series.units.get(metric, "")), fontsize=SMALL)
     for axes, (task, budget, amount) in zip(grid[0], places, strict=True):
         much = f"{amount:.0f} steps" if budget == "steps" else f"{amount:.3g} s"
         axes.set_title(f"{task}\n{BUDGETS[budget]} ({much})", fontsize=TEXT)
     for axes in grid[-1]:
         axes.set(xticks=range(len(spaces)), xlim=(-0.5, len(spaces) - 0.5))
-        axes.set_xticklabels([words(space) for space in spaces], fontsize=SMALL)
+        axes.set_xticklabels([level_name(space) for space in spaces], fontsize=SMALL)
+    evaluations = rows[0].evaluations
     style.title(
         figure,
-        f"Puzzle or bridge? {headline(records)} {rows[0].evaluations} network evaluations. "
-        "Lines: means; dots: subjects.",
+        f"Puzzle or bridge? {headline(records)} {evaluations} network evaluation{'s' * (evaluations != 1)}. "
+        "Large: means; small: subjects.",
     )
-    handles = [Line2D([], [], color=c, marker=m, markersize=4, label=_NAMES[b]) for b, (c, m) in _BRIDGES.items()]
-    style.legend(figure, handles, columns=2)
+    full: dict[str, Any] = {"markeredgewidth": 0}
+    entries = [
+        style.points_entry(_NAMES[name], marker, **full, markerfacecolor=marker.colour)
+        for name, marker in _BRIDGES.items()
+    ]
+    style.legend(figure, entries, columns=2)
     return figure
 
 
-def _question(rows: Sequence[Row]) -> list[Row]:
-    """The rows that answer it: every representation with a bridge and without, all else as the default has it."""
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of all representations with and without a bridge; all other levels are those of the default."""
     default: dict[str, str] = next((row.cell["levels"] for row in rows if row.cell["default"]), {})
     some = [r for r in rows if r.cell["levels"] and r.cell["levels"]["loss"] == default.get("loss")]
     some = [row for row in some if row.cell["levels"]["bridge"] in _BRIDGES]
@@ -76,24 +80,21 @@ def _question(rows: Sequence[Row]) -> list[Row]:
     return some
 
 
-def _draw_bridge(axes: Axes, rows: Sequence[Row], spaces: Sequence[str], metric: str) -> None:
-    points = []
-    for row in sorted(rows, key=lambda row: spaces.index(row.cell["levels"]["space"])):
+def _draw(axes: Axes, rows: Sequence[Row], spaces: Sequence[str], metric: str) -> None:
+    for row in rows:
         values = [*row.series.subjects(metric).values()]
-        if not values:
-            continue
-        colour, marker = _BRIDGES[row.cell["levels"]["bridge"]]
-        x = spaces.index(row.cell["levels"]["space"])
-        axes.plot([x] * len(values), values, linestyle="", marker=marker, markersize=1.8, color=colour, alpha=0.5)
-        points.append((x, fmean(values), colour, marker))
-    if points:
-        xs, means, colours, markers = zip(*points, strict=True)
-        axes.plot(xs, means, color=colours[0], marker=markers[0], markersize=4, linewidth=1.2)
+        if values:
+            bridge = row.cell["levels"]["bridge"]
+            x = spaces.index(row.cell["levels"]["space"]) + _SHIFTS[bridge]
+            look: dict[str, Any] = {"marker": _BRIDGES[bridge].shape, "color": _BRIDGES[bridge].colour}
+            small: dict[str, Any] = {"markersize": 2, "alpha": 0.5, "markeredgewidth": 0}
+            axes.plot([x + 0.14] * len(values), values, linestyle="", **small, **look)
+            axes.plot([x], [fmean(values)], linestyle="", markersize=4.5, **look)
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def _share_task_scales(line: Sequence[Axes], places: Sequence[tuple[Any, ...]]) -> None:
-    """The panels of one task have one scale: its budgets are compared."""
+    """Give the panels of one task one scale, because its budgets are compared."""
     for task in dict.fromkeys(place[0] for place in places):
         panels = [axes for axes, place in zip(line, places, strict=True) if place[0] == task]
         ends = [end for axes in panels for end in axes.get_ylim()]
