@@ -401,8 +401,22 @@ def test_the_breakdown_adds_up_to_the_peak() -> None:
 def test_what_the_breakdown_does_not_explain_is_shown() -> None:
     records = [peak("full", "train", 16), peak("full", "train", 12, metric="activations")]
     drawn = breakdown_figure(records, column="single")
-    assert [bar.get_width() for bar in bars(drawn)] == [12, 4]
+    assert [bar.get_width() for bar in bars(drawn)] == [75, 25]
+    assert "16.0 GiB" in words(drawn)
     assert "not attributed" in words(drawn)
+
+
+def test_a_breakdown_of_many_peaks_is_reduced_and_says_so() -> None:
+    records = [
+        peak(f"m{n}", "train", 16, metric=metric, checkpointing=checkpointing)
+        for n in range(13)
+        for checkpointing in ("none", "block")
+        for metric in ("peak_allocated", "activations")
+    ]
+    drawn = breakdown_figure(records)
+    names = [tick.get_text() for tick in drawn.axes[0].get_yticklabels()]
+    assert names == [f"m{n}, training" for n in range(8)]
+    assert "18 more peaks" in drawn.get_suptitle().replace("\n", " ")
 
 
 def test_a_breakdown_above_its_peak_is_refused() -> None:

@@ -13,9 +13,12 @@ from matplotlib.patches import Patch
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.figures.capacity import few_names
+from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
 from ppdm_bench.units import GIB, setting_text, significant
+
+_MOST = 18  # stacks
 
 # From permanent to short-lived memory; the last part is the rest of the peak.
 PARTS = {
@@ -47,7 +50,8 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
     """Return stacked bars with the parts of the peak of every configuration and phase.
 
     A figure of two columns has GiB on the left and shares on the right, so that small peaks are readable too. A figure
-    of one column has only GiB. Predicted stacks are hatched.
+    of one column has only shares, with the peaks in GiB beside them. Predicted stacks are hatched. More than 18 stacks
+    are reduced to eight names (see `capacity.few_names`) and the first kind of checkpointing.
 
     Args:
         records: long-form records with a breakdown (params, grads, optimizer, inputs, activations, workspace).
@@ -57,20 +61,35 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
         ValueError: no record has a breakdown, or the parts add up to more than the peak.
     """
     rows = gather(records)
-    stacks = _stacks(rows, characters=26 if column == "single" else 48)
+    characters = 26 if column == "single" else 48
+    stacks = _stacks(rows, characters)
+    everything = len(stacks)
+    if everything > _MOST:
+        rows = _few(rows)
+        stacks = _stacks(rows, characters)
     if not stacks:
         raise ValueError(
             "there is nothing to draw: no record holds a breakdown of the peak (metrics params, activations, ...)"
         )
-    panels = 2 if column == "double" else 1
+    shares = (False, True) if column == "double" else (True,)
     lines = max(stack.label.count("\n") for stack in stacks) + 1
     figure = style.new_figure(column, height=1.45 + (0.09 + 0.11 * lines) * len(stacks))
-    for axes, share in zip(figure.subplots(1, panels, sharey=True, squeeze=False)[0], (False, True), strict=False):
-        _draw(axes, stacks, share)
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for axes, share in zip(panels, shares, strict=True):
+        _draw(axes, stacks, share, labelled=axes is panels[0])
     shared = common(rows)
-    style.title(figure, "What the peak of allocated memory holds" + (f": {shared}." if shared else "."))
+    omitted = f" The records have {everything - len(stacks)} more peaks." if everything > len(stacks) else ""
+    style.title(figure, f"Parts of the peak of allocated memory{f': {shared}' if shared else ''}.{omitted}")
     style.legend(figure, _legend(stacks), columns=5 if column == "double" else 2)
     return figure
+
+
+def _few(rows: Sequence[Row]) -> list[Row]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.name, []).append(row)
+    names, first = few_names(groups), rows[0].settings["checkpointing"]
+    return [row for row in rows if row.name in names and row.settings["checkpointing"] == first]
 
 
 def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
@@ -104,8 +123,8 @@ def _parts(row: Row, phase: str) -> dict[str, float]:
     return parts | ({"other": peak - whole} if parts and peak > 1.001 * whole else {})
 
 
-def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
-    style.plain_axes(axes, grid="x")
+def _draw(axes: Axes, stacks: Sequence[Stack], share: bool, labelled: bool) -> None:
+    style.plain_axes(axes, "x", "share of the peak (%)" if share else "peak allocated memory (GiB)")
     for place, stack in enumerate(stacks):
         left, scale = 0.0, 100 / stack.peak if share else 1.0
         for part, size in stack.parts.items():
@@ -121,12 +140,12 @@ def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
                 lw=0.4,
             )
             left += size * scale
-        if not share:
+        if labelled:
+            text = f"{significant(stack.peak)} GiB" if share else significant(stack.peak)
             label: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL}
-            axes.annotate(significant(stack.peak), (left, place), xytext=(3, 0), **label)
+            axes.annotate(text, (left, place), xytext=(3, 0), annotation_clip=False, **label)
     highest = max(stack.peak for stack in stacks)
     axes.set_xlim(0, 100 if share else highest * 1.18)
-    axes.set_xlabel("share of the peak (%)" if share else "peak allocated memory (GiB)", fontsize=TEXT)
     axes.set_ylim(len(stacks) - 0.4, -0.6)
     axes.set_yticks(range(len(stacks)), [stack.label for stack in stacks], fontsize=SMALL)
     axes.tick_params(axis="y", length=0)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import Row, gather
 
-__all__ = ["CARDS", "cubic", "largest_set", "size_of"]
+__all__ = ["CARDS", "cubic", "few_names", "largest_set", "size_of"]
 
 # Nominal memory of GPUs in GB, the most common first. A card with "24 GB" has 24 GiB; ECC and the driver need a part.
 CARDS = (24, 80, 40, 16, 8, 141, 12, 48)
+
+_MOST = 8  # names in a figure; the table has all
+
+
+def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return the names of at most eight groups of rows: of more, two of the first method and one of every other."""
+    if len(groups) <= _MOST:
+        return list(groups)
+    by_method: dict[str, list[str]] = {}
+    for name, rows in groups.items():
+        by_method.setdefault(rows[0].method, []).append(name)
+    first = next(iter(by_method))
+    chosen = {name for method, names in by_method.items() for name in names[: 2 if method == first else 1]}
+    return [name for name in groups if name in chosen][:_MOST]
 
 
 def size_of(row: Row) -> int:

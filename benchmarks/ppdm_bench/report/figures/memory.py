@@ -15,12 +15,10 @@ from matplotlib.text import Text
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.capacity import CARDS
+from ppdm_bench.report.figures.capacity import CARDS, few_names
 from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common, gather, reference_of, varying
 from ppdm_bench.units import GIB, ratio, setting_text, significant
-
-MOST = 8  # names in a figure; the table has all
 
 _STATUS = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
 _KINDS = ("measured", "predicted", "published")
@@ -75,8 +73,9 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     rows = gather(record for record in records if record.metric == "peak_allocated")
     if not rows:
         raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
-    groups, omitted = _at_most(_named(rows, characters=18 if column == "single" else 40))
-    lines, names = _places(groups)
+    groups = _named(rows, characters=18 if column == "single" else 40)
+    shown = few_names(groups)
+    lines, names = _places({name: groups[name] for name in shown})
     dots = [Dot(row, line.phase, line.place) for line in lines for row in line.rows]
     figure = style.new_figure(column, height=1.3 + _LINE * (lines[-1].place + 1))
     axes = figure.add_subplot()
@@ -84,7 +83,7 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     axes.set_ylim(lines[-1].place + 0.8, -0.8)
     axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
-    style.title(figure, _title(rows, reference, omitted))
+    style.title(figure, _title(rows, reference, len(groups) - len(shown)))
     style.legend(figure, _legend(dots), columns=2 if column == "single" else 6)
     sizes = [dot.size for dot in dots if dot.size]
     left = min(sizes, default=1) / (3 if any(len(line.rows) > 1 for line in lines) else 1.6)
@@ -119,19 +118,6 @@ def _named(rows: Sequence[Row], characters: int) -> dict[str, list[Row]]:
         name = "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
         groups.setdefault(name, []).append(row)
     return groups
-
-
-def _at_most(groups: dict[str, list[Row]]) -> tuple[dict[str, list[Row]], int]:
-    """Return the groups that are shown, and the number of the others."""
-    if len(groups) <= MOST:
-        return groups, 0
-    first = next(iter(groups.values()))[0].method
-    by_method: dict[str, list[str]] = {}
-    for name, rows in groups.items():
-        by_method.setdefault(rows[0].method, []).append(name)
-    chosen = {name for method, names in by_method.items() for name in names[: 2 if method == first else 1]}
-    shown = [name for name in groups if name in chosen][:MOST]
-    return {name: groups[name] for name in shown}, len(groups) - len(shown)
 
 
 def _places(groups: dict[str, list[Row]]) -> tuple[list[Line], list[tuple[float, str]]]:

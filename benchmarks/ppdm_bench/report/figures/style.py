@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Annotation
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
@@ -120,7 +120,7 @@ def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
 
 
 def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str = "") -> None:
-    """Set readable tick labels, a light grid behind the data, no box, and the axis labels `x` and `y`."""
+    """Set readable tick labels, a light grid behind the data, no box, and axis labels if given."""
     axes.tick_params(labelsize=SMALL, length=2.5, width=0.6)
     axes.tick_params(which="minor", length=1.5, width=0.4)
     for formatter in (axis.get_major_formatter() for axis in (axes.xaxis, axes.yaxis)):
@@ -130,8 +130,10 @@ def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str 
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_linewidth(0.6)
-    axes.set_xlabel(x, fontsize=TEXT)
-    axes.set_ylabel(y, fontsize=TEXT)
+    if x:
+        axes.set_xlabel(x, fontsize=TEXT)
+    if y:
+        axes.set_ylabel(y, fontsize=TEXT)
 
 
 def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}") -> None:
@@ -141,6 +143,8 @@ def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}") -> 
         places = [p for power in range(-9, 10) for d in digits if low <= (p := d * 10.0**power) <= high]
         if len(places) <= _MOST_TICKS:
             break
+    if len(places) < 2:
+        places = [place for place in MaxNLocator(4).tick_values(low, high) if low <= place <= high]
     axis.set_major_locator(FixedLocator(list(places)))
     axis.set_major_formatter(text)
     axis.set_minor_locator(NullLocator())
@@ -194,7 +198,8 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]], gap: floa
     for labels in panels:
         columns: list[list[tuple[float, Annotation]]] = []  # labels that overlap horizontally
         right = float("-inf")
-        for box, label in sorted(((label.get_window_extent(), label) for label in labels), key=lambda one: one[0].x0):
+        boxes = [(Text.get_window_extent(label), label) for label in labels]  # without the lines to the points
+        for box, label in sorted(boxes, key=lambda one: one[0].x0):
             if box.x0 > right:
                 columns.append([])
             columns[-1].append(((box.y0 + box.y1) / 2 * points, label))

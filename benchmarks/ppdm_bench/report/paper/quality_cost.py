@@ -326,7 +326,8 @@ def _figure(
         whole = axis.startswith("network")
         style.log_ticks(axes.xaxis, style.spaced(costs, 1.4) if whole else ())
     hollow = all(spot.kind != "measured" for panel in panels for spot in panel)
-    style.title(figure, f"Quality against the {axis.split(' (')[0]}.{' Hollow: predicted memory.' if hollow else ''}")
+    what = axis.split(" (")[0] if axis.startswith("network") else f"the {axis.split(' (')[0]}"
+    style.title(figure, f"Quality against {what}.{' Hollow: predicted memory.' if hollow else ''}")
     style.move_apart(figure, labels)
     return figure
 
