@@ -122,13 +122,13 @@ def _of_quality() -> Iterator[Made]:
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
-        files = _named(f"{name}/quality", "csv", "md") + _named(f"{name}/ladder", *PICTURE)
+        files = _named(f"{name}/quality", "csv", "md") + _named(f"{name}/subjects", *PICTURE)
         yield Made(name, files, partial(_quality, name, "ppdm r=2 default"))
     for task in tasks:
         name = f"sweep/full-3d/{task}"
         yield Made(name, _named(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
     name = "quality/quick"
-    yield Made(name, [f"{name}/quality.md", f"{name}/ladder.png"], partial(_quality, name, "input"))
+    yield Made(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
     for task in tasks:
         yield Made(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
 

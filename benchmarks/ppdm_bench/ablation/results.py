@@ -6,7 +6,7 @@ from pathlib import Path
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.ablation import ablation_figure
-from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.ablation import ablation_page
 

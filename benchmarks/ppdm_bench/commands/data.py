@@ -209,8 +209,8 @@ def montage(
 ) -> None:
     """Draw three planes of a pair."""
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.figures.montage import draw_pair
     from ppdm_bench.report.figures.style import save
+    from ppdm_bench.report.figures.volumes import draw_pair
 
     pair = _chosen(read_manifest(manifest), subject)
     writable(out.absolute().parent)
@@ -239,8 +239,8 @@ def sheet(
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
     from ppdm.data.formats import stem
     from ppdm.data.manifest import load_pair, read_manifest
-    from ppdm_bench.report.figures.montage import contact_sheet
     from ppdm_bench.report.figures.style import save
+    from ppdm_bench.report.figures.volumes import contact_sheet
 
     pairs = read_manifest(manifest)
     writable(out.absolute().parent)

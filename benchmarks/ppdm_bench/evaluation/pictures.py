@@ -12,13 +12,11 @@ from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.montage import Panel, draw_montage
-from ppdm_bench.report.figures.panel import Colours
-from ppdm_bench.report.figures.planes import centre_of_mass
-from ppdm_bench.report.figures.quality_ladder import MANY
+from ppdm_bench.report.figures.orientation import centre_of_mass
+from ppdm_bench.report.figures.quality import MANY
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.metrics import metric_name
-from ppdm_bench.report.scores import Scores, by_configuration
+from ppdm_bench.report.figures.volumes import Colours, DisplayedVolume, draw_montage
+from ppdm_bench.report.series import Series, gather, metric_name
 
 
 def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
@@ -33,7 +31,7 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         records: its records.
         folder: folder for the pictures, ``<candidate>-best.png`` and so on.
     """
-    everything = {(series.label, series.evaluations): series for series in by_configuration(records)}
+    everything = {(series.label, series.steps): series for series in gather(records)}
     drawn = []
     for candidate in most_evaluations(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
@@ -44,13 +42,13 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     return [path for candidate, series in drawn for path in _draw(plan, candidate, series, folder)]
 
 
-def _draw(plan: Assessment, candidate: Candidate, series: Scores, folder: Path) -> list[Path]:
+def _draw(plan: Assessment, candidate: Candidate, series: Series, folder: Path) -> list[Path]:
     ranked = series.ranked(series.ranking)
     chosen = {"best": ranked[0], "worst": ranked[-1]} if len(ranked) > 1 else {"best": ranked[0]}
     files = {case.name: case for case in plan.cases}
     cases = {which: _predicted(plan, candidate, files[name]) for which, (name, _) in chosen.items()}
     errors = [prediction - case.target.numpy() for case, prediction in cases.values()]
-    reach = max(Panel(error, "error", "error").limits[1] for error in errors)
+    reach = max(DisplayedVolume(error, "error", "error").limits[1] for error in errors)
     written: list[Path] = []
     for which, (name, value) in chosen.items():
         place = f"{which} of {len(ranked)} by {metric_name(series.ranking).split()[0]}"
@@ -70,11 +68,11 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
     target = case.target.numpy()
     colours: Colours = "pet" if case.in_suv else "gray"
     unit = "SUV" if case.in_suv else ""
-    wanted = Panel(target, "target", colours, None, unit)
+    wanted = DisplayedVolume(target, "target", colours, None, unit)
     rows = [
-        Panel(prediction, name, colours, wanted.limits, unit),
+        DisplayedVolume(prediction, name, colours, wanted.limits, unit),
         wanted,
-        Panel(prediction - target, "error", "error", (-reach, reach), unit or "a.u."),
+        DisplayedVolume(prediction - target, "error", "error", (-reach, reach), unit or "a.u."),
     ]
     if case.source is not None:
         rows.insert(0, _input(case.source.numpy(), wanted))
@@ -82,11 +80,11 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
     return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
 
 
-def _input(source: np.ndarray, target: Panel) -> Panel:
-    """Panel of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
-    panel = Panel(source, "input", target.colours, None, target.unit)
-    alike = target.colours == "pet" and panel.limits[1] > target.limits[1] / 2
-    return replace(panel, window=target.limits) if alike else panel
+def _input(source: np.ndarray, target: DisplayedVolume) -> DisplayedVolume:
+    """Display of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
+    shown = DisplayedVolume(source, "input", target.colours, None, target.unit)
+    alike = target.colours == "pet" and shown.limits[1] > target.limits[1] / 2
+    return replace(shown, window=target.limits) if alike else shown
 
 
 def _file_name(label: str) -> str:

@@ -9,8 +9,7 @@ from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
-from ppdm_bench.report.figures.quality_ladder import MANY, ladder_figure
+from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
@@ -72,10 +71,8 @@ def tabulate(
 
 def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     labels = {(record.method, record.variant) for record in records if record.steps}
-    if len(labels) > MANY:
-        return [*save(ladder_figure(records, title), folder / "ladder")]
     written = [*save(subjects_figure(records, title), folder / "subjects")]
-    if len({record.steps for record in records if record.steps}) > 1:
+    if len(labels) <= MANY and len({record.steps for record in records if record.steps}) > 1:
         written += save(evaluations_figure(records, title), folder / "evaluations")
     return written
 

@@ -12,7 +12,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.planes import centre_of_mass
+from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, sections, write_snapshot
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ppdm_bench.report.paper import ablation, agreement, breakdown, gallery, grid, resolution, scatter, seam
+from ppdm_bench.report.paper import ablation, agreement, breakdown, gallery, grid, quality_cost, resolution, seam
 from ppdm_bench.report.paper_figure import Exhibit
 
 __all__ = ["EXHIBITS"]
@@ -10,9 +10,9 @@ __all__ = ["EXHIBITS"]
 EXHIBITS = (
     Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
     Exhibit("memory-breakdown", "What the peak holds", breakdown.show),
-    Exhibit("quality-memory", "Quality against training memory", scatter.show_memory),
-    Exhibit("quality-seconds", "Quality against seconds a volume", scatter.show_seconds),
-    Exhibit("quality-evaluations", "Quality against network evaluations", scatter.show_evaluations),
+    Exhibit("quality-memory", "Quality against the largest peak of memory", quality_cost.show_memory),
+    Exhibit("quality-seconds", "Quality against time per volume", quality_cost.show_seconds),
+    Exhibit("quality-evaluations", "Quality against network evaluations", quality_cost.show_evaluations),
     Exhibit("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
     Exhibit("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
     Exhibit("seam-index", "Seam index with and without the puzzle-gradient loss", seam.show),

@@ -21,7 +21,7 @@ import numpy as np
 
 from ppdm_bench.records import RecordError
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures.planes import PLANES, PlaneName
+from ppdm_bench.report.figures.orientation import PLANES, PlaneName
 
 __all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
 

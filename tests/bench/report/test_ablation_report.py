@@ -9,7 +9,7 @@ from ablated import SECONDS, STEPS, cell, everything, one, peak, skipped
 
 from ppdm_bench.report.ablation_rows import difference, gather, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
-from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save as save_figure
 from ppdm_bench.report.tables.ablation import ablation_page, ablation_table, headline
 
@@ -111,7 +111,7 @@ def test_small_multiples(tmp_path):
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["representation", "puzzle-gradient loss", "bridge"]
     names = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes[-3:]]
-    assert names[1] == ["off", "cell", "all"]
+    assert names[1] == ["off", "within\nblocks", "all\nvoxels"]
     assert names[2] == ["Brownian", "linear", "I2SB", "none\n(noise)"]
     points = [line for line in figure.axes[2].lines if line.get_marker() in "os"]
     assert sorted(round(float(line.get_ydata()[0]), 6) for line in points) == [8, 8, 9, 9, 10, 10]
@@ -137,8 +137,9 @@ def test_puzzle_or_bridge(tmp_path):
     figure = space_figure(everything())
     assert [axes.get_title().split("\n")[0] for axes in figure.axes[:4]] == ["mri", "mri", "pet", "pet"]
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["r=1\n(identity)", "r=2", "r=4", "Haar"]
-    curves = [line for line in figure.axes[0].lines if line.get_linestyle() == "-"]
-    assert [list(line.get_xdata()) for line in curves] == [[0, 1, 2, 3]] * 2
+    marks = [line for line in figure.axes[0].lines if line.get_markersize() > 4]
+    assert sorted(round(float(line.get_xdata()[0])) for line in marks) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(line.get_linestyle() == "None" for axes in figure.axes for line in axes.lines)  # categories
     assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "space"))
 
 

@@ -11,7 +11,7 @@ import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import ENV, FULL_3D, PPDM, TASKS, kept, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
@@ -286,5 +286,87 @@ def test_published_peaks_are_told_apart_by_what_is_stated_of_them(tmp_path):
     shown = exhibit.show(Library((*found, *predicted)))
     [legend] = shown.draw("double").legends
     labels = [text.get_text().partition(" (")[0] for text in legend.get_texts()]
-    assert labels == ["published, GPU and release stated", "published, GPU and release partly unstated"]
+    groups = ["published, GPU and release stated", "published, GPU and release partly unstated"]
+    assert labels == [*groups, "bar: rounding of the published value"]
     assert len({line.cells[7] for line in shown.table.lines}) == 10  # the table names every source
+
+
+def exhibit(name, records, snapshots=(), places=None):
+    shown = next(one for one in EXHIBITS if one.name == name).show(
+        Library(tuple(records), tuple(snapshots), places or {})
+    )
+    return shown, shown.draw("double")
+
+
+def labels(axes):
+    return [text.get_text() for text in axes.texts if text.get_text()]
+
+
+def test_a_method_has_the_memory_of_its_largest_phase():
+    records = [r for method in (PPDM, FULL_3D) for r in scores(method, TASKS[0], [30.0, 31.0])]
+    records += [peak(PPDM, 64, 1 << 30), peak(FULL_3D, 64, 4 << 30)]
+    records += [peak(PPDM, 64, 6 << 30, phase="autoencoder_train"), peak(FULL_3D, 64, 2 << 30, phase="sample")]
+    shown, figure = exhibit("quality-memory", records)
+    columns = [heading.key for heading in shown.table.headings]
+    rows = [dict(zip(columns, line.cells, strict=True)) for line in shown.table.lines]
+    assert [(row["peak_bytes"], row["phase"]) for row in rows] == [(6 << 30, "autoencoder_train"), (4 << 30, "train")]
+    assert "largest peak over all phases" in shown.about
+    (axes,) = figure.axes
+    assert labels(axes) == ["ppdm r=2", "ddpm3d"]
+    assert all(line.get_markerfacecolor() == "white" for line in axes.lines if line.get_marker() != "None")
+
+
+def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representation():
+    records = [
+        record
+        for task in TASKS[:2]
+        for method in (PPDM, OFF, FULL_3D)
+        for steps in (1, 4)
+        for record in scores(method, task, [30.0 + steps, 31.0], steps=steps)
+    ]
+    single = [r for steps in (1, 4) for r in scores(PPDM, TASKS[2], [20.0, 21.0], steps=steps)]
+    shown, figure = exhibit("quality-evaluations", [*records, *single])
+    assert [axes.get_title().split(",")[0] for axes in figure.axes] == list(TASKS[:2])
+    assert [labels(axes) for axes in figure.axes] == [["ppdm r=2", "ddpm3d"]] * 2
+    assert len(shown.table.lines) == 14  # the table has all
+    assert "2 of 3" in shown.about
+
+
+def test_time_of_a_task_belongs_to_its_own_volumes():
+    records = [r for method in (PPDM, FULL_3D) for task in TASKS[:2] for r in scores(method, task, [30.0, 31.0])]
+    timed = [timing(method, 4, [seconds]) for method, seconds in ((PPDM, 1.0), (FULL_3D, 3.0))]
+    about = records[0].options
+    timed = [replace(r, shape=(), task=TASKS[0], options=about | r.options) for r in timed]
+    shown, figure = exhibit("quality-seconds", [*records, *timed])
+    assert {line.cells[0] for line in shown.table.lines} == {TASKS[0]}
+    assert [axes.get_xlabel() for axes in figure.axes] == ["time per volume (s)"]
+
+
+def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_names():
+    records = [peak(m, size, (1 << 24) * size) for m in (PPDM, WAVELET) for size in (64, 128)]
+    records += [peak(FULL_3D, size, (1 << 27) * size) for size in (64, 128)]
+    _, figure = exhibit("memory-resolution", [*records, *(replace(r, phase="sample") for r in records)])
+    axes = figure.axes[0]
+    assert {"ppdm r=2", "wavelet", "ddpm3d"} <= set(labels(axes))
+    lines = [line for line in axes.lines if line.get_marker() != "None"]
+    assert [line.get_linestyle() for line in lines] == ["--", "--", "-"]
+    assert lines[0].get_markersize() > lines[1].get_markersize()
+
+
+def test_pictures_have_scores_directions_and_colour_bars():
+    whole = snapshot()
+    records = [replace(r, config_id="c0ffee") for r in scores(PPDM, "mri-t1t2", [17.25], train_steps=90)]
+    records += [
+        replace(r, method="input", config_id="", options={}, steps=None) for r in scores(PPDM, "mri-t1t2", [18.5])
+    ]
+    places = {id(record): "/records.jsonl" for record in records}
+    shown, figure = exhibit("gallery", records, [whole], places)
+    words = [text for axes in figure.axes for text in labels(axes)]
+    assert {"90 steps\n17.2 dB", "18.5 dB"} <= set(words)
+    assert set("RLAPSI") <= set(words)
+    assert "lower PSNR than the input: ppdm" in shown.about
+    titles = [axes.get_title() for axes in figure.axes]
+    assert {"error (a.u.)", "target (a.u.)"} <= set(titles)
+    _, figure = exhibit("grid-artefact", records, [whole], places)
+    assert "prediction − target (a.u.)" in [axes.get_ylabel() for axes in figure.axes]
+    assert {"R", "L", "A", "P"} <= {text for axes in figure.axes for text in labels(axes)}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.figures.agreement import measured_figure, measured_table
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables import memory as table
 
@@ -62,10 +62,9 @@ def test_the_picture_shows_each_pair_and_its_error(tmp_path: Path) -> None:
     scatter, allocated, reserved = drawn.axes
     points = {tuple(p) for line in scatter.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
     assert points == {(0.5, 0.505), (0.5, 0.49), (1.0, 1.04), (4, 4.08), (32, 32)}
-    errors = {(round(x), round(y, 6)) for line in allocated.lines[1:] for x, y in line.get_xydata()}
-    assert errors == {(0, 1.0), (0, -2.0), (1, 2.0), (1, 0.0)}
+    errors = {tuple(p) for line in allocated.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
+    assert errors == {(0.5, 1.0), (0.5, -2.0), (4, 2.0), (32, 0.0)}
     assert [round(y, 6) for line in reserved.lines[1:] for y in line.get_ydata()] == [4.0]
-    assert [label.get_text() for label in reserved.get_xticklabels()] == ["64³", "128³"]
     assert all(line.get_markerfacecolor() == "none" for axes in drawn.axes for line in axes.lines[1:])
     png, _ = save(drawn, tmp_path / "agreement")
     assert matplotlib.image.imread(png).shape[1] == round(7.16 * 300)

@@ -312,31 +312,44 @@ def words(drawn: Any) -> str:
     return " | ".join([*texts, *(text.get_text() for legend in drawn.legends for text in legend.get_texts())])
 
 
-def test_bars_end_at_the_peak_and_predictions_are_hollow() -> None:
+def dots(drawn: Any) -> dict[float, Any]:
+    """The markers by their values."""
+    lines = [line for line in drawn.axes[0].lines if line.get_marker() in ("o", "D")]
+    return {round(float(line.get_xdata()[0]), 6): line for line in lines}
+
+
+def test_dots_lie_at_the_peak_and_predictions_are_hollow() -> None:
     drawn = memory_figure(SMALL + PREDICTED, reference="full")
-    ends = {round(bar.get_x() + bar.get_width(), 6): bar for bar in bars(drawn)}
-    assert sorted(ends) == [0.5, 1.9, 2, 5, 16, 16.4]
-    assert ends[16.4].get_facecolor() == (1, 1, 1, 1)
-    assert ends[16.4].get_hatch()
-    assert ends[16].get_facecolor() == ends[16.4].get_edgecolor()
-    assert not ends[16].get_hatch()
+    found = dots(drawn)
+    assert sorted(found) == [0.5, 1.9, 2, 5, 16, 16.4]
+    assert found[16.4].get_markerfacecolor() == "white"
+    assert found[16].get_markerfacecolor() == found[16.4].get_color() == found[16].get_color()
+    assert drawn.axes[0].get_xscale() == "log"
     text = words(drawn)
     for shown in ("2.00 (0.125×)", "1.90 (0.116×)", "8 GB", "training", "sampling", "measured", "predicted"):
         assert shown in text
 
 
-def test_the_axis_is_logarithmic_only_for_a_wide_span() -> None:
-    near = memory_figure([peak("full", "train", 16), peak("puzzle", "train", 2)]).axes[0]
-    assert near.get_xscale() == "linear"
-    assert near.get_xlim()[0] == 0
-    far = memory_figure([peak("full", "train", 16), peak("puzzle", "train", 0.7)]).axes[0]
-    assert far.get_xscale() == "log"
-    assert "log axis" in far.get_xlabel()
+def test_checkpointing_is_another_marker_in_the_same_line() -> None:
+    drawn = memory_figure([peak("full", "train", 16), peak("full", "train", 7, checkpointing="block")])
+    found = dots(drawn)
+    assert (found[16].get_marker(), found[7].get_marker()) == ("o", "D")
+    assert found[16].get_ydata()[0] == found[7].get_ydata()[0]
+    assert len(drawn.axes[0].get_yticklabels()) == 1
+    assert "block checkpointing" in words(drawn)
 
 
-def test_a_failed_run_has_a_mark_and_no_bar() -> None:
+def test_at_most_eight_names_are_drawn_and_the_rest_is_counted() -> None:
+    many = [peak(f"m{n // 3}", "train", 1 + n, variant=f"v{n % 3}") for n in range(30)]
+    drawn = memory_figure(many)
+    names = [tick.get_text() for tick in drawn.axes[0].get_yticklabels()]
+    assert names == ["m0 v0", "m0 v1", *(f"m{n} v0" for n in range(1, 7))]
+    assert "22 more rows" in drawn.get_suptitle().replace("\n", " ")
+
+
+def test_a_failed_run_has_a_cross_and_no_dot() -> None:
     drawn = memory_figure([failed("full", "train", "no"), peak("puzzle", "train", 2)])
-    assert len(bars(drawn)) == 1
+    assert list(dots(drawn)) == [2]
     assert "OOM" in words(drawn)
     assert "OOM" in words(memory_figure([failed("full", "train", "no")]))
 
@@ -390,8 +403,22 @@ def test_the_breakdown_adds_up_to_the_peak() -> None:
 def test_what_the_breakdown_does_not_explain_is_shown() -> None:
     records = [peak("full", "train", 16), peak("full", "train", 12, metric="activations")]
     drawn = breakdown_figure(records, column="single")
-    assert [bar.get_width() for bar in bars(drawn)] == [12, 4]
+    assert [bar.get_width() for bar in bars(drawn)] == [75, 25]
+    assert "16.0 GiB" in words(drawn)
     assert "not attributed" in words(drawn)
+
+
+def test_a_breakdown_of_many_peaks_is_reduced_and_says_so() -> None:
+    records = [
+        peak(f"m{n}", "train", 16, metric=metric, checkpointing=checkpointing)
+        for n in range(13)
+        for checkpointing in ("none", "block")
+        for metric in ("peak_allocated", "activations")
+    ]
+    drawn = breakdown_figure(records)
+    names = [tick.get_text() for tick in drawn.axes[0].get_yticklabels()]
+    assert names == [f"m{n}, training" for n in range(8)]
+    assert "18 more peaks" in drawn.get_suptitle().replace("\n", " ")
 
 
 def test_a_breakdown_above_its_peak_is_refused() -> None:
@@ -469,7 +496,7 @@ def test_nothing_to_draw_is_said(draw: Any) -> None:
 def test_a_phase_without_an_allocated_peak_is_not_drawn_as_failed() -> None:
     records = [peak("full", "train", 16), peak("full", "sample", 5, metric="peak_reserved")]
     drawn = memory_figure(records)
-    assert len(bars(drawn)) == 1
+    assert list(dots(drawn)) == [16]
     assert "failed" not in words(drawn)
 
 

@@ -1,4 +1,4 @@
-"""The figure of an ablation: small multiples along its axes."""
+"""Small multiples of an ablation: one column per axis, one row per quantity."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
 from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
-from ppdm_bench.report.metrics import metric_name
-from ppdm_bench.report.tables.ablation import headline
+from ppdm_bench.report.tables.ablation import headline, most_evaluations
 from ppdm_bench.units import GIB
 
-__all__ = ["ablation_figure", "in_order", "words"]
+__all__ = ["ablation_figure", "level_name", "sorted_levels"]
 
 _TITLES = {"space": "representation", "loss": "puzzle-gradient loss", "bridge": "bridge", "": "varied"}
 _ORDER = {
@@ -27,21 +27,22 @@ _ORDER = {
     "bridge": ("brownian", "linear", "i2sb", "noise"),
 }
 _WORDS = {"r=1": "r=1\n(identity)", "brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
+_WORDS |= {"cell": "within\nblocks", "all": "all\nvoxels"}
 _DIFFERENCES = ("psnr", "ssim", "sharpness", "seam")
 
 
 def ablation_figure(records: Sequence[Record]) -> Figure:
-    """Return small multiples: a column an axis, a row a quantity, a mark for each task.
+    """Return small multiples: one column per axis, one row per quantity, one marker per task.
 
-    Quality is the difference from the default at equal steps, subject by subject, with its bootstrap interval, so that
-    tasks of different levels share a scale; the seam index is taken at the lattice of the cell's own representation.
-    Memory is the predicted peak of training, hollow; a measured one is filled.
+    Quality is the difference from the default at equal steps, subject by subject, with its bootstrap interval; tasks
+    with different values therefore share a scale. The seam index belongs to the block grid of the representation.
+    Memory is the peak of training: predicted markers are hollow, measured ones filled.
 
     Args:
-        records: long-form, of ``ablate``.
+        records: long-form records of ``ablate``.
 
     Raises:
-        ValueError: no cell beside the default has a value.
+        ValueError: only the default has values.
     """
     rows = [
         row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok" and row.budget == "steps"
@@ -52,8 +53,8 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     tasks = list(dict.fromkeys(row.task for row in rows))
     quantities: list[tuple[str, Callable[..., None]]] = [
         *((_name(metric), _drawing(metric)) for metric in _DIFFERENCES),
-        ("training GiB", _draw_memory),
-        ("s a step", _draw_seconds),
+        ("training\nmemory (GiB)", _draw_memory),
+        ("time per\nstep (s)", _draw_seconds),
     ]
     figure = style.new_figure("double", height=0.7 + 1.0 * len(quantities))
     widths = [max(2, len(levels)) for levels in columns.values()]
@@ -82,7 +83,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """For each axis the rows that differ from the default along it alone, by level; varied cells are an axis too."""
+    """Return for each axis the rows by level that differ from the default only there; variations are an axis too."""
     default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
     if default is None:
         return {}
@@ -96,28 +97,27 @@ def _columns(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
             for axis in moved or default:
                 columns.setdefault(axis, {}).setdefault(levels[axis], []).append(row)
     return {
-        axis: {level: found[level] for level in in_order(axis, found)}
+        axis: {level: found[level] for level in sorted_levels(axis, found)}
         for axis in _TITLES
         if len(found := columns.get(axis, {})) > (1 if axis else 0)
     }
 
 
-def in_order(axis: str, levels: Iterable[str]) -> list[str]:
-    """The levels of an axis as they are drawn from left to right."""
+def sorted_levels(axis: str, levels: Iterable[str]) -> list[str]:
+    """Return the levels of an axis from left to right."""
     order = _ORDER.get(axis, ())
     return sorted(levels, key=lambda level: order.index(level) if level in order else len(order))
 
 
-def words(level: str) -> str:
-    """A level for people."""
-    return _WORDS.get(level, level.replace("x", "×") if level.startswith("r=") else level)
+def level_name(level: str) -> str:
+    """Return a readable name of a level."""
+    return _WORDS.get(level, level.replace("x", "×") if level.startswith("r=") else plain_label(level))
 
 
 def _name(metric: str) -> str:
     if metric == "seam":
-        return "Δ seam index\ndB ↓"
-    first, *rest = metric_name(metric, "dB" if metric == "psnr" else "1").split(" ")
-    return " ".join([f"Δ {first}", *(word for word in rest if word != "→1")])
+        return "Δ seam\nindex (dB) ↓"
+    return {"psnr": "Δ PSNR (dB) ↑", "ssim": "Δ SSIM ↑"}.get(metric, f"Δ {metric}")
 
 
 def _drawing(metric: str) -> Callable[..., None]:
@@ -153,9 +153,9 @@ def _draw_seconds(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Ro
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(style.decades((1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if high < 3 * low:  # room for two labels at least
+        axes.set_ylim(low / 1.3, high * 1.3)
+    style.log_ticks(axes.yaxis)
 
 
 def _colour(place: int) -> str:
@@ -179,7 +179,7 @@ def _mark(place: int, **style: Any) -> Line2D:
 
 
 def _name_levels(axes: Axes, levels: dict[str, list[Row]]) -> None:
-    names = [words(level) for level in levels]
+    names = [level_name(level) for level in levels]
     long = any(len(line) > 9 for name in names for line in name.split("\n"))
     axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5))
     axes.set_xticklabels(

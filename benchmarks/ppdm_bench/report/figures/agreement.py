@@ -1,10 +1,14 @@
-"""Predicted against published peaks: a scatter, the relative errors, and what was published as out of memory."""
+"""Predicted against measured or published peaks: the pairs, one figure for all of them, and two tables.
+
+A pair belongs to the same configuration and phase. Measurements are paired by `rows.prediction_of`, published values by
+their `config_id`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
 
@@ -12,14 +16,28 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.units import GIB
+from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
+from ppdm_bench.report.rows import gather, prediction_of
+from ppdm_bench.report.tables.text import markdown_grid
+from ppdm_bench.units import GIB, shape_text
 
-# The counters that are published, as a table and a legend name them.
+__all__ = [
+    "Groups",
+    "Pair",
+    "agreement_figure",
+    "agreement_table",
+    "measured_figure",
+    "measured_pairs",
+    "measured_table",
+    "published_pairs",
+    "validation_figure",
+]
+
+# The published counters and their names in tables and legends.
 COUNTERS = {
     "peak_allocated": "allocated",
     "peak_reserved": "reserved",
@@ -28,102 +46,218 @@ COUNTERS = {
 }
 UNSTATED = "not stated"
 
-_MARKERS = tuple(zip(style.MARKERS, style.SERIES, strict=True))
-_LINEAR = 5.0  # percent; errors beyond are drawn on a scale that shows a tenth of a percent beside them
+_LINEAR = 5.0  # percent; the scale of larger errors is logarithmic, so that 0.1 % is visible too
+_HALF_DIGITS = (0.05, 0.005, 0.0005)  # GiB: half of the last digit of a published value
 
 Look = Literal["gpu", "origin"]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One published value and what was predicted for it, in GiB.
+    """A measured or published peak and its prediction.
 
-    `published` is None where the run ran out of memory; `reserved` and `capacity` then say why, where they are known;
-    `fits` is the prediction's verdict, `assumed` the part of the predicted peak that no counter has proven, `rounding`
-    half of the last digit that was published. `stated`: whether the source names GPU and release.
+    Attributes:
+        found: the measured or published record; its status is `oom` if the run was out of memory.
+        predicted: the predicted record of the same metric.
+        context: the other predicted records of the configuration and phase, by metric.
+        verified: whether the run was repeated within the predicted memory; None if it was not tried.
     """
 
-    name: str
-    counter: str
-    gpu: str
-    versions: tuple[str, str]
-    published: float | None
-    predicted: float
-    reserved: float | None
-    assumed: float
-    capacity: float | None
-    fits: bool
+    found: Record
+    predicted: Record
+    context: Mapping[str, Record] = field(default_factory=dict)
+    verified: bool | None = None
 
     @property
-    def stated(self) -> bool:
-        return _are_known(self.gpu, self.versions[0])
+    def finished(self) -> bool:
+        """Whether the run has a value to compare with."""
+        return self.found.status == "ok" and bool(self.found.value)
 
     @property
-    def origin(self) -> str:
-        """What was counted, and whether its conditions are known."""
-        return f"{self.counter}, {'stated' if self.stated else 'partly unstated'}"
+    def found_gib(self) -> float:
+        """The measured or published peak in GiB; 0 if the run was out of memory."""
+        return _gib(self.found) or 0.0 if self.finished else 0.0
+
+    @property
+    def predicted_gib(self) -> float:
+        """The predicted peak in GiB."""
+        return _gib(self.predicted) or 0.0
 
     @property
     def error(self) -> float:
-        """Predicted over published, less one, in percent."""
-        return 100 * (self.predicted / self.published - 1) if self.published else 0.0
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the prediction is what was published, but for its rounding or half a percent."""
-        return not self.published or abs(self.error) <= max(0.5, 100 * self.rounding / self.published)
+        """Relative error of the prediction, predicted / found − 1, in percent."""
+        return 100 * (self.predicted_gib / self.found_gib - 1) if self.finished else 0.0
 
     @property
     def rounding(self) -> float:
-        """Half of the last digit that was published, GiB; 0 where bytes were."""
-        digits = (n for n in (1, 2, 3) if abs(round(self.published or 0, n) - (self.published or 0)) < 1e-8)
-        return max((0.5 * 10.0**-n for n in digits), default=0.0)
+        """Half of the last published digit in percent of the value; 0 if the value is in bytes."""
+        if self.found.kind != "published" or not self.finished:
+            return 0.0
+        value = self.found_gib
+        half = max((h for n, h in enumerate(_HALF_DIGITS, 1) if abs(round(value, n) - value) < 1e-8), default=0.0)
+        return 100 * half / value
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the error is at most the rounding of the published value or 0.5 %."""
+        return abs(self.error) <= max(0.5, self.rounding)
+
+    @property
+    def gpu(self) -> str:
+        """The GPU, else the device, else the source."""
+        return str(self.found.env.get("gpu") or self.found.device or self.found.source or UNSTATED)
+
+    @property
+    def stated(self) -> bool:
+        """Whether the source states both GPU and release."""
+        return not any(text.startswith(UNSTATED) for text in (self.gpu, str(self.found.env.get("torch", ""))))
+
+    @property
+    def capacity(self) -> float | None:
+        """Memory of the GPU in GiB: as recorded, else from its name (`H100 80GB`)."""
+        recorded = self.found.env.get("capacity")
+        if isinstance(recorded, int | float):
+            return recorded / GIB
+        named = re.search(r"(\d+) ?G(?:i?B)\b", self.gpu)
+        return float(named[1]) if named else None
+
+
+Groups = Mapping[str, Sequence[Pair]]
+
+
+def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_allocated",)) -> list[Pair]:
+    """Return the measured peaks that have a prediction of their configuration and phase."""
+    rows = gather(records)
+    pairs = []
+    for row in rows:
+        prediction = prediction_of(row, rows)
+        for phase in row.phases if prediction is not None else ():
+            assert prediction is not None
+            for key in ((phase, metric) for metric in metrics):
+                if row.value(*key) and prediction.value(*key) is not None:
+                    pairs.append(Pair(row.records[key], prediction.records[key], verified=row.verified(phase)))
+    return pairs
+
+
+def published_pairs(records: Sequence[Record]) -> list[Pair]:
+    """Return the published values that have a prediction.
+
+    A run published as out of memory is left out if the refused request was published too.
+    """
+    predicted: dict[tuple[str, str], dict[str, Record]] = {}
+    for record in records:
+        if record.kind == "predicted" and record.value is not None:
+            predicted.setdefault((record.config_id, record.phase), {})[record.metric] = record
+    published = [r for r in records if r.kind == "published" and r.metric in COUNTERS and r.status in ("ok", "oom")]
+    refused = {(r.config_id, r.phase) for r in published if r.metric == "refused"}
+    pairs = []
+    for record in published:
+        run = record.config_id, record.phase
+        context = predicted.get(run, {})
+        if {"peak_allocated", record.metric} <= context.keys() and not (record.status == "oom" and run in refused):
+            pairs.append(Pair(record, context[record.metric], context))
+    return pairs
 
 
 def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
     """Return predicted against published peaks (two columns wide).
 
-    Left: the peaks on logarithmic axes, with the line of equality. Right: the relative error, with a bar for the
-    rounding of what was published. Runs published as out of memory stand apart, unless the refused request was
-    published too: what the allocator is predicted to take from the driver, and the capacity of the GPU.
-
     Args:
-        records: pairs that share config_id, phase and metric (:data:`COUNTERS`), one published, one predicted; a run
-            published as out of memory has the status `oom`, and its prediction a record of `peak_reserved` too. The
-            GPU is the published record's `env["gpu"]` (else its device, else its source); its capacity is
-            `env["capacity"]` in bytes, else what its name says (`H100 80GB`).
-        look: what gives a point its colour and marker: the GPU, or the counter and whether conditions are stated.
+        records: published records and their predictions, with the same config_id, phase and metric
+            (:data:`COUNTERS`). A run published as out of memory has the status `oom`; its prediction also has a record
+            of `peak_reserved`. The capacity of the GPU is `env["capacity"]` in bytes, else part of its name.
+        look: the property that colours distinguish: the GPU, or the counter and whether all conditions are stated.
 
     Raises:
         ValueError: no published peak has a prediction.
     """
-    pairs = _pairs(list(records))
-    finished = [pair for pair in pairs if pair.published is not None]
-    failed = [pair for pair in pairs if pair.published is None]
+    pairs = published_pairs(list(records))
+    finished = [pair for pair in pairs if pair.finished]
     if not finished:
         raise ValueError(
             "there is nothing to compare: no published value has a prediction of its config_id, phase and metric"
         )
-    # One look for all panels; with more groups than looks they come round again.
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(getattr(pair, look), []).append(pair)
-    looks = dict(zip(sorted(groups) if look == "origin" else groups, _MARKERS * len(pairs), strict=False))
-    figure = style.new_figure("double", height=3.3)
-    panels = figure.subplots(1, 3 if failed else 2, width_ratios=(1, 1, 0.42) if failed else (1, 1))
-    for panel, draw in zip(panels[:2], (_scatter, _errors), strict=True):
-        draw(panel, finished, [([p for p in groups[name] if p.published], marker) for name, marker in looks.items()])
-    if failed:
-        _out_of_memory(panels[2], failed, {pair.gpu: looks[getattr(pair, look)] for pair in failed})
-    counted = dict.fromkeys(pair.counter for pair in finished)
+    groups = _grouped(pairs, (lambda pair: pair.gpu) if look == "gpu" else _origin)
+    groups = groups if look == "gpu" else dict(sorted(groups.items()))
+    counted = ", ".join(dict.fromkeys(COUNTERS[pair.found.metric] for pair in finished))
     origin = "" if look == "gpu" else " Stated: whether the source names GPU and release."
-    style.title(figure, f"Predicted against published memory ({', '.join(counted)}).{origin}")
-    style.legend(figure, _legend({name: len(groups[name]) for name in looks}, looks, failed), columns=3)
+    title = f"Predicted against published memory ({counted}).{origin}"
+    labels = {name: f"{name} ({len(own)})" for name, own in groups.items()}
+    return agreement_figure(groups, title=title, against="published", labels=labels, summary=True)
+
+
+def measured_figure(records: Iterable[Record]) -> Figure:
+    """Return predicted against measured peaks (two columns wide), with errors of allocated and reserved memory.
+
+    Args:
+        records: long-form records. A measurement that failed or has no prediction is left out.
+
+    Raises:
+        ValueError: no measured peak has a prediction.
+    """
+    pairs = _compared(records)
+    groups = _grouped(pairs, lambda pair: pair.found.method)
+    title = f"Predicted against measured peak memory{_machines(pairs)}."
+    labels = {name: f"{name} ({len(own)})" for name, own in groups.items()}
+    return agreement_figure(groups, title=title, against="measured", labels=labels, legend_columns=4)
+
+
+def agreement_figure(
+    groups: Groups,
+    *,
+    title: str,
+    against: str,
+    labels: Mapping[str, str],
+    column: Column = "double",
+    legend_columns: int = 3,
+    summary: bool = False,
+) -> Figure:
+    """Return predicted against found peaks, with the line of equality, and the relative errors.
+
+    Every metric of the pairs has a panel of errors. A grey bar is the rounding of a published value. Runs published as
+    out of memory have a panel of their own: predicted allocated and reserved memory, and the capacity of the GPU.
+
+    Args:
+        groups: pairs by group; each group has a marker.
+        title: text above the figure.
+        against: what the predictions are compared with: measured, published.
+        labels: entries of the legend, by group.
+        column: width of the figure; in a single column the panels are stacked.
+        legend_columns: columns of the legend.
+        summary: whether the number of pairs, the median and the largest error are written into the first panel.
+    """
+    pairs = [pair for own in groups.values() for pair in own]
+    finished, failed = ([p for p in pairs if p.finished is ok] for ok in (True, False))
+    metrics = list(dict.fromkeys(pair.found.metric for pair in finished))
+    metrics = metrics if against == "measured" else [""]
+    marks = style.markers(groups)
+    figure = style.new_figure(column, height=3.3 if column == "double" else 5.0)
+    if column == "single":
+        first, *errors = figure.subplots(1 + len(metrics), 1)
+        last = None
+    else:
+        grid = figure.add_gridspec(len(metrics), 3 if failed else 2, width_ratios=(1, 1, 0.42) if failed else (1, 1))
+        first = figure.add_subplot(grid[:, 0])
+        errors = [figure.add_subplot(grid[row, 1]) for row in range(len(metrics))]
+        last = figure.add_subplot(grid[:, 2]) if failed else None
+    _scatter(first, groups, marks, against)
+    if summary:
+        _write_summary(first, finished)
+    for axes, metric in zip(errors, metrics, strict=True):
+        own = {name: [p for p in found if metric in ("", p.found.metric)] for name, found in groups.items()}
+        _errors(axes, own, marks, against)
+        if metric:
+            axes.set_title(f"{COUNTERS[metric]} memory", fontsize=TEXT, loc="left")
+    if last is not None:
+        _out_of_memory(last, groups, marks)
+    style.title(figure, title)
+    entries = _legend(labels, marks, rounded=any(p.rounding for p in finished), failed=bool(failed))
+    style.legend(figure, entries, columns=legend_columns)
     return figure
 
 
 def agreement_table(records: Iterable[Record]) -> str:
-    """Return the same pairs as Markdown: a row a value, then the summary that the figure shows.
+    """Return the pairs as Markdown, one row per published value, followed by the summary of the figure.
 
     Args:
         records: as for :func:`validation_figure`.
@@ -131,124 +265,109 @@ def agreement_table(records: Iterable[Record]) -> str:
     heads = ("run", "counter", "GPU", "torch", "cuDNN", "published GiB", "predicted GiB", "error", "agrees")
     lines = ["| " + " | ".join((*heads, "of it assumed GiB", "predicted reserved GiB", "predicted to fit")) + " |"]
     lines.append("|---|---|---|---|---|---:|---:|---:|---|---:|---:|---|")
-    pairs = _pairs(list(records))
+    pairs = published_pairs(list(records))
     for pair in pairs:
+        assumed, reserved = (_gib(pair.context.get(metric)) for metric in ("assumed", "peak_reserved"))
         cells = (
-            pair.name,
-            pair.counter,
+            _run(pair.found),
+            COUNTERS[pair.found.metric],
             pair.gpu,
-            *pair.versions,
-            "OOM" if pair.published is None else _shortest(pair.published),
-            f"{pair.predicted:.3f}",
-            *(("", "") if pair.published is None else (_percent(pair.error), "yes" if pair.agrees else "**no**")),
-            f"{pair.assumed:.3f}" if pair.assumed else "0",
-            "" if pair.reserved is None else f"{pair.reserved:.2f}",
-            "yes" if pair.fits else "no",
+            str(pair.found.env.get("torch", "")),
+            str(pair.found.env.get("cudnn", "of the release")),
+            f"{pair.found_gib:.3f}".rstrip("0").rstrip(".") if pair.finished else "OOM",
+            f"{pair.predicted_gib:.3f}",
+            *((_percent(pair.error), "yes" if pair.agrees else "**no**") if pair.finished else ("", "")),
+            f"{assumed:.3f}" if assumed else "0",
+            "" if reserved is None else f"{reserved:.2f}",
+            "yes" if pair.context["peak_allocated"].status == "ok" else "no",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    finished = [pair for pair in pairs if pair.published is not None]
-    return "\n".join([*lines, "", "; ".join(", ".join(part) for part in _summary(finished)), ""])
+    summary = "; ".join(", ".join(part) for part in _summary([pair for pair in pairs if pair.finished]))
+    return "\n".join([*lines, "", summary, ""])
 
 
-def _shortest(value: float) -> str:
-    return f"{value:.3f}".rstrip("0").rstrip(".")
+def measured_table(records: Iterable[Record]) -> str:
+    """Return the errors as Markdown: one row per method and size, then all together.
+
+    Args:
+        records: as for :func:`measured_figure`.
+
+    Raises:
+        ValueError: no measured peak has a prediction.
+    """
+    pairs = _compared(records)
+    groups: dict[tuple[str, str], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault((pair.found.method, shape_text(pair.found.shape)), []).append(pair)
+    parts = ("n", "median size of error", "lowest", "highest")
+    head = ["method", "volume", *(f"{COUNTERS[metric]} {part}" for metric in _MEASURED for part in parts), "verified"]
+    rows = [*([*names, *_error_cells(own)] for names, own in groups.items()), ["all", "", *_error_cells(pairs)]]
+    title = f"Relative error of predicted peaks, predicted / measured − 1{_machines(pairs)}."
+    return f"{title}\n\n{markdown_grid(head, rows, head[2:])}\n\n{_MEASURED_NOTE}\n"
+
+
+_MEASURED = ("peak_allocated", "peak_reserved")
+_MEASURED_NOTE = (
+    "n: measured peaks, over variants, phases, precisions and checkpointing. Verified: phases that ran again with the "
+    "process limited to the predicted memory, of those that were tried."
+)
+
+
+def _compared(records: Iterable[Record]) -> list[Pair]:
+    pairs = measured_pairs(records, _MEASURED)
+    if not pairs:
+        raise ValueError("there is nothing to compare: no measured peak has a prediction of its configuration")
+    return pairs
+
+
+def _grouped(pairs: Sequence[Pair], name: Callable[[Pair], str]) -> dict[str, list[Pair]]:
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(name(pair), []).append(pair)
+    return groups
+
+
+def _origin(pair: Pair) -> str:
+    return f"{COUNTERS[pair.found.metric]}, {'stated' if pair.stated else 'partly unstated'}"
+
+
+def _gib(record: Record | None) -> float | None:
+    return None if record is None or record.value is None else record.value / GIB
 
 
 def _percent(value: float) -> str:
     return f"{value:+.2f} %".replace("-", "−")
 
 
-def _pairs(records: Sequence[Record]) -> list[Pair]:
-    predicted = {(r.config_id, r.phase, r.metric): r for r in records if r.kind == "predicted" and r.value is not None}
-    published = [r for r in records if r.kind == "published" and r.metric in COUNTERS and r.status in ("ok", "oom")]
-    refused = {(r.config_id, r.phase) for r in published if r.metric == "refused"}
-    pairs = []
-    for record in published:
-        run = record.config_id, record.phase
-        allocated = predicted.get((*run, "peak_allocated"))
-        if allocated is None or (record.status == "oom" and run in refused):
-            continue
-        value, reserved, assumed = (
-            _gibibytes(predicted.get((*run, metric))) for metric in (record.metric, "peak_reserved", "assumed")
-        )
-        pairs.append(
-            Pair(
-                name=_name(record),
-                counter=COUNTERS[record.metric],
-                gpu=_gpu(record),
-                versions=(str(record.env.get("torch", "")), str(record.env.get("cudnn", "of the release"))),
-                published=_gibibytes(record) if record.status == "ok" and record.value else None,
-                predicted=value or 0.0,
-                reserved=reserved,
-                assumed=assumed or 0.0,
-                capacity=_capacity(record),
-                fits=allocated.status == "ok",
-            )
-        )
-    return pairs
-
-
-def _gibibytes(record: Record | None) -> float | None:
-    return None if record is None or record.value is None else record.value / GIB
-
-
-def _name(record: Record) -> str:
-    """What tells published runs apart: method (of several), variant, size, checkpointing and step."""
+def _run(record: Record) -> str:
+    """Return the name of a published run: method (of several), variant, size, checkpointing and step."""
     size = "×".join(map(str, record.shape))
     recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
     step = f"step {record.options['step']}" if len(record.options.get("step", "")) == 1 else ""
-    told = (record.options["published"], record.method, record.precision) if "published" in record.options else ()
-    return ", ".join(filter(None, (*told, record.variant, size, recomputed, step)))
+    source = (record.options["published"], record.method, record.precision) if "published" in record.options else ()
+    return ", ".join(filter(None, (*source, record.variant, size, recomputed, step)))
 
 
-def _gpu(record: Record) -> str:
-    return str(record.env.get("gpu") or record.device or record.source or UNSTATED)
+def _machines(pairs: Sequence[Pair]) -> str:
+    """Return the GPUs of the measurements and the releases of PyTorch."""
+    found = dict.fromkeys(
+        f"{p.found.env.get('gpu') or p.found.device}, torch {p.found.env.get('torch') or UNSTATED}" for p in pairs
+    )
+    return " (" + "; ".join(found) + ")"
 
 
-def is_stated(record: Record) -> bool:
-    """Whether the source of a published record names GPU and release."""
-    return _are_known(_gpu(record), str(record.env.get("torch", "")))
-
-
-def _are_known(*conditions: str) -> bool:
-    return not any(each.startswith(UNSTATED) for each in conditions)
-
-
-def _capacity(record: Record) -> float | None:
-    stated = record.env.get("capacity")
-    if isinstance(stated, (int, float)):
-        return stated / GIB
-    named = re.search(r"(\d+) ?G(?:i?B)\b", _gpu(record))
-    return float(named[1]) if named else None
-
-
-Marker = tuple[str, str]
-Groups = Sequence[tuple[Sequence[Pair], Marker]]
-
-
-def points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
-    """Draw hollow markers: all of them have to do with predictions."""
-    shape, colour = marker
-    axes.plot(x, y, linestyle="", marker=shape, markersize=4, markerfacecolor="none", color=colour, markeredgewidth=0.8)
-
-
-def _scatter(axes: Axes, pairs: Sequence[Pair], groups: Groups) -> None:
-    values = [value for pair in pairs for value in (pair.published or 0, pair.predicted) if value]
-    low, high = min(values) / 1.4, max(values) * 1.4
-    axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.7, zorder=1)
-    for own, marker in groups:
-        points(axes, [pair.published or 0 for pair in own], [pair.predicted for pair in own], marker)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-    plain_log(axes, "xy")
-    finish(axes, "published (GiB)", "predicted (GiB)", "both")
-    # Off the line of equality, where no point lies unless the prediction is far off.
-    corners: Sequence[dict[str, Any]] = ({"x": 0.04, "y": 0.96, "va": "top"}, {"x": 0.97, "y": 0.04, "ha": "right"})
-    for corner, part in zip(corners, _summary(pairs), strict=False):
-        axes.text(s="\n".join(part), transform=axes.transAxes, fontsize=SMALL, linespacing=1.35, **corner)
+def _error_cells(pairs: Sequence[Pair]) -> list[str]:
+    cells = []
+    for metric in _MEASURED:
+        errors = [pair.error for pair in pairs if pair.found.metric == metric]
+        ends = [f"{end(errors):+.2f}%".replace("-", "−") if errors else "–" for end in (min, max)]
+        cells += [str(len(errors)), f"{median(map(abs, errors)):.2f}%" if errors else "–", *ends]
+    tried = [p.verified for p in pairs if p.found.metric == "peak_allocated" and p.verified is not None]
+    return [*cells, f"{sum(tried)} of {len(tried)}" if tried else "–"]
 
 
 def _summary(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, str]]:
-    """The number of values, their median and worst error; then, where some conditions are unstated, without these."""
+    """Yield the number of pairs, their median and largest error; then again without partly unstated conditions."""
     stated = [pair for pair in pairs if pair.stated]
     for name, part in {"": pairs, "conditions stated: ": stated if stated != pairs else []}.items():
         if part:
@@ -256,66 +375,75 @@ def _summary(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, str]]:
             yield f"{name}n = {len(part)}", f"median error {middle:.2f} %", f"worst {_percent(worst)}"
 
 
-def _errors(axes: Axes, pairs: Sequence[Pair], groups: Groups) -> None:
+def _scatter(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: str) -> None:
+    finished = {name: [pair for pair in own if pair.finished] for name, own in groups.items()}
+    values = [size for own in finished.values() for p in own for size in (p.found_gib, p.predicted_gib) if size]
+    low, high = min(values) / 1.4, max(values) * 1.4
+    axes.plot([low, high], [low, high], color=style.GREY, linewidth=0.7, zorder=1)
+    for name, own in finished.items():
+        style.hollow_points(axes, [p.found_gib for p in own], [p.predicted_gib for p in own], marks[name])
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    style.plain_axes(axes, "both", f"{against} peak (GiB)", "predicted peak (GiB)")
+    for axis in (axes.xaxis, axes.yaxis):
+        style.log_ticks(axis)
+
+
+def _write_summary(axes: Axes, pairs: Sequence[Pair]) -> None:
+    """Write into two corners, which only very large errors reach."""
+    corners: Sequence[dict[str, Any]] = ({"x": 0.04, "y": 0.96, "va": "top"}, {"x": 0.97, "y": 0.04, "ha": "right"})
+    for corner, part in zip(corners, _summary(pairs), strict=False):
+        axes.text(s="\n".join(part), transform=axes.transAxes, fontsize=SMALL, linespacing=1.35, **corner)
+
+
+def _errors(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: str) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=1)
     largest = 0.2
-    for own, marker in groups:
-        x = [pair.published or 1 for pair in own]
-        reach = [100 * pair.rounding / (pair.published or 1) for pair in own]
-        axes.errorbar(x, [p.error for p in own], reach, linestyle="", ecolor="0.7", elinewidth=0.8, zorder=1.5)
-        points(axes, x, [pair.error for pair in own], marker)
-        largest = max(largest, *(abs(p.error) + bar for p, bar in zip(own, reach, strict=True)), 0.0)
+    for name, own in groups.items():
+        shown = [pair for pair in own if pair.finished]
+        x = [pair.found_gib for pair in shown]
+        bars = [pair.rounding for pair in shown]
+        if any(bars):
+            axes.errorbar(x, [p.error for p in shown], bars, linestyle="", ecolor="0.7", elinewidth=0.8, zorder=1.5)
+        style.hollow_points(axes, x, [pair.error for pair in shown], marks[name])
+        largest = max(largest, *(abs(p.error) + bar for p, bar in zip(shown, bars, strict=True)), 0.0)
+    style.plain_axes(axes, "y", f"{against} peak (GiB)", "error of the prediction (%)")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     if largest > _LINEAR:
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
-        ticks = [sign * 10.0**n for n in range(-1, 3) if 10.0**n < 1.5 * largest for sign in (-1, 1)]
-        axes.set_yticks(sorted([0.0, *ticks]), [f"{tick:g}".replace("-", "−") for tick in sorted([0.0, *ticks])])
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        largest *= 1.5  # room on such a scale
+        decades = [10.0**n for n in range(-1, 3) if 10.0**n < 1.5 * largest]
+        axes.set_yticks([*(-tick for tick in reversed(decades)), 0.0, *decades], minor=False)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        largest *= 1.5
     axes.set(xscale="log", ylim=(-1.15 * largest, 1.15 * largest))
     axes.margins(x=0.08)
-    plain_log(axes, "x")
-    finish(axes, "published (GiB)", "predicted / published − 1 (%)", "y")
+    style.log_ticks(axes.xaxis)
 
 
-def _out_of_memory(axes: Axes, pairs: Sequence[Pair], markers: dict[str, Marker]) -> None:
-    """For each run a dash where allocated memory is predicted, a hollow marker for reserved, the capacity dashed."""
-    for place, pair in enumerate(pairs, start=1):
-        axes.plot([place - 0.3, place + 0.3], [pair.predicted] * 2, color=markers[pair.gpu][1], linewidth=1.2)
-        if pair.reserved is not None:
-            points(axes, [place], [pair.reserved], markers[pair.gpu])
-        if pair.capacity is not None:
-            axes.plot(
-                [place - 0.45, place + 0.45], [pair.capacity] * 2, color="black", linewidth=0.9, linestyle=(0, (4, 2))
-            )
-    tops = [value for p in pairs for value in (p.predicted, p.reserved, p.capacity) if value is not None]
-    axes.set(xlim=(0.3, len(pairs) + 0.7), ylim=(0, 1.15 * max(tops)), xticks=range(1, len(pairs) + 1))
-    finish(axes, "runs published as\nout of memory", "predicted memory (GiB)", "y")
+def _out_of_memory(axes: Axes, groups: Groups, marks: Mapping[str, Marker]) -> None:
+    """Draw each run: predicted allocated memory (line), reserved memory (marker) and capacity (dashed)."""
+    failed = [(pair, marks[name]) for name, own in groups.items() for pair in own if not pair.finished]
+    tops = []
+    for place, (pair, marker) in enumerate(failed, start=1):
+        reserved, capacity = _gib(pair.context.get("peak_reserved")), pair.capacity
+        axes.plot([place - 0.3, place + 0.3], [pair.predicted_gib] * 2, color=marker.colour, linewidth=1.2)
+        if reserved is not None:
+            style.hollow_points(axes, [place], [reserved], marker)
+        if capacity is not None:
+            ends = [place - 0.45, place + 0.45]
+            axes.plot(ends, [capacity] * 2, color="black", linewidth=0.9, linestyle=style.DASHED)
+        tops += [value for value in (pair.predicted_gib, reserved, capacity) if value is not None]
+    axes.set(xlim=(0.3, len(failed) + 0.7), ylim=(0, 1.15 * max(tops)), xticks=range(1, len(failed) + 1))
+    style.plain_axes(axes, "y", "runs published as\nout of memory", "predicted memory (GiB)")
 
 
-def plain_log(axes: Axes, which: str) -> None:
-    """Label a logarithmic axis with plain numbers at 1, 2 and 5."""
-    for axis in [{"x": axes.xaxis, "y": axes.yaxis}[name] for name in which]:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def finish(axes: Axes, x: str, y: str, grid: str) -> None:
-    """Name the axes, in the look that all figures share."""
-    style.plain_axes(axes, grid)  # type: ignore[arg-type]
-    axes.set_xlabel(x, fontsize=TEXT)
-    axes.set_ylabel(y, fontsize=TEXT)
-
-
-def _legend(numbers: dict[str, int], looks: dict[str, Marker], failed: Sequence[Pair]) -> list[Artist]:
-    style: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
-    handles: list[Artist] = []
-    for name, (shape, colour) in looks.items():
-        handles.append(Line2D([], [], marker=shape, color=colour, label=f"{name} ({numbers[name]})", **style))
-    handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="bar: rounding of the published value"))
+def _legend(labels: Mapping[str, str], marks: Mapping[str, Marker], rounded: bool, failed: bool) -> list[Artist]:
+    handles: list[Artist] = [style.points_entry(label, marks[name]) for name, label in labels.items()]
+    if rounded:
+        handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="bar: rounding of the published value"))
     if failed:
-        handles.append(
-            Line2D([], [], color="0.3", linewidth=1.2, label="out of memory: predicted allocated (marker: reserved)")
-        )
-        handles.append(Line2D([], [], color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="capacity of the GPU"))
+        allocated = "out of memory: predicted allocated (marker: reserved)"
+        handles.append(Line2D([], [], color="0.3", linewidth=1.2, label=allocated))
+        capacity: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": style.DASHED}
+        handles.append(Line2D([], [], **capacity, label="capacity of the GPU"))
     return handles

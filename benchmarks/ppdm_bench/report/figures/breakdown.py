@@ -1,4 +1,4 @@
-"""Stacked bars: what the memory holds at the moment of the peak."""
+"""Stacked bars of the parts of the peak memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from matplotlib.patches import Patch
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.figures.capacity import few_names
+from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
 from ppdm_bench.units import GIB, setting_text, significant
 
-# From what stays for ever to what lives for a moment; colours by Okabe and Ito, the last is what no part accounts for.
+_MOST = 18  # stacks
+
+# From permanent to short-lived memory; the last part is the rest of the peak.
 PARTS = {
     "params": ("parameters", style.BLUE),
     "grads": ("gradients", style.SKY),
@@ -31,7 +34,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """The parts of one peak, in GiB; they add up to it."""
+    """The parts of one peak in GiB; their sum is the peak."""
 
     label: str
     kind: str
@@ -39,42 +42,58 @@ class Stack:
 
     @property
     def peak(self) -> float:
-        """The height of the stack in GiB."""
+        """Height of the stack in GiB."""
         return sum(self.parts.values())
 
 
 def breakdown_figure(records: Iterable[Record], *, column: Column = "double") -> Figure:
-    """Return stacked bars of what the peak of every configuration and phase is made of.
+    """Return stacked bars with the parts of the peak of every configuration and phase.
 
-    In two columns' width the left panel shows GiB and the right one shares, in which small peaks are legible too; in
-    one column's width only the GiB are shown. Predicted stacks are hatched.
+    A figure of two columns has GiB on the left and shares on the right, so that small peaks are readable too. A figure
+    of one column has only shares, with the peaks in GiB beside them. Predicted stacks are hatched. More than 18 stacks
+    are reduced to eight names (see `capacity.few_names`) and the first kind of checkpointing.
 
     Args:
         records: long-form records with a breakdown (params, grads, optimizer, inputs, activations, workspace).
         column: width of the figure, `single` (3.5 in) or `double` (7.16 in).
 
     Raises:
-        ValueError: no record holds a breakdown, or one adds up to more than its peak.
+        ValueError: no record has a breakdown, or the parts add up to more than the peak.
     """
     rows = gather(records)
-    stacks = _stacks(rows, characters=26 if column == "single" else 48)
+    characters = 26 if column == "single" else 48
+    stacks = _stacks(rows, characters)
+    everything = len(stacks)
+    if everything > _MOST:
+        rows = _few(rows)
+        stacks = _stacks(rows, characters)
     if not stacks:
         raise ValueError(
             "there is nothing to draw: no record holds a breakdown of the peak (metrics params, activations, ...)"
         )
-    panels = 2 if column == "double" else 1
+    shares = (False, True) if column == "double" else (True,)
     lines = max(stack.label.count("\n") for stack in stacks) + 1
     figure = style.new_figure(column, height=1.45 + (0.09 + 0.11 * lines) * len(stacks))
-    for axes, share in zip(figure.subplots(1, panels, sharey=True, squeeze=False)[0], (False, True), strict=False):
-        _draw(axes, stacks, share)
+    panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+    for axes, share in zip(panels, shares, strict=True):
+        _draw(axes, stacks, share, labelled=axes is panels[0])
     shared = common(rows)
-    style.title(figure, "What the peak of allocated memory holds" + (f": {shared}." if shared else "."))
+    omitted = f" The records have {everything - len(stacks)} more peaks." if everything > len(stacks) else ""
+    style.title(figure, f"Parts of the peak of allocated memory{f': {shared}' if shared else ''}.{omitted}")
     style.legend(figure, _legend(stacks), columns=5 if column == "double" else 2)
     return figure
 
 
+def _few(rows: Sequence[Row]) -> list[Row]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.name, []).append(row)
+    names, first = few_names(groups), rows[0].settings["checkpointing"]
+    return [row for row in rows if row.name in names and row.settings["checkpointing"] == first]
+
+
 def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
-    """The stacks in the order of the rows, but what differs in kind alone side by side."""
+    """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
     differing = varying(rows)
     found: dict[str, list[Stack]] = {}
     for row in rows:
@@ -91,7 +110,7 @@ def _label(row: Row, phase: str, differing: Iterable[str]) -> str:
 
 
 def _parts(row: Row, phase: str) -> dict[str, float]:
-    """The parts in GiB, in the order of PARTS; what is missing to the peak becomes a part that says so."""
+    """Return the parts in GiB in the order of PARTS; the rest of the peak is a part of its own."""
     values = {part: row.value(phase, part) for part in PARTS}
     parts = {part: value / GIB for part, value in values.items() if value}
     peak, whole = (row.value(phase, "peak_allocated") or 0) / GIB, sum(parts.values())
@@ -100,12 +119,12 @@ def _parts(row: Row, phase: str) -> dict[str, float]:
             f"the breakdown of {row.name}, {phase}, adds up to {significant(whole, 4)} GiB, more than its peak of "
             f"{significant(peak, 4)} GiB: the records contradict each other"
         )
-    # A part in a thousand is rounding and would not be seen.
+    # A difference of 0.1 % is rounding and would be invisible.
     return parts | ({"other": peak - whole} if parts and peak > 1.001 * whole else {})
 
 
-def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
-    style.plain_axes(axes, grid="x")
+def _draw(axes: Axes, stacks: Sequence[Stack], share: bool, labelled: bool) -> None:
+    style.plain_axes(axes, "x", "share of the peak (%)" if share else "peak allocated memory (GiB)")
     for place, stack in enumerate(stacks):
         left, scale = 0.0, 100 / stack.peak if share else 1.0
         for part, size in stack.parts.items():
@@ -121,19 +140,19 @@ def _draw(axes: Axes, stacks: Sequence[Stack], share: bool) -> None:
                 lw=0.4,
             )
             left += size * scale
-        if not share:
+        if labelled:
+            text = f"{significant(stack.peak)} GiB" if share else significant(stack.peak)
             label: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL}
-            axes.annotate(significant(stack.peak), (left, place), xytext=(3, 0), **label)
+            axes.annotate(text, (left, place), xytext=(3, 0), annotation_clip=False, **label)
     highest = max(stack.peak for stack in stacks)
     axes.set_xlim(0, 100 if share else highest * 1.18)
-    axes.set_xlabel("share of the peak (%)" if share else "peak allocated memory (GiB)", fontsize=TEXT)
     axes.set_ylim(len(stacks) - 0.4, -0.6)
     axes.set_yticks(range(len(stacks)), [stack.label for stack in stacks], fontsize=SMALL)
     axes.tick_params(axis="y", length=0)
 
 
 def _legend(stacks: Sequence[Stack]) -> list[Artist]:
-    used = {part for stack in stacks for part in stack.parts}
+    used = {part for stack in stacks for part, size in stack.parts.items() if size > 0.002 * stack.peak}
     kinds = {stack.kind for stack in stacks}
     parts: list[Artist] = [
         Patch(facecolor=colour, label=name) for part, (name, colour) in PARTS.items() if part in used

@@ -1,36 +1,50 @@
-"""Which records of memory belong into one picture, and the sizes of cards that it is held against."""
+"""Selection of the memory records for one figure, and the memory of common GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import Row, gather
 
-__all__ = ["CARDS", "cubic", "largest_set", "size_of"]
+__all__ = ["CARDS", "cubic", "few_names", "largest_set", "size_of"]
 
-# Nominal sizes of GPUs in GB; a card's "24 GB" are 24 GiB but for what ECC and the driver keep back.
-CARDS = (8, 12, 16, 24, 40, 48, 80, 141)
+# Nominal memory of GPUs in GB, the most common first. A card with "24 GB" has 24 GiB; ECC and the driver need a part.
+CARDS = (24, 80, 40, 16, 8, 141, 12, 48)
+
+_MOST = 8  # names in a figure; the table has all
+
+
+def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Return the names of at most eight groups of rows: of more, two of the first method and one of every other."""
+    if len(groups) <= _MOST:
+        return list(groups)
+    by_method: dict[str, list[str]] = {}
+    for name, rows in groups.items():
+        by_method.setdefault(rows[0].method, []).append(name)
+    first = next(iter(by_method))
+    chosen = {name for method, names in by_method.items() for name in names[: 2 if method == first else 1]}
+    return [name for name in groups if name in chosen][:_MOST]
 
 
 def size_of(row: Row) -> int:
-    """Voxels along an axis of a cubic row."""
+    """Return the number of voxels along one axis of a cubic row."""
     shape = row.settings["shape"]
     assert isinstance(shape, tuple)
     return int(shape[0])
 
 
 def cubic(records: Iterable[Record]) -> list[Row]:
-    """The rows of ``ppdm-bench memory`` on cubes."""
+    """Return the rows of ``ppdm-bench memory`` for cubes."""
     rows = gather(record for record in records if record.command == "memory")
     return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
 
 
 def largest_set(rows: Sequence[Row]) -> list[Row]:
-    """The rows of one setting: of those with the most sizes, that with the most rows; plain settings win a draw.
+    """Return the rows of one setting: the setting with the most sizes, then with the most rows, then the plainest.
 
-    A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU: rows that
-    differ in it are not points of one curve.
+    A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU. Rows of
+    different settings are not points of one curve.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:

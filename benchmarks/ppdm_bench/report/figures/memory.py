@@ -1,44 +1,48 @@
-"""Bars of peak memory: how much each method needs, and what the memory holds at the peak."""
+"""Dots of peak memory: the phases of every method on a logarithmic axis."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.figures.capacity import CARDS, few_names
+from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Column
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common, gather, reference_of, varying
 from ppdm_bench.units import GIB, ratio, setting_text, significant
 
-# Nominal sizes of common GPUs, most common first: where two labels would collide, the earlier one is drawn. A card's
-# "24 GB" are 24 GiB but for what ECC and the driver keep back.
-GPUS = (24, 80, 40, 16, 8, 141, 12, 48)
-
-_COLOURS = {
-    "train": style.BLUE,
-    "sample": style.ORANGE,
-    "autoencoder_train": style.GREEN,
-    "decode": style.PURPLE,
-}
-_FAILED = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
-_DASHES = (0, (4, 2))
-_KIND_ORDER = ("measured", "predicted", "published")
+_STATUS = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
+_KINDS = ("measured", "predicted", "published")
+_FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
+_LINE = 0.145  # inches
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One bar: a phase of a row, at a place from the top (in bar heights)."""
+class Line:
+    """The dots of one name, phase and kind, with one row for each kind of checkpointing.
+
+    Attributes:
+        place: distance from the top in lines.
+    """
+
+    place: float
+    phase: str
+    kind: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Dot:
+    """One peak; `size` in GiB is None if the run failed."""
 
     row: Row
     phase: str
@@ -46,47 +50,55 @@ class Bar:
 
     @property
     def size(self) -> float | None:
-        """The peak in GiB, None where the run failed."""
+        """The peak in GiB."""
         peak = self.row.value(self.phase, "peak_allocated")
         return None if peak is None else peak / GIB
 
 
 def memory_figure(records: Iterable[Record], *, reference: str = "", column: Column = "double") -> Figure:
-    """Return bars of peak allocated memory of every configuration and phase.
+    """Return the peak allocated memory of every method and phase as dots on a logarithmic axis.
 
-    Measured bars are solid, predicted ones hollow and hatched, published ones dotted; a run that failed has a mark and
-    no bar. The axis is logarithmic where the peaks span more than a factor of 20.
+    Colours are phases. Measured dots are filled, predicted dots hollow, published dots grey; circles are runs without
+    checkpointing, diamonds with it. A failed run has a cross at the left end. At most eight names are shown: two
+    variants of the first method and one of every other, in their order.
 
     Args:
-        records: long-form records; those that are not about memory are passed over.
-        reference: the method that the ratios at the bars are taken against (see `rows.reference_of`); empty: no ratios.
+        records: long-form records; those that are not about memory are ignored.
+        reference: the method in the denominator of the ratios (see `rows.reference_of`); empty: no ratios.
         column: width of the figure, `single` (3.5 in) or `double` (7.16 in).
 
     Raises:
-        ValueError: no record holds a peak.
+        ValueError: no record has a peak.
     """
-    rows = _rows(records)
-    bars, ticks = _places(rows, characters=18 if column == "single" else 40)
-    figure = style.new_figure(column, height=1.25 + 0.145 * (bars[-1].place + 1))
+    rows = gather(record for record in records if record.metric == "peak_allocated")
+    if not rows:
+        raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
+    groups = _named(rows, characters=18 if column == "single" else 40)
+    shown = few_names(groups)
+    lines, names = _places({name: groups[name] for name in shown})
+    dots = [Dot(row, line.phase, line.place) for line in lines for row in line.rows]
+    figure = style.new_figure(column, height=1.3 + _LINE * (lines[-1].place + 1))
     axes = figure.add_subplot()
-    style.plain_axes(axes, grid="x")
-    axes.set_ylim(bars[-1].place + 0.8, -0.8)
-    axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks], fontsize=TEXT)
+    style.plain_axes(axes, "x", "peak allocated memory (GiB, log axis)")
+    axes.set_ylim(lines[-1].place + 0.8, -0.8)
+    axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
-    style.title(figure, _title(rows, reference))
-    style.legend(figure, _legend(rows, bars), columns=2 if column == "single" else 6)
-    _scale(axes, [bar.size for bar in bars if bar.size])
-    texts = [_draw(axes, bar, _ratio_text(bar, rows, reference)) for bar in bars]
-    _make_room(figure, axes, [(bar.size or 0, text) for bar, text in zip(bars, texts, strict=True)])
-    if _reach_gpus(bars):
-        _gpu_lines(axes)
+    style.title(figure, _title(rows, reference, len(groups) - len(shown)))
+    style.legend(figure, _legend(dots), columns=2 if column == "single" else 6)
+    sizes = [dot.size for dot in dots if dot.size]
+    left = min(sizes, default=1) / (3 if any(len(line.rows) > 1 for line in lines) else 1.6)
+    axes.set(xscale="log", xlim=(left, 1.1 * max(sizes, default=1)))
+    texts = [text for line in lines for text in _draw(axes, line, rows, reference)]
+    _make_room(figure, axes, texts)
+    style.log_ticks(axes.xaxis)
+    _card_lines(axes)
     return figure
 
 
 def headline(records: Sequence[Record]) -> list[Record]:
-    """Return the records of a figure that is read at a glance, or none if there are no more than these.
+    """Return the records for a figure at a glance, or none if it would be the same figure.
 
-    It shows one kind of checkpointing, the first, with two variants of the first method and one of every other.
+    These records have the first kind of checkpointing, two variants of the first method and one of every other method.
     """
     first = records[0]
     variants: dict[str, dict[str, None]] = {}
@@ -97,102 +109,114 @@ def headline(records: Sequence[Record]) -> list[Record]:
     return chosen if len(chosen) < len(records) else []
 
 
-def _rows(records: Iterable[Record]) -> list[Row]:
-    rows = gather(record for record in records if record.metric == "peak_allocated")
-    if not rows:
-        raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
-    return rows
-
-
-def _places(rows: Sequence[Row], characters: int) -> tuple[list[Bar], list[tuple[float, str]]]:
-    """Place the bars: configurations from the top, in each the phases, in each the kinds; and where a name stands."""
-    differing = varying(rows)
+def _named(rows: Sequence[Row], characters: int) -> dict[str, list[Row]]:
+    """Return the rows by name; settings other than checkpointing that differ are part of the name."""
+    differing = [name for name in varying(rows) if name != "checkpointing"]
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(_label(row, differing, characters), []).append(row)
-    bars: list[Bar] = []
-    ticks: list[tuple[float, str]] = []
+        settings = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
+        name = "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
+        groups.setdefault(name, []).append(row)
+    return groups
+
+
+def _places(groups: dict[str, list[Row]]) -> tuple[list[Line], list[tuple[float, str]]]:
+    """Return a line for each name, phase and kind from the top, and the places of the names."""
+    lines: list[Line] = []
+    names: list[tuple[float, str]] = []
     top = 0.0
-    for label, group in groups.items():
-        group = sorted(group, key=lambda row: _KIND_ORDER.index(row.kind))
-        found = [(row, phase) for phase in all_phases(group) for row in group if phase in row.phases]
-        # A line of a name is as high as a bar.
-        first = top + max(0.0, (label.count("\n") + 1 - len(found)) / 2)
-        bars += [Bar(row, phase, first + i) for i, (row, phase) in enumerate(found)]
-        ticks.append((first + (len(found) - 1) / 2, label))
-        top = 2 * ticks[-1][0] - top + 1.7
-    return bars, ticks
+    for name, group in groups.items():
+        kinds = [kind for kind in _KINDS if any(row.kind == kind for row in group)]
+        found = [
+            (phase, kind, own)
+            for phase in all_phases(group)
+            for kind in kinds
+            if (own := [row for row in group if row.kind == kind and phase in row.phases])
+        ]
+        # A line of a name is as high as a line of dots.
+        first = top + max(0.0, (name.count("\n") + 1 - len(found)) / 2)
+        lines += [Line(first + i, *one) for i, one in enumerate(found)]
+        names.append((first + (len(found) - 1) / 2, name))
+        top = 2 * names[-1][0] - top + 1.7
+    return lines, names
 
 
-def _label(row: Row, differing: Iterable[str], characters: int) -> str:
-    words = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
-    return "\n".join((style.folded(row.name, characters), *textwrap.wrap(words, characters)))
-
-
-def _title(rows: Sequence[Row], reference: str) -> str:
+def _title(rows: Sequence[Row], reference: str, omitted: int) -> str:
     shared = common(rows)
     what = f"Peak of live tensor memory (peak_allocated): {shared}." if shared else "Peak of live tensor memory."
     compared = f" In brackets: ratio to {reference} without checkpointing." if reference else ""
-    return what + compared
+    return what + compared + (f" The table has {omitted} more rows." if omitted else "")
 
 
-def _ratio_text(bar: Bar, rows: Sequence[Row], reference: str) -> str:
-    against = reference_of(bar.row, rows, reference)
-    whole = against.value(bar.phase, "peak_allocated") if against else None
-    own = bar.row.value(bar.phase, "peak_allocated")
-    return f" ({ratio(own / whole)})" if whole and own and against is not bar.row else ""
+def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
+    colour = PHASE_COLOURS.get(phase, style.SKY)
+    plain = checkpointing == "none"
+    return {
+        "linestyle": "",
+        "marker": "o" if plain else "D",
+        "markersize": 5 if plain else 4,
+        "color": colour,
+        "markerfacecolor": _FILLS.get(kind, colour),
+        "markeredgewidth": 1.1,
+    }
 
 
-def _draw(axes: Axes, bar: Bar, compared: str) -> Text:
-    """Draw one bar or the mark of a failure, with its label, and return the label."""
-    colour, status = _colour(bar.phase), bar.row.outcome(bar.phase)[0]
+def _draw(axes: Axes, line: Line, rows: Sequence[Row], reference: str) -> list[tuple[float, Text]]:
+    """Draw the dots of a line and the labels of its ends; return the labels on the right with their sizes."""
+    dots = [Dot(row, line.phase, line.place) for row in line.rows]
+    found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
     left = axes.get_xlim()[0]
-    if bar.size is not None:
-        axes.barh(bar.place, bar.size - left, left=left, height=0.86, **style.bar_style(bar.row.kind, colour))
-    else:
-        axes.plot(left, bar.place, marker="X", markersize=5, color=colour, markeredgewidth=0, clip_on=False, zorder=3)
-    words = [significant(bar.size) + compared if bar.size is not None else "", _FAILED.get(status, "")]
+    if found:
+        axes.plot([left, found[-1][0]], [line.place] * 2, color="0.85", linewidth=0.6, zorder=1)
+    for dot in dots:
+        look = _look(line.kind, line.phase, dot.row.settings["checkpointing"])
+        if dot.size is not None:
+            axes.plot([dot.size], [line.place], zorder=3, **look)
+        else:
+            axes.plot([left], [line.place], **look | {"marker": "X"}, clip_on=False, zorder=3)
+    failed = [dot for dot in dots if dot.size is None]
+    texts = []
+    if found:
+        size, n = found[-1]
+        texts.append((size, _write(axes, dots[n], _value(dots[n], rows, reference), "left")))
+        if found[0][0] < 0.97 * size:
+            _write(axes, dots[found[0][1]], _value(dots[found[0][1]], rows, reference), "right")
+    elif failed:
+        texts.append((left, _write(axes, failed[0], _status(failed[0]), "left")))
+    return texts
+
+
+def _value(dot: Dot, rows: Sequence[Row], reference: str) -> str:
+    against = reference_of(dot.row, rows, reference)
+    whole = against.value(dot.phase, "peak_allocated") if against else None
+    own = dot.row.value(dot.phase, "peak_allocated")
+    compared = f" ({ratio(own / whole)})" if whole and own and against is not dot.row else ""
+    return " ".join(filter(None, (significant(dot.size or 0) + compared, _status(dot))))
+
+
+def _status(dot: Dot) -> str:
+    return _STATUS.get(dot.row.outcome(dot.phase)[0], "")
+
+
+def _write(axes: Axes, dot: Dot, text: str, ha: str) -> Text:
     return axes.annotate(
-        " ".join(filter(None, words)),
-        (bar.size or left, bar.place),
-        xytext=(3 if bar.size else 6, 0),
+        text,
+        (dot.size or axes.get_xlim()[0], dot.place),
+        xytext=(5 if ha == "left" else -5, 0),
         textcoords="offset points",
+        ha=ha,
         va="center_baseline",
         fontsize=SMALL,
-        color="black" if status == "ok" else style.VERMILION,
+        color="black" if dot.row.outcome(dot.phase)[0] == "ok" else style.VERMILION,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
         annotation_clip=False,
     )
 
 
-def _colour(phase: str) -> str:
-    return _COLOURS.get(phase, style.SKY)
-
-
-def _scale(axes: Axes, sizes: Sequence[float]) -> None:
-    """Set a linear axis from zero, or a logarithmic one whose ticks are plain numbers."""
-    if sizes and max(sizes) > 20 * min(sizes):
-        axes.set_xscale("log")
-        axes.set_xlim(max(tick for tick in _ticks(1, 2, 5) if tick <= min(sizes) / 1.6), max(sizes) * 1.1)
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(1, 2, 5)))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    else:
-        axes.set_xlim(0, max(sizes, default=1) * 1.1)
-        axes.xaxis.set_major_locator(MaxNLocator(round(axes.bbox.width / axes.figure.dpi * 1.5), steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    scale = ", log axis" if axes.get_xscale() == "log" else ""
-    axes.set_xlabel(f"peak allocated memory (GiB{scale})", fontsize=TEXT)
-
-
-def _ticks(*digits: int) -> list[float]:
-    return [digit * 10.0**power for power in range(-9, 6) for digit in digits]
-
-
 def _make_room(figure: Figure, axes: Axes, labelled: Sequence[tuple[float, Text]]) -> None:
-    """Move the right end of the axis so that every label ends inside of it.
+    """Move the right end of the axis so that every label ends inside the axes.
 
-    The width of the axes is known once names and legend have their place, and does not depend on the limits.
+    The width of the axes is final once names and legend have their places; it does not depend on the limits.
     """
     figure.draw_without_rendering()
     transform = axes.xaxis.get_transform()
@@ -202,42 +226,39 @@ def _make_room(figure: Figure, axes: Axes, labelled: Sequence[tuple[float, Text]
         share = (text.get_window_extent().width + 0.1 * figure.dpi) / axes.bbox.width
         end = transform.transform([max(size, left)])[0]
         high = max(high, low + (end - low) / (1 - min(share, 0.7)))
-    right = float(transform.inverted().transform([high])[0])
-    axes.set_xlim(left, right)
-    inches = axes.bbox.width / figure.dpi
-    if axes.get_xscale() == "log" and inches < 0.75 * math.log10(right / left):
-        axes.xaxis.set_major_locator(FixedLocator(_ticks(1)))
+    axes.set_xlim(left, float(transform.inverted().transform([high])[0]))
 
 
-def _reach_gpus(bars: Sequence[Bar]) -> bool:
-    return max((bar.size or 0 for bar in bars), default=0) > min(GPUS)
-
-
-def _gpu_lines(axes: Axes) -> None:
-    """Mark the sizes of common GPUs with thin lines, as many as have room for their names."""
+def _card_lines(axes: Axes) -> None:
+    """Draw thin lines at the memory of common GPUs; the most common have their names first."""
     left, right = axes.get_xlim()
     inches = axes.bbox.width / axes.figure.dpi
     placed: list[float] = []
-    for size in GPUS:
+    for size in CARDS:
         place = axes.transAxes.inverted().transform(axes.transData.transform((size, 0)))[0] * inches
-        if not left < size < right or any(abs(place - other) < 0.42 for other in placed):
-            continue
-        placed.append(place)
-        axes.axvline(size, color=style.GREY, linewidth=0.6, linestyle=_DASHES, zorder=0.9)
-        above = axes.get_xaxis_transform()
-        axes.text(size, 1.0, f"{size} GB", transform=above, ha="center", va="bottom", fontsize=SMALL, color="0.35")
+        if left < size < right and all(abs(place - other) >= 0.42 for other in placed):
+            placed.append(place)
+            axes.axvline(size, color=style.GREY, linewidth=0.6, linestyle=style.DASHED, zorder=0.9)
+            above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+            axes.text(size, 1.0, f"{size} GB", fontsize=SMALL, color="0.35", **above)
 
 
-def _legend(rows: Sequence[Row], bars: Sequence[Bar]) -> list[Artist]:
-    handles: list[Artist] = [
-        Patch(facecolor=_colour(phase), label=PHASE_NAMES.get(phase, phase)) for phase in all_phases(rows)
-    ]
-    handles += style.kind_patches([row.kind for row in rows])
-    if empty := {bar.row.outcome(bar.phase)[0] == "skipped" for bar in bars if bar.size is None}:
+def _legend(dots: Sequence[Dot]) -> list[Artist]:
+    rows = [dot.row for dot in dots]
+    handles: list[Artist] = []
+    for phase in dict.fromkeys(dot.phase for dot in dots):
+        handles.append(Line2D([], [], **_look("measured", phase, "none"), label=PHASE_NAMES.get(phase, phase)))
+    for kind in _KINDS:
+        if any(row.kind == kind for row in rows):
+            handles.append(Line2D([], [], **_look(kind, "", "none") | {"color": "0.4"}, label=kind))
+    for checkpointing in dict.fromkeys(row.settings["checkpointing"] for row in rows):
+        if checkpointing != "none":
+            look = _look("predicted", "", checkpointing) | {"color": "0.4"}
+            handles.append(Line2D([], [], **look, label=f"{checkpointing} checkpointing"))
+    if empty := {dot.row.outcome(dot.phase)[0] == "skipped" for dot in dots if dot.size is None}:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
         handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
-    if _reach_gpus(bars):
-        handles.append(
-            Line2D([], [], label="memory of common GPUs", color=style.GREY, linewidth=0.6, linestyle=_DASHES)
-        )
+    if any((dot.size or 0) > min(CARDS) for dot in dots):
+        card: dict[str, Any] = {"color": style.GREY, "linewidth": 0.6, "linestyle": style.DASHED}
+        handles.append(Line2D([], [], **card, label="memory of common GPUs"))
     return handles

@@ -1,31 +1,34 @@
-"""Live memory over one step, and its largest holders: a figure, a table, and the same as CSV."""
+"""Live memory over one step and its largest blocks: a figure, a table and a CSV file."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.breakdown import PARTS
-from ppdm_bench.report.figures.style import SMALL, TEXT
+from ppdm_bench.report.figures.style import SMALL
 from ppdm_bench.units import GIB
 
 COLUMNS = ("rank", "bytes", "share", "kind", "part", "module", "pass", "made_by", "shape", "dtype")
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
+_TINY = 6.0  # points
+_WIDE = 0.0095  # of the time axis per character of a label; narrower bands have their label below
 
 
 @dataclass(frozen=True)
 class Span:
-    """What is at work from one event up to another: the pass (forward, backward, update) and the network's part."""
+    """The pass (forward, backward, update) and the part of the network between two events."""
 
     start: int
     end: int
@@ -35,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Holder:
-    """One block of memory that is alive at the peak: how large, what it is, and what made it where."""
+    """One block of memory at the peak: its size, kind and origin."""
 
     size: int
     kind: str
@@ -49,13 +52,13 @@ class Holder:
 
 @dataclass(frozen=True)
 class Course:
-    """Live bytes after every birth and death of one step, but those of blocks too small to be seen.
+    """Live bytes after every allocation and free of one step, without blocks that are too small to be visible.
 
     Attributes:
-        name: what was run, in words.
-        live: bytes by part of the memory (the keys of :data:`PARTS`), one value an event.
-        spans: what is at work, in order, without gaps.
-        peak: the event after which most is alive; ``peak_size``: bytes alive then.
+        name: the configuration in words.
+        live: bytes by part of the memory (the keys of :data:`PARTS`), one value per event.
+        spans: passes and parts of the network in order, without gaps.
+        peak: the event at the peak; ``peak_size``: live bytes after it.
         holders: the largest blocks at the peak, largest first.
     """
 
@@ -68,20 +71,20 @@ class Course:
 
     @property
     def at_peak(self) -> Span:
-        """What is at work at the peak."""
+        """Pass and part of the network at the peak."""
         return next(span for span in self.spans if span.start <= self.peak < span.end)
 
 
 def course_figure(course: Course) -> Figure:
-    """Return live memory over one step, stacked by category, under bands that say what is at work (two columns wide).
+    """Return live memory over one step, stacked by category, below bands of passes and parts (two columns wide).
 
     Raises:
-        ValueError: nothing was alive.
+        ValueError: no memory was alive.
     """
     if not course.peak_size:
         raise ValueError("there is nothing to draw: no memory was alive in this step")
-    figure = style.new_figure("double", height=3.5)
-    bands, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.17, 1))
+    figure = style.new_figure("double", height=3.8)
+    bands, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.33, 1))
     parts = [part for part in PARTS if any(course.live.get(part, ()))]
     _stack(axes, course, parts)
     _mark_peak(axes, course)
@@ -97,7 +100,7 @@ def course_figure(course: Course) -> Figure:
 
 
 def holders_table(course: Course) -> str:
-    """Return the largest holders as Markdown, and where the peak lies."""
+    """Return the largest blocks as Markdown, with the place of the peak."""
     peak, span = course.peak_size, course.at_peak
     lines = [
         f"{course.name}: predicted peak {peak / GIB:.2f} GiB, {span.stage} of {span.part}.",
@@ -115,10 +118,10 @@ def holders_table(course: Course) -> str:
 
 
 def save_course(course: Course, stem: Path) -> list[Path]:
-    """Write figure (PNG, PDF), holders (CSV, Markdown), and return the paths.
+    """Write the figure (PNG, PDF) and the largest blocks (CSV, Markdown), and return the paths.
 
     Raises:
-        OSError: the place cannot be written.
+        OSError: a file cannot be written.
     """
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
@@ -136,7 +139,7 @@ def _shape(holder: Holder) -> str:
 
 
 def _light(colour: str) -> tuple[float, float, float]:
-    """The colour on white at two thirds: predicted values are never drawn as full as measured ones."""
+    """Return the colour at two thirds on white, because the colours of predicted values are lighter than measured."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 if colour[0] == "#" else 0.75 for i in (1, 3, 5))
     return 0.35 + 0.65 * red, 0.35 + 0.65 * green, 0.35 + 0.65 * blue
 
@@ -150,19 +153,18 @@ def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
         axes.fill_between(
             places, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
         )
-        if max(course.live[part]) > 0.01 * course.peak_size:  # else the line would hide what it is the edge of
+        if max(course.live[part]) > 0.01 * course.peak_size:  # the line would hide a thinner layer
             axes.step(places, top, where="post", color=edge, linewidth=0.5)
         below = top
     axes.set_ylim(0, 1.16 * max(below))
-    style.plain_axes(axes, "y")
-    events = "births and deaths of tensors, in order (without those below 0.01 % of the peak)"
-    axes.set_xlabel(f"{events}\n{_KEY}", fontsize=TEXT, linespacing=1.4)
-    axes.set_ylabel("live memory (GiB)", fontsize=TEXT)
+    events = "allocations and frees in order (number of the event; without blocks below 0.01 % of the peak)"
+    style.plain_axes(axes, "y", f"{events}\n{_KEY}", "live memory (GiB)")
+    axes.xaxis.label.set_linespacing(1.4)
 
 
 def _mark_peak(axes: Axes, course: Course) -> None:
     peak, span = course.peak_size / GIB, course.at_peak
-    axes.axvline(course.peak, color="black", linewidth=0.7, linestyle=(0, (4, 2)))
+    axes.axvline(course.peak, color="black", linewidth=0.7, linestyle=style.DASHED)
     right = course.peak > course.spans[-1].end / 2
     axes.annotate(
         f"peak {peak:.2f} GiB: {span.stage}, {span.part}",
@@ -175,17 +177,39 @@ def _mark_peak(axes: Axes, course: Course) -> None:
 
 
 def _bands(axes: Axes, spans: Sequence[Span]) -> None:
-    """Two rows: the passes above, the network's parts below, the darker the deeper."""
-    axes.set_ylim(0, 2)
+    """Draw two rows of bands, passes above parts of the network (darker is deeper), and the labels of narrow bands."""
+    axes.set_ylim(0, 3)
     axes.axis("off")
-    for span in _merged(spans, parts=False):
-        axes.axvspan(span.start, span.end, ymin=0.53, ymax=1, facecolor="0.93", edgecolor="white", linewidth=1)
-        _label(axes, span, 1.53, span.stage, spans[-1].end)
-    for span in _merged(spans, parts=True):
-        axes.axvspan(
-            span.start, span.end, ymin=0, ymax=0.47, facecolor=_depth(span.part), edgecolor="white", linewidth=0.5
-        )
-        _label(axes, span, 0.47, _short(span.part), spans[-1].end)
+    end = spans[-1].end
+    narrow: dict[tuple[float, str], float] = {}
+    for parts, bottom, height in ((False, 2.3, 0.7), (True, 1.5, 0.7)):
+        for span in _merged(spans, parts):
+            middle, label = (span.start + span.end) / 2, _short(span.part) if parts else span.stage
+            colour = _depth(span.part) if parts else "0.93"
+            box: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.5}
+            axes.add_patch(Rectangle((span.start, bottom), span.end - span.start, height, **box))
+            if (span.end - span.start) / end > _WIDE * len(label):
+                axes.text(middle, bottom + height / 2, label, ha="center", va="center", fontsize=SMALL)
+            else:
+                narrow[middle, label] = bottom  # one label if pass and part are the same
+        side: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
+        axes.text(-0.008, bottom + height / 2, "part" if parts else "pass", fontsize=SMALL, **side)
+    _narrow_labels(axes, narrow, end)
+
+
+def _narrow_labels(axes: Axes, labels: Mapping[tuple[float, str], float], end: float) -> None:
+    """Write the labels of narrow bands vertically below them, moved apart, each with a line to its band."""
+    gap = 0.017 * end
+    places: list[float] = []
+    for middle, _ in sorted(labels):
+        places.append(max(middle, places[-1] + gap) if places else middle)
+    limit = end
+    for n in reversed(range(len(places))):
+        places[n] = min(places[n], limit)
+        limit = places[n] - gap
+    for place, ((middle, label), bottom) in zip(places, sorted(labels.items()), strict=True):
+        axes.plot([middle, middle, place], [bottom + 0.1, 1.4, 1.15], color="0.5", linewidth=0.4, clip_on=False)
+        axes.text(place, 1.1, label, rotation=90, ha="center", va="top", fontsize=_TINY)
 
 
 def _merged(spans: Sequence[Span], parts: bool) -> list[Span]:
@@ -199,16 +223,13 @@ def _merged(spans: Sequence[Span], parts: bool) -> list[Span]:
     return made
 
 
-def _label(axes: Axes, span: Span, height: float, text: str, end: int) -> None:
-    if (span.end - span.start) / end > 0.008 * len(text):  # else it would not fit
-        axes.text((span.start + span.end) / 2, height, text, ha="center", va="center", fontsize=SMALL)
-
-
 def _short(part: str) -> str:
-    """``encoder level 2`` is E2: bands are narrow."""
+    """Return a short label: ``encoder level 2`` is E2."""
     way, _, level = part.partition(" level ")
     if part == "middle":
         return "M"
+    if part.startswith("clipping"):
+        return "update"
     return f"{way[0].upper()}{level}" if level else part
 
 

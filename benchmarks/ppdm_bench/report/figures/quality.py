@@ -1,142 +1,149 @@
-"""Figures of quality: every subject's value under each configuration, and quality against network evaluations."""
+"""Figures of quality: the values of every subject by configuration, and quality against network evaluations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
+import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT
-from ppdm_bench.report.metrics import is_regional, metric_name
-from ppdm_bench.report.scores import Scores, by_configuration, most_evaluations, names_of, unit_in
+from ppdm_bench.report.figures.names import metric_label, plain_label, without_common_words
+from ppdm_bench.report.figures.style import TEXT
+from ppdm_bench.report.selection import most_evaluations
+from ppdm_bench.report.series import Series, gather, is_regional, unit_in
 
-__all__ = ["evaluations_figure", "subjects_figure", "with_values"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["MANY", "evaluations_figure", "subjects_figure", "with_values"]
+
+MANY = 6  # configurations; colours and a legend cannot distinguish more
+
+_FIRST = ("psnr", "ssim", "sharpness", "seam_index")  # error, structure, and artefacts that an average hides
+_COLUMNS = 4
+_ROW, _FRAME = 0.17, 0.95  # inches
 
 
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
-    """Return a panel a metric: a dot for each subject and method, a line for each subject, a bar for the mean.
+    """Return one row per configuration and one column per metric, with a dot per subject and a bar at the mean.
 
-    Of a method with several numbers of network evaluations, the most are shown.
+    Only the largest number of network evaluations of a configuration is shown. With more than six configurations, those
+    without a network (such as the input) are left out: their values would compress the scale of all others. Grey lines
+    are the mean of the first row with a network and, dashed, of the input.
 
     Args:
-        records: long-form records of one data set; those without a subject are passed over.
-        title: stands above the figure.
+        records: long-form records of one data set; those without a subject are ignored.
+        title: text above the figure.
 
     Raises:
-        ValueError: no record holds a value, or the records are of several data sets.
+        ValueError: no record has a value, or the records are of several data sets.
     """
     everything, metrics = with_values(records)
-    shown = most_evaluations(everything, lambda series: (series.label, series.precision))
-    figure, panels = _panels(len(metrics), height=1.3)
-    for axes, metric in zip(panels, metrics, strict=True):
-        _draw_subjects(axes, shown, metric)
-        axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
-        axes.set(xticks=[], xlim=(-0.5, len(shown) - 0.5))
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-    style.title(figure, f"{title} Dots: subjects, joined by lines; bars: their means.")
-    names = [name for name, series in zip(names_of(everything), everything, strict=True) if series in shown]
-    style.legend(figure, [_dot(label=name, color=_colour(place)) for place, name in enumerate(names)], columns=4)
+    shown = most_evaluations(everything, lambda series: (series.label, series.precision), lambda s: s.steps)
+    networks = [series for series in shown if series.steps is not None]
+    shown = networks if len(networks) > MANY else shown
+    columns = [metric for first in _FIRST for metric in metrics if metric.startswith(first)]
+    columns = list(dict.fromkeys([*columns, *metrics]))[:_COLUMNS]
+    names = without_common_words([series.label for series in shown])
+    names = [plain_label(name) for name in names]
+    figure = style.new_figure("double", height=_FRAME + _ROW * len(shown))
+    for place, metric in enumerate(columns):
+        axes = figure.add_subplot(1, len(columns), place + 1)
+        values = _frame(shown, metric)
+        rows: dict[str, Any] = {"x": metric, "y": "row", "order": range(len(shown)), "orient": "h", "ax": axes}
+        means = values.groupby("row")[metric].mean()
+        if networks and shown.index(networks[0]) in means:
+            axes.axvline(means[shown.index(networks[0])], color="0.6", linewidth=0.8, zorder=1)
+        seaborn.stripplot(values, **rows, jitter=False, size=2.5, color=style.SKY, zorder=2)
+        bar: dict[str, Any] = {"marker": "|", "linestyle": "", "markersize": 8, "markeredgewidth": 1.6, "zorder": 3}
+        axes.plot(means, means.index, color=style.BLUE, **bar)
+        unmodified = _frame([series for series in everything if series.label == "input"], metric)[metric]
+        low, high = axes.get_xlim()
+        if len(unmodified) and low <= unmodified.mean() <= high:
+            axes.axvline(unmodified.mean(), color="0.6", linewidth=0.8, linestyle=style.DASHED, zorder=1)
+        style.plain_axes(axes, "x")
+        axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
+        axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    style.title(
+        figure,
+        f"{title} Dots: subjects; bars: means; lines: means of the first method and, dashed, of the input.",
+    )
     return figure
 
 
 def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
-    """Return a panel a metric: mean over subjects against network evaluations, each subject thin behind it.
+    """Return one panel per metric: the mean over subjects against network evaluations, and each subject as a thin line.
 
-    What has no network (the input, predictions that were made before) is a dashed line.
+    Configurations without a network (the input, existing predictions) are dashed lines.
 
     Args:
         records: as for :func:`subjects_figure`.
-        title: stands above the figure.
+        title: text above the figure.
 
     Raises:
-        ValueError: no record holds a value, or the records are of several data sets.
+        ValueError: no record has a value, or the records are of several data sets.
     """
     everything, metrics = with_values(records)
     labels = list(dict.fromkeys(series.label for series in everything))
-    figure, panels = _panels(len(metrics), height=1.5)
-    for axes, metric in zip(panels, metrics, strict=True):
-        for number, label in enumerate(labels):
-            _draw_curve(axes, [series for series in everything if series.label == label], metric, _colour(number))
-        axes.set_title(metric_name(metric, unit_in(everything, metric)), fontsize=TEXT)
-        _evaluations_axis(axes, sorted({series.evaluations for series in everything if series.evaluations}))
+    colours = {label: style.SERIES[(n - 1) % len(style.SERIES)] if n else style.GREY for n, label in enumerate(labels)}
+    steps = sorted({series.steps for series in everything if series.steps})
+    across = 3 if len(metrics) <= 6 else 4
+    down = math.ceil(len(metrics) / across)
+    figure = style.new_figure("double", height=0.5 + 1.5 * down)
+    for place, metric in enumerate(metrics):
+        axes = figure.add_subplot(down, across, place + 1)
+        values = _frame([series for series in everything if series.steps is not None], metric)
+        lines: dict[str, Any] = {"x": "steps", "y": metric, "hue": "label", "palette": colours, "legend": False}
+        seaborn.lineplot(values, **lines, units="subject", estimator=None, linewidth=0.5, alpha=0.35, ax=axes)
+        means = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "linewidth": 1.3}
+        seaborn.lineplot(values, **lines, **means, errorbar=None, ax=axes)
+        fixed = _frame([series for series in everything if series.steps is None], metric)
+        for label, mean in fixed.groupby("label")[metric].mean().items():
+            axes.axhline(mean, color=colours[str(label)], linewidth=1.0, linestyle=style.DASHED)
+        axes.set_xscale("log", base=2)
+        style.plain_axes(axes, "y", "network evaluations")
+        style.log_ticks(axes.xaxis, style.spaced(steps))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
-    style.legend(figure, [_legend_line(label, n, everything) for n, label in enumerate(labels)], columns=4)
+    networks = {series.label for series in everything if series.steps is not None}
+    entries = [
+        Line2D([], [], label=plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
+        for label, colour in colours.items()
+    ]
+    style.legend(figure, entries, columns=4)
     return figure
 
 
-def with_values(records: Iterable[Record]) -> tuple[list[Scores], list[str]]:
-    """The series, and the metrics of which any has a value.
+def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
+    """Return the series, and the metrics that have values.
 
     Raises:
-        ValueError: none has one.
+        ValueError: no record has a value.
     """
-    everything = by_configuration(records)
+    everything = gather(records)
     found = (m for series in everything for m, scans in series.scans.items() if scans and not is_regional(m))
-    metrics = list(dict.fromkeys(found))  # of regions there are too many for a panel each; the table has them
+    metrics = list(dict.fromkeys(found))  # regional metrics are too many for figures and stay in the table
     if not metrics:
         raise ValueError("there is nothing to draw: no record has a subject and a value")
     return everything, metrics
 
 
-def _dot(**style: Any) -> Line2D:
-    return Line2D([], [], linestyle="", marker="o", markersize=4, **style)
+def _frame(shown: Sequence[Series], metric: str) -> pd.DataFrame:
+    """Return one row per configuration and subject."""
+    import pandas as pd
 
-
-def _panels(number: int, height: float) -> tuple[Figure, list[Axes]]:
-    across = 3 if number <= 6 else 4
-    rows = math.ceil(number / across)
-    figure = style.new_figure("double", height=0.5 + height * rows)
-    panels = [figure.add_subplot(rows, across, place + 1) for place in range(number)]
-    for axes in panels:
-        style.plain_axes(axes, "y")
-    return figure, panels
-
-
-def _draw_subjects(axes: Axes, everything: Sequence[Scores], metric: str) -> None:
-    values = [series.subjects(metric) for series in everything]
-    for subject in dict.fromkeys(name for found in values for name in found):
-        line = [(place, found[subject]) for place, found in enumerate(values) if subject in found]
-        axes.plot(*zip(*line, strict=True), color="0.75", linewidth=0.6, zorder=1)
-    for place, found in enumerate(values):
-        if found:
-            y = list(found.values())
-            axes.plot([place] * len(y), y, linestyle="", marker="o", markersize=3, color=_colour(place), zorder=2)
-            axes.plot([place - 0.3, place + 0.3], [fmean(y)] * 2, color="black", linewidth=1.2, zorder=3)
-
-
-def _draw_curve(axes: Axes, curve: Sequence[Scores], metric: str, colour: str) -> None:
-    points = {series.evaluations: series.subjects(metric) for series in curve if series.scans.get(metric)}
-    if None in points:
-        axes.axhline(fmean(points[None].values()), color=colour, linewidth=1.0, linestyle=(0, (4, 2)))
-        return
-    steps = sorted(k for k in points if k is not None)
-    for subject in dict.fromkeys(name for found in points.values() for name in found):
-        line = [(k, points[k][subject]) for k in steps if subject in points[k]]
-        axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.5, alpha=0.35)
-    axes.plot(steps, [fmean(points[k].values()) for k in steps], color=colour, marker="o", markersize=3, linewidth=1.3)
-
-
-def _evaluations_axis(axes: Axes, steps: Sequence[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlabel("network evaluations", fontsize=SMALL)
-
-
-def _legend_line(label: str, number: int, everything: Sequence[Scores]) -> Line2D:
-    still = any(series.label == label and series.evaluations is None for series in everything)
-    return Line2D([], [], label=label, color=_colour(number), linestyle=(0, (4, 2)) if still else "-")
-
-
-def _colour(number: int) -> str:
-    return style.SERIES[(number - 1) % len(style.SERIES)] if number else style.GREY
+    columns = ["row", "label", "steps", "subject", metric]
+    values = [
+        (row, series.label, series.steps, subject, value)
+        for row, series in enumerate(shown)
+        for subject, value in series.subjects(metric).items()
+    ]
+    return pd.DataFrame(values, columns=columns)

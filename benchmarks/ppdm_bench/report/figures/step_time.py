@@ -1,4 +1,4 @@
-"""The figure of speed: the time of a training step, and of a volume against network evaluations."""
+"""Time per training step, and time per volume against network evaluations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
@@ -22,38 +21,37 @@ __all__ = ["speed_figure"]
 
 
 def speed_figure(records: Iterable[Record]) -> Figure:
-    """Return two panels: bars of a training step's time, and a volume's time against network evaluations, log-log.
+    """Return bars of the time per training step, and the time per volume against network evaluations (log-log).
 
-    Points and bars are medians, thin lines end at the quartiles. What was estimated is a hollow point at the end of a
-    dashed line. A configuration without a time of a step has its name and no bar.
+    Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. A
+    configuration without a time per step has a name and no bar.
 
     Args:
-        records: long-form records; those that are not about time are passed over.
+        records: long-form records; those that are not about time are ignored.
 
     Raises:
-        ValueError: no record is of a time.
+        ValueError: no record has a time.
     """
     paces = gather_times(records)
     names = _names(paces)
     figure = style.new_figure("double", height=max(2.6, 1.1 + 0.2 * sum(name.count("\n") + 1 for name in names)))
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.15))
-    style.plain_axes(bars, "x")
-    style.plain_axes(curves, "both")
+    style.plain_axes(bars, "x", "time per training step (s)")
+    style.plain_axes(curves, "both", "network evaluations (log axis)", "time per volume (s, log axis)")
     for place, pace in enumerate(paces):
         _draw_bar(bars, place, pace)
         _draw_curve(curves, place, pace)
     bars.set(ylim=(len(paces) - 0.4, -0.6))
     bars.set_yticks(range(len(paces)), names, fontsize=SMALL)
-    bars.set_xlabel("training step (s)", fontsize=TEXT)
     _room_for_labels(bars, [_end(pace.step) for pace in paces if pace.step and pace.step.seconds])
     if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
         _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
-    else:  # a logarithmic axis needs something on it
+    else:  # a logarithmic axis needs values
         curves.set_axis_off()
         curves.text(0.5, 0.5, "no volume was timed", transform=curves.transAxes, ha="center", fontsize=TEXT)
     style.title(figure, _title(paces))
     if any(timing.estimate for pace in paces for timing in pace.volumes.values()):
-        hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=(0, (3, 2)))
+        hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=style.DASHED)
         hollow.set_label("estimated from fewer evaluations")
         style.legend(figure, [hollow], columns=1)
     return figure
@@ -68,16 +66,16 @@ def _names(paces: Sequence[Pace]) -> list[str]:
 
 def _title(paces: Sequence[Pace]) -> str:
     shared = common([pace.row for pace in paces])
-    return f"Time of a training step, and of a volume (the same colours and signs): {shared}. Medians and quartiles."
+    return f"Time per training step and per volume, with the same colours: {shared}. Medians and quartiles."
 
 
 def _look(place: int) -> dict[str, Any]:
-    again, number = divmod(place, len(SERIES))  # a colour with another marker is another configuration
+    again, number = divmod(place, len(SERIES))  # a colour is used again with another marker
     return {"color": SERIES[number], "marker": MARKERS[again % len(MARKERS)]}
 
 
 def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
-    """A bar with its number, behind the marker that the configuration has in the other panel."""
+    """Draw a bar with its value, and the marker of the configuration in the other panel."""
     look, timing = _look(place), pace.step
     seconds = timing.seconds if timing else None
     end = 0.0
@@ -103,12 +101,12 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
     guesses = {k: t.estimate.value for k, t in pace.volumes.items() if t.estimate and t.estimate.value}
     if guesses:
         path = [*list(zip(run, times, strict=True))[-1:], *guesses.items()]
-        axes.plot(*zip(*path, strict=True), color=look["color"], linewidth=0.9, linestyle=(0, (3, 2)))
+        axes.plot(*zip(*path, strict=True), color=look["color"], linewidth=0.9, linestyle=style.DASHED)
         axes.plot(list(guesses), list(guesses.values()), linestyle="", markersize=4, markerfacecolor="white", **look)
 
 
 def _end(timing: Timing) -> float:
-    """Where the line of its quartiles ends."""
+    """Return the end of the line of quartiles."""
     return max(timing.seconds or 0.0, *(timing.quartiles or (0.0,)))
 
 
@@ -118,20 +116,5 @@ def _room_for_labels(axes: Axes, sizes: Sequence[float]) -> None:
 
 def _log_axes(axes: Axes, counts: Sequence[int]) -> None:
     axes.set(xscale="log", yscale="log")
-    axes.xaxis.set_major_locator(FixedLocator(_told_apart(counts)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("network evaluations (log axis)", fontsize=TEXT)
-    axes.set_ylabel("volume (s, log axis)", fontsize=TEXT)
-
-
-def _told_apart(counts: Sequence[int]) -> list[int]:
-    """Those whose labels do not touch on a logarithmic axis."""
-    kept: list[int] = []
-    for k in counts:
-        if not kept or k >= 1.5 * kept[-1]:
-            kept.append(k)
-    return kept
+    style.log_ticks(axes.xaxis, style.spaced(counts))
+    style.log_ticks(axes.yaxis)

@@ -1,51 +1,84 @@
-"""The look that all figures share, and how they are saved.
+"""The common style of all figures: sizes, colours, markers, ticks, legends and files.
 
-Figures are made for a two-column paper at their real size. No global state of matplotlib is changed: a figure is a
-`Figure`, never one of pyplot's.
+Figures have the real size of a column in a two-column paper. The global state of matplotlib is not changed: every
+figure is a `Figure` without pyplot.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, ScalarFormatter
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
+from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
 
 Column = Literal["single", "double"]
 
 WIDTHS = {"single": 3.5, "double": 7.16}  # inches: one column and the full width of a two-column page
-TEXT = 7.5  # points; SMALL is the least that is read at this size on paper
+TEXT = 7.5  # points; SMALL is the smallest readable size on paper
 SMALL = 7.0
 
-# Told apart with any common colour vision.
+# seaborn's palette for all types of colour vision.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = seaborn.color_palette("colorblind").as_hex()
-# One after the other for what has no colour of its own: from the most to the least distinct, light ones left out.
+# Colours of things without a fixed colour, the most distinct first and without light ones.
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
 
-# How a value came about is seen in every bar, whatever its colour.
+DASHED = (0, (4, 2))
+DOTTED = (0, (1, 1.5))
+HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
+
+# Fill patterns of bars by the kind of value, independent of the colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 
-_COLOURS_OF_A_DRAWING = 8192
+_MOST_COLOURS = 8192  # in a drawing
+_MOST_TICKS = 9
+_DIGITS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of ticks on a logarithmic axis
 
-# Text as text in PDF (TrueType, not Type 3), as publishers ask; the font is the one that matplotlib brings along.
+# Text stays text in PDF files (TrueType instead of Type 3), as publishers require. The font comes with matplotlib.
 _STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.6}
 
 
+class Marker(NamedTuple):
+    """Shape and colour of the points of one series."""
+
+    shape: str
+    colour: str
+
+
+def markers(names: Iterable[str]) -> dict[str, Marker]:
+    """Assign a marker to every distinct name; after eight names they repeat."""
+    return {
+        name: Marker(MARKERS[n % len(MARKERS)], SERIES[n % len(SERIES)]) for n, name in enumerate(dict.fromkeys(names))
+    }
+
+
+def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
+    """Assign a marker to every method with a resolved design, the same in all figures of a paper."""
+    return markers(record.method for record in records if record.options.get("resolved"))
+
+
 def new_figure(column: Column, height: float) -> Figure:
-    """Return an empty figure of one or two columns' width and `height` inches.
+    """Return an empty figure with the width of one or two columns and `height` inches.
 
     Raises:
         ValueError: `column` is neither `single` nor `double`.
@@ -58,13 +91,13 @@ def new_figure(column: Column, height: float) -> Figure:
 
 
 def title(figure: Figure, text: str) -> None:
-    """Set what the figure shows above it, broken to its width."""
+    """Write a title above the figure, with line breaks for its width."""
     characters = int(figure.get_figwidth() * 17.5)
     figure.suptitle(textwrap.fill(text, characters), x=0.012, ha="left", fontsize=TEXT)
 
 
 def folded(name: str, characters: int) -> str:
-    """Return a name in lines of at most so many characters, as far as it can be broken: at blanks, and after a plus."""
+    """Break a name at blanks and after plus signs into lines of at most `characters` where possible."""
     lines = [""]
     for piece in re.findall(r"[^ +]+[ +]*", name):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > characters:
@@ -74,7 +107,7 @@ def folded(name: str, characters: int) -> str:
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Set the legend below everything, where no data are."""
+    """Place the legend below the axes, where it covers no data."""
     figure.legend(
         handles=list(handles),
         loc="outside lower center",
@@ -86,42 +119,129 @@ def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     )
 
 
-def plain_axes(axes: Axes, grid: Literal["x", "y", "both"]) -> None:
-    """Draw ticks at reading size, a light grid behind the data, and no box."""
+def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str = "") -> None:
+    """Set readable tick labels, a light grid behind the data, no box, and axis labels if given."""
     axes.tick_params(labelsize=SMALL, length=2.5, width=0.6)
     axes.tick_params(which="minor", length=1.5, width=0.4)
     for formatter in (axis.get_major_formatter() for axis in (axes.xaxis, axes.yaxis)):
         if isinstance(formatter, ScalarFormatter):
-            formatter.set_useOffset(False)  # 35.31, not .01 with an offset in the corner
+            formatter.set_useOffset(False)  # 35.31 instead of 0.01 with an offset in the corner
     axes.grid(axis=grid, color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_linewidth(0.6)
+    if x:
+        axes.set_xlabel(x, fontsize=TEXT)
+    if y:
+        axes.set_ylabel(y, fontsize=TEXT)
 
 
-def decades(digits: Sequence[float]) -> FixedLocator:
-    """Return ticks of a logarithmic axis that is shorter than a few decades, on which matplotlib's own are too few."""
-    return FixedLocator([digit * 10.0**power for power in range(-6, 7) for digit in digits])
+def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}") -> None:
+    """Label a logarithmic axis with plain numbers: at `places`, else at round values within the current limits."""
+    low, high = sorted(axis.get_view_interval())
+    for digits in () if places else _DIGITS:
+        places = [p for power in range(-9, 10) for d in digits if low <= (p := d * 10.0**power) <= high]
+        if len(places) <= _MOST_TICKS:
+            break
+    if len(places) < 2:
+        places = [place for place in MaxNLocator(4).tick_values(low, high) if low <= place <= high]
+    axis.set_major_locator(FixedLocator(list(places)))
+    axis.set_major_formatter(text)
+    axis.set_minor_locator(NullLocator())
+
+
+def spaced(values: Iterable[float], ratio: float = 1.5) -> list[float]:
+    """Return the sorted values without those whose labels would overlap on a logarithmic axis."""
+    kept: list[float] = []
+    for value in sorted(set(values)):
+        if not kept or value >= ratio * kept[-1]:
+            kept.append(value)
+    return kept
+
+
+def hollow_points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
+    """Draw unfilled markers, the sign of predictions."""
+    axes.plot(x, y, marker=marker.shape, color=marker.colour, **HOLLOW)
+
+
+def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
+    """Return the legend entry of points without a line, unfilled by default."""
+    return Line2D([], [], **{"marker": marker.shape, "color": marker.colour, "label": label, **HOLLOW, **style})
+
+
+def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
+    """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+    return axes.annotate(
+        text,
+        (x, y),
+        xytext=(12, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=SMALL,
+        color="0.15",
+        arrowprops=line,
+        annotation_clip=False,
+    )
+
+
+def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]], gap: float = 8.0) -> None:
+    """Move the labels of each panel up and down so that they do not overlap.
+
+    Args:
+        figure: the complete figure; its layout must be final.
+        panels: the labels of each panel.
+        gap: distance between the centres of neighbouring labels in points.
+    """
+    figure.draw_without_rendering()
+    points = 72 / figure.dpi
+    for labels in panels:
+        columns: list[list[tuple[float, Annotation]]] = []  # labels that overlap horizontally
+        right = float("-inf")
+        boxes = [(Text.get_window_extent(label), label) for label in labels]  # without the lines to the points
+        for box, label in sorted(boxes, key=lambda one: one[0].x0):
+            if box.x0 > right:
+                columns.append([])
+            columns[-1].append(((box.y0 + box.y1) / 2 * points, label))
+            right = max(right, box.x1)
+        for column in columns:
+            column.sort(key=lambda one: one[0])
+            for (height, label), place in zip(column, _apart([height for height, _ in column], gap), strict=True):
+                label.xyann = (label.xyann[0], place - height)
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Return places with a minimum distance for sorted heights; each cluster keeps its mean."""
+    clusters: list[list[float]] = []
+    for height in heights:
+        clusters.append([height])
+        while len(clusters) > 1 and _top(clusters[-2], gap) > 2 * fmean(clusters[-1]) - _top(clusters[-1], gap):
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [fmean(cluster) + gap * (n - (len(cluster) - 1) / 2) for cluster in clusters for n in range(len(cluster))]
+
+
+def _top(cluster: Sequence[float], gap: float) -> float:
+    return fmean(cluster) + gap * len(cluster) / 2
 
 
 def bar_style(kind: str, colour: str) -> dict[str, Any]:
-    """Return how a bar is filled: measured solid, predicted hollow and hatched, published dotted."""
+    """Return the fill of a bar: measured solid, predicted hollow and hatched, published dotted."""
     fill = colour if kind == "measured" else "white"
     return {"facecolor": fill, "edgecolor": colour, "hatch": HATCHES[kind], "linewidth": 0.8}
 
 
 def kind_patches(kinds: Sequence[str]) -> list[Patch]:
-    """Return legend entries that say which fill means measured, predicted, published."""
+    """Return legend entries for the fills of measured, predicted and published values."""
     return [Patch(label=kind, **bar_style(kind, "0.45")) for kind in HATCHES if kind in kinds]
 
 
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `<stem>.png` (300 dpi) and `<stem>.pdf` and return the two paths.
 
-    Each file is whole or not there, and carries no date or version: the same figure gives the same bytes.
+    Each file is written completely or not at all. It has no date or version: the same figure gives the same bytes.
 
     Raises:
-        OSError: the place cannot be written.
+        OSError: a file cannot be written.
     """
     png, pdf = (replace_file(stem.with_name(f"{stem.name}.{end}"), _rendered(figure, end)) for end in ("png", "pdf"))
     return png, pdf
@@ -130,23 +250,25 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 def _rendered(figure: Figure, file_format: str) -> bytes:
     undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
     buffer = BytesIO()
-    unpacked: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 0}}, "pdf": {}}  # it is packed once, at last
+    unpacked: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 0}}, "pdf": {}}  # compressed once, at the end
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format], **unpacked[file_format])
-    return _few_colours(buffer) if file_format == "png" else buffer.getvalue()
+    if file_format == "pdf":
+        return buffer.getvalue()
+    return _compressed(buffer, palette=not figure.findobj(lambda artist: isinstance(artist, AxesImage | QuadMesh)))
 
 
-def _few_colours(png: BytesIO) -> bytes:
-    """The picture without transparency and with a palette, in less than half the bytes: figures fill a repository.
+def _compressed(png: BytesIO, palette: bool) -> bytes:
+    """Return the picture without transparency; as a drawing with a palette it has less than half the bytes.
 
-    A drawing has hundreds or thousands of colours, most of them shades at edges of letters and lines; one with more is
-    left as it is.
+    Most of the hundreds or thousands of colours of a drawing are shades at the edges of letters and lines. Pictures
+    with a colour map keep all colours, because a palette of 256 would change the values that they show.
     """
     from PIL import Image
 
     with Image.open(png) as opened:
         picture = opened.convert("RGB")
-    if picture.getcolors(_COLOURS_OF_A_DRAWING) is not None:
+    if palette and picture.getcolors(_MOST_COLOURS) is not None:
         picture = picture.quantize(256, dither=Image.Dither.NONE)
     buffer = BytesIO()
     picture.save(buffer, format="png", dpi=(300, 300))

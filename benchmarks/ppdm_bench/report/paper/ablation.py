@@ -1,4 +1,4 @@
-"""The ablation: along its axes, and the question whether it is the puzzle or the bridge."""
+"""The ablation along its axes, and the comparison of puzzle and bridge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, most_evaluations, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
-from ppdm_bench.report.figures.ablation_space import space_figure
+from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.statistics import summary
@@ -22,26 +22,26 @@ _METRICS = ("psnr", "ssim", "sharpness")
 
 
 def show_axes(library: Library) -> Shown:
-    """Every cell beside the default, along the axes of the paper.
+    """Return the ablation along the axes of the paper.
 
     Raises:
-        Missing: no cell beside the default was trained.
+        Missing: only the default was trained.
     """
     about = (
         "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; the "
-        "seam index at the lattice of the cell's own representation. Memory: peak of one training step, predicted for "
-        "CUDA (hollow) or measured (filled). Time: median of steps measured in turn."
+        "seam index belongs to the block grid of the representation. Memory: peak of one training step, predicted for "
+        "CUDA (hollow) or measured (filled). Time: seconds per training step."
     )
     return _shown(library, ablation_figure, about)
 
 
 def show_space(library: Library) -> Shown:
-    """Every representation with a bridge and without one, at equal steps and at equal time.
+    """Return every representation with and without a bridge, at equal steps and at equal time.
 
     Raises:
-        Missing: fewer than two representations were trained with and without a bridge.
+        Missing: fewer than two representations were trained both with and without a bridge.
     """
-    about = "Is it the puzzle or the bridge? Each representation with the Brownian bridge and without one."
+    about = "Does the puzzle or the bridge matter? Each representation with and without the Brownian bridge."
     return _shown(library, space_figure, about)
 
 
@@ -52,7 +52,7 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
     except (ValueError, IndexError):
         raise Missing("cells of an ablation; `ppdm-bench ablate` makes them") from None
     rows = most_evaluations(gather(records, pooled=True))
-    about = f"{headline(records)} {about} Phantoms: a direction, not a proof."
+    about = f"{headline(records)} {about} Synthetic phantoms: a direction, not a proof."
     return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
 
 

@@ -1,4 +1,4 @@
-"""What the memory holds at its peak, at the largest size that was recorded."""
+"""The parts of the peak memory at the largest recorded size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppdm_bench.units import gib
 
 
 def show(library: Library) -> Shown:
-    """The parts of every peak of one setting and size.
+    """Return the parts of every peak of one setting and size.
 
     Raises:
         Missing: no breakdown was recorded.
@@ -43,7 +43,7 @@ def show(library: Library) -> Shown:
     ]
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
-        f"What live tensor memory holds at the moment of its peak; {common(rows)}; {kinds} (predicted stacks are "
-        "hatched). No images and no seeds are involved."
+        f"The parts of live tensor memory at its peak; {common(rows)}; {kinds} (predicted stacks are hatched). The "
+        "figure uses no images and no seeds."
     )
     return Shown(Table(headings, lines), lambda column: breakdown_figure(records, column=column), about, records)

@@ -1,17 +1,20 @@
-"""Every method on one subject of each task: input, target, predictions, and their errors on one scale."""
+"""Every method on one subject of each task: input, target, predictions, and their errors with one scale."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppdm_bench.report.figures.panel import COLOUR_MAPS
-from ppdm_bench.report.figures.planes import CONVENTION, PLANES, PlaneName
-from ppdm_bench.report.figures.sheet import Sheet
-from ppdm_bench.report.figures.style import Column
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures.image_grid import ImageGrid
+from ppdm_bench.report.figures.names import plain_label
+from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, PlaneName
+from ppdm_bench.report.figures.style import SMALL, Column
+from ppdm_bench.report.figures.volumes import COLOUR_MAPS, Colours, colour_bar, write_directions, write_on_image
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.snapshot import Snapshot, View
@@ -21,11 +24,13 @@ _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "single": ("axial", "coronal"),
     "double": ("axial", "coronal", "sagittal"),
 }
-MOST = 7  # predictions that a page of rows holds
+MOST = 7  # predictions on a page
+
+Scores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
 
 
 def show(library: Library) -> Shown:
-    """The snapshot of each task that shows the most methods, and of these the most variants.
+    """Return the snapshot of each task with the most methods, then with the most variants.
 
     Raises:
         Missing: there are no picture data.
@@ -36,23 +41,27 @@ def show(library: Library) -> Shown:
         if known is None or _breadth(snapshot) > _breadth(known):
             best[snapshot.task] = snapshot
     shown = [snapshot for snapshot in best.values() if _methods(snapshot)]
-    # Beside a task that compares methods, one that has variants of a single one would only add rows.
+    # Beside a task that compares methods, a task with variants of one method would only add rows.
     shown = [snapshot for snapshot in shown if _breadth(snapshot)[0] > 1] or shown
     if not shown:
         raise Missing("picture data (snapshot.npz); `ppdm-bench quality` writes them beside its records")
-    said = "; ".join(f"{s.task}, {s.subject}: {', '.join(_named(view) for view in _methods(s))}" for s in shown)
+    scores, records = _scores(shown, library)
+    subjects = "; ".join(f"{s.task}, {s.subject}: {', '.join(_text(view) for view in _methods(s))}" for s in shown)
+    worse = ", ".join(dict.fromkeys(view.label for s in shown for view in _worse(s, scores)))
     about = (
-        "Input, target and the prediction of every method on the first subject of the split, which was chosen before "
-        "anything was seen of the results; beside each picture its error, prediction less target, blue below zero and "
-        f"red above, on one scale a task. {said}. {CONVENTION} One subject says nothing of a method's mean: "
-        "see the tables."
+        "Input, target and the prediction of every method for the first subject of the split, a choice that does not "
+        "depend on the results. Beside each picture is its error, prediction minus target (blue negative, red "
+        "positive), with one scale per task. In the pictures: training steps and PSNR of this subject, for the input "
+        f"its own PSNR. {f'Predictions with a lower PSNR than the input: {worse}. ' if worse else ''}{subjects} "
+        f"(in brackets: network evaluations). {CONVENTION} One subject shows nothing about the mean of a method: see "
+        "the tables."
     )
     notes = "Made from picture data: " + ", ".join(snapshot.place for snapshot in shown) + "."
-    return Shown(_table(shown), lambda column: _figure(shown, column), about, [], notes=notes)
+    return Shown(_table(shown, scores), lambda column: _figure(shown, scores, column), about, records, notes=notes)
 
 
 def _breadth(snapshot: Snapshot) -> tuple[int, int]:
-    """How many methods a snapshot shows, and how many predictions."""
+    """Return the number of methods and of predictions in a snapshot."""
     views = _methods(snapshot)
     return len({_method(view) for view in views}), len(views)
 
@@ -62,28 +71,65 @@ def _method(view: View) -> str:
 
 
 def _methods(snapshot: Snapshot) -> list[View]:
-    """The first design of each method first, then further ones as far as there is room."""
+    """Return the first design of each method, and further designs as far as there is room."""
     views = snapshot.of("prediction")
-    seen: dict[str, View] = {}
+    first: dict[str, View] = {}
     for view in views:
-        seen.setdefault(_method(view), view)
-    further = [view for view in views if all(view is not one for one in seen.values())]
-    chosen = [*seen.values(), *further][:MOST]
+        first.setdefault(_method(view), view)
+    further = [view for view in views if all(view is not one for one in first.values())]
+    chosen = [*first.values(), *further][:MOST]
     return [view for view in views if any(view is one for one in chosen)]
 
 
-def _named(view: View) -> str:
-    return view.label + ("" if view.steps is None else f" ({view.steps})")
+def _text(view: View) -> str:
+    return plain_label(view.label) + ("" if view.steps is None else f" ({view.steps})")
+
+
+def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[Record]]:
+    """Return PSNR and training steps of the views, and the records of the PSNR.
+
+    The records of a snapshot lie in its folder; those of the input have the method `input`.
+    """
+    scores: Scores = {}
+    found: list[Record] = []
+    for snapshot in shown:
+        folder = snapshot.place.rpartition("/")[0]
+        records = [
+            r
+            for r in library.records
+            if r.metric == "psnr"
+            and (r.task, r.subject) == (snapshot.task, snapshot.subject)
+            and library.places[id(r)].rpartition("/")[0] == folder
+        ]
+        for view in (*snapshot.of("input"), *_methods(snapshot)):
+            own = [
+                r
+                for r in records
+                if (r.config_id == view.config_id and r.steps == view.steps if view.config_id else r.method == "input")
+            ]
+            if own and own[-1].value is not None:
+                scores[id(view)] = float(own[-1].value), (own[-1].options.get("training") or {}).get("steps")
+                found.append(own[-1])
+    return scores, found
+
+
+def _worse(snapshot: Snapshot, scores: Scores) -> list[View]:
+    """Return the predictions with a lower PSNR than the input."""
+    (limit, _) = next((scores[id(view)] for view in snapshot.of("input") if id(view) in scores), (None, None))
+    own = [(view, scores.get(id(view), (None, None))[0]) for view in _methods(snapshot)]
+    return [view for view, psnr in own if limit is not None and psnr is not None and psnr < limit]
 
 
 def _error(snapshot: Snapshot, view: View, plane: PlaneName) -> np.ndarray:
     return view.sections[plane] - snapshot.of("target")[0].sections[plane]
 
 
-def _table(shown: Sequence[Snapshot]) -> Table:
+def _table(shown: Sequence[Snapshot], scores: Scores) -> Table:
     headings = [
         *(Heading(name, name) for name in ("task", "subject", "method")),
         Heading("evaluations", "evaluations", number=True),
+        Heading("train_steps", "training steps", number=True),
+        Heading("psnr", "PSNR, dB", lambda value: f"{value:.2f}", number=True),
         *(
             Heading(f"{plane}_mae", f"mean error, {plane}", lambda error: f"{error:.3g}", number=True)
             for plane in PLANES
@@ -92,24 +138,27 @@ def _table(shown: Sequence[Snapshot]) -> Table:
     lines = []
     for snapshot in shown:
         for view in _methods(snapshot):
+            psnr, steps = scores.get(id(view), (None, None))
             sizes = [float(np.abs(_error(snapshot, view, plane)).mean()) for plane in PLANES]
             source = f"{snapshot.place}#{view.config_id}"
-            lines.append(Line((snapshot.task, snapshot.subject, view.label, view.steps, *sizes), (source,)))
+            cells = (snapshot.task, snapshot.subject, view.label, view.steps, steps, psnr, *sizes)
+            lines.append(Line(cells, (source,)))
     return Table(headings, lines)
 
 
-def _figure(shown: Sequence[Snapshot], column: Column) -> Figure:
-    """Pairs of columns, a picture and its error: the planes of a single task, or the axial slice of each of several.
+def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure:
+    """Draw pairs of columns, a picture and its error: all planes of a single task, else the axial slice of each task.
 
-    Rows are volumes: the input, the target, and what has one name on all tasks.
+    Rows are the input, the target, and the predictions by label. The empty cells beside input and target have the
+    colour bars.
     """
     places = [(s, plane) for s in shown for plane in (_PLANES[column] if len(shown) == 1 else ("axial",))]
     sizes = [PLANES[plane].size(s.shape, s.spacing) for s, plane in places]
-    # Each pair of columns has a scale of its own: a torso beside a head would leave the head small.
+    # Each pair of columns has its own scale: beside a torso, a head would be small.
     sizes = [(width / height, 1.0) for width, height in sizes] if len(shown) > 1 else sizes
     rows = list(dict.fromkeys(view.label for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))))
-    sheet = Sheet(
-        "Every method on one subject of each task.",
+    grid = ImageGrid(
+        "Every method on one subject of each task, with training steps and PSNR.",
         column,
         [width for width, _ in sizes for _ in range(2)],
         [max(height for _, height in sizes)] * len(rows),
@@ -118,36 +167,66 @@ def _figure(shown: Sequence[Snapshot], column: Column) -> Figure:
         captions="first",
     )
     for row, label in enumerate(rows):
-        sheet.name(row, label)
+        grid.name(row, plain_label(label))
     for place, ((snapshot, plane), size) in enumerate(zip(places, sizes, strict=True)):
-        sheet.caption(0, 2 * place, plane if len(shown) == 1 else snapshot.task)
-        sheet.caption(0, 2 * place + 1, "error")
+        grid.caption(0, 2 * place, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
+        colours: Colours = "pet" if snapshot.unit else "gray"
         for view in (*snapshot.of("input"), *snapshot.of("target"), *_methods(snapshot)):
-            cells = [sheet.cell(rows.index(view.label), 2 * place, size)]
+            axes = grid.cell(rows.index(view.label), 2 * place, size)
+            low, high = _limits(snapshot, view)
+            _draw(axes, view.sections[plane], colours, (low, high), size)
+            if view.role != "prediction":
+                write_directions(axes, PLANES[plane], colours)
+            if place == 0 or len(shown) > 1:
+                _write_score(axes, view, scores, colours)
             if view.role == "prediction":
-                cells.append(sheet.cell(rows.index(view.label), 2 * place + 1, size))
-            _draw(cells, snapshot, view, plane, size)
-    reaches = (f"{s.task} ±{_reach(s):.3g}{f' {s.unit}' if s.unit else ''}" for s in shown)
-    sheet.footnote(f"Scale of errors: {', '.join(reaches)}.")
-    return sheet.figure
+                cell = grid.cell(rows.index(view.label), 2 * place + 1, size)
+                reach = _reach(snapshot)
+                _draw(cell, _error(snapshot, view, plane), "error", (-reach, reach), size)
+        if place == 0 or len(shown) > 1:
+            _bars(grid, snapshot, rows, 2 * place + 1, size, colours)
+    grid.footnote(CONVENTION)
+    return grid.figure
 
 
-def _draw(cells: Sequence[Axes], snapshot: Snapshot, view: View, plane: PlaneName, size: tuple[float, float]) -> None:
-    """The picture, and beside it the error if there is one."""
-    # MRI contrasts have scales of their own; PET has that of the target throughout.
-    low, high = _ends(view) if view.role == "input" and not snapshot.unit else _window(snapshot)
-    extent = (0.0, size[0], 0.0, size[1])
-    colours = COLOUR_MAPS["pet" if snapshot.unit else "gray"]
-    cells[0].imshow(view.sections[plane], cmap=colours, vmin=low, vmax=high, extent=extent)
-    for axes in cells[1:]:
-        reach = _reach(snapshot)
-        error = _error(snapshot, view, plane)
-        axes.imshow(error, cmap=COLOUR_MAPS["error"], vmin=-reach, vmax=reach, extent=extent)
+def _bars(
+    grid: ImageGrid, snapshot: Snapshot, rows: Sequence[str], column: int, size: tuple[float, float], colours: Colours
+) -> None:
+    """Draw the colour bars of values and errors into the empty cells beside input and target."""
+    target, reach = snapshot.of("target")[0], _reach(snapshot)
+    unit = snapshot.unit or "a.u."
+    cells = [rows.index(view.label) for view in (*snapshot.of("input"), target)][-2:]
+    bars: list[tuple[str, Colours, tuple[float, float]]] = [(f"target ({unit})", colours, _limits(snapshot, target))]
+    bars.append((f"error ({unit})", "error", (-reach, reach)))
+    for row, (label, name, limits) in zip(reversed(cells), bars, strict=False):
+        cell = grid.cell(row, column, size)
+        cell.axis("off")
+        cell.set_title(label, fontsize=SMALL, y=0.62, pad=0)
+        colour_bar(cell.inset_axes((0.12, 0.42, 0.76, 0.12)), limits, name, (True, True), "horizontal")
 
 
-def _window(snapshot: Snapshot) -> tuple[float, float]:
-    """The window of the target, which the predictions share."""
-    return (0.0, _ends(snapshot.of("target")[0])[1]) if snapshot.unit else _ends(snapshot.of("target")[0])
+def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> None:
+    psnr, steps = scores.get(id(view), (None, None))
+    words = ([f"{steps} steps"] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
+    ground = {"facecolor": "black" if colours == "gray" else "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
+    place: dict[str, Any] = {"ha": "left", "va": "bottom", "linespacing": 1.1, "fontsize": 6, "bbox": ground}
+    if words:
+        write_on_image(axes, 0.02, 0.02 if view.role == "prediction" else 0.14, "\n".join(words), colours, **place)
+
+
+def _draw(
+    axes: Axes, picture: np.ndarray, colours: Colours, limits: tuple[float, float], size: tuple[float, float]
+) -> None:
+    low, high = limits
+    axes.imshow(picture, cmap=COLOUR_MAPS[colours], vmin=low, vmax=high, extent=(0.0, size[0], 0.0, size[1]))
+
+
+def _limits(snapshot: Snapshot, view: View) -> tuple[float, float]:
+    """Return the window of a view: of the target, but MRI inputs have their own contrast and window."""
+    if view.role == "input" and not snapshot.unit:
+        return _ends(view)
+    low, high = _ends(snapshot.of("target")[0])
+    return (0.0 if snapshot.unit else low), high
 
 
 def _ends(view: View) -> tuple[float, float]:
@@ -157,5 +236,6 @@ def _ends(view: View) -> tuple[float, float]:
 
 
 def _reach(snapshot: Snapshot) -> float:
+    """Return the end of the scale of errors."""
     errors = [np.abs(_error(snapshot, view, plane)).ravel() for view in _methods(snapshot) for plane in PLANES]
     return float(np.percentile(np.concatenate(errors), 99.5)) or 1.0

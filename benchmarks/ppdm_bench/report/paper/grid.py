@@ -1,4 +1,4 @@
-"""A grid, magnified, and the spectrum of the error that holds it: with and without the puzzle-gradient loss."""
+"""The error of a prediction, magnified, and its spectrum: without and with the puzzle-gradient loss."""
 
 from __future__ import annotations
 
@@ -7,23 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.orientation import CONVENTION, PLANES
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.figures.volumes import COLOUR_MAPS, write_directions
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import gradient_of, same_but_for_loss
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.snapshot import Snapshot, View
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
-_CELLS = 12  # of the puzzle's lattice that a magnified picture shows along an axis
+_BLOCKS = 12  # of the puzzle along an axis of a magnified picture
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # along D, H, W
 
 
 @dataclass(frozen=True)
 class Case:
-    """One subject with the loss and without."""
+    """One subject without (`off`) and with (`on`) the loss."""
 
     snapshot: Snapshot
     on: View
@@ -31,15 +36,15 @@ class Case:
 
     @property
     def factor(self) -> tuple[int, ...]:
-        """Of the puzzle, along D, H, W."""
+        """Factor of the puzzle along D, H, W."""
         return _factor(self.on)
 
 
 def show(library: Library) -> Shown:
-    """A row a task.
+    """Return one row per task.
 
     Raises:
-        Missing: no picture data hold such a pair.
+        Missing: no picture data have such a pair.
     """
     cases = [case for snapshot in library.snapshots for case in _cases(snapshot)[:1]]
     cases = list({case.snapshot.task: case for case in cases}.values())
@@ -53,10 +58,11 @@ def show(library: Library) -> Shown:
         for c in cases
     )
     about = (
-        "Left: the error, prediction less target, of the axial slice, magnified; blue below zero, red above, one scale "
-        "for both. Right: mean power of the error's lines along all axes that the puzzle divides, over its mean; "
-        "dotted lines are the harmonics of the lattice, where a grid stands. One subject each, the first of its split: "
-        f"{subjects}."
+        "Pictures: the error, prediction minus target, in the middle of the axial slice; blue is negative, red "
+        "positive, with one scale for both pictures of a row. Curves: mean power of the lines of the error along each "
+        "axis that the puzzle divides, in dB relative to the mean power of the curve (0 dB). Dotted lines are the "
+        "harmonics of the block grid, where a grid would show a peak. One subject per task, the first of its split: "
+        f"{subjects}. {CONVENTION}"
     )
     notes = "Made from picture data: " + ", ".join(dict.fromkeys(case.snapshot.place for case in cases)) + "."
     return Shown(_table(cases), lambda column: _figure(cases, column), about, [], notes=notes)
@@ -80,7 +86,7 @@ def _factor(view: View) -> tuple[int, ...]:
 
 
 def _relative(view: View, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies in cycles a voxel, and power over its mean in dB."""
+    """Return frequencies in cycles per voxel, and power relative to its mean in dB."""
     power = view.spectra[axis]
     frequencies = np.linspace(0, 0.5, power.size)
     return frequencies, 10 * np.log10(np.maximum(power / power.mean(), 1e-8))
@@ -105,38 +111,50 @@ def _table(cases: Sequence[Case]) -> Table:
 
 
 def _figure(cases: Sequence[Case], column: Column) -> Figure:
-    figure = style.new_figure(column, height=0.75 + (2.0 if column == "double" else 3.3) * len(cases))
+    figure = style.new_figure(column, height=0.95 + (2.0 if column == "double" else 3.5) * len(cases))
+    double = column == "double"
     grid = (
-        figure.add_gridspec(len(cases), 3, width_ratios=(1, 1, 1.7))
-        if column == "double"
-        else figure.add_gridspec(2 * len(cases), 2)
+        figure.add_gridspec(len(cases), 3, width_ratios=(1, 1, 1.6))
+        if double
+        else figure.add_gridspec(2 * len(cases), 2, height_ratios=(1, 1) * len(cases))
     )
     for row, case in enumerate(cases):
-        if column == "double":
+        if double:
             cells = [grid[row, 0], grid[row, 1], grid[row, 2]]
         else:
             cells = [grid[2 * row, 0], grid[2 * row, 1], grid[2 * row + 1, :]]
         off, on, spectrum = (figure.add_subplot(cell) for cell in cells)
         _magnified(off, on, case)
         _spectrum(spectrum, case)
-    style.title(figure, "The error magnified, and its spectrum, without and with the puzzle-gradient loss.")
+    entries = {
+        line.get_label(): line for axes in figure.axes for line in axes.lines if "along" in str(line.get_label())
+    }
+    style.legend(figure, list(entries.values()), columns=3 if double else 2)
+    style.title(figure, "The error, magnified, and its spectrum, without and with the puzzle-gradient loss.")
     return figure
 
 
 def _magnified(off: Axes, on: Axes, case: Case) -> None:
     target = case.snapshot.of("target")[0].sections["axial"]
     errors = [view.sections["axial"] - target for view in (case.off, case.on)]
-    size = [_CELLS * r for r in (case.factor[1], case.factor[0])]
+    size = [_BLOCKS * r for r in (case.factor[1], case.factor[0])]
     rows, columns = (_middle(n, k) for n, k in zip(target.shape, size, strict=True))
     crops = [error[rows, columns] for error in errors]
     reach = float(np.percentile(np.abs(np.stack(crops)), 99.5)) or 1.0
+    aspect = case.snapshot.spacing[1] / case.snapshot.spacing[0]
     for axes, crop, name in zip((off, on), crops, ("without the loss", "with the loss"), strict=True):
-        aspect = case.snapshot.spacing[1] / case.snapshot.spacing[0]
-        axes.imshow(crop, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest", aspect=aspect)
+        axes.imshow(crop, cmap=COLOUR_MAPS["error"], vmin=-reach, vmax=reach, interpolation="nearest", aspect=aspect)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(linewidth=0.4, color="0.6")
         axes.set_title(name, fontsize=TEXT)
-        axes.set_xlabel(f"scale ±{reach:.3g}{f' {case.snapshot.unit}' if case.snapshot.unit else ''}", fontsize=SMALL)
+        write_directions(axes, PLANES["axial"], "error")
+    scale = ScalarMappable(Normalize(-reach, reach), COLOUR_MAPS["error"])
+    bar = on.figure.colorbar(scale, ax=[off, on], location="right", extend="both", aspect=18, pad=0.02, shrink=0.9)
+    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10], symmetric=True)
+    bar.update_ticks()
+    bar.outline.set_linewidth(0.5)
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+    bar.set_label(f"prediction − target ({case.snapshot.unit or 'a.u.'})", fontsize=SMALL)
     off.set_ylabel(f"{case.snapshot.task}\n{case.snapshot.subject}", fontsize=SMALL)
 
 
@@ -146,20 +164,15 @@ def _middle(n: int, wanted: int) -> slice:
 
 
 def _spectrum(axes: Axes, case: Case) -> None:
-    style.plain_axes(axes, "y")
-    styles = ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with"))
-    for view, colour, name in styles:
-        for axis, dashes in enumerate(("-", (0, (4, 1.5)), (0, (1, 1)))):
+    axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
+    for view, colour, name in ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with")):
+        for axis, dashes in enumerate(_DASHES):
             if case.factor[axis] > 1:
-                label = f"{name}, {'DHW'[axis]}"
+                label = f"{name} the loss, along {'DHW'[axis]}"
                 axes.plot(*_relative(view, axis), color=colour, linewidth=0.9, linestyle=dashes, label=label)
     for harmonic in sorted({i / r for r in case.factor if r > 1 for i in range(1, r // 2 + 1)}):
-        axes.axvline(harmonic, color=style.GREY, linewidth=0.8, linestyle=(0, (1, 1.5)), zorder=0.9)
+        axes.axvline(harmonic, color=style.GREY, linewidth=0.8, linestyle=style.DOTTED, zorder=0.9)
     axes.set_xscale("log")
     axes.set_xlim(1 / min(case.snapshot.shape), 0.53)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("cycles a voxel", fontsize=TEXT)
-    axes.set_ylabel("error power (dB)", fontsize=TEXT)
-    axes.legend(fontsize=SMALL, frameon=False, ncols=2, handlelength=1.8, columnspacing=1.0)
+    style.plain_axes(axes, "y", "frequency (cycles per voxel)", "error power\n(dB relative to mean)")
+    style.log_ticks(axes.xaxis)

@@ -1,18 +1,18 @@
-"""Peak memory against resolution, for every method, with the sizes of common cards."""
+"""Peak memory of every method against resolution, with the memory of common GPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.text import Annotation
 
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, cubic, largest_set, size_of
-from ppdm_bench.report.figures.methods import method_looks
-from ppdm_bench.report.figures.style import MARKERS, TEXT, Column
+from ppdm_bench.report.figures.style import MARKERS, SMALL, TEXT, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
@@ -20,13 +20,11 @@ from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
-_LABEL_GAP = 6.0  # points between the names of cards
-
-Looks = dict[str, tuple[str, str, float]]
+_ALIKE = 1.06  # ratio of values whose curves cover one another
 
 
 def show(library: Library) -> Shown:
-    """Of one setting, the curve of every method; the table has every setting.
+    """Return the curves of all methods for one setting; the table has every setting.
 
     Raises:
         Missing: no setting was recorded at two cubic sizes.
@@ -43,12 +41,13 @@ def show(library: Library) -> Shown:
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
         "Peak of live tensor memory (peak_allocated) of one training step and of one sampling run on cubes of "
-        f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted ones are hollow and dashed, measured ones "
-        "solid. Dashed grey lines: nominal memory of common GPUs; a card's driver and CUDA context keep some of it "
-        "back. No images and no seeds are involved: memory depends on sizes alone."
+        f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted markers are hollow, measured ones filled. "
+        "Curves that cover one another share a dashed line with alternating colours. Dashed grey lines: nominal memory "
+        "of common GPUs, of which driver and CUDA context need a part. The figure uses no images and no seeds: memory "
+        "depends only on sizes."
     )
-    looks = _looks(rows, library)
-    return Shown(_table(everything, library), lambda column: _figure(rows, looks, column), about, records)
+    marks = _marks(rows, library)
+    return Shown(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
 
 
 _PEAKS: Sequence[tuple[str, str, int, Best]] = (
@@ -94,113 +93,92 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _figure(rows: Sequence[Row], looks: Looks, column: Column) -> Figure:
-    names = list(dict.fromkeys(row.name for row in rows))
-    legend_rows = -(-len(names) // (5 if column == "double" else 2)) + 1
-    figure = style.new_figure(column, height=(2.9 if column == "double" else 5.0) + 0.15 * legend_rows)
+def _figure(rows: Sequence[Row], marks: Mapping[str, Marker], column: Column) -> Figure:
+    figure = style.new_figure(column, height=3.2 if column == "double" else 5.6)
     shape = (1, len(_PANELS)) if column == "double" else (len(_PANELS), 1)
-    panels = figure.subplots(*shape, sharex=True, squeeze=False).flatten()
+    panels = figure.subplots(*shape, squeeze=False).flatten()
+    sizes = sorted({size_of(row) for row in rows})
+    labels: list[list[Annotation]] = []
     for axes, phase in zip(panels, _PANELS, strict=True):
-        style.plain_axes(axes, "both")
-        _draw(axes, rows, phase, looks)
+        style.plain_axes(axes, "both", "voxels", "peak allocated memory (GiB)")
+        axes.set(xscale="log", yscale="log")
+        labels.append(_draw(axes, rows, phase, marks))
+        axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.08)
         axes.set_title(PHASE_NAMES[phase], fontsize=TEXT)
-    _share_scale(panels)
-    for axes in panels:
-        _axes(axes, sorted({size_of(row) for row in rows}))
+        style.log_ticks(axes.xaxis, style.spaced(sizes, 1.15), "{x:.0f}³")
+    ends = [end for axes in panels for end in axes.get_ylim()]
+    for axes in panels:  # one scale, so that the phases can be compared
+        axes.set_ylim(min(ends), max(ends))
+        style.log_ticks(axes.yaxis)
     style.title(figure, f"Peak allocated memory against resolution: {common(rows)}.")
-    style.legend(figure, _legend(rows, looks), columns=5 if column == "double" else 2)
-    figure.draw_without_rendering()  # the height of a panel is known once title and legend have their place
+    fills = {"measured": {"markerfacecolor": "0.4"}, "predicted": {}, "published": {"markerfacecolor": "0.85"}}
+    entries: list[Any] = [
+        style.points_entry(kind, Marker("o", "0.4"), **fills[kind]) for kind in dict.fromkeys(row.kind for row in rows)
+    ]
+    card: dict[str, Any] = {"color": style.GREY, "linewidth": 0.6, "linestyle": style.DASHED}
+    style.legend(figure, [*entries, Line2D([], [], **card, label="memory of common GPUs")], columns=4)
+    style.move_apart(figure, labels)
     for axes in panels:
         _cards(axes)
     return figure
 
 
-def _looks(rows: Sequence[Row], library: Library) -> Looks:
-    """A colour a method, a marker and a size a curve: where curves coincide, the smaller marks lie in the larger."""
-    colours = method_looks(library.records)
+def _marks(rows: Sequence[Row], library: Library) -> dict[str, Marker]:
+    """Return a marker for each curve: the colour of its method, and a shape of its own."""
+    colours = style.method_markers(library.records)
     names = dict.fromkeys((row.name, row.method) for row in rows)
-    size = 6.5 / max(1, len(names) - 1)
     return {
-        name: (colours.get(method, (style.GREY, ""))[0], MARKERS[n % len(MARKERS)], max(2.6, 6.5 - 0.55 * size * n))
+        name: Marker(MARKERS[n % len(MARKERS)], colours[method].colour if method in colours else style.GREY)
         for n, (name, method) in enumerate(names)
     }
 
 
-def _draw(axes: Axes, rows: Sequence[Row], phase: str, looks: Looks) -> None:
-    for name, (colour, marker, size) in looks.items():
-        for kind in dict.fromkeys(row.kind for row in rows):
-            own = [(size_of(r), v) for r in rows if r.name == name and r.kind == kind if (v := _peak(r, phase))]
-            if own:
-                solid = kind == "measured"
-                axes.plot(
-                    *zip(*sorted(own), strict=True),
-                    color=colour,
-                    marker=marker,
-                    markersize=size,
-                    linewidth=1.0,
-                    linestyle="-" if solid else (0, (4, 1.5)),
-                    markerfacecolor=colour if solid else "white",
-                    markeredgewidth=0.8,
-                )
+def _draw(axes: Axes, rows: Sequence[Row], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
+    """Draw a curve for each name and kind, and return the labels at their ends."""
+    curves: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        if value := row.value(phase, "peak_allocated"):
+            curves.setdefault((row.name, row.kind), {})[size_of(row)] = value / GIB
+    groups: list[list[tuple[str, str]]] = []
+    for key, values in curves.items():
+        group = next((own for own in groups if _alike(values, curves[own[0]])), None)
+        groups.append([key]) if group is None else group.append(key)
+    labels = []
+    for group in groups:
+        for n, (name, kind) in enumerate(group):
+            marker, values = marks[name], dict(sorted(curves[name, kind].items()))
+            axes.plot(
+                list(values),
+                list(values.values()),
+                color=marker.colour,
+                marker=marker.shape,
+                markersize=max(2.5, 6 - 1.2 * n),
+                markerfacecolor=marker.colour if kind == "measured" else "white",
+                markeredgewidth=0.8,
+                linewidth=1.2,
+                linestyle="-" if len(group) == 1 else (4 * n, (4, 4 * (len(group) - 1))),
+            )
+            if kind == group[0][1] or len(group) == 1:
+                size, value = max(values.items())
+                labels.append(style.end_label(axes, size, value, name, marker.colour))
+    return labels
 
 
-def _peak(row: Row, phase: str) -> float | None:
-    value = row.value(phase, "peak_allocated")
-    return None if value is None else value / GIB
-
-
-def _share_scale(panels: Iterable[Axes]) -> None:
-    """Both phases on one scale, so that they can be compared."""
-    panels = list(panels)
-    for axes in panels:
-        axes.set_yscale("log")
-    ends = [end for axes in panels for end in axes.get_ylim()]
-    for axes in panels:
-        axes.set_ylim(min(ends), max(ends))
-
-
-def _axes(axes: Axes, sizes: Sequence[int]) -> None:
-    axes.set_xscale("log")
-    axes.set_xlim(sizes[0] / 1.08, sizes[-1] * 1.08)
-    axes.xaxis.set_major_locator(FixedLocator(sizes))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:.0f}³"))
-    axes.tick_params(axis="x", labelbottom=True)
-    axes.yaxis.set_major_locator(FixedLocator([d * 10.0**p for p in range(-3, 5) for d in (1, 2, 5)]))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("voxels", fontsize=TEXT)
-    axes.set_ylabel("peak allocated memory (GiB)", fontsize=TEXT)
+def _alike(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+    return one.keys() == other.keys() and all(
+        max(one[size], other[size]) < _ALIKE * min(one[size], other[size]) for size in one
+    )
 
 
 def _cards(axes: Axes) -> None:
-    """Lines at the memory of common cards."""
+    """Draw lines at the memory of common GPUs, as many as have room for their names."""
     low, high = axes.get_ylim()
-    before = float("-inf")
-    for card in (card for card in CARDS if low < card < high):
-        axes.axhline(card, color=style.GREY, linewidth=0.5, linestyle=(0, (4, 2)), zorder=0.8)
+    placed: list[float] = []
+    for card in CARDS:
         place = axes.transData.transform((axes.get_xlim()[0], card))[1] * 72 / axes.figure.dpi
-        before = max(place, before + _LABEL_GAP)  # names that would lie on one another are moved apart
-        axes.annotate(
-            f"{card} GB",
-            (1.0, card),
-            xycoords=("axes fraction", "data"),
-            xytext=(2, before - place),
-            textcoords="offset points",
-            va="center",
-            fontsize=5.5,
-            color="0.35",
-            annotation_clip=False,
-        )
-
-
-def _legend(rows: Sequence[Row], looks: Looks) -> list[Line2D]:
-    white = {"markerfacecolor": "white", "markeredgewidth": 0.8}
-    handles = [
-        Line2D([], [], color=colour, marker=marker, markersize=size, linewidth=1.0, label=name, **white)  # type: ignore[arg-type]
-        for name, (colour, marker, size) in looks.items()
-    ]
-    lines = {"measured": "-", "predicted": (0, (4, 1.5)), "published": ":"}
-    for kind in dict.fromkeys(row.kind for row in rows):
-        handles.append(Line2D([], [], color="0.3", linewidth=1.0, linestyle=lines[kind], label=kind))  # type: ignore[arg-type]
-    return handles
+        if low < card < high and all(abs(place - other) > 7.5 for other in placed):
+            placed.append(place)
+            axes.axhline(card, color=style.GREY, linewidth=0.5, linestyle=style.DASHED, zorder=0.8)
+            white: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            text: dict[str, Any] = {"va": "center", "fontsize": SMALL - 1, "color": "0.35", "bbox": white}
+            axes.text(0.015, card, f"{card} GB", transform=axes.get_yaxis_transform(), zorder=0.85, **text)

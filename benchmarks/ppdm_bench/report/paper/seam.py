@@ -11,23 +11,24 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import group_title, most_evaluations
+from ppdm_bench.report.points import group_title
+from ppdm_bench.report.selection import most_evaluations
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
-# dB: smooth errors reach it without any grid; the axis does too, so that noise is not magnified.
+# dB. Smooth errors reach this value without a grid. The axis reaches it too, so that noise is not magnified.
 SMOOTH = 1.5
 
 
 def show(library: Library) -> Shown:
-    """Pairs that differ in the loss alone, each at its most evaluations.
+    """Return the pairs that differ only in the loss, each with its most evaluations.
 
     Raises:
-        Missing: there is none.
+        Missing: there are none.
     """
     everything = loss_pairs(library.points)
     if not everything:
@@ -35,21 +36,23 @@ def show(library: Library) -> Shown:
             "a method trained with the puzzle-gradient loss and the same without it, scored by the seam index; "
             "`ppdm-bench ablate` makes them"
         )
-    pairs = most_evaluations(everything, _curve, lambda pair: pair.on)
+    pairs = most_evaluations(
+        everything,
+        lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric),
+        lambda pair: pair.on.evaluations,
+    )
     records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
     groups = dict.fromkeys(group_title([pair.on, pair.off]) for pair in pairs)
     seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
     about = (
-        "Seam index, dB, on the lattice of the method's own puzzle: power of the error's spectrum at the harmonics of "
-        "the lattice over its surroundings. 0 dB is no grid, and smooth errors have up to 1.5 dB. A thin line joins a "
-        "subject without the puzzle-gradient loss (off) to the same subject with it, at equal training and network "
-        f"evaluations; bars are means. Phantoms: {'; '.join(groups)}; seeds {', '.join(map(str, seeds))}."
+        "Seam index in dB for the block grid of the puzzle: power of the error spectrum at the harmonics of the grid, "
+        "relative to the power at neighbouring frequencies. 0 dB means no grid; smooth errors have up to 1.5 dB. A "
+        "thin line joins the values of one subject without and with the puzzle-gradient loss, at equal training and "
+        "network evaluations; bars are means; w is the weight of the loss. "
+        f"Phantoms: {'; '.join(groups)}; "
+        f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
     )
     return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
-
-
-def _curve(pair: Toggled) -> tuple[object, ...]:
-    return pair.on.data, pair.on.label, pair.on.train_steps, pair.metric
 
 
 def _table(pairs: Sequence[Toggled], library: Library) -> Table:
@@ -93,18 +96,21 @@ def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
     figure = style.new_figure(column, height=0.8 + 1.7 * down)
     for place, group in enumerate(groups.values()):
         axes = figure.add_subplot(down, across, place + 1)
-        style.plain_axes(axes, "y")
+        style.plain_axes(axes, "y", y="seam index (dB)")
         _draw(axes, group)
         axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)
-        axes.set_ylabel("seam index (dB)", fontsize=TEXT)
         axes.yaxis.set_major_locator(MaxNLocator(5))
     handles = [
         Line2D([], [], linestyle="", marker="o", markersize=4, color=style.VERMILION, label="without the loss"),
-        Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (weight, mode below)"),
-        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)), label="reached by smooth errors"),
+        Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (w: weight)"),
+        Line2D([], [], color="black", linewidth=1.1, label="mean"),
+        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=style.DASHED, label="reached by smooth errors"),
     ]
-    style.title(figure, "Seam index with and without the puzzle-gradient loss; 0 dB is no grid.")
-    style.legend(figure, handles, columns=3 if column == "double" else 1)
+    style.title(
+        figure,
+        "Seam index with and without the puzzle-gradient loss (0 dB: power of neighbouring frequencies).",
+    )
+    style.legend(figure, handles, columns=4 if column == "double" else 2)
     return figure
 
 
@@ -122,7 +128,7 @@ def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
         ):
             axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
             axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
-    axes.axhline(SMOOTH, color=style.GREY, linewidth=0.7, linestyle=(0, (4, 2)), zorder=0.9)
+    axes.axhline(SMOOTH, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
     highest = max(axes.get_ylim()[1], 1.15 * SMOOTH)
     axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(-0.05 * highest, highest))
     axes.set_xticklabels([_named(pair) for pair in pairs], fontsize=SMALL)
@@ -130,4 +136,5 @@ def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
 
 def _named(pair: Toggled) -> str:
     lattice = pair.metric.removeprefix("seam_index_r").replace("x", "×")
-    return f"r={lattice}\n{gradient_of(pair.on.design):g}, {pair.on.design['loss']['mode']}"
+    where = {"all": "all voxels", "cell": "within blocks"}.get(pair.on.design["loss"]["mode"], "")
+    return f"r={lattice}, w={gradient_of(pair.on.design):g}\n{where}"

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.montage import Panel, contact_sheet, draw_montage, draw_pair
-from ppdm_bench.report.figures.planes import PLANES, centre_of_mass
+from ppdm_bench.report.figures.orientation import PLANES, centre_of_mass
+from ppdm_bench.report.figures.volumes import DisplayedVolume, contact_sheet, draw_montage, draw_pair
 
 SHAPE, SPACING = (9, 7, 5), (1.0, 2.0, 4.0)
 
@@ -67,7 +67,7 @@ def test_radiological_pictures_show_the_right_on_the_left_and_the_front_above():
 
 
 def test_what_is_drawn_is_the_slice_with_its_letters_where_they_belong():
-    figure = draw_montage([Panel(ramp(), "t")], SPACING, title="one", at=(1, 2, 3))
+    figure = draw_montage([DisplayedVolume(ramp(), "t")], SPACING, title="one", at=(1, 2, 3))
     cuts = {"axial": ramp()[:, :, 3], "coronal": ramp()[:, 2], "sagittal": ramp()[1]}
     for axes, plane in zip(pictures(figure), PLANES.values(), strict=True):
         image = axes.images[0]
@@ -85,7 +85,7 @@ def test_what_is_drawn_is_the_slice_with_its_letters_where_they_belong():
 
 
 def test_pictures_have_one_scale_whatever_the_spacing():
-    figure = draw_montage([Panel(ramp(), "a"), Panel(ramp(), "b")], SPACING, title="two rows")
+    figure = draw_montage([DisplayedVolume(ramp(), "a"), DisplayedVolume(ramp(), "b")], SPACING, title="two rows")
     assert len(pictures(figure)) == 6
     extent = np.array([9.0, 14.0, 20.0])  # mm along D, H, W
     scales = []
@@ -101,7 +101,7 @@ def test_pictures_have_one_scale_whatever_the_spacing():
 @pytest.mark.parametrize("shape", [(9, 7, 5), (4, 4, 200), (200, 200, 4)])
 @pytest.mark.parametrize("rows", [1, 6])
 def test_everything_lies_on_the_page_and_pictures_do_not_overlap(column, shape, rows):
-    panels = [Panel(ramp(shape), f"volume {i}", "pet", unit="SUV") for i in range(rows)]
+    panels = [DisplayedVolume(ramp(shape), f"volume {i}", "pet", unit="SUV") for i in range(rows)]
     figure = draw_montage(panels, (1, 1, 1), title="a title of some length " * 5, column=column)
     assert figure.get_figwidth() == style.WIDTHS[column]
     assert figure.get_figheight() <= 9.0 + 1e-9
@@ -118,7 +118,7 @@ def test_everything_lies_on_the_page_and_pictures_do_not_overlap(column, shape, 
 
 
 def test_text_is_large_enough_to_read():
-    figure = draw_montage([Panel(ramp(), "a", "error", unit="SUV")], SPACING, title="t")
+    figure = draw_montage([DisplayedVolume(ramp(), "a", "error", unit="SUV")], SPACING, title="t")
     texts = [*figure.texts, *(text for axes in figure.axes for text in [*axes.texts, *axes.get_yticklabels()])]
     assert len(texts) > 15
     assert min(text.get_fontsize() for text in texts) >= 6
@@ -138,15 +138,19 @@ def test_long_names_keep_both_their_ends():
 
 def test_windows_follow_the_colours():
     array = np.linspace(-50, 150, 1000).reshape(10, 10, 10)
-    low, high = Panel(array, "mri").limits
+    low, high = DisplayedVolume(array, "mri").limits
     assert (low, high) == pytest.approx((-49, 149))
-    low, high = Panel(array, "pet", "pet").limits
+    low, high = DisplayedVolume(array, "pet", "pet").limits
     assert (low, high) == (0, pytest.approx(149.6))
-    low, high = Panel(array, "error", "error").limits
+    low, high = DisplayedVolume(array, "error", "error").limits
     assert low == -high
     assert high == pytest.approx(149, abs=1)
-    assert Panel(array, "mri", window=(3, 4)).limits == (3, 4)
-    assert [Panel(np.zeros((2, 2, 2)), "flat", c).limits for c in ("gray", "pet", "error")] == [(0, 1), (0, 1), (-1, 1)]
+    assert DisplayedVolume(array, "mri", window=(3, 4)).limits == (3, 4)
+    assert [DisplayedVolume(np.zeros((2, 2, 2)), "flat", c).limits for c in ("gray", "pet", "error")] == [
+        (0, 1),
+        (0, 1),
+        (-1, 1),
+    ]
 
 
 def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
@@ -155,8 +159,8 @@ def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
     for colours in ("gray", "pet"):
         shown = pictures(draw_pair(source, target, SPACING, title="t", colours=colours))
         windows[colours] = [shown[i].images[0].get_clim() for i in (0, 1)]
-    assert windows["pet"][0] == windows["pet"][1] == Panel(target, "t", "pet").limits
-    assert windows["gray"] == [Panel(source, "s").limits, Panel(target, "t").limits]
+    assert windows["pet"][0] == windows["pet"][1] == DisplayedVolume(target, "t", "pet").limits
+    assert windows["gray"] == [DisplayedVolume(source, "s").limits, DisplayedVolume(target, "t").limits]
     given = pictures(draw_pair(source, target, SPACING, title="t", colours="pet", ranges=((0, 1), (0, 2))))
     assert [given[i].images[0].get_clim() for i in (0, 1)] == [(0, 1), (0, 2)]
 
@@ -164,12 +168,12 @@ def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
 def test_a_pet_source_far_below_its_target_has_a_window_of_its_own():
     target = ramp()
     shown = draw_pair(target / 5, target, SPACING, title="t", colours="pet").axes
-    assert shown[0].images[0].get_clim() == Panel(target / 5, "s", "pet").limits
+    assert shown[0].images[0].get_clim() == DisplayedVolume(target / 5, "s", "pet").limits
 
 
 def test_only_volumes_with_a_unit_have_a_colour_bar_and_it_shows_their_window():
     error = ramp() - ramp().mean()
-    rows = [Panel(ramp(), "T1w"), Panel(error, "error", "error", (-100, 100), "a.u.")]
+    rows = [DisplayedVolume(ramp(), "T1w"), DisplayedVolume(error, "error", "error", (-100, 100), "a.u.")]
     figure = draw_montage(rows, SPACING, title="t")
     (bar,) = bars(figure)
     low, high = bar.get_ylim()
@@ -247,18 +251,18 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Panel(np.zeros((4, 5)), "flat"), "flat: a panel needs a finite volume"),
-        (lambda: Panel(np.full(SHAPE, np.nan), "holes"), "holes: a panel needs a finite volume"),
-        (lambda: Panel(ramp(), "x", "jet"), "colours are gray, pet, error, got 'jet'"),
-        (lambda: Panel(ramp(), "x", window=(1, 1)), r"got \(1, 1\)"),
-        (lambda: Panel(ramp(), "x", "error", (-1, 2)), r"of an error \(-x, x\); got \(-1, 2\)"),
+        (lambda: DisplayedVolume(np.zeros((4, 5)), "flat"), "flat: a figure needs a finite volume"),
+        (lambda: DisplayedVolume(np.full(SHAPE, np.nan), "holes"), "holes: a figure needs a finite volume"),
+        (lambda: DisplayedVolume(ramp(), "x", "jet"), "colours are gray, pet, error, got 'jet'"),
+        (lambda: DisplayedVolume(ramp(), "x", window=(1, 1)), r"got \(1, 1\)"),
+        (lambda: DisplayedVolume(ramp(), "x", "error", (-1, 2)), r"of an error \(-x, x\); got \(-1, 2\)"),
         (lambda: draw_montage([], SPACING, title="t"), "volumes of one shape, got none"),
         (
             lambda: draw_pair(ramp(), ramp((9, 7, 4)), SPACING, title="t"),
             r"one shape, got \[\(9, 7, 4\), \(9, 7, 5\)\]",
         ),
         (lambda: draw_pair(ramp(), ramp(), (1, 0, 1), title="t"), "three positive numbers of mm"),
-        (lambda: draw_montage([Panel(ramp(), "x")], SPACING, title="t", at=(0, 0, 5)), "outside of shape"),
+        (lambda: draw_montage([DisplayedVolume(ramp(), "x")], SPACING, title="t", at=(0, 0, 5)), "outside of shape"),
         (lambda: contact_sheet([ramp()], SPACING, ["a", "b"], title="t"), "got 1 volumes, 2 names"),
         (lambda: contact_sheet([ramp()] * 60, SPACING, ["a"] * 60, 1, title="t"), "60 rows of pictures do not fit"),
         (lambda: contact_sheet([ramp()], (1, 1), ["a"], title="t"), "three positive numbers of mm"),

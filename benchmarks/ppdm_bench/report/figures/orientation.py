@@ -1,10 +1,10 @@
-"""The three planes of a volume as a radiologist looks at them.
+"""The three anatomical planes of a volume in the radiological convention.
 
-Axes: a volume is (D, H, W) in RAS+ order, so its indices grow to the patient's right, to anterior and to superior.
+Axes: a volume is (D, H, W) in RAS+ order, so its indices grow towards the patient's right, anterior and superior.
 
-Pictures are in the radiological convention: an axial slice is seen from the feet and a coronal one from the front, so
-the patient's right is on the left of the picture. A sagittal slice looks to the left. Then every picture has the high
-indices of both axes at its top left corner.
+An axial slice is seen from the feet and a coronal slice from the front, so the patient's right is on the left of the
+picture. A sagittal slice is seen from the patient's right. Every picture therefore has the highest indices of both axes
+in its top left corner.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CONVENTION = "Radiological convention: the patient's right (R) is on the left."
 
 @dataclass(frozen=True)
 class Plane:
-    """One way to cut a volume.
+    """One anatomical plane.
 
     Attributes:
         name: axial, coronal or sagittal.
-        through: the axis that is cut.
-        across, up: the axes that are seen, `across` before `up`.
-        left, right, top, bottom: letters of the directions in which the sides of the picture lie.
+        through: the axis perpendicular to the plane.
+        across, up: the horizontal and the vertical axis of the picture.
+        left, right, top, bottom: letters of the patient's directions at the sides of the picture.
     """
 
     name: PlaneName
@@ -40,12 +40,12 @@ class Plane:
     bottom: str
 
     def picture(self, array: np.ndarray, index: int) -> np.ndarray:
-        """Slice `index` of an array (D, H, W): rows from the top, columns from the left."""
+        """Return slice `index` of an array (D, H, W): rows from the top, columns from the left."""
         section: np.ndarray = np.take(array, index, axis=self.through)
         return section.T[::-1, ::-1]
 
     def size(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:
-        """Width and height of the picture in mm."""
+        """Return width and height of the picture in mm."""
         return shape[self.across] * spacing[self.across], shape[self.up] * spacing[self.up]
 
 
@@ -60,7 +60,7 @@ PLANES: dict[PlaneName, Plane] = {
 
 
 def centre_of_mass(array: np.ndarray) -> tuple[int, int, int]:
-    """The voxel at the centre of what is positive in (D, H, W), or at the centre of the array if nothing is."""
+    """Return the voxel at the centre of the positive values of (D, H, W); without any, at the centre of the array."""
     weights = np.clip(array, 0, None).astype(np.float64)
     total = weights.sum()
     if not total > 0:

@@ -1,6 +1,6 @@
-"""A figure of pictures that share one scale: rows and columns placed to the point, with room for what is written.
+"""A grid of pictures with one common scale and space for labels.
 
-Lengths are inches on paper; the sizes of what is pictured are in mm.
+Lengths on paper are in inches, sizes of the pictured objects in mm.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from matplotlib.axes import Axes
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, WIDTHS, Column
 
-TALLEST = 9.0  # a page
-LEAST = 0.2  # a row on it
-EDGE, GAP, LINE = 0.05, 0.04, 0.15  # LINE: of text
+TALLEST = 9.0  # height of a page
+LEAST = 0.2  # height of a row
+EDGE, GAP, LINE = 0.05, 0.04, 0.15  # LINE: height of a line of text
 FOOT = 0.19
-NAME = 0.18  # beside a row
+NAME = 0.18  # width of the name of a row
 BAR, BAR_TEXT, BAR_GAP = 0.08, 0.45, 0.06
-_CHARACTERS = 16.0  # of an inch of text of size SMALL
-_TOP = 0.02  # share of the height that style.title leaves above it
+_CHARACTERS = 16.0  # per inch at text size SMALL
+_TOP = 0.02  # fraction of the height above style.title
 
 
-class Sheet:
+class ImageGrid:
     """Rows and columns of pictures.
 
     Args:
-        title: stands above.
+        title: text above the figure.
         column: width of the figure.
-        widths, heights: mm, of columns and rows.
+        widths, heights: sizes of columns and rows in mm.
         names: whether rows have names on their left.
-        bars: whether there are colour bars on the right.
-        captions: whether the first row or every row has a line of text above its pictures.
+        bars: whether there is space for colour bars on the right.
+        captions: whether only the first row or every row has a line of text above its pictures.
 
     Attributes:
-        figure: what is drawn on.
+        figure: the figure.
 
     Raises:
-        ValueError: more rows than a page holds.
+        ValueError: the rows do not fit on a page.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class Sheet:
         self.figure.set_figheight(self._height)
         self._lefts = _starts(left + (room - sum(self._widths)) / 2, self._widths)
         rows = [line + height for line, height in zip(lines, self._heights, strict=True)]
-        tops = _starts(_TOP * self._height + head, rows)  # from the upper edge
+        tops = _starts(_TOP * self._height + head, rows)  # from the upper edge of the figure
         self._bottoms = [self._height - top - row for top, row in zip(tops, rows, strict=True)]
 
     def cell(self, row: int, column: int, size: tuple[float, float]) -> Axes:
-        """Framed axes without ticks for a picture of `size` (width, height) in mm, in the middle of a cell."""
+        """Return framed axes without ticks in the middle of a cell, for a picture of `size` (width, height) in mm."""
         width, height = (length * self._scale for length in size)
         x = self._lefts[column] + (self._widths[column] - width) / 2
         y = self._bottoms[row] + (self._heights[row] - height) / 2
@@ -85,24 +85,24 @@ class Sheet:
         return axes
 
     def bar(self, row: int, unit: str) -> Axes:
-        """Axes for a colour bar on the right of a row, with the unit above it."""
+        """Return axes for a colour bar on the right of a row, with the unit above it."""
         x, bottom, height = self._lefts[-1] + self._widths[-1] + BAR_GAP, self._bottoms[row], self._heights[row]
         self._write(x, bottom + height, unit, ha="left", va="top")
         return self._axes(x, bottom + 0.06 * height, BAR, max(0.94 * height - LINE, 0.1 * height))
 
     def caption(self, row: int, column: int, text: str) -> None:
-        """Write a line above a cell."""
+        """Write a line of text above a cell."""
         x, y = self._lefts[column] + self._widths[column] / 2, self._bottoms[row] + self._heights[row]
         self._write(x, y + 0.03, _shortened(text, self._widths[column] + GAP), ha="center", va="bottom")
 
     def name(self, row: int, text: str) -> None:
-        """Write the name of a row beside its first picture, upwards."""
+        """Write the name of a row vertically beside its first picture."""
         height = self._heights[row]
         x, y = self._lefts[0] - NAME + 0.06, self._bottoms[row] + height / 2
         self._write(x, y, _shortened(text, height), ha="center", va="center", rotation="vertical")
 
     def footnote(self, text: str) -> None:
-        """Write a line below everything."""
+        """Write a line of text below the pictures."""
         self._write(EDGE, EDGE, text, ha="left", va="bottom", color="0.35")
 
     def _axes(self, x: float, y: float, width: float, height: float) -> Axes:
@@ -114,11 +114,11 @@ class Sheet:
 
 
 def _starts(first: float, sizes: Sequence[float]) -> list[float]:
-    """Where each of the sizes begins, with gaps between them."""
+    """Return the start of each size, with gaps between them."""
     return [first + GAP * i + end - size for i, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True))]
 
 
 def _shortened(text: str, inches: float) -> str:
-    """The text, or both its ends if it is too long."""
+    """Return the text, or only its two ends if it is too long."""
     room = max(3, int(inches * _CHARACTERS))
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"

@@ -1,0 +1,102 @@
+"""Quality of every representation with and without a bridge: does the puzzle or the bridge matter?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.ablation import level_name, sorted_levels
+from ppdm_bench.report.figures.names import metric_label
+from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
+from ppdm_bench.report.tables.ablation import headline, most_evaluations
+
+__all__ = ["space_figure"]
+
+_BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
+_NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
+_SHIFTS = {"brownian": -0.15, "noise": 0.15}  # of the category, so that the markers do not overlap
+
+
+def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "ssim")) -> Figure:
+    """Return quality by representation, with and without a bridge: one column per task and budget, one row per metric.
+
+    Args:
+        records: long-form records of ``ablate --grid space``.
+        metrics: metrics of the rows.
+
+    Raises:
+        ValueError: fewer than two representations have values both with and without a bridge.
+    """
+    rows = _compared([row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok"])
+    places = list(dict.fromkeys((row.task, row.budget, row.amount) for row in rows))
+    spaces = sorted_levels("space", {row.cell["levels"]["space"] for row in rows})
+    figure = style.new_figure("double", height=0.75 + 1.45 * len(metrics))
+    grid = figure.subplots(len(metrics), len(places), sharex=True, squeeze=False)
+    for metric, line in zip(metrics, grid, strict=True):
+        for axes, place in zip(line, places, strict=True):
+            some = [row for row in rows if (row.task, row.budget, row.amount) == place]
+            style.plain_axes(axes, "y")
+            _draw(axes, some, spaces, metric)
+        _share_task_scales(line, places)
+        line[0].set_ylabel(metric_label(metric, rows[0].series.units.get(metric, "")), fontsize=SMALL)
+    for axes, (task, budget, amount) in zip(grid[0], places, strict=True):
+        much = f"{amount:.0f} steps" if budget == "steps" else f"{amount:.3g} s"
+        axes.set_title(f"{task}\n{BUDGETS[budget]} ({much})", fontsize=TEXT)
+    for axes in grid[-1]:
+        axes.set(xticks=range(len(spaces)), xlim=(-0.5, len(spaces) - 0.5))
+        axes.set_xticklabels([level_name(space) for space in spaces], fontsize=SMALL)
+    evaluations = rows[0].evaluations
+    style.title(
+        figure,
+        f"Puzzle or bridge? {headline(records)} {evaluations} network evaluation{'s' * (evaluations != 1)}. "
+        "Large: means; small: subjects.",
+    )
+    full: dict[str, Any] = {"markeredgewidth": 0}
+    entries = [
+        style.points_entry(_NAMES[name], marker, **full, markerfacecolor=marker.colour)
+        for name, marker in _BRIDGES.items()
+    ]
+    style.legend(figure, entries, columns=2)
+    return figure
+
+
+def _compared(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of all representations with and without a bridge; all other levels are those of the default."""
+    default: dict[str, str] = next((row.cell["levels"] for row in rows if row.cell["default"]), {})
+    some = [r for r in rows if r.cell["levels"] and r.cell["levels"]["loss"] == default.get("loss")]
+    some = [row for row in some if row.cell["levels"]["bridge"] in _BRIDGES]
+    without = {row.cell["levels"]["space"] for row in some if row.cell["levels"]["bridge"] == "noise"}
+    some = [row for row in some if row.cell["levels"]["space"] in without]
+    if len(without) < 2:
+        raise ValueError("there is nothing to draw: fewer than two representations have values without a bridge")
+    return some
+
+
+def _draw(axes: Axes, rows: Sequence[Row], spaces: Sequence[str], metric: str) -> None:
+    for row in rows:
+        values = [*row.series.subjects(metric).values()]
+        if values:
+            bridge = row.cell["levels"]["bridge"]
+            x = spaces.index(row.cell["levels"]["space"]) + _SHIFTS[bridge]
+            look: dict[str, Any] = {"marker": _BRIDGES[bridge].shape, "color": _BRIDGES[bridge].colour}
+            small: dict[str, Any] = {"markersize": 2, "alpha": 0.5, "markeredgewidth": 0}
+            axes.plot([x + 0.14] * len(values), values, linestyle="", **small, **look)
+            axes.plot([x], [fmean(values)], linestyle="", markersize=4.5, **look)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def _share_task_scales(line: Sequence[Axes], places: Sequence[tuple[Any, ...]]) -> None:
+    """Give the panels of one task one scale, because its budgets are compared."""
+    for task in dict.fromkeys(place[0] for place in places):
+        panels = [axes for axes, place in zip(line, places, strict=True) if place[0] == task]
+        ends = [end for axes in panels for end in axes.get_ylim()]
+        for axes in panels:
+            axes.set_ylim(min(ends), max(ends))

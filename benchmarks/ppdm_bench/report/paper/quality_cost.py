@@ -1,0 +1,365 @@
+"""Quality against its cost: peak memory, time per volume, network evaluations. One panel per task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.capacity import cubic, largest_set, size_of
+from ppdm_bench.report.figures.names import plain_label
+from ppdm_bench.report.figures.style import SMALL, Column, Marker
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.rows import PHASE_NAMES, Row, common
+from ppdm_bench.report.scores import Scores, factor_text, group_title, most_evaluations, resolved
+from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.units import GIB, gib, significant
+
+__all__ = ["show_evaluations", "show_memory", "show_seconds"]
+
+METRIC = "psnr"
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point with its cost.
+
+    Attributes:
+        point: the quality.
+        cost: value on the horizontal axis.
+        kind: kind of the cost, measured or predicted.
+        behind: the records of the cost.
+        phase: phase of the cost, if it has one.
+    """
+
+    point: Scores
+    cost: float
+    kind: str
+    behind: tuple[Record, ...]
+    phase: str = ""
+
+    @property
+    def quality(self) -> float:
+        """Mean over subjects."""
+        return self.point.mean(METRIC) or 0.0
+
+    @property
+    def name(self) -> str:
+        """Method and representation, as written in the figure."""
+        variant = self.point.variant.replace("default", "").strip()
+        return plain_label(f"{self.point.method} {variant or _factor(self.point)}".strip())
+
+    @property
+    def space(self) -> str:
+        """What the cost depends on: method, representation and window."""
+        return _space(self.point.method, self.point.design)
+
+    @property
+    def curve(self) -> str:
+        """One design with one training budget, for all numbers of evaluations."""
+        p = self.point
+        fields = [p.label, p.train_steps, p.design.get("kernel"), p.design.get("loss"), p.design.get("target")]
+        return json.dumps(fields)
+
+
+def show_memory(library: Library) -> Shown:
+    """Return quality against the largest peak of memory over all phases of a method.
+
+    Raises:
+        Missing: there is no quality, or no memory of the trained methods.
+    """
+    points = most_evaluations(_trained(library), lambda point: point.trained)
+    rows = largest_set(cubic(library.records))
+    largest = max((size_of(row) for row in rows), default=0)
+    rows = [row for row in rows if size_of(row) == largest]
+    peaks: dict[str, tuple[float, str, str, Record]] = {}
+    for row in rows:
+        if found := _largest_phase(row):
+            design = resolved(found[-1])
+            peaks[_space(row.method, design)] = found
+            peaks.setdefault(_space("", design), found)
+    spots = [
+        Spot(point, size / GIB, kind, (record,), phase)
+        for point in points
+        if (found := peaks.get(_space(point.method, point.design)) or peaks.get(_space("", point.design)))
+        for size, phase, kind, record in [found]
+    ]
+    if not spots:
+        raise Missing(
+            "peak training memory of the methods whose quality was recorded; `ppdm-bench memory --res 256` makes it"
+        )
+    about = (
+        f"PSNR against the peak of memory (peak_allocated) at {largest}³ voxels, {common(rows)}. The memory of a "
+        "method is its largest peak over all phases: training, sampling, and for a latent method the training of its "
+        "autoencoder and decoding; the table names the phase. A method without a record has the memory of a method "
+        "with the same representation. The quality is that of a small network on the volumes in the title of each "
+        "panel, the memory that of the full size. Hollow: predicted memory. Up and to the left is better; the grey "
+        f"line joins the points for which no other point is better in both. {_scope(points)}"
+    )
+    return _shown(library, spots, about, f"largest peak of all phases at {largest}³ (GiB)", "peak_bytes", frontier=True)
+
+
+def show_seconds(library: Library) -> Shown:
+    """Return quality against the time per volume.
+
+    Raises:
+        Missing: there is no quality, or no time of a trained method for its number of evaluations.
+    """
+    points = _trained(library)
+    times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
+    largest = max((r.shape for r in times if r.shape), default=())  # time matters most for large volumes
+    found: dict[tuple[str, str, int | None], Record] = {}
+    for record in times:
+        if record.shape == largest:
+            data = "" if largest else _data(record.task, record.options.get("data"))
+            found[data, _space(record.method, resolved(record)), record.steps] = record
+    spots = []
+    for point in points:
+        data = "" if largest else _data(*json.loads(point.data)[:2])
+        timed = found.get((data, _space(point.method, point.design), point.evaluations))
+        if timed is not None and timed.value is not None:
+            spots.append(Spot(point, float(timed.value), timed.kind, (timed,)))
+    if not spots:
+        raise Missing(
+            "seconds a volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` makes "
+            "them"
+        )
+    size = "×".join(map(str, largest))
+    about = (
+        f"PSNR against the measured median time of one translation of {f'{size} voxels' if size else 'a volume'}; a "
+        f"line joins the numbers of network evaluations of one design. Up and to the left is better. {_scope(points)}"
+    )
+    axis = f"time per volume of {size} (s)" if size else "time per volume (s)"
+    return _shown(library, spots, about, axis, "volume_seconds")
+
+
+def show_evaluations(library: Library) -> Shown:
+    """Return quality against network evaluations.
+
+    Raises:
+        Missing: there are no scores for two numbers of evaluations.
+    """
+    points = [point for point in _trained(library) if point.evaluations]
+    if len({point.evaluations for point in points}) < 2:
+        raise Missing(
+            "quality at two numbers of network evaluations; `ppdm-bench quality --evaluations 1,2,4,10` makes it"
+        )
+    spots = [Spot(point, float(point.evaluations or 1), "measured", ()) for point in points]
+    about = (
+        "PSNR against network evaluations per volume: means over subjects; a line joins the numbers of network "
+        f"evaluations of one design. {_scope(points)}"
+    )
+    return _shown(library, spots, about, "network evaluations per volume", "")
+
+
+def _trained(library: Library) -> list[Scores]:
+    points = [p for p in library.points if p.design and p.subjects(METRIC)]
+    if not points:
+        raise Missing("quality of trained methods (psnr by subject); `ppdm-bench quality` makes it")
+    return points
+
+
+def _largest_phase(row: Row) -> tuple[float, str, str, Record] | None:
+    """Return bytes, phase, kind and record of the largest peak of a row."""
+    found = [(value, phase) for phase in row.phases if (value := row.value(phase, "peak_allocated"))]
+    if not found:
+        return None
+    value, phase = max(found)
+    return value, phase, row.kind, row.records[phase, "peak_allocated"]
+
+
+def _space(method: str, design: Any) -> str:
+    """Return what memory and time depend on at one size: representation and window."""
+    return json.dumps([method, design.get("representation"), (design.get("window") or {}).get("type")], sort_keys=True)
+
+
+def _data(task: str, data: Any) -> str:
+    return json.dumps([task, data], sort_keys=True)
+
+
+def _factor(point: Scores) -> str:
+    factor = factor_text(point.design)
+    return f"r={factor}" if factor else ""
+
+
+def _scope(points: Sequence[Scores]) -> str:
+    groups: dict[str, list[Scores]] = {}
+    for point in points:
+        groups.setdefault(point.data, []).append(point)
+    texts = []
+    for group in groups.values():
+        steps = sorted({point.train_steps for point in group if point.train_steps})
+        widths = sorted({point.width for point in group if point.width})
+        seeds = sorted({seed for point in group for seed in point.seeds})
+        span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "?"
+        width = " or ".join(map(str, widths)) or "?"
+        texts.append(
+            f"{group_title(group)}, {len(seeds)} seed{'s' * (len(seeds) != 1)}, {span} training steps, width {width}"
+        )
+    return "Phantoms: " + "; ".join(texts) + "."
+
+
+def _shown(
+    library: Library, spots: Sequence[Spot], about: str, axis: str, key: str, *, frontier: bool = False
+) -> Shown:
+    # Several points share a record of memory or time.
+    records = {id(r): r for spot in spots for r in (*spot.point.of_metric(METRIC), *spot.behind)}
+    panels = _panels(spots)
+    drawn = {spot.curve for group in panels for spot in group}
+    about += (
+        " Drawn are the data sets that compare the most methods of each task, with one design per method and "
+        f"representation, the first recorded: {len(drawn)} of {len({s.curve for s in spots})}; the table has all."
+    )
+    colours = {method: marker.colour for method, marker in style.method_markers(library.records).items()}
+    return Shown(
+        _table(library, spots, axis, key),
+        lambda column: _figure(panels, colours, axis, frontier, column),
+        about,
+        list(records.values()),
+    )
+
+
+def _table(library: Library, spots: Sequence[Spot], axis: str, key: str) -> Table:
+    metrics = [m for m in ("psnr", "ssim", "nmae", "sharpness") if any(s.point.subjects(m) for s in spots)]
+    headings = [
+        Heading("task", "task"),
+        Heading("method", "method"),
+        Heading("variant", "variant"),
+        Heading("evaluations", "evaluations", number=True),
+        Heading("train_steps", "training steps", number=True),
+        Heading("width", "width", number=True),
+        Heading("subjects", "subjects", number=True),
+        Heading("seeds", "seeds", number=True),
+        *(
+            Heading(m, {"psnr": "PSNR, dB", "ssim": "SSIM", "nmae": "NMAE"}.get(m, m), _metric(m), True)
+            for m in metrics
+        ),
+    ]
+    memory = key.endswith("bytes")
+    if key:
+        show = gib if memory else significant
+        headings += [
+            Heading(key, axis.replace(" (", ", ").rstrip(")"), show, number=True),
+            *([Heading("phase", "phase", lambda phase: PHASE_NAMES.get(phase, phase))] if memory else []),
+            Heading("cost_kind", "kind"),
+        ]
+    lines = []
+    for spot in spots:
+        p = spot.point
+        cells: tuple[Any, ...] = (p.task, p.method, p.variant, p.evaluations, p.train_steps, p.width)
+        cells += (len(p.subjects(METRIC)), len(p.seeds), *(p.mean(metric) for metric in metrics))
+        if key:
+            cells += (round(spot.cost * GIB), spot.phase, spot.kind) if memory else (spot.cost, spot.kind)
+        lines.append(Line(cells, library.references((*p.of_metric(METRIC), *spot.behind))))
+    return Table(headings, lines)
+
+
+def _metric(name: str) -> Callable[[float], str]:
+    digits = 2 if name == "psnr" else 3
+    return lambda value: f"{value:.{digits}f}"
+
+
+def _panels(spots: Sequence[Spot]) -> list[list[Spot]]:
+    """Return the spots of each panel: the data set of each task that compares the most methods.
+
+    Data sets with several subjects come first. Another data set of a task follows if it has methods that the first
+    lacks.
+    """
+    groups: dict[str, list[Spot]] = {}
+    for spot in spots:
+        groups.setdefault(spot.point.data, []).append(spot)
+    panels = [_plain(group) for group in groups.values()]
+    panels = [panel for panel in panels if len({spot.curve for spot in panel}) > 1] or panels
+    shown: list[list[Spot]] = []
+    for task in dict.fromkeys(panel[0].point.task for panel in panels):
+        methods: set[str] = set()
+        for panel in sorted((one for one in panels if one[0].point.task == task), key=_rank, reverse=True):
+            own = {spot.point.method for spot in panel}
+            if not own <= methods:
+                shown.append(panel)
+                methods |= own
+    return sorted(shown, key=lambda panel: len({spot.point.method for spot in panel}) == 1)
+
+
+def _plain(group: Sequence[Spot]) -> list[Spot]:
+    """Return one curve per method and representation, the first recorded."""
+    first: dict[str, str] = {}
+    for spot in group:
+        first.setdefault(spot.space, spot.curve)
+    return [spot for spot in group if first[spot.space] == spot.curve]
+
+
+def _rank(panel: Sequence[Spot]) -> tuple[bool, int, int, int]:
+    subjects = max(len(spot.point.subjects(METRIC)) for spot in panel)
+    return subjects > 1, len({s.point.method for s in panel}), len({s.curve for s in panel}), subjects
+
+
+def _figure(
+    panels: Sequence[Sequence[Spot]], colours: dict[str, str], axis: str, frontier: bool, column: Column
+) -> Figure:
+    across = 1 if column == "single" else min(2, len(panels))
+    down = -(-len(panels) // across)
+    figure = style.new_figure(column, height=0.45 + 2.0 * down)
+    methods = {spot.name: spot.point.method for panel in panels for spot in panel}
+    marks = style.markers(methods)
+    if len(set(methods.values())) > 1:  # variants of one method share its colour
+        marks = {name: Marker(mark.shape, colours[methods[name]]) for name, mark in marks.items()}
+    labels: list[list[Annotation]] = []
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(down, across, place + 1)
+        style.plain_axes(axes, "both", axis, "PSNR (dB)")
+        axes.set_title(group_title([spot.point for spot in panel]), fontsize=SMALL)
+        axes.set_xscale("log")
+        labels.append(_draw(axes, panel, marks, frontier))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        costs = [spot.cost for spot in panel]
+        axes.set_xlim(min(costs) / 1.3, max(costs) * 1.3)
+        whole = axis.startswith("network")
+        style.log_ticks(axes.xaxis, style.spaced(costs, 1.4) if whole else ())
+    hollow = all(spot.kind != "measured" for panel in panels for spot in panel)
+    what = axis.split(" (")[0] if axis.startswith("network") else f"the {axis.split(' (')[0]}"
+    style.title(figure, f"Quality against {what}.{' Hollow: predicted memory.' if hollow else ''}")
+    style.move_apart(figure, labels)
+    return figure
+
+
+def _draw(axes: Axes, panel: Sequence[Spot], marks: dict[str, Marker], frontier: bool) -> list[Annotation]:
+    """Draw the curves and return their labels."""
+    if frontier:
+        best = _undominated(panel)
+        axes.plot([s.cost for s in best], [s.quality for s in best], color="0.7", linewidth=0.9, zorder=1)
+    ends = []
+    for name in dict.fromkeys(spot.name for spot in panel):
+        marker = marks[name]
+        curve = sorted((spot for spot in panel if spot.name == name), key=lambda spot: spot.cost)
+        axes.plot(
+            [s.cost for s in curve],
+            [s.quality for s in curve],
+            color=marker.colour,
+            marker=marker.shape,
+            markersize=4,
+            markeredgewidth=0.9,
+            markerfacecolor=marker.colour if curve[0].kind == "measured" else "white",
+            linewidth=0.8,
+            zorder=2,
+        )
+        ends.append((curve[-1].cost, curve[-1].quality, name, marker.colour))
+    return [style.end_label(axes, *end) for end in ends]
+
+
+def _undominated(spots: Sequence[Spot]) -> list[Spot]:
+    """Return the spots for which no other is better in cost and quality, the cheapest first."""
+    best: list[Spot] = []
+    for spot in sorted(spots, key=lambda s: (s.cost, -s.quality)):
+        if not best or spot.quality > best[-1].quality:
+            best.append(spot)
+    return best

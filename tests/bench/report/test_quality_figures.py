@@ -1,0 +1,121 @@
+"""Figures of quality: the values of every subject, and the names of the configurations."""
+
+import pytest
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures.names import plain_label, without_common_words
+from ppdm_bench.report.figures.quality import subjects_figure
+from ppdm_bench.report.figures.style import save
+
+METRICS = {"psnr": "dB", "ssim": "1", "nmae": "1", "nrmse": "1", "sharpness": "1", "seam_index_r2": "dB"}
+
+
+def records(variants, subjects=("s1", "s2", "s3"), steps=(1, 4)):
+    """The input, and every variant at so many evaluations; the values say which."""
+    found = [
+        Record(kind="measured", method="input", metric=metric, unit=unit, value=-100.0, subject=subject, task="t")
+        for metric, unit in METRICS.items()
+        for subject in subjects
+    ]
+    for row, variant in enumerate(variants):
+        found += [
+            Record(
+                kind="measured",
+                method="ppdm",
+                variant=variant,
+                steps=k,
+                metric=metric,
+                unit=unit,
+                value=float(10 * k + row + 0.1 * number),
+                subject=subject,
+                task="t",
+            )
+            for metric, unit in METRICS.items()
+            for number, subject in enumerate(subjects)
+            for k in steps
+        ]
+    return found
+
+
+def dots(axes):
+    """The values of the subjects by row."""
+    return [sorted(dots.get_offsets()[:, 0].tolist()) for dots in axes.collections if len(dots.get_offsets())]
+
+
+def means(axes):
+    (bars,) = (line for line in axes.lines if line.get_marker() == "|")
+    return dict(zip(bars.get_ydata().tolist(), bars.get_xdata().tolist(), strict=True))
+
+
+def names(axes):
+    return [tick.get_text() for tick in axes.get_yticklabels()]
+
+
+def test_a_row_a_configuration_and_what_averages_hide_among_the_columns():
+    figure = subjects_figure(records([f"r=2 m={k}" for k in range(9)]), "t")
+    assert [axes.get_title() for axes in figure.axes] == [
+        "PSNR (dB) ↑",
+        "SSIM ↑",
+        "sharpness →1",
+        "seam index r=2 (dB) ↓",
+    ]
+    assert names(figure.axes[0]) == [f"m={k}" for k in range(9)]
+    assert len(dots(figure.axes[0])) == 9
+    assert all(len(axes.get_xticklabels()) > 1 for axes in figure.axes)
+
+
+def test_most_evaluations_count_and_few_configurations_stand_beside_the_input():
+    axes = subjects_figure(records(["a", "b"]), "t").axes[0]
+    assert names(axes) == ["input", "ppdm a", "ppdm b"]
+    expected = [[-100] * 3, [40, 40.1, 40.2], [41, 41.1, 41.2]]
+    assert [pytest.approx(row) for row in expected] == dots(axes)
+    assert means(axes) == {0: -100, 1: pytest.approx(40.1), 2: pytest.approx(41.1)}
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"] == [pytest.approx(40.1)]
+
+
+def test_of_many_configurations_the_input_is_left_out():
+    axes = subjects_figure(records([f"m={k}" for k in range(7)]), "t").axes[0]
+    assert names(axes) == [f"m={k}" for k in range(7)]
+    assert min(means(axes).values()) > 0
+
+
+def test_categories_are_not_joined_by_lines():
+    for axes in subjects_figure(records(["a", "b"]), "t").axes:
+        assert all(len(set(line.get_xdata())) == 1 for line in axes.lines if line.get_linestyle() != "None")
+
+
+def test_a_label_that_all_share_keeps_its_words():
+    assert without_common_words(["ppdm r=2", "ppdm r=2 kernel=i2sb"]) == ["ppdm r=2", "kernel=i2sb"]
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("ppdm r=4", "ppdm r=4"),
+        ("ppdm r=1x2x2 haar", "ppdm r=1×2×2 Haar"),
+        ("loss.gradient=3.0", "gradient loss weight 3"),
+        ("ppdm loss.mode=off+loss.gradient=0", "ppdm no gradient loss"),
+        ("kernel=gaussian(schedule=cosine)+target=x0", "Gaussian noise (cosine schedule), x0 target"),
+        ("kernel.gamma=0.25", "bridge noise γ = 0.25"),
+        ("optimisation.learning_rate=0.0002", "learning rate 0.0002"),
+        ("network.residual_blocks=2", "network residual blocks 2"),
+        ("sampling.noise=none", "sampling noise none"),
+    ],
+)
+def test_settings_have_words(label, words):
+    assert plain_label(label) == words
+
+
+def test_all_names_are_inside_the_figure(tmp_path):
+    names = [f"r=2 optimisation.learning_rate=0.001+window.concatenate=false+kernel.gamma={k}" for k in range(8)]
+    figure = subjects_figure(records(names), "t")
+    save(figure, tmp_path / "subjects")
+    width = figure.get_figwidth() * figure.dpi
+    for tick in figure.axes[0].get_yticklabels():
+        box = tick.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= width
+
+
+def test_nothing_to_draw():
+    with pytest.raises(ValueError, match="nothing to draw"):
+        subjects_figure([], "t")

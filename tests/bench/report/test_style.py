@@ -1,0 +1,77 @@
+"""What all figures share: ticks, labels that do not overlap, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.scores import most_evaluations
+
+
+@pytest.mark.parametrize("limits", [(0.9, 1.3), (0.07, 0.18), (1.5, 40), (0.2, 200), (1e-3, 1e5)])
+def test_a_logarithmic_axis_has_two_to_nine_plain_numbers(limits: tuple[float, float]) -> None:
+    axes = Figure().add_subplot()
+    axes.set(xscale="log", xlim=limits)
+    style.log_ticks(axes.xaxis)
+    axes.figure.draw_without_rendering()
+    shown = [t.get_text() for t in axes.get_xticklabels() if limits[0] <= t.get_position()[0] <= limits[1]]
+    assert 2 <= len(shown) <= 9
+    assert all(float(text) for text in shown)
+    assert not any("e" in text or "$" in text for text in shown[:4] if limits[1] < 1e4)
+    assert len(axes.get_xticks(minor=True)) == 0
+
+
+def test_labels_of_a_logarithmic_axis_keep_a_distance() -> None:
+    assert style.spaced([4, 1, 5, 2, 2, 250]) == [1, 2, 4, 250]
+    assert style.spaced([64, 96, 128], 1.15) == [64, 96, 128]
+
+
+def test_labels_at_one_place_move_apart_and_others_stay() -> None:
+    figure = style.new_figure("single", 3)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 2), ylim=(0, 10))
+    near = [style.end_label(axes, 1, y, f"name {y}", "black") for y in (5, 5.01, 5.02)]
+    far = style.end_label(axes, 1, 9, "far", "black")
+    beside = style.end_label(axes, 0, 5, "x", "black")
+    style.move_apart(figure, [[*near, far, beside]])
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(note) for note in near]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert boxes[0].y0 < boxes[1].y0 < boxes[2].y0
+    assert far.xyann[1] == beside.xyann[1] == pytest.approx(0, abs=1e-6)
+    assert near[1].xyann[1] == pytest.approx(0, abs=1)  # a cluster stays where it is
+
+
+def test_a_drawing_has_a_palette_and_a_picture_with_a_colour_map_all_its_colours(tmp_path: Path) -> None:
+    drawing = style.new_figure("single", 2)
+    drawing.add_subplot().plot([0, 1], [1, 0])
+    png, _ = style.save(drawing, tmp_path / "drawing")
+    with Image.open(png) as opened:
+        assert opened.mode == "P"
+    picture = style.new_figure("single", 2)
+    image = picture.add_subplot().imshow(np.linspace(-1, 1, 400).reshape(20, 20), cmap="RdBu_r")
+    picture.colorbar(image)
+    png, _ = style.save(picture, tmp_path / "picture")
+    with Image.open(png) as opened:
+        assert opened.mode == "RGB"
+        assert len(opened.getcolors(1 << 20)) > 256
+
+
+def test_methods_have_their_own_colours_and_shapes() -> None:
+    marks = style.markers(["a", "b", "a", *"cdefgh"])
+    assert list(marks) == list("abcdefgh")
+    assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == 8
+
+
+def test_of_each_configuration_the_most_evaluations_are_selected_in_order() -> None:
+    results = [
+        SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
+    ]
+    assert most_evaluations(results, lambda r: r.label) == [results[2], results[4]]
