@@ -5,7 +5,7 @@ from pathlib import Path
 from ppdm_baselines import REFERENCE
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.figures.agreement import measured_figure, measured_table
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 

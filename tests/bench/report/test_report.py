@@ -281,7 +281,7 @@ def test_the_markdown_is_exact() -> None:
         "| puzzle r=2 | predicted | – | 1.90 | – | – | – | – | – |\n\n"
         "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Ratio: to full, checkpointing none, all other "
         "settings and the kind equal. Prediction error: predicted / measured − 1. Reserved: memory that the allocator "
-        "took from the driver.\n"
+        "takes from the driver if nothing limits it; less can suffice.\n"
     )
 
 

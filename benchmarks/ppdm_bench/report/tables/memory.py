@@ -75,13 +75,16 @@ def _error(compared: _Compared, phase: str) -> float | None:
 
 
 def _fits(compared: _Compared, phase: str) -> bool | None:
+    """Whether a phase fits the budget: by the need of a prediction, else by the memory that a measured run took."""
     row, budget = compared.row, compared.budget
     if budget is None:
         return None
+    if (needs := row.value(phase, "needs")) is not None:
+        return needs <= budget
     record = row.records.get((phase, "peak_allocated"))
     if record is not None and record.env.get("capacity") == budget and record.status in ("ok", "oom"):
-        return record.status == "ok"  # it was replayed, or run, within this very budget
-    values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
+        return record.status == "ok"  # it ran within this budget
+    values = (row.value(phase, metric) for metric in ("peak_process", "peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None else peak <= budget
 
@@ -92,7 +95,15 @@ def _yes_or_no(true: bool) -> str:
 
 _COLUMNS = (
     _Column("peak_allocated", "GiB", always=True, note="GiB (2³⁰ bytes): peak of live tensors (peak_allocated)."),
-    _Column("peak_reserved", "reserved GiB", rank=2, note="Reserved: memory that the allocator took from the driver."),
+    _Column(
+        *("needs", "needs GiB"),
+        note="Needs: memory that a card must have, with the CUDA context and a margin for the error of the prediction.",
+    ),
+    _Column(
+        *("peak_reserved", "reserved GiB"),
+        rank=2,
+        note="Reserved: memory that the allocator takes from the driver if nothing limits it; less can suffice.",
+    ),
     _Column("peak_process", "process GiB", rank=3),
     _Column("assumed", "assumed GiB"),
     _Column("ratio", "ratio", ratio, "float64", lambda c, phase: _quotient(c.row, c.reference, phase), rank=1),
@@ -116,8 +127,8 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
     """Return the wide table of peak memory: one row per configuration and kind, in the order of the records.
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
-    followed by `peak_allocated`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes of a
-    predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
+    followed by `peak_allocated`, `needs`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes
+    of a predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
     reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran again
     within the memory predicted), `fits`, `status`, `reason`.
     A phase that was not run has an empty status.
@@ -126,8 +137,8 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
         records: long-form records; those that are not about memory are ignored.
         reference: the method that ratios refer to, at the same settings and kind and without checkpointing;
             `ratio_reference` names its row. Empty: no ratios.
-        budget: bytes that must suffice: by the verdict of a prediction made for this capacity, else by peak_reserved
-            where it is recorded, else by peak_allocated.
+        budget: bytes of the card. A prediction fits if its need is at most that, a measurement if its process took at
+            most that.
     """
     rows = gather(records)
     compared = [_Compared(row, reference_of(row, rows, reference), prediction_of(row, rows), budget) for row in rows]
