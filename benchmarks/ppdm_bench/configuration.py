@@ -204,8 +204,8 @@ def around(
         ValueError: a text cannot be parsed, or none of the methods supports a point.
     """
     for text in starts:
-        asked = list(dict.fromkeys(_neighbours(asked, read_one(text), tell).values()))
-    near = [_neighbours(asked, point, tell) for text in variations for point in read(text)]
+        asked = list(dict.fromkeys(_all_varied(asked, read_one(text), tell).values()))
+    near = [_all_varied(asked, point, tell) for text in variations for point in read(text)]
     made = [
         one
         for centre in asked
@@ -215,7 +215,7 @@ def around(
     return list(dict.fromkeys(made))
 
 
-def _neighbours(
+def _all_varied(
     asked: Sequence[Configuration], assignments: Sequence[Assignment], tell: Callable[[str], None]
 ) -> dict[Configuration, Configuration]:
     """Map each configuration to its copy with these fields set; omit configurations that do not support them."""

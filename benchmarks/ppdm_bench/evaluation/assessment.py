@@ -55,8 +55,8 @@ class Assessment:
         if key in self._made:
             return self._made[key]
         made = candidate.predict(case)
-        drawn = any(candidate is one for one in most_evaluations(self.candidates))
-        if drawn and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
+        pictured = any(candidate is one for one in most_evaluations(self.candidates))
+        if pictured and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
             self._made[key] = made
         return made
 

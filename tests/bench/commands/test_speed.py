@@ -350,7 +350,7 @@ def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, st
             return replace(DRAWN, status=status, env=env, reason="" if status == "ok" else "so it is")
 
         monkeypatch.setattr(sweep, "run_child", child)
-        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        monkeypatch.setattr("ppdm_bench.environment.environment", lambda env=env: env)
         records = collect(plan(**({"evaluations": (1, 4, 250)} | options)), tmp_path)
         assert {r.status for r in records} >= {status}
     assert len(asked) == children
@@ -409,7 +409,7 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
 
 
 def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "environment", lambda: {"dirty": False, "torch": "x"})
+    monkeypatch.setattr("ppdm_bench.environment.environment", lambda: {"dirty": False, "torch": "x"})
     asked = plan(evaluations=(1, 4), configurations=SIZED[:1])
     first = collect(asked, tmp_path)
     monkeypatch.setattr(command, "doubt", lambda *_: 1 / 0)
