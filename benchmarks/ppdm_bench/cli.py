@@ -289,13 +289,14 @@ def methods(
 ) -> None:
     """List the registered methods: presets, parameters, network evaluations per volume."""
     with redirect_stdout(sys.stderr):  # a user's own method may print
-        from ppdm_bench.commands.methods import catalogue, catalogue_text
+        from ppdm_bench.commands.methods import catalogue
+        from ppdm_bench.report.tables.catalogue import catalogue_page
 
         rows = as_usage(catalogue, method)
     if json:
         print(dumps(rows, indent=1))
     else:
-        print(catalogue_text(rows, read_names("--columns", columns)))
+        print(catalogue_page(rows).to_text(read_names("--columns", columns)))
 
 
 @app.command()

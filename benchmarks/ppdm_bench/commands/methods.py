@@ -9,15 +9,6 @@ from torch import nn
 from ppdm import Method
 from ppdm_baselines import PRESETS, SOURCES
 from ppdm_bench.configuration import find_method, presets_of
-from ppdm_bench.report.tables.render import Heading, Line, Page, Table
-
-# Columns in their order, with the rank at which a terminal leaves them out.
-RANKS = {
-    **dict.fromkeys(("method", "preset", "parameters", "evaluations"), 0),
-    "phases": 1,
-    **dict.fromkeys(("representation", "kernel"), 0),
-    **dict.fromkeys(("target", "window", "source"), 1),
-}
 
 
 def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -40,12 +31,6 @@ def parameter_count(make: Callable[[], nn.Module]) -> int:
         return sum(p.numel() for p in make().parameters())
 
 
-def catalogue_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Format the rows as an aligned table with the named columns, or those that fit."""
-    headings = [Heading(name, name, _text, rank=rank) for name, rank in RANKS.items()]
-    return Page([Table(headings, [Line(tuple(row[name] for name in RANKS)) for row in rows])]).to_text(columns).strip()
-
-
 def _row(preset: str, method: Method) -> dict[str, Any]:
     return {
         "method": method.name,
@@ -59,7 +44,3 @@ def _row(preset: str, method: Method) -> dict[str, Any]:
         "window": str(method.window),
         "source": SOURCES.get(method.name, "your own"),
     }
-
-
-def _text(value: Any) -> str:
-    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 100_000 else str(value)

@@ -454,7 +454,12 @@ def test_methods_lists_every_preset():
     assert all(row["parameters"] > 10**6 and row["evaluations"] >= 1 for row in rows)
     code, out, _ = run("methods")
     assert code == 0
-    assert len(out.splitlines()) == len(rows) + 1
+    shown = [tuple(line.split()[:2]) for line in out.splitlines()]
+    assert [pair for pair in shown if pair in {(row["method"], row["preset"]) for row in rows}] == [
+        (row["method"], row["preset"]) for row in rows
+    ]
+    assert max(map(len, out.splitlines())) <= 100
+    assert "med-ddpm" in run("methods", "--columns", "source")[1]
     assert {row["phases"] for row in rows} == {"train,sample", "train,sample,autoencoder_train,decode"}
     assert "did you mean wavelet" in refused(2, "methods", "--method", "wavelett")
 
