@@ -250,10 +250,10 @@ def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once
     content = method.to_dict()
     for part, values in change.items():
         content[part] = values if "type" in values else content[part] | values
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError):
         assemble(Method.from_dict(content), 1, {})
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("channels", [-1, 0, 10**12, 1.0, True])
@@ -271,10 +271,10 @@ def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
 
 def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
     method = PPDM.with_network(width=8, multipliers=(1,) * 16, residual_blocks=32)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="is missing"):
         assemble(method, 1, {})
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_record_holds_no_number_that_a_float_cannot_stand_for():

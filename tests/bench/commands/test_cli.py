@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import SimpleITK as sitk
 import typer
 from commands import refused, run
 from dicom_series import dicom, image, tilt
+from processes import ended, wait_until
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
@@ -352,21 +352,6 @@ if "worker" in sys.argv[0]:
     time.sleep(600)
 MINE = PPDM
 """
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition, seconds: float = 90) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
+from processes import ended, wait_until
 
 from ppdm_bench.isolation import runner
 from ppdm_bench.isolation.runner import Answer, TimeIsUpError, run_child, time_limit
@@ -34,21 +34,6 @@ def run(tmp_path, monkeypatch):
         return run_child("child", request, timeout)
 
     return run
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition, seconds=30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def test_an_answer_comes_back_whole(run):

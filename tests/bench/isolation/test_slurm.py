@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 from commands import refused, run
+from processes import ended, wait_until
 from spreading import dies, doubled, hangs
 from spreading import refused as refuses
-from test_runner import ended, wait_until
 
 from ppdm_bench.commands.options import asked_jobs
 from ppdm_bench.isolation.slurm import LauncherError, spread
