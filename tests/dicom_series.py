@@ -1,5 +1,6 @@
 """Images of SimpleITK, and DICOM series made of them, for tests."""
 
+import locale
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def dicom(
     source = image(direction=tilt()) if source is None else source
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.reshape(source.GetDirection(), (3, 3))
+    before = locale.setlocale(locale.LC_CTYPE)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     for k in set(range(source.GetSize()[2])) - set(skip):
@@ -63,4 +65,5 @@ def dicom(
             one.SetMetaData(tag, text)
         writer.SetFileName(str(folder / f"{prefix}{(7 * k) % 11:04d}.dcm"))
         writer.Execute(one)
+    locale.setlocale(locale.LC_CTYPE, before)  # the writer, unlike the reader, leaves it at C
     return folder

@@ -338,7 +338,7 @@ def test_reports_and_contours_in_the_folder_do_not_disturb(tmp_path):
     (folder / "SR").write_bytes(content.replace(b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.66"))
     np.testing.assert_array_equal(read_volume(folder).data, expected)
     (folder / "IM9").write_bytes(content)  # a slice, whose pixels are lost
-    assert "1 damaged DICOM files, such as IM9" in refusal(folder)
+    assert "1 of its DICOM files cannot be read, such as IM9" in refusal(folder)
 
 
 def test_two_series_are_listed_and_one_file_chooses(tmp_path):
@@ -353,7 +353,7 @@ def test_two_series_are_listed_and_one_file_chooses(tmp_path):
     np.testing.assert_array_equal(first + 5, second)
 
 
-@pytest.mark.parametrize(("gone", "said"), [([2], "1 slices are missing there"), ([1, 2], "2 slices are missing")])
+@pytest.mark.parametrize(("gone", "said"), [([2], "1 slice is missing there"), ([1, 2], "2 slices are missing")])
 def test_missing_slices_are_refused(tmp_path, gone, said):
     source = sitk.GetImageFromArray(values((7, 6, 9)).T)
     assert said in refusal(dicom(tmp_path / "series", source, skip=gone))
