@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_series import SHAPE, dicom, image, tilt, values
+from dicom_series import SHAPE, dicom, image, save_slice, tilt, values
 
 from ppdm.data import nifti_stream
 from ppdm.data.checking import check_pair
@@ -403,10 +403,7 @@ def test_a_tilted_gantry_keeps_the_positions_of_its_slices(tmp_path):
         one = sitk.ReadImage(path)
         x, y, z = map(float, one.GetMetaData("0020|0032").split("\\"))
         one.SetMetaData("0020|0032", f"{x}\\{y + 0.4 * k}\\{z}")
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(path))
-        writer.Execute(one)
+        save_slice(one, path)
     step = read_volume(folder).native_affine[:3, 2]
     np.testing.assert_allclose(step, [0, -0.4, 2.3], atol=1e-5)
 
