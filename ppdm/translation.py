@@ -23,6 +23,7 @@ from ppdm.data.normalise import IntensityError
 from ppdm.data.volume import (
     Volume,
     VolumeError,
+    files_of_scan,
     read_geometry,
     read_volume,
     user_path,
@@ -120,6 +121,9 @@ def translate(
         work, closed = [(source, _checked_file(source, output, ending))], []
     _check_inputs_remain(work)
     _check_outputs([place for _, place in work], overwrite)
+    if folder:
+        _make_folder(output)
+    _check_writable(output if folder else output.parent)
     trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
     evaluations = [_evaluations(trained.method, scan) for scan, _ in work]
     done, total = 0, sum(evaluations)
@@ -339,12 +343,11 @@ def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
         raise TranslationError(f"{output} does not end in {suffix}, the format asked for; rename it or leave that out.")
     if not output.parent.is_dir():
         raise TranslationError(f"{output} cannot be written: {output.parent} is not a folder; make it first.")
-    _check_writable(output.parent)
     return output
 
 
 def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[tuple[Path, Path]], list[Path]]:
-    """Return the inputs and outputs of a folder, and the subfolders that cannot be listed; make the output folder."""
+    """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
     names, _, closed = scan_files(source)
     inside = os.path.abspath(output)  # translations of an earlier run are no inputs
     names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
@@ -352,8 +355,6 @@ def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[t
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    _make_folder(output)
-    _check_writable(output)
     return [(source / name, output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
 
 
@@ -370,17 +371,32 @@ def _check_outputs(places: list[Path], overwrite: bool) -> None:
         raise TranslationError(f"Two scans would be written to {twice[0]}; rename one, or choose another format.")
     there = [str(file) for file in files if os.path.lexists(file)]
     if there and not overwrite:
-        more = f" and {len(there) - 1} other outputs exist" if len(there) > 1 else " exists"
-        raise TranslationError(f"{there[0]}{more}; name another output, or replace with --overwrite (overwrite=True).")
+        found = f"{there[0]} exists" if len(there) == 1 else f"{len(there)} outputs exist, such as {there[0]}"
+        raise TranslationError(f"{found}; name another output, or replace with --overwrite (overwrite=True).")
     for place in places:
         if suffix_of(place.name) not in NIFTI:
             simple_itk(place, "MetaImage or NRRD")
 
 
 def _check_inputs_remain(work: list[tuple[Path, Path]]) -> None:
-    for scan, place in work:
-        if place.exists() and place.samefile(scan):  # the name in the output folder links to the input
-            raise TranslationError(f"{place} is the input {scan} itself and would be overwritten; empty the folder.")
+    """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file."""
+    owners = {_identity(file): scan for scan, _ in work for file in _files(scan) if file.exists()}
+    for file in (file for _, place in work for file in written_files(place) if file.exists()):
+        if scan := owners.get(_identity(file)):
+            raise TranslationError(f"{file} is the input {scan} itself and would be overwritten; empty the folder.")
+
+
+def _files(scan: Path) -> tuple[Path, ...]:
+    """The files of a scan that an output could replace, which has another suffix than DICOM."""
+    try:
+        return files_of_scan(scan) if suffix_of(scan.name) else ()
+    except VolumeError:
+        return (scan,)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _make_folder(folder: Path) -> None:

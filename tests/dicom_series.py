@@ -1,5 +1,6 @@
 """Images of SimpleITK, and DICOM series made of them, for tests."""
 
+import locale
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -44,8 +45,6 @@ def dicom(
     source = image(direction=tilt()) if source is None else source
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.reshape(source.GetDirection(), (3, 3))
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
     for k in set(range(source.GetSize()[2])) - set(skip):
         one = source[:, :, k : k + 1]
         tags = {
@@ -61,6 +60,15 @@ def dicom(
         }
         for tag, text in tags.items():
             one.SetMetaData(tag, text)
-        writer.SetFileName(str(folder / f"{prefix}{(7 * k) % 11:04d}.dcm"))
-        writer.Execute(one)
+        save_slice(one, folder / f"{prefix}{(7 * k) % 11:04d}.dcm")
     return folder
+
+
+def save_slice(one: sitk.Image, path: Path) -> None:
+    """Write an image of one slice with its own tags."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    writer = sitk.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    writer.SetFileName(str(path))
+    writer.Execute(one)
+    locale.setlocale(locale.LC_CTYPE, before)  # the writer of DICOM, unlike the reader, leaves it at C

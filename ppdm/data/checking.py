@@ -22,6 +22,7 @@ import numpy as np
 from ppdm.data.contents import Contents, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
+from ppdm.data.resample import share_outside
 from ppdm.data.volume import VolumeError, check_same_grid
 
 SPACING_RATIO = 1.2  # ratio of a voxel size to the median of all pairs above which there is a remark
@@ -114,7 +115,9 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
         faults += filter(None, [scan.fault])
         remarks += scan.remarks
     for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
-        if resample:
+        if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
+            faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
+        elif resample:
             remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
         else:
             faults.append(fault)

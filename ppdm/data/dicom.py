@@ -90,15 +90,15 @@ def read_series(path: Path) -> Series:
         names = next((files for files in groups.values() if path.name in {file.name for file in files}), None)
         if names is None:
             raise VolumeError(f"{path} belongs to no DICOM series that can be read; copy or export it again.")
-    elif len(images := {uid: files for uid, files in groups.items() if _is_image(sitk, files[0])}) > 1:
-        raise VolumeError(_several(sitk, path, images))
-    elif not (names := next(iter(images.values()), None)):
+    elif len(groups) > 1:
+        raise VolumeError(_several(sitk, path, groups))
+    elif not (names := next(iter(groups.values()), None)):
         raise VolumeError(f"{path} has no DICOM series of images; name the folder that does.")
     return _volume(path, [_read_slice(sitk, file) for file in names])
 
 
 def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
-    """The DICOM files of a folder by series; a file of no series is refused, because a slice may be lost with it."""
+    """The images of a folder by series; a file of no series is refused, because a slice may be lost with it."""
     reader = sitk.ImageSeriesReader
     with in_words(folder, "DICOM"):
         groups = {
@@ -108,7 +108,9 @@ def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
     known = {file.name for files in groups.values() for file in files}
     unknown = (file for file in dicom_files(folder) if file.name not in known)
     if lost := [file.name for file in unknown if not _is_no_image(file)]:
-        raise VolumeError(f"{folder} has {len(lost)} damaged DICOM files, such as {lost[0]}; copy or export again.")
+        raise VolumeError(
+            f"{folder}: {len(lost)} of its DICOM files cannot be read, such as {lost[0]}; copy or export them again."
+        )
     return groups
 
 
@@ -119,19 +121,12 @@ def _is_no_image(file: Path) -> bool:
     return uid is not None and uid[1].decode().removeprefix(_STORAGE).startswith(_WITHOUT_PIXELS)
 
 
-def _is_image(sitk: Any, file: Path) -> bool:
-    try:
-        _information(sitk, file)
-    except RuntimeError:
-        return False
-    return True
-
-
 def _information(sitk: Any, file: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
-    reader.ReadImageInformation()
+    with in_words(file, "DICOM"):
+        reader.ReadImageInformation()
     return reader
 
 
@@ -150,8 +145,7 @@ def _text(reader: Any, tag: str) -> str:
 
 
 def _read_slice(sitk: Any, file: Path) -> _Slice:
-    with in_words(file, "DICOM"):
-        reader = _information(sitk, file)
+    reader = _information(sitk, file)
     size = reader.GetSize()
     if len(size) > 2 and size[2] > 1:
         raise VolumeError(f"{file} holds {size[2]} frames (enhanced DICOM); convert it to NIfTI (dcm2niix).")
@@ -222,7 +216,8 @@ def _step(path: Path, slices: list[_Slice], normal: np.ndarray) -> np.ndarray:
         ratio = gaps[k] / usual
         missing = round(ratio) - 1
         whole = missing > 0 and abs(ratio - round(ratio)) <= SPACING_SHARE * round(ratio)
-        what = f"{missing} slices are missing there" if whole else "the spacing is uneven"
+        lost = "1 slice is missing there" if missing == 1 else f"{missing} slices are missing there"
+        what = lost if whole else "the spacing is uneven"
         raise VolumeError(
             f"{path}: between {a} and {b} lie {gaps[k]:.4g} mm, between the others {usual:.4g} mm: {what}; {_WHOLE}, "
             "or resample it to even spacing."

@@ -241,7 +241,7 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("in/a.nii", "out.png", r"must end in \.nii, \.nii\.gz, \.mha, \.mhd, \.nrrd, \.nhdr; rename"),
         ("in/a.nii", "old.nii", r"old\.nii exists; name another output, or replace with --overwrite"),
         ("in/a.nii", "dead.nii", r"dead\.nii exists"),
-        ("in", "full", r"full/a\.nii and 1 other outputs exist"),
+        ("in", "full", r"2 outputs exist, such as .*full/a\.nii"),
         ("in", "link.nii", "is a file and .* a folder"),
         ("in", "new.nii.gz", "is a file and .* a folder of scans; name a folder"),
         ("in", "old.nii/out", r"out cannot be made \(Not a directory"),
@@ -284,7 +284,7 @@ def test_an_output_folder_inside_the_input_is_no_input(folder):
 def test_existing_outputs_are_replaced_only_if_asked(folder, tmp_path):
     translate(trained(), folder, tmp_path / "out")
     before = contents(tmp_path / "out")
-    with pytest.raises(TranslationError, match=r"a\.nii and 2 other outputs exist"):
+    with pytest.raises(TranslationError, match=r"3 outputs exist, such as .*a\.nii"):
         translate(trained(noisy=True), folder, tmp_path / "out")
     assert contents(tmp_path / "out") == before
     translate(trained(noisy=True), folder, tmp_path / "out", overwrite=True)
@@ -372,6 +372,20 @@ def test_a_data_file_that_exists_is_not_replaced(tmp_path):
         translate(trained(), tmp_path / "in.mha", tmp_path / "out.mhd", suffix="mha")
 
 
+@pytest.mark.parametrize("output", ["a.nhdr", "a.mhd", "out/a.nii"])
+def test_no_file_of_an_input_is_ever_replaced(tmp_path, output):
+    (tmp_path / "out").mkdir()
+    sitk_image(tmp_path / "a.mhd")
+    write(tmp_path / "b.nii")
+    (tmp_path / "out" / "a.nii").hardlink_to(tmp_path / "b.nii")  # another input of the folder
+    before = contents(tmp_path)
+    source = tmp_path if output.startswith("out") else tmp_path / "a.mhd"
+    place = tmp_path / output if source != tmp_path else tmp_path / "out"
+    with pytest.raises(TranslationError, match=r"is the input .*would be overwritten"):
+        translate(trained(), source, place, overwrite=True, suffix=None if source != tmp_path else "nii")
+    assert contents(tmp_path) == before
+
+
 def test_without_simpleitk_the_computation_does_not_begin(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(VolumeError, match=r"install it with: pip install 'ppdm\[formats\]'"):
@@ -395,7 +409,7 @@ def test_dicom_series_in_a_folder_are_translated_beside_other_scans(tmp_path):
     made = translate(trained(spacing=DICOM_SPACING), tmp_path / "in", tmp_path / "out")
     assert [str(r.output.relative_to(tmp_path / "out")) for r in made] == ["p1/b.nii", "p1/t1.nii.gz", "p2/t1.nii.gz"]
     assert [bool(r.fault) for r in made] == [False, False, True]
-    assert "1 slices are missing there" in made[-1].fault
+    assert "1 slice is missing there" in made[-1].fault
 
 
 @pytest.mark.parametrize("axes", [(1,), (1, 1)])

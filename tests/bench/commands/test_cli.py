@@ -686,7 +686,9 @@ def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_an
         code, out, err = run(*words)
     assert (code, err) == (0, "ppdm-bench: DICOM scans are written as NIfTI; --format selects another format.\n")
     assert [line.split("  ")[0] for line in out.splitlines()] == ["out/p1.nii.gz", "out/p2/t1.mha"]
-    assert "exist; name another output, or replace with --overwrite" in refused(1, *words)
+    assert "2 outputs exist, such as out/p1.nii.gz; name another output, or replace with --overwrite" in refused(
+        1, *words
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         code, out, err = run(*words, "--overwrite", "--format", "nrrd")

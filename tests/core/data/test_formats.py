@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom_series import SHAPE, dicom, image, tilt, values
+from dicom_series import SHAPE, dicom, image, save_slice, tilt, values
 
 from ppdm.data import nifti_stream
 from ppdm.data.checking import check_pair
@@ -338,7 +338,7 @@ def test_reports_and_contours_in_the_folder_do_not_disturb(tmp_path):
     (folder / "SR").write_bytes(content.replace(b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.66"))
     np.testing.assert_array_equal(read_volume(folder).data, expected)
     (folder / "IM9").write_bytes(content)  # a slice, whose pixels are lost
-    assert "1 damaged DICOM files, such as IM9" in refusal(folder)
+    assert "1 of its DICOM files cannot be read, such as IM9" in refusal(folder)
 
 
 def test_two_series_are_listed_and_one_file_chooses(tmp_path):
@@ -353,7 +353,7 @@ def test_two_series_are_listed_and_one_file_chooses(tmp_path):
     np.testing.assert_array_equal(first + 5, second)
 
 
-@pytest.mark.parametrize(("gone", "said"), [([2], "1 slices are missing there"), ([1, 2], "2 slices are missing")])
+@pytest.mark.parametrize(("gone", "said"), [([2], "1 slice is missing there"), ([1, 2], "2 slices are missing")])
 def test_missing_slices_are_refused(tmp_path, gone, said):
     source = sitk.GetImageFromArray(values((7, 6, 9)).T)
     assert said in refusal(dicom(tmp_path / "series", source, skip=gone))
@@ -403,10 +403,7 @@ def test_a_tilted_gantry_keeps_the_positions_of_its_slices(tmp_path):
         one = sitk.ReadImage(path)
         x, y, z = map(float, one.GetMetaData("0020|0032").split("\\"))
         one.SetMetaData("0020|0032", f"{x}\\{y + 0.4 * k}\\{z}")
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(path))
-        writer.Execute(one)
+        save_slice(one, path)
     step = read_volume(folder).native_affine[:3, 2]
     np.testing.assert_allclose(step, [0, -0.4, 2.3], atol=1e-5)
 
