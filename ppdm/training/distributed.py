@@ -6,12 +6,12 @@ ranks, except for rounding. A single process is the only rank; for it, every fun
 
 Gradients are averaged after the backward pass, in one ``all_reduce``, instead of by ``DistributedDataParallel`` (DDP).
 DDP holds buckets of the gradients' size all the time; here, gradients exist only from the backward pass to the update.
-Where activations determine the peak, this is the difference. Measured with :func:`ppdm_bench.measure_peak`, PPDM
+Where activations determine the peak, this is the difference. Measured with ``ppdm_bench.measure_peak``, PPDM
 (factor 2, width 32, 30.9 MiB of gradients) at 96³ voxels peaks at 690.1 MiB, and wrapped in DDP (torch 2.13, with or
 without ``gradient_as_bucket_view``) at 721.0 MiB. At 32³ voxels, where the copy for the ``all_reduce`` is the peak, DDP
-saves 10.1 of 185.8 MiB. DDP would also need a module around the loss, since the loss calls parts of the network
-directly, a new wrapper for each stage, and ``no_sync`` for accumulation. The drawback of one ``all_reduce`` is that
-communication does not overlap with the backward pass.
+with that option saves 10.1 of 185.8 MiB. DDP would also need a module around the loss, since the loss calls parts of
+the network directly, a new wrapper for each stage, and ``no_sync`` for accumulation. The drawback of one
+``all_reduce`` is that communication does not overlap with the backward pass.
 """
 
 import os

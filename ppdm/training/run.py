@@ -12,6 +12,9 @@ A killed process can leave behind:
 
 The newest JSON file therefore always belongs to a complete checkpoint. If the disk has lost or changed part of it, the
 SHA-256 check fails, and the checkpoint before it is used; the last two are kept. Nothing in these files is executed.
+
+A finished run whose last checkpoint was kept can be given more steps. Its options are rewritten before the first of
+them, so that from then on it is an interrupted run of the new number of steps.
 """
 
 import json

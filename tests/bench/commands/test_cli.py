@@ -505,7 +505,7 @@ def test_a_second_run_is_never_mixed_into_the_first(trained):
     before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
     words = ("train", "--manifest", folder / "pairs.csv", "--steps", 1, "--width", 8, "--device", "cpu")
     sentence = refused(1, *words, "--out", folder / "run")
-    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json)" in sentence
+    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json, state-000003" in sentence
     assert {path.name: path.read_bytes() for path in (folder / "run").iterdir()} == before
 
 

@@ -180,7 +180,7 @@ def test_asked_to_stop_a_training_ends_its_step_and_keeps_it(tmp_path, whole):
 
 
 def test_asked_to_stop_without_a_run_nothing_is_kept():
-    with pytest.raises(Interrupted, match="nothing was kept"):
+    with pytest.raises(Interrupted, match="nothing was saved"):
         train(TINY, PAIRS, Schedule(**OPTIONS), stop=lambda: True)
 
 
