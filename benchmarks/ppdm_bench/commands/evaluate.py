@@ -172,15 +172,16 @@ def _check_mode(
     runs: bool, predictions: bool, of_runs: dict[str, Any], pairs: dict[str, Any], folders: dict[str, Any]
 ) -> None:
     """Check that the options fit together: what is scored, and one source of targets."""
-    of_runs, pairs, folders = (
-        [key for key, value in options.items() if value is not None] for options in (of_runs, pairs, folders)
+    run_only, of_pairs, of_folders = (
+        [name.replace("_", "-") for name, value in options.items() if value is not None]
+        for options in (of_runs, pairs, folders)
     )
     if not runs and not predictions:
         raise typer.BadParameter("give what is evaluated: runs, folders of --predictions, or both")
-    if of_runs and not runs:
-        raise typer.BadParameter(f"--{of_runs[0]} is for runs, and only --predictions were given")
-    if folders and (runs or pairs):
-        option, why = folders[0].replace("_", "-"), "runs" if runs else "--manifest and --task"
-        raise typer.BadParameter(f"--{option} is for --predictions only; with {why}, it comes from the pairs")
-    if not pairs and "targets" not in folders and not runs:
+    if run_only and not runs:
+        raise typer.BadParameter(f"--{run_only[0]} is for runs, and only --predictions were given")
+    if of_folders and (runs or of_pairs):
+        beside = "runs" if runs else "--manifest and --task"
+        raise typer.BadParameter(f"--{of_folders[0]} is for --predictions only; with {beside}, it comes from the pairs")
+    if "targets" not in of_folders and not of_pairs and not runs:
         raise typer.BadParameter("give the targets of the predictions: --targets, --manifest or --task")
