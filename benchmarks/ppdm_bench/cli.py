@@ -84,6 +84,7 @@ from ppdm_bench.commands.terminal import (
     report_outcome,
     show_warning,
     under_torchrun,
+    with_earlier,
 )
 from ppdm_bench.records import PHASES
 
@@ -261,7 +262,8 @@ def memory(
                     phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
-                text, written = present(records, folder, capacity, assumed, chosen) if records else ("", [])
+                shown = with_earlier(records, folder)
+                text, written = present(shown, folder, capacity, assumed, chosen) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
@@ -269,7 +271,7 @@ def memory(
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]
-                text, written = present(records, folder, capacity, assumed, chosen)
+                text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
                 text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array

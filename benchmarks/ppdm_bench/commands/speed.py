@@ -33,7 +33,7 @@ from ppdm_bench.commands.options import (
     read_option,
     read_seconds,
 )
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
 
 
 def speed(
@@ -100,7 +100,7 @@ def speed(
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
-            text, written = present(records, folder, chosen)
+            text, written = present(with_earlier(records, folder), folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ppdm_bench.records import Record
+
 INTERRUPTED = 128 + signal.SIGINT  # exit code
 LOCK = ".lock"
 
@@ -91,6 +93,35 @@ def writable(folder: Path) -> Path:
         reason = "a file stands in its place" if in_its_place else (error.strerror or str(error)).lower()
         raise OSError(f"the folder {folder} cannot be written ({reason}); give another --out") from error
     return folder
+
+
+def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
+    """Return the records that the folder's tables and figures show: those of earlier runs, then these.
+
+    Of two answers to one question the later one counts, in the place of the first. If earlier runs add configurations,
+    a message reports how many.
+    """
+    from ppdm_bench.isolation.sweep import RECORDS
+    from ppdm_bench.records import RecordFile
+
+    commands = {record.command for record in records}
+    earlier = [record for record in RecordFile(folder / RECORDS).read() if record.command in commands]
+    if others := {record.config_id for record in earlier} - {record.config_id for record in records}:
+        several = "s" if len(others) > 1 else ""
+        notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
+    answers = {}
+    for record in (*earlier, *records):
+        question = (
+            record.config_id,
+            record.kind,
+            record.phase,
+            record.metric,
+            record.stat,
+            record.steps,
+            record.device,
+        )
+        answers[*question, record.env.get("gpu"), record.env.get("torch")] = record
+    return list(answers.values())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from processes import ended, wait_until
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
 from ppdm_bench.commands.options import GIB
+from ppdm_bench.commands.terminal import with_earlier
 from ppdm_bench.records import PHASES, Record, RecordFile
 
 TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
@@ -99,6 +100,30 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
     records = RecordFile(Path("runs/memory/records.jsonl")).read()
     assert len({record.content() for record in records}) == len(records)
     assert {record.shape for record in records} == {(16, 16, 16)}
+
+
+@pytest.mark.slow
+def test_a_second_run_into_the_same_folder_adds_its_rows_to_the_table():
+    words = (*TINY, "--device", "predict", "--out", "o")
+    assert run(*words, "--res", 16)[0] == 0
+    code, out, err = run(*words, "--res", 24, "--checkpointing", "block", "--json")
+    assert code == 0
+    assert {tuple(row["shape"]) for row in json.loads(out)} == {(24, 24, 24)}
+    assert "tables and figures also show 1 configuration of earlier runs in o" in err
+    shapes = [line.split(",")[2] for line in Path("o/memory.csv").read_text().splitlines()]
+    assert shapes == ["shape", "16x16x16", "24x24x24"]
+
+
+def test_the_later_answer_to_a_question_counts_in_the_place_of_the_first(tmp_path, capsys):
+    def peak(value, config="a", **other):
+        return Record(metric="peak_allocated", kind="predicted", value=value, config_id=config, **other)
+
+    RecordFile(tmp_path / "records.jsonl").append(
+        [peak(1, command="memory"), peak(2, "b", command="memory"), peak(3, "c", command="speed")]
+    )
+    shown = with_earlier([peak(4, command="memory")], tmp_path)
+    assert [(record.config_id, record.value) for record in shown] == [("a", 4), ("b", 2)]
+    assert "1 configuration of earlier runs" in capsys.readouterr().err
 
 
 @pytest.mark.slow

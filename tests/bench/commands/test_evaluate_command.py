@@ -430,6 +430,46 @@ def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_p
     assert len(list(Path("out").glob("ppdm-*.png"))) == 2
 
 
+# --- runs and predictions together
+
+
+@pytest.mark.parametrize("with_run", [True, False])
+def test_predictions_of_another_tool_on_the_pairs_of_a_manifest(data, tmp_path, with_run):
+    runs = [data / "noisy"] if with_run else []
+    words = (*runs, "--manifest", data / "pairs.csv", "--predictions", data / "pred", "--reference", data / "pred")
+    code, text, err = run("evaluate", *words, "--data-range", 100, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "Difference from pred" in text
+    assert "preset ppdm" not in text
+    assert "3 subjects" in text
+    records = RecordFile(tmp_path / "out" / "records.jsonl").read()
+    assert {r.method for r in records} == {"input", "pred"} | ({"ppdm"} if with_run else set())
+    for number, subject in enumerate(SUBJECTS):
+        error = 0.1 * (number + 1) * (scan(number + 10).astype(np.float64) - 50)
+        wanted = 10 * np.log10(100**2 / (error**2).mean())
+        assert value(records, subject=subject, method="pred") == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_folder_of_predictions_may_hold_more_but_not_less(data, tmp_path):
+    for name in (*SUBJECTS[:2], "other"):
+        write(tmp_path / "ppdm" / f"{name}.nii", scan(1))
+    words = (
+        "evaluate",
+        "--manifest",
+        data / "pairs.csv",
+        "--predictions",
+        tmp_path / "ppdm",
+        "--out",
+        tmp_path / "out",
+    )
+    said = refused(1, *words)
+    assert "1 of 3 cases have no prediction in" in said
+    assert "(s3); name each file after its case, such as" in said
+    write(tmp_path / "ppdm" / "s3.nii", scan(1))
+    assert run(*words)[0] == 0
+    assert "is not a folder" in refused(1, *words[:4], tmp_path / "absent", *words[5:])
+
+
 # --- what is refused
 
 
@@ -453,16 +493,23 @@ def test_what_is_no_run_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "runs, with --manifest or --task; or --predictions, --targets"),
-        (("RUN", "--predictions", "p", "--targets", "t"), "runs, with --manifest or --task"),
+        ((), "give what is evaluated: runs, folders of --predictions, or both"),
+        (("RUN", "--predictions", "p", "--targets", "t"), "--targets is for --predictions only; with runs"),
+        (("--predictions", "p", "--targets", "t", "--task", "pet-joint"), "only; with --manifest and --task, it comes"),
         (("RUN",), "--manifest pairs.csv, or --task with a name"),
         (("RUN", "--manifest", "a.csv", "--task", "pet-joint"), "--manifest pairs.csv, or --task with a name"),
         (("RUN", "--manifest", "a.csv", "--size", "32"), "--size is for synthetic subjects"),
-        (("RUN", "--manifest", "a.csv", "--targets", "t"), "--targets goes with --predictions"),
+        (
+            ("RUN", "--manifest", "a.csv", "--targets", "t"),
+            "--targets is for --predictions only; with runs, it comes from the pairs",
+        ),
         (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
-        (("RUN", "--task", "ct"), "'ct' is none of"),
-        (("--predictions", "p"), "give the folder that the predictions are held against: --targets"),
-        (("--predictions", "p", "--targets", "t", "--evaluations", "4"), "--evaluations goes with runs"),
+        (("RUN", "--task", "ct"), "'ct' is not one of"),
+        (("--predictions", "p"), "give the targets of the predictions: --targets, --manifest or --task"),
+        (
+            ("--predictions", "p", "--targets", "t", "--evaluations", "4"),
+            "--evaluations is for runs, and only --predictions were given",
+        ),
         (("RUN", "--manifest", "a.csv", "--evaluations", "0"), "at least 1"),
         (("RUN", "--manifest", "a.csv", "--split", "all"), "is not one of 'train', 'val', 'test'"),
         (("RUN", "--manifest", "a.csv", "--convention", "mine"), "'mine' is not one of 'synthrad2023'"),

@@ -183,7 +183,7 @@ def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
     assert (scored["out"][1], scored["err"][1]) == ("", "")
     assert scored["err"][0].count("Training stopped at step") == 1
     records = RecordFile(folder / "quality" / "mri-t1t2" / "records.jsonl").read()
-    assert {record.method for record in records if record.metric == "psnr"} == {"input", "ppdm"}
+    assert {record.method for record in records if record.metric == "psnr"} == {"input", "tiny"}
     (peak,) = (record for record in records if record.metric == "train_peak_allocated")
     assert (peak.value, peak.unit, peak.stat, peak.samples) == (101, "B", "max", (100, 101))
 

@@ -60,12 +60,14 @@ def headline(records: Sequence[Record]) -> str:
     first = scored[0]
     shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
+    # The name of the project's own convention reads as a method over predictions of other tools.
+    foreign = convention.get("preset") == "ppdm" and any("predictions" in record.options for record in scored)
     words = [
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
         _subjects(len({record.subject.partition("/")[0] for record in scored})),
         shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
-        f"preset {convention['preset']}" if "preset" in convention else "",
+        f"preset {convention['preset']}" if "preset" in convention and not foreign else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",
     ]
     return ", ".join(filter(None, words)) + "."
