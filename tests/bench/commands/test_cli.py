@@ -95,7 +95,9 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
     for _ in range(2):
         code, out, err = run(*TINY, "--res", 16, "--device", "predict")
         assert (code, err) == (0, "")
-    assert "ppdm r=2  predicted" in out
+    assert "Peak memory, 16×16×16" in out
+    assert ", predicted\n" in out
+    assert "ppdm r=2  " in out
     assert "written: runs/memory/records.jsonl" in out
     records = RecordFile(Path("runs/memory/records.jsonl")).read()
     assert len({record.content() for record in records}) == len(records)
@@ -186,11 +188,8 @@ def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle()
     assert "bytes of tensors were alive, 3,145,728 may be; the budget lets tensors take 0.00293 GiB" in peaks[4].reason
     assert peaks[5].reason.startswith("the same at 24×24×24, batch size 1 ran out of memory already")
     rows = [line.split() for line in out.splitlines() if line.startswith("ppdm r=2  ")]
-    assert [(row[2], row[3], row[-1]) for row in rows if row[3] == "measured"] == [
-        ("16×16×16", "measured", "yes"),
-        ("24×24×24", "measured", "no"),
-        ("32×32×32", "measured", "–"),
-    ]
+    fits = {row[2]: next((cell for cell in row if cell in ("yes", "no")), "–") for row in rows if row[3] == "measured"}
+    assert fits == {"16×16×16": "yes", "24×24×24": "no", "32×32×32": "–"}
     assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
 
 
@@ -200,7 +199,7 @@ def test_on_the_cpu_a_child_measures_and_the_error_is_beside_it():
     assert code == 0
     measured = next(line for line in out.splitlines() if line.startswith("ppdm r=2") and " measured " in line)
     assert "+0.00%" in measured
-    assert measured.endswith("yes")
+    assert "yes" in measured.split()
     assert {record.kind for record in RecordFile(Path("o/records.jsonl")).read()} == {"predicted", "measured"}
 
 
