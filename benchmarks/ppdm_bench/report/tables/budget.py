@@ -119,7 +119,9 @@ class Line:
             for group in (answers.asked, *answers.options.values())
             for record in group.values()
         ]
-        notes = [f"{self.method}, {p}, {r.metric.replace('_', ' ')}: {r.reason}" for p, r in found if r.reason]
+        # A value of 0 is shown as "none" in its column.
+        noted = [(phase, record) for phase, record in found if record.reason and record.value != 0]
+        notes = [f"{self.method}, {phase}, {r.metric.replace('_', ' ')}: {r.reason}" for phase, r in noted]
         if len(self.phases) > 1 and self.value("needs") is not None:
             needs = [f"{p.replace('_', ' ')} {gib(_value(a.asked.get('needs')))}" for p, a in self.phases.items()]
             notes.append(f"{self.method} has several phases, and the largest counts (GiB): {', '.join(needs)}.")
