@@ -194,7 +194,7 @@ def _basis(target: Target, call: _Call) -> Basis | None:
 def _shown_without(target: Target, call: _Call) -> bool:
     """Whether published counters show that such a forward pass makes no copies.
 
-    Three input channels: in fp16 in 3-D, the reserved memory of diffusers' autoencoder at six sizes, exact to the MiB
+    Three input channels: in fp16 in 3-D, the reserved memory of diffusers' autoencoder at nine sizes, exact to the MiB
     (InvokeAI pull request 9305); in fp32 in 2-D, pytorch/pytorch#69526. Kernels of one voxel: the same autoencoder on
     an RTX 4090. On another card in that source, one size shows copies.
     """
