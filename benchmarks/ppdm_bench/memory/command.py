@@ -123,7 +123,7 @@ def _case(plan: Plan, task: Task) -> Case:
         "options": options,
         "kind": "measured" if task.measured else "predicted",
         "device": where,
-        "env": environment() | (limited if task.measured or plan.target is None else _described(plan.target)),
+        "env": environment() | (limited if task.measured or plan.target is None else target_environment(plan.target)),
     }
     told = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
     return Case("peak_allocated", common, told)
@@ -182,7 +182,7 @@ def _outside(reserved: int, target: Target | None) -> dict[str, int]:
     return {"peak_process": reserved + context, "context": context}
 
 
-def _described(target: Target) -> dict[str, Any]:
+def target_environment(target: Target) -> dict[str, Any]:
     """Return the target of a prediction, for the environment of its records."""
     return {
         "torch": ".".join(map(str, target.release)),

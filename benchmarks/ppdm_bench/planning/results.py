@@ -9,6 +9,7 @@ from ppdm_bench.commands.terminal import progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.memory.command import target_environment
 from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
@@ -172,7 +173,6 @@ def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, me
         "step": plan.bounds.step,
     }
     options = one.describe() | {"plan": how}
-    env = environment() | {"torch": ".".join(map(str, target.release)), "capacity": target.capacity}
     return Record(
         command="plan",
         config_id=config_id(options),
@@ -184,7 +184,7 @@ def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, me
         n=1,
         kind="predicted",
         device="cuda",
-        env=env | {"context": target.context},
+        env=environment() | target_environment(target),
         **content | {"options": options | content.get("options", {})},
     )
 
