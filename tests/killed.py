@@ -80,7 +80,7 @@ def at_every_moment(folder: Path, words: list[str]) -> tuple[int, list[int]]:
     place, states = folder / "copied", []
 
     def copy(number: int) -> None:
-        state = {path.name: path.read_bytes() for path in place.iterdir()}
+        state = {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
         if not states or state != states[-1]:
             states.append(state)
             shutil.copytree(place, folder / f"moment-{number:03}")

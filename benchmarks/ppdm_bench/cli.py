@@ -379,7 +379,8 @@ def train(
     init_from: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Start from the weights of this run (folder or .safetensors file) of the same network."
+            metavar="FILE",
+            help="Start from the weights of this run of the same network (folder or .safetensors); default: random weights.",
         ),
     ] = None,
     threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,

@@ -87,7 +87,7 @@ TREE = "ppdm/                     the method"
 SHELL = [
     (block, line)
     for block in BLOCKS
-    if block.language not in ("python", "text") and not block.text.startswith(TREE)
+    if block.language not in ("python", "text", "toml") and not block.text.startswith(TREE)
     for line in lines(block)
 ]
 

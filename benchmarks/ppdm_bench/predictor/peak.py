@@ -68,7 +68,7 @@ class Peak:
             limit; None on the CPU.
         needs: bytes that the process must be able to take from the card so that the code runs; None on the CPU, or if
             only a counter was read. It is the least memory with which the replay of the allocator succeeds, to within
-            1 % or 1 MiB, plus :attr:`Target.beside` (context and margin). The allocator returns free segments to the
+            1 % or 1 MiB, plus the CUDA context, plus a margin. The allocator returns free segments to the
             driver when memory is short, so this can be less than ``peak_reserved`` and the context.
         fits: whether ``needs`` is at most the capacity of the target's card; None if no capacity was given.
         refused: bytes of the first request that does not fit on the target's card, if there is one.

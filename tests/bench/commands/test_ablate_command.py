@@ -185,7 +185,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     code, out, err = run(*PAIR, "--memory-res", 24, "--json")
     assert code == 0, err
     assert "quick profile" in err
-    assert "2 cells on mri-t1t2: 2 trainings, of which 0 are there" in err
+    assert "2 configurations on mri-t1t2: 2 trainings, 0 of them done" in err
     file = RecordFile(small / "out" / "records.jsonl")
     first = file.read()
     assert {record.command for record in first} == {"ablate"}
@@ -231,7 +231,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     assert run(*PAIR, *timed)[0] == 0
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert code == 0, err
-    assert "2 trainings, of which 0 are there" in err
+    assert "2 trainings, 0 of them done" in err
     assert "min of all machines to go" in err
     clocks = ("train_seconds", "volume_seconds")
 

@@ -704,7 +704,7 @@ def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_an
     dicom(tmp_path / "in" / "p1")
     (tmp_path / "in" / "p2").mkdir()
     sitk.WriteImage(image(), tmp_path / "in" / "p2" / "t1.mha")
-    words = ("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    words = ("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the voxel size
         code, out, err = run(*words)

@@ -9,7 +9,7 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.tables.changes import Subjects, changes, environments, to_records, to_text
+from ppdm_bench.report.tables.changes import Subjects, changes, changes_page, environments, to_records
 
 GIB = 2**30
 
@@ -120,7 +120,7 @@ def test_evaluations_match_by_method_and_subject(other):
     (change,) = changes(evaluated(SCORES | {"u": 3.0}), later)
     assert (change.verdict, change.old, change.new) == ("worse", 22.5, 11.25)
     assert change.subjects == Subjects(tuple(SCORES), ("u",), ("t",))
-    text = to_text([change], [])
+    text = changes_page([change], []).to_text()
     assert "Subjects compared: s0, s1, s2, s3, s4, s5\nSubjects only old: u\nSubjects only new: t\n" in text
     assert ("old: ppdm r=2" in change.how) == (other.keys() <= {"variant", "steps", "task", "options"} and other != {})
     assert to_records([change])[0].options["compare"]["subjects"]["only_new"] == ("t",)

@@ -92,10 +92,9 @@ def test_what_completion_offers(typed, offered, monkeypatch):
 def test_the_words_of_completion_are_those_of_the_registries():
     from ppdm.network.options import CHECKPOINTING
     from ppdm.simulation.tasks import TASKS
-    from ppdm_baselines import METHODS, PRESETS
+    from ppdm_baselines import PRESETS
     from ppdm_bench.commands import options
 
-    assert list(options.METHODS) == list(METHODS)
     assert list(options.PRESETS) == list(PRESETS)
     assert options.CHECKPOINTING == CHECKPOINTING
     assert list(get_args(options.Task)) == list(TASKS)

@@ -340,7 +340,7 @@ def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_r
     words = ("plan", "--budget", "8GB", "--res", 64, "--method", "latent")
     code, out, err = run(*words, "--for", "train", "--json")
     assert (code, {row["phase"] for row in json.loads(out)}) == (0, {"train", "autoencoder_train"})
-    assert "--for is now called --phase" in err
+    assert "--for is now --phase" in err
     assert {row["phase"] for row in json.loads(run(*words, "--phase", "sample", "--json")[1])} == {"sample", "decode"}
 
 

@@ -397,7 +397,7 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
     small, large = (Target(capacity=GIB // 2 + room) for room in (2**20, GIB))
     (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
     assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
-    assert record[0].reason.startswith("predicted not to fit: the card has 0.50 GiB")
+    assert record[0].reason.startswith("predicted not to fit: it needs 0.70 GiB")
     assert record[0].reason.endswith("--no-gate tries it")
     for card in (None, large):
         (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=card))
@@ -552,7 +552,7 @@ def test_a_real_run_from_end_to_end(in_folder, monkeypatch):
     assert {path.name for path in Path("o").iterdir()} == {
         ".lock",
         "records.jsonl",
-        *(f"speed.{end}" for end in ("csv", "md", "png", "pdf")),
+        *(f"speed.{end}" for end in ("csv", "md", "tex", "png", "pdf")),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ def test_a_run_keeps_its_best_model_its_last_one_and_a_picture(words, monkeypatc
     assert "lowest validation loss 1.0000 after step 2: run/best\n" in out
     assert best_validation("run/log.jsonl") == (2, 1.0)
     last, best = load("run"), load("run/best")
-    assert (last.steps, best.steps, best.method) == (4, 2, TINY)
+    assert (last.steps, best.steps, best.method) == (4, 2, replace(TINY, name="tiny"))
     assert not same(last.network, best.network)
     assert Path("run/loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -43,7 +44,7 @@ def test_a_warm_start_and_a_network_that_does_not_fit(words):
     assert run(*words, *slow, "--init-from", "first/model.safetensors", "--out", "second")[0] == 0
     assert same(load("first").network, load("second").network)
     sentence = refused(1, *words, "--width", 16, "--init-from", "first", "--out", "third")
-    assert "first holds another network than that of ppdm" in sentence
+    assert "first holds another network than that of tiny" in sentence
     assert "expected (16" in sentence
     assert "absent does not exist" in refused(1, *words, "--init-from", "absent", "--out", "third")
 

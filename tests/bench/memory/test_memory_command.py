@@ -154,7 +154,7 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
     assert records[0].reason == "KeyError: 'nothing here'"
     assert values(records, method="ppdm")["peak_allocated"] > 0
     (sentence,) = failures(records)
-    assert sentence == f"{own_method} r=2 sample, predicted: KeyError: 'nothing here'"
+    assert sentence == "broken r=2 sample, predicted: KeyError: 'nothing here'"
 
 
 def test_a_child_finds_a_method_of_ones_own_and_says_how_it_failed(own_method):

@@ -51,7 +51,7 @@ def test_the_table_of_both_networks_shows_the_ratio() -> None:
     records = reference.reference_records([32])
     own, theirs = (r.value for r in records if r.metric == "peak_allocated")
     table = reference.reference_table(records)
-    assert f"| 32×32×32 | {own / GIB:.2f} | {theirs / GIB:.2f} | {own / theirs:.3f} |" in table
+    assert f"| 32×32×32 | {own / GIB:.2f} | {theirs / GIB:.2f} | {own / theirs:.3f}× |" in table
     assert "ppdm UNet 32,298,241, MONAI DiffusionModelUNet 32,561,921" in table
 
 

@@ -145,4 +145,4 @@ def test_it_runs_for_real_and_no_byte_less_would_do(tmp_path):
 
 def test_what_was_not_measured_cannot_be_verified(tmp_path):
     said = refused(2, "memory", "--res", "8", "--device", "predict", "--verify", "--out", tmp_path)
-    assert "--verify runs again what was measured" in said
+    assert "--verify repeats measurements" in said

@@ -577,6 +577,7 @@ def test_the_schedule_of_a_run_is_in_its_options(words):
     options = kept["options"]
     assert (options["steps"], options["accumulate"], options["augment"]) == (4, 2, {"axes": "dw"})
     assert (options["validate_every"], options["pairs"]["count"], options["validation_pairs"]["count"]) == (3, 2, 1)
-    method = replace(TINY, optimisation=replace(TINY.optimisation, learning_rate=3e-4))
+    # A method of a registered name is renamed after its attribute.
+    method = replace(TINY, name="tiny", optimisation=replace(TINY.optimisation, learning_rate=3e-4))
     assert options["method"] == method.to_dict()
     assert load_model("run").method == method
