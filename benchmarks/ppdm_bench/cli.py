@@ -380,7 +380,7 @@ def train(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Start from the weights of this run of the same network (folder or .safetensors); default: random weights.",
+            help="Start from the weights of this run (folder or .safetensors file); default: random weights.",
         ),
     ] = None,
     threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,

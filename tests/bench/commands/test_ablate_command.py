@@ -211,7 +211,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     again = file.read()
     once = ("step_seconds", "train_seconds", "train_steps")
     assert [r for r in again if r.metric in once] == [r for r in first if r.metric in once]
-    assert "2 are there" in err
+    assert "2 of them done" in err
 
 
 JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
@@ -232,7 +232,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert code == 0, err
     assert "2 trainings, 0 of them done" in err
-    assert "min of all machines to go" in err
+    assert "min of all machines left" in err
     clocks = ("train_seconds", "volume_seconds")
 
     def said(folder):
@@ -251,7 +251,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("the pace was measured again"))
     monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
-    assert (code, "2 are there" in err) == (0, True), err
+    assert (code, "2 of them done" in err) == (0, True), err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
