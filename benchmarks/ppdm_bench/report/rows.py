@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ppdm_bench.records import PHASES, Record
+from ppdm_bench.records import PHASES, PURPOSES, Record
 from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
 PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
@@ -56,6 +56,11 @@ class Row:
         if record is None or (record.status != "ok" and self.kind == "measured"):
             return None
         return record.value
+
+    def largest_phase(self, purpose: str = "") -> str | None:
+        """Return the phase with the largest peak, of those that serve a purpose (training, sampling) or of all."""
+        phases = [p for p in self.phases if self.value(p, "peak_allocated") and purpose in ("", PURPOSES.get(p, p))]
+        return max(phases, key=lambda phase: self.value(phase, "peak_allocated") or 0, default=None)
 
     def outcome(self, phase: str) -> tuple[str, str]:
         """Return status and reason of a phase: of the first peak that is not ok, else of one that has a note.

@@ -170,11 +170,10 @@ def _trained(library: Library) -> list[Scores]:
 
 def _largest_phase(row: Row) -> tuple[float, str, str, Record] | None:
     """Return bytes, phase, kind and record of the largest peak of a row."""
-    found = [(value, phase) for phase in row.phases if (value := row.value(phase, "peak_allocated"))]
-    if not found:
+    if (phase := row.largest_phase()) is None:
         return None
-    value, phase = max(found)
-    return value, phase, row.kind, row.records[phase, "peak_allocated"]
+    record = row.records[phase, "peak_allocated"]
+    return record.value or 0.0, phase, row.kind, record
 
 
 def _space(method: str, design: Any) -> str:

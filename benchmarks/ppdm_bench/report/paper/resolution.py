@@ -42,9 +42,10 @@ def show(library: Library) -> Shown:
     about = (
         "Peak of live tensor memory (peak_allocated) of one training step and of one sampling run on cubes of "
         f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted markers are hollow, measured ones filled. "
-        "Curves that cover one another share a dashed line with alternating colours. Dashed grey lines: nominal memory "
-        "of common GPUs, of which driver and CUDA context need a part. The figure uses no images and no seeds: memory "
-        "depends only on sizes."
+        "Of a latent method, training includes the training of its autoencoder, and sampling includes decoding: the "
+        "largest peak counts. Curves that cover one another share a dashed line with alternating colours. Dashed grey "
+        "lines: nominal memory of common GPUs, of which driver and CUDA context need a part. The figure uses no images "
+        "and no seeds: memory depends only on sizes."
     )
     marks = _marks(rows, library)
     return Shown(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
@@ -134,10 +135,13 @@ def _marks(rows: Sequence[Row], library: Library) -> dict[str, Marker]:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
-    """Draw a curve for each name and kind, and return the labels at their ends."""
+    """Draw a curve for each name and kind, and return the labels at their ends.
+
+    Of a method with several phases of one purpose, the largest counts: a latent method must train its autoencoder too.
+    """
     curves: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
-        if value := row.value(phase, "peak_allocated"):
+        if (largest := row.largest_phase(phase)) and (value := row.value(largest, "peak_allocated")):
             curves.setdefault((row.name, row.kind), {})[size_of(row)] = value / GIB
     groups: list[list[tuple[str, str]]] = []
     for key, values in curves.items():
