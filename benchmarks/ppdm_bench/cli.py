@@ -358,7 +358,10 @@ def train(
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
     ] = "none",
-    precision: Annotated[Literal["fp32", "bf16"], typer.Option(help="Precision of convolutions.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Precision of convolutions; fp16 with loss scaling, for cards before Ampere."),
+    ] = "fp32",
     checkpointing: Checkpointing = "none",
     start: Start = None,
     seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,

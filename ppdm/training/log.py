@@ -23,7 +23,7 @@ class StepReport:
         step: number of completed steps, from 1.
         share: fraction of the steps or of the time used so far, up to 1.
         loss: mean loss over the batches.
-        gradient_norm: gradient norm before clipping.
+        gradient_norm: gradient norm before clipping; None if gradients overflowed in fp16 and the step was skipped.
         learning_rate: learning rate of this step.
         seconds: time since the start of the first step; a resumed run excludes the steps lost by the interruption.
         validation_loss: validation loss of the averaged weights, if there was a validation after this step.
@@ -31,12 +31,13 @@ class StepReport:
         stage: training stage, for a method with several stages; losses of different stages cannot be compared.
         peak_allocated: peak allocated bytes of each GPU so far, when several GPUs train.
         best: whether ``validation_loss`` is the lowest so far; only in the last stage.
+        skipped: number of steps so far that were skipped because gradients overflowed; None without any.
     """
 
     step: int
     share: float
     loss: float
-    gradient_norm: float
+    gradient_norm: float | None
     learning_rate: float
     seconds: float
     validation_loss: float | None = None
@@ -44,6 +45,7 @@ class StepReport:
     stage: str | None = None
     peak_allocated: tuple[int, ...] | None = None
     best: bool = later(False)
+    skipped: int | None = later(None)
 
     @property
     def steps_per_second(self) -> float:

@@ -323,8 +323,11 @@ def _check_request(
     log: str | os.PathLike[str] | None,
     run: Run | None,
 ) -> None:
-    if method.network.precision == "fp16":
-        raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
+    if method.network.precision == "fp16" and method.optimisation.optimiser != "adamw":
+        raise TrainingError(
+            f"fp16 needs loss scaling, which {method.optimisation.optimiser} does not support without waiting for the "
+            "accelerator at every step; take the optimiser adamw, or train in bf16 or fp32."
+        )
     if schedule.steps is not None and schedule.steps < len(method.stages):
         raise TrainingError(
             f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "

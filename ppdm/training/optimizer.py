@@ -34,11 +34,14 @@ class AdamW:
         """Return the name and version of the library that implements it; empty for PyTorch."""
         return {}
 
-    def step(self, rate: float) -> None:
-        """Update the weights at this learning rate, and clear their gradients."""
+    def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
+        """Update the weights at this learning rate, and clear their gradients.
+
+        If the scaler found an overflow, the fused kernel leaves weights and moments as they are, without a wait.
+        """
         for group in self.inner.param_groups:
             group["lr"] = rate
-        self.inner.step()
+        scaler.step(self.inner)
         self.inner.zero_grad()  # here, so that gradients use no memory during the next forward pass
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -75,13 +78,13 @@ class AdamW8bit(AdamW):
     def library() -> dict[str, str]:
         return {"torchao": version("torchao")}
 
-    def step(self, rate: float) -> None:
+    def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
         (group,) = self.inner.param_groups
         group["lr"].fill_(rate)  # a tensor on the host: another number would make torchao compile again
         # On the CPU, compiling takes longer than a training.
         on_cpu = group["params"][0].device.type == "cpu"
         with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
-            self.inner.step()
+            scaler.step(self.inner)
         self.inner.zero_grad()
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:

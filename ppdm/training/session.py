@@ -24,6 +24,9 @@ from ppdm.training.validation import validation_loss
 # Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
 _SETTLED_ON = 8
 
+# The loss is scaled by 2^16 at first and by half as much after each overflow, so this many mean a scale below 1.
+_MOST_SKIPPED = 20
+
 
 @dataclass(eq=False)
 class Session:
@@ -66,6 +69,7 @@ class Session:
         self._began = time.perf_counter() - self.seconds
         self._resumed = self.last is not None
         self._pending = PendingReports(reading_interval(self.device))
+        self._skipped_in_a_row = 0
 
     @property
     def ended(self) -> bool:
@@ -121,10 +125,7 @@ class Session:
             TrainingError: a loss or a gradient is not finite, or the log cannot be written.
         """
         ranks = ranks or self.ranks
-        for report in self._pending.read(self.seconds):
-            if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
-                what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
-                raise self._diverged(report, what)
+        for report in map(self._checked, self._pending.read(self.seconds)):
             if report.step == self.trainer.done and self._validates:
                 loss = self._validation_loss(ranks)
                 if not math.isfinite(loss):
@@ -138,6 +139,25 @@ class Session:
                 self.log.write(report)
                 self.show(report)
             self.last = report
+
+    def _checked(self, report: StepReport) -> StepReport:
+        """Return the report of a step with finite values; in fp16, a step whose gradients overflowed was skipped.
+
+        Raises:
+            TrainingError: a value is not finite, or steps are skipped again and again.
+        """
+        assert report.gradient_norm is not None
+        before = self.last.skipped if self.last else None
+        if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
+            self._skipped_in_a_row = 0
+            return replace(report, skipped=before)
+        self._skipped_in_a_row += 1
+        if not self.trainer.scaler.is_enabled() or not math.isfinite(report.loss):
+            what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
+            raise self._diverged(report, what)
+        if self._skipped_in_a_row > _MOST_SKIPPED:
+            raise self._diverged(report, f"gradients overflowed in {self._skipped_in_a_row} steps in a row")
+        return replace(report, gradient_norm=None, skipped=(before or 0) + 1)
 
     def save(self, stopping: bool = False) -> None:
         """Write a checkpoint of the last reported step, if one is due or the training is stopping.

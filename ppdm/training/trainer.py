@@ -16,6 +16,8 @@ from ppdm.training.schedule import TrainingError, first_weights_seed
 
 _OPTIMISER = "optimiser."
 _STAGE = "stage"
+_SCALER = "scaler"
+_SCALER_STATE = ("scale", "_growth_tracker")  # of GradScaler.state_dict; the rest are constants
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Training:
         done: number of completed steps in all stages.
         began: number of steps that were complete when the current stage began.
         optimizer: optimiser of the method, for the weights that the stage trains.
+        scaler: dynamic loss scaling for fp16 (arXiv 1710.03740); without effect in other precisions.
     """
 
     method: Method
@@ -39,6 +42,7 @@ class Training:
     done: int = 0
     began: int = 0
     optimizer: AdamW = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self._enter(self.stage, self.began)
@@ -78,6 +82,8 @@ class Training:
         self.stage, self.began = stage, began
         options = self.method.optimisation
         self.optimizer = optimizer_class(options)(self.trained.parameters(), options.weight_decay)
+        device = next(self.trained.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.method.network.precision == "fp16")
 
     @property
     def trained(self) -> nn.Module:
@@ -129,13 +135,19 @@ class Training:
         """Add the contribution of one of several batches to their mean gradient; return the loss of this batch."""
         stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
         loss = stage_loss(self.method, self.network, source, target, generator).mean()
-        loss.backward(torch.full_like(loss, 1 / batches))
+        self.scaler.scale(loss).backward(torch.full_like(loss, 1 / batches))
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Apply the clipped gradient and clear it; return its norm before clipping."""
+        """Apply the clipped gradient and clear it; return its norm before clipping.
+
+        In fp16, the norm is not finite if gradients overflowed; the weights then stay as they are, and the next step
+        scales the loss by half as much.
+        """
+        self.scaler.unscale_(self.optimizer.inner)
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
-        self.optimizer.step(learning_rate)
+        self.optimizer.step(learning_rate, self.scaler)
+        self.scaler.update()
         self._update_average()
         self.done += 1
         return norm
@@ -159,6 +171,9 @@ class Training:
             named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimizer.state(parameter).items()}
         if len(self.method.stages) > 1:
             named[_STAGE] = torch.tensor([self.stage, self.began])
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            named[_SCALER] = torch.tensor([state[name] for name in _SCALER_STATE], dtype=torch.float64)
         return named
 
     def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
@@ -191,6 +206,10 @@ class Training:
         self._enter(stage, began)
         for of, state in states.items():
             self.optimizer.restore(parameters[of], state)
+        if _SCALER in own:
+            scale, grown = tensors[_SCALER].tolist()
+            changed = dict(zip(_SCALER_STATE, (scale, int(grown)), strict=True))
+            self.scaler.load_state_dict(self.scaler.state_dict() | changed)
         self.done = done
 
 

@@ -213,6 +213,8 @@ def _of_split(pairs: list[Pair], split: str, subjects: Subjects, mend: str) -> l
 def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     validated = "" if end.validation_loss is None else f", validation loss {end.validation_loss:.4f}"
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
+    if end.skipped:
+        lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
     return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])

@@ -629,7 +629,7 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
     [
         (["--method", "ddpm3d", "--factor", "4"], "no puzzle factor"),
         (["--method", "pdpm"], "did you mean ppdm?"),
-        (["--precision", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
+        (["--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
         (["--factor", "x"], "'--factor'"),
         (["--device", "tpu"], "'--device'"),
         (["--steps", "0"], "'--steps'"),

@@ -427,9 +427,10 @@ def test_refuses_pairs_before_the_first_step(pairs, batch_size, sentence):
         fit(TINY, pairs, steps=1, batch_size=batch_size, progress=lambda _: pytest.fail("it began"))
 
 
-def test_refuses_fp16():
-    with pytest.raises(TrainingError, match="bf16 or fp32"):
-        fit(TINY.with_network(precision="fp16"), [pair()], steps=1)
+def test_refuses_fp16_with_8_bit_moments():
+    method = tuned(TINY.with_network(precision="fp16"), optimiser="adamw8bit")
+    with pytest.raises(TrainingError, match="take the optimiser adamw, or train in bf16 or fp32"):
+        fit(method, [pair()], steps=1)
 
 
 def test_refuses_a_log_without_folder(tmp_path):
