@@ -10,12 +10,14 @@ from ppdm._version import __version__
 
 if TYPE_CHECKING:
     from ppdm.checkpoint import load
+    from ppdm.evaluation.on_manifest import evaluate
     from ppdm.method import Method, sample, training_loss
     from ppdm.model import PPDM
     from ppdm.network.options import UNetOptions
     from ppdm.network.unet import UNet
     from ppdm.pixel_puzzle import puzzle, unpuzzle
     from ppdm.training.loop import fit
+    from ppdm.training.on_manifest import train
     from ppdm.translation import translate
 
 __all__ = [
@@ -24,10 +26,12 @@ __all__ = [
     "UNet",
     "UNetOptions",
     "__version__",
+    "evaluate",
     "fit",
     "load",
     "puzzle",
     "sample",
+    "train",
     "training_loss",
     "translate",
     "unpuzzle",
@@ -39,6 +43,8 @@ _HOMES = {
     "model": ("PPDM",),
     "pixel_puzzle": ("puzzle", "unpuzzle"),
     "training.loop": ("fit",),
+    "training.on_manifest": ("train",),
+    "evaluation.on_manifest": ("evaluate",),
     "translation": ("translate",),
     "network.options": ("UNetOptions",),
     "network.unet": ("UNet",),

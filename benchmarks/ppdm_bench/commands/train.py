@@ -12,22 +12,19 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
 
 from ppdm import Method
-from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
-from ppdm.data.manifest import Pair
-from ppdm.data.pairs import PairsError, TrainingSet
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation
-from ppdm.training.loop import Interrupted, describe, train
+from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
+from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm_bench.commands.pair_sources import Progress, Subjects
 from ppdm_bench.commands.terminal import writable
 
-BEST, CURVE = "best", "loss.png"
+CURVE = "loss.png"
 
 
 def train_run(
@@ -67,39 +64,26 @@ def train_run(
         ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
     """
     ranks = Ranks.here()
-    if steps := ranks.by_first(lambda: _steps_of_finished(run, method, schedule, standalone)):
+    if steps := ranks.by_first(lambda: finished_steps(run, method, schedule, keep_last=standalone)):
         return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
     with ranks.together():
-        pairs, held = _training_sets(subjects, schedule, preparing)
-    last: list[StepReport] = []
-
-    def progress(report: StepReport) -> None:
-        last[:] = [report]
-        show(report)
-
-    def save_to(folder: Path, report: StepReport, network: nn.Module) -> Path:
-        return save(folder, Trained(method, network, pairs.scaling, pairs.spacing, report.step, schedule.seed))
-
-    def on_best(report: StepReport, network: nn.Module) -> None:
-        save_to(run.folder / BEST, report, network)
-
+        pairs, held = training_sets(subjects.pairs(preparing), schedule, str(subjects), resample=subjects.resample)
+    options: dict[str, Any] = {"device": device, "init_from": init_from, "keep_last": standalone, "progress": show}
     with ExitStack() as opened:
         ranks.by_first(lambda: _lock(run, opened))
-        options: dict[str, Any] = {"device": device, "validation": held, "run": run, "init_from": init_from}
         try:
             with _stoppable() as stop:
-                network = train(method, pairs, schedule, **options, on_best=on_best, stop=stop, progress=progress)
+                done = train_sets(method, pairs, held, schedule, run, **options, stop=stop)
         except Interrupted:
             if standalone and ranks.is_first:
                 _draw_losses(run)
             raise
-        if not ranks.is_first:
-            return ""
-        path = save_to(run.folder, last[0], network)
-        run.clear(keep_last=standalone)
+    if done is None:
+        return ""
     if standalone:
         _draw_losses(run)
-    return _summary(last[0], len(pairs), path, run)
+    path, end = done
+    return _summary(end, len(pairs), path, run)
 
 
 class ProgressLines:
@@ -162,22 +146,6 @@ def memory_in_use(device: str) -> str:
     return f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB resident"
 
 
-def _steps_of_finished(run: Run, method: Method, schedule: Schedule, standalone: bool) -> int | None:
-    """Return the steps of a finished run with the same options; files left by a later kill are removed."""
-    run.check(describe(method, schedule))  # a method that cannot be saved is refused before the first step
-    if not run.resume or not (run.folder / NAME).exists():
-        return None
-    try:
-        trained = load(run.folder)
-    except CheckpointError:  # killed between the two files of the model: the last checkpoint still exists
-        return None
-    if schedule.steps is not None and trained.steps < schedule.steps:  # it is given more steps
-        return None
-    with run:
-        run.clear(keep_last=standalone)
-    return trained.steps
-
-
 def _draw_losses(run: Run) -> None:
     """Draw the picture of the losses; a failure does not affect the run."""
     try:
@@ -189,25 +157,6 @@ def _draw_losses(run: Run) -> None:
 def _lock(run: Run, opened: ExitStack) -> None:
     writable(run.folder)
     opened.enter_context(run)
-
-
-def _training_sets(
-    subjects: Subjects, schedule: Schedule, preparing: Progress
-) -> tuple[TrainingSet, TrainingSet | tuple[()]]:
-    pairs = subjects.pairs(preparing)
-    chosen = _of_split(pairs, "train", subjects, "mark some rows with it")
-    if schedule.validate_every is None:
-        return TrainingSet(chosen, resample=subjects.resample), ()
-    held = _of_split(pairs, "val", subjects, "validation needs some: add subjects, or leave --validate-every out")
-    training_set = TrainingSet(chosen, resample=subjects.resample)
-    return training_set, TrainingSet(held, resample=subjects.resample, scaling=training_set.scaling)
-
-
-def _of_split(pairs: list[Pair], split: str, subjects: Subjects, mend: str) -> list[Pair]:
-    chosen = [pair for pair in pairs if pair.split == split]
-    if not chosen:
-        raise PairsError(f"{subjects} has no pairs in the split {split!r}; {mend}.")
-    return chosen
 
 
 def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
