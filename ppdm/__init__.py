@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from ppdm.evaluation.on_manifest import evaluate
     from ppdm.method import Method, sample, training_loss
     from ppdm.model import PPDM
+    from ppdm.network.backbone import Backbone
     from ppdm.network.options import UNetOptions
     from ppdm.network.unet import UNet
     from ppdm.pixel_puzzle import puzzle, unpuzzle
+    from ppdm.serialization import register
     from ppdm.training.loop import fit
     from ppdm.training.on_manifest import train
     from ppdm.translation import translate
 
 __all__ = [
     "PPDM",
+    "Backbone",
     "Method",
     "UNet",
     "UNetOptions",
@@ -30,6 +33,7 @@ __all__ = [
     "fit",
     "load",
     "puzzle",
+    "register",
     "sample",
     "train",
     "training_loss",
@@ -46,7 +50,9 @@ _HOMES = {
     "training.on_manifest": ("train",),
     "evaluation.on_manifest": ("evaluate",),
     "translation": ("translate",),
+    "network.backbone": ("Backbone",),
     "network.options": ("UNetOptions",),
+    "serialization": ("register",),
     "network.unet": ("UNet",),
 }
 

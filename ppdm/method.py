@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
+from ppdm.network.backbone import Backbone, BackboneNetwork
 from ppdm.network.options import UNetOptions
 from ppdm.network.unet import UNet
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
@@ -106,7 +107,7 @@ class Method:
         kernel: distribution of the path from target to source.
         target: prediction target: ``x0``, ``residual``, ``noise`` or ``score`` (:func:`ppdm.kernel.target_of`).
         loss: loss of the prediction.
-        network: size and precision of the U-Net.
+        network: size and precision of the U-Net, or a network of your own (:class:`~ppdm.network.backbone.Backbone`).
         sampling: sampling options.
         optimisation: optimisation options.
 
@@ -121,7 +122,7 @@ class Method:
     kernel: Kernel
     target: str
     loss: Loss = field(default_factory=Loss)
-    network: UNetOptions = field(default_factory=UNetOptions)
+    network: UNetOptions | Backbone = field(default_factory=UNetOptions)
     sampling: Sampling = field(default_factory=Sampling)
     optimisation: Optimisation = field(default_factory=Optimisation)
 
@@ -137,6 +138,10 @@ class Method:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
+            )
+        if self.representation.is_learned and not isinstance(self.network, UNetOptions):
+            raise ValueError(
+                f"a learned representation has the levels and the width of the U-Net's options; {self.network} has none"
             )
         _ = self.multiple
 
@@ -209,9 +214,13 @@ class Method:
         """
 
         def unet(c_in: int, c_out: int, dims: int) -> nn.Module:
+            if isinstance(self.network, Backbone):
+                return BackboneNetwork(c_in, c_out, dims, self.network)
             return UNet(c_in, c_out, dims, self.network)
 
-        learned = self.representation.build(channels, self.network)
+        learned = None
+        if isinstance(self.network, UNetOptions):  # checked for every learned representation
+            learned = self.representation.build(channels, self.network)
         diffusion = self.window.build(unet, self.representation.channels(channels))
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 
@@ -246,8 +255,19 @@ class Method:
         """Whether the representation has a puzzle factor."""
         return any(f.name == "factor" for f in fields(self.representation))  # type: ignore[arg-type]
 
+    @property
+    def width(self) -> int | None:
+        """Channels of the finest level of the network; None for a network of your own without a width."""
+        return getattr(self.network, "width", None)
+
     def with_network(self, **options: Any) -> Self:
-        """Return the same method with other U-Net options, such as ``width=32``."""
+        """Return the same method with other options of its network, such as ``width=32``.
+
+        Raises:
+            ValueError: the network has no such option, or the value is invalid.
+        """
+        if lacking := options.keys() - {f.name for f in fields(self.network)}:
+            raise ValueError(f"{self.network} of {self.name} has no {', '.join(sorted(lacking))}")
         return replace(self, network=replace(self.network, **options))
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,6 +292,7 @@ AXES: Axes = {
     "representation": {**REPRESENTATIONS, "autoencoder": Autoencoder},
     "window": {"whole": Whole, "patches": Patch, "slices": Slices},
     "kernel": KERNELS,
+    "network": {"unet": UNetOptions},
 }
 
 

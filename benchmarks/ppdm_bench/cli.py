@@ -148,8 +148,21 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            help="Module to import first, which makes types of your own known; repeatable. Default: none.",
+        ),
+    ] = None,
 ) -> None:
     """Memory benchmark and ablation toolkit for volumetric medical image translation."""
+    if modules:
+        from ppdm_bench.configuration import import_module
+
+        for module in modules:
+            as_usage(import_module, module)
     command = context.invoked_subcommand
     if under_torchrun() and command not in (*SHARED, *SILENT):
         raise typer.BadParameter(

@@ -152,7 +152,7 @@ class Configuration:
             resolved: Any = method.to_dict()
         except ValueError:  # a user-defined axis value cannot be described as JSON
             resolved = repr(method)
-        return self.to_dict() | {"width": method.network.width, "resolved": resolved}
+        return self.to_dict() | {"width": method.width, "resolved": resolved}
 
 
 def configurations(
@@ -330,6 +330,15 @@ def _in_current_folder(name: str) -> list[str]:
             own = {f"{path.stem}:{key}": value for key, value in vars(module).items() if isinstance(value, Method)}
             found += [place for place, value in own.items() if _named(value, place).name == name]
     return found
+
+
+def import_module(name: str) -> None:
+    """Import a module that registers types of your own (:func:`ppdm.register`), also from the current folder.
+
+    Raises:
+        MethodError: the module cannot be imported.
+    """
+    _load(name)
 
 
 def _own_method(name: str) -> Method:

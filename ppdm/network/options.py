@@ -4,6 +4,7 @@ w = width, the channels of the finest level.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -69,6 +70,7 @@ class UNetOptions:
     checkpointing: str = "none"
     channels_last: bool = later(False)
     compile: bool = later(False)
+    written_without_type: ClassVar[bool] = True  # files from before there were other networks name no type
 
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "head_channels", "norm_groups"):

@@ -49,7 +49,7 @@ def train(
             with the lowest validation loss on the split ``val``.
         method: the point in the design space.
         steps, minutes: training budget; give one of them.
-        batch_size, accumulate, augment, seed, validate_every: as for :func:`ppdm.fit`.
+        batch_size, accumulate, augment, seed, validate_every: as for :func:`~ppdm.training.loop.fit`.
         resample: whether to interpolate targets on other grids onto the grids of their sources.
         resume: whether to continue the run in the folder. A finished run is returned as it is.
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
@@ -58,7 +58,7 @@ def train(
 
     Raises:
         ManifestError, PairsError, VolumeError: the manifest or a volume has faults.
-        RunError, TrainingError, CheckpointError: as for :func:`ppdm.fit`.
+        RunError, TrainingError, CheckpointError: as for :func:`~ppdm.training.loop.fit`.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
     asked, notes = {"task": None, "resample": resample}, {"manifest": os.path.abspath(manifest)}  # as the command

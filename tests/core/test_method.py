@@ -202,7 +202,7 @@ def test_a_damaged_file_is_refused_by_a_sentence_or_is_another_method(data: st.D
         (("optimisation", "learning_rate"), 0, "learning rate .* positive"),
         (("network", "attention"), "abcd", r"attention must be tuple\[bool, \.\.\.\], got 'abcd'"),
         (("network", "multipliers"), [1, [2]], r"multipliers must be tuple\[int, \.\.\.\]"),
-        (("network",), [], "UNetOptions has the fields"),
+        (("network",), [], "network must name a type out of unet"),
         (("name",), 7, "name must be str, got 7"),
         (("target",), "noise", "choose one of x0, residual, score"),
         (("colour",), "red", "Method has the fields .* got .*'colour'"),

@@ -44,7 +44,7 @@ def touch(figure, stem):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """An empty folder to work in, with the document's methods, pairs of 16 × 18 × 17 voxels, and no rendering."""
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    code, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     (tmp_path / "my_methods.py").write_text(code)
     (tmp_path / "own_value.py").write_text(OWN_VALUE)
     rows = ["subject,split,source,target"]

@@ -77,7 +77,11 @@ def test_a_method_is_registered_under_its_own_name():
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("ppdm", "puzzle unpuzzle UNet UNetOptions Method PPDM fit translate load sample training_loss __version__"),
+        (
+            "ppdm",
+            "puzzle unpuzzle UNet UNetOptions Backbone Method PPDM register train evaluate fit translate load sample "
+            "training_loss __version__",
+        ),
         ("ppdm_baselines", "METHODS AUTHORS PRESETS REFERENCE SOURCES"),
         ("ppdm_bench", "predict_peak measure_peak Target Peak PredictionError"),
     ],

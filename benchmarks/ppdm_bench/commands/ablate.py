@@ -192,7 +192,7 @@ def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":
     from ppdm_bench.variation import moved, read_one
 
     method = find_method(name)
-    method = method if width is None else method.with_network(width=width)
+    method = method if width is None or method.width is None else method.with_network(width=width)
     for text in changes:
         method = moved(method, read_one(text))
     return method

@@ -196,7 +196,7 @@ def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: i
         variant,
         partial(predict, trained, seed=seed),
         {
-            "width": method.network.width,
+            "width": method.width,
             "resolved": method.to_dict(),
             "training": {"steps": trained.steps, "seed": trained.seed},
             "weights": weights,

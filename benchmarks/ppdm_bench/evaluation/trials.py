@@ -174,7 +174,7 @@ def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
 
 
 def _sized(method: Method, width: int | None) -> Method:
-    return method if width is None else method.with_network(width=width)
+    return method if width is None or method.width is None else method.with_network(width=width)
 
 
 def _points(method: Method, start: Sequence[Assignment], variations: Sequence[str]) -> Iterator[tuple[str, Method]]:

@@ -249,7 +249,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     # On another machine the same command goes on with the pace and the steps that it began with.
     monkeypatch.setattr(step_time, "environment", lambda: {"cpu": "another"})
     monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("the pace was measured again"))
-    monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", lambda *_, **__: pytest.fail("it was trained again"))
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert (code, "2 of them done" in err) == (0, True), err
 

@@ -63,7 +63,7 @@ def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monk
         [(one.variant, one.subject, one.metric, one.value) for one in each if one.subject] for each in (here, there)
     ]
     assert scores[0] == scores[1]
-    monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", lambda *_, **__: pytest.fail("it was trained again"))
     assert run(*SMALL, *MORE, "--out", "spread", *jobs)[0] == 0
 
 

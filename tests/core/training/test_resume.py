@@ -546,7 +546,7 @@ def test_a_finished_run_is_left_as_it_is(words):
 
 def test_other_scans_under_the_same_names_are_noticed(words, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("ppdm_bench.commands.train.save", full_disk)
+        patch.setattr("ppdm.training.on_manifest.save", full_disk)
         assert "No space left" in refused(1, *words, "--out", "run")
     (tmp_path / "0a.nii.gz").write_bytes((tmp_path / "2a.nii.gz").read_bytes())
     (tmp_path / "0b.nii.gz").write_bytes((tmp_path / "2b.nii.gz").read_bytes())
