@@ -4,7 +4,7 @@ import pytest
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.names import plain_label, without_common_words
-from ppdm_bench.report.figures.quality import subjects_figure
+from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
 
 METRICS = {"psnr": "dB", "ssim": "1", "nmae": "1", "nrmse": "1", "sharpness": "1", "seam_index_r2": "dB"}
@@ -62,6 +62,7 @@ def test_a_row_a_configuration_and_what_averages_hide_among_the_columns():
     assert names(figure.axes[0]) == [f"m={k}" for k in range(9)]
     assert len(dots(figure.axes[0])) == 9
     assert all(len(axes.get_xticklabels()) > 1 for axes in figure.axes)
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("", "")}  # no keys of records
 
 
 def test_most_evaluations_count_and_few_configurations_stand_beside_the_input():
@@ -77,6 +78,13 @@ def test_of_many_configurations_the_input_is_left_out():
     axes = subjects_figure(records([f"m={k}" for k in range(7)]), "t").axes[0]
     assert names(axes) == [f"m={k}" for k in range(7)]
     assert min(means(axes).values()) > 0
+
+
+def test_curves_have_plain_names_and_numbers_of_evaluations():
+    figure = evaluations_figure(records(["a"], steps=(1, 4, 250)), "t")
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("network evaluations", "")}
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1", "4", "250"]
 
 
 def test_categories_are_not_joined_by_lines():

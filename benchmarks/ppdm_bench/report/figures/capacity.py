@@ -16,14 +16,14 @@ _MOST = 8  # names in a figure; the table has all
 
 
 def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Return the names of at most eight groups of rows: of more, two of the first method and one of every other."""
+    """Return the names of at most eight groups of rows: two of one method and one of every other."""
     if len(groups) <= _MOST:
         return list(groups)
     by_method: dict[str, list[str]] = {}
     for name, rows in groups.items():
         by_method.setdefault(rows[0].method, []).append(name)
-    first = next(iter(by_method))
-    chosen = {name for method, names in by_method.items() for name in names[: 2 if method == first else 1]}
+    several = next((method for method, names in by_method.items() if len(names) > 1), "")
+    chosen = {name for method, names in by_method.items() for name in names[: 2 if method == several else 1]}
     return [name for name in groups if name in chosen][:_MOST]
 
 

@@ -59,8 +59,8 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     """Return the peak allocated memory of every method and phase as dots on a logarithmic axis.
 
     Colours are phases. Measured dots are filled, predicted dots hollow, published dots grey; circles are runs without
-    checkpointing, diamonds with it. A failed run has a cross at the left end. At most eight names are shown: two
-    variants of the first method and one of every other, in their order.
+    checkpointing, diamonds with it. A failed run has a cross at the left end. At most eight names are shown (see
+    `capacity.few_names`).
 
     Args:
         records: long-form records; those that are not about memory are ignored.

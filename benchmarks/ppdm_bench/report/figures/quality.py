@@ -69,6 +69,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
             axes.axvline(unmodified.mean(), color="0.6", linewidth=0.8, linestyle=style.DASHED, zorder=1)
         style.plain_axes(axes, "x")
         axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
+        axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
         axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
         axes.xaxis.set_major_locator(MaxNLocator(4))
     style.title(
@@ -107,7 +108,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
         fixed = _frame([series for series in everything if series.steps is None], metric)
         for label, mean in fixed.groupby("label")[metric].mean().items():
             axes.axhline(mean, color=colours[str(label)], linewidth=1.0, linestyle=style.DASHED)
-        axes.set_xscale("log", base=2)
+        axes.set(xscale="log", ylabel="")
         style.plain_axes(axes, "y", "network evaluations")
         style.log_ticks(axes.xaxis, style.spaced(steps))
         axes.yaxis.set_major_locator(MaxNLocator(5))
