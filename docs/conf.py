@@ -10,8 +10,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks", "docs")]
 
 import notebooks  # noqa: E402  # found by the line above
+import typer  # noqa: E402
+from typer.cli import get_docs_for_click  # noqa: E402
 
 from ppdm import __version__  # noqa: E402
+from ppdm_bench.cli import NAME  # noqa: E402
+from ppdm_bench.cli import app as commands  # noqa: E402
 
 project = "ppdm"
 author = "The maintainers of ppdm"
@@ -30,7 +34,7 @@ TABLES = {
     "results/methods/published": "Our prediction beside published memory",
 }
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 source_suffix = {".md": "markdown", ".ipynb": "markdown"}
 root_doc = "docs/index"
 include_patterns = [
@@ -98,6 +102,8 @@ nitpick_ignore_regex = [
 # Most code blocks without a language are shell commands, recognisable without highlighting.
 highlight_language = "none"
 
+smartquotes_action = "qe"  # no dashes: the help of a command names options such as --shape
+
 html_theme = "furo"
 html_title = "ppdm"
 html_copy_source = False
@@ -107,11 +113,14 @@ html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 
+copybutton_prompt_text = "$ "  # the prompt is not copied
+
 
 def setup(app: Sphinx) -> None:
-    """Connect the handlers for headings of tables, readable defaults and docstrings of properties."""
+    """Connect the handlers for headings of tables, the command reference, defaults and docstrings of properties."""
     app.add_config_value("run_notebooks", True, "env", bool)
     app.connect("source-read", headed)
+    app.connect("source-read", reference)
     app.connect("source-read", notebooks.read)
     app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-process-docstring", sentences, priority=400)  # before napoleon
@@ -121,6 +130,13 @@ def headed(_: Sphinx, name: str, source: list[str]) -> None:
     """Add the heading to a table that a command wrote."""
     if name in TABLES:
         source[0] = f"# {TABLES[name]}\n\n{source[0]}"
+
+
+def reference(_: Sphinx, name: str, source: list[str]) -> None:
+    """Append the help of every command to the page of the command line."""
+    if name == "docs/cli":
+        command = typer.main.get_command(commands)
+        source[0] += "\n" + get_docs_for_click(obj=command, ctx=typer.Context(command), name=NAME, indent=1)
 
 
 def readable(*event: Any) -> tuple[str, str | None] | None:

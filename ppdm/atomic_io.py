@@ -3,8 +3,8 @@
 import os
 import re
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -31,6 +31,26 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             temporary.unlink(missing_ok=True)
     for folder in {place.parent for place in contents}:
         _secure_names(folder)
+
+
+@contextmanager
+def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
+    """Yield a temporary path in the folder of ``path``; the file written there is moved to ``path`` on success.
+
+    On an error it is removed, and a file at ``path`` is unchanged. Unlike :func:`write_together`, this does not
+    wait for the disk: the file is complete or absent after a crash of the process, not of the machine.
+
+    Args:
+        path: the file to write.
+        suffix: suffix of the temporary file, for libraries that choose the format by it.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -139,19 +139,21 @@ def assemble(method: Method, channels: int, tensors: Mapping[str, Tensor]) -> nn
         raise ValueError(f"channels must be an integer from 1 to {MOST_CHANNELS}, got {channels!r}")
     with torch.device("meta"):
         network = method.build(channels)
-    wanted = network.state_dict()
+    if faults := weight_faults(network.state_dict(), tensors):
+        raise ValueError(f"the weights are not those of {method.name}: {faults}")
+    network.load_state_dict(tensors, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def weight_faults(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> str:
+    """Return a phrase on how tensors differ from those of a network in name, shape or dtype; empty if they fit."""
     faults = [f"{name} is missing" for name in wanted.keys() - tensors.keys()]
     faults += [f"{name} is unexpected" for name in tensors.keys() - wanted.keys()]
     for name in wanted.keys() & tensors.keys():
         expected, got = (f"{tuple(t.shape)} {str(t.dtype)[6:]}" for t in (wanted[name], tensors[name]))
         faults += [f"{name} is {got}, expected {expected}"] if expected != got else []
-    if faults:
-        more = f" and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
-        raise ValueError(
-            f"the weights are not those of {method.name}: {', '.join(sorted(faults)[:_FAULTS_SHOWN])}{more}"
-        )
-    network.load_state_dict(tensors, assign=True)
-    return network.eval().requires_grad_(False)
+    more = f" and {len(faults) - _FAULTS_SHOWN} more" if len(faults) > _FAULTS_SHOWN else ""
+    return ", ".join(sorted(faults)[:_FAULTS_SHOWN]) + more
 
 
 def versions() -> dict[str, str]:
@@ -192,7 +194,7 @@ def _read_description(path: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, and the weights mean nothing without it; copy it too.") from None
+        raise CheckpointError(f"{path} is missing, and the weights cannot be used without it; copy it too.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
     except (ValueError, RecursionError) as error:

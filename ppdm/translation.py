@@ -1,4 +1,4 @@
-"""Translation of NIfTI volumes with a trained method; outputs have the input's geometry and the target's units.
+"""Translation of scans with a trained method; outputs have the input's geometry and the target's units.
 
 Shapes: a volume is (D, H, W) in canonical orientation, with physical values; inside the network (1, 1, D, H, W).
 """
@@ -6,6 +6,7 @@ Shapes: a volume is (D, H, W) in canonical orientation, with physical values; in
 import os
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,20 @@ import torch
 from torch import Tensor
 
 from ppdm.checkpoint import Trained, assemble
+from ppdm.data.folders import scan_files
+from ppdm.data.formats import NIFTI, SCANS, SUFFIXES, is_dicom_scan, stem, suffix_of
+from ppdm.data.itk import simple_itk
 from ppdm.data.normalise import IntensityError
-from ppdm.data.volume import SUFFIXES, Volume, VolumeError, read_geometry, read_volume, write_volume
+from ppdm.data.volume import (
+    Volume,
+    VolumeError,
+    files_of_scan,
+    read_geometry,
+    read_volume,
+    user_path,
+    write_volume,
+    written_files,
+)
 from ppdm.method import Method, reconstruct, sample
 from ppdm.tiling import Size, Tell, nothing
 
@@ -34,7 +47,7 @@ class Translation:
     """Result for one file.
 
     Attributes:
-        source: the input file.
+        source: the input: a file, or the folder of a DICOM series.
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
@@ -58,17 +71,22 @@ def translate(
     block: Size | None = None,
     overlap: float | None = None,
     suv_factor: float | None = None,
+    suffix: str | None = None,
+    overwrite: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> list[Translation]:
-    """Translate a NIfTI file, or translate each file of a folder to the same name in another folder.
+    """Translate a scan, or translate each scan of a folder and its subfolders to the same place in another folder.
 
     The result depends only on the input and the seed, not on other files of the folder. In a folder, an error in one
-    file does not stop the others; its :class:`Translation` contains the message.
+    scan does not stop the others; its :class:`Translation` contains the message. Every output has the shape of its
+    input, with trailing axes of length 1.
 
     Args:
         trained: the method, from :func:`ppdm.checkpoint.load`.
-        input_path: a .nii or .nii.gz file, or a folder.
-        output_path: a file in an existing folder; for a folder of inputs, a folder, which is created if it is missing.
+        input_path: a NIfTI, MetaImage or NRRD file, a DICOM series (its folder or one of its files), or a folder of
+            scans.
+        output_path: a file in an existing folder; for a folder of scans, a folder, which is created if it is missing.
+            The folder of a DICOM series may have either.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
         device: device for the computation; the network's current device if absent.
@@ -76,35 +94,53 @@ def translate(
         block, overlap: as for :func:`adapt`: sample in blocks if a volume does not fit in the device's memory.
         suv_factor: PET only: SUV = stored value · suv_factor, for every file; see
             :class:`ppdm.data.scaling.SUVScaling`.
+        suffix: format of the outputs, such as ``nii.gz`` or ``mha``. By default, that of the output file; in a folder
+            that of each input, and ``nii.gz`` for DICOM, which is not written.
+        overwrite: whether to replace outputs that exist; otherwise they are refused before the computation.
         progress: called with the number of completed network evaluations and the total over all files; each block of a
             step counts as one.
 
     Returns:
-        One :class:`Translation` for each file, sorted by file name.
+        One :class:`Translation` for each scan, sorted by path, and one with a fault for each subfolder that cannot be
+        listed.
 
     Raises:
-        TranslationError: input or output is missing or unsuitable, the output would overwrite the input, or options
-            are out of range; for a single file, also every error in the file itself.
-        VolumeError: a single file cannot be read or written.
+        TranslationError: input or output is missing or unsuitable, an output exists or would replace the input, or
+            options are out of range; for a single scan, also every error in the scan itself.
+        VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
-    work, folder = _plan(Path(input_path), Path(output_path)), Path(input_path).is_dir()
+    source, output, ending = user_path(input_path), user_path(output_path), _checked_suffix(suffix)
+    if not source.exists():
+        raise TranslationError(f"{source} does not exist; name a scan ({SCANS}), or a folder of scans.")
+    if output.exists() and output.samefile(source):
+        raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
+    folder = source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source))
+    if folder:
+        work, closed = _plan_folder(source, output, ending)
+    else:
+        work, closed = [(source, _checked_file(source, output, ending))], []
+    _check_inputs_remain(work)
+    _check_outputs([place for _, place in work], overwrite)
+    if folder:
+        _make_folder(output)
+    _check_writable(output if folder else output.parent)
     trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
-    evaluations = [_evaluations(trained.method, source) for source, _ in work]
+    evaluations = [_evaluations(trained.method, scan) for scan, _ in work]
     done, total = 0, sum(evaluations)
     results = []
-    for (source, output), wanted in zip(work, evaluations, strict=True):
+    for (scan, place), wanted in zip(work, evaluations, strict=True):
         started, fault = time.perf_counter(), ""
         counter = _Counter(progress, done, total)
         done += wanted
         try:
-            _translate_file(trained, source, output, seed, suv_factor, counter)
+            _translate_file(trained, scan, place, seed, suv_factor, counter)
         except (VolumeError, TranslationError) as error:
             if not folder:
                 raise
             fault = str(error)
             progress(done, total)
-        results.append(Translation(source, output, time.perf_counter() - started, fault))
-    return results
+        results.append(Translation(scan, place, time.perf_counter() - started, fault))
+    return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
 
 
 def translate_volume(
@@ -257,6 +293,7 @@ def _translate_file(
             f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
             f"({str(error).split('. ')[0]}); try {_smaller(trained.method, volume)}, bf16, or the CPU."
         ) from None
+    _make_folder(output.parent)
     write_volume(output, result.numpy(), volume)
 
 
@@ -286,41 +323,89 @@ def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:
         raise TranslationError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
 
 
-def _plan(source: Path, output: Path) -> list[tuple[Path, Path]]:
-    """Return the pairs of input and output paths, with all checks that are possible before the computation."""
-    if not source.exists():
-        raise TranslationError(f"{source} does not exist; name a .nii or .nii.gz file, or a folder of them.")
-    if output.exists() and output.samefile(source):
-        raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
-    return _plan_folder(source, output) if source.is_dir() else [(source, _checked_file(source, output))]
+def _checked_suffix(text: str | None) -> str | None:
+    if text is None:
+        return None
+    suffix = "." + text.lower().removeprefix(".")
+    if suffix not in SUFFIXES:
+        names = ", ".join(each.removeprefix(".") for each in SUFFIXES)
+        hint = " (DICOM can only be read)" if "dcm" in suffix or "dicom" in suffix else ""
+        raise TranslationError(f"The format of a translation is one of {names}{hint}, got {text!r}.")
+    return suffix
 
 
-def _checked_file(source: Path, output: Path) -> Path:
+def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
     if output.is_dir():
         raise TranslationError(f"{output} is a folder and {source} a file; name the output file in it.")
-    if not _is_nifti(output):
-        raise TranslationError(f"{output} must end in .nii or .nii.gz; rename the output.")
+    if not suffix_of(output.name):
+        raise TranslationError(f"{output} must end in {', '.join(SUFFIXES)}; rename the output.")
+    if suffix and suffix_of(output.name) != suffix:
+        raise TranslationError(f"{output} does not end in {suffix}, the format asked for; rename it or leave that out.")
     if not output.parent.is_dir():
         raise TranslationError(f"{output} cannot be written: {output.parent} is not a folder; make it first.")
     return output
 
 
-def _plan_folder(source: Path, output: Path) -> list[tuple[Path, Path]]:
-    files = sorted(f for f in source.iterdir() if _is_nifti(f) and not f.name.startswith("."))
-    if not files:
-        raise TranslationError(f"{source} holds no .nii or .nii.gz file; name the folder that does.")
-    if output.exists() and not output.is_dir():
-        raise TranslationError(f"{output} is a file and {source} a folder; name a folder for the outputs.")
+def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[tuple[Path, Path]], list[Path]]:
+    """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
+    names, _, closed = scan_files(source)
+    inside = os.path.abspath(output)  # translations of an earlier run are no inputs
+    names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
+    if not names:
+        raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
+    if not output.is_dir() and (output.exists() or suffix_of(output.name)):
+        raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
+    return [(source / name, output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
+
+
+def _output_name(folder: Path, name: str, suffix: str | None) -> Path:
+    """The place of an output in the output folder; the folder itself, named ``.``, may be a DICOM series."""
+    place = Path(folder.resolve().name if name == "." else name)
+    return place.with_name(stem(place.name) + (suffix or suffix_of(place.name) or ".nii.gz"))
+
+
+def _check_outputs(places: list[Path], overwrite: bool) -> None:
+    """Refuse outputs that exist, that share a file, or whose format needs SimpleITK if that is absent."""
+    files = [file for place in places for file in written_files(place)]
+    if twice := [str(file) for file, count in Counter(files).items() if count > 1]:
+        raise TranslationError(f"Two scans would be written to {twice[0]}; rename one, or choose another format.")
+    there = [str(file) for file in files if os.path.lexists(file)]
+    if there and not overwrite:
+        found = f"{there[0]} exists" if len(there) == 1 else f"{len(there)} outputs exist, such as {there[0]}"
+        raise TranslationError(f"{found}; name another output, or replace with --overwrite (overwrite=True).")
+    for place in places:
+        if suffix_of(place.name) not in NIFTI:
+            simple_itk(place, "MetaImage or NRRD")
+
+
+def _check_inputs_remain(work: list[tuple[Path, Path]]) -> None:
+    """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file."""
+    owners = {_identity(file): scan for scan, _ in work for file in _files(scan) if file.exists()}
+    for file in (file for _, place in work for file in written_files(place) if file.exists()):
+        if scan := owners.get(_identity(file)):
+            raise TranslationError(f"{file} is the input {scan} itself and would be overwritten; empty the folder.")
+
+
+def _files(scan: Path) -> tuple[Path, ...]:
+    """The files of a scan that an output could replace, which has another suffix than DICOM."""
     try:
-        output.mkdir(exist_ok=True)
+        return files_of_scan(scan) if suffix_of(scan.name) else ()
+    except VolumeError:
+        return (scan,)
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TranslationError(f"{output} cannot be made ({error.strerror}); name a folder that can.") from None
-    work = [(file, output / file.name) for file in files]
-    for file, place in work:
-        if place.exists() and place.samefile(file):  # the name in the output folder links to the input
-            raise TranslationError(f"{place} is the input {file} itself and would be overwritten; empty the folder.")
-    return work
+        raise TranslationError(f"{folder} cannot be made ({error.strerror}); name a folder that can.") from None
 
 
-def _is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES)
+def _check_writable(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise TranslationError(f"{folder} cannot be written to; change its rights, or name another folder.")

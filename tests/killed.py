@@ -1,14 +1,18 @@
-"""A training that is killed at every moment that counts, and continued each time: what ``test_resume`` looks at.
+"""A training that is killed at every moment that counts and resumed each time, for ``test_resume``.
 
 Run as a script, ``killed.py FOLDER words...``, where the words are those of ``ppdm-bench train`` without ``--out``. It
-imports PyTorch once; every training is a fork of it, which is sent SIGKILL before its first operation that counts, or
-its second, and so on, until one gets to its end. What counts is whatever moves, removes or secures a file, every line
-of the log, and the middle of every update of the weights. Prints how each training ended, as JSON.
+imports PyTorch once; every training is a fork of it. What counts is every operation that moves, removes or secures a
+file, every line of the log, and the middle of every update of the weights.
+
+SIGKILL leaves what is in the folder at that moment. Therefore, one training copies its folder before each of these
+operations, if its content has changed, and each copy is resumed. Other trainings receive the signal itself. The script
+prints how each training ended, as JSON.
 """
 
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -24,21 +28,21 @@ import torch._dynamo  # an optimiser would import it, in every fork
 from ppdm.training import trainer
 from ppdm.training.log import Log
 from ppdm_bench import cli
-
-ENDLESS = 10**6
+from ppdm_bench.commands import train
 
 unlink = os.unlink
 
 
-def forked(words: list[str], moment: int = ENDLESS) -> int:
-    """The process of a training that is killed before the operation of that number, from 0."""
+def forked(words: list[str], before: Callable[[int], None] = lambda number: None) -> int:
+    """Start a process that trains and calls ``before`` with the number of each operation that counts, from 0."""
     if child := os.fork():
         return child
     torch.set_num_threads(1)
     numbers = count()
     places = [(os, name) for name in ("replace", "fsync", "unlink")]
     for owner, name in [*places, (Log, "write"), (trainer, "average_decay")]:
-        setattr(owner, name, killing(getattr(owner, name), lambda: next(numbers) == moment))
+        setattr(owner, name, watched(getattr(owner, name), lambda: before(next(numbers))))
+    train.save_loss_curve = lambda log, path: None  # it takes longer than the training
     sys.argv = ["ppdm-bench", *words]
     try:
         cli.main()
@@ -48,14 +52,22 @@ def forked(words: list[str], moment: int = ENDLESS) -> int:
     os._exit(99)
 
 
-def killing(operation: Callable[..., Any], now: Callable[[], bool]) -> Callable[..., Any]:
+def watched(operation: Callable[..., Any], before: Callable[[], None]) -> Callable[..., Any]:
     def wrapped(*arguments: Any, **options: Any) -> Any:
         idle = operation is unlink and not os.path.exists(*arguments)
-        if not idle and now():
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not idle:
+            before()
         return operation(*arguments, **options)
 
     return wrapped
+
+
+def kill_at(moment: int) -> Callable[[int], None]:
+    def before(number: int) -> None:
+        if number == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before
 
 
 def ended(child: int) -> int:
@@ -63,21 +75,25 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def at_every_moment(folder: Path, words: list[str]) -> list[list[int]]:
-    """How each training ended and its continuation."""
-    ends = [[-9, 0]]
-    while ends[-1][0] != 0:
-        moment = len(ends) - 1
-        there = [*words, "--out", str(folder / f"moment-{moment}")]
-        ends.append([ended(forked(there, moment)), ended(forked([*there, "--resume"]))])
-    return ends[1:]
+def at_every_moment(folder: Path, words: list[str]) -> tuple[int, list[int]]:
+    """How a training ended whose folder was copied at each moment, and how the continuation of each copy ended."""
+    place, states = folder / "copied", []
+
+    def copy(number: int) -> None:
+        state = {path.relative_to(place): path.read_bytes() for path in place.rglob("*") if path.is_file()}
+        if not states or state != states[-1]:
+            states.append(state)
+            shutil.copytree(place, folder / f"moment-{number:03}")
+
+    end = ended(forked([*words, "--out", str(place)], copy))
+    return end, [ended(forked([*words, "--out", str(one), "--resume"])) for one in sorted(folder.glob("moment-*"))]
 
 
 def again_and_again(folder: Path, words: list[str], moment: int) -> list[int]:
-    """How each try ended of one training that is always killed after so many operations more."""
+    """How each try of one training ended that is always killed after so many more operations."""
     there, ends = [*words, "--out", str(folder / "again"), "--resume"], [-9]
     while ends[-1] == -9 and len(ends) < 50:
-        ends.append(ended(forked(there, moment)))
+        ends.append(ended(forked(there, kill_at(moment))))
     return ends[1:]
 
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimiser would import it, in every fork
 from killed import imported
+from tiny_methods import tiny
 from tiny_training import TINY, pair
 
 from ppdm.data.manifest import read_manifest
 from ppdm.method import Method
-from ppdm.training import loop
+from ppdm.training import loop, session
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks, joined
 from ppdm.training.run import Run
@@ -36,12 +37,11 @@ from ppdm_bench import cli
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.evaluation import pictures, results
 
-SMALL: dict[str, Any] = {"width": 8, "multipliers": (1, 2)}
 METHOD = {
     "puzzle": TINY,
     "patches": replace(TINY, name="patches", window=Patch(4)),
-    "slices": METHODS["slice25d"].with_network(**SMALL),
-    "latent": METHODS["latent"].with_network(**SMALL),
+    "slices": tiny(METHODS["slice25d"]),
+    "latent": tiny(METHODS["latent"]),
 }
 OPTIONS: dict[str, Any] = {"steps": 4, "batch_size": 4, "accumulate": 2, "augment": Flip(), "seed": 3}
 PAIRS = [pair(number) for number in range(5)]
@@ -189,8 +189,8 @@ def quality(folder: Path) -> None:
     pairs = read_manifest(folder / "pairs.csv")
     pair_sources.cached_set = lambda *_, **__: pairs
     pictures.save = results.save = lambda figure, stem: []
-    peaks = loop._peaks
-    loop._peaks = lambda device, ranks: peaks("cuda", ranks)
+    peaks = session.peak_allocated
+    session.peak_allocated = lambda device, ranks: peaks("cuda", ranks)
     torch.cuda.max_memory_allocated = lambda *_: 100 + Ranks.here().rank
     words = ["quality", "--task", "mri-t1t2", "--method", "tiny_training:TINY", "--steps", 2, "--batch-size", 2]
     words += ["--evaluations", 1, "--vary", "optimisation.learning_rate=1e30", "--device", "cpu"]

@@ -60,7 +60,7 @@ from ppdm_bench.report.library import believed, provenance, read_library
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.report.tables.changes import changes, read_set, to_records, to_text
+from ppdm_bench.report.tables.changes import changes, changes_page, read_set, to_records
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -407,7 +407,7 @@ def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
     library = read_library([folder / "old"])
     provenance(library.records)
     found = changes(read_set(folder / "old"), read_set(folder / "new"), 0.05)
-    to_text(found, [])
+    changes_page(found, []).to_text()
     to_records(found)
 
 
@@ -544,7 +544,7 @@ WORDS = (
     "flip:dhw",
     "own",
     "200",
-    "160,192,160",
+    "160x192x160",
     "1e3",
     "fp32",
     "2x",
@@ -610,15 +610,15 @@ def _restore_point(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
 COMMANDS = (
     "memory --device predict --res 8 --method ppdm --factor 2 --width 8 --phase sample --timeout 2 --budget 8GB "
     "--out OUT",
-    "memory --device predict --shape 8,8,8 --method wavelet --precision fp32 --checkpointing none --width 8 "
+    "memory --device predict --shape 8x8x8 --method wavelet --precision fp32 --checkpointing none --width 8 "
     "--batch-size 1 --preset matched --phase train --timeout 2 --out OUT",
     "memory --like SCAN --method ppdm --factor 1x2x2 --width 8 --phase sample --device predict --timeout 2 --out OUT",
     "methods --method ppdm --json",
     "compare RECORDS RECORDS --threshold 5%",
     "train --manifest absent.csv --out OUT --method ppdm --factor 2 --width 8 --steps 2 --batch-size 1 --accumulate 1 "
     "--learning-rate 1e-4 --augment flip --precision fp32 --checkpointing none --seed 0 --save-every 5min --device cpu",
-    "translate MODEL absent.nii.gz OUT.nii.gz --steps 2 --seed 0 --device cpu --precision fp32 --suv-factor 1",
-    "translate MODEL SCAN OUT.nii.gz --steps 2 --seed 0 --device cpu",
+    "translate MODEL absent.nii.gz OUT.nii.gz --evaluations 2 --seed 0 --device cpu --precision fp32 --suv-factor 1",
+    "translate MODEL SCAN OUT.nii.gz --evaluations 2 --seed 0 --device cpu",
     "data check MANIFEST",
     "data make mri-t1t2 --subjects 2 --size 8 --grid cubic --seed 0 --out FILE",
     "speed --res 8 --method ppdm --factor 2 --width 8 --phase sample --device cuda --timeout 5 --out OUT",

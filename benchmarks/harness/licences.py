@@ -50,13 +50,13 @@ SPDX = {
 # Licences that a package states outside its metadata, or with exceptions: see the remarks.
 STATED = {"docutils": "BSD-2-Clause", "torchao": "BSD-3-Clause"}
 REMARKS = """\
-PyTorch's builds for CUDA also bring NVIDIA's libraries (`nvidia-*`), under NVIDIA's own terms. pip installs them from
-the package index; the wheel of this project holds no code but its own.
+PyTorch's CUDA builds also require NVIDIA's libraries (`nvidia-*`), under NVIDIA's own terms. pip installs them from the
+package index; the wheel of this project contains only its own code.
 
-docutils is in the public domain, but for some files under the BSD licence, the PSF's, and one, for the editor Emacs,
-under the GPL. It makes this site and is part of nothing that is given away.
+docutils is in the public domain, except for some files under the BSD and PSF licences, and one file for the editor
+Emacs under the GPL. It is used to build this site and is not distributed with the project.
 
-torchao states its licence in its file LICENSE alone.
+torchao states its licence only in its file LICENSE.
 """
 
 
@@ -67,9 +67,10 @@ def main() -> None:
     project = tomllib.loads(PROJECT.read_text())["project"]
     running, development = map(needed, asked_for())
     named = direct()
-    print(f"# Licences\n\nOurs is {project['license']}. This is what the installed packages state of themselves;")
-    print("`benchmarks/harness/licences.py` lists it. **Bold**: named in `pyproject.toml`; the others come with those.")
-    for title, packages in (("To run it", running), ("To work on it", development - running)):
+    print(f"# Licences\n\nThis project is licensed under {project['license']}. The tables list the licences that the")
+    print("installed packages state; `benchmarks/harness/licences.py` writes them. Packages in **bold** are named in")
+    print("`pyproject.toml`; these require the others.")
+    for title, packages in (("Needed at run time", running), ("Needed for development", development - running)):
         print(f"\n## {title}\n\n| package | licence |\n|---|---|")
         for name in sorted(packages):
             print(f"| {f'**{name}**' if name in named else name} | {licence(name)} |")

@@ -24,8 +24,9 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.paper_figure import Exhibit, written
 from ppdm_bench.report.paper_registry import EXHIBITS
-from ppdm_bench.report.tables import memory as table
-from ppdm_bench.report.tables import micro, quality
+from ppdm_bench.report.tables.memory import memory_page, memory_table
+from ppdm_bench.report.tables.micro import micro_page
+from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 COLUMNS: Sequence[style.Column] = ("single", "double")  # defaults of `figures`
@@ -172,8 +173,8 @@ def _memory_table(name: str, results: Path, to: Path) -> None:
     """Write only the table; the figures of a validation are slow and not kept."""
     from ppdm_baselines import REFERENCE
 
-    frame = table.memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE, budget=None)
-    table.save(frame, to / name / "memory")
+    frame = memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE)
+    memory_page(frame).save(to / name / "memory")
 
 
 def _plan(results: Path, to: Path) -> None:
@@ -213,7 +214,7 @@ def _quality(name: str, reference: str, results: Path, to: Path) -> None:
 def _quality_table(name: str, results: Path, to: Path) -> None:
     """Write only the table, for outputs whose figures are not kept."""
     records = _records(results / name / "records.jsonl")
-    quality.save(quality.quality_table(records, reference="input"), quality.headline(records), to / name / "quality")
+    quality_page(quality_table(records, reference="input"), headline(records)).save(to / name / "quality")
 
 
 def _ablations(results: Path, to: Path) -> None:
@@ -230,7 +231,7 @@ def _blocks(results: Path, to: Path) -> None:
 
 def _bench(results: Path, to: Path) -> None:
     run = json.loads((results / "bench/bench.json").read_text())
-    replace_file(to / "bench/bench.md", micro.to_markdown(run).encode())
+    replace_file(to / "bench/bench.md", micro_page(run).to_markdown().encode())
 
 
 def _fuzz(results: Path, to: Path) -> None:

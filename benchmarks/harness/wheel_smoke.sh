@@ -49,7 +49,7 @@ if [ $torch = with ]; then
   run ppdm-bench memory --res 32 --width 8 --method ppdm --method ddpm3d --device predict --out memory
   run ppdm-bench train --manifest set/pairs.csv --width 8 --steps 3 --device cpu --out run
   run ppdm-bench translate run set/test-000/T1w.nii.gz made.nii.gz --device cpu
-  run ppdm-bench evaluate run --manifest set/pairs.csv --steps 1 --device cpu --out evaluation
+  run ppdm-bench evaluate run --manifest set/pairs.csv --evaluations 1 --device cpu --out evaluation
 else
   cp -r "$root/results/memory" memory
 fi

@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import warnings
-from contextlib import redirect_stdout
+from collections.abc import Callable
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,12 +26,15 @@ from ppdm_bench.commands.gpu import gpu
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Device,
     Factors,
+    Gpu,
     Json,
     Launcher,
     LauncherOptions,
     Like,
+    MethodName,
     Methods,
     PhantomCount,
     PhantomGrid,
@@ -53,17 +58,19 @@ from ppdm_bench.commands.options import (
     asked_sizes,
     asked_subjects,
     comma_separated,
-    count,
+    integer,
     one_of,
     positive,
     read_block,
     read_budget,
     read_factor,
     read_flips,
+    read_names,
     read_option,
     read_pace,
     read_seconds,
 )
+from ppdm_bench.commands.order import Command, OrderedGroup
 from ppdm_bench.commands.plan import plan
 from ppdm_bench.commands.quality import quality
 from ppdm_bench.commands.speed import speed
@@ -77,6 +84,7 @@ from ppdm_bench.commands.terminal import (
     report_outcome,
     show_warning,
     under_torchrun,
+    with_earlier,
 )
 from ppdm_bench.records import PHASES
 
@@ -93,21 +101,15 @@ SHARED, SILENT = ("train", "quality"), ("env", "methods")
 UsageError = typer.BadParameter.__base__
 
 app = typer.Typer(
+    cls=OrderedGroup,
     help="Memory benchmark and ablation toolkit for volumetric medical image translation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
-app.command()(compare)
-app.command()(evaluate)
-app.command()(plan)
-app.command()(quality)
-app.command()(figures)
-app.command()(claims)
-app.command()(ablate)
-app.command()(gpu)
-app.command()(speed)
+for command in (plan, evaluate, quality, ablate, speed, compare, figures, claims, gpu):
+    app.command(cls=Command)(command)
 
 
 def main() -> None:
@@ -157,14 +159,19 @@ def options(
 
 
 MeasuringDevice = Annotated[
-    str, typer.Option(help="Device: auto (measure if there is a GPU, else predict), cuda, cpu or predict.")
+    Literal["auto", "cuda", "cpu", "predict"],
+    typer.Option(help="Device; auto: measure if there is a GPU, else predict."),
 ]
 
 
 @app.command()
 def memory(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 256 or 64,128,256.")
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
@@ -183,8 +190,11 @@ def memory(
     device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
-        typer.Option(help="Memory of the card, such as 24GB: adds a verdict, and limits measurements to it."),
+        typer.Option(
+            help="Memory that may be used, such as 24GB: adds a verdict and limits measurements. Default: no limit."
+        ),
     ] = None,
+    gpu: Gpu = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
@@ -202,29 +212,33 @@ def memory(
         typer.Option("--assumed", help="Show the part of each prediction that no published measurement confirms yet."),
     ] = False,
     constants: Annotated[
-        Path | None, typer.Option(help="Predict with the context and workspace fitted in this file.")
+        Path | None,
+        typer.Option(help="Predict with the context and workspace fitted in this file; default: built-in constants."),
     ] = None,
     explain: Annotated[
         list[str] | None,
-        typer.Option(metavar="METHOD", help="Only draw where the memory of this method goes; repeatable."),
+        typer.Option(
+            metavar="METHOD", help="Only plot the memory of this method over time; repeatable. Default: none."
+        ),
     ] = None,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    columns: Columns = None,
     out: Results = Path("runs/memory"),
     json: Json = False,
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""
+    chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
-    choice = read_option("--device", one_of("auto", "cuda", "cpu", "predict"), device)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
-        raise typer.BadParameter("--verify and --explain are done here; leave --launcher out")
-    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+        raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
+    with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.configuration import check_phases
-        from ppdm_bench.devices import choose
+        from ppdm_bench.devices import card_of, choose
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
@@ -233,20 +247,23 @@ def memory(
 
         asked = asked_configurations(explain or method, sizes, wanted, start, vary)
         as_usage(check_phases, asked, phases)
+        if gpu is not None:
+            capacity = as_usage(card_of, gpu, capacity).capacity
         if jobs is None:
-            where, target = choose(choice, capacity)
+            where, target = as_usage(choose, device, capacity, gpu)
             target = as_usage(with_constants, constants, target)
         if verify and (explain or where == "predict"):
-            raise typer.BadParameter("--verify runs again what was measured; measure with --device cuda or cpu")
+            raise typer.BadParameter("--verify repeats measurements; measure with --device cuda or cpu")
         verified: list[Record] = []
         lost: list[str] = []
         with alone_in(out) as folder:
             if jobs is not None:
                 request = Request(
-                    phases, choice, spacing, timeout, capacity, not no_gate, constants and constants.absolute()
+                    phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
-                text, written = present(records, folder, capacity, assumed) if records else ("", [])
+                shown = with_earlier(records, folder)
+                text, written = present(shown, folder, capacity, assumed, chosen) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(Plan(asked, phases, "predict", target, spacing, timeout), folder)
             else:
@@ -254,7 +271,7 @@ def memory(
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]
-                text, written = present(records, folder, capacity, assumed)
+                text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
                 text += verdict(verified)
     if json:
         from ppdm_bench.records import write_json_array
@@ -269,19 +286,19 @@ def memory(
 @app.command()
 def methods(
     method: Methods = None,
+    columns: Columns = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """List the registered methods: presets, parameters, network evaluations per volume."""
-    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
-        from ppdm_bench.commands.methods import catalogue, catalogue_text
+    with redirect_stdout(sys.stderr):  # a user's own method may print
+        from ppdm_bench.commands.methods import catalogue
+        from ppdm_bench.report.tables.catalogue import catalogue_page
 
         rows = as_usage(catalogue, method)
     if json:
-        import json as json_module
-
-        print(json_module.dumps(rows, indent=1))
+        print(dumps(rows, indent=1))
     else:
-        print(catalogue_text(rows))
+        print(catalogue_page(rows).to_text(read_names("--columns", columns)))
 
 
 @app.command()
@@ -291,9 +308,7 @@ def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = F
 
     found = environment()
     if json:
-        import json as json_module
-
-        print(json_module.dumps(found, indent=1))
+        print(dumps(found, indent=1))
         return
     width = max(map(len, found))
     print("\n".join(f"{key:{width}}  {value}" for key, value in found.items()))
@@ -316,26 +331,24 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
-    method: Annotated[str, typer.Option(help="Registered method, or module:ATTRIBUTE of your own.")] = "ppdm",
+    method: MethodName = "ppdm",
     preset: Preset = "matched",
     factor: Annotated[
         str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
     ] = None,
     width: Width = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(parser=count(), metavar="N", help="Training steps (updates of the weights); default: 1000."),
-    ] = None,
+    steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Training time instead of steps. The learning rate then follows the clock, so no two runs are equal.",
+            help="Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+            "equal. Default: none.",
         ),
     ] = None,
     batch_size: BatchSize = 1,
-    accumulate: Annotated[int, typer.Option(parser=count(), metavar="N", help="Gradient accumulation steps.")] = 1,
+    accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -345,35 +358,42 @@ def train(
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
     ] = "none",
-    precision: Annotated[str, typer.Option(help="Precision of convolutions: fp32 or bf16.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Precision of convolutions; fp16 with loss scaling, for cards before Ampere."),
+    ] = "fp32",
     checkpointing: Checkpointing = "none",
     start: Start = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            parser=count(0), metavar="N", help="Random seed. On the CPU, the same seed gives the same weights."
-        ),
-    ] = 0,
+    seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
     validate_every: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Steps between validation losses on the split val; default: no validation.",
-        ),
+        int | None, integer("Steps between validation losses on the split val; default: no validation.")
     ] = None,
     save_every: Annotated[
         str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
     ] = "5min",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Resume the run in --out, if there is one. Give the same command again.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in --out, if there is one. Give the same command again; a finished run also continues "
+            "to more --steps.",
+        ),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Start from the weights of this run (folder or .safetensors file); default: random weights.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
     ] = False,
     device: Device = "auto",
 ) -> None:
     """Train a method on pairs of scans, or on synthetic subjects."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16"), precision)
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
     source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
@@ -387,11 +407,12 @@ def train(
     from ppdm.training.loop import Interrupted, StepReport
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
-    from ppdm_bench.commands.train import memory_in_use, train_run
+    from ppdm.training.tensorboard import TensorBoard
+    from ppdm_bench.commands.train import ProgressLines, memory_in_use, train_run, use_threads
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
 
-    asked = Configuration(method, (1, 1, 1), preset, r, width, arithmetic, checkpointing, batch_size)
+    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
     (asked,) = as_usage(around, [asked], start or [], [], notify)
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
@@ -400,8 +421,13 @@ def train(
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
-    with joined() as ranks, progress() as bar:
-        where = training_device(choice, ranks)
+    with joined() as ranks, progress() as bar, ExitStack() as opened:
+        where = training_device(device, ranks)
+        if advice := use_threads(threads, where):
+            notify(advice)
+        board = opened.enter_context(TensorBoard(out / "tensorboard")) if tensorboard and ranks.is_first else None
+        followers: list[Callable[[StepReport], None]] = [] if board is None else [board]
+        followers += [ProgressLines(notify)] if bar.disable else []
         shown = bar.add_task("reading the scans", total=None)
 
         def preparing(done: int, total: int) -> None:
@@ -411,9 +437,13 @@ def train(
             done, total = (report.step, steps) if steps is not None else (report.seconds, 60 * (minutes or 0))
             text = f"loss {report.loss:.4f}  {report.steps_per_second:.2f} steps/s  {memory_in_use(where)}"
             bar.update(shown, completed=done, total=total, description=text)
+            for follow in followers:
+                follow(report)
 
         try:
-            result = train_run(resolved, source, schedule, run, where, preparing, show)
+            result = train_run(
+                resolved, source, schedule, run, where, preparing, show, init_from=init_from, standalone=True
+            )
         except Interrupted as stopped:
             notify(f"{stopped}; the same command with --resume continues from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -421,14 +451,14 @@ def train(
         print(result)
 
 
-@app.command()
+@app.command(cls=Command)
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="NIfTI file, or a folder of NIfTI files.")],
-    output: Annotated[Path, typer.Argument(help="NIfTI file, or a folder.")],
-    steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Network evaluations; default: the method's.")
-    ] = None,
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans.")
+    ],
+    output: Annotated[Path, typer.Argument(help="File, or a folder; subfolders are mirrored.")],
+    evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
     precision: SamplePrecision = None,
@@ -436,7 +466,7 @@ def translate(
         str | None,
         typer.Option(
             metavar="N",
-            help="Translate in blocks of N voxels per side, or D,H,W, rounded up to a multiple that the method needs; "
+            help="Translate in blocks of N voxels per side, or DxHxW, rounded up to a multiple that the method needs; "
             "the volume stays in host memory. Default: the whole volume at once.",
         ),
     ] = None,
@@ -444,32 +474,48 @@ def translate(
         float | None,
         typer.Option(metavar="SHARE", help="Overlap of neighbouring blocks, as a share of their size; default: 0.25."),
     ] = None,
-    suv_factor: Annotated[float | None, typer.Option(help="PET: factor from stored values to SUV.")] = None,
+    suv_factor: Annotated[
+        float | None, typer.Option(help="PET: factor from stored values to SUV; default: none.")
+    ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="Format of the translations: nii, nii.gz, mha, mhd, nrrd or nhdr. Default: the suffix of OUTPUT; in a "
+            "folder the format of each input, and nii.gz for DICOM.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
     seen = read_option("--block", read_block, block) if block is not None else None
 
     from ppdm.checkpoint import load
+    from ppdm.data.formats import is_dicom_scan
+    from ppdm.data.volume import user_path
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
-    trained = load(checkpoint, device=training_device(choice))
+    trained = load(checkpoint, device=training_device(device))
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
             trained,
             source,
             output,
-            steps=steps,
+            steps=evaluations,
             seed=seed,
-            precision=arithmetic,
+            precision=precision,
             block=seen,
             overlap=overlap,
             suv_factor=suv_factor,
+            suffix=format_,
+            overwrite=overwrite,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
+    if format_ is None and user_path(output).is_dir() and any(is_dicom_scan(one.source) for one in made):
+        notify("DICOM scans are written as NIfTI; --format selects another format.")
     for one in made:
         if one.fault:
             notify(one.fault)

@@ -4,10 +4,13 @@ import difflib
 import importlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import entry_points
 from itertools import product
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -40,7 +43,7 @@ class Configuration:
     Child processes receive it, and record identifiers are computed from it.
 
     Attributes:
-        method: a registered name, or ``module:ATTRIBUTE`` of a :class:`ppdm.Method`.
+        method: a registered name, or ``module:ATTRIBUTE`` of a :class:`ppdm.Method`; see :func:`find_method`.
         shape: (D, H, W) in voxels.
         preset: registered preset: ``matched`` (the shared U-Net) or ``authors`` (the network of the paper).
         factor: puzzle factor; None keeps the default of the method.
@@ -119,15 +122,20 @@ class Configuration:
         return " ".join(filter(None, (self.resolve().variant, preset, self.setting)))
 
     @property
+    def name(self) -> str:
+        """Name of the method in records and tables."""
+        return self.resolve().name
+
+    @property
     def label(self) -> str:
-        """Method and variant."""
-        return f"{self.method} {self.variant}".strip()
+        """Name and variant."""
+        return f"{self.name} {self.variant}".strip()
 
     def fields(self) -> dict[str, Any]:
         """Return the options that records store as separate fields, for filtering and sorting."""
         network = self.resolve().network
         return {
-            "method": self.method,
+            "method": self.name,
             "variant": self.variant,
             "shape": self.shape,
             "batch_size": self.batch_size,
@@ -196,8 +204,8 @@ def around(
         ValueError: a text cannot be parsed, or none of the methods supports a point.
     """
     for text in starts:
-        asked = list(dict.fromkeys(_neighbours(asked, read_one(text), tell).values()))
-    near = [_neighbours(asked, point, tell) for text in variations for point in read(text)]
+        asked = list(dict.fromkeys(_all_varied(asked, read_one(text), tell).values()))
+    near = [_all_varied(asked, point, tell) for text in variations for point in read(text)]
     made = [
         one
         for centre in asked
@@ -207,7 +215,7 @@ def around(
     return list(dict.fromkeys(made))
 
 
-def _neighbours(
+def _all_varied(
     asked: Sequence[Configuration], assignments: Sequence[Assignment], tell: Callable[[str], None]
 ) -> dict[Configuration, Configuration]:
     """Map each configuration to its copy with these fields set; omit configurations that do not support them."""
@@ -217,7 +225,7 @@ def _neighbours(
         try:
             found[one] = one.varied(assignments)
         except MethodError as error:
-            faults[f"{one.method} {one.resolve().variant}".strip()] = str(error)
+            faults[f"{one.name} {one.resolve().variant}".strip()] = str(error)
     point = written(assignments)
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
@@ -245,7 +253,8 @@ def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple
     for preset in presets:
         if preset not in PRESETS:
             raise MethodError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    names = methods or list(dict.fromkeys(name for preset in presets for name in PRESETS[preset]))
+    asked = methods or [name for preset in presets for name in PRESETS[preset]]
+    names = list(dict.fromkeys(identifier(name) for name in asked))
     for name in names:
         if not set(presets_of(name)) & set(presets):
             find_method(name, presets[0])
@@ -253,14 +262,40 @@ def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple
 
 
 def find_method(name: str, preset: str = "matched") -> Method:
-    """Return a registered method, or a user-defined one given as ``module:ATTRIBUTE``.
+    """Return a registered method or a user-defined one.
+
+    A user-defined method whose name is that of a registered one is renamed after its attribute, so that no table shows
+    two methods of one name.
+
+    Args:
+        name: registered name, ``module:ATTRIBUTE``, or the name of a user-defined method; see :func:`identifier`.
+        preset: registered preset.
 
     Raises:
         MethodError: the name is unknown (the message suggests the nearest one), or the method lacks the preset.
     """
     if preset not in (having := presets_of(name)):
         raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(having)}")
+    name = identifier(name)
     return _own_method(name) if _is_own(name) else PRESETS[preset][name]
+
+
+def identifier(name: str) -> str:
+    """Return the registered name of a method, or ``module:ATTRIBUTE`` of a user-defined one.
+
+    A user-defined method is found by its name in two places: the entry points ``ppdm.methods`` of installed packages,
+    and the modules in the current folder whose text contains the name. Only these modules are imported.
+
+    Raises:
+        MethodError: no method, or several, have this name.
+    """
+    if _is_own(name) or any(name in methods for methods in PRESETS.values()):
+        return name
+    found = [entry.value for entry in entry_points(group="ppdm.methods", name=name)] or _in_current_folder(name)
+    if len(found) != 1:
+        several = f"several methods are called {name!r}: {', '.join(found)}; give one of these"
+        raise MethodError(several if found else f"there is no method {name!r}; {_hint(name)}")
+    return found[0]
 
 
 def presets_of(name: str) -> list[str]:
@@ -269,10 +304,8 @@ def presets_of(name: str) -> list[str]:
     Raises:
         MethodError: the name is unknown; the message suggests the nearest one.
     """
-    having = ["matched"] if _is_own(name) else [preset for preset, methods in PRESETS.items() if name in methods]
-    if not having:
-        raise MethodError(f"there is no method {name!r}; {_hint(name)}")
-    return having
+    name = identifier(name)
+    return ["matched"] if _is_own(name) else [preset for preset, methods in PRESETS.items() if name in methods]
 
 
 def _hint(name: str) -> str:
@@ -286,18 +319,44 @@ def _is_own(name: str) -> bool:
     return ":" in name
 
 
+def _in_current_folder(name: str) -> list[str]:
+    """Return ``module:ATTRIBUTE`` of every method of this name in modules of the current folder that mention it."""
+    attribute = re.escape(name.replace("-", "_").upper())
+    mention = re.compile(rf"""name\s*=\s*["']{re.escape(name)}["']|^{attribute}\b.*=""", re.MULTILINE)
+    found = []
+    for path in sorted(Path.cwd().glob("*.py")):
+        if path.stem.isidentifier() and mention.search(path.read_text(errors="ignore")):
+            module = _load(path.stem)
+            own = {f"{path.stem}:{key}": value for key, value in vars(module).items() if isinstance(value, Method)}
+            found += [place for place, value in own.items() if _named(value, place).name == name]
+    return found
+
+
 def _own_method(name: str) -> Method:
-    module, _, attribute = name.partition(":")
+    value = _load(name)
+    if not isinstance(value, Method):
+        raise MethodError(f"{name} is of type {type(value).__name__}, expected a ppdm.Method")
+    return _named(value, name)
+
+
+def _named(method: Method, place: str) -> Method:
+    """Return the method with a name that no registered method has: its own, that of its attribute, or its place."""
+    registered = {name for methods in PRESETS.values() for name in methods}
+    names = (method.name, place.partition(":")[2].lower().replace("_", "-"), place)
+    return replace(method, name=next(name for name in names if name not in registered))
+
+
+def _load(name: str) -> Any:
+    """Import ``module`` and return it, or the attribute of ``module:ATTRIBUTE``."""
+    module, colon, attribute = name.partition(":")
     try:
-        value = getattr(_import_from_here(module), attribute)
+        found = _import_from_here(module)
+        return getattr(found, attribute) if colon else found
     except (Exception, SystemExit) as error:  # user code can raise any exception
         raise MethodError(
             f"{name} cannot be loaded ({type(error).__name__}: {error}); expected module:ATTRIBUTE of a ppdm.Method, "
             "the module in the current folder or installed"
         ) from error
-    if not isinstance(value, Method):
-        raise MethodError(f"{name} is of type {type(value).__name__}, expected a ppdm.Method")
-    return value
 
 
 def _import_from_here(module: str) -> ModuleType:

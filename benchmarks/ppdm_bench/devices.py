@@ -5,29 +5,55 @@ from dataclasses import replace
 import torch
 
 from ppdm.training.distributed import ALONE, Ranks, own_gpu
-from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.cards import find_card
+from ppdm_bench.predictor.target import GIB, Target
 
 
-def choose(asked: str, capacity: int | None) -> tuple[str, Target | None]:
+def card_of(gpu: str | None, capacity: int | None) -> Target:
+    """Return the card that is meant: a card by name or the one of this machine, or a part of its memory.
+
+    Args:
+        gpu: name of a card (:func:`ppdm_bench.predictor.cards.find_card`); None means the card of this machine.
+        capacity: memory budget in bytes; None means all memory of the card.
+
+    Raises:
+        ValueError: the name is unknown or ambiguous, or the card has less memory than the budget.
+    """
+    if gpu is None:
+        card = Target.of_this_machine()
+        return card if capacity is None else replace(card, capacity=capacity)
+    named = find_card(gpu)
+    if capacity is not None and capacity > named.capacity:
+        raise ValueError(
+            f"the budget of {capacity / GIB:.4g} GiB is more than the {named.gib:.4g} GiB of {named.name}; leave "
+            "--budget out to use the whole card"
+        )
+    return named.target(capacity=capacity or named.capacity)
+
+
+def choose(asked: str, capacity: int | None, gpu: str | None = None) -> tuple[str, Target | None]:
     """Return the device of memory measurements and the target of predictions.
 
     The device is ``cuda``, ``cpu``, or ``predict``, which measures nothing.
 
     Args:
         asked: auto, cuda, cpu or predict.
-        capacity: memory budget in bytes; None uses the capacity of the local card, if there is one.
+        capacity, gpu: the card, see :func:`card_of`. A card by name is predicted, not measured.
 
     Raises:
         RuntimeError: ``cuda`` without a device.
+        ValueError: the card is unknown, or a named card is to be measured.
     """
+    if gpu is not None and asked in ("cuda", "cpu"):
+        raise ValueError(
+            f"--gpu names a card to predict for, and --device {asked} measures on this machine; leave one out"
+        )
     if asked == "cpu":
         return "cpu", None
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise RuntimeError("there is no CUDA device to measure on; --device predict needs none")
-    at_hand = Target.of_this_machine()
-    target = at_hand if capacity is None else replace(at_hand, capacity=capacity)
-    return ("cuda" if there and asked != "predict" else "predict"), target
+    return ("cuda" if there and asked != "predict" and gpu is None else "predict"), card_of(gpu, capacity)
 
 
 def training_device(asked: str, ranks: Ranks = ALONE) -> str:

@@ -3,9 +3,12 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from ppdm_bench.records import config_id
 
 
 @cache
@@ -27,6 +30,15 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
     }
     return found | _cuda()
+
+
+def provenance(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record that state its origin: options, their identifier, and the environment.
+
+    Raises:
+        RecordError: an option is not a JSON value.
+    """
+    return {"config_id": config_id(options), "env": environment(), "options": dict(options)}
 
 
 def _cuda() -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, Self
 
 __all__ = [
     "PHASES",
+    "PURPOSES",
     "SCHEMA",
     "UNITS",
     "Record",
@@ -38,11 +39,13 @@ _MOST_EXPANDED = 1 << 26  # bytes; the largest file so far has ten million
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
+# Purpose of each phase. A method fits for a purpose only if all phases of the purpose fit.
+PURPOSES = {"train": "train", "autoencoder_train": "train", "sample": "sample", "decode": "sample"}
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 
 # Metrics with a fixed unit. Memory is stored in bytes and shown in GiB.
 UNITS = {
-    **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "context", "verified_at"), "B"),
+    **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "needs", "context", "verified_at"), "B"),
     **dict.fromkeys(("reserved_growth", "refused", "assumed"), "B"),
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",

@@ -32,10 +32,8 @@ def count(number: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """Return a ratio as text: values up to 0.8 as a fraction (1/7.7), others as a factor (0.92×, 1.30×)."""
-    if value == 1:
-        return "1"
-    return f"1/{significant(1 / value, 2)}" if 0 < value <= 0.8 else f"{value:.2f}×"
+    """Return a ratio as a factor with three significant digits: 0.130× is 7.7 times less, 1.30× is 30 % more."""
+    return f"{significant(value)}×"
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

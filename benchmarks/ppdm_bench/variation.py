@@ -3,12 +3,14 @@
     kernel.gamma=0.25,0.5                   a field of a component
     kernel=i2sb,gaussian(schedule=flow)     a named value of an axis, with or without its fields
     loss.mode=off+loss.gradient=0,cell      several fields at once; a value without a name belongs to the first field
+    representation.factor=2,1x2x2           a comma separates alternatives, x separates axes
 
 The dataclasses validate every point, so an invalid point is rejected before any training starts.
 """
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -52,6 +54,8 @@ def vary(method: Method, text: str) -> list[Point]:
 def read(text: str) -> list[list[Assignment]]:
     """Parse a variation into one list of assignments per alternative, without checking that fields and values exist.
 
+    A repeated alternative counts once, with a warning.
+
     Raises:
         VariationError: the text cannot be parsed.
     """
@@ -59,6 +63,9 @@ def read(text: str) -> list[list[Assignment]]:
     for alternative in _split(text, ","):
         first = found[0][0][0] if found else ""
         found.append([_assignment(part, first) for part in _split(alternative, "+") or [alternative]])
+    if any(alternative in found[:place] for place, alternative in enumerate(found)):
+        warnings.warn(f"{text} repeats a value, which counts once; x separates axes (2x2x1)", stacklevel=2)
+        found = [alternative for place, alternative in enumerate(found) if alternative not in found[:place]]
     if not found:
         raise VariationError(f"expected name=value,value such as kernel.gamma=0.25,0.5, got {text!r}")
     return found
@@ -156,7 +163,12 @@ def _axis_value(axis: str, text: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> Any:
-    """Parse a value as JSON, or return the text if it is not JSON; lists become tuples, as in the dataclasses."""
+    """Parse a value as JSON, or numbers per axis such as ``1x2x2``; return any other text unchanged.
+
+    Lists become tuples, as in the dataclasses.
+    """
+    if re.fullmatch(r"[1-9][0-9]{0,17}(x[1-9][0-9]{0,17}){2}", text):
+        return tuple(map(int, text.split("x")))
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

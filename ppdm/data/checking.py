@@ -4,10 +4,11 @@ Every file of a pair is checked, even if the others have faults. Each fault give
 expected and the remedy. For an unreadable file, only the first fault of its content is reported.
 
 Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
-readable volume, different grids, an image without contrast, an empty mask, a target that equals its source, one image
-in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice: voxels
-that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
-implausible uptake, and a scan whose voxel size, size or contrast is far from the median of all pairs.
+readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
+of regions that cannot be read, a target that equals its source, one image in two splits, an `suv_factor` for only some
+pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
+integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
+size or contrast is far from the median of all pairs.
 
 Only one volume is in memory at a time, and its header is checked before the volume is read.
 """
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ppdm.data.contents import Contents, examine, examine_mask, geometry_of
+from ppdm.data.contents import Contents, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
+from ppdm.data.resample import share_outside
 from ppdm.data.volume import VolumeError, check_same_grid
 
 SPACING_RATIO = 1.2  # ratio of a voxel size to the median of all pairs above which there is a remark
@@ -113,16 +115,18 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
         faults += filter(None, [scan.fault])
         remarks += scan.remarks
     for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
-        if resample:
+        if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
+            faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
+        elif resample:
             remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
         else:
             faults.append(fault)
     if source and target and source.content == target.content:
         faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
     if pair.mask:
-        faults += _mask_faults(pair.mask, grid, pair.source)
+        faults += _faults_beside(pair.mask, examine_mask, grid, pair.source)
     if pair.labels:
-        faults += _mask_faults(pair.labels, grid, pair.source, "labels", "regions as numbers from 1 on")
+        faults += _faults_beside(pair.labels, examine_labels, grid, pair.source)
     return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
 
 
@@ -177,15 +181,18 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _mask_faults(path: Path, grid: Geometry | None, source: Path, *words: str) -> Iterator[str]:
+def _faults_beside(
+    path: Path, examine_it: Callable[[Path], tuple[Geometry, str]], grid: Geometry | None, source: Path
+) -> Iterator[str]:
+    """The faults of a mask or of labels: of the file, of its values, and of its grid."""
     try:
-        mask_grid, fault = examine_mask(path, *words)
+        own_grid, fault = examine_it(path)
     except VolumeError as error:
         yield str(error)
         yield from _grid_fault(grid, geometry_of(path), (source, path))
         return
     yield from filter(None, [fault])
-    yield from _grid_fault(grid, mask_grid, (source, path))
+    yield from _grid_fault(grid, own_grid, (source, path))
 
 
 # All pairs

@@ -13,6 +13,7 @@ import numpy as np
 
 from ppdm.data.geometry import Geometry, disagreement
 from ppdm.data.normalise import IntensityError, Range, percentile_range
+from ppdm.data.regions import RegionError, read_names, whole_numbers
 from ppdm.data.volume import Volume, VolumeError, read_geometry, read_volume
 
 DISAGREEMENT_MM = 0.1  # between sform and qform; smaller values come from the rounding of float32 quaternions
@@ -74,21 +75,36 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
     )
 
 
-def examine_mask(path: Path, what: str = "mask", wanted: str = "the region of interest as 1") -> tuple[Geometry, str]:
+def examine_mask(path: Path) -> tuple[Geometry, str]:
     """Return the grid of a mask and the fault of its values; the fault is empty if the mask is usable.
-
-    Args:
-        path: the file.
-        what: name of the file's role in messages; labels are checked in the same way.
-        wanted: description of the expected content.
 
     Raises:
         VolumeError: the file cannot be read.
     """
     volume = read_volume(path, announce=False)
-    empty = not (volume.data > 0).any()
-    fault = f"{path}: no voxel of the {what} lies above 0, expected {wanted}; export it again."
-    return volume.geometry, fault if empty else ""
+    return volume.geometry, _empty(path, volume.data, "mask", "the region of interest as 1")
+
+
+def examine_labels(path: Path) -> tuple[Geometry, str]:
+    """Return the grid of a label volume and the fault of its values or of its table of names, as `examine_mask`.
+
+    Raises:
+        VolumeError: the file cannot be read.
+    """
+    volume = read_volume(path, announce=False)
+    fault = _empty(path, volume.data, "labels", "regions as numbers from 1 on")
+    try:
+        whole_numbers(volume.data, path)
+        read_names(path)
+    except RegionError as error:
+        fault = fault or str(error)
+    return volume.geometry, fault
+
+
+def _empty(path: Path, data: np.ndarray, what: str, wanted: str) -> str:
+    if (data > 0).any():
+        return ""
+    return f"{path}: no voxel of the {what} lies above 0, expected {wanted}; export it again."
 
 
 def geometry_of(path: Path) -> Geometry | None:
@@ -125,7 +141,8 @@ def _remarks_on_file(volume: Volume) -> Iterator[str]:
     slope, stored = volume.header.get_slope_inter()[0], volume.header.get_data_dtype()
     if stored.kind in "iu" and slope not in (None, 1.0):
         yield f"stored as {stored.name} with slope {slope:g}, so its values come in steps of {abs(slope):g}"
-    if (distance := disagreement(volume.header)) > DISAGREEMENT_MM:
+    # A frame is the only geometry of a file of another format; its qform, which has no shear, is not in the file.
+    if volume.frame is None and (distance := disagreement(volume.header)) > DISAGREEMENT_MM:
         yield f"its sform, used here, and its qform lie up to {distance:.3g} mm apart, and others may use the qform"
     if max(volume.spacing) > ANISOTROPY * min(volume.spacing):
         yield f"its voxels of {_sizes(volume.spacing)} mm are far from cubes"

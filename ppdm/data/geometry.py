@@ -1,4 +1,9 @@
-"""Voxel grids: shape and affine in canonical (RAS+) order, from the header of a NIfTI file."""
+"""Voxel grids: shape and affine in canonical (RAS+) order, from the geometry that a file states.
+
+NIfTI states an affine in RAS+ coordinates, which point to the right, to anterior and to superior. DICOM, MetaImage and
+NRRD, as ITK reads them, state origin, spacing and directions in LPS+ coordinates, which point to the left, to posterior
+and to superior.
+"""
 
 import math
 from dataclasses import dataclass
@@ -6,10 +11,16 @@ from itertools import product
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
-from nibabel.orientations import inv_ornt_aff, io_orientation
+from nibabel.nifti2 import Nifti2Header
+from nibabel.orientations import inv_ornt_aff
 from nibabel.spatialimages import HeaderDataError
 
 _MM_PER_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # the spatial bits of xyzt_units: metre, millimetre, micrometre
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # from LPS+ to RAS+ coordinates, and back
+
+# Preferences between axes that lie equally close to a file's axis, as cosines: larger than the rounding of float32 and
+# than the tolerance of a grid, smaller than any angle that matters. Earlier axes are preferred.
+_PREFERENCE = -1e-3 * (np.arange(3)[:, None] + 0.3 * np.arange(3))
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +48,81 @@ class Geometry:
         return float(np.linalg.norm(corners @ (self.affine - affine).T, axis=1).max())
 
 
-def canonical_geometry(header: Nifti1Header) -> Geometry:
-    """The grid of a three-dimensional header with a valid affine, in RAS+ order and mm."""
-    native, shape = header.get_best_affine(), header.get_data_shape()
-    orientation = io_orientation(native)
-    d, h, w = (shape[axis] for axis in np.argsort(orientation[:, 0]))
-    return Geometry((d, h, w), _in_mm(native @ inv_ornt_aff(orientation, shape), header))
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Geometry as ITK states it, in LPS+ coordinates and float64.
+
+    Attributes:
+        origin: position of the first voxel in mm, (3,).
+        spacing: distance between voxels in mm along the axes of the file, (3,).
+        direction: unit vectors of the axes of the file as columns, (3, 3).
+    """
+
+    origin: np.ndarray
+    spacing: np.ndarray
+    direction: np.ndarray
+
+    @classmethod
+    def of(cls, affine: np.ndarray) -> "Frame":
+        """The frame of an affine (4, 4) that maps voxel indices to RAS+ coordinates in mm."""
+        lps = _LPS @ affine
+        spacing = np.linalg.norm(lps[:3, :3], axis=0)
+        return cls(lps[:3, 3], spacing, lps[:3, :3] / spacing)
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices of the file to RAS+ coordinates in mm, float64 (4, 4)."""
+        lps = np.eye(4)
+        lps[:3, :3], lps[:3, 3] = self.direction * self.spacing, self.origin
+        return _LPS @ lps
+
+    def header(self, shape: tuple[int, ...]) -> Nifti1Header:
+        """A NIfTI header with this geometry, rounded to float32: NIfTI-1 unless an axis is too long for it."""
+        header = (Nifti1Header if max(shape) < 1 << 15 else Nifti2Header)()
+        header.set_data_shape(shape)
+        header.set_xyzt_units("mm")
+        header.set_qform(self.affine, code="scanner")
+        header.set_sform(self.affine, code="scanner")
+        return header
+
+
+def orientation(affine: np.ndarray) -> np.ndarray:
+    """The closest canonical axis of each axis of a file and its sign, as nibabel's ``io_orientation``, (3, 2).
+
+    Ties are decided in one way: two files on one grid, whose affines differ by rounding, have the same orientation even
+    if their axes lie at 45 degrees to the canonical axes.
+
+    Raises:
+        np.linalg.LinAlgError: the affine is not finite.
+    """
+    unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    left, _, right = np.linalg.svd(unit)
+    cosines = left @ right  # the nearest rotation or reflection
+    closeness = np.abs(cosines) + _PREFERENCE
+    found = np.empty((3, 2))
+    for axis in np.argsort(-closeness.max(axis=0), kind="stable"):
+        out = int(np.argmax(closeness[:, axis]))
+        found[axis] = out, np.copysign(1, cosines[out, axis])
+        closeness[out] = -np.inf
+    return found
+
+
+def canonical_geometry(affine: np.ndarray, shape: tuple[int, int, int]) -> Geometry:
+    """The grid of a file in RAS+ order, from its affine in mm and its shape."""
+    axes = orientation(affine)
+    d, h, w = (shape[axis] for axis in np.argsort(axes[:, 0]))
+    return Geometry((d, h, w), affine @ inv_ornt_aff(axes, shape))
+
+
+def spatial_shape(header: Nifti1Header) -> tuple[int, int, int]:
+    """Voxels along the three axes of a file, without trailing axes of length 1."""
+    i, j, k = header.get_data_shape()[:3]
+    return i, j, k
+
+
+def affine_in_mm(header: Nifti1Header) -> np.ndarray:
+    """The affine that the codes of a header select, in mm."""
+    return _in_mm(header.get_best_affine(), header)
 
 
 def disagreement(header: Nifti1Header) -> float:
@@ -55,7 +135,7 @@ def disagreement(header: Nifti1Header) -> float:
             qform = _in_mm(header.get_qform(), header)
     except (HeaderDataError, ValueError):
         return math.inf
-    distance = Geometry(header.get_data_shape(), _in_mm(sform, header)).distance(qform)
+    distance = Geometry(spatial_shape(header), _in_mm(sform, header)).distance(qform)
     return distance if math.isfinite(distance) else math.inf
 
 

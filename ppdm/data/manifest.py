@@ -1,21 +1,24 @@
 """Manifests: a CSV file that lists the pairs of volumes and the split of each pair.
 
 The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are absolute or relative to the
-manifest's folder. An empty split means train. A subject may have several rows (sessions), all in one split.
+manifest's folder; ``~`` is the home folder. An empty split means train. A subject may have several rows (sessions), all
+in one split. Other columns are kept and have no effect. :mod:`ppdm.data.csv_table` lists the accepted forms of CSV.
 """
 
 import csv
 import io
 import math
 import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppdm.atomic_io import replacing
+from ppdm.data.csv_table import Table, TableError, read_table
+from ppdm.data.formats import SCANS, is_dicom_scan
 from ppdm.data.resample import resample_to
-from ppdm.data.volume import Volume, check_same_grid, read_volume
+from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
 
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("subject", "split", "source", "target")
@@ -32,6 +35,8 @@ class ManifestError(ValueError):
 class Pair:
     """A source volume and its target volume.
 
+    Paths name files or folders with one DICOM series (:mod:`ppdm.data.formats`).
+
     Attributes:
         subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.
@@ -40,6 +45,7 @@ class Pair:
         mask: path of a mask of the region in which quality is measured, or None.
         suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
         labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
+        extra: the cells of all other columns, by column; they have no effect.
     """
 
     subject: str
@@ -49,6 +55,7 @@ class Pair:
     mask: Path | None = None
     suv_factor: float | None = None
     labels: Path | None = None
+    extra: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
@@ -60,10 +67,10 @@ class Pair:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
-    """Read and check every row of a manifest; the volumes must exist but are not opened.
+    """Read and check every row of a manifest; the volumes must exist but are not read.
 
     Raises:
-        ManifestError: the manifest has faults: missing or unknown columns, empty cells, missing files, relative paths
+        ManifestError: the manifest has faults: missing or misspelt columns, empty cells, missing files, relative paths
             that leave the folder, unknown splits, factors that are not positive, or subjects or files in two splits.
             The message lists the first ten with their line numbers, then the number of the others.
     """
@@ -77,25 +84,31 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
     """Return the pairs of all sound rows, and every fault of the manifest with its line, without raising the faults.
 
     A leak (a subject or a file in two splits) is a fault between rows that are sound separately. The result includes
-    the pairs of these rows. The volumes are not opened.
+    the pairs of these rows. The volumes are not read.
 
     Raises:
-        ManifestError: the path is not a file, or the file cannot be read or is not UTF-8 text.
+        ManifestError: the path is not a file, or the file cannot be read, is a spreadsheet file or is not UTF-8 text.
     """
-    path = Path(path)
-    header, rows, broken = _table(path)
-    if not header and broken:
-        return [], broken
-    if faults := _faults_of_header(header):
+    path = user_path(path)
+    try:
+        table = read_table(path, REQUIRED_COLUMNS, "manifest")
+    except TableError as error:
+        raise ManifestError(str(error)) from None
+    broken = [table.fault] if table.fault else []
+    if not table.header:
+        return [], broken or [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
+    if faults := [f"line 1: {fault}" for fault in table.faults_of_header(REQUIRED_COLUMNS, OPTIONAL_COLUMNS)]:
         return [], faults + broken
-    if not rows and not broken:
+    if not table.rows and not broken:
         return [], ["it has a header but no rows"]
+    for remark in table.near_names(REQUIRED_COLUMNS, OPTIONAL_COLUMNS):  # without suv_factor, PET is scaled as MRI
+        warnings.warn(f"{path}: {remark}", stacklevel=3)
     pairs: dict[int, Pair] = {}
-    for line, cells in rows:
-        row_faults = list(_faults_of_row(header, cells, path.parent))
+    for line, cells in table.rows:
+        row_faults = list(_faults_of_row(table, cells, path.parent))
         faults += [f"line {line}: {fault}" for fault in row_faults]
         if not row_faults:
-            pairs[line] = _pair(dict(zip(header, cells, strict=True)), path.parent)
+            pairs[line] = _pair(table, table.row(cells), path.parent)
     return list(pairs.values()), [*faults, *broken, *_leaks(pairs)]
 
 
@@ -103,28 +116,27 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
     """Write pairs as a manifest that :func:`read_manifest` reads back as the same pairs.
 
     Paths of files inside the manifest's folder are relative to it, so that the folder can be moved. All other paths are
-    absolute. The columns `mask`, `labels` and `suv_factor` are written if any pair has a value for them. The write is
+    absolute. The columns `mask`, `labels` and `suv_factor` are written if any pair has a value for them, and after them
+    every column in the `extra` of a pair. The write is
     atomic: the file is complete or absent. If `read_manifest` would refuse the new file, an old file is kept.
 
     Raises:
         ManifestError: there are no pairs, `read_manifest` would refuse them (the message gives the faults), a name is
             not Unicode text, or the folder is not writable.
     """
-    path = Path(path)
+    path = user_path(path)
     columns = [*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs))]
+    extra = list(dict.fromkeys(name for pair in pairs for name in pair.extra))
+    rows = [[*_cells(pair, columns, path.parent), *(pair.extra.get(name, "") for name in extra)] for pair in pairs]
     table = io.StringIO(newline="")
-    csv.writer(table, lineterminator="\n").writerows([columns, *(_cells(pair, columns, path.parent) for pair in pairs)])
-    temporary = path.with_name(f".{uuid.uuid4().hex}.csv")  # in the same folder, because paths are relative to it
+    csv.writer(table, lineterminator="\n").writerows([columns + extra, *rows])
     try:
-        temporary.write_bytes(_encoded(table.getvalue(), path))
-        if faults := manifest_faults(temporary)[1]:
-            raise _error(path, faults)
-        os.replace(temporary, path)
+        with replacing(path, ".csv") as temporary:  # in the same folder, because paths are relative to it
+            temporary.write_bytes(_encoded(table.getvalue(), path))
+            if faults := manifest_faults(temporary)[1]:
+                raise _error(path, faults)
     except OSError as error:
         raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:
@@ -152,56 +164,20 @@ def _error(path: Path, faults: list[str]) -> ManifestError:
     return ManifestError("\n  ".join([f"{path} has {count}:", *shown]))
 
 
-def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]], list[str]]:
-    """Return the header, the non-blank rows with their line numbers up to the first CSV error, and that error."""
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    lines, faults = [], []
+def _faults_of_row(table: Table, cells: list[str], folder: Path) -> Iterator[str]:
     try:
-        for cells in reader:
-            lines.append((reader.line_num, [cell.strip() for cell in cells]))
-    except csv.Error as error:
-        faults = [f"line {reader.line_num}: it is not CSV ({error})"]
-    filled = [(line, cells) for line, cells in lines if any(cells)]
-    return (*((filled[0][1], filled[1:]) if filled else ([], [])), faults)
-
-
-def _text(path: Path) -> str:
-    if not os.path.isfile(path):
-        raise ManifestError(f"{path} is not a file; name a CSV manifest.")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"{path} cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise ManifestError(f"{path} is not UTF-8 text; save the manifest as CSV in UTF-8.")
-    return text
-
-
-def _faults_of_header(header: list[str]) -> list[str]:
-    if not header:
-        return [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
-    found = ", ".join(repr(name) for name in header)
-    allowed = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
-    faults = [f"line 1: column {name!r} is missing; found {found}" for name in REQUIRED_COLUMNS if name not in header]
-    faults += [
-        f"line 1: column {name!r} is unknown; allowed: {', '.join(allowed)}" for name in header if name not in allowed
-    ]
-    return faults + [f"line 1: column {name!r} appears twice" for name in allowed if header.count(name) > 1]
-
-
-def _faults_of_row(header: list[str], cells: list[str], folder: Path) -> Iterator[str]:
-    if len(cells) != len(header):
-        yield f"{len(cells)} cells, expected {len(header)}; quote a cell that holds a comma"
+        row = table.row(cells)
+    except ValueError as fault:
+        yield str(fault)
         return
-    row = dict(zip(header, cells, strict=True))
     for column in ("source", "target", "mask", "labels"):
         yield from _faults_of_path(column, row.get(column, ""), folder)
-    if row["source"] and os.path.realpath(folder / row["source"]) == os.path.realpath(folder / row["target"]):
+    if row["source"] and os.path.realpath(_resolve(row["source"], folder)) == os.path.realpath(
+        _resolve(row["target"], folder)
+    ):
         yield f"source and target are the same file, {row['source']}"
     try:
-        _pair(row, folder)
+        _pair(table, row, folder)
     except ManifestError as fault:
         yield str(fault)
 
@@ -212,22 +188,26 @@ def _faults_of_path(column: str, cell: str, folder: Path) -> Iterator[str]:
             yield f"{column} is empty"
     elif os.path.normpath(cell).split(os.sep)[0] == os.pardir:
         yield f"{column} {cell} leaves the manifest's folder; write an absolute path if that is meant"
-    elif not os.path.isfile(_resolve(cell, folder)):
-        yield f"{column} {cell} is not a file"
+    elif not os.path.isfile(place := _resolve(cell, folder)) and not is_dicom_scan(place):
+        if os.path.isdir(place):
+            yield f"{column} {cell} is a folder without DICOM files, expected one scan: {SCANS}"
+        else:
+            hint = "; write '/' between folders" if "\\" in cell else ""
+            yield f"{column} {cell} is not a file{hint}"
 
 
 def _resolve(cell: str, folder: Path) -> Path:
-    return folder / os.path.normpath(cell)  # an absolute cell replaces the folder
+    return folder / os.path.normpath(os.path.expanduser(cell))  # an absolute cell replaces the folder
 
 
-def _number(cell: str) -> float:
+def _number(table: Table, cell: str) -> float:
     try:
-        return float(cell)
+        return table.number(cell)
     except ValueError:
         raise ManifestError(f"suv_factor {cell!r} is not a positive number") from None
 
 
-def _pair(row: dict[str, str], folder: Path) -> Pair:
+def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     return Pair(
         subject=row["subject"],
@@ -235,8 +215,9 @@ def _pair(row: dict[str, str], folder: Path) -> Pair:
         source=_resolve(row["source"], folder),
         target=_resolve(row["target"], folder),
         mask=_resolve(mask, folder) if mask else None,
-        suv_factor=_number(factor) if factor else None,
+        suv_factor=_number(table, factor) if factor else None,
         labels=_resolve(labels, folder) if labels else None,
+        extra={name: cell for name, cell in row.items() if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS},
     )
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,16 +20,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
 
-SUFFIXES = (".nii", ".nii.gz")
+from ppdm.data.formats import SCANS, SUFFIXES, hint, suffix_of
 
 # Suppresses nibabel's log messages about repaired header fields, which do not contain the file's name.
 _UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 _CHUNK = 1 << 24  # bytes read at a time
-_DEFLATE_RATIO = 1032  # maximum number of bytes that one byte of gzip data expands to
+DEFLATE_RATIO = 1032  # maximum number of bytes that one byte of gzip data expands to
 
 
 class VolumeError(ValueError):
@@ -39,45 +38,55 @@ class VolumeError(ValueError):
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """Open a file as a stream of decompressed bytes; errors of the file system and of gzip become a VolumeError."""
-    if not os.path.exists(path):
-        raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
-    if not os.path.isfile(path):
-        raise VolumeError(f"{path} is not a file; name one .nii or .nii.gz file (a folder holds several).")
-    check_suffix(path)
-    opener: Any = gzip.open if is_gzip(path) else open
+    check_place(path)
     try:
+        opener: Any = gzip.open if is_gzip(path) else open
         with opener(path, "rb") as stream:
             yield stream
     except EOFError:
         raise VolumeError(f"{path} is truncated: its gzip data end too early; copy or download it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise VolumeError(
-            f"{path} is not sound gzip data ({error}); copy it again, or rename it to .nii if it is not compressed."
-        ) from None
+        raise VolumeError(f"{path} is not sound gzip data ({error}); copy or download it again.") from None
     except OSError as error:
         raise VolumeError(f"{path} cannot be read ({error.strerror or error}); check the file.") from None
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is compressed, according to its name."""
-    return path.name.lower().endswith(".gz")
+    """Whether a file is compressed, according to its first bytes; names are wrong at times.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return stream.read(2) == b"\x1f\x8b"
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a name that is not that of a single-file NIfTI image (.nii or .nii.gz)."""
-    if not path.name.lower().endswith(SUFFIXES):
-        raise VolumeError(f"{path}: got a name ending in {path.suffix!r}, expected .nii or .nii.gz; convert or rename.")
+def check_place(path: Path) -> None:
+    """Refuse a path that does not exist or is not a file."""
+    if not os.path.exists(path):
+        raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
+    if not os.path.isfile(path):
+        raise VolumeError(f"{path} is not a file; name one scan, {SCANS} (a folder holds several).")
+
+
+def check_suffix(path: Path, other: str = "") -> None:
+    """Refuse a name that does not end like a volume; `other` is a further possibility for the message."""
+    if not suffix_of(path.name):
+        raise VolumeError(
+            f"{path}: got a name ending in {path.suffix!r}, expected {', '.join(SUFFIXES)}{other}; convert or "
+            "rename it."
+        )
 
 
 def read_header(path: Path, stream: BinaryIO) -> Nifti1Header:
-    """Read and check a header: it must be three-dimensional with a valid affine. Extensions are not read."""
+    """Read and check a header: three axes, further ones only of length 1, and a valid affine. Skip extensions."""
     block = stream.read(Nifti2Header.sizeof_hdr)
     try:
         with np.errstate(all="ignore"):  # a header may hold any numbers; checks follow, so no warnings
             header = _parse_header(path, block)
             _check_values(path, header)
-            _drop_singleton_axes(path, header)
-            _check_affine(path, header.get_best_affine())
+            check_axes(path, header.get_data_shape())
+            check_affine(path, header.get_best_affine())
         _check_file_size(path, header)
     except VolumeError:
         raise
@@ -94,8 +103,8 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
             _check_voxel_size(path, header)
             header.check_fix(logger=_UNHEARD)
             return header
-    hint = "it is gzip data: rename it to .nii.gz" if block[:2] == b"\x1f\x8b" else "convert it to NIfTI"
-    raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {hint}.")
+    mend = hint(block) or "convert it to NIfTI"
+    raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {mend}.")
 
 
 def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:
@@ -113,46 +122,47 @@ def _check_values(path: Path, header: Nifti1Header) -> None:
     header.get_slope_inter()  # raises HeaderDataError if the scaling is not finite
 
 
-def _drop_singleton_axes(path: Path, header: Nifti1Header) -> None:
-    shape = header.get_data_shape()
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or min(shape) < 1:
+def check_axes(path: Path, shape: tuple[int, ...]) -> None:
+    """Refuse a shape without three axes; further axes must have length 1."""
+    volumes = math.prod(shape[3:])
+    if len(shape) > 3 and volumes > 1 and min(shape) >= 1:
+        raise VolumeError(
+            f"{path} has {len(shape)} axes of lengths {shape}, which are {volumes} volumes, expected one; split it "
+            "into one file per volume (such as with fslsplit or nibabel.four_to_three) and name these."
+        )
+    if len(shape) < 3 or min(shape) < 1:
         raise VolumeError(
             f"{path} has {len(shape)} axes of lengths {shape}, expected three, none of them empty; write one scalar "
-            "volume a file."
+            "volume per file."
         )
-    # Only if needed: nibabel resets the sizes of unused axes, which belong to the file.
-    if shape != header.get_data_shape():
-        header.set_data_shape(shape)
 
 
-def _check_affine(path: Path, affine: np.ndarray) -> None:
+def check_affine(path: Path, affine: np.ndarray) -> None:
+    """Refuse an affine that is not finite or singular."""
     fault = "" if np.isfinite(affine).all() else "values that are not finite"
     # Volume spanned by the normalised axes: 0 if axes are parallel, NaN if the length of one is zero or infinite.
     volume = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
-    # nibabel, which reorders the axes, must also find three of them.
-    if not fault and not (volume > 1e-6 and np.isfinite(io_orientation(affine)).all()):
+    if not fault and not volume > 1e-6:
         fault = "axes that do not span space (it is singular)"
     if fault:
-        raise VolumeError(f"{path} has an affine with {fault}: {affine.tolist()}; repair its sform or qform.")
+        raise VolumeError(f"{path} has an affine with {fault}: {affine.tolist()}; repair its header.")
 
 
 def _check_file_size(path: Path, header: Nifti1Header) -> None:
     """Refuse a header that claims more data than the file can hold at the highest possible compression."""
-    limit = path.stat().st_size * (_DEFLATE_RATIO if is_gzip(path) else 1)
+    limit = path.stat().st_size * (DEFLATE_RATIO if is_gzip(path) else 1)
     held = limit - _data_offset(header)
     if held < _stored_bytes(header):
         raise _too_short(path, header, max(held, 0))
 
 
-def check_memory(path: Path, header: Nifti1Header) -> None:
-    """Refuse a volume that does not fit into the memory of this machine."""
+def check_memory(path: Path, shape: Sequence[int], voxel: int) -> None:
+    """Refuse a volume that does not fit into the memory of this machine; `voxel` is the bytes of one as stored."""
     # Three copies: as stored, as float32, and as float32 in canonical order.
-    needed = _stored_bytes(header) + 8 * math.prod(header.get_data_shape())
+    needed = math.prod(shape) * (voxel + 8)
     if needed > _physical_memory():
         raise VolumeError(
-            f"{path} claims {header.get_data_shape()} voxels, {needed / 2**30:.1f} GiB to read, and this machine has "
+            f"{path} claims {tuple(shape)} voxels, {needed / 2**30:.1f} GiB to read, and this machine has "
             f"{_physical_memory() / 2**30:.1f} GiB of memory; crop it, or check its header."
         )
 

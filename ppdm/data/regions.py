@@ -7,13 +7,17 @@ numbers are regions.
 
 import csv
 import io
-import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
-from ppdm.data.volume import SUFFIXES
+import numpy as np
+
+from ppdm.data.formats import stem
 
 LESIONS = ("lesion", "lesions")  # each connected component of these is a separate region
+
+ROUNDING = 1e-3  # largest distance of a label from a whole number
 
 _HEADER = ("index", "name")
 
@@ -28,10 +32,10 @@ def read_names(labels: Path) -> dict[int, str] | None:
     Raises:
         RegionError: the file is not a table of regions, lists a number or a name twice, or leaves a name empty.
     """
-    path = _table(labels)
+    path = labels.with_name(table_name(labels.name))
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")), delimiter="\t"))
-        names = {int(row["index"]): _plain(row["name"]) for row in rows}
+        names = {int(row["index"]): _plain(row["name"].strip(), row["index"].strip()) for row in rows}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
@@ -44,6 +48,25 @@ def read_names(labels: Path) -> dict[int, str] | None:
     return names
 
 
+def whole_numbers(labels: np.ndarray, path: Path) -> np.ndarray:
+    """The numbers of regions, rounded: programs that scale labels into integers leave errors of up to 1e-3.
+
+    Args:
+        labels: values of a label volume, of any shape.
+        path: its file, for the message.
+
+    Raises:
+        RegionError: a value is negative or not whole.
+    """
+    rounded = np.rint(labels)
+    if float(np.abs(labels - rounded).max()) > ROUNDING or rounded.min() < 0:
+        raise RegionError(
+            f"{path} holds values that are no whole numbers from 0 on, expected numbers of regions; save it as "
+            "integers without scaling."
+        )
+    return rounded
+
+
 def names_table(names: Mapping[int, str]) -> bytes:
     """The content of a table for :func:`read_names`."""
     lines = ["\t".join(_HEADER), *(f"{index}\t{name}" for index, name in names.items())]
@@ -52,14 +75,15 @@ def names_table(names: Mapping[int, str]) -> bytes:
 
 def table_name(labels: str) -> str:
     """The file name of the table of a label volume, such as ``labels.tsv``."""
-    suffix = next((end for end in SUFFIXES if labels.lower().endswith(end)), "")
-    return labels[: len(labels) - len(suffix)] + ".tsv"
+    return stem(labels) + ".tsv"
 
 
-def _table(labels: Path) -> Path:
-    return labels.with_name(table_name(labels.name))
+def _plain(name: str, number: str) -> str:
+    """A form for metric names, in any script: ``left_kidney`` for `Left kidney`, the number if only signs are left."""
+    letters = (letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in _composed(name).lower())
+    return "_".join("".join(letters).split()) or (number if name else "")
 
 
-def _plain(name: str) -> str:
-    """Convert a region's name to a form for metric names: `Left kidney` becomes `left_kidney`."""
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+def _composed(text: str) -> str:
+    """One form of letters that Unicode can write in several ways, such as é."""
+    return unicodedata.normalize("NFKC", text)

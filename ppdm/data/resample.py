@@ -6,11 +6,13 @@ must already share one world coordinate system.
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 from scipy.ndimage import affine_transform
 
+from ppdm.data.geometry import Geometry
 from ppdm.data.volume import Volume, VolumeError, check_same_grid
 
 Order = Literal[0, 1, 2, 3, 4, 5]
@@ -41,11 +43,11 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
     """
     if order not in get_args(Order):
         raise VolumeError(f"The order of interpolation is one of 0 to 5 (0 nearest, 1 linear, 3 cubic); got {order!r}.")
-    if _one_grid(volume, like):
-        return Volume(volume.data, like.header.copy(), volume.replaced)
-    outside = _outside(volume, like)
+    if _one_grid(volume.geometry, like.geometry):
+        return replace(like, data=volume.data, replaced=volume.replaced)
+    outside = _outside(volume.geometry, like.geometry)
     _report(float(outside.mean()), name)
-    matrix = _voxel_to_voxel(volume, like)
+    matrix = _voxel_to_voxel(volume.geometry, like.geometry)
     data = affine_transform(
         volume.data,
         matrix=matrix[:3, :3],
@@ -56,15 +58,16 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
         mode="nearest",
     )
     data[outside] = 0.0
-    return Volume(data, like.header.copy(), volume.replaced)
+    return replace(like, data=data, replaced=volume.replaced)
 
 
-def share_outside(volume: Volume, like: Volume) -> float:
+def share_outside(volume: Volume | Geometry, like: Volume | Geometry) -> float:
     """The share of the voxels of `like`, 0 to 1, whose centres are outside the field of view of `volume`."""
-    return 0.0 if _one_grid(volume, like) else float(_outside(volume, like).mean())
+    grid, other = (item.geometry if isinstance(item, Volume) else item for item in (volume, like))
+    return 0.0 if _one_grid(grid, other) else float(_outside(grid, other).mean())
 
 
-def _one_grid(a: Volume, b: Volume) -> bool:
+def _one_grid(a: Geometry, b: Geometry) -> bool:
     try:
         check_same_grid(a, b, ("", ""))
     except VolumeError:
@@ -85,21 +88,21 @@ def _report(share: float, name: str) -> None:
         )
 
 
-def _voxel_to_voxel(volume: Volume, like: Volume) -> np.ndarray:
+def _voxel_to_voxel(volume: Geometry, like: Geometry) -> np.ndarray:
     """The matrix from voxel indices of `like` to those of `volume`, (4, 4)."""
     return np.linalg.solve(volume.affine, like.affine)
 
 
-def _outside(volume: Volume, like: Volume) -> np.ndarray:
+def _outside(volume: Geometry, like: Geometry) -> np.ndarray:
     """The voxels of `like` that are outside the field of view of `volume`, bool (D', H', W')."""
-    outside = np.zeros(like.data.shape, bool)
-    for size, position in zip(volume.data.shape, _positions(volume, like), strict=True):
+    outside = np.zeros(like.shape, bool)
+    for size, position in zip(volume.shape, _positions(volume, like), strict=True):
         outside |= (position < -0.5 - _EDGE) | (position > size - 0.5 + _EDGE)
     return outside
 
 
-def _positions(volume: Volume, like: Volume) -> Iterator[np.ndarray]:
+def _positions(volume: Geometry, like: Geometry) -> Iterator[np.ndarray]:
     """For each axis of `volume`, the positions of the voxels of `like` along it, in voxels, (D', H', W')."""
-    d, h, w = np.ogrid[tuple(slice(size) for size in like.data.shape)]
+    d, h, w = np.ogrid[tuple(slice(size) for size in like.shape)]
     for along_d, along_h, along_w, offset in _voxel_to_voxel(volume, like)[:3]:
         yield along_d * d + along_h * h + along_w * w + offset

@@ -1,14 +1,18 @@
-"""NIfTI volumes: canonical orientation in memory, the file's own geometry on disk.
+"""Volumes in files: canonical orientation in memory, the file's own geometry on disk.
+
+Formats are NIfTI, and through SimpleITK MetaImage, NRRD and, for reading, DICOM (:mod:`ppdm.data.formats`).
 
 Axes. In memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
 left to right, H from posterior to anterior, W from inferior to superior. The affine maps voxel indices (d, h, w) to mm.
-Writing uses the header that was read, so that shape, affine, codes and units are preserved bit for bit.
+Writing uses the geometry that was read: NIfTI to NIfTI preserves shape, affine, codes and units bit for bit, and so do
+origin, spacing and directions from MetaImage to MetaImage. From another format to NIfTI they are rounded to float32.
 
 The checks that make it safe to read a file with a wrong header are in `ppdm.data.nifti_stream`.
 """
 
 import math
 import os
+import shutil
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -22,15 +26,18 @@ import nibabel as nib
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
-from nibabel.orientations import apply_orientation, io_orientation, ornt_transform
+from nibabel.orientations import apply_orientation, ornt_transform
 
-from ppdm.data.geometry import Geometry, canonical_geometry
+from ppdm.data.dicom import read_series
+from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
+from ppdm.data.geometry import Frame, Geometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
+from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
+from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
-    SUFFIXES,
     VolumeError,
     check_memory,
+    check_place,
     check_suffix,
-    is_gzip,
     opened,
     read_header,
     read_voxels,
@@ -43,10 +50,13 @@ __all__ = [
     "Volume",
     "VolumeError",
     "check_same_grid",
+    "files_of_scan",
     "read_geometry",
     "read_shape",
     "read_volume",
+    "user_path",
     "write_volume",
+    "written_files",
 ]
 
 GRID_TOLERANCE_MM = 1e-3
@@ -60,13 +70,16 @@ class Volume:
 
     Attributes:
         data: float32 (D, H, W), finite, C-contiguous, physical values of the file (slope and intercept applied).
-        header: the header as read (NIfTI-1 or NIfTI-2), three-dimensional; it holds the native geometry.
+        header: the header as read (NIfTI-1 or NIfTI-2), or one with the geometry of a file of another format. Its shape
+            is native: in the axis order of the file, with trailing axes of length 1.
         replaced: number of NaN or infinite voxels that were replaced by 0.
+        frame: the native geometry of a file of another format, exact in float64; None for NIfTI.
     """
 
     data: np.ndarray
     header: Nifti1Header
     replaced: int = 0
+    frame: Frame | None = None
 
     def __post_init__(self) -> None:
         shape = self.geometry.shape
@@ -95,7 +108,12 @@ class Volume:
     @cached_property
     def geometry(self) -> Geometry:
         """The voxel grid in canonical order."""
-        return canonical_geometry(self.header)
+        return canonical_geometry(self.native_affine, spatial_shape(self.header))
+
+    @property
+    def native_affine(self) -> np.ndarray:
+        """Voxel indices in the axis order of the file to mm, float64 (4, 4)."""
+        return affine_in_mm(self.header) if self.frame is None else self.frame.affine
 
     @property
     def affine(self) -> np.ndarray:
@@ -110,49 +128,76 @@ class Volume:
     def to_native(self, array: np.ndarray) -> np.ndarray:
         """Convert a canonical (D, H, W) array to the axis order and directions of the file."""
         canonical = np.array([[0, 1], [1, 1], [2, 1]])
-        native = io_orientation(self.header.get_best_affine())
+        native = orientation(self.native_affine)
         return cast(np.ndarray, apply_orientation(array, ornt_transform(canonical, native)))
 
 
 def read_volume(path: str | os.PathLike[str], *, announce: bool = True) -> Volume:
-    """Read a three-dimensional .nii or .nii.gz file as float32 in canonical orientation.
+    """Read a three-dimensional scan as float32 in canonical orientation.
 
-    Trailing axes of length 1 are dropped. NaN or infinite voxels are replaced by 0.
+    Axes of length 1 after the third remain in `Volume.header` only. NaN or infinite voxels are replaced by 0.
 
     Args:
-        path: the file.
+        path: a NIfTI, MetaImage or NRRD file, a folder with one DICOM series, or one file of a DICOM series.
         announce: whether to warn if voxels were replaced; `Volume.replaced` always contains their number.
 
     Raises:
-        VolumeError: the file is missing, damaged, not NIfTI or not a real-valued volume, its header claims more data
-            than the file or the memory can hold, or it has no valid affine.
+        VolumeError: the file is missing, damaged, of no known format or not a real-valued volume, its header claims
+            more data than the file or the memory can hold, it has no valid affine, DICOM slices are missing or of
+            several series, or SimpleITK is needed and not installed.
     """
-    path = Path(path)
-    with opened(path) as stream:
-        header = read_header(path, stream)
-        check_memory(path, header)
-        stored = read_voxels(path, stream, header)
-    data = _canonical_values(stored, header)
+    path = user_path(path)
+    header, frame, stored = _read(path)
+    affine = affine_in_mm(header) if frame is None else frame.affine
+    data = _canonical_values(stored.reshape(spatial_shape(header), order="F"), affine, *header.get_slope_inter())
     invalid = ~np.isfinite(data)
     replaced = int(np.count_nonzero(invalid))
     if replaced:
         data[invalid] = 0.0
         if announce:
             warnings.warn(f"{path}: {replaced} NaN or infinite voxels were replaced by 0.", stacklevel=2)
-    return Volume(data, header, replaced)
+    return Volume(data, header, replaced, frame)
 
 
 def read_geometry(path: str | os.PathLike[str]) -> Geometry:
-    """Read the canonical voxel grid of a file from its header only.
+    """Read the canonical voxel grid of a scan from its headers only.
 
     A file larger than this machine's memory is accepted, since its shape may be needed for another machine.
 
     Raises:
-        VolumeError: as in read_volume, for all faults of the header.
+        VolumeError: as in read_volume, for all faults of the headers.
     """
-    path = Path(path)
+    path = user_path(path)
+    if is_dicom_scan(path):
+        series = read_series(path)
+        return canonical_geometry(series.frame.affine, series.shape)
+    check_place(path)
+    check_suffix(path, " or a DICOM header")
+    if suffix_of(path.name) not in NIFTI:
+        shape, frame, _ = read_itk_header(path)
+        return canonical_geometry(frame.affine, (shape[0], shape[1], shape[2]))
     with opened(path) as stream:
-        return canonical_geometry(read_header(path, stream))
+        header = read_header(path, stream)
+        return canonical_geometry(affine_in_mm(header), spatial_shape(header))
+
+
+def files_of_scan(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """All files that hold a scan: one, a header and its data file, or the slices of a DICOM series.
+
+    Raises:
+        VolumeError: the data file or the series cannot be found.
+    """
+    path = user_path(path)
+    if is_dicom_scan(path):
+        return read_series(path).files
+    if suffix_of(path.name) in (".mhd", ".nhdr"):
+        return tuple(dict.fromkeys((path, data_file(path))))
+    return (path,)
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` replaced by the home folder."""
+    return Path(os.path.expanduser(path))
 
 
 def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
@@ -162,15 +207,16 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], tupl
 
 
 def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
-    """Write a canonical (D, H, W) array as float32 with the native geometry of `like`.
+    """Write a canonical (D, H, W) array as float32 with the native shape and geometry of `like`.
 
-    The write is atomic: the file is complete or absent. Header fields that describe the values of `like` (scaling,
-    display window, intent, extensions) are not copied, because they do not apply to `array`.
+    The suffix selects the format: NIfTI, MetaImage or NRRD. The write is atomic: each file is complete or absent.
+    Header fields that describe the values of `like` (scaling, display window, intent, extensions) are not copied,
+    because they do not apply to `array`.
 
     Raises:
         VolumeError: the suffix or the shape is wrong, the values are not real numbers, or the folder is not writable.
     """
-    path = Path(path)
+    path = user_path(path)
     _check_destination(path)
     values = np.asarray(array)
     if values.shape != like.data.shape or values.dtype.kind not in "biuf":
@@ -178,12 +224,20 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
             f"{path}: got an array of shape {values.shape} and type {values.dtype}, expected real numbers of shape "
             f"{like.data.shape}, the grid they are written on; pass the array that belongs to that volume."
         )
-    header = _header_for_values(like.header)
-    native = like.to_native(values.astype(np.float32, copy=False))
-    # Pass the header's own affine: nibabel rewrites the geometry fields only if affine and header differ.
-    image = _IMAGE_CLASS[type(header)](native, header.get_best_affine(), header)
+    native = like.to_native(values.astype(np.float32, copy=False)).reshape(like.header.get_data_shape(), order="F")
     with _replacing(path) as temporary:
-        nib.save(image, temporary)
+        if suffix_of(path.name) in NIFTI:
+            header = _header_for_values(like.header)
+            # Pass the header's own affine: nibabel rewrites the geometry fields only if affine and header differ.
+            nib.save(_IMAGE_CLASS[type(header)](native, header.get_best_affine(), header), temporary)
+        else:
+            write_itk(temporary, native, like.frame or Frame.of(like.native_affine))
+
+
+def written_files(path: Path) -> tuple[Path, ...]:
+    """The files that :func:`write_volume` writes for a name: one, or a header and its data file."""
+    beside = companion(path)
+    return (path,) if beside is None else (beside, path)
 
 
 def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str, str]) -> None:
@@ -207,17 +261,35 @@ def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str
         )
 
 
-def _canonical_values(stored: np.ndarray, header: Nifti1Header) -> np.ndarray:
+def _read(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
+    """The header, the frame unless the file is NIfTI, and the voxels as stored in native order."""
+    if is_dicom_scan(path):
+        series = read_series(path)
+        return series.frame.header(series.shape), series.frame, series.voxels()
+    check_place(path)
+    check_suffix(path, " or a DICOM header")
+    if suffix_of(path.name) not in NIFTI:
+        shape, frame, reader = read_itk_header(path)
+        return frame.header(shape), frame, read_itk_voxels(path, reader)
+    with opened(path) as stream:
+        header = read_header(path, stream)
+        check_memory(path, header.get_data_shape(), header.get_data_dtype().itemsize)
+        return header, None, read_voxels(path, stream, header)
+
+
+def _canonical_values(
+    stored: np.ndarray, affine: np.ndarray, slope: float | None, intercept: float | None
+) -> np.ndarray:
     """Physical values, float32 and C-contiguous, in canonical order."""
-    slope, inter = header.get_slope_inter()
     data = np.empty(stored.shape, np.float32, order="F")
     with np.errstate(over="ignore", invalid="ignore"):  # read_volume counts values that overflow float32
-        if slope is None or (slope, inter) == (1.0, 0.0):
+        if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
             data[...] = stored
         else:  # in float64, one plane at a time: a whole float64 volume may not fit into memory
             for k in range(stored.shape[2]):
-                data[..., k] = stored[..., k] * np.float64(slope) + inter
-    return np.ascontiguousarray(apply_orientation(data, io_orientation(header.get_best_affine())))
+                data[..., k] = stored[..., k] * np.float64(slope) + intercept
+    # A copy in any case: numpy calls a flipped axis of length 1 contiguous, and PyTorch refuses its negative stride.
+    return apply_orientation(data, orientation(affine)).copy(order="C")
 
 
 # Writing
@@ -243,13 +315,15 @@ def _header_for_values(header: Nifti1Header) -> Nifti1Header:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary file in the folder of `path`; rename it to `path` on success, delete it on failure."""
-    suffix = ".nii.gz" if is_gzip(path) else ".nii"
-    temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+    """Yield a place in a temporary folder beside `path`; on success move its files to `path`; always delete it."""
+    folder = path.with_name(f".{uuid.uuid4().hex}")
+    written = folder / (stem(path.name) + suffix_of(path.name))  # not every writer takes a suffix in capitals
     try:
-        yield temporary
-        os.replace(temporary, path)
+        folder.mkdir()
+        yield written
+        for made, file in zip(written_files(written), written_files(path), strict=True):
+            os.replace(made, file)  # the data file first: a header without it could not be read
     except OSError as error:
         raise VolumeError(f"{path} cannot be written ({error.strerror or error}); check the folder and disk.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

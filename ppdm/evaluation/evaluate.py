@@ -203,6 +203,8 @@ def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) 
 
 def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
     """Bias of SUVmean and SUVmax in each region of the case; the mean over lesions if there are several."""
+    if case.labels_fault:
+        yield from (Score(f"{metric}_labels", None, case.labels_fault) for metric in UPTAKE)
     if case.labels is None:
         return
     there = {int(number) for number in case.labels.unique()} - {0}

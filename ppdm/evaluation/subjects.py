@@ -4,7 +4,7 @@ Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
-from ppdm.data.regions import read_names
+from ppdm.data.regions import RegionError, read_names, whole_numbers
 from ppdm.data.resample import Order, resample_to
-from ppdm.data.volume import Volume, check_same_grid, read_volume
+from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
 
 
 class CaseError(ValueError):
@@ -46,11 +46,13 @@ class CaseFiles:
 
         Raises:
             OSError: a file cannot be read.
+            VolumeError: the other files of a scan cannot be found.
         """
         digest = hashlib.sha256(repr(self.suv_factor).encode())
         labels = [self.labels] if self.labels else []
         for path in (self.target, self.source, self.mask, *labels, *others):
-            digest.update(hashlib.sha256(path.read_bytes() if path else b"").digest())
+            for file in files_of_scan(path) if path else (None,):
+                digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return digest.hexdigest()[:12]
 
 
@@ -78,6 +80,7 @@ class Case:
         suv_factor: the factor that converted stored values to SUV; None if values were not converted.
         labels: same shape, whole numbers, 0 outside every region; None if there are none.
         regions: region names by label number; None if there is no table of names.
+        labels_fault: why the labels are unusable; empty if they are usable or there are none.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Case:
     suv_factor: float | None = None
     labels: Tensor | None = None
     regions: Mapping[int, str] | None = None
+    labels_fault: str = ""
 
     @property
     def in_suv(self) -> bool:
@@ -103,9 +107,7 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
         resample: whether to interpolate volumes on other grids onto that grid; otherwise they are refused.
 
     Raises:
-        VolumeError: a file cannot be read, or is on another grid.
-        RegionError: the table of region names cannot be read.
-        CaseError: the labels are not whole numbers from 0.
+        VolumeError: a file other than the labels cannot be read, or is on another grid.
     """
     first = files.source or files.target
     grid = read_volume(first)
@@ -121,15 +123,14 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
     target = read(files.target) * factor
     source = read(files.source) * factor if files.source else None
     mask = read(files.mask, 0) if files.mask else None
-    labels, names = _regions(files.labels, read) if files.labels else (None, None)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names)
-
-
-def _regions(path: Path, read: Callable[[Path, Order], Tensor]) -> tuple[Tensor, Mapping[int, str] | None]:
-    labels = read(path, 0)
-    if not torch.equal(labels, labels.round()) or bool((labels < 0).any()):
-        raise CaseError(f"{path} holds values that are no whole numbers from 0 on; labels of regions are, so mend it.")
-    return labels, read_names(path)
+    labels, names, fault = None, None, ""
+    if files.labels:
+        try:
+            labels = torch.from_numpy(whole_numbers(read(files.labels, 0).numpy(), files.labels))
+            names = read_names(files.labels)
+        except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
+            labels, fault = None, str(error)
+    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault)
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:

@@ -1,4 +1,4 @@
-"""Smooth random fields that live in space, not on a grid: the same generator gives the same field on any grid."""
+"""Smooth random fields defined in space and not on a grid: the same generator gives the same field on any grid."""
 
 import numpy as np
 
@@ -8,15 +8,15 @@ _WAVES = 128  # enough for the values to look Gaussian: their excess kurtosis is
 
 
 def smooth_field(grid: Grid, scale_mm: float, rng: np.random.Generator) -> np.ndarray:
-    """Return a random field of mean 0 and variance 1, over many draws, and of smoothness `scale_mm`.
+    """Return a random field with mean 0 and variance 1, averaged over many samples, and smoothness `scale_mm`.
 
     A sum of plane waves cos(k·x + φ) with k ~ N(0, 1/scale²) has the covariance exp(−d²/(2·scale²)) (Shinozuka and
-    Jan, J Sound Vib 25, 1972; Rahimi and Recht, NIPS 2007). Nothing of it depends on the grid on which it is seen.
+    Jan, J Sound Vib 25, 1972; Rahimi and Recht, NIPS 2007). The field does not depend on the grid.
 
     Args:
-        grid: where the field is seen.
-        scale_mm: standard deviation of the covariance.
-        rng: draws the waves.
+        grid: the voxels at which the field is evaluated.
+        scale_mm: standard deviation of the Gaussian covariance in mm.
+        rng: source of the waves.
 
     Returns:
         (D, H, W) float32.

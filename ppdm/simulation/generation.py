@@ -1,9 +1,9 @@
-"""Sets of phantom subjects on disk: made once, by all cores, and never half.
+"""Sets of phantom subjects on disk: generated once, on all cores, and never incomplete.
 
-A set's folder holds `recipe.json`, one folder for each subject with its images, mask and labels, and, where it
-was asked for, a manifest. Subjects are made aside and renamed into place, so that a folder that is there is complete:
-what was interrupted goes on where it stopped. One process at a time makes a set; another that wants it waits and finds
-it made.
+A set's folder holds `recipe.json`, one folder per subject with its images, mask and labels, and optionally a manifest.
+Each subject is written to a temporary folder that is then renamed, so that every subject folder is complete and an
+interrupted run resumes where it stopped. Only one process at a time generates a set; another process that needs the
+set waits until it is complete.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]
 
 
 class GenerationError(ValueError):
-    """A set cannot be made here; the message says why and how to mend it."""
+    """A set cannot be generated here; the message states why and how to fix it."""
 
 
 def make_set(
@@ -49,20 +49,20 @@ def make_set(
     jobs: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Pair]:
-    """Make the subjects of a recipe that a folder does not hold yet.
+    """Generate those subjects of a recipe that a folder does not hold yet.
 
     Args:
-        recipe: what to make.
-        subjects: how many in all; :func:`ppdm.simulation.tasks.split_sizes` says how many of each split.
-        folder: where; it holds subjects of this recipe alone.
-        jobs: processes; one for each core if absent.
-        progress: called with the subjects that are there and those that are wanted.
+        recipe: description of the set.
+        subjects: total number of subjects; :func:`ppdm.simulation.tasks.split_sizes` gives the number per split.
+        folder: output folder; it holds only subjects of this recipe.
+        jobs: number of processes; one per core if absent.
+        progress: called with the number of finished subjects and the total number.
 
     Returns:
         The pairs of all subjects, training first.
 
     Raises:
-        GenerationError: the folder holds another set, or files that are none of a set's.
+        GenerationError: the folder holds another set, or files that do not belong to a set.
         TaskError: fewer than one subject.
         OSError: the folder cannot be written.
     """
@@ -80,14 +80,14 @@ def make_set(
 def cached_set(
     recipe: Recipe, subjects: int, *, jobs: int | None = None, progress: Progress = lambda *_: None
 ) -> list[Pair]:
-    """The same in the cache, under a key of everything that makes the set; see :func:`cache_folder`."""
+    """Generate a set in the cache (:func:`cache_folder`), under a key of everything that determines its voxels."""
     return make_set(
         recipe, subjects, cache_folder() / f"{recipe.task}-{recipe_key(recipe)}", jobs=jobs, progress=progress
     )
 
 
 def cache_folder() -> Path:
-    """Where sets are kept that nobody gave a folder for: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
+    """Default folder of sets: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppdm"
@@ -95,7 +95,7 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class CachedSet:
-    """A set in the cache: its folder's name, how many subjects it has, and the bytes of its files."""
+    """A set in the cache: folder name, number of subjects, and total size of its files in bytes."""
 
     name: str
     subjects: int
@@ -103,7 +103,7 @@ class CachedSet:
 
 
 def cached_sets() -> list[CachedSet]:
-    """What the cache holds, by name."""
+    """All sets in the cache, sorted by name."""
     folders = sorted(path.parent for path in cache_folder().glob(f"*/{RECIPE}"))
     return [
         CachedSet(
@@ -116,18 +116,18 @@ def cached_sets() -> list[CachedSet]:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """16 hexadecimal digits that change with anything that changes a voxel: the recipe, our code, numpy and scipy."""
+    """Key of 16 hexadecimal digits that changes with anything that changes a voxel: recipe, code, numpy and scipy."""
     return hashlib.sha256(json.dumps(_origin(recipe), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _origin(recipe: Recipe) -> dict[str, Any]:
-    """What made a set, as JSON values."""
+    """Recipe, software versions and code digest of a set, as JSON values."""
     made_by = {"numpy": np.__version__, "scipy": scipy.__version__, "code": _digest_of_code()}
     return {"recipe": json.loads(json.dumps(recipe.describe())), "made_by": made_by}
 
 
 def _digest_of_code() -> str:
-    """A digest of the sources that decide a voxel's value; a comment changes it too, which costs a set, not a fault."""
+    """Digest of the source files that determine voxel values; a changed comment only causes an unneeded new set."""
     here = Path(__file__).parent
     files = [here / "fields.py", here / "mri.py", here / "tasks.py"]
     files += [*(here / "phantom").glob("*.py"), *(here / "pet").glob("*.py")]
@@ -139,10 +139,10 @@ def _digest_of_code() -> str:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold the folder alone; the lock falls with the process that held it, however that ended."""
+    """Lock the folder for this process; the system releases the lock when the process ends for any reason."""
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / _LOCK):
-        for left_over in folder.glob(f"{_PARTIAL}*"):  # nobody is at work on them now
+        for left_over in folder.glob(f"{_PARTIAL}*"):  # the lock guarantees that no process is writing them
             shutil.rmtree(left_over)
         for left_over in leftovers(folder):
             left_over.unlink()
@@ -150,7 +150,7 @@ def _exclusive(folder: Path) -> Iterator[None]:
 
 
 def _claim(folder: Path, recipe: Recipe) -> None:
-    """See that a folder is empty or holds this very set, and write down whose it is."""
+    """Check that a folder is empty or holds this set, and write its recipe file."""
     path, origin = folder / RECIPE, _origin(recipe)
     if path.exists():
         if (found := _read_json(path)) != origin:
@@ -171,7 +171,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """The first value in which two descriptions differ, in words."""
+    """Text on the first value in which two descriptions differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in [*wanted, *found]:
             if found.get(name) != wanted.get(name):
@@ -180,7 +180,7 @@ def _difference(found: Any, wanted: Any, path: str = "") -> str:
 
 
 def _all_made(recipe: Recipe, who: list[tuple[str, int]], folder: Path, jobs: int | None) -> Iterator[None]:
-    """Make subjects, several at a time; yields once for each that is there."""
+    """Generate subjects in parallel; yields once per finished subject."""
     jobs = min(len(who), jobs or _cores())
     if jobs <= 1:
         for split, index in who:
@@ -195,7 +195,7 @@ def _all_made(recipe: Recipe, who: list[tuple[str, int]], folder: Path, jobs: in
                 future.result()
                 yield
         finally:
-            pool.shutdown(cancel_futures=True)  # after a fault or Ctrl-C, what was not begun is not begun
+            pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not start the remaining subjects
 
 
 def _cores() -> int:
@@ -217,12 +217,12 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
     except OSError:
         if not place.is_dir():
             raise
-        shutil.rmtree(aside)  # a process whose parent was killed has finished the same subject meanwhile
+        shutil.rmtree(aside)  # a worker whose parent was killed has finished the same subject in the meantime
 
 
 def _pairs(recipe: Recipe, split: str, folder: Path) -> list[Pair]:
     in_suv = find_task(recipe.task).in_suv
-    factor, labels = (1.0, _file(folder, LABELS)) if in_suv else (None, None)  # the images hold SUV themselves
+    factor, labels = (1.0, _file(folder, LABELS)) if in_suv else (None, None)  # the images already hold SUV
     return [
         Pair(folder.name, split, _file(folder, source), _file(folder, target), _file(folder, MASK), factor, labels)
         for source, target in recipe.pairs

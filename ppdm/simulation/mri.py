@@ -1,8 +1,8 @@
 """MRI of a phantom: tissue parameters, signal equations, bias field and noise.
 
-A voxel's signal is the sum of its tissues' signals, weighted by their fractions: the partial volume of a real scan.
+A voxel's signal is the sum of its tissues' signals, weighted by their fractions, as partial volume in a real scan.
 
-Axes: volumes (D, H, W); times in ms; signals in arbitrary units in which pure water at full recovery gives 1000.
+Axes: volumes (D, H, W). Times are in ms. Signals are in arbitrary units; pure water at full recovery gives 1000.
 
 Sources of the tissue parameters:
 
@@ -10,8 +10,8 @@ Sources of the tissue parameters:
 - Stanisz: Stanisz et al., Magn Reson Med 54 (2005), T1 and T2 in vitro at 1.5 and 3 T.
 - de Bazelaire: de Bazelaire et al., Radiology 230 (2004), abdomen and pelvis in vivo at 1.5 and 3 T.
 - Gold: Gold et al., Am J Roentgenol 183 (2004), musculoskeletal tissues in vivo.
-- ours: no single source; chosen so that the tissue looks as it does in clinical images. Proton densities without a
-  source are ours as well.
+- ours: no single source; chosen so that the tissue looks as in clinical images. Proton densities without a source are
+  also ours.
 """
 
 import math
@@ -29,14 +29,14 @@ BIAS_MM = 120.0
 
 
 class Relaxation(NamedTuple):
-    """What MRI sees of a tissue: T1 and T2 in ms, proton density relative to water."""
+    """MRI parameters of a tissue: T1 and T2 in ms, proton density relative to water."""
 
     t1: float
     t2: float
     pd: float
 
 
-# No signal: T1 and T2 stand for themselves only where there are protons.
+# No signal: with a proton density of 0, T1 and T2 have no effect.
 _NOTHING = Relaxation(1000.0, 1.0, 0.0)
 
 RELAXATION: Mapping[float, Mapping[str, Relaxation]] = {
@@ -45,7 +45,7 @@ RELAXATION: Mapping[float, Mapping[str, Relaxation]] = {
         "csf": Relaxation(2569, 329, 1.0),  # BrainWeb
         "grey_matter": Relaxation(833, 83, 0.86),  # BrainWeb
         "white_matter": Relaxation(500, 70, 0.77),  # BrainWeb
-        "deep_grey": Relaxation(700, 72, 0.82),  # ours: iron makes it darker than cortex on T2, nearer to white on T1
+        "deep_grey": Relaxation(700, 72, 0.82),  # ours: iron makes it darker than cortex on T2, closer to white on T1
         "lesion": Relaxation(752, 237, 0.76),  # BrainWeb, multiple sclerosis
         "cortical_bone": Relaxation(250, 0.5, 0.15),  # ours: bound water, gone at any echo time used here
         "marrow": Relaxation(549, 49, 0.9),  # de Bazelaire, L4
@@ -66,7 +66,7 @@ RELAXATION: Mapping[float, Mapping[str, Relaxation]] = {
         "grey_matter": Relaxation(1820, 99, 0.86),  # Stanisz
         "white_matter": Relaxation(1084, 69, 0.77),  # Stanisz
         "deep_grey": Relaxation(1500, 78, 0.82),  # ours: as at 1.5 T
-        "lesion": Relaxation(1630, 230, 0.76),  # ours: BrainWeb's, scaled as grey matter is
+        "lesion": Relaxation(1630, 230, 0.76),  # ours: the BrainWeb value, scaled like grey matter
         "cortical_bone": Relaxation(300, 0.4, 0.15),  # ours
         "marrow": Relaxation(586, 49, 0.9),  # de Bazelaire, L4
         "fat": Relaxation(371, 133, 1.0),  # Gold, subcutaneous
@@ -91,7 +91,7 @@ class SpinEcho:
         tr, te: repetition and echo time in ms, 0 <= te < tr.
 
     Raises:
-        ValueError: times that are not so.
+        ValueError: times outside of these ranges.
     """
 
     tr: float
@@ -107,15 +107,15 @@ class SpinEcho:
 
 @dataclass(frozen=True)
 class InversionRecovery:
-    """Inversion recovery: S = PD · (1 − 2e^(−TI/T1) + e^(−TR/T1)) · e^(−TE/T2). MPRAGE looks like it.
+    """Inversion recovery: S = PD · (1 − 2e^(−TI/T1) + e^(−TR/T1)) · e^(−TE/T2). MPRAGE images look similar.
 
-    The signal has a sign, which is lost only where the magnitude of a whole voxel is taken.
+    The signal is signed. The sign is lost only when the magnitude of the whole voxel is computed.
 
     Args:
         tr, ti, te: repetition, inversion and echo time in ms, 0 <= te < tr and 0 < ti < tr.
 
     Raises:
-        ValueError: times that are not so.
+        ValueError: times outside of these ranges.
     """
 
     tr: float
@@ -137,18 +137,19 @@ Sequence = SpinEcho | InversionRecovery
 
 @dataclass(frozen=True)
 class MRIProtocol:
-    """How a subject is scanned, and by how much subjects differ.
+    """Scan protocol, and the variation between subjects.
 
     Args:
-        field_strength: in tesla, one of RELAXATION.
-        sequences: name and sequence of each image; all see the same tissue.
-        t1_jitter, t2_jitter: standard deviation of the logarithm of T1 and T2 between subjects, the same for all
-            tissues of one.
-        tissue_jitter: the same of each tissue by itself.
-        texture: the same within a tissue, over `texture_mm`; T1 and T2 vary apart, so that one contrast does not tell
-            the other.
-        bias: the receive field lies within 1 ± bias.
-        snr: signal of white matter over the noise's standard deviation, for each image.
+        field_strength: in tesla, a key of RELAXATION.
+        sequences: name and sequence of each image; all images show the same tissue.
+        t1_jitter, t2_jitter: standard deviation of log T1 and log T2 between subjects, shared by all tissues of a
+            subject.
+        tissue_jitter: standard deviation of the additional log factor of each single tissue.
+        texture: standard deviation of the log factor within a tissue, with smoothness `texture_mm`. T1 and T2 vary
+            independently, so that one contrast does not determine the other.
+        texture_mm: smoothness of the texture in mm.
+        bias: the receive field is within 1 ± bias.
+        snr: signal of white matter divided by the noise's standard deviation, for each image.
 
     Raises:
         ValueError: a field strength without parameters, no sequence, or numbers out of range.
@@ -186,11 +187,11 @@ def scan_mri(anatomy: Anatomy, protocol: MRIProtocol, rng: np.random.Generator) 
 
     Args:
         anatomy: the tissues on the grid of the scan.
-        protocol: the scanner.
-        rng: of this subject's parameters, the bias fields and the noise.
+        protocol: the scan protocol.
+        rng: source of this subject's parameters, the bias fields and the noise.
 
     Returns:
-        One magnitude image a sequence, (D, H, W) float32, not negative.
+        One magnitude image per sequence, (D, H, W) float32, not negative.
     """
     parameters = draw_parameters(protocol, rng)
     grid = anatomy.grid
@@ -207,7 +208,7 @@ def scan_mri(anatomy: Anatomy, protocol: MRIProtocol, rng: np.random.Generator) 
 
 
 def draw_parameters(protocol: MRIProtocol, rng: np.random.Generator) -> dict[str, Relaxation]:
-    """Draw one subject's tissue parameters: log-normal around the table of the field strength."""
+    """Sample one subject's tissue parameters: log-normal around the table of the field strength."""
     table = RELAXATION[protocol.field_strength]
     shared = rng.normal(0.0, (protocol.t1_jitter, protocol.t2_jitter))
     factors = np.exp(shared + rng.normal(0.0, protocol.tissue_jitter, (len(table), 2)))
@@ -228,12 +229,12 @@ def weighted(
 
     Args:
         anatomy: the tissues.
-        sequence: gives the signal of T1, T2 and proton density.
-        parameters: of each tissue of the anatomy.
+        sequence: computes the signal from T1, T2 and proton density.
+        parameters: MRI parameters of each tissue in the anatomy.
         t1_texture, t2_texture: factors of T1 and T2, (D, H, W) or one number.
 
     Returns:
-        (D, H, W) float32, with the sign of an inversion recovery.
+        (D, H, W) float32, signed for an inversion recovery.
 
     Raises:
         ValueError: a tissue of the anatomy has no parameters.
@@ -252,8 +253,8 @@ def weighted(
 
 
 def bias_field(grid: Grid, amplitude: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw a receive field, (D, H, W) float32: a smooth factor within 1 ± amplitude, the same on any grid."""
-    # Half a wave or less over a head or torso, as the field of an array of surface coils; tanh bounds it.
+    """Sample a receive field, (D, H, W) float32: a smooth factor within 1 ± amplitude, the same on any grid."""
+    # At most half a wave over a head or torso, like the field of an array of surface coils; tanh bounds the values.
     return 1 + np.float32(amplitude) * np.tanh(smooth_field(grid, BIAS_MM, rng))
 
 
@@ -263,7 +264,7 @@ def rician(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndar
     Args:
         image: noise-free magnitude, any shape.
         sigma: standard deviation of the noise in each of the two channels; 0 adds none.
-        rng: of the noise.
+        rng: source of the noise.
 
     Raises:
         ValueError: sigma is negative.

@@ -1,7 +1,7 @@
-"""The three tasks of the paper, on phantoms: which images of a subject form a pair.
+"""The three tasks of the paper on phantoms: the images of a subject that form a pair.
 
-A recipe says everything that makes a set of subjects; a subject is made from its recipe, its split and its number
-alone. Subjects of different splits have different anatomies, as their seeds differ; all doses and contrasts of one
+A recipe completely describes a set of subjects. A subject depends only on its recipe, its split and its number.
+Subjects of different splits have different seeds and therefore different anatomies. All doses and contrasts of one
 subject share its anatomy and, in PET, its uptake and its counts.
 
 Axes: volumes (D, H, W) float32.
@@ -23,28 +23,28 @@ Images = Mapping[str, np.ndarray]
 
 MASK, LABELS = "mask", "labels"
 
-# The labels whose uptake is looked at: organs and lesions, by their index in TISSUES. Fluids, fat and bone are none.
+# Labels of the regions in which uptake is evaluated: organs and lesions, by index in TISSUES; no fluids, fat or bone.
 _ORGANS = ("grey_matter", "white_matter", "deep_grey", "lesion", "lung", "liver", "spleen", "kidney", "myocardium")
 REGIONS: Mapping[int, str] = {TISSUES.index(name): name for name in _ORGANS}
 
 
 class TaskError(ValueError):
-    """A task or a recipe that there is not; the message says what was got and what is expected."""
+    """Invalid task or recipe; the message states the received and the expected value."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that makes a set of subjects, but their number: equal recipes make equal subjects.
+    """Complete description of a set of subjects except their number: equal recipes give equal subjects.
 
-    Made by :meth:`Task.recipe`, which knows what each task needs.
+    Create recipes with :meth:`Task.recipe`, which checks the requirements of each task.
 
     Attributes:
         task: one of :data:`TASKS`.
         anatomy: one of :data:`ppdm.simulation.phantom.ANATOMIES`.
         grid: shape and voxel size.
-        protocol: how subjects are scanned.
-        doses: PET: by how much the counts of the sources are divided; empty for MRI.
-        seed: of the whole set.
+        protocol: scan protocol.
+        doses: factors by which the counts of the PET sources are divided; empty for MRI.
+        seed: seed of the whole set.
     """
 
     task: str
@@ -68,16 +68,16 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Task:
-    """A translation that the toolkit has subjects for.
+    """A translation task with synthetic subjects.
 
     Attributes:
-        name: as it is asked for.
-        summary: what is translated to what, in a line.
-        anatomy: the one that is scanned unless another is asked for.
-        protocols: of each anatomy.
-        source, target: names of the images; a dose is added to that of the source.
+        name: name of the task.
+        summary: source and target of the translation, in one line.
+        anatomy: the default anatomy.
+        protocols: default protocol of each anatomy.
+        source, target: names of the images; a dose is appended to the source's name.
         doses: the default dose factors of a PET task; empty for MRI.
-        images: makes the images of a subject, by name.
+        images: function that creates the images of a subject, by name.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Task:
 
     @property
     def in_suv(self) -> bool:
-        """Whether its images hold SUV."""
+        """Whether the images of the task are in SUV."""
         return bool(self.doses)
 
     def recipe(
@@ -103,17 +103,17 @@ class Task:
         doses: Sequence[int] | None = None,
         seed: int = 0,
     ) -> Recipe:
-        """A recipe of this task.
+        """Create a recipe of this task.
 
         Args:
-            grid: 64³ voxels over the anatomy if absent.
-            anatomy: head or torso; the task's own if absent.
-            protocol: that of the anatomy if absent.
-            doses: dose factors of a PET task, whole numbers from 2 up; the task's own if absent.
-            seed: whole number from 0 up.
+            grid: voxel grid; 64³ voxels over the anatomy if absent.
+            anatomy: head or torso; the task's default if absent.
+            protocol: scan protocol; the anatomy's default if absent.
+            doses: dose factors of a PET task, integers of at least 2; the task's default if absent.
+            seed: integer of at least 0.
 
         Raises:
-            TaskError: an argument that does not suit the task.
+            TaskError: an argument that does not fit the task.
         """
         anatomy = self.anatomy if anatomy is None else anatomy
         if anatomy not in ANATOMIES:
@@ -139,14 +139,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Subject:
-    """Everything made of one subject.
+    """The complete data of one subject.
 
     Attributes:
         name: the split and the number, such as ``train-003``.
         split: train, val or test.
-        images: by name, such as ``T1w``; MRI in arbitrary units, PET in SUV.
-        mask: 1 inside the body, 0 outside: where quality is measured.
-        labels: the dominant tissue of each voxel, its index in :data:`ppdm.simulation.phantom.TISSUES`.
+        images: images by name, such as ``T1w``; MRI in arbitrary units, PET in SUV.
+        mask: 1 inside the body and 0 outside; quality is measured inside.
+        labels: the dominant tissue of each voxel, as its index in :data:`ppdm.simulation.phantom.TISSUES`.
     """
 
     name: str
@@ -156,12 +156,12 @@ class Subject:
     labels: np.ndarray
 
     def volumes(self) -> Images:
-        """Everything that is kept of a subject, by name."""
+        """All volumes that are written to disk, by name."""
         return {**self.images, MASK: self.mask, LABELS: self.labels}
 
 
 def make_subject(recipe: Recipe, split: str, index: int) -> Subject:
-    """Make one subject; nothing of it depends on the other subjects of the set.
+    """Create one subject, independent of the other subjects in the set.
 
     Raises:
         TaskError: an unknown task or split, or a negative index.
@@ -176,31 +176,31 @@ def make_subject(recipe: Recipe, split: str, index: int) -> Subject:
 
 
 def subject_name(split: str, index: int) -> str:
-    """The name of a subject, usable as a folder."""
+    """The name of a subject, usable as a folder name."""
     return f"{split}-{index:03d}"
 
 
 def split_sizes(subjects: int) -> dict[str, int]:
-    """How many of so many subjects are in each split: 15 % in test and in val, at least one each from three on.
+    """Number of subjects per split: 15 % each in test and val, and at least one each from three subjects on.
 
-    From three on, a larger set holds every subject of a smaller one, in the same split.
+    From three subjects on, a larger set contains every subject of a smaller one, in the same split.
 
     Raises:
         TaskError: no subjects.
     """
     if subjects < 1:
         raise TaskError(f"a set has at least one subject, got {subjects}")
-    # Val lags behind test by one, so that one subject more never makes both grow, which would take one from train.
+    # Val uses one subject less than test, so that both never grow at the same time, which would shrink train.
     test = max(1, round(0.15 * subjects)) if subjects > 1 else 0
     val = max(1, round(0.15 * (subjects - 1))) if subjects > 2 else 0
     return {"train": subjects - val - test, "val": val, "test": test}
 
 
 def find_task(name: str) -> Task:
-    """The task of a name.
+    """The task with this name.
 
     Raises:
-        TaskError: there is none.
+        TaskError: there is no such task.
     """
     if name not in TASKS:
         raise TaskError(f"task {name!r} is none of {', '.join(TASKS)}")
@@ -224,7 +224,7 @@ def _pet_joint(anatomy: Anatomy, recipe: Recipe, rng: np.random.Generator) -> Im
 
 def _pet_scan(anatomy: Anatomy, recipe: Recipe, rng: np.random.Generator) -> Scan:
     assert isinstance(recipe.protocol, Scanner)
-    uptake, counts = rng.spawn(2)  # what is drawn of the counts does not change who is scanned
+    uptake, counts = rng.spawn(2)  # separate generators, so that the counts' samples do not change the subject
     activity, mu = draw_uptake(anatomy, uptake)
     return simulate(activity, mu, anatomy.grid.spacing, recipe.protocol, counts, recipe.doses)
 

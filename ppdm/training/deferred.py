@@ -5,7 +5,7 @@ wait for that step, and then the device wait for the host. Losses therefore stay
 until a progress update is due.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from math import inf
 
 import torch
@@ -13,63 +13,45 @@ from torch import Tensor
 
 from ppdm.training.log import StepReport
 
-PATIENCE = 0.5  # seconds between readings; short enough for a responsive progress bar and log
+READING_INTERVAL = 0.5  # seconds; short enough for a responsive progress bar and log
 
 
-@dataclass(frozen=True, eq=False)
-class Taken:
-    """A step queued on the device.
-
-    Attributes:
-        report: report of the step, without the loss and the gradient norm, which are still on the device.
-        loss, norm: loss and gradient norm, scalars on the device.
-        ends: whether this is the last step of a training stage.
-    """
-
-    report: StepReport
-    loss: Tensor
-    norm: Tensor
-    ends: bool
-
-
-class Unread:
-    """Queue of steps whose losses have not been read yet.
+class PendingReports:
+    """Reports of steps whose losses are still on the device.
 
     Args:
-        patience: seconds between two readings, if none is needed earlier; 0 reads every step.
+        interval: seconds between two readings, if none is needed earlier; 0 reads every step.
     """
 
-    def __init__(self, patience: float) -> None:
-        self.patience = patience
-        self._steps: list[Taken] = []
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._steps: list[tuple[Callable[..., StepReport], Tensor, Tensor]] = []
         self._read_at = -inf
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def add(self, step: Taken) -> None:
-        """Add a step to the queue."""
-        self._steps.append(step)
+    def add(self, report: Callable[..., StepReport], loss: Tensor, gradient_norm: Tensor) -> None:
+        """Add a step: a function of its loss and gradient norm that makes its report, and these scalars."""
+        self._steps.append((report, loss, gradient_norm))
 
-    @property
-    def is_late(self) -> bool:
+    def is_due(self, seconds: float) -> bool:
         """Whether a progress update is due, by the training clock, which is the same on all ranks."""
-        return len(self) > 0 and self._steps[-1].report.seconds - self._read_at >= self.patience
+        return len(self) > 0 and seconds - self._read_at >= self.interval
 
-    def read(self) -> list[StepReport]:
-        """Return the complete reports of all queued steps; on an accelerator, this waits until they finish."""
+    def read(self, seconds: float) -> list[StepReport]:
+        """Return the reports of all pending steps; on an accelerator, this waits until the steps finish."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
-        self._read_at = steps[-1].report.seconds
-        on_device = torch.stack([one for step in steps for one in (step.loss, step.norm)])
-        numbers = on_device.tolist()  # one copy to the host
+        self._read_at = seconds
+        numbers = torch.stack([scalar for _, *scalars in steps for scalar in scalars]).tolist()  # one copy to the host
         return [
-            replace(step.report, loss=loss, gradient_norm=norm)
-            for step, loss, norm in zip(steps, numbers[::2], numbers[1::2], strict=True)
+            report(loss=loss, gradient_norm=norm)
+            for (report, *_), loss, norm in zip(steps, numbers[::2], numbers[1::2], strict=True)
         ]
 
 
-def patience(device: str | torch.device) -> float:
+def reading_interval(device: str | torch.device) -> float:
     """Return how long losses may stay unread, in seconds; 0 on the CPU, where a call returns a complete step."""
-    return 0.0 if torch.device(device).type == "cpu" else PATIENCE
+    return 0.0 if torch.device(device).type == "cpu" else READING_INTERVAL

@@ -6,11 +6,12 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ppdm.serialization import later
 from ppdm.training.schedule import TrainingError
 
 
@@ -22,25 +23,29 @@ class StepReport:
         step: number of completed steps, from 1.
         share: fraction of the steps or of the time used so far, up to 1.
         loss: mean loss over the batches.
-        gradient_norm: gradient norm before clipping.
+        gradient_norm: gradient norm before clipping; None if gradients overflowed in fp16 and the step was skipped.
         learning_rate: learning rate of this step.
         seconds: time since the start of the first step; a resumed run excludes the steps lost by the interruption.
         validation_loss: validation loss of the averaged weights, if there was a validation after this step.
         resumed: whether this is the first step after a resume.
         stage: training stage, for a method with several stages; losses of different stages cannot be compared.
         peak_allocated: peak allocated bytes of each GPU so far, when several GPUs train.
+        best: whether ``validation_loss`` is the lowest so far; only in the last stage.
+        skipped: number of steps so far that were skipped because gradients overflowed; None without any.
     """
 
     step: int
     share: float
     loss: float
-    gradient_norm: float
+    gradient_norm: float | None
     learning_rate: float
     seconds: float
     validation_loss: float | None = None
     resumed: bool = False
     stage: str | None = None
     peak_allocated: tuple[int, ...] | None = None
+    best: bool = later(False)
+    skipped: int | None = later(None)
 
     @property
     def steps_per_second(self) -> float:
@@ -102,6 +107,29 @@ def last_step(path: str | os.PathLike[str]) -> tuple[int, float, tuple[int, ...]
         ) from None
 
 
+def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the entries of a log, without an incomplete last line and without lines that are not JSON objects.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    rows = []
+    for line in Path(path).read_bytes().splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def best_validation(path: str | os.PathLike[str]) -> tuple[int, float] | None:
+    """Return the step with the lowest validation loss and that loss; None if the log marks no step as the best.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    marked = [(row["validation_loss"], row["step"]) for row in read_log(path) if row.get("best")]
+    return min(marked)[::-1] if marked else None
+
+
 @contextmanager
 def opened_log(path: str | os.PathLike[str] | None, after: int = 0) -> Iterator[Log]:
     """Open a log for writing, truncated to ``after`` bytes: steps after the last checkpoint are repeated on resume.
@@ -118,7 +146,7 @@ def opened_log(path: str | os.PathLike[str] | None, after: int = 0) -> Iterator[
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         stream = os.fdopen(descriptor, "r+b", buffering=0)
         if (there := stream.seek(0, os.SEEK_END)) < after:
-            warnings.warn(f"{path} has lost lines of steps that the checkpoint has done", stacklevel=4)
+            warnings.warn(f"{path} lacks lines of steps before the checkpoint", stacklevel=4)
         stream.seek(stream.truncate(min(there, after)))
     except OSError as error:
         raise TrainingError(f"The log {path} cannot be written ({error.strerror}); give another place.") from None

@@ -4,40 +4,39 @@ Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H,
 Steps are counted from k = 0.
 """
 
+import hashlib
 import math
 import os
-import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
 
-from ppdm.checkpoint import CheckpointError, versions
+from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
 from ppdm.training.augment import Flip
-from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, batch, moved, stacked, survey
-from ppdm.training.deferred import Taken, Unread, patience
-from ppdm.training.distributed import ALONE, RankLostError, Ranks
-from ppdm.training.log import Log, StepReport, opened_log
-from ppdm.training.optimizer import library_of
+from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
+from ppdm.training.distributed import Ranks
+from ppdm.training.log import StepReport, best_validation, opened_log
+from ppdm.training.optimizer import optimizer_class
 from ppdm.training.run import Run, RunError
 from ppdm.training.schedule import (
     Schedule,
     TrainingError,
     batch_indices,
     learning_rate,
-    parts,
     step_generator,
     timed_learning_rate,
 )
+from ppdm.training.session import Session
 from ppdm.training.state import State
 from ppdm.training.trainer import Training, average_decay
-from ppdm.training.validation import validation_loss
 
 __all__ = [
     "Array",
@@ -60,10 +59,6 @@ __all__ = [
 ]
 
 
-# Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
-_SETTLED_ON = 8
-
-
 class Interrupted(KeyboardInterrupt):
     """A training run stopped on request after a complete step; the message names the checkpoint to resume from."""
 
@@ -83,6 +78,8 @@ def fit(
     validate_every: int | None = None,
     log: str | os.PathLike[str] | None = None,
     run: Run | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    on_best: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
     """Train a method and return its network with the averaged weights, in evaluation mode.
@@ -106,8 +103,12 @@ def fit(
         device: device on which the network is trained.
         validation: pairs on which the averaged weights are validated.
         log: a file of JSON lines, overwritten, with one line per step: step, loss, gradient_norm, learning_rate,
-            seconds, steps_per_second; validation_loss after a validation.
-        run: folder for checkpoints and the log, from which the run can be resumed; without it, nothing is saved.
+            seconds, steps_per_second; validation_loss after a validation, and best if it is the lowest so far.
+        run: folder for checkpoints and the log, from which the run can be resumed; without it, nothing is saved. A
+            finished run continues if it is given more steps; a warning says how its learning rate changes.
+        init_from: a checkpoint (:func:`ppdm.checkpoint.save`) of the same network; its weights replace random ones.
+        on_best: called with the report and the averaged network after each validation with the lowest loss so far, for
+            example to save it.
         progress: called with the report of every step; a resumed run first calls it with the last completed step.
 
     Raises:
@@ -118,7 +119,8 @@ def fit(
         CheckpointError: a checkpoint cannot be written, or none of the existing checkpoints can be read.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
-    return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, progress=progress)
+    options: dict[str, Any] = {"init_from": init_from, "on_best": on_best, "progress": progress}
+    return train(method, pairs, schedule, device=device, validation=validation, log=log, run=run, **options)
 
 
 def train(
@@ -130,6 +132,8 @@ def train(
     validation: Sequence[ArrayPair] = (),
     log: str | os.PathLike[str] | None = None,
     run: Run | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    on_best: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
@@ -140,57 +144,22 @@ def train(
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
     _check_shares(schedule, ranks)
-    kept = run if ranks.is_first else None
-    with ExitStack() as opened, _memory_in_words(method):
-        with ranks.together():
-            seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
-            if kept is not None:
-                opened.enter_context(kept)
-            training = Training.start(method, seen.channels, schedule.seed, device)
-        last = ranks.by_first(lambda: _begin(kept, method, schedule, seen, held, _environment(method, device, ranks)))
-        with ranks.together():
-            if last is not None:
-                assert run is not None
-                _restore(training, last, run.folder)
-            place = None if not ranks.is_first else log if run is None else run.log
-            stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
-        if not ranks.is_first:
-            progress = _unseen
-        if last is not None:
-            progress(last.report)
-        reader = opened.enter_context(_reader(pairs, schedule, training.done, device, ranks))
-        unread = Unread(patience(device))
-
-        def told(ranks: Ranks) -> StepReport:
-            """Read, validate, log and report the pending steps; return the report of the last one."""
-            for report in unread.read():
-                _check_finite(report, method, kept)
-                if schedule.validates(report.step, report.share >= 1):
-                    stage = method.stages[training.stage]
-                    reader.rest()
-                    loss = validation_loss(method, training.average, validation, schedule.seed, device, stage, ranks)
-                    report = replace(report, validation_loss=loss)
-                with ranks.together():
-                    stream.write(report)
-                    progress(report)
-            return report
-
-        with _told_before_an_error(unread, lambda: told(ALONE)):
-            for step in _steps(training, pairs, reader, schedule, device, last.report if last else None, ranks):
-                unread.add(step)
-                due = ranks.any(kept is not None and kept.due(step.report))
-                if due or step.ends or unread.is_late or schedule.validates(step.report.step, step.ends):
-                    report = told(ranks)
-                stopping = ranks.any(stop())
-                if stopping and unread:
-                    report = told(ranks)
-                if unread:
-                    continue  # losses are still on the device; read them later
-                with ranks.together():
-                    _keep(training, report, stream, kept, stopping)
-                if stopping and report.share < 1:
-                    raise _interrupted(report, kept)
-    return training.average
+    with ExitStack() as opened, _explained_memory_error(method):
+        inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
+        inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
+        session = _opened(opened, method, pairs, schedule, ranks, **inputs)
+        with session.reporting_errors():
+            while not session.ended:
+                session.step()
+                if session.needs_report:
+                    session.report()
+                if stopping := ranks.any(stop()):
+                    session.report()
+                if session.is_reported:
+                    session.save(stopping)
+                if stopping and not session.ended:
+                    raise _interrupted(session)
+    return session.trainer.average
 
 
 def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
@@ -202,78 +171,61 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
     return {"method": method.to_dict(), **schedule.describe()}
 
 
-def _steps(
-    training: Training,
+def _opened(
+    opened: ExitStack,
+    method: Method,
     pairs: Sequence[ArrayPair],
-    reader: ReadAhead,
     schedule: Schedule,
-    device: str | torch.device,
-    last: StepReport | None,
     ranks: Ranks,
-) -> Iterator[Taken]:
-    """Run the remaining steps; time that the caller spends between them counts as training time.
-
-    Nothing here waits for the accelerator, so that the host queues the next step while the device runs this one.
-    """
-    method, seconds = training.method, last.seconds if last else 0.0
-    stages = parts(method)
-    began = time.perf_counter() - seconds
-    resumed = last is not None
-    while True:
-        part = stages[training.stage]
-        if training.done > training.began and schedule.used(part, training.done, seconds):
-            if training.is_last:
-                return
-            reader.rest()
-            with ranks.together():
-                training.advance(batch([pair], device)[1] for pair in islice(pairs, _SETTLED_ON))
-            continue
-        rate = schedule.learning_rate(method.optimisation, training.done, seconds, part, training.began)
-        generator = step_generator(schedule.seed, training.done, device)
-        losses = []
-        with ranks.together(), ranks.drawing(generator):
-            for read in islice(reader, schedule.accumulate):
-                source, target = moved(read, device)
-                if schedule.augment is not None:
-                    source, target = schedule.augment(source, target, generator)
-                losses.append(training.add_gradient(source, target, generator, schedule.accumulate))
-        ranks.average_gradients(training.trained)
-        with ranks.together():
-            norm = training.update(rate)
-        loss = ranks.mean(torch.stack(losses).mean())
-        # All ranks use one clock, because a schedule may depend on it.
-        seconds = float(ranks.mean(torch.tensor(time.perf_counter() - began, dtype=torch.float64)))
-        share = schedule.share(training.done, seconds)
-        if not training.is_last:
-            share = min(share, part.end)  # 1 means the end of the last stage, even if a first step was slow
-        stage = method.stages[training.stage] if len(stages) > 1 else None
-        report = StepReport(
-            training.done,
-            share,
-            math.nan,
-            math.nan,
-            rate,
-            seconds,
-            resumed=resumed,
-            stage=stage,
-            peak_allocated=_peaks(device, ranks),
-        )
-        yield Taken(report, loss, norm, ends=schedule.used(part, training.done, seconds))
-        resumed = False
-
-
-@contextmanager
-def _told_before_an_error(unread: Unread, tell: Callable[[], object]) -> Iterator[None]:
-    """On an error, log the pending steps first; a non-finite value in one of them is then the reported error."""
-    try:
-        yield
-    except RankLostError:
-        raise  # do not read: the device may wait forever for an operation that needs the lost rank
-    except Exception:
-        with suppress(RuntimeError):  # raised if the device has failed permanently
-            if unread:
-                tell()
-        raise
+    *,
+    device: str | torch.device,
+    validation: Sequence[ArrayPair],
+    log: str | os.PathLike[str] | None,
+    run: Run | None,
+    init_from: str | os.PathLike[str] | None,
+    progress: Callable[[StepReport], None],
+    on_best: Callable[[StepReport, nn.Module], None],
+) -> Session:
+    """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
+    kept = run if ranks.is_first else None
+    with ranks.together():
+        seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
+        if kept is not None:
+            opened.enter_context(kept)
+        trainer = Training.start(method, seen.channels, schedule.seed, device)
+        weights = "" if init_from is None else _warm_start(trainer, init_from)
+    data = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
+    options = describe(method, schedule) | data | {"init_from": weights or None}
+    last = ranks.by_first(lambda: _begin(kept, options, _environment(method, device, ranks)))
+    with ranks.together():
+        if last is not None:
+            assert run is not None
+            _restore(trainer, last, run.folder)
+        place = None if not ranks.is_first else log if run is None else run.log
+        stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
+        best = best_validation(place) if last is not None and place is not None else None
+    if not ranks.is_first:
+        progress, on_best = _ignore, _ignore
+    if last is not None:
+        progress(last.report)
+    session = Session(
+        trainer=trainer,
+        reader=opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks)),
+        log=stream,
+        run=kept,
+        ranks=ranks,
+        schedule=schedule,
+        pairs=pairs,
+        validation=validation,
+        device=device,
+        show=progress,
+        on_best=on_best,
+        last=last.report if last else None,
+        lowest=best[1] if best else math.inf,
+    )
+    if kept is not None and kept.extended_from is not None:
+        _warn_of_learning_rate(session, kept.extended_from)
+    return session
 
 
 def _reader(
@@ -286,35 +238,40 @@ def _reader(
     return ReadAhead(map(ranks.share, left), lambda indices: stacked([pairs[i] for i in indices], device))
 
 
-def _keep(training: Training, report: StepReport, log: Log, run: Run | None, stopping: bool) -> None:
-    """Write a checkpoint if one is due; the final weights must be finite, even if they are not written."""
-    ended = report.share >= 1
-    due = run is not None and (stopping or run.due(report))
-    if (ended or due) and not training.is_finite():
-        raise _diverged(report, "a weight is not finite", training.method, run)
-    if run is not None and due:
-        run.save(State(report, log.secure(), training.tensors()))
+def _interrupted(session: Session) -> Interrupted:
+    kept = "nothing was saved" if session.run is None else session.run.last_checkpoint()
+    return Interrupted(f"stopped after step {session.trainer.done} as requested; {kept}")
 
 
-def _interrupted(report: StepReport, run: Run | None) -> Interrupted:
-    kept = "nothing was kept of it" if run is None else run.last_checkpoint()
-    return Interrupted(f"stopped after step {report.step} as asked; {kept}")
-
-
-def _begin(
-    run: Run | None,
-    method: Method,
-    schedule: Schedule,
-    seen: Survey,
-    held: Survey | None,
-    environment: Mapping[str, Any],
-) -> State | None:
+def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str, Any]) -> State | None:
     """Prepare the run's folder, if there is one, and load its latest checkpoint."""
     if run is None:
         return None
-    looked_at = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
-    run.begin(describe(method, schedule) | looked_at, environment)
+    run.begin(options, environment)
     return run.latest()
+
+
+def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
+    """Start from the weights of a checkpoint; return their SHA-256."""
+    weights = load(path).network.state_dict()
+    try:
+        training.initialise(weights)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} holds another network than that of {training.method.name} as it is trained here ({error}); "
+            "train with the network options of that checkpoint, or start from random weights."
+        ) from None
+    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
+
+
+def _warn_of_learning_rate(session: Session, before: int) -> None:
+    steps, rate = session.schedule.steps, session.learning_rate
+    warnings.warn(
+        f"The run that was finished after {before} steps continues to {steps}. Its learning rate had fallen to 0; now "
+        f"it rises to {rate:.3g}, as in a run of {steps} steps, and falls to 0 again. The result is not that of a run "
+        f"of {steps} steps from the start",
+        stacklevel=4,
+    )
 
 
 def _restore(training: Training, state: State, folder: Path) -> None:
@@ -323,7 +280,7 @@ def _restore(training: Training, state: State, folder: Path) -> None:
     except ValueError as error:
         raise CheckpointError(
             f"The checkpoint of step {state.report.step} in {folder} is of another network: {error}; files of two "
-            "runs were mixed, start anew in another folder."
+            "runs were mixed, start again in another folder."
         ) from None
 
 
@@ -344,7 +301,7 @@ def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Ma
     kind = torch.device(device).type
     threads = {"threads": torch.get_num_threads()} if kind == "cpu" else {}
     several = {"ranks": ranks.world} if ranks.world > 1 else {}
-    return {**versions(), **library_of(method.optimisation), "device": kind, **threads, **several}
+    return {**versions(), **optimizer_class(method.optimisation).library(), "device": kind, **threads, **several}
 
 
 def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
@@ -355,14 +312,7 @@ def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
         )
 
 
-def _peaks(device: str | torch.device, ranks: Ranks) -> tuple[int, ...] | None:
-    """Return the peak allocated bytes of each rank's GPU so far; None for a single rank or without CUDA."""
-    if ranks.world == 1 or torch.device(device).type != "cuda":
-        return None
-    return tuple(ranks.gather(torch.cuda.max_memory_allocated()))
-
-
-def _unseen(report: StepReport) -> None:
+def _ignore(*_: object) -> None:
     """Ignore a report; the first rank shows it."""
 
 
@@ -373,37 +323,24 @@ def _check_request(
     log: str | os.PathLike[str] | None,
     run: Run | None,
 ) -> None:
-    if method.network.precision == "fp16":
-        raise TrainingError("Gradients vanish in fp16 without loss scaling; train in bf16 or fp32.")
+    if method.network.precision == "fp16" and method.optimisation.optimiser != "adamw":
+        raise TrainingError(
+            f"fp16 needs loss scaling, which {method.optimisation.optimiser} does not support without waiting for the "
+            "accelerator at every step; take the optimiser adamw, or train in bf16 or fp32."
+        )
     if schedule.steps is not None and schedule.steps < len(method.stages):
         raise TrainingError(
-            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}), each of a step at "
-            f"least; got {schedule.steps} in all."
+            f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
+            f"each; got {schedule.steps} in all."
         )
     if len(validation) and schedule.validate_every is None:
-        raise TrainingError("Pairs to validate on are of use with validate_every alone; give that too.")
+        raise TrainingError("Validation pairs were given without validate_every; give that too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 
 
-def _check_finite(report: StepReport, method: Method, run: Run | None) -> None:
-    if not (math.isfinite(report.loss) and math.isfinite(report.gradient_norm)):
-        what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
-        raise _diverged(report, what, method, run)
-
-
-def _diverged(report: StepReport, what: str, method: Method, run: Run | None) -> TrainingError:
-    precision = method.network.precision
-    remedy = "" if precision == "fp32" else f"precision fp32 instead of {precision}, or "
-    kept = "" if run is None else f"Nothing was written after that; {run.last_checkpoint()}. "
-    return TrainingError(
-        f"Training stopped at step {report.step}: {what}, at a learning rate of {report.learning_rate:g}. {kept}"
-        f"Try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
-    )
-
-
 @contextmanager
-def _memory_in_words(method: Method) -> Iterator[None]:
+def _explained_memory_error(method: Method) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:

@@ -1,11 +1,10 @@
-"""Optimisers, and conversion of their state to and from plain tensors."""
+"""AdamW with moments in fp32 or in 8 bits, and conversion of its state to and from plain tensors."""
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,93 +17,112 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARTS = ("codes", "scale", "qmap")  # parts of an 8-bit moment, named "moment:part"
 
 
-def optimiser_of(optimisation: Optimisation, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser that the options select, for these parameters.
+class AdamW:
+    """AdamW (arXiv 1711.05101) of PyTorch.
+
+    Args:
+        parameters: the weights that are trained.
+        weight_decay: weight decay.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
+        # Fused: one pass over the weights, without the temporary copies of all weights that `foreach` makes.
+        self.inner: torch.optim.Optimizer = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=True)
+
+    @staticmethod
+    def library() -> dict[str, str]:
+        """Return the name and version of the library that implements it; empty for PyTorch."""
+        return {}
+
+    def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
+        """Update the weights at this learning rate, and clear their gradients.
+
+        If the scaler found an overflow, the fused kernel leaves weights and moments as they are, without a wait.
+        """
+        for group in self.inner.param_groups:
+            group["lr"] = rate
+        scaler.step(self.inner)
+        self.inner.zero_grad()  # here, so that gradients use no memory during the next forward pass
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Return the state of a parameter as plain tensors by name; empty before the first step."""
+        return dict(self.inner.state.get(parameter, {}))
+
+    def names(self, parameter: nn.Parameter) -> set[str]:
+        """Return the names that :meth:`state` uses for a parameter after its first step."""
+        return {"step", *_MOMENTS}
+
+    def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        """Restore the result of :meth:`state`, as copies on the parameter's device."""
+        self.inner.state[parameter] = {name: _like(parameter, tensor) for name, tensor in state.items()}
+
+
+class AdamW8bit(AdamW):
+    """AdamW of torchao with 8-bit moments and a scale per block (arXiv 2110.02861): two bytes per weight, not eight.
 
     Raises:
-        TrainingError: the optimiser needs torchao, and torchao is not installed.
+        TrainingError: torchao is not installed.
     """
-    return _MAKERS[optimisation.optimiser](list(parameters), optimisation.weight_decay)
 
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
+        try:
+            with _quiet():
+                from torchao.optim import AdamW8bit as Torchao
+        except ImportError as error:
+            raise TrainingError(
+                f"The optimiser adamw8bit needs torchao ({error}); pip install 'ppdm[eightbit]', or take adamw."
+            ) from None
+        self.inner = Torchao(parameters, weight_decay=weight_decay, block_size=_BLOCK)
 
-def _adamw(parameters: list[nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    # Fused: one pass over the weights, without the temporary copies of all weights that the `foreach` variant makes.
-    return torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
+    @staticmethod
+    def library() -> dict[str, str]:
+        return {"torchao": version("torchao")}
 
+    def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
+        (group,) = self.inner.param_groups
+        group["lr"].fill_(rate)  # a tensor on the host: another number would make torchao compile again
+        # On the CPU, compiling takes longer than a training.
+        on_cpu = group["params"][0].device.type == "cpu"
+        with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():
+            scaler.step(self.inner)
+        self.inner.zero_grad()
 
-def _adamw8bit(parameters: list[nn.Parameter], decay: float) -> torch.optim.Optimizer:
-    """AdamW with 8-bit moments and a scale per block (arXiv 2110.02861): two bytes per weight instead of eight."""
-    try:
-        with _quiet():
-            from torchao.optim import AdamW8bit
-    except ImportError as error:
-        raise TrainingError(
-            f"The optimiser adamw8bit needs torchao ({error}); pip install 'ppdm[eightbit]', or take adamw."
-        ) from None
-    made: torch.optim.Optimizer = AdamW8bit(parameters, weight_decay=decay, block_size=_BLOCK)
-    return made
+    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        plain: dict[str, Tensor] = {}
+        for name, value in super().state(parameter).items():
+            is_8bit = hasattr(value, "__tensor_flatten__")
+            plain |= {f"{name}:{part}": getattr(value, part) for part in _PARTS} if is_8bit else {name: value}
+        return plain
 
-
-_MAKERS: Mapping[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw8bit": _adamw8bit,
-}
-
-
-def library_of(optimisation: Optimisation) -> dict[str, str]:
-    """Return the name and version of the library that implements the optimiser; empty for PyTorch."""
-    return {"torchao": version("torchao")} if optimisation.optimiser == "adamw8bit" else {}
-
-
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of the next step; torchao uses a host tensor, which avoids a recompilation."""
-    for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-
-
-def stepping(optimisation: Optimisation, device: torch.device) -> AbstractContextManager[Any]:
-    """Return the context for an optimiser step; on the CPU, it disables torchao's compilation, which takes too long."""
-    compiles = optimisation.optimiser == "adamw8bit"
-    return torch.compiler.set_stance("force_eager") if compiles and device.type == "cpu" else nullcontext()
-
-
-def kept(moments: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the optimiser state of one parameter as names and plain tensors."""
-    for key, value in moments.items():
-        if hasattr(value, "__tensor_flatten__"):
-            yield from ((f"{key}:{part}", getattr(value, part)) for part in _PARTS)
-        else:
-            yield key, value
-
-
-def names(optimisation: Optimisation, parameter: Tensor) -> set[str]:
-    """Return the names that :func:`kept` yields for a parameter."""
-    if _in_8_bits(optimisation, parameter):
+    def names(self, parameter: nn.Parameter) -> set[str]:
+        if not _in_8_bits(parameter):
+            return super().names(parameter)
         return {"step", *(f"{moment}:{part}" for moment in _MOMENTS for part in _PARTS)}
-    return {"step", *_MOMENTS}
+
+    def restore(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        restored = {"step": state["step"].clone()}  # torchao keeps the step count on the host
+        if not _in_8_bits(parameter):
+            restored |= {moment: _like(parameter, state[moment]) for moment in _MOMENTS}
+        else:
+            with _quiet():
+                from torchao.optim.subclass_8bit import OptimState8bit
+            for moment in _MOMENTS:
+                codes, scale, qmap = (state[f"{moment}:{part}"].to(parameter.device, copy=True) for part in _PARTS)
+                signed = moment == "exp_avg"
+                restored[moment] = OptimState8bit(codes, scale, qmap, signed=signed, dtype=parameter.dtype)
+        self.inner.state[parameter] = restored
 
 
-def restored(optimisation: Optimisation, parameter: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rebuild the optimiser state of a parameter from the tensors of :func:`kept`, as copies on its device."""
-    if optimisation.optimiser == "adamw":
-        return {name: _like(parameter, tensor) for name, tensor in tensors.items()}
-    state = {"step": tensors["step"].clone()}  # torchao keeps the step count on the host
-    if not _in_8_bits(optimisation, parameter):
-        return state | {moment: _like(parameter, tensors[moment]) for moment in _MOMENTS}
-    with _quiet():
-        from torchao.optim.subclass_8bit import OptimState8bit
-    for moment in _MOMENTS:
-        codes, scale, qmap = (tensors[f"{moment}:{part}"].to(parameter.device, copy=True) for part in _PARTS)
-        state[moment] = OptimState8bit(codes, scale, qmap, signed=moment == "exp_avg", dtype=parameter.dtype)
-    return state
+_CLASSES: Mapping[str, type[AdamW]] = {"adamw": AdamW, "adamw8bit": AdamW8bit}
 
 
-def _in_8_bits(optimisation: Optimisation, parameter: Tensor) -> bool:
-    whole = parameter.numel() >= _LEAST and parameter.numel() % _BLOCK == 0
-    return optimisation.optimiser == "adamw8bit" and whole
+def optimizer_class(optimisation: Optimisation) -> type[AdamW]:
+    """Return the class of the optimiser that the options name."""
+    return _CLASSES[optimisation.optimiser]
+
+
+def _in_8_bits(parameter: Tensor) -> bool:
+    return parameter.numel() >= _LEAST and parameter.numel() % _BLOCK == 0
 
 
 def _like(parameter: Tensor, kept: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ A killed process can leave behind:
 
 The newest JSON file therefore always belongs to a complete checkpoint. If the disk has lost or changed part of it, the
 SHA-256 check fails, and the checkpoint before it is used; the last two are kept. Nothing in these files is executed.
+
+A finished run whose last checkpoint was kept can be given more steps. Its options are rewritten before the first of
+them, so that from then on it is an interrupted run of the new number of steps.
 """
 
 import json
@@ -26,7 +29,6 @@ from filelock import FileLock, Timeout
 
 from ppdm.atomic_io import leftovers, write_together
 from ppdm.checkpoint import NAME, CheckpointError
-from ppdm.training.log import StepReport
 from ppdm.training.state import State, read_state, write_state
 
 SCHEMA = 1
@@ -67,6 +69,7 @@ class Run:
         self.save_steps, self.save_minutes = save_steps, save_minutes
         self.asked, self.notes = dict(asked or {}), dict(notes or {})
         self.log = self.folder / LOG
+        self.extended_from: int | None = None  # steps of the finished run that this one continues with more steps
         self._lock = FileLock(self.folder / ".lock")
         self._sound: list[Path] = []  # checkpoints that this process has read or written
         self._saved_at = 0.0
@@ -88,6 +91,8 @@ class Run:
 
     def check(self, asked: Mapping[str, Any]) -> None:
         """Check that the folder holds no run, or one with the same options that may be resumed.
+
+        A finished run whose last checkpoint was kept may also be given more steps.
 
         Args:
             asked: options as JSON values; options that are not available yet may be left out.
@@ -120,11 +125,16 @@ class Run:
             for path in leftovers(self.folder):
                 path.unlink(missing_ok=True)
             if (self.folder / OPTIONS).exists():
-                _warn_of_changes(self._options()["environment"], environment)
+                content = self._options()
+                _warn_of_changes(content["environment"], environment)
+                if self._is_extended(content["options"], asked):
+                    self.extended_from = content["options"]["steps"]
+                    self._write_options({**content, "options": {**content["options"], "steps": asked["steps"]}})
             else:
                 options = {**self.asked, **asked}
-                content = {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
-                write_together({self.folder / OPTIONS: (json.dumps(content, indent=1) + "\n").encode()})
+                self._write_options(
+                    {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
+                )
         except OSError as error:
             raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
 
@@ -144,18 +154,18 @@ class Run:
                 faults.append(str(error))
                 continue
             for fault in faults:
-                warnings.warn(f"{fault}; going on from {path.stem}, the checkpoint before it", stacklevel=2)
+                warnings.warn(f"{fault}; resuming from {path.stem}, the checkpoint before it", stacklevel=2)
             self._sound, self._saved_at = [path], state.report.seconds
             return state
         if faults:
-            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start anew in another folder.")
+            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start again in another folder.")
         return None
 
-    def due(self, report: StepReport) -> bool:
-        """Whether a checkpoint is due after this step."""
-        by_steps = self.save_steps is not None and report.step % self.save_steps == 0
-        by_time = self.save_minutes is not None and report.seconds - self._saved_at >= 60 * self.save_minutes
-        return report.share >= 1 or by_steps or by_time
+    def due(self, step: int, seconds: float, ended: bool) -> bool:
+        """Whether a checkpoint is due after this step, at this training time; there is always one at the end."""
+        by_steps = self.save_steps is not None and step % self.save_steps == 0
+        by_time = self.save_minutes is not None and seconds - self._saved_at >= 60 * self.save_minutes
+        return ended or by_steps or by_time
 
     def save(self, state: State) -> Path:
         """Write a checkpoint, and remove all but the last two.
@@ -166,7 +176,7 @@ class Run:
         Raises:
             CheckpointError: the checkpoint cannot be written; the previous one is unchanged.
         """
-        place = self.folder / f"state-{state.report.step:06d}.safetensors"
+        place = self.folder / _checkpoint_name(state.report.step)
         try:
             write_state(place, state)
         except OSError as error:
@@ -184,10 +194,10 @@ class Run:
             return "there is no checkpoint before it"
         return f"the last good checkpoint is {self._sound[-1]}"
 
-    def clear(self) -> None:
-        """Remove every checkpoint, after the final model has been saved."""
-        self._sound = []
-        self._remove(keep=[])
+    def clear(self, *, keep_last: bool = False) -> None:
+        """Remove the checkpoints after the final model has been saved; the last one allows to add steps later."""
+        self._sound = self._states()[-1:] if keep_last else []
+        self._remove(keep=self._sound)
 
     def _states(self) -> list[Path]:
         """Return the paths of the tensors of every checkpoint, sorted by step."""
@@ -198,6 +208,16 @@ class Run:
         for place in {*self._states(), *self.folder.glob("state-*.safetensors")} - {*keep}:
             place.with_suffix(".json").unlink(missing_ok=True)  # first: without it, there is no checkpoint
             place.unlink(missing_ok=True)
+
+    def _write_options(self, content: Mapping[str, Any]) -> None:
+        write_together({self.folder / OPTIONS: (json.dumps(content, indent=1) + "\n").encode()})
+
+    def _is_extended(self, started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+        """Whether the run is finished, still has its last checkpoint, and is given more steps."""
+        before, now = started.get("steps"), asked.get("steps")
+        if type(before) is not int or type(now) is not int or now <= before:
+            return False
+        return [path.name for path in self._states()[-1:]] == [_checkpoint_name(before)]
 
     def _options(self) -> Mapping[str, Any]:
         path = self.folder / OPTIONS
@@ -211,18 +231,24 @@ class Run:
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             fault = f"it is damaged: {type(error).__name__}"
         raise RunError(
-            f"{path} cannot be read ({fault}), so the run cannot be continued; start anew in another folder."
+            f"{path} cannot be read ({fault}), so the run cannot be continued; start again in another folder."
         )
 
     def _compare(self, asked: Mapping[str, Any]) -> None:
         started = self._options()["options"]
+        if self._is_extended(started, asked):
+            started = {**started, "steps": asked["steps"]}
         found = [line for name in asked for line in _differences(name, started.get(name), asked[name])]
         if found:
             more = f" and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
             raise RunError(
                 f"{self.folder} was started with other options: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. "
-                "Resume it with the same, as they decide its weights, or give another folder."
+                "Resume it with the same options, since they determine its weights, or give another folder."
             )
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"state-{step:06d}.safetensors"
 
 
 def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -244,6 +270,6 @@ def _warn_of_changes(started: Mapping[str, Any], now: Mapping[str, Any]) -> None
     changed = [line for name in names for line in _differences(name, started.get(name), now.get(name))]
     if changed:
         warnings.warn(
-            f"{'; '.join(changed)}: the weights will not be bit for bit those of a training without interruption",
+            f"{'; '.join(changed)}: the final weights will not be bit-identical to those of an uninterrupted run",
             stacklevel=4,
         )

@@ -69,7 +69,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise TrainingError(
-                f"A training goes on for steps or for minutes, one of the two; got {self.steps!r} and {self.minutes!r}."
+                f"Give the duration as steps or as minutes, exactly one of them; got {self.steps!r} and "
+                f"{self.minutes!r}."
             )
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0), ("validate_every", 1)):
             value = getattr(self, name)

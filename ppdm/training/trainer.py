@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ppdm.checkpoint import weight_faults
 from ppdm.method import STAGE_LOSSES, Method
 from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import LearnedCodec
-from ppdm.training.optimizer import kept, names, optimiser_of, restored, set_rate, stepping
+from ppdm.training.optimizer import AdamW, optimizer_class
 from ppdm.training.schedule import TrainingError, first_weights_seed
 
 _OPTIMISER = "optimiser."
 _STAGE = "stage"
+_SCALER = "scaler"
+_SCALER_STATE = ("scale", "_growth_tracker")  # of GradScaler.state_dict; the rest are constants
 
 
 @dataclass
@@ -28,7 +31,8 @@ class Training:
         stage: index of the current stage.
         done: number of completed steps in all stages.
         began: number of steps that were complete when the current stage began.
-        optimiser: optimiser of the method, for the weights that the stage trains.
+        optimizer: optimiser of the method, for the weights that the stage trains.
+        scaler: dynamic loss scaling for fp16 (arXiv 1710.03740); without effect in other precisions.
     """
 
     method: Method
@@ -37,7 +41,8 @@ class Training:
     stage: int = 0
     done: int = 0
     began: int = 0
-    optimiser: torch.optim.Optimizer = field(init=False)
+    optimizer: AdamW = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         self._enter(self.stage, self.began)
@@ -61,10 +66,24 @@ class Training:
         average = copy.deepcopy(network).eval().requires_grad_(False)
         return cls(method, network, average, stage)
 
+    def initialise(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace the initial weights and their average (warm start); call it before the first step.
+
+        Raises:
+            ValueError: the weights belong to another network; nothing is changed.
+        """
+        if faults := weight_faults(self.network.state_dict(), weights):
+            raise ValueError(faults)
+        for network in (self.network, self.average):
+            network.load_state_dict(weights)
+
     def _enter(self, stage: int, began: int) -> None:
         """Start a stage with a new optimiser for the weights that it trains."""
         self.stage, self.began = stage, began
-        self.optimiser = optimiser_of(self.method.optimisation, self.trained.parameters())
+        options = self.method.optimisation
+        self.optimizer = optimizer_class(options)(self.trained.parameters(), options.weight_decay)
+        device = next(self.trained.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device, enabled=self.method.network.precision == "fp16")
 
     @property
     def trained(self) -> nn.Module:
@@ -116,16 +135,19 @@ class Training:
         """Add the contribution of one of several batches to their mean gradient; return the loss of this batch."""
         stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
         loss = stage_loss(self.method, self.network, source, target, generator).mean()
-        loss.backward(torch.full_like(loss, 1 / batches))
+        self.scaler.scale(loss).backward(torch.full_like(loss, 1 / batches))
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
-        """Apply the clipped gradient and clear it; return its norm before clipping."""
+        """Apply the clipped gradient and clear it; return its norm before clipping.
+
+        In fp16, the norm is not finite if gradients overflowed; the weights then stay as they are, and the next step
+        scales the loss by half as much.
+        """
+        self.scaler.unscale_(self.optimizer.inner)
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
-        set_rate(self.optimiser, learning_rate)
-        with stepping(self.method.optimisation, norm.device):
-            self.optimiser.step()
-        self.optimiser.zero_grad()  # here, so that gradients use no memory during the next forward pass
+        self.optimizer.step(learning_rate, self.scaler)
+        self.scaler.update()
         self._update_average()
         self.done += 1
         return norm
@@ -146,10 +168,12 @@ class Training:
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         for name, parameter in self.network.named_parameters():
-            moments = kept(self.optimiser.state.get(parameter, {}))
-            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in moments}
+            named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimizer.state(parameter).items()}
         if len(self.method.stages) > 1:
             named[_STAGE] = torch.tensor([self.stage, self.began])
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            named[_SCALER] = torch.tensor([state[name] for name in _SCALER_STATE], dtype=torch.float64)
         return named
 
     def restore(self, tensors: Mapping[str, Tensor], done: int) -> None:
@@ -160,19 +184,18 @@ class Training:
         """
         parameters = dict(self.network.named_parameters())
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
-        moments = sorted(tensors.keys() - own.keys())
         states: dict[str, dict[str, Tensor]] = {}
         for name, tensor in own.items():
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
-        for name in moments:
+        for name in sorted(tensors.keys() - own.keys()):
             key, of = _moment(name)
-            known = names(self.method.optimisation, parameters[of]) if of in parameters else ()
+            known = self.optimizer.names(parameters[of]) if of in parameters else ()
             if not name.startswith(_OPTIMISER) or key not in known:
                 raise ValueError(f"{name} is unexpected")
             states.setdefault(of, {})[key] = tensors[name]
         for of, state in states.items():
-            if lacking := sorted(names(self.method.optimisation, parameters[of]) - state.keys()):
+            if lacking := sorted(self.optimizer.names(parameters[of]) - state.keys()):
                 raise ValueError(f"{_OPTIMISER}{lacking[0]}.{of} is not in it")
         stage, began = tensors[_STAGE].tolist() if _STAGE in own else (0, 0)
         if not 0 <= stage < len(self.method.stages):
@@ -182,7 +205,11 @@ class Training:
                 tensor.copy_(tensors[name])
         self._enter(stage, began)
         for of, state in states.items():
-            self.optimiser.state[parameters[of]] = restored(self.method.optimisation, parameters[of], state)
+            self.optimizer.restore(parameters[of], state)
+        if _SCALER in own:
+            scale, grown = tensors[_SCALER].tolist()
+            changed = dict(zip(_SCALER_STATE, (scale, int(grown)), strict=True))
+            self.scaler.load_state_dict(self.scaler.state_dict() | changed)
         self.done = done
 
 

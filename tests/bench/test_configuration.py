@@ -1,14 +1,26 @@
 import json
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 
 import pytest
+import typer
 
 from ppdm import PPDM, Method
 from ppdm.kernel import I2SB, Brownian
 from ppdm.representation import Haar, Puzzle
 from ppdm_baselines import PRESETS, REFERENCE
-from ppdm_bench.configuration import Configuration, MethodError, around, configurations, find_method, presets_of
+from ppdm_bench import configuration
+from ppdm_bench.commands.options import asked_reference
+from ppdm_bench.configuration import (
+    Configuration,
+    MethodError,
+    around,
+    configurations,
+    find_method,
+    identifier,
+    presets_of,
+)
 from ppdm_bench.records import config_id
 from ppdm_bench.variation import VariationError
 
@@ -191,6 +203,56 @@ def test_a_method_of_ones_own_in_the_current_folder(tmp_path, monkeypatch):
     assert made.variant == "r=4"
     with pytest.raises(MethodError, match="has no preset 'authors'"):
         find_method("my_own_method:MINE", "authors")
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "my_named_methods.py").write_text(
+        "from dataclasses import replace\nfrom ppdm import PPDM\n"
+        "LATENT = replace(PPDM, name='my-latent')\n"
+        "ANOTHER_PPDM = replace(PPDM, sampling=replace(PPDM.sampling, steps=3))\n"
+    )
+    yield tmp_path
+    for name in ("my_named_methods", "more_methods"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [("my_named_methods:LATENT", "my-latent"), ("my_named_methods:ANOTHER_PPDM", "another-ppdm")]
+)
+@pytest.mark.usefixtures("own_folder")
+def test_a_method_of_ones_own_has_one_name_however_it_is_asked_for(place, name):
+    assert find_method(place) == find_method(name)
+    assert find_method(place).name == name
+    (made,) = configurations([place, name], SHAPE)
+    assert (made.method, made.name, made.fields()["method"]) == (place, name, name)
+    assert made.label.startswith(f"{name} r=")
+
+
+def test_a_name_that_several_methods_have_is_refused(own_folder):
+    (own_folder / "more_methods.py").write_text((own_folder / "my_named_methods.py").read_text())
+    with pytest.raises(MethodError, match="several methods are called 'my-latent': more_methods:LATENT, my_named"):
+        find_method("my-latent")
+
+
+def test_an_installed_package_announces_its_methods(own_folder, monkeypatch):
+    announced = [EntryPoint("packaged", "my_named_methods:LATENT", "ppdm.methods")]
+    monkeypatch.setattr(
+        configuration, "entry_points", lambda group, name: [e for e in announced if (e.group, e.name) == (group, name)]
+    )
+    assert identifier("packaged") == "my_named_methods:LATENT"
+    assert find_method("packaged").name == "my-latent"
+
+
+@pytest.mark.usefixtures("own_folder")
+def test_the_reference_of_differences_may_be_named_by_its_place():
+    assert asked_reference("my_named_methods:LATENT r=2") == "my-latent r=2"
+    assert [asked_reference(text) for text in (None, "ppdm r=4", "runs/a")] == [None, "ppdm r=4", "runs/a"]
+    with pytest.raises(typer.BadParameter, match="cannot be loaded"):
+        asked_reference("my_named_methods:ABSENT")
 
 
 def test_the_current_folder_hides_nothing_that_is_installed(tmp_path, monkeypatch):

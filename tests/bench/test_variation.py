@@ -68,3 +68,14 @@ def test_refuses_in_words(text, words):
     with pytest.raises(VariationError) as error:
         vary(PPDM, text)
     assert words in str(error.value)
+
+
+def test_a_comma_separates_alternatives_and_x_separates_axes():
+    points = vary(PPDM, "representation.factor=2,1x2x2")
+    assert [point.method.representation.factor for point in points] == [2, (1, 2, 2)]
+
+
+def test_a_repeated_alternative_counts_once_with_a_warning():
+    with pytest.warns(UserWarning, match="repeats a value, which counts once; x separates axes"):
+        points = vary(PPDM, "representation.factor=2,2,1")
+    assert [point.label for point in points] == ["representation.factor=2", "representation.factor=1"]

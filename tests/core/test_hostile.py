@@ -105,22 +105,28 @@ def _snapshot_of(content: bytes) -> bytes:
     return archive.getvalue()
 
 
-@pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize(
-    ("name", "read"),
-    [
-        ("model.safetensors", load),
-        ("state-000001.safetensors", read_state),
-        ("state-000001.json", lambda path: read_state(path.with_suffix(".safetensors"))),
-        ("constants.json", Constants.read),
-        ("snapshot.npz", read_snapshot),
-        ("pairs.csv", read_manifest),
-        ("scan.nii", read_volume),
-        ("scan.nii.gz", read_volume),
-    ],
+READERS = (
+    ("model.safetensors", load),
+    ("state-000001.safetensors", read_state),
+    ("state-000001.json", lambda path: read_state(path.with_suffix(".safetensors"))),
+    ("constants.json", Constants.read),
+    ("snapshot.npz", read_snapshot),
+    ("pairs.csv", read_manifest),
+    ("scan.nii", read_volume),
+    ("scan.nii.gz", read_volume),
 )
-@pytest.mark.parametrize("wrap", [bytes, gzip.compress, _snapshot_of], ids=["as it is", "gzip", "zip"])
-def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, number, wrap):
+WRAPS = {"as it is": bytes, "gzip": gzip.compress, "zip": _snapshot_of}
+# All pairs of reader and pickle, of reader and wrap, and of wrap and pickle.
+PAIRS = [
+    pytest.param(name, read, wrap, number, id=f"{name}, {number} {how}")
+    for place, (name, read) in enumerate(READERS)
+    for number in range(6)
+    for how, wrap in [list(WRAPS.items())[(place + number) % 3]]
+]
+
+
+@pytest.mark.parametrize(("name", "read", "wrap", "number"), PAIRS)
+def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, wrap, number):
     content = wrap(pickles(tmp_path / MARK)[number])
     path = tmp_path / name
     if name.startswith("state"):  # whoever means harm writes both files, with the digest that belongs to them
@@ -244,10 +250,10 @@ def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once
     content = method.to_dict()
     for part, values in change.items():
         content[part] = values if "type" in values else content[part] | values
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError):
         assemble(Method.from_dict(content), 1, {})
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("channels", [-1, 0, 10**12, 1.0, True])
@@ -265,10 +271,10 @@ def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
 
 def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
     method = PPDM.with_network(width=8, multipliers=(1,) * 16, residual_blocks=32)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match="is missing"):
         assemble(method, 1, {})
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_record_holds_no_number_that_a_float_cannot_stand_for():

@@ -69,15 +69,16 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     code, out, err = run("methods", *own, "--json")
     (row,) = json.loads(out)
     assert (code, row["source"]) == (0, "your own"), err
-    code, _, err = run("memory", *own, "--res", 16, "--width", 8, "--device", "predict", "--out", "memory")
+    tiny = ("--width", 8, "--set", "network.multipliers=[1,2]")
+    code, _, err = run("memory", *own, *tiny, "--res", 16, "--device", "predict", "--out", "memory")
     assert code == 0, err
     peaks = [r for r in RecordFile("memory/records.jsonl").read() if r.metric == "peak_allocated"]
     assert {r.phase for r in peaks} == set(row["phases"].split(","))
     assert all(r.status == "ok" and r.value > 0 for r in peaks)
-    small = ("--width", 8, "--steps", 2, "--device", "cpu")
+    small = (*tiny, "--steps", 2, "--device", "cpu")
     code, _, err = run("train", *own, *small, "--manifest", "pairs.csv", "--out", "run")
     assert code == 0, err
-    code, _, err = run("translate", "run", "1a.nii.gz", "made.nii.gz", "--steps", 1, "--device", "cpu")
+    code, _, err = run("translate", "run", "1a.nii.gz", "made.nii.gz", "--evaluations", 1, "--device", "cpu")
     assert code == 0, err
     made, source = nib.load("made.nii.gz"), nib.load("1a.nii.gz")
     assert made.shape == source.shape

@@ -1,11 +1,14 @@
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
+from dicom_series import dicom
 
 from ppdm import PPDM
 from ppdm.checkpoint import Trained, load, save
@@ -140,7 +143,7 @@ def test_the_seed_fixes_a_translation_whatever_its_neighbours(folder, tmp_path):
     for name in ("c.nii", "a.nii"):
         translate(method, folder / name, tmp_path / name, seed=4)
         assert (tmp_path / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
-    translate(method, folder / "c.nii", tmp_path / "c.nii", seed=5)
+    translate(method, folder / "c.nii", tmp_path / "c.nii", seed=5, overwrite=True)
     assert (tmp_path / "c.nii").read_bytes() != (tmp_path / "all" / "c.nii").read_bytes()
 
 
@@ -166,7 +169,7 @@ def test_a_fault_of_a_single_file_is_raised_and_leaves_nothing(tmp_path):
     (tmp_path / "out.nii").write_text("of an earlier run")
     before = contents(tmp_path)
     with pytest.raises(VolumeError, match=r"in\.nii is truncated"):
-        translate(trained(), path, tmp_path / "out.nii")
+        translate(trained(), path, tmp_path / "out.nii", overwrite=True)
     assert contents(tmp_path) == before
 
 
@@ -235,15 +238,23 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("in", "twin", r"a\.nii is the input .* empty the folder"),
         ("in/a.nii", "absent/out.nii", "absent is not a folder; make it first"),
         ("in/a.nii", "in", "is a folder and .* a file"),
-        ("in/a.nii", "out.png", r"must end in \.nii or \.nii\.gz"),
+        ("in/a.nii", "out.png", r"must end in \.nii, \.nii\.gz, \.mha, \.mhd, \.nrrd, \.nhdr; rename"),
+        ("in/a.nii", "old.nii", r"old\.nii exists; name another output, or replace with --overwrite"),
+        ("in/a.nii", "dead.nii", r"dead\.nii exists"),
+        ("in", "full", r"2 outputs exist, such as .*full/a\.nii"),
         ("in", "link.nii", "is a file and .* a folder"),
-        ("in", "absent/out", r"out cannot be made \(No such file"),
-        ("empty", "out", r"holds no \.nii or \.nii\.gz file"),
+        ("in", "new.nii.gz", "is a file and .* a folder of scans; name a folder"),
+        ("in", "old.nii/out", r"out cannot be made \(Not a directory"),
+        ("empty", "out", r"holds no scan \(NIfTI, MetaImage, NRRD or DICOM\)"),
     ],
 )
 def test_refuses_places(folder, tmp_path, source, output, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "twin").mkdir()
+    (tmp_path / "full").mkdir()
+    for name in ("old.nii", "full/a.nii", "full/c.nii"):
+        (tmp_path / name).write_text("of an earlier run")
+    (tmp_path / "dead.nii").symlink_to(tmp_path / "gone.nii")
     (tmp_path / "link.nii").symlink_to(folder / "a.nii")
     (tmp_path / "linked").symlink_to(folder)
     (tmp_path / "twin/a.nii").hardlink_to(folder / "a.nii")
@@ -251,6 +262,173 @@ def test_refuses_places(folder, tmp_path, source, output, sentence):
     with pytest.raises(TranslationError, match=sentence):
         translate(trained(), tmp_path / source, tmp_path / output, progress=lambda *_: pytest.fail("it began"))
     assert contents(folder) == before
+
+
+def test_subfolders_are_mirrored_and_an_output_folder_is_made(folder, tmp_path):
+    (folder / "p1" / "day 1").mkdir(parents=True)
+    (folder / ".cache").mkdir()
+    for name in ("p1/t1.nii", "p1/day 1/t1.nii.gz", ".cache/x.nii"):
+        write(folder / name)
+    results = translate(trained(), folder, tmp_path / "new" / "out")
+    made = ["a.nii", "b.nii.gz", "c.nii", "p1/day 1/t1.nii.gz", "p1/t1.nii"]
+    assert [str(r.output.relative_to(tmp_path / "new" / "out")) for r in results] == made
+    assert sorted(str(p.relative_to(tmp_path / "new/out")) for p in (tmp_path / "new/out").rglob("*.nii*")) == made
+
+
+def test_an_output_folder_inside_the_input_is_no_input(folder):
+    for _ in range(2):
+        results = translate(trained(), folder, folder / "out", overwrite=True)
+        assert [r.source.name for r in results] == ["a.nii", "b.nii.gz", "c.nii"]
+
+
+def test_existing_outputs_are_replaced_only_if_asked(folder, tmp_path):
+    translate(trained(), folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(TranslationError, match=r"3 outputs exist, such as .*a\.nii"):
+        translate(trained(noisy=True), folder, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+    translate(trained(noisy=True), folder, tmp_path / "out", overwrite=True)
+    assert contents(tmp_path / "out").keys() == before.keys()
+    assert contents(tmp_path / "out") != before
+
+
+def test_a_folder_that_cannot_be_listed_is_reported(folder, tmp_path, monkeypatch):
+    (folder / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    results = translate(trained(), folder, tmp_path / "out")
+    assert [r.fault for r in results if r.fault] == [f"{folder / 'closed'} cannot be listed; check its rights."]
+    assert len(contents(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("output", ["locked/out.nii", "locked"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_computation(folder, tmp_path, monkeypatch, output):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    access = os.access  # root may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "locked") and access(path, mode))
+    source = folder / "a.nii" if output.endswith(".nii") else folder
+    with pytest.raises(TranslationError, match="locked cannot be written to; change its rights"):
+        translate(trained(), source, tmp_path / output, progress=lambda *_: pytest.fail("it began"))
+
+
+DICOM_SPACING = (0.7, 1.1, 2.3)
+
+
+def sitk_image(path):
+    image = sitk.GetImageFromArray(scan().T)
+    image.SetOrigin((-10.5, 3.25, 7.125))
+    image.SetDirection((0, -1, 0, 1, 0, 0, 0, 0, 1))
+    sitk.WriteImage(image, path)
+    return image
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
+def test_the_output_has_the_format_of_the_input_or_the_one_that_is_asked_for(tmp_path, suffix):
+    (tmp_path / "in").mkdir()
+    image = sitk_image(tmp_path / "in" / f"a{suffix}")
+    write(tmp_path / "in" / "b.nii.gz")
+    made = translate(trained(), tmp_path / "in", tmp_path / "out")
+    assert [r.output.name for r in made] == [f"a{suffix}", "b.nii.gz"]
+    out = sitk.ReadImage(tmp_path / "out" / f"a{suffix}")
+    for ask in ("GetSize", "GetOrigin", "GetSpacing", "GetDirection"):
+        assert getattr(out, ask)() == getattr(image, ask)()
+    made = translate(trained(), tmp_path / "in", tmp_path / "other", suffix="nii")
+    assert [r.output.name for r in made] == ["a.nii", "b.nii"]
+    np.testing.assert_array_equal(nib.load(tmp_path / "other" / "a.nii").get_fdata(), sitk.GetArrayFromImage(out).T)
+    (single,) = translate(trained(), tmp_path / "in" / f"a{suffix}", tmp_path / "single.nii.gz")
+    assert single.output == tmp_path / "single.nii.gz"
+    assert nib.load(single.output).shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("names", "suffix", "sentence"),
+    [
+        (["a.nii", "a.nii.gz"], "nii", r"Two scans would be written to .*a\.nii;"),
+        (["a.mhd", "a.nhdr"], None, r"Two scans would be written to .*a\.raw;"),
+        (["a.nii"], "dicom", r"one of nii, nii\.gz, .* \(DICOM can only be read\), got 'dicom'"),
+        (["a.nii"], "png", "one of nii, .*, got 'png'"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_the_computation(tmp_path, names, suffix, sentence):
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / name).touch()
+    with pytest.raises(TranslationError, match=sentence):
+        translate(trained(), tmp_path / "in", tmp_path / "out", suffix=suffix)
+
+
+def test_a_data_file_that_exists_is_not_replaced(tmp_path):
+    sitk_image(tmp_path / "in.mha")
+    (tmp_path / "out.raw").write_text("of another scan")
+    with pytest.raises(TranslationError, match=r"out\.raw exists"):
+        translate(trained(), tmp_path / "in.mha", tmp_path / "out.mhd")
+    with pytest.raises(TranslationError, match=r"out\.mhd does not end in \.mha"):
+        translate(trained(), tmp_path / "in.mha", tmp_path / "out.mhd", suffix="mha")
+
+
+@pytest.mark.parametrize("output", ["a.nhdr", "a.mhd", "out/a.nii"])
+def test_no_file_of_an_input_is_ever_replaced(tmp_path, output):
+    (tmp_path / "out").mkdir()
+    sitk_image(tmp_path / "a.mhd")
+    write(tmp_path / "b.nii")
+    (tmp_path / "out" / "a.nii").hardlink_to(tmp_path / "b.nii")  # another input of the folder
+    before = contents(tmp_path)
+    source = tmp_path if output.startswith("out") else tmp_path / "a.mhd"
+    place = tmp_path / output if source != tmp_path else tmp_path / "out"
+    with pytest.raises(TranslationError, match=r"is the input .*would be overwritten"):
+        translate(trained(), source, place, overwrite=True, suffix=None if source != tmp_path else "nii")
+    assert contents(tmp_path) == before
+
+
+def test_without_simpleitk_the_computation_does_not_begin(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    with pytest.raises(VolumeError, match=r"install it with: pip install 'ppdm\[formats\]'"):
+        translate(trained(), write(tmp_path / "a.nii"), tmp_path / "b.mha", progress=lambda *_: pytest.fail("it began"))
+
+
+@pytest.mark.parametrize("output", ["out.nii.gz", "out.nrrd", "out"])
+def test_a_dicom_series_becomes_one_file(tmp_path, output):
+    dicom(tmp_path / "T1 axial")
+    (made,) = translate(trained(spacing=DICOM_SPACING), tmp_path / "T1 axial", tmp_path / output)
+    assert made.output == (tmp_path / output if "." in output else tmp_path / "out" / "T1 axial.nii.gz")
+    before, after = read_volume(tmp_path / "T1 axial"), read_volume(made.output)
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-5)
+    assert after.data.shape == before.data.shape
+
+
+def test_dicom_series_in_a_folder_are_translated_beside_other_scans(tmp_path):
+    dicom(tmp_path / "in" / "p1" / "t1")
+    dicom(tmp_path / "in" / "p2" / "t1", skip=[2])
+    write(tmp_path / "in" / "p1" / "b.nii", spacing=DICOM_SPACING)
+    made = translate(trained(spacing=DICOM_SPACING), tmp_path / "in", tmp_path / "out")
+    assert [str(r.output.relative_to(tmp_path / "out")) for r in made] == ["p1/b.nii", "p1/t1.nii.gz", "p2/t1.nii.gz"]
+    assert [bool(r.fault) for r in made] == [False, False, True]
+    assert "1 slice is missing there" in made[-1].fault
+
+
+@pytest.mark.parametrize("axes", [(1,), (1, 1)])
+def test_a_trailing_axis_of_length_one_stays(tmp_path, axes):
+    image = nib.Nifti1Image(scan().reshape(*SHAPE, *axes), np.diag([-1, 1.05, 1, 1]))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "in.nii.gz")
+    translate(trained(), tmp_path / "in.nii.gz", tmp_path / "out.nii.gz")
+    before, after = nib.load(tmp_path / "in.nii.gz"), nib.load(tmp_path / "out.nii.gz")
+    assert after.shape == (*SHAPE, *axes)
+    for name in ("dim", "pixdim", "xyzt_units", "sform_code", "qform_code"):
+        np.testing.assert_array_equal(after.header[name], before.header[name], err_msg=name)
+    assert np.corrcoef(after.get_fdata().ravel(), before.get_fdata().ravel())[0, 1] > 0.9999
+
+
+def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 3), np.float32), np.eye(4)), tmp_path / "in.nii")
+    with pytest.raises(VolumeError, match="which are 3 volumes, expected one; split it into one file per volume"):
+        translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +464,7 @@ def test_another_spacing_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=r"in\.nii has voxels of 1 × 1 × 2 mm, .* trained on 1 × 1 × 1 mm"):
         translate(trained(), path, tmp_path / "out.nii")
     write(path, spacing=(1.0, 1.0, 1.05))
-    translate(trained(), path, tmp_path / "out.nii")  # warnings are errors here
+    translate(trained(), path, tmp_path / "out.nii", overwrite=True)  # warnings are errors here
 
 
 def test_steps_count_the_evaluations_of_the_network(tmp_path):

@@ -277,7 +277,7 @@ def test_slices_that_there_are_not(fields: dict[str, object], sentence: str) -> 
     "window",
     [
         Whole(),
-        Whole(block=2, overlap=0.5),
+        Whole(block=4, overlap=0.5),
         Patch(4),
         Patch(overlap=0.5),
         Patch(4, overlap=0.25, block=2),

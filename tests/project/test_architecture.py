@@ -24,9 +24,11 @@ MAY_NAME_PPDM = {
     "ppdm/metrics/preset.py",
     "benchmarks/ppdm_bench/environment.py",
     "benchmarks/ppdm_bench/report/tables/changes.py",
+    "benchmarks/ppdm_bench/report/tables/quality.py",
     "benchmarks/ppdm_bench/version.py",
 }
-DEFAULTS = {"benchmarks/ppdm_bench/cli.py": ["ppdm"]}
+# Defaults of --method.
+DEFAULTS = {"benchmarks/ppdm_bench/cli.py": ["ppdm"], "benchmarks/ppdm_bench/commands/ablate.py": ["ppdm"]}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,10 @@
 """Every table and figure under results/ is what today's code makes of the records beside it."""
 
+import csv
 import gc
 import zlib
 from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from regenerating import PICTURES, difference, otherwise_drawn, tracked
 
 from ppdm_bench.report.paper_figure import Missing
+from ppdm_bench.units import gib
 
 if not remake.RESULTS.exists():
     pytest.skip("there are no results beside these tests", allow_module_level=True)
@@ -149,3 +152,23 @@ def test_pages_and_what_stands_on_them_are_compared(tmp_path):
     assert difference(kept, pdf("made.pdf", b"words " * 40, level=1)) == ""
     assert difference(kept, pdf("made.pdf", b"other " * 40)) == "differs in 1 of 1 streams, first in number 0"
     assert difference(kept, pdf("made.pdf", b"words", b"more")) == "has 1 pages, made are 2"
+
+
+def test_the_readme_has_the_numbers_of_the_main_table():
+    """Of a method with several phases, README shows the largest."""
+    rows = csv.DictReader(StringIO((remake.RESULTS / "memory/memory.csv").read_text()))
+    expected = {}
+    for row in (row for row in rows if row["checkpointing"] == "none"):
+        cells = []
+        for phases in (("train", "autoencoder_train"), ("sample", "decode")):
+            largest = max((phase for phase in phases if row[f"{phase}_needs"]), key=lambda p: int(row[f"{p}_needs"]))
+            cells += [gib(int(row[f"{largest}_{metric}"])) for metric in ("peak_allocated", "needs")]
+        expected[f"{row['method']} {row['variant']}".strip()] = cells
+    table = [line for line in (remake.RESULTS.parent / "README.md").read_text("utf-8").splitlines() if " M |" in line]
+    shown = {cells[0]: [cells[2], cells[4], cells[5], cells[7]] for cells in map(_cells, table)}
+    assert len(shown) == 8
+    assert shown == {name: expected[name] for name in shown}
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]

@@ -87,7 +87,7 @@ TREE = "ppdm/                     the method"
 SHELL = [
     (block, line)
     for block in BLOCKS
-    if block.language not in ("python", "text") and not block.text.startswith(TREE)
+    if block.language not in ("python", "text", "toml") and not block.text.startswith(TREE)
     for line in lines(block)
 ]
 
@@ -104,9 +104,9 @@ CARRIED_OUT = {
     "ppdm-bench data list": "",
     "ppdm-bench data check pairs.csv": "",
     "ppdm-bench train --manifest pairs.csv --factor 2 --width 16 --steps 50 --out runs/t1t2": "--steps 2 --width 8",
-    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--steps 1",
-    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--steps 1 --block 16",
-    "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--steps 1",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--evaluations 1",
+    "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--evaluations 1 --block 16",
+    "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--evaluations 1",
     "ppdm-bench methods --method my_methods:HAAR_BRIDGE": "",
     "ppdm-bench gpu --list": "",
 }
@@ -368,6 +368,27 @@ def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
 
 
 # --- the site
+
+
+def test_the_reference_of_the_command_line_has_every_command_and_option(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    page, other = ["# Title\n"], ["# Title\n"]
+    import_module("conf").reference(None, "docs/cli", page)
+    import_module("conf").reference(None, "docs/commands", other)
+    assert other == ["# Title\n"]
+    sections = dict(re.findall(r"^#+ `(ppdm-bench[^`]*)`\n(.*?)(?=^##|\Z)", page[0], re.MULTILINE | re.DOTALL))
+    for words in commands_below(COMMAND, "ppdm-bench"):
+        assert words in sections
+    assert "* `--shape DxHxW`: Volume size in voxels" in sections["ppdm-bench memory"]
+    assert "[default: runs/memory]" in sections["ppdm-bench memory"]
+    assert "--for" not in sections["ppdm-bench plan"]
+
+
+def commands_below(command, name):
+    """The names of a command and of those below it."""
+    yield name
+    for word, inner in getattr(command, "commands", {}).items():
+        yield from commands_below(inner, f"{name} {word}")
 
 
 @pytest.mark.slow

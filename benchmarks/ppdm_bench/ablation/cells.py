@@ -8,6 +8,7 @@ Bridges predict the residual, which a path from the source has to add to the sou
 because a path from noise has no source to which a residual could be added.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -16,6 +17,7 @@ from ppdm import Method
 from ppdm.kernel import I2SB, Brownian, Gaussian, Kernel, Linear
 from ppdm.loss import Loss
 from ppdm.representation import Haar, Identity, Puzzle, Representation
+from ppdm_bench.configuration import Configuration, Shape
 from ppdm_bench.variation import vary
 
 GRIDS = ("one", "full", "space")
@@ -64,6 +66,18 @@ class Cell:
         levels = dict(zip(("space", "loss", "bridge"), self.levels, strict=False))
         settings = {} if self.reason else settings_of(self.method)
         return {"label": self.label, "default": self.label == DEFAULT, "base": base, "levels": levels, **settings}
+
+    def configuration(self, shape: Shape, batch_size: int) -> Configuration:
+        """Return the method of the cell at one volume shape (D, H, W) and batch size."""
+        network, point = self.method.network, json.dumps(self.method.to_dict(), sort_keys=True)
+        return Configuration(
+            self.method.name,
+            shape,
+            precision=network.precision,
+            checkpointing=network.checkpointing,
+            batch_size=batch_size,
+            point=point,
+        )
 
 
 def cells(base: Method, grids: Sequence[str], variations: Sequence[str] = ()) -> list[Cell]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from ppdm_bench.ablation.plan import Ablation, Work
 from ppdm_bench.ablation.run import Done, scored
-from ppdm_bench.ablation.step_time import measured, of_cells, of_one_machine
 from ppdm_bench.devices import training_device
 from ppdm_bench.evaluation.jobs import train_in_jobs
 from ppdm_bench.isolation.slurm import JOBS, LauncherError, spread
@@ -37,8 +36,8 @@ def paces_in_job(plan: Ablation, out: Path, device: str, options: Mapping[str, A
     Raises:
         LauncherError: jobs cannot be submitted, or the job was lost.
     """
-    ledger, batch_size = Ledger(out), plan.schedule.batch_size
-    found = of_one_machine(plan.present, plan.shape, batch_size, device, ledger.earlier)
+    ledger = Ledger(out)
+    found = plan.step_times.of_one_machine(device, ledger.earlier)
     if not found:
         out = out.absolute()
         (ended,) = spread([partial(_measured, plan, out / JOBS / PACE, device)], out, options)
@@ -46,7 +45,7 @@ def paces_in_job(plan: Ablation, out: Path, device: str, options: Mapping[str, A
             raise LauncherError(f"the pace of the cells was not measured: {ended.fault}; the same command tries again")
         found = ended.found
         ledger.keep(list(found.values()))
-    return of_cells(plan.present, plan.identity, plan.shape, batch_size, found)
+    return plan.step_times.by_label(found)
 
 
 def trained_in_jobs(
@@ -77,5 +76,4 @@ def trained_in_jobs(
 
 def _measured(plan: Ablation, folder: Path, device: str) -> dict[str, Record]:
     """The work of one job; step times already measured on its machine are reused."""
-    about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size)
-    return measured(*about, training_device(device), RecordFile(folder / RECORDS))
+    return plan.step_times.measure(training_device(device), RecordFile(folder / RECORDS))

@@ -1,20 +1,17 @@
 """Peak memory of each cell: predicted for CUDA, and measured where there is a GPU, as ``ppdm-bench memory`` does."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
 from ppdm_bench.ablation.cells import Cell
-from ppdm_bench.configuration import Configuration
+from ppdm_bench.configuration import Shape
 from ppdm_bench.devices import choose
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.records import Record, RecordFile, config_id
 
 PHASES = ("train", "sample")
-
-Shape = tuple[int, int, int]
 
 
 def peaks(
@@ -39,25 +36,13 @@ def peaks(
     kinds = {"predicted"} if where == "predict" else {"predicted", "measured"}
     known = [record for record in file.read() if not record.subject]
     for shape, cell, phase in product(shapes, cells, PHASES):
-        plan = Plan([_configuration(cell, shape, batch_size)], [phase], where, target)
+        plan = Plan([cell.configuration(shape, batch_size)], [phase], where, target)
         made = _known(plan, known)
         if {record.kind for record in made} != kinds:
             tell(f"memory of {cell.label}, {phase}, {'×'.join(map(str, shape))}")
             made = [_of(cell, base, record) for found in carry_out(plan) for record in found]
             file.append(made)
         yield made
-
-
-def _configuration(cell: Cell, shape: Shape, batch_size: int) -> Configuration:
-    network = cell.method.network
-    return Configuration(
-        cell.method.name,
-        shape,
-        precision=network.precision,
-        checkpointing=network.checkpointing,
-        batch_size=batch_size,
-        point=json.dumps(cell.method.to_dict(), sort_keys=True),
-    )
 
 
 def _known(plan: Plan, records: Sequence[Record]) -> list[Record]:

@@ -11,6 +11,7 @@ from ppdm.simulation.tasks import split_sizes
 from ppdm.training.schedule import Schedule
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import PHASES
+from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation.comparison import Sampling
 from ppdm_bench.evaluation.trials import Trial
@@ -55,6 +56,11 @@ class Ablation:
     def present(self) -> list[Cell]:
         """The cells that are not skipped."""
         return [cell for cell in self.cells if not cell.reason]
+
+    @property
+    def step_times(self) -> StepTimes:
+        """Measurement of the step times, at the volume shape of the first set."""
+        return StepTimes(self.present, self.identity, self.shape, self.schedule.batch_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -8,16 +8,17 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import ablation
+from ppdm_bench.report.tables.ablation import ablation_page
 
 
-def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
+def present(records: Sequence[Record], folder: Path, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Write tables and figures into the folder; return the tables as text and the written files."""
-    written = [folder / RECORDS, *ablation.save(records, folder / "ablation")]
+    page = ablation_page(records)
+    written = [folder / RECORDS, *page.save(folder / "ablation", columns)]
     for name, draw in (("ablation", ablation_figure), ("puzzle_or_bridge", space_figure)):
         try:
             figure = draw(records)
         except ValueError:  # the cells of this figure were not requested
             continue
         written += save(figure, folder / name)
-    return ablation.to_text(records), written
+    return page.to_text(columns), written

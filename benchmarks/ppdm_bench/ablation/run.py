@@ -14,14 +14,14 @@ from ppdm.training.log import StepReport
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import peaks
 from ppdm_bench.ablation.plan import Ablation, Work
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import provenance
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.evaluation.comparison import Measuring, compare_runs
 from ppdm_bench.evaluation.results import failures
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
-from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile, config_id
 
 Tell = Callable[[str, float], None]  # current activity, and the completed fraction of it
@@ -74,16 +74,14 @@ def scored(
     plan: Ablation, wanted: Sequence[Work], outcomes: Iterable[Outcome], out: Path, tell: Tell
 ) -> Iterator[Done]:
     """Score and record the result of every training; a lost job is reported, but not recorded as a result."""
-    file = RecordFile(out / RECORDS)
-    earlier = file.read()
+    ledger = Ledger(out)
     for work, outcome in zip(wanted, outcomes, strict=True):
         if outcome.lost:
             yield Done([], outcome.fault)
         elif outcome.fault:
-            records = _kept([_failed(plan, work, outcome.fault)], file, earlier)
-            yield Done(records, outcome.fault)
+            yield Done(ledger.keep([_failed(plan, work, outcome.fault)]), outcome.fault)
         else:
-            assessment, records = _scored(plan, work, outcome.run, out, earlier, lambda text: tell(text, 0.9))
+            assessment, records = _scored(plan, work, outcome.run, out, ledger, lambda text: tell(text, 0.9))
             yield Done(records, "; ".join(failures(records)), assessment)
 
 
@@ -99,7 +97,7 @@ def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: 
     return written
 
 
-def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Record]:
+def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> Sequence[Record]:
     """A record with the reason for every task and cell that is not trained."""
     reasons = {cell.label: cell.reason for cell in plan.cells if cell.reason}
     reasons |= {label: record.reason for label, record in paces.items() if record.status != "ok"}
@@ -110,33 +108,24 @@ def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> list[Rec
         for subjects in plan.sets
         for label, reason in reasons.items()
     ]
-    file = RecordFile(out / RECORDS)
-    return _kept(made, file, file.read())
-
-
-def _kept(records: Sequence[Record], file: RecordFile, earlier: Sequence[Record]) -> list[Record]:
-    """Write the records that the file does not contain yet."""
-    known = {record.content() for record in earlier}
-    file.append(record for record in records if record.content() not in known)
-    return list(records)
+    return Ledger(out).keep(made)
 
 
 def _scored(
-    plan: Ablation, work: Work, run: Path, out: Path, earlier: Sequence[Record], tell: Callable[[str], None]
+    plan: Ablation, work: Work, run: Path, out: Path, ledger: Ledger, tell: Callable[[str], None]
 ) -> tuple[Assessment, list[Record]]:
-    file = RecordFile(out / RECORDS)
     measuring = Measuring(grids=plan.grids)
     subjects = work.trial.subjects
     found = compare_runs([run], subjects, plan.split, measuring, plan.sampling, lambda done, total: None)
     seconds: dict[int | None, list[float]] = {}
     candidates = [_of_cell(plan, work, one, seconds) for one in found.candidates if not one.untouched]
     assessment = replace(found, candidates=candidates, command="ablate")
-    records = []
-    for made in carry_out(assessment, lambda text: tell(f"{subjects.task}, {text}"), earlier):
-        records += _kept(made, file, earlier)
+    records: list[Record] = []
+    for made in carry_out(assessment, lambda text: tell(f"{subjects.task}, {text}"), ledger.earlier):
+        records += ledger.keep(made)
     paced = [_volume_seconds(assessment, one, seconds[one.steps]) for one in candidates if seconds.get(one.steps)]
-    file.append(paced)
-    return assessment, [*records, *(paced or _paced_before(assessment, earlier)), *keep_costs(assessment, out)]
+    records += ledger.keep(paced) or _paced_before(assessment, ledger.earlier)
+    return assessment, [*records, *keep_costs(assessment, out)]
 
 
 def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
@@ -155,27 +144,13 @@ def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int
 
 def _volume_seconds(assessment: Assessment, candidate: Candidate, seconds: Sequence[float]) -> Record:
     """Seconds of one translation as a user experiences it, reading and scaling included."""
-    options = _timed_options(assessment, candidate)
     return Record(
-        config_id=config_id(options),
-        command=assessment.command,
-        method=candidate.method,
-        variant=candidate.variant,
-        task=assessment.task,
-        phase="sample",
-        precision=candidate.precision,
-        steps=candidate.steps,
+        **assessment.fields(candidate, _timed_options(assessment, candidate)),
         metric="volume_seconds",
         value=median(seconds),
-        unit="s",
         stat="median",
         n=len(seconds),
         samples=tuple(seconds),
-        kind="measured",
-        seed=candidate.seed,
-        device=candidate.device,
-        env=environment(),
-        options=options,
     )
 
 
@@ -195,9 +170,8 @@ def _failed(plan: Ablation, work: Work, fault: str) -> Record:
 
 
 def _without_value(plan: Ablation, cell: Cell, task: str, status: str, reason: str, more: dict[str, Any]) -> Record:
-    options = {"cell": cell.describe(plan.identity), **more}
     return Record(
-        config_id=config_id(options),
+        **provenance({"cell": cell.describe(plan.identity), **more}),
         command="ablate",
         method=cell.method.name,
         variant=cell.label,
@@ -209,6 +183,4 @@ def _without_value(plan: Ablation, cell: Cell, task: str, status: str, reason: s
         status=status,
         reason=reason,
         device=plan.sampling.device,
-        env=environment(),
-        options=options,
     )

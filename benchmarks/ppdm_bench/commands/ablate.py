@@ -1,20 +1,22 @@
-"""``ppdm-bench ablate``: cells around a method, each with its memory, speed and quality, in one tidy set."""
+"""``ppdm-bench ablate``: configurations around a method, each with its memory, speed and quality."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ppdm_bench.commands.options import (
     BatchSize,
+    Columns,
     Device,
     Json,
     Launcher,
     LauncherOptions,
+    MethodName,
     Runs,
     Split,
     SyntheticGrid,
@@ -24,9 +26,11 @@ from ppdm_bench.commands.options import (
     asked_jobs,
     comma_separated,
     count,
+    integer,
     one_of,
     positive,
     read_evaluations,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, notify, progress, report_outcome
@@ -40,8 +44,8 @@ if TYPE_CHECKING:
     from ppdm_bench.evaluation.assessment import Assessment
     from ppdm_bench.records import Record
 
-# About twenty minutes on two idle cores. Three levels, so that the largest factor still has a grid to halve
-# within 32 voxels; with four it would be padded to 64.
+# About twenty minutes on two idle cores. The network has three levels, because with four the largest factor would pad
+# 32 voxels to 64.
 QUICK: dict[str, Any] = {
     "tasks": ["mri-t1t2", "pet-joint"],
     "subjects": 20,
@@ -53,12 +57,12 @@ QUICK: dict[str, Any] = {
     "evaluations": "1,4",
 }
 FULL: dict[str, Any] = {"subjects": 32, "size": 64, "steps": 2000, "seeds": "0,1,2", "evaluations": "1,4,10"}
-_SCORING = 10.0  # seconds, of what was trained in a job: how long it is beside the other pieces
-LONGEST = 30  # minutes that the quick profile is meant to stay below
+_SCORING = 10.0  # seconds to score a run that a cluster job trained; weight of that part in the progress bar
+LONGEST = 30  # minutes; the quick profile warns above
 
 
 def ablate(
-    grid: Annotated[
+    configurations: Annotated[
         str,
         typer.Option(
             help="Configurations: one (one axis at a time: factor, loss, bridge), full (all combinations), "
@@ -68,66 +72,70 @@ def ablate(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            help="More configurations, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable."
+            help="More configurations, such as kernel.gamma=0.25,1 or optimisation.learning_rate=1e-4; repeatable. "
+            "Default: none."
         ),
     ] = None,
     base: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Change the method that all start from, such as network.multipliers=[1,2,2]; repeatable.",
+            help="Change the method that all start from, such as network.multipliers=[1,2,2]; repeatable. Default: no "
+            "change.",
         ),
     ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="Registered method, or module:ATTRIBUTE of your own; default: the first.")
-    ] = None,
+    method: MethodName = "ppdm",
     task: Tasks = None,
-    seeds: Annotated[str | None, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Random seeds, one training each; default: 0 (quick), 0,1,2 (full).")
+    ] = None,
     steps: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Training steps, for the comparison at equal steps.")
+        int | None, integer("Training steps, for the comparison at equal steps; default: 120 (quick), 2000 (full).")
     ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(
             parser=positive("minutes"),
             metavar="MINUTES",
-            help="Training time, for the comparison at equal time; default with --grid space: that of the method.",
+            help="Training time, for the comparison at equal time; default: with --configurations space the time of "
+            "the method, else none.",
         ),
     ] = None,
     subjects: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Synthetic subjects per task, over all splits.")
+        int | None, integer("Synthetic subjects per task, over all splits; default: 20 (quick), 32 (full).")
     ] = None,
     size: Annotated[
-        int | None, typer.Option(parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels.")
+        int | None, integer("Longest axis of the synthetic volumes in voxels; default: 32 (quick), 64 (full).", 4)
     ] = None,
-    phantom_grid: SyntheticGrid = "cubic",
+    grid: SyntheticGrid = "cubic",
     width: Width = None,
     batch_size: BatchSize = 2,
     evaluations: Annotated[
-        str | None, typer.Option(help="Network evaluations per volume, such as 1,4; own means the method's number.")
+        str | None,
+        typer.Option(
+            help="Network evaluations per volume; own means the method's number. Default: 1,4 (quick), 1,4,10 (full)."
+        ),
     ] = None,
     split: Split = "test",
     memory_res: Annotated[
-        str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256.")
+        str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256; default: none.")
     ] = None,
     profile: Annotated[
-        str,
-        typer.Option(
-            help="Defaults for options not given: quick, full or auto (full with a GPU or with cluster jobs)."
-        ),
+        Literal["auto", "quick", "full"],
+        typer.Option(help="Defaults for options not given; auto: full with a GPU or with cluster jobs, else quick."),
     ] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Same as --profile quick.")] = False,
     device: Device = "auto",
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    columns: Columns = None,
     out: Runs = Path("runs/ablations"),
     json: Json = False,
 ) -> None:
     """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    kind = read_option("--profile", one_of("auto", "quick", "full"), "quick" if quick else profile)
-    read_option("--split", one_of("train", "val", "test"), split)
-    grids = read_option("--grid", comma_separated(one_of("one", "full", "space", "none")), grid)
+    chosen = read_names("--columns", columns)
+    kind = "quick" if quick else profile
+    grids = read_option("--configurations", comma_separated(one_of("one", "full", "space", "none")), configurations)
     jobs = asked_jobs(launcher, launcher_option)
     sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
 
@@ -142,9 +150,9 @@ def ablate(
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
 
-        # What is trained elsewhere is scored here, on a GPU if there is one here too.
-        spread = jobs is not None and choice != "cpu"
-        where = training_device("auto" if spread else choice)
+        # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
+        spread = jobs is not None and device != "cpu"
+        where = training_device("auto" if spread else device)
         small = kind == "quick" or (kind == "auto" and where == "cpu" and not spread)
         default = QUICK if small else FULL
         names = task or default.get("tasks", list(TASKS))
@@ -154,7 +162,7 @@ def ablate(
         plan = Ablation(
             base=start,
             cells=as_usage(cells, start, [one for one in grids if one != "none"], vary or []),
-            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=phantom_grid) for name in names],
+            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=grid) for name in names],
             schedule=as_usage(Schedule, steps or default["steps"], None, batch_size),
             seeds=read_option("--seeds", comma_separated(count(0)), seeds or default["seeds"]),
             minutes=minutes,
@@ -164,8 +172,8 @@ def ablate(
         )
         try:
             with alone_in(out):
-                records, faults, pictures = _carried_out(plan, out, small, choice, jobs)
-                text, written = present(records, out)
+                records, faults, pictures = _carried_out(plan, out, small, device, jobs)
+                text, written = present(records, out, chosen)
                 written += pictures
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
@@ -178,13 +186,12 @@ def ablate(
     raise typer.Exit(report_outcome(written, faults, sys.stderr if json else sys.stdout))
 
 
-def _start(name: str | None, changes: Sequence[str], width: int | None) -> "Method":
+def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":
     """The method that the configurations vary."""
-    from ppdm_baselines import METHODS
     from ppdm_bench.configuration import find_method
     from ppdm_bench.variation import moved, read_one
 
-    method = find_method(name or next(iter(METHODS)))
+    method = find_method(name)
     method = method if width is None else method.with_network(width=width)
     for text in changes:
         method = moved(method, read_one(text))
@@ -221,16 +228,16 @@ def _paces(
 ) -> dict[str, "Record"]:
     """The record ``step_seconds`` of each configuration, by its label."""
     from ppdm_bench.ablation.jobs import paces_in_job
-    from ppdm_bench.ablation.step_time import paces
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
 
-    shown = bar.add_task("the pace of all cells in a job", total=None)
+    shown = bar.add_task("step times of all configurations in a job", total=None)
     try:
         if jobs is not None:
             return paces_in_job(plan, out, device, jobs)
-        about = (plan.present, plan.identity, plan.shape, plan.schedule.batch_size, plan.sampling.device)
-        return paces(*about, RecordFile(out / RECORDS), lambda text: bar.update(shown, description=text))
+        file, where = RecordFile(out / RECORDS), plan.sampling.device
+        found = plan.step_times.measure(where, file, lambda text: bar.update(shown, description=text))
+        return plan.step_times.by_label(found)
     finally:
         bar.remove_task(shown)
 
@@ -279,8 +286,8 @@ def _announce(
     minutes = (memory + sum(work.seconds for work in left)) / 60
     whose = " of all machines" if spread else ""
     notify(
-        f"{len(plan.present)} cells on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, of which "
-        f"{len(wanted) - len(left)} are there; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} to go"
+        f"{len(plan.present)} configurations on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, "
+        f"{len(wanted) - len(left)} of them done; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} left"
     )
     if quick and minutes > LONGEST and not spread:
         notify(f"this is more than {LONGEST} min: the machine is slow or busy; ask for less with --steps or --task")

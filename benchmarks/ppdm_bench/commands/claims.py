@@ -1,6 +1,9 @@
-"""``ppdm-bench claims``: each claim of the paper's abstract with its verdict, from records and stated rules."""
+"""``ppdm-bench claims``: a verdict on each claim of the paper's abstract, from records and fixed rules."""
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +13,7 @@ from ppdm_bench.commands.figures import RESULTS, RecordPaths
 from ppdm_bench.commands.terminal import writable
 
 if TYPE_CHECKING:
-    from ppdm_bench.records import RecordFile
+    from ppdm_bench.records import Record, RecordFile
     from ppdm_bench.report.claims.text import Decided
     from ppdm_bench.report.library import Library
 
@@ -32,19 +35,17 @@ def claims(
     decided, written = present(read_library(paths if within else [*paths, file.path]), out)
     written = [file.path, *written]
     if json:
-        import json as json_module
-
         table = effects_table(decided)
         keys = [heading.key for heading in table.headings]
         rows = [dict(zip(keys, line.cells, strict=True)) | {"records": list(line.sources)} for line in table.lines]
-        print(json_module.dumps(rows, indent=1))
+        print(dumps(rows, indent=1))
     else:
         print(to_claims_text(decided))
     print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
 
 
 def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
-    """Decide every claim, write the table and the page, and return the findings and the files."""
+    """Decide every claim, write the table and the page, and return the verdicts and the files."""
     from ppdm_baselines import METHODS
     from ppdm_bench.report.atomic_io import replace_file
     from ppdm_bench.report.claims.claim import Evidence
@@ -64,13 +65,21 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
 
 
 def _checked_again(file: "RecordFile") -> None:
-    """Make the records of reversibility. Records of other code are replaced, equal ones are kept."""
+    """Check reversibility and write its records, unless the file has the same results already.
+
+    The environment does not count as a difference: a commit or a machine that confirms the results leaves the file and
+    the page as they are.
+    """
     from ppdm_bench.commands.reversibility import check_reversibility
     from ppdm_bench.report.atomic_io import replace_file
 
     made = check_reversibility()
-    if [record.content() for record in file.read()] != [record.content() for record in made]:
+    if _results(file.read()) != _results(made):
         replace_file(file.path, "".join(record.to_json() + "\n" for record in made).encode())
+
+
+def _results(records: "Sequence[Record]") -> list[str]:
+    return [replace(record, env={}).content() for record in records]
 
 
 def _tasks() -> list[str]:

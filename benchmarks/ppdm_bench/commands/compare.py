@@ -5,7 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import read_option
+from ppdm_bench.commands.options import Columns, read_names, read_option
+from ppdm_bench.commands.terminal import notify
+
+NOTHING_COMPARED = 3  # exit code, apart from that of a regression (1) and of wrong usage (2)
 
 
 def compare(
@@ -14,16 +17,22 @@ def compare(
     threshold: Annotated[
         str, typer.Option(metavar="SHARE", help="Relevant relative difference of a time or a score: 5% or 0.05.")
     ] = "5%",
+    columns: Columns = None,
     json: Annotated[
         bool,
         typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
     ] = False,
 ) -> None:
-    """Show what became worse between two sets of records, beyond the noise. Exit code 1 if anything did."""
+    """Show what became worse between two sets of records, beyond the noise.
+
+    Evaluations are matched by method and subject. Exit codes: 0 nothing became worse, 1 something did, 3 the sets have
+    nothing in common that could be compared.
+    """
+    chosen = read_names("--columns", columns)
     share = read_option("--threshold", _read_share, threshold)
 
     from ppdm_bench.report.library import believed
-    from ppdm_bench.report.tables.changes import changes, environments, read_set, to_records, to_text
+    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_set, to_records
 
     before, after = read_set(old), read_set(new)
     with believed("the comparison"):
@@ -33,7 +42,13 @@ def compare(
 
         print(write_json_array(to_records(found)))
     else:
-        print(to_text(found, notes))
+        print(changes_page(found, notes).to_text(chosen), end="")
+    if not any(change.compared for change in found):
+        notify(
+            f"nothing could be compared: no record of {new} has a counterpart in {old}. Records match by method, "
+            "options, task and metric, evaluations by method and subject"
+        )
+        raise typer.Exit(NOTHING_COMPARED)
     raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))
 
 

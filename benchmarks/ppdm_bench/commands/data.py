@@ -1,17 +1,20 @@
-"""``ppdm-bench data``: phantoms to train on, manifests of one's own scans, and what is wrong with them."""
+"""``ppdm-bench data``: synthetic subjects, manifests of your own scans, and checks of both."""
 
-import json as json_module
+import os
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from ppdm_bench.commands.options import (
+    Grid,
     Resample,
+    Task,
     as_usage,
     comma_separated,
     count,
-    one_of,
+    integer,
     read_dose,
     read_lengths,
     read_option,
@@ -23,13 +26,19 @@ if TYPE_CHECKING:
     from ppdm.data.manifest import Pair
     from ppdm.simulation.tasks import Recipe
 
-app = typer.Typer(help="Phantoms, manifests of your own scans, and what is wrong with them.", no_args_is_help=True)
+app = typer.Typer(help="Synthetic subjects, manifests of your own scans, and checks of both.", no_args_is_help=True)
 
 MANIFEST = "pairs.csv"
 
-_SHORT = 15  # letters above a picture, if six stand side by side
+_SHORT = 15  # longest title in letters above one of six pictures in a row
 
-Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.")]
+
+def _expanded(path: Path) -> Path:
+    """The path with ``~`` replaced by the home folder, which shells leave as it is in ``--out=~/x``."""
+    return Path(os.path.expanduser(path))
+
+
+Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.", callback=_expanded)]
 Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
 
 
@@ -58,31 +67,31 @@ def list_() -> None:
 
 @app.command()
 def make(
-    task: Annotated[str, typer.Argument(help="Task: pet-denoise, pet-joint or mri-t1t2.")],
-    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.")],
-    subjects: Annotated[
-        int, typer.Option(parser=count(), metavar="N", help="Number of subjects, over all splits.")
-    ] = 10,
-    size: Annotated[int | None, typer.Option(parser=count(4), metavar="N", help="Longest axis in voxels.")] = None,
-    grid: Annotated[
-        str, typer.Option(help="Grid: cubic, oblong, or thick (axial slices 2.5 times as thick).")
-    ] = "cubic",
+    task: Annotated[Task, typer.Argument(metavar="TASK", help=f"Task: {', '.join(get_args(Task))}.")],
+    out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.", callback=_expanded)],
+    subjects: Annotated[int, integer("Number of subjects, over all splits.")] = 10,
+    size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
+    grid: Annotated[Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
     shape: Annotated[
-        str | None, typer.Option(help="Size in voxels, D,H,W, instead of --size and --grid; give --spacing too.")
+        str | None, typer.Option(help="Size in voxels, DxHxW, with --spacing; default: from --size and --grid.")
     ] = None,
-    spacing: Annotated[str | None, typer.Option(help="Voxel size in mm for --shape, such as 2,2,4 or 2.")] = None,
-    anatomy: Annotated[str | None, typer.Option(help="Anatomy: head or torso; default: the task's.")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help="Voxel size in mm for --shape, such as 2x2x4 or 2; default: from --size and --grid."),
+    ] = None,
+    anatomy: Annotated[Literal["head", "torso"] | None, typer.Option(help="Anatomy; default: the task's.")] = None,
     dose: Annotated[
         str | None,
-        typer.Option(help="PET: dose factors, such as 4,20,100; the counts of the source are divided by each."),
+        typer.Option(
+            help="PET: dose factors, such as 4,20,100, by which the counts of the source are divided; "
+            "default: the task's."
+        ),
     ] = None,
     field_strength: Annotated[
-        float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3.")
+        float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3; default: 1.5.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Random seed of the set.")] = 0,
-    jobs: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Processes; default: all cores.")
-    ] = None,
+    seed: Annotated[int, integer("Random seed of the set.", 0)] = 0,
+    jobs: Annotated[int | None, integer("Processes; default: all cores.")] = None,
 ) -> None:
     """Make synthetic subjects of a task: NIfTI pairs and their manifest."""
     doses = read_option("--dose", comma_separated(read_dose), dose) if dose is not None else None
@@ -121,7 +130,7 @@ def _recipe(
     """The recipe that the options describe.
 
     Raises:
-        ValueError: options that do not go together, or a value that there is not.
+        ValueError: incompatible options, or an invalid value.
     """
     from ppdm.simulation.mri import MRIProtocol
     from ppdm.simulation.phantom import Grid
@@ -144,19 +153,19 @@ def _recipe(
 def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
-    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.", callback=_expanded)],
     source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="Regular expression for paths, with (?P<subject>) and (?P<kind>), instead of the layout's."),
+        typer.Option(help="Regular expression for paths, with (?P<subject>) and (?P<kind>); default: the layout's."),
     ] = None,
     suv_table: Annotated[
-        Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL.")
+        Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL; default: none.")
     ] = None,
-    seed: Annotated[int, typer.Option(parser=count(0), metavar="N", help="Random seed of drawn splits.")] = 0,
+    seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
-    """Write the manifest of a folder of scans."""
+    """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 
@@ -183,11 +192,11 @@ def check(
 
     pairs, faults = manifest_faults(manifest)
     with progress() as bar:
-        shown = bar.add_task("looking at the scans", total=len(pairs))
+        shown = bar.add_task("checking the scans", total=len(pairs))
         findings = check_pairs(
             pairs, faults, resample=resample, progress=lambda done, total: bar.update(shown, completed=done)
         )
-    print(json_module.dumps(findings_rows(findings), indent=1) if json else findings_text(findings))
+    print(dumps(findings_rows(findings), indent=1) if json else findings_text(findings))
     raise typer.Exit(0 if findings.sound else 1)
 
 
@@ -224,22 +233,22 @@ def sheet(
     limit: Annotated[
         int, typer.Option("--subjects", parser=count(), metavar="N", help="Largest number of subjects.")
     ] = 12,
-    plane: Annotated[str, typer.Option(help="Plane: axial, coronal or sagittal.")] = "axial",
+    plane: Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Plane.")] = "axial",
     resample: Resample = False,
 ) -> None:
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
+    from ppdm.data.formats import stem
     from ppdm.data.manifest import load_pair, read_manifest
     from ppdm_bench.report.figures.style import save
     from ppdm_bench.report.figures.volumes import contact_sheet
 
-    look: Any = read_option("--plane", one_of("axial", "coronal", "sagittal"), plane)
     pairs = read_manifest(manifest)
     writable(out.absolute().parent)
     volumes, names, spacings = [], [], []
     for pair in pairs[:limit]:
         for volume, path in zip(load_pair(pair, resample=resample), (pair.source, pair.target), strict=True):
             volumes.append(volume.data * (pair.suv_factor or 1.0))
-            names.append(f"{pair.subject} {path.name.removesuffix('.gz').removesuffix('.nii')}")
+            names.append(f"{pair.subject} {stem(path.name)}")
             spacings.append(volume.spacing)
     if len(set(spacings)) > 1:
         raise ValueError(
@@ -248,7 +257,7 @@ def sheet(
     title = f"{manifest.name} in {manifest.absolute().parent.name}, {min(limit, len(pairs))} of {len(pairs)} pairs"
     colours = _look(pairs[0])["colours"]
     columns = 6 if max(map(len, names)) <= _SHORT else 4
-    figure = contact_sheet(volumes, spacings[0], names, columns, title=title, plane=look, colours=colours)
+    figure = contact_sheet(volumes, spacings[0], names, columns, title=title, plane=plane, colours=colours)
     print("written: {}, {}".format(*save(figure, out)))
 
 

@@ -1,15 +1,17 @@
-"""``ppdm-bench evaluate``: predictions against targets, subject by subject."""
+"""``ppdm-bench evaluate``: runs and existing predictions against targets, subject by subject."""
 
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ppdm_bench.commands.options import (
+    Columns,
     Device,
     Json,
+    Metrics,
     PhantomCount,
     PhantomGrid,
     PhantomSeed,
@@ -17,20 +19,19 @@ from ppdm_bench.commands.options import (
     Resample,
     SamplePrecision,
     SampleSeed,
+    Split,
     TaskName,
     as_usage,
+    asked_reference,
     asked_subjects,
     comma_separated,
     count,
-    one_of,
     positive,
     read_factor,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
         Path | None, typer.Option(help="CSV file of the pairs to translate. Give this or --task.")
     ] = None,
     task: TaskName = None,
-    split: Annotated[str, typer.Option(help="Split to score: train, val or test.")] = "test",
+    split: Split = "test",
     subjects: PhantomCount = None,
     size: PhantomSize = None,
     grid: PhantomGrid = None,
@@ -49,24 +50,35 @@ def evaluate(
     resample: Resample = False,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option(metavar="DIR", help="Folder of existing predictions, instead of runs; repeatable."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder of existing predictions, each file named after its subject; alone or beside runs, "
+            "repeatable. Default: none.",
+        ),
     ] = None,
     targets: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of their targets, with the same file names.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the targets, with the same file names; default: those of --manifest or --task.",
+        ),
     ] = None,
     sources: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of their sources, with the same file names.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of the sources, with the same file names; default: none."),
     ] = None,
     masks: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of masks, with the same file names; metrics count only voxels inside."
+            metavar="DIR",
+            help="Folder of masks, with the same file names; metrics count only voxels inside. Default: none.",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of labelled regions, with the same file names; PET uptake is compared in each."
+            metavar="DIR",
+            help="Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none.",
         ),
     ] = None,
     suv_factor: Annotated[
@@ -74,20 +86,24 @@ def evaluate(
         typer.Option(
             parser=positive("a factor"),
             metavar="FACTOR",
-            help="The folders contain PET: factor from stored values to SUV.",
+            help="The folders contain PET: factor from stored values to SUV. Default: no PET.",
         ),
     ] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Network evaluations, such as 1,2,4; default: the method's.")
+    evaluations: Annotated[
+        str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
     precision: SamplePrecision = None,
     reference: Annotated[
-        str | None, typer.Option(help="Row that differences refer to: a run or the name of a row; default: the input.")
+        str | None,
+        typer.Option(
+            help="Row that differences refer to: its name, run or folder; default: the first, usually the input."
+        ),
     ] = None,
     convention: Annotated[
-        str | None, typer.Option(help="Metric convention of a challenge: synthrad2023, brasyn or udpet; default: ours.")
+        Literal["synthrad2023", "brasyn", "udpet"] | None,
+        typer.Option(help="Metric convention of a challenge; default: the project's own."),
     ] = None,
     data_range: Annotated[
         float | None,
@@ -100,20 +116,20 @@ def evaluate(
     factor: Annotated[
         str | None, typer.Option(help="Block grids of the seam index, such as 2,4; default: those of the methods.")
     ] = None,
+    metrics: Metrics = None,
+    columns: Columns = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
     json: Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    arithmetic = read_option("--precision", one_of("fp32", "bf16", "fp16"), precision) if precision else None
-    evaluations = read_option("--steps", comma_separated(count()), steps) if steps is not None else [None]
+    look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
+    counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
-    read_option("--split", one_of("train", "val", "test"), split)
     phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
-    of_runs = {"manifest": manifest, "task": task, **phantoms, "steps": steps, "precision": precision}
     beside = {"source": sources, "mask": masks, "labels": labels}
-    of_folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
-    _check_mode(bool(runs), bool(predictions), of_runs, of_folders)
+    folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
+    pairs = {"manifest": manifest, "task": task, **phantoms}
+    _check_mode(bool(runs), bool(predictions), {"evaluations": evaluations, "precision": precision}, pairs, folders)
 
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
@@ -127,26 +143,29 @@ def evaluate(
         from ppdm_bench.evaluation.results import collect, failures, present
 
         how = as_usage(Measuring, convention, data_range, grids)
-        if runs:
-            shown = bar.add_task("reading", total=None)
+        shown = bar.add_task("reading", total=None)
+        if targets is None:
             source = asked_subjects(manifest, task, resample, **phantoms)
-            sampling = Sampling(training_device(choice), evaluations, arithmetic, seed)
+            sampling = Sampling(training_device(device), counts, precision, seed)
             plan = compare_runs(
-                runs, source, split, how, sampling, lambda done, total: bar.update(shown, completed=done, total=total)
+                runs or [],
+                source,
+                split,
+                how,
+                sampling,
+                lambda done, total: bar.update(shown, completed=done, total=total),
+                predictions or [],
             )
         else:
-            assert predictions
-            assert targets
-            shown = bar.add_task("reading", total=None)
-            plan = compare_folders(predictions, targets, beside, suv_factor, how)
-        against = as_usage(reference_label, plan.candidates, reference)
+            plan = compare_folders(predictions or [], targets, beside, suv_factor, how)
+        against = as_usage(reference_label, plan.candidates, asked_reference(reference))
         with alone_in(out) as folder:
             records = collect(
                 plan,
                 folder,
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
-            text, written = present(plan, records, against, folder)
+            text, written = present(plan, records, against, folder, **look)
     if json:
         from ppdm_bench.records import write_json_array
 
@@ -155,13 +174,20 @@ def evaluate(
     raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
 
 
-def _check_mode(runs: bool, predictions: bool, of_runs: dict[str, Any], of_folders: dict[str, Any]) -> None:
-    """Check that the options fit together: runs with pairs, or predictions with targets."""
-    if runs == predictions:
-        raise typer.BadParameter("give what is evaluated: runs, with --manifest or --task; or --predictions, --targets")
-    wrong = of_folders if runs else of_runs
-    if given := [name for name, value in wrong.items() if value is not None]:
-        ours, theirs = ("runs", "--predictions") if runs else ("--predictions", "runs")
-        raise typer.BadParameter(f"--{given[0].replace('_', '-')} goes with {theirs}, and {ours} were given")
-    if predictions and of_folders["targets"] is None:
-        raise typer.BadParameter("give the folder that the predictions are held against: --targets")
+def _check_mode(
+    runs: bool, predictions: bool, of_runs: dict[str, Any], pairs: dict[str, Any], folders: dict[str, Any]
+) -> None:
+    """Check that the options fit together: what is scored, and one source of targets."""
+    run_only, of_pairs, of_folders = (
+        [name.replace("_", "-") for name, value in options.items() if value is not None]
+        for options in (of_runs, pairs, folders)
+    )
+    if not runs and not predictions:
+        raise typer.BadParameter("give what is evaluated: runs, folders of --predictions, or both")
+    if run_only and not runs:
+        raise typer.BadParameter(f"--{run_only[0]} is for runs, and only --predictions were given")
+    if of_folders and (runs or of_pairs):
+        beside = "runs" if runs else "--manifest and --task"
+        raise typer.BadParameter(f"--{of_folders[0]} is for --predictions only; with {beside}, it comes from the pairs")
+    if "targets" not in of_folders and not of_pairs and not runs:
+        raise typer.BadParameter("give the targets of the predictions: --targets, --manifest or --task")

@@ -1,4 +1,4 @@
-"""``ppdm-bench figures``: every figure and table of a paper again, from records alone."""
+"""``ppdm-bench figures``: every figure and table of a paper, made only from records."""
 
 import sys
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ RecordPaths = Annotated[
     list[Path] | None,
     typer.Argument(
         metavar="[RECORDS]...",
-        help="Files of records, or folders that hold some; default: results.",
+        help="Files of records, or folders with such files; default: results.",
         show_default=False,
     ),
 ]
@@ -62,7 +62,7 @@ def figures(
             bar.advance(task)
     if html:
         files.append(_page(library, shown, absent, folder))
-    _tell(files, absent)
+    _report(files, absent)
 
 
 def _page(
@@ -74,8 +74,8 @@ def _page(
     return replace_file(folder / "report.html", page(library, shown, absent).encode())
 
 
-def _tell(files: Sequence[Path], absent: Sequence[str]) -> None:
-    """Report the figures that were drawn and those that were not. It is an error only if none was drawn."""
+def _report(files: Sequence[Path], absent: Sequence[str]) -> None:
+    """Report the figures that were made and those that were not. It is an error only if none was made."""
     for path in files:
         print(path)
     for sentence in absent:

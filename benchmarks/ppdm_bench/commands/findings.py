@@ -1,4 +1,4 @@
-"""What ``data check`` says of the pairs that it looked at."""
+"""Output of ``data check``: the result for each pair as text or as JSON values."""
 
 from typing import Any
 

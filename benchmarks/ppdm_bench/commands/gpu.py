@@ -1,14 +1,14 @@
-"""``ppdm-bench gpu``: everything that needs a GPU, in pieces that each end within ten minutes."""
+"""``ppdm-bench gpu``: everything that needs a GPU, in parts of at most ten minutes each."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Json, one_of, positive, read_option
+from ppdm_bench.commands.options import Json, positive
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
 
 if TYPE_CHECKING:
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
 NO_GPU = (
-    "there is no CUDA device here, and all that this command measures needs one. Run the same on a machine with a GPU "
-    "(docs/gpu.md says how; a checkout is enough), see what it would do with --list, or try it with --device cpu"
+    "there is no CUDA device here, and every measurement of this command needs one. Run it on a machine with a GPU "
+    "(docs/gpu.md explains how; a checkout is enough), list the parts with --list, or try them with --device cpu"
 )
 
 
@@ -30,19 +30,20 @@ def gpu(
     minutes: Annotated[
         float | None,
         typer.Option(
-            parser=positive("minutes"), metavar="MINUTES", help="Stop before a part that does not fit into this time."
+            parser=positive("minutes"),
+            metavar="MINUTES",
+            help="Stop before a part that does not fit into this time; default: no limit.",
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
-    device: Annotated[str, typer.Option(help="Device: cuda, or cpu to try the parts in miniature.")] = "cuda",
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the parts in miniature.")] = "cuda",
     out: Annotated[
         Path | None, typer.Option(help="Folder with one folder per part; default: results/gpu, in miniature runs/gpu.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Run everything that needs a GPU, in parts of at most ten minutes. The same command again continues."""
-    where = read_option("--device", one_of("cuda", "cpu"), device)
-    folder = out or Path("runs/gpu" if where == "cpu" else "results/gpu")
+    folder = out or Path("runs/gpu" if device == "cpu" else "results/gpu")
     with redirect_stdout(sys.stderr):
         import torch
 
@@ -50,16 +51,16 @@ def gpu(
         from ppdm_bench.gpu_suite.running import Place, in_order, state
 
         pieces = listing()
-        place = Place(where, folder, quiet=json)
+        place = Place(device, folder, quiet=json)
         wanted = _chosen(pieces, piece or [])
-        if not show and where == "cuda" and not torch.cuda.is_available():
+        if not show and device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(NO_GPU)
     if show:
-        print(_list(wanted, state(place, pieces), where))
+        print(_list(wanted, state(place, pieces), device))
         return
     with alone_in(folder):
         ended = _carried_out(wanted if piece else in_order(wanted, state(place, pieces)), place, minutes)
-        code = _told(ended, folder, json)
+        code = _report(ended, folder, json)
     raise typer.Exit(code)
 
 
@@ -71,7 +72,7 @@ def _chosen(pieces: Sequence["Piece"], names: Sequence[str]) -> list["Piece"]:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else "--list shows them"
-            raise typer.BadParameter(f"there is no piece {name!r}; {hint}", param_hint="'--piece'")
+            raise typer.BadParameter(f"there is no part {name!r}; {hint}", param_hint="'--piece'")
     return [known[name] for name in dict.fromkeys(names)] if names else list(pieces)
 
 
@@ -80,9 +81,9 @@ def _list(pieces: Sequence["Piece"], before: Mapping[str, "Record | None"], devi
 
     width = max(len(piece.name) for piece in pieces)
     states = {name: _state(record) for name, record in before.items()}
-    told = max(len(text) for text in states.values())
+    longest = max(len(text) for text in states.values())
     lines = [
-        f"{p.name:{width}}  {p.estimate(device) / 60:4.1f} min  {states[p.name]:{told}}  {p.purpose}" for p in pieces
+        f"{p.name:{width}}  {p.estimate(device) / 60:4.1f} min  {states[p.name]:{longest}}  {p.purpose}" for p in pieces
     ]
     machine = "tiny on two CPU cores" if device == "cpu" else f"on one {CARD}"
     left = sum(p.estimate(device) for p in pieces if states[p.name] != "done") / 60
@@ -110,12 +111,12 @@ def _carried_out(pieces: Sequence["Piece"], place: "Place", minutes: float | Non
     if left := pieces[len(ended) :]:
         need = f"{left[0].name} takes about {left[0].estimate(place.device) / 60:.1f} min"
         if not ended:
-            raise RuntimeError(f"no piece fits into {minutes:g} minutes: {need}; give --minutes more")
+            raise RuntimeError(f"no part fits into {minutes:g} minutes: {need}; give more --minutes")
         notify(f"stopped because the remaining time is too short: {need}; {len(left)} parts are left")
     return ended
 
 
-def _told(ended: Sequence["Record"], folder: Path, json: bool) -> int:
+def _report(ended: Sequence["Record"], folder: Path, json: bool) -> int:
     """Print the results, report the state of each part, and return the exit code."""
     from ppdm_bench.gpu_suite.running import PIECES
     from ppdm_bench.gpu_suite.summary import records_of, summarise

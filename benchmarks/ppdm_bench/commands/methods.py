@@ -1,4 +1,4 @@
-"""``ppdm-bench methods``: what is registered, from the values themselves."""
+"""``ppdm-bench methods``: the registered methods, described from their values."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,28 +10,15 @@ from ppdm import Method
 from ppdm_baselines import PRESETS, SOURCES
 from ppdm_bench.configuration import find_method, presets_of
 
-COLUMNS = (
-    "method",
-    "preset",
-    "parameters",
-    "evaluations",
-    "phases",
-    "representation",
-    "kernel",
-    "target",
-    "window",
-    "source",
-)
-
 
 def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """One row a method and preset; parameters for volumes of one channel, network evaluations a volume, phases.
+    """Return one row per method and preset: parameters for one channel, network evaluations per volume, phases.
 
     Args:
-        names: registered methods, or a user's own as ``module:ATTRIBUTE``; all that are registered if absent.
+        names: registered methods, or a user's own as ``module:ATTRIBUTE``; by default all registered methods.
 
     Raises:
-        MethodError: there is none of that name.
+        MethodError: a name is unknown.
     """
     if names:
         return [_row(preset, find_method(name, preset)) for name in names for preset in presets_of(name)]
@@ -42,13 +29,6 @@ def parameter_count(make: Callable[[], nn.Module]) -> int:
     """Count the parameters of the network that ``make`` returns, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in make().parameters())
-
-
-def catalogue_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Format the rows as an aligned table."""
-    lines = [COLUMNS, *(tuple(_text(row[column]) for column in COLUMNS) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def _row(preset: str, method: Method) -> dict[str, Any]:
@@ -64,7 +44,3 @@ def _row(preset: str, method: Method) -> dict[str, Any]:
         "window": str(method.window),
         "source": SOURCES.get(method.name, "your own"),
     }
-
-
-def _text(value: Any) -> str:
-    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 100_000 else str(value)

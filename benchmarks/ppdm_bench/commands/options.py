@@ -1,17 +1,18 @@
-"""How options are read: lists, sizes, budgets; every refusal says what was got and what is expected.
+"""Options that several commands share, and readers for values that Typer has no type for.
 
-No PyTorch here: it is imported inside commands, so that ``--help`` answers at once.
+Every error states the value that was given and the values that are expected. This module does not import PyTorch, so
+that ``--help`` starts fast.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import typer
 
 from ppdm_bench.commands.terminal import notify, under_torchrun
-from ppdm_bench.isolation.slurm import SUBMITIT
+from ppdm_bench.predictor.cards import CARDS
 from ppdm_bench.predictor.target import GIB, MIB
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Whole numbers have up to 18 digits: more are nobody's size, and would not fit into 64 bits.
-_WHOLE, _POSITIVE = "[0-9]{1,18}", "0{0,9}[1-9][0-9]{0,17}"
+# Integers have at most 18 digits, so that they fit into 64 bits.
+_WHOLE, _POSITIVE, _NUMBER = "[0-9]{1,18}", "0{0,9}[1-9][0-9]{0,17}", "[1-9][0-9]{0,17}"
 _DECIMAL = r"[0-9]{0,18}\.?[0-9]{1,18}"
 
 
@@ -45,14 +46,14 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
 def asked_sizes(
     res: str | None, shape: str | None, like: Path | None
 ) -> tuple[list[tuple[int, int, int]], tuple[float, float, float] | tuple[()]]:
-    """The volume sizes in voxels (D, H, W), the smallest first, and the voxel size in mm if a scan gives it.
+    """Return the volume sizes in voxels (D, H, W), the smallest first, and the voxel size in mm if a scan gives it.
 
     Raises:
-        typer.BadParameter: not one of the three was given, or a size is none.
+        typer.BadParameter: not exactly one of the three was given, or a size cannot be read.
         VolumeError: the scan cannot be read.
     """
     if sum(value is not None for value in (res, shape, like)) != 1:
-        raise typer.BadParameter("give one size: --res 256, --shape D,H,W or --like scan.nii.gz")
+        raise typer.BadParameter("give one size: --res 256, --shape DxHxW or --like scan.nii.gz")
     if like is not None:
         from ppdm.data.volume import read_shape as read_size
 
@@ -69,7 +70,7 @@ def asked_settings(
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 
     Raises:
-        typer.BadParameter: a list that cannot be read.
+        typer.BadParameter: a list cannot be read.
     """
     return {
         "presets": read_option("--preset", comma_separated(str), preset),
@@ -79,25 +80,6 @@ def asked_settings(
         "width": width,
         "batch_size": batch_size,
     }
-
-
-# Fields of the design space; the same wherever they are offered.
-Variations = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--vary",
-        metavar="NAME=A,B",
-        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable.",
-    ),
-]
-Start = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable.",
-    ),
-]
 
 
 def asked_configurations(
@@ -110,13 +92,13 @@ def asked_configurations(
     """Return all configurations that the options describe. Impossible combinations are left out and reported.
 
     Args:
-        methods: names; None for all.
-        sizes: of the volumes.
+        methods: names; None for all registered methods.
+        sizes: volume sizes in voxels.
         settings: see :func:`asked_settings`.
-        start, variations: what ``--set`` and ``--vary`` were given.
+        start, variations: values of ``--set`` and ``--vary``.
 
     Raises:
-        typer.BadParameter: a method, an option or a point that there is not.
+        typer.BadParameter: a method, an option or a point does not exist.
     """
     from ppdm_bench.configuration import around, configurations
 
@@ -124,19 +106,36 @@ def asked_configurations(
     return as_usage(around, made, start or [], variations or [], notify)
 
 
-def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
-    """The subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
+def asked_reference(reference: str | None) -> str | None:
+    """Return the row that ``--reference`` means, with ``module:ATTRIBUTE`` replaced by the name of the method.
 
     Raises:
-        typer.BadParameter: both, neither, or an option of the other.
+        typer.BadParameter: the method cannot be loaded.
+    """
+    if reference is None or ":" not in reference or Path(reference).exists():
+        return reference
+
+    from ppdm_bench.configuration import find_method
+
+    method, space, variant = reference.partition(" ")
+    return as_usage(find_method, method).name + space + variant
+
+
+def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
+    """Return the subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
+
+    Raises:
+        typer.BadParameter: both or neither were given, or an option of the other one.
     """
     given = {name: value for name, value in phantoms.items() if value is not None}
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
     if manifest is not None and given:
-        raise typer.BadParameter(f"--{next(iter(given)).replace('_', '-')} is of phantoms; give it with --task")
+        raise typer.BadParameter(
+            f"--{next(iter(given)).replace('_', '-')} is for synthetic subjects; give it with --task"
+        )
     if task is not None and resample:
-        raise typer.BadParameter("phantoms of one subject are on one grid; give --resample with --manifest")
+        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
 
     from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects
 
@@ -144,15 +143,24 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a reader of comma-separated values; empty values are dropped, repeated ones count once."""
+    """Return a reader of comma-separated values. It drops blanks; a repeated value counts once, with a warning."""
 
     def read_all(text: str) -> list[T]:
-        values = dict.fromkeys(part.strip() for part in text.split(",") if part.strip())
+        values = [read(part.strip()) for part in text.split(",") if part.strip()]
         if not values:
             raise ValueError(f"expected values separated by commas, got {text!r}")
-        return [read(value) for value in values]
+        distinct = list(dict.fromkeys(values))
+        if len(distinct) < len(values):
+            hint = "; a comma separates alternatives, x separates axes (2x2x1)" if read is read_factor else ""
+            notify(f"warning: {text} repeats a value, which counts once{hint}")
+        return distinct
 
     return read_all
+
+
+def read_names(name: str, text: str | None) -> list[str]:
+    """Read an optional list of names, such as ``--columns``; an empty list if the option was not given."""
+    return read_option(name, comma_separated(str), text) if text is not None else []
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:
@@ -172,7 +180,7 @@ def count(least: int = 1) -> Callable[[str | int], int]:
     """Return a reader of integers from ``least`` upwards."""
 
     def read(given: str | int) -> int:
-        text = str(given)  # a default passes through here as the number that it is
+        text = str(given)  # Typer passes a default as a number
         if not re.fullmatch(f"-?{_WHOLE}", text) or int(text) < least:
             raise typer.BadParameter(f"expected a whole number of at least {least}, got {text!r}")
         return int(text)
@@ -184,7 +192,7 @@ def read_evaluations(text: str) -> int | None:
     """Read a number of network evaluations; ``own`` gives None, the method's number.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if text == "own":
         return None
@@ -193,88 +201,18 @@ def read_evaluations(text: str) -> int | None:
     return int(text)
 
 
-# Options of several commands.
-Json = Annotated[bool, typer.Option("--json", help="Print the records as one JSON array and nothing else.")]
-Device = Annotated[str, typer.Option(help="Device: auto, cuda or cpu.")]
-Width = Annotated[
-    int | None,
-    typer.Option(parser=count(), metavar="N", help="Channels at the finest level of the U-Net; default: the method's."),
-]
-Checkpointing = Annotated[
-    str, typer.Option(help="Activation checkpointing: none, norm, block or conv, from the most memory to the least.")
-]
-Shape = Annotated[str | None, typer.Option(help="Volume size in voxels: D,H,W.")]
-Like = Annotated[Path | None, typer.Option(help="Take the volume size from this NIfTI scan.")]
-Precision = Annotated[str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.")]
-BatchSize = Annotated[int, typer.Option(parser=count(), metavar="N", help="Batch size.")]
-Preset = Annotated[
-    str, typer.Option(help="Preset: matched (one U-Net for all methods) or authors (the network of each paper).")
-]
-SampleSeed = Annotated[
-    int, typer.Option(parser=count(0), metavar="N", help="Random seed; it matters only for stochastic methods.")
-]
-SamplePrecision = Annotated[
-    str | None, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16; default: as trained.")
-]
-Tasks = Annotated[list[str] | None, typer.Option("--task", help="Synthetic task; repeatable. Default: all tasks.")]
-Methods = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        help="Registered method, or module:ATTRIBUTE of your own; repeatable. Default: all registered methods.",
-    ),
-]
-Factors = Annotated[str, typer.Option("--factor", help="Puzzle factors, such as 2,4,8 or 1x2x2.")]
-Split = Annotated[str, typer.Option(help="Split to score: test, or val to choose by.")]
-SyntheticGrid = Annotated[str, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick.")]
-Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
-Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
-
-# Which phantoms a command works on, or how a manifest's pairs are read; the same wherever they are offered.
-TaskName = Annotated[str | None, typer.Option(help="Synthetic task: pet-denoise, pet-joint or mri-t1t2.")]
-PhantomCount = Annotated[
-    int | None, typer.Option(parser=count(), metavar="N", help="Synthetic subjects, over all splits; default: 10.")
-]
-PhantomSize = Annotated[
-    int | None,
-    typer.Option(parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."),
-]
-PhantomGrid = Annotated[
-    str | None, typer.Option(help="Grid of the synthetic volumes: cubic, oblong or thick; default: cubic.")
-]
-PhantomSeed = Annotated[
-    int | None, typer.Option(parser=count(0), metavar="N", help="Random seed of the synthetic set; default: 0.")
-]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample targets onto the grids of their sources.")]
-
-
-# How work is spread over a cluster; the same wherever it is offered.
-Launcher = Annotated[
-    str | None, typer.Option(help="submitit runs each configuration as a cluster job; default: one after the other.")
-]
-LauncherOptions = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--launcher-option",
-        metavar="NAME=VALUE",
-        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable.",
-    ),
-]
-
-
 def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str, Any] | None:
     """Read the parameters of the cluster jobs; None without a launcher.
 
     Raises:
-        typer.BadParameter: another launcher than there is, an option that is none, or options without a launcher.
+        typer.BadParameter: a parameter cannot be read, or there are parameters without a launcher.
     """
     if launcher is None:
         if options:
-            raise typer.BadParameter("--launcher-option is of jobs; give it with --launcher submitit")
+            raise typer.BadParameter("--launcher-option is for cluster jobs; give it with --launcher submitit")
         return None
-    read_option("--launcher", one_of(SUBMITIT), launcher)
     if under_torchrun():
-        raise typer.BadParameter("--launcher makes jobs of its own; start the command without torchrun")
+        raise typer.BadParameter("--launcher starts its own jobs; run the command without torchrun")
     return dict(read_option("--launcher-option", _read_parameter, text) for text in options or ())
 
 
@@ -315,7 +253,7 @@ def read_pace(text: str) -> tuple[int | None, float | None]:
     """Read an interval: a number of steps (``200``) or of minutes (``5min``).
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if re.fullmatch(_POSITIVE, text):
         return int(text), None
@@ -329,7 +267,7 @@ def read_flips(text: str) -> str:
     """Read the flipped axes: ``none``, ``flip`` (left-right), or chosen axes such as ``flip:dhw``.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the text is none of these.
     """
     match = re.fullmatch(r"none|flip(?::([dhw]{1,3}))?", text)
     axes = "" if not match or text == "none" else match[1] or "d"
@@ -338,56 +276,61 @@ def read_flips(text: str) -> str:
     return axes
 
 
+def _read_axes(text: str, number: str, expected: str, *counts: int) -> list[str]:
+    """Read one number or one per axis, such as ``1x2x2``; a comma separates alternatives and never axes."""
+    parts = text.split("x")
+    if len(parts) not in counts or not all(re.fullmatch(number, part) for part in parts):
+        commas = [part.strip() for part in text.split(",")]
+        several = len(commas) == 3 and all(re.fullmatch(number, part) for part in commas)
+        hint = f"; x separates axes, write {'x'.join(commas)}" if several else ""
+        raise ValueError(f"expected {expected}, got {text!r}{hint}")
+    return parts
+
+
 def read_factor(text: str) -> int | tuple[int, int, int]:
     """Read a puzzle factor: ``2``, or one per axis: ``1x2x2``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is neither.
     """
-    if not re.fullmatch(r"[1-9][0-9]{0,17}(x[1-9][0-9]{0,17}x[1-9][0-9]{0,17})?", text):
-        raise ValueError(f"expected a positive factor such as 2, or one an axis such as 1x2x2, got {text!r}")
-    numbers = [int(part) for part in text.split("x")]
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
+    return _one_or_three(_read_axes(text, _NUMBER, "a positive factor such as 2, or one per axis such as 1x2x2", 1, 3))
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
-    """Read a shape D,H,W in voxels.
+    """Read a shape in voxels, depth, height and width: ``160x192x160``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is no shape.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(re.fullmatch(_POSITIVE, part) for part in parts):
-        raise ValueError(f"expected three positive sizes D,H,W in voxels such as 160,192,160, got {text!r}")
-    d, h, w = map(int, parts)
+    d, h, w = map(int, _read_axes(text, _NUMBER, "three positive sizes DxHxW in voxels such as 160x192x160", 3))
     return d, h, w
 
 
 def read_block(text: str) -> int | tuple[int, int, int]:
-    """Read the size of a block in voxels: one number, or D,H,W.
+    """Read the size of a block in voxels: ``128``, or one per axis: ``64x128x128``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
-    if re.fullmatch(_POSITIVE, text):
-        return int(text)
-    try:
-        return read_shape(text)
-    except ValueError:
-        raise ValueError(f"expected a number of voxels such as 128, or three D,H,W, got {text!r}") from None
+    expected = "a number of voxels such as 128, or three DxHxW such as 64x128x128"
+    return _one_or_three(_read_axes(text, _NUMBER, expected, 1, 3))
 
 
 def read_lengths(text: str) -> tuple[float, float, float]:
-    """Read a voxel size in mm: ``2``, or one per axis: ``2,2,4``.
+    """Read a voxel size in mm: ``2``, or one per axis: ``2x2x4``.
 
     Raises:
-        ValueError: they are none.
+        ValueError: the text is neither.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) not in (1, 3) or not all(re.fullmatch(_DECIMAL, part) and float(part) for part in parts):
-        raise ValueError(f"expected one or three lengths in mm such as 2 or 2,2,4, got {text!r}")
+    expected = "one or three positive lengths in mm such as 2 or 2x2x4"
+    parts = _read_axes(text, rf"(?=.*[1-9]){_DECIMAL}", expected, 1, 3)
     d, h, w = [float(part) for part in parts] * (3 // len(parts))
     return d, h, w
+
+
+def _one_or_three(parts: Sequence[str]) -> int | tuple[int, int, int]:
+    numbers = [int(part) for part in parts]
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1], numbers[2])
 
 
 def read_dose(text: str) -> int:
@@ -412,3 +355,163 @@ def read_budget(text: str) -> int:
     if size < MIB:
         raise ValueError(f"expected an amount of memory such as 24GB or 512MB, got {text!r}")
     return size
+
+
+def integer(description: str, least: int = 1) -> Any:
+    """Return an option for an integer from ``least`` upwards. Typer's own ``min`` does not repeat the value given."""
+    return typer.Option(parser=count(least), metavar="N", help=description)
+
+
+def completed(*words: str) -> Callable[[str], list[str]]:
+    """Return a completion with these words; in a comma-separated list it completes the last value."""
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + word for word in words if word.startswith(last)]
+
+    return complete
+
+
+def _known_methods(incomplete: str) -> list[str]:
+    """Complete a method's name. The registry imports PyTorch, so it is read only when a shell asks for completion."""
+    from ppdm_baselines import METHODS
+
+    return [name for name in METHODS if name.startswith(incomplete)]
+
+
+# Values for completion and help. The modules that define them import PyTorch.
+PRESETS = ("matched", "authors")
+PRECISIONS = ("fp32", "bf16", "fp16")
+CHECKPOINTING = ("none", "norm", "block", "conv")
+Task = Literal["pet-denoise", "pet-joint", "mri-t1t2"]
+Grid = Literal["cubic", "oblong", "thick"]
+
+# Options of several commands.
+Json = Annotated[bool, typer.Option("--json", help="Print the records as one JSON array and nothing else.")]
+Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Device; auto: a GPU if there is one.")]
+Width = Annotated[int | None, integer("Channels at the finest level of the U-Net; default: the method's.")]
+Checkpointing = Annotated[
+    str,
+    typer.Option(
+        help="Activation checkpointing: none, norm, block or conv, from the most memory to the least.",
+        autocompletion=completed(*CHECKPOINTING),
+    ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160. Give this, --res or --like."),
+]
+Like = Annotated[
+    Path | None, typer.Option(help="Take the volume size from this NIfTI scan. Give this, --res or --shape.")
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        "--gpu",
+        metavar="NAME",
+        autocompletion=lambda incomplete: [card.name for card in CARDS if incomplete.lower() in card.name.lower()],
+        help='Card to predict for, such as "RTX 4090". Default: the card of this machine.',
+    ),
+]
+
+Precision = Annotated[
+    str,
+    typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
+]
+BatchSize = Annotated[int, integer("Batch size.")]
+Preset = Annotated[
+    str,
+    typer.Option(
+        help="Preset: matched (one U-Net for all methods) or authors (the network of each paper).",
+        autocompletion=completed(*PRESETS),
+    ),
+]
+SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+SamplePrecision = Annotated[
+    Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
+]
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        parser=positive("minutes"), metavar="MINUTES", help="Time of each training, instead of --steps; default: none."
+    ),
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", help="Synthetic task; repeatable. Default: all tasks.", autocompletion=completed(*get_args(Task))
+    ),
+]
+MethodName = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="Registered method, or your own: its name or module:ATTRIBUTE.",
+        autocompletion=_known_methods,
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="Registered method, or your own: its name or module:ATTRIBUTE; repeatable. Default: all registered "
+        "methods.",
+        autocompletion=_known_methods,
+    ),
+]
+Factors = Annotated[
+    str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
+]
+Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
+SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(metavar="NAME,NAME", help="Metrics of the tables for people, such as psnr,ssim; default: all."),
+]
+Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
+Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
+
+# Which phantoms a command works on, or how a manifest's pairs are read.
+TaskName = Annotated[Task | None, typer.Option(help="Synthetic task. Give this or --manifest.")]
+PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all splits; default: 10.")]
+PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
+PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
+PhantomSeed = Annotated[int | None, integer("Random seed of the synthetic set; default: 0.", 0)]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample targets onto the grids of their sources.")]
+
+# Fields of the design space.
+Variations = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="NAME=A,B",
+        help="Variants of each configuration, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable. Default: none.",
+    ),
+]
+Start = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable. "
+        "Default: no change.",
+    ),
+]
+
+# How work is spread over a cluster.
+Launcher = Annotated[
+    Literal["submitit"] | None,
+    typer.Option(help="Run each configuration as a cluster job; default: one after the other."),
+]
+LauncherOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--launcher-option",
+        metavar="NAME=VALUE",
+        help="Parameter of submitit, such as slurm_partition=gpu or timeout_min=60; repeatable. Default: none.",
+    ),
+]

@@ -1,4 +1,4 @@
-"""Where a command's pairs come from: a manifest of one's own scans, or phantoms of a task."""
+"""Sources of the pairs of a command: a manifest of the user's scans, or synthetic subjects of a task."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,8 +18,8 @@ class ManifestSubjects:
     """The pairs of a manifest.
 
     Attributes:
-        path: of the CSV.
-        resample: whether targets on other grids are interpolated onto those of their sources.
+        path: CSV file.
+        resample: whether targets on other grids are interpolated onto the grids of their sources.
     """
 
     path: Path
@@ -29,35 +29,35 @@ class ManifestSubjects:
         return str(self.path)
 
     def pairs(self, progress: Progress) -> list[Pair]:
-        """Every pair of every split.
+        """Return every pair of every split.
 
         Raises:
-            ManifestError: the manifest has faults.
+            ManifestError: the manifest is invalid.
         """
         return read_manifest(self.path)
 
     def describe(self) -> Mapping[str, Any]:
-        """What is to be the same when a run is continued; files may have been moved, their values are compared."""
+        """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
         return {"task": None, "resample": self.resample}
 
     def notes(self) -> Mapping[str, Any]:
-        """What is worth knowing beside."""
+        """Return further information for the options file of a run."""
         return {"manifest": str(self.path.absolute())}
 
 
 @dataclass(frozen=True)
 class PhantomSubjects:
-    """Synthetic subjects of a task, made on first use and kept in the cache.
+    """Synthetic subjects of a task, generated on first use and cached.
 
     Attributes:
-        task: one of :data:`ppdm.simulation.tasks.TASKS`.
-        subjects: how many, over all splits.
+        task: a name in :data:`ppdm.simulation.tasks.TASKS`.
+        subjects: number of subjects, over all splits.
         size: voxels along the longest axis of a grid over the anatomy.
-        data_seed: of the whole set.
+        data_seed: random seed of the whole set.
         grid: cubic, oblong or thick; see :meth:`ppdm.simulation.phantom.Grid.covering`.
 
     Raises:
-        ValueError: there is no such task, or no grid of that size.
+        ValueError: the task does not exist, or there is no grid of that size.
     """
 
     task: str
@@ -74,20 +74,20 @@ class PhantomSubjects:
         return f"{self.task} with {self.subjects} subjects"
 
     def recipe(self) -> Recipe:
-        """What makes them."""
+        """Return the recipe of the subjects."""
         task = find_task(self.task)
         return task.recipe(Grid.covering(task.anatomy, self.size, self.grid), seed=self.data_seed)
 
     def pairs(self, progress: Progress) -> list[Pair]:
-        """Every pair of every split; the progress is in subjects."""
+        """Return every pair of every split; the progress counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
 
     def describe(self) -> Mapping[str, Any]:
-        """What is to be the same when a run is continued."""
+        """Return the options that a resumed run must share."""
         return {"task": asdict(self), "resample": self.resample}
 
     def notes(self) -> Mapping[str, Any]:
-        """Nothing beside that."""
+        """Return an empty mapping: the recipe describes the subjects completely."""
         return {}
 
 

@@ -2,7 +2,6 @@
 
 import sys
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +10,8 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
+    Gpu,
     Json,
     Like,
     Methods,
@@ -19,6 +20,7 @@ from ppdm_bench.commands.options import (
     Shape,
     Start,
     Width,
+    as_usage,
     asked_configurations,
     asked_sizes,
     comma_separated,
@@ -26,6 +28,7 @@ from ppdm_bench.commands.options import (
     one_of,
     read_budget,
     read_factor,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import notify, report_outcome, writable
@@ -36,17 +39,23 @@ if TYPE_CHECKING:
 
 def plan(
     budget: Annotated[
-        str | None, typer.Option(help="Memory of the card, such as 24GB; default: that of the GPU of this machine.")
+        str | None, typer.Option(help="Memory that may be used, such as 24GB. Default: all memory of the card.")
     ] = None,
+    gpu: Gpu = None,
     res: Annotated[
-        int | None, typer.Option(parser=count(), metavar="N", help="Edge of cubic volumes in voxels, such as 256.")
+        int | None,
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
     method: Methods = None,
     purpose: Annotated[
         str | None,
-        typer.Option("--for", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
+        typer.Option("--phase", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
     ] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
     precision: Precision = "fp32",
@@ -55,18 +64,22 @@ def plan(
     width: Width = None,
     preset: Preset = "matched",
     start: Start = None,
+    columns: Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
     ] = None,
     json: Json = False,
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
+    chosen = read_names("--columns", columns)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    phases = read_option("--for", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    purposes = (
+        read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
+    )
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
-        from ppdm_bench.planning.results import Plan, collect, failures, present
+        from ppdm_bench.planning.results import Interrupted, Plan, collect, failures, present
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -77,16 +90,24 @@ def plan(
             "batch_size": batch_size,
         }
         asked = asked_configurations(method, [size], settings, start)
-        card = _card(capacity)
+        card = _card(capacity, gpu)
         folder = writable(out) if out is not None else None
-        records = collect(Plan(asked, phases, card, spacing))
-        text, written = present(records, folder)
+        interrupted = False
+        try:
+            records = collect(Plan(asked, purposes, card, spacing))
+        except Interrupted as stopped:
+            records, interrupted = stopped.records, True
+        text, written = present(records, folder, chosen) if records else ("no question was answered", [])
     if json:
         from ppdm_bench.records import write_json_array
 
         text = write_json_array(records)
     print(text)
     failed = failures(records)
+    if interrupted:
+        if written:
+            report_outcome(written, failed, sys.stderr if json else sys.stdout)
+        raise KeyboardInterrupt
     if written:
         raise typer.Exit(report_outcome(written, failed, sys.stderr if json else sys.stdout))
     for failure in failed:
@@ -94,17 +115,17 @@ def plan(
     raise typer.Exit(1 if failed else 0)
 
 
-def _card(capacity: int | None) -> "Target":
-    """The card to plan for: that of this machine, with its own memory or with the given budget."""
+def _card(capacity: int | None, gpu: str | None) -> "Target":
+    """Return the card to plan for: the named one or that of this machine, with its own memory or with the budget."""
+    from ppdm_bench.devices import card_of
     from ppdm_bench.planning.results import too_small
-    from ppdm_bench.predictor.target import Target
 
-    card = Target.of_this_machine()
-    if capacity is None and card.capacity is None:
+    card = as_usage(card_of, gpu, capacity)
+    if card.capacity is None:
         raise typer.BadParameter(
-            "there is no GPU here whose memory could be the budget; give one, such as 24GB", param_hint="'--budget'"
+            'this machine has no GPU whose memory could be the budget; give one, such as 24GB, or --gpu "RTX 4090"',
+            param_hint="'--budget'",
         )
-    card = card if capacity is None else replace(card, capacity=capacity)
     if reason := too_small(card):
         raise typer.BadParameter(reason, param_hint="'--budget'")
     return card

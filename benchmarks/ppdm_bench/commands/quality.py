@@ -11,24 +11,29 @@ import typer
 
 from ppdm_bench.commands.options import (
     BatchSize,
+    Columns,
     Device,
     Json,
     Launcher,
     LauncherOptions,
     Methods,
+    Metrics,
+    Minutes,
     Runs,
     Split,
     Start,
     SyntheticGrid,
     Tasks,
+    Variations,
     Width,
     as_usage,
     asked_jobs,
+    asked_reference,
     comma_separated,
     count,
-    one_of,
-    positive,
+    integer,
     read_evaluations,
+    read_names,
     read_option,
 )
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
     from ppdm_bench.evaluation.trials import Outcome, Trial
     from ppdm_bench.records import Record
 
-# On two cores: two methods and one task in under ten minutes, enough to see that all works, and no more than that.
+# Two methods and one task in under ten minutes on two cores: enough to see that everything works.
 QUICK: dict[str, Any] = {
     "task": ["mri-t1t2"],
     "subjects": 8,
@@ -51,33 +56,24 @@ QUICK: dict[str, Any] = {
 }
 FULL: dict[str, Any] = {"subjects": 20, "size": 64, "evaluations": "1,2,4,10,own"}
 
-# How long the evaluation of a run is beside its training.
+# Duration of training and of evaluating a run, relative to each other.
 _TRAINING, _EVALUATING = 100.0, 10.0
-
-Number = Annotated[int | None, typer.Option(parser=count(), metavar="N")]
 
 
 def quality(
     task: Tasks = None,
     method: Methods = None,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(help="Variants of each method, such as kernel.gamma=0.25,1 or kernel=i2sb; repeatable."),
-    ] = None,
+    vary: Variations = None,
     start: Start = None,
-    steps: Annotated[int | None, typer.Option(parser=count(), metavar="N", help="Budget: training steps.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(parser=positive("minutes"), metavar="MINUTES", help="Budget: time of each training.")
+    steps: Annotated[
+        int | None, integer("Training steps of each training; default: 2000 (--quick: 2 minutes instead).")
     ] = None,
+    minutes: Minutes = None,
     subjects: Annotated[
-        int | None,
-        typer.Option(parser=count(), metavar="N", help="Synthetic subjects per task, over all splits; default: 20."),
+        int | None, integer("Synthetic subjects per task, over all splits; default: 20 (--quick: 8).")
     ] = None,
     size: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(4), metavar="N", help="Longest axis of the synthetic volumes in voxels; default: 64."
-        ),
+        int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
     grid: SyntheticGrid = "cubic",
     width: Width = None,
@@ -86,7 +82,8 @@ def quality(
     evaluations: Annotated[
         str | None,
         typer.Option(
-            help="Network evaluations per volume; default: 1,2,4,10,own, where own means the method's number."
+            help="Network evaluations per volume; default: 1,2,4,10,own (--quick: 1,4,own), where own means the "
+            "method's number."
         ),
     ] = None,
     split: Split = "test",
@@ -95,6 +92,8 @@ def quality(
     quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
     launcher: Launcher = None,
     launcher_option: LauncherOptions = None,
+    metrics: Metrics = None,
+    columns: Columns = None,
     out: Runs = Path("runs/quality"),
     json: Json = False,
 ) -> None:
@@ -103,10 +102,9 @@ def quality(
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
     evaluations = evaluations or default["evaluations"]
+    look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
-    read_option("--split", one_of("train", "val", "test"), split)
     jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
@@ -126,26 +124,28 @@ def quality(
             for name in task or default.get("task", list(TASKS))
         ]
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
+        reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         if quick:
             notify(
-                "quick profile: small volumes, few subjects, short training; it shows that all works, not which is best"
+                "quick profile: small volumes, few subjects, short training; it shows that everything works, not which "
+                "method is best"
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
                 whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
                 with joined() as ranks:
-                    # What is trained elsewhere is scored here, on a GPU if there is one here too.
-                    here = choice if jobs is None or choice == "cpu" else "auto"
+                    # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
+                    here = device if jobs is None or device == "cpu" else "auto"
                     sampling = Sampling(training_device(here, ranks), wanted)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
-                        outcomes = _trained_in_jobs(plan, out, choice, jobs, whole)
-                if not ranks.is_first:  # one scores what all have trained
+                        outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
+                if not ranks.is_first:  # only one process scores
                     raise typer.Exit
-                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole) for one in sets]
+                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -203,6 +203,7 @@ def _evaluated(
     reference: str | None,
     out: Path,
     whole: Whole,
+    look: dict[str, list[str]],
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
@@ -220,7 +221,7 @@ def _evaluated(
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
-    text, written = present(plan, records, against, folder)
+    text, written = present(plan, records, against, folder, **look)
     return _Result(records, text, written, failures(records))
 
 

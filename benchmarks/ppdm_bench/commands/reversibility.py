@@ -1,4 +1,4 @@
-"""A check that is quick enough to be made whenever it is asked for: does the puzzle give every bit back?"""
+"""Check that unpuzzling restores every bit that the puzzle rearranged; fast enough to run with every ``claims``."""
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from ppdm_bench.records import Record, config_id
 
 METRIC = "voxels_changed"
 
-# Cubes and slabs, sizes that no factor divides, factors that differ between axes.
+# Cubes and slabs, sizes that no factor divides, and factors that differ between axes.
 _SHAPES = ((32, 32, 32), (24, 40, 16), (17, 30, 23), (5, 7, 3))
 _FACTORS: tuple[int | tuple[int, int, int], ...] = (2, 3, 4, 8, (1, 2, 2), (4, 2, 1))
-# As many bits as each has; floats through integers, so that NaN, infinities and negative zeros are among them.
+# Integers of the same width: random bits include NaN, infinities and negative zeros.
 _DTYPES = {
     torch.float32: torch.int32,
     torch.float16: torch.int16,
@@ -23,9 +23,9 @@ _DTYPES = {
 
 
 def check_reversibility() -> list[Record]:
-    """Puzzle and unpuzzle random bits of every shape, factor and dtype; each record counts the changed voxels.
+    """Puzzle and unpuzzle random bits for every shape, factor and dtype; each record counts the changed voxels.
 
-    Sizes that the factor does not divide are padded and cropped, as methods do it.
+    Sizes that the factor does not divide are padded and cropped, as in a method.
     """
     return [_record(shape, factor, dtype) for shape in _SHAPES for factor in _FACTORS for dtype in _DTYPES]
 

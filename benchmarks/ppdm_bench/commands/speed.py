@@ -1,4 +1,4 @@
-"""``ppdm-bench speed``: how long a training step takes, and a volume."""
+"""``ppdm-bench speed``: seconds per training step and per volume."""
 
 import sys
 from contextlib import redirect_stdout
@@ -10,6 +10,7 @@ import typer
 from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
+    Columns,
     Device,
     Factors,
     Json,
@@ -28,15 +29,19 @@ from ppdm_bench.commands.options import (
     comma_separated,
     one_of,
     read_evaluations,
+    read_names,
     read_option,
     read_seconds,
 )
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
 
 
 def speed(
     res: Annotated[
-        str | None, typer.Option(metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128.")
+        str | None,
+        typer.Option(
+            metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128. Give this, --shape or --like."
+        ),
     ] = None,
     shape: Shape = None,
     like: Like = None,
@@ -56,7 +61,7 @@ def speed(
     start: Start = None,
     device: Device = "auto",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few repetitions and 1,4 network evaluations: a glance, not a result.")
+        bool, typer.Option("--quick", help="Few repetitions and 1,4 network evaluations: rough times, not a result.")
     ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also time what is predicted not to fit the GPU. Default: skip it.")
@@ -67,17 +72,18 @@ def speed(
             parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
         ),
     ] = 600,
+    columns: Columns = None,
     out: Results = Path("runs/speed"),
     json: Json = False,
 ) -> None:
     """Time training steps and volumes. The same command again repeats nothing."""
+    chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
-    choice = read_option("--device", one_of("auto", "cuda", "cpu"), device)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
-    with redirect_stdout(sys.stderr):  # whatever a method of the user's own may print
+    with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.devices import training_device
         from ppdm_bench.predictor.target import Target
         from ppdm_bench.timing.clock import FULL, QUICK
@@ -85,16 +91,16 @@ def speed(
         from ppdm_bench.timing.results import collect, failures, present
 
         asked = asked_configurations(method, sizes, wanted, start, vary)
-        where = training_device(choice)
+        where = training_device(device)
         card = Target.of_this_machine() if where == "cuda" and not no_gate else None
         protocol = QUICK if quick else FULL
         plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card)
         with alone_in(out) as folder:
             if quick:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
-                notify(f"quick: {often}; this is a glance at the times, not a result")
+                notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
-            text, written = present(records, folder)
+            text, written = present(with_earlier(records, folder), folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -1,4 +1,4 @@
-"""What commands share at the terminal: a progress bar, a folder to write to, errors and warnings in words."""
+"""Terminal output that commands share: progress bars, errors, warnings, and the check of the output folder."""
 
 import os
 import signal
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from ppdm_bench.records import Record
 
 INTERRUPTED = 128 + signal.SIGINT  # exit code
 LOCK = ".lock"
@@ -38,15 +40,15 @@ def notify(sentence: str) -> None:
 def fail(error: Exception, code: int, trace: bool) -> int:
     """Report why a command ends, and return the exit code.
 
-    What was foreseen, all processes that torchrun started know of, and the first speaks for them: the others end with
-    0, so that torchrun counts one failure and ends none of them before it has spoken. What was not, any of them says.
+    Under torchrun, an expected error occurs in all processes, and only the first one reports it. The others exit with
+    0, because torchrun would otherwise end the first before it has reported. Any process reports an unexpected error.
     """
-    foreseen = hasattr(error, "format_message") or isinstance(error, ValueError | OSError)
-    if foreseen and not leads():
+    expected = hasattr(error, "format_message") or isinstance(error, ValueError | OSError)
+    if expected and not leads():
         return 0
     if trace:
         traceback.print_exception(error)
-    if not (sentence := in_words(error)):  # no command was given: that is a question, and the help has answered it
+    if not (sentence := in_words(error)):  # no command was given, and the help was shown
         return 0
     print(f"ppdm-bench: {sentence}", file=sys.stderr)
     return code
@@ -62,11 +64,11 @@ def report_outcome(written: Sequence[Path], failed: Sequence[str], stream: TextI
 
 def in_words(error: BaseException) -> str:
     """The message of an error for people; an unexpected error is reported as a bug."""
-    if hasattr(error, "format_message"):  # typer's own
-        return str(error.format_message())
+    if hasattr(error, "format_message"):  # an error of Typer
+        return str(error.format_message()).replace("Value error, ", "")  # pydantic's prefix, in some versions of typer
     if isinstance(error, ValueError | RuntimeError | OSError) and str(error):
         return str(error)
-    return f"unexpected {type(error).__name__}: {error}; run with --debug for the details, and report it please"
+    return f"unexpected {type(error).__name__}: {error}; run with --debug for details, and please report it"
 
 
 def show_warning(
@@ -77,10 +79,10 @@ def show_warning(
 
 
 def writable(folder: Path) -> Path:
-    """Make the folder and check that a file can be written, before an hour of work depends on it.
+    """Make the folder and check that a file can be written in it, before a long run.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,15 +95,44 @@ def writable(folder: Path) -> Path:
     return folder
 
 
+def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
+    """Return the records that the folder's tables and figures show: those of earlier runs, then these.
+
+    Of two answers to one question the later one counts, in the place of the first. If earlier runs add configurations,
+    a message reports how many.
+    """
+    from ppdm_bench.isolation.sweep import RECORDS
+    from ppdm_bench.records import RecordFile
+
+    commands = {record.command for record in records}
+    earlier = [record for record in RecordFile(folder / RECORDS).read() if record.command in commands]
+    if others := {record.config_id for record in earlier} - {record.config_id for record in records}:
+        several = "s" if len(others) > 1 else ""
+        notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
+    answers = {}
+    for record in (*earlier, *records):
+        question = (
+            record.config_id,
+            record.kind,
+            record.phase,
+            record.metric,
+            record.stat,
+            record.steps,
+            record.device,
+        )
+        answers[*question, record.env.get("gpu"), record.env.get("torch")] = record
+    return list(answers.values())
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[Path]:
-    """Make the folder, check that a file can be written, and lock it: two runs would overwrite each other's tables.
+    """Make the folder, check that it can be written, and lock it: two runs would overwrite each other's tables.
 
-    Another run in it is waited for, and people are told; the lock falls with the process that held it, however that
-    ended.
+    If another run holds the lock, this one reports that and waits. The operating system releases the lock of a process
+    that ends, also of a killed one.
 
     Raises:
-        OSError: it cannot be made or written.
+        OSError: the folder cannot be made or written.
     """
     from filelock import FileLock, Timeout
 
@@ -119,14 +150,14 @@ def alone_in(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def progress() -> "Iterator[Progress]":
-    """A progress bar with an estimate, only if stderr is a terminal."""
+    """Show a progress bar with the remaining time, only if stderr is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
     from rich.progress import TimeRemainingColumn as TimeLeft
     from rich.text import Text
 
     class Estimate(TimeLeft):
-        """What :class:`Whole` reckons where there is one, else what the last half minute suggests."""
+        """The estimate of :class:`Whole` if there is one, else the one of rich."""
 
         def render(self, task: Task) -> Text:
             if "left" not in task.fields:
@@ -148,30 +179,30 @@ def progress() -> "Iterator[Progress]":
 class Whole:
     """One progress bar for tasks of different length, with the remaining time.
 
-    What is left takes as long, for its weight, as what was done. A piece that took no time, since an earlier run had
-    done it, says nothing about the others.
+    The estimate assumes that duration is proportional to weight. Parts that took no time, because an earlier run had
+    done them, do not count.
 
     Args:
-        bar: where it is shown.
-        weights: of the pieces, in their order: how long they take beside one another.
+        bar: the bar that shows it.
+        weights: relative durations of the parts, in their order.
     """
 
     NO_TIME = 0.2  # seconds
 
     def __init__(self, bar: "Progress", weights: Sequence[float]) -> None:
         self._weights, self._at = list(weights), 0
-        self._began = time.monotonic()  # the piece at work
-        self._done = self._took = 0.0  # weight and seconds of pieces that took time
+        self._began = time.monotonic()  # start of the current part
+        self._done = self._took = 0.0  # weight and seconds of parts that took time
         self._share, self._shown_at = 0.0, self._began
         self._bar, self._shown = bar, bar.add_task("", total=len(weights), left=self.seconds_left)
 
     def show(self, text: str, share: float = 0.0) -> None:
-        """What is done now, and which share of its piece is behind it."""
+        """Show the current work and the finished share of the current part."""
         self._share, self._shown_at = share, time.monotonic()
         self._bar.update(self._shown, completed=self._at + share, description=text)
 
     def ended(self) -> None:
-        """A piece is done, and the next begins."""
+        """Note that the current part is done, and the next one begins."""
         now = time.monotonic()
         if now - self._began > self.NO_TIME:
             self._took += now - self._began
@@ -180,7 +211,7 @@ class Whole:
         self._bar.update(self._shown, completed=self._at)
 
     def seconds_left(self) -> float | None:
-        """Seconds until all is done, or None where nothing that took time was done yet."""
+        """Return the estimated seconds left, or None before the first part that takes time."""
         now, current = time.monotonic(), self._share * sum(self._weights[self._at : self._at + 1])
         done = self._done + current
         took = self._took + (self._shown_at - self._began if current else 0.0)

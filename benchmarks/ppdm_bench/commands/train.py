@@ -1,26 +1,33 @@
-"""``ppdm-bench train``: a method, pairs, a run's folder."""
+"""``ppdm-bench train``: a training run in its folder, and its progress."""
 
+import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import nn
 
 from ppdm import Method
 from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
 from ppdm.data.manifest import Pair
 from ppdm.data.pairs import PairsError, TrainingSet
 from ppdm.training.distributed import Ranks
-from ppdm.training.log import StepReport
-from ppdm.training.loop import describe, train
+from ppdm.training.log import StepReport, best_validation
+from ppdm.training.loop import Interrupted, describe, train
+from ppdm.training.loss_curve import save_loss_curve
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm_bench.commands.pair_sources import Progress, Subjects
 from ppdm_bench.commands.terminal import writable
+
+BEST, CURVE = "best", "loss.png"
 
 
 def train_run(
@@ -31,29 +38,36 @@ def train_run(
     device: str,
     preparing: Progress = lambda done, total: None,
     show: Callable[[StepReport], None] = lambda report: None,
+    *,
+    init_from: Path | None = None,
+    standalone: bool = False,
 ) -> str:
-    """Train on the pairs of the training split, save the run, and report the result.
+    """Train on the pairs of the training split, save the run, and return a summary of the result.
 
-    Of several ranks, the first takes the folder, saves the run and has something to say.
+    With several ranks, the first one locks the folder, saves the run and returns the summary.
 
     Args:
         method: the point in the design space.
-        subjects: where the pairs come from.
-        schedule: how long and in what portions.
-        run: the folder, made once the pairs are known to be sound: ``model.safetensors``, ``model.json``,
-            ``log.jsonl``, ``options.json``, and checkpoints while it is trained.
-        device: where the network is trained.
-        preparing: called with the phantoms that are there and those that are wanted.
+        subjects: source of the pairs.
+        schedule: duration, batches and seed.
+        run: the folder, created after the pairs are checked: ``model.safetensors``, ``model.json``, ``log.jsonl``,
+            ``options.json``, ``best`` (the model with the lowest validation loss, if there is a validation), and
+            checkpoints during the training.
+        device: device on which the network is trained.
+        preparing: called with the number of phantoms that exist and the number required.
         show: called after every step.
+        init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
+        standalone: whether this is a run of its own, not one of many trials: it then also keeps its last checkpoint, so
+            that it can be given more steps, and gets a picture of its losses, ``loss.png``.
 
     Raises:
-        RunError: the folder holds a run that is not to be continued, or was started with other options.
-        Interrupted: Ctrl-C or SIGTERM came; there is a checkpoint to go on from.
+        RunError: the folder holds a run that must not be resumed, or was started with other options.
+        Interrupted: Ctrl-C or SIGTERM was received; there is a checkpoint to resume from.
         OSError: the folder cannot be written.
-        ValueError: a manifest, a volume or a training that cannot be, in words.
+        ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
     """
     ranks = Ranks.here()
-    if steps := ranks.by_first(lambda: _steps_of_finished(run, describe(method, schedule))):
+    if steps := ranks.by_first(lambda: _steps_of_finished(run, method, schedule, standalone)):
         return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
     with ranks.together():
         pairs, held = _training_sets(subjects, schedule, preparing)
@@ -63,18 +77,78 @@ def train_run(
         last[:] = [report]
         show(report)
 
-    with ExitStack() as taken:
-        ranks.by_first(lambda: _take(run, taken))
-        with _stoppable() as stop:
-            network = train(
-                method, pairs, schedule, device=device, validation=held, run=run, stop=stop, progress=progress
-            )
+    def save_to(folder: Path, report: StepReport, network: nn.Module) -> Path:
+        return save(folder, Trained(method, network, pairs.scaling, pairs.spacing, report.step, schedule.seed))
+
+    def on_best(report: StepReport, network: nn.Module) -> None:
+        save_to(run.folder / BEST, report, network)
+
+    with ExitStack() as opened:
+        ranks.by_first(lambda: _lock(run, opened))
+        options: dict[str, Any] = {"device": device, "validation": held, "run": run, "init_from": init_from}
+        try:
+            with _stoppable() as stop:
+                network = train(method, pairs, schedule, **options, on_best=on_best, stop=stop, progress=progress)
+        except Interrupted:
+            if standalone and ranks.is_first:
+                _draw_losses(run)
+            raise
         if not ranks.is_first:
             return ""
-        end = last[0]
-        path = save(run.folder, Trained(method, network, pairs.scaling, pairs.spacing, end.step, schedule.seed))
-        run.clear()
-    return _summary(end, len(pairs), path, run.log)
+        path = save_to(run.folder, last[0], network)
+        run.clear(keep_last=standalone)
+    if standalone:
+        _draw_losses(run)
+    return _summary(last[0], len(pairs), path, run)
+
+
+class ProgressLines:
+    """Progress as lines of text, for logs of batch jobs: one line per half minute of training.
+
+    Args:
+        write: called with each line.
+        interval: seconds between lines.
+    """
+
+    def __init__(self, write: Callable[[str], None], interval: float = 30.0) -> None:
+        self._write, self._interval, self._due = write, interval, interval
+
+    def __call__(self, report: StepReport) -> None:
+        """Write a line, if one is due by the time of training."""
+        if report.seconds < self._due:
+            return
+        self._due = report.seconds + self._interval
+        left = timedelta(seconds=round(report.remaining))
+        validated = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
+        self._write(
+            f"step {report.step} ({min(report.share, 1):.0%}), loss {report.loss:.4f}{validated}, "
+            f"{report.steps_per_second:.2f} steps/s, {left} left"
+        )
+
+
+def use_threads(threads: int | None, device: str) -> str:
+    """Set the number of CPU threads, if one is given; return advice if the machine is too loaded for them."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return advice_on_threads(torch.get_num_threads(), os.getloadavg()[0], cores) if device == "cpu" else ""
+
+
+def advice_on_threads(threads: int, load: float, cores: int) -> str:
+    """Return a sentence if training would use more threads than there are idle cores; empty otherwise.
+
+    Args:
+        threads: threads of the training.
+        load: mean number of processes that ran or waited in the last minute.
+        cores: processor cores.
+    """
+    idle = max(1, math.floor(cores - load))
+    if threads <= idle:
+        return ""
+    return (
+        f"this machine is loaded (load {load:.1f} on {cores} cores), and training uses {threads} threads: threads "
+        f"without a core of their own wait for one another and can be many times slower; try --threads {idle}"
+    )
 
 
 def memory_in_use(device: str) -> str:
@@ -88,23 +162,33 @@ def memory_in_use(device: str) -> str:
     return f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB resident"
 
 
-def _steps_of_finished(run: Run, asked: Mapping[str, Any]) -> int | None:
-    """The steps of a finished run with the same options; leftovers of a later kill are removed."""
-    run.check(asked)  # a method that cannot be saved is refused before the first step
+def _steps_of_finished(run: Run, method: Method, schedule: Schedule, standalone: bool) -> int | None:
+    """Return the steps of a finished run with the same options; files left by a later kill are removed."""
+    run.check(describe(method, schedule))  # a method that cannot be saved is refused before the first step
     if not run.resume or not (run.folder / NAME).exists():
         return None
     try:
         trained = load(run.folder)
-    except CheckpointError:  # it was killed between the two files of the model: the last checkpoint is there still
+    except CheckpointError:  # killed between the two files of the model: the last checkpoint still exists
+        return None
+    if schedule.steps is not None and trained.steps < schedule.steps:  # it is given more steps
         return None
     with run:
-        run.clear()
+        run.clear(keep_last=standalone)
     return trained.steps
 
 
-def _take(run: Run, taken: ExitStack) -> None:
+def _draw_losses(run: Run) -> None:
+    """Draw the picture of the losses; a failure does not affect the run."""
+    try:
+        save_loss_curve(run.log, run.folder / CURVE)
+    except OSError as error:
+        warnings.warn(f"{run.folder / CURVE} cannot be written ({error.strerror or error})", stacklevel=2)
+
+
+def _lock(run: Run, opened: ExitStack) -> None:
     writable(run.folder)
-    taken.enter_context(run)
+    opened.enter_context(run)
 
 
 def _training_sets(
@@ -126,12 +210,14 @@ def _of_split(pairs: list[Pair], split: str, subjects: Subjects, mend: str) -> l
     return chosen
 
 
-def _summary(end: StepReport, pairs: int, path: Path, log: Path) -> str:
+def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     validated = "" if end.validation_loss is None else f", validation loss {end.validation_loss:.4f}"
-    return (
-        f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}\n"
-        f"written: {path}, {path.with_suffix('.json')}, {log}"
-    )
+    lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
+    if end.skipped:
+        lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
+    if best := best_validation(run.log):
+        lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
+    return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])
 
 
 @contextmanager

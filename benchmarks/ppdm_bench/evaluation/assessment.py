@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppdm.data.volume import VolumeError
 from ppdm.evaluation.evaluate import Score, ceiling_scores, scores, unit_of
 from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import Preset
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import provenance
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
-from ppdm_bench.records import Record, config_id
+from ppdm_bench.records import Record
 
 KEPT = 1 << 30  # bytes of predictions that are cached for pictures
 
@@ -54,8 +55,8 @@ class Assessment:
         if key in self._made:
             return self._made[key]
         made = candidate.predict(case)
-        drawn = any(candidate is one for one in most_evaluations(self.candidates))
-        if drawn and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
+        pictured = any(candidate is one for one in most_evaluations(self.candidates))
+        if pictured and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
             self._made[key] = made
         return made
 
@@ -63,6 +64,22 @@ class Assessment:
     def convention(self) -> dict[str, Any]:
         """The measuring convention, as JSON values."""
         return {"preset": self.preset.name, "data_range": self.span, "metrics": [*self.preset.metrics]}
+
+    def fields(self, candidate: Candidate, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields shared by all records of a candidate's predictions; they are identified by ``options``."""
+        return {
+            **provenance(options),
+            "command": self.command,
+            "method": candidate.method,
+            "variant": candidate.variant,
+            "task": self.task,
+            "phase": "sample" if candidate.steps else "",
+            "precision": candidate.precision,
+            "steps": candidate.steps,
+            "kind": "measured",
+            "seed": candidate.seed,
+            "device": candidate.device,
+        }
 
 
 def carry_out(
@@ -136,24 +153,10 @@ def _identity(fields: Mapping[str, Any]) -> list[Any]:
 
 def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[str, Any]:
     about = {"data": dict(plan.data), "convention": plan.convention, "sampling_seed": candidate.seed}
-    options = {**candidate.options, **about}
-    return {
-        "config_id": config_id(options),
-        "command": plan.command,
-        "method": candidate.method,
-        "variant": candidate.variant,
-        "task": plan.task,
-        "phase": "sample" if candidate.steps else "",
-        "precision": candidate.precision,
-        "steps": candidate.steps,
-        "n": 1,
-        "kind": "measured",
-        "seed": candidate.seed,
-        "subject": files.name,
-        "device": candidate.device,
-        "env": environment(),
-        "options": options | {"files": _digest(candidate, files)},
-    }
+    common = plan.fields(candidate, {**candidate.options, **about})
+    # The digest does not belong to the configuration, so that all cases of a candidate share their identifier.
+    options = common["options"] | {"files": _digest(candidate, files)}
+    return common | {"n": 1, "subject": files.name, "options": options}
 
 
 def _digest(candidate: Candidate, files: CaseFiles) -> str:
@@ -161,5 +164,5 @@ def _digest(candidate: Candidate, files: CaseFiles) -> str:
     prediction = candidate.files.get(files.name)
     try:
         return files.digest(*([prediction] if prediction else []))
-    except OSError:
+    except (OSError, VolumeError):
         return ""

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppdm.checkpoint import Trained, load
+from ppdm.data.formats import SCANS
+from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.data.volume import SUFFIXES
 from ppdm.evaluation.evaluate import ceiling, predict, untranslated
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
@@ -106,7 +107,7 @@ def of_run(
 def read_folders(
     predictions: Sequence[Path], targets: Path, beside: Mapping[str, Path | None], suv_factor: float | None
 ) -> tuple[list[CaseFiles], list[Candidate]]:
-    """Cases and candidates from folders; files match by name, with suffix .nii or .nii.gz.
+    """Cases and candidates from folders; files match by name without suffix.
 
     Args:
         predictions, targets: the folders.
@@ -133,24 +134,59 @@ def read_folders(
     return cases, [_made_before(*each) for each in zip(predictions, variants, made, strict=True)]
 
 
-def scans_in(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by their names without suffix, sorted.
+def read_predictions(
+    folders: Sequence[Path], cases: Sequence[CaseFiles], taken: Sequence[tuple[str, str]]
+) -> list[Candidate]:
+    """Candidates from folders of existing predictions, with one file per case: ``<case>.nii.gz`` or ``<case>.nii``.
+
+    Files of other cases are ignored, so that a folder may hold predictions of all splits.
+
+    Args:
+        folders: the folders.
+        cases: the cases; a case ``subject/scan`` has its file in a folder of the subject.
+        taken: method and variant of the other candidates.
 
     Raises:
-        CaseError: the path is not a folder, the folder has no NIfTI file, or two files have the same name.
+        CaseError: a path is not a folder, or a case has no file.
     """
+    made = [_predicted(folder, cases) for folder in folders]
+    labels = [(folder.absolute().name, "") for folder in folders]
+    variants = _told_apart(labels, [folder.absolute().parent.name for folder in folders], taken)
+    return [_made_before(*each) for each in zip(folders, variants, made, strict=True)]
+
+
+def _predicted(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder; name one that holds .nii or .nii.gz files.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.lower().endswith(SUFFIXES) and not path.name.startswith("."):
-            name = path.name[: path.name.lower().rindex(".nii")]
-            if name in found:
-                raise CaseError(f"{folder} has {found[name].name} and {path.name}; keep one of the two.")
-            found[name] = path
-    if not found:
-        raise CaseError(f"{folder} holds no .nii or .nii.gz file; name the folder that does.")
+    places = {case.name: [folder / f"{case.name}{suffix}" for suffix in (".nii.gz", ".nii")] for case in cases}
+    found = {name: path for name, paths in places.items() for path in paths if path.is_file()}
+    if absent := [name for name in places if name not in found]:
+        raise CaseError(
+            f"{len(absent)} of {len(places)} cases have no prediction in {folder} ({_few(absent)}); name each file "
+            f"after its case, such as {places[absent[0]][0]}."
+        )
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def scans_in(folder: Path) -> dict[str, Path]:
+    """The scans of a folder by their names without suffix, sorted; a subfolder with a DICOM series is one.
+
+    Raises:
+        CaseError: the path is not a folder, the folder has no scan, or two scans have the same name.
+    """
+    if not folder.is_dir():
+        raise CaseError(f"{folder} is not a folder; name one that holds scans ({SCANS}).")
+    found = scans_by_name(folder)
+    if not found:
+        raise CaseError(f"{folder} holds no scan ({SCANS}); name the folder that does.")
+    for first, *others in found.values():
+        if others:
+            raise CaseError(f"{folder} has {first.name} and {others[0].name}; keep one of the two.")
+    return {name: path for name, (path,) in found.items()}
 
 
 def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: int) -> Candidate:
@@ -190,10 +226,12 @@ def _digest(network: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def _told_apart(labels: Sequence[tuple[str, str]], places: Sequence[str]) -> list[str]:
+def _told_apart(
+    labels: Sequence[tuple[str, str]], places: Sequence[str], taken: Sequence[tuple[str, str]] = ()
+) -> list[str]:
     """Unique variants: a shared label is extended by the place of the run and, if still not unique, by a number."""
-    shared = Counter(labels)
-    seen = Counter({(INPUT, ""): 1})
+    shared = Counter([*labels, *taken])
+    seen = Counter([(INPUT, ""), *taken])
     variants = []
     for (method, variant), place in zip(labels, places, strict=True):
         name = f"{variant} {place}".strip() if shared[method, variant] > 1 else variant
@@ -210,8 +248,7 @@ def _refuse_gaps(
     extra = sorted(found.keys() - wanted.keys()) if both else []
     for names, there, absent in ((missing, targets, folder), (extra, folder, targets)):
         if names:
-            shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
             raise CaseError(
-                f"{len(names)} of the files in {there} have no counterpart in {absent} ({shown}); files are matched by "
-                "their names, so give each its counterpart or take it away."
+                f"{len(names)} of the files in {there} have no counterpart in {absent} ({_few(names)}); files are "
+                "matched by their names, so give each its counterpart or take it away."
             )

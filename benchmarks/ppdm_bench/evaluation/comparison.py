@@ -17,7 +17,14 @@ from ppdm.metrics import PRESETS, Preset
 from ppdm.pixel_puzzle import Factor
 from ppdm_bench.commands.pair_sources import PhantomSubjects, Progress, Subjects
 from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate, of_run, read_folders, read_runs, the_input
+from ppdm_bench.evaluation.candidates import (
+    Candidate,
+    of_run,
+    read_folders,
+    read_predictions,
+    read_runs,
+    the_input,
+)
 
 
 @dataclass(frozen=True)
@@ -82,12 +89,20 @@ class Sampling:
 
 
 def compare_runs(
-    runs: Sequence[Path], source: Subjects, split: str, how: Measuring, sampling: Sampling, progress: Progress
+    runs: Sequence[Path],
+    source: Subjects,
+    split: str,
+    how: Measuring,
+    sampling: Sampling,
+    progress: Progress,
+    predictions: Sequence[Path] = (),
 ) -> Assessment:
-    """Compare runs with one another and with the input, on the pairs of a split.
+    """Compare runs and folders of existing predictions with one another and with the input, on the pairs of a split.
+
+    The data range is that of the runs; without runs it is computed from the targets, as in :func:`compare_folders`.
 
     Raises:
-        CaseError: there are no pairs, or runs and pairs are incompatible.
+        CaseError: there are no pairs, or runs, predictions and pairs are incompatible.
         CheckpointError, ManifestError, TranslationError: see the modules that define them.
     """
     loaded = read_runs(runs, sampling.device)
@@ -100,10 +115,14 @@ def compare_runs(
     for run, (_, trained) in zip(runs, loaded, strict=True):
         check_kind(trained, cases, str(run))
     methods = [trained for _, trained in loaded]
-    preset, span = how.preset(_spans(runs, methods), lattices(trained.method for trained in methods))
-    candidates = [the_input(methods[0].scaling)]
+    scaling = methods[0].scaling if methods else _scaling(cases)
+    spans = _spans(runs, methods) or {str(source): data_range(scaling)}
+    preset, span = how.preset(spans, lattices(trained.method for trained in methods))
+    candidates = [the_input(scaling)]
     for run, (variant, trained) in zip(runs, loaded, strict=True):
         candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
+    taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
+    candidates += read_predictions(predictions, cases, taken)
     task, data = _described(source, split)
     return Assessment(cases, candidates, preset, span, task, data, source.resample)
 

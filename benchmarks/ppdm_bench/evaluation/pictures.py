@@ -16,7 +16,8 @@ from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.figures.quality import MANY
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.figures.volumes import Colours, DisplayedVolume, draw_montage
-from ppdm_bench.report.series import Series, gather, metric_name
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.scores import Scores, by_configuration
 
 
 def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
@@ -31,7 +32,7 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         records: its records.
         folder: folder for the pictures, ``<candidate>-best.png`` and so on.
     """
-    everything = {(series.label, series.steps): series for series in gather(records)}
+    everything = {(series.label, series.evaluations): series for series in by_configuration(records)}
     drawn = []
     for candidate in most_evaluations(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
@@ -42,7 +43,7 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     return [path for candidate, series in drawn for path in _draw(plan, candidate, series, folder)]
 
 
-def _draw(plan: Assessment, candidate: Candidate, series: Series, folder: Path) -> list[Path]:
+def _draw(plan: Assessment, candidate: Candidate, series: Scores, folder: Path) -> list[Path]:
     ranked = series.ranked(series.ranking)
     chosen = {"best": ranked[0], "worst": ranked[-1]} if len(ranked) > 1 else {"best": ranked[0]}
     files = {case.name: case for case in plan.cases}

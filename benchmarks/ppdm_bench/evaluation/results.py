@@ -11,7 +11,7 @@ from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import quality
+from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
@@ -33,22 +33,40 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
     return records
 
 
-def present(plan: Assessment, records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
+def present(
+    plan: Assessment, records: Sequence[Record], reference: str, folder: Path, **look: Sequence[str]
+) -> tuple[str, list[Path]]:
     """Write tables, figures and pictures into the folder; return the table as text and the written files."""
-    text, written = tabulate(records, reference, folder)
+    text, written = tabulate(records, reference, folder, **look)
     if any(record.value is not None for record in records):
         written += draw_extremes(plan, records, folder)
         written += keep_snapshot(plan, records, folder)
     return text, [folder / RECORDS, *written]
 
 
-def tabulate(records: Sequence[Record], reference: str, folder: Path) -> tuple[str, list[Path]]:
-    """Write the tables and figures that need only records; return the table as text and the written files."""
-    frame, title = quality.quality_table(records, reference=reference), quality.headline(records)
-    written = [*quality.save(frame, title, folder / "quality")]
+def tabulate(
+    records: Sequence[Record],
+    reference: str,
+    folder: Path,
+    *,
+    metrics: Sequence[str] = (),
+    columns: Sequence[str] = (),
+) -> tuple[str, list[Path]]:
+    """Write the tables and figures that need only records; return the table as text and the written files.
+
+    Args:
+        records: records of this run.
+        reference: label of the configuration that the others are compared with.
+        folder: output folder.
+        metrics: metrics of the tables for people; empty: all.
+        columns: columns of the printed table; empty: those that fit.
+    """
+    title = headline(records)
+    page = quality_page(quality_table(records, reference=reference), title, metrics=metrics)
+    written = page.save(folder / "quality", columns)
     if any(record.value is not None for record in records):
         written += _figures(records, title, folder)
-    return quality.to_text(frame, title), written
+    return page.to_text(columns), written
 
 
 def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:

@@ -12,11 +12,10 @@ from ppdm.training.schedule import Schedule
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.train import train_run
 from ppdm_bench.configuration import find_method
-from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.isolation.sweep import RECORDS
-from ppdm_bench.records import Record, RecordFile, config_id
+from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.variation import Assignment, moved, read_one, settled, vary, written
 
 RUNS = "runs"
@@ -162,31 +161,16 @@ def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
     assert candidate.origin is not None
     steps, seconds, peaks = last_step(candidate.origin / LOG)
     options = {key: value for key, value in candidate.options.items() if key != "sampling_seed"}
-    options |= {"data": dict(plan.data)}
+    about = plan.fields(candidate, options | {"data": dict(plan.data)})
+    seed = candidate.options["training"]["seed"]
+    about |= {"phase": "train", "precision": "", "steps": None, "seed": seed}
     costs: list[tuple[str, float, str, tuple[int, ...]]]
     costs = [("train_seconds", seconds, "s", ()), ("train_steps", steps, "1", ())]
     if peaks:  # of several GPUs
         costs.append(("train_peak_allocated", max(peaks), "B", peaks))
     for metric, value, unit, samples in costs:
-        yield Record(
-            config_id=config_id(options),
-            command=plan.command,
-            method=candidate.method,
-            variant=candidate.variant,
-            task=plan.task,
-            phase="train",
-            metric=metric,
-            value=value,
-            unit=unit,
-            kind="measured",
-            n=len(samples) or 1,
-            stat="max" if samples else "",
-            samples=samples,
-            seed=candidate.options["training"]["seed"],
-            device=candidate.device,
-            env=environment(),
-            options=options,
-        )
+        stat, n = ("max", len(samples)) if samples else ("", 1)
+        yield Record(**about, metric=metric, value=value, unit=unit, stat=stat, n=n, samples=samples)
 
 
 def _sized(method: Method, width: int | None) -> Method:

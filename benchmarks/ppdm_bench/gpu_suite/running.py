@@ -1,18 +1,16 @@
 """Run pieces in sequence, each in its own process, and record the result of each."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import environment, provenance
 from ppdm_bench.gpu_suite.listing import Piece
+from ppdm_bench.isolation.runner import process
 from ppdm_bench.records import Record, RecordFile, config_id
 
 PIECES = "pieces.jsonl"
@@ -86,9 +84,8 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
     start = time.monotonic()
     code = _run(piece.words(place.device, place.out), place.quiet, limit)
     status, reason = _outcome(code, limit)
-    options = _options(piece, place)
     return Record(
-        config_id=config_id(options),
+        **provenance(_options(piece, place)),
         command="gpu",
         metric="piece_seconds",
         value=round(time.monotonic() - start, 1),
@@ -98,8 +95,6 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
         status=status,
         reason=reason,
         device=place.device,
-        env=environment(),
-        options=options,
     )
 
 
@@ -113,30 +108,13 @@ def _run(words: Sequence[str], quiet: bool, limit: float) -> int | None:
 
     The command has always ended when this function returns, also after Ctrl-C.
     """
-    # -P and this process's path: no file in the current folder may shadow a module.
-    command = [sys.executable, "-P", "-m", "ppdm_bench", *words]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     sys.stdout.flush()
-    # A new session: only this process receives Ctrl-C and sends the child SIGTERM, which the child never ignores.
-    child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL if quiet else None, env=env, start_new_session=True
-    )
+    stdout = subprocess.DEVNULL if quiet else None
     try:
-        return child.wait(limit)
+        with process(["ppdm_bench", *words], _GRACE, stdin=subprocess.DEVNULL, stdout=stdout) as child:
+            return child.wait(limit)
     except subprocess.TimeoutExpired:
         return None
-    finally:
-        _end(child)
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            child.wait(_GRACE)
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _outcome(code: int | None, limit: float) -> tuple[str, str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from ppdm_baselines import REFERENCE
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures.measured import measured_figure, measured_table
+from ppdm_bench.report.figures.agreement import measured_figure, measured_table
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import memory as table
+from ppdm_bench.report.tables.memory import memory_page, memory_table
 
 
 def records_of(folder: Path) -> list[Record]:
@@ -24,7 +24,7 @@ def summarise(folder: Path) -> tuple[str, list[Path]]:
     records = [record for record in records_of(folder) if record.command == "memory"]
     if not any(record.kind == "measured" and record.status == "ok" for record in records):
         return "", []
-    written = list(table.save(table.memory_table(records, reference=REFERENCE), folder / "memory"))
+    written = memory_page(memory_table(records, reference=REFERENCE)).save(folder / "memory")
     agreement = measured_table(records)
     written.append(replace_file(folder / "agreement.md", agreement.encode()))
     return agreement, [*written, *save(measured_figure(records), folder / "agreement")]

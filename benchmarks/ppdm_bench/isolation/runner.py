@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,10 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
         about = {"answer": answer.fileno(), "parent": os.getpid()}
         asked.write(json.dumps(dict(request) | about).encode())
         asked.seek(0)
+        # Files instead of pipes: a pipe stays open as long as any descendant of the child runs.
+        streams: dict[str, Any] = {"stdin": asked, "stdout": subprocess.DEVNULL, "stderr": errors}
         try:
-            with _child(module, asked, answer, errors) as child:
+            with process([module], **streams, pass_fds=[answer.fileno()]) as child:
                 code = child.wait(timeout)
         except subprocess.TimeoutExpired:
             return Answer("timeout", too_long(timeout))
@@ -95,19 +97,27 @@ def too_long(seconds: float) -> str:
 
 
 @contextmanager
-def _child(module: str, asked: IO[bytes], answer: IO[bytes], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the child in a new session, so that its descendants can be killed with it.
+def process(words: Sequence[str], grace: float = 0, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``python -m words`` during the block; at its end, the process and its descendants are killed.
 
-    The child communicates through files, because a pipe stays open as long as any of its descendants runs.
+    The process starts in a new session, so that its descendants can be killed with it, and Ctrl-C does not reach it.
+
+    Args:
+        words: module and its arguments.
+        grace: seconds between SIGTERM and SIGKILL if the process still runs; 0 kills at once.
+        options: streams and file descriptors, as for :class:`subprocess.Popen`.
     """
-    # -P and the parent's path: no file in the current folder may shadow a module that the child needs.
-    command = [sys.executable, "-P", "-m", module]
+    # -P and the parent's path: no file in the current folder may shadow a module that the process needs.
+    command = [sys.executable, "-P", "-m", *words]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    streams: dict[str, Any] = {"stdin": asked, "stdout": subprocess.DEVNULL, "stderr": errors}
-    child = subprocess.Popen(command, **streams, pass_fds=[answer.fileno()], env=env, start_new_session=True)
+    child = subprocess.Popen(command, env=env, start_new_session=True, **options)
     try:
         yield child
     finally:
+        if grace and child.poll() is None:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                child.terminate()
+                child.wait(grace)
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         _reap(child)

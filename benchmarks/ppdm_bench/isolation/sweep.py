@@ -163,8 +163,8 @@ class Ledger:
         self.earlier: Sequence[Record] = self._file.read()
         self._contents = {record.content() for record in self.earlier}
 
-    def keep(self, records: Sequence[Record]) -> None:
-        """Add records, except those with content identical to an existing record.
+    def keep(self, records: Sequence[Record]) -> Sequence[Record]:
+        """Add records, except those with content identical to an existing record; return all of them.
 
         Raises:
             RecordError: the records cannot be written; some of them may already be written.
@@ -172,3 +172,4 @@ class Ledger:
         new = [record for record in records if record.content() not in self._contents]
         self._file.append(new)
         self._contents |= {record.content() for record in new}
+        return records

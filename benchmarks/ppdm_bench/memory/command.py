@@ -10,7 +10,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import Answer, TimeIsUpError, time_limit
 from ppdm_bench.isolation.sweep import Case, Sweep
-from ppdm_bench.memory.feasibility import skipping, too_much
+from ppdm_bench.memory.feasibility import shortage, skipping
 from ppdm_bench.memory.workload import fault, uncompiled, workload
 from ppdm_bench.predictor.peak import Peak, PredictionError, predict_peak
 from ppdm_bench.predictor.target import GIB, Target
@@ -36,7 +36,7 @@ class Task:
         c = self.configuration
         how = "measuring" if self.measured else "predicting"
         size = shape_text(c.shape)
-        return " ".join(filter(None, (how, c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
+        return " ".join(filter(None, (how, c.name, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _case(plan: Plan, task: Task) -> Case:
         "options": options,
         "kind": "measured" if task.measured else "predicted",
         "device": where,
-        "env": environment() | (limited if task.measured or plan.target is None else _described(plan.target)),
+        "env": environment() | (limited if task.measured or plan.target is None else target_environment(plan.target)),
     }
     told = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
     return Case("peak_allocated", common, told)
@@ -149,9 +149,9 @@ def _predict(
         return case.failed("error", str(error))
     except Exception as error:  # the code of a method can raise any exception; the other tasks must still run
         return case.failed("error", fault(error))
-    shortage = _shortage(plan, peak)
+    short = _shortage(plan, peak)
     of_peak: dict[str, Any] = {"stat": "max", "n": 1, **case.common}
-    of_peak |= {"status": "oom", "reason": shortage} if shortage else {"reason": uncompiled(configuration.resolve())}
+    of_peak |= {"status": "oom", "reason": short} if short else {"reason": uncompiled(configuration.resolve())}
     records = [
         Record(metric=kind, value=size, stat="at peak", n=1, **case.common) for kind, size in peak.breakdown.items()
     ]
@@ -162,13 +162,15 @@ def _predict(
         outside = _outside(peak.peak_reserved, target)
         records += [Record(metric=name, value=value, **of_peak) for name, value in outside.items()]
         records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
+    if peak.needs is not None:
+        records.append(Record(metric="needs", value=peak.needs, **of_peak))
     return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
 
 
 def _shortage(plan: Plan, peak: Peak) -> str:
     """Return why a prediction does not fit; an empty string if it fits."""
     if plan.target is not None:
-        return too_much(plan.target) if peak.fits is False else ""
+        return shortage(plan.target, peak)
     if plan.budget is None or peak.peak_allocated <= plan.budget:
         return ""
     return f"the budget is {plan.budget / GIB:.4g} GiB, and tensors alone take {peak.peak_allocated / GIB:.4g} GiB"
@@ -180,7 +182,7 @@ def _outside(reserved: int, target: Target | None) -> dict[str, int]:
     return {"peak_process": reserved + context, "context": context}
 
 
-def _described(target: Target) -> dict[str, Any]:
+def target_environment(target: Target) -> dict[str, Any]:
     """Return the target of a prediction, for the environment of its records."""
     return {
         "torch": ".".join(map(str, target.release)),

@@ -135,6 +135,6 @@ def stem(configuration: Configuration, phase: str) -> str:
     """Return the stem of the file names, such as ``explain-ppdm-r2``; options that are not defaults follow."""
     c = configuration
     other = (c.precision if c.precision != "fp32" else "", c.checkpointing if c.checkpointing != "none" else "")
-    words = (c.method, c.variant, *other, phase if phase != "train" else "")
+    words = (c.name, c.variant, *other, phase if phase != "train" else "")
     plain = "-".join(filter(None, words)).replace("=", "").replace(" ", "-")
     return "explain-" + "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in plain)

@@ -3,8 +3,8 @@
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.predictor.peak import predict_peak
-from ppdm_bench.predictor.target import GIB, Target
+from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import GIB, MARGIN, Target
 
 
 def doubt(configuration: Configuration, phase: str, card: Target, seconds: float) -> str:
@@ -20,21 +20,24 @@ def doubt(configuration: Configuration, phase: str, card: Target, seconds: float
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
     try:
         with time_limit(seconds):
-            fits = predict_peak(work.build, work.step, work.iterations, card).fits
+            short = shortage(card, predict_peak(work.build, work.step, work.iterations, card))
     except (TimeIsUpError, Exception):  # the code of a method can raise any exception; the run itself reports it
         return ""
-    return skipping(too_much(card)) if fits is False else ""
+    return skipping(short) if short else ""
 
 
-def skipping(shortage: str) -> str:
+def skipping(short: str) -> str:
     """Return the reason of a skipped run that is predicted not to fit."""
-    return f"predicted not to fit: {shortage}; --no-gate tries it"
+    return f"predicted not to fit: {short}; --no-gate tries it"
 
 
-def too_much(card: Target) -> str:
-    """Return why a prediction does not fit on a card of known capacity."""
+def shortage(card: Target, peak: Peak) -> str:
+    """Return why a predicted peak does not fit on a card; empty if it fits or the card has no known capacity."""
+    if peak.fits is not False:
+        return ""
     assert card.capacity is not None
-    whole, context = card.capacity / GIB, card.context / GIB
+    assert peak.needs is not None
     return (
-        f"the card has {whole:.2f} GiB, the CUDA context takes {context:.2f} GiB of it, and the rest does not suffice"
+        f"it needs {peak.needs / GIB:.2f} GiB, with {card.context / GIB:.2f} GiB for the CUDA context and a margin of "
+        f"{MARGIN / GIB:.2f} GiB, and the card has {card.capacity / GIB:.2f} GiB"
     )

@@ -25,6 +25,7 @@ class Request:
         phases, spacing, timeout, budget, gate: see :class:`ppdm_bench.memory.command.Plan`.
         device: auto, cuda, cpu or predict.
         constants: file with fitted constants.
+        gpu: name of a card to predict for; None means the card of the job.
     """
 
     phases: Sequence[str]
@@ -34,11 +35,12 @@ class Request:
     budget: int | None = None
     gate: bool = True
     constants: Path | None = None
+    gpu: str | None = None
 
 
 def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
     """Run one job; valid results of an earlier job in the same folder are reused."""
-    where, target = choose(request.device, request.budget)
+    where, target = choose(request.device, request.budget, request.gpu)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
     plan = Plan(asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate)

@@ -13,6 +13,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record, config_id
+from ppdm_bench.units import ratio
 
 Network = tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor, Tensor], Tensor]]
 
@@ -57,7 +58,7 @@ def reference_table(records: Sequence[Record]) -> str:
     lines = [f"| volume | {names[0]} GiB | {names[1]} GiB | ratio |", "|---|---:|---:|---:|"]
     for shape in dict.fromkeys(r.shape for r in records):
         own, theirs = (found[name, "peak_allocated", shape] / GIB for name in names)
-        lines.append(f"| {'×'.join(map(str, shape))} | {own:.2f} | {theirs:.2f} | {own / theirs:.3f} |")
+        lines.append(f"| {'×'.join(map(str, shape))} | {own:.2f} | {theirs:.2f} | {ratio(own / theirs)} |")
     counts = ", ".join(f"{name} {found[name, 'parameters', records[0].shape]:,}" for name in names)
     return "\n".join(lines) + f"\n\nParameters: {counts}. Peaks are predicted: one training step, fp32, batch size 1.\n"
 

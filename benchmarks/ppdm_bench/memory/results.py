@@ -13,7 +13,7 @@ from ppdm_bench.report.figures.breakdown import breakdown_figure
 from ppdm_bench.report.figures.memory import headline, memory_figure
 from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import memory as table
+from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.units import shape_text
 
 # Duration of a measurement relative to a prediction: the child process first starts Python and imports PyTorch.
@@ -56,7 +56,7 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
 
 
 def present(
-    records: Sequence[Record], folder: Path, budget: int | None, assumed: bool = False
+    records: Sequence[Record], folder: Path, budget: int | None, assumed: bool = False, columns: Sequence[str] = ()
 ) -> tuple[str, list[Path]]:
     """Write table and figures into the folder; return the table as text, and all written files.
 
@@ -65,16 +65,17 @@ def present(
         folder: output folder.
         budget: memory budget in bytes for the column *fits*.
         assumed: whether the tables show the assumed part of each prediction.
+        columns: columns of the printed table; empty: those that fit.
     """
-    frame = table.memory_table(records, reference=REFERENCE, budget=budget)
-    written = [folder / RECORDS, *table.save(frame, folder / "memory", assumed=assumed)]
+    page = memory_page(memory_table(records, reference=REFERENCE, budget=budget), assumed=assumed)
+    written = [folder / RECORDS, *page.save(folder / "memory", columns)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += save(memory_figure(records, reference=REFERENCE), folder / "memory")
         if chosen := headline(records):
             written += save(memory_figure(chosen, reference=REFERENCE), folder / "overview")
     if any(record.metric == "activations" for record in records):
         written += save(breakdown_figure(records), folder / "breakdown")
-    return table.to_text(frame, assumed=assumed), written
+    return page.to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

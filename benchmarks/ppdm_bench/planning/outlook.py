@@ -18,9 +18,8 @@ import torch
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.planning.search import Look
-from ppdm_bench.predictor.allocator import CachingAllocator
-from ppdm_bench.predictor.peak import Peak, predict_peak
-from ppdm_bench.predictor.target import MIB, Target
+from ppdm_bench.predictor.peak import predict_peak
+from ppdm_bench.predictor.target import Target
 
 T = TypeVar("T")
 _FIXED = ("params", "grads", "optimizer")
@@ -57,29 +56,15 @@ def predict(case: Case, target: Target) -> Look:
     """
     configuration, phase, brief = case
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
-    limit = target.room if brief else None
+    limit = target.capacity - target.beside if brief and target.capacity else None
     try:
         peak = predict_peak(work.build, work.step, work.iterations, target, limit=limit)
     except Exception as error:  # the code of a method can raise any exception
         if limit is not None and isinstance(error, torch.OutOfMemoryError):
-            return Look(False, limit, brief=True)
-        raise NoOutlook(f"{configuration.method} {configuration.variant} {phase}: {fault(error)}") from None
-    return Look(bool(peak.fits), need(peak), sum(peak.breakdown[kind] for kind in _FIXED))
-
-
-def need(peak: Peak) -> int:
-    """Return the smallest memory in bytes with which the allocator replay succeeds, to within 1 % or 1 MiB.
-
-    When memory is short, the allocator returns free segments to the driver. The result therefore lies between the peak
-    of allocated memory and the peak of reserved memory without a limit.
-    """
-    assert peak.timeline is not None
-    assert peak.peak_reserved is not None
-    low, high, events = peak.peak_allocated, peak.peak_reserved, peak.timeline.events
-    while high - low > max(MIB, high // 100):
-        middle = (low + high) // 2
-        low, high = (low, middle) if CachingAllocator(middle).replay(events) else (middle, high)
-    return high
+            return Look(False, limit + target.beside, brief=True)
+        raise NoOutlook(f"{configuration.label} {phase}: {fault(error)}") from None
+    assert peak.needs is not None
+    return Look(bool(peak.fits), peak.needs, target.beside + sum(peak.breakdown[kind] for kind in _FIXED))
 
 
 @contextmanager
@@ -142,7 +127,10 @@ def _done(case: Case, target: Target) -> "Future[Look]":
 
 
 def ask_all(
-    questions: Sequence[Question[T]], submit: Submit, progress: Callable[[int, int, Case], None] = lambda *_: None
+    questions: Sequence[Question[T]],
+    submit: Submit,
+    progress: Callable[[int, int, Case], None] = lambda *_: None,
+    keep: Callable[[int, T | NoOutlook], None] = lambda *_: None,
 ) -> list[T | NoOutlook]:
     """Answer questions concurrently; a case that several questions request is predicted only once.
 
@@ -150,6 +138,8 @@ def ask_all(
         questions: generators that yield the next request and return their answer.
         submit: function that submits a prediction.
         progress: called with the number of answered questions, the number of finished predictions, and the latest case.
+        keep: called with the place of a question and its answer as soon as it is known, so that an interruption loses
+            no answer.
 
     Returns:
         The answers in order. If a case of a question or of its subquestions cannot be predicted, the error takes the
@@ -188,8 +178,12 @@ def ask_all(
         for place, part in enumerate(parts):
             go_on(_Asked(part, partial(take, place)), None)
 
+    def answered(number: int, answer: Any) -> None:
+        answers[number] = answer
+        keep(number, answer)
+
     for number, one in enumerate(questions):
-        go_on(_Asked(one, partial(answers.__setitem__, number)), None)
+        go_on(_Asked(one, partial(answered, number)), None)
     while waiting:
         wait({futures[case] for case in waiting.values()}, return_when=FIRST_COMPLETED)
         for asked, case in [(asked, case) for asked, case in waiting.items() if futures[case].done()]:

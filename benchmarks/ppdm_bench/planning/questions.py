@@ -1,6 +1,6 @@
 """Planning questions for one method and phase: whether it fits, and the largest case that fits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -43,8 +43,9 @@ class Answer:
         batch: the largest batch that fits; None for phases without gradients, where a larger batch has no benefit.
         factor: the smallest factor that fits, as an index into the factors in descending order, from 1; None for a
             method without a factor.
-        switches: if the request does not fit, the same configuration with other switches, and whether each one fits.
-        switched_cube: the largest cube with all switches on, if the request does not fit even with them.
+        options: if the request does not fit, the same configuration with memory-saving options, and whether each fits:
+            for each single option the mildest value that suffices, or combinations if no single option does.
+        leanest_cube: the largest cube with all options together, if the request does not fit even with them.
     """
 
     asked: Configuration
@@ -53,8 +54,8 @@ class Answer:
     cube: Found
     batch: Found | None
     factor: Found | None
-    switches: Mapping[Configuration, Look] = field(default_factory=dict)
-    switched_cube: tuple[Configuration, Found] | None = None
+    options: Mapping[Configuration, Look] = field(default_factory=dict)
+    leanest_cube: tuple[Configuration, Found] | None = None
 
 
 def phases_of(method: Method) -> tuple[str, ...]:
@@ -72,10 +73,10 @@ def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -
     if asked.resolve().has_factor:
         parts["factor"] = _factor(asked, phase, target, bounds, base)
     if not base.fits:
-        parts["switches"] = _switches(asked, phase, target, bounds)
+        parts["options"] = _options(asked, phase, target, bounds)
     found = dict(zip(parts, (yield list(parts.values())), strict=True))
-    switches, switched = found.get("switches", ({}, None))
-    return Answer(asked, phase, base, found["cube"], found.get("batch"), found.get("factor"), switches, switched)
+    options, leanest_cube = found.get("options", ({}, None))
+    return Answer(asked, phase, base, found["cube"], found.get("batch"), found.get("factor"), options, leanest_cube)
 
 
 def with_edge(asked: Configuration, edge: int) -> Configuration:
@@ -83,14 +84,36 @@ def with_edge(asked: Configuration, edge: int) -> Configuration:
     return replace(asked, shape=(edge, edge, edge))
 
 
-def alternatives(asked: Configuration, phase: str) -> list[Configuration]:
-    """Return the same configuration with memory-saving switches, fewest first; recomputation needs gradients."""
-    precisions = [asked.precision] + ["bf16"] * (asked.precision == "fp32")
-    recomputed = [asked.checkpointing]
-    if phase.endswith("train"):
-        recomputed = list(CHECKPOINTING[CHECKPOINTING.index(asked.checkpointing) :])
-    made = [replace(asked, precision=p, checkpointing=c) for c in recomputed for p in precisions][1:]
-    return sorted(made, key=lambda c: (c.precision != asked.precision) + (c.checkpointing != asked.checkpointing))
+@dataclass(frozen=True)
+class Alternatives:
+    """The same configuration with memory-saving options, for each option the mildest value first.
+
+    Attributes:
+        single: one group of configurations for each option; each group changes that option only.
+        combined: configurations that change all options.
+    """
+
+    single: list[list[Configuration]]
+    combined: list[Configuration]
+
+    @classmethod
+    def of(cls, asked: Configuration, phase: str, target: Target) -> "Alternatives":
+        """Return the alternatives to a request.
+
+        A card before Ampere has no bf16, so fp16 is offered for it. Recomputation saves memory of gradients only.
+        """
+        half = "bf16" if target.has_bf16 else "fp16"
+        precision = [replace(asked, precision=half)] if asked.precision == "fp32" else []
+        kinds = CHECKPOINTING[CHECKPOINTING.index(asked.checkpointing) + 1 :] if phase.endswith("train") else ()
+        recomputed = [replace(asked, checkpointing=kind) for kind in kinds]
+        combined = [replace(one, precision=half) for one in recomputed] if precision else []
+        return cls([group for group in (precision, recomputed) if group], combined)
+
+    @property
+    def leanest(self) -> Configuration | None:
+        """The configuration that needs least; None if no option is left."""
+        groups = [*self.single, self.combined] if self.combined else self.single
+        return groups[-1][-1] if groups else None
 
 
 def _search(
@@ -102,7 +125,7 @@ def _search(
     hint: tuple[float, Look],
 ) -> Question[Found]:
     """Run a search whose cases are predictions."""
-    search = largest(limit, target.room, size, known, hint)
+    search = largest(limit, target.capacity, size, known, hint)
     try:
         wanted = next(search)
         while True:
@@ -151,24 +174,30 @@ def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, ba
     return _search(len(factors), target, lambda k: factors[k - 1] ** -3.0, case, known, (1 / prod(own), base))
 
 
-def _switches(
+def _options(
     asked: Configuration, phase: str, target: Target, bounds: Bounds
 ) -> Question[tuple[dict[Configuration, Look], tuple[Configuration, Found] | None]]:
-    """Find switches that make the configuration fit.
+    """Find the options that make the configuration fit.
 
-    All switches together are tried first. If they do not suffice, the largest cube with all switches is searched. If
-    they suffice, the other combinations are tried in order until one fits.
+    All options together are tried first. If they do not suffice, the largest cube with all of them is searched. If they
+    suffice, each single option is tried, and combinations only if no single option suffices. Within an option, values
+    are tried from the mildest on until one fits.
     """
-    others = alternatives(asked, phase)
-    if not others:
+    others = Alternatives.of(asked, phase, target)
+    if (leanest := others.leanest) is None:
         return {}, None
-    strongest = others[-1]
-    looks = {strongest: (yield Case(strongest, phase))}
-    if not looks[strongest].fits:
-        cube = yield from _cube(strongest, phase, target, bounds, looks[strongest])
-        return looks, (strongest, cube)
-    for one in others[:-1]:
-        looks[one] = yield Case(one, phase, brief=True)
-        if looks[one].fits:
-            break
-    return {one: looks[one] for one in others if one in looks}, None
+    looks = {leanest: (yield Case(leanest, phase))}
+    if not looks[leanest].fits:
+        return looks, (leanest, (yield from _cube(leanest, phase, target, bounds, looks[leanest])))
+    tried: dict[Configuration, Look] = {}
+
+    def mildest(group: Sequence[Configuration]) -> Question[None]:
+        for one in group:
+            tried[one] = looks.get(one) or (yield Case(one, phase, brief=True))
+            if tried[one].fits:
+                return
+
+    yield [mildest(group) for group in others.single]
+    if not any(look.fits for look in tried.values()):
+        yield from mildest(others.combined)
+    return tried, None

@@ -9,13 +9,15 @@ from ppdm_bench.commands.terminal import progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS
-from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predictor
+from ppdm_bench.memory.command import target_environment
+from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.target import GIB, Target
-from ppdm_bench.records import Record, RecordFile, config_id
+from ppdm_bench.records import PURPOSES, Record, RecordFile, config_id
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.tables import budget as report
+from ppdm_bench.report.figures.largest_cube import budget_figure
+from ppdm_bench.report.tables.budget import gather, plan_page
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Plan:
 
     Attributes:
         configurations: requested configurations.
-        phases: requested phases; phases that a method lacks are omitted. None takes all phases of the method.
+        purposes: what the method is to do, ``train`` or ``sample``; each includes the phases of a learned
+            representation. None means both.
         target: the card, with its capacity.
         spacing: voxel spacing in mm of the scan that gives the volume size.
         bounds: bounds of the search.
     """
 
     configurations: Sequence[Configuration]
-    phases: Sequence[str] | None
+    purposes: Sequence[str] | None
     target: Target
     spacing: tuple[float, ...] = ()
     bounds: Bounds = field(default_factory=Bounds)
@@ -43,46 +46,72 @@ class Plan:
             (one, phase)
             for one in self.configurations
             for phase in phases_of(one.resolve())
-            if self.phases is None or phase in self.phases
+            if self.purposes is None or PURPOSES[phase] in self.purposes
         ]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a plan; ``records`` hold the answers that were found before."""
+
+    def __init__(self, records: list[Record]) -> None:
+        super().__init__()
+        self.records = records
+
+
 def collect(plan: Plan, workers: int | None = None) -> list[Record]:
-    """Answer all questions with a progress bar and return the records."""
+    """Answer all questions with a progress bar and return the records.
+
+    Raises:
+        Interrupted: Ctrl-C was received.
+    """
     asked = plan.asked
     questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
+    found: dict[int, list[Record]] = {}
+
+    def keep(number: int, answer: Answer | NoOutlook) -> None:
+        one, phase = asked[number]
+        if isinstance(answer, NoOutlook):
+            found[number] = [_record(plan, one, one, phase, "fits", status="error", reason=str(answer))]
+        else:
+            found[number] = _records(plan, answer)
+
+    try:
+        _answer(plan, questions, workers, keep)
+    except KeyboardInterrupt:
+        raise Interrupted([record for _, records in sorted(found.items()) for record in records]) from None
+    return [record for _, records in sorted(found.items()) for record in records]
+
+
+def _answer(
+    plan: Plan,
+    questions: Sequence[Question[Answer]],
+    workers: int | None,
+    keep: Callable[[int, Answer | NoOutlook], None],
+) -> None:
     with progress() as bar, predictor(plan.target, workers) as submit:
         shown = bar.add_task("loading", total=len(questions))
 
         def tell(answered: int, made: int, case: Case) -> None:
             what = case.configuration
-            text = f"{made} predictions; {what.method} {case.phase} {'×'.join(map(str, what.shape))}"
+            text = f"{made} predictions; {what.name} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
 
-        answers = ask_all(questions, submit, tell)
-    return [
-        record
-        for (one, phase), answer in zip(asked, answers, strict=True)
-        for record in (
-            [_record(plan, one, one, phase, "fits", status="error", reason=str(answer))]
-            if isinstance(answer, NoOutlook)
-            else _records(plan, answer)
-        )
-    ]
+        ask_all(questions, submit, tell, keep)
 
 
-def present(records: Sequence[Record], folder: Path | None) -> tuple[str, list[Path]]:
+def present(records: Sequence[Record], folder: Path | None, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Return the table and its summary as text, and the written files; without a folder nothing is written."""
-    lines = report.gather(records)
+    lines = gather(records)
+    page = plan_page(lines)
     if folder is None:
-        return report.to_text(lines), []
+        return page.to_text(columns), []
     file = RecordFile(folder / RECORDS)
     known = {record.content() for record in file.read()}
     file.append(record for record in records if record.content() not in known)
-    written = [file.path, *report.save(lines, folder / "plan")]
+    written = [file.path, *page.save(folder / "plan", columns)]
     if any(line.cube is not None for line in lines):
-        written += style.save(report.budget_figure(lines), folder / "plan")
-    return report.to_text(lines), written
+        written += style.save(budget_figure(lines), folder / "plan")
+    return page.to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:
@@ -107,23 +136,23 @@ def _records(plan: Plan, answer: Answer) -> list[Record]:
         records.append(found(asked, "largest_batch", answer.batch, int))
     if answer.factor is not None:
         records.append(found(asked, "smallest_factor", answer.factor, factor))
-    for one, look in answer.switches.items():
+    for one, look in answer.options.items():
         records += _verdict(plan, asked, one, phase, look)
-    if answer.switched_cube:
-        records.append(found(answer.switched_cube[0], "largest_resolution", answer.switched_cube[1], edge))
+    if answer.leanest_cube:
+        records.append(found(answer.leanest_cube[0], "largest_resolution", answer.leanest_cube[1], edge))
     return records
 
 
 def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
     fits = _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1")
-    needed = [] if look.brief else [_record(plan, asked, one, phase, "needed", value=look.need, unit="B")]
+    needed = [] if look.brief else [_record(plan, asked, one, phase, "needs", value=look.need, unit="B")]
     return [fits, *needed]
 
 
 def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
     """Return the value of a search as fields of a record, with its two decisive predictions and a note if needed."""
     ends = [case for case in (found.value, found.value + 1) if case in found.looks]
-    verified = [{"case": named(c), "fits": found.looks[c].fits, "needed": found.looks[c].need} for c in ends]
+    verified = [{"case": named(c), "fits": found.looks[c].fits, "needs": found.looks[c].need} for c in ends]
     value = {"value": named(found.value), "unit": "1", "options": {"verified": verified}}
     if found.exception is not None:
         smaller = next(case for case, look in sorted(found.looks.items()) if not look.fits)
@@ -136,7 +165,7 @@ def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
 
 
 def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any) -> Record:
-    """Return a record about ``one``, whose switches may differ from those of the request ``asked``."""
+    """Return a record about ``one``, whose options may differ from those of the request ``asked``."""
     target = plan.target
     how = {
         "budget": target.capacity,
@@ -144,7 +173,6 @@ def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, me
         "step": plan.bounds.step,
     }
     options = one.describe() | {"plan": how}
-    env = environment() | {"torch": ".".join(map(str, target.release)), "capacity": target.capacity}
     return Record(
         command="plan",
         config_id=config_id(options),
@@ -156,14 +184,13 @@ def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, me
         n=1,
         kind="predicted",
         device="cuda",
-        env=env | {"context": target.context},
+        env=environment() | target_environment(target),
         **content | {"options": options | content.get("options", {})},
     )
 
 
 def too_small(target: Target) -> str | None:
     """Return why nothing can be planned for a card; None if planning is possible."""
-    room = target.room
-    if room is None or room > 0:
+    if target.capacity is None or target.capacity > target.beside:
         return None
-    return f"a budget must exceed the CUDA context, which takes {target.context / GIB:.2f} GiB of it"
+    return f"a budget must exceed {target.beside / GIB:.2f} GiB, which the CUDA context and the margin of safety take"

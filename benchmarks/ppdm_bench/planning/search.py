@@ -16,7 +16,8 @@ class Look:
 
     Attributes:
         fits: whether the case fits.
-        need: memory in bytes with which the case would just fit; a lower bound if the look is brief.
+        need: bytes that a card must have for the case (:attr:`ppdm_bench.predictor.peak.Peak.needs`); a lower bound if
+            the look is brief.
         fixed: part of it in bytes that does not grow with the case, such as weights.
         brief: whether the prediction stopped as soon as it was clear that the case does not fit.
     """
@@ -54,7 +55,7 @@ class Found:
 
 def largest(
     limit: int,
-    room: int | None,
+    capacity: int | None,
     size: Callable[[int], float],
     known: Mapping[int, Look],
     hint: tuple[float, Look] | None = None,
@@ -67,7 +68,7 @@ def largest(
 
     Args:
         limit: the largest case.
-        room: available memory in bytes; None disables estimates.
+        capacity: memory of the card in bytes; None disables estimates.
         size: size of a case in any unit; it must grow with the case.
         known: earlier looks by case.
         hint: size and look of one more case, which helps the estimate.
@@ -79,25 +80,25 @@ def largest(
         if above - below == 1:
             return Found(below, looks, limit)
         sized = [(size(case), look) for case, look in looks.items()] + ([hint] if hint else [])
-        guess = _estimate(limit, room, size, sized) if len(looks) - len(known) < PATIENCE else None
+        guess = _estimate(limit, capacity, size, sized) if len(looks) - len(known) < PATIENCE else None
         case = (below + above) // 2 if guess is None else min(max(guess, below + 1), above - 1)
         looks[case] = yield case
 
 
 def _estimate(
-    limit: int, room: int | None, size: Callable[[int], float], sized: list[tuple[float, Look]]
+    limit: int, capacity: int | None, size: Callable[[int], float], sized: list[tuple[float, Look]]
 ) -> int | None:
     """Estimate the largest case that fits, by linear extrapolation of memory over size.
 
-    The line runs through the two looks that are nearest to the room. With only one look, it runs through its fixed
+    The line runs through the two looks that are nearest to the capacity. With only one look, it runs through its fixed
     memory at size 0.
     """
-    if room is None or not sized:
+    if capacity is None or not sized:
         return None
-    (known, look), *others = sorted(sized, key=lambda entry: abs(entry[1].need - room))
+    (known, look), *others = sorted(sized, key=lambda entry: abs(entry[1].need - capacity))
     other, fixed = next(((size, one.need) for size, one in others if size != known), (0.0, look.fixed))
     growing = (look.need - fixed) / (known - other)
     if growing <= 0:
         return None
-    affordable = known + (room - look.need) / growing
+    affordable = known + (capacity - look.need) / growing
     return max((case for case in range(1, limit + 1) if size(case) <= affordable), default=0)

@@ -1,7 +1,7 @@
 """Peak CUDA memory of any PyTorch code, predicted without a GPU: ``predict_peak``, ``measure_peak``, ``Target``.
 
-The package imports PyTorch and nothing of the rest of the project, and PyTorch only when one of its names is used.
-README.md beside this file lists every rule.
+The package imports PyTorch and nothing else of the project. It imports PyTorch only when one of its names is used.
+README.md in this folder lists every rule.
 """
 
 from importlib import import_module

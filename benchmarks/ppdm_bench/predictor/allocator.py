@@ -1,9 +1,9 @@
-"""PyTorch's caching allocator, replayed: what a sequence of births and deaths makes it take from the driver.
+"""Model of PyTorch's caching allocator: the memory that a sequence of allocations reserves from the driver.
 
-One stream, default settings (c10/cuda/CUDACachingAllocator.cpp): requests are rounded to 512 B; up to 1 MiB they share
-segments of 2 MiB, below 10 MiB segments of 20 MiB, larger ones get a segment of their own rounded to 2 MiB. A free
-block is reused best fit and split where enough is left; neighbours merge when freed; when the device is full, segments
-that are wholly free are returned first.
+It models one stream with default settings (c10/cuda/CUDACachingAllocator.cpp). Requests are rounded up to 512 B.
+Requests up to 1 MiB share segments of 2 MiB, requests below 10 MiB share segments of 20 MiB, and each larger request
+gets its own segment, rounded up to 2 MiB. The allocator reuses the free block that fits best and splits it if enough
+remains. Free neighbours merge. When the device is full, the allocator first returns the entirely free segments.
 """
 
 from bisect import bisect_left, insort
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from ppdm_bench.predictor.target import MIB
 
 ROUND = 512
-Event = tuple[int, int]  # (block, its bytes at birth, 0 at its death)
+Event = tuple[int, int]  # (block number, bytes) for an allocation, (block number, 0) for a release
 
 
 def rounded(size: int) -> int:
-    """Bytes that the allocator hands out for a request."""
+    """Bytes that the allocator rounds a request to."""
     return -(-size // ROUND) * ROUND
 
 
@@ -39,10 +39,10 @@ class CachingAllocator:
     """A model of one device's allocator.
 
     Args:
-        capacity: bytes that can be taken from the driver; None is without end.
+        capacity: maximum bytes that can be reserved from the driver; None means no limit.
 
     Attributes:
-        reserved, peak_reserved: bytes taken from the driver, now and at most.
+        reserved, peak_reserved: bytes reserved from the driver, currently and at the maximum.
         refused: bytes of the request that did not fit, if there was one.
     """
 
@@ -55,11 +55,11 @@ class CachingAllocator:
         self._count = 0
 
     def size_of(self, name: int) -> int:
-        """Bytes of the block that a living request was given."""
+        """Bytes of the block that serves a live request."""
         return self._used[name].size
 
     def replay(self, events: Iterable[Event]) -> bool:
-        """Follow births and deaths in order; False, at once, when a birth does not fit."""
+        """Apply allocations and releases in order; stop and return False at the first allocation that does not fit."""
         for name, size in events:
             if size == 0:
                 self._release(self._used.pop(name))
@@ -113,7 +113,7 @@ class CachingAllocator:
         self._set_free(block)
 
     def return_free_segments(self) -> None:
-        """Give the driver back what is wholly free (``torch.cuda.empty_cache``)."""
+        """Return all entirely free segments to the driver (``torch.cuda.empty_cache``)."""
         for idle in self._idle.values():
             for _, block in [entry for entry in idle if not entry[1].before and not entry[1].after]:
                 self._take(block)
@@ -135,7 +135,7 @@ class CachingAllocator:
 
 
 def _segment(size: int) -> int:
-    """Bytes asked of the driver for a request that no free block holds."""
+    """Bytes reserved from the driver for a request that fits no free block."""
     if size <= MIB:
         return 2 * MIB
     return 20 * MIB if size < 10 * MIB else -(-size // (2 * MIB)) * 2 * MIB

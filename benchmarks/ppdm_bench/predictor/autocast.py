@@ -1,4 +1,4 @@
-"""CUDA's autocast on CPU tensors, put in the place of the CPU's own."""
+"""CUDA's autocast rules, applied to CPU tensors in place of the CPU's own rules."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,15 +24,15 @@ from ppdm_bench.predictor.kernel_rules import (
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Put CUDA's autocast in the place of the CPU's, and let every region be one of the CPU's.
+    """Replace the CPU's autocast rules by CUDA's, and turn every autocast region into a CPU region.
 
-    The kernels are registered with the dispatcher, so they hold for every way to an operator, and for blocks that are
-    recomputed in the backward pass.
+    The kernels are registered with the dispatcher, so they apply however an operator is called, also in blocks that
+    are recomputed in the backward pass.
     """
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that kernels are overridden is the purpose
+            warnings.simplefilter("ignore")  # PyTorch warns about overridden kernels; here they are intended
             for name, kernel in _kernels():
                 library.impl(name, kernel)
         with ExitStack() as stack:
@@ -44,7 +44,7 @@ def cuda_autocast() -> Iterator[None]:
 
 
 def _patches() -> Iterator[Any]:
-    """Every region is one of the CPU's, also where code asks whether it is in one of CUDA's, as checkpointing does."""
+    """Turn every autocast region into a CPU region; queries about CUDA regions, as in checkpointing, answer for it."""
     init, get_dtype, is_enabled = autocast.__init__, torch.get_autocast_dtype, torch.is_autocast_enabled
 
     def enabled(device_type: str = "cuda") -> bool:
@@ -64,7 +64,7 @@ def _patches() -> Iterator[Any]:
 
 
 def _kernels() -> Iterator[tuple[str, Callable]]:
-    """Every operator that CUDA's autocast covers otherwise than the CPU's, and what it does with it."""
+    """Every operator that CUDA's autocast treats differently from the CPU's, with the kernel to register."""
     on_cuda, on_cpu = _registered("AutocastCUDA"), _registered("AutocastCPU")
     for name in sorted(on_cuda - AUTOCAST_OTHER):
         if name in AUTOCAST_HALF:
@@ -75,7 +75,7 @@ def _kernels() -> Iterator[tuple[str, Callable]]:
         else:
             yield name, partial(_cast_and_run, _overload(name), _widest if name in AUTOCAST_PROMOTE else _fp32)
     for name in sorted(on_cpu - on_cuda):
-        if not name.endswith(".padding"):  # a convolution after all, which both run in half precision
+        if not name.endswith(".padding"):  # a convolution, which both run in half precision
             yield name, torch.library.fallthrough_kernel
 
 

@@ -1,14 +1,14 @@
-"""Values that are known although tensors have no memory: of constants, and of what is worked out of constants alone.
+"""Known values of fake tensors: constants, and values computed only from constants.
 
-Code asks its small tensors for values that it then needs: the dimensions that a loss reduces over, the widths of a
-network's stages, lengths, rates of dropout. Beside the storage of a fake tensor a real one is kept, as long as nothing
-that depends on data is written into it. Every view of the fake storage is a view of the real one, so that an alias
-never shows a value that was overwritten. A large tensor is known while all its elements are the same, as one of zeros
-is. What is kept here is no part of the memory that is followed.
+Code reads values from small tensors and needs them: the dimensions that a loss reduces over, the widths of a network's
+stages, lengths, dropout rates. Therefore a real storage is kept for each fake storage, as long as nothing that depends
+on data is written into it. Every view of the fake storage is a view of the real one, so that an alias never shows an
+overwritten value. A large tensor is known while all its elements are equal, for example zeros. The values kept here are
+not part of the recorded memory.
 
-Three kinds of values are told apart. Known ones are what real tensors give. Guessed ones are as good as any: small
-random draws, and whether an unknown value is finite, which it is taken to be. They may be read, but no size may depend
-on them. All others are unknown: ``_stand_in`` says what is read in their place.
+There are three kinds of values. Known values are those that real tensors would have. Guessed values are arbitrary but
+valid: small random samples, and the assumption that an unknown value is finite. Code may read them, but no size may
+depend on them. All other values are unknown; ``_stand_in`` defines what code reads instead.
 """
 
 import math
@@ -22,18 +22,18 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 aten = torch.ops.aten
 
-LIMIT = 1 << 16  # elements of a tensor whose values are kept one by one
-_DRAWN = 16  # of one of floating point that is drawn at random: a decision or a rate, but no input and no weight
-_READ = 1 << 24  # elements that an operator may read to work out a known result
+LIMIT = 1 << 16  # maximum elements of a tensor whose values are kept individually
+_DRAWN = 16  # maximum elements of a random floating-point tensor: a decision or a rate, but no input and no weight
+_READ = 1 << 24  # maximum elements that an operator may read to compute a known result
 CPU = torch.device("cpu")
 
 
 class _Known(NamedTuple):
-    """What lies in a fake storage.
+    """Content of a fake storage.
 
     Attributes:
-        values: the real storage, or one element that all of them are equal to.
-        guessed: whether the values are only as good as any.
+        values: the real storage, or one element if all elements are equal.
+        guessed: whether the values are guessed.
     """
 
     values: torch.UntypedStorage | Tensor
@@ -41,16 +41,16 @@ class _Known(NamedTuple):
 
 
 class _Traits(NamedTuple):
-    """What there is to know of an operator.
+    """Properties of an operator.
 
     Attributes:
-        plain: whether it may be run in earnest.
-        drawn: whether its result is drawn at random.
-        reads: whether its result is no tensor but what a tensor holds.
+        plain: whether it may run on real tensors.
+        drawn: whether its result is random.
+        reads: whether its result is a value read from a tensor, and not a tensor.
         sized: whether the shape of its result depends on values.
-        written: the arguments that it writes into, by position and name.
-        fills: what it fills the first tensor of its result with, whatever that held: a number, or the name of the
-            argument that says it; None if it does not.
+        written: the arguments that it writes to, by position and name.
+        fills: the number with which it fills the first tensor of its result, independent of the inputs' values, or
+            position and name of the argument that holds this number; None if it does not fill.
     """
 
     plain: bool
@@ -65,41 +65,41 @@ class Constants:
     """The known values of one prediction.
 
     Attributes:
-        told: whether a value was read that is not known.
+        told: whether code read a value that is not known.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
         self.told = False
         self._mode = mode
-        self._known: dict[int, _Known | None] = {}  # by the address of the fake storage; None once it is unknown
-        self._met: dict[int, torch.UntypedStorage] = {}  # real storages that stand behind doubles, for one operator
+        self._known: dict[int, _Known | None] = {}  # by address of the fake storage; None if it became unknown
+        self._met: dict[int, torch.UntypedStorage] = {}  # real storages of doubles, for the next operator only
 
     def forget(self, address: int) -> None:
-        """Say that a fake storage is gone."""
+        """Drop a fake storage that was freed."""
         self._known.pop(address, None)
 
     def meet(self, double: Tensor, x: Tensor) -> None:
-        """Say that a real tensor is an argument of the next operator, and what stands in for it."""
+        """Register a real tensor, with its double, as an argument of the next operator."""
         if double.numel() <= LIMIT and x.untyped_storage().nbytes() <= 16 * LIMIT:
             self._met[_address(double)] = x.untyped_storage()
 
     def follows(self, x: Tensor) -> bool:
-        """Whether what a fake tensor holds is noted here, be it that it is unknown."""
+        """Whether the content of a fake tensor is recorded here, even if it is unknown."""
         return _address(x) in self._known
 
     def knows(self, x: Tensor) -> bool:
-        """Whether what a fake tensor holds is known or guessed."""
+        """Whether the values of a fake tensor are known or guessed."""
         return self._known.get(_address(x)) is not None
 
     def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
-        """What a function makes of the values of a tensor: of those that stand in for unknown ones, if need be."""
+        """Apply a function to the values of a tensor, or to stand-in values if they are unknown."""
         with _in_earnest():
             found = self._value(x)
             self.told |= found is None or found[1]
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
 
     def array(self, x: Tensor) -> Any:
-        """An array that shares memory with what a tensor holds; zeros, which take none yet, if that is not known."""
+        """NumPy array that shares memory with the known values; zeros if the values are unknown."""
         with _in_earnest():
             found = self._value(x)
             self.told |= found is None or found[1]
@@ -113,12 +113,12 @@ class Constants:
         tensors: Sequence[Tensor],
         fake_run: Callable[..., Any],
     ) -> Any:
-        """Run an operator on fake tensors, and in earnest beside that if all its inputs are known.
+        """Run an operator on fake tensors, and also on real tensors if all its inputs are known.
 
         Args:
             op, args, kwargs: the operator and its arguments.
-            tensors: all the tensors among the arguments.
-            fake_run: how it is run on fake tensors.
+            tensors: all tensors in the arguments.
+            fake_run: function that runs the operator on fake tensors.
         """
         try:
             return self._run(op, args, kwargs, tensors, fake_run)
@@ -150,7 +150,7 @@ class Constants:
     # --- inputs
 
     def _inputs(self, tensors: Sequence[Tensor]) -> "_Inputs | None":
-        """The values of an operator's tensors; None if one is unknown."""
+        """Values of an operator's tensors; None if one is unknown."""
         for x in tensors:
             address = _address(x)
             if self._known.get(address) is None and (address in self._known or address not in self._met):
@@ -179,15 +179,15 @@ class Constants:
     # --- results
 
     def _lifted(self, out: FakeTensor, value: Tensor) -> FakeTensor:
-        """``torch.tensor(...)``, whose argument is a real tensor that holds the value."""
-        out.constant = None  # PyTorch's own note of a value, of one element at most; notes of operators hold none
+        """Result of ``torch.tensor(...)``; the argument is a real tensor that holds the value."""
+        out.constant = None  # PyTorch's own record of a single value; results with one are not cached
         if value.numel() <= LIMIT and value.layout is torch.strided:
             with _in_earnest():
                 self._store(out, value, guessed=False)
         return out
 
     def _read(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
-        """The result of an operator that depends on values."""
+        """Result of an operator that depends on values."""
         if inputs is None or not inputs.are_few():
             self.told = True
             return fake_run(op, args, kwargs)
@@ -200,7 +200,7 @@ class Constants:
         return type(real)(made) if isinstance(real, tuple | list) else made[0]
 
     def _made(self, real: Tensor) -> Tensor:
-        """A fake tensor like a real one."""
+        """Fake tensor with the shape, strides and, if small, the values of a real one."""
         with self._mode:
             fake = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=CPU)
         if real.numel() <= LIMIT:
@@ -209,7 +209,7 @@ class Constants:
         return fake
 
     def _fill(self, traits: _Traits, args: Any, kwargs: Any, out: Any) -> bool:
-        """Note a result that does not depend on what the inputs hold; False if it is not so after all."""
+        """Record a result that does not depend on the inputs' values; False if it cannot be recorded."""
         if type(out) is not FakeTensor or out.fake_device != CPU or not _is_whole(out):
             return False
         number: Any = traits.fills
@@ -228,10 +228,10 @@ class Constants:
         return True
 
     def _beside(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
-        """Run an operator in earnest beside the fake run and keep what it gives; False if that is not known."""
+        """Run an operator on real tensors after the fake run and keep the result; False if it is not known."""
         results = [x for x in _each(out) if isinstance(x, Tensor)]
         if not traits.written and results and all(self._known.get(_address(x)) is not None for x in results):
-            return True  # views of what is kept
+            return True  # views of storages whose values are kept
         if not all(type(x) is FakeTensor and x.fake_device == CPU for x in results) or not inputs.are_few():
             return False
         small = all(x.numel() <= LIMIT for x in results)
@@ -244,7 +244,7 @@ class Constants:
             try:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
-                return False  # a kernel that the CPU lacks, or a value that is wrong: it is found where it is real
+                return False  # the CPU lacks the kernel, or a value is invalid; the real code reports it when it runs
             guessed = inputs.guessed or traits.drawn
             truths = [x for x in _each(real) if isinstance(x, Tensor)]
             if len(truths) != len(results):
@@ -261,7 +261,7 @@ class Constants:
         return True
 
     def _part(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
-        """Take a copy of each real storage that an operator will write into, or has made a view of."""
+        """Copy each real storage that an operator will write to, or of which it returns a view."""
         for x in tensors:
             address = _address(x)
             if address in self._met and address not in self._known:
@@ -272,7 +272,7 @@ class Constants:
     def _in_one(
         self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", results: list[Tensor]
     ) -> bool:
-        """An operator on tensors that are each the same all over, for one of their elements."""
+        """Run an operator on one element of each tensor; False unless every tensor holds one repeated value."""
         same = (torch.Tag.pointwise in op.tags or op in _COPIES) and len(results) == 1
         if not same or not all(stride == 0 for x in inputs.values.values() for stride in x.stride()):
             return False
@@ -289,7 +289,7 @@ class Constants:
         return True
 
     def _store(self, x: Tensor, value: Tensor, guessed: bool) -> None:
-        """Keep a value: of a whole tensor, or one that all its elements have."""
+        """Keep the values of a tensor, or the one value that all its elements have."""
         address = _address(x)
         size = x.untyped_storage().nbytes()
         if value.dtype is not x.dtype or (value.dim() and value.shape != x.shape):
@@ -312,7 +312,7 @@ class Constants:
             self._known[address] = known._replace(guessed=True)
 
     def _lose(self, traits: _Traits, args: Any, kwargs: Any) -> None:
-        """What an operator wrote into holds what is not known."""
+        """Mark as unknown all storages that an operator wrote to."""
         for x in _written(traits, args, kwargs):
             address = _address(x)
             if address in self._known or address in self._met:
@@ -320,11 +320,11 @@ class Constants:
 
 
 class _Inputs:
-    """The values of an operator's tensors, by the identity of each.
+    """Values of an operator's tensors.
 
     Attributes:
-        values: the values.
-        guessed: whether one is only as good as any.
+        values: the values, by the tensor's ``id``.
+        guessed: whether any of them is guessed.
     """
 
     def __init__(self, values: dict[int, Tensor], guessed: bool) -> None:
@@ -332,11 +332,11 @@ class _Inputs:
         self.guessed = guessed
 
     def are_few(self) -> bool:
-        """Whether they are read in no time."""
+        """Whether there are few enough elements to compute with quickly."""
         return sum(x.numel() for x in self.values.values()) <= _READ
 
     def of(self, value: Any) -> Any:
-        """Arguments with the values in place of the tensors."""
+        """Arguments with real values in place of the fake tensors."""
         if isinstance(value, Tensor):
             return self.values[id(value)]
         if isinstance(value, dict):
@@ -344,15 +344,15 @@ class _Inputs:
         if type(value) is tuple or type(value) is list:
             return type(value)(self.of(each) for each in value)
         if isinstance(value, torch.Generator):
-            return value.clone_state()  # the code's own stays where it is
+            return value.clone_state()  # the user's generator must not advance twice
         return value
 
 
 def stand_in(op: Any, args: Sequence[Any]) -> Any:
-    """What is read in place of a value that is not known: harmless, and of the right type."""
+    """Value that code reads in place of an unknown one: harmless and of the right type."""
     if op is aten._local_scalar_dense.default:
         return _stand_in(args[0].dtype)
-    return False  # `torch.equal` and `torch.allclose`
+    return False  # the result of `torch.equal` and `torch.allclose`
 
 
 def _stand_in(dtype: torch.dtype) -> Any:
@@ -361,7 +361,7 @@ def _stand_in(dtype: torch.dtype) -> Any:
 
 # --- operators
 
-# Their result holds one number all over, or what happens to lie there, whatever their inputs hold.
+# Operators whose result holds one repeated number or uninitialised memory, independent of the inputs' values.
 _FILLS: Mapping[str, float | tuple[int, str]] = {
     "empty": 0,
     "empty_like": 0,
@@ -385,7 +385,7 @@ _FILLS: Mapping[str, float | tuple[int, str]] = {
 }
 _FINITE = {aten.eq.Tensor, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar}
 _COPIES = {aten.clone.default, aten._to_copy.default}
-_RUNNING = {"running_mean", "running_var"}  # which a norm writes into without saying so
+_RUNNING = {"running_mean", "running_var"}  # norms write to these although their schema does not declare it
 
 
 @cache
@@ -414,7 +414,7 @@ def _traits(op: Any) -> _Traits:
 
 
 def _asks_whether_finite(op: Any, args: Sequence[Any]) -> bool:
-    """Whether a comparison is a part of ``torch.isfinite``, which is none of an operator to PyTorch."""
+    """Whether a comparison is part of ``torch.isfinite``, which is not an operator of its own in PyTorch."""
     x, other = args[0], args[1]
     if op is not aten.eq.Tensor:
         return isinstance(other, float) and other == math.inf
@@ -423,7 +423,7 @@ def _asks_whether_finite(op: Any, args: Sequence[Any]) -> bool:
 
 
 def _written(traits: _Traits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors that an operator writes into."""
+    """Tensors that an operator writes to."""
     for position, name in traits.written:
         value = args[position] if position < len(args) else kwargs.get(name)
         yield from (x for x in _each(value) if isinstance(x, Tensor))
@@ -437,7 +437,7 @@ def _may_be_drawn(x: Tensor) -> bool:
 
 
 class _in_earnest:
-    """Real tensors are computed with, of which no mode is told; what is kept never meets autograd."""
+    """Context for computing with real tensors: dispatch modes do not see it, and autograd does not record it."""
 
     def __enter__(self) -> None:
         self._inference = torch._C._InferenceMode(True)
@@ -455,7 +455,7 @@ def _address(x: Tensor) -> int:
 
 
 def _view(storage: torch.UntypedStorage, x: Tensor) -> Tensor:
-    """What a fake tensor's view of a storage is of a real one."""
+    """View of a real storage with the geometry of a fake tensor."""
     return torch.empty(0, dtype=x.dtype).set_(storage, int(x.storage_offset()), x.shape, x.stride())
 
 
@@ -464,12 +464,12 @@ def _copy(storage: torch.UntypedStorage) -> torch.UntypedStorage:
 
 
 def _one(x: Tensor) -> Tensor:
-    """One element of a tensor that is the same all over, in as many dimensions."""
+    """One element of a tensor with equal elements, with the same number of dimensions."""
     return x.as_strided((1,) * x.dim(), (1,) * x.dim())
 
 
 def _is_whole(x: Tensor) -> bool:
-    """Whether a tensor is all of its storage."""
+    """Whether a tensor covers its entire storage."""
     return x.numel() * x.element_size() == x.untyped_storage().nbytes()
 
 

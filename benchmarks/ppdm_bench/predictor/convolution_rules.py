@@ -1,16 +1,17 @@
-"""Buffers that a convolution takes on CUDA while it runs, beside its inputs and outputs.
+"""Temporary buffers of a convolution on CUDA, in addition to its inputs and outputs.
 
-PyTorch gives a convolution to cuDNN, or computes it itself through a matrix of columns
-(``use_cudnn`` in ATen/native/Convolution.cpp). Each way takes its own buffers:
+PyTorch either calls cuDNN or computes a convolution itself with a column matrix (``use_cudnn`` in
+ATen/native/Convolution.cpp). The two paths allocate different buffers:
 
-- *layout copies* (both ways): a tensor whose layout is not the one that the convolution works in is copied first.
+- *layout copies* (both paths): a tensor in another memory layout than the convolution uses is copied first.
 - *columns* (PyTorch's own kernels): C_in · kernel volume · output voxels, one sample at a time.
-- *channels-last copies* (cuDNN): the engines that use tensor cores work channels-last. For contiguous tensors they take
-  a workspace of the size of input, weight and output together, and free it after the call.
+- *channels-last copies* (cuDNN): the tensor-core engines use the channels-last layout. For contiguous tensors they
+  allocate a workspace of the size of input, weight and output together, and free it after the call.
 
-The last rule is proven on published counters for the forward pass of convolutions in 3-D (fp16, bf16, and fp32 with
-TF32) and in 2-D (fp16, bf16), from Ampere on, with more than three input channels and kernels larger than one voxel;
-with three input channels there are no copies. All else is an assumption on the safe side, and its buffers say so.
+Published counters prove the last rule for the forward pass of 3-D convolutions (fp16, bf16, and fp32 with TF32) and
+2-D convolutions (fp16, bf16), from Ampere on, with more than three input channels and kernels larger than one voxel.
+With three input channels there are no copies. All other cases are conservative assumptions, and their buffers are
+marked ``assumed``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,12 +41,12 @@ _INT_MAX = 2**31 - 1
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory that a kernel takes while it runs.
+    """Memory that a kernel allocates while it runs.
 
     Attributes:
         name: the rule.
         size: bytes.
-        basis: what the rule rests on here: published counters or PyTorch's source (``proven``), or ``assumed``.
+        basis: evidence for the rule in this case: published counters or PyTorch's source (``proven``), or ``assumed``.
     """
 
     name: str
@@ -62,8 +63,8 @@ class _Call:
 
     Attributes:
         x, weight, y: input, weight, and output or its gradient.
-        transposed, groups: as PyTorch's operator takes them.
-        gradients: of input and weight, each None where it was not asked for; None in the forward pass.
+        transposed, groups: arguments of PyTorch's operator.
+        gradients: gradients of input and weight, each None if not requested; None in the forward pass.
     """
 
     x: Tensor
@@ -81,12 +82,12 @@ class _Call:
 
     @property
     def kernel(self) -> int:
-        """Voxels of the kernel."""
+        """Number of voxels in the kernel."""
         return prod(self.weight.shape[2:])
 
     @property
     def layout(self) -> torch.memory_format:
-        """The layout that cuDNN works in (``cudnn_conv_suggest_memory_format`` in ATen/native/ConvUtils.h)."""
+        """The memory layout that cuDNN uses (``cudnn_conv_suggest_memory_format`` in ATen/native/ConvUtils.h)."""
         if torch.float64 in (self.x.dtype, self.weight.dtype):
             return torch.contiguous_format
         suggested = (suggest_memory_format(self.x), suggest_memory_format(self.weight))
@@ -98,12 +99,12 @@ class _Call:
 
 
 def convolution_layout(op: OpOverload, args: Sequence[Any], out: Any) -> torch.memory_format | None:
-    """The layout on CUDA of a convolution's result, or of its gradients; None of other operators."""
+    """Memory layout on CUDA of a convolution's result or gradients; None for other operators."""
     return _Call.of(op, args, out).layout if op in _CONVOLUTIONS else None
 
 
 def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:
-    """What one call takes, moment by moment; nothing for other operators."""
+    """Buffers of one call, moment by moment; none for other operators."""
     if op not in _CONVOLUTIONS:
         return
     call = _Call.of(op, args, out)
@@ -118,11 +119,15 @@ def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out
 
 
 def _leaves_cudnn(target: Target, call: _Call) -> bool:
-    """Whether PyTorch computes it itself (``use_cudnn`` in ATen/native/Convolution.cpp).
+    """Whether PyTorch computes the convolution without cuDNN (``use_cudnn`` in ATen/native/Convolution.cpp).
 
-    Above 2³¹ - 1 elements a sample, with a cuDNN older than 9.3 (pytorch/pytorch#95024, #123533); in half precision
-    in 3-D, 2.9.0 for every cuDNN and later releases for 9.8 to 9.14 (pytorch/pytorch#166643 the regression, #163539 the
-    wrong results that are its reason). The latter holds neither for channels-last tensors nor for kernels of one voxel.
+    It does so in three cases:
+
+    - cuDNN is disabled;
+    - more than 2³¹ - 1 elements per sample, with cuDNN older than 9.3 (pytorch/pytorch#95024, #123533);
+    - half precision in 3-D, with PyTorch 2.9.0 and any cuDNN, or with a later PyTorch and cuDNN 9.8 to 9.14. PyTorch
+      made this change because of wrong results (pytorch/pytorch#163539), and it caused a regression (#166643).
+      Channels-last tensors and kernels of one voxel are exempt.
     """
     if not torch.backends.cudnn.enabled:
         return True
@@ -136,10 +141,11 @@ def _leaves_cudnn(target: Target, call: _Call) -> bool:
 
 
 def _columns(call: _Call, basis: Basis) -> Moment:
-    """vol2col's buffer (ATen/native/cuda/NaiveDilatedConvolution.cu), which takes what cuDNN does not, dilated or not.
+    """Buffer of vol2col (ATen/native/cuda/NaiveDilatedConvolution.cu), for all convolutions without cuDNN.
 
-    Not for kernels of one voxel, which need no columns: C_in · 1 · voxels is the input itself. A transposed convolution
-    goes the other way (NaiveConvolutionTranspose3d.cu): C_out · kernel volume · input voxels.
+    The kernel serves convolutions with and without dilation. A kernel of one voxel needs no columns: C_in · 1 · voxels
+    is the input itself. A transposed convolution (NaiveConvolutionTranspose3d.cu) needs C_out · kernel volume · input
+    voxels.
     """
     if call.kernel == 1 or call.is_depthwise:
         return ()
@@ -148,11 +154,11 @@ def _columns(call: _Call, basis: Basis) -> Moment:
 
 
 def _layout_copies(call: _Call) -> Moment:
-    """Copies that PyTorch makes of tensors that are not in the layout that it works in, for the time of the call.
+    """Temporary copies of tensors that have another memory layout than the convolution uses.
 
-    ``_convolution`` and ``convolution_backward`` in ATen/native/Convolution.cpp. The input is copied in the backward
-    pass only if the weight's gradient is wanted. The typical case is the gradient of a mean, which is one number
-    expanded.
+    Source: ``_convolution`` and ``convolution_backward`` in ATen/native/Convolution.cpp. The backward pass copies the
+    input only if it computes the weight's gradient. A typical case is the gradient of a mean, which is one expanded
+    number.
     """
     needed = [call.weight]
     if call.gradients is None:
@@ -164,7 +170,7 @@ def _layout_copies(call: _Call) -> Moment:
 
 
 def _basis(target: Target, call: _Call) -> Basis | None:
-    """What the channels-last copies rest on for this call; None where there are none."""
+    """Evidence for the channels-last copies of this call; None if there are no copies."""
     dtype, dims = call.x.dtype, call.weight.dim() - 2
     if dtype is torch.float32:
         if target.compute_capability < (8, 0) or not target.allows_tf32:
@@ -186,11 +192,11 @@ def _basis(target: Target, call: _Call) -> Basis | None:
 
 
 def _shown_without(target: Target, call: _Call) -> bool:
-    """Whether published counters show that such a forward pass takes no copies.
+    """Whether published counters show that such a forward pass makes no copies.
 
-    Three input channels: in fp16 in 3-D by the reserved memory of diffusers' autoencoder at six sizes, to the MiB
-    (InvokeAI pull request 9305), in fp32 in 2-D by pytorch/pytorch#69526. Kernels of one voxel: by the same autoencoder
-    on an RTX 4090; on another card of that source one size shows them.
+    Three input channels: in fp16 in 3-D, the reserved memory of diffusers' autoencoder at nine sizes, exact to the MiB
+    (InvokeAI pull request 9305); in fp32 in 2-D, pytorch/pytorch#69526. Kernels of one voxel: the same autoencoder on
+    an RTX 4090. On another card in that source, one size shows copies.
     """
     if call.gradients is not None or call.transposed:
         return False
@@ -198,14 +204,14 @@ def _shown_without(target: Target, call: _Call) -> bool:
 
 
 def _copied(call: _Call) -> Iterator[int]:
-    """Bytes of the workspace: forward; or of the data gradient, then of the weight gradient."""
+    """Bytes of the workspace: one value in the forward pass; in the backward pass, input gradient, weight gradient."""
     whole = _bytes(call.x) + _bytes(call.weight) + _bytes(call.y)
     if call.gradients is None:
         yield whole
         return
     of_x, of_weight = call.gradients
     if of_x is not None:
-        # The weight's gradient, which the trace has seen by now, is made only after this.
+        # The trace already counts the weight's gradient, but cuDNN allocates it only after this step.
         yield whole - (0 if of_weight is None else _bytes(call.weight))
     if of_weight is not None:
         yield whole

@@ -1,4 +1,4 @@
-"""Operators that PyTorch composes of others in one way on the CPU and in another on CUDA, composed as on CUDA."""
+"""CUDA's decomposition of operators that PyTorch decomposes differently on the CPU and on CUDA."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,15 +13,15 @@ aten = torch.ops.aten
 
 @contextmanager
 def cuda_composites() -> Iterator[None]:
-    """Compose as CUDA does until the end of the block.
+    """Use CUDA's decompositions until the end of the block.
 
-    The kernels are registered with the dispatcher, so they hold for calls from C++ too, and for blocks that are
+    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to blocks that are
     recomputed in the backward pass.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that kernels are overridden is the purpose
+            warnings.simplefilter("ignore")  # PyTorch warns about overridden kernels; here they are intended
             for name, kernel in _COMPOSED.items():
                 for key in ("CPU", "AutogradCPU"):
                     library.impl(name, kernel, key)
@@ -31,7 +31,7 @@ def cuda_composites() -> Iterator[None]:
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """One fused kernel, which keeps a mask of booleans (ATen/native/Dropout.cpp); the CPU one of x's dtype."""
+    """Fused kernel that keeps a boolean mask (ATen/native/Dropout.cpp); the CPU keeps a mask in the dtype of x."""
     if train and 0 < p < 1 and x.numel():
         return aten.native_dropout.default(x, p, train)[0]
     if not train or p == 0 or not x.numel():
@@ -47,7 +47,7 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """Of a contiguous copy of the input, unless it is contiguous (ATen/native/group_norm.cpp); the result is so too."""
+    """Group normalisation of the input made contiguous; the result is contiguous too (ATen/native/group_norm.cpp)."""
     n, c, *rest = x.shape
     if c % groups:
         raise RuntimeError(f"group_norm: {c} channels do not divide into {groups} groups")
@@ -56,7 +56,7 @@ def _group_norm(
 
 def _softmax_of(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        """From fp16 to fp32 in one kernel, without a copy of the input (ATen/native/SoftMax.cpp); not from bf16."""
+        """Convert fp16 to fp32 inside the kernel, without a copy (ATen/native/SoftMax.cpp); bf16 is copied first."""
         if x.dtype is torch.float16 and dtype is torch.float32:
             return kernel(x, dim, True)
         return kernel(x if dtype is None else x.to(dtype), dim, False)

@@ -1,12 +1,12 @@
-"""Code written for CUDA, run without it: its tensors' devices, followed by name.
+"""Runs code written for CUDA without CUDA: the device of every tensor is simulated.
 
-For the time of a prediction every tensor is taken to live on the target unless it was sent to the host by name
-(``.cpu()``, ``.to("cpu")``, ``device="cpu"``): most code says nothing of devices, and code that does says the same of
-all its tensors. So a move to the target of what is there already is no copy, as on a machine with CUDA. Only data that
-was there before the prediction, such as volumes of a data set, turns out to lie on the host, with everything that was
-made of it alone, when it is moved to the target.
+During a prediction every tensor counts as on the target unless the code moves it explicitly to the host (``.cpu()``,
+``.to("cpu")``, ``device="cpu"``). Most code names no devices, and code that does uses one device for all its tensors.
+A move to the target of a tensor that is already there is therefore not a copy, as on a machine with CUDA. Only data
+that existed before the prediction, such as volumes of a data set, has an unknown place. If the code moves such data to
+the target, the data and everything computed only from it before the move are counted on the host.
 
-Underneath, everything is a tensor on the CPU: fake CUDA tensors need a PyTorch that is linked with CUDA.
+In reality every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
 """
 
 import sys
@@ -37,7 +37,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def cuda_world(trace: Trace) -> Iterator[None]:
-    """Make this process look, to Python code, like one whose tensors live on a CUDA device."""
+    """Make this process look to Python code as if its tensors were on a CUDA device."""
     devices = _Devices(trace)
     with ExitStack() as stack:
         for patch in (*driver_patches(trace), *devices.patches()):
@@ -49,14 +49,14 @@ def cuda_world(trace: Trace) -> Iterator[None]:
 
 
 class _Devices(TorchFunctionMode):
-    """Reads and answers everything that names a device."""
+    """Intercepts every call that names or queries a device."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
 
     def patches(self) -> Iterator[Any]:
-        """What a mode does not see: a property of fake tensors, and what the autograd engine calls."""
+        """Patches of code that a function mode does not see: fake tensors' device property and the autograd engine."""
         told = FakeTensor.device.fget  # type: ignore[attr-defined]
         engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
         optimizer = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides its name
@@ -65,7 +65,7 @@ class _Devices(TorchFunctionMode):
             return told(tensor) if self.trace.inside else self._device(tensor)
 
         def run_backward(*args: Any, **kwargs: Any) -> Any:
-            # `backward` runs with the mode left, and recomputed blocks run within it.
+            # PyTorch leaves the mode for `backward`, but blocks recomputed inside it need the mode.
             if self in _get_current_function_mode_stack():
                 return engine(*args, **kwargs)
             with self:
@@ -74,17 +74,17 @@ class _Devices(TorchFunctionMode):
         wrapped = Tensor._make_wrapper_subclass
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            return wrapped(*args, **kwargs | {"device": CPU})  # underneath, as what it is made of
+            return wrapped(*args, **kwargs | {"device": CPU})  # the real device, the same as that of its parts
 
-        # PyTorch's functions that are written in Python ask first whether a mode wants them whole, and would run what
-        # they call with the mode left. They are followed by what they call.
+        # PyTorch's Python functions first offer the whole call to a mode and then leave the mode for the calls inside.
+        # Here the mode must see the calls inside, so the functions must not find it.
         for module in (torch.nn.functional, torch.functional, torch._tensor):
             for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
         yield mock.patch.object(FakeTensor, "device", property(device))
-        # Optimizers take their foreach path for CUDA tensors, unless their type is one that they do not know.
+        # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])
         yield mock.patch.object(torch.autograd, "_engine_run_backward", run_backward)
 
@@ -117,11 +117,11 @@ class _Devices(TorchFunctionMode):
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})
         if function in _device_constructors():
-            kwargs["device"] = CPU  # said here, as the default device may be CUDA
+            kwargs["device"] = CPU  # explicit, because the default device may be CUDA
         return function(*args, **kwargs)
 
     def _attend(self, given: dict[str, Any]) -> Tensor:
-        """Attention by the kernel that CUDA takes: one of the CPU's that writes weights down, or does not."""
+        """Attention with the CPU kernel that stores the attention weights exactly if CUDA's kernel does."""
         shown = [given[name] for name in ("query", "key", "value")]
         dtype = shown[0].dtype
         if torch.is_autocast_enabled("cuda") and dtype is not torch.float64:
@@ -131,7 +131,8 @@ class _Devices(TorchFunctionMode):
         sizes = [x.shape[-1] for x in shown]
         fused = attention_backend(self.trace.target or Target(), dtype, sizes, masked, allowed) != "math"
         if fused:
-            # CUDA's fused kernels draw dropout anew from a seed; the CPU has none and would write all weights down.
+            # CUDA's fused kernels recompute dropout from a seed. The CPU has no such kernel and would store all the
+            # weights.
             given["dropout_p"] = 0.0
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else SDPBackend.MATH):
             return F.scaled_dot_product_attention(**given)
@@ -139,7 +140,7 @@ class _Devices(TorchFunctionMode):
     # --- moves
 
     def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x.to(...)``: the device is taken out and followed, the rest is left to PyTorch."""
+        """``x.to(...)``: handles the device here and leaves the rest to PyTorch."""
         named = _as_device(kwargs.pop("device", None))
         if isinstance(other := args[0] if args else kwargs.pop("other", None), Tensor):
             named, kwargs["dtype"], args = self._device(other), other.dtype, args[1:]
@@ -148,7 +149,7 @@ class _Devices(TorchFunctionMode):
         kwargs |= dict(zip(("dtype", "non_blocking", "copy"), args, strict=False))
         if named is not None and self._is_of_real_module(x) and kwargs.get("dtype") not in (None, x.dtype):
             if self.trace.is_new(x):
-                self.trace.moved(x, "host")  # it is converted on its way, so that only the result lies on the target
+                self.trace.moved(x, "host")  # it is converted during the move, so only the result is on the target
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return x.to(kwargs["dtype"])
         moved = x if named is None else self._move(x, named)
@@ -190,19 +191,19 @@ class _Devices(TorchFunctionMode):
             return x.clone()
 
     def _is_of_real_module(self, x: Tensor) -> bool:
-        """Whether a module that is being moved or converted holds it, and it was made before the prediction."""
+        """Whether x was created before the prediction and belongs to a module that is being moved or converted."""
         doubles = self.trace.doubles
         return doubles is not None and doubles.converting and doubles.lacks(x)
 
     def _device(self, x: Tensor) -> torch.device:
-        x = next(plain(x))  # a tensor that is made of others lies where they do
+        x = next(plain(x))  # a wrapper tensor is on the device of its parts
         if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
             return x.fake_device
         return CPU if self.trace.place(x) == "host" else CUDA
 
 
 def _of_subclasses(name: str) -> Callable[..., bool]:
-    """One of PyTorch's questions whether someone overrides a function, asked of tensors alone and not of modes."""
+    """Version of a PyTorch override check that considers tensor subclasses and ignores modes."""
     original = getattr(torch.overrides, name)
 
     def asked(*args: Any) -> bool:
@@ -216,7 +217,7 @@ _PLAIN = {Tensor, nn.Parameter, FakeTensor, type(None)}
 
 
 def _overrides(x: Any) -> bool:
-    """Whether a value's own class overrides PyTorch's functions."""
+    """Whether the class of a value overrides PyTorch's functions."""
     override = getattr(type(x), "__torch_function__", None)
     return type(x) not in _PLAIN and override not in (None, torch._C._disabled_torch_function_impl)
 

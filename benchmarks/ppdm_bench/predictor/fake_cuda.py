@@ -1,4 +1,4 @@
-"""Stand-ins for what asks the CUDA driver: of a device whose memory is followed, and on which nothing is computed."""
+"""Stand-ins for functions that call the CUDA driver: a simulated device with memory counters and no computation."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.predictor.trace import Trace
 
 NAME = "predicted CUDA device"
-_UNTOLD_CAPACITY = 80 * GIB  # what code is told of a card of which nothing is known
+_UNTOLD_CAPACITY = 80 * GIB  # the capacity that code sees if the target has none
 
 _COUNTED = ("allocated", "active", "reserved", "requested")
 _NOTHING = (
@@ -60,7 +60,7 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
 
 
 def _facts(target: Target) -> dict[str, Any]:
-    """What code is told of the device."""
+    """Properties of the device that code can query."""
     major, minor = target.compute_capability
     properties = SimpleNamespace(
         name=NAME,
@@ -92,7 +92,7 @@ def _facts(target: Target) -> dict[str, Any]:
 
 
 def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
-    """Counters of memory. What is reserved is told as what is allocated: only a whole sequence can be replayed."""
+    """Memory counters; reserved equals allocated here, because the allocator model needs the complete sequence."""
     timeline = trace.timeline
     since = Counter[str]()
 
@@ -113,7 +113,7 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
         kinds = ("all", "large_pool", "small_pool")
         bytes_now = {f"{what}_bytes.{kind}.current": live() for what in _COUNTED for kind in kinds}
         bytes_most = {f"{what}_bytes.{kind}.peak": most() for what in _COUNTED for kind in kinds}
-        return Counter(bytes_now | bytes_most)  # what is not followed, such as retries, is 0
+        return Counter(bytes_now | bytes_most)  # counters that are not simulated, such as retries, are 0
 
     def summary(*_: Any, **__: Any) -> str:
         return f"{NAME}: {live():,} bytes allocated, {most():,} at the most"
@@ -163,7 +163,7 @@ _TYPES = {
 
 
 class _TensorType(type):
-    """One of the old types of tensors on the device, such as ``torch.cuda.FloatTensor``."""
+    """A legacy tensor type on the device, such as ``torch.cuda.FloatTensor``."""
 
     dtype: torch.dtype
 
@@ -191,14 +191,14 @@ _ACCELERATOR: dict[str, Callable[..., Any]] = {
 
 
 class _Generator(torch.Generator):
-    """A generator that lives on the CPU, whatever device it is asked for on."""
+    """A generator on the CPU, whatever device the code requests."""
 
     def __new__(cls, device: Any = "cpu") -> Self:
         return super().__new__(cls, "cpu")  # type: ignore[call-arg]
 
 
 class _Stream:
-    """A stream or an event that is always done."""
+    """A stream or an event that is always complete."""
 
     cuda_stream = 0
 
@@ -206,7 +206,7 @@ class _Stream:
         self.wait_stream = self.wait_event = self.wait = self.synchronize = self.record = _nothing
 
     def query(self) -> bool:
-        """Whether everything is done."""
+        """Whether all work is complete."""
         return True
 
     def is_capturing(self) -> bool:
@@ -214,11 +214,11 @@ class _Stream:
         return False
 
     def record_event(self, event: Any = None) -> Any:
-        """An event of now."""
+        """Record an event now."""
         return event or _Event()
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds between two events: nothing is computed, so none pass."""
+        """Milliseconds between two events: always 0, because nothing is computed."""
         return 0.0
 
     def __enter__(self) -> Self:
@@ -228,4 +228,4 @@ class _Stream:
 
 
 class _Event(_Stream):
-    """As a stream."""
+    """An event that is always complete."""

@@ -1,9 +1,9 @@
-"""What a fake operator gave once, made again without asking PyTorch.
+"""Cache of fake operators' results, which makes repeated calls fast.
 
-A step calls the same operators on the same shapes thousands of times, and fake tensors take a third of a millisecond
-over each. What comes out depends on shapes, strides and types alone, so that it can be noted at the first call, and be
-made at the next. What is not plainly so is left to PyTorch: operators whose result depends on data or that give tensors
-another shape in place, constants, complex numbers, and results that the notes do not reproduce when they are taken.
+A step calls the same operators on the same shapes thousands of times, and each call on fake tensors takes a third of a
+millisecond. The result depends only on shapes, strides and types, so it is recorded at the first call and recreated
+afterwards. All other calls go to PyTorch: operators whose result depends on data or that change a tensor's shape in
+place, constants, complex numbers, and results that the cache does not reproduce when it is checked at the first call.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -22,12 +22,12 @@ _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.
 
 @dataclass(frozen=True)
 class _Note:
-    """A result that is a tensor.
+    """Description of a result tensor.
 
     Attributes:
-        same: the argument that it is, by its place among the tensors; None if it is new.
-        storage: the argument in whose storage it lies, likewise.
-        shape, stride, offset, dtype: of a new tensor.
+        same: index among the argument tensors, if the result is one of them; None if it is new.
+        storage: index of the argument whose storage the result shares; None if its storage is new.
+        shape, stride, offset, dtype: properties of a new tensor.
     """
 
     same: int | None = None
@@ -40,23 +40,23 @@ class _Note:
 
 @dataclass(frozen=True)
 class _Result:
-    """A whole result: one thing, or a tuple or list of them; what is no tensor is noted as it is."""
+    """Description of a complete result: one value, or a tuple or list; only tensors are replaced by a description."""
 
     container: type | None
     notes: tuple[Any, ...]
 
 
-# Of all predictions of this process: a network's weights are the same at every size.
+# Shared by all predictions of this process, because a network's weights have the same shapes at every input size.
 _NOTES: dict[Hashable, _Result | None] = {}
-MOST = 100_000  # notes, about 1 kB each
+MOST = 100_000  # maximum number of entries, about 1 kB each
 
 
 class Recall:
-    """Runs operators for one prediction, by notes where there are some.
+    """Runs the operators of one prediction, from the cache where possible.
 
     Args:
-        mode: the mode that makes tensors without memory.
-        run: how an operator is run where no note serves.
+        mode: the mode that creates tensors without memory.
+        run: function that runs an operator that is not in the cache.
     """
 
     def __init__(self, mode: FakeTensorMode, run: Callable[..., Any]) -> None:
@@ -65,7 +65,7 @@ class Recall:
         self._suits: dict[Any, bool] = {}
 
     def __call__(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operator on fake tensors, or say again what it gave."""
+        """Run an operator on fake tensors, or recreate its cached result."""
         if (suits := self._suits.get(op)) is None:
             suits = self._suits[op] = _suits(op)
         tensors: list[FakeTensor] = []
@@ -83,7 +83,7 @@ class Recall:
         return self._run(op, args, kwargs) if result is None else self._made(result, tensors)
 
     def _read(self, value: Any, words: list[Any], tensors: list[FakeTensor]) -> bool:
-        """Write down what the result depends on; False if there is more to it than notes can hold."""
+        """Append to the key everything that the result depends on; False if the call cannot be cached."""
         kind = type(value)
         if kind is FakeTensor:
             if not self._is_plain(value):
@@ -99,7 +99,7 @@ class Recall:
             words.append(tuple(value))
             return self._read(list(value.values()), words, tensors)
         elif kind in _PLAIN:
-            words += (kind, value)  # 1, 1.0 and True are equal
+            words += (kind, value)  # with the type, because 1, 1.0 and True are equal keys
         else:
             return False
         return True
@@ -115,7 +115,7 @@ class Recall:
         )
 
     def _noted(self, out: Any, tensors: list[FakeTensor], words: list[Any], inputs: Any) -> _Result | None:
-        """The note of a result, if what it makes is the same and the arguments are as they were."""
+        """Describe a result; None if the description does not reproduce it or the operator changed its arguments."""
         after: list[Any] = words[:4]
         if not self._read(inputs, after, []) or after != words:
             return None
@@ -152,7 +152,7 @@ class Recall:
 
 
 def _suits(op: Any) -> bool:
-    """Whether the shapes of what an operator gives, and no data, make its result; and it writes into no result."""
+    """Whether the result of an operator depends only on its arguments' shapes, and the operator has no ``out``."""
     if not isinstance(op, torch._ops.OpOverload) or op.namespace != "aten":
         return False
     return not _TAGS & set(op.tags) and not any(argument.is_out for argument in op._schema.arguments)
@@ -173,7 +173,7 @@ def _is_fresh(note: Any) -> bool:
 
 
 def _alike(x: Any, y: Any) -> bool:
-    """Whether two results are the same to any code that looks at them."""
+    """Whether code cannot distinguish two results."""
     if not isinstance(x, Tensor):
         return bool(x == y)
     return bool(_traits(x) == _traits(y))

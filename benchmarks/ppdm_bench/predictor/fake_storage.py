@@ -1,4 +1,4 @@
-"""Fake tensors in the place of real ones, and what fake tensors must be taught to run code as it is."""
+"""Fake tensors in place of real ones, and the corrections that let real code run on fake tensors."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 class Doubles:
-    """Stands in for real tensors: one fake storage for each real one, for as long as that lives.
+    """Doubles of real tensors: one fake storage for each real storage, as long as the real one exists.
 
     Attributes:
         converting: whether a module is being moved or converted.
@@ -32,15 +32,15 @@ class Doubles:
     def __init__(self, mode: FakeTensorMode) -> None:
         self.converting = False
         self._mode = mode
-        self._storages: dict[int, Tensor] = {}  # by the address of the real storage: all its bytes
-        self._converted: dict[int, nn.Parameter] = {}  # by the identity of a real parameter: what took its place
+        self._storages: dict[int, Tensor] = {}  # address of the real storage -> double of all its bytes
+        self._converted: dict[int, nn.Parameter] = {}  # id of a real parameter -> the fake one that replaced it
 
     def lacks(self, x: Tensor) -> bool:
         """Whether x is real."""
         return not self._mode.is_our_fake(x)
 
     def of(self, x: Tensor) -> Tensor:
-        """The double of a real tensor; those of two views of one storage share one, too.
+        """The double of a real tensor; the doubles of two views of one storage share one storage too.
 
         Raises:
             PredictionError: a tensor that is not on the CPU, or sparse.
@@ -68,24 +68,24 @@ class Doubles:
         return self.of(x) if dense and x.untyped_storage()._cdata in self._storages else None
 
     def adopt(self, x: Tensor) -> Tensor:
-        """The double, which lives no longer than the code keeps it."""
+        """The double of a real tensor, which exists only as long as the code keeps it."""
         double = self.of(x)
         self._storages.pop(x.untyped_storage()._cdata, None)
         return double
 
     def convert(self, p: nn.Parameter, converted: Tensor) -> nn.Parameter:
-        """Put a fake parameter in the place of a real one, which stays as it is, for later."""
+        """Replace a real parameter by a fake one; the real one stays unchanged and is restored later."""
         self.adopt(p)
         self._converted[id(p)] = nn.Parameter(converted, p.requires_grad)
         weakref.finalize(p, self._converted.pop, id(p), None).atexit = False
         return self._converted[id(p)]
 
     def converted(self, p: Any) -> Any:
-        """The fake parameter that took the place of a real one: the same in all modules that share it."""
+        """The fake parameter that replaced a real one, the same in all modules that share it; otherwise p."""
         return self._converted.get(id(p), p)
 
     def replace_in(self, optimizer: Optimizer) -> None:
-        """Make an optimizer that was made before its network was converted hold the converted parameters."""
+        """Give an optimizer that was created before its network was converted the converted parameters."""
         if not self._converted:
             return
         for group in optimizer.param_groups:
@@ -105,7 +105,7 @@ class Doubles:
 
 
 def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator on fake tensors and make of its result what a real kernel gives.
+    """Run an operator on fake tensors and correct its result to that of a real kernel.
 
     Raises:
         PredictionError: the result is sparse.
@@ -124,7 +124,7 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """As :func:`run_fake`, and what only the CPU's kernels do."""
+    """Run an operator as :func:`run_fake` does, with the corrections that only apply to CPU kernels."""
     out = run_fake(op, args, kwargs)
     if op is aten.convolution.default and out.dim() == 5 and args[6]:
         x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
@@ -171,17 +171,17 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# What these kernels give (ATen/native/group_norm.cpp, Activation.cpp), said outright. PyTorch's fake ones work it out
-# of up to thirty operators each, a fifth of a prediction's time, and that of the norm promotes where the input and its
-# affine parameters differ in dtype.
+# Direct results of these kernels (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to thirty
+# operators each, a fifth of a prediction's time. The fake group norm also promotes the dtype if the input and its
+# affine parameters differ in dtype, which the real kernel does not do.
 _KNOWN: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.silu_backward.default: _silu_backward,
 }
 
 
-# Losses whose mean or sum is made within the storage of the unreduced loss, which the result keeps: the output has
-# the size of the inputs before it is reduced (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
+# Losses whose mean or sum stays in the storage of the unreduced loss: the output's storage has the size of the inputs
+# (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
 _UNREDUCED = (
     aten.mse_loss.default,
     aten.smooth_l1_loss.default,
@@ -190,13 +190,13 @@ _UNREDUCED = (
 )
 
 
-# Kernels that make their output like the input and resize it: its storage does not shrink (ATen/native/Im2Col.cpp,
-# Col2Im.cpp and those of CUDA; NaiveConvolutionTranspose3d.cpp).
+# Kernels that allocate their output like the input and then resize it; its storage does not shrink
+# (ATen/native/Im2Col.cpp, Col2Im.cpp and their CUDA versions; NaiveConvolutionTranspose3d.cpp).
 _OF_INPUT = (aten.im2col.default, aten.col2im.default)
 
 
 def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
-    """Mend what a fake kernel gets wrong."""
+    """Correct results that a fake kernel gets wrong."""
     if op in _UNREDUCED and out.dim() == 0:
         return out.new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).resize_(())
     if op in _OF_INPUT:
@@ -205,12 +205,12 @@ def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
 
 
 def _resized(x: Tensor, out: Tensor) -> Tensor:
-    """A result that is made in the size of the input, and given its own thereafter."""
+    """A result that is allocated with the size of the input and then resized."""
     return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
 
 
 def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterator[Any]:
-    """What fake tensors do otherwise than real ones where code can see it."""
+    """Patches of fake tensors where code could see a difference from real ones."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         before, doubles.converting = doubles.converting, True
@@ -223,8 +223,8 @@ def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterat
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
-    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)  # which copies storages, out of the mode's sight
-    # Code that copies the attributes of a tensor to another, as MONAI does, meets the mode among them.
+    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)  # the original copies storages, which the mode misses
+    # Code that copies the attributes of a tensor to another, as MONAI does, also copies the mode.
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
     real_list = Tensor.tolist
 
@@ -265,7 +265,7 @@ def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterat
 
 
 class _FakeSubclass(FakeTensor):
-    """A fake tensor whose results are of its own class, as those of real tensors of a class of the code's are."""
+    """A fake tensor whose results have its own class, as with real tensors of a subclass defined by the user."""
 
     @classmethod
     def __torch_function__(
@@ -280,7 +280,7 @@ def _fake_subclass(kind: type[Tensor]) -> type[Tensor]:
 
 
 def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
-    """An alias of a class of the code's, such as a tensor with metadata: PyTorch makes one of plain tensors alone."""
+    """Alias with a class of the user, such as a tensor with metadata; PyTorch can create it only of a plain tensor."""
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(x)
     if kind is not Tensor and type(alias) is FakeTensor:
@@ -289,14 +289,14 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
 
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
-    """What PyTorch does with tensors that have data; for others it compares with every class, which takes more."""
+    """One-hot encoding as for real tensors; for fake ones PyTorch compares with every class and needs more memory."""
     classes = int(x.max()) + 1 if num_classes < 0 else num_classes
     return x.new_zeros(*x.shape, classes).scatter_(-1, x.unsqueeze(-1), 1)
 
 
 @torch.no_grad()
 def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
-    """What ``Module._apply`` does to a module's own tensors; it would swap fake ones, which weak references forbid."""
+    """Replace ``Module._apply`` for a module's own tensors; it would swap fake ones, which weak references forbid."""
     for name, held in module._parameters.items():
         module._parameters[name] = p = doubles.converted(held)
         if p is None or (converted := convert(p)) is p:
@@ -318,7 +318,7 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
 
 @torch.no_grad()
 def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
-    """A tensor's copy is one clone; the attributes of a fake one hold the mode, which must not be copied."""
+    """Copy a tensor with one clone; the attributes of a fake one hold the mode, which must not be copied."""
     if id(x) not in memo:
         copied = x.clone()
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
@@ -335,5 +335,5 @@ def _format(x: FakeTensor, spec: str) -> str:
 
 
 def _finite_step(scaler: GradScaler, optimizer: Optimizer, _: Any, *args: Any, **kwargs: Any) -> float | None:
-    """A step as it is where all gradients are finite, which is not known."""
+    """Optimizer step under the assumption that all gradients are finite."""
     return optimizer.step(*args, **kwargs)

@@ -1,7 +1,7 @@
-"""Tensors that code reads from files, with ``torch.load`` or safetensors: read in earnest, and counted from then on.
+"""Tensors that code reads from files with ``torch.load`` or safetensors: really read, and counted from then on.
 
-They are real tensors on the CPU until they are let go, wherever the code asks for them: their doubles are what lies on
-the device.
+They stay real tensors on the CPU until the code releases them, whatever device the code requests. Only their doubles
+are counted on that device.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from ppdm_bench.predictor.trace import Trace
 
 
 def file_patches(trace: Trace) -> Iterator[Any]:
-    """Patches of what reads files."""
+    """Patches of the functions that read files."""
 
     def loads(load: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(load)
@@ -39,7 +39,7 @@ def file_patches(trace: Trace) -> Iterator[Any]:
     def asarray(x: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(x, torch.UntypedStorage):
             return made(x, *args, **kwargs)
-        with _in_earnest(trace):  # of what safetensors reads, by a name that code took before
+        with _in_earnest(trace):  # safetensors reads this way if code imported its function before the patch
             return made(x, *args, **kwargs)
 
     yield mock.patch.object(torch, "asarray", asarray)
@@ -59,18 +59,18 @@ def file_patches(trace: Trace) -> Iterator[Any]:
             return _follow(trace, loaded, {"cpu"})
 
         yield mock.patch.object(files, "_view2torch", views)
-        # Wherever it is known by its name: it writes to addresses on the device, which would end the interpreter.
+        # Patch it in every module that imported it: the original writes to device addresses, which would crash Python.
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get("safe_open") is SafeFile.original:
                 yield mock.patch.object(module, "safe_open", SafeFile)
 
 
 class _SafeFile:
-    """``safetensors.safe_open``, whose own makes tensors out of the modes' sight.
+    """Replacement of ``safetensors.safe_open``, which creates tensors that dispatch modes do not see.
 
     Attributes:
         followed: the trace.
-        original: what it stands in for.
+        original: the replaced class.
     """
 
     followed: Trace
@@ -102,7 +102,7 @@ class _SafeFile:
 
 
 class _Slice:
-    """A tensor of a file that is read in parts."""
+    """A tensor in a file that is read in parts."""
 
     def __init__(self, part: Any, read: Callable[..., Any]) -> None:
         self.get_shape, self.get_dtype = part.get_shape, part.get_dtype
@@ -121,7 +121,7 @@ def _in_earnest(trace: Trace) -> Iterator[None]:
 
 
 def _types(location: Any) -> set[str]:
-    """The types of device that a location names; none if it names none."""
+    """Device types that a location names; empty if it names none."""
     if isinstance(location, Mapping):
         return set().union(*(_types(each) for each in location.values()))
     return {torch.device(location).type} if isinstance(location, str | torch.device) else set()
@@ -135,7 +135,7 @@ def _follow(trace: Trace, loaded: Any, types: set[str]) -> Any:
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """The tensors of what was read."""
+    """All tensors in a loaded object."""
     if id(value) in seen:
         return
     seen.add(id(value))

@@ -1,10 +1,12 @@
-"""What CUDA does and the CPU does not: each difference that moves a memory peak is a named rule here, with its origin.
+"""Differences between CUDA and the CPU that change a memory peak, each as a named rule with its source.
 
-A prediction runs the real code on fake CPU tensors. The storages it makes are those that CUDA would make, except for
-what follows: buffers that a CUDA kernel takes while it runs (:func:`kernel_buffers`; those of convolutions are in
-:mod:`ppdm_bench.predictor.convolution_rules`), workspaces that a library keeps once it has been called
-(:class:`CublasWorkspaces`), and the dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF` and the sets beside it,
-put into force by :mod:`ppdm_bench.predictor.autocast`).
+A prediction runs the real code on fake CPU tensors. CUDA would allocate the same storages, with three differences:
+
+- temporary buffers of CUDA kernels (:func:`kernel_buffers`; for convolutions see
+  :mod:`ppdm_bench.predictor.convolution_rules`);
+- workspaces that a library keeps after its first call (:class:`CublasWorkspaces`);
+- dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF` and the sets after it, applied by
+  :mod:`ppdm_bench.predictor.autocast`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,14 +25,14 @@ aten = torch.ops.aten
 
 
 def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:
-    """Buffers that the kernel of one call takes on the target beside inputs and outputs, moment by moment."""
+    """Temporary buffers of one kernel call on the target, without inputs and outputs, moment by moment."""
     yield from convolution_buffers(target, op, args, out)
     if op is aten._softmax_backward_data.default:
-        # ``grad · output`` is made first, as large as the gradient (ATen/native/cuda/SoftMax.cu).
+        # The kernel first computes ``grad · output``, which is as large as the gradient (ATen/native/cuda/SoftMax.cu).
         yield (Buffer("softmax backward", _bytes(args[0])),)
     elif op is _FUSED_BACKWARD and args[1].dtype is torch.float32:
-        # The memory-efficient backward makes ``grad · output`` first, as large as the output
-        # (ATen/native/transformers/cuda/attention_backward.cu); its half-precision kernels compute the sum themselves.
+        # The memory-efficient backward first computes ``grad · output``, which is as large as the output
+        # (ATen/native/transformers/cuda/attention_backward.cu). Its half-precision kernels need no such buffer.
         yield (Buffer("attention backward, product", _bytes(args[4])),)
     elif op is _FUSED_BACKWARD and args[1].dtype in HALF:
         yield (Buffer("attention backward, sums", _attention_sums(args[1])),)
@@ -39,18 +41,22 @@ def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any
 def attention_backend(
     target: Target, dtype: torch.dtype, head_dims: Sequence[int], masked: bool, enabled: Sequence[str] = ATTENTION
 ) -> str:
-    """Which kernel scaled_dot_product_attention takes: ``flash``, ``efficient`` or ``math``.
+    """Kernel that scaled_dot_product_attention selects: ``flash``, ``efficient`` or ``math``.
 
-    ATen/native/transformers/cuda/sdp_utils.cpp, in its order. Flash: half precision, no mask, one head size up to 256,
-    from Ampere on. Memory-efficient: fp32 or half precision (bf16 from Ampere on), head sizes that are a multiple of
-    16 bytes (from Ampere on; below, fp32 has no such condition). All else is computed as written down, with the whole
-    matrix of weights. cuDNN's kernel, which some releases prefer on Hopper, writes no weights either and counts as
-    flash; what it takes while it runs is not known.
+    The order is that of ATen/native/transformers/cuda/sdp_utils.cpp:
+
+    - flash: half precision, no mask, equal head sizes up to 256, from Ampere on;
+    - memory-efficient: fp32 or half precision (bf16 from Ampere on); head sizes are a multiple of 16 bytes, except for
+      fp32 before Ampere, which has no such condition;
+    - math: all other cases, with the complete matrix of attention weights in memory.
+
+    cuDNN's kernel, which some releases prefer on Hopper, stores no attention weights either and counts as flash. Its
+    temporary buffers are unknown.
 
     Args:
         target: the card.
-        dtype: of query, key and value, as autocast leaves them.
-        head_dims: of query, key and value.
+        dtype: dtype of query, key and value after autocast.
+        head_dims: head sizes of query, key and value.
         masked: whether a mask is given.
         enabled: kernels that the code allows (``torch.nn.attention.sdpa_kernel``).
     """
@@ -65,17 +71,17 @@ def attention_backend(
 
 
 def _attention_sums(query: Tensor) -> int:
-    """Flash attention's backward sums the query's gradient in fp32, and keeps one number a query beside it.
+    """Bytes of the sums in flash attention's backward: the query's gradient in fp32 and one number per query.
 
-    flash_api.cpp, ``mha_bwd``: (N, heads, L, E) and (N, heads, L), L in multiples of 128, the head size E in multiples
-    of 32, or 256 above 192.
+    Source: ``mha_bwd`` in flash_api.cpp. The buffers are (N, heads, L, E) and (N, heads, L), with L rounded up to a
+    multiple of 128 and the head size E to a multiple of 32, or to 256 if it is above 192.
     """
     n, heads, length, size = query.shape
     rounded = -(-size // 32) * 32 if size <= 192 else 256
     return int(4 * n * heads * -(-length // 128) * 128 * (rounded + 1))
 
 
-# The CPU's fused kernel stands for CUDA's.
+# The CPU's fused kernel represents CUDA's.
 _FUSED_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -96,12 +102,12 @@ MATRIX_PRODUCTS = (
 
 @dataclass
 class CublasWorkspaces:
-    """cuBLAS keeps one workspace a handle, and PyTorch one handle a thread: the forward's and the backward's.
+    """cuBLAS workspaces: one per handle, and PyTorch keeps one handle per thread (forward and backward).
 
-    PyTorch takes them from its own allocator at the first matrix product of a thread and keeps them
-    (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). cuBLASLt shares them,
-    or has 1 MiB of its own where the release does not unify them, which is left out. A convolution that runs through
-    columns is a matrix product too.
+    PyTorch allocates a workspace with its own allocator at the first matrix product of a thread and keeps it
+    (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). cuBLASLt shares it; in
+    releases that do not unify the two, cuBLASLt has its own 1 MiB, which is not counted. A convolution that uses
+    columns is also a matrix product.
     """
 
     target: Target
@@ -113,18 +119,18 @@ class CublasWorkspaces:
         return 32 * MIB if self.target.compute_capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
     def taken_by(self, op: OpOverload, columns: bool, backward: bool) -> int:
-        """Bytes that this call takes for good; ``columns``: whether it is a convolution that runs through columns."""
+        """Bytes that this call allocates permanently; ``columns``: whether it is a convolution that uses columns."""
         if not (columns or op in MATRIX_PRODUCTS) or backward in self.taken:
             return 0
         self.taken.add(backward)
         return self.size
 
 
-# CUDA's autocast (ATen/autocast_mode.h). Which operators it covers is read from the dispatcher of the PyTorch at hand,
-# which registers them in a build without CUDA too; what it does with them is one of five policies. What is not named
-# here runs in fp32, its inputs cast.
+# CUDA's autocast (ATen/autocast_mode.h). The list of covered operators is read from the dispatcher of the installed
+# PyTorch, which registers them even in a build without CUDA. Each operator follows one of five policies. Covered
+# operators that are not named below cast their inputs to fp32 and run in fp32.
 
-# Run in half precision, as the CPU's autocast does too where it covers them.
+# Run in half precision; the CPU's autocast does the same for those that it covers.
 AUTOCAST_HALF = frozenset(
     [
         "_convolution",
@@ -165,7 +171,7 @@ AUTOCAST_HALF = frozenset(
     ]
 )
 
-# Run in fp32 unless the call names a dtype; nothing is cast beforehand.
+# Run in fp32 unless the call gives a dtype; the inputs are not cast beforehand.
 AUTOCAST_FP32_BY_DTYPE = frozenset(
     [
         "prod",
@@ -182,7 +188,7 @@ AUTOCAST_FP32_BY_DTYPE = frozenset(
     ]
 )
 
-# Run in the widest of their inputs' dtypes.
+# Run in the widest dtype of their inputs.
 AUTOCAST_PROMOTE = frozenset(
     [
         "addcdiv",
@@ -199,5 +205,5 @@ AUTOCAST_PROMOTE = frozenset(
     ]
 )
 
-# Left to their own overloads: `norm` is handed on with another overload's dtype, `binary_cross_entropy` is an error.
+# Left unchanged: `norm` calls another overload with a dtype, and `binary_cross_entropy` is an error.
 AUTOCAST_OTHER = frozenset(["norm.Scalar", "norm.ScalarOpt_dim", "binary_cross_entropy"])

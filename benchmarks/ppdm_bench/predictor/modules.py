@@ -1,8 +1,8 @@
-"""Which module is at work, forward and backward.
+"""The currently running module, in the forward and in the backward pass.
 
-Modules are seen by PyTorch's global hooks, which put nothing into the graph. A backward node has no module, but a
-sequence number, given in the order in which nodes are made: whatever module was at work when its number was given is
-the one whose backward it is. Blocks that are recomputed in the backward pass are numbered anew, and found the same way.
+PyTorch's global hooks report modules and add nothing to the graph. A backward node has no module, but it has a
+sequence number, assigned in the order of creation. The module that was running when the number was assigned is the
+module of the node. Blocks that are recomputed in the backward pass get new numbers and are found in the same way.
 """
 
 from bisect import bisect_right
@@ -18,17 +18,17 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_iter
 
 STAGES = ("forward", "backward", "optimizer")
-OUTSIDE = "outside"  # of every module: the kernel, the loss, the average of the weights
+OUTSIDE = "outside"  # outside of every module: the method's kernel, the loss, the moving average of the weights
 ROOT = "."  # the path of a network itself
 
-_LARGEST = 2**62  # numbers beyond are those of nodes that accumulate gradients, which come last whenever they can
+_LARGEST = 2**62  # nodes that accumulate gradients have larger numbers, so that they run as late as possible
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where something was made: ``forward``, ``backward`` or ``optimizer``, and the module's path in its network.
+    """Place of an allocation: ``forward``, ``backward`` or ``optimizer``, and the module's path in its network.
 
-    Of a parameter and what an optimizer keeps for it, the path is that of the parameter.
+    For a parameter and its optimizer state, the path is that of the parameter.
     """
 
     stage: str = "forward"
@@ -37,12 +37,12 @@ class Site:
 
 @dataclass
 class Modules:
-    """Follows which module is at work.
+    """Records which module is running.
 
     Attributes:
         networks: outermost path of every network of a type in ``watched``.
-        sizes: spatial size of what each module last gave, by its path.
-        watched: types of network that a subclass knows the parts of.
+        sizes: spatial size of each module's last output, by its path.
+        watched: network types whose parts a subclass knows.
     """
 
     watched: tuple[type[nn.Module], ...] = ()
@@ -50,26 +50,26 @@ class Modules:
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _names: "WeakKeyDictionary[nn.Module, str]" = field(default_factory=WeakKeyDictionary)
     _stack: list[str] = field(default_factory=list)
-    _numbers: list[int] = field(default_factory=list)  # since which sequence number ...
-    _paths: list[str] = field(default_factory=list)  # ... which module is at work
+    _numbers: list[int] = field(default_factory=list)  # the first sequence number ...
+    _paths: list[str] = field(default_factory=list)  # ... at which this module runs
     _last: str = ""
-    _parameters: dict[int, str] = field(default_factory=dict)  # by id; they live as long as their modules
+    _parameters: dict[int, str] = field(default_factory=dict)  # by id, which is valid as long as the module exists
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Follow until the end of the block."""
+        """Record the running module until the end of the block."""
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
             stack.callback(register_module_forward_hook(self._leave, always_call=True).remove)
             yield
 
     def site(self, backward: bool, optimizer: bool) -> Site:
-        """Where the operator at hand belongs."""
+        """Stage and module of the current operator."""
         if optimizer:
             return Site("optimizer")
         if not backward:
             return Site("forward", self._stack[-1] if self._stack else "")
-        if not self._stack:  # else the block is being recomputed, and its own modules are at work
+        if not self._stack:  # otherwise a block is being recomputed, and its own modules run
             node = torch._C._current_autograd_node()
             if node is not None and (number := node._sequence_nr()) < _LARGEST:
                 at = bisect_right(self._numbers, number) - 1
@@ -78,15 +78,15 @@ class Modules:
         return Site("backward", self._stack[-1])
 
     def owner(self, parameter: Tensor) -> str:
-        """The name of a parameter, as its network has it; empty if its network was not called."""
+        """The name of a parameter in its network; empty if its network was not called."""
         return self._parameters.get(id(parameter), "")
 
     def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
-        """The part of its network that a module belongs to: the first name of its path.
+        """The part of the network that a module belongs to: the first name in its path.
 
         Args:
-            path: of the module in its network.
-            shape: of the tensor in question, for those who override this and can tell more by it.
+            path: path of the module in its network.
+            shape: shape of the tensor in question, for subclasses that need it to choose the part.
         """
         return path.split(".")[0] or OUTSIDE
 

@@ -27,13 +27,13 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from ppdm_bench.predictor.allocator import CachingAllocator
+from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.sizes import PredictionError
-from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.target import GIB, MIB, Target
 from ppdm_bench.predictor.timeline import KINDS, Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
@@ -41,10 +41,10 @@ __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
 
 State = TypeVar("State")
 
-# Names of PyTorch are replaced for the whole process, so predictions of several threads wait for one another.
+# A prediction patches PyTorch for the whole process, so predictions of several threads run one after another.
 _ONE_AT_A_TIME = RLock()
 
-# What fake tensors raise where they would need the data.
+# Exceptions that fake tensors raise when an operator needs their data.
 _NEEDS_DATA = (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -58,18 +58,23 @@ class Peak:
     """Peak memory of some code, in bytes.
 
     Attributes:
-        peak_allocated: most bytes of live blocks at once, as the allocator hands them out
+        peak_allocated: maximum bytes of live blocks, with the allocator's rounding
             (``torch.cuda.max_memory_allocated``); on the CPU, of live tensors rounded to 512 B.
         breakdown: the peak by kind: params (with buffers), grads, optimizer, inputs, activations, workspace. The values
-            add up to it. Empty where only a counter was read.
-        terms: the workspace by the rule or operator that it comes from.
+            sum to the peak. Empty if only a counter was read.
+        terms: the workspace by the rule or operator that causes it.
         iterations: the peak within each iteration.
-        peak_reserved: most bytes taken from the driver (``torch.cuda.max_memory_reserved``); None on the CPU.
-        fits: whether the target's card holds it; None if no capacity was given.
-        refused: bytes of the first request that the target's card does not hold, where it does not fit.
-        assumed: bytes of the peak that rest on a rule which no published counter has shown yet for such a call, such as
+        peak_reserved: maximum bytes reserved from the driver (``torch.cuda.max_memory_reserved``) if the card sets no
+            limit; None on the CPU.
+        needs: bytes that the process must be able to take from the card so that the code runs; None on the CPU, or if
+            only a counter was read. It is the least memory with which the replay of the allocator succeeds, to within
+            1 % or 1 MiB, plus the CUDA context, plus a margin. The allocator returns free segments to the
+            driver when memory is short, so this can be less than ``peak_reserved`` and the context.
+        fits: whether ``needs`` is at most the capacity of the target's card; None if no capacity was given.
+        refused: bytes of the first request that does not fit on the target's card, if there is one.
+        assumed: bytes of the peak that depend on a rule that no published counter confirms for such a call, such as
             cuDNN's copies in the backward pass. They are part of the workspace.
-        timeline: every birth and death that was seen; None where only a counter was read.
+        timeline: every recorded allocation and release; None if only a counter was read.
     """
 
     peak_allocated: int
@@ -77,10 +82,23 @@ class Peak:
     terms: dict[str, int] = field(default_factory=dict)
     iterations: tuple[int, ...] = ()
     peak_reserved: int | None = None
+    needs: int | None = None
     fits: bool | None = None
     refused: int | None = None
     assumed: int = 0
     timeline: Timeline | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        """Return the peak in words, in GiB."""
+        parts = sorted(((size, kind) for kind, size in self.breakdown.items() if size), reverse=True)
+        made_of = ", ".join(f"{kind} {size / GIB:.3g}" for size, kind in parts)
+        lines = [f"peak of live tensors {self.peak_allocated / GIB:.3g} GiB" + (f" ({made_of})" if made_of else "")]
+        if self.peak_reserved is not None:
+            lines.append(f"reserved by the allocator without a limit {self.peak_reserved / GIB:.3g} GiB")
+        if self.needs is not None:
+            verdict = {True: ": fits", False: ": does not fit", None: ""}[self.fits]
+            lines.append(f"needs a card with {self.needs / GIB:.3g} GiB{verdict}")
+        return "\n".join(lines)
 
 
 def predict_peak(
@@ -94,28 +112,29 @@ def predict_peak(
     """Run real code on tensors without memory and follow every storage.
 
     Modules, tensors and optimizers that ``build`` and ``step`` close over may be real, on the CPU; they are counted and
-    left as they were. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda`` runs as it is, and is
-    told that there is a device. Constants, what is worked out of them, and real tensors keep their values; small random
-    draws are drawn. Other values are not known: ``.item()`` gives 1 (False for booleans), ``.numpy()`` zeros, and
-    everything is finite. A size that would be made of such a value is refused.
+    not changed. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda`` runs unchanged and sees a
+    CUDA device. Constants, values computed from constants, and real tensors keep their values; small random tensors
+    are sampled. Other values are unknown: ``.item()`` returns 1 (False for booleans), ``.numpy()`` returns zeros, and
+    all values count as finite. A size that depends on an unknown value raises an error.
 
-    Not known are what cuDNN and oneDNN keep for a recurrent layer, and a control flow that follows data (L-BFGS).
+    The prediction does not cover the memory that cuDNN and oneDNN keep for a recurrent layer, or control flow that
+    depends on data (L-BFGS).
 
     Args:
-        build: makes the state, such as a network and its optimizer.
-        step: one iteration; what it allocates and keeps is followed.
-        iterations: how many; optimizer state exists only from the second on.
-        target: the device and software predicted for; the PyTorch at hand on CUDA if absent; ``"cpu"`` applies no rule
-            of CUDA's and is what :func:`measure_peak` on the CPU gives.
-        modules: notes which module made what in the timeline, if given; the peak is the same.
-        limit: bytes of live tensors at which the prediction ends early, for those who only ask whether code fits.
+        build: creates the state, such as a network and its optimizer.
+        step: one iteration; its allocations are followed.
+        iterations: number of iterations; optimizer state exists only from the second on.
+        target: the device and software to predict for; the installed PyTorch on CUDA if absent; ``"cpu"`` applies no
+            CUDA rules and gives the same result as :func:`measure_peak` on the CPU.
+        modules: records in the timeline which module allocated each block, if given; the peak is the same.
+        limit: bytes of live tensors at which the prediction stops early, for a check whether code fits.
 
     Returns:
         The peak; on CUDA with ``peak_reserved`` from a replay of the caching allocator and, where the target has a
         capacity, with a verdict.
 
     Raises:
-        ValueError: iterations below 1, or a target that is none.
+        ValueError: iterations below 1, or an invalid target.
         PredictionError: shapes depend on data, or an operator has no fake implementation.
         torch.OutOfMemoryError: more than ``limit`` bytes are alive.
     """
@@ -159,15 +178,15 @@ def measure_peak(
 
     Args:
         build, step, iterations: as for :func:`predict_peak`.
-        device: ``cpu`` follows every storage, as a prediction does, and applies no rule; ``cuda`` reads PyTorch's
-            counters, with tensors made on the device by default.
-        limit: bytes that may be taken, as if the device had no more: on the CPU by live tensors, which is looked at
-            after each operator, on ``cuda`` by PyTorch's allocator; None is what the device has.
+        device: ``cpu`` follows every storage, as a prediction does, and applies no rules; ``cuda`` reads PyTorch's
+            counters and creates tensors on the device by default.
+        limit: maximum bytes, as if the device had no more: on the CPU of live tensors, checked after each operator; on
+            ``cuda`` of PyTorch's allocator. None means the memory of the device.
 
     Raises:
         ValueError: iterations below 1, or another device.
         RuntimeError: ``cuda`` without a device.
-        torch.OutOfMemoryError: the limit, or the device's memory, does not suffice.
+        torch.OutOfMemoryError: the code needs more than the limit or the device's memory.
     """
     if device == "cuda":
         return _measure_cuda(build, step, iterations, limit)
@@ -191,10 +210,13 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 
 def _peak(timeline: Timeline, target: Target | None) -> Peak:
+    requests = timeline.events  # as requested: `hand_out` replaces them by the blocks that are handed out
     card = CachingAllocator(target.room if target else None)
-    fits = card.replay(timeline.events) if target and target.capacity else None
+    if target and target.capacity:
+        card.replay(requests)
     reserved = timeline.hand_out().peak_reserved if target else None
     event, peak = timeline.peak()
+    needs = _needs(requests, peak, reserved, target) if target and reserved is not None else None
     alive = timeline.alive_at(event)
     by_kind, by_term = Counter[str](), Counter[str]()
     for block in alive:
@@ -207,11 +229,27 @@ def _peak(timeline: Timeline, target: Target | None) -> Peak:
         terms=dict(by_term),
         iterations=timeline.peaks(),
         peak_reserved=reserved,
-        fits=fits,
+        needs=needs,
+        fits=needs <= target.capacity if target and target.capacity and needs is not None else None,
         refused=card.refused,
         assumed=sum(block.size for block in alive if block.basis == "assumed"),
         timeline=timeline,
     )
+
+
+def _needs(requests: list[Event], allocated: int, reserved: int, target: Target) -> int:
+    """Return :attr:`Peak.needs` by bisection between the peaks of allocated and of reserved memory.
+
+    The first probe is the memory of the card itself, so that the verdict about this card does not depend on the
+    tolerance of the bisection.
+    """
+    probe = target.capacity - target.beside if target.capacity else None
+    low, high = allocated, reserved
+    while high - low > max(MIB, high // 100):
+        middle = probe if probe is not None and low < probe < high else (low + high) // 2
+        probe = None
+        low, high = (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+    return high + target.beside
 
 
 def _measure_cuda(
@@ -225,7 +263,7 @@ def _measure_cuda(
     with _allocator_limit(limit), torch.device("cuda"):
         state = build()
         torch.cuda.synchronize()
-        # In this order: the peak is reset to what is held now, and what building left in the cache is no part of it.
+        # The order matters: the peak is reset to the memory held now, without the blocks that `build` left cached.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         reserved = 0
@@ -234,19 +272,19 @@ def _measure_cuda(
             torch.cuda.synchronize()
             peaks.append(torch.cuda.max_memory_allocated())
             reserved = max(reserved, torch.cuda.max_memory_reserved())
-            # For the next iteration's own peak. The cache stays, as it does in a training: its holes are part of it.
+            # Gives the next iteration its own peak. The cache stays, as in training: its holes count towards the peak.
             torch.cuda.reset_peak_memory_stats()
     return Peak(max(peaks), iterations=tuple(peaks), peak_reserved=reserved)
 
 
 @contextmanager
 def _allocator_limit(limit: int | None) -> Iterator[None]:
-    """PyTorch's allocator on the current CUDA device takes no more bytes than these, within the block."""
+    """Limit PyTorch's allocator on the current CUDA device to this number of bytes within the block."""
     if limit is None:
         yield
         return
     total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    # PyTorch multiplies it out and cuts off: half a byte more, or the last segment may lack a byte.
+    # PyTorch multiplies the fraction by the memory and truncates; without half a byte more, a byte may be missing.
     torch.cuda.set_per_process_memory_fraction(min((max(limit, 0) + 0.5) / total, 1.0))
     try:
         yield

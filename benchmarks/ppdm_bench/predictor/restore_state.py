@@ -1,7 +1,7 @@
-"""What a prediction leaves as it was: modules, optimizers, gradients and the random generator of the code it runs.
+"""Restores modules, optimizers, gradients and random generators after a prediction.
 
-Under fake tensors nothing real changes its values, but real modules and tensors that the code closes over are handed
-fake ones: a gradient, a converted parameter, a buffer assigned anew, the state of an optimizer.
+With fake tensors no real tensor changes its values. But real modules and tensors that the code closes over receive
+fake ones: a gradient, a converted parameter, a reassigned buffer, the state of an optimizer.
 """
 
 import gc
@@ -28,8 +28,8 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 
 @contextmanager
 def preserved() -> Iterator[None]:
-    """Put back, at the end, what every module, optimizer, schedule and leaf tensor that exists now holds."""
-    numpy = sys.modules.get("numpy")  # the package asks for PyTorch alone; code that draws from it has imported it
+    """Restore at the end the content of every module, optimizer, schedule and leaf tensor that exists now."""
+    numpy = sys.modules.get("numpy")  # the package needs only PyTorch; code that uses NumPy has imported it
     generators = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
@@ -58,23 +58,23 @@ def preserved() -> Iterator[None]:
 
 
 def _alive() -> tuple[list[Tensor], list[Owner]]:
-    """Every real leaf tensor, and every owner of tensors and rates; there is no other register of them."""
+    """All real leaf tensors and all objects that own tensors and rates; only the garbage collector lists them."""
     leaves: list[Tensor] = []
     owners: list[Owner] = []
     for x in gc.get_objects():
         kind = type(x)
-        if kind in _BUILTIN:  # nearly all
+        if kind in _BUILTIN:  # nearly all objects; this check keeps the loop fast
             continue
         if kind is Tensor or kind is nn.Parameter:
             if x.is_leaf:
                 leaves.append(x)
-        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # which holds real ones alone
+        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # it holds only real tensors
             owners.append(x)
     return leaves, owners
 
 
 def _mappings(owner: Owner) -> Iterator[MutableMapping[Any, Any]]:
-    """The dictionaries in which it holds tensors, and the numbers beside them."""
+    """The dictionaries in which an owner holds tensors and the related numbers."""
     if isinstance(owner, nn.Module):
         for name in vars(owner).keys() & {"_parameters", "_buffers"}:
             yield vars(owner)[name]

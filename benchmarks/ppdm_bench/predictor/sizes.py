@@ -1,9 +1,9 @@
-"""Sizes that would be made of values that are not known, and are refused.
+"""Rejects sizes that depend on unknown values.
 
-An integer that depends on data, such as the count of a mask, may be logged or divided by, but a tensor of that size
-would be predicted too small in silence. What ``.item()`` and ``.tolist()`` give of it is therefore marked, and so is
-what is worked out of it; functions that make or cut tensors look for the mark from the first such number on. ``int()``
-would lose it, and is refused at once.
+Code may log an integer that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
+would silently be predicted too small. Therefore ``.item()`` and ``.tolist()`` mark such integers, and arithmetic keeps
+the mark. From the first marked number on, functions that create or slice tensors check for marks. ``int()`` would lose
+the mark and raises an error immediately.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,18 @@ from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
 
 class PredictionError(RuntimeError):
-    """The code does something that cannot be followed without its data."""
+    """The code does something that a prediction cannot follow without data."""
 
 
 class StandIn(int):
-    """An integer in the place of one that depends on data."""
+    """Stand-in for an integer that depends on data."""
 
     def __int__(self) -> int:
         raise refused("int()")
 
 
 def refused(what: str) -> PredictionError:
-    """The error of code that makes a size of a value that is not known."""
+    """The error for code that uses an unknown value as a size."""
     return PredictionError(
         f"this code cannot be predicted: {what} got an integer that depends on data, of which a size may be made, and "
         "a prediction has only shapes; give a fixed number in its place, read it with .item() if it is only logged, or "
@@ -36,7 +36,7 @@ def refused(what: str) -> PredictionError:
 
 
 def marked(value: Any) -> Any:
-    """Integers, in lists or alone, with the mark."""
+    """Mark an integer, or all integers in nested lists."""
     if isinstance(value, list):
         return [marked(each) for each in value]
     return StandIn(value) if type(value) is int else value
@@ -57,7 +57,7 @@ _KEPT = (
 for _name in _KEPT.split():
     setattr(StandIn, f"__{_name}__", _of_a_mark(f"__{_name}__"))
 
-# What makes tensors, or cuts or lays them out anew, and the place of an argument of it that is no size, if any.
+# Functions that create, slice or reshape tensors, and the position of an argument that is not a size, if there is one.
 _SIZED: dict[Any, int | None] = {
     **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.arange, torch.linspace)),
     **dict.fromkeys((torch.eye, torch.randperm, torch.reshape, torch.narrow, torch.split, torch.chunk, torch.tile)),
@@ -65,7 +65,7 @@ _SIZED: dict[Any, int | None] = {
     **dict.fromkeys((Tensor.view, Tensor.reshape, Tensor.expand, Tensor.repeat, Tensor.narrow, Tensor.split)),
     **dict.fromkeys((Tensor.chunk, Tensor.tile, Tensor.topk, Tensor.unflatten, Tensor.repeat_interleave)),
     **dict.fromkeys((Tensor.resize_, Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty)),
-    # What functions of PyTorch that are written in Python call.
+    # Called by PyTorch's Python functions.
     **dict.fromkeys((torch._VF.split, torch._VF.split_with_sizes, torch._C.TensorBase.unflatten)),  # type: ignore[attr-defined]
     **{getattr(torch._C._nn, name): None for name in dir(torch._C._nn) if name.startswith(("upsample", "_upsample"))},
     torch._C._nn.pad: 3,
@@ -75,18 +75,18 @@ _SIZED: dict[Any, int | None] = {
 
 
 class Guard(TorchFunctionMode):
-    """Refuses sizes that are made of marked numbers, from the first of them on, until it is taken away."""
+    """Rejects sizes computed from marked numbers, from the first marked number until ``leave``."""
 
     def mark(self, value: Any) -> Any:
         """Mark integers that depend on data."""
         stack = _emptied()
-        # Below all others: those of the code are left in the order in which they were entered.
+        # Goes below all others, because the user's modes are exited in reverse order of entry.
         for mode in (self, *(each for each in stack if each is not self)):
             _push_mode(mode)
         return marked(value)
 
     def leave(self) -> None:
-        """Refuse nothing any longer."""
+        """Remove the guard."""
         for mode in _emptied():
             if mode is not self:
                 _push_mode(mode)
@@ -110,7 +110,7 @@ class Guard(TorchFunctionMode):
 
 
 def _emptied() -> list[TorchFunctionMode]:
-    """The modes that were entered, the first of them first; none is any longer."""
+    """Pop all entered modes and return them, in the order of entry."""
     return [_pop_mode() for _ in range(torch._C._len_torch_function_stack())][::-1]
 
 

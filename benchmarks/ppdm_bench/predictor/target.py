@@ -1,4 +1,4 @@
-"""What a prediction is made for: the card, the versions that run on it, and the room it has."""
+"""Target of a prediction: the card, its software versions and its capacity."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,13 @@ from typing import Self
 GIB = 2**30
 MIB = 2**20
 
-# cuDNN that each release of PyTorch on PyPI asks for (`Requires-Dist` of its wheels for Linux); another index may ship
-# another one, so a stated version is better. 2.13 is of a build without CUDA here, and taken to be as its neighbours.
+# Bytes added to each need. Predictions are too low more often than too high: of the 20 published peaks of a third-party
+# U-Net, 17 are above their prediction, by at most 0.08 GiB (results/validation/published.md).
+MARGIN = 128 * MIB
+
+# cuDNN version that each PyTorch release on PyPI requires (`Requires-Dist` of its Linux wheels). Another index may ship
+# another version, so an explicit version is better. The 2.13 build that was checked has no CUDA; its entry is assumed
+# to follow its neighbours.
 _WHEEL_CUDNN = {
     (1, 13): (8, 5),
     (2, 0): (8, 5),
@@ -35,24 +40,24 @@ def _is_version(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Target:
-    """The device and software that memory is predicted for.
+    """Device and software of a memory prediction.
 
     Args:
-        torch: release of PyTorch, such as ``2.9.0``; the one at hand if absent.
-        capacity: bytes of the card, of which the context takes its part; None asks for no verdict.
-        compute_capability: of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of cuBLAS workspaces, and
-            whether convolutions have tensor cores.
-        cudnn: version of cuDNN, (major, minor); the one that the release's wheels on PyPI ask for if absent. Of a
-            release that is older than all in that table, the oldest of them is taken, which is the safe side.
-        tf32: whether cuDNN may compute fp32 convolutions in TF32; what the code says
-            (``torch.backends.cudnn.allow_tf32``, PyTorch's default is yes) if absent.
-        context: bytes of the CUDA context and loaded modules, outside of every PyTorch counter. About half a GiB for
-            PyTorch on recent cards; it differs with card and driver, so a measured value is better.
-        workspace: bytes that the allocator holds from the start to the end beyond what rules explain, as fitted to
-            measurements (:mod:`ppdm_bench.memory.constants`); none unless it was asked for.
+        torch: release of PyTorch, such as ``2.9.0``; the installed one if absent.
+        capacity: bytes of the card, including the context; None gives no verdict.
+        compute_capability: compute capability of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of
+            cuBLAS workspaces, and whether convolutions have tensor cores.
+        cudnn: version of cuDNN, (major, minor); if absent, the one that the release's wheels on PyPI require. For
+            a release older than the table, the oldest entry is used, which is conservative.
+        tf32: whether cuDNN may compute fp32 convolutions in TF32; if absent, the current setting of
+            ``torch.backends.cudnn.allow_tf32`` (PyTorch's default is True).
+        context: bytes of the CUDA context and loaded modules, which no PyTorch counter includes. About half a GiB for
+            PyTorch on recent cards; it depends on card and driver, so a measured value is better.
+        workspace: bytes that the allocator holds throughout and that no rule explains, fitted to measurements
+            (:mod:`ppdm_bench.memory.constants`); 0 by default.
 
     Raises:
-        ValueError: a version or compute capability that is none, a capacity that is not positive, or a context or
+        ValueError: an invalid version or compute capability, a capacity that is not positive, or a context or
             workspace below 0.
     """
 
@@ -96,7 +101,7 @@ class Target:
 
     @property
     def cudnn_version(self) -> tuple[int, int]:
-        """The version of cuDNN, as stated or as the release's wheels ask for it."""
+        """The version of cuDNN: explicit, or the one that the release's wheels require."""
         if self.cudnn:
             return self.cudnn
         nearest = max((known for known in _WHEEL_CUDNN if known <= self.release[:2]), default=min(_WHEEL_CUDNN))
@@ -104,12 +109,12 @@ class Target:
 
     @property
     def knows_cudnn(self) -> bool:
-        """Whether the version of cuDNN is stated, or known of the release; else what depends on it is assumed."""
+        """Whether the cuDNN version is explicit or known for the release; otherwise terms that need it are assumed."""
         return self.cudnn is not None or self.release[:2] in _WHEEL_CUDNN
 
     @property
     def allows_tf32(self) -> bool:
-        """Whether cuDNN may compute fp32 convolutions in TF32: as stated, or as the code at hand has set it."""
+        """Whether cuDNN may compute fp32 convolutions in TF32: explicit, or the current PyTorch setting."""
         if self.tf32 is not None:
             return self.tf32
         import torch
@@ -117,13 +122,23 @@ class Target:
         return str(torch._C._get_fp32_precision_getter("cuda", "conv")) == "tf32"
 
     @property
+    def beside(self) -> int:
+        """Bytes that a card must have beside PyTorch's allocator: CUDA context and margin of the prediction."""
+        return self.context + MARGIN
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether the card computes in bf16: from Ampere on. PyTorch emulates it on older cards, slowly."""
+        return self.compute_capability >= (8, 0)
+
+    @property
     def room(self) -> int | None:
-        """Bytes that PyTorch's allocator can take."""
+        """Bytes available to PyTorch's allocator."""
         return None if self.capacity is None else self.capacity - self.context
 
     @classmethod
     def of_this_machine(cls) -> Self:
-        """The first CUDA device and the PyTorch at hand; the defaults where there is no device."""
+        """The first CUDA device and the installed PyTorch; the defaults if there is no device."""
         import torch
 
         if not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What a trace saw: blocks of memory, their births and their deaths, in order."""
+"""Record of a trace: memory blocks with their allocations and releases, in order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +19,12 @@ class Block:
     Attributes:
         size: bytes, after the allocator's rounding.
         kind: one of :data:`KINDS`.
-        name: the operator that made it, or the rule.
-        place: where it lies. What is not known to lie on the host counts; a place may turn out later.
-        site: the module that made it, where modules are followed.
-        shape, dtype: of the tensor that it was seen with first.
-        basis: ``assumed`` if it is a buffer of a rule that no published counter has shown yet for such a call.
-        counted: whether it was known to lie on the target at its birth, so that ``Timeline.alive`` counts it.
+        name: the operator that allocated it, or the rule.
+        place: where it is. A block counts unless it is known to be on the host; the place may become known later.
+        site: the module that allocated it, if modules are recorded.
+        shape, dtype: shape and dtype of the first tensor that used the block.
+        basis: ``assumed`` for a buffer of a rule that no published counter confirms for such a call.
+        counted: whether it was known at its allocation to be on the target, so that ``Timeline.alive`` counts it.
     """
 
     size: int
@@ -40,22 +40,22 @@ class Block:
 
 @dataclass
 class Timeline:
-    """Blocks by number, and their births and deaths in order.
+    """Blocks by number, and their allocations and releases in order.
 
-    ``alive`` counts live bytes of blocks that were known to lie on the target when they were born, and ``most`` is its
-    maximum since it was last set; both are for a limit, which cannot wait until all places are known.
+    ``alive`` counts the live bytes of blocks that were known at their allocation to be on the target, and ``most`` is
+    its maximum since the last reset. Both serve the memory limit, which cannot wait until all places are known.
     """
 
     blocks: list[Block] = field(default_factory=list)
-    marks: list[int] = field(default_factory=list)  # where each iteration began, as an index into all events
+    marks: list[int] = field(default_factory=list)  # first event of each iteration, as an index into all events
     alive: int = 0
     most: int = 0
-    sites: list[tuple[int, Site]] = field(default_factory=list)  # from which event on which module was at work
-    ended: int | None = None  # where the last iteration ended; what the code held to its end dies after that
+    sites: list[tuple[int, Site]] = field(default_factory=list)  # (event, module that runs from this event on)
+    ended: int | None = None  # end of the last iteration; later releases are of blocks that the code held to its end
     _events: list[Event] = field(default_factory=list)
 
     def born(self, size: int, kind: str, name: str, place: Place = "target", basis: Basis = "proven") -> int:
-        """Note a birth and number the block."""
+        """Record an allocation and return the number of the block."""
         site = self.sites[-1][1] if self.sites else None
         block = Block(rounded(size), kind, name, place, site, basis=basis, counted=place == "target")
         self.blocks.append(block)
@@ -65,23 +65,23 @@ class Timeline:
         return len(self.blocks) - 1
 
     def died(self, number: int) -> None:
-        """Note a death."""
+        """Record a release."""
         self._events.append((number, 0))
         self.alive -= self.blocks[number].size * self.blocks[number].counted
 
     def mark(self) -> None:
-        """Note that an iteration begins."""
+        """Record the start of an iteration."""
         self.marks.append(self.now)
 
     def reach(self, site: Site) -> None:
-        """Note which module is at work from now on."""
+        """Record which module runs from now on."""
         if not self.sites or self.sites[-1][1] != site:
             self.sites.append((self.now, site))
 
     def hand_out(self) -> CachingAllocator:
-        """Give every block on the target the size that an allocator without end hands out, and return that allocator.
+        """Set every block on the target to the size that an unlimited allocator assigns, and return the allocator.
 
-        PyTorch's counters count the block, with a remainder of up to 1 MiB that is not split off, and not the request.
+        PyTorch's counters count the assigned block and not the request; a remainder of up to 1 MiB is not split off.
         """
         allocator = CachingAllocator()
         for at, (number, size) in enumerate(self._events):
@@ -94,7 +94,7 @@ class Timeline:
         return allocator
 
     def reserved_growth(self) -> int:
-        """Most bytes that the iterations take from the driver beyond what an emptied cache leaves before the first."""
+        """Maximum growth of the reserved bytes over all iterations, relative to an emptied cache before the first."""
         allocator = CachingAllocator()
         start = self.marks[0]
         allocator.replay(self._on_target(self._events[:start]))
@@ -108,21 +108,21 @@ class Timeline:
 
     @property
     def now(self) -> int:
-        """How many events there were."""
+        """Number of events so far."""
         return len(self._events)
 
     @property
     def events(self) -> list[Event]:
-        """Births and deaths on the target."""
+        """Allocations and releases on the target."""
         return self._on_target(self._events)
 
     @property
     def all_events(self) -> list[Event]:
-        """Births and deaths, those of the host's included."""
+        """All allocations and releases, including those on the host."""
         return list(self._events)
 
     def live(self) -> Iterator[int]:
-        """Live bytes after each event, those of the host's included as events that change nothing."""
+        """Live bytes after each event; events on the host are included and change nothing."""
         total = 0
         for number, size in self._events:
             if self.blocks[number].place != "host":
@@ -130,7 +130,7 @@ class Timeline:
             yield total
 
     def peak(self) -> tuple[int, int]:
-        """The event at which most is alive, and how much."""
+        """The event with the maximum of live bytes, and this maximum."""
         return max(enumerate(self.live()), key=lambda entry: entry[1], default=(-1, 0))
 
     def peaks(self) -> tuple[int, ...]:
@@ -138,12 +138,12 @@ class Timeline:
         return tuple(self.peak_between(a, b) for a, b in zip(self.marks, [*self.marks[1:], None], strict=True))
 
     def peak_between(self, start: int, end: int | None) -> int:
-        """Most live bytes from one event, counted from what is alive before it, to another."""
+        """Maximum of live bytes between two events, including those that are live before the first."""
         live = list(self.live())
         return max(live[max(start - 1, 0) : end], default=0)
 
     def alive_at(self, event: int) -> list[Block]:
-        """What is alive on the target after an event."""
+        """Blocks that are live on the target after an event."""
         alive: dict[int, Block] = {}
         for number, size in self._events[: event + 1]:
             if size:

@@ -1,7 +1,7 @@
-"""Every storage's birth and death, on real tensors or on fake ones, in any PyTorch code.
+"""Records the allocation and release of every storage in any PyTorch code, with real or fake tensors.
 
-A :class:`Trace` stands between the code and PyTorch's kernels and follows the storages of what goes in and comes out.
-It holds no tensor alive that the code lets go, and leaves nothing behind on tensors and modules that were there before.
+A :class:`Trace` intercepts every call of a PyTorch kernel and follows the storages of its inputs and outputs. It keeps
+no tensor alive that the code releases, and leaves no change on tensors and modules that existed before.
 """
 
 import weakref
@@ -47,8 +47,8 @@ def tracing(
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
     trace = Trace(fake, target, limit, modules)
     with trace.undo:
-        # What is compiled, a module or the step of an optimiser, runs as it was written: what a compiler makes of it
-        # passes by no operator of PyTorch's, and to compile it would need the device.
+        # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
+        # kernels, and the compiler would need the device.
         trace.undo.enter_context(torch.compiler.set_stance("force_eager"))
         if modules:
             trace.undo.enter_context(modules.followed())
@@ -68,14 +68,14 @@ def tracing(
 
 
 class Trace(TorchDispatchMode):
-    """Follows storages while it is entered.
+    """Dispatch mode that follows storages while it is active.
 
     Args:
-        fake: the mode that makes tensors without memory, already entered; None follows real ones.
-        target: whose CUDA rules are applied; None applies none.
-        limit: bytes of real tensors that may be alive; an operator after which there were more raises
-            ``torch.OutOfMemoryError``. None is without end.
-        modules: what says which module is at work, if that is to be noted of every storage.
+        fake: the mode that creates tensors without memory, already entered; None follows real tensors.
+        target: the target whose CUDA rules are applied; None applies no rules.
+        limit: maximum bytes of live tensors; an operator that exceeds it raises ``torch.OutOfMemoryError``. None means
+            no limit.
+        modules: recorder of the running module, if every storage shall be attributed to a module.
     """
 
     def __init__(
@@ -90,24 +90,24 @@ class Trace(TorchDispatchMode):
         self.limit = limit
         self.target = target
         self._modules = modules
-        self.inside = False  # whether PyTorch is at work below, where devices must be told as they are
+        self.inside = False  # whether PyTorch's own code runs, which must see the real devices
         self.doubles = Doubles(fake) if fake else None
         self.constants = Constants(fake) if fake else None
         self._fake_run = Recall(fake, run_fake if target else run_as_cpu) if fake else None
         self._cublas = CublasWorkspaces(target) if target else None
-        self._numbers: dict[int, int] = {}  # storages that are followed, by address: their block
+        self._numbers: dict[int, int] = {}  # address of a storage -> number of its block
         self._deaths: dict[int, weakref.finalize] = {}
-        self._placed: Place | None = None  # where births go, if they are told
-        self._together: dict[int, set[int]] = {}  # blocks whose place is unknown: those that share it
+        self._placed: Place | None = None  # place of new blocks, if the code names it
+        self._together: dict[int, set[int]] = {}  # block of unknown place -> all blocks that must have the same place
         self._in_optimizer = False
         self.undo = ExitStack()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would wrap every call below in what keeps the compiler out, a tenth of the time
+        return False  # otherwise PyTorch wraps every call to disable the compiler, which takes a tenth of the time
 
     def stop(self) -> None:
-        """Watch no storage any longer."""
+        """Stop following storages."""
         for death in self._deaths.values():
             death.detach()
 
@@ -118,25 +118,25 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
-            return args[0].fake_device  # PyTorch asks for it with every operator
+            return args[0].fake_device  # a fast path, because PyTorch queries it for every operator
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
-            return NotImplemented  # it holds other tensors, and does with them what is seen then
+            return NotImplemented  # a wrapper tensor then calls operators on its parts, which this mode sees
         if torch.is_inference_mode_enabled() and _is_composite(op):
-            with self:  # such operators arrive whole in inference mode, and their parts would go unseen
-                # The kernel, and not what `decompose` may take: PyTorch has others, for compilers, in Python.
+            with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
+                # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
                 return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
-        made = op is aten.lift_fresh.default  # `torch.tensor(...)`, whose argument is the value and no tensor yet
+        made = op is aten.lift_fresh.default  # `torch.tensor(...)`: the argument is the value, not yet a tensor
         seen: list[Tensor] = []
         if not made:
             args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
         place = self._placed
         if self.doubles and (device := kwargs.get("device")) is not None and device.type == "cuda":
-            # A function of PyTorch's own in Python asked for the device of its input.
+            # One of PyTorch's Python functions passed on the simulated device of its input.
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
         place = place or self._meet(seen)
@@ -152,7 +152,7 @@ class Trace(TorchDispatchMode):
         return out
 
     def _check_limit(self) -> None:
-        """Raise if more was alive since the last time than may be."""
+        """Raise if the live bytes exceeded the limit since the last check."""
         most, self.timeline.most = self.timeline.most, 0
         if self.limit is not None and most > self.limit:
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
@@ -167,7 +167,7 @@ class Trace(TorchDispatchMode):
 
     @contextmanager
     def below(self) -> Iterator[None]:
-        """PyTorch, and no code of the user's, is at work."""
+        """Mark that PyTorch's own code runs, and no user code."""
         before, self.inside = self.inside, True
         try:
             yield
@@ -188,7 +188,7 @@ class Trace(TorchDispatchMode):
     # --- storages
 
     def _entered(self, value: Any, seen: list[Tensor]) -> Any:
-        """Arguments of an operator, every tensor in them entered, and listed in `seen`."""
+        """Enter every tensor in the arguments of an operator, and append it to `seen`."""
         if isinstance(value, Tensor):
             seen.append(self._enter(value))
             return seen[-1]
@@ -199,7 +199,7 @@ class Trace(TorchDispatchMode):
         return value
 
     def _enter(self, x: Tensor) -> Tensor:
-        """Follow what was made before the trace, or out of its sight; under fake tensors, replace it by a double."""
+        """Follow a tensor that the trace has not seen created; with fake tensors, replace a real one by its double."""
         double = x
         place: Place = "target"
         if self.doubles and self.doubles.lacks(x):
@@ -208,7 +208,7 @@ class Trace(TorchDispatchMode):
             if self.constants:
                 self.constants.meet(double, x)
             if not x.requires_grad and self.target:
-                place = "unknown"  # data: it may be moved yet, or used where it lies
+                place = "unknown"  # data, which the code may still move to the target or use where it is
         is_parameter = isinstance(x, nn.Parameter)
         self._follow(double, "params" if is_parameter else "inputs", "made before", place)
         if is_parameter:
@@ -226,7 +226,7 @@ class Trace(TorchDispatchMode):
             block = self.timeline.blocks[self._numbers[address]]
             if block.size == rounded(size):
                 return
-            self._forget(address)  # it was resized, where it lies
+            self._forget(address)  # it was resized in place
             place = block.place
         elif size and _is_on_meta(x):
             return
@@ -250,7 +250,7 @@ class Trace(TorchDispatchMode):
         self.timeline.died(self._numbers.pop(address))
 
     def _mark(self, x: Tensor, kind: str, parameter: Tensor | None = None) -> None:
-        """Say what a storage turned out to be, and of which parameter; it counts as that from its birth."""
+        """Set the kind of a storage, and the parameter it belongs to; both apply from its allocation on."""
         if (number := self._number(x)) is None:
             return
         block = self.timeline.blocks[number]
@@ -265,21 +265,21 @@ class Trace(TorchDispatchMode):
     # --- places, for code that names devices
 
     def place(self, x: Tensor) -> Place:
-        """Where x lies, as far as it is known."""
+        """The place of x, as far as it is known."""
         number = self._number(x)
         return "target" if number is None else self.timeline.blocks[number].place
 
     def came_from_host(self, x: Tensor) -> None:
-        """Say that a tensor is being moved to the target: if it was data of an unknown place, that was the host."""
+        """Record a move to the target: if the place of the tensor was unknown, it was the host."""
         if (number := self._number(self._enter(x))) is not None:
             self._settle(number, "host")
 
     def is_new(self, x: Tensor) -> bool:
-        """Whether a tensor has not been seen yet."""
+        """Whether the trace has not yet seen a tensor."""
         return self._number(x) is None
 
     def moved(self, x: Tensor, place: Place) -> None:
-        """Say that a tensor of a real module was moved: the module keeps it, and its double lies there from now on."""
+        """Record that a tensor of a real module was moved: the module keeps it, and only its double changes place."""
         if self.doubles is None:
             return
         if self.place(x) != place and (number := self._number(x)) is not None:
@@ -288,10 +288,10 @@ class Trace(TorchDispatchMode):
         with self.below():
             double = self.doubles.of(x)
         self._follow(double, "params", "made before", place)
-        self._enter(x)  # for its gradient
+        self._enter(x)  # so that its gradient is followed
 
     def loaded(self, x: Tensor, place: Place | None) -> None:
-        """Say that a real tensor was read from a file, to a place; none if the code did not say where to."""
+        """Record that a real tensor was read from a file; ``place`` is None if the code named no device."""
         if self.doubles is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
             return
         if place is not None and self.target:
@@ -302,7 +302,7 @@ class Trace(TorchDispatchMode):
 
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
-        """Say where births go."""
+        """Set the place of new blocks within the block."""
         before, self._placed = self._placed, place
         try:
             yield
@@ -310,7 +310,7 @@ class Trace(TorchDispatchMode):
             self._placed = before
 
     def _meet(self, tensors: Sequence[Tensor]) -> Place:
-        """Where the result of an operator lies: where its inputs do, which it shows to lie together."""
+        """Place of an operator's result: that of its inputs, which must all be in the same place."""
         numbers = [number for x in tensors if (number := self._number(x)) is not None]
         places = {self.timeline.blocks[number].place for number in numbers}
         if not places or places == {"target"}:
@@ -340,7 +340,7 @@ class Trace(TorchDispatchMode):
             return
         if x.grad is not None and self.doubles and self.doubles.lacks(x.grad):
             with self.below():
-                x.grad = self.doubles.adopt(x.grad)  # so that it dies when the code lets it go
+                x.grad = self.doubles.adopt(x.grad)  # so that it is freed when the code releases it
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 
@@ -349,7 +349,7 @@ class Trace(TorchDispatchMode):
             self._mark(self._enter(x.grad), "grads")
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Note that an optimizer begins its step."""
+        """Record the start of an optimizer step."""
         self._in_optimizer = True
         if self.doubles:
             self.doubles.replace_in(optimizer)
@@ -358,7 +358,7 @@ class Trace(TorchDispatchMode):
                 self._enter(p)
 
     def after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Note that an optimizer ended its step; what it keeps is its state."""
+        """Record the end of an optimizer step; the tensors that it keeps are optimizer state."""
         self._in_optimizer = False
         for parameter, state in optimizer.state.items():
             for x in tree_iter(dict(state)):
@@ -367,12 +367,12 @@ class Trace(TorchDispatchMode):
 
 
 def is_wrapper(x: Any) -> bool:
-    """Whether a tensor is made of others, as a quantised one is, and has no storage of its own."""
+    """Whether a tensor wraps other tensors, such as a quantised one, and has no storage of its own."""
     return bool(is_traceable_wrapper_subclass(x))
 
 
 def plain(x: Any) -> Iterator[Tensor]:
-    """The tensors that one is made of; else it alone."""
+    """The tensors that a wrapper consists of; otherwise the tensor itself."""
     parts = [getattr(x, name) for name in x.__tensor_flatten__()[0]] if is_wrapper(x) else []
     for part in parts:
         yield from plain(part)
@@ -381,7 +381,7 @@ def plain(x: Any) -> Iterator[Tensor]:
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
-    """All tensors of an operator's result."""
+    """All tensors in an operator's result."""
     if isinstance(out, Tensor):
         yield out
     elif isinstance(out, tuple | list):
@@ -390,7 +390,7 @@ def _tensors(out: Any) -> Iterator[Tensor]:
 
 
 def _laid_out(out: Any, layout: torch.memory_format) -> Any:
-    """A convolution's result in the layout that CUDA gives it; of its gradients, all but that of the bias are."""
+    """A convolution's result in CUDA's memory layout; for gradients, all but the bias gradient are converted."""
     if isinstance(out, tuple):
         return (*(None if x is None else _laid_out(x, layout) for x in out[:2]), *out[2:])
     if out.dim() < 4 or suggest_memory_format(out) is layout:
@@ -400,7 +400,7 @@ def _laid_out(out: Any, layout: torch.memory_format) -> Any:
 
 @cache
 def _is_composite(op: Any) -> bool:
-    """Whether an operator only calls others; some have a kernel of their own beside that."""
+    """Whether an operator only calls others, without a CPU kernel of its own."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return has(op.name(), DispatchKey.CompositeImplicitAutograd) and not has(op.name(), DispatchKey.CPU)
 
@@ -411,5 +411,5 @@ def _storage(x: Tensor) -> torch.UntypedStorage | None:
 
 
 def _is_on_meta(x: Tensor) -> bool:
-    """Whether a tensor has no bytes, by the will of the code."""
+    """Whether a tensor is on the meta device, where the code deliberately allocates no memory."""
     return (x.fake_device if isinstance(x, FakeTensor) else x.device).type == "meta"

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.series import Series, setting
+from ppdm_bench.report.scores import Scores, by_subject, setting
+from ppdm_bench.report.scores import seam_metric as seam_metric_of
 from ppdm_bench.report.statistics import Difference, paired_difference
 
-__all__ = ["BUDGETS", "Row", "difference", "gather", "seam_metric"]
+__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_metric"]
 
 COMMAND = "ablate"
 BUDGETS = {"steps": "equal steps", "time": "equal time"}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """What is known of one cell on one task under one budget.
+    """The results of one cell on one task under one budget.
 
     Attributes:
-        cell: its label, levels and settings, as the records have them.
+        cell: its label, levels and settings, as in the records.
         task: of the subjects.
         budget, amount: ``steps`` and their number, or ``time`` and its seconds.
-        seeds: of the trainings that it holds.
-        evaluations: of the network for a volume; None for a cell that was left out.
-        series: values by metric and subject; of several seeds, each seed is a scan of its subject.
+        evaluations: of the network per volume; None for a cell that was left out.
+        series: values by metric, seed and subject.
+        seeds: of the trainings in this row.
         costs: ``train_steps``, ``train_seconds``, ``volume_seconds`` and ``step_seconds``, means over seeds.
         peaks: bytes by shape, phase, kind and metric.
         shape: of the volumes.
-        status, reason: why there are no values, where there are none.
+        status, reason: the reason for missing values.
     """
 
     cell: dict[str, Any]
     task: str
     budget: str
     amount: float
-    seeds: tuple[int, ...]
     evaluations: int | None
-    series: Series
+    series: Scores
+    seeds: tuple[int, ...] = ()
     costs: dict[str, float] = field(default_factory=dict)
     peaks: dict[tuple[tuple[int, ...], str, str, str], float] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
@@ -48,70 +50,79 @@ class Row:
 
     @property
     def label(self) -> str:
-        """What tells its cell apart."""
+        """The label of the cell."""
         return str(self.cell["label"])
 
     def beside(self, other: Row) -> bool:
-        """Whether the two differ in their cells alone, in some seed at least."""
+        """Whether the two differ only in their cells, in at least one seed."""
         same = ("task", "budget", "amount", "evaluations")
         return all(getattr(self, n) == getattr(other, n) for n in same) and bool({*self.seeds} & {*other.seeds})
 
     def peak(self, phase: str, kind: str, shape: tuple[int, ...] | None = None) -> float | None:
-        """``peak_allocated`` in bytes, at the size of its own volumes or another."""
+        """Return ``peak_allocated`` in bytes, at the size of its own volumes or another."""
         return self.peaks.get((self.shape if shape is None else shape, phase, kind, "peak_allocated"))
 
     @property
     def step_seconds(self) -> float | None:
-        """Seconds a step as it was trained; of a cell that was not, None."""
+        """Seconds per step during training; None for a cell that was not trained."""
         seconds, steps = self.costs.get("train_seconds"), self.costs.get("train_steps")
         return seconds / steps if seconds is not None and steps else None
 
 
 def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
-    """One row for each cell, task, budget, number of evaluations and seed, in the order they first came.
+    """Return one row for each cell, task, budget, number of evaluations and seed, in the order of the records.
 
-    Of records around several methods, those around the last are taken, and of each task those of the last data and
-    convention: numbers of others cannot stand beside them.
+    If the records vary several methods, those around the last method are taken, and of each task those of the last data
+    and convention, because numbers of others cannot be compared with them.
 
     Args:
-        records: long-form; those of other commands are passed over.
+        records: long-form; those of other commands are ignored.
         pooled: whether the seeds of a cell are one row.
     """
     mine = _latest([r for r in records if r.command == COMMAND and isinstance(r.options.get("cell"), dict)])
-    found: dict[tuple[object, ...], Row] = {}
+    rows: dict[tuple[object, ...], Row] = {}
     for record in mine:
-        if record.subject or _is_missing(record):
+        if record.subject or (record.status != "ok" and "budgets" in record.options):
             for budget, amount in record.options["budgets"].items():
-                _take(found, record, budget, amount, pooled)
-    costs = _Costs(mine)
-    return [costs.added(row) for row in found.values()]
+                cell, seed = record.options["cell"], _seed(record)
+                key = (record.task, budget, amount, cell["label"], record.steps, None if pooled else seed)
+                row = Row(cell, record.task, budget, amount, record.steps, Scores.like(record))
+                _add(rows.setdefault(key, row), record, seed)
+    costs: dict[str, list[Record]] = {}
+    for record in mine:
+        if record.value is not None and not record.subject:
+            costs.setdefault(record.options["cell"]["label"], []).append(record)
+    for row in rows.values():
+        _add_costs(row, costs.get(row.label, []))
+    return list(rows.values())
+
+
+def most_evaluations(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the most network evaluations, which tables for people and figures show."""
+    most = max((row.evaluations for row in rows if row.evaluations), default=None)
+    return [row for row in rows if row.evaluations in (most, None)]
 
 
 def difference(row: Row, rows: Sequence[Row], metric: str) -> Difference | None:
-    """From the default under the same budget, subject by subject, of the seeds that both have; None for itself."""
-    if row.cell["default"]:
-        return None
+    """Return the difference from the default under the same budget, subject by subject, over the seeds of both.
+
+    It is None for the default itself, and if no seed and subject is in both.
+    """
     default = next((other for other in rows if other.cell["default"] and other.beside(row)), None)
-    if default is None:
+    if row.cell["default"] or default is None:
         return None
-    pair = [one.series.scans.get(metric, {}) for one in (row, default)]
-    both = [scan for scan in pair[0] if scan in pair[1]]
+    mine, theirs = (one.series.scans.get(metric, {}) for one in (row, default))
+    both = [scan for scan in mine if scan in theirs]
     if not both:
         return None
-    mine, theirs = (_of_subjects({scan: values[scan] for scan in both}) for values in pair)
-    return paired_difference(mine, theirs)
+    means = (by_subject({scan: values[scan] for scan in both}) for values in (mine, theirs))
+    return paired_difference(*([*values.values()] for values in means))
 
 
 def seam_metric(row: Row) -> str | None:
-    """The seam index at the lattice of the cell's own representation; without a lattice there is no grid to measure."""
-    if row.cell.get("representation") == "haar":
-        return "seam_index_r2"
-    factor = str(row.cell.get("factor", ""))
-    return None if factor in ("", "1", "1x1x1") else f"seam_index_r{factor}"
-
-
-def _of_subjects(scans: dict[str, float]) -> list[float]:
-    return [*Series("", "", None, "", {"": scans}).subjects("").values()]
+    """Return the seam index on the lattice of the cell's own representation; None without a lattice."""
+    factor = "2" if row.cell.get("representation") == "haar" else str(row.cell.get("factor", ""))
+    return seam_metric_of(factor) or None
 
 
 def _latest(records: Sequence[Record]) -> list[Record]:
@@ -123,62 +134,33 @@ def _latest(records: Sequence[Record]) -> list[Record]:
     return [record for record in around if not record.subject or setting(record) == settings[record.task]]
 
 
-def _is_missing(record: Record) -> bool:
-    """Whether it says why a cell has no values."""
-    return not record.subject and record.status != "ok" and "budgets" in record.options
-
-
 def _seed(record: Record) -> int:
     return int(record.options.get("training", {}).get("seed", 0))
 
 
-def _take(found: dict[tuple[object, ...], Row], record: Record, budget: str, amount: float, pooled: bool) -> None:
-    cell, seed = record.options["cell"], _seed(record)
-    key = (record.task, budget, amount, cell["label"], record.steps, None if pooled else seed)
-    row = found.get(key)
-    if row is None:
-        series = Series(record.method, record.variant, record.steps, record.precision)
-        row = Row(cell, record.task, budget, amount, (), record.steps, series)
+def _add(row: Row, record: Record, seed: int) -> None:
+    row.seeds = tuple(dict.fromkeys((*row.seeds, seed)))
     if record.subject:
-        row.series.add(record, f"{record.subject}/{seed}" if pooled else "")
-        row = replace(row, shape=row.shape or record.shape)
+        row.series.add(record, seed)
+        row.shape = row.shape or record.shape
     else:
-        row = replace(row, status=record.status, reason=record.reason)
-    found[key] = row if seed in row.seeds else replace(row, seeds=(*row.seeds, seed))
+        row.status, row.reason = record.status, record.reason
 
 
-class _Costs:
-    """What cells cost, looked up for their rows."""
+def _add_costs(row: Row, records: Sequence[Record]) -> None:
+    """Add peaks and times of the cell, and means over its seeds of what its trainings took; later records count."""
+    trained: dict[str, dict[int, float]] = {}
+    for record in records:
+        value, evaluations = float(record.value or 0), row.evaluations if record.metric == "volume_seconds" else None
+        if record.metric.startswith("peak_"):
+            row.peaks[record.shape, record.phase, record.kind, record.metric] = value
+        elif record.metric == "step_seconds":
+            row.costs[record.metric] = value
+        elif _has_budget(record, row) and record.steps == evaluations and _seed(record) in row.seeds:
+            trained.setdefault(record.metric, {})[_seed(record)] = value
+    row.costs |= {metric: fmean(values.values()) for metric, values in trained.items()}
 
-    def __init__(self, records: Sequence[Record]) -> None:
-        self._runs: dict[tuple[object, ...], dict[int, float]] = {}
-        self._steps: dict[tuple[str, tuple[int, ...]], float] = {}
-        self._peaks: dict[str, dict[tuple[tuple[int, ...], str, str, str], float]] = {}
-        for record in records:
-            if record.value is not None and not record.subject:
-                self._add(record)
 
-    def _add(self, record: Record) -> None:
-        label = record.options["cell"]["label"]
-        if record.metric == "step_seconds":
-            self._steps[label, record.shape] = float(record.value or 0)
-        elif record.metric.startswith("peak_"):
-            key = (record.shape, record.phase, record.kind, record.metric)
-            self._peaks.setdefault(label, {})[key] = float(record.value or 0)
-        else:
-            for budget in record.options.get("budgets", {}).items():
-                run = (record.task, *budget, label, record.steps, record.metric)
-                self._runs.setdefault(run, {})[_seed(record)] = float(record.value or 0)
-
-    def added(self, row: Row) -> Row:
-        """The row with its costs."""
-        place = (row.task, row.budget, row.amount, row.label)
-        wanted = (("train_steps", None), ("train_seconds", None), ("volume_seconds", row.evaluations))
-        costs = {metric: self._runs.get((*place, steps, metric), {}) for metric, steps in wanted}
-        means = {
-            metric: [value for seed, value in found.items() if seed in row.seeds] for metric, found in costs.items()
-        }
-        found = {metric: sum(values) / len(values) for metric, values in means.items() if values}
-        pace = [seconds for (label, _), seconds in self._steps.items() if label == row.label]
-        found |= {"step_seconds": pace[-1]} if pace else {}
-        return replace(row, costs=found, peaks=self._peaks.get(row.label, {}))
+def _has_budget(record: Record, row: Row) -> bool:
+    budgets: Mapping[str, float] = record.options.get("budgets", {})
+    return record.task == row.task and budgets.get(row.budget) == row.amount

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved into it."""
+"""Atomic writing: a file is written under another name, then moved to its place."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` so that no reader ever sees a part of it; the folder is made if it is missing.
+    """Write `content` to `path` so that no reader ever sees a part of it; create the folder if it is missing.
 
     Raises:
-        OSError: the place cannot be written; what was there before is untouched.
+        OSError: the place cannot be written; the old file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")

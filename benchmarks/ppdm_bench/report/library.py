@@ -1,9 +1,10 @@
-"""Records of many files and the picture data beside them, each with the place where it stands."""
+"""Records of several files and the picture data beside them, each with the file that it comes from."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ppdm_bench.records import Record, RecordError, RecordFile
-from ppdm_bench.report.points import Point, gather_points
+from ppdm_bench.report.scores import Scores, by_design
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
 __all__ = ["Library", "believed", "provenance", "read_library"]
@@ -25,9 +26,9 @@ class Library:
     """Everything that figures and claims are made from.
 
     Attributes:
-        records: in the order of the files, of what stands twice the first.
+        records: in the order of the files; of two equal records the first.
         snapshots: picture data.
-        places: the file of a record, by its identity in memory; the library keeps the records alive.
+        places: the file of each record, by the identity of the record in memory.
     """
 
     records: tuple[Record, ...]
@@ -35,24 +36,24 @@ class Library:
     places: dict[int, str] = field(default_factory=dict)
 
     @cached_property
-    def points(self) -> tuple[Point, ...]:
-        """The points of all records of quality; many figures and claims ask for them."""
-        return tuple(gather_points(self.records))
+    def points(self) -> tuple[Scores, ...]:
+        """The scores of all records of quality, which many figures and claims need."""
+        return tuple(by_design(self.records))
 
     def reference(self, record: Record) -> str:
-        """Where a record is found: its file, and the configuration in it."""
+        """Return the source of a record: its file, and the configuration in the file."""
         return f"{self.places.get(id(record), '')}#{record.config_id or '-'}"
 
     def references(self, records: Iterable[Record]) -> tuple[str, ...]:
-        """The same of several, each once."""
+        """Return the sources of several records, each once."""
         return tuple(dict.fromkeys(self.reference(record) for record in records))
 
 
 def read_library(paths: Sequence[Path]) -> Library:
     """Read record files, and the folders in which they and picture data lie.
 
-    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) that begins with a record counts, so that logs are passed over. A
-    file is called by the folder that was given, so that the machine's paths are in no table.
+    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) that begins with a record is read, so that logs are ignored. The
+    name of a file starts with the folder that was given, so that no table has paths of this machine.
 
     Raises:
         RecordError: a path is not there, a file cannot be read, or nothing is found.
@@ -93,24 +94,39 @@ def _holds_records(path: Path) -> bool:
     return isinstance(first, dict) and "schema" in first
 
 
+_JSON = (dict, list, tuple, str, int, float, type(None))
+_CALL = re.compile(r"\(\) (got an unexpected|got multiple|missing \d+ required|takes \d+ positional)")
+
+
 @contextmanager
 def believed(what: str) -> Iterator[None]:
-    """Make something from what records say in their options; those that say something else are told in words.
+    """Make something from the options of records; options of an unexpected form become a ``RecordError``.
+
+    A mistake in the code, such as a name that does not exist or a call with a wrong argument, is raised as it is.
 
     Raises:
-        RecordError: they were altered, or another version wrote them.
+        RecordError: the records were altered, or another version wrote them.
     """
     try:
         yield
     except (TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        if not _is_about_data(error):
+            raise
         raise RecordError(
-            f"{what}: a record's options are not such as a command writes them ({type(error).__name__}: {error}); its "
-            "file was altered, or another version wrote it: make it again, or leave it out"
+            f"{what}: a record's options are not of the form that a command writes ({type(error).__name__}: {error}); "
+            "its file was altered, or another version wrote it: make it again, or leave it out"
         ) from error
 
 
+def _is_about_data(error: Exception) -> bool:
+    """Whether JSON data can have caused an error: no object of ours, no module and no signature is at fault."""
+    if isinstance(error, AttributeError):
+        return error.name is not None and isinstance(error.obj, _JSON)
+    return not _CALL.search(str(error))
+
+
 def provenance(records: Iterable[Record]) -> str:
-    """Return in words what made the records: commands, commits, versions, devices."""
+    """Return the origin of records in words: commands, commits, versions, devices."""
     records = list(records)
     words = [
         _said("command", (f"`{r.command}`" for r in records if r.command)),

@@ -21,7 +21,7 @@ __all__ = ["page"]
 
 Section = tuple[str, str, Shown, bytes]
 
-# Of a record, what differs within its configuration.
+# Fields of a record that differ within a configuration.
 _FIELDS = (
     "metric",
     "value",
@@ -78,9 +78,9 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
     """Return the page.
 
     Args:
-        library: what everything was made from; of its records those that a table refers to are on the page.
-        sections: name, title, what is shown, and its picture (PNG).
-        absent: what could not be drawn, a sentence each.
+        library: the source of everything; the page contains the records that a table refers to.
+        sections: name, title, exhibit and picture (PNG).
+        absent: figures that could not be drawn, one sentence each.
     """
     names = "".join(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>' for name, title, _, _ in sections)
     wanted = dict.fromkeys(
@@ -127,7 +127,7 @@ def _section(section: Section, groups: dict[str, list[Record]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Text with its `code`."""
+    """Return text as HTML with its `code`."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
@@ -147,7 +147,7 @@ def _table(table: Table, groups: dict[str, list[Record]]) -> str:
 def _links(line: Line, groups: dict[str, list[Record]]) -> str:
     links = []
     for number, source in enumerate(line.sources, start=1):
-        # Picture data are no records: their file is named.
+        # Picture data are not records: their file is named instead.
         links.append(
             f'<a href="#{_anchor(source)}" title="{escape(source)}">{number}</a>'
             if source in groups

@@ -1,4 +1,4 @@
-"""What stands in a paper: a figure in each width, its table, and a caption that says what it is made from."""
+"""An exhibit of a paper: a figure in each width, its table, and a caption that names its sources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Exhibit", "Missing", "Shown", "written"]
 
 
 class Missing(ValueError):
-    """The records do not hold what a figure needs; says what is missing and which command makes it."""
+    """Records that a figure needs are missing; the message names them and the command that makes them."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Shown:
     """An exhibit made from records.
 
     Attributes:
-        table: what is drawn, and more.
-        draw: the figure in a width.
-        about: the caption: what is seen, what was run, on what, of how many subjects and seeds.
-        records: what it is made from.
-        notes: what else it is made from, such as picture data.
+        table: the values of the figure, and more.
+        draw: draws the figure in a width.
+        about: the caption: content, method, data, number of subjects and seeds.
+        records: source of the values.
+        notes: other sources, such as picture data.
     """
 
     table: Table
@@ -42,7 +42,7 @@ class Shown:
 
     @property
     def caption(self) -> str:
-        """The caption, with where everything comes from."""
+        """The caption with the sources."""
         made = f"Made from {len(self.records)} records: {provenance(self.records)}" if self.records else ""
         return "\n\n".join(filter(None, (self.about, made, self.notes)))
 
@@ -52,10 +52,10 @@ class Exhibit:
     """One entry of the list of figures.
 
     Attributes:
-        name: of its files.
-        title: for people.
-        show: made from a library; raises `Missing` where something is missing.
-        columns: the widths in which it can be read.
+        name: stem of its files.
+        title: title for people.
+        show: makes the exhibit from a library; raises `Missing` if records are missing.
+        columns: the widths in which it is legible.
     """
 
     name: str
@@ -64,17 +64,17 @@ class Exhibit:
     columns: tuple[Column, ...] = ("single", "double")
 
     def widths(self, asked: Sequence[Column]) -> Sequence[Column]:
-        """Those that were asked for and can be read, or else those that can."""
+        """Return the requested widths that are legible, or else all legible widths."""
         return [column for column in asked if column in self.columns] or self.columns
 
 
 def written(exhibit: Exhibit, shown: Shown, folder: Path, columns: Sequence[Column]) -> dict[str, Path]:
-    """Write figure (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; the files by what they are.
+    """Write figure (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; return them by their ending.
 
     Args:
-        exhibit, shown: what is written.
-        folder: where.
-        columns: the widths that are asked for.
+        exhibit, shown: exhibit to write.
+        folder: output folder.
+        columns: requested widths.
 
     Raises:
         OSError: the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Every figure of a paper, in the order in which it would tell them."""
+"""All figures of a paper, in their order."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Long-form records gathered into rows: one row a configuration and kind, what a table prints and a figure draws.
+"""Long-form records gathered into rows, one per configuration and kind, for tables and figures of memory.
 
-A row never holds records of two kinds, so a predicted number cannot slip into a measured series.
+A row never holds records of two kinds, so a predicted number cannot enter a measured series.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ppdm_bench.records import PHASES, Record
+from ppdm_bench.records import PHASES, PURPOSES, Record
 from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
 PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
@@ -27,8 +27,8 @@ class Row:
     Attributes:
         kind: `measured`, `predicted` or `published`.
         method, variant: as in the records.
-        settings: what else makes the configuration, by name, apart from the phase.
-        records: by (phase, metric); where a metric was recorded twice, the later record.
+        settings: the other settings of the configuration, by name, without the phase.
+        records: by (phase, metric); of a metric that was recorded twice, the later record.
     """
 
     kind: str
@@ -44,42 +44,46 @@ class Row:
 
     @property
     def phases(self) -> list[str]:
-        """The phases of which a peak was recorded, training and sampling first."""
-        recorded = dict.fromkeys(phase for phase, metric in self.records if metric in PEAKS)
-        return [p for p in PHASES if p in recorded] + [p for p in recorded if p not in PHASES]
+        """The phases with a recorded peak, training and sampling first."""
+        return _ordered(phase for phase, metric in self.records if metric in PEAKS)
 
     def value(self, phase: str, metric: str) -> float | None:
-        """Return the value of a metric, or None where there is none to stand by.
+        """Return the value of a metric, or None.
 
-        What a run held when it failed is not its peak. A prediction is whole even where it says that memory runs out.
+        The memory of a run that failed is not its peak. A prediction has a value even if it exceeds the card.
         """
         record = self.records.get((phase, metric))
         if record is None or (record.status != "ok" and self.kind == "measured"):
             return None
         return record.value
 
+    def largest_phase(self, purpose: str = "") -> str | None:
+        """Return the phase with the largest peak, of those that serve a purpose (training, sampling) or of all."""
+        phases = [p for p in self.phases if self.value(p, "peak_allocated") and purpose in ("", PURPOSES.get(p, p))]
+        return max(phases, key=lambda phase: self.value(phase, "peak_allocated") or 0, default=None)
+
     def outcome(self, phase: str) -> tuple[str, str]:
         """Return status and reason of a phase: of the first peak that is not ok, else of one that has a note.
 
-        Two empty strings if it was not run.
+        Both are empty if the phase was not run.
         """
         found = [r for (p, metric), r in self.records.items() if p == phase and metric in PEAKS]
-        telling = sorted(found, key=lambda r: (r.status == "ok", not r.reason))
-        return (telling[0].status, telling[0].reason) if telling else ("", "")
+        first = min(found, key=lambda r: (r.status == "ok", not r.reason), default=None)
+        return (first.status, first.reason) if first else ("", "")
 
     def verified(self, phase: str) -> bool | None:
-        """Return whether a phase ran again within the memory predicted for it; None where that was not found out."""
+        """Return whether a phase ran again within the memory predicted for it; None if unknown."""
         record = self.records.get((phase, "verified_at"))
         return None if record is None or record.status not in ("ok", "oom") else record.status == "ok"
 
     def parameters(self) -> float | None:
-        """Return the number of parameters: of the configuration, else of its first phase that says one."""
+        """Return the number of parameters: of the configuration, else of its first phase that has one."""
         values = (self.value(phase, "parameters") for phase in ("", *self.phases))
         return next((v for v in values if v is not None), None)
 
 
 def gather(records: Iterable[Record]) -> list[Row]:
-    """Return one row for each configuration and kind that recorded a peak, in the order they first came."""
+    """Return one row for each configuration and kind with a peak, in the order of the records."""
     rows: dict[tuple[object, ...], Row] = {}
     for record in records:
         settings = settings_of(record)
@@ -90,7 +94,7 @@ def gather(records: Iterable[Record]) -> list[Row]:
 
 
 def settings_of(record: Record) -> dict[str, object]:
-    """Return what else makes a record's configuration, beside method, variant and phase."""
+    """Return the settings of a record's configuration, besides method, variant and phase."""
     width = record.options.get("width")
     found = {
         "width": width if isinstance(width, int) else None,
@@ -102,14 +106,18 @@ def settings_of(record: Record) -> dict[str, object]:
 
 def all_phases(rows: Sequence[Row]) -> list[str]:
     """Return the phases of all rows, training and sampling first."""
-    recorded = dict.fromkeys(phase for row in rows for phase in row.phases)
-    return [p for p in PHASES if p in recorded] + [p for p in recorded if p not in PHASES]
+    return _ordered(phase for row in rows for phase in row.phases)
+
+
+def _ordered(phases: Iterable[str]) -> list[str]:
+    found = dict.fromkeys(phases)
+    return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
 
 
 def varying(rows: Sequence[Row]) -> list[str]:
-    """Return the settings that tell rows of one kind apart.
+    """Return the settings that distinguish rows of one kind.
 
-    Prediction and measurement may come from different machines; that alone is no difference between configurations.
+    Prediction and measurement may come from different machines, which does not make them different configurations.
     """
     kinds = {row.kind for row in rows}
     groups = [[row.settings for row in rows if row.kind == kind] for kind in kinds]
@@ -117,7 +125,7 @@ def varying(rows: Sequence[Row]) -> list[str]:
 
 
 def common(rows: Sequence[Row]) -> str:
-    """Return in words what all rows share: `256×256×256, batch size 1, fp32`."""
+    """Return the common settings of all rows in words: `256×256×256, batch size 1, fp32`."""
     shared = [name for name in SETTINGS if len({row.settings[name] for row in rows}) == 1]
     return ", ".join(filter(None, (setting_text(name, rows[0].settings[name]) for name in shared))) if rows else ""
 
@@ -125,8 +133,8 @@ def common(rows: Sequence[Row]) -> str:
 def reference_of(row: Row, rows: Iterable[Row], method: str) -> Row | None:
     """Return the row of the reference `method` that `row` is compared with, or None.
 
-    It agrees in kind and in every setting but width, and uses no checkpointing: a saving is counted from the plain
-    method, also for a row that checkpoints. Of several, the one of the same variant and width wins, else the first.
+    It agrees in kind and in every setting except width, and uses no checkpointing: a saving is relative to the plain
+    method, also for a row with checkpointing. Of several, the one of the same variant and width wins, else the first.
     """
     free = ("width", "checkpointing")
     plain = [other for other in rows if other.method == method and other.settings["checkpointing"] == "none"]
@@ -141,8 +149,8 @@ def reference_of(row: Row, rows: Iterable[Row], method: str) -> Row | None:
 def prediction_of(row: Row, rows: Iterable[Row]) -> Row | None:
     """Return the predicted row of the configuration of the measured `row`, or None; the later of several.
 
-    A prediction for a GPU says nothing of a measurement on the CPU, so the two must agree in that. What others
-    published is never held against a prediction for our own network.
+    Both must be for a GPU, or both for the CPU. A published value is never compared with a prediction for our own
+    network.
     """
     if row.kind != "measured":
         return None

@@ -1,7 +1,7 @@
-"""Picture data: slices of one subject under several methods, and the spectra of their errors, small enough to keep.
+"""Picture data: slices of one subject for several methods, and the spectra of their errors.
 
-Whole volumes are too large for a repository, so an evaluation keeps three slices of each. A file holds numbers and JSON
-only, and is read without executing anything.
+Whole volumes are too large for a repository, so an evaluation keeps three slices of each. A file contains only numbers
+and JSON, and reading it executes nothing.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from ppdm_bench.report.figures.orientation import PLANES, PlaneName
 __all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
 
 SUFFIX = "snapshot.npz"
-_LARGEST = 1 << 26  # bytes of all arrays of a file; ours have some hundred thousand
-_LEVELS = 65535  # a slice is kept in steps of its range, which no eye or figure resolves
+_LARGEST = 1 << 26  # bytes of all arrays of a file; a usual file has a few hundred thousand
+_LEVELS = 65535  # levels of a slice over its range, finer than any figure shows
 
 Role = Literal["input", "target", "prediction"]
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One volume as it is shown.
+    """Pictures of one volume.
 
     Attributes:
-        role: what it is.
+        role: input, target or prediction.
         label: method and variant.
         sections: pictures, rows from the top, by plane.
-        spectra: mean power of the error's lines along D, H, W at k/n cycles a voxel, k = 0 … n/2; of predictions alone.
-        config_id, steps, design: of the prediction's records; design is the resolved method.
-        env: what it was made with.
+        spectra: mean power of the error's lines along D, H, W at k/n cycles per voxel, k = 0 … n/2; for predictions.
+        config_id, steps, design: from the records of the prediction; design is the resolved method.
+        env: environment of the prediction.
     """
 
     role: Role
@@ -90,17 +90,17 @@ class Snapshot:
                 raise ValueError(f"spacing and shape are three positive numbers, got {self.spacing} and {self.shape}")
 
     def of(self, role: Role) -> list[View]:
-        """The views of a role."""
+        """Return the views of a role."""
         return [view for view in self.views if view.role == role]
 
 
 def sections(volume: np.ndarray, at: Sequence[int]) -> dict[PlaneName, np.ndarray]:
-    """The three pictures of (D, H, W) through the voxel `at`."""
+    """Return the three pictures of a volume (D, H, W) through the voxel `at`."""
     return {name: plane.picture(volume, at[plane.through]) for name, plane in PLANES.items()}
 
 
 def write_snapshot(snapshot: Snapshot, path: Path) -> Path:
-    """Write picture data: the same content gives the same bytes.
+    """Write picture data; equal content gives equal bytes.
 
     Raises:
         OSError: the place cannot be written.
@@ -145,7 +145,7 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
         raise RecordError(f"{path} holds no picture data ({error}); remove it, or evaluate again") from None
 
 
-# What the readers of zip files, of NumPy's headers and of JSON raise where those are damaged.
+# Exceptions that the readers of zip files, NumPy headers and JSON raise for damaged files.
 _DAMAGE = (
     *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, SyntaxError, TokenError),
     *(ValueError, TypeError, LookupError, AttributeError, OverflowError),
@@ -153,7 +153,7 @@ _DAMAGE = (
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, none of which is believed to be larger than what is there."""
+    """Return the arrays of a file; a size that a header claims is not trusted."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > _LARGEST:
@@ -162,7 +162,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """An array as NumPy wrote it; `numpy.load` would allocate whatever shape its header claims."""
+    """Return an array as NumPy wrote it; `numpy.load` would allocate any shape that the header claims."""
     with archive.open(member) as stream:
         content = BytesIO(stream.read(member.file_size))  # without a size, more would be expanded than is announced
     if np.lib.format.read_magic(content) != (1, 0):

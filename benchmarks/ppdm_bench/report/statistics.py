@@ -1,4 +1,4 @@
-"""The statistics of tables: what a number a subject says of a method, and of the difference between two."""
+"""Statistics of tables: means over subjects, and paired differences between two methods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-ENOUGH = 6  # subjects from which on the Wilcoxon test can reach .05
+ENOUGH = 6  # subjects; with fewer, the Wilcoxon test cannot reach 0.05
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Summary:
     """Values of several subjects.
 
     Attributes:
-        n: how many.
-        mean: their average.
-        sd: their sample standard deviation (n − 1 in the denominator), None for a single subject.
+        n: number of subjects.
+        mean: mean value.
+        sd: sample standard deviation (n − 1 in the denominator), None for a single subject.
     """
 
     n: int
@@ -34,10 +34,10 @@ class Difference:
     """A method's values minus the reference's, subject by subject.
 
     Attributes:
-        n: how many subjects have both.
-        mean: average of the differences.
-        low, high: ends of the bootstrap interval of that average, None for a single subject.
-        p: of the Wilcoxon signed-rank test, two-sided.
+        n: number of subjects that have both.
+        mean: mean difference.
+        low, high: bootstrap interval of the mean difference, None for a single subject.
+        p: two-sided p value of the Wilcoxon signed-rank test.
     """
 
     n: int
@@ -48,7 +48,7 @@ class Difference:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Mean and sample standard deviation.
+    """Return mean and sample standard deviation.
 
     Raises:
         ValueError: there are no values, or some are not finite.
@@ -60,18 +60,18 @@ def summary(values: Sequence[float]) -> Summary:
 def paired_difference(
     values: Sequence[float], reference: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
-    """Mean paired difference, its percentile-bootstrap interval and the Wilcoxon signed-rank p.
+    """Return the mean paired difference, its percentile-bootstrap interval and the Wilcoxon signed-rank p.
 
-    Subjects are drawn with replacement `resamples` times, and the interval holds the middle 95 % of the means (Efron &
-    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13); with few subjects it is too narrow.
+    Subjects are sampled with replacement `resamples` times; the interval contains the middle 95 % of the means (Efron &
+    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow.
 
     Args:
-        values, reference: one number a subject, in the same order.
-        resamples: of the bootstrap.
-        seed: of the resampling; the same seed gives the same interval.
+        values, reference: one number per subject, in the same order.
+        resamples: number of bootstrap samples.
+        seed: random seed; equal seeds give equal intervals.
 
     Raises:
-        ValueError: their numbers differ, there are none, or some are not finite.
+        ValueError: the lengths differ, there are no values, or some are not finite.
     """
     if len(values) != len(reference):
         raise ValueError(f"expected a reference for each of the {len(values)} values, got {len(reference)}")
@@ -81,14 +81,14 @@ def paired_difference(
 
 
 def signed_rank_p(differences: np.ndarray) -> float:
-    """The two-sided p of the Wilcoxon signed-rank test; pairs without a difference are left out, as Wilcoxon did.
+    """Return the two-sided p of the Wilcoxon signed-rank test; pairs without a difference are left out, as by Wilcoxon.
 
-    Exact for up to 50 pairs without ties. Without any difference it is 1.
+    It is exact for up to 50 pairs without ties, and 1 if no pair differs.
     """
     nonzero = differences[differences != 0]
     if not nonzero.size:
         return 1.0
-    from scipy.stats import wilcoxon  # takes a second to load, which commands without a test need not wait for
+    from scipy.stats import wilcoxon  # loading takes a second
 
     with warnings.catch_warnings():  # some versions of scipy warn of ties among few subjects
         warnings.simplefilter("ignore")
@@ -96,14 +96,14 @@ def signed_rank_p(differences: np.ndarray) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """The least p that the signed-rank test of n pairs can give: both outcomes in which all signs agree, of 2ⁿ."""
+    """Return the smallest p of the signed-rank test of n pairs: 2 of 2ⁿ outcomes have all signs equal."""
     return min(1.0, math.ldexp(1.0, 1 - n))
 
 
 def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    drawn = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
+    sampled = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
     outside = 50 * (1 - LEVEL)
-    low, high = np.percentile(values[drawn].mean(axis=1), (outside, 100 - outside)).tolist()
+    low, high = np.percentile(values[sampled].mean(axis=1), (outside, 100 - outside)).tolist()
     return low, high
 
 

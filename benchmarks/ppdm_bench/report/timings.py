@@ -1,4 +1,4 @@
-"""Records of speed gathered: of each configuration the time of a training step, and of a volume by evaluations."""
+"""Records of speed gathered per configuration: the time of a training step, and of a volume by evaluations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _COUNTED = ("step_flops", "volume_flops")
 
 @dataclass(frozen=True)
 class Timing:
-    """A step, or a volume of some evaluations.
+    """The time of a training step, or of a volume with a number of evaluations.
 
     Attributes:
-        record: of its time, measured, or of why there is none.
-        flops: operations that it takes.
-        share: of what matrix products reach, of 1.
-        estimate: seconds that were not measured but extrapolated.
+        record: the measured time, or the reason why there is none.
+        flops: number of operations.
+        share: rate relative to that of matrix products, from 0 to 1.
+        estimate: seconds that were extrapolated instead of measured.
     """
 
     record: Record
@@ -33,7 +33,7 @@ class Timing:
 
     @property
     def seconds(self) -> float | None:
-        """The median over repetitions, None where it was not run to its end."""
+        """The median over repetitions, None if it did not finish."""
         return self.record.value if self.record.status == "ok" else None
 
     @property
@@ -46,7 +46,7 @@ class Timing:
 
     @property
     def rate(self) -> float | None:
-        """Operations a second."""
+        """Operations per second."""
         return self.flops / self.seconds if self.flops and self.seconds else None
 
 
@@ -56,12 +56,12 @@ class Pace:
 
     Attributes:
         row: its name and settings.
-        own: network evaluations of a volume that the method itself would take, if that is known.
-        step: of training, if that was asked.
+        own: the method's own number of network evaluations per volume, if known.
+        step: training step, if requested.
         volumes: by network evaluations, ascending.
-        ceilings: what matrix products reached, a record a process.
+        ceilings: rates of matrix products, one record per process.
         firsts: by phase, seconds of the first call, in which a network is compiled; older records have none.
-        repetitions: at least so many were asked for, None where a record does not say.
+        repetitions: the requested minimum, None if a record does not have it.
     """
 
     row: Row
@@ -74,15 +74,15 @@ class Pace:
 
     @property
     def timings(self) -> list[tuple[str, int | None, Timing]]:
-        """Phase, evaluations and time of everything."""
+        """Phase, evaluations and time of each measurement."""
         steps = [("train", None, self.step)] if self.step else []
         return [*steps, *(("sample", k, timing) for k, timing in self.volumes.items())]
 
 
 def gather_times(records: Iterable[Record]) -> list[Pace]:
-    """One for each configuration, in the order they first came; records that are not about time are passed over.
+    """Return the times of each configuration, in the order of the records; other records are ignored.
 
-    Of what was measured twice, the later counts.
+    Of a measurement that was recorded twice, the later record counts.
 
     Raises:
         ValueError: no record is of a time.

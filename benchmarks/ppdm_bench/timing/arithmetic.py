@@ -71,8 +71,8 @@ def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Ite
     """
 
     def flops(steps: int) -> int:
-        drawn = replace(method, sampling=replace(method.sampling, steps=steps))
-        return count(lambda: sample(drawn, drawn.build().eval(), torch.zeros(batch_size, 1, *shape)))
+        changed = replace(method, sampling=replace(method.sampling, steps=steps))
+        return count(lambda: sample(changed, changed.build().eval(), torch.zeros(batch_size, 1, *shape)))
 
     one, two = flops(1), flops(2)
     return {k: one + (k - 1) * (two - one) for k in evaluations}

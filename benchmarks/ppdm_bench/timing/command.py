@@ -7,12 +7,12 @@ from statistics import linear_regression, median
 from typing import Any
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import provenance
 from ppdm_bench.isolation.runner import Answer
 from ppdm_bench.isolation.sweep import Case, Sweep
 from ppdm_bench.memory.feasibility import doubt
 from ppdm_bench.predictor.target import Target
-from ppdm_bench.records import Record, config_id
+from ppdm_bench.records import Record
 from ppdm_bench.timing.clock import FIRST, Protocol
 from ppdm_bench.units import shape_text
 
@@ -38,7 +38,7 @@ class Task:
         """Label for the progress bar."""
         c = self.configuration
         size = shape_text(c.shape)
-        return " ".join(filter(None, ("timing", c.method, c.variant, self.phase, size, c.precision, c.checkpointing)))
+        return " ".join(filter(None, ("timing", c.name, c.variant, self.phase, size, c.precision, c.checkpointing)))
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _case(plan: Plan, task: Task) -> Case:
     described = configuration.describe()
     common = {
         # The identifier covers only the configuration, so that memory and quality records share it.
-        "config_id": config_id(described),
+        **provenance(described),
         "command": "speed",
         **configuration.fields(),
         "spacing": tuple(plan.spacing),
@@ -113,9 +113,8 @@ def _case(plan: Plan, task: Task) -> Case:
         "device": plan.device,
         # The time limit is part of the protocol, because the number of repetitions depends on it.
         "options": described | {"protocol": asdict(plan.protocol) | {"timeout": plan.timeout, "evaluations": counts}},
-        "env": environment(),
     }
-    told = {
+    request = {
         "configuration": configuration.to_dict(),
         "phase": task.phase,
         "device": plan.device,
@@ -123,7 +122,7 @@ def _case(plan: Plan, task: Task) -> Case:
         "protocol": asdict(plan.protocol),
         "timeout": plan.timeout,
     }
-    return Case(TIMES[task.phase], common, told, [{"steps": k} for k in counts or (None,)])
+    return Case(TIMES[task.phase], common, request, [{"steps": k} for k in counts or (None,)])
 
 
 def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:

@@ -8,7 +8,7 @@ from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.tables import speed
+from ppdm_bench.report.tables.speed import speed_page
 from ppdm_bench.timing.command import Plan, carry_out
 from ppdm_bench.units import shape_text
 
@@ -29,12 +29,13 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     return records
 
 
-def present(records: Sequence[Record], folder: Path) -> tuple[str, list[Path]]:
+def present(records: Sequence[Record], folder: Path, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Write table and figure into the folder; return the table as text, and all written files."""
-    written = [folder / RECORDS, *speed.save(records, folder / "speed")]
+    page = speed_page(records)
+    written = [folder / RECORDS, *page.save(folder / "speed", columns)]
     if any(record.samples and record.unit == "s" for record in records):
         written += save(speed_figure(records), folder / "speed")
-    return speed.to_text(records), written
+    return page.to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

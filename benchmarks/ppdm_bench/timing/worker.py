@@ -53,9 +53,9 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             metrics: dict[str, Any] = {"step_seconds": times}
             flops, notes = _counted("step_flops", lambda: step_flops(method, *size))
         else:
-            first, drawn = time_volumes(watch, _sampling(method, *size, device), counts)
-            metrics = {"volume_seconds": drawn}
-            flops, notes = _counted("volume_flops", lambda: volume_flops(method, *size, {*drawn, *counts}))
+            first, by_count = time_volumes(watch, _sampling(method, *size, device), counts)
+            metrics = {"volume_seconds": by_count}
+            flops, notes = _counted("volume_flops", lambda: volume_flops(method, *size, {*by_count, *counts}))
         if process:
             process.sample()
             notes += process.company()
@@ -74,11 +74,11 @@ def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, devi
     network = method.build().to(device).eval().requires_grad_(False)
     source = torch.randn(batch_size, 1, *shape, device=device)
 
-    def draw(evaluations: int) -> Work:
-        drawn = replace(method, sampling=replace(method.sampling, steps=evaluations))
-        return lambda: sample(drawn, network, source)
+    def work(evaluations: int) -> Work:
+        changed = replace(method, sampling=replace(method.sampling, steps=evaluations))
+        return lambda: sample(changed, network, source)
 
-    return draw
+    return work
 
 
 def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
@@ -88,7 +88,7 @@ def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
 
 
 def time_volumes(
-    watch: Stopwatch, draw: Callable[[int], Work], counts: Sequence[int]
+    watch: Stopwatch, work: Callable[[int], Work], counts: Sequence[int]
 ) -> tuple[float, dict[int, list[float]]]:
     """Time the first volume, and volumes after the warm-up for each number of evaluations that the budget allows.
 
@@ -97,21 +97,21 @@ def time_volumes(
 
     Args:
         watch: stopwatch with the time budget.
-        draw: returns the work for a number of evaluations.
+        work: returns the work for a number of evaluations.
         counts: requested numbers of evaluations.
 
     Returns:
         The time of the first volume, and the times of the repetitions by number of evaluations.
     """
-    first, *_, one = watch.warm_up(draw(1))
+    first, *_, one = watch.warm_up(work(1))
     found: dict[int, list[float]] = {}
     for k in sorted(counts):
         # A volume of one evaluation includes the fixed cost per volume, so k times its time is an upper bound.
         if watch.affords(LEAST * k * one):
-            found[k] = watch.repeat(draw(k))
+            found[k] = watch.repeat(work(k))
     for k in ANCHORS if set(counts) - found.keys() else ():
         if k not in found and len(found) < 2:
-            found[k] = watch.repeat(draw(k))
+            found[k] = watch.repeat(work(k))
     return first, dict(sorted(found.items()))
 
 

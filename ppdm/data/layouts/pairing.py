@@ -1,14 +1,15 @@
-"""Find the pairs in a folder by their file names; no file is opened or copied."""
+"""Find the pairs in a folder by the names of its files and DICOM folders; no voxels are read, nothing is copied."""
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ppdm.data.layouts.folders import nifti_files
+from ppdm.data.folders import scan_files
+from ppdm.data.formats import SCANS
 from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError
-from ppdm.data.layouts.splits import Fractions, SplitError, empty_splits, seed_that_fills, split_of
+from ppdm.data.layouts.splits import Fractions, SplitError, TooFewPatientsError, splits_of
 from ppdm.data.layouts.suv import SUVError, read_suv_table
 from ppdm.data.manifest import ManifestError, Pair
 
@@ -31,7 +32,7 @@ def pairs_from_folder(
 
     A visit with only one of the two kinds, or with several files of one kind, gives a remark instead of a pair. No file
     is chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
-    :func:`ppdm.data.layouts.splits.split_of`.
+    :func:`ppdm.data.layouts.splits.splits_of`; fewer subjects than splits are all in train, and a remark says so.
 
     Args:
         folder: the folder of the data set.
@@ -45,7 +46,7 @@ def pairs_from_folder(
         LayoutError: the folder has no pair of these kinds (the message gives examples of its files), the layout or an
             option is invalid, a subject is in two splits or cannot be a file name, or the table lacks a subject.
     """
-    folder = Path(folder)
+    folder = Path(os.path.expanduser(folder))
     layout = _adapted(layout, source, target, pattern)
     names, remarks = _listed(folder)
     scans = [scan for name in names if (scan := _read(name, layout))]
@@ -56,8 +57,9 @@ def pairs_from_folder(
     if not visits:
         raise _no_pair(folder, layout, scans, remarks)
     try:
-        pairs = _pairs(folder, visits, _splits(visits, seed, fractions), _factors(visits, suv_table))
-        remarks += _remarks_on_splits(visits, seed, fractions)
+        splits, remarks_on_splits = _splits(visits, seed, fractions)
+        pairs = _pairs(folder, visits, splits, _factors(visits, suv_table))
+        remarks += remarks_on_splits
     except (ManifestError, SplitError, SUVError) as error:
         raise LayoutError(str(error)) from None
     if layout.activity and suv_table is None:
@@ -93,13 +95,13 @@ class _Scan:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """The NIfTI files of the folder, and remarks on subfolders that could not be listed."""
+    """The scans of the folder, and remarks on subfolders that could not be listed."""
     if not folder.is_dir():
         raise LayoutError(f"{folder} is not a folder; name the one that holds the data set.")
-    images, others, closed = nifti_files(folder)
+    images, others, closed = scan_files(folder)
     if not images:
         seen = f"{len(others)} other files, such as {_examples(others)}" if others else "no file at all"
-        raise LayoutError(f"{folder} holds no .nii or .nii.gz file but {seen}; name another folder, or convert them.")
+        raise LayoutError(f"{folder} holds no scan ({SCANS}) but {seen}; name another folder, or convert them.")
     return images, [f"{name} could not be listed and was passed by." for name in closed]
 
 
@@ -114,7 +116,7 @@ def _read(name: str, layout: Layout) -> _Scan | None:
 
 def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan]:
     """The scans whose files exist; a link may point to a file that was never downloaded."""
-    lost = {scan.name for scan in scans if not os.path.isfile(folder / scan.name)}
+    lost = {scan.name for scan in scans if not os.path.exists(folder / scan.name)}
     if lost:
         remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
     return [scan for scan in scans if scan.name not in lost]
@@ -123,7 +125,7 @@ def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan
 def _no_match(folder: Path, layout: Layout, names: list[str]) -> LayoutError:
     patterns = " or ".join(layout.patterns)
     return LayoutError(
-        f"{folder}: of {len(names)} NIfTI files, such as {_examples(names)}, none is named like those of layout "
+        f"{folder}: of {len(names)} scans, such as {_examples(names)}, none is named like those of layout "
         f"{layout.name}: {patterns}. Name the folder above or below, another layout, or a pattern of your own."
     )
 
@@ -207,22 +209,20 @@ def _pairs(folder: Path, visits: list[_Visit], splits: dict[str, str], factors: 
     ]
 
 
-def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> dict[str, str]:
-    """The split of each subject, from the layout or sampled."""
+def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> tuple[dict[str, str], list[str]]:
+    """Return the split of each subject, from the layout or sampled, and remarks on the sampled splits."""
     named: dict[str, set[str]] = defaultdict(set)
     for visit in visits:
         named[visit.subject].add(visit.split)
     if torn := [subject for subject, splits in named.items() if len(splits) > 1]:
         raise LayoutError(f"{len(torn)} subjects are in two splits ({_some(torn)}); keep each patient in one.")
-    return {subject: split or split_of(subject, seed, fractions) for subject, (split,) in named.items()}
-
-
-def _remarks_on_splits(visits: list[_Visit], seed: int, fractions: Fractions) -> Iterator[str]:
-    subjects = {visit.subject for visit in visits if not visit.split}
-    if subjects and (empty := empty_splits(subjects, seed, fractions)):
-        other = seed_that_fills(subjects, seed, fractions)
-        mend = "there are too few" if other is None else f"seed {other} leaves none empty"
-        yield f"Of {len(subjects)} subjects none was drawn for {' and '.join(empty)}; {mend}."
+    given = {subject: split for subject, (split,) in named.items()}
+    unnamed = [subject for subject, split in given.items() if not split]
+    try:
+        sampled, remarks = splits_of(unnamed, seed, fractions) if unnamed else {}, []
+    except TooFewPatientsError as error:  # a single pair is enough to try a training
+        sampled, remarks = dict.fromkeys(unnamed, "train"), [f"{error} All of them are in train."]
+    return given | sampled, remarks
 
 
 def _factors(visits: list[_Visit], suv_table: str | os.PathLike[str] | None) -> list[float | None]:

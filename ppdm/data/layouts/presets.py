@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
 
+from ppdm.data.formats import SUFFIXES
+
 PATTERN_LENGTH = 1000  # maximum length of a layout's regular expression; hand-written ones are much shorter
 
 
@@ -84,11 +86,11 @@ class Layout:
         return tuple(_compiled(pattern) for pattern in self.patterns)
 
 
-_NII = r"\.nii(?:\.gz)?"
+_SCAN = rf"(?:{'|'.join(map(re.escape, SUFFIXES))})?"  # no suffix: a folder with a DICOM series
 _ANYWHERE = r"(?:.*/)?"
 _BIDS = (
     r"(?P<subject>sub-[^_/]+)/(?:(?P<session>ses-[^_/]+)/)?(?:anat|pet)/(?P=subject)_(?(session)(?P=session)_)"
-    rf"(?P<kind>(?:[a-z]+-[^-_/.]+_)*[A-Za-z0-9]+){_NII}"
+    rf"(?P<kind>(?:[a-z]+-[^-_/.]+_)*[A-Za-z0-9]+){_SCAN}"
 )
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -119,7 +121,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "brats-gli-2023",
                 (
                     rf"{_ANYWHERE}(?P<subject>BraTS-GLI-\d{{5}})-(?P<session>\d{{3}})/"
-                    rf"(?P=subject)-(?P=session)-(?P<kind>t1n|t1c|t2w|t2f){_NII}",
+                    rf"(?P=subject)-(?P=session)-(?P<kind>t1n|t1c|t2w|t2f){_SCAN}",
                 ),
                 "t1n",
                 "t2w",
@@ -128,7 +130,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             Layout(
                 "ixi",
-                (rf"{_ANYWHERE}(?P<subject>IXI\d{{3}})-(?P<session>[A-Za-z]+-\d+)-(?P<kind>T1|T2|PD|MRA){_NII}",),
+                (rf"{_ANYWHERE}(?P<subject>IXI\d{{3}})-(?P<session>[A-Za-z]+-\d+)-(?P<kind>T1|T2|PD|MRA){_SCAN}",),
                 "T1",
                 "T2",
                 origin="The file names are verified from public code; that T1 and T2 have different grids and that "
@@ -139,8 +141,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             Layout(
                 "udpet",
                 (
-                    rf"{_ANYWHERE}(?P<subject>[^/]+)_(?P<kind>DRF-(?:4|10|20|50|100)|NORMAL){_NII}",
-                    rf"{_ANYWHERE}(?P<subject>[^/]+)/(?P<kind>4|10|20|50|100|ref)/[^/]+{_NII}",
+                    rf"{_ANYWHERE}(?P<subject>[^/]+)_(?P<kind>DRF-(?:4|10|20|50|100)|NORMAL){_SCAN}",
+                    rf"{_ANYWHERE}(?P<subject>[^/]+)/(?P<kind>4|10|20|50|100|ref)/[^/]+{_SCAN}",
                 ),
                 "20",
                 "ref",
@@ -154,7 +156,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             Layout(
                 "synthrad2023",
-                (rf"{_ANYWHERE}(?P<subject>[12][BP][A-C]\d{{3}})/(?P<kind>mr|cbct|ct|mask){_NII}",),
+                (rf"{_ANYWHERE}(?P<subject>[12][BP][A-C]\d{{3}})/(?P<kind>mr|cbct|ct|mask){_SCAN}",),
                 "mr",
                 "ct",
                 mask="mask",
@@ -163,7 +165,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             Layout(
                 "madm",
-                (rf"{_ANYWHERE}(?P<split>train|val|test)/(?P<kind>\d+N?AC)/(?P<subject>[^/]+)_\d+_N?AC{_NII}",),
+                (rf"{_ANYWHERE}(?P<split>train|val|test)/(?P<kind>\d+N?AC)/(?P<subject>[^/]+)_\d+_N?AC{_SCAN}",),
                 "5NAC",
                 "100AC",
                 origin="README of tianqic/MADM---Multi-View-Averaging-Diffusion-Model, read there; its test folder "

@@ -1,11 +1,13 @@
 """Standardised uptake values (SUV) of PET: the factor of a scan, and a table of weights and doses to compute it."""
 
-import csv
 import math
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from ppdm.data.csv_table import Table, TableError, read_table
 
 F18_HALF_LIFE_S = 6586.2
 """Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
@@ -77,20 +79,18 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     Raises:
         SUVError: the file cannot be read, or has faults; the message lists all of them with their lines.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
-        with open(path, encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, strict=True, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SUVError(f"{path} cannot be read as a CSV table in UTF-8 ({error}).") from None
-    faults = list(_faults_of_header(header))
+        table = read_table(path, COLUMNS, "table of weights and doses")
+    except TableError as error:
+        raise SUVError(str(error)) from None
+    faults = [*table.faults_of_header(COLUMNS, OPTIONAL_COLUMNS), *filter(None, [table.fault])]
+    for remark in table.near_names(COLUMNS, OPTIONAL_COLUMNS):
+        warnings.warn(f"{path}: {remark}", stacklevel=2)
     factors: dict[tuple[str, str], float] = {}
-    for line, row in [] if faults else rows:
+    for line, cells in [] if faults else table.rows:
         try:
-            visit, factor = _row(row)
+            visit, factor = _row(table, cells)
             if visit in factors:
                 raise SUVError(f"{' '.join(visit).strip()} is there twice; keep one row, or name sessions.")
             factors[visit] = factor
@@ -103,31 +103,23 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     return SUVTable(factors)
 
 
-def _faults_of_header(header: list[str]) -> Iterator[str]:
-    allowed = COLUMNS + OPTIONAL_COLUMNS
-    yield from (
-        f"column {name!r} is missing; found {', '.join(header) or 'none'}" for name in COLUMNS if name not in header
-    )
-    yield from (f"column {name!r} is unknown; allowed: {', '.join(allowed)}" for name in header if name not in allowed)
-    yield from (f"column {name!r} appears twice" for name in allowed if header.count(name) > 1)
-
-
-def _row(row: dict[str, str]) -> tuple[tuple[str, str], float]:
-    if None in row or None in row.values():
-        raise SUVError("it has not as many cells as the header")
-    cells = {name: cell.strip() for name, cell in row.items()}
-    dose = _number(cells, "dose_bq")
+def _row(table: Table, row: list[str]) -> tuple[tuple[str, str], float]:
+    try:
+        cells = table.row(row)
+    except ValueError as error:
+        raise SUVError(str(error)) from None
+    dose = _number(table, cells, "dose_bq")
     if 0 < dose < _LEAST_DOSE_BQ:
         raise SUVError(f"dose_bq is {dose:g}, less than any injection; write Bq (1 MBq is 1e6)")
-    half_life = _number(cells, "half_life_min") * 60 if cells.get("half_life_min") else F18_HALF_LIFE_S
-    factor = suv_factor(_number(cells, "weight_kg"), dose, _number(cells, "minutes") * 60, half_life)
+    half_life = _number(table, cells, "half_life_min") * 60 if cells.get("half_life_min") else F18_HALF_LIFE_S
+    factor = suv_factor(_number(table, cells, "weight_kg"), dose, _number(table, cells, "minutes") * 60, half_life)
     if not cells["subject"]:
         raise SUVError("subject is empty")
     return (cells["subject"], cells.get("session", "")), factor
 
 
-def _number(cells: dict[str, str], column: str) -> float:
+def _number(table: Table, cells: dict[str, str], column: str) -> float:
     try:
-        return float(cells[column])
+        return table.number(cells[column])
     except ValueError:
         raise SUVError(f"{column} is {cells[column]!r}, expected a number") from None

@@ -1,14 +1,14 @@
 """Positron emission tomography: uptake, coincidences, attenuation, scatter, low dose and reconstruction.
 
-A few seconds a subject on one core, and physics rather than image processing: noise, its texture and what is missing
-without attenuation correction come from counts along lines, as in a scanner.
+The simulation takes a few seconds per subject on one core. It models physics and not image effects: noise, its texture
+and the errors without attenuation correction result from counts along lines, as in a scanner.
 
     activity, mu = draw_uptake(anatomy, rng)
     scan = simulate(activity, mu, anatomy.grid.spacing, TORSO, rng, dose_factors=(4, 20))
-    scan.ac, scan.low[20], scan.nac_low[20]  # float32 (D, H, W), reconstructed when asked for
+    scan.ac, scan.low[20], scan.nac_low[20]  # float32 (D, H, W), reconstructed at the first access
 
-What it leaves out: oblique lines (each axial slice is measured on its own), time of flight, motion, randoms and dead
-time; the scatter and the attenuation used for the correction are the true ones.
+It does not model oblique lines (each axial slice is measured separately), time of flight, motion, randoms and dead
+time. The correction uses the true scatter and the true attenuation.
 """
 
 from ppdm.simulation.pet.acquisition import Acquisition, acquire, thin, thin_nested

@@ -1,6 +1,6 @@
-"""Coincidences: what a PET scanner counts, and what it would have counted with less dose.
+"""Coincidences that a PET scanner counts, and those that it would count at a lower dose.
 
-Axes: volume (D, H, W), sinogram (views, bins, W). The bins cover the volume's plane and a margin about it.
+Axes: volume (D, H, W), sinogram (views, bins, W). The bins cover the volume's plane and a margin around it.
 
     y ~ Poisson(k (a · A B λ + b)),   a = exp(-A μ)
 
@@ -21,24 +21,24 @@ from ppdm.simulation.pet.scanner import Scanner
 
 _MM_PER_CM = 10.0
 _MM3_PER_ML = 1000.0
-# Lead has 1.8 per cm at 511 keV: beyond it the values are in another unit.
+# Lead has 1.8 per cm at 511 keV; larger values must be in another unit.
 _LARGEST_MU = 2.0
-# No photon passes, and yet b / a is finite.
+# Practically no photon passes, but b / a stays finite.
 _OPAQUE = np.float32(1e-20)
 
 
 @dataclass(frozen=True, eq=False)
 class Acquisition:
-    """One scan as the scanner sees it, with the corrections that it would get from a CT and a scatter estimate.
+    """One scan: the measured counts, and the corrections that a CT and a scatter estimate would provide.
 
     Attributes:
         counts: coincidences y, integers (views, bins, W).
         attenuation: probability a that both photons of a line escape, float32.
         scatter: expected scatter b in SUV · mm, float32.
         calibration: k, expected counts per SUV · mm in each bin.
-        projector: its lines, through the plane of the volume and the margin about it.
+        projector: the lines of the scan, through the plane of the volume and the margin around it.
         shape, spacing: grid of the volume in voxels and mm.
-        scanner: how it was taken and is to be reconstructed.
+        scanner: parameters of acquisition and reconstruction.
     """
 
     counts: np.ndarray
@@ -51,7 +51,7 @@ class Acquisition:
     scanner: Scanner
 
     def at_dose(self, factor: float, counts: np.ndarray) -> "Acquisition":
-        """The same scan at a dose `factor` times lower, of which `counts` were detected; see :func:`thin`."""
+        """The same scan at a dose `factor` times lower, with the given `counts`; see :func:`thin`."""
         return replace(self, counts=counts, calibration=self.calibration / factor)
 
 
@@ -69,10 +69,10 @@ def acquire(
         mu: attenuation at 511 keV in 1/cm, (D, H, W).
         spacing: voxel size in mm along D, H, W.
         scanner: the scanner and its protocol.
-        rng: draws the counts.
+        rng: source of the counts.
 
     Raises:
-        PETError: the arrays are not volumes of one shape with finite values from 0 on, mu is not in 1/cm, or the
+        PETError: the arrays are not volumes of one shape with finite values of at least 0, mu is not in 1/cm, or the
             spacing is not three positive lengths.
     """
     activity, mu, spacing = _checked(activity, mu, spacing)
@@ -88,12 +88,12 @@ def acquire(
 
 
 def thin(counts: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Keep each count with probability 1 / factor: exactly what a dose `factor` times lower would have given.
+    """Keep each count with probability 1 / factor, which gives exactly the statistics of a dose `factor` times lower.
 
-    Thinned Poisson counts are Poisson counts of the thinned mean, with no approximation.
+    Thinned Poisson counts are Poisson counts with the mean divided by the factor, without approximation.
 
     Raises:
-        PETError: the factor is not a finite number from 1 on.
+        PETError: the factor is not a finite number of at least 1.
     """
     if not 1 <= factor < np.inf:
         raise PETError(f"A dose factor divides the dose and is at least 1, such as 20; got {factor}.")
@@ -101,15 +101,15 @@ def thin(counts: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndar
 
 
 def thin_nested(counts: np.ndarray, factors: Sequence[float], rng: np.random.Generator) -> dict[float, np.ndarray]:
-    """Counts at several doses, each drawn out of those of the next higher one, so that it is a subset of them.
+    """Counts at several doses, each a random subset of the counts at the next higher dose.
 
     Args:
-        counts: of the full dose.
+        counts: counts at full dose.
         factors: dose factors, in any order.
-        rng: draws which counts stay.
+        rng: selects the counts that are kept.
 
     Raises:
-        PETError: a factor is not a finite number from 1 on.
+        PETError: a factor is not a finite number of at least 1.
     """
     thinned: dict[float, np.ndarray] = {}
     kept = 1.0
@@ -122,7 +122,7 @@ def thin_nested(counts: np.ndarray, factors: Sequence[float], rng: np.random.Gen
 def _checked(
     activity: np.ndarray, mu: np.ndarray, spacing: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """What is scanned, as float32 arrays and floats, or a PETError."""
+    """The validated inputs as float32 arrays and floats."""
     if len(spacing) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
         raise PETError(f"Spacing is three positive numbers of mm, (dD, dH, dW); got {spacing}.")
     activity, mu = _volume("activity", activity), _volume("mu", mu)
@@ -144,7 +144,7 @@ def _volume(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _project(projector: Projector, scanner: Scanner, volume: np.ndarray) -> np.ndarray:
-    """A·x by the matrices that the reconstruction needs as well, so that the whole one is never made."""
+    """A·x with the subset matrices, which the reconstruction also needs; the complete matrix is never built."""
     sinogram = np.empty((len(projector.views), projector.bins, volume.shape[2]), np.float32)
     for part in ordered_subsets(projector, scanner.subsets):
         sinogram[part.selection] = part.forward(volume)
@@ -162,7 +162,7 @@ def _scatter(trues: np.ndarray, spacing: tuple[float, float], scanner: Scanner) 
 def _calibration(projector: Projector, slice_mm: float, scanner: Scanner) -> float:
     """Counts per SUV · mm in a bin.
 
-    The bins of one view hold the whole activity of a slice: Σ p · width = Σ λ · area. So the sensitivity, in counts
-    per SUV · mL over all views, fixes k whatever the subject.
+    The bins of one view contain the whole activity of a slice: Σ p · width = Σ λ · area. Therefore the sensitivity, in
+    counts per SUV · mL over all views, determines k independently of the subject.
     """
     return scanner.sensitivity * projector.bin_width * slice_mm / (_MM3_PER_ML * len(projector.views))

@@ -1,5 +1,5 @@
-"""What is refused in the simulation of PET."""
+"""Error of the PET simulation."""
 
 
 class PETError(ValueError):
-    """Arrays or settings from which no scan can be simulated; the message says what was got and expected."""
+    """Invalid arrays or settings for a simulation; the message states the received and the expected value."""

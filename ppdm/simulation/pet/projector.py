@@ -1,12 +1,13 @@
 """Parallel-beam line integrals through the axial slices of a volume, and their exact adjoint.
 
-Axes: volume (D, H, W), sinogram (views, bins, W). Every axial slice (D, H) is projected on its own by one sparse matrix
-A; view v looks along the direction at right angles to n = (cos θ, sin θ), θ = π·v/views, and a bin holds what lies at
-s = d·cos θ + h·sin θ, both in mm from the centre of the plane.
+Axes: volume (D, H, W), sinogram (views, bins, W). One sparse matrix A projects every axial slice (D, H) separately.
+View v projects along the direction orthogonal to n = (cos θ, sin θ) with θ = π·v/views. A bin collects the points with
+s = d·cos θ + h·sin θ, where d and h are in mm from the centre of the plane.
 
-An element of A is the area that a pixel shares with the strip of one bin, over the width of the strip: the exact line
-integral in mm, averaged over the bin, of an image that is constant in each pixel. A point-sampled (pixel- or
-ray-driven) matrix is smaller, but its sum over the pixels of a ray ripples at oblique angles, which shows as rings.
+An element of A is the area of the intersection of a pixel with the strip of one bin, divided by the width of the strip.
+This is the exact line integral in mm, averaged over the bin, of an image that is constant in each pixel. A
+point-sampled (pixel- or ray-driven) matrix is smaller, but its sum over the pixels of a ray oscillates at oblique
+angles, which causes ring artefacts.
 """
 
 import math
@@ -18,24 +19,24 @@ from scipy.sparse import coo_array, csr_array
 
 from ppdm.simulation.pet.errors import PETError
 
-# Where a pixel's side is seen end-on its shadow has no width; this share of the bin's keeps the formula finite.
+# A pixel's side that is parallel to the view has a shadow of zero width; this share of a bin keeps the formula finite.
 _THINNEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Projector:
-    """The matrix A of a scanner whose views are spread evenly over half a turn.
+    """Projection matrix A of a scanner with evenly spaced views over half a turn.
 
-    The bins cover the plane's diagonal, so every pixel, those in the corners too, is seen in every view.
+    The bins cover the plane's diagonal, so that every view covers every pixel, including the corners.
 
     Args:
         shape: pixels (D, H) of an axial slice.
-        spacing: their sides (dD, dH) in mm; they need not be equal.
-        angles: views over half a turn.
-        first, step: keep the views first, first + step, ... alone; see :meth:`subset`.
+        spacing: sides (dD, dH) of a pixel in mm; they may differ.
+        angles: number of views over half a turn.
+        first, step: keep only the views first, first + step, ...; see :meth:`subset`.
 
     Raises:
-        PETError: an argument is not positive, or no view is left.
+        PETError: an argument is not positive, or no view remains.
     """
 
     shape: tuple[int, int]
@@ -59,12 +60,12 @@ class Projector:
 
     @property
     def bins(self) -> int:
-        """Bins a view."""
+        """Number of bins per view."""
         return math.ceil(math.hypot(*np.multiply(self.shape, self.spacing)) / self.bin_width)
 
     @property
     def selection(self) -> slice:
-        """Which of all angles the views are."""
+        """The selected views, as a slice of all angles."""
         return slice(self.first, self.angles, self.step)
 
     @property
@@ -74,7 +75,7 @@ class Projector:
 
     @cached_property
     def matrix(self) -> csr_array:
-        """A, float32 (views · bins, D · H), in mm. Made when it is first asked for."""
+        """The matrix A, float32 (views · bins, D · H), in mm; built at the first access."""
         entries = [self._view(index, theta) for index, theta in enumerate(self.views)]
         values, rows, columns = (np.concatenate(parts) for parts in zip(*entries, strict=True))
         return coo_array((values, (rows, columns)), (len(self.views) * self.bins, math.prod(self.shape))).tocsr()
@@ -90,7 +91,7 @@ class Projector:
         return (self.matrix.T @ sinogram.reshape(-1, sinogram.shape[2])).reshape(*self.shape, -1)
 
     def subset(self, first: int, step: int) -> "Projector":
-        """The projector of every ``step``-th view from ``first`` on; of a sinogram it takes ``[first::step]``."""
+        """The projector of every ``step``-th view from ``first`` on, which are ``sinogram[first::step]``."""
         return replace(self, first=self.first + self.step * first, step=self.step * step)
 
     def _check(self, array: np.ndarray, leading: tuple[int, int]) -> None:
@@ -98,12 +99,12 @@ class Projector:
             raise PETError(f"Expected an array of shape {(*leading, 'W')} for this projector; got {array.shape}.")
 
     def _view(self, index: int, theta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Values, rows and columns of one view."""
+        """Matrix values, rows and columns of one view."""
         width = self.bin_width
         sides = np.maximum(np.abs((math.cos(theta), math.sin(theta))) * self.spacing, _THINNEST * width)
         d, h = (mm * (np.arange(n) - (n - 1) / 2) for n, mm in zip(self.shape, self.spacing, strict=True))
         centre = (d[:, None] * math.cos(theta) + h * math.sin(theta)).ravel()
-        # Bins from the one in which the shadow begins; `edges` are their left sides, then the last one's right side.
+        # Starts at the bin in which the shadow begins; `edges` are the left sides of all bins and the last right side.
         start = np.floor((centre - sides.sum() / 2) / width + self.bins / 2).astype(np.int32)
         taps = np.arange(math.ceil(sides.sum() / width) + 1, dtype=np.int32)
         edges = (start[:, None] + np.arange(len(taps) + 1) - self.bins / 2) * width - centre[:, None]
@@ -116,9 +117,9 @@ class Projector:
 
 @lru_cache(maxsize=2)
 def ordered_subsets(projector: Projector, count: int) -> tuple[Projector, ...]:
-    """The views dealt out to `count` projectors, neighbours in the order far apart, as OSEM converges fastest.
+    """Split the views into `count` projectors; consecutive ones are far apart in angle, so that OSEM converges fast.
 
-    Kept, with their matrices, for the next subject on the same grid.
+    The projectors and their matrices are cached for the next subject on the same grid.
     """
     golden = (5**0.5 - 1) / 2
     order = np.argsort(np.arange(count) * golden % 1)
@@ -126,10 +127,10 @@ def ordered_subsets(projector: Projector, count: int) -> tuple[Projector, ...]:
 
 
 def _shadow(s: np.ndarray, a: float, b: float) -> np.ndarray:
-    """The share of a pixel's shadow that lies left of s.
+    """Share of a pixel's shadow that is left of s.
 
-    The shadow is a trapezoid, the convolution of two boxes of widths a and b, so its integral is made of half-parabolas
-    that begin at its corners (the last of which is where it ends).
+    The shadow is a trapezoid, the convolution of two boxes of widths a and b. Its integral is therefore a sum of
+    half-parabolas that begin at the corners; the shadow ends at the last corner.
     """
     outer, inner = (a + b) / 2, (a - b) / 2
     s = np.clip(s, -outer, outer)

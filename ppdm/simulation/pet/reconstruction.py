@@ -6,7 +6,7 @@ Hudson and Larkin, IEEE TMI 13:601, 1994. With the model ȳ = k (a · A B x + b)
 
     x ← x / (Bᵀ Aᵀ a) · Bᵀ Aᵀ (a · y/k / (a · A B x + b)) = x / (Bᵀ Aᵀ a) · Bᵀ Aᵀ (y/k / (A B x + b/a))
 
-so that counts are divided by k once, and attenuation enters through its sum and b/a alone.
+so that the counts are divided by k only once, and the attenuation enters only through the sensitivity Bᵀ Aᵀ a and b/a.
 """
 
 import numpy as np
@@ -15,17 +15,17 @@ from ppdm.simulation.pet.acquisition import Acquisition
 from ppdm.simulation.pet.blur import blur
 from ppdm.simulation.pet.projector import ordered_subsets
 
-# SUV · mm; a line below it holds no activity, and its ratio would divide by nothing.
+# In SUV · mm; a line below this value contains no activity, and its ratio would divide by zero.
 _DARK = np.float32(1e-6)
 
 
 def reconstruct(acquisition: Acquisition, corrected: bool = True) -> np.ndarray:
-    """The image of a scan, float32 (D, H, W).
+    """Reconstruct the image of a scan, float32 (D, H, W).
 
     Args:
-        acquisition: the scan; it says its scanner, iterations, subsets and filter.
-        corrected: for attenuation and scatter, the image then being in SUV (AC). Otherwise (NAC) the same counts are
-            reconstructed as if there were none (a = 1, b = 0), with the same calibration.
+        acquisition: the scan; its scanner defines iterations, subsets and filter.
+        corrected: whether to correct for attenuation and scatter, which gives an image in SUV (AC). Otherwise (NAC) the
+            same counts are reconstructed without attenuation and scatter (a = 1, b = 0), with the same calibration.
     """
     scanner, spacing = acquisition.scanner, acquisition.spacing
     psf = scanner.psf_mm * scanner.model_psf

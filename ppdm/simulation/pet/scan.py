@@ -15,7 +15,7 @@ from ppdm.simulation.pet.scanner import Scanner
 
 
 class Images(Mapping[float, np.ndarray]):
-    """Images by dose factor, each reconstructed when it is first asked for and then kept."""
+    """Images by dose factor; each is reconstructed at the first access and then kept."""
 
     def __init__(self, acquisitions: Mapping[float, Acquisition], corrected: bool) -> None:
         self._acquisitions, self._corrected = acquisitions, corrected
@@ -38,8 +38,8 @@ class Scan:
     """The images of a subject, float32 (D, H, W). All come from one set of counts.
 
     Attributes:
-        full: the coincidences of the whole dose.
-        lower: those of each dose factor, nested.
+        full: the coincidences at full dose.
+        lower: the coincidences at each dose factor, nested.
     """
 
     full: Acquisition
@@ -74,18 +74,18 @@ def simulate(
     rng: np.random.Generator,
     dose_factors: Sequence[float] = (20,),
 ) -> Scan:
-    """Scan a subject once and thin the counts; images are reconstructed when they are asked for.
+    """Scan a subject once and thin the counts; images are reconstructed at the first access.
 
     Args:
         activity: SUV, (D, H, W).
         mu: attenuation at 511 keV in 1/cm, (D, H, W).
         spacing: voxel size in mm along D, H, W.
         scanner: the scanner and its protocol.
-        rng: draws the counts, then what is thinned away.
-        dose_factors: each at least 1; the full dose is always there.
+        rng: source of the counts, then of the thinning.
+        dose_factors: dose factors of at least 1; the full dose is always available.
 
     Raises:
-        PETError: as :func:`acquire` and :func:`thin`.
+        PETError: for the same reasons as :func:`acquire` and :func:`thin`.
     """
     full = acquire(activity, mu, spacing, scanner, rng)
     lower = {

@@ -1,4 +1,4 @@
-"""Everything that decides how a simulated PET scan is taken and reconstructed."""
+"""Acquisition and reconstruction parameters of a simulated PET scan."""
 
 import math
 from collections.abc import Callable
@@ -15,21 +15,21 @@ _LENGTHS_OR_NONE = ("psf_mm", "filter_mm", "margin_mm")
 
 @dataclass(frozen=True)
 class Scanner:
-    """A scanner and its protocol; :func:`dataclasses.asdict` gives JSON values, fit for the key of a cache.
+    """A scanner and its protocol; :func:`dataclasses.asdict` gives JSON values, suitable as a cache key.
 
-    The sensitivity belongs to the scanner and the scan's length, not to the subject: a larger body attenuates more and
-    becomes noisier, and one subject is equally noisy, per mm³ of image, on any grid.
+    The sensitivity depends on the scanner and the scan's duration and not on the subject. Therefore a larger body
+    attenuates more and its image is noisier, and one subject has the same noise per mm³ of image on any grid.
 
     Args:
-        sensitivity: coincidences per SUV · mL of activity that would be detected if nothing attenuated them.
+        sensitivity: coincidences per SUV · mL of activity that would be detected without attenuation.
         psf_mm: FWHM of the blur by positron range, acollinearity and crystals; Gaussian, 0 for none.
-        scatter_fraction: share of the detected coincidences that were scattered, below 1.
+        scatter_fraction: share of scattered coincidences among the detected ones, below 1.
         scatter_mm, scatter_axial_mm: FWHM of the blur that turns unscattered into scattered coincidences, across the
             bins and along W.
-        margin_mm: how far the scanner sees beyond the volume on each side of D and H. Scatter that is not corrected
-            for is reconstructed there, instead of as a rim about the volume.
-        angles: views over half a turn.
-        iterations, subsets: of OSEM.
+        margin_mm: extent of the scanner's field of view beyond the volume on each side of D and H. Uncorrected scatter
+            is reconstructed there, instead of as a rim around the volume.
+        angles: number of views over half a turn.
+        iterations, subsets: iterations and subsets of OSEM.
         filter_mm: FWHM of the Gaussian filter after reconstruction, 0 for none.
         model_psf: whether OSEM models the blur.
 
@@ -66,9 +66,9 @@ class Scanner:
             raise PETError(f"{name} is {wanted}; got {value!r}.")
 
 
-# With these values a subject gives about 1e8 to 2e8 counts. The noise of the torso then grows with the dose factor as
-# in real FDG scans of a total-body scanner (tests/core/simulation/test_pet.py). The noise in deep white matter is 3 %,
-# and 13 % at a dose factor of 20.
+# With these values a subject gives about 1e8 to 2e8 counts. The noise of the torso then increases with the dose factor
+# as in real FDG scans of a total-body scanner (tests/core/simulation/test_pet.py). The noise in deep white matter is
+# 3 %, and 13 % at a dose factor of 20.
 HEAD = Scanner(sensitivity=5e4, psf_mm=4.5, scatter_fraction=0.30, iterations=3, filter_mm=4.0)
 TORSO = Scanner(sensitivity=3e4, psf_mm=5.5, scatter_fraction=0.35, iterations=2, filter_mm=5.0)
 SCANNERS = MappingProxyType({"head": HEAD, "torso": TORSO})

@@ -1,9 +1,8 @@
-"""What a subject looks like to a PET scanner: FDG uptake in SUV and attenuation at 511 keV.
+"""PET properties of a subject: FDG uptake in SUV and attenuation at 511 keV.
 
 Axes: volume (D, H, W).
 
-Everything drawn at random is tied to the tissue or to a position in mm, so that one seed gives one subject on every
-grid.
+All random values belong to a tissue or to a position in mm, so that a seed gives the same subject on every grid.
 """
 
 import math
@@ -15,8 +14,8 @@ import numpy as np
 from ppdm.simulation.fields import smooth_field
 from ppdm.simulation.phantom import Anatomy
 
-# Mean SUV an hour after injection, about as in Wang et al., Mol Imaging Biol 9:83, 2007; in the brain, of the tissue
-# itself, which no scanner resolves. Lesions and myocardium are drawn, each from its own range.
+# Mean SUV one hour after injection, approximately as in Wang et al., Mol Imaging Biol 9:83, 2007. In the brain it is
+# the uptake of the tissue itself, which no scanner resolves. Lesions and myocardium are sampled from their own ranges.
 SUV: Mapping[str, float] = MappingProxyType(
     {
         "air": 0.0,
@@ -43,7 +42,7 @@ LESION_SUV = (4.0, 15.0)
 MYOCARDIUM_SUV = (2.0, 8.0)
 
 # Linear attenuation at 511 keV, 1/cm: mass attenuation of the ICRU-44 tissues (Hubbell and Seltzer, NISTIR 5632, table
-# 4, between 500 and 600 keV) times density: compact bone 1.92 g/cm³, inflated lung .26 to .27. Marrow is spongy bone.
+# 4, between 500 and 600 keV) times density: compact bone 1.92 g/cm³, inflated lung 0.26 to 0.27. Marrow is spongy bone.
 MU: Mapping[str, float] = MappingProxyType(
     {
         "air": 0.0,
@@ -67,18 +66,19 @@ MU: Mapping[str, float] = MappingProxyType(
     }
 )
 
-# Between subjects: of all uptake together (weight, glucose), and of each tissue beside it. Within one: a texture.
+# Standard deviations between subjects: of all uptake together (weight, glucose), and of each tissue in addition. Then
+# standard deviation and smoothness of the texture within a subject.
 _SUBJECT_SD, _TISSUE_SD = 0.18, 0.08
 _TEXTURE_SD, _TEXTURE_MM = 0.08, 16.0
 _LUNG_SD, _LUNG_TEXTURE_SD, _LUNG_TEXTURE_MM = 0.10, 0.10, 30.0
 
 
 def draw_uptake(anatomy: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw one subject's FDG uptake and attenuation.
+    """Sample one subject's FDG uptake and attenuation.
 
     Args:
-        anatomy: who is scanned.
-        rng: draws the subject; nothing drawn depends on the grid.
+        anatomy: the anatomy of the subject.
+        rng: source of the subject's properties; no sample depends on the grid.
 
     Returns:
         Activity in SUV and mu at 511 keV in 1/cm, both float32 (D, H, W).
@@ -99,10 +99,10 @@ def draw_uptake(anatomy: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def _draw_tissues(rng: np.random.Generator) -> dict[str, float]:
-    """SUV of every tissue in one subject, log-normal about the table's."""
+    """SUV of every tissue in one subject, log-normal around the values of the table."""
     factors = np.exp(_SUBJECT_SD * rng.standard_normal() + _TISSUE_SD * rng.standard_normal(len(SUV)))
     suv = {tissue: mean * float(factor) for (tissue, mean), factor in zip(SUV.items(), factors, strict=True)}
-    # Fasting decides whether the heart burns glucose at all.
+    # Fasting determines whether the heart uses glucose at all.
     return suv | {"myocardium": rng.uniform(*MYOCARDIUM_SUV)}
 
 

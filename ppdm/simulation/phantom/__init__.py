@@ -1,4 +1,4 @@
-"""Procedural anatomy: heads and torsos for every seed, seen on any grid, without a download."""
+"""Procedural anatomy: a head or torso for every seed, on any grid, without a download."""
 
 from collections.abc import Callable
 

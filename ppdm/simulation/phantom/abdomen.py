@@ -51,7 +51,7 @@ class Abdomen:
         self.gas = smooth_noise(rng, lattice, 14.0)
 
     def _liver(self, size: float) -> np.ndarray:
-        """A right lobe that fills the dome and a left one that reaches over the stomach."""
+        """A right lobe that fills the dome of the diaphragm, and a left lobe that extends over the stomach."""
         p, c, d = self.points, (68.0, 2.0, -56.0), (-4.0, 40.0, -14.0)
         right = ellipsoid(turned(p, c, 1, 8.0), c, (88 * size, 92 * size, 84 * size))
         left = ellipsoid(turned(p, d, 1, -10.0), d, (66 * size, 40, 32))
@@ -76,15 +76,15 @@ class Abdomen:
         return common(tube(self.points, _COLON) + pouches, self.space + 4.0, 4.0)
 
     def paint(self, canvas: Canvas) -> None:
-        """Front to back: solid organs, then what is hollow with its gas, then the muscles behind them."""
+        """Paint from front to back: solid organs, hollow organs with their gas, the muscles behind them."""
         canvas.paint("blood", self.portal)
-        canvas.paint("csf", self.gall_bladder)  # bile, watery as csf is
+        canvas.paint("csf", self.gall_bladder)  # bile is watery like csf
         canvas.paint("liver", self.liver)
         canvas.paint("spleen", self.spleen)
         canvas.paint("kidney", self.kidneys)
         colon = self._colon()
         y = self.points[1]
-        # The subject lies on the back: gas gathers in front.
+        # The subject lies on the back, so gas collects in front.
         canvas.paint("air", np.maximum(self.stomach + 5.0, 26.0 - y))
         canvas.paint("bowel", self.stomach)
         canvas.paint("air", np.maximum(colon + 4.0, 4.0 - 8.0 * self.gas))
@@ -95,7 +95,7 @@ class Abdomen:
 
 
 def _kidneys(points: Points, shift: float) -> np.ndarray:
-    """Two beans beside the spine, the right one lower, their hollows turned inwards and forward."""
+    """Two bean shapes beside the spine; the right one is lower, and the hollows point inwards and forward."""
     pair = []
     for side, z in ((1.0, -104.0 + shift), (-1.0, -88.0 + shift)):
         c = (side * 62.0, -40.0, z)

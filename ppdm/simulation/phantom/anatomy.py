@@ -1,8 +1,8 @@
-"""What a phantom is: fractions of tissues on a grid of voxels.
+"""Representation of a phantom: fractions of tissues on a grid of voxels.
 
-Axes: a volume (D, H, W) in RAS+ order; D runs from the patient's left to the right, H from posterior to anterior, W
-from inferior to superior. Positions in mm are (right, anterior, superior) from the anatomy's origin, at which every
-grid is centred.
+Axes: a volume (D, H, W) in RAS+ order. D runs from the patient's left to the right, H from posterior to anterior, W
+from inferior to superior. Positions in mm are (right, anterior, superior) relative to the anatomy's origin, which is
+the centre of every grid.
 """
 
 import math
@@ -33,26 +33,26 @@ TISSUES = (
     "bowel",
 )
 
-# Right-left, posterior-anterior and inferior-superior extent in mm that holds an anatomy.
+# Right-left, posterior-anterior and inferior-superior extent in mm that contains an anatomy.
 FIELDS_OF_VIEW = {"head": (168.0, 224.0, 196.0), "torso": (400.0, 300.0, 320.0)}
 PRESETS = ("cubic", "oblong", "thick")
 
-# Slices of clinical scans are about this much thicker than their pixels are wide.
+# Typical ratio of slice thickness to pixel width in clinical scans.
 _THICKNESS = 2.5
-# The lengths of oblong and thick grids are multiples of this, so that networks can halve them.
+# The sizes of oblong and thick grids are multiples of this, so that networks can halve them.
 _MULTIPLE = 4
 
 
 class PhantomError(ValueError):
-    """A grid, a kind or a tissue that does not exist; the message says what was got and expected."""
+    """Invalid grid, kind or tissue; the message states the received and the expected value."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Voxels on which an anatomy is seen, centred on its origin.
+    """Voxel grid on which an anatomy is evaluated, centred on its origin.
 
     Args:
-        shape: voxels along D, H and W.
+        shape: number of voxels along D, H and W.
         spacing: edge lengths of a voxel in mm.
 
     Raises:
@@ -72,13 +72,13 @@ class Grid:
 
     @classmethod
     def covering(cls, kind: str, size: int = 64, preset: str = "cubic") -> Self:
-        """A grid that holds the field of view of an anatomy; its longest axis has `size` voxels.
+        """A grid that covers the field of view of an anatomy; its longest axis has `size` voxels.
 
         Args:
             kind: head or torso.
-            size: voxels along the longest axis.
-            preset: cubic (size³ isotropic voxels), oblong (isotropic, each axis as long as the anatomy asks for) or
-                thick (as oblong, with axial slices 2.5 times as thick as their pixels are wide).
+            size: number of voxels along the longest axis.
+            preset: cubic (size³ isotropic voxels), oblong (isotropic, each axis as long as the anatomy requires) or
+                thick (like oblong, with a slice thickness of 2.5 times the pixel width).
 
         Raises:
             PhantomError: a kind or preset that does not exist, or fewer than 4 voxels.
@@ -99,7 +99,7 @@ class Grid:
 
     @property
     def extent(self) -> tuple[float, float, float]:
-        """Lengths of the grid's edges in mm, from outer face to outer face."""
+        """Edge lengths of the grid in mm, from outer face to outer face."""
         d, h, w = (n * s for n, s in zip(self.shape, self.spacing, strict=True))
         return d, h, w
 
@@ -109,7 +109,7 @@ class Grid:
         return math.prod(self.spacing) / 1000.0
 
     def faces(self, axis: int) -> np.ndarray:
-        """Positions in mm of the n + 1 faces between and around the voxels of an axis, float64."""
+        """Positions in mm of the n + 1 voxel faces along an axis, float64."""
         return (np.arange(self.shape[axis] + 1) - 0.5 * self.shape[axis]) * self.spacing[axis]
 
     def centres(self, axis: int) -> np.ndarray:
@@ -118,13 +118,13 @@ class Grid:
 
 
 def _voxels(extent: float, spacing: float) -> int:
-    """The multiple of 4 that covers an extent; rounding errors of the spacing add no voxels."""
+    """The smallest multiple of 4 voxels that covers an extent; rounding errors of the spacing add no voxels."""
     return _MULTIPLE * math.ceil(extent / spacing / _MULTIPLE - 1e-9)
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """One lesion: its centre in mm (right, anterior, superior), mean radius in mm, and the tissue it grew in."""
+    """A lesion: centre in mm (right, anterior, superior), mean radius in mm, and the tissue that it grew in."""
 
     centre_mm: tuple[float, float, float]
     radius_mm: float
@@ -139,9 +139,9 @@ class Anatomy:
         kind: head or torso.
         grid: the voxels.
         tissues: names along the first axis of `fractions`, in the order of `TISSUES`.
-        fractions: float32 (T, D, H, W): which share of each voxel every tissue has; sums to 1, air included.
-        inside: float32 (D, H, W): which share of each voxel lies within the skin, air of sinuses and bowel included.
-        lesions: what was added that is ill; a lesion may be small against a voxel.
+        fractions: float32 (T, D, H, W): share of each tissue in each voxel; sums to 1, including air.
+        inside: float32 (D, H, W): share of each voxel that is inside the skin, including air in sinuses and bowel.
+        lesions: the lesions that were added; a lesion may be smaller than a voxel.
     """
 
     kind: str
@@ -163,11 +163,11 @@ class Anatomy:
 
     @property
     def body(self) -> np.ndarray:
-        """Voxels of which at least half lies within the skin, bool (D, H, W)."""
+        """Voxels that are at least half inside the skin, bool (D, H, W)."""
         return self.inside >= 0.5
 
     def fraction(self, tissue: str) -> np.ndarray:
-        """float32 (D, H, W): the share of each voxel that is `tissue`, a view into `fractions`.
+        """Share of `tissue` in each voxel, float32 (D, H, W), a view into `fractions`.
 
         Raises:
             PhantomError: this kind of anatomy has no such tissue.
@@ -185,18 +185,18 @@ class Anatomy:
         return float(self.fraction(tissue).sum(dtype=np.float64)) * self.grid.voxel_ml
 
     def labels(self) -> np.ndarray:
-        """uint8 (D, H, W): the tissue with the largest share of each voxel, as its index in `TISSUES`."""
+        """Tissue with the largest share of each voxel, as its index in `TISSUES`, uint8 (D, H, W)."""
         index = np.array([TISSUES.index(name) for name in self.tissues], np.uint8)
         return index[self.fractions.argmax(axis=0)]
 
     def mix(self, values: Mapping[str, float]) -> np.ndarray:
-        """float32 (D, H, W): Σ_k fraction_k · value_k, the mean of a property over each voxel.
+        """Mean of a property over each voxel, Σ_k fraction_k · value_k, float32 (D, H, W).
 
         Args:
-            values: one number for every tissue of this anatomy; those of tissues that it lacks are not used.
+            values: one number for every tissue of this anatomy; values of other tissues are ignored.
 
         Raises:
-            PhantomError: a tissue has no value, or a name is no tissue.
+            PhantomError: a tissue has no value, or a name is not a tissue.
         """
         if unknown := [name for name in values if name not in TISSUES]:
             raise PhantomError(f"There is no tissue {unknown[0]!r}; choose from {', '.join(TISSUES)}.")

@@ -7,15 +7,15 @@ from ppdm.simulation.phantom.fields import smooth_noise
 from ppdm.simulation.phantom.lattice import Canvas, bounding_box, fine, refine
 from ppdm.simulation.phantom.shapes import Points, blend, cleft, common, ellipsoid, mirrored
 
-# All leaves stand on this line through the roof of the fourth ventricle, from left to right.
+# All folia start at this axis, which runs from left to right through the roof of the fourth ventricle.
 _AXIS = (-48.0, -31.0)
-_PERIOD = 5.2  # mm from leaf to leaf at the typical radius
+_PERIOD = 5.2  # distance of folia in mm at the typical radius
 _RADIUS = 26.0
 _CORTEX = 1.6  # mm
 
 
 def cerebellum(points: Points) -> np.ndarray:
-    """Two hemispheres and the vermis under the tentorium: signed distance of first order, on the coarse lattice."""
+    """Two hemispheres and the vermis below the tentorium: first-order signed distance, on the coarse lattice."""
     x, y, z = mirrored(points)
     lobe = ellipsoid((x, y, z), (24, -63, -33), (28, 32, 25))
     vermis = ellipsoid((x, y, z), (0, -63, -25), (13, 25, 25))
@@ -23,12 +23,12 @@ def cerebellum(points: Points) -> np.ndarray:
 
 
 def paint_cerebellum(rng: np.random.Generator, canvas: Canvas, points: Points, hull: np.ndarray) -> None:
-    """Paint the cerebellum of outline `hull`: thin leaves around an axis, as the white tree of a sagittal cut shows."""
+    """Paint the cerebellum inside `hull`: thin folia around an axis, which form the tree seen in a sagittal section."""
     box = bounding_box(hull < 6.0)
     if box is None:
         return
     x, y, z = (p[box] for p in points)
-    y, z = y - _AXIS[0] + 0.010 * x * x, z - _AXIS[1]  # the leaves bend forward at the sides
+    y, z = y - _AXIS[0] + 0.010 * x * x, z - _AXIS[1]  # the folia bend forward at the sides
     wobble = 0.8 * smooth_noise(rng, canvas.lattice, 9.0)[box]
     phase = refine((_RADIUS * np.arctan2(z, -y) + 0.12 * np.abs(x) + wobble) / _PERIOD)
     radius, depth = refine(np.hypot(y, z)), refine(-hull[box])

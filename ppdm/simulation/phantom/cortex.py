@@ -1,6 +1,6 @@
-"""The folded cortex: where it lies and how deep below the pia each point of the brain is.
+"""The folded cortex: its position, and the depth of each point of the brain below the pia.
 
-Positions (x, y, z) are mm of a template whose origin is the anterior commissure; |x| stands for both hemispheres.
+Positions (x, y, z) are in mm of a template whose origin is the anterior commissure; |x| represents both hemispheres.
 """
 
 import numpy as np
@@ -23,12 +23,12 @@ from ppdm.simulation.phantom.shapes import (
 
 
 def tentorium(points: Points) -> np.ndarray:
-    """How far each point lies above the roof of the cerebellum, in mm along z."""
+    """Height of each point above the roof of the cerebellum, in mm along z."""
     return points[2] - (-1.0 - 0.46 * np.abs(points[0]) + 0.15 * (points[1] + 50.0))
 
 
 def cerebrum(points: Points) -> np.ndarray:
-    """The cerebrum as if it had neither fissures nor sulci: distance of first order, on the coarse lattice."""
+    """First-order distance to the cerebrum without fissures and sulci, on the coarse lattice."""
     x, y, z = mirrored(points)
     # The frontal poles are narrower than the occipital ones; the base rises towards the front.
     narrowed = x * (1.0 + 0.0012 * (y + 25.0) + 0.000010 * (y + 25.0) ** 2)
@@ -36,7 +36,7 @@ def cerebrum(points: Points) -> np.ndarray:
     base = -17.0 + 0.012 * np.clip(y - 10.0, 0, None) ** 1.5
     temporal = tube((x, y, z), [(45, -48, -8, 19), (49, -14, -19, 19), (41, 11, -27, 15)])
     between = ellipsoid((x, y, z), (0, -12, -26), (24, 30, 18))
-    # The temporal lobes hang below the base in front; the occipital lobes rest on the tentorium.
+    # The temporal lobes extend below the base in front; the occipital lobes are on the tentorium.
     front = np.clip((y + 36.0 + 0.3 * x) / 18.0, 0.0, 1.0)
     whole = blend(common(whole, base - 30.0 * (1.0 - front) - z, 14.0), temporal, 8.0)
     whole = common(whole, 1.4 - tentorium(points) - 60.0 * front, 3.0)
@@ -44,11 +44,11 @@ def cerebrum(points: Points) -> np.ndarray:
 
 
 def fissures(points: Points, half_width_mm: float) -> np.ndarray:
-    """The longitudinal fissure, which ends at the callosum, and the lateral (Sylvian) ones, which end at the insula."""
+    """The longitudinal fissure, down to the callosum, and the lateral (Sylvian) fissures, which end at the insula."""
     x, y, z = mirrored(points)
     callosum = ellipsoid((np.zeros_like(x), y, z), (0, -4, 0), (1e3, 38, 28))
     longitudinal = np.maximum(x - half_width_mm, -callosum)
-    # The lateral one rises backwards; it leads from the side to a plate that bounds the insula.
+    # The lateral fissure rises to the back; it leads from the side to a plate that bounds the insula.
     height = z + 0.5 * (y + 8.0)
     lateral = np.maximum(0.9 * np.abs(height) - half_width_mm, 39.0 - x)
     lateral = np.maximum(lateral, np.maximum(-40.0 - y, y - 24.0))
@@ -58,12 +58,12 @@ def fissures(points: Points, half_width_mm: float) -> np.ndarray:
 
 
 class Folding:
-    """Sulci as winding sheets that enter the hemispheres at right angles, and what follows from them.
+    """Sulci as winding sheets that enter the hemispheres at right angles, and the resulting pia.
 
     Attributes:
-        coarse_box, box: the part of the coarse and of the fine lattice that holds the cerebrum.
+        coarse_box, box: the part of the coarse and of the fine lattice that contains the cerebrum.
         pia: float32 (D, H, W) on `box`: signed distance in mm to the nearest cerebrospinal fluid outside of the
-            ventricles; negative in the brain. Cortex is what lies near it.
+            ventricles; negative in the brain. The cortex is the layer next to it.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Folding:
         """Fold a cortex.
 
         Args:
-            rng: source of chance.
-            lattice: where; the arrays below lie on its coarse points.
+            rng: random generator.
+            lattice: the lattice; the arrays below are given on its coarse points.
             points: template positions.
             hull: signed distance to the cerebrum without fissures.
-            core: signed distance to the nuclei, from which sulci keep away.
+            core: signed distance to the nuclei; sulci do not come near them.
             wavelength_mm: twice the mean distance of sulci.
             depth_mm: median depth of the primary sulci.
         """
@@ -107,10 +107,10 @@ class Folding:
 
 
 def _sheets(field: np.ndarray, walls: np.ndarray, lattice: Lattice, near: Box) -> np.ndarray:
-    """Distance in mm to the zero level set of a field that hardly changes along the depth, on the fine box."""
+    """Distance in mm to the zero level set of a field that is nearly constant along the depth, on the fine box."""
     n = gradient(walls, lattice.coarse_spacing)
     length = np.sqrt(sum(q * q for q in n)) + np.float32(1e-3)
-    # Each point takes the value of a point above it, near the surface: so the sheets run inwards from there.
+    # Each point gets the value of a point above it, near the surface, so that the sheets run inwards from there.
     rise = -0.85 * np.clip(walls, -28.0, 0.0) / lattice.coarse_spacing
     own = np.indices(walls.shape, np.float32)
     lifted = map_coordinates(field, [o + rise * q / length for o, q in zip(own, n, strict=True)], order=3, mode="wrap")
@@ -120,5 +120,5 @@ def _sheets(field: np.ndarray, walls: np.ndarray, lattice: Lattice, near: Box) -
 
 
 def _to_sulcus(sheet: np.ndarray, depth: np.ndarray, floor: np.ndarray) -> np.ndarray:
-    """Distance in mm to a sulcus, wide at the surface; `floor` is the distance past its bottom. Negative in it."""
+    """Signed distance in mm to a sulcus that widens at the surface; `floor` is the distance below its bottom."""
     return cleft(sheet - (0.35 + 0.8 * np.exp(-np.clip(depth, 0, None) / 3.5)), floor)

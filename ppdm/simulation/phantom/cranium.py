@@ -1,4 +1,4 @@
-"""What surrounds the brain: fluid, skull, face, neck and scalp. Template positions in mm as in `head`."""
+"""Structures around the brain: fluid, skull, face, neck and scalp. Template positions in mm as in `head`."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ class Cranium:
     ) -> None:
         self.points = mirrored(points)
         brain = blend(blend(hull, cerebellum, 12.0), stem, 10.0)
-        # The fluid over the brain; it is wide enough to fill the fissures between the lobes.
+        # The fluid around the brain is wide enough to fill the fissures between the lobes.
         fluid = np.clip(2.1 + 0.5 * smooth_noise(rng, lattice, 30.0), 1.4, 4.0)
         self.cavity = redistance(redistance(brain, lattice.coarse_spacing) - fluid, lattice.coarse_spacing)
         self.thickness = 6.5 + rng.normal(0.0, 0.5) + 0.8 * smooth_noise(rng, lattice, 25.0)
@@ -49,7 +49,7 @@ class Cranium:
         return blend(head, ear, 4.0)
 
     def paint(self, canvas: Canvas) -> None:
-        """Everything that the brain has left free, from the inside to the skin."""
+        """Paint everything outside of the brain, from the inside to the skin."""
         p = self.points
         eye = ellipsoid(p, (32, 63, -30), (12.0, 12.0, 12.0))
         lens = ellipsoid(p, (32, 72.5, -30), (4.5, 2.2, 4.5))
@@ -64,7 +64,7 @@ class Cranium:
         self._paint_soft_tissue(canvas)
 
     def _paint_airways(self, canvas: Canvas) -> None:
-        """Sinuses, nasal cavity, pharynx and mastoid cells, the sinuses in thin shells of bone."""
+        """Paint sinuses, nasal cavity, pharynx and mastoid cells; the sinuses have thin shells of bone."""
         p = self.points
         sinuses = np.minimum.reduce(
             [
@@ -83,7 +83,7 @@ class Cranium:
         canvas.paint("cortical_bone", np.maximum(sinuses - 1.6, self.skin + 5.0))
 
     def _paint_orbit(self, canvas: Canvas) -> None:
-        """Fat behind the eye, its muscles, and the bone around."""
+        """Paint the fat behind the eye, its muscles, and the bone around them."""
         p = self.points
         cone = common(tube(p, [(32, 66, -30, 17), (16, 24, -20, 5)]), self.skin + 3.0, 2.0)
         muscles = np.abs(tube(p, [(32, 64, -30, 14), (16, 24, -20, 3)])) - 1.6
@@ -93,7 +93,7 @@ class Cranium:
         canvas.paint("cortical_bone", common(cone - 1.8, self.skin + 7.0, 2.0))
 
     def _paint_skull(self, canvas: Canvas) -> None:
-        """Two tables of dense bone and the marrow between them; petrous bones, cheeks and jaw."""
+        """Paint two layers of dense bone with marrow between them, petrous bones, cheeks and jaw."""
         p, table = self.points, 1.7
         outside = self.skin + 3.5  # bone stays below the scalp
         petrous = tube(p, [(16, -14, -38, 6), (50, -26, -40, 11)])
@@ -107,7 +107,7 @@ class Cranium:
         canvas.paint("cortical_bone", np.minimum(vault, bone))
 
     def _paint_soft_tissue(self, canvas: Canvas) -> None:
-        """Temporal, chewing and neck muscles with fat between them; fat and skin on top."""
+        """Paint temporal, chewing and neck muscles with fat between them, and fat and skin outside."""
         p = self.points
         temporal = ellipsoid(p, (62, 10, -20), (23, 40, 46))
         cheek = ellipsoid(p, (34, 60, -60), (26, 26, 34))
@@ -117,7 +117,7 @@ class Cranium:
         neck = ellipsoid(p, (0, -40, -112), (60, 70, 84))
         nape = ellipsoid(p, (0, -66, -66), (54, 44, 40))
         muscle = np.minimum.reduce([nape, temporal, cheek, masseter, inner, tongue, neck])
-        # Sheets of fat part the muscles.
+        # Sheets of fat separate the muscles.
         septa = 0.5 - 5.0 * np.abs(self.marbling)
         canvas.paint("muscle", np.maximum(np.maximum(muscle, septa), self.skin + 4.0))
         canvas.paint("fat", self.skin + 1.9)

@@ -1,4 +1,4 @@
-"""What lies deep in the brain: ventricles, nuclei, corpus callosum and brain stem.
+"""Deep structures of the brain: ventricles, nuclei, corpus callosum and brain stem.
 
 Every function takes template positions in mm as in `head` and returns a signed distance in mm of the same shape.
 """
@@ -9,7 +9,7 @@ from ppdm.simulation.phantom.shapes import Points, blend, ellipsoid, mirrored, t
 
 
 def ventricles(points: Points, size: float) -> np.ndarray:
-    """Lateral ventricles with frontal, occipital and temporal horns, the third, the aqueduct and the fourth."""
+    """Lateral ventricles with frontal, occipital and temporal horns, third and fourth ventricle, and aqueduct."""
     p = mirrored(points)
     frontal = ellipsoid(turned(p, (9.5, 21, 8), 2, -24), (9.5, 21, 8), (3.6 * size, 14, 8.5 * size))
     body = [(6.5, 14, 14, 4.5), (7, 4, 18, 5.0), (9, -12, 21, 5.0), (16, -30, 19, 5.8), (24, -42, 11, 6.8)]
@@ -38,7 +38,7 @@ def nuclei(points: Points) -> np.ndarray:
 
 
 def callosum(points: Points) -> np.ndarray:
-    """The arch of the corpus callosum between the hemispheres, and the septum and fornix below it."""
+    """The arch of the corpus callosum between the hemispheres, with the septum and fornix below it."""
     arch = [(0, 19, -6, 2.6), (0, 28, 3, 4.6), (0, 24, 15, 4.0), (0, 8, 25, 3.2), (0, -14, 27, 3.2), (0, -32, 20, 4.2)]
     arch += [(0, -38, 11, 5.0), (0, -33, 6, 3.6)]
     fornix = tube(points, [(0, 2, 4, 1.8), (0, -2, 11, 2.0), (0, -18, 16, 2.2), (0, -32, 13, 2.2)])

@@ -1,4 +1,4 @@
-"""Random fields in physical space: the same field whatever it is looked at on.
+"""Random fields in physical space, independent of the voxel grid.
 
 Axes: arrays (D, H, W) on the coarse points of a `Lattice`. Every field has mean 0 and variance 1.
 """
@@ -8,16 +8,16 @@ from scipy.fft import irfftn, rfftn
 
 from ppdm.simulation.phantom.lattice import Lattice
 
-# ∫ B(t)² dt of the cubic B-spline: the mean variance that one axis leaves of white coefficients.
+# ∫ B(t)² dt of the cubic B-spline: the mean factor by which one axis reduces the variance of white coefficients.
 _SPLINE_VARIANCE = 151.0 / 315.0
 
 
 def smooth_noise(
     rng: np.random.Generator, lattice: Lattice, knots_mm: float | tuple[float, float, float]
 ) -> np.ndarray:
-    """A twice differentiable field: a cubic B-spline with white coefficients, `knots_mm` apart.
+    """A twice differentiable field: a cubic B-spline with white coefficients and a knot distance of `knots_mm`.
 
-    Neighbouring hills are about three knot distances apart; one distance serves all axes, or each has its own.
+    Neighbouring maxima are about three knot distances apart. The distance is one number for all axes, or one per axis.
     """
     distances = knots_mm if isinstance(knots_mm, tuple) else (knots_mm,) * 3
     bases = [_spline_basis(lattice.coarse_axis(axis), distance) for axis, distance in enumerate(distances)]
@@ -40,14 +40,14 @@ def _spline_basis(positions: np.ndarray, knots_mm: float) -> np.ndarray:
 def waves(rng: np.random.Generator, lattice: Lattice, wavelength_mm: float, octaves: float) -> np.ndarray:
     """A band-pass Gaussian random field.
 
-    Its spectrum is isotropic and log-normal about one wavelength; its zero level sets are winding sheets, about half
-    a wavelength apart, as the sulci of a cortex are.
+    Its spectrum is isotropic and log-normal around one wavelength. Its zero level sets are winding sheets about half a
+    wavelength apart, similar to the sulci of a cortex.
 
     Args:
         rng: source of the white noise.
-        lattice: where.
+        lattice: the lattice of the field.
         wavelength_mm: centre of the band.
-        octaves: its standard deviation.
+        octaves: standard deviation of the band in octaves.
     """
     shape = lattice.coarse_shape
     spectrum = rfftn(rng.standard_normal(shape, np.float32))

@@ -1,6 +1,6 @@
-"""A procedural head: brain, skull, face and scalp, another one for every seed.
+"""A procedural head: brain, skull, face and scalp, different for every seed.
 
-The brain is drawn on a template close to MNI space: origin at the anterior commissure, x to the right, y forward,
+The brain is defined on a template close to MNI space: origin at the anterior commissure, x to the right, y forward,
 z up, in mm. A subject has its own size, a smooth warp of the template, and its own folds, ventricles and lesions.
 """
 
@@ -18,20 +18,20 @@ from ppdm.simulation.phantom.lattice import Canvas, Lattice, refine
 from ppdm.simulation.phantom.lesions import blobs
 from ppdm.simulation.phantom.shapes import Points, redistance
 
-# A little more than the field of view, so that no ear is cut.
+# Slightly larger than the field of view, so that the ears are not cut off.
 LATTICE = Lattice.spanning((176.0, 230.0, 200.0), spacing=1.25)
 
-# Template position at the origin of the grids: the middle of the head, from the scalp to the neck.
+# Template position of the grids' origin: the middle of the head, from the scalp to the neck.
 _MIDDLE = (0.0, -6.0, -3.5)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What differs between subjects besides random fields. Lengths in mm."""
+    """Properties that differ between subjects, in addition to random fields. Lengths are in mm."""
 
-    size: np.ndarray  # against the template, along x, y, z
-    ventricles: float  # radius against the template
-    wavelength: float  # of the primary sulci
+    size: np.ndarray  # relative to the template, along x, y, z
+    ventricles: float  # radius relative to the template
+    wavelength: float  # wavelength of the primary sulci
     sulcal_depth: float
     cortex: float  # thickness
     lesions: int
@@ -49,11 +49,11 @@ class _Subject:
 
 
 def make_head(seed: int | np.random.SeedSequence, grid: Grid) -> Anatomy:
-    """The head of one subject on a grid; the same seed is the same head on every grid, bit for bit repeatable.
+    """Create the head of one subject on a grid; a seed gives the same head on every grid, bit-identical on each run.
 
     Args:
-        seed: who it is.
-        grid: where to see it; what lies more than about 100 mm below the middle of the head is air.
+        seed: seed of the subject.
+        grid: voxel grid; everything more than about 100 mm below the middle of the head is air.
     """
     rng = np.random.default_rng(seed)
     subject = _Subject.draw(rng)
@@ -76,7 +76,7 @@ def make_head(seed: int | np.random.SeedSequence, grid: Grid) -> Anatomy:
 
 
 def _template(rng: np.random.Generator, subject: _Subject) -> Points:
-    """Template positions of the coarse points: scaled, moved and smoothly warped by a few mm."""
+    """Template positions of the coarse points, scaled, shifted and smoothly warped by a few mm."""
     x, y, z = (
         p / np.float32(size) + np.float32(middle) + 2.2 * smooth_noise(rng, LATTICE, 45.0)
         for p, size, middle in zip(LATTICE.coarse_points(), subject.size, _MIDDLE, strict=True)
@@ -93,7 +93,7 @@ def _paint_cerebrum(rng: np.random.Generator, canvas: Canvas, folding: Folding, 
 def _paint_lesions(
     rng: np.random.Generator, canvas: Canvas, count: int, folding: Folding, ventricle: np.ndarray, nucleus: np.ndarray
 ) -> tuple[Lesion, ...]:
-    """White matter lesions, most of them near the ventricles; the cortex is spared."""
+    """Paint white matter lesions, most of them near the ventricles and none in the cortex."""
     white = np.zeros(LATTICE.coarse_shape, bool)
     white[folding.coarse_box] = folding.pia[::2, ::2, ::2] < -5.0
     white &= (ventricle > 2.0) & (nucleus > 3.0)

@@ -1,10 +1,10 @@
-"""The lattice of points on which an anatomy is built, and the way from there to any grid of voxels.
+"""The lattice of points on which an anatomy is built, and its resampling to any voxel grid.
 
-An anatomy must not change with the grid on which it is seen. So it is built on a lattice that is fixed in mm, as
-signed distances and soft memberships, and each voxel gets the exact mean of what the lattice says over its box.
+An anatomy must not depend on the voxel grid. Therefore it is built on a lattice that is fixed in mm, as signed
+distances and soft memberships, and each voxel gets the exact mean of the interpolated lattice over its box.
 
-Axes: arrays (D, H, W) as in `anatomy`. A lattice is odd along each axis, with its middle point at the origin; every
-second point makes the coarse lattice, on which smooth shapes are computed in an eighth of the time.
+Axes: arrays (D, H, W) as in `anatomy`. A lattice has an odd number of points along each axis, with its middle point at
+the origin. Every second point belongs to the coarse lattice, on which smooth shapes take an eighth of the time.
 """
 
 import math
@@ -20,32 +20,32 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Lattice:
-    """Points at whole multiples of `spacing` mm, up to `steps` coarse steps from the origin along each axis."""
+    """Points at integer multiples of `spacing` mm, up to `steps` coarse steps from the origin along each axis."""
 
     steps: tuple[int, int, int]
     spacing: float
 
     @classmethod
     def spanning(cls, extent: tuple[float, float, float], spacing: float) -> "Lattice":
-        """The smallest lattice whose points reach half of `extent` mm to either side."""
+        """The smallest lattice whose points reach half of `extent` mm on either side."""
         d, h, w = (math.ceil(length / (4 * spacing) - 1e-9) for length in extent)
         return cls((d, h, w), spacing)
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Points along D, H and W."""
+        """Number of points along D, H and W."""
         d, h, w = (4 * n + 1 for n in self.steps)
         return d, h, w
 
     @property
     def coarse_shape(self) -> tuple[int, int, int]:
-        """Points of the coarse lattice."""
+        """Number of points of the coarse lattice along D, H and W."""
         d, h, w = (2 * n + 1 for n in self.steps)
         return d, h, w
 
     @property
     def coarse_spacing(self) -> float:
-        """Distance of the points of the coarse lattice in mm."""
+        """Point distance of the coarse lattice in mm."""
         return 2.0 * self.spacing
 
     def coarse_axis(self, axis: int) -> np.ndarray:
@@ -60,7 +60,7 @@ class Lattice:
 
 
 def refine(coarse: np.ndarray) -> np.ndarray:
-    """Values on the fine lattice by linear interpolation: (n, ...) becomes (2n - 1, ...) along each of three axes."""
+    """Interpolate linearly to the fine lattice: n points become 2n - 1 along each of the three axes."""
     values = coarse
     for axis in range(3):
         low = np.moveaxis(values, axis, 0)
@@ -72,13 +72,13 @@ def refine(coarse: np.ndarray) -> np.ndarray:
 
 
 def fine(box: Box) -> Box:
-    """The part of the fine lattice that `refine` makes of a part of the coarse one."""
+    """The part of the fine lattice to which `refine` maps a part of the coarse one."""
     d, h, w = (slice(2 * s.start, 2 * s.stop - 1) for s in box)
     return d, h, w
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """The smallest box that holds every true point, or None where there is none."""
+    """The smallest box that contains all true points; None if there are none."""
     ranges = []
     for axis in range(3):
         hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
@@ -90,10 +90,10 @@ def bounding_box(mask: np.ndarray) -> Box | None:
 
 
 class Canvas:
-    """Tissues painted from front to back: what is painted first covers what comes later.
+    """Canvas on which tissues are painted from front to back: earlier shapes cover later ones.
 
-    Each shape is given by its signed distance in mm, negative inside, from which follows the share of a point's
-    neighbourhood that it fills. What no shape fills is air.
+    Each shape is given by its signed distance in mm, negative inside. The distance determines the share of a point's
+    neighbourhood that the shape fills. The remainder is air.
     """
 
     def __init__(self, lattice: Lattice) -> None:
@@ -102,14 +102,14 @@ class Canvas:
         self.layers: dict[str, np.ndarray] = {}
 
     def paint(self, tissue: str, distance: np.ndarray, box: Box | None = None) -> None:
-        """Fill the inside of a shape, as far as nothing covers it yet, with a tissue.
+        """Fill the uncovered inside of a shape with a tissue.
 
         Args:
             tissue: a name in `TISSUES`.
-            distance: signed distance in mm on the coarse lattice; or on `box`, a part of the fine one, where given.
-            box: which part.
+            distance: signed distance in mm on the coarse lattice, or on `box` if given.
+            box: part of the fine lattice.
         """
-        if tissue != "air" and tissue not in self.layers:  # air is what nothing else fills
+        if tissue != "air" and tissue not in self.layers:  # air is the remainder and has no layer
             self.layers[tissue] = np.zeros(self.lattice.shape, np.float32)
         if box is None:
             near = bounding_box(distance < self.lattice.coarse_spacing)
@@ -123,13 +123,13 @@ class Canvas:
             self.layers[tissue][box] += share
 
     def anatomy(self, kind: str, grid: Grid, skin: np.ndarray, lesions: tuple[Lesion, ...]) -> Anatomy:
-        """The tissues on a grid of voxels.
+        """The painted tissues on a voxel grid.
 
         Args:
             kind: head or torso.
-            grid: where to see it.
+            grid: the voxel grid.
             skin: signed distance to the outer surface in mm, on the coarse lattice.
-            lesions: what was painted as lesion.
+            lesions: the painted lesions.
         """
         weights = [box_weights(grid.faces(axis), n, self.lattice.spacing) for axis, n in enumerate(self.lattice.shape)]
         tissues = tuple(name for name in TISSUES if name == "air" or name in self.layers)
@@ -143,15 +143,15 @@ class Canvas:
 
 
 def box_weights(faces: np.ndarray, points: int, spacing: float) -> csr_array:
-    """How the mean over each voxel follows from values at points, if one interpolates linearly between these.
+    """Weights that give the mean over each voxel of a linear interpolation between values at points.
 
-    The weight of a point is the integral of its hat function over the voxel, divided by the voxel's length. So the
-    mean over two voxels is the mean over their union, whatever the grid, and values beyond the last point are 0.
+    The weight of a point is the integral of its hat function over the voxel, divided by the voxel's length. Therefore
+    the mean of two voxels is the mean over their union on any grid. Values beyond the last point are 0.
 
     Args:
         faces: positions in mm of the n + 1 faces of the voxels.
-        points: how many points there are, an odd number; the middle one lies at 0.
-        spacing: their distance in mm.
+        points: odd number of points; the middle point is at 0.
+        spacing: distance of the points in mm.
 
     Returns:
         float32 (n, points).
@@ -163,9 +163,9 @@ def box_weights(faces: np.ndarray, points: int, spacing: float) -> csr_array:
 
 
 def _box_means(values: np.ndarray, weights: list[csr_array]) -> np.ndarray:
-    """(D, H, W) on points to (D', H', W') on voxels, one axis after the other."""
+    """Average (D, H, W) on points to (D', H', W') on voxels, one axis after the other."""
     for matrix in weights:
-        # The first axis is averaged and becomes the last; after three turns the order is as before.
+        # The first axis is averaged and becomes the last; after three rounds the original order is restored.
         rows = matrix @ values.reshape(values.shape[0], -1)
         values = np.ascontiguousarray(rows.reshape(-1, *values.shape[1:]).transpose(1, 2, 0))
     return values

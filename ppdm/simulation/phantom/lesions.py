@@ -1,4 +1,4 @@
-"""Lesions: irregular blobs at random places."""
+"""Lesions: irregular blobs at random positions."""
 
 import numpy as np
 
@@ -15,18 +15,18 @@ def blobs(
     radii_mm: tuple[float, float],
     tissue: str,
 ) -> tuple[np.ndarray, tuple[Lesion, ...]]:
-    """Draw lesions.
+    """Sample lesions.
 
     Args:
-        rng: source of chance.
-        lattice: where.
-        count: how many.
-        likelihood: of a centre at each coarse point, (D, H, W), from 0, not normalised.
+        rng: random generator.
+        lattice: the lattice of the anatomy.
+        count: number of lesions.
+        likelihood: likelihood of a centre at each coarse point, (D, H, W), at least 0, not normalised.
         radii_mm: smallest and largest mean radius; small ones are more frequent.
-        tissue: what they grow in.
+        tissue: the tissue that they grow in.
 
     Returns:
-        Signed distance to their union in mm on the coarse lattice, +inf where there are none, and what they are.
+        Signed distance to their union in mm on the coarse lattice (+inf if there are none), and the lesions.
     """
     union = np.full(lattice.coarse_shape, np.inf, np.float32)
     if count == 0 or not likelihood.any():

@@ -23,7 +23,7 @@ class Skeleton:
         self.ribs = self._ribs(float(rng.uniform(-6.0, 6.0)))
 
     def _place_spine(self, phase: float) -> None:
-        """Bodies with discs between them, the canal, and arches with their processes."""
+        """Vertebral bodies with discs between them, the spinal canal, and arches with their processes."""
         x, y, z = self.points
         heights = [-205, -150, -100, -40, 40, 100, 150, 205]
         self.middle = np.interp(z, heights, [-66, -56, -50, -56, -68, -70, -58, -38]).astype(np.float32)
@@ -48,7 +48,7 @@ class Skeleton:
         self.bowl = ellipsoid(self.points, (0, -2, -100), (126, 84, 124))  # of the pelvis
 
     def _ribs(self, shift: float) -> np.ndarray:
-        """Bands around the chest that descend forward; the lowest ones end early, cartilage leads to the breastbone."""
+        """Bands around the chest that descend to the front; the lowest end early, cartilage joins the breastbone."""
         x, y, z = self.points
         count = (z + 0.42 * (y + 70.0) + shift) / _RIB_PITCH
         band = np.abs(count - np.round(count)) * _RIB_PITCH * 0.92 - 5.5
@@ -60,7 +60,7 @@ class Skeleton:
         return common(common(shell, band, 3.0), ends, 3.0)
 
     def paint(self, canvas: Canvas) -> None:
-        """Every bone with its dense shell and the marrow in it; the cord in its canal; discs."""
+        """Paint every bone with its dense shell and marrow, the spinal cord in its canal, and the discs."""
         canvas.paint("white_matter", self.cord)
         canvas.paint("csf", self.canal)
         _paint_bone(canvas, np.minimum.reduce([self.vertebrae, self.arches, self.sacrum]), 1.6)
@@ -69,7 +69,7 @@ class Skeleton:
         _paint_bone(canvas, np.maximum(self._flat_bones(), self.limit), 1.8)
 
     def paint_gluteal_muscles(self, canvas: Canvas) -> None:
-        """What lies outside of the bowl of the pelvis."""
+        """Paint the muscles outside of the pelvic bowl."""
         canvas.paint("muscle", np.maximum(self.limit, np.maximum(-self.bowl, self.points[2] + 118.0)))
 
     def _flat_bones(self) -> np.ndarray:

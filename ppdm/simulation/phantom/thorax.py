@@ -24,8 +24,8 @@ class Thorax:
     """The organs of the chest.
 
     Attributes:
-        diaphragm: how far each point lies above the diaphragm in mm along z, on the coarse lattice, as the others.
-        lungs, heart: signed distances in mm.
+        diaphragm: height of each point above the diaphragm in mm along z, on the coarse lattice.
+        lungs, heart: signed distances in mm, on the coarse lattice.
     """
 
     def __init__(self, rng: np.random.Generator, lattice: Lattice, points: Points, cavity: np.ndarray) -> None:
@@ -73,7 +73,7 @@ class Thorax:
         x, y, z = self.points
         apex = z - (150.0 - 0.022 * (np.abs(x) - 48.0) ** 2 - 0.008 * (y + 20.0) ** 2)
         space = common(common(cavity + 1.5, -self.diaphragm, 6.0), apex, 20.0)
-        # The lungs nearly meet in front; around the great vessels they are further apart.
+        # The lungs nearly touch each other in front; around the great vessels they are further apart.
         width = 7.0 + 15.0 * np.exp(-(((z - 85.0) / 40.0) ** 2) - np.clip(y / 25.0, 0.0, None))
         between = np.maximum(np.abs(x) - width, -40.0 - y)
         spine = np.hypot(x, y + 70.0) - 30.0
@@ -81,7 +81,7 @@ class Thorax:
         return carve(space, np.minimum(middle, self.vessels - 2.0), 5.0)
 
     def _branches(self, rng: np.random.Generator, lattice: Lattice) -> np.ndarray:
-        """Vessels within the lungs: threads that are thicker near the hilum."""
+        """Vessels in the lungs: threads that are thicker near the hilum."""
         fields = (waves(rng, lattice, 38.0, 0.35), waves(rng, lattice, 38.0, 0.35))
         x, y, z = self.points
         hilum = np.sqrt((np.abs(x) - 42.0) ** 2 + (y + 18.0) ** 2 + (z - 68.0) ** 2)
@@ -89,28 +89,28 @@ class Thorax:
         return np.maximum(threads(*fields, lattice.coarse_spacing) - radius, self.lungs + 3.0)
 
     def paint_airways(self, canvas: Canvas) -> None:
-        """Air in the trachea and the bronchi, within thin walls."""
+        """Paint the air in the trachea and the bronchi, with thin walls, and the oesophagus."""
         canvas.paint("air", self.airways)
         canvas.paint("muscle", np.minimum(self.airways - 1.8, self.oesophagus))
 
     def paint_heart_and_vessels(self, canvas: Canvas) -> None:
-        """Blood in chambers and vessels, and the muscle around the chambers."""
+        """Paint the blood in chambers and vessels, and the muscle around the chambers."""
         canvas.paint("blood", np.minimum.reduce([self.left_pool, self.right + 3.5, self.atria + 2.0]))
         canvas.paint("myocardium", self.heart)
         canvas.paint("blood", self.vessels)
 
     def paint_lungs(self, canvas: Canvas) -> None:
-        """Lungs with their vessels."""
+        """Paint the lungs with their vessels."""
         canvas.paint("blood", self.branches)
         canvas.paint("lung", self.lungs)
 
     def paint_diaphragm(self, canvas: Canvas, cavity: np.ndarray) -> None:
-        """A sheet of muscle between the lungs and the organs of the belly."""
+        """Paint a sheet of muscle between the lungs and the abdominal organs."""
         canvas.paint("muscle", np.maximum(cavity, np.abs(self.diaphragm + 1.0) - 3.0))
 
 
 def _above_diaphragm(rng: np.random.Generator, points: Points) -> np.ndarray:
-    """Two domes, the right one higher by the thickness of the liver below it."""
+    """Height above the diaphragm, which has two domes; the right one is higher because the liver is below it."""
     x, y, z = points
     breath = rng.normal(0.0, 6.0)
 

@@ -1,6 +1,6 @@
-"""A procedural torso from the neck to the pelvis, another one for every seed; the arms are raised out of view.
+"""A procedural torso from the neck to the pelvis, different for every seed; the arms are outside of the field of view.
 
-Positions are mm from the middle of the torso: x to the right (the liver's side), y forward, z up.
+Positions are in mm from the middle of the torso: x to the right (the liver's side), y forward, z up.
 """
 
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from ppdm.simulation.phantom.lattice import Canvas, Lattice
 from ppdm.simulation.phantom.lesions import blobs
 from ppdm.simulation.phantom.shapes import Points, carve, common, ellipsoid, redistance
 
-# Higher than the field of view, so that a cubic grid sees neck and pelvis rather than a cut.
+# Taller than the field of view, so that a cubic grid contains neck and pelvis and not a cut.
 LATTICE = Lattice.spanning((404.0, 300.0, 404.0), spacing=2.0)
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """What differs between subjects besides random fields."""
+    """Properties that differ between subjects, in addition to random fields."""
 
-    size: np.ndarray  # against the template, along x, y, z
+    size: np.ndarray  # relative to the template, along x, y, z
     fat_mm: float  # mean thickness under the skin
     lesions: int
 
@@ -36,11 +36,11 @@ class _Subject:
 
 
 def make_torso(seed: int | np.random.SeedSequence, grid: Grid) -> Anatomy:
-    """The torso of one subject on a grid; the same seed is the same torso on every grid, bit for bit repeatable.
+    """Create the torso of one subject on a grid; a seed gives the same torso on every grid, bit-identical on each run.
 
     Args:
-        seed: who it is.
-        grid: where to see it; what lies more than 200 mm above or below the middle is air.
+        seed: seed of the subject.
+        grid: voxel grid; everything more than 200 mm above or below the middle is air.
     """
     rng = np.random.default_rng(seed)
     subject = _Subject.draw(rng)
@@ -72,7 +72,7 @@ def make_torso(seed: int | np.random.SeedSequence, grid: Grid) -> Anatomy:
 
 
 def _template(rng: np.random.Generator, subject: _Subject) -> Points:
-    """Template positions of the coarse points: scaled and smoothly warped by a few mm."""
+    """Template positions of the coarse points, scaled and smoothly warped by a few mm."""
     x, y, z = (
         p / np.float32(size) + 3.5 * smooth_noise(rng, LATTICE, 75.0)
         for p, size in zip(LATTICE.coarse_points(), subject.size, strict=True)
@@ -81,7 +81,7 @@ def _template(rng: np.random.Generator, subject: _Subject) -> Points:
 
 
 def _frame(points: Points) -> np.ndarray:
-    """The body without its fat: a superellipse whose axes change with the height, first-order distance."""
+    """First-order distance to the body without fat, a superellipse whose axes change with the height."""
     x, y, z = points
     heights = [-205, -150, -90, -20, 60, 115, 145, 165, 182, 205]
     wide = np.interp(z, heights, [150, 150, 136, 143, 148, 158, 150, 112, 66, 58]).astype(np.float32)
@@ -96,7 +96,7 @@ def _frame(points: Points) -> np.ndarray:
 
 
 def _cavity(points: Points, frame: np.ndarray) -> np.ndarray:
-    """Chest and belly inside of ribs and muscles: the cage narrows to the neck, the back is thick beside the spine."""
+    """Chest and abdomen inside ribs and muscles; the rib cage narrows to the neck, the back is thick near the spine."""
     x, y, z = points
     back = 30.0 * np.exp(-((x / 42.0) ** 2)) * np.clip(-y / 40.0, 0.0, 1.0)
     cage = ellipsoid((x, y, np.clip(z, -15.0, None)), (0, -6, -15), (136, 96, 172), power=2.3)
@@ -104,7 +104,7 @@ def _cavity(points: Points, frame: np.ndarray) -> np.ndarray:
 
 
 def _fat(rng: np.random.Generator, points: Points, mean_mm: float) -> np.ndarray:
-    """Thickness of the fat under the skin in mm: more around the belly than around the chest and the neck."""
+    """Thickness of the fat under the skin in mm: thicker around the abdomen than around the chest and the neck."""
     height = np.interp(points[2], [-205, -120, -40, 60, 150, 205], [1.2, 1.3, 1.1, 0.75, 0.7, 0.5]).astype(np.float32)
     return 2.0 + mean_mm * height * np.exp(0.12 * smooth_noise(rng, LATTICE, 60.0))
 
@@ -112,7 +112,7 @@ def _fat(rng: np.random.Generator, points: Points, mean_mm: float) -> np.ndarray
 def _paint_lesions(
     rng: np.random.Generator, canvas: Canvas, count: int, hosts: dict[str, np.ndarray]
 ) -> tuple[Lesion, ...]:
-    """Tumours of lungs and liver, metastases of vertebrae, nodes between the lungs; each stays in its host."""
+    """Paint tumours of lungs and liver, metastases of vertebrae, nodes between the lungs; each stays in its host."""
     lesions: list[Lesion] = []
     in_view = np.abs(LATTICE.coarse_axis(2)) < 0.5 * FIELDS_OF_VIEW["torso"][2] - 10.0
     for _ in range(count):

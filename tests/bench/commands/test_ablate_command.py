@@ -19,6 +19,7 @@ from ppdm_bench.ablation import results, step_time
 from ppdm_bench.ablation.cells import cells
 from ppdm_bench.ablation.memory import peaks
 from ppdm_bench.ablation.plan import Ablation, works
+from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation import trials
@@ -30,7 +31,7 @@ from ppdm_bench.variation import VariationError
 
 SMALL = ("ablate", "--task", "mri-t1t2", "--subjects", 5, "--size", 16, "--width", 8, "--steps", 2)
 SMALL = (*SMALL, "--evaluations", "1", "--device", "cpu", "--set", "network.multipliers=[1,2]", "--out", "out")
-PAIR = (*SMALL, "--grid", "none", "--vary", "kernel=i2sb")
+PAIR = (*SMALL, "--configurations", "none", "--vary", "kernel=i2sb")
 
 
 def by_label(grids, base=TINY, variations=()):
@@ -184,7 +185,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     code, out, err = run(*PAIR, "--memory-res", 24, "--json")
     assert code == 0, err
     assert "quick profile" in err
-    assert "2 cells on mri-t1t2: 2 trainings, of which 0 are there" in err
+    assert "2 configurations on mri-t1t2: 2 trainings, 0 of them done" in err
     file = RecordFile(small / "out" / "records.jsonl")
     first = file.read()
     assert {record.command for record in first} == {"ablate"}
@@ -210,7 +211,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     again = file.read()
     once = ("step_seconds", "train_seconds", "train_steps")
     assert [r for r in again if r.metric in once] == [r for r in first if r.metric in once]
-    assert "2 are there" in err
+    assert "2 of them done" in err
 
 
 JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
@@ -230,8 +231,8 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     assert run(*PAIR, *timed)[0] == 0
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert code == 0, err
-    assert "2 trainings, of which 0 are there" in err
-    assert "min of all machines to go" in err
+    assert "2 trainings, 0 of them done" in err
+    assert "min of all machines left" in err
     clocks = ("train_seconds", "volume_seconds")
 
     def said(folder):
@@ -250,7 +251,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("the pace was measured again"))
     monkeypatch.setattr("ppdm_bench.commands.train.train", lambda *_, **__: pytest.fail("it was trained again"))
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
-    assert (code, "2 are there" in err) == (0, True), err
+    assert (code, "2 of them done" in err) == (0, True), err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -285,17 +286,18 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
 
 def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
     wanted = cells(TINY, [], ["kernel=i2sb"])
-    about = ((8, 8, 8), 1)
-    records = [*step_time.measured(wanted, "b", *about, "cpu", RecordFile(tmp_path / "r")).values()]
-    assert step_time.of_one_machine(wanted, *about, "auto", records) == {one.config_id: one for one in records}
-    assert not step_time.of_one_machine(wanted, *about, "cuda", records)
+    times = StepTimes(wanted, "b", (8, 8, 8), 1)
+    records = [*times.measure("cpu", RecordFile(tmp_path / "r")).values()]
+    assert times.of_one_machine("auto", records) == {one.config_id: one for one in records}
+    assert not times.of_one_machine("cuda", records)
     elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
-    assert not step_time.of_one_machine(wanted, *about, "auto", [records[0], elsewhere])
-    assert not step_time.of_one_machine([*wanted, *cells(TINY, [], ["kernel=linear"])[1:]], *about, "auto", records)
+    assert not times.of_one_machine("auto", [records[0], elsewhere])
+    more = replace(times, cells=[*wanted, *cells(TINY, [], ["kernel=linear"])[1:]])
+    assert not more.of_one_machine("auto", records)
 
 
 def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
-    words = (*SMALL, "--grid", "none", "--vary", "optimisation.learning_rate=1e30")
+    words = (*SMALL, "--configurations", "none", "--vary", "optimisation.learning_rate=1e30")
     code, out, err = run(*words)
     assert code == 1
     assert "mri-t1t2, ppdm optimisation.learning_rate=1e30" in err
@@ -320,12 +322,13 @@ def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     monkeypatch.setattr(step_time, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
     wanted = [*cells(TINY, []), *cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
     file = RecordFile(tmp_path / "records.jsonl")
-    found = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    times = StepTimes(wanted, "b", (8, 8, 8), 1)
+    found = times.by_label(times.measure("cpu", file))
     assert len(steps) == 2 * (step_time.ROUNDS + 1)  # a learning rate does not change how long a step takes
     assert [*found] == ["default", "optimisation.learning_rate=1e-5", "kernel=i2sb"]
     assert found["default"].value == found["optimisation.learning_rate=1e-5"].value
     assert len(found["default"].samples) == step_time.ROUNDS
-    again = step_time.paces(wanted, "b", (8, 8, 8), 1, "cpu", file)
+    again = times.by_label(times.measure("cpu", file))
     assert len(steps) == 2 * (step_time.ROUNDS + 1)
     assert {label: record.value for label, record in again.items()} == {
         label: record.value for label, record in found.items()
@@ -337,8 +340,8 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(step_time, "_step", full)
-    found = step_time.paces(cells(TINY, []), "b", (8, 8, 8), 1, "cpu", RecordFile(tmp_path / "r"))
-    assert (found["default"].status, found["default"].value) == ("oom", None)
+    (found,) = StepTimes(cells(TINY, []), "b", (8, 8, 8), 1).measure("cpu", RecordFile(tmp_path / "r")).values()
+    assert (found.status, found.value) == ("oom", None)
 
 
 @pytest.mark.parametrize(
@@ -346,10 +349,10 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     [
         (("--task", "ct"), "'ct' is none of"),
         (("--method", "pdpm"), "did you mean"),
-        (("--grid", "two"), "expected one, full, space or none"),
+        (("--configurations", "two"), "expected one, full, space or none"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--set", "kernel.gamma=1,2"), "--set takes one value"),
-        (("--profile", "long"), "expected auto, quick or full"),
+        (("--profile", "long"), "'long' is not one of 'auto', 'quick', 'full'"),
         (("--memory-res", "0"), "at least 1"),
         (("--seeds", "x"), "whole number"),
         (("--launcher-option", "timeout_min=9"), "give it with --launcher submitit"),

@@ -5,19 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import typer
 from commands import refused, run
+from dicom_series import dicom, image, tilt
+from processes import ended, wait_until
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
 from ppdm_bench.commands.options import GIB
+from ppdm_bench.commands.terminal import with_earlier
 from ppdm_bench.records import PHASES, Record, RecordFile
 
 TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
@@ -92,7 +95,9 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
     for _ in range(2):
         code, out, err = run(*TINY, "--res", 16, "--device", "predict")
         assert (code, err) == (0, "")
-    assert "ppdm r=2  predicted" in out
+    assert "Peak memory, 16×16×16" in out
+    assert ", predicted\n" in out
+    assert "ppdm r=2  " in out
     assert "written: runs/memory/records.jsonl" in out
     records = RecordFile(Path("runs/memory/records.jsonl")).read()
     assert len({record.content() for record in records}) == len(records)
@@ -100,9 +105,33 @@ def test_the_same_command_again_adds_nothing_and_prints_a_table():
 
 
 @pytest.mark.slow
+def test_a_second_run_into_the_same_folder_adds_its_rows_to_the_table():
+    words = (*TINY, "--device", "predict", "--out", "o")
+    assert run(*words, "--res", 16)[0] == 0
+    code, out, err = run(*words, "--res", 24, "--checkpointing", "block", "--json")
+    assert code == 0
+    assert {tuple(row["shape"]) for row in json.loads(out)} == {(24, 24, 24)}
+    assert "tables and figures also show 1 configuration of earlier runs in o" in err
+    shapes = [line.split(",")[2] for line in Path("o/memory.csv").read_text().splitlines()]
+    assert shapes == ["shape", "16x16x16", "24x24x24"]
+
+
+def test_the_later_answer_to_a_question_counts_in_the_place_of_the_first(tmp_path, capsys):
+    def peak(value, config="a", **other):
+        return Record(metric="peak_allocated", kind="predicted", value=value, config_id=config, **other)
+
+    RecordFile(tmp_path / "records.jsonl").append(
+        [peak(1, command="memory"), peak(2, "b", command="memory"), peak(3, "c", command="speed")]
+    )
+    shown = with_earlier([peak(4, command="memory")], tmp_path)
+    assert [(record.config_id, record.value) for record in shown] == [("a", 4), ("b", 2)]
+    assert "1 configuration of earlier runs" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_settings_multiply():
     more = ("--precision", "bf16,fp32", "--checkpointing", "none,block")
-    code, out, _ = run(*TINY, "--shape", "8,9,10", "--device", "predict", *more, "--json")
+    code, out, _ = run(*TINY, "--shape", "8x9x10", "--device", "predict", *more, "--json")
     assert code == 0
     peaks = [row for row in json.loads(out) if row["metric"] == "peak_allocated"]
     assert [(row["precision"], row["checkpointing"]) for row in peaks] == [
@@ -159,11 +188,8 @@ def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle()
     assert "bytes of tensors were alive, 3,145,728 may be; the budget lets tensors take 0.00293 GiB" in peaks[4].reason
     assert peaks[5].reason.startswith("the same at 24×24×24, batch size 1 ran out of memory already")
     rows = [line.split() for line in out.splitlines() if line.startswith("ppdm r=2  ")]
-    assert [(row[2], row[3], row[-1]) for row in rows if row[3] == "measured"] == [
-        ("16×16×16", "measured", "yes"),
-        ("24×24×24", "measured", "no"),
-        ("32×32×32", "measured", "–"),
-    ]
+    fits = {row[2]: next((cell for cell in row if cell in ("yes", "no")), "–") for row in rows if row[3] == "measured"}
+    assert fits == {"16×16×16": "yes", "24×24×24": "no", "32×32×32": "–"}
     assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
 
 
@@ -173,7 +199,7 @@ def test_on_the_cpu_a_child_measures_and_the_error_is_beside_it():
     assert code == 0
     measured = next(line for line in out.splitlines() if line.startswith("ppdm r=2") and " measured " in line)
     assert "+0.00%" in measured
-    assert measured.endswith("yes")
+    assert "yes" in measured.split()
     assert {record.kind for record in RecordFile(Path("o/records.jsonl")).read()} == {"predicted", "measured"}
 
 
@@ -224,8 +250,10 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
     words = ("memory", "--width", 8, "--phase", "sample", "--res", 16, "--factor", "2", "--device", "predict")
     code, out, err = run(*words, "--method", "own_methods:MINE", "--json")
     assert code == 0
-    assert {row["method"] for row in json.loads(out)} == {"own_methods:MINE"}
+    assert {row["method"] for row in json.loads(out)} == {"mine"}
     assert "a method that prints" in err
+    by_name = json.loads(run(*words, "--method", "mine", "--json")[1])
+    assert {row["config_id"] for row in by_name} == {row["config_id"] for row in json.loads(out)}
 
 
 @pytest.mark.slow
@@ -233,7 +261,7 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
 def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
     code, out, err = run(*TINY, "--method", "own_methods:FAILS", "--res", 16, "--device", "predict")
     assert code == 1
-    assert "ppdm-bench: own_methods:FAILS r=2 sample, predicted: RuntimeError: cannot be encoded" in err
+    assert "ppdm-bench: fails r=2 sample, predicted: RuntimeError: cannot be encoded" in err
     assert "ppdm r=2 " in out
     assert "error" in out
 
@@ -252,9 +280,13 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--factor", "0"], "'--factor': expected a positive factor"),
         (["--res", "16", "--factor", "2,x"], "got 'x'"),
         (["--res", "16", "--factor", ""], "'--factor': expected values"),
-        (["--shape", "1,2"], "'--shape': expected three positive sizes"),
+        (["--shape", "1x2"], "'--shape': expected three positive sizes"),
+        (
+            ["--shape", "8,8,9"],
+            "'--shape': expected three positive sizes DxHxW in voxels such as 160x192x160, got '8,8,9'",
+        ),
         ([], "give one size"),
-        (["--res", "16", "--shape", "1,2,3"], "give one size"),
+        (["--res", "16", "--shape", "1x2x3"], "give one size"),
         (["--res", "16", "--method", "ppmd"], "did you mean ppdm?"),
         (["--res", "16", "--method", "nothing_of_that_name:X"], "cannot be loaded"),
         (["--res", "16", "--method", "json:dumps"], "expected a ppdm.Method"),
@@ -265,7 +297,7 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         ),
         (["--res", "16", "--precision", "fp8"], "precision must be one of fp32"),
         (["--res", "16", "--checkpointing", "all"], "checkpointing must be one of none"),
-        (["--res", "16", "--device", "tpu"], "'--device': expected auto, cuda, cpu or predict"),
+        (["--res", "16", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu', 'predict'"),
         (["--res", "16", "--budget", "lots"], "'--budget': expected an amount of memory such as 24GB"),
         (["--res", "16", "--budget", ""], "'--budget'"),
         (["--res", "16", "--width", "0"], "'--width'"),
@@ -344,21 +376,6 @@ if "worker" in sys.argv[0]:
     time.sleep(600)
 MINE = PPDM
 """
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition, seconds: float = 90) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return bool(condition())
 
 
 @pytest.mark.slow
@@ -446,7 +463,12 @@ def test_methods_lists_every_preset():
     assert all(row["parameters"] > 10**6 and row["evaluations"] >= 1 for row in rows)
     code, out, _ = run("methods")
     assert code == 0
-    assert len(out.splitlines()) == len(rows) + 1
+    shown = [tuple(line.split()[:2]) for line in out.splitlines()]
+    assert [pair for pair in shown if pair in {(row["method"], row["preset"]) for row in rows}] == [
+        (row["method"], row["preset"]) for row in rows
+    ]
+    assert max(map(len, out.splitlines())) <= 100
+    assert "med-ddpm" in run("methods", "--columns", "source")[1]
     assert {row["phases"] for row in rows} == {"train,sample", "train,sample,autoencoder_train,decode"}
     assert "did you mean wavelet" in refused(2, "methods", "--method", "wavelett")
 
@@ -507,7 +529,7 @@ def test_a_second_run_is_never_mixed_into_the_first(trained):
     before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
     words = ("train", "--manifest", folder / "pairs.csv", "--steps", 1, "--width", 8, "--device", "cpu")
     sentence = refused(1, *words, "--out", folder / "run")
-    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json)" in sentence
+    assert "holds a run already (model.safetensors, model.json, log.jsonl, options.json, state-000003" in sentence
     assert {path.name: path.read_bytes() for path in (folder / "run").iterdir()} == before
 
 
@@ -529,9 +551,11 @@ def test_a_translation_in_blocks(trained, tmp_path):
     folder, _ = trained
     write_scan(tmp_path / "long.nii", (40, 9, 7), affine=oblique())
     made = {}
-    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16,16,8")}.items():
+    for name, words in {"whole": (), "covered": ("--block", 40), "blocks": ("--block", "16x16x8")}.items():
         place = tmp_path / f"{name}.nii"
-        code, _, err = run("translate", folder / "run", "long.nii", place, "--steps", 1, "--device", "cpu", *words)
+        code, _, err = run(
+            "translate", folder / "run", "long.nii", place, "--evaluations", 1, "--device", "cpu", *words
+        )
         assert (code, err) == (0, "")
         made[name] = nib.load(place)
     assert np.array_equal(made["covered"].dataobj, made["whole"].dataobj)
@@ -539,11 +563,11 @@ def test_a_translation_in_blocks(trained, tmp_path):
     assert np.array_equal(made["blocks"].affine, nib.load("long.nii").affine)
 
 
-@pytest.mark.parametrize("text", ["0", "16,16", "x"])
+@pytest.mark.parametrize("text", ["0", "16x16", "x"])
 def test_a_block_that_there_is_not(trained, text):
     folder, _ = trained
     words = ("translate", folder / "run", folder / "source.nii.gz", "made.nii")
-    assert f"expected a number of voxels such as 128, or three D,H,W, got '{text}'" in refused(
+    assert f"expected a number of voxels such as 128, or three DxHxW such as 64x128x128, got '{text}'" in refused(
         2, *words, "--block", text
     )
     assert "give their size as well (block, --block)" in refused(1, *words, "--overlap", 0.5)
@@ -554,7 +578,7 @@ def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "good.nii.gz", SHAPE, np.int16, oblique())
     (tmp_path / "in" / "bad.nii").write_text("no volume")
-    code, out, err = run("translate", folder / "run", "in", "out", "--steps", 1, "--device", "cpu")
+    code, out, err = run("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
     assert code == 1
     assert out.startswith("out/good.nii.gz  (")
     assert "bad.nii is not a NIfTI file" in err
@@ -566,7 +590,7 @@ def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
     write_scan(tmp_path / "coarse.nii", SHAPE, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        words = (folder / "run", "coarse.nii", "made.nii", "--steps", 1, "--device", "cpu")
+        words = (folder / "run", "coarse.nii", "made.nii", "--evaluations", 1, "--device", "cpu")
         code, _, err = run("translate", *words)
     assert code == 0
     assert err.startswith("ppdm-bench: warning: coarse.nii has voxels of 4 × 4 × 4 mm")
@@ -605,7 +629,7 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
     [
         (["--method", "ddpm3d", "--factor", "4"], "no puzzle factor"),
         (["--method", "pdpm"], "did you mean ppdm?"),
-        (["--precision", "fp16"], "expected fp32 or bf16"),
+        (["--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16', 'fp16'"),
         (["--factor", "x"], "'--factor'"),
         (["--device", "tpu"], "'--device'"),
         (["--steps", "0"], "'--steps'"),
@@ -621,8 +645,8 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
         (["--save-every", "0"], "'--save-every'"),
         (["--validate-every", "0"], "'--validate-every'"),
         (["--task", "mri-t1t2"], "one source of pairs: --manifest pairs.csv, or --task"),
-        (["--data-seed", "1"], "--data-seed is of phantoms; give it with --task"),
-        (["--size", "16"], "--size is of phantoms"),
+        (["--data-seed", "1"], "--data-seed is for synthetic subjects; give it with --task"),
+        (["--size", "16"], "--size is for synthetic subjects"),
     ],
 )
 def test_a_training_that_is_asked_for_wrongly(words, sentence):
@@ -634,7 +658,7 @@ def test_a_training_that_is_asked_for_wrongly(words, sentence):
     ("words", "sentence"),
     [
         ([], "one source of pairs"),
-        (["--task", "ct"], "task 'ct' is none of pet-denoise, pet-joint, mri-t1t2"),
+        (["--task", "ct"], "'ct' is not one of 'pet-denoise', 'pet-joint', 'mri-t1t2'"),
         (["--task", "mri-t1t2", "--size", "3"], "'--size'"),
         (["--task", "mri-t1t2", "--subjects", "0"], "'--subjects'"),
         (["--task", "mri-t1t2", "--resample"], "give --resample with --manifest"),
@@ -673,3 +697,54 @@ def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
     assert run("env")[0] == 0
     assert run("--help")[0] == 0
     assert {*cli.SHARED, *cli.SILENT} <= {*commands()}
+
+
+def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_announced(trained, tmp_path):
+    folder, _ = trained
+    dicom(tmp_path / "in" / "p1")
+    (tmp_path / "in" / "p2").mkdir()
+    sitk.WriteImage(image(), tmp_path / "in" / "p2" / "t1.mha")
+    words = ("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the voxel size
+        code, out, err = run(*words)
+    assert (code, err) == (0, "ppdm-bench: DICOM scans are written as NIfTI; --format selects another format.\n")
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["out/p1.nii.gz", "out/p2/t1.mha"]
+    assert "2 outputs exist, such as out/p1.nii.gz; name another output, or replace with --overwrite" in refused(
+        1, *words
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        code, out, err = run(*words, "--overwrite", "--format", "nrrd")
+    assert (code, err) == (0, "")
+    assert sorted(str(path) for path in Path("out").rglob("*.nrrd")) == ["out/p1.nrrd", "out/p2/t1.nrrd"]
+
+
+@pytest.mark.slow
+def test_scans_of_other_formats_are_checked_trained_on_and_evaluated(tmp_path):
+    for n, subject in enumerate(("a", "b")):
+        source = image(np.random.default_rng(n).integers(0, 900, (13, 12, 11)).astype(np.int16), tilt())
+        dicom(tmp_path / subject / "t1", source)
+        sitk.WriteImage(source * 2 + 5, tmp_path / subject / "t2.nhdr")
+    pattern = r"(?P<subject>[^/]+)/(?P<kind>t1|t2)(?:\.nhdr)?"
+    words = ("--layout", "bids", "--pattern", pattern, "--source", "t1", "--target", "t2")
+    assert run("data", "manifest", ".", *words, "--out", "pairs.csv")[0] == 0
+    rows = Path("pairs.csv").read_text().splitlines()
+    table = [rows[0] + ",site", *(row.replace(row.split(",")[1], "train") + ",Ulm" for row in rows[1:])]
+    Path("pairs.csv").write_text("\n".join(table).replace(",", ";"))
+    code, out, _ = run("data", "check", "pairs.csv")
+    assert code == 0, out
+    words = ("--steps", 1, "--width", 8, "--set", "network.multipliers=[1,2]", "--device", "cpu")
+    assert run("train", "--manifest", "pairs.csv", *words, "--out", "run")[0] == 0
+    words = ("--manifest", "pairs.csv", "--split", "train", "--device", "cpu")
+    code, out, err = run("evaluate", "run", *words, "--out", "scores")
+    assert code == 0, err
+    assert "psnr" in out.lower()
+    code, _, err = run("translate", "run", ".", "made", "--device", "cpu")
+    assert code == 0, err
+    predictions = Path("made")
+    assert sorted(str(path) for path in predictions.rglob("*.n*")) == [
+        *(f"made/{subject}/{name}" for subject in "ab" for name in ("t1.nii.gz", "t2.nhdr"))
+    ]
+    code, out, err = run("evaluate", "--predictions", "made/a", "--targets", "made/b", "--out", "same")
+    assert code == 0, err

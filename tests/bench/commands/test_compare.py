@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from commands import refused, run
 
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.report.tables.changes import changes, environments, to_records
+from ppdm_bench.report.tables.changes import Subjects, changes, changes_page, environments, to_records
 
 GIB = 2**30
 
@@ -89,6 +90,51 @@ def test_only_subjects_of_both_are_compared():
     assert (change.verdict, change.old, change.new) == ("unchanged", 25, 25)
 
 
+def evaluated(values, **other):
+    """Records of an evaluation; each subject has files and a shape of its own."""
+    about = {"data": {"manifest": "a/pairs.csv"}, "convention": {"preset": "ours", "data_range": 1.0}}
+    common = {"metric": "psnr", "unit": "dB", "kind": "measured", "phase": "sample", "command": "evaluate", "steps": 4}
+    return [
+        record(value, subject=name, shape=(8, 8, 8 + n), options={**about, "files": name}, **common | other)
+        for n, (name, value) in enumerate(values.items())
+    ]
+
+
+SCORES = {f"s{n}": 20.0 + n for n in range(6)}
+LOWER = {name: value / 2 for name, value in SCORES.items()}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {},
+        {"command": "quality"},
+        {"task": "other/pairs.csv", "options": {"data": {}, "convention": {"preset": "ours", "data_range": 1.0}}},
+        {"variant": "r=4"},
+        {"steps": 2},
+    ],
+    ids=["same", "command", "manifest", "variant", "steps"],
+)
+def test_evaluations_match_by_method_and_subject(other):
+    later = [replace(one, **other) for one in evaluated(LOWER | {"t": 3.0})]
+    (change,) = changes(evaluated(SCORES | {"u": 3.0}), later)
+    assert (change.verdict, change.old, change.new) == ("worse", 22.5, 11.25)
+    assert change.subjects == Subjects(tuple(SCORES), ("u",), ("t",))
+    text = changes_page([change], []).to_text()
+    assert "Subjects compared: s0, s1, s2, s3, s4, s5\nSubjects only old: u\nSubjects only new: t\n" in text
+    assert ("old: ppdm r=2" in change.how) == (other.keys() <= {"variant", "steps", "task", "options"} and other != {})
+    assert to_records([change])[0].options["compare"]["subjects"]["only_new"] == ("t",)
+
+
+def test_evaluations_whose_match_is_ambiguous_or_measured_otherwise_stay_apart():
+    several = [*evaluated(SCORES, variant="r=4"), *evaluated(SCORES, variant="r=8")]
+    assert sorted(verdicts(evaluated(SCORES), several)) == ["only new", "only new", "only old"]
+    other = [replace(r, options=r.options | {"convention": {"preset": "brasyn"}}) for r in evaluated(SCORES)]
+    assert verdicts(evaluated(SCORES), other) == ["only old", "only new"]
+    assert verdicts(evaluated({"s0": 1.0}), evaluated({"s1": 1.0})) == ["only old", "only new"]
+    assert verdicts(evaluated(SCORES), evaluated(SCORES, method="patch")) == ["only old", "only new"]
+
+
 def test_rows_of_one_set_alone_are_told():
     other = record(variant="r=4")
     assert verdicts([record(), other], [record(), record(variant="r=8")]) == ["unchanged", "only old", "only new"]
@@ -164,6 +210,15 @@ def test_the_exit_code_is_that_of_a_regression_over_the_threshold(sets):
         "by": "exact",
     }
     assert run("compare", new, old, "--threshold", "0")[0] == 0
+
+
+def test_nothing_in_common_has_an_exit_code_of_its_own(sets):
+    old, new = sets([record()], [record(variant="r=4")])
+    for words in ((), ("--json",)):
+        code, out, err = run("compare", old, new, *words)
+        assert code == 3
+        assert "only new" in out
+        assert f"no record of {new} has a counterpart in {old}" in err
 
 
 def test_refusals(sets, tmp_path):

@@ -21,7 +21,8 @@ from ppdm.simulation.phantom import Grid
 from ppdm_bench.evaluation import assessment, candidates, pictures, results
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
-from ppdm_bench.report.series import gather, metric_name, names_of
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.scores import by_configuration, names_of
 from ppdm_bench.report.snapshot import read_snapshot
 from ppdm_bench.report.tables import quality
 
@@ -99,7 +100,9 @@ def table(folder):
 def done(data, tmp_path_factory):
     """One evaluation of a run with two numbers of evaluations: its folder, its output."""
     out = tmp_path_factory.mktemp("done")
-    code, text, err = run("evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--steps", "1,2", "--out", out)
+    code, text, err = run(
+        "evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--evaluations", "1,2", "--out", out
+    )
     assert code == 0, err
     return out, text
 
@@ -188,6 +191,7 @@ def test_pictures_are_written_and_show_something(done):
     assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {
         "records.jsonl",
         "quality.csv",
+        "quality.tex",
         "quality.md",
         "snapshot.npz",
     }
@@ -319,7 +323,7 @@ def test_files_without_counterpart_are_named(data, tmp_path):
     write(tmp_path / "pred" / "s3.nii.gz", scan(0))
     assert "s3.nii and s3.nii.gz; keep one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     (tmp_path / "none").mkdir()
-    assert "holds no .nii" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
+    assert "holds no scan" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
     assert "is not a folder" in refused(1, "evaluate", "--predictions", tmp_path / "nowhere", *words)
     assert not (tmp_path / "out").exists()
 
@@ -364,7 +368,9 @@ def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
     )
     assert code == 1
     assert text.count("failed") == len(METRICS)
-    assert {path.name for path in Path("out").iterdir()} - {".lock"} == {"records.jsonl", "quality.csv", "quality.md"}
+    assert {path.name for path in Path("out").iterdir()} - {".lock"} == {
+        *("records.jsonl", "quality.csv", "quality.md", "quality.tex")
+    }
 
 
 # --- again
@@ -372,7 +378,7 @@ def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
 
 def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatch):
     env = {"dirty": False, "commit": "c"}
-    monkeypatch.setattr(assessment, "environment", lambda: dict(env))
+    monkeypatch.setattr("ppdm_bench.environment.environment", lambda: dict(env))
     for kind in ("pred", "target"):
         for name in SUBJECTS:
             (tmp_path / kind).mkdir(exist_ok=True)
@@ -416,10 +422,52 @@ def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_p
         candidates, "predict", lambda *given, **how: made.append(given[1].name) or original(*given, **how)
     )
     folder, manifest = make_run(tmp_path / "run"), str(data / "pairs.csv")
-    code, *_ = run("evaluate", str(folder), "--manifest", manifest, "--split", "test", "--steps", "1,2", "--out", "out")
+    code, *_ = run(
+        "evaluate", str(folder), "--manifest", manifest, "--split", "test", "--evaluations", "1,2", "--out", "out"
+    )
     assert code == 0
     assert len(made) == 2 * len(SUBJECTS) + again
     assert len(list(Path("out").glob("ppdm-*.png"))) == 2
+
+
+# --- runs and predictions together
+
+
+@pytest.mark.parametrize("with_run", [True, False])
+def test_predictions_of_another_tool_on_the_pairs_of_a_manifest(data, tmp_path, with_run):
+    runs = [data / "noisy"] if with_run else []
+    words = (*runs, "--manifest", data / "pairs.csv", "--predictions", data / "pred", "--reference", data / "pred")
+    code, text, err = run("evaluate", *words, "--data-range", 100, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert "Difference from pred" in text
+    assert "preset ppdm" not in text
+    assert "3 subjects" in text
+    records = RecordFile(tmp_path / "out" / "records.jsonl").read()
+    assert {r.method for r in records} == {"input", "pred"} | ({"ppdm"} if with_run else set())
+    for number, subject in enumerate(SUBJECTS):
+        error = 0.1 * (number + 1) * (scan(number + 10).astype(np.float64) - 50)
+        wanted = 10 * np.log10(100**2 / (error**2).mean())
+        assert value(records, subject=subject, method="pred") == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_folder_of_predictions_may_hold_more_but_not_less(data, tmp_path):
+    for name in (*SUBJECTS[:2], "other"):
+        write(tmp_path / "ppdm" / f"{name}.nii", scan(1))
+    words = (
+        "evaluate",
+        "--manifest",
+        data / "pairs.csv",
+        "--predictions",
+        tmp_path / "ppdm",
+        "--out",
+        tmp_path / "out",
+    )
+    said = refused(1, *words)
+    assert "1 of 3 cases have no prediction in" in said
+    assert "(s3); name each file after its case, such as" in said
+    write(tmp_path / "ppdm" / "s3.nii", scan(1))
+    assert run(*words)[0] == 0
+    assert "is not a folder" in refused(1, *words[:4], tmp_path / "absent", *words[5:])
 
 
 # --- what is refused
@@ -445,19 +493,26 @@ def test_what_is_no_run_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "runs, with --manifest or --task; or --predictions, --targets"),
-        (("RUN", "--predictions", "p", "--targets", "t"), "runs, with --manifest or --task"),
+        ((), "give what is evaluated: runs, folders of --predictions, or both"),
+        (("RUN", "--predictions", "p", "--targets", "t"), "--targets is for --predictions only; with runs"),
+        (("--predictions", "p", "--targets", "t", "--task", "pet-joint"), "only; with --manifest and --task, it comes"),
         (("RUN",), "--manifest pairs.csv, or --task with a name"),
         (("RUN", "--manifest", "a.csv", "--task", "pet-joint"), "--manifest pairs.csv, or --task with a name"),
-        (("RUN", "--manifest", "a.csv", "--size", "32"), "--size is of phantoms"),
-        (("RUN", "--manifest", "a.csv", "--targets", "t"), "--targets goes with --predictions"),
+        (("RUN", "--manifest", "a.csv", "--size", "32"), "--size is for synthetic subjects"),
+        (
+            ("RUN", "--manifest", "a.csv", "--targets", "t"),
+            "--targets is for --predictions only; with runs, it comes from the pairs",
+        ),
         (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
-        (("RUN", "--task", "ct"), "'ct' is none of"),
-        (("--predictions", "p"), "give the folder that the predictions are held against: --targets"),
-        (("--predictions", "p", "--targets", "t", "--steps", "4"), "--steps goes with runs"),
-        (("RUN", "--manifest", "a.csv", "--steps", "0"), "at least 1"),
-        (("RUN", "--manifest", "a.csv", "--split", "all"), "expected train, val or test"),
-        (("RUN", "--manifest", "a.csv", "--convention", "mine"), "there is no convention 'mine'"),
+        (("RUN", "--task", "ct"), "'ct' is not one of"),
+        (("--predictions", "p"), "give the targets of the predictions: --targets, --manifest or --task"),
+        (
+            ("--predictions", "p", "--targets", "t", "--evaluations", "4"),
+            "--evaluations is for runs, and only --predictions were given",
+        ),
+        (("RUN", "--manifest", "a.csv", "--evaluations", "0"), "at least 1"),
+        (("RUN", "--manifest", "a.csv", "--split", "all"), "is not one of 'train', 'val', 'test'"),
+        (("RUN", "--manifest", "a.csv", "--convention", "mine"), "'mine' is not one of 'synthrad2023'"),
         (("RUN", "--manifest", "a.csv", "--convention", "udpet", "--data-range", "2"), "fixes data range"),
         (("RUN", "--manifest", "a.csv", "--data-range", "-1"), "a positive number"),
     ],
@@ -556,7 +611,7 @@ def test_of_a_value_recorded_twice_the_later_counts():
     failed = replace(records[0], value=None, status="error", reason="lost")
     frame = quality.quality_table([*records, failed])
     assert (frame["n"][0], frame["failed"][0]) == (0, 1)
-    assert "failed" in quality.to_text(frame, "t")
+    assert "failed" in quality.quality_page(frame, "t").to_text()
 
 
 def test_different_data_are_not_mixed():
@@ -574,7 +629,7 @@ def test_series_are_named_by_what_tells_them_apart():
         *records_of({"a": 1.0}, method="y", steps=2),
         *records_of({"a": 1.0}, method="z", steps=9),
     ]
-    assert names_of(gather(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
+    assert names_of(by_configuration(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
 
 
 @pytest.mark.parametrize(
@@ -602,9 +657,18 @@ def test_lower_is_better_where_it_is():
 def test_enough_subjects_have_no_note_on_their_number():
     values = {f"s{k}": float(k) for k in range(6)}
     records = records_of(values, method="base") + records_of({s: v + 1 for s, v in values.items()}, method="m")
-    text = quality.to_text(quality.quality_table(records, reference="base"), "t")
+    text = quality.quality_page(quality.quality_table(records, reference="base"), "t").to_text()
     assert "0.031" in text
     assert "cannot reach" not in text
+
+
+def test_chosen_metrics_are_in_the_tables_for_people_and_all_in_the_data():
+    records = [r for metric in ("psnr", "ssim") for r in records_of({"a": 1.0, "b": 2.0}, method="m", metric=metric)]
+    page = quality.quality_page(quality.quality_table(records), "t", metrics=["ssim", "none"])
+    assert "SSIM" in page.to_text()
+    assert "PSNR" not in page.to_text()
+    assert "There are no values of none; there are: psnr, ssim." in page.to_text()
+    assert set(page.data["metric"]) == {"psnr", "ssim"}
 
 
 def test_figures_draw_every_subject():

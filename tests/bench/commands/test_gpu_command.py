@@ -28,6 +28,12 @@ def piece(name: str, *command: str, folder: str = "", seconds: int = 60) -> Piec
     return Piece(name, f"what {name} is for", command or (name,), 300, (), folder or name, seconds)
 
 
+def pretend(monkeypatch: pytest.MonkeyPatch, found: dict[str, object]) -> None:
+    """Replace the environment, both that of new records and that with which they are compared."""
+    monkeypatch.setattr("ppdm_bench.environment.environment", lambda: found)
+    monkeypatch.setattr(running, "environment", lambda: found)
+
+
 def options_of(one: Piece, device: str) -> dict[str, object]:
     command, *words = one.words(device, Path("there"))
     return COMMANDS[command].make_context(command, words).params
@@ -125,7 +131,7 @@ def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path)
     ran.clear()
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path / "other", "--minutes", "0.9")
     assert (code, ran) == (1, [])
-    assert "no piece fits into 0.9 minutes: a takes about 1.0 min; give --minutes more" in err
+    assert "no part fits into 0.9 minutes: a takes about 1.0 min; give more --minutes" in err
 
 
 def test_a_piece_that_is_asked_for_is_done_again(done, tmp_path):
@@ -145,21 +151,21 @@ def test_done_is_what_was_the_same_command_on_the_same_card(done, tmp_path, monk
     tmp_path.rename(moved)
     assert in_order(pieces, state(Place("cpu", moved), pieces)) == []
     assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces
-    monkeypatch.setattr(running, "environment", lambda: environment() | {"commit": "another"})
+    pretend(monkeypatch, environment() | {"commit": "another"})
     assert in_order(pieces, state(Place("cpu", moved), pieces)) == []
-    monkeypatch.setattr(running, "environment", lambda: environment() | {"gpu": "another"})
+    pretend(monkeypatch, environment() | {"gpu": "another"})
     assert in_order(pieces, state(Place("cpu", moved), pieces)) == pieces
     assert len(list(running.carry_out(pieces[:1], Place("cuda", moved), None, lambda _: None))) == 1
     assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces[1:]
-    monkeypatch.setattr(running, "environment", lambda: environment() | {"gpu": "a third"})
+    pretend(monkeypatch, environment() | {"gpu": "a third"})
     assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces
 
 
 def test_a_machine_without_a_gpu_tells_what_one_with_a_gpu_has_done(done, tmp_path, monkeypatch):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(running, "environment", lambda: environment() | {"gpu": "a card"})
+        pretend(elsewhere, environment() | {"gpu": "a card"})
         assert len(list(running.carry_out([piece("a")], Place("cuda", tmp_path), None, lambda _: None))) == 1
-    monkeypatch.setattr(running, "environment", lambda: {k: v for k, v in environment().items() if k != "gpu"})
+    pretend(monkeypatch, {k: v for k, v in environment().items() if k != "gpu"})
     _, out, _ = run("gpu", "--list", "--out", tmp_path)
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["done", "open", "open", "open"]
 

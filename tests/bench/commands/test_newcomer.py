@@ -3,9 +3,14 @@
 import re
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
+import typer
 from commands import refused, run
+
+from ppdm_bench import cli
+from ppdm_bench.commands.order import ORDER, current_names
 
 # Typer's own switch, which main() sets where a shell is named; here so that it is as before afterwards.
 DETECTION = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
@@ -65,7 +70,12 @@ def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
         (["mem"], ["memory"]),
         (["data", "m"], ["make", "manifest", "montage"]),
         (["memory", "--checkp"], ["--checkpointing"]),
-        (["translate", "--"], ["--steps", "--seed", "--device"]),
+        (["translate", "--"], ["--evaluations", "--seed", "--device"]),
+        (["memory", "--method", "p"], ["ppdm", "patch"]),
+        (["memory", "--preset", "matched,a"], ["matched,authors"]),
+        (["train", "--task", "pet"], ["pet-denoise", "pet-joint"]),
+        (["quality", "--task", "m"], ["mri-t1t2"]),
+        (["data", "make", "m"], ["mri-t1t2"]),
     ],
 )
 def test_what_completion_offers(typed, offered, monkeypatch):
@@ -77,6 +87,17 @@ def test_what_completion_offers(typed, offered, monkeypatch):
     found = out.split()
     assert set(offered) <= set(found)
     assert all(word.startswith(typed[-1]) for word in found)
+
+
+def test_the_words_of_completion_are_those_of_the_registries():
+    from ppdm.network.options import CHECKPOINTING
+    from ppdm.simulation.tasks import TASKS
+    from ppdm_baselines import PRESETS
+    from ppdm_bench.commands import options
+
+    assert list(options.PRESETS) == list(PRESETS)
+    assert options.CHECKPOINTING == CHECKPOINTING
+    assert list(get_args(options.Task)) == list(TASKS)
 
 
 @pytest.mark.parametrize(("words", "named"), [([], "memory"), (["data"], "manifest")])
@@ -91,3 +112,57 @@ def test_what_is_mistyped_is_answered_in_one_sentence_with_the_near_one():
     assert "Did you mean" in refused(2, "memry")
     assert "Did you mean 'manifest'" in refused(2, "data", "manifeste")
     assert re.search(r"No such option.*--budget\b", refused(2, "plan", "--buget", "8GB"))
+
+
+def commands_of(command, path=()):
+    """Every command that does something, with its name."""
+    if not hasattr(command, "commands"):
+        return [(" ".join(path), command)]
+    return [one for name, inner in command.commands.items() for one in commands_of(inner, (*path, name))]
+
+
+COMMANDS = commands_of(typer.main.get_command(cli.app))
+
+
+def test_the_help_lists_commands_in_the_order_of_use():
+    _, out, _ = run("--help")
+    found = re.findall(r"^│ ([a-z]+) ", out, re.MULTILINE)
+    assert found == list(ORDER)
+    assert set(found) == {name.partition(" ")[0] for name, _ in COMMANDS}
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_the_help_states_the_default_of_every_option(name, command):
+    for option in command.params:
+        if option.param_type_name == "option" and not option.required and option.default in (None, ()):
+            assert re.search(r"default: |Give this(, --[a-z]+)? or --[a-z]+", option.help, re.IGNORECASE), option.name
+
+
+@pytest.mark.parametrize(
+    ("words", "current"),
+    [
+        (("plan", "--res", "64", "--for", "train"), ["--res", "64", "--phase", "train"]),
+        (("plan", "--for=train"), ["--phase=train"]),
+        (("evaluate", "RUN", "--steps", "1,4"), ["RUN", "--evaluations", "1,4"]),
+        (("translate", "RUN", "--steps", "4"), ["RUN", "--evaluations", "4"]),
+        (("ablate", "--grid", "one,space"), ["--configurations", "one,space"]),
+        (("ablate", "--phantom-grid", "oblong"), ["--grid", "oblong"]),
+    ],
+)
+def test_an_old_name_of_an_option_is_taken_with_a_notice(words, current, capsys):
+    assert current_names(words[0], words[1:]) == current
+    assert "is now --" in capsys.readouterr().err
+
+
+def test_current_names_pass_without_a_notice(capsys):
+    for words in (("ablate", "--grid", "oblong"), ("train", "--steps", "2"), ("plan", "--phase", "train")):
+        assert current_names(words[0], words[1:]) == list(words[1:])
+    assert capsys.readouterr().err == ""
+
+
+def test_an_old_name_reaches_the_command_and_is_not_in_its_help():
+    assert (
+        "'--phase': expected train or sample, got 'fun'"
+        in run("plan", "--budget", "8GB", "--res", 8, "--for", "fun")[2]
+    )
+    assert "--for" not in run("plan", "--help")[1].split()

@@ -12,6 +12,7 @@ from ppdm_bench.commands.options import (
     as_usage,
     comma_separated,
     one_of,
+    read_block,
     read_budget,
     read_dose,
     read_factor,
@@ -27,7 +28,7 @@ sizes = st.integers(1, 10**6)
 @few
 @given(sizes, sizes, sizes)
 def test_what_is_written_is_what_is_read(d, h, w):
-    assert read_shape(f"{d}, {h},{w}") == (d, h, w)
+    assert read_shape(f"{d}x{h}x{w}") == (d, h, w)
     assert read_factor(f"{d}x{h}x{w}") == (d, h, w)
     assert read_factor(str(d)) == d
     assert read_budget(f"{d}MB") == d * MIB
@@ -48,7 +49,7 @@ def test_a_factor_is_a_positive_integer_or_three(text):
         read_factor(text)
 
 
-@pytest.mark.parametrize("text", ["", "1,2", "1,2,3,4", "0,1,1", "-1,2,3", "a,b,c", "²,2,2", "1.0,2,3"])
+@pytest.mark.parametrize("text", ["", "1x2", "1x2x3x4", "0x1x1", "-1x2x3", "axbxc", "²x2x2", "1.0x2x3", "1, 2,3"])
 def test_a_shape_is_three_positive_integers(text):
     with pytest.raises(ValueError, match="three positive sizes"):
         read_shape(text)
@@ -68,8 +69,17 @@ def test_what_is_no_budget(text):
         read_budget(text)
 
 
-def test_lists_drop_what_is_empty_and_repeated_and_keep_the_order():
+@pytest.mark.parametrize("read", [read_shape, read_factor, read_block, read_lengths])
+def test_axes_with_commas_are_answered_with_the_new_form(read):
+    with pytest.raises(ValueError, match=r"got '160, 192,160'; x separates axes, write 160x192x160$"):
+        read("160, 192,160")
+
+
+def test_lists_drop_what_is_empty_and_repeated_and_keep_the_order(capsys):
     assert comma_separated(read_factor)("4, 2,,4,1x2x2") == [4, 2, (1, 2, 2)]
+    assert "warning: 4, 2,,4,1x2x2 repeats a value, which counts once; a comma separates" in capsys.readouterr().err
+    assert comma_separated(str)("a,b") == ["a", "b"]
+    assert capsys.readouterr().err == ""
     with pytest.raises(ValueError, match="separated by commas"):
         comma_separated(str)(" , ")
 
@@ -86,7 +96,7 @@ def test_faults_of_usage_name_their_option():
     assert "'--factor'" in fault.value.format_message()
     with pytest.raises(typer.BadParameter, match="three positive"):
         as_usage(read_shape, "1")
-    assert as_usage(read_shape, "1,2,3") == (1, 2, 3)
+    assert as_usage(read_shape, "1x2x3") == (1, 2, 3)
 
 
 @few
@@ -94,12 +104,12 @@ def test_faults_of_usage_name_their_option():
 def test_lengths_are_one_for_all_axes_or_three(whole, hundredths):
     text = f"{whole}.{hundredths:02d}"
     assert read_lengths(text) == (float(text),) * 3
-    assert read_lengths(f"{text}, 2,.5") == (float(text), 2.0, 0.5)
+    assert read_lengths(f"{text}x2x.5") == (float(text), 2.0, 0.5)
 
 
-@pytest.mark.parametrize("text", ["", "2,2", "0", "2,0,2", "-1", "nan", "inf", "1e3", "2mm"])
+@pytest.mark.parametrize("text", ["", "2x2", "0", "2x0x2", "2,2,4", "-1", "nan", "inf", "1e3", "2mm"])
 def test_lengths_that_are_none(text):
-    with pytest.raises(ValueError, match="one or three lengths in mm"):
+    with pytest.raises(ValueError, match="one or three positive lengths in mm"):
         read_lengths(text)
 
 

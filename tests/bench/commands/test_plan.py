@@ -11,24 +11,25 @@ from commands import refused, run
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predict, predictor
-from ppdm_bench.planning.questions import Bounds, alternatives, question
+from ppdm_bench.planning.questions import Alternatives, Bounds, question
 from ppdm_bench.planning.results import Plan, collect, failures, present
 from ppdm_bench.planning.search import Look, largest
+from ppdm_bench.predictor.cards import find_card
 from ppdm_bench.predictor.peak import predict_peak
-from ppdm_bench.predictor.target import MIB, Target
+from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report.tables import budget as report
+from ppdm_bench.report.tables.budget import gather
 
 pytestmark = pytest.mark.slow
 
 
-def searched(verdict, limit=40, room=None, needs=lambda k: k, known=()):
+def searched(verdict, limit=40, capacity=None, needs=lambda k: k, known=()):
     """Run a search on a made-up predictor; what was found and the cases that were looked at, in order."""
 
     def look(k):
         return Look(verdict(k), needs(k))
 
-    search, seen = largest(limit, room, float, {k: look(k) for k in known}), []
+    search, seen = largest(limit, capacity, float, {k: look(k) for k in known}), []
     try:
         case = next(search)
         while True:
@@ -40,9 +41,9 @@ def searched(verdict, limit=40, room=None, needs=lambda k: k, known=()):
 
 @pytest.mark.parametrize("most", [0, 1, 7, 39, 40])
 @pytest.mark.parametrize("known", [(), (1,), (20,), (40,)])
-@pytest.mark.parametrize("room", [None, 7, 1000], ids=["halving", "estimates", "wrong estimates"])
-def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, room):
-    found, _ = searched(lambda k: k <= most, known=known, room=room)
+@pytest.mark.parametrize("capacity", [None, 7, 1000], ids=["halving", "estimates", "wrong estimates"])
+def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, capacity):
+    found, _ = searched(lambda k: k <= most, known=known, capacity=capacity)
     assert found.value == most
     assert found.exception is None
     assert most == 0 or found.looks[most].fits
@@ -51,7 +52,7 @@ def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, room):
 
 
 def test_good_estimates_need_two_looks():
-    found, seen = searched(lambda k: k <= 17, room=17, known=(30,))
+    found, seen = searched(lambda k: k <= 17, capacity=17, known=(30,))
     assert (found.value, seen) == (17, [17, 18])
 
 
@@ -64,8 +65,9 @@ TINY = Configuration("ppdm", (32, 32, 32), factor=2, width=8)
 BOUNDS = Bounds(step=16, edge=64, batch=4, factors=(1, 2, 4))
 
 
-def target_of(size):
-    return Target(torch="2.11.0", capacity=size * MIB, context=0)
+def target_of(size, **fields):
+    """A card with this many MiB for the allocator."""
+    return Target(torch="2.11.0", capacity=size * MIB + MARGIN, context=0, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +99,19 @@ def test_the_largest_batch_and_the_smallest_factor_are_those_of_brute_force(answ
     assert found.factor.value == sum(factors)
 
 
-def test_switches_are_few_first_and_all_last():
-    made = [(c.precision, c.checkpointing) for c in alternatives(TINY, "train")]
+def test_alternatives_are_single_options_and_their_combinations_the_mildest_first():
+    def made(asked, phase, **fields):
+        others = Alternatives.of(asked, phase, target_of(1, **fields))
+        return [[(c.precision, c.checkpointing) for c in group] for group in (*others.single, others.combined)]
+
     leaner = ("norm", "block", "conv")
-    assert made == [("bf16", "none"), *(("fp32", kind) for kind in leaner), *(("bf16", kind) for kind in leaner)]
-    assert [c.precision for c in alternatives(TINY, "sample")] == ["bf16"]
-    assert alternatives(replace(TINY, precision="bf16", checkpointing="conv"), "train") == []
+    recomputed = [("fp32", kind) for kind in leaner]
+    assert made(TINY, "train") == [[("bf16", "none")], recomputed, [("bf16", kind) for kind in leaner]]
+    assert made(TINY, "sample") == [[("bf16", "none")], []]
+    assert made(replace(TINY, precision="bf16", checkpointing="block"), "train") == [[("bf16", "conv")], []]
+    turing = made(TINY, "train", compute_capability=(7, 5))
+    assert turing == [[("fp16", "none")], recomputed, [("fp16", kind) for kind in leaner]]
+    assert Alternatives.of(replace(TINY, precision="bf16", checkpointing="conv"), "train", target_of(1)).leanest is None
 
 
 def made_up(case, target):
@@ -110,7 +119,7 @@ def made_up(case, target):
     configuration = case.configuration
     need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
     need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
-    return Look(need <= target.room, need)
+    return Look(need + target.beside <= target.capacity, need + target.beside)
 
 
 @pytest.fixture
@@ -118,7 +127,7 @@ def lines(monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     plan = Plan([Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250))
     records = collect(plan, workers=1)
-    return records, report.gather(records), tmp_path
+    return records, gather(records), tmp_path
 
 
 def test_records_hold_both_predictions_behind_a_largest_value(lines):
@@ -132,10 +141,13 @@ def test_records_hold_both_predictions_behind_a_largest_value(lines):
 def test_the_table_is_ranked_and_the_answer_in_words(lines):
     records, (first, second), folder = lines
     assert (first.method, second.method) == ("ppdm r=2", "ddpm3d")
-    assert (first.fits, second.fits, second.switch) == (True, False, "bf16")
+    assert (first.fits, second.fits, second.options) == (True, False, ["bf16"])
     text, written = present(records, folder)
-    assert "you can train: ppdm r=2; with bf16: ddpm3d" in text
-    assert {path.name for path in written} == {"records.jsonl", "plan.csv", "plan.md", "plan.png", "plan.pdf"}
+    assert "you can train: ppdm r=2; with bf16: ddpm3d." in text
+    assert {path.name for path in written} == {
+        "records.jsonl",
+        *(f"plan.{end}" for end in ("csv", "md", "tex", "png", "pdf")),
+    }
     kept = RecordFile(folder / "records.jsonl").read()
     assert [(r.config_id, r.metric, r.value) for r in kept] == [(r.config_id, r.metric, r.value) for r in records]
     assert present(records, None)[1] == []
@@ -188,12 +200,17 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
-    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--for", "sample")
+    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--phase", "sample")
     code, out, err = run(*words, "--json")
     assert (code, err) == (0, "")
     assert {row["phase"] for row in json.loads(out)} == {"sample"}
     assert list(tmp_path.iterdir()) == []
-    assert "What fits in 8 GB at 64³" in run(*words)[1]
+    text = run(*words)[1]
+    assert "What fits in 8 GiB at 64³" in text
+    assert "largest cube" in text
+    few = run(*words, "--columns", "needs,fits")[1]
+    assert "needs GiB" in few
+    assert "largest cube" not in few
 
 
 def test_predictions_are_those_of_memory():
@@ -201,7 +218,8 @@ def test_predictions_are_those_of_memory():
     peak = predicted(configuration, "sample", target)
     look = predict(Case(configuration, "sample"), target)
     assert look.fits == peak.fits
-    assert peak.peak_allocated <= look.need <= peak.peak_reserved
+    assert look.need == peak.needs
+    assert peak.peak_allocated <= look.need - target.beside <= peak.peak_reserved
     assert predict(Case(configuration, "sample"), replace(target, capacity=look.need)).fits
     assert not predict(Case(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
 
@@ -215,7 +233,7 @@ def predicted(configuration, phase, target):
 def test_methods_of_ones_own_presets_and_factors(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
-    words = ("plan", "--budget", "8GB", "--res", 64, "--for", "sample", "--json")
+    words = ("plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--json")
     own = json.loads(run(*words, "--method", "ppdm.model:PPDM")[1])
     assert {row["method"] for row in own} == {"ppdm.model:PPDM"}
     presets = json.loads(run(*words, "--method", "ddpm3d", "--preset", "authors")[1])
@@ -241,21 +259,104 @@ def test_predictions_apart_end_with_the_block(apart):
 
 
 def test_refusals():
-    assert "there is no GPU here" in refused(2, "plan", "--res", 64)
+    assert "this machine has no GPU" in refused(2, "plan", "--res", 64)
     assert "give one size" in refused(2, "plan", "--budget", "8GB")
     assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)
-    assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--for", "fun")
+    assert "expected train or sample" in refused(2, "plan", "--budget", "8GB", "--res", 64, "--phase", "fun")
 
 
-def test_of_switches_that_suffice_alike_the_one_that_computes_less_again_is_named(monkeypatch, tmp_path):
-    """With bf16 any recomputation fits; what is named is the mildest, though the strongest was asked about first."""
+def test_each_single_option_that_suffices_is_found(monkeypatch):
+    """bf16 alone suffices, and so does recomputing blocks, but not only norms; nothing needs a combination."""
 
     def enough(case, target):
-        configuration = case.configuration
-        fits = configuration.precision == "bf16" and configuration.checkpointing != "none"
-        return Look(fits, target.room - 1 if fits else target.room + 1)
+        one = case.configuration
+        fits = one.precision == "bf16" or one.checkpointing in ("block", "conv")
+        return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
     records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
-    (line,) = report.gather(records)
-    assert line.switch == "bf16 and norm checkpointing"
+    fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
+    assert fitting == {("bf16", "none"), ("fp32", "block")}
+    (line,) = gather(records)
+    assert line.options == ["bf16", "block checkpointing"]
+
+
+def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
+    def enough(case, target):
+        one = case.configuration
+        fits = one.precision == "bf16" and one.checkpointing != "none"
+        return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
+    records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
+    fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
+    assert fitting == {("bf16", "norm")}
+    (line,) = gather(records)
+    assert line.options == ["bf16 and norm checkpointing"]
+
+
+def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
+    """Ctrl-C arrives while the largest cubes of the second method are still searched."""
+    cubes = []
+
+    def interrupted(case, target):
+        one = case.configuration
+        if one.method == "ddpm3d" and one.shape != (64,) * 3:
+            cubes.append(one.shape)
+        if len(cubes) > patience:
+            raise KeyboardInterrupt
+        need = (one.shape[0] if one.method == "ddpm3d" else 1) * MIB
+        return Look(True, need)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", interrupted)
+    words = ["plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--out", tmp_path]
+    words += ["--method", "regression", "--method", "ddpm3d"]
+    patience = -1
+    code, out, err = run(*words)
+    assert (code, "no question was answered" in out, "interrupted" in err) == (130, True, True)
+    assert not (tmp_path / "records.jsonl").exists()
+    patience = 2
+    code, out, err = run(*words)
+    assert (code, "you can sample from: regression" in out, "interrupted" in err) == (130, True, True)
+    assert {r.method for r in RecordFile(tmp_path / "records.jsonl").read()} == {"regression"}
+
+
+def test_a_card_is_planned_for_by_its_name(monkeypatch):
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+    words = ("plan", "--res", 64, "--method", "ppdm", "--phase", "sample")
+    rows = json.loads(run(*words, "--gpu", "2080 Ti", "--json")[1])
+    assert {row["env"]["capacity"] for row in rows} == {find_card("RTX 2080 Ti").capacity}
+    rows = json.loads(run(*words, "--gpu", "A100 80GB", "--budget", "8GB", "--json")[1])
+    assert {row["env"]["capacity"] for row in rows} == {8 * GIB}
+    assert "more than the 10.76 GiB of RTX 2080 Ti" in refused(2, *words, "--gpu", "2080 Ti", "--budget", "12GB")
+    assert "did you mean RTX 4090" in refused(2, *words, "--gpu", "RTX 4900")
+
+
+def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_read(monkeypatch):
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "latent")
+    code, out, err = run(*words, "--for", "train", "--json")
+    assert (code, {row["phase"] for row in json.loads(out)}) == (0, {"train", "autoencoder_train"})
+    assert "--for is now --phase" in err
+    assert {row["phase"] for row in json.loads(run(*words, "--phase", "sample", "--json")[1])} == {"sample", "decode"}
+
+
+def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
+    """The autoencoder needs more than the diffusion in its latents, and more than the card has."""
+
+    def by_phase(case, target):
+        one = case.configuration
+        need = {"train": 100, "autoencoder_train": 300, "sample": 50, "decode": 60}[case.phase] * MIB
+        need = need * one.shape[0] // 64 // (1 + (one.precision == "bf16")) + target.beside
+        return Look(need <= target.capacity, need)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", by_phase)
+    latent = Configuration("latent", (64,) * 3)
+    train, sample = gather(collect(Plan([latent], None, target_of(200)), workers=1))
+    assert (train.purpose, train.fits, train.cube, train.largest_phase) == ("train", False, 32, "autoencoder_train")
+    assert (train.value("needs"), train.options) == (300 * MIB + MARGIN, ["bf16"])
+    assert (sample.purpose, sample.fits, sample.value("needs")) == ("sample", True, 60 * MIB + MARGIN)
+    assert "autoencoder train 0.418" in train.notes[-1]

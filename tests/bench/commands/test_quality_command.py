@@ -196,10 +196,10 @@ def test_points_are_near_the_one_that_is_started_from():
         (("--method", "pdpm"), "did you mean ppdm?"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--set", "kernel.gamma=1,2"), "--set takes one value"),
-        (("--steps", "2", "--minutes", "1"), "one of the two"),
+        (("--steps", "2", "--minutes", "1"), "exactly one of them"),
         (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
-        (("--grid", "round"), "no grid preset 'round'"),
-        (("--split", "dev"), "expected train, val or test"),
+        (("--grid", "round"), "'round' is not one of 'cubic', 'oblong', 'thick'"),
+        (("--split", "dev"), "is not one of 'train', 'val', 'test'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path):

@@ -304,18 +304,18 @@ def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
         *records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 2.5)),
         *records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 3.5)),
     ]
-    assert "first step" not in table.to_text(eager)
-    assert list(table.speed_table(eager)["first_call"]) == [2.5, 3.5, 3.5]
+    assert "first step" not in table.speed_page(eager).to_text()
+    assert list(table.speed_page(eager).data["first_call"]) == [2.5, 3.5, 3.5]
     compiled = [replace(r, variant="r=2 network.compile=true", compile=True) for r in eager]
     compiled = [replace(r, value=10 * r.value) if r.metric == "first_call_seconds" else r for r in compiled]
-    text = table.to_markdown([*eager, *compiled])
+    text = table.speed_page([*eager, *compiled]).to_markdown()
     assert "| first step, s |" in text
     assert "| 2.50 |" in text
     assert "| 25.0 |" in text
     assert "| 35.0 |" in text
-    assert "First: the call in which a network is compiled" in text
+    assert "First: the call that compiles the network" in text
     older = [r for r in compiled if r.metric != "first_call_seconds"]
-    assert "first step" not in table.to_text(older)
+    assert "first step" not in table.speed_page(older).to_text()
     assert speed_figure(older).axes
 
 
@@ -350,7 +350,7 @@ def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, st
             return replace(DRAWN, status=status, env=env, reason="" if status == "ok" else "so it is")
 
         monkeypatch.setattr(sweep, "run_child", child)
-        monkeypatch.setattr(command, "environment", lambda env=env: env)
+        monkeypatch.setattr("ppdm_bench.environment.environment", lambda env=env: env)
         records = collect(plan(**({"evaluations": (1, 4, 250)} | options)), tmp_path)
         assert {r.status for r in records} >= {status}
     assert len(asked) == children
@@ -387,9 +387,9 @@ def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp
     assert (outcomes(records), children) == (wanted, [8, 16])
     assert records[-1].reason == "the same at 16×16×16, batch size 1 ran out of memory already, and this is no smaller"
     assert failures(records) == []
-    frame = table.speed_table(records)
+    frame = table.speed_page(records).data
     assert frame["shape"].tolist() == [f"{n}x{n}x{n}" for n in (8, 8, 16, 16, 24, 24)]
-    assert table.to_text(records).count("ppdm r=2  ") == 3
+    assert table.speed_page(records).to_text().count("ppdm r=2  ") == 3
     assert speed_figure(records)
 
 
@@ -397,7 +397,7 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
     small, large = (Target(capacity=GIB // 2 + room) for room in (2**20, GIB))
     (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
     assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
-    assert record[0].reason.startswith("predicted not to fit: the card has 0.50 GiB")
+    assert record[0].reason.startswith("predicted not to fit: it needs 0.70 GiB")
     assert record[0].reason.endswith("--no-gate tries it")
     for card in (None, large):
         (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=card))
@@ -409,7 +409,7 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
 
 
 def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "environment", lambda: {"dirty": False, "torch": "x"})
+    monkeypatch.setattr("ppdm_bench.environment.environment", lambda: {"dirty": False, "torch": "x"})
     asked = plan(evaluations=(1, 4), configurations=SIZED[:1])
     first = collect(asked, tmp_path)
     monkeypatch.setattr(command, "doubt", lambda *_: 1 / 0)
@@ -443,7 +443,7 @@ def answered(evaluations=(1, 4, 250), protocol=FULL):
 
 
 def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
-    frame = table.speed_table(answered())
+    frame = table.speed_page(answered()).data
     rows = frame.set_index(["phase", "evaluations", "kind"])
     assert len(frame) == 5
     step = frame[frame.phase == "train"].iloc[0]
@@ -458,11 +458,11 @@ def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
 def test_volumes_a_second_count_the_whole_batch():
     two = replace(TINY, batch_size=2)
     records = records_of(plan(evaluations=(1, 4), configurations=[two]), Task(two, "sample"), DRAWN)
-    assert table.speed_table(records).per_second.tolist() == [2 / 3, 2 / 9]
+    assert table.speed_page(records).data.per_second.tolist() == [2 / 3, 2 / 9]
 
 
 def test_people_read_rates_shares_and_what_is_an_estimate():
-    text = table.to_text(answered())
+    text = table.speed_page(answered()).to_text()
     assert "0.500 (0.333 to 1.00)" in text
     assert "25 (25%)" in text
     assert "≈501 est." in text
@@ -470,18 +470,18 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
     assert "ppdm r=2, sample: a volume of 250 evaluations does not fit" in text
     assert "of 100FLOP/s" in text
     assert "Quick" not in text
-    assert "Quick: fewer than the 10" in table.to_text(answered(protocol=QUICK))
-    assert table.to_markdown(answered()).count("| ppdm r=2 |") == 1
+    assert "Quick: fewer than the 10" in table.speed_page(answered(protocol=QUICK)).to_text()
+    assert table.speed_page(answered()).to_markdown().count("| ppdm r=2 |") == 1
 
 
 def test_the_methods_own_evaluations_have_a_column_with_their_number():
-    text = table.to_text(records_of(plan(evaluations=(1, None)), Task(TINY, "sample"), DRAWN))
+    text = table.speed_page(records_of(plan(evaluations=(1, None)), Task(TINY, "sample"), DRAWN)).to_text()
     assert f"9.00 ({OWN})" in text
 
 
 def test_a_failure_is_in_its_cell_and_explained():
     records = records_of(plan(("train",)), Task(TINY, "train"), Answer("oom", "too little memory"))
-    text = table.to_text(records)
+    text = table.speed_page(records).to_text()
     assert "OOM" in text
     assert "ppdm r=2, train: too little memory." in text
 
@@ -514,9 +514,9 @@ def test_every_file_that_is_named_is_written(tmp_path):
     text, written = present(answered(), tmp_path)
     assert "ppdm r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
     _, without = present([replace(r, samples=()) for r in answered()], tmp_path)
-    assert {path.suffix for path in without} == {".jsonl", ".csv", ".md"}
+    assert {path.suffix for path in without} == {".jsonl", ".csv", ".md", ".tex"}
 
 
 # --- the command
@@ -530,14 +530,16 @@ def in_folder(monkeypatch, tmp_path):
 WORDS = ("speed", "--res", "8", "--width", "8", "--method", "ppdm", "--factor", "2", "--device", "cpu", "--quick")
 
 
-def test_a_real_run_from_end_to_end(in_folder):
+def test_a_real_run_from_end_to_end(in_folder, monkeypatch):
+    quick = replace(QUICK, seconds=0.1)
+    monkeypatch.setattr("ppdm_bench.timing.clock.QUICK", quick)
     code, out, err = run(*WORDS, "--evaluations", "1,2", "--json", "--out", "o")
     records = [Record(**row) for row in json.loads(out)]
     assert code == 0, err
-    assert "quick: 3 repetitions or 1 s" in err
+    assert "quick: 3 repetitions or 0.1 s" in err
     step = of(records, "step_seconds")
-    assert step.n == len(step.samples) >= QUICK.repetitions
-    assert sum(step.samples) >= QUICK.seconds
+    assert step.n == len(step.samples) >= quick.repetitions
+    assert sum(step.samples) >= quick.seconds
     assert min(step.samples) <= step.value <= max(step.samples)
     assert {r.phase for r in records if r.metric == "first_call_seconds" and r.value > 0} == {"train", "sample"}
     assert step.env["threads"] == 1
@@ -550,7 +552,7 @@ def test_a_real_run_from_end_to_end(in_folder):
     assert {path.name for path in Path("o").iterdir()} == {
         ".lock",
         "records.jsonl",
-        *(f"speed.{end}" for end in ("csv", "md", "png", "pdf")),
+        *(f"speed.{end}" for end in ("csv", "md", "tex", "png", "pdf")),
     }
 
 
@@ -567,8 +569,8 @@ def test_a_child_says_how_it_failed(in_folder):
     ("words", "sentence"),
     [
         ([], "give one size"),
-        (["--res", "8", "--shape", "8,8,8"], "give one size"),
-        (["--res", "8", "--device", "predict"], "'--device': expected auto, cuda or cpu"),
+        (["--res", "8", "--shape", "8x8x8"], "give one size"),
+        (["--res", "8", "--device", "predict"], "'--device': 'predict' is not one of 'auto', 'cuda', 'cpu'"),
         (["--res", "8,0"], "'--res': expected a whole number of at least 1, got '0'"),
         (["--res", "8", "--evaluations", "0"], "'--evaluations'"),
         (["--res", "8", "--evaluations", "many"], "'--evaluations'"),
@@ -596,7 +598,7 @@ def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plans = []
     monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
-    words = ("--shape", "8,16,8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
+    words = ("--shape", "8x16x8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
     words += ("--checkpointing", "norm", "--width", 8, "--phase", "sample", "--timeout", 90, "--evaluations", "2,own")
     assert run("speed", *words, "--device", "cpu")[0] == 0
     (made,) = plans

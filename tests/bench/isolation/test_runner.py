@@ -8,10 +8,9 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
-from tempfile import TemporaryFile
 
 import pytest
+from processes import ended, wait_until
 
 from ppdm_bench.isolation import runner
 from ppdm_bench.isolation.runner import Answer, TimeIsUpError, run_child, time_limit
@@ -35,21 +34,6 @@ def run(tmp_path, monkeypatch):
         return run_child("child", request, timeout)
 
     return run
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-def wait_until(condition, seconds=30.0) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def test_an_answer_comes_back_whole(run):
@@ -154,7 +138,7 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
     held = []
 
     def is_ended_while_it_waits() -> None:
-        with TemporaryFile() as file, runner._child("sleeps", file, file, file) as child:
+        with runner.process(["sleeps"]) as child:
             held.append(child)
             child._waitpid_lock.acquire()
             raise SystemExit
@@ -169,7 +153,7 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
 def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "ends.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    with TemporaryFile() as file, runner._child("ends", file, file, file) as child:
+    with runner.process(["ends"]) as child:
         os.waitpid(child.pid, 0)
     assert child.returncode == -signal.SIGKILL
 

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 from commands import refused, run
+from processes import ended, wait_until
 from spreading import dies, doubled, hangs
 from spreading import refused as refuses
-from test_runner import ended, wait_until
 
 from ppdm_bench.commands.options import asked_jobs
 from ppdm_bench.isolation.slurm import LauncherError, spread
@@ -66,7 +66,7 @@ def test_without_submitit_it_is_said_how_to_get_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--launcher", "slurm"], "expected submitit, got 'slurm'"),
+        (["--launcher", "slurm"], "'slurm' is not one of 'submitit'"),
         (["--launcher-option", "timeout_min=9"], "give it with --launcher submitit"),
         (["--launcher", "submitit", "--launcher-option", "gpu"], "expected a parameter of submitit and its value"),
         ([*HERE, "--verify"], "leave --launcher out"),
@@ -80,7 +80,7 @@ def test_options_that_do_not_go_together_are_refused(words, sentence):
 def test_jobs_are_not_made_under_torchrun(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("RANK", "0")
-    assert "jobs of its own; start the command without torchrun" in refused(2, "quality", *HERE)
+    assert "starts its own jobs; run the command without torchrun" in refused(2, "quality", *HERE)
 
 
 def test_parameters_are_numbers_where_they_are_written_so():

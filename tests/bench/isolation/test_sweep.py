@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from processes import ended, wait_until
 from sweeping import case_of, records_of
 
 from ppdm_bench.isolation import sweep
@@ -81,21 +82,6 @@ class Folder:
 @pytest.fixture
 def folder(tmp_path):
     return Folder(tmp_path / "out")
-
-
-def wait_until(condition, seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.01)
-    return bool(condition())
-
-
-def ended(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_the_same_command_again_starts_no_child(folder):

@@ -42,8 +42,8 @@ def test_sampling_fits(name: str, factor: int | None, precision: str, limit: flo
 def test_each_kind_of_recomputation_saves_more(precision: str) -> None:
     peaks = []
     for checkpointing in ("none", "norm", "block", "conv"):
-        method = METHODS["ppdm"].with_factor(2).with_network(precision=precision, checkpointing=checkpointing)
-        work = workload(method, "train", (128, 128, 128), 1, "cuda")
+        network = {"precision": precision, "checkpointing": checkpointing, "multipliers": (1, 2)}
+        work = workload(METHODS["ppdm"].with_factor(2).with_network(**network), "train", (128, 128, 128), 1, "cuda")
         peaks.append(predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated)
     none, norm, block, conv = peaks
     assert conv < min(norm, block)

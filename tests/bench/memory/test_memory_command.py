@@ -154,7 +154,7 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
     assert records[0].reason == "KeyError: 'nothing here'"
     assert values(records, method="ppdm")["peak_allocated"] > 0
     (sentence,) = failures(records)
-    assert sentence == f"{own_method} r=2 sample, predicted: KeyError: 'nothing here'"
+    assert sentence == "broken r=2 sample, predicted: KeyError: 'nothing here'"
 
 
 def test_a_child_finds_a_method_of_ones_own_and_says_how_it_failed(own_method):
@@ -526,14 +526,14 @@ def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
     text, written = present(for_cuda, tmp_path, 24 * GIB)
     assert "ppdm r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".png", ".pdf"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
 
 
 def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
     records = records_of(plan([Configuration(own_method, SHAPE, width=8)]))
     text, written = present(records, tmp_path, None)
     assert "error" in text
-    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md"}
+    assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex"}
 
 
 def test_a_task_says_what_it_does():

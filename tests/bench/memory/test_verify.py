@@ -110,9 +110,9 @@ def test_the_table_says_whether_it_ran_again(status, shown):
     frame = table.memory_table([*records, peak(phase="sample")])
     row = frame[frame["kind"] == "measured"].iloc[0]
     assert (row["train_status"], row["train_peak_allocated"], row["train_prediction_error"]) == ("ok", GIB, 0)
-    line = next(line for line in table.to_markdown(frame).splitlines() if "measured" in line)
+    line = next(line for line in table.memory_page(frame).to_markdown().splitlines() if "measured" in line)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    names = [cell.strip() for cell in table.to_markdown(frame).splitlines()[2].strip("|").split("|")]
+    names = [cell.strip() for cell in table.memory_page(frame).to_markdown().splitlines()[2].strip("|").split("|")]
     told = dict(zip(names, cells, strict=True))
     assert told["sample verified"] == "yes"
     assert told.get("train verified", "–") == shown
@@ -145,4 +145,4 @@ def test_it_runs_for_real_and_no_byte_less_would_do(tmp_path):
 
 def test_what_was_not_measured_cannot_be_verified(tmp_path):
     said = refused(2, "memory", "--res", "8", "--device", "predict", "--verify", "--out", tmp_path)
-    assert "--verify runs again what was measured" in said
+    assert "--verify repeats measurements" in said

@@ -23,8 +23,8 @@ from ppdm.model import PPDM
 from ppdm.network.options import CHECKPOINTING
 from ppdm.training.loop import Training
 from ppdm_baselines import METHODS
-from ppdm_bench.predictor.peak import PredictionError, measure_peak, predict_peak
-from ppdm_bench.predictor.target import GIB, MIB, Target
+from ppdm_bench.predictor.peak import Peak, PredictionError, measure_peak, predict_peak
+from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target
 
 
 def mlp() -> nn.Module:
@@ -39,9 +39,9 @@ def data() -> Tensor:
 
 
 SMALL = {
-    "ppdm r=2": PPDM.with_network(width=16),
+    "ppdm r=2": PPDM.with_network(width=8),
     "ppdm r=4": PPDM.with_factor(4).with_network(width=16, multipliers=(1, 2)),
-    "ddpm3d": METHODS["ddpm3d"].with_network(width=16),
+    "ddpm3d": METHODS["ddpm3d"].with_network(width=8),
 } | {
     name: METHODS[name].with_network(width=16, multipliers=(1, 2))
     for name in ("wavelet", "patch", "slice25d", "regression")
@@ -361,20 +361,42 @@ def test_tensors_that_lie_elsewhere_are_refused() -> None:
 # --- the verdict
 
 
-def test_a_verdict_is_of_what_is_reserved() -> None:
-    """A block of 3 MiB takes a segment of 20 MiB: 18 MiB have room for the one, but not for the other."""
+def test_the_verdict_is_whether_the_card_has_what_the_code_needs() -> None:
+    """A block of 3 MiB takes a segment of 20 MiB; the context and the margin come on top of it."""
 
-    def verdict(capacity: int) -> bool | None:
+    def predicted(capacity: int | None) -> Peak:
         target = Target(torch="2.10.0", capacity=capacity, context=MIB)
-        peak = predict_peak(lambda: None, lambda _: torch.empty(3 * MIB, dtype=torch.uint8), target=target)
-        assert (peak.peak_allocated, peak.peak_reserved) == (3 * MIB, 20 * MIB)
-        return peak.fits
+        return predict_peak(lambda: None, lambda _: torch.empty(3 * MIB, dtype=torch.uint8), target=target)
 
-    assert verdict(21 * MIB) is True
-    assert verdict(19 * MIB) is False
-    untold = predict_peak(mlp, lambda net: None, target=Target())
-    assert untold.fits is None
-    assert untold.peak_reserved == 2 * MIB
+    enough = 21 * MIB + MARGIN
+    for capacity, fits in ((enough, True), (enough - 1, False), (None, None)):
+        peak = predicted(capacity)
+        assert (peak.peak_allocated, peak.peak_reserved, peak.needs) == (3 * MIB, 20 * MIB, enough)
+        assert peak.fits is fits
+    assert predicted(19 * MIB).refused == 3 * MIB
+
+
+def test_code_needs_less_than_is_reserved_where_free_segments_can_be_returned() -> None:
+    def step(_: None) -> None:
+        torch.empty(300 * MIB, dtype=torch.uint8)
+        torch.empty(400 * MIB, dtype=torch.uint8)
+
+    peak = predict_peak(lambda: None, step, iterations=1, target=Target(torch="2.10.0"))
+    assert peak.peak_reserved == 700 * MIB
+    assert peak.needs is not None
+    assert 400 * MIB <= peak.needs - MARGIN - Target().context <= 404 * MIB
+    at_the_need = predict_peak(lambda: None, step, 1, Target(torch="2.10.0", capacity=peak.needs))
+    assert at_the_need.fits is True
+
+
+def test_a_peak_is_printed_in_words() -> None:
+    target = Target(torch="2.10.0", capacity=2 * GIB)
+    text = str(predict_peak(lambda: None, lambda _: torch.empty(GIB, dtype=torch.uint8), target=target))
+    assert text == (
+        "peak of live tensors 1 GiB (inputs 1)\n"
+        "reserved by the allocator without a limit 1 GiB\n"
+        "needs a card with 1.62 GiB: fits"
+    )
 
 
 @pytest.mark.parametrize("wrong", [{"torch": "nightly"}, {"capacity": 0}, {"capacity": -GIB}, {"context": -1}], ids=str)

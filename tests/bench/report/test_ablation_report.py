@@ -11,7 +11,7 @@ from ppdm_bench.report.ablation_rows import difference, gather, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save as save_figure
-from ppdm_bench.report.tables.ablation import ablation_table, headline, save, to_csv, to_markdown, to_text
+from ppdm_bench.report.tables.ablation import ablation_page, ablation_table, headline
 
 
 def test_a_row_a_cell_task_budget_and_seed_with_settings_costs_and_differences():
@@ -56,7 +56,7 @@ def test_seeds_are_rows_for_programs_and_averaged_for_people():
     pooled = next(row for row in gather(records, pooled=True) if row.label == "r=4")
     assert pooled.seeds == (0, 1)
     assert pooled.series.subjects("psnr") == pytest.approx({"s1": 22, "s2": 23, "s3": 24})
-    assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in to_markdown(records)
+    assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in ablation_page(records).to_markdown()
 
 
 def test_a_seed_that_is_missing_is_missing_in_the_default_too():
@@ -92,16 +92,17 @@ def test_the_lattice_of_a_cell(label, metric):
 def test_files_are_the_same_every_time_and_read_back(tmp_path):
     few = ("default", "r=4", "bridge=noise")
     records = [r for r in everything() if r.variant in few]
-    csv_path, markdown = save(records, tmp_path / "a" / "ablation")
-    assert csv_path.read_text() == to_csv(ablation_table(records))
+    csv_path, markdown, _ = ablation_page(records).save(tmp_path / "a" / "ablation")
+    assert csv_path.read_text() == ablation_page(records).to_csv()
     lines = list(csv.DictReader(io.StringIO(csv_path.read_text())))
     assert {line["task"] for line in lines} == {"mri", "pet"}
     text = markdown.read_text()
-    assert "mri, equal steps: 100 steps; 4 network evaluations a volume." in text
+    assert "mri, equal steps: 100 steps; 4 network evaluations per volume." in text
     assert "pet, equal time: 5.00 s" in text
     assert "narrower than 95 %" in text
-    assert "r=1 loss=cell: skipped: a cell of one voxel." in to_text([*records, skipped("r=1 loss=cell")])
-    assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects a task, 1 seed."
+    page = ablation_page([*records, skipped("r=1 loss=cell")])
+    assert "r=1 loss=cell: skipped: a cell of one voxel." in page.to_text()
+    assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects per task, 1 seed."
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from commands import run
 from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
 
 from ppdm import Method
-from ppdm_bench.records import Record
+from ppdm_bench.commands.claims import _checked_again
+from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.rules import CLAIMS
 from ppdm_bench.report.library import Library
@@ -178,5 +179,16 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
     assert {row["verdict"] for row in json.loads(out) if row["claim"] == "compression"} == {"not measured"}
-    if not json.loads(first[2].splitlines()[0])["env"]["dirty"]:
-        assert [(tmp_path / "out" / name).read_bytes() for name in names] == first
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == first
+
+
+@pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])
+def test_records_of_reversibility_change_only_with_their_results(tmp_path, change, kept_as_is):
+    file = RecordFile(tmp_path / "claims" / "reversibility.jsonl")
+    _checked_again(file)
+    altered = [replace(record, **change) for record in file.read()]
+    file.path.unlink()
+    file.append(altered)
+    before = file.path.read_bytes()
+    _checked_again(file)
+    assert (file.path.read_bytes() == before) == kept_as_is

@@ -53,7 +53,7 @@ def test_errors_stand_by_method_and_size() -> None:
         ["puzzle", "64×64×64", *("2", "1.50%", "−2.00%", "+1.00%"), *("1", "4.00%", "+4.00%", "+4.00%"), "1 of 2"],
         ["puzzle", "128×128×128", *("1", "2.00%", "+2.00%", "+2.00%"), *("0", "–", "–", "–"), "–"],
         ["full", "128×128×128", *("1", "0.00%", "+0.00%", "+0.00%"), *("0", "–", "–", "–"), "–"],
-        ["all", "", *("4", "1.50%", "−2.00%", "+2.00%"), *("1", "4.00%", "+4.00%", "+4.00%"), "1 of 2"],
+        ["all", "–", *("4", "1.50%", "−2.00%", "+2.00%"), *("1", "4.00%", "+4.00%", "+4.00%"), "1 of 2"],
     ]
 
 
@@ -83,7 +83,7 @@ def test_a_prediction_alone_is_nothing_to_compare(make: Any) -> None:
 
 def test_the_main_table_prints_measured_rows_with_their_error() -> None:
     """Where there are measurements, the table of the README has them, beside what was predicted."""
-    shown = table.to_markdown(table.memory_table([one for one in RECORDS if one.shape == (64,) * 3]))
+    shown = table.memory_page(table.memory_table([one for one in RECORDS if one.shape == (64,) * 3])).to_markdown()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "puzzle" in line]
     head = next([c.strip() for c in line.strip("|").split("|")] for line in shown.splitlines() if "| kind" in line)
     rows = {row["kind"]: row for row in (dict(zip(head, line, strict=True)) for line in lines)}

@@ -48,18 +48,18 @@ def test_what_is_kept_is_small_and_names_no_machine():
 
 
 def test_the_table_has_a_row_for_each_pair():
-    text = micro.to_markdown(micro.trimmed(raw()))
+    text = micro.micro_page(micro.trimmed(raw())).to_markdown()
     assert (
-        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | copy | 1.00 (0.900 to 1.10) | 2.00 (1.90 to 2.10) | 50% |"
+        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | copy | 1.00 (0.900 to 1.10) | 2.00× (1.90× to 2.10×) | 50% |"
         in text
     )
     assert (
-        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | einops | 2.00 (1.90 to 2.10) | 1.00 (0.900 to 1.10) |  |"
+        "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | einops | 2.00 (1.90 to 2.10) | 1.00× (0.900× to 1.10×) | – |"
         in text
     )
-    assert "| projector: forward | 2.00 (1.90 to 2.11) |  |  |  |  |" in text
+    assert "| projector: forward | 2.00 (1.90 to 2.11) | – | – | – | – |" in text
     assert "2 threads" in text
-    assert "commit aaaaaaaaaa." in micro.to_text(micro.trimmed(raw()))
+    assert "commit aaaaaaaaaa." in micro.micro_page(micro.trimmed(raw())).to_text()
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_run_is_kept_with_its_table_and_compared_with_the_one_it_replaces(tmp_
     assert "no saved run" in capsys.readouterr().out
     kept = json.loads((tmp_path / "kept" / "bench.json").read_text())
     assert kept == micro.trimmed(raw())
-    assert (tmp_path / "kept" / "bench.md").read_text() == micro.to_markdown(kept)
+    assert (tmp_path / "kept" / "bench.md").read_text() == micro.micro_page(kept).to_markdown()
     kept["benchmarks"]["projector: forward"]["seconds"] = [1, 1, 1]
     (tmp_path / "kept" / "bench.json").write_text(json.dumps(kept))
     micro.main(words)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,13 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     assert [units.gib(x * GIB) for x in (155, 20.128, 0.8, 0.0512345, 0)] == ["155.00", "20.13", "0.800", "0.0512", "0"]
     assert [units.significant(x) for x in (9.999, 0.00009999, 1234, -0.5)] == ["10.0", "0.000100", "1234", "-0.500"]
     assert [units.count(x) for x in (26_100_000, 1_234, 999, 2.5e9)] == ["26.1 M", "1.23 k", "999", "2.50 G"]
-    assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == ["1/7.7", "1/46", "0.92×", "1", "1.30×"]
+    assert [units.ratio(x) for x in (20.1 / 155, 3.4 / 155, 0.92, 1, 1.3)] == [
+        "0.130×",
+        "0.0219×",
+        "0.920×",
+        "1.00×",
+        "1.30×",
+    ]
 
 
 def test_a_long_name_is_broken_where_it_may_be() -> None:
@@ -107,7 +112,7 @@ def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() ->
         "ok",
         note,
     )
-    assert f"compiled, measured, train: {note}" in table.to_markdown(frame)
+    assert f"compiled, measured, train: {note}" in table.memory_page(frame).to_markdown()
 
 
 def test_ratios_are_against_the_reference_of_the_same_conditions() -> None:
@@ -198,10 +203,10 @@ def test_what_of_a_prediction_is_assumed_is_told_and_shown_where_it_is_asked_for
     frame = table.memory_table(records)
     assert cell(frame, "train_assumed", method="puzzle") == round(0.475 * GIB)
     assert cell(frame, "train_assumed", method="full") is pd.NA
-    assert "Up to 25% of a predicted peak is assumed" in table.to_markdown(frame)  # 0.475 of 1.9
-    assert "train assumed GiB" not in table.to_text(frame)
-    assert "train assumed GiB" in table.to_text(frame, assumed=True)
-    assert "is assumed" not in table.to_markdown(table.memory_table(PREDICTED))
+    assert "Up to 25% of a predicted peak is assumed" in table.memory_page(frame).to_markdown()  # 0.475 of 1.9
+    assert "train assumed GiB" not in table.memory_page(frame).to_text()
+    assert "train assumed GiB" in table.memory_page(frame, assumed=True).to_text()
+    assert "is assumed" not in table.memory_page(table.memory_table(PREDICTED)).to_markdown()
 
 
 def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
@@ -211,7 +216,7 @@ def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
     assert cell(frame, "train_reason", method="full") == "out of | memory"
     assert cell(frame, "train_peak_allocated", method="full") is pd.NA
     assert math.isnan(cell(frame, "train_ratio", method="puzzle"))
-    for text in (table.to_markdown(frame), table.to_text(frame)):
+    for text in (table.memory_page(frame).to_markdown(), table.memory_page(frame).to_text()):
         assert " OOM " in text
         assert "full, measured, train: out of | memory" in text
 
@@ -221,7 +226,7 @@ def test_what_a_run_held_when_it_failed_is_not_its_peak() -> None:
     foretold = peak("full", "train", 155, "predicted", status="oom", reason="155 GiB do not fit 80 GiB")
     frame = table.memory_table([measured, foretold])
     assert list(frame["train_peak_allocated"]) == [pd.NA, 155 * GIB]
-    assert "155.00 OOM" in table.to_text(frame)
+    assert "155.00 OOM" in table.memory_page(frame).to_text()
 
 
 def test_the_later_record_of_a_number_counts() -> None:
@@ -250,12 +255,12 @@ def test_records_of_other_things_make_no_row() -> None:
     assert len(table.memory_table([other, *SMALL])) == 2
     empty = table.memory_table([other], reference="full", budget=GIB)
     assert len(empty) == 0
-    assert table.to_csv(empty).startswith("method,variant,shape")
-    assert table.to_text(empty).startswith("Peak memory")
+    assert table.memory_page(empty).to_csv().startswith("method,variant,shape")
+    assert table.memory_page(empty).to_text().startswith("Peak memory")
 
 
 def test_the_csv_is_exact() -> None:
-    assert table.to_csv(table.memory_table(SMALL[:3], reference="full", budget=8 * GIB)) == (
+    assert table.memory_page(table.memory_table(SMALL[:3], reference="full", budget=8 * GIB)).to_csv() == (
         "method,variant,shape,batch_size,precision,checkpointing,kind,parameters,"
         "train_peak_allocated,train_ratio,train_fits,train_status,train_reason,"
         "sample_peak_allocated,sample_ratio,sample_fits,sample_status,sample_reason,ratio_reference\n"
@@ -266,35 +271,32 @@ def test_the_csv_is_exact() -> None:
 
 
 def test_the_markdown_is_exact() -> None:
-    assert table.to_markdown(table.memory_table(SMALL + PREDICTED[1:2], reference="full")) == (
+    assert table.memory_page(table.memory_table(SMALL + PREDICTED[1:2], reference="full")).to_markdown() == (
         "Peak memory, 64×64×64, batch size 1, fp32, no checkpointing\n\n"
-        "| method | kind | parameters | train GiB | train ratio | train reserved GiB | train prediction error "
+        "| method | kind | parameters | train GiB | train ratio | train prediction error | train reserved GiB "
         "| sample GiB | sample ratio |\n"
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| full | measured | – | 16.00 | 1 | – | – | 5.00 | 1 |\n"
-        "| puzzle r=2 | measured | 26.1 M | 2.00 | 1/8.0 | 2.50 | -5.00% | 0.500 | 1/10 |\n"
+        "| full | measured | – | 16.00 | 1.00× | – | – | 5.00 | 1.00× |\n"
+        "| puzzle r=2 | measured | 26.1 M | 2.00 | 0.125× | −5.00% | 2.50 | 0.500 | 0.100× |\n"
         "| puzzle r=2 | predicted | – | 1.90 | – | – | – | – | – |\n\n"
-        "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Reserved: what the allocator took from the driver. "
-        "Ratio: to full, checkpointing none, all else and the kind equal. Prediction error: predicted / measured − 1.\n"
+        "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Ratio: to full, checkpointing none, all other "
+        "settings and the kind equal. Prediction error: predicted / measured − 1. Reserved: memory that the allocator "
+        "takes from the driver if nothing limits it; less can suffice.\n"
     )
 
 
 def test_the_same_records_make_the_same_files(tmp_path: Path) -> None:
-    first = table.save(table.memory_table(SMALL), tmp_path / "a" / "memory.v1")
-    second = table.save(table.memory_table(SMALL), tmp_path / "b" / "memory.v1")
-    assert [path.name for path in first] == ["memory.v1.csv", "memory.v1.md"]
+    first = table.memory_page(table.memory_table(SMALL)).save(tmp_path / "a" / "memory.v1")
+    second = table.memory_page(table.memory_table(SMALL)).save(tmp_path / "b" / "memory.v1")
+    assert [path.name for path in first] == ["memory.v1.csv", "memory.v1.md", "memory.v1.tex"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert len(list(first[0].parent.iterdir())) == 2
+    assert len(list(first[0].parent.iterdir())) == 3
 
 
 def test_the_terminal_shows_the_same_cells() -> None:
-    from rich.console import Console
-
-    console = Console(width=70, record=True, file=StringIO())
-    console.print(table.rich_table(table.memory_table([*SMALL, *PREDICTED, failed("other", "train", "[no]")])))
-    text = console.export_text()
+    page = table.memory_page(table.memory_table([*SMALL, *PREDICTED, failed("other", "train", "[no]")]))
     for shown in ("Peak memory, 64×64×64", "puzzle", "predicted", "26.1 M", "0.500", "OOM", "train: [no]"):
-        assert shown in text
+        assert shown in page.to_text()
 
 
 # The figures
@@ -324,7 +326,7 @@ def test_dots_lie_at_the_peak_and_predictions_are_hollow() -> None:
     assert found[16].get_markerfacecolor() == found[16.4].get_color() == found[16].get_color()
     assert drawn.axes[0].get_xscale() == "log"
     text = words(drawn)
-    for shown in ("2.00 (1/8.0)", "1.90 (1/8.6)", "8 GB", "training", "sampling", "measured", "predicted"):
+    for shown in ("2.00 (0.125×)", "1.90 (0.116×)", "8 GB", "training", "sampling", "measured", "predicted"):
         assert shown in text
 
 
@@ -539,7 +541,7 @@ print('early', *{{'pandas', 'matplotlib', 'rich'}} & set(sys.modules))
 from ppdm_bench.report.figures.memory import memory_figure
 from ppdm_bench.records import Record
 records = [Record(metric="peak_allocated", value=5, kind="measured", method="m", phase="train")]
-table.to_markdown(table.memory_table(records)), memory_figure(records)
+table.memory_page(table.memory_table(records)).to_markdown(), memory_figure(records)
 from matplotlib import pyplot
 print('late', *{heavy}, *pyplot.get_fignums())
 """

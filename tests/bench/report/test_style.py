@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.selection import most_evaluations
+from ppdm_bench.report.scores import most_evaluations
 
 
 @pytest.mark.parametrize("limits", [(0.9, 1.3), (0.07, 0.18), (1.5, 40), (0.2, 200), (1e-3, 1e5)])
@@ -70,5 +71,7 @@ def test_methods_have_their_own_colours_and_shapes() -> None:
 
 
 def test_of_each_configuration_the_most_evaluations_are_selected_in_order() -> None:
-    results = [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
-    assert most_evaluations(results, lambda r: r[0], lambda r: r[1]) == [("a", 10), ("b", 2)]
+    results = [
+        SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
+    ]
+    assert most_evaluations(results, lambda r: r.label) == [results[2], results[4]]

@@ -129,6 +129,11 @@ def test_grids_that_differ_may_be_resampled(pair):
     assert check_pairs([pair], resample=True).sound
 
 
+def test_grids_without_a_common_place_cannot_be_resampled(pair):
+    save(pair.target, image(1), AFFINE + 1000 * np.eye(4, k=3))
+    assert "have no place in common" in the_one(check_pair(pair, resample=True).faults)
+
+
 def test_a_mask_on_another_grid_is_not_mended_by_resampling(pair):
     save(pair.mask, np.ones(SHAPE, np.uint8), AFFINE + np.eye(4, k=3))
     fault = the_one(check_pair(pair, resample=True).faults)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppdm.data.folders import scan_files
 from ppdm.data.layouts import LAYOUTS, Layout, LayoutError, pairs_from_folder
-from ppdm.data.layouts.folders import nifti_files
 from ppdm.data.layouts.splits import split_of
 from ppdm.data.layouts.suv import suv_factor
 from ppdm.data.manifest import Pair, load_pair, read_manifest, write_manifest
@@ -227,7 +227,7 @@ def test_outside_of_bids_a_kind_is_its_whole_name(tmp_path):
 
 def test_hidden_files_and_folders_are_passed_by(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii", "s1/._a.nii", ".git/s2/a.nii", ".git/s2/b.nii")
-    assert nifti_files(tmp_path) == (["s1/a.nii", "s1/b.nii"], [], [])
+    assert scan_files(tmp_path) == (["s1/a.nii", "s1/b.nii"], [], [])
 
 
 def test_circles_of_links_end_and_no_file_is_found_twice(tmp_path):
@@ -237,7 +237,7 @@ def test_circles_of_links_end_and_no_file_is_found_twice(tmp_path):
         (data / name).symlink_to(goal)
     (far / "back").symlink_to(data)
     (far / "deep" / "circle").symlink_to(far)
-    assert nifti_files(data)[0] == ["s1/a.nii", "s2/b.nii", "s2/deep/c.nii"]
+    assert scan_files(data)[0] == ["s1/a.nii", "s2/b.nii", "s2/deep/c.nii"]
 
 
 def test_links_are_followed_once_and_dead_ones_are_told(tmp_path):
@@ -316,20 +316,20 @@ def test_a_new_subject_moves_no_other(tmp_path):
     assert before != {pair.subject: pair.split for pair in pairs_from_folder(tmp_path, OWN, seed=6)[0]}
 
 
-def test_an_empty_split_is_told_with_a_seed_that_fills_it(tmp_path):
+def test_no_split_is_empty(tmp_path):
     tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(6) for kind in "ab"))
     seed = next(s for s in range(100) if {split_of(f"s{i}", s) for i in range(6)} == {"train"})
-    remark = pairs_from_folder(tmp_path, OWN, seed=seed)[1][0]
-    assert remark.startswith("Of 6 subjects none was drawn for val and test; seed ")
-    better = int(remark.split("seed ")[1].split()[0])
-    pairs, remarks = pairs_from_folder(tmp_path, OWN, seed=better)
-    assert {pair.split for pair in pairs} == {"train", "val", "test"}
+    pairs, remarks = pairs_from_folder(tmp_path, OWN, seed=seed)
+    assert sorted(pair.split for pair in pairs) == ["test", *["train"] * 4, "val"]
     assert remarks == []
 
 
-def test_too_few_subjects_for_three_splits_is_told(tmp_path):
-    tree(tmp_path, "s1/a.nii", "s1/b.nii")
-    assert "there are too few" in pairs_from_folder(tmp_path, OWN)[1][0]
+def test_too_few_subjects_for_three_splits_are_all_trained_on(tmp_path):
+    pairs, remarks = pairs_from_folder(tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(2) for kind in "ab")), OWN)
+    assert [pair.split for pair in pairs] == ["train", "train"]
+    assert remarks[0] == (
+        "2 subjects cannot fill the splits train, val, test: at least 3 are needed. All of them are in train."
+    )
 
 
 def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):
@@ -346,15 +346,12 @@ def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):
 
 def test_folders_that_fit_nothing_are_refused_with_examples(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "gone")
-    assert "holds no .nii or .nii.gz file but no file at all" in complaint(tmp_path)
+    assert "holds no scan (NIfTI, MetaImage, NRRD or DICOM) but no file at all" in complaint(tmp_path)
     tree(tmp_path, "a.txt", "b/c.dcm")
     assert "but 2 other files, such as a.txt, b/c.dcm" in complaint(tmp_path)
     tree(tmp_path, *(f"{name}.nii" for name in "defgh"))
     message = complaint(tmp_path)
-    assert (
-        "of 5 NIfTI files, such as d.nii, e.nii, f.nii, none is named like those of layout bids: (?P<subject>"
-        in message
-    )
+    assert "of 5 scans, such as d.nii, e.nii, f.nii, none is named like those of layout bids: (?P<subject>" in message
 
 
 def test_options_that_cannot_be_are_refused(tmp_path):
@@ -414,3 +411,35 @@ def test_no_torch_is_needed():
     )
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_scans_of_other_formats_and_dicom_folders_are_found(tmp_path):
+    for name in ("p1/t1.mha", "p1/t2.nrrd", "p1/t2.raw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for kind in ("t1", "t2"):
+        (tmp_path / "p2" / kind).mkdir(parents=True)
+        for k in range(3):
+            (tmp_path / "p2" / kind / f"IM{k}").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "p2" / "notes.txt").touch()
+    assert scan_files(tmp_path) == (["p1/t1.mha", "p1/t2.nrrd", "p2/t1", "p2/t2"], ["p1/t2.raw", "p2/notes.txt"], [])
+    assert scan_files(tmp_path / "p2" / "t1") == (["."], [], [])
+    pattern = r"(?P<subject>p\d)/(?P<kind>t1|t2)(?:\.mha|\.nrrd)?"
+    pairs, _ = pairs_from_folder(tmp_path, "bids", pattern=pattern, source="t1", target="t2")
+    assert [(pair.source, pair.target) for pair in pairs] == [
+        (tmp_path / "p1/t1.mha", tmp_path / "p1/t2.nrrd"),
+        (tmp_path / "p2/t1", tmp_path / "p2/t2"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd", ""])
+def test_a_known_layout_has_scans_of_any_format(tmp_path, suffix):
+    for kind in ("mr", "ct", "mask"):
+        place = tmp_path / "Task1" / "brain" / "1BA001" / f"{kind}{suffix}"
+        if not suffix:
+            place.mkdir(parents=True)
+            place /= "IM1"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(bytes(128) + b"DICM")
+    (pair,), _ = pairs_from_folder(tmp_path, "synthrad2023")
+    assert (pair.source.name, pair.target.name, pair.mask.name) == (f"mr{suffix}", f"ct{suffix}", f"mask{suffix}")

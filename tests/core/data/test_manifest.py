@@ -60,6 +60,59 @@ def test_byte_order_mark_crlf_spaces_and_blank_lines_are_tolerated(folder):
     assert read_manifest(manifest(folder, office)) == read_manifest(manifest(folder, plain))
 
 
+PLAIN = HEADER + "s1,val,a.nii,b.nii,,0.5\ns2,,c.nii,d.nii,,2\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN.replace(",", ";"),
+        PLAIN.replace(",", ";").replace("0.5", "0,5").replace("\n", "\r\n"),  # Excel where the comma is decimal
+        "sep=;\n" + PLAIN.replace(",", ";"),
+        "\ufeff" + PLAIN.replace(",", "\t"),
+        PLAIN.replace("\n", ",,,\n"),
+        PLAIN.replace("\n", "\r"),
+        PLAIN.replace("b.nii,,", '"b.nii","",'),
+    ],
+)
+def test_tables_of_spreadsheet_programs_are_read(folder, text):
+    assert read_manifest(manifest(folder, text)) == read_manifest(manifest(folder, PLAIN, "plain.csv"))
+
+
+def test_other_columns_are_kept_and_written_again(folder):
+    text = 'site,subject,split,source,target,note\nA,s1,val,a.nii,b.nii,"x, y"\n,s2,,c.nii,d.nii,\n'
+    pairs = read_manifest(manifest(folder, text))
+    assert pairs[0].extra == {"site": "A", "note": "x, y"}
+    assert len({*pairs}) == 2  # they can be members of sets
+    write_manifest(folder / "again.csv", pairs)
+    assert read_manifest(folder / "again.csv") == pairs
+    assert (folder / "again.csv").read_text().startswith("subject,split,source,target,site,note\ns1,val,a.nii,b.nii,A,")
+
+
+def test_a_column_that_is_probably_misspelt_is_warned_of(folder):
+    text = "subject,split,source,target,suv_facter\ns1,val,a.nii,b.nii,2\n"
+    with pytest.warns(UserWarning, match=r"pairs\.csv: column 'suv_facter' has no effect; is 'suv_factor' meant\?"):
+        (pair,) = read_manifest(manifest(folder, text))
+    assert pair.suv_factor is None
+
+
+def test_a_cell_in_a_column_without_a_name_is_refused(folder):
+    text = "subject,,split,source,target\ns1,x,val,a.nii,b.nii\n"
+    assert "line 2: cell 'x' is in a column without a name" in complaint_about(folder, text)
+
+
+def test_the_home_folder_links_and_blanks_in_paths(folder, tmp_path_factory, monkeypatch):
+    home = tmp_path_factory.mktemp("home")
+    (home / "my scans").mkdir()
+    (home / "my scans" / "x y.nii").touch()
+    (folder / "link.nii").symlink_to(home / "my scans" / "x y.nii")
+    monkeypatch.setenv("HOME", str(home))
+    text = "subject,split,source,target\ns1,val,~/my scans/x y.nii,b.nii\ns1,val,a.nii,link.nii\n"
+    first, second = read_manifest(manifest(folder, text))
+    assert first.source == home / "my scans" / "x y.nii"
+    assert second.target == folder / "link.nii"
+
+
 def test_absolute_paths_are_allowed_and_may_lie_outside(folder):
     inner = folder / "inner"
     inner.mkdir()
@@ -90,7 +143,7 @@ def test_a_path_with_dots_that_stays_inside_is_fine(folder):
         ("s1,train,,b.nii,,", "line 2: source is empty"),
         ("s1,train,a.nii,,,", "line 2: target is empty"),
         ("s1,train,gone.nii,b.nii,,", "line 2: source gone.nii is not a file"),
-        ("s1,train,.,b.nii,,", "line 2: source . is not a file"),
+        ("s1,train,.,b.nii,,", "line 2: source . is a folder without DICOM files, expected one scan"),
         ("s1,train,a.nii,b.nii,gone.nii,", "line 2: mask gone.nii is not a file"),
         ("s1,train,a.nii,x/../a.nii,,", "line 2: source and target are the same file, a.nii"),
         ("s1,train,a.nii,b.nii,,heavy", "line 2: suv_factor 'heavy' is not a positive number"),
@@ -99,7 +152,8 @@ def test_a_path_with_dots_that_stays_inside_is_fine(folder):
         ("s1,train,a.nii,b.nii,,nan", "line 2: suv_factor nan is not"),
         ("s1,train,a.nii,b.nii,,1e400", "line 2: suv_factor inf is not"),
         ("s1,train,a.nii,b.nii", "line 2: 4 cells, expected 6"),
-        ("s1,train,a.nii,b.nii,,,", "line 2: 7 cells, expected 6"),
+        ("s1,train,a.nii,b.nii,,,x", "line 2: 7 cells, expected 6"),
+        ("s1,train,sub\\a.nii,b.nii,,", "is not a file; write '/' between folders"),
         ('s1,train,"a.nii,b.nii,,', "line 2: it is not CSV"),
         (f"s1,train,{'x' * 300}.nii,b.nii,,", "is not a file"),
     ],
@@ -117,8 +171,13 @@ def test_a_fault_is_named_with_its_line(folder, row, complaint):
         ("\n\n", "it is empty"),
         (HEADER, "it has a header but no rows"),
         ("subject,split,source\n", "column 'target' is missing; found 'subject', 'split', 'source'"),
-        ("subject;split;source;target\n", "found 'subject;split;source;target'"),
-        ("subject,split,source,target,age\n", "column 'age' is unknown; allowed: subject, split"),
+        ("subject|split|source|target\n", "found 'subject|split|source|target'"),
+        ("Subject,split,source,target\n", "column 'Subject' must be spelt 'subject'; rename it"),
+        ("subject,split,source,target,SUV factor\n", "column 'SUV factor' must be spelt 'suv_factor'"),
+        ("subject,split,source,target,note,note\n", "column 'note' appears twice"),
+        (b"PK\x03\x04\x14\0 [Content_Types].xml", "is a spreadsheet file (.xlsx or .ods), not CSV text; save"),
+        (b"\xd0\xcf\x11\xe0" + bytes(20), "is an old Excel file (.xls), not CSV text"),
+        ("subject,split,source,target\ns1,train,a.nii,b.nii\n".encode("cp1252") + b"\xe9", "not UTF-8"),
         ("subject,split,source,target,source\n", "column 'source' appears twice"),
         (HEADER.encode("utf-16"), "not UTF-8"),
         (b"subject\0,split,source,target\n", "not UTF-8"),

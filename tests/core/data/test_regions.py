@@ -1,5 +1,6 @@
 """Labelled regions: their names in a table beside them, and the bias of uptake that is taken in each."""
 
+import unicodedata
 from dataclasses import replace
 
 import nibabel as nib
@@ -9,18 +10,18 @@ import torch
 
 from ppdm.data.checking import check_pair
 from ppdm.data.manifest import Pair, read_manifest, write_manifest
-from ppdm.data.regions import RegionError, names_table, read_names, table_name
+from ppdm.data.regions import RegionError, names_table, read_names, table_name, whole_numbers
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import convention, scores, unit_of
-from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_case
+from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import PRESETS
 from ppdm.simulation.generation import make_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import LABELS, REGIONS, find_task
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.quality import with_values
-from ppdm_bench.report.series import metric_name
-from ppdm_bench.report.tables.quality import quality_table, to_markdown
+from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.tables.quality import quality_page, quality_table
 
 SHAPE = (14, 13, 12)
 
@@ -70,7 +71,7 @@ def test_a_table_of_bids_is_read_and_its_names_are_made_plain(tmp_path):
         ("index\tname\n1\n", "AttributeError"),
         ("index\tname\n1\tliver\n1\tspleen\n", "twice"),
         ("index\tname\n1\tliver\n2\tLiver\n", "twice"),
-        ("index\tname\n1\t--\n", "not at all"),
+        ("index\tname\n1\t \n", "not at all"),
         (b"\xff\xfe\x00", "UnicodeDecodeError"),
     ],
 )
@@ -128,9 +129,61 @@ def test_labels_are_read_by_nearest_neighbours_and_are_whole_numbers(tmp_path):
     assert set(case.labels.unique().tolist()) == {0.0, 4.0, 7.0}
     assert case.regions is None
     assert files.digest() != CaseFiles("s", target, suv_factor=1.0).digest()
-    save(path, labelled().astype(np.float32) / 2)
-    with pytest.raises(CaseError, match=r"labels\.nii\.gz holds values that are no whole numbers"):
-        read_case(files)
+
+
+def test_whole_labels_that_were_scaled_into_integers_are_rounded(tmp_path):
+    target = save(tmp_path / "target.nii.gz", np.ones(SHAPE, np.float32))
+    image = nib.Nifti1Image(labelled().astype(float), np.eye(4))
+    image.header.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "labels.nii.gz")
+    assert set(np.unique(nib.load(tmp_path / "labels.nii.gz").get_fdata())) != {0, 4, 7}
+    case = read_case(CaseFiles("s", target, suv_factor=1.0, labels=tmp_path / "labels.nii.gz"))
+    assert set(case.labels.unique().tolist()) == {0.0, 4.0, 7.0}
+
+
+def test_negative_labels_are_refused(tmp_path):
+    with pytest.raises(RegionError, match="whole numbers from 0 on"):
+        whole_numbers(np.array([-1.0, 0.0, 2.0]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "table", "size", "said"),
+    [
+        (0.5, None, SHAPE, "holds values that are no whole numbers"),
+        (1, "index,name\n4,liver\n", SHAPE, "labels.tsv is no table of regions"),
+        (1, None, (3, 3, 3), "must share one grid"),
+    ],
+)
+def test_unusable_labels_are_found_by_the_check_and_lose_no_other_metric(tmp_path, fraction, table, size, said):
+    rng = np.random.default_rng(0)
+    source, target = (save(tmp_path / name, rng.random(SHAPE).astype(np.float32)) for name in ("s.nii", "t.nii"))
+    labels = save(tmp_path / "labels.nii", (labelled()[: size[0], : size[1], : size[2]] * fraction).astype("f4"))
+    if table:
+        (tmp_path / "labels.tsv").write_text(table)
+    assert any(said in fault for fault in check_pair(Pair("s", "test", source, target, None, 1.0, labels)).faults)
+    case = read_case(CaseFiles("s", target, source, suv_factor=1.0, labels=labels))
+    assert case.labels is None
+    found = {score.metric: score for score in scores(convention(20.0), case.target * 0.9, case)}
+    assert found["psnr"].value > 0
+    assert said in found["suv_mean_bias_labels"].reason
+
+
+@pytest.mark.parametrize(
+    ("names", "plain"),
+    [
+        (("肝臓", "心臓"), ["肝臓", "心臓"]),
+        (("печень", "Левая почка"), ["печень", "левая_почка"]),
+        (("Ä", "Ö"), ["ä", "ö"]),
+        (("e\u0301", "रीढ़ की हड्डी"), ["é", "रीढ़_की_हड्डी"]),
+        (("--", "?"), ["1", "2"]),
+        (("Liver / left (II)", "n°1"), ["liver_left_ii", "n_1"]),
+    ],
+)
+def test_names_in_any_script_become_plain(tmp_path, names, plain):
+    rows = "".join(f"{index}\t{name}\n" for index, name in enumerate(names, 1))
+    (tmp_path / "labels.tsv").write_text("index\tname\n" + rows, encoding="utf-8")
+    made = list(read_names(tmp_path / "labels.nii").values())
+    assert made == [unicodedata.normalize("NFKC", name) for name in plain]
 
 
 def test_a_manifest_has_a_column_of_labels_which_is_checked(tmp_path):
@@ -164,7 +217,7 @@ def test_the_table_has_a_block_of_its_own_and_figures_pass_regions_over():
         Record(metric=metric, unit=unit, value=value, kind="measured", method="ppdm", subject="s1", task="t")
         for metric, unit, value in (("psnr", "dB", 30.0), ("suv_max_bias_grey_matter", "%", -4.25))
     ]
-    text = to_markdown(quality_table(records), "Quality.")
+    text = quality_page(quality_table(records), "Quality.").to_markdown()
     means, regional = text.split("Bias of uptake in regions")
     assert "SUVmax" not in means
     assert "| SUVmax grey matter % →0 |" in regional

@@ -1,8 +1,8 @@
-"""Splits by hash: shares, stability, and the seed that fills every split."""
+"""Splits by hash: shares, stability, and splits that would be empty."""
 
 import pytest
 
-from ppdm.data.layouts.splits import SplitError, empty_splits, seed_that_fills, split_of
+from ppdm.data.layouts.splits import SplitError, TooFewPatientsError, split_of, splits_of
 
 
 def test_the_split_of_a_patient_never_changes():
@@ -29,11 +29,36 @@ def test_impossible_fractions_are_refused(fractions):
         split_of("p", fractions=fractions)
 
 
-def test_a_seed_is_found_that_leaves_no_split_empty():
-    patients = ["a", "b", "c", "d"]
-    fractions = (0.8, 0.1, 0.1)
-    seed = seed_that_fills(patients, 0, fractions)
-    assert seed > 0
-    assert empty_splits(patients, seed, fractions) == []
-    assert seed_that_fills(patients, seed, fractions) > seed
-    assert seed_that_fills(["a", "a", "b"], 0, fractions) is None
+@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("count", [3, 4, 10])
+def test_every_split_gets_a_patient_and_no_more_than_needed_move(count, seed):
+    patients, fractions = [f"p{i}" for i in range(count)], (0.8, 0.1, 0.1)
+    splits, drawn = splits_of(patients, seed, fractions), {one: split_of(one, seed, fractions) for one in patients}
+    assert set(splits.values()) == {"train", "val", "test"}
+    moved = [one for one in patients if splits[one] != drawn[one]]
+    assert len(moved) == 3 - len(set(drawn.values()))
+    assert splits == splits_of(reversed(patients), seed, fractions)
+
+
+def test_the_nearest_patient_moves():
+    # The numbers are .627, .394, .408, .477 and .001, as above.
+    patients = [f"sub-0{i}" for i in range(1, 6)]
+    assert list(splits_of(patients, 0, (0.9, 0.1, 0.0)).values()) == ["val", *["train"] * 4]
+    assert list(splits_of(patients, 0, (0.0005, 0.9995, 0.0)).values()) == [*["val"] * 4, "train"]
+
+
+def test_many_patients_are_left_where_they_are_drawn():
+    patients = [f"p{i}" for i in range(100)]
+    assert splits_of(patients) == {one: split_of(one) for one in patients}
+
+
+@pytest.mark.parametrize(
+    ("patients", "fractions", "needed"),
+    [
+        (["a", "a", "b"], (0.8, 0.1, 0.1), "2 subjects cannot fill .*train, val, test: at least 3"),
+        ([], (0.5, 0.0, 0.5), "0 subjects cannot fill .*train, test: at least 2"),
+    ],
+)
+def test_too_few_patients_are_refused_with_the_number_that_is_needed(patients, fractions, needed):
+    with pytest.raises(TooFewPatientsError, match=needed):
+        splits_of(patients, 0, fractions)

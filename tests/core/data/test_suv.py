@@ -65,22 +65,27 @@ def test_a_row_without_a_session_cannot_stand_for_two(tmp_path):
     assert factors.factor("s2", "d1", sessions=2) is None
 
 
+def test_a_table_from_a_spreadsheet_with_decimal_commas_is_read(tmp_path):
+    text = "\ufeffsubject;weight_kg;dose_bq;minutes;tracer;\r\ns1;72,5;3,5e8;60;FDG;\r\n"
+    assert read_suv_table(table(tmp_path, text)).factor("s1") == suv_factor(72.5, 350e6, 3600)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("", "column 'subject' is missing; found none"),
-        ("subject,weight_kg,dose_mbq,minutes\n", "column 'dose_mbq' is unknown"),
+        ("subject,weight_kg,dose_mbq,minutes\n", "column 'dose_bq' is missing"),
         ("subject,subject,weight_kg,dose_bq,minutes\n", "column 'subject' appears twice"),
         (HEADER, "it has a header but no rows"),
         (HEADER + "s1,70,350,60\n", "line 2: dose_bq is 350, less than any injection; write Bq"),
         (HEADER + "s1,70,2e8,60\ns1,71,2e8,60\n", "line 3: s1 is there twice"),
         (HEADER + "s1,seventy,2e8,60\n", "line 2: weight_kg is 'seventy', expected a number"),
-        (HEADER + "s1,70,2e8\n", "line 2: it has not as many cells as the header"),
-        (HEADER + "s1,70,2e8,60,9\n", "line 2: it has not as many cells as the header"),
+        (HEADER + "s1,70,2e8\n", "line 2: 3 cells, expected 4"),
+        (HEADER + "s1,70,2e8,60,9\n", "line 2: 5 cells, expected 4"),
         (HEADER + ",70,2e8,60\n", "line 2: subject is empty"),
         (HEADER + "s1,70,2e8,-1\n", "line 2: seconds is -60.0, expected the time since injection"),
-        (HEADER + '"s1,70', "cannot be read as a CSV table"),
-        (HEADER.encode("utf-16"), "cannot be read as a CSV table in UTF-8"),
+        (HEADER + '"s1,70', "line 2: it is not CSV"),
+        (HEADER.encode("utf-16"), "not UTF-8 text"),
     ],
 )
 def test_faults_of_a_table_are_named(tmp_path, text, said):
@@ -88,7 +93,7 @@ def test_faults_of_a_table_are_named(tmp_path, text, said):
 
 
 def test_a_missing_table_is_refused(tmp_path):
-    with pytest.raises(SUVError, match=r"gone\.csv cannot be read"):
+    with pytest.raises(SUVError, match=r"gone\.csv is not a file"):
         read_suv_table(tmp_path / "gone.csv")
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 
 from ppdm.data import nifti_stream
 from ppdm.data import volume as volume_module
+from ppdm.data.geometry import orientation
 from ppdm.data.volume import (
     Volume,
     VolumeError,
@@ -163,12 +165,19 @@ def test_extensions_are_skipped_and_not_passed_on(tmp_path):
     assert (tmp_path / "out.nii").stat().st_size == 352 + 4 * ramp().size
 
 
-def test_trailing_axes_of_length_one_are_dropped(tmp_path):
-    path = save(tmp_path / "in.nii", ramp((*SHAPE, 1, 1)))
+@pytest.mark.parametrize("axes", [(1,), (1, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("codes", ["RAS", "PIL"])
+def test_trailing_axes_of_length_one_are_kept_in_files_only(tmp_path, axes, codes):
+    affine = inv_ornt_aff(axcodes2ornt(codes), SHAPE)
+    path = save(tmp_path / "in.nii", ramp((*SHAPE, *axes)), affine, edit={"xyzt_units": 10})
     volume = read_volume(path)
-    assert np.array_equal(volume.data, ramp())
+    assert volume.data.shape == read_shape(path)[0]
+    assert np.array_equal(volume.data, nib.as_closest_canonical(nib.Nifti1Image(ramp(), affine)).get_fdata())
     write_volume(tmp_path / "out.nii", volume.data, volume)
-    assert nib.load(tmp_path / "out.nii").shape == SHAPE
+    written = nib.load(tmp_path / "out.nii")
+    assert written.shape == (*SHAPE, *axes)
+    assert_same_geometry(written, nib.load(path))
+    assert np.array_equal(written.get_fdata(), ramp((*SHAPE, *axes)))
 
 
 @pytest.mark.parametrize(("offset", "gap"), [(0, 0), (352, 0), (4096, 3744)])
@@ -213,19 +222,37 @@ def test_missing_files_folders_and_other_formats_are_refused(tmp_path):
     assert "does not exist" in refusal(tmp_path / ("x" * 300 + ".nii"))
     (tmp_path / "folder.nii").mkdir()
     assert "is not a file" in refusal(tmp_path / "folder.nii")
-    (tmp_path / "scan.mha").touch()
-    assert "expected .nii or .nii.gz" in refusal(tmp_path / "scan.mha")
+    (tmp_path / "scan.mgz").touch()
+    assert "expected .nii, .nii.gz, .mha, .mhd, .nrrd, .nhdr or a DICOM header" in refusal(tmp_path / "scan.mgz")
     for content in (b"", b"short", b"\x5c\x01\0\0" + b"\0" * 1000):
         (tmp_path / "other.nii").write_bytes(content)
         assert "is not a NIfTI file" in refusal(tmp_path / "other.nii")
 
 
-def test_wrong_names_are_told_how_to_be_mended(tmp_path):
+def test_a_suffix_that_is_wrong_about_compression_does_not_matter(tmp_path):
     path = save(tmp_path / "in.nii", ramp())
     (tmp_path / "plain.nii.gz").write_bytes(path.read_bytes())
-    assert "rename it to .nii" in refusal(tmp_path / "plain.nii.gz")
     (tmp_path / "zipped.nii").write_bytes(gzip.compress(path.read_bytes()))
-    assert "rename it to .nii.gz" in refusal(tmp_path / "zipped.nii")
+    for name in ("plain.nii.gz", "zipped.nii"):
+        assert np.array_equal(read_volume(tmp_path / name).data, ramp())
+        assert read_shape(tmp_path / name)[0] == SHAPE
+
+
+def test_blanks_links_and_the_home_folder_in_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "my scans").mkdir()
+    path = save(tmp_path / "my scans" / "a b.NII.GZ", ramp())
+    (tmp_path / "link.nii.gz").symlink_to(path)
+    for name in (path, tmp_path / "link.nii.gz", "~/my scans/a b.NII.GZ"):
+        assert np.array_equal(read_volume(name).data, ramp())
+    write_volume("~/out.nii", ramp(), read_volume(path))
+    assert np.array_equal(read_volume(tmp_path / "out.nii").data, ramp())
+
+
+@pytest.mark.parametrize("call", [read_volume, read_shape])
+def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path, call):
+    message = refusal(save(tmp_path / "in.nii", ramp((4, 5, 6, 2, 3))), call)
+    assert "which are 6 volumes, expected one; split it into one file per volume" in message
 
 
 @pytest.mark.parametrize("call", [read_volume, read_shape])
@@ -390,7 +417,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
     def write(path):
         write_volume(path, volume.data, volume)
 
-    assert "expected .nii or .nii.gz" in refusal(tmp_path / "out.mgz", write)
+    assert "expected .nii, .nii.gz" in refusal(tmp_path / "out.mgz", write)
     assert "is not a folder; make it first" in refusal(tmp_path / "gone" / "out.nii", write)
     assert "cannot be written" in refusal(tmp_path / ("x" * 300 + ".nii"), write)
     (tmp_path / "folder.nii").mkdir()
@@ -510,3 +537,40 @@ def test_a_real_pair_shares_one_grid():
     t1, t2 = read_volume(STROKE / "T1.nii.gz"), read_volume(STROKE / "T2.nii.gz")
     check_same_grid(t1, t2, ("T1", "T2"))
     assert t1.data.shape == (124, 160, 140)
+
+
+@pytest.mark.parametrize("axes", [(0, 1), (0, 2), (1, 2)])
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, 1), (1, -1, 1)])
+def test_two_files_on_one_grid_at_45_degrees_have_one_orientation(tmp_path, axes, flips):
+    u = np.float32(np.sqrt(0.5))
+    v = np.nextafter(u, np.float32(1))
+    volumes = []
+    for name, (c, s) in {"a": (u, v), "b": (v, u), "c": (u, u)}.items():
+        turn = np.eye(3)
+        turn[np.ix_(axes, axes)] = [[c, -s], [s, c]]
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = turn * flips, (3, -4, -10)
+        volumes.append(read_volume(save(tmp_path / f"{name}.nii", ramp(), affine)))
+    for other in volumes[1:]:
+        check_same_grid(volumes[0], other, ("a", "b"))
+        assert np.array_equal(volumes[0].data, other.data)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=9, max_size=9))
+def test_the_orientation_is_that_of_nibabel_away_from_ties(axes):
+    affine = np.eye(4)
+    affine[:3, :3] = np.linalg.qr(np.reshape(axes, (3, 3)) + 2 * np.eye(3))[0] * (0.7, 1, 4)
+    cosines = np.sort(np.abs(affine[:3, :3] / (0.7, 1, 4)).ravel())
+    assume(np.diff(cosines).min() > 5e-3)
+    assert np.array_equal(orientation(affine), nib.io_orientation(affine))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 5, 1), (9, 1, 1), (1, 1, 1), (1, 4, 5)])
+@pytest.mark.parametrize("codes", ["RAS", "LPI", "ILP"])
+def test_data_of_flipped_axes_of_length_one_can_become_a_tensor(tmp_path, shape, codes):
+    path = save(tmp_path / "line.nii", ramp(shape), inv_ornt_aff(axcodes2ornt(codes), shape))
+    data = read_volume(path).data
+    assert min(data.strides) > 0
+    assert data.flags.c_contiguous
+    assert tuple(torch.from_numpy(data).shape) == data.shape

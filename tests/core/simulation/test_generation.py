@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -204,23 +203,38 @@ def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 _SCRIPT = """
+import signal
 import sys
+from quick_anatomies import noise
 from ppdm.simulation.generation import make_set
-from ppdm.simulation.phantom import Grid
+from ppdm.simulation.phantom import ANATOMIES, Grid
 from ppdm.simulation.tasks import find_task
 
+folder, jobs, endless = sys.argv[1], int(sys.argv[2]), sys.argv[3:]  # processes of the pool read this, too
+made = []
+
+
+def make(seed, grid):
+    made.append(seed)
+    if endless and len(made) == 2:
+        print("at work on the second", flush=True)
+        signal.pause()
+    return noise(seed, grid)
+
+
+ANATOMIES["head"] = make
 if __name__ == "__main__":
     seen = []
     recipe = find_task("mri-t1t2").recipe(Grid((6, 8, 7), (28.0, 28.0, 28.0)))
-    make_set(recipe, 3, sys.argv[1], jobs=int(sys.argv[2]), progress=lambda done, total: seen.append(done))
+    make_set(recipe, 3, folder, jobs=jobs, progress=lambda done, total: seen.append(done))
     print(seen[-1] - seen[0])
 """
 
 
-def _start(folder: Path, script: Path, jobs: int) -> subprocess.Popen[str]:
+def _start(folder: Path, script: Path, jobs: int, *words: str) -> subprocess.Popen[str]:
     script.write_text(_SCRIPT)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(script), str(folder), str(jobs)]
+    command = [sys.executable, str(script), str(folder), str(jobs), *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
 
@@ -244,13 +258,11 @@ def test_two_processes_make_one_set_once(tmp_path):
 def test_killed_and_finished(tmp_path):
     """A SIGKILL in the middle loses the subject at work, and no other."""
     folder = tmp_path / "set"
-    with _start(folder, tmp_path / "make.py", jobs=1) as process:
-        while not (folder / "train-000").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
+    with _start(folder, tmp_path / "make.py", 1, "endless") as process:
+        assert process.stdout.readline() == "at work on the second\n"
         os.killpg(process.pid, signal.SIGKILL)
     before = _files(folder / "train-000")
     with _start(folder, tmp_path / "make.py", jobs=2) as process:  # in two processes of its own
-        assert int(process.communicate()[0]) <= 2
+        assert int(process.communicate()[0]) == 2
     assert _files(folder / "train-000") == before
     _assert_whole(folder)

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from quick_anatomies import noise
 
 from ppdm.data.manifest import SPLITS
 from ppdm.simulation.mri import MRIProtocol
 from ppdm.simulation.pet import HEAD
-from ppdm.simulation.phantom import TISSUES, Grid
+from ppdm.simulation.phantom import ANATOMIES, TISSUES, Grid
 from ppdm.simulation.tasks import TASKS, TaskError, find_task, make_subject, split_sizes
 
 pytestmark = pytest.mark.slow
@@ -25,6 +26,12 @@ def _small(task, **options):
 def subjects():
     """One subject of each task."""
     return {name: make_subject(_small(name), "train", 0) for name in TASKS}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Heads that depend on the seed as phantoms do (`test_phantom` shows that those do), in milliseconds."""
+    monkeypatch.setitem(ANATOMIES, "head", noise)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -60,7 +67,7 @@ def test_pet_is_in_suv_and_the_joint_source_is_not_corrected(subjects):
     assert 0.3 < joint.images["AC"][inside].mean() < 5
 
 
-def test_doses_share_the_subject_and_its_counts():
+def test_doses_share_the_subject_and_its_counts(quick):
     one = make_subject(_small("pet-denoise", doses=(20,)), "val", 0)
     two = make_subject(_small("pet-denoise", doses=(4, 20)), "val", 0)
     np.testing.assert_array_equal(one.images["AC"], two.images["AC"])
@@ -69,7 +76,7 @@ def test_doses_share_the_subject_and_its_counts():
     assert error[20] > 1.5 * error[4]
 
 
-def test_no_anatomy_is_in_two_splits():
+def test_no_anatomy_is_in_two_splits(quick):
     recipe = _small("mri-t1t2")
     digests = [
         hashlib.sha256(make_subject(recipe, split, index).labels.tobytes()).hexdigest()
@@ -78,16 +85,16 @@ def test_no_anatomy_is_in_two_splits():
     assert len(set(digests)) == len(digests)
 
 
-def test_the_anatomy_of_a_subject_is_that_of_every_task_and_its_images_repeat(subjects):
-    other = make_subject(_small("pet-denoise"), "train", 0)
-    np.testing.assert_array_equal(subjects["mri-t1t2"].labels, other.labels)
-    for name, array in other.images.items():
-        np.testing.assert_array_equal(subjects["pet-denoise"].images[name], array)
+def test_the_anatomy_of_a_subject_is_that_of_every_task_and_its_images_repeat(quick):
+    mri, pet, again = (make_subject(_small(name), "train", 0) for name in ("mri-t1t2", "pet-denoise", "pet-denoise"))
+    np.testing.assert_array_equal(mri.labels, pet.labels)
+    for name, array in again.images.items():
+        np.testing.assert_array_equal(pet.images[name], array)
 
 
-def test_seeds_make_other_subjects(subjects):
-    other = make_subject(_small("mri-t1t2", seed=1), "train", 0)
-    assert not np.array_equal(subjects["mri-t1t2"].labels, other.labels)
+def test_seeds_make_other_subjects(quick):
+    one, other = (make_subject(_small("mri-t1t2", seed=seed), "train", 0) for seed in (0, 1))
+    assert not np.array_equal(one.labels, other.labels)
 
 
 def test_a_task_can_be_done_on_the_other_anatomy():

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from itertools import count
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from waiting import Waits
 
 from ppdm.training.augment import Flip
-from ppdm.training.deferred import PATIENCE, Taken, Unread, patience
+from ppdm.training.deferred import READING_INTERVAL, PendingReports, reading_interval
 from ppdm.training.distributed import RankLostError
 from ppdm.training.log import StepReport
 from ppdm.training.loop import Interrupted, TrainingError, fit, train
@@ -30,21 +31,21 @@ PAIRS = [pair(i) for i in range(3)]
 def unhurried(monkeypatch):
     """Numbers may lie where they are for five seconds of a clock that is a second further after each step."""
     now = count()
-    monkeypatch.setattr("ppdm.training.loop.time", SimpleNamespace(perf_counter=lambda: next(now)))
-    monkeypatch.setattr("ppdm.training.loop.patience", lambda device: 5.0)
+    monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
+    monkeypatch.setattr("ppdm.training.session.reading_interval", lambda device: 5.0)
 
 
 @pytest.fixture
 def readings(monkeypatch):
     """The steps that were looked at together, each time."""
-    seen, real = [], Unread.read
+    seen, real = [], PendingReports.read
 
-    def read(self):
-        reports = real(self)
-        seen.append([report.step for report in reports])
+    def read(self, seconds):
+        if reports := real(self, seconds):
+            seen.append([report.step for report in reports])
         return reports
 
-    monkeypatch.setattr(Unread, "read", read)
+    monkeypatch.setattr(PendingReports, "read", read)
     return seen
 
 
@@ -93,25 +94,25 @@ def test_what_makes_the_host_wait_is_found(look):
 
 
 def test_the_cpu_is_read_at_every_step_and_an_accelerator_less_often():
-    assert patience("cpu") == patience(torch.device("cpu")) == 0
-    assert patience("cuda") == patience("cuda:1") == patience(torch.device("mps")) == PATIENCE == 0.5
+    assert reading_interval("cpu") == reading_interval(torch.device("cpu")) == 0
+    assert [reading_interval(device) for device in ("cuda", "cuda:1", torch.device("mps"))] == [READING_INTERVAL] * 3
 
 
 def test_steps_are_read_together_in_one_copy():
-    unread = Unread(2.0)
-    assert (len(unread), unread.is_late, unread.read()) == (0, False, [])
-    late = []
+    pending = PendingReports(2.0)
+    assert (len(pending), pending.is_due(0.0), pending.read(0.0)) == (0, False, [])
+    due = []
     for step in range(1, 8):
-        report = StepReport(step, step / 7, math.nan, math.nan, 1e-3, seconds=float(step))
-        unread.add(Taken(report, torch.tensor(0.5 * step), torch.tensor(2.0 * step), ends=step == 7))
-        late.append(unread.is_late)
-        if late[-1]:
+        report = partial(StepReport, step, step / 7, learning_rate=1e-3, seconds=float(step))
+        pending.add(report, torch.tensor(0.5 * step), torch.tensor(2.0 * step))
+        due.append(pending.is_due(float(step)))
+        if due[-1]:
             with Waits() as waits:
-                reports = unread.read()
+                reports = pending.read(float(step))
             assert waits.found == ["tolist"]
             assert [(one.loss, one.gradient_norm) for one in reports] == [(r.step / 2, r.step * 2) for r in reports]
-    assert late == [True, False, True, False, True, False, True]
-    assert len(unread) == 0
+    assert due == [True, False, True, False, True, False, True]
+    assert len(pending) == 0
 
 
 def test_on_the_cpu_every_step_is_told_before_the_next_begins(monkeypatch, readings):
@@ -133,7 +134,7 @@ def test_an_accelerator_is_waited_for_at_most_so_often(unhurried, readings, tmp_
 def test_what_is_told_is_what_is_told_at_once(unhurried, monkeypatch, tmp_path):
     told = {}
     for name, seconds in (("late", 1e9), ("at once", 0.0)):
-        monkeypatch.setattr("ppdm.training.loop.patience", lambda device, seconds=seconds: seconds)
+        monkeypatch.setattr("ppdm.training.session.reading_interval", lambda device, seconds=seconds: seconds)
         told[name] = []
         options = {"steps": 7, "validate_every": 3, "validation": PAIRS[:1], "log": tmp_path / name}
         fit(TINY, PAIRS, progress=told[name].append, **options)
@@ -194,7 +195,7 @@ def test_a_change_of_stage_is_waited_for(unhurried, readings):
 
 def test_a_stop_is_waited_for_and_kept(unhurried, readings, tmp_path):
     asked = iter([False, False, False, True])
-    with pytest.raises(Interrupted, match=r"after step 4 as asked; the last good checkpoint is .*state-000004"):
+    with pytest.raises(Interrupted, match=r"after step 4 as requested; the last good checkpoint is .*state-000004"):
         train(TINY, PAIRS, Schedule(steps=9), run=Run(tmp_path / "run"), stop=lambda: next(asked))
     assert readings == [[1], [2, 3, 4]]
     assert steps(tmp_path / "run" / "log.jsonl") == [1, 2, 3, 4]
@@ -217,7 +218,7 @@ def poisoned(monkeypatch, step):
 def test_the_first_step_that_was_not_finite_is_named_and_nothing_is_written_after_it(unhurried, monkeypatch, tmp_path):
     poisoned(monkeypatch, 4)
     monkeypatch.setattr(
-        "ppdm.training.loop.validation_loss", lambda *_: pytest.fail("what was not finite was validated")
+        "ppdm.training.session.validation_loss", lambda *_: pytest.fail("what was not finite was validated")
     )
     keeper = Run(tmp_path / "run", save_steps=2, save_minutes=None)
     options = {"steps": 9, "validate_every": 5, "validation": PAIRS[:1]}

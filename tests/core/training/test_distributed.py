@@ -109,7 +109,7 @@ def test_draws_put_together_are_those_of_the_whole(draw):
     parts = []
     for rank in range(3):
         generator = torch.Generator().manual_seed(1)
-        with Ranks(rank, 3).drawing(generator):
+        with Ranks(rank, 3).sharing_samples(generator):
             parts.append([draw(2, generator=generator) for _ in range(2)])
     for k in range(2):
         assert torch.equal(torch.cat([part[k] for part in parts]), wanted[k])
@@ -118,9 +118,9 @@ def test_draws_put_together_are_those_of_the_whole(draw):
 def test_other_generators_are_left_alone_and_other_draws_refused():
     generator, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     wanted = torch.rand(2, generator=torch.Generator().manual_seed(2))
-    with Ranks(1, 2).drawing(generator):
+    with Ranks(1, 2).sharing_samples(generator):
         assert torch.equal(torch.rand(2, generator=other), wanted)
-        with pytest.raises(ValueError, match=r"randperm draws what cannot be shared among ranks; use torch\."):
+        with pytest.raises(ValueError, match=r"randperm gives samples that cannot be shared among ranks; use torch\."):
             torch.randperm(3, generator=generator)
 
 
@@ -161,9 +161,9 @@ def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
 @pytest.mark.parametrize(
     ("name", "codes", "sentence"),
     [
-        ("lost", [1, -9], "Another rank has ended without a word, or cannot be reached"),
-        ("failed", [1, 0], "Rank 1 of 2 could not go on: the scan cannot be read"),
-        ("stopped", [130, 0], "stopped after step 3 as asked; the last good checkpoint is "),
+        ("lost", [1, -9], "Another rank ended without an error message, or cannot be reached"),
+        ("failed", [1, 0], "Rank 1 of 2 failed: the scan cannot be read"),
+        ("stopped", [130, 0], "stopped after step 3 as requested; the last good checkpoint is "),
         ("full", [1, 0], "No space left on device"),
         ("odd", [1, 0], "A batch of 3 cannot be shared equally among 2 processes"),
         ("usage", [2, 0], "give one budget: --steps or --minutes"),
@@ -183,7 +183,7 @@ def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
     assert (scored["out"][1], scored["err"][1]) == ("", "")
     assert scored["err"][0].count("Training stopped at step") == 1
     records = RecordFile(folder / "quality" / "mri-t1t2" / "records.jsonl").read()
-    assert {record.method for record in records if record.metric == "psnr"} == {"input", "ppdm"}
+    assert {record.method for record in records if record.metric == "psnr"} == {"input", "tiny"}
     (peak,) = (record for record in records if record.metric == "train_peak_allocated")
     assert (peak.value, peak.unit, peak.stat, peak.samples) == (101, "B", "max", (100, 101))
 

@@ -10,7 +10,7 @@ import torch
 from tiny_training import TINY, pair, same, tuned
 
 from ppdm.method import Method, Optimisation
-from ppdm.training import optimizer as optimiser
+from ppdm.training import optimizer
 from ppdm.training.loop import Interrupted, TrainingError, fit, train
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule, step_generator
@@ -59,7 +59,7 @@ def test_without_torchao_it_is_said_how_to_get_it(monkeypatch):
 
 @pytest.fixture
 def torchao():
-    with optimiser._quiet():
+    with optimizer._quiet():
         return pytest.importorskip("torchao.optim")
 
 
@@ -86,7 +86,7 @@ def test_it_learns_much_as_adamw_does(torchao):
     assert not same(eight.network, whole.network)
     for p, q in zip(eight.network.parameters(), whole.network.parameters(), strict=True):
         assert float((p - q).detach().abs().mean()) < 1e-3  # after ten steps of 1e-3
-    assert eight.optimiser.param_groups[0]["lr"] == torch.tensor(1e-3)
+    assert eight.optimizer.inner.param_groups[0]["lr"] == torch.tensor(1e-3)
 
 
 @pytest.mark.slow
@@ -126,9 +126,9 @@ def test_its_state_is_predicted(torchao):
 
 @pytest.mark.slow
 def test_importing_it_says_nothing(torchao):
-    code = "import torch; from ppdm import PPDM, fit; from ppdm.method import Optimisation; "
-    code += "from ppdm.training.optimizer import optimiser_of; "
-    code += "optimiser_of(Optimisation(optimiser='adamw8bit'), [torch.nn.Parameter(torch.ones(2))])"
+    code = "import torch; from ppdm import PPDM, fit; "
+    code += "from ppdm.training.optimizer import AdamW8bit; "
+    code += "AdamW8bit([torch.nn.Parameter(torch.ones(2))], 0.0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 

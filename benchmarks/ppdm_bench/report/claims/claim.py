@@ -1,7 +1,7 @@
-"""The claims of the paper's abstract as data: what is claimed, the rule that decides, and what came of it.
+"""The claims of the paper's abstract as data: sentence, rule and finding.
 
-A verdict comes from the rule alone. `not supported` says that our evidence does not carry the claim, which may be for
-want of evidence, and is no proof of the contrary; `not measured` says that records for the rule are missing.
+The rule alone decides the verdict. `not supported` means that the evidence does not show the claim, possibly because
+there is too little of it; it does not prove the contrary. `not measured` means that records for the rule are missing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Verdict = Literal["supported", "not supported", "not measured"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are decided from.
+    """The evidence that decides claims.
 
     Attributes:
         library: the records.
-        method: the method that is claimed about, resolved as it is registered.
-        tasks: on which it is claimed.
+        method: the claimed method, resolved as registered.
+        tasks: the claimed tasks.
     """
 
     library: Library
@@ -34,15 +34,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Effect:
-    """One number that a rule looks at.
+    """One number that a rule uses.
 
     Attributes:
         what: in words.
         kind: measured or predicted, never both.
-        value, low, high: the effect and its interval; what the interval is, `n` says.
+        value, low, high: the effect and its interval, which `n` describes.
         unit: dB, ×, …
-        n: of how many, and what the interval is.
-        passed: what the rule says of it; None where it decides nothing and is shown beside.
+        n: number of subjects, settings or repetitions, and the kind of the interval.
+        passed: the verdict of the rule; None if the effect decides nothing.
         sources: files and configurations of the records.
     """
 
@@ -59,13 +59,13 @@ class Effect:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of a claim.
+    """The result of a rule.
 
     Attributes:
-        verdict: of the rule.
-        why: in a sentence.
-        effects: what it looked at.
-        scope: data, sizes and budgets for which it holds.
+        verdict: verdict of the rule.
+        why: its reason in a sentence.
+        effects: the numbers that the rule used.
+        scope: data, sizes and budgets for which the verdict holds.
     """
 
     verdict: Verdict
@@ -75,7 +75,7 @@ class Finding:
 
     @property
     def basis(self) -> str:
-        """The kinds of the numbers that decided."""
+        """The kinds of the deciding numbers."""
         return " and ".join(sorted({e.kind for e in self.effects if e.passed is not None}))
 
 
@@ -84,10 +84,10 @@ class Claim:
     """One sentence of the abstract.
 
     Attributes:
-        key: a word for it.
-        sentence: what is claimed.
-        rule: what decides, in words, with every threshold.
-        decide: the same as code.
+        key: short name.
+        sentence: the claim.
+        rule: the rule in words, with every threshold.
+        decide: the rule as code.
     """
 
     key: str
@@ -97,14 +97,14 @@ class Claim:
 
 
 def concluded(effects: Sequence[Effect], missing: Sequence[str], scope: str) -> Finding:
-    """The conclusion of a rule that asks for everything: all effects pass, and nothing is missing.
+    """Return the finding of a rule by which all effects must pass and nothing may be missing.
 
-    One effect that fails decides, whatever is missing.
+    A single failed effect decides, even if records are missing.
 
     Args:
-        effects: those that decide, and others.
-        missing: what else the rule asks for, in words.
-        scope: for which the effects hold.
+        effects: deciding effects and others.
+        missing: further requirements of the rule, in words.
+        scope: data, sizes and budgets of the effects.
     """
     deciding = [effect for effect in effects if effect.passed is not None]
     failed = [effect.what for effect in deciding if not effect.passed]

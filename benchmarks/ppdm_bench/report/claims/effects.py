@@ -1,4 +1,4 @@
-"""Who is compared with whom: roles by the fields of methods, and paired differences between them."""
+"""Comparisons: roles of methods, defined by their fields, and paired differences between two methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdm_bench.report.claims.claim import Effect, Evidence
-from ppdm_bench.report.points import Point, alike, design_of, factor_text, group_title, is_bridge
+from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 __all__ = [
@@ -30,29 +30,29 @@ LEAST_SUBJECTS = 2  # for an interval
 
 
 def is_full_3d(design: Mapping[str, Any]) -> bool:
-    """Diffusion from noise on the whole volume as it is."""
+    """Whether it is diffusion from noise on the whole volume, without another representation."""
     return (
         _axis(design, "representation") == "identity" and _axis(design, "window") == "whole" and not is_bridge(design)
     )
 
 
 def is_latent(design: Mapping[str, Any]) -> bool:
-    """Diffusion in a learned latent."""
+    """Whether it is diffusion in a learned latent space."""
     return _axis(design, "representation") == "autoencoder"
 
 
 def is_frequency(design: Mapping[str, Any]) -> bool:
-    """Diffusion on wavelet coefficients, from noise."""
+    """Whether it is diffusion from noise on wavelet coefficients."""
     return _axis(design, "representation") == "haar" and not is_bridge(design)
 
 
 def is_noise_puzzle(design: Mapping[str, Any]) -> bool:
-    """Diffusion from noise in the puzzle's space."""
+    """Whether it is diffusion from noise in the puzzle's space."""
     return _axis(design, "representation") == "puzzle" and _axis(design, "window") == "whole" and not is_bridge(design)
 
 
 def is_registered(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
-    """The claimed method as it is registered, with any factor of its puzzle."""
+    """Whether it is the claimed method as registered, with any puzzle factor."""
     if _axis(design, "representation") != _axis(method, "representation") or not factor_text(design):
         return False
     rest = ("representation",)
@@ -60,7 +60,7 @@ def is_registered(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
 
 
 def is_space_of(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
-    """The claimed method as far as memory and time know it: any factor, and any weight of a loss that it has."""
+    """Whether memory and time are those of the claimed method: any factor, and any weight of a loss that it has."""
     same = all(_axis(design, axis) == _axis(method, axis) for axis in ("representation", "kernel"))
     with_loss = bool((design.get("loss") or {}).get("gradient")) == bool((method.get("loss") or {}).get("gradient"))
     return same and with_loss and design.get("window") == method.get("window") and bool(factor_text(design))
@@ -73,29 +73,29 @@ def _axis(design: Mapping[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class Duel:
-    """The claimed method and the best of a role on one task, on the same subjects under the same budget."""
+    """The claimed method and the best method of a role on one task, with the same subjects and budget."""
 
-    own: Point
-    other: Point
+    own: Scores
+    other: Scores
     difference: Difference
 
 
 def best_duel(
     evidence: Evidence, task: str, role: Role, factor: str = "", same_factor: bool = False, equal_steps: bool = False
 ) -> Duel | None:
-    """Return the duel of a task, or None where there is none.
+    """Return the duel of a task, or None.
 
     The claimed method is as registered, at its own number of network evaluations if it was scored there, else at the
     most; the other is the best of its role by mean PSNR, over designs and evaluations. Of several data sets or budgets,
-    that with the most subjects decides, then the one with the most seeds, then the most training steps.
+    the one with the most subjects decides, then the most seeds, then the most training steps.
 
     Args:
-        evidence: the records, and the method.
-        task: one of its tasks.
-        role: of the other.
-        factor: of the claimed method's puzzle; empty: the smallest that was scored.
-        same_factor: whether the other must have it, too.
-        equal_steps: whether the other is looked at with the same number of evaluations alone.
+        evidence: records and method.
+        task: one of the tasks.
+        role: role of the other method.
+        factor: puzzle factor of the claimed method; empty: the smallest that was scored.
+        same_factor: whether the other method must have the same factor.
+        equal_steps: whether the other method must have the same number of evaluations.
     """
     points = [p for p in evidence.library.points if p.task == task and p.subjects("psnr")]
     mine = [p for p in points if is_registered(p.design, evidence.method) and factor_text(p.design) != "1"]
@@ -110,10 +110,10 @@ def best_duel(
     return max(duels, key=_weight, default=None)
 
 
-def _as_sampled(points: Sequence[Point], method: Mapping[str, Any]) -> list[Point]:
-    """Of each design, data set and budget, the point at the method's own evaluations, else at the most."""
+def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Scores]:
+    """Return, for each design, data set and budget, the scores at the method's own evaluations, else at the most."""
     wanted = (method.get("sampling") or {}).get("steps")
-    chosen: dict[str, Point] = {}
+    chosen: dict[str, Scores] = {}
     for point in points:
         key = json.dumps([point.data, point.train_steps, point.width, point.label, point.design.get("optimisation")])
         rank = (point.evaluations == wanted, point.evaluations or 0)
@@ -125,7 +125,7 @@ def _as_sampled(points: Sequence[Point], method: Mapping[str, Any]) -> list[Poin
     return plain or list(chosen.values())
 
 
-def _duel(own: Point, other: Point, metric: str = "psnr") -> Duel | None:
+def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
     ours, theirs = own.subjects(metric), other.subjects(metric)
     both = [subject for subject in ours if subject in theirs]
     if len(both) < LEAST_SUBJECTS:
@@ -134,13 +134,13 @@ def _duel(own: Point, other: Point, metric: str = "psnr") -> Duel | None:
 
 
 def _weight(duel: Duel) -> tuple[int, int, int, int]:
-    # The smallest factor is the strongest in quality: what is said of the method is said of it first.
+    # The smallest factor has the best quality, so the claim is tested on it first.
     factor = max(int(k) for k in factor_text(duel.own.design).split("x"))
     return duel.difference.n, len(duel.own.seeds), duel.own.train_steps or 0, -factor
 
 
 def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
-    """PSNR of the claimed method less that of the other; passes if the whole interval lies above the margin."""
+    """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = duel.own, duel.other, duel.difference
     at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
     seeds = len(own.seeds)
@@ -157,7 +157,7 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     )
 
 
-def scope_of(points: Sequence[Point]) -> str:
-    """The data and budgets of some points."""
+def scope_of(points: Sequence[Scores]) -> str:
+    """Return data and budgets of scores in words."""
     groups = {f"{group_title([p])}, {p.train_steps} training steps, width {p.width}" for p in points}
     return f"phantoms, not patients: {'; '.join(sorted(groups))}" if groups else ""

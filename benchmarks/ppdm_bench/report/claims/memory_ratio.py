@@ -1,4 +1,4 @@
-"""How much less memory: the claimed method against full 3-D at equal settings, gathered by factor, kind and device."""
+"""Memory of full 3-D relative to the claimed method at equal settings, by factor, kind and device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import prod
 from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.effects import is_full_3d, is_space_of
-from ppdm_bench.report.points import factor_text, resolved
+from ppdm_bench.report.scores import factor_text, resolved
 from ppdm_bench.units import shape_text
 
 __all__ = ["Ratios", "memory_ratios", "volume"]
@@ -17,17 +17,17 @@ __all__ = ["Ratios", "memory_ratios", "volume"]
 
 @dataclass(frozen=True)
 class Ratios:
-    """Full 3-D over the claimed method, a number for each setting that both have.
+    """Memory of full 3-D over that of the claimed method, one ratio for each setting that both have.
 
     Attributes:
-        name: of the method with its factor.
-        factor: the factor alone.
-        kind: of both sides.
-        where: the device, in words.
-        on_cpu: whether it is the CPU, where small volumes stand for large ones.
-        ratios: as said.
-        settings: what they differ in, in words.
-        sources: the records of both sides.
+        name: method with its factor.
+        factor: factor only.
+        kind: kind of both sides.
+        where: device in words.
+        on_cpu: whether the device is the CPU, where small volumes represent large ones.
+        ratios: one per setting.
+        settings: the settings in words.
+        sources: records of both sides.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Ratios:
 
 
 def volume(shape: Iterable[int]) -> int:
-    """Voxels of a shape."""
+    """Return the number of voxels of a shape."""
     return prod(shape)
 
 
@@ -49,12 +49,12 @@ def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> 
     """Return the ratios of a metric at the training peak.
 
     Args:
-        evidence: the records, and the method.
-        metric: of memory.
-        largest: only at the largest size that both were recorded at.
+        evidence: records and method.
+        metric: metric of memory.
+        largest: whether to keep only the largest size that both have.
     """
     found = [r for r in evidence.library.records if r.command == "memory" and r.metric == metric and r.phase == "train"]
-    # A prediction is whole even where it says that memory runs out.
+    # A prediction has a complete value even if it exceeds the memory of the card.
     found = [r for r in found if r.value and (r.status == "ok" or r.kind == "predicted")]
     against = {_setting(r): r for r in found if is_full_3d(resolved(r))}
     groups: dict[tuple[str, str, str], list[tuple[Record, Record]]] = {}
@@ -82,7 +82,7 @@ def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Rec
         dict.fromkeys(f"checkpointing {r.checkpointing}" for r, _ in pairs),
     )
     settings = "; ".join(", ".join(found) for found in lists)
-    # Of a setting that was recorded twice the later pair counts.
+    # If a setting was recorded twice, the later pair counts.
     latest = {_setting(mine): (mine, other) for mine, other in pairs}
     ratios = tuple(float(other.value or 0) / float(mine.value or 1) for mine, other in latest.values())
     sources = evidence.library.references(record for pair in latest.values() for record in pair)

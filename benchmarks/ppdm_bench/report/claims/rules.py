@@ -25,7 +25,7 @@ from ppdm_bench.report.claims.effects import (
 )
 from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios, volume
 from ppdm_bench.report.losses import loss_pairs
-from ppdm_bench.report.points import Point, factor_text, resolved
+from ppdm_bench.report.scores import Scores, factor_text, resolved
 from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
 from ppdm_bench.units import shape_text
 
@@ -66,7 +66,7 @@ def _activations(evidence: Evidence) -> Finding:
 
 
 def _order_of_magnitude(evidence: Evidence) -> Finding:
-    """One factor must do both; what is known of the others stands beside."""
+    """One factor must pass both; the effects of the others are shown too."""
     effects: list[Effect] = []
     verdicts: list[Finding] = []
     groups = [g for g in memory_ratios(evidence, "peak_allocated", largest=True) if not g.on_cpu]
@@ -115,7 +115,7 @@ def _faster(evidence: Evidence) -> Finding:
 
 
 def _slower(own: Record, timed: Sequence[Record]) -> Record | None:
-    """Full 3-D in the same conditions at as many evaluations, or else at the next larger number."""
+    """Return full 3-D in the same conditions at as many evaluations, or else at the next larger number."""
     same = ("shape", "batch_size", "precision", "compile", "channels_last")
     others = [r for r in timed if is_full_3d(resolved(r)) and all(getattr(r, n) == getattr(own, n) for n in same)]
     others = [r for r in others if (r.steps or 0) >= (own.steps or 0)]
@@ -159,7 +159,7 @@ def _no_grid(evidence: Evidence) -> Finding:
     pairs = [pair for pair in pairs if pair.on.task in evidence.tasks]
     steps = (evidence.method.get("sampling") or {}).get("steps")
     own = [pair for pair in pairs if pair.on.evaluations == steps] or pairs
-    effects, used, without = [], list[Point](), list[str]()
+    effects, used, without = [], list[Scores](), list[str]()
     for pair in own:
         on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
         both = [subject for subject in on if subject in off]
@@ -194,7 +194,7 @@ def _bridge(evidence: Evidence) -> Finding:
 
 
 def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
-    """How much the seeds differ with the bridge, over the same from noise; the interval is that of F."""
+    """Return the sd over seeds with the bridge relative to that from noise, with an interval from F."""
     ours, theirs = (list(point.of_seeds("psnr").values()) for point in (duel.own, duel.other))
     if min(len(ours), len(theirs)) < ENOUGH_SEEDS or not stdev(theirs):
         return None
@@ -209,7 +209,7 @@ def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
     return Effect(what, "measured", value, low, high, "×", n, high < 1, sources)
 
 
-def _points(duels: Iterable[Duel | None]) -> list[Point]:
+def _points(duels: Iterable[Duel | None]) -> list[Scores]:
     return [point for duel in duels if duel for point in (duel.own, duel.other)]
 
 

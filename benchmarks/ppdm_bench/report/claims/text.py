@@ -1,4 +1,4 @@
-"""The claims with their verdicts, for people (Markdown) and for programs (CSV)."""
+"""The claims with their verdicts, for people (Markdown) and programs (CSV)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["effects_table", "to_claims_markdown", "to_claims_text"]
 
 Decided = Sequence[tuple[Claim, Finding]]
 
-_SHOWN = 4  # references that a row names before it counts them
+_SHOWN = 4  # references that a row lists; the others are counted
 
 
 def effects_table(decided: Decided) -> Table:
-    """Return a row for each effect of each claim; a claim without any has one row."""
+    """Return a row for each effect of each claim; a claim without effects has one row."""
     headings = [Heading(name, name.replace("_", " ")) for name in ("claim", "verdict", "effect", "kind")]
     headings += [Heading(name, name, number=True) for name in ("value", "low", "high")]
     headings += [Heading(name, name) for name in ("unit", "of", "passed", "scope")]
@@ -33,7 +33,7 @@ def effects_table(decided: Decided) -> Table:
 
 
 def to_claims_text(decided: Decided) -> str:
-    """Return a line a claim, and why."""
+    """Return the verdict and the reason of each claim, one line each."""
     width = max(len(claim.key) for claim, _ in decided)
     lines = []
     for claim, finding in decided:
@@ -43,7 +43,7 @@ def to_claims_text(decided: Decided) -> str:
 
 
 def to_claims_markdown(decided: Decided, library: Library) -> str:
-    """Return everything: the verdicts, then for each claim its rule, its effects, their records and the scope."""
+    """Return the verdicts, then the rule, effects, records and scope of each claim."""
     summary = Table(
         [Heading(name, name) for name in ("claim", "verdict", "decided by")],
         [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
@@ -80,7 +80,7 @@ def _line(effect: Effect) -> Line:
     ends = (effect.low, effect.high)
     interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
     said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
-    value = f"{_number(effect.value, effect.unit)} {effect.unit}"
+    value = _number(effect.value, effect.unit) + ("×" if effect.unit == "×" else f" {effect.unit}")
     return Line((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
 
 
@@ -90,7 +90,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def _references(sources: Sequence[str]) -> str:
-    """Configurations by file, and how many more there are."""
+    """Return configurations by file, and the number of those left out."""
     files: dict[str, list[str]] = {}
     for source in sources:
         file, _, name = source.partition("#")

@@ -11,11 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import Row, difference, gather, seam_metric
+from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_metric
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import GIB
 
 __all__ = ["ablation_figure", "level_name", "sorted_levels"]

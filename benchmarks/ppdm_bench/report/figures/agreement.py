@@ -22,7 +22,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
 from ppdm_bench.report.rows import gather, prediction_of
-from ppdm_bench.report.tables.text import markdown_grid
+from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
 from ppdm_bench.units import GIB, shape_text
 
 __all__ = [
@@ -303,7 +303,8 @@ def measured_table(records: Iterable[Record]) -> str:
     head = ["method", "volume", *(f"{COUNTERS[metric]} {part}" for metric in _MEASURED for part in parts), "verified"]
     rows = [*([*names, *_error_cells(own)] for names, own in groups.items()), ["all", "", *_error_cells(pairs)]]
     title = f"Relative error of predicted peaks, predicted / measured − 1{_machines(pairs)}."
-    return f"{title}\n\n{markdown_grid(head, rows, head[2:])}\n\n{_MEASURED_NOTE}\n"
+    headings = [Heading(name, name, number=place > 1) for place, name in enumerate(head)]
+    return f"{title}\n\n{to_markdown(Table(headings, [Line(tuple(row)) for row in rows]))}\n{_MEASURED_NOTE}\n"
 
 
 _MEASURED = ("peak_allocated", "peak_reserved")

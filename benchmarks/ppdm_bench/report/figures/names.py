@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from itertools import takewhile
 
-from ppdm_bench.report.series import metric_name
+from ppdm_bench.report.metrics import metric_name
 
 __all__ = ["metric_label", "plain_label", "without_common_words"]
 

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather
+from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather, most_evaluations
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.ablation import level_name, sorted_levels
 from ppdm_bench.report.figures.names import metric_label
 from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
+from ppdm_bench.report.tables.ablation import headline
 
 __all__ = ["space_figure"]
 
@@ -29,7 +29,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     """Return quality by representation, with and without a bridge: one column per task and budget, one row per metric.
 
     Args:
-        records: long-form records of ``ablate --grid space``.
+        records: long-form records of ``ablate --configurations space``.
         metrics: metrics of the rows.
 
     Raises:

@@ -15,8 +15,8 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import metric_label, plain_label, without_common_words
 from ppdm_bench.report.figures.style import TEXT
-from ppdm_bench.report.selection import most_evaluations
-from ppdm_bench.report.series import Series, gather, is_regional, unit_in
+from ppdm_bench.report.metrics import is_regional
+from ppdm_bench.report.scores import Scores, by_configuration, most_evaluations, unit_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +45,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         ValueError: no record has a value, or the records are of several data sets.
     """
     everything, metrics = with_values(records)
-    shown = most_evaluations(everything, lambda series: (series.label, series.precision), lambda s: s.steps)
-    networks = [series for series in shown if series.steps is not None]
+    shown = most_evaluations(everything, lambda series: (series.label, series.precision))
+    networks = [series for series in shown if series.evaluations is not None]
     shown = networks if len(networks) > MANY else shown
     columns = [metric for first in _FIRST for metric in metrics if metric.startswith(first)]
     columns = list(dict.fromkeys([*columns, *metrics]))[:_COLUMNS]
@@ -94,18 +94,18 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     everything, metrics = with_values(records)
     labels = list(dict.fromkeys(series.label for series in everything))
     colours = {label: style.SERIES[(n - 1) % len(style.SERIES)] if n else style.GREY for n, label in enumerate(labels)}
-    steps = sorted({series.steps for series in everything if series.steps})
+    steps = sorted({series.evaluations for series in everything if series.evaluations})
     across = 3 if len(metrics) <= 6 else 4
     down = math.ceil(len(metrics) / across)
     figure = style.new_figure("double", height=0.5 + 1.5 * down)
     for place, metric in enumerate(metrics):
         axes = figure.add_subplot(down, across, place + 1)
-        values = _frame([series for series in everything if series.steps is not None], metric)
+        values = _frame([series for series in everything if series.evaluations is not None], metric)
         lines: dict[str, Any] = {"x": "steps", "y": metric, "hue": "label", "palette": colours, "legend": False}
         seaborn.lineplot(values, **lines, units="subject", estimator=None, linewidth=0.5, alpha=0.35, ax=axes)
         means = {"marker": "o", "markersize": 3, "markeredgewidth": 0, "linewidth": 1.3}
         seaborn.lineplot(values, **lines, **means, errorbar=None, ax=axes)
-        fixed = _frame([series for series in everything if series.steps is None], metric)
+        fixed = _frame([series for series in everything if series.evaluations is None], metric)
         for label, mean in fixed.groupby("label")[metric].mean().items():
             axes.axhline(mean, color=colours[str(label)], linewidth=1.0, linestyle=style.DASHED)
         axes.set(xscale="log", ylabel="")
@@ -114,7 +114,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
-    networks = {series.label for series in everything if series.steps is not None}
+    networks = {series.label for series in everything if series.evaluations is not None}
     entries = [
         Line2D([], [], label=plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
         for label, colour in colours.items()
@@ -123,13 +123,13 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     return figure
 
 
-def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
+def with_values(records: Iterable[Record]) -> tuple[list[Scores], list[str]]:
     """Return the series, and the metrics that have values.
 
     Raises:
         ValueError: no record has a value.
     """
-    everything = gather(records)
+    everything = by_configuration(records)
     found = (m for series in everything for m, scans in series.scans.items() if scans and not is_regional(m))
     metrics = list(dict.fromkeys(found))  # regional metrics are too many for figures and stay in the table
     if not metrics:
@@ -137,13 +137,13 @@ def with_values(records: Iterable[Record]) -> tuple[list[Series], list[str]]:
     return everything, metrics
 
 
-def _frame(shown: Sequence[Series], metric: str) -> pd.DataFrame:
+def _frame(shown: Sequence[Scores], metric: str) -> pd.DataFrame:
     """Return one row per configuration and subject."""
     import pandas as pd
 
     columns = ["row", "label", "steps", "subject", metric]
     values = [
-        (row, series.label, series.steps, subject, value)
+        (row, series.label, series.evaluations, subject, value)
         for row, series in enumerate(shown)
         for subject, value in series.subjects(metric).items()
     ]

@@ -8,14 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, seam_metric
+from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, most_evaluations, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.statistics import summary
-from ppdm_bench.report.tables.ablation import headline, most_evaluations
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.ablation import headline
+from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import gib
 
 _METRICS = ("psnr", "ssim", "sharpness")
@@ -71,13 +71,15 @@ def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> 
         Heading("n", "subjects", number=True),
         Heading("status", "status"),
     ]
-    return Table(headings, [Line(_cells(row, rows), _sources(row, records, library)) for row in rows])
+    lines = [Line(_cells(row, rows), _sources(row, records, library)) for row in rows]
+    return Table(headings, lines, within=("task", "budget"))
 
 
 def _number(metric: str) -> Heading:
     name = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB"}.get(metric, metric)
     digits = 2 if metric in ("psnr", "seam_index") else 3
-    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True)
+    best: Best = "max" if metric in ("psnr", "ssim") else "min" if metric == "seam_index" else ""
+    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True, best=best)
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> tuple[Any, ...]:

@@ -19,8 +19,8 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.points import Point, factor_text, group_title, most_evaluations, resolved
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common
+from ppdm_bench.report.scores import Scores, factor_text, group_title, most_evaluations, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
@@ -41,7 +41,7 @@ class Spot:
         phase: phase of the cost, if it has one.
     """
 
-    point: Point
+    point: Scores
     cost: float
     kind: str
     behind: tuple[Record, ...]
@@ -77,7 +77,7 @@ def show_memory(library: Library) -> Shown:
     Raises:
         Missing: there is no quality, or no memory of the trained methods.
     """
-    points = most_evaluations(_trained(library))
+    points = most_evaluations(_trained(library), lambda point: point.trained)
     rows = largest_set(cubic(library.records))
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
@@ -161,7 +161,7 @@ def show_evaluations(library: Library) -> Shown:
     return _shown(library, spots, about, "network evaluations per volume", "")
 
 
-def _trained(library: Library) -> list[Point]:
+def _trained(library: Library) -> list[Scores]:
     points = [p for p in library.points if p.design and p.subjects(METRIC)]
     if not points:
         raise Missing("quality of trained methods (psnr by subject); `ppdm-bench quality` makes it")
@@ -170,11 +170,10 @@ def _trained(library: Library) -> list[Point]:
 
 def _largest_phase(row: Row) -> tuple[float, str, str, Record] | None:
     """Return bytes, phase, kind and record of the largest peak of a row."""
-    found = [(value, phase) for phase in row.phases if (value := row.value(phase, "peak_allocated"))]
-    if not found:
+    if (phase := row.largest_phase()) is None:
         return None
-    value, phase = max(found)
-    return value, phase, row.kind, row.records[phase, "peak_allocated"]
+    record = row.records[phase, "peak_allocated"]
+    return record.value or 0.0, phase, row.kind, record
 
 
 def _space(method: str, design: Any) -> str:
@@ -186,13 +185,13 @@ def _data(task: str, data: Any) -> str:
     return json.dumps([task, data], sort_keys=True)
 
 
-def _factor(point: Point) -> str:
+def _factor(point: Scores) -> str:
     factor = factor_text(point.design)
     return f"r={factor}" if factor else ""
 
 
-def _scope(points: Sequence[Point]) -> str:
-    groups: dict[str, list[Point]] = {}
+def _scope(points: Sequence[Scores]) -> str:
+    groups: dict[str, list[Scores]] = {}
     for point in points:
         groups.setdefault(point.data, []).append(point)
     texts = []

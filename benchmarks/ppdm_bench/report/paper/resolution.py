@@ -16,7 +16,7 @@ from ppdm_bench.report.figures.style import MARKERS, SMALL, TEXT, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
@@ -42,12 +42,19 @@ def show(library: Library) -> Shown:
     about = (
         "Peak of live tensor memory (peak_allocated) of one training step and of one sampling run on cubes of "
         f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted markers are hollow, measured ones filled. "
-        "Curves that cover one another share a dashed line with alternating colours. Dashed grey lines: nominal memory "
-        "of common GPUs, of which driver and CUDA context need a part. The figure uses no images and no seeds: memory "
-        "depends only on sizes."
+        "Of a latent method, training includes the training of its autoencoder, and sampling includes decoding: the "
+        "largest peak counts. Curves that cover one another share a dashed line with alternating colours. Dashed grey "
+        "lines: nominal memory of common GPUs, of which driver and CUDA context need a part. The figure uses no images "
+        "and no seeds: memory depends only on sizes."
     )
     marks = _marks(rows, library)
     return Shown(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
+
+
+_PEAKS: Sequence[tuple[str, str, int, Best]] = (
+    ("peak_allocated", "allocated", 0, "min"),
+    ("peak_reserved", "reserved", 2, ""),  # not in LaTeX
+)
 
 
 def _table(rows: Sequence[Row], library: Library) -> Table:
@@ -61,9 +68,9 @@ def _table(rows: Sequence[Row], library: Library) -> Table:
         Heading("device", "device"),
         Heading("kind", "kind"),
         *(
-            Heading(f"{phase}_{metric}_bytes", f"{PHASE_NAMES.get(phase, phase)} {name}, GiB", gib, number=True)
+            Heading(f"{phase}_{metric}_bytes", f"{PHASE_NAMES.get(phase, phase)} {name}, GiB", gib, True, rank, best)
             for phase in phases
-            for metric, name in (("peak_allocated", "allocated"), ("peak_reserved", "reserved"))
+            for metric, name, rank, best in _PEAKS
         ),
     ]
     lines = [
@@ -80,7 +87,7 @@ def _table(rows: Sequence[Row], library: Library) -> Table:
         )
         for row in sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
     ]
-    return Table(headings, lines)
+    return Table(headings, lines, within=("voxels_per_axis", "precision", "checkpointing", "device", "kind"))
 
 
 def _whole(value: float | None) -> int | None:
@@ -128,10 +135,13 @@ def _marks(rows: Sequence[Row], library: Library) -> dict[str, Marker]:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
-    """Draw a curve for each name and kind, and return the labels at their ends."""
+    """Draw a curve for each name and kind, and return the labels at their ends.
+
+    Of a method with several phases of one purpose, the largest counts: a latent method must train its autoencoder too.
+    """
     curves: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
-        if value := row.value(phase, "peak_allocated"):
+        if (largest := row.largest_phase(phase)) and (value := row.value(largest, "peak_allocated")):
             curves.setdefault((row.name, row.kind), {})[size_of(row)] = value / GIB
     groups: list[list[tuple[str, str]]] = []
     for key, values in curves.items():

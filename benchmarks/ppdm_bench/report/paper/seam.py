@@ -15,8 +15,7 @@ from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.points import group_title
-from ppdm_bench.report.selection import most_evaluations
+from ppdm_bench.report.scores import group_title, most_evaluations
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
@@ -39,7 +38,7 @@ def show(library: Library) -> Shown:
     pairs = most_evaluations(
         everything,
         lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric),
-        lambda pair: pair.on.evaluations,
+        lambda pair: pair.on,
     )
     records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
     groups = dict.fromkeys(group_title([pair.on, pair.off]) for pair in pairs)

@@ -1,51 +1,83 @@
-"""What a budget of memory carries: the ranked table, the same in words, and bars of the largest cube."""
+"""The table of ``plan``: what fits into a budget of memory, ranked, and the same in words.
+
+A method is judged over all phases of a purpose. For training, a learned representation must be trained too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from ppdm_bench.records import PURPOSES, Record
+from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
+from ppdm_bench.units import GIB, gib, setting_text, shape_text
 
-from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
-from ppdm_bench.report.rows import PHASE_NAMES
-from ppdm_bench.report.tables.text import markdown_grid, text_grid
-from ppdm_bench.units import GIB, gib, setting_text, shape_text, significant
+__all__ = ["Line", "gather", "plan_page", "sentences", "title_of"]
 
-_HEADERS = ("phase", "method", "needs GiB", "fits", "largest cube", "smallest factor", "largest batch", "fits with")
-_NUMBERS = ("needs GiB", "largest cube", "smallest factor", "largest batch")
-_DO = {"train": "train", "sample": "sample from", "autoencoder_train": "train the autoencoder of", "decode": "decode"}
-_COLOURS = {"train": style.BLUE, "sample": style.ORANGE, "autoencoder_train": style.GREEN, "decode": style.PURPLE}
+_DO = {"train": "train", "sample": "sample from"}
+
+# From the mildest to the strongest; see ppdm.network.options.CHECKPOINTING, which this module must not import.
+_CHECKPOINTING = ("none", "norm", "block", "conv")
+
+# Columns of the data. The value of a metric is whole: bytes, voxels, a factor, or 1 for yes.
+_METRICS = ("needs", "fits", "largest_resolution", "smallest_factor", "largest_batch")
+_DTYPES = {
+    **dict.fromkeys(("method", "purpose", "shape"), "object"),
+    "batch_size": "Int64",
+    **dict.fromkeys(("precision", "checkpointing"), "object"),
+    **dict.fromkeys(("budget", *_METRICS), "Int64"),
+    **dict.fromkeys(("largest_phase", "fits_with", "kind", "status"), "object"),
+}
+
+Option = tuple[str, str]  # precision and checkpointing
+
+
+@dataclass
+class Answers:
+    """The answers for one phase of one method.
+
+    Attributes:
+        asked: records of the requested configuration, by metric.
+        options: records with memory-saving options, by option, then by metric.
+    """
+
+    asked: dict[str, Record] = field(default_factory=dict)
+    options: dict[Option, dict[str, Record]] = field(default_factory=dict)
+
+    def suffices(self, option: Option) -> bool:
+        """Whether the phase fits with an option, or already with a part of it."""
+        record = self.asked["fits"]
+        parts = {(record.precision, record.checkpointing): self.asked} | self.options
+        return any(records["fits"].value for part, records in parts.items() if _includes(option, part, record))
 
 
 @dataclass
 class Line:
-    """What is known of one method in one phase.
+    """The answers for one method and one purpose, over all phases of the purpose.
 
     Attributes:
-        asked: records of it as it was asked about, by metric.
-        switched: records of it with other switches, by precision and checkpointing, then by metric.
+        purpose: ``train`` or ``sample``.
+        phases: answers by phase.
     """
 
     method: str
-    phase: str
-    asked: dict[str, Record] = field(default_factory=dict)
-    switched: dict[tuple[str, str], dict[str, Record]] = field(default_factory=dict)
+    purpose: str
+    phases: dict[str, Answers] = field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
-        """The value as asked, if there is one."""
-        record = self.asked.get(metric)
-        return None if record is None else record.value
+        """The value for the requested configuration: that of the phase that limits the method; None if unknown."""
+        records = [answers.asked.get(metric) for answers in self.phases.values()]
+        values = [record.value for record in records if record is not None and record.value is not None]
+        if (metric == "fits" and len(values) < len(self.phases)) or not values:
+            return None
+        if metric == "needs" or (metric == "smallest_factor" and all(values)):
+            return max(values)
+        return min(values)
 
     @property
     def fits(self) -> bool:
-        """Whether it fits as asked."""
+        """Whether the requested configuration fits in every phase."""
         return bool(self.value("fits"))
 
     @property
@@ -54,201 +86,169 @@ class Line:
         return self.value("largest_resolution")
 
     @property
-    def switch(self) -> str | None:
-        """What makes it fit, the fewest switches first; None if nothing that was tried does."""
-        fitting = [key for key, records in self.switched.items() if records["fits"].value]
-        return min((_switch_text(self, key) for key in fitting), key=lambda text: text.count(" and "), default=None)
+    def largest_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=lambda phase: _value(self.phases[phase].asked.get("needs")))
+
+    @property
+    def options(self) -> list[str]:
+        """Each option that suffices by itself, or else each combination, in words."""
+        if self.fits:
+            return []
+        record = self.record
+        tried = {option for answers in self.phases.values() for option in answers.options}
+        enough = [one for one in tried if all(answers.suffices(one) for answers in self.phases.values())]
+        least = [a for a in enough if not any(b != a and _includes(a, b, record) for b in enough)]
+        words = sorted((_option_text(one, record) for one in least), key=lambda text: (text.count(" and "), text))
+        factor = self.value("smallest_factor")
+        return [*words, f"a factor of {factor:.0f}"] if factor else words
 
     @property
     def record(self) -> Record:
-        """One that says what was asked."""
-        return self.asked["fits"]
+        """The record of a verdict, which holds the request; one without an answer comes first."""
+        return min(
+            (answers.asked["fits"] for answers in self.phases.values()), key=lambda record: record.status == "ok"
+        )
 
     @property
     def notes(self) -> list[str]:
-        """What is not plain about an answer."""
-        found = [r for group in (self.asked, *self.switched.values()) for r in group.values() if r.reason]
-        return [f"{self.method}, {self.phase}, {r.metric.replace('_', ' ')}: {r.reason}" for r in found]
+        """Reasons for answers that need one, and the phase that limits a method with several."""
+        found = [
+            (phase, record)
+            for phase, answers in self.phases.items()
+            for group in (answers.asked, *answers.options.values())
+            for record in group.values()
+        ]
+        # A value of 0 is shown as "none" in its column.
+        noted = [(phase, record) for phase, record in found if record.reason and record.value != 0]
+        notes = [f"{self.method}, {phase}, {r.metric.replace('_', ' ')}: {r.reason}" for phase, r in noted]
+        if len(self.phases) > 1 and self.value("needs") is not None:
+            needs = [f"{p.replace('_', ' ')} {gib(_value(a.asked.get('needs')))}" for p, a in self.phases.items()]
+            notes.append(f"{self.method} has several phases, and the largest counts (GiB): {', '.join(needs)}.")
+        return notes
 
 
 def gather(records: Iterable[Record]) -> list[Line]:
-    """A line a method and phase, ranked: what fits first, then the larger cube, then the smaller need."""
-    lines: dict[tuple[object, ...], Line] = {}
+    """Return one line per method and purpose, ranked: those that fit first, then by larger cube and smaller need."""
+    lines: dict[tuple[str, ...], Line] = {}
     for record in records:
         if record.command != "plan":
             continue
-        asked = record.options["plan"]["asked"]
-        width = record.options.get("width")
-        name = f"{record.method} {record.variant}".strip()
-        key = (name, record.phase, record.shape, record.batch_size, width, record.options["plan"])
-        line = lines.setdefault(_hashable(key), Line(name, record.phase))
-        switches = record.precision, record.checkpointing
-        same = switches == (asked["precision"], asked["checkpointing"])
-        (line.asked if same else line.switched.setdefault(switches, {}))[record.metric] = record
-    order = {phase: place for place, phase in enumerate(PHASES)}
-    whole = [line for line in lines.values() if "fits" in line.asked]
+        plan, name = record.options["plan"], f"{record.method} {record.variant}".strip()
+        purpose = PURPOSES.get(record.phase, record.phase)
+        key = (name, purpose, record.shape, record.batch_size, record.options.get("width"), plan)
+        line = lines.setdefault(tuple(map(str, key)), Line(name, purpose))
+        answers = line.phases.setdefault(record.phase, Answers())
+        option = record.precision, record.checkpointing
+        same = option == (plan["asked"]["precision"], plan["asked"]["checkpointing"])
+        (answers.asked if same else answers.options.setdefault(option, {}))[record.metric] = record
+    order = list(dict.fromkeys(PURPOSES.values()))
     return sorted(
-        whole,
+        (line for line in lines.values() if all("fits" in answers.asked for answers in line.phases.values())),
         key=lambda line: (
-            order.get(line.phase, len(order)),
+            order.index(line.purpose) if line.purpose in order else len(order),
             not line.fits,
             -(line.cube or 0),
-            line.value("needed") or float("inf"),
+            line.value("needs") or float("inf"),
         ),
     )
 
 
-def to_text(lines: Sequence[Line]) -> str:
-    """The table as aligned text, with what was asked above and the answer in words below."""
-    return "\n".join([_title(lines), text_grid(_HEADERS, _cells(lines), _NUMBERS), "", *_legend(lines)]) + "\n"
-
-
-def to_markdown(lines: Sequence[Line]) -> str:
-    """The same as Markdown."""
-    return "\n\n".join([_title(lines), markdown_grid(_HEADERS, _cells(lines), _NUMBERS), *_legend(lines)]) + "\n"
-
-
-def to_csv(lines: Sequence[Line]) -> str:
-    """The same as data: bytes, voxels, and empty where nothing is known."""
-    import pandas as pd
-
-    rows = [
-        {
-            "method": line.method,
-            "phase": line.phase,
-            "shape": "x".join(map(str, line.record.shape)),
-            "batch_size": line.record.batch_size,
-            "precision": line.record.precision,
-            "checkpointing": line.record.checkpointing,
-            "budget": line.record.options["plan"]["budget"],
-            **{name: line.value(name) for name in ("needed", "fits", "largest_resolution", "smallest_factor")},
-            "largest_batch": line.value("largest_batch"),
-            "fits_with": line.switch,
-            "kind": line.record.kind,
-            "status": line.record.status,
-        }
-        for line in lines
-    ]
-    whole = ("needed", "fits", "largest_resolution", "smallest_factor", "largest_batch")
-    frame = pd.DataFrame(rows).astype(dict.fromkeys(whole, "Int64"))
-    return frame.to_csv(index=False, lineterminator="\n")
-
-
-def save(lines: Sequence[Line], stem: Path) -> list[Path]:
-    """Write `<stem>.csv` and `<stem>.md` and return the two paths."""
-    contents = {".csv": to_csv(lines), ".md": to_markdown(lines)}
-    return [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items()]
-
-
-def sentences(lines: Sequence[Line]) -> list[str]:
-    """The answer in words, a sentence a phase."""
-    return [
-        _sentence([line for line in lines if line.phase == phase])
-        for phase in dict.fromkeys(line.phase for line in lines)
-    ]
-
-
-def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
-    """Return bars of the largest cube that fits, by method and phase, hatched because they are predicted.
-
-    A thin line stands at the size that was asked about, where it is a cube.
-
-    Raises:
-        ValueError: there is no largest cube to draw.
-    """
-    drawn = [line for line in lines if line.cube is not None]
-    if not drawn:
-        raise ValueError("there is nothing to draw: no record holds a largest resolution")
-    methods = list(dict.fromkeys(line.method for line in drawn))
-    phases = list(dict.fromkeys(line.phase for line in drawn))
-    height, places = 0.86, {method: place * (len(phases) + 0.7) for place, method in enumerate(methods)}
-    figure = style.new_figure(column, height=1.15 + 0.15 * (max(places.values()) + len(phases)))
-    axes = figure.add_subplot()
-    style.plain_axes(axes, grid="x")
-    for line in drawn:
-        place, edge = places[line.method] + phases.index(line.phase), line.cube or 0
-        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.phase)))
-        axes.annotate(
-            f"{edge:.0f}³" if edge else "none",
-            (edge, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center_baseline",
-            fontsize=SMALL,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )
-    middle = (len(phases) - 1) / 2
-    names = [style.folded(method, 40) for method in methods]
-    axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
-    axes.tick_params(axis="y", length=0)
-    axes.set_ylim(max(places.values()) + len(phases) - 0.2, -0.8)
-    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)
-    axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
-    for edge in _wanted(drawn):
-        axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
-    style.title(figure, _title(drawn))
-    handles = [Patch(facecolor=_colour(phase), label=PHASE_NAMES.get(phase, phase)) for phase in phases]
-    handles += style.kind_patches([line.record.kind for line in drawn])
-    asked = [Line2D([], [], label="asked about", color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))]
-    style.legend(figure, [*handles, *(asked if _wanted(drawn) else [])], columns=5)
-    return figure
-
-
-def _wanted(lines: Sequence[Line]) -> list[float]:
-    shape = set(lines[0].record.shape)
-    return [float(shape.pop())] if len(shape) == 1 else []
-
-
-def _colour(phase: str) -> str:
-    return _COLOURS.get(phase, style.SKY)
-
-
-def _hashable(key: tuple[object, ...]) -> tuple[str, ...]:
-    return tuple(map(str, key))
-
-
-def _switch_text(line: Line, key: tuple[str, str]) -> str:
-    precision, checkpointing = key
-    words = [precision] * (precision != line.record.precision)
-    return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != line.record.checkpointing))
-
-
-def _cells(lines: Sequence[Line]) -> list[list[str]]:
-    return [_row(line) for line in lines]
-
-
-def _row(line: Line) -> list[str]:
-    return [
-        PHASE_NAMES.get(line.phase, line.phase),
-        line.method,
-        _shown(line.value("needed"), gib),
-        line.record.status if line.record.value is None else "yes" if line.fits else "no",
-        _shown(line.cube, lambda edge: _limit(line, "largest_resolution", f"{edge:.0f}³") if edge else "none"),
-        _shown(line.value("smallest_factor"), lambda factor: f"{factor:.0f}" if factor else "none"),
-        _shown(line.value("largest_batch"), lambda n: _limit(line, "largest_batch", f"{n:.0f}") if n else "none"),
-        "–" if line.fits or not line.switched else line.switch or "no switch",
-    ]
-
-
-def _limit(line: Line, metric: str, text: str) -> str:
-    """A largest value; beyond it, where nothing was looked at, there may be more."""
-    return text if any(not look["fits"] for look in line.asked[metric].options["verified"]) else f"≥ {text}"
-
-
-def _shown(value: float | None, show: Callable[[float], str]) -> str:
-    return "–" if value is None else show(value)
-
-
-def _title(lines: Sequence[Line]) -> str:
+def plan_page(lines: Sequence[Line]) -> Page:
+    """Return the request, the answer in words and the table; as data in bytes and voxels."""
     if not lines:
-        return "Nothing was asked."
+        return Page(["Nothing was asked."], data_frame([], _DTYPES))
+    table = table_of(lines, _columns(lines[0].record), within=["purpose"])
+    notes = [note for line in lines for note in line.notes]
+    return Page([title_of(lines), *sentences(lines), table, *notes], data_frame([*map(_data, lines)], _DTYPES))
+
+
+def _columns(record: Record) -> dict[Heading, Callable[[Line], Any]]:
+    """The columns for people."""
+    step = record.options["plan"]["step"]
+    needs = (
+        "Needs: memory that the card must have (GiB, 2³⁰ bytes), with the CUDA context and a margin for the error of "
+        "the prediction; of a method with several phases, the largest."
+    )
+    cubes = (
+        f"Cubes are multiples of {step} voxels, padded as each method needs; each largest value and the next larger "
+        "one were predicted."
+    )
+    options = "Fits with: each option that suffices by itself, in its mildest form, or else a combination."
+    return {
+        Heading("purpose", "to"): lambda line: line.purpose,
+        Heading("method", "method"): lambda line: line.method,
+        Heading("needs", "needs GiB", gib, number=True, best="min", note=needs): lambda line: line.value("needs"),
+        Heading("fits", "fits"): _verdict,
+        Heading("largest_resolution", "largest cube", number=True, note=cubes): lambda line: _largest(
+            line, "largest_resolution", "³"
+        ),
+        Heading("smallest_factor", "smallest factor", number=True): lambda line: (
+            None if (factor := line.value("smallest_factor")) is None else f"{factor:.0f}" if factor else "none"
+        ),
+        Heading("largest_batch", "largest batch", number=True): lambda line: _largest(line, "largest_batch"),
+        Heading("fits_with", "fits with", note=options): lambda line: (
+            None if line.fits or line.value("fits") is None else ", or ".join(line.options) or "no option"
+        ),
+    }
+
+
+def _verdict(line: Line) -> str:
+    return line.record.status if line.value("fits") is None else "yes" if line.fits else "no"
+
+
+def _largest(line: Line, metric: str, unit: str = "") -> str | None:
+    """Return a largest value; it is a lower bound if no larger value was predicted not to fit."""
+    value = line.value(metric)
+    if not value:
+        return None if value is None else "none"
+    found = [answers.asked[metric] for answers in line.phases.values() if metric in answers.asked]
+    looks = [look for record in found if record.value == value for look in record.options["verified"]]
+    return f"{'≥ ' if all(look['fits'] for look in looks) else ''}{value:.0f}{unit}"
+
+
+def _data(line: Line) -> dict[str, Any]:
+    record = line.record
+    return {
+        **{name: getattr(record, name) for name in ("batch_size", "precision", "checkpointing", "kind", "status")},
+        **{name: line.value(name) for name in _METRICS},
+        "method": line.method,
+        "purpose": line.purpose,
+        "shape": "x".join(map(str, record.shape)),
+        "budget": record.options["plan"]["budget"],
+        "largest_phase": line.largest_phase,
+        "fits_with": ", or ".join(line.options),
+    }
+
+
+def _value(record: Record | None) -> float:
+    return 0 if record is None or record.value is None else record.value
+
+
+def _includes(option: Option, part: Option, asked: Record) -> bool:
+    """Whether an option saves at least as much as its part: the same precision, and as much recomputation."""
+    return part[0] in (asked.precision, option[0]) and _strength(part[1]) <= _strength(option[1])
+
+
+def _strength(checkpointing: str) -> int:
+    return _CHECKPOINTING.index(checkpointing)
+
+
+def _option_text(option: Option, asked: Record) -> str:
+    precision, checkpointing = option
+    words = [precision] * (precision != asked.precision)
+    return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != asked.checkpointing))
+
+
+def title_of(lines: Sequence[Line]) -> str:
+    """Return the request in words."""
     first = lines[0].record
     words = [f"batch size {first.batch_size}", first.precision, setting_text("checkpointing", first.checkpointing)]
     return f"What fits in {_budget(first)} at {_size(first)}, {', '.join(words)} (predicted)"
 
 
 def _budget(record: Record) -> str:
-    return f"{round(record.options['plan']['budget'] / GIB, 2):g} GB"
+    return f"{round(record.options['plan']['budget'] / GIB, 2):g} GiB"
 
 
 def _size(record: Record) -> str:
@@ -256,40 +256,31 @@ def _size(record: Record) -> str:
     return f"{edges.pop()}³" if len(edges) == 1 else shape_text(record.shape)
 
 
-def _legend(lines: Sequence[Line]) -> list[str]:
-    if not lines:
-        return []
-    record = lines[0].record
-    context, step = record.env.get("context", 0) / GIB, record.options["plan"]["step"]
-    return [
-        *sentences(lines),
-        f"Needs: the least that PyTorch's allocator must be given (2³⁰ bytes), beside {significant(context)} GiB of "
-        f"CUDA context, which the budget must hold too. Cubes are multiples of {step} voxels, padded to what a "
-        "method needs; of each largest value, it and the next larger were predicted. Switches are tried together "
-        "first, and alone where they suffice together.",
-        *(note for line in lines for note in line.notes),
-    ]
+def sentences(lines: Sequence[Line]) -> list[str]:
+    """Return the answer in words, one sentence per purpose."""
+    purposes = dict.fromkeys(line.purpose for line in lines)
+    return [_sentence([line for line in lines if line.purpose == purpose]) for purpose in purposes]
 
 
 def _sentence(lines: Sequence[Line]) -> str:
-    """What fits at once, what fits with switches, and how far the others come."""
-    record, phase = lines[0].record, lines[0].phase
-    if able := [line.method for line in lines if line.fits]:
-        parts = [f"you can {_DO.get(phase, phase)}: {', '.join(able)}"]
-    else:
-        parts = [f"there is no {PHASE_NAMES.get(phase, phase)} as asked"]
-    switched = [line for line in lines if line.switch and not line.fits]
-    for how in dict.fromkeys(line.switch for line in switched):
-        parts.append(f"with {how}: {', '.join(line.method for line in switched if line.switch == how)}")
-    parts += [_reach(line) for line in lines if not line.fits and not line.switch and line.cube is not None]
+    """The methods that fit, those that fit with each option, and the largest cubes of the others."""
+    record, purpose = lines[0].record, lines[0].purpose
+    able = [line.method for line in lines if line.fits]
+    parts = [f"you can {_DO.get(purpose, purpose)}: {', '.join(able) or 'no method as asked'}"]
+    for how in dict.fromkeys(how for line in lines for how in line.options):
+        parts.append(f"with {how}: {', '.join(line.method for line in lines if how in line.options)}")
+    parts += [_reach(line) for line in lines if not line.fits and not line.options and line.cube is not None]
     return f"On {_budget(record)} at {_size(record)} " + "; ".join(parts) + "."
 
 
 def _reach(line: Line) -> str:
-    """How far a method comes that does not fit, without and with its switches."""
+    """The largest cube of a method that does not fit, without and with its options."""
     text = f"{line.method} fits up to {line.cube:.0f}³" if line.cube else f"{line.method} does not fit at any size"
-    for key, records in line.switched.items():
-        if (found := records.get("largest_resolution")) and found.value:
-            text += f", with {_switch_text(line, key)} up to {found.value:.0f}³"
-    factor = line.value("smallest_factor")
-    return text + (f", or at this size with a factor of {factor:.0f}" if factor else "")
+    for option in {option: None for answers in line.phases.values() for option in answers.options}:
+        cubes = [
+            _value((answers.options.get(option) or answers.asked).get("largest_resolution"))
+            for answers in line.phases.values()
+        ]
+        if min(cubes) > (line.cube or 0):
+            text += f", with {_option_text(option, line.record)} up to {min(cubes):.0f}³"
+    return text

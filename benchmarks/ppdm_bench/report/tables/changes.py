@@ -1,34 +1,56 @@
-"""Two sets of records held against each other: what became worse, what better, and what is in one of them alone.
+"""Comparison of two sets of records: what became worse, what became better, and what only one of them has.
 
-Rows are matched by what was asked, not by the commit that answered. Predictions are exact, and so is memory counted on
-the CPU; memory of a GPU may differ a little; times are compared as distributions; quality subject by subject.
+Records are matched by the question, not by the commit that answered it. Evaluations are matched by method and subject:
+first with all their options, then with fewer (see `_LEVELS`), as long as the match is unambiguous. Predictions are
+exact, and so is memory counted on the CPU; GPU memory has a tolerance; times are compared as distributions; quality is
+compared subject by subject.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 from ppdm_bench.records import Record, RecordError, RecordFile
-from ppdm_bench.report.direction import loss
+from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
-from ppdm_bench.report.tables.text import text_grid
+from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import gib, significant
 
-__all__ = ["VERDICTS", "Change", "changes", "environments", "read_set", "to_records", "to_text"]
+__all__ = ["VERDICTS", "Change", "Subjects", "changes", "changes_page", "environments", "read_set", "to_records"]
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
 
 # What says how a thing was done, not how well; and a time that was taken once.
 _NEUTRAL = ("parameters", "train_steps", "first_call_seconds")
-_OF_A_CODE = ("resolved", "weights", "verified")  # options that a later commit may write otherwise
+# Options that differ between commits or between subjects, although the question is the same.
+_NOT_ASKED = ("resolved", "weights", "verified", "files")
 
 Key = tuple[Any, ...]
+
+# Fields by which evaluations are matched that have no counterpart with equal options, from many to few. Metrics of
+# different conventions or data ranges are never compared.
+_LEVELS = (
+    ("task", "method", "variant", "steps", "seed", "training_seed"),
+    ("task", "method", "variant", "steps"),
+    ("method", "variant", "steps"),
+    ("method", "steps"),
+    ("method",),
+)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """Subjects of an evaluation: those that both sets have, and those of one set only."""
+
+    both: tuple[str, ...] = ()
+    only_old: tuple[str, ...] = ()
+    only_new: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,8 @@ class Change:
         old, new: values: of quality the means over the subjects that both have.
         share: new / old − 1; None where old is 0, or where rows began or ceased to fail.
         how: by what it was decided.
-        record: one of those behind it, of the new set where that has any.
+        record: one of the records behind it, from the new set if that has one.
+        subjects: subjects of an evaluation; those of both sets are compared.
     """
 
     label: str
@@ -52,11 +75,17 @@ class Change:
     share: float | None = None
     how: str = ""
     record: Record | None = field(default=None, repr=False)
+    subjects: Subjects = Subjects()
+
+    @property
+    def compared(self) -> bool:
+        """Whether both sets have it."""
+        return self.verdict not in ("only old", "only new")
 
 
 @dataclass
 class _Group:
-    """All records of one number: one, or one a subject."""
+    """All records of one number: a single record, or one per subject."""
 
     records: dict[str, Record] = field(default_factory=dict)
 
@@ -79,7 +108,7 @@ def read_set(path: Path) -> list[Record]:
 
 
 def environments(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
-    """What differs between the environments of the two sets, a line each."""
+    """Return the differences between the environments of the two sets, one line each."""
     lines = []
     for name in (
         "gpu",
@@ -101,25 +130,23 @@ def environments(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
 
 
 def changes(old: Iterable[Record], new: Iterable[Record], threshold: float = 0.05) -> list[Change]:
-    """Every number of either set with its verdict, the worse ones first.
+    """Return every number of either set with its verdict, the worse ones first.
 
     Args:
-        old, new: records; of a row that is there twice the later counts.
+        old, new: records; of repeated records, the last one counts.
         threshold: relative difference from which on a time or a mean counts.
     """
-    before, after = _groups(old), _groups(new)
     found = []
-    for key in dict.fromkeys((*before, *after)):
-        one, other = before.get(key), after.get(key)
+    for one, other in _matched(_groups(old), _groups(new)):
         if one and other:
             found.append(_compared(one, other, threshold))
-        else:
-            record = (one or other or _Group()).any
-            value, verdict = _mean((one or other or _Group()).records), "only old" if one else "only new"
-            old_value, new_value = (value, None) if one else (None, value)
-            found.append(
-                Change(_label(record), record.metric, record.unit, verdict, old_value, new_value, record=record)
-            )
+        elif group := one or other:
+            value, record, names = _mean(group.records), group.any, tuple(filter(None, group.records))
+            what = (_label(record), record.metric, record.unit)
+            if one:
+                found.append(Change(*what, "only old", value, None, record=record, subjects=Subjects(only_old=names)))
+            else:
+                found.append(Change(*what, "only new", None, value, record=record, subjects=Subjects(only_new=names)))
     return sorted(found, key=lambda change: VERDICTS.index(change.verdict))
 
 
@@ -130,15 +157,49 @@ def _groups(records: Iterable[Record]) -> dict[Key, _Group]:
     return groups
 
 
+def _matched(before: dict[Key, _Group], after: dict[Key, _Group]) -> list[tuple[_Group | None, _Group | None]]:
+    """Pair the groups of both sets: by all options, then evaluations by fewer fields; the rest stays single."""
+    pairs: list[tuple[_Group | None, _Group | None]] = []
+    for level in (None, *_LEVELS):
+        old, new = (groups if level is None else _unique(groups, level) for groups in (before, after))
+        met = [(old[key], new[key]) for key in old if key in new and old[key].records.keys() & new[key].records.keys()]
+        done = {id(group) for pair in met for group in pair}
+        before, after = ({k: g for k, g in groups.items() if id(g) not in done} for groups in (before, after))
+        pairs += met
+    return [*pairs, *((group, None) for group in before.values()), *((None, group) for group in after.values())]
+
+
+def _unique(groups: dict[Key, _Group], level: tuple[str, ...]) -> dict[Key, _Group]:
+    """The groups of evaluations that no other group equals in these fields."""
+    found: dict[Key, list[_Group]] = {}
+    for group in groups.values():
+        if group.any.subject:
+            found.setdefault(_evaluation(group.any, level), []).append(group)
+    return {key: same[0] for key, same in found.items() if len(same) == 1}
+
+
+def _evaluation(record: Record, level: tuple[str, ...]) -> Key:
+    training, convention = (record.options.get(name) or {} for name in ("training", "convention"))
+    fields = vars(record) | {"training_seed": training.get("seed")}
+    measured = (convention.get("preset"), convention.get("data_range"))
+    return (record.kind, record.metric, record.unit, record.stat, *measured, *(fields[name] for name in level))
+
+
 def _key(record: Record) -> Key:
-    """What was asked: a record's identifier also holds what the code made of it, which a commit may change."""
-    options = {name: value for name, value in record.options.items() if name not in _OF_A_CODE}
+    """The question that a record answers. Its identifier also covers what the code made of it, which commits change."""
+    options = {name: value for name, value in record.options.items() if name not in _NOT_ASKED}
     return (
-        *(record.kind, record.command, record.method, record.variant, record.task, record.shape, record.spacing),
+        *(record.kind, record.command, record.method, record.variant, record.task),
+        *(() if record.subject else (record.shape, record.spacing)),  # the volumes of subjects may differ in size
         *(record.batch_size, record.phase, record.precision, record.checkpointing, record.channels_last),
         *(record.compile, record.steps, record.metric, record.stat, record.seed, record.device.partition(":")[0]),
         json.dumps(options, sort_keys=True),
     )
+
+
+def _name(record: Record) -> str:
+    steps = "" if record.steps is None else f"{record.steps} evaluations"
+    return ", ".join(filter(None, (f"{record.method} {record.variant}".strip(), record.task, steps)))
 
 
 def _label(record: Record) -> str:
@@ -157,8 +218,14 @@ def _mean(records: dict[str, Record]) -> float | None:
 
 def _compared(one: _Group, other: _Group, threshold: float) -> Change:
     both = [subject for subject in one.records if subject in other.records]
-    if not both:
-        return _change(other.any, "unclear", None, None, "no subject is in both")
+    change = _decided(one, other, both, threshold)
+    if (was := _name(one.any)) != _name(other.any):
+        change = replace(change, how=f"{change.how}; old: {was}")
+    rest = [tuple(name for name in group.records if name not in both) for group in (one, other)]
+    return replace(change, subjects=Subjects(tuple(filter(None, both)), *rest))
+
+
+def _decided(one: _Group, other: _Group, both: Sequence[str], threshold: float) -> Change:
     pairs = [(one.records[subject], other.records[subject]) for subject in both]
     failed = [
         [record.status != "ok" and record.kind == "measured" for record in side] for side in zip(*pairs, strict=True)
@@ -238,7 +305,10 @@ def to_records(found: Iterable[Change]) -> list[Record]:
 
 def _as_record(change: Change) -> Record:
     assert change.record is not None
-    numbers = {"verdict": change.verdict, "old": change.old, "new": change.new, "unit": change.unit, "by": change.how}
+    numbers: dict[str, Any] = {"verdict": change.verdict, "old": change.old, "new": change.new, "unit": change.unit}
+    numbers["by"] = change.how
+    if change.subjects != Subjects():
+        numbers["subjects"] = asdict(change.subjects)
     said = change.verdict + (f": {change.how}" if change.how else "")
     # UNITS fixes what is measured in bytes; a share of such a metric is another one.
     return replace(
@@ -256,25 +326,37 @@ def _as_record(change: Change) -> Record:
     )
 
 
-def to_text(found: Sequence[Change], notes: Sequence[str]) -> str:
-    """What differs in the environment, a row a number that changed, and how many there are of each verdict."""
+def changes_page(found: Sequence[Change], notes: Sequence[str]) -> Page:
+    """Return the differences of the environments, the subjects, one row per change, and the count of each verdict."""
     shown = [change for change in found if change.verdict != "unchanged"]
-    rows = [
-        [c.verdict, c.label, c.metric, _value(c.old, c.unit), _value(c.new, c.unit), _share(c.share), c.how]
-        for c in shown
-    ]
-    headers = ("verdict", "row", "metric", "old", "new", "change", "by")
     counts = {verdict: sum(change.verdict == verdict for change in found) for verdict in VERDICTS}
-    lines = ["Environments differ: " + "; ".join(notes) if notes else "The environments are the same."]
-    lines += [text_grid(headers, rows, ("old", "new", "change"))] * bool(rows)
-    return "\n".join([*lines, ", ".join(f"{n} {verdict}" for verdict, n in counts.items())])
+    environment = "Environments differ: " + "; ".join(notes) if notes else "The environments are the same."
+    tables = [table_of(shown, _COLUMNS)] * bool(shown)
+    total = ", ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    return Page([environment, *_subject_lines(found), *tables, total])
 
 
-def _value(value: float | None, unit: str) -> str:
+def _subject_lines(found: Sequence[Change]) -> list[str]:
+    """Name the subjects that were compared, and those that were compared nowhere."""
+    both = dict.fromkeys(name for change in found for name in change.subjects.both)
+    only_old = dict.fromkeys(name for change in found for name in change.subjects.only_old if name not in both)
+    only_new = dict.fromkeys(name for change in found for name in change.subjects.only_new if name not in both)
+    names = {"compared": both, "only old": only_old, "only new": only_new}
+    return [f"Subjects {what}: {', '.join(subjects)}" for what, subjects in names.items() if subjects]
+
+
+def _value(value: float | None, unit: str) -> str | None:
     if value is None:
-        return "–"
+        return None
     return f"{gib(value)} GiB" if unit == "B" else f"{significant(value, 4)} {unit if unit != '1' else ''}".strip()
 
 
-def _share(share: float | None) -> str:
-    return "–" if share is None else f"{share:+.2%}"
+_COLUMNS: dict[Heading, Callable[[Change], Any]] = {
+    Heading("verdict", "verdict"): lambda change: change.verdict,
+    Heading("row", "row"): lambda change: change.label,
+    Heading("metric", "metric"): lambda change: change.metric,
+    Heading("old", "old", number=True): lambda change: _value(change.old, change.unit),
+    Heading("new", "new", number=True): lambda change: _value(change.new, change.unit),
+    Heading("change", "change", "{:+.2%}".format, number=True): lambda change: change.share,
+    Heading("by", "by", rank=1): lambda change: change.how,
+}

@@ -1,76 +1,65 @@
-"""The table of peak memory: a row a configuration, as data (bytes), as CSV, and for people (GiB)."""
+"""The table of peak memory: one row per configuration, as data in bytes, and for people in GiB."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ppdm_bench.records import Record
-from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.rows import PEAKS, Row, all_phases, gather, prediction_of, reference_of, varying
+from ppdm_bench.records import PHASES, Record
+from ppdm_bench.report.rows import Row, all_phases, gather, prediction_of, reference_of, varying
+from ppdm_bench.report.tables.render import NOTHING, Cell, Heading, Line, Page, Table, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import JustifyMethod
-    from rich.table import Table
 
-__all__ = ["memory_table", "rich_table", "save", "to_csv", "to_markdown", "to_text"]
+__all__ = ["memory_page", "memory_table"]
 
-# Columns that every table has. Task and width join where they are known, other conditions where they tell rows apart.
+# Columns that every table has. Task and width are added if they are known, other conditions if they distinguish rows.
 _BASE = ("shape", "batch_size", "precision", "checkpointing")
 _FAILURES = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
 
 
-def memory_table(records: Iterable[Record], *, reference: str = "", budget: int | None = None) -> pd.DataFrame:
-    """Return the wide table of peak memory: one row a configuration and kind, in the order the records came in.
+@dataclass(frozen=True)
+class _Compared:
+    """A row, and the rows that it is compared with."""
 
-    Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
-    followed by `peak_allocated`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes of a
-    predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
-    reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran again
-    within the memory predicted), `fits`, `status`, `reason`.
-    A phase that was not run has an empty status.
+    row: Row
+    reference: Row | None
+    prediction: Row | None
+    budget: int | None
 
-    Args:
-        records: long-form records; those that are not about memory are passed over.
-        reference: the method that ratios are taken against, at the same settings and kind and without checkpointing;
-            `ratio_reference` names the very row. Empty: no ratios.
-        budget: bytes that have to suffice: by the verdict of a prediction that was made for this capacity, else by
-            peak_reserved where it is known, else by peak_allocated.
+
+class _Column(NamedTuple):
+    """A column of every phase.
+
+    Attributes:
+        name: in the data, behind the phase; without `value`, the metric that it shows.
+        heading: for people, behind the phase; empty for a column of the data only.
+        show: formats a value for people.
+        dtype: of the data.
+        value: of a phase, None if there is none.
+        rank, note: as in `Heading`.
+        always: whether the data have the column even if no row has a value.
     """
-    import pandas as pd
 
-    rows = gather(records)
-    phases = all_phases(rows)
-    lines = [_line(row, rows, phases, reference, budget) for row in rows]
-    columns = _columns(rows, phases, lines, reference, budget)
-    return pd.DataFrame({c: pd.Series([line.get(c) for line in lines], dtype=_dtype(c)) for c in columns})
+    name: str
+    heading: str = ""
+    show: Callable[[Any], str] = gib
+    dtype: str = "Int64"
+    value: Callable[[_Compared, str], Any] | None = None
+    rank: int = 0
+    note: str = ""
+    always: bool = False
 
-
-def _line(row: Row, rows: list[Row], phases: list[str], reference: str, budget: int | None) -> dict[str, Any]:
-    against = reference_of(row, rows, reference)
-    prediction = prediction_of(row, rows)
-    line: dict[str, Any] = {**row.settings, "method": row.method, "variant": row.variant, "kind": row.kind}
-    line["shape"] = "x".join(map(str, row.settings["shape"]))  # type: ignore[call-overload]
-    line["parameters"] = row.parameters()
-    line["ratio_reference"] = f"{against.name}, checkpointing none" if against else ""
-    for phase in phases:
-        line |= {f"{phase}_{metric}": _whole(row.value(phase, metric)) for metric in PEAKS}
-        line[f"{phase}_assumed"] = _whole(row.value(phase, "assumed"))
-        line[f"{phase}_ratio"] = _quotient(row, against, phase)
-        error = _quotient(prediction, row, phase)
-        line[f"{phase}_prediction_error"] = None if error is None else error - 1
-        line[f"{phase}_verified"] = row.verified(phase)
-        line[f"{phase}_fits"] = _fits(row, phase, budget)
-        line[f"{phase}_status"], line[f"{phase}_reason"] = row.outcome(phase)
-    return line
-
-
-def _whole(size: float | None) -> int | None:
-    return None if size is None else round(size)
+    def of(self, compared: _Compared, phase: str) -> Any:
+        """Return the value in a phase."""
+        if self.value is not None:
+            return self.value(compared, phase)
+        size = compared.row.value(phase, self.name)
+        return None if size is None else round(size)
 
 
 def _quotient(row: Row | None, divisor: Row | None, phase: str) -> float | None:
@@ -80,150 +69,155 @@ def _quotient(row: Row | None, divisor: Row | None, phase: str) -> float | None:
     return above / below if above is not None and below else None
 
 
-def _fits(row: Row, phase: str, budget: int | None) -> bool | None:
+def _error(compared: _Compared, phase: str) -> float | None:
+    found = _quotient(compared.prediction, compared.row, phase)
+    return None if found is None else found - 1
+
+
+def _fits(compared: _Compared, phase: str) -> bool | None:
+    """Whether a phase fits the budget: by the need of a prediction, else by the memory that a measured run took."""
+    row, budget = compared.row, compared.budget
     if budget is None:
         return None
+    if (needs := row.value(phase, "needs")) is not None:
+        return needs <= budget
     record = row.records.get((phase, "peak_allocated"))
     if record is not None and record.env.get("capacity") == budget and record.status in ("ok", "oom"):
-        return record.status == "ok"  # it was replayed, or run, within this very budget
-    values = (row.value(phase, metric) for metric in ("peak_reserved", "peak_allocated"))
+        return record.status == "ok"  # it ran within this budget
+    values = (row.value(phase, metric) for metric in ("peak_process", "peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None else peak <= budget
-
-
-def _columns(
-    rows: list[Row], phases: list[str], lines: list[dict[str, Any]], reference: str, budget: int | None
-) -> list[str]:
-    known = [name for name in ("task", "width") if any(row.settings[name] for row in rows)]
-    extra = dict.fromkeys((*known, *varying(rows)))
-    columns = ["method", "variant", *_BASE, *(name for name in extra if name not in _BASE), "kind", "parameters"]
-    for phase in phases:
-        sizes = [f"{phase}_{name}" for name in ("peak_reserved", "peak_process", "assumed")]
-        found = [f"{phase}_{name}" for name in ("prediction_error", "verified")]
-        used = {c for c in (*sizes, *found) if any(line[c] is not None for line in lines)}
-        columns += [f"{phase}_peak_allocated", *(c for c in sizes if c in used)]
-        columns += [f"{phase}_ratio"] * bool(reference)
-        columns += [c for c in found if c in used] + [f"{phase}_fits"] * (budget is not None)
-        columns += [f"{phase}_status", f"{phase}_reason"]
-    return columns + ["ratio_reference"] * bool(reference)
-
-
-def _dtype(column: str) -> str:
-    if column in ("batch_size", "width", "parameters") or column.endswith((*PEAKS, "_assumed")):
-        return "Int64"
-    if column.endswith(("_ratio", "_prediction_error")):
-        return "float64"
-    return "boolean" if column.endswith(("_fits", "_verified")) else "object"
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """Return the table as CSV: bytes as whole numbers, ratios with six significant digits, the same text every time."""
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def to_markdown(frame: pd.DataFrame, *, assumed: bool = False) -> str:
-    """Return the table for people as Markdown: what the rows share, the table in GiB, what the signs mean.
-
-    Args:
-        frame: from :func:`memory_table`.
-        assumed: whether to show how much of each prediction is assumed.
-    """
-    headers, rows = _display(frame, assumed)
-    lines = [headers, ["---:" if _is_number(h) else "---" for h in headers], *rows]
-    table = "\n".join("| " + " | ".join(_escape(cell) for cell in line) + " |" for line in lines)
-    # A blank line makes a paragraph, so that each failure stands on its own.
-    return "\n\n".join((_title(frame), table, *_legend(frame).splitlines())) + "\n"
-
-
-def to_text(frame: pd.DataFrame, *, assumed: bool = False) -> str:
-    """Return the table for people as plain aligned text; the arguments are those of :func:`to_markdown`."""
-    headers, rows = _display(frame, assumed)
-    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-    pads = [str.rjust if _is_number(header) else str.ljust for header in headers]
-    lines = [
-        "  ".join(pad(cell, width) for pad, cell, width in zip(pads, row, widths, strict=True)).rstrip()
-        for row in (headers, ["-" * width for width in widths], *rows)
-    ]
-    return "\n".join([_title(frame), *lines, _legend(frame)]) + "\n"
-
-
-def rich_table(frame: pd.DataFrame) -> Table:
-    """Return the table for the terminal: predicted rows dim, failures red."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    headers, rows = _display(frame)
-    title, legend = Text(_title(frame)), Text(_legend(frame))
-    table = Table(title=title, caption=legend, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0)
-    for header, column in zip(headers, zip(*rows, strict=True), strict=False):
-        # On a narrow terminal headers are broken, never a number.
-        widest = max(len(word) for cell in column for word in (cell.split() or [""]))
-        justify: JustifyMethod = "right" if _is_number(header) else "left"
-        table.add_column(Text(header), justify=justify, min_width=widest, overflow="fold")
-    for kind, row in zip(frame["kind"], rows, strict=True):
-        cells = (Text(cell, "red" if any(word in cell for word in _FAILURES.values()) else "") for cell in row)
-        table.add_row(*cells, style="dim" if kind == "predicted" else None)
-    return table
-
-
-def save(frame: pd.DataFrame, stem: Path, *, assumed: bool = False) -> tuple[Path, Path]:
-    """Write the table as `<stem>.csv` and `<stem>.md`, each whole or not at all, and return the two paths."""
-    contents = {".csv": to_csv(frame), ".md": to_markdown(frame, assumed=assumed)}
-    csv, markdown = (replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items())
-    return csv, markdown
-
-
-def _display(frame: pd.DataFrame, assumed: bool = False) -> tuple[list[str], list[list[str]]]:
-    lines = _lines(frame)
-    differing = [name for name in _settings_of(frame) if frame[name].nunique(dropna=False) > 1]
-    cells: dict[str, list[str]] = {"method": [f"{line['method']} {line['variant']}".strip() for line in lines]}
-    cells |= {name.replace("_", " "): [_setting(line[name]) for line in lines] for name in (*differing, "kind")}
-    cells["parameters"] = [_shown(line["parameters"], count) for line in lines]
-    for phase in _phases_of(frame):
-        cells |= {
-            header: [cell(line) for line in lines] for header, cell in _phase_cells(frame, phase, assumed).items()
-        }
-    # A column in which nothing is known only takes room.
-    cells = {header: column for header, column in cells.items() if set(column) != {"–"}}
-    return list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
-
-
-def _phase_cells(frame: pd.DataFrame, phase: str, assumed: bool) -> dict[str, Callable[[dict[Hashable, Any]], str]]:
-    """The columns of one phase: header and what to print of a line."""
-    key, name = f"{phase}_", phase.replace("_", " ")
-    cells: dict[str, Callable[[dict[Hashable, Any]], str]] = {
-        f"{name} GiB": lambda line: _peak(line[f"{key}peak_allocated"], line[f"{key}status"]),
-        f"{name} assumed GiB": lambda line: _shown(line[f"{key}assumed"], gib),
-        f"{name} ratio": lambda line: _shown(line[f"{key}ratio"], ratio),
-        f"{name} reserved GiB": lambda line: _shown(line[f"{key}peak_reserved"], gib),
-        f"{name} process GiB": lambda line: _shown(line[f"{key}peak_process"], gib),
-        f"{name} prediction error": lambda line: _shown(line[f"{key}prediction_error"], "{:+.2%}".format),
-        f"{name} verified": lambda line: _shown(line[f"{key}verified"], _yes_or_no),
-        f"{name} fits": lambda line: _shown(line[f"{key}fits"], _yes_or_no),
-    }
-    columns = [
-        "peak_allocated",
-        "assumed",
-        "ratio",
-        "peak_reserved",
-        "peak_process",
-        "prediction_error",
-        "verified",
-        "fits",
-    ]
-    measured = bool((frame["kind"] == "measured").any())  # predicted, it is the column before it and a constant
-    shown = {"peak_process": measured, "assumed": assumed}
-    present = (key + column in frame.columns and shown.get(column, True) for column in columns)
-    return {header: cell for (header, cell), shown in zip(cells.items(), present, strict=True) if shown}
 
 
 def _yes_or_no(true: bool) -> str:
     return "yes" if true else "no"
 
 
-def _lines(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
-    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+_COLUMNS = (
+    _Column("peak_allocated", "GiB", always=True, note="GiB (2³⁰ bytes): peak of live tensors (peak_allocated)."),
+    _Column(
+        *("needs", "needs GiB"),
+        note="Needs: memory that a card must have, with the CUDA context and a margin for the error of the prediction.",
+    ),
+    _Column(
+        *("peak_reserved", "reserved GiB"),
+        rank=2,
+        note="Reserved: memory that the allocator takes from the driver if nothing limits it; less can suffice.",
+    ),
+    _Column("peak_process", "process GiB", rank=3),
+    _Column("assumed", "assumed GiB"),
+    _Column("ratio", "ratio", ratio, "float64", lambda c, phase: _quotient(c.row, c.reference, phase), rank=1),
+    _Column(
+        *("prediction_error", "prediction error", "{:+.2%}".format, "float64", _error),
+        rank=1,
+        note="Prediction error: predicted / measured − 1.",
+    ),
+    _Column(
+        *("verified", "verified", _yes_or_no, "boolean", lambda c, phase: c.row.verified(phase)),
+        rank=1,
+        note="Verified: run again in a process limited to the predicted memory.",
+    ),
+    _Column("fits", "fits", _yes_or_no, "boolean", _fits),
+    _Column("status", dtype="object", value=lambda c, phase: c.row.outcome(phase)[0], always=True),
+    _Column("reason", dtype="object", value=lambda c, phase: c.row.outcome(phase)[1], always=True),
+)
+
+
+def memory_table(records: Iterable[Record], *, reference: str = "", budget: int | None = None) -> pd.DataFrame:
+    """Return the wide table of peak memory: one row per configuration and kind, in the order of the records.
+
+    Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
+    followed by `peak_allocated`, `needs`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes
+    of a predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
+    reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran again
+    within the memory predicted), `fits`, `status`, `reason`.
+    A phase that was not run has an empty status.
+
+    Args:
+        records: long-form records; those that are not about memory are ignored.
+        reference: the method that ratios refer to, at the same settings and kind and without checkpointing;
+            `ratio_reference` names its row. Empty: no ratios.
+        budget: bytes of the card. A prediction fits if its need is at most that, a measurement if its process took at
+            most that.
+    """
+    rows = gather(records)
+    compared = [_Compared(row, reference_of(row, rows, reference), prediction_of(row, rows), budget) for row in rows]
+    always = {"ratio": bool(reference), "fits": budget is not None}
+    known = [name for name in ("task", "width") if any(row.settings[name] for row in rows)]
+    settings = [*_BASE, *(name for name in dict.fromkeys((*known, *varying(rows))) if name not in _BASE)]
+    dtypes = dict.fromkeys(("method", "variant", *settings, "kind"), "object")
+    dtypes |= {name: "Int64" for name in ("batch_size", "width", "parameters") if name in (*settings, "parameters")}
+    lines = [_about(one) for one in compared]
+    for phase in all_phases(rows):
+        for column in _COLUMNS:
+            values = [column.of(one, phase) for one in compared]
+            if column.always or always.get(column.name) or any(value is not None for value in values):
+                dtypes[f"{phase}_{column.name}"] = column.dtype
+                for line, value in zip(lines, values, strict=True):
+                    line[f"{phase}_{column.name}"] = value
+    return data_frame(lines, dtypes | {"ratio_reference": "object"} if reference else dtypes)
+
+
+def _about(compared: _Compared) -> dict[str, Any]:
+    row, against = compared.row, compared.reference
+    return {
+        **row.settings,
+        "method": row.method,
+        "variant": row.variant,
+        "kind": row.kind,
+        "shape": "x".join(map(str, row.settings["shape"])),  # type: ignore[call-overload]
+        "parameters": row.parameters(),
+        "ratio_reference": f"{against.name}, checkpointing none" if against else "",
+    }
+
+
+def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
+    """Return the table for people, in GiB, between the settings that all rows share and what failed.
+
+    Args:
+        frame: from :func:`memory_table`.
+        assumed: whether to show the assumed part of each prediction.
+    """
+    lines, settings = frame_rows(frame), [*_settings_of(frame), "kind"]
+    differing = [name for name in settings if frame[name].nunique(dropna=False) > 1]
+    headings = [Heading("method", "method")]
+    headings += [Heading(name, name.replace("_", " "), _setting) for name in differing]
+    headings += [Heading("parameters", "parameters", count, number=True, rank=2)]
+    headings += [heading for phase in _phases_of(frame) for heading in _phase_headings(frame, phase, assumed)]
+    rows = [Line(tuple(_cell(line, heading.key) for heading in headings)) for line in lines]
+    table = Table(headings, rows, within=settings).without_empty()
+    return Page([_title(frame, settings), table, *_remarks(frame, lines)], frame)
+
+
+def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Heading]:
+    measured = bool((frame["kind"] == "measured").any())  # predicted, it is another column plus a constant
+    shown = {"peak_process": measured, "assumed": assumed}
+    against = " or ".join(dict.fromkeys(filter(None, frame.get("ratio_reference", ()))))
+    notes = {"ratio": f"Ratio: to {against}, all other settings and the kind equal." if against else ""}
+    return [
+        Heading(
+            f"{phase}_{column.name}",
+            f"{phase.replace('_', ' ')} {column.heading}",
+            column.show,
+            number=column.dtype in ("Int64", "float64"),
+            rank=column.rank + (phase not in PHASES[:2]),  # training and sampling first
+            best="min" if column.name == "peak_allocated" else "",
+            note=notes.get(column.name, column.note),
+        )
+        for column in sorted(_COLUMNS, key=lambda column: column.rank)
+        if column.heading and f"{phase}_{column.name}" in frame.columns and shown.get(column.name, True)
+    ]
+
+
+def _cell(line: dict[str, Any], key: str) -> Any:
+    """A value; that of a peak says how the run ended."""
+    if key == "method":
+        return f"{line['method']} {line['variant']}".strip()
+    if not key.endswith("_peak_allocated"):
+        return line[key]
+    failure = _FAILURES.get(line[key.replace("peak_allocated", "status")], "")
+    words = ("" if line[key] is None else gib(line[key]), failure)
+    return Cell(line[key], " ".join(filter(None, words)) or NOTHING)
 
 
 def _phases_of(frame: pd.DataFrame) -> list[str]:
@@ -234,76 +228,35 @@ def _settings_of(frame: pd.DataFrame) -> list[str]:
     return [str(name) for name in frame.columns[2 : list(frame.columns).index("kind")]]
 
 
-def _shown(value: Any, show: Callable[[Any], str]) -> str:
-    return "–" if value is None else show(value)
-
-
-def _peak(size: int | None, status: str) -> str:
-    words = ("" if size is None else gib(size), _FAILURES.get(status, ""))
-    return " ".join(filter(None, words)) or "–"
-
-
 def _setting(value: object) -> str:
     if isinstance(value, bool):
         return _yes_or_no(value)
     return str(value).replace("x", "×") if re.fullmatch(r"\d+x\d+x\d+", str(value)) else str(value)
 
 
-def _failures(frame: pd.DataFrame) -> list[str]:
-    """What failed and why, one sentence a phase and row: too long for a cell."""
-    sized = frame["shape"].nunique() > 1
-    return [
-        " ".join(filter(None, (line["method"], line["variant"], _setting(line["shape"]) if sized else "")))
-        + f", {line['kind']}, {phase}: {line[f'{phase}_reason']}"
-        for line in _lines(frame)
-        for phase in _phases_of(frame)
-        if line[f"{phase}_reason"]
-    ]
-
-
-def _title(frame: pd.DataFrame) -> str:
-    """What all rows share."""
-    values = {name: set(frame[name].tolist()) for name in _settings_of(frame) if frame[name].notna().all()}
+def _title(frame: pd.DataFrame, settings: Sequence[str]) -> str:
+    """The settings that all rows share."""
+    values = {name: set(frame[name].tolist()) for name in settings if frame[name].notna().all()}
     shared = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
     words = ["Peak memory", *(_setting(setting_text(name, value)) for name, value in shared.items())]
     return ", ".join(filter(None, words))
 
 
-def _legend(frame: pd.DataFrame) -> str:
-    """What the columns mean, of those that are there."""
-    notes = ["GiB (2³⁰ bytes): peak of live tensors (peak_allocated)."]
-    columns = " ".join(map(str, frame.columns))
-    if "peak_reserved" in columns:
-        notes.append("Reserved: what the allocator took from the driver.")
-    if "ratio_reference" in columns:
-        against = dict.fromkeys(filter(None, frame["ratio_reference"]))
-        notes.append(f"Ratio: to {' or '.join(against)}, all else and the kind equal." if against else "")
-    if share := _assumed_share(frame):
-        notes.append(
-            f"Up to {share:.0%} of a predicted peak is assumed: it rests on a rule that no published counter has shown "
-            "yet (--assumed shows how much)."
-        )
-    if "prediction_error" in columns:
-        notes.append("Prediction error: predicted / measured − 1.")
-    if "_verified" in columns:
-        notes.append("Verified: run again with the process capped at the predicted memory.")
-    return "\n".join([" ".join(filter(None, notes)), *map(" ".join, map(str.split, _failures(frame)))])
-
-
-def _assumed_share(frame: pd.DataFrame) -> float:
-    """The largest share of a predicted peak that is assumed."""
+def _remarks(frame: pd.DataFrame, lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Remarks below the table: how much is assumed, and what failed and why, one sentence per phase and row."""
+    phases, sized = _phases_of(frame), frame["shape"].nunique() > 1
     shares = [
         line[f"{phase}_assumed"] / line[f"{phase}_peak_allocated"]
-        for line in _lines(frame)
-        for phase in _phases_of(frame)
+        for line in lines
+        for phase in phases
         if line.get(f"{phase}_assumed") and line[f"{phase}_peak_allocated"]
     ]
-    return max(shares, default=0.0)
-
-
-def _is_number(header: str) -> bool:
-    return header == "parameters" or header.endswith((" GiB", " ratio", " error"))
-
-
-def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
+    remarks = [
+        f"Up to {max(shares, default=0):.0%} of a predicted peak is assumed: it rests on a rule that no published "
+        "counter has shown yet (--assumed shows how much)."
+    ] * bool(shares)
+    for line in lines:
+        name = " ".join(filter(None, (line["method"], line["variant"], _setting(line["shape"]) if sized else "")))
+        reasons = {phase: line[f"{phase}_reason"] for phase in phases if line[f"{phase}_reason"]}
+        remarks += [" ".join(f"{name}, {line['kind']}, {phase}: {why}".split()) for phase, why in reasons.items()]
+    return remarks

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.tables.text import markdown_grid, text_grid
+from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import significant
 
 Run = dict[str, Any]
@@ -57,48 +57,38 @@ def _short(values: Quartiles) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
 
 
-def to_text(run: Run) -> str:
-    """Return the table as aligned text."""
-    return f"{_title(run)}\n\n{text_grid(*_table(run))}\n\n{_NOTE}\n"
-
-
-def to_markdown(run: Run) -> str:
-    """Return the same as Markdown."""
-    return f"{_title(run)}\n\n{markdown_grid(*_table(run))}\n\n{_NOTE}\n"
-
-
 _NOTE = (
     "Medians and quartiles. Ours / theirs: round by round, each of the others right before ours. Copy: the same bytes "
     "moved without a permutation."
 )
 
 
-def _title(run: Run) -> str:
+def micro_page(run: Run) -> Page:
+    """Return the table of a run: a row for each benchmark and each library that ran beside it."""
     env = run["environment"]
     commit = f"{str(env['commit'])[:10] or 'unknown'}{' and changes' if env['dirty'] else ''}"
-    return f"Micro-benchmarks on {env['cpu']}, {env['threads']} threads, torch {env['torch']}, commit {commit}."
-
-
-def _table(run: Run) -> tuple[list[str], list[list[str]]]:
-    rows = []
-    for name, found in run["benchmarks"].items():
-        ours = _milliseconds(found["seconds"])
-        rows += [[name, ours, *_beside(other, found)] for other in found["beside"]] or [[name, ours, "", "", "", ""]]
-    return ["benchmark", "ours (ms)", "beside", "theirs (ms)", "ours / theirs", "share of copy bandwidth"], rows
-
-
-def _beside(other: str, found: Mapping[str, Any]) -> list[str]:
-    seconds, ratio = found["beside"][other]["seconds"], found["beside"][other]["ratio"]
-    share = found.get("share_of_copy_bandwidth") if other == "copy" else None
-    return [other, _milliseconds(seconds), _range(ratio), "" if share is None else f"{share:.0%}"]
+    title = f"Micro-benchmarks on {env['cpu']}, {env['threads']} threads, torch {env['torch']}, commit {commit}."
+    found = run["benchmarks"].items()
+    rows = [(name, one, beside) for name, one in found for beside in one["beside"].items() or [("", {})]]
+    columns = {
+        Heading("benchmark", "benchmark"): lambda row: row[0],
+        Heading("ours", "ours (ms)", note=_NOTE): lambda row: _milliseconds(row[1]["seconds"]),
+        Heading("beside", "beside"): lambda row: row[2][0],
+        Heading("theirs", "theirs (ms)"): lambda row: (row[2][1] and _milliseconds(row[2][1]["seconds"])) or None,
+        Heading("ratio", "ours / theirs"): lambda row: (row[2][1] and _range(row[2][1]["ratio"], "×")) or None,
+        Heading("share", "share of copy bandwidth", "{:.0%}".format): lambda row: (
+            row[1].get("share_of_copy_bandwidth") if row[2][0] == "copy" else None
+        ),
+    }
+    return Page([title, table_of(rows, columns)])
 
 
 def _milliseconds(seconds: Quartiles) -> str:
     return _range([1000 * s for s in seconds])
 
 
-def _range(values: Quartiles) -> str:
-    low, middle, high = (significant(value) for value in values)
+def _range(values: Quartiles, unit: str = "") -> str:
+    low, middle, high = (significant(value) + unit for value in values)
     return f"{middle} ({low} to {high})"
 
 
@@ -152,9 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run = trimmed(json.loads(asked.run.read_text()))
     # Before anything is written: the saved run may be the one that this replaces.
     saved = json.loads(asked.saved.read_text()) if asked.saved and asked.saved.exists() else None
+    page = micro_page(run)
     replace_file(asked.out / "bench.json", (json.dumps(run, indent=1) + "\n").encode())
-    replace_file(asked.out / "bench.md", to_markdown(run).encode())
-    print(to_text(run))
+    replace_file(asked.out / "bench.md", page.to_markdown().encode())
+    print(page.to_text())
     print("\n".join(compare(run, saved)) if saved else "There is no saved run to compare with.")
 
 

@@ -1,27 +1,25 @@
-"""The table of speed: training steps a second and seconds a volume, as data (CSV) and for people."""
+"""The table of speed: training steps per second and seconds per volume, as data and for people."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.tables.text import markdown_grid, text_grid
+from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
 from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.units import count, setting_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["save", "speed_table", "to_csv", "to_markdown", "to_text"]
+__all__ = ["speed_page", "speed_table"]
 
 _ENOUGH = 10  # repetitions that the protocol asks for
 _FAILURES = {"oom": "OOM", "skipped": "not run"}
 
-_COLUMNS: dict[str, Any] = {
+_DTYPES = {
     **dict.fromkeys(("method", "variant", "shape"), "object"),
     "batch_size": "Int64",
     **dict.fromkeys(("precision", "checkpointing"), "object"),
@@ -35,47 +33,30 @@ _COLUMNS: dict[str, Any] = {
 }
 
 
-def speed_table(records: Iterable[Record]) -> pd.DataFrame:
+def speed_table(paces: Iterable[Pace]) -> pd.DataFrame:
     """Return a row for the training step of each configuration, and for a volume of each number of evaluations.
 
     Columns: method, variant, settings, phase, evaluations (of the network, for a volume), kind, n (repetitions),
-    seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, of the first
-    volume, which is of one evaluation), per_second (steps; volumes, all of a batch counted), flop (convolutions and
-    matrix products), flop_per_second, share (of what matrix products reach), status, reason. A time that was estimated
-    has a row of its own, of kind `predicted`.
+    seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, of the first volume, which has one
+    evaluation), per_second (steps; volumes, all of a batch counted), flop (convolutions and matrix products),
+    flop_per_second, share (of the rate of matrix products), status, reason. An estimated time has its own row, of kind
+    `predicted`.
+    """
+    return data_frame([line for pace in paces for found in pace.timings for line in _lines(pace, *found)], _DTYPES)
+
+
+def speed_page(records: Iterable[Record]) -> Page:
+    """Return the table for people, one row per configuration, and :func:`speed_table` as data.
 
     Args:
-        records: long-form records; those that are not about time are passed over.
+        records: long-form records; those that are not about time are ignored.
 
     Raises:
         ValueError: no record is of a time.
     """
-    import pandas as pd
-
-    lines = [line for pace in gather_times(records) for found in pace.timings for line in _lines(pace, *found)]
-    return pd.DataFrame({c: pd.Series([line.get(c) for line in lines], dtype=t) for c, t in _COLUMNS.items()})
-
-
-def to_csv(records: Iterable[Record]) -> str:
-    """Return the table as CSV with six significant digits, the same text every time."""
-    return speed_table(records).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
-def to_text(records: Iterable[Record]) -> str:
-    """Return the table for people as aligned text: a row a configuration, its columns below explained."""
-    return _page(gather_times(records), text_grid)
-
-
-def to_markdown(records: Iterable[Record]) -> str:
-    """Return the same as Markdown."""
-    return _page(gather_times(records), markdown_grid)
-
-
-def save(records: Sequence[Record], stem: Path) -> tuple[Path, Path]:
-    """Write the table as `<stem>.csv` and `<stem>.md`, each whole or not at all, and return the two paths."""
-    contents = {".csv": to_csv(records), ".md": to_markdown(records)}
-    csv, markdown = (replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in contents.items())
-    return csv, markdown
+    paces = gather_times(records)
+    table = table_of(paces, _columns(paces)).without_empty()  # no column for what nobody asked for
+    return Page([_title(paces), table, *_remarks(paces)], speed_table(paces))
 
 
 def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> list[dict[str, Any]]:
@@ -84,8 +65,7 @@ def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> l
     about |= {"evaluations": evaluations, "shape": "x".join(map(str, timing.record.shape))}
     first, third = timing.quartiles or (None, None)
     measured = about | {
-        "kind": timing.record.kind,
-        "n": timing.record.n,
+        **{name: getattr(timing.record, name) for name in ("kind", "n", "status", "reason")},
         "seconds": timing.seconds,
         "q1": first,
         "q3": third,
@@ -94,16 +74,11 @@ def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> l
         "flop": timing.flops,
         "flop_per_second": timing.rate,
         "share": timing.share,
-        "status": timing.record.status,
-        "reason": timing.record.reason,
     }
-    guess = timing.estimate
-    if guess is None:
+    if timing.estimate is None:
         return [measured]
-    return [
-        measured,
-        about | {name: getattr(guess, name) for name in ("kind", "status", "reason")} | {"seconds": guess.value},
-    ]
+    estimated = {name: getattr(timing.estimate, name) for name in ("kind", "status", "reason")}
+    return [measured, about | estimated | {"seconds": timing.estimate.value}]
 
 
 def _per_second(phase: str, timing: Timing) -> float | None:
@@ -112,124 +87,103 @@ def _per_second(phase: str, timing: Timing) -> float | None:
     return (1 if phase == "train" else timing.record.batch_size or 1) / timing.seconds
 
 
-def _page(paces: Sequence[Pace], show: Callable[[list[str], list[list[str]]], str]) -> str:
-    cells = _cells(paces)
-    cells = {header: column for header, column in cells.items() if set(column) != {"–"}}  # what nobody asked for
-    rows = [list(row) for row in zip(*cells.values(), strict=True)]
-    return "\n\n".join((_title(paces), show(list(cells), rows), *_notes(paces))) + "\n"
-
-
 def _title(paces: Sequence[Pace]) -> str:
     env = (paces[0].step or next(iter(paces[0].volumes.values()))).record.env
     where = env.get("gpu") or ", ".join(filter(None, (env.get("cpu", ""), f"{env.get('threads', '?')} threads")))
     return f"Time on {where}: {common([pace.row for pace in paces])}."
 
 
-def _cells(paces: Sequence[Pace]) -> dict[str, list[str]]:
-    """The columns for people: header, and a cell for each configuration."""
-    rows = [pace.row for pace in paces]
-    cells = {"method": [row.name for row in rows]}
-    cells |= {
-        name.replace("_", " "): [setting_text(name, row.settings[name]) or "–" for row in rows]
-        for name in varying(rows)
-    }
-    cells["steps/s"] = [_steps_a_second(pace.step) for pace in paces]
-    if _tell_firsts(paces):
-        cells["first step, s"] = [_first(pace, "train") for pace in paces]
-    cells["training FLOP/s (share)"] = [_achieved(pace.step) for pace in paces]
-    if _tell_firsts(paces):
-        cells["first volume, s"] = [_first(pace, "sample") for pace in paces]
-    shared = _asked_of_all(paces)
-    for k in shared:
-        cells[f"s/volume, {k} ev."] = [_volume(pace.volumes.get(k)) for pace in paces]
-    cells["s/volume, own ev."] = [_own(pace) for pace in paces]
-    cells["volumes/s, own ev."] = [_volumes_a_second(pace) for pace in paces]
-    cells["sampling FLOP/s (share)"] = [_achieved(_largest(pace)) for pace in paces]
-    return cells
+def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
+    """The columns for people; the first calls are of interest only where a network is compiled in them."""
+    first = any(pace.firsts and pace.row.settings["compile"] for pace in paces)
+    compiled = "First: the call that compiles the network, once per process; the first volume has one evaluation."
+    medians = "Medians; steps/s with quartiles, all quartiles in the CSV."
+    own = "ev.: network evaluations per volume; own: the number of the method."
+    flop = "FLOP: convolutions and matrix products, counted; recomputation by checkpointing counts again."
+    columns: dict[Heading, Callable[[Pace], Any]] = {Heading("method", "method"): lambda pace: pace.row.name}
+    for name in varying([pace.row for pace in paces]):
+        columns[Heading(name, name.replace("_", " "))] = _setting(name)
+    columns[Heading("steps_per_second", "steps/s", note=medians)] = lambda pace: _steps_per_second(pace.step)
+    if first:
+        columns[Heading("first_step", "first step, s", rank=2, note=compiled)] = _first("train")
+    columns[Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop)] = lambda pace: _rate(pace.step)
+    if first:
+        columns[Heading("first_volume", "first volume, s", rank=2)] = _first("sample")
+    for k in _asked_of_all(paces):
+        columns[Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1)] = _seconds(k)
+    columns[Heading("seconds_own", "s/volume, own ev.", note=own)] = _own
+    columns[Heading("volumes_per_second", "volumes/s, own ev.", rank=1)] = _volumes_per_second
+    columns[Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop)] = _sampling_rate
+    return columns
 
 
 def _asked_of_all(paces: Sequence[Pace]) -> list[int]:
-    """The numbers of evaluations that every configuration has that was sampled from at all."""
+    """The numbers of evaluations that every sampled configuration has."""
     sampled = [set(pace.volumes) for pace in paces if pace.volumes]
     return sorted(set.intersection(*sampled)) if sampled else []
 
 
-def _steps_a_second(timing: Timing | None) -> str:
+def _setting(name: str) -> Callable[[Pace], str]:
+    return lambda pace: setting_text(name, pace.row.settings[name])
+
+
+def _first(phase: str) -> Callable[[Pace], str | None]:
+    return lambda pace: significant(pace.firsts[phase]) if phase in pace.firsts else None
+
+
+def _seconds(evaluations: int) -> Callable[[Pace], str | None]:
+    return lambda pace: _volume(pace.volumes.get(evaluations))
+
+
+def _steps_per_second(timing: Timing | None) -> str | None:
     if timing is None or timing.seconds is None or timing.quartiles is None:
         return _failed(timing)
     slow, fast = (significant(1 / seconds) for seconds in reversed(timing.quartiles))
     return f"{significant(1 / timing.seconds)} ({slow} to {fast})"
 
 
-def _volume(timing: Timing | None) -> str:
+def _volume(timing: Timing | None) -> str | None:
     if timing is not None and timing.estimate is not None and timing.estimate.value is not None:
         return f"≈{significant(timing.estimate.value)} est."
     return _failed(timing) if timing is None or timing.seconds is None else significant(timing.seconds)
 
 
-def _own(pace: Pace) -> str:
-    if pace.own not in pace.volumes:
-        return "–"
-    return f"{_volume(pace.volumes[pace.own])} ({pace.own})"
+def _own(pace: Pace) -> str | None:
+    return f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
 
 
-def _volumes_a_second(pace: Pace) -> str:
+def _volumes_per_second(pace: Pace) -> str | None:
     timing = pace.volumes.get(pace.own or 0)
     rate = None if timing is None else _per_second("sample", timing)
-    return "–" if rate is None else significant(rate)
+    return None if rate is None else significant(rate)
 
 
-def _tell_firsts(paces: Sequence[Pace]) -> bool:
-    """Whether people are told of first calls: where a network is compiled in one; what others take is in the CSV."""
-    return any(pace.firsts and pace.row.settings["compile"] for pace in paces)
+def _sampling_rate(pace: Pace) -> str | None:
+    """The rate in the timed volume with the most evaluations, in which all else weighs least."""
+    return _rate(next((timing for timing in reversed(pace.volumes.values()) if timing.seconds is not None), None))
 
 
-def _first(pace: Pace, phase: str) -> str:
-    return significant(pace.firsts[phase]) if phase in pace.firsts else "–"
-
-
-def _largest(pace: Pace) -> Timing | None:
-    """The volume with the most evaluations that were run: what comes before and after them weighs least there."""
-    run = [timing for timing in pace.volumes.values() if timing.seconds is not None]
-    return run[-1] if run else None
-
-
-def _achieved(timing: Timing | None) -> str:
+def _rate(timing: Timing | None) -> str | None:
     if timing is None or timing.rate is None or timing.share is None:
-        return "–"
+        return None
     return f"{count(timing.rate)} ({timing.share:.0%})"
 
 
-def _failed(timing: Timing | None) -> str:
-    return "–" if timing is None else _FAILURES.get(timing.record.status, timing.record.status)
+def _failed(timing: Timing | None) -> str | None:
+    return None if timing is None else _FAILURES.get(timing.record.status, timing.record.status)
 
 
-def _notes(paces: Sequence[Pace]) -> list[str]:
-    notes = [
-        "Medians; steps/s with quartiles, those of all in the CSV. ev.: network evaluations a volume; own: the "
-        "method's. FLOP: convolutions and matrix products, counted; what checkpointing computes again counts again."
-    ]
-    if _tell_firsts(paces):
-        notes.append("First: the call in which a network is compiled, once a process; a volume's is of one evaluation.")
+def _remarks(paces: Sequence[Pace]) -> list[str]:
+    remarks = []
     if ceilings := [record for pace in paces for record in pace.ceilings]:
         rates = [record.value for record in ceilings if record.value is not None]
         what = "; ".join(dict.fromkeys(record.reason for record in ceilings))
         ends = " to ".join(dict.fromkeys(count(rate) for rate in (min(rates), max(rates))))
-        notes.append(f"Share: of {ends}FLOP/s, which a {what} reaches, measured in the same process.")
-    estimates = [t.estimate for pace in paces for _, _, t in pace.timings if t.estimate]
-    if estimates:
-        notes.append("est.: an estimate. " + "; ".join(dict.fromkeys(record.reason for record in estimates)) + ".")
+        remarks.append(f"Share: of {ends}FLOP/s, the rate of a {what}, measured in the same process.")
+    timings = [(pace.row.name, phase, timing) for pace in paces for phase, _, timing in pace.timings]
+    if estimates := dict.fromkeys(timing.estimate.reason for _, _, timing in timings if timing.estimate):
+        remarks.append(f"est.: an estimate. {'; '.join(estimates)}.")
     if any(pace.repetitions is not None and pace.repetitions < _ENOUGH for pace in paces):
-        notes.append(f"Quick: fewer than the {_ENOUGH} repetitions of the protocol; a glance, not a result.")
-    return notes + _failures(paces)
-
-
-def _failures(paces: Sequence[Pace]) -> list[str]:
-    """What was not found out and why, each reason once."""
-    found = {
-        (pace.row.name, phase, timing.record.reason): None
-        for pace in paces
-        for phase, _, timing in pace.timings
-        if timing.record.status != "ok"
-    }
-    return [f"{name}, {phase}: {reason}." for name, phase, reason in found]
+        remarks.append(f"Quick: fewer than the {_ENOUGH} repetitions of the protocol; a first look, not a result.")
+    failed = [(name, phase, timing.record) for name, phase, timing in timings if timing.record.status != "ok"]
+    return [*remarks, *dict.fromkeys(f"{name}, {phase}: {record.reason}." for name, phase, record in failed)]

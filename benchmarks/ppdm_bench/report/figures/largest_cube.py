@@ -1,0 +1,71 @@
+"""Bars of the largest cube that fits into a budget of memory, by method and purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import SMALL, TEXT, Column
+from ppdm_bench.report.tables.budget import Line, title_of
+
+_COLOURS = {"train": style.BLUE, "sample": style.ORANGE}
+_NAMES = {"train": "training", "sample": "sampling"}
+
+
+def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
+    """Return bars of the largest cube that fits, by method and purpose, hatched because they are predicted.
+
+    A thin line marks the requested size if it is a cube.
+
+    Raises:
+        ValueError: there is no largest cube to draw.
+    """
+    drawn = [line for line in lines if line.cube is not None]
+    if not drawn:
+        raise ValueError("there is nothing to draw: no record holds a largest resolution")
+    methods = list(dict.fromkeys(line.method for line in drawn))
+    purposes = list(dict.fromkeys(line.purpose for line in drawn))
+    height, places = 0.86, {method: place * (len(purposes) + 0.7) for place, method in enumerate(methods)}
+    figure = style.new_figure(column, height=1.15 + 0.15 * (max(places.values()) + len(purposes)))
+    axes = figure.add_subplot()
+    style.plain_axes(axes, grid="x")
+    for line in drawn:
+        place, edge = places[line.method] + purposes.index(line.purpose), line.cube or 0
+        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.purpose)))
+        axes.annotate(
+            f"{edge:.0f}³" if edge else "none",
+            (edge, place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=SMALL,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        )
+    middle = (len(purposes) - 1) / 2
+    names = [style.folded(method, 40) for method in methods]
+    axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(max(places.values()) + len(purposes) - 0.2, -0.8)
+    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)
+    axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
+    for edge in _wanted(drawn):
+        axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
+    style.title(figure, title_of(drawn))
+    handles = [Patch(facecolor=_colour(purpose), label=_NAMES.get(purpose, purpose)) for purpose in purposes]
+    handles += style.kind_patches([line.record.kind for line in drawn])
+    asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))]
+    style.legend(figure, [*handles, *(asked if _wanted(drawn) else [])], columns=5)
+    return figure
+
+
+def _wanted(lines: Sequence[Line]) -> list[float]:
+    shape = set(lines[0].record.shape)
+    return [float(shape.pop())] if len(shape) == 1 else []
+
+
+def _colour(purpose: str) -> str:
+    return _COLOURS.get(purpose, style.SKY)

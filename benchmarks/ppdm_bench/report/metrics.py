@@ -1,0 +1,68 @@
+"""Metrics of quality: names for people, and the better direction: more, less, or nearer to an ideal."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["ideal", "is_higher_better", "is_regional", "loss", "metric_name"]
+
+UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
+
+# More is better for names that begin with one of these; less for all others that have no ideal.
+_HIGHER = ("psnr", "reconstruction_psnr", "ssim", "fits", "largest_", "matmul_flops_per_second", "flops_share")
+_IDEAL = {"sharpness": 1.0, **dict.fromkeys(UPTAKE, 0.0)}
+
+
+def base(metric: str) -> str:
+    """Return the name of a metric without lattice or region."""
+    return next((name for name in ("seam_index", *UPTAKE) if metric.startswith(name)), metric)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Whether more is better."""
+    return metric.startswith(_HIGHER)
+
+
+def ideal(metric: str) -> float | None:
+    """Return the best value; None if more is always better, or less."""
+    return _IDEAL.get(base(metric))
+
+
+def loss(metric: str, was: float, now: float) -> float:
+    """Return by how much a value became worse, in the unit of the metric; negative if it became better."""
+    best = ideal(metric)
+    if best is not None:
+        return abs(now - best) - abs(was - best)
+    return was - now if is_higher_better(metric) else now - was
+
+
+_NAMES = {
+    "psnr": "PSNR",
+    "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a learned representation
+    "ssim": "SSIM",
+    "nmae": "NMAE",
+    "nrmse": "NRMSE",
+    "mae": "MAE",
+    "seam_index": "seam index",
+    "suv_mean_bias": "SUVmean",
+    "suv_max_bias": "SUVmax",
+}
+
+
+def metric_name(metric: str, unit: str = "") -> str:
+    """Return a metric for people, with an arrow to the better direction: ``PSNR dB ↑``, ``seam index r=4 dB ↓``."""
+    lattice = re.fullmatch(r"seam_index_r(.+)", metric)
+    which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
+    name = _NAMES.get(base(metric), base(metric).replace("_", " ")) + which
+    arrow = "↑" if is_higher_better(metric) else f"→{best:g}" if (best := ideal(metric)) is not None else "↓"
+    return " ".join(filter(None, (name, unit if unit != "1" else "", arrow)))
+
+
+def is_regional(metric: str) -> bool:
+    """Whether a metric refers to one labelled region, so that there are many of its kind."""
+    return metric.startswith(UPTAKE)
+
+
+def region(metric: str) -> str:
+    """Return the region of a regional metric for people: `grey matter`."""
+    return metric.removeprefix(f"{base(metric)}_").replace("_", " ")

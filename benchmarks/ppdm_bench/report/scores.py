@@ -1,0 +1,309 @@
+"""Records of quality gathered into scores: the values of one configuration by metric, seed and scan.
+
+Where a subject has several scans (named ``subject/scan``), the subject's value is their mean: n counts subjects, which
+are independent, and not scans. A configuration is identified by the fields of its method, not by its name: a figure or
+a claim that asks for a bridge, or for a full-3-D model, finds every such method.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, TypeVar
+
+from ppdm_bench.records import Record
+from ppdm_bench.report.metrics import ideal, is_higher_better
+from ppdm_bench.units import shape_text
+
+__all__ = [
+    "Scan",
+    "Scores",
+    "alike",
+    "by_configuration",
+    "by_design",
+    "by_subject",
+    "design_of",
+    "factor_text",
+    "group_title",
+    "is_bridge",
+    "most_evaluations",
+    "names_of",
+    "reference_of",
+    "resolved",
+    "seam_metric",
+    "setting",
+    "unit_in",
+]
+
+# The axes of a design; the other fields of a method are its training, sampling and size.
+DESIGN = ("representation", "window", "kernel", "target", "loss")
+
+Scan = tuple[int | None, str]  # seed of the training, if seeds are kept apart, and name of the scan
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The values of one configuration.
+
+    Attributes:
+        task, shape, method, variant, precision: of the first record.
+        data: data set and convention as JSON; equal for scores that can be compared.
+        design: the resolved method, empty if nothing was trained.
+        evaluations: of the network per volume, None without a network.
+        train_steps: training steps, None without training.
+        scans: values by metric and scan.
+        failed: scans without a value, by metric.
+        units: by metric.
+        records: what the scores are made from.
+    """
+
+    task: str
+    data: str
+    shape: tuple[int, ...]
+    method: str
+    variant: str
+    precision: str
+    design: Mapping[str, Any]
+    evaluations: int | None
+    train_steps: int | None
+    scans: dict[str, dict[Scan, float]] = field(default_factory=dict)
+    failed: dict[str, set[Scan]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+
+    @classmethod
+    def like(cls, record: Record) -> Scores:
+        """Return empty scores of the configuration of a record."""
+        steps = (record.options.get("training") or {}).get("steps")
+        named = (record.method, record.variant, record.precision)
+        return cls(record.task, _data(record), record.shape, *named, resolved(record), record.steps, steps)
+
+    def add(self, record: Record, seed: int | None = None) -> None:
+        """Add the value of a record; of two records of one scan the later counts."""
+        scan = (seed, record.subject)
+        self.records.append(record)
+        self.units[record.metric] = record.unit
+        values, failed = self.scans.setdefault(record.metric, {}), self.failed.setdefault(record.metric, set())
+        values.pop(scan, None)
+        failed.discard(scan)
+        if record.value is not None and record.status == "ok":
+            values[scan] = float(record.value)
+        else:
+            failed.add(scan)
+
+    @property
+    def label(self) -> str:
+        """Method and variant."""
+        return f"{self.method} {self.variant}".strip()
+
+    @property
+    def width(self) -> int | None:
+        """Channels of the finest level of the network."""
+        width = self.design.get("network", {}).get("width")
+        return width if isinstance(width, int) else None
+
+    @property
+    def trained(self) -> tuple[Hashable, ...]:
+        """Data, budget, name and design: all that distinguishes scores, except the number of evaluations."""
+        return self.data, self.train_steps, self.label, _apart_from_steps(self.design)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of its trainings."""
+        return sorted({seed for scans in self.scans.values() for seed, _ in scans if seed is not None})
+
+    def subjects(self, metric: str) -> dict[str, float]:
+        """Return the value of each subject: the mean over its scans and seeds."""
+        return by_subject(self.scans.get(metric, {}))
+
+    def of_seeds(self, metric: str) -> dict[int, float]:
+        """Return the mean over scans for each seed."""
+        values = self.scans.get(metric, {}).items()
+        return _means((seed, value) for (seed, _), value in values if seed is not None)
+
+    def mean(self, metric: str) -> float | None:
+        """Return the mean over subjects, None without values."""
+        values = self.subjects(metric)
+        return fmean(values.values()) if values else None
+
+    def ranked(self, metric: str) -> list[tuple[str, float]]:
+        """Return all scans with their values, the best first; none if the metric has an ideal value in between."""
+        if ideal(metric) is not None:
+            return []
+        values = [(name, value) for (_, name), value in self.scans[metric].items()]
+        return sorted(values, key=lambda scan: scan[1], reverse=is_higher_better(metric))
+
+    @property
+    def ranking(self) -> str:
+        """The metric by which subjects are ranked: PSNR, else the first that has values, else none."""
+        return next((m for m in ("psnr", *self.scans) if self.scans.get(m) and ideal(m) is None), "")
+
+    @property
+    def standing(self) -> float:
+        """The mean over subjects of the metric of the ranking, with a sign so that more is better."""
+        mean = fmean(self.subjects(self.ranking).values())
+        return mean if is_higher_better(self.ranking) else -mean
+
+    def of_metric(self, metric: str) -> list[Record]:
+        """Return the records of a metric."""
+        return [record for record in self.records if record.metric == metric]
+
+
+def by_subject(values: Mapping[Scan, float]) -> dict[str, float]:
+    """Return the mean of each subject over its scans and seeds."""
+    return _means((name.partition("/")[0], value) for (_, name), value in values.items())
+
+
+def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
+    values: dict[K, list[float]] = {}
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    return {key: fmean(found) for key, found in values.items()}
+
+
+def by_configuration(records: Iterable[Record]) -> list[Scores]:
+    """Return the scores of each method, variant, number of evaluations and precision, in the order of the records.
+
+    Records without a subject are ignored.
+
+    Raises:
+        ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
+    """
+    records = [record for record in records if record.subject]
+    if len(settings := {setting(record) for record in records}) > 1:
+        raise ValueError(
+            f"the records are of {len(settings)} data sets or conventions, and numbers of different ones cannot be "
+            "compared; take those of one, see ppdm_bench.report.scores.setting"
+        )
+    found: dict[tuple[object, ...], Scores] = {}
+    for record in records:
+        key = (record.method, record.variant, record.steps, record.precision)
+        found.setdefault(key, Scores.like(record)).add(record)
+    return list(found.values())
+
+
+def by_design(records: Iterable[Record]) -> list[Scores]:
+    """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
+
+    Records without a subject, and scores without a value, are left out.
+    """
+    found: dict[tuple[Any, ...], Scores] = {}
+    for record in records:
+        if record.subject and record.kind == "measured":
+            one = Scores.like(record)
+            named = () if one.design else (one.method, one.variant)
+            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named)
+            found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
+    return [one for one in found.values() if any(one.scans.values())]
+
+
+def setting(record: Record) -> str:
+    """Return data set and convention as JSON: equal for records whose numbers can be compared."""
+    return json.dumps([record.task, record.options.get("data"), record.options.get("convention")], sort_keys=True)
+
+
+def _data(record: Record) -> str:
+    """The same without the list of metrics, which grows with the methods and changes no value."""
+    convention = {**(record.options.get("convention") or {})}
+    convention.pop("metrics", None)
+    return json.dumps([record.task, record.options.get("data"), convention], sort_keys=True)
+
+
+def _apart_from_steps(design: Mapping[str, Any]) -> str:
+    sampling = {name: value for name, value in (design.get("sampling") or {}).items() if name != "steps"}
+    return json.dumps({**design, "sampling": sampling}, sort_keys=True)
+
+
+def most_evaluations(
+    items: Iterable[T], key: Callable[[T], Hashable], of: Callable[[T], Any] = lambda item: item
+) -> list[T]:
+    """Return for each key the first of the items whose scores have the most network evaluations.
+
+    Args:
+        items: scores, or what has scores.
+        key: distinguishes items that are not compared.
+        of: from an item to its scores.
+    """
+    most: dict[Hashable, T] = {}
+    for item in items:
+        known = most.setdefault(key(item), item)
+        if (of(item).evaluations or 0) > (of(known).evaluations or 0):
+            most[key(item)] = item
+    return list(most.values())
+
+
+def reference_of(series: Scores, everything: Sequence[Scores], label: str) -> Scores | None:
+    """Return the scores of a label that others are compared with: those at as many evaluations, else the first."""
+    if series.label == label:
+        return None
+    candidates = [other for other in everything if other.label == label]
+    return next((one for one in candidates if one.evaluations == series.evaluations), next(iter(candidates), None))
+
+
+def names_of(everything: Sequence[Scores]) -> list[str]:
+    """Return distinct names: the label, with evaluations and precision where one label has several."""
+    names = []
+    for series in everything:
+        same = [other for other in everything if other.label == series.label]
+        words = [series.label]
+        if len({other.evaluations for other in same}) > 1:
+            words.append(f"{series.evaluations} evaluation{'s' if series.evaluations != 1 else ''}")
+        if len({other.precision for other in same}) > 1:
+            words.append(series.precision)
+        names.append(", ".join(words))
+    return names
+
+
+def unit_in(everything: Sequence[Scores], metric: str) -> str:
+    """Return the unit of a metric, which not all scores may have."""
+    return next((series.units[metric] for series in everything if metric in series.units), "")
+
+
+def resolved(record: Record) -> dict[str, Any]:
+    """Return the method of a record with all of its fields; empty if there is none."""
+    found = record.options.get("resolved")
+    return found if isinstance(found, dict) else {}
+
+
+def design_of(content: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
+    """Return the axes of a resolved method as JSON, except those named; empty for none."""
+    axes = {name: content[name] for name in DESIGN if name in content and name not in without}
+    return json.dumps(axes, sort_keys=True) if axes else ""
+
+
+def alike(one: Scores, other: Scores) -> bool:
+    """Whether two scores can be compared: one data set, one budget, one width of the network."""
+    return (one.data, one.train_steps, one.width) == (other.data, other.train_steps, other.width)
+
+
+def is_bridge(design: Mapping[str, Any]) -> bool:
+    """Whether sampling starts from the source: true for every kernel that does not end in noise."""
+    kernel = (design.get("kernel") or {}).get("type", "")
+    return bool(kernel) and kernel != "gaussian"
+
+
+def factor_text(design: Mapping[str, Any]) -> str:
+    """Return the puzzle's factor as in names of metrics: `2`, `1x2x2`; empty without a puzzle."""
+    space = design.get("representation") or {}
+    factor = space.get("factor") if space.get("type") == "puzzle" else None
+    return "x".join(map(str, factor)) if isinstance(factor, list) else str(factor) if factor else ""
+
+
+def seam_metric(factor: str) -> str:
+    """Return the seam index on the lattice of a puzzle of this factor; empty without a lattice."""
+    return f"seam_index_r{factor}" if factor not in ("", "1", "1x1x1") else ""
+
+
+def group_title(points: Sequence[Scores]) -> str:
+    """Return what scores of one data set share, in words: `mri-t1t2, 3 subjects of val, 36×48×44`."""
+    first = points[0]
+    split = (json.loads(first.data)[1] or {}).get("split", "")
+    metrics = {metric for point in points for metric in point.scans}
+    names = {s for point in points for s in point.subjects("psnr")}
+    names = names or {s for point in points for metric in metrics for s in point.subjects(metric)}
+    where = f"{len(names)} subject{'s' if len(names) != 1 else ''}" + (f" of {split}" if split else "")
+    return ", ".join(filter(None, (first.task, where, shape_text(first.shape))))

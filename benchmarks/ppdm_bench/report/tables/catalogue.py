@@ -1,0 +1,35 @@
+"""The table of registered methods."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ppdm_bench.report.tables.render import Heading, Line, Page, Table
+
+__all__ = ["catalogue_page"]
+
+
+def _text(value: Any) -> str:
+    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 100_000 else str(value)
+
+
+_HEADINGS = [
+    Heading("method", "method"),
+    Heading("preset", "preset"),
+    Heading("parameters", "parameters", _text, number=True),
+    Heading("evaluations", "evaluations", number=True),
+    Heading("phases", "phases", rank=1),
+    Heading("representation", "representation"),
+    Heading("kernel", "kernel"),
+    *(Heading(name, name, rank=1) for name in ("target", "window", "source")),
+]
+
+
+def catalogue_page(rows: Sequence[Mapping[str, Any]]) -> Page:
+    """Return the table of methods.
+
+    Args:
+        rows: from :func:`ppdm_bench.commands.methods.catalogue`.
+    """
+    return Page([Table(_HEADINGS, [Line(tuple(row[heading.key] for heading in _HEADINGS)) for row in rows])])

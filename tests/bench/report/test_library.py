@@ -1,0 +1,44 @@
+"""Errors while something is made from records: faults of the data and faults of the code are not the same."""
+
+import math
+
+import pytest
+
+from ppdm_bench.records import Record, RecordError
+from ppdm_bench.report.library import believed
+
+RECORD = Record(metric="psnr", value=1.0, kind="measured", options={"plan": None})
+
+
+def _options_of_another_form():
+    return RECORD.options["plan"]["budget"]
+
+
+def _an_option_without_a_method():
+    return RECORD.options["plan"].get("budget")
+
+
+def _an_option_that_is_missing():
+    return RECORD.options["cell"]
+
+
+@pytest.mark.parametrize(
+    "use", [_options_of_another_form, _an_option_without_a_method, _an_option_that_is_missing], ids=lambda f: f.__name__
+)
+def test_options_of_another_form_are_a_fault_of_the_records(use):
+    with pytest.raises(RecordError, match="a figure: a record's options are not of the form"), believed("a figure"):
+        use()
+
+
+def test_a_name_that_does_not_exist_is_a_fault_of_the_code():
+    with pytest.raises(AttributeError, match="metrik"), believed("a figure"):
+        RECORD.metrik  # noqa: B018
+    with pytest.raises(AttributeError, match="squareroot"), believed("a figure"):
+        math.squareroot(2)
+
+
+def test_a_wrong_argument_is_a_fault_of_the_code():
+    with pytest.raises(TypeError, match="unexpected keyword"), believed("a figure"):
+        Record.from_json(txt="{}")
+    with pytest.raises(TypeError, match="missing 1 required"), believed("a figure"):
+        Record.from_json()

@@ -1,0 +1,91 @@
+"""Training in fp16 with loss scaling."""
+
+import copy
+import math
+
+import pytest
+import torch
+from tiny_training import TINY, pair, same
+
+from ppdm.training.loop import Interrupted, Run, fit, train
+from ppdm.training.schedule import Schedule, TrainingError
+from ppdm.training.trainer import Training
+from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import measure_peak, predict_peak
+
+HALF = TINY.with_network(precision="fp16")
+PAIRS = [pair(seed) for seed in range(2)]
+
+
+def test_fp16_follows_fp32():
+    losses = {}
+    for method in (TINY, HALF):
+        reports = []
+        fit(method, PAIRS, steps=4, progress=reports.append)
+        assert all(report.skipped is None for report in reports)
+        losses[method.network.precision] = [report.loss for report in reports]
+    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["fp16"] != losses["fp32"]
+
+
+def test_a_step_whose_gradients_overflow_changes_no_weights():
+    training = Training.start(HALF)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before = copy.deepcopy(training.network)
+    source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    loss, norm = training.step(source, target, 1e-2)
+    assert loss.isfinite()
+    assert not norm.isfinite()
+    assert same(training.network, before)
+    assert same(training.average, before)
+    assert training.scaler.get_scale() == 2.0**99
+    assert all(float(state["step"]) == 0 for state in training.optimizer.inner.state.values())
+
+
+def test_skipped_steps_are_logged_and_a_training_that_only_skips_ends(monkeypatch, tmp_path):
+    monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**20))
+    reports = []
+    fit(HALF, PAIRS, steps=6, progress=reports.append, log=tmp_path / "log.jsonl")
+    skipped = [report.gradient_norm is None for report in reports]
+    assert skipped == sorted(skipped, reverse=True)
+    assert 0 < sum(skipped) < 6
+    assert reports[-1].skipped == sum(skipped)
+    assert math.isfinite(reports[-1].gradient_norm)
+    assert (tmp_path / "log.jsonl").read_text().count("gradient_norm") == 6 - sum(skipped)
+    monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**120))
+    with pytest.raises(TrainingError, match=r"gradients overflowed in 21 steps in a row.* Try precision fp32"):
+        fit(HALF, PAIRS, steps=40)
+
+
+def entering(enter, scale):
+    def entered(self, *arguments):
+        enter(self, *arguments)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+    return entered
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(monkeypatch, tmp_path):
+    """The scale changes while it trains, so it is a part of the state."""
+    monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**20))
+    whole = fit(HALF, PAIRS, steps=6, run=Run(tmp_path / "whole"))
+    done = []
+    with pytest.raises(Interrupted):
+        train(
+            HALF,
+            PAIRS,
+            Schedule(6),
+            run=Run(tmp_path / "half"),
+            stop=lambda: len(done) == 3,
+            progress=done.append,
+        )
+    again = fit(HALF, PAIRS, steps=6, run=Run(tmp_path / "half", resume=True))
+    assert same(whole, again)
+
+
+def test_the_prediction_of_a_step_is_the_measurement():
+    work = workload(HALF, "train", (16, 16, 16), 1, "cpu")
+    predicted = predict_peak(work.build, work.step, work.iterations, "cpu")
+    measured = measure_peak(work.build, work.step, work.iterations, "cpu")
+    assert predicted.peak_allocated == measured.peak_allocated
+    assert predicted.breakdown == measured.breakdown
