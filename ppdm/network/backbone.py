@@ -58,6 +58,7 @@ class Backbone(ABC):
             dims: number of spatial dimensions, 2 or 3.
         """
 
+
 class BackboneNetwork(nn.Module):
     """A network of your own, called as the U-Net is: with the parts of its input, and with the options applied.
 

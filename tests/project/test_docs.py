@@ -306,7 +306,7 @@ def workplace(tmp_path, monkeypatch):
         volume = Volume.from_array(100 * (data + 1), (1.0, 1.0, 2.0))
         write_volume(folder / f"{name}.nii.gz", volume.data, volume)
     (folder / "pairs.csv").write_text("subject,split,source,target\na,train,T1.nii.gz,T2.nii.gz\n")
-    (methods,) = [block.text for block in PYTHON if block.page == "docs/own_method.md"]
+    methods, _ = [block.text for block in PYTHON if block.page == "docs/own_method.md"]
     (folder / "my_methods.py").write_text(methods)
     for name in ("OLD", "NEW"):
         (folder / name).mkdir()
