@@ -276,15 +276,28 @@ def read_flips(text: str) -> str:
     return axes
 
 
-def _read_axes(text: str, number: str, expected: str, *counts: int) -> list[str]:
-    """Read one number or one per axis, such as ``1x2x2``; a comma separates alternatives and never axes."""
+def _read_axes(text: str, number: str, expected: str, *counts: int, several: bool = False) -> list[str]:
+    """Read one number or one per axis, such as ``1x2x2``.
+
+    A comma separates alternatives. An option without alternatives still accepts commas between axes, with a notice.
+
+    Args:
+        text, number: the text, and the regular expression of one number.
+        expected: description of the expected text, for the error.
+        counts: allowed numbers of axes.
+        several: whether the option can have alternatives.
+    """
     parts = text.split("x")
-    if len(parts) not in counts or not all(re.fullmatch(number, part) for part in parts):
-        commas = [part.strip() for part in text.split(",")]
-        several = len(commas) == 3 and all(re.fullmatch(number, part) for part in commas)
-        hint = f"; x separates axes, write {'x'.join(commas)}" if several else ""
-        raise ValueError(f"expected {expected}, got {text!r}{hint}")
-    return parts
+    if len(parts) in counts and all(re.fullmatch(number, part) for part in parts):
+        return parts
+    commas = [part.strip() for part in text.split(",")]
+    if len(commas) != 3 or not all(re.fullmatch(number, part) for part in commas):
+        raise ValueError(f"expected {expected}, got {text!r}")
+    now = "x".join(commas)
+    if several:
+        raise ValueError(f"expected {expected}, got {text!r}; x separates axes, write {now}")
+    notify(f"axes are now separated by x: write {now} instead of {text}; the old form will be removed")
+    return commas
 
 
 def read_factor(text: str) -> int | tuple[int, int, int]:
@@ -293,7 +306,9 @@ def read_factor(text: str) -> int | tuple[int, int, int]:
     Raises:
         ValueError: the text is neither.
     """
-    return _one_or_three(_read_axes(text, _NUMBER, "a positive factor such as 2, or one per axis such as 1x2x2", 1, 3))
+    return _one_or_three(
+        _read_axes(text, _NUMBER, "a positive factor such as 2, or one per axis such as 1x2x2", 1, 3, several=True)
+    )
 
 
 def read_shape(text: str) -> tuple[int, int, int]:

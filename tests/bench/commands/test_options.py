@@ -69,10 +69,15 @@ def test_what_is_no_budget(text):
         read_budget(text)
 
 
-@pytest.mark.parametrize("read", [read_shape, read_factor, read_block, read_lengths])
-def test_axes_with_commas_are_answered_with_the_new_form(read):
-    with pytest.raises(ValueError, match=r"got '160, 192,160'; x separates axes, write 160x192x160$"):
-        read("160, 192,160")
+@pytest.mark.parametrize("read", [read_shape, read_block, read_lengths])
+def test_commas_between_axes_are_read_with_a_notice(read, capsys):
+    assert read("160, 192,160") == (160, 192, 160)
+    assert "write 160x192x160 instead of 160, 192,160" in capsys.readouterr().err
+
+
+def test_commas_between_the_axes_of_a_factor_would_be_alternatives():
+    with pytest.raises(ValueError, match=r"got '1, 2,2'; x separates axes, write 1x2x2$"):
+        read_factor("1, 2,2")
 
 
 def test_lists_drop_what_is_empty_and_repeated_and_keep_the_order(capsys):
@@ -107,7 +112,7 @@ def test_lengths_are_one_for_all_axes_or_three(whole, hundredths):
     assert read_lengths(f"{text}x2x.5") == (float(text), 2.0, 0.5)
 
 
-@pytest.mark.parametrize("text", ["", "2x2", "0", "2x0x2", "2,2,4", "-1", "nan", "inf", "1e3", "2mm"])
+@pytest.mark.parametrize("text", ["", "2x2", "0", "2x0x2", "2,2", "-1", "nan", "inf", "1e3", "2mm"])
 def test_lengths_that_are_none(text):
     with pytest.raises(ValueError, match="one or three positive lengths in mm"):
         read_lengths(text)
