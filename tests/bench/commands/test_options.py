@@ -49,7 +49,7 @@ def test_a_factor_is_a_positive_integer_or_three(text):
         read_factor(text)
 
 
-@pytest.mark.parametrize("text", ["", "1x2", "1x2x3x4", "0x1x1", "-1x2x3", "axbxc", "²x2x2", "1.0x2x3", "1, 2,3"])
+@pytest.mark.parametrize("text", ["", "1x2", "1x2x3x4", "0x1x1", "-1x2x3", "axbxc", "²x2x2", "1.0x2x3"])
 def test_a_shape_is_three_positive_integers(text):
     with pytest.raises(ValueError, match="three positive sizes"):
         read_shape(text)
