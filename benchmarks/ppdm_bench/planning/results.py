@@ -100,18 +100,27 @@ def _answer(
 
 
 def present(records: Sequence[Record], folder: Path | None, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
-    """Return the table and its summary as text, and the written files; without a folder nothing is written."""
-    lines = gather(records)
-    page = plan_page(lines)
+    """Return the table and its summary as text, and the written files; without a folder nothing is written.
+
+    The files also show earlier answers in the folder to the same request: budget, size, batch size and options.
+    """
     if folder is None:
-        return page.to_text(columns), []
+        return plan_page(gather(records)).to_text(columns), []
     file = RecordFile(folder / RECORDS)
-    known = {record.content() for record in file.read()}
+    earlier = file.read()
+    known = {record.content() for record in earlier}
     file.append(record for record in records if record.content() not in known)
+    requests = {_request(record) for record in records}
+    lines = gather([*(one for one in earlier if one.command == "plan" and _request(one) in requests), *records])
+    page = plan_page(lines)
     written = [file.path, *page.save(folder / "plan", columns)]
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
     return page.to_text(columns), written
+
+
+def _request(record: Record) -> tuple[object, ...]:
+    return record.shape, record.batch_size, str(record.options["plan"])
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -360,3 +360,17 @@ def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
     assert (train.value("needs"), train.options) == (300 * MIB + MARGIN, ["bf16"])
     assert (sample.purpose, sample.fits, sample.value("needs")) == ("sample", True, 60 * MIB + MARGIN)
     assert "autoencoder train 0.418" in train.notes[-1]
+
+
+def test_a_second_plan_into_a_folder_adds_its_rows_to_those_of_the_same_request(monkeypatch, tmp_path):
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
+
+    def planned(method, size, edge=64):
+        return collect(Plan([Configuration(method, (edge,) * 3)], ["train"], target_of(size)), workers=1)
+
+    present(planned("ddpm3d", 250), tmp_path)
+    present(planned("ddpm3d", 900), tmp_path)
+    text, _ = present(planned("ppdm", 250), tmp_path)
+    assert text.count("ddpm3d ") == 1
+    assert "ppdm r=2" in text
+    assert (tmp_path / "plan.csv").read_text().count("\n") == 3
