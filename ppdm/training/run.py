@@ -214,10 +214,8 @@ class Run:
 
     def _is_extended(self, started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
         """Whether the run is finished, still has its last checkpoint, and is given more steps."""
-        before, now = started.get("steps"), asked.get("steps")
-        if type(before) is not int or type(now) is not int or now <= before:
-            return False
-        return [path.name for path in self._states()[-1:]] == [_checkpoint_name(before)]
+        last = [path.name for path in self._states()[-1:]]
+        return _adds_steps(started, asked) and last == [_checkpoint_name(started["steps"])]
 
     def _options(self) -> Mapping[str, Any]:
         path = self.folder / OPTIONS
@@ -240,11 +238,19 @@ class Run:
             started = {**started, "steps": asked["steps"]}
         found = [line for name in asked for line in _differences(name, started.get(name), asked[name])]
         if found:
+            hint = (
+                " Only a finished run with its last checkpoint takes more steps." if _adds_steps(started, asked) else ""
+            )
             more = f" and {len(found) - _DIFFERENCES_SHOWN} more" if len(found) > _DIFFERENCES_SHOWN else ""
             raise RunError(
                 f"{self.folder} was started with other options: {'; '.join(found[:_DIFFERENCES_SHOWN])}{more}. "
-                "Resume it with the same options, since they determine its weights, or give another folder."
+                f"Resume it with the same options, since they determine its weights, or give another folder.{hint}"
             )
+
+
+def _adds_steps(started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    before, now = started.get("steps"), asked.get("steps")
+    return type(before) is int and type(now) is int and now > before
 
 
 def _checkpoint_name(step: int) -> str:
