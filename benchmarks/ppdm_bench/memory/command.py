@@ -190,6 +190,7 @@ def target_environment(target: Target) -> dict[str, Any]:
         "target_compute_capability": ".".join(map(str, target.compute_capability)),
         "target_cudnn": ".".join(map(str, target.cudnn_version)),
         "context": target.context,
+        **({"target_gpu": target.gpu} if target.gpu else {}),
         **({"fitted_workspace": target.workspace} if target.workspace else {}),
     }
 

@@ -36,7 +36,8 @@ class Card:
 
     def target(self, **stated: object) -> Target:
         """Return a prediction target for this card; ``stated`` are further fields of :class:`Target`."""
-        return Target(**{"capacity": self.capacity, "compute_capability": self.compute_capability} | stated)  # type: ignore[arg-type]
+        own = {"gpu": self.name, "capacity": self.capacity, "compute_capability": self.compute_capability}
+        return Target(**own | stated)  # type: ignore[arg-type]
 
 
 CARDS = (

@@ -56,6 +56,8 @@ class Target:
         workspace: bytes that the allocator holds throughout and that no rule explains, fitted to measurements
             (:mod:`ppdm_bench.memory.constants`); 0 by default.
 
+        gpu: name of the card, if it is one of :mod:`ppdm_bench.predictor.cards`; it changes no prediction.
+
     Raises:
         ValueError: an invalid version or compute capability, a capacity that is not positive, or a context or
             workspace below 0.
@@ -68,6 +70,7 @@ class Target:
     tf32: bool | None = None
     context: int = GIB // 2
     workspace: int = 0
+    gpu: str = ""
 
     def __post_init__(self) -> None:
         if self.torch is not None and not (

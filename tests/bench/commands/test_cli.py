@@ -282,8 +282,8 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--factor", ""], "'--factor': expected values"),
         (["--shape", "1x2"], "'--shape': expected three positive sizes"),
         (
-            ["--shape", "8,8,9"],
-            "'--shape': expected three positive sizes DxHxW in voxels such as 160x192x160, got '8,8,9'",
+            ["--shape", "8,8"],
+            "'--shape': expected three positive sizes DxHxW in voxels such as 160x192x160, got '8,8'",
         ),
         ([], "give one size"),
         (["--res", "16", "--shape", "1x2x3"], "give one size"),

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import refused, run
 
 from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
@@ -550,3 +551,15 @@ def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
     for target in ("cpu", None):
         peaks = [predict_peak(w.build, w.step, w.iterations, target).peak_allocated for w in works]
         assert peaks[0] == peaks[1]
+
+
+def test_predictions_for_several_cards_stand_side_by_side(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("memory", "--res", 16, "--method", "ppdm", "--factor", 2, "--width", 8, "--phase", "sample", "--out", "o")
+    assert run(*words, "--gpu", "RTX 2080 Ti")[0] == 0
+    code, _, err = run(*words, "--gpu", "A100 80GB")
+    assert (code, "1 configuration" in err) == (0, False)  # the same one, for another card
+    lines = (tmp_path / "o/memory.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines if "| ppdm" in line] == ["RTX 2080 Ti", "A100 80GB"]
+    assert "is more than the 10.76 GiB" in refused(2, *words, "--gpu", "2080 Ti", "--budget", "12GB")
+    assert "leave one out" in refused(2, *words, "--gpu", "2080 Ti", "--device", "cpu")

@@ -59,5 +59,5 @@ def test_an_unknown_or_ambiguous_name_lists_the_candidates(asked: str, words: st
 
 def test_a_target_of_a_card_takes_other_fields_too() -> None:
     assert find_card("T4").target(torch="2.8.0") == Target(
-        torch="2.8.0", capacity=round(14.56 * GIB), compute_capability=(7, 5)
+        torch="2.8.0", capacity=round(14.56 * GIB), compute_capability=(7, 5), gpu="T4"
     )
