@@ -7,8 +7,8 @@ Faults are problems that training or translation would refuse, or that make a pa
 readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
 of regions that cannot be read, a target that equals its source, one image in two splits, an `suv_factor` for only some
 pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
-size or contrast is far from the median of all pairs.
+integers with a slope, a disagreement of sform and qform, negative or implausible uptake, CT without air, and a scan
+whose voxel size, size or contrast is far from the median of all pairs.
 
 Only one volume is in memory at a time, and its header is checked before the volume is read.
 """
@@ -109,8 +109,8 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     """
     faults: list[str] = []
     remarks: list[str] = []
-    source, grid = _read(pair.source, pair.suv_factor, faults)
-    target, target_grid = _read(pair.target, pair.suv_factor, faults)
+    source, grid = _read(pair.source, pair.suv_factor, pair.source_intensity is not None, faults)
+    target, target_grid = _read(pair.target, pair.suv_factor, pair.target_intensity is not None, faults)
     for scan in filter(None, (source, target)):
         faults += filter(None, [scan.fault])
         remarks += scan.remarks
@@ -163,10 +163,12 @@ def check_pairs(
 # One pair
 
 
-def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(
+    path: Path, suv_factor: float | None, in_hu: bool, faults: list[str]
+) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor)
+        scan = examine(path, suv_factor, in_hu=in_hu)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)

@@ -1,8 +1,9 @@
 """Manifests: a CSV file that lists the pairs of volumes and the split of each pair.
 
-The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are absolute or relative to the
-manifest's folder; ``~`` is the home folder. An empty split means train. A subject may have several rows (sessions), all
-in one split. Other columns are kept and have no effect. :mod:`ppdm.data.csv_table` lists the accepted forms of CSV.
+The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`, and for CT `source_intensity` and
+`target_intensity` (:class:`ppdm.data.normalise.HounsfieldWindow`). Paths are absolute or relative to the manifest's
+folder; ``~`` is the home folder. An empty split means train. A subject may have several rows (sessions), all in one
+split. Other columns are kept and have no effect. :mod:`ppdm.data.csv_table` lists the accepted forms of CSV.
 """
 
 import csv
@@ -11,18 +12,21 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ppdm.atomic_io import replacing
 from ppdm.data.csv_table import Table, TableError, read_table
 from ppdm.data.formats import SCANS, is_dicom_scan
+from ppdm.data.normalise import HounsfieldWindow, IntensityError
 from ppdm.data.resample import resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
 
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("subject", "split", "source", "target")
-OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor")
+INTENSITY_COLUMNS = ("source_intensity", "target_intensity")
+OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor", *INTENSITY_COLUMNS)
 
 _FAULTS_SHOWN = 10
 
@@ -46,6 +50,7 @@ class Pair:
         suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
         labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
         extra: the cells of all other columns, by column; they have no effect.
+        source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
     """
 
     subject: str
@@ -56,6 +61,8 @@ class Pair:
     suv_factor: float | None = None
     labels: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __post_init__(self) -> None:
         if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
@@ -64,6 +71,11 @@ class Pair:
             raise ManifestError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
         if self.suv_factor is not None and not (math.isfinite(self.suv_factor) and self.suv_factor > 0):
             raise ManifestError(f"suv_factor {self.suv_factor} is not a positive number")
+        if self.suv_factor is not None and (self.source_intensity or self.target_intensity):
+            raise ManifestError(
+                f"subject {self.subject!r} has an suv_factor, which makes it PET, and an intensity of CT; give one of "
+                "the two"
+            )
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
@@ -109,7 +121,7 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
         faults += [f"line {line}: {fault}" for fault in row_faults]
         if not row_faults:
             pairs[line] = _pair(table, table.row(cells), path.parent)
-    return list(pairs.values()), [*faults, *broken, *_leaks(pairs)]
+    return list(pairs.values()), [*faults, *broken, *_leaks(pairs), *_mixed_intensities(pairs)]
 
 
 def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
@@ -137,6 +149,19 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
                 raise _error(path, faults)
     except OSError as error:
         raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
+
+
+def with_intensities(
+    pairs: Sequence[Pair], *, source: HounsfieldWindow | None = None, target: HounsfieldWindow | None = None
+) -> list[Pair]:
+    """Return the pairs with other windows of their CT volumes; None keeps what the manifest says.
+
+    Raises:
+        ManifestError: a pair is PET.
+    """
+    given = {"source_intensity": source, "target_intensity": target}
+    changes: dict[str, Any] = {name: window for name, window in given.items() if window is not None}
+    return [replace(pair, **changes) for pair in pairs]
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:
@@ -207,6 +232,13 @@ def _number(table: Table, cell: str) -> float:
         raise ManifestError(f"suv_factor {cell!r} is not a positive number") from None
 
 
+def _window(cell: str) -> HounsfieldWindow | None:
+    try:
+        return HounsfieldWindow.parse(cell) if cell else None
+    except IntensityError as error:
+        raise ManifestError(str(error)[:1].lower() + str(error)[1:].rstrip(".")) from None
+
+
 def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     return Pair(
@@ -217,6 +249,8 @@ def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
         mask=_resolve(mask, folder) if mask else None,
         suv_factor=_number(table, factor) if factor else None,
         labels=_resolve(labels, folder) if labels else None,
+        source_intensity=_window(row.get("source_intensity", "")),
+        target_intensity=_window(row.get("target_intensity", "")),
         extra={name: cell for name, cell in row.items() if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS},
     )
 
@@ -261,3 +295,13 @@ def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
             seen, split = first.setdefault(name, (line, pair.split))
             if split != pair.split:
                 yield f"line {line}: {name} is in {pair.split} here and in {split} on line {seen}; keep it in one split"
+
+
+def _mixed_intensities(pairs: dict[int, Pair]) -> Iterator[str]:
+    """Pairs whose volumes would be scaled differently than those of the first row."""
+    for column in INTENSITY_COLUMNS:
+        windows = {line: getattr(pair, column) for line, pair in pairs.items()}
+        first = next(iter(windows), 0)
+        if other := next((line for line, window in windows.items() if window != windows[first]), None):
+            here, there = (str(windows[line] or "empty") for line in (other, first))
+            yield f"line {other}: {column} is {here} here and {there} on line {first}; give all rows the same"

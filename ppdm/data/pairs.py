@@ -4,14 +4,16 @@ Axes: a volume (D, H, W), float32.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from ppdm.data.contents import NOT_HU, resembles_hu
 from ppdm.data.manifest import Pair, load_pair, read_manifest
-from ppdm.data.normalise import Intensity, IntensityError, Range, percentile_range, pooled_range
+from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
 ArrayPair = tuple[np.ndarray, np.ndarray]
@@ -25,8 +27,9 @@ class TrainingSet(Sequence[ArrayPair]):
     """The pairs of a manifest as network values, read from disk on access.
 
     Each source is scaled by its own percentiles, and all targets by constants pooled over the subjects. If every pair
-    has an ``suv_factor``, both are scaled in SUV instead. Training does not use the masks of the pairs, which only mark
-    where quality is measured.
+    has an ``suv_factor``, both are scaled in SUV instead. CT, which ``source_intensity`` and ``target_intensity`` of
+    the pairs mark, is scaled by its window in HU. Training does not use the masks of the pairs, which only mark where
+    quality is measured.
 
     Args:
         pairs: the training pairs; the constructor reads each volume once to compute the constants.
@@ -40,8 +43,8 @@ class TrainingSet(Sequence[ArrayPair]):
         spacing: median voxel size in mm along D, H, W.
 
     Raises:
-        PairsError: there are no pairs, only some have a factor, a volume has no contrast, or the scaling is for the
-            other modality.
+        PairsError: there are no pairs, only some have a factor or an intensity, a volume has no contrast, or the
+            scaling is for another modality.
         VolumeError: a volume cannot be read, or the two volumes of a pair are not on one grid.
     """
 
@@ -61,6 +64,8 @@ class TrainingSet(Sequence[ArrayPair]):
         in_suv = _is_pet(self.pairs)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
+        source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
+        not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
         self._sources: list[Range] = []
         targets: list[Range] = []
@@ -69,14 +74,17 @@ class TrainingSet(Sequence[ArrayPair]):
             self._keep(index, (source.data, target.data))
             spacings.append(source.spacing)
             if not in_suv:
-                self._sources.append(_range(pair.source, source.data, scaling))
-                targets += [_range(pair.target, target.data)] if scaling is None else []
+                self._sources.append(source_window or _range(pair.source, source.data, scaling))
+                targets += [_range(pair.target, target.data)] if scaling is None and target_window is None else []
+            not_hu += [pair.source] if source_window and not resembles_hu(source.data) else []
+            not_hu += [pair.target] if target_window and not resembles_hu(target.data) else []
+        _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
         self.scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
-            else PercentileScaling(pooled_range(targets))
+            else PercentileScaling(target_window or pooled_range(targets), source=source_window)
         )
 
     @classmethod
@@ -135,6 +143,23 @@ def _is_pet(pairs: Sequence[Pair]) -> bool:
             f"{without[0]}); give it for all (PET) or for none (MRI)."
         )
     return not without
+
+
+def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:
+    """The window in HU of all sources or targets; None if they are not CT."""
+    windows: list[HounsfieldWindow | None] = [getattr(pair, f"{role}_intensity") for pair in pairs]
+    if other := next((i for i, window in enumerate(windows) if window != windows[0]), None):
+        raise PairsError(
+            f"The {role}_intensity of subject {pairs[0].subject} is {windows[0]}, and that of {pairs[other].subject} "
+            f"{windows[other]}; give all pairs the same."
+        )
+    return windows[0]
+
+
+def _warn_of_units(paths: Sequence[Path]) -> None:
+    if paths:
+        which = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} volumes, such as {paths[0]}, have"
+        warnings.warn(f"{which} {NOT_HU}.", stacklevel=3)
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:

@@ -1,6 +1,6 @@
 """Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI.
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI and CT.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import RegionError, read_names, whole_numbers
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
@@ -32,6 +33,7 @@ class CaseFiles:
         mask: the region in which quality is measured; None for the whole volume.
         suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
         labels: regions in which the uptake of PET is compared; None if there are none.
+        source_intensity, target_intensity: windows in HU of volumes that are CT; None for others.
     """
 
     name: str
@@ -40,6 +42,8 @@ class CaseFiles:
     mask: Path | None = None
     suv_factor: float | None = None
     labels: Path | None = None
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def digest(self, *others: Path) -> str:
         """12 hexadecimal digits that depend on the content of these files and of the others given.
@@ -62,7 +66,16 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
     return [
-        CaseFiles(_name(pair, scans[pair.subject]), pair.target, pair.source, pair.mask, pair.suv_factor, pair.labels)
+        CaseFiles(
+            _name(pair, scans[pair.subject]),
+            pair.target,
+            pair.source,
+            pair.mask,
+            pair.suv_factor,
+            pair.labels,
+            pair.source_intensity,
+            pair.target_intensity,
+        )
         for pair in pairs
     ]
 
@@ -81,6 +94,7 @@ class Case:
         labels: same shape, whole numbers, 0 outside every region; None if there are none.
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
+        source_unit, unit: units of source and target: SUV, HU, or empty for arbitrary ones.
     """
 
     name: str
@@ -92,6 +106,8 @@ class Case:
     labels: Tensor | None = None
     regions: Mapping[int, str] | None = None
     labels_fault: str = ""
+    source_unit: str = ""
+    unit: str = ""
 
     @property
     def in_suv(self) -> bool:
@@ -130,7 +146,12 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             names = read_names(files.labels)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
             labels, fault = None, str(error)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault)
+    units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
+    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault, *units)
+
+
+def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
+    return "SUV" if files.suv_factor is not None else "HU" if window else ""
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:
