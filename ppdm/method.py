@@ -4,14 +4,14 @@ Two generic functions serve every method: :func:`training_loss` and :func:`sampl
 Tensors: volumes are (N, C, D, H, W); x0 is the target, y is the source, t is in [0, 1], and t = 0 is the target end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
+from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.backbone import Backbone, BackboneNetwork
@@ -296,8 +296,27 @@ AXES: Axes = {
 }
 
 
+# A prediction without a network: (method, x_t, y, t) -> output of the network.
+Guess = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
+
+
+def guess_source(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the network output for which the x0 estimate is the source."""
+    return output_of(method.target, method.kernel, y, x_t, y, t)
+
+
+def guess_zero(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the output of an untrained network: zeros."""
+    return torch.zeros_like(x_t)
+
+
 def training_loss(
-    method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
+    method: Method,
+    network: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    generator: torch.Generator | None = None,
+    guess: Guess | None = None,
 ) -> Tensor:
     """Compute the loss of one training step for each subject, at a random time of the path.
 
@@ -306,6 +325,7 @@ def training_loss(
         network: the result of ``method.build``.
         source, target: normalised volumes (N, C, D, H, W) of the same shape; any size is allowed.
         generator: generator for times and noise, on the volumes' device; the global generator if absent.
+        guess: computes the output instead of the diffusion network, so that a trained network can be compared with it.
 
     Returns:
         (N,).
@@ -322,7 +342,7 @@ def training_loss(
 
     pieces = method.window.draw(encoded(target), encoded(source), generator)
     # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator) for _ in range(len(pieces))]
+    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
@@ -353,7 +373,12 @@ STAGE_LOSSES = {REPRESENTATION: representation_loss, DIFFUSION: training_loss}
 
 
 def _piece_loss(
-    method: Method, codec: Codec, network: nn.Module, piece: Piece, generator: torch.Generator | None
+    method: Method,
+    codec: Codec,
+    network: nn.Module,
+    piece: Piece,
+    generator: torch.Generator | None,
+    guess: Guess | None,
 ) -> Tensor:
     x0, y, predict = piece
     random: dict[str, Any] = {"generator": generator, "device": x0.device}
@@ -367,7 +392,9 @@ def _piece_loss(
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
     del piece, x0, noise  # free these volumes; the network needs the memory
 
-    error = predict(network, x_t, times, y) - wanted
+    output = predict(network, x_t, times, y) if guess is None else guess(method, x_t, y, t)
+    error = output - wanted
+    del output
     del x_t, y, wanted
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:

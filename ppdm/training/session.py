@@ -19,10 +19,13 @@ from ppdm.training.run import Run
 from ppdm.training.schedule import Part, Schedule, TrainingError, parts, step_generator
 from ppdm.training.state import State
 from ppdm.training.trainer import Training
-from ppdm.training.validation import validation_loss
+from ppdm.training.validation import compared_with_untrained, validation_loss
 
 # Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
 _SETTLED_ON = 8
+
+# Number of training pairs on which the result is compared with an untrained network.
+_COMPARED_ON = 4
 
 # The loss is scaled by 2^16 at first and by half as much after each overflow, so this many mean a scale below 1.
 _MOST_SKIPPED = 20
@@ -133,6 +136,8 @@ class Session:
                 # Losses of different stages cannot be compared, and only the last stage gives a complete method.
                 report = replace(report, validation_loss=loss, best=self.trainer.is_last and loss < self.lowest)
                 self.lowest = loss if report.best else self.lowest
+            if report.step == self.trainer.done and self.ended:
+                report = self._compared(report, ranks)
             with ranks.together():
                 if report.best:
                     self.on_best(report, self.trainer.average)
@@ -230,6 +235,19 @@ class Session:
         return validation_loss(
             method, self.trainer.average, self.validation, self.schedule.seed, self.device, stage, ranks
         )
+
+    def _compared(self, report: StepReport, ranks: Ranks) -> StepReport:
+        """Return the last report with the loss of the result, and the loss that needs no training."""
+        self.reader.rest()
+        reached, untrained = compared_with_untrained(
+            self.trainer.method,
+            self.trainer.average,
+            list(islice(self.pairs, _COMPARED_ON)),
+            self.schedule.seed,
+            self.device,
+            ranks,
+        )
+        return replace(report, average_loss=reached, untrained_loss=untrained)
 
     def _diverged(self, report: StepReport, what: str) -> TrainingError:
         method, run = self.trainer.method, self.run
