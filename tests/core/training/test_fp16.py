@@ -30,19 +30,21 @@ def test_fp16_follows_fp32():
 
 def test_a_step_whose_gradients_overflow_changes_no_weights():
     training = Training.start(HALF)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
-    before = copy.deepcopy(training.network)
     source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    training.step(source, target, 1e-2)  # so that the average differs from the weights
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before, average = copy.deepcopy(training.network), copy.deepcopy(training.average)
+    assert not same(before, average)
     loss, norm = training.step(source, target, 1e-2)
     assert loss.isfinite()
     assert not norm.isfinite()
     assert same(training.network, before)
-    assert same(training.average, before)
+    assert same(training.average, average)
     assert training.scaler.get_scale() == 2.0**99
-    assert all(float(state["step"]) == 0 for state in training.optimizer.inner.state.values())
+    assert all(float(state["step"]) == 1 for state in training.optimizer.inner.state.values())
 
 
-def test_skipped_steps_are_logged_and_a_training_that_only_skips_ends(monkeypatch, tmp_path):
+def test_skipped_steps_are_logged(monkeypatch, tmp_path):
     monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**20))
     reports = []
     fit(HALF, PAIRS, steps=6, progress=reports.append, log=tmp_path / "log.jsonl")
@@ -52,9 +54,27 @@ def test_skipped_steps_are_logged_and_a_training_that_only_skips_ends(monkeypatc
     assert reports[-1].skipped == sum(skipped)
     assert math.isfinite(reports[-1].gradient_norm)
     assert (tmp_path / "log.jsonl").read_text().count("gradient_norm") == 6 - sum(skipped)
-    monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**120))
-    with pytest.raises(TrainingError, match=r"gradients overflowed in 21 steps in a row.* Try precision fp32"):
-        fit(HALF, PAIRS, steps=40)
+
+
+def test_overflow_that_persists_ends_the_training(monkeypatch, tmp_path):
+    """The first step after a resume is enough, because the scale is part of the state."""
+    enter, reports = entering(Training._enter, 4.0), []
+
+    def overflowing(self, *arguments):
+        enter(self, *arguments)
+        next(self.trained.parameters()).register_hook(lambda gradient: gradient * math.inf)
+
+    monkeypatch.setattr(Training, "_enter", overflowing)
+    sentence = (
+        r"step 3: gradients still overflowed in fp16 when the loss scale fell to 0\.5.* Try precision bf16 or fp32"
+    )
+    with pytest.raises(TrainingError, match=sentence):
+        fit(HALF, PAIRS, steps=9, progress=reports.append)
+    assert [report.skipped for report in reports] == [1, 2, 3]
+    with pytest.raises(Interrupted):
+        train(HALF, PAIRS, Schedule(9), run=Run(tmp_path), stop=lambda: len(reports) == 5, progress=reports.append)
+    with pytest.raises(TrainingError, match=sentence):
+        fit(HALF, PAIRS, steps=9, run=Run(tmp_path, resume=True))
 
 
 def entering(enter, scale):
