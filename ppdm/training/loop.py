@@ -95,7 +95,8 @@ def fit(
     Args:
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all have one shape unless
-            the batch size is 1. A sequence may read its pairs on access, as :class:`ppdm.data.pairs.TrainingSet` does:
+            the batch size is 1. The source of a method with S sources is (S·C, D, H, W), in the order of
+            ``method.sources``. A sequence may read its pairs on access, as :class:`ppdm.data.pairs.TrainingSet` does:
             a thread loads the next batch during the current step, and nothing else accesses the sequence meanwhile.
             The pairs are reshuffled after each epoch.
         steps, minutes, batch_size, accumulate, augment, seed, validate_every: the fields of
@@ -189,7 +190,7 @@ def _opened(
     """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
     kept = run if ranks.is_first else None
     with ranks.together():
-        seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
+        seen, held = _surveyed(method, pairs, validation, schedule, digest=kept is not None)
         if kept is not None:
             opened.enter_context(kept)
         trainer = Training.start(method, seen.channels, schedule.seed, device)
@@ -285,12 +286,12 @@ def _restore(training: Training, state: State, folder: Path) -> None:
 
 
 def _surveyed(
-    pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
+    method: Method, pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
 ) -> tuple[Survey, Survey | None]:
-    seen = survey(pairs, schedule.batch_size, digest=digest)
+    seen = survey(pairs, schedule.batch_size, sources=method.sources, digest=digest)
     if schedule.validate_every is None:
         return seen, None
-    held = survey(validation, digest=digest, purpose="validate on")
+    held = survey(validation, sources=method.sources, digest=digest, purpose="validate on")
     if held.channels != seen.channels:
         raise TrainingError(f"Pairs to train on have {seen.channels} channels, those to validate on {held.channels}.")
     return seen, held
