@@ -6,7 +6,6 @@ Several sources of C channels each are one tensor (N, S·C, D, H, W), in the ord
 sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -24,13 +23,12 @@ from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
 from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representation
 from ppdm.serialization import Axes, describe, later, restore
 from ppdm.slices import Slices
+from ppdm.sources import MEAN, SOURCE, check_sources
 from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
 # Training stages.
 REPRESENTATION, DIFFUSION = "representation", "diffusion"
-
-SOURCE, MEAN = "source", "mean"  # the name of a single source; the bridge that starts from the mean of all
 
 
 @dataclass(frozen=True)
@@ -322,24 +320,6 @@ class Method:
             ValueError: a key, a type or a value is invalid.
         """
         return restore(cls, data, AXES)
-
-
-def check_sources(names: Sequence[str], bridge_from: str = MEAN) -> None:
-    """Check the names of sources, and the end of a bridge between them.
-
-    Raises:
-        ValueError: there is no name, a name is repeated or invalid, or ``bridge_from`` is not one of them.
-    """
-    if not names:
-        raise ValueError("a method needs the name of at least one source, got none")
-    if invalid := [name for name in names if not re.fullmatch(r"\w[\w+-]*", name, re.ASCII) or name == MEAN]:
-        raise ValueError(
-            f"a source is named by letters, digits, '_', '+' and '-', and not {MEAN!r}; got {invalid[0]!r}"
-        )
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"each source is named once, got {twice[0]!r} twice in {', '.join(names)}")
-    if bridge_from not in (MEAN, *names):
-        raise ValueError(f"a bridge starts from the {MEAN} or from one of {', '.join(names)}, got {bridge_from!r}")
 
 
 AXES: Axes = {

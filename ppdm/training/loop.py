@@ -20,6 +20,7 @@ from torch import nn
 
 from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
+from ppdm.sources import described_sources
 from ppdm.training.augment import Flip
 from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
 from ppdm.training.distributed import Ranks
@@ -254,7 +255,13 @@ def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str
 
 def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
     """Start from the weights of a checkpoint; return their SHA-256."""
-    weights = load(path).network.state_dict()
+    trained, wanted = load(path), training.method.sources
+    weights = trained.network.state_dict()
+    if len(wanted) > 1 and trained.method.sources != wanted:  # channels of another order would be mixed up
+        raise CheckpointError(
+            f"{path} was trained on {described_sources(trained.method.sources)}, and this training has "
+            f"{described_sources(wanted)}; give the same sources in the same order, or start from random weights."
+        )
     try:
         training.initialise(weights)
     except ValueError as error:

@@ -214,13 +214,13 @@ def montage(
 
     pair = _chosen(read_manifest(manifest), subject)
     writable(out.absolute().parent)
-    source, target = load_pair(pair, resample=resample)
+    *sources, target = load_pair(pair, resample=resample)
     factor = pair.suv_factor or 1.0
     figure = draw_pair(
-        source.data * factor,
+        {name: source.data * factor for name, source in zip(pair.sources, sources, strict=True)},
         target.data * factor,
-        source.spacing,
-        title=f"{pair.subject}: {pair.source.name} to {pair.target.name}",
+        sources[0].spacing,
+        title=f"{pair.subject}: {', '.join(path.name for path in pair.sources.values())} to {pair.target.name}",
         **_look(pair),
     )
     print("written: {}, {}".format(*save(figure, out)))
@@ -246,7 +246,7 @@ def sheet(
     writable(out.absolute().parent)
     volumes, names, spacings = [], [], []
     for pair in pairs[:limit]:
-        for volume, path in zip(load_pair(pair, resample=resample), (pair.source, pair.target), strict=True):
+        for volume, path in zip(load_pair(pair, resample=resample), pair.scans, strict=True):
             volumes.append(volume.data * (pair.suv_factor or 1.0))
             names.append(f"{pair.subject} {stem(path.name)}")
             spacings.append(volume.spacing)
