@@ -132,7 +132,6 @@ def _recipe(
     Raises:
         ValueError: incompatible options, or an invalid value.
     """
-    from ppdm.simulation.mri import MRIProtocol
     from ppdm.simulation.phantom import Grid
     from ppdm.simulation.tasks import find_task
 
@@ -143,9 +142,9 @@ def _recipe(
         voxels = Grid(shape, spacing)
     else:
         voxels = Grid.covering(anatomy or found.anatomy, size or 64, grid)
-    protocol = MRIProtocol(field_strength) if field_strength is not None else None
-    if protocol is not None and found.in_suv:
+    if field_strength is not None and found.at_field is None:
         raise ValueError(f"{task} is PET and has no field strength; leave --field-strength out")
+    protocol = found.at_field(field_strength) if field_strength is not None and found.at_field else None
     return found.recipe(voxels, anatomy=anatomy, protocol=protocol, doses=doses, seed=seed)
 
 

@@ -93,7 +93,8 @@ class PhantomSubjects:
 
     def sources(self) -> tuple[str, ...]:
         """Return the names of the sources of every pair, in their order."""
-        return (SOURCE,)
+        names = find_task(self.task).sources
+        return names if len(names) > 1 else (SOURCE,)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share."""

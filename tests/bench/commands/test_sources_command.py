@@ -99,3 +99,26 @@ def test_data_commands_show_every_source(trained, tmp_path):
         code, _, err = run("data", command, trained / "pairs.csv", "--out", command)
         assert code == 0, err
         assert (tmp_path / f"{command}.png").exists()
+
+
+def test_a_task_with_two_sources_is_made_trained_scored_and_compared(tmp_path, monkeypatch):
+    monkeypatch.setenv("PPDM_CACHE", str(tmp_path / "cache"))
+    code, out, err = run(
+        *("data", "make", "mri-flair", "--anatomy", "torso", "--shape", "12x12x12", "--spacing", "40"),
+        *("--jobs", 1, "--subjects", 3, "--out", "set"),
+    )
+    assert code == 0, err
+    assert "3 pairs" in out
+    assert (tmp_path / "set" / "pairs.csv").read_text().startswith("subject,split,source.T1w,source.T2w,target,mask")
+    words = ("--task", "mri-flair", "--subjects", 3, "--size", 16)
+    code, _, err = run("train", *words, "--steps", 1, "--bridge-from", "T2w", *TINY, "--out", "run")
+    assert code == 0, err
+    method = json.loads((tmp_path / "run" / "model.json").read_text())["method"]
+    assert (method["sources"], method["bridge_from"]) == (["T1w", "T2w"], "T2w")
+    code, out, err = run("evaluate", "run", *words, "--device", "cpu", "--evaluations", 1, "--out", "scores", "--json")
+    assert code == 0, err
+    assert {r["method"] for r in json.loads(out)} == {"input", "ppdm"}
+    words = (*words, "--steps", 1, "--width", 8, "--method", "ppdm", "--method", "regression", "--device", "cpu")
+    code, out, err = run("quality", *words, "--evaluations", "1", "--out", "compared", "--json")
+    assert code == 0, err
+    assert {r["method"] for r in json.loads(out) if r["value"] is not None} == {"input", "ppdm", "regression"}
