@@ -18,7 +18,7 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation
 from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
-from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets
+from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm_bench.commands.pair_sources import Progress, Subjects
@@ -64,6 +64,8 @@ def train_run(
         ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
     """
     ranks = Ranks.here()
+    with ranks.together():
+        method = with_sources_of(method, subjects.sources())
     if steps := ranks.by_first(lambda: finished_steps(run, method, schedule, keep_last=standalone)):
         return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
     with ranks.together():
