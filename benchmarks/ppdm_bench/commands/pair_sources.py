@@ -10,6 +10,7 @@ from ppdm.data.normalise import HounsfieldWindow
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import Recipe, find_task
+from ppdm.sources import SOURCE
 
 Progress = Callable[[int, int], None]
 
@@ -39,6 +40,14 @@ class ManifestSubjects:
             ManifestError: the manifest is invalid, or its PET is to be read as CT.
         """
         return with_intensities(read_manifest(self.path), source=self.source_intensity, target=self.target_intensity)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order.
+
+        Raises:
+            ManifestError: the manifest is invalid.
+        """
+        return tuple(read_manifest(self.path)[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
@@ -87,6 +96,11 @@ class PhantomSubjects:
     def pairs(self, progress: Progress) -> list[Pair]:
         """Return every pair of every split; the progress counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order."""
+        names = find_task(self.task).sources
+        return names if len(names) > 1 else (SOURCE,)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share."""

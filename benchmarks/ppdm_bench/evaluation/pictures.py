@@ -75,16 +75,17 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
     else:
         rows = [DisplayedVolume(prediction, name, colours, wanted.limits, case.unit), wanted]
     rows.append(DisplayedVolume(prediction - target, "error", "error", (-reach, reach), case.unit or "a.u."))
-    if case.source is not None:
-        source = case.source.numpy()
-        rows.insert(0, ct_rows(source, "input")[0] if case.source_unit == "HU" else _input(source, wanted))
+    inputs = [_input(source.numpy(), wanted, name, case.source_unit) for name, source in case.inputs.items()]
+    rows = [*inputs, *rows]
     seen = target - wanted.limits[0] if case.mask is None else case.mask.numpy() > 0
     return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
 
 
-def _input(source: np.ndarray, target: DisplayedVolume) -> DisplayedVolume:
-    """Display of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
-    shown = DisplayedVolume(source, "input", target.colours, None, target.unit if target.colours == "pet" else "")
+def _input(source: np.ndarray, target: DisplayedVolume, name: str, unit: str) -> DisplayedVolume:
+    """Display of an input. CT is shown as soft tissue. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
+    if unit == "HU":
+        return ct_rows(source, name)[0]
+    shown = DisplayedVolume(source, name, target.colours, None, target.unit if target.colours == "pet" else "")
     alike = target.colours == "pet" and shown.limits[1] > target.limits[1] / 2
     return replace(shown, window=target.limits) if alike else shown
 
