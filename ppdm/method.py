@@ -61,12 +61,17 @@ class Sampling:
             raise ValueError(f"sampling must start at a time in (0, 1], got {self.start}")
 
 
+# Default learning rate times width. Under Adam, an update changes the output of a layer in proportion to its inputs, so
+# the rate must fall as the width rises (maximal update parametrisation, arXiv 2203.03466). 1e-3 is right at width 16.
+RATE_TIMES_WIDTH = 0.016
+
+
 @dataclass(frozen=True)
 class Optimisation:
     """Optimisation options: AdamW (arXiv 1711.05101), linear warm-up, gradient clipping, and an average of the weights.
 
     Args:
-        learning_rate: learning rate after the warm-up.
+        learning_rate: learning rate after the warm-up; if absent, 0.016 divided by the width of the network.
         weight_decay: weight decay of AdamW.
         warmup: number of steps over which the learning rate rises linearly from 0.
         clip: maximum gradient norm.
@@ -78,7 +83,7 @@ class Optimisation:
         ValueError: a value is out of range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
@@ -87,7 +92,8 @@ class Optimisation:
     optimiser: str = later("adamw")
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
+        rate = self.rate()
+        if not (rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
             raise ValueError(
                 f"learning rate and clip must be positive, weight decay and warm-up not negative; got {self}"
             )
@@ -97,6 +103,10 @@ class Optimisation:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
         if self.optimiser not in ("adamw", "adamw8bit"):
             raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
+
+    def rate(self, width: int | None = None) -> float:
+        """Return the learning rate after the warm-up, for a network of this width; 64 if it has none."""
+        return RATE_TIMES_WIDTH / (width or 64) if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,11 @@ class Method:
     def width(self) -> int | None:
         """Channels of the finest level of the network; None for a network of your own without a width."""
         return getattr(self.network, "width", None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after the warm-up (:meth:`Optimisation.rate`)."""
+        return self.optimisation.rate(self.width)
 
     def with_network(self, **options: Any) -> Self:
         """Return the same method with other options of its network, such as ``width=32``.

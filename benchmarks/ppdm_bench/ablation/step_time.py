@@ -150,7 +150,7 @@ def _known(file: RecordFile, device: str) -> dict[str, Record]:
 
 def _step(training: Training, pair: torch.Tensor, device: str) -> float:
     began = time.perf_counter()
-    training.step(pair[0], pair[1], training.method.optimisation.learning_rate)
+    training.step(pair[0], pair[1], training.method.learning_rate)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

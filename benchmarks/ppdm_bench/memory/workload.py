@@ -46,7 +46,7 @@ def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size
     if phase in _TRAINED:
         return Workload(
             build=lambda: Training.start(method, device=device, stage=method.stages.index(_TRAINED[phase])),
-            step=lambda training: training.step(volume(), volume(), method.optimisation.learning_rate),
+            step=lambda training: training.step(volume(), volume(), method.learning_rate),
             iterations=2,
             evaluations=1,
         )

@@ -66,7 +66,7 @@ def _training(method: Method, shape: tuple[int, int, int], batch_size: int, devi
     """Return one training step on a batch (N, 1, D, H, W); with several stages, the last one (diffusion) is timed."""
     training = Training.start(method, device=device, stage=len(method.stages) - 1)
     source, target = (torch.randn(batch_size, 1, *shape, device=device) for _ in range(2))
-    return lambda: training.step(source, target, method.optimisation.learning_rate)
+    return lambda: training.step(source, target, method.learning_rate)
 
 
 def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Callable[[int], Work]:
