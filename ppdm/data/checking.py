@@ -3,23 +3,25 @@
 Every file of a pair is checked, even if the others have faults. Each fault gives the file, what was found, what was
 expected and the remedy. For an unreadable file, only the first fault of its content is reported.
 
-Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
-readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
-of regions that cannot be read, a target that equals its source, one image in two splits, an `suv_factor` for only some
-pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
-size or contrast is far from the median of all pairs.
+Faults are problems that training, translation or evaluation would refuse, or that make a pair useless: a file that is
+not a readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers or
+have no region, a table of regions that cannot be read, a region without uptake, a target that equals its source, one
+image in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
+voxels that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
+implausible uptake, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
-Only one volume is in memory at a time, and its header is checked before the volume is read.
+Only one scan is in memory at a time, with the mask and the labels of its pair. Headers are checked before volumes are
+read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ppdm.data.contents import Contents, examine, examine_labels, examine_mask, geometry_of
+from ppdm.data.contents import Beside, Contents, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
 from ppdm.data.resample import share_outside
@@ -108,12 +110,16 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
             instead of a fault.
     """
     faults: list[str] = []
-    remarks: list[str] = []
-    source, grid = _read(pair.source, pair.suv_factor, faults)
-    target, target_grid = _read(pair.target, pair.suv_factor, faults)
-    for scan in filter(None, (source, target)):
-        faults += filter(None, [scan.fault])
-        remarks += scan.remarks
+    beside_faults: list[str] = []
+    source, grid = _read(partial(examine, pair.source, pair.suv_factor), pair.source, faults)
+    mask, labels = (
+        _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
+        for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
+    )
+    look = partial(examine, pair.target, pair.suv_factor, mask, labels)
+    target, target_grid = _read(look, pair.target, faults)
+    remarks = [remark for each in (source, target, mask, labels) if each for remark in each.remarks]
+    faults += [scan.fault for scan in (source, target) if scan and scan.fault]
     for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
         if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
             faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
@@ -123,10 +129,9 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
             faults.append(fault)
     if source and target and source.content == target.content:
         faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
-    if pair.mask:
-        faults += _faults_beside(pair.mask, examine_mask, grid, pair.source)
-    if pair.labels:
-        faults += _faults_beside(pair.labels, examine_labels, grid, pair.source)
+    faults += beside_faults
+    if target and not beside_faults:
+        faults += target.faults_inside
     return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
 
 
@@ -163,10 +168,10 @@ def check_pairs(
 # One pair
 
 
-def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(look: Callable[[], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor)
+        scan = look()
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)
@@ -181,18 +186,19 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _faults_beside(
-    path: Path, examine_it: Callable[[Path], tuple[Geometry, str]], grid: Geometry | None, source: Path
-) -> Iterator[str]:
-    """The faults of a mask or of labels: of the file, of its values, and of its grid."""
+def _read_beside(
+    examine_it: Callable[[Path], Beside], path: Path, grid: Geometry | None, source: Path, faults: list[str]
+) -> Beside | None:
+    """Read a mask or labels; faults of the file, of its values and of its grid are appended to `faults`."""
     try:
-        own_grid, fault = examine_it(path)
+        beside = examine_it(path)
     except VolumeError as error:
-        yield str(error)
-        yield from _grid_fault(grid, geometry_of(path), (source, path))
-        return
-    yield from filter(None, [fault])
-    yield from _grid_fault(grid, own_grid, (source, path))
+        faults.append(str(error))
+        faults += _grid_fault(grid, geometry_of(path), (source, path))
+        return None
+    faults += beside.faults
+    faults += _grid_fault(grid, beside.geometry, (source, path))
+    return beside
 
 
 # All pairs
