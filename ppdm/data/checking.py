@@ -5,8 +5,8 @@ expected and the remedy. For an unreadable file, only the first fault of its con
 
 Faults are problems that training, translation or evaluation would refuse, or that make a pair useless: a file that is
 not a readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers or
-have no region, a table of regions that cannot be read, a region without uptake, a target that equals its source, one
-image in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
+have no region, a table of regions that cannot be read, a region without uptake, two equal volumes of a pair, one image
+in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
 voxels that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
 implausible uptake, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
@@ -17,6 +17,7 @@ read.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,15 @@ class Report:
 
     Attributes:
         subject, split: subject and split of the pair.
-        source, target: contents of the two files; None if a file cannot be read.
+        sources: contents of the sources by name, in their order; None if a file cannot be read.
+        target: contents of the target, likewise.
         faults: the reasons to refuse the pair; empty for a sound pair.
         remarks: unusual properties of the pair.
     """
 
     subject: str
     split: str
-    source: Contents | None
+    sources: Mapping[str, Contents | None]
     target: Contents | None
     faults: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -58,18 +60,28 @@ class Report:
         return not self.faults
 
     @property
+    def source(self) -> Contents | None:
+        """Contents of the source; of several, the first."""
+        return next(iter(self.sources.values()))
+
+    @property
+    def scans(self) -> Mapping[str, Contents | None]:
+        """Contents of all sources by name, and of the target."""
+        return {**self.sources, "target": self.target}
+
+    @property
     def readable(self) -> tuple[Contents, ...]:
-        """The readable ones of source and target, in this order."""
-        return tuple(scan for scan in (self.source, self.target) if scan is not None)
+        """The readable ones of sources and target, in this order."""
+        return tuple(scan for scan in (*self.sources.values(), self.target) if scan is not None)
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Voxels along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxels along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.shape if self.readable else None
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Voxel size in mm along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxel size in mm along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.spacing if self.readable else None
 
     @property
@@ -106,33 +118,38 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
 
     Args:
         pair: the pair; its files need not exist.
-        resample: whether the target will be resampled onto the grid of the source; different grids then give a remark
-            instead of a fault.
+        resample: whether volumes will be resampled onto the grid of the first source; different grids then give a
+            remark instead of a fault.
     """
     faults: list[str] = []
     beside_faults: list[str] = []
-    source, grid = _read(partial(examine, pair.source, pair.suv_factor), pair.source, faults)
+    read = [_read(partial(examine, path, pair.suv_factor), path, faults) for path in pair.sources.values()]
+    grid = read[0][1]
     mask, labels = (
         _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
         for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
     )
-    look = partial(examine, pair.target, pair.suv_factor, mask, labels)
-    target, target_grid = _read(look, pair.target, faults)
-    remarks = [remark for each in (source, target, mask, labels) if each for remark in each.remarks]
-    faults += [scan.fault for scan in (source, target) if scan and scan.fault]
-    for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
-        if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
-            faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
-        elif resample:
-            remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
-        else:
-            faults.append(fault)
-    if source and target and source.content == target.content:
-        faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
+    read.append(_read(partial(examine, pair.target, pair.suv_factor, mask, labels), pair.target, faults))
+    scans, grids = zip(*read, strict=True)
+    *sources, target = scans
+    faults += [scan.fault for scan in scans if scan and scan.fault]
+    remarks = [remark for each in (*scans, mask, labels) if each for remark in each.remarks]
+    for path, other in zip(pair.scans[1:], grids[1:], strict=True):
+        for fault in _grid_fault(grid, other, (pair.source, path)):
+            if resample and grid and other and share_outside(other, grid) == 1:
+                faults.append(f"{path} and {pair.source} have no place in common; check their affines.")
+            elif resample:
+                remarks.append(f"{path} is not on the grid of {pair.source} and is resampled onto it.")
+            else:
+                faults.append(fault)
+    for one, twin in combinations(filter(None, scans), 2):
+        if one.content == twin.content:
+            faults.append(f"{one.path} and {twin.path} hold the same voxels, expected two images; check the names.")
     faults += beside_faults
     if target and not beside_faults:
         faults += target.faults_inside
-    return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
+    named = dict(zip(pair.sources, sources, strict=True))
+    return Report(pair.subject, pair.split, named, target, tuple(faults), tuple(remarks))
 
 
 def check_pairs(
@@ -236,8 +253,8 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
 def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
     """For every report, the properties of its scans that are far from the median; `units` converts values to SUV."""
     remarks: list[list[str]] = [[] for _ in reports]
-    for role in ("source", "target"):
-        scans = {i: scan for i, report in enumerate(reports) if (scan := getattr(report, role))}
+    for role in dict.fromkeys(name for report in reports for name in report.scans):
+        scans = {i: scan for i, report in enumerate(reports) if (scan := report.scans.get(role))}
         for name, limit, values in (
             ("voxel size in mm", SPACING_RATIO, {i: scan.geometry.spacing for i, scan in scans.items()}),
             ("size in voxels", SHAPE_RATIO, {i: scan.geometry.shape for i, scan in scans.items()}),

@@ -1,6 +1,6 @@
 """Pairs of a manifest, converted to network values.
 
-Axes: a volume (D, H, W), float32.
+Axes: a volume (D, H, W), float32; several sources of a pair are one array (S, D, H, W).
 """
 
 import os
@@ -25,8 +25,8 @@ class TrainingSet(Sequence[ArrayPair]):
     """The pairs of a manifest as network values, read from disk on access.
 
     Each source is scaled by its own percentiles, and all targets by constants pooled over the subjects. If every pair
-    has an ``suv_factor``, both are scaled in SUV instead. Training does not use the masks of the pairs, which only mark
-    where quality is measured.
+    has an ``suv_factor``, all volumes are scaled in SUV instead. All pairs have the same sources. Training does not use
+    the masks of the pairs, which only mark where quality is measured.
 
     Args:
         pairs: the training pairs; the constructor reads each volume once to compute the constants.
@@ -38,11 +38,12 @@ class TrainingSet(Sequence[ArrayPair]):
     Attributes:
         scaling: the conversion from intensities to network values; an input of :class:`ppdm.checkpoint.Trained`.
         spacing: median voxel size in mm along D, H, W.
+        sources: names of the sources of every pair, in their order.
 
     Raises:
-        PairsError: there are no pairs, only some have a factor, a volume has no contrast, or the scaling is for the
-            other modality.
-        VolumeError: a volume cannot be read, or the two volumes of a pair are not on one grid.
+        PairsError: there are no pairs, only some have a factor, their sources differ, a volume has no contrast, or the
+            scaling is for the other modality.
+        VolumeError: a volume cannot be read, or the volumes of a pair are not on one grid.
     """
 
     scaling: Scaling
@@ -57,19 +58,21 @@ class TrainingSet(Sequence[ArrayPair]):
         scaling: Scaling | None = None,
     ) -> None:
         self.pairs, self.resample, self._room = tuple(pairs), resample, keep
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         in_suv = _is_pet(self.pairs)
+        self.sources = _source_names(self.pairs)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
         spacings: list[tuple[float, float, float]] = []
-        self._sources: list[Range] = []
+        self._sources: list[list[Range]] = []
         targets: list[Range] = []
         for index, pair in enumerate(self.pairs):
-            source, target = load_pair(pair, resample=resample)
-            self._keep(index, (source.data, target.data))
-            spacings.append(source.spacing)
+            *sources, target = load_pair(pair, resample=resample)
+            self._keep(index, (*(source.data for source in sources), target.data))
+            spacings.append(sources[0].spacing)
             if not in_suv:
-                self._sources.append(_range(pair.source, source.data, scaling))
+                each = zip(pair.sources.values(), sources, strict=True)
+                self._sources.append([_range(path, source.data, scaling) for path, source in each])
                 targets += [_range(pair.target, target.data)] if scaling is None else []
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
@@ -105,20 +108,21 @@ class TrainingSet(Sequence[ArrayPair]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        source, target = self._kept.get(index) or self._read(index)
-        source_scale, target_scale = self._scales(index, source)
-        return source_scale.forward(source), target_scale.forward(target)
+        *sources, target = self._kept.get(index) or self._read(index)
+        source_scales, target_scale = self._scales(index, sources)
+        scaled = [scale.forward(source) for scale, source in zip(source_scales, sources, strict=True)]
+        return np.stack(scaled) if len(scaled) > 1 else scaled[0], target_scale.forward(target)
 
-    def _scales(self, index: int, source: np.ndarray) -> tuple[Intensity, Intensity]:
+    def _scales(self, index: int, sources: Sequence[np.ndarray]) -> tuple[Sequence[Intensity], Intensity]:
         if isinstance(self.scaling, SUVScaling):
-            return self.scaling.scales(source, self.pairs[index].suv_factor)
+            scales = [self.scaling.scales(source, self.pairs[index].suv_factor) for source in sources]
+            return [source for source, _ in scales], scales[0][1]
         return self._sources[index], self.scaling.target
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        source, target = load_pair(self.pairs[index], resample=self.resample)
-        return source.data, target.data
+    def _read(self, index: int) -> tuple[np.ndarray, ...]:
+        return tuple(volume.data for volume in load_pair(self.pairs[index], resample=self.resample))
 
-    def _keep(self, index: int, volumes: tuple[np.ndarray, np.ndarray]) -> None:
+    def _keep(self, index: int, volumes: tuple[np.ndarray, ...]) -> None:
         size = sum(volume.nbytes for volume in volumes)
         if size <= self._room:
             self._room -= size
@@ -135,6 +139,17 @@ def _is_pet(pairs: Sequence[Pair]) -> bool:
             f"{without[0]}); give it for all (PET) or for none (MRI)."
         )
     return not without
+
+
+def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    first = pairs[0]
+    for pair in pairs:
+        if [*pair.sources] != [*first.sources]:
+            raise PairsError(
+                f"Subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
+                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
+            )
+    return tuple(first.sources)
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 
+import torch
 from torch import Tensor
 
 from ppdm.checkpoint import Trained
@@ -31,6 +32,7 @@ from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
 from ppdm.metrics import MetricError, Preset, connected_regions, default_preset, seam_index, suv_bias
 from ppdm.pixel_puzzle import Factor
+from ppdm.sources import described_sources
 from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
 
 PSNR, SEAM = "psnr", "seam_index"
@@ -46,6 +48,8 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
         IntensityError, TranslationError: as for :func:`ppdm.translation.translate_volume`.
     """
     source = _source(case)
+    if len(trained.method.sources) > 1:
+        source = source[[case.source_names.index(name) for name in trained.method.sources]]
     _warn_of_spacing(trained, case)
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
@@ -64,13 +68,15 @@ def untranslated(scaling: Scaling, case: Case) -> Tensor:
     """Return the source as a prediction: unchanged in PET, mapped linearly to the range of the targets in MRI.
 
     The map is that of the scaling. The input of a network is scaled in the same way, so the difference in score is the
-    contribution of the method.
+    contribution of the method. Of several sources, the prediction is the mean of what they give.
 
     Raises:
         CaseError: the case has no source.
         IntensityError: the source has no contrast.
     """
     source = _source(case)
+    if source.ndim == 4:
+        return torch.stack([untranslated(scaling, replace(case, source=one)) for one in source]).mean(0)
     if isinstance(scaling, SUVScaling):
         return source
     source_scale, target_scale = scaling.scales(source.numpy())
@@ -154,9 +160,10 @@ def unit_of(metric: str) -> str:
 
 
 def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
-    """Check, before any computation, that a method and its cases have the same modality (PET or MRI).
+    """Check, before any computation, that a method and its cases have the same modality (PET or MRI) and sources.
 
-    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI.
+    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI. Sources are matched by name; a
+    single source may have any name.
 
     Args:
         trained: the trained method.
@@ -164,8 +171,15 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
         name: name of the method in the error message.
 
     Raises:
-        CaseError: the modalities differ.
+        CaseError: the modalities differ, or the sources.
     """
+    wanted = trained.method.sources
+    for files in cases:
+        if {*files.sources} != {*wanted} and (len(files.sources) > 1 or len(wanted) > 1):
+            raise CaseError(
+                f"{name} was trained on {described_sources(wanted)}, but {files.name} has "
+                f"{described_sources(tuple(files.sources))}; give pairs with the sources of the training."
+            )
     in_suv = isinstance(trained.scaling, SUVScaling)
     for files in cases:
         if in_suv and files.suv_factor is None:

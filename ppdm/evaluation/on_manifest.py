@@ -32,7 +32,7 @@ def evaluate(
         split: split of the pairs that are scored.
         evaluations: network evaluations per volume; the method's own if absent.
         seed: random seed of stochastic methods.
-        resample: whether to interpolate volumes on other grids onto the grids of their sources.
+        resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
         compared: other methods of a comparison, so that seam indices are computed at the lattices of all.
         device: device of the network, if ``trained`` is a folder.
 

@@ -1,12 +1,13 @@
 """Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI.
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI. Several sources of a case are
+one tensor (S, D, H, W).
 """
 
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ppdm.data.manifest import Pair
 from ppdm.data.regions import RegionError, check_regions, names_file, read_labels, read_names
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
+from ppdm.sources import SOURCE
 
 
 class CaseError(ValueError):
@@ -29,10 +31,11 @@ class CaseFiles:
     Attributes:
         name: ``subject``, or ``subject/scan`` if the subject has several scans.
         target: the reference volume.
-        source: the volume to translate; None if there is none.
+        source: the volume to translate; of several, the first; None if there is none.
         mask: the region in which quality is measured; None for the whole volume.
         suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
         labels: regions in which the uptake of PET is compared; None if there are none.
+        named: the sources by name, as in :class:`ppdm.data.manifest.Pair`.
     """
 
     name: str
@@ -41,6 +44,12 @@ class CaseFiles:
     mask: Path | None = None
     suv_factor: float | None = None
     labels: Path | None = None
+    named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+
+    @property
+    def sources(self) -> Mapping[str, Path]:
+        """The sources by name, in their order; empty if there is none."""
+        return self.named or ({SOURCE: self.source} if self.source else {})
 
     def digest(self, *others: Path) -> str:
         """12 hexadecimal digits that depend on the content of these files and of the others given.
@@ -52,7 +61,7 @@ class CaseFiles:
         digest = hashlib.sha256(repr(self.suv_factor).encode())
         labels = [self.labels] if self.labels else []
         tables = [names_file(path) for path in labels if names_file(path).is_file()]
-        for path in (self.target, self.source, self.mask, *labels, *tables, *others):
+        for path in (self.target, *(self.sources.values() or [None]), self.mask, *labels, *tables, *others):
             for file in files_of_scan(path) if path else (None,):
                 digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return digest.hexdigest()[:12]
@@ -64,7 +73,15 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
     return [
-        CaseFiles(_name(pair, scans[pair.subject]), pair.target, pair.source, pair.mask, pair.suv_factor, pair.labels)
+        CaseFiles(
+            _name(pair, scans[pair.subject]),
+            pair.target,
+            pair.source,
+            pair.mask,
+            pair.suv_factor,
+            pair.labels,
+            pair.named,
+        )
         for pair in pairs
     ]
 
@@ -76,13 +93,14 @@ class Case:
     Attributes:
         name: as in :class:`CaseFiles`.
         target: (D, H, W) float32; PET in SUV.
-        source: same shape, dtype and unit; None if there is none.
+        source: same shape, dtype and unit; several sources are (S, D, H, W); None if there is none.
         mask: same shape; values above 0 are inside; None for the whole volume.
         grid: a volume on the common grid.
         suv_factor: the factor that converted stored values to SUV; None if values were not converted.
         labels: same shape, int64, 0 outside every region; None if there are none.
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
+        source_names: names of the sources, in their order.
     """
 
     name: str
@@ -94,6 +112,16 @@ class Case:
     labels: Tensor | None = None
     regions: Mapping[int, str] | None = None
     labels_fault: str = ""
+    source_names: tuple[str, ...] = (SOURCE,)
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """The sources (D, H, W) by name, in their order, for pictures; a single one is called ``input``."""
+        if self.source is None:
+            return {}
+        return (
+            {"input": self.source} if self.source.ndim == 3 else dict(zip(self.source_names, self.source, strict=True))
+        )
 
     @property
     def in_suv(self) -> bool:
@@ -102,7 +130,7 @@ class Case:
 
 
 def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
-    """Read a case onto the grid of its source, or of its target if it has no source.
+    """Read a case onto the grid of its first source, or of its target if it has no source.
 
     Args:
         files: the files of the case.
@@ -114,7 +142,7 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
     first = files.source or files.target
     grid = read_volume(first)
 
-    def read(path: Path, order: Order) -> Tensor:
+    def read(path: Path, order: Order = 1) -> Tensor:
         volume = grid if path == first else read_volume(path)
         if resample:
             volume = resample_to(volume, grid, order, name=str(path))
@@ -122,8 +150,9 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
         return torch.from_numpy(volume.data)
 
     factor = 1.0 if files.suv_factor is None else files.suv_factor
-    target = read(files.target, 1) * factor
-    source = read(files.source, 1) * factor if files.source else None
+    target = read(files.target) * factor
+    sources = [read(path) * factor for path in files.sources.values()]
+    source = (torch.stack(sources) if len(sources) > 1 else sources[0]) if sources else None
     mask = read(files.mask, 0) if files.mask else None
     labels, names, fault = None, None, ""
     if files.labels:
@@ -131,7 +160,8 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             labels, names = _read_regions(files.labels, grid, first, resample)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
             fault = str(error)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault)
+    sources_of = tuple(files.sources) or (SOURCE,)
+    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault, sources_of)
 
 
 def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:

@@ -12,6 +12,7 @@ from ppdm.data.manifest import Pair, read_manifest
 from ppdm.data.pairs import PairsError, TrainingSet
 from ppdm.method import Method
 from ppdm.model import PPDM
+from ppdm.sources import SOURCE, described_sources
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport
@@ -36,6 +37,7 @@ def train(
     seed: int = 0,
     validate_every: int | None = None,
     resample: bool = False,
+    bridge_from: str | None = None,
     resume: bool = False,
     init_from: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
@@ -50,7 +52,8 @@ def train(
         method: the point in the design space.
         steps, minutes: training budget; give one of them.
         batch_size, accumulate, augment, seed, validate_every: as for :func:`~ppdm.training.loop.fit`.
-        resample: whether to interpolate targets on other grids onto the grids of their sources.
+        resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
+        bridge_from: where a bridge starts: ``mean`` of the sources, or the name of one; None keeps the method's.
         resume: whether to continue the run in the folder. A finished run is returned as it is.
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
         device: device on which the network is trained.
@@ -58,13 +61,16 @@ def train(
 
     Raises:
         ManifestError, PairsError, VolumeError: the manifest or a volume has faults.
+        ValueError: ``bridge_from``, or the sources of the method, are not those of the manifest.
         RunError, TrainingError, CheckpointError: as for :func:`~ppdm.training.loop.fit`.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
     asked, notes = {"task": None, "resample": resample}, {"manifest": os.path.abspath(manifest)}  # as the command
     run = Run(out, resume=resume, asked=asked, notes=notes)
+    listed = read_manifest(manifest)
+    method = with_sources_of(method, tuple(listed[0].sources), bridge_from)
     if finished_steps(run, method, schedule, keep_last=True) is None:
-        pairs, held = training_sets(read_manifest(manifest), schedule, str(manifest), resample=resample)
+        pairs, held = training_sets(listed, schedule, str(manifest), resample=resample)
         with run:
             train_sets(
                 method,
@@ -78,6 +84,25 @@ def train(
                 progress=progress,
             )
     return load(out, device)
+
+
+def with_sources_of(method: Method, names: tuple[str, ...], bridge_from: str | None = None) -> Method:
+    """Return the method for the sources of some pairs.
+
+    Args:
+        method: the point in the design space; its own sources must be those of the pairs, unless they are the default.
+        names: names of the sources of the pairs, in their order.
+        bridge_from: as for :func:`train`.
+
+    Raises:
+        ValueError: the method has other sources, or the bridge starts from a source that is not among them.
+    """
+    if method.sources not in ((SOURCE,), names):
+        raise ValueError(
+            f"{method.name} has {described_sources(method.sources)}, and the pairs have {described_sources(names)}; "
+            "give both the same, in the same order"
+        )
+    return method.with_sources(names, bridge_from)
 
 
 def finished_steps(run: Run, method: Method, schedule: Schedule, *, keep_last: bool) -> int | None:

@@ -142,6 +142,28 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
     return ManifestSubjects(manifest, resample) if manifest is not None else as_usage(PhantomSubjects, task, **given)
 
 
+def read_places(places: Sequence[Path], sources: Sequence[str] | None) -> tuple[Path | dict[str, Path], Path]:
+    """Return the input of a translation, or the named inputs of ``--source``, and its output.
+
+    Raises:
+        typer.BadParameter: a text is not NAME=FILE, a name is repeated, or there are too few or too many paths.
+    """
+    named = [read_option("--source", _read_named, text) for text in sources or ()]
+    if twice := [name for name, _ in named if [other for other, _ in named].count(name) > 1]:
+        raise typer.BadParameter(f"--source gives {twice[0]} twice; give each source once")
+    if len(places) != (1 if named else 2):
+        wanted = "OUTPUT after the run, since --source gives the inputs" if named else "INPUT and OUTPUT after the run"
+        raise typer.BadParameter(f"expected {wanted}; got {', '.join(map(str, places))}")
+    return dict(named) if named else places[0], places[-1]
+
+
+def _read_named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (equals and name and path):
+        raise ValueError(f"expected the name of a source and its scan such as t1=T1.nii.gz, got {text!r}")
+    return name, Path(path)
+
+
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
     """Return a reader of comma-separated values. It drops blanks; a repeated value counts once, with a warning."""
 
@@ -398,7 +420,7 @@ def _known_methods(incomplete: str) -> list[str]:
 PRESETS = ("matched", "authors")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "norm", "block", "conv")
-Task = Literal["pet-denoise", "pet-joint", "mri-t1t2"]
+Task = Literal["pet-denoise", "pet-joint", "mri-t1t2", "mri-flair"]
 Grid = Literal["cubic", "oblong", "thick"]
 
 # Options of several commands.
@@ -454,7 +476,9 @@ Minutes = Annotated[
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="Synthetic task; repeatable. Default: all tasks.", autocompletion=completed(*get_args(Task))
+        "--task",
+        help="Synthetic task; repeatable. Default: the paper's three.",
+        autocompletion=completed(*get_args(Task)),
     ),
 ]
 MethodName = Annotated[
@@ -496,7 +520,7 @@ PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all split
 PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
 PhantomSeed = Annotated[int | None, integer("Random seed of the synthetic set; default: 0.", 0)]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample targets onto the grids of their sources.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample onto the grid of the (first) source.")]
 
 # Fields of the design space.
 Variations = Annotated[

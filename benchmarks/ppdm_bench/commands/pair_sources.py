@@ -9,6 +9,7 @@ from ppdm.data.manifest import Pair, read_manifest
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import Recipe, find_task
+from ppdm.sources import SOURCE
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +36,14 @@ class ManifestSubjects:
             ManifestError: the manifest is invalid.
         """
         return read_manifest(self.path)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order.
+
+        Raises:
+            ManifestError: the manifest is invalid.
+        """
+        return tuple(read_manifest(self.path)[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
@@ -81,6 +90,11 @@ class PhantomSubjects:
     def pairs(self, progress: Progress) -> list[Pair]:
         """Return every pair of every split; the progress counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order."""
+        names = find_task(self.task).sources
+        return names if len(names) > 1 else (SOURCE,)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share."""

@@ -119,7 +119,9 @@ def read_folders(
         CaseError: a path is not a folder, a folder is empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
-    others = {role: scans_in(folder) for role, folder in beside.items() if folder is not None}
+    others: dict[str, dict[str, Any]] = {
+        role: scans_in(folder) for role, folder in beside.items() if folder is not None
+    }
     for role, found in others.items():
         _refuse_gaps(beside[role] or targets, found, targets, wanted, both=False)
     cases = [

@@ -75,15 +75,14 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
         wanted,
         DisplayedVolume(prediction - target, "error", "error", (-reach, reach), unit or "a.u."),
     ]
-    if case.source is not None:
-        rows.insert(0, _input(case.source.numpy(), wanted))
+    rows = [*(_input(source.numpy(), wanted, name) for name, source in case.inputs.items()), *rows]
     seen = target - wanted.limits[0] if case.mask is None else case.mask.numpy() > 0
     return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
 
 
-def _input(source: np.ndarray, target: DisplayedVolume) -> DisplayedVolume:
+def _input(source: np.ndarray, target: DisplayedVolume, name: str) -> DisplayedVolume:
     """Display of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
-    shown = DisplayedVolume(source, "input", target.colours, None, target.unit)
+    shown = DisplayedVolume(source, name, target.colours, None, target.unit)
     alike = target.colours == "pet" and shown.limits[1] > target.limits[1] / 2
     return replace(shown, window=target.limits) if alike else shown
 

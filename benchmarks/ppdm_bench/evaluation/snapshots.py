@@ -40,8 +40,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     inside = target - np.percentile(target, 0.5) if case.mask is None else case.mask.numpy() > 0
     at = centre_of_mass(inside)
     views = [View("target", "target", sections(target, at))]
-    if case.source is not None:
-        views.insert(0, View("input", "input", sections(case.source.numpy(), at)))
+    views = [*(View("input", name, sections(source.numpy(), at)) for name, source in case.inputs.items()), *views]
     for candidate in wanted:
         record = scored[candidate.method, candidate.variant, candidate.steps]
         views.append(_view(candidate, record, plan.predict(candidate, case), case, at))

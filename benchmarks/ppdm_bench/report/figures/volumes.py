@@ -7,7 +7,7 @@ scale and the true ratio of their sides, also for voxels of unequal length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -97,7 +97,7 @@ class DisplayedVolume:
 
 
 def draw_pair(
-    source: np.ndarray,
+    source: np.ndarray | Mapping[str, np.ndarray],
     target: np.ndarray,
     spacing: Spacing,
     *,
@@ -112,11 +112,11 @@ def draw_pair(
     """Return the montage of a pair through the centre of the mask, or of the target without a mask.
 
     Args:
-        source, target: volumes (D, H, W) of one shape.
+        source, target: volumes (D, H, W) of one shape; several sources by name.
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
-        names: names of the rows.
-        colours, unit: as for :class:`DisplayedVolume`, for both volumes.
+        names: names of the rows of one source and of the target.
+        colours, unit: as for :class:`DisplayedVolume`, for all volumes.
         ranges: windows of source and target. By default each MRI volume has its own window; two PET volumes share the
             window of the target, unless the source reaches less than half of it (no attenuation correction).
         mask: (D, H, W), positive inside.
@@ -127,11 +127,12 @@ def draw_pair(
     """
     windows = ranges or (None, None)
     last = DisplayedVolume(target, names[1], colours, windows[1], unit)
-    first = DisplayedVolume(source, names[0], colours, windows[0], unit)
-    if ranges is None and colours == "pet" and first.limits[1] > last.limits[1] / 2:
-        first = replace(first, window=last.limits)
+    sources = source if isinstance(source, Mapping) else {names[0]: source}
+    rows = [DisplayedVolume(array, name, colours, windows[0], unit) for name, array in sources.items()]
+    if ranges is None and colours == "pet":
+        rows = [replace(row, window=last.limits) if row.limits[1] > last.limits[1] / 2 else row for row in rows]
     inside = target - last.limits[0] if mask is None else np.asarray(mask) > 0
-    return draw_montage([first, last], spacing, title=title, at=centre_of_mass(inside), column=column)
+    return draw_montage([*rows, last], spacing, title=title, at=centre_of_mass(inside), column=column)
 
 
 def draw_montage(

@@ -105,7 +105,11 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
             own = [
                 r
                 for r in records
-                if (r.config_id == view.config_id and r.steps == view.steps if view.config_id else r.method == "input")
+                if (
+                    r.config_id == view.config_id and r.steps == view.steps
+                    if view.config_id
+                    else r.method == view.label
+                )
             ]
             if own and own[-1].value is not None:
                 scores[id(view)] = float(own[-1].value), (own[-1].options.get("training") or {}).get("steps")
