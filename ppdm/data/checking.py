@@ -8,7 +8,7 @@ not a readable volume, different grids, an image without contrast, an empty mask
 have no region, a table of regions that cannot be read, a region without uptake, two equal volumes of a pair, one image
 in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
 voxels that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
-implausible uptake, and a scan whose voxel size, size or contrast is far from the median of all pairs.
+implausible uptake, CT without air, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
 Only one scan is in memory at a time, with the mask and the labels of its pair. Headers are checked before volumes are
 read.
@@ -123,13 +123,16 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     """
     faults: list[str] = []
     beside_faults: list[str] = []
-    read = [_read(partial(examine, path, pair.suv_factor), path, faults) for path in pair.sources.values()]
+    look = partial(examine, suv_factor=pair.suv_factor)
+    of_source = partial(look, in_hu=pair.source_intensity is not None)
+    read = [_read(of_source, path, faults) for path in pair.sources.values()]
     grid = read[0][1]
     mask, labels = (
         _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
         for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
     )
-    read.append(_read(partial(examine, pair.target, pair.suv_factor, mask, labels), pair.target, faults))
+    of_target = partial(look, in_hu=pair.target_intensity is not None, mask=mask, labels=labels)
+    read.append(_read(of_target, pair.target, faults))
     scans, grids = zip(*read, strict=True)
     *sources, target = scans
     faults += [scan.fault for scan in scans if scan and scan.fault]
@@ -185,10 +188,10 @@ def check_pairs(
 # One pair
 
 
-def _read(look: Callable[[], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(look: Callable[[Path], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = look()
+        scan = look(path)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)

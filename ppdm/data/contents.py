@@ -20,6 +20,8 @@ from ppdm.data.volume import Volume, VolumeError, read_geometry, read_volume
 DISAGREEMENT_MM = 0.1  # between sform and qform; smaller values come from the rounding of float32 quaternions
 ANISOTROPY = 3.0  # longest divided by shortest side of a voxel
 NEGATIVE_SHARE = 0.05  # share of negative voxels in a PET scan
+HIGHEST_AIR = -500.0  # HU; air is -1000, so every CT of a body or of a phantom in air has values below this
+NOT_HU = f"no value below {HIGHEST_AIR:g} and so no air of CT (-1000 HU); check that its values are HU"
 SUV_SPAN = (0.1, 100.0)  # SUV of the brightest voxels of a PET scan, for every tracer in clinical use
 
 _MEND = "check what was exported."
@@ -73,13 +75,19 @@ class Beside:
 
 
 def examine(
-    path: Path, suv_factor: float | None = None, mask: Beside | None = None, labels: Beside | None = None
+    path: Path,
+    suv_factor: float | None = None,
+    *,
+    in_hu: bool = False,
+    mask: Beside | None = None,
+    labels: Beside | None = None,
 ) -> Contents:
     """Read and describe a source or target.
 
     Args:
         path: the file.
         suv_factor: SUV per stored unit, for PET only.
+        in_hu: whether it is CT.
         mask, labels: for a target, where it is compared with a translation.
 
     Raises:
@@ -94,6 +102,8 @@ def examine(
     if suv_factor and not fault:
         fault = _without_uptake(high, suv_factor)
         remarks += _remarks_on_uptake(data, window, suv_factor)
+    if in_hu and not fault and not resembles_hu(data):
+        remarks.append(f"it has {NOT_HU}")
     inside = () if fault else (*_faults_in_mask(data, mask), *(_faults_in_regions(data, labels) if suv_factor else ()))
     return Contents(
         path=path,
@@ -142,6 +152,11 @@ def examine_labels(path: Path) -> Beside:
     geometry = labels.geometry if labels else read_geometry(path)
     remarks = _remark_on_invalid(path, labels.replaced) if labels else ()
     return Beside(path, geometry, labels.numbers if labels and not faults else None, names, tuple(faults), remarks)
+
+
+def resembles_hu(data: np.ndarray) -> bool:
+    """Whether a volume of CT may be in HU: it has values of air."""
+    return bool(data.min() < HIGHEST_AIR)
 
 
 def _without_uptake(high: float, suv_factor: float) -> str:

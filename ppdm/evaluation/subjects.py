@@ -1,7 +1,7 @@
 """Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI. Several sources of a case are
-one tensor (S, D, H, W).
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI and CT. Several sources of a
+case are one tensor (S, D, H, W).
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import RegionError, check_regions, names_file, read_labels, read_names
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
@@ -36,6 +37,7 @@ class CaseFiles:
         suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
         labels: regions in which the uptake of PET is compared; None if there are none.
         named: the sources by name, as in :class:`ppdm.data.manifest.Pair`.
+        source_intensity, target_intensity: windows in HU of volumes that are CT; None for others.
     """
 
     name: str
@@ -45,6 +47,8 @@ class CaseFiles:
     suv_factor: float | None = None
     labels: Path | None = None
     named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     @property
     def sources(self) -> Mapping[str, Path]:
@@ -81,6 +85,8 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
             pair.suv_factor,
             pair.labels,
             pair.named,
+            pair.source_intensity,
+            pair.target_intensity,
         )
         for pair in pairs
     ]
@@ -101,6 +107,7 @@ class Case:
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
         source_names: names of the sources, in their order.
+        source_unit, unit: units of source and target: SUV, HU, or empty for arbitrary ones.
     """
 
     name: str
@@ -113,6 +120,8 @@ class Case:
     regions: Mapping[int, str] | None = None
     labels_fault: str = ""
     source_names: tuple[str, ...] = (SOURCE,)
+    source_unit: str = ""
+    unit: str = ""
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
@@ -160,8 +169,13 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             labels, names = _read_regions(files.labels, grid, first, resample)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
             fault = str(error)
-    sources_of = tuple(files.sources) or (SOURCE,)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault, sources_of)
+    units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
+    about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
+    return Case(files.name, target, source, mask, grid, *about)
+
+
+def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
+    return "SUV" if files.suv_factor is not None else "HU" if window else ""
 
 
 def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:
