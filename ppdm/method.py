@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ppdm.arrays import check_tensor
 from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
@@ -558,6 +559,8 @@ def _condition(method: Method, codec: Codec, source: Tensor) -> Tensor:
 
 
 def _check_pair(method: Method, source: Tensor, target: Tensor) -> None:
+    check_tensor("source", source)
+    check_tensor("target", target)
     if target.ndim == 5 and source.shape == (len(target), len(method.sources) * target.shape[1], *target.shape[2:]):
         return
     names = f", or (N, S·C, D, H, W) for the sources {', '.join(method.sources)}" if len(method.sources) > 1 else ""
@@ -577,6 +580,7 @@ def _check_source(method: Method, source: Tensor) -> None:
 
 
 def _check_volume(volume: Tensor) -> None:
+    check_tensor("a volume", volume)
     if volume.ndim != 5:
         raise ValueError(f"expected volumes (N, C, D, H, W), got the shape {tuple(volume.shape)}")
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppdm.arrays import Array, volume_of
 from ppdm.checkpoint import Trained, assemble
 from ppdm.data.folders import scan_files
 from ppdm.data.formats import NIFTI, SCANS, SUFFIXES, is_dicom_scan, stem, suffix_of
@@ -146,7 +147,7 @@ def translate(
 
 def translate_volume(
     trained: Trained,
-    source: Tensor,
+    source: Array,
     *,
     seed: int = 0,
     suv_factor: float | None = None,
@@ -158,7 +159,8 @@ def translate_volume(
 
     Args:
         trained: the method; :func:`adapt` changes its steps, device, precision and blocks.
-        source: (D, H, W), or (S, D, H, W) for several sources, finite physical values, on the CPU.
+        source: (D, H, W), or (S, D, H, W) for several sources, finite physical values, a tensor or an array of any real
+            type and strides.
         seed: seed of the noise, for methods that use noise in sampling.
         suv_factor: as for :func:`translate`.
         progress: called after every network evaluation; each block of a step counts as one.
@@ -171,11 +173,12 @@ def translate_volume(
             finite.
         IntensityError: the source has no contrast, or its SUV factor is missing or unexpected.
     """
+    source = volume_of(source).cpu()
     _check_volume(trained, source, seed)
     volumes = source if source.ndim == 4 else source[None]
     scales = [trained.scaling.scales(volume.numpy(), suv_factor) for volume in volumes]
     device = torch.device("cpu") if trained.method.samples_from_host(volumes.shape[1:]) else _device(trained)
-    scaled = [scale.forward(volume.float()) for (scale, _), volume in zip(scales, volumes, strict=True)]
+    scaled = [scale.forward(volume) for (scale, _), volume in zip(scales, volumes, strict=True)]
     y, target_scale = torch.stack(scaled).to(device)[None], scales[0][1]
     del scaled
     generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
@@ -187,12 +190,12 @@ def translate_volume(
     return result
 
 
-def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_factor: float | None = None) -> Tensor:
+def reconstruct_volume(trained: Trained, source: Array, target: Array, suv_factor: float | None = None) -> Tensor:
     """Encode and decode a target with the method's representation: roughly the best result its diffusion can reach.
 
     Args:
         trained: the method.
-        source, target: (S, D, H, W) or (D, H, W), and (D, H, W), finite physical values, on the CPU.
+        source, target: (S, D, H, W) or (D, H, W), and (D, H, W); types as for :func:`translate_volume`.
         suv_factor: as for :func:`translate`.
 
     Returns:
@@ -201,9 +204,10 @@ def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_fac
     Raises:
         TranslationError, IntensityError: as for :func:`translate_volume`.
     """
+    source = volume_of(source).cpu()
     _check_volume(trained, source, seed=0)
     _, target_scale = trained.scaling.scales(source.numpy() if source.ndim == 3 else source[0].numpy(), suv_factor)
-    x0 = target_scale.forward(target.float()).to(_device(trained))[None, None]
+    x0 = target_scale.forward(volume_of(target)).to(_device(trained))[None, None]
     return target_scale.inverse(reconstruct(trained.method, trained.network, x0)[0, 0].cpu())
 
 
