@@ -6,7 +6,7 @@ Several sources of C channels each are one tensor (N, S·C, D, H, W), in the ord
 sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -190,6 +190,16 @@ class Method:
     def evaluations(self, shape: Shape) -> int:
         """Number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samplings with different seeds may differ.
+
+        It follows from the states of one voxel, with noise and without: a method is random if the start or a step adds
+        noise. A bridge with one step is not, because its only step ends at the estimate of the target.
+        """
+        without, noisy = (_states(self, torch.full((1,) * 5, value)) for value in (0.0, 1.0))
+        return any(not torch.equal(a, b) for a, b in zip(without, noisy, strict=True))
 
     def samples_from_host(self, shape: Shape) -> bool:
         """Whether a volume (D, H, W) may stay on the host during sampling, because only blocks move to the network."""
@@ -512,6 +522,19 @@ def sample(
         )
         times = later
     return decode(method, network, x, source.shape[2:])
+
+
+def _states(method: Method, noise: Tensor) -> Iterator[Tensor]:
+    """Yield the states of sampling of a voxel whose source and estimated target are 0; the noise is always the same."""
+    kernel, how, y = method.kernel, method.sampling, torch.zeros_like(noise)
+    t = torch.full_like(noise, how.start)
+    x = kernel.start(y, lambda: noise) if how.start == 1 else kernel.at(y, y, t, noise)
+    yield x
+    for k in range(how.steps - 1, -1, -1):
+        s = torch.full_like(t, how.start * k / how.steps)
+        x = kernel.step(x, y, y, t, s, noise if how.stochastic else None)
+        yield x
+        t = s
 
 
 def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:

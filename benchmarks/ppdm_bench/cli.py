@@ -60,6 +60,7 @@ from ppdm_bench.commands.options import (
     asked_sizes,
     asked_subjects,
     comma_separated,
+    count,
     integer,
     one_of,
     positive,
@@ -512,6 +513,15 @@ def translate(
     resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
     evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(2),
+            metavar="N",
+            help="Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+            "NAME_std beside it their standard deviation. Default: one draw.",
+        ),
+    ] = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     block: Annotated[
@@ -547,10 +557,13 @@ def translate(
     from ppdm.checkpoint import load
     from ppdm.data.formats import is_dicom_scan
     from ppdm.data.volume import user_path
+    from ppdm.translation import adapt, check_samples
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
     trained = load(checkpoint, device=training_device(device))
+    if samples is not None:
+        as_usage(check_samples, as_usage(adapt, trained, steps=evaluations).method, samples)
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
@@ -560,6 +573,7 @@ def translate(
             resample=resample,
             steps=evaluations,
             seed=seed,
+            samples=samples,
             precision=precision,
             block=seen,
             overlap=overlap,
@@ -574,5 +588,6 @@ def translate(
         if one.fault:
             notify(one.fault)
         else:
-            print(f"{one.output}  ({one.seconds:.1f} s)")
+            written = ", ".join(map(str, filter(None, (one.output, one.deviation))))
+            print(f"{written}  ({one.seconds:.1f} s)")
     raise typer.Exit(1 if any(one.fault for one in made) else 0)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_methods import tiny
 from torch import Tensor, nn
 
 from ppdm import PPDM, Method, sample, training_loss
@@ -19,7 +20,7 @@ from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.slices import Slices
 from ppdm.window import Patch, Whole
-from ppdm_baselines import PRESETS
+from ppdm_baselines import METHODS, PRESETS
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4)
 BRIDGE = replace(PPDM, network=SMALL)
@@ -476,3 +477,24 @@ def test_without_the_source_the_network_sees_the_state_alone() -> None:
 def test_a_source_that_is_no_volume_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, C, D, H, W\)"):
         sample(BRIDGE, Recorder(), torch.zeros(1, 8, 8, 8))
+
+
+# Randomness ----------------------------------------------------------------------------------------------------------
+
+RANDOM_POINTS = [
+    *(tiny(method) for method in METHODS.values()),
+    *(
+        tiny(replace(PPDM, kernel=kernel, sampling=Sampling(steps, stochastic, start=start)))
+        for kernel in (Brownian(0.5), Linear(0.0), Linear(0.3), I2SB(0.1, 0.3), Gaussian("cosine"))
+        for stochastic in (False, True)
+        for steps in (1, 2)
+        for start in (1.0, 0.4)
+    ),
+]
+
+
+@pytest.mark.parametrize("method", RANDOM_POINTS, ids=lambda m: f"{m.name} {m.kernel} {m.sampling}")
+def test_a_method_is_random_if_seeds_change_its_samples(method):
+    net, source = network(method), volumes(1, 1, 8, 8, 8)
+    one, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert method.is_random == (not torch.equal(one, other))

@@ -494,6 +494,15 @@ Preset = Annotated[
     ),
 ]
 SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        parser=count(2),
+        metavar="N",
+        help="Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.",
+    ),
+]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]

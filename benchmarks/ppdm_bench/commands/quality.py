@@ -20,6 +20,7 @@ from ppdm_bench.commands.options import (
     Metrics,
     Minutes,
     Runs,
+    Samples,
     Split,
     Start,
     SyntheticGrid,
@@ -86,6 +87,7 @@ def quality(
             "method's number."
         ),
     ] = None,
+    samples: Samples = None,
     split: Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
     device: Device = "auto",
@@ -115,7 +117,7 @@ def quality(
         from ppdm_baselines import METHODS, REFERENCE
         from ppdm_bench.commands.pair_sources import PhantomSubjects
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import Sampling
+        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
         from ppdm_bench.evaluation.trials import trials
 
         schedule = as_usage(Schedule, steps, minutes, batch_size)
@@ -127,6 +129,8 @@ def quality(
         reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
             notify(
                 "quick profile: small volumes, few subjects, short training; it shows that everything works, not which "
@@ -138,7 +142,7 @@ def quality(
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
-                    sampling = Sampling(training_device(here, ranks), wanted)
+                    sampling = Sampling(training_device(here, ranks), wanted, samples=samples)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
