@@ -6,14 +6,14 @@ Several sources of C channels each are one tensor (N, S·C, D, H, W), in the ord
 sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
+from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.backbone import Backbone, BackboneNetwork
@@ -330,8 +330,27 @@ AXES: Axes = {
 }
 
 
+# A prediction without a network: (method, x_t, y, t) -> output of the network.
+Guess = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
+
+
+def guess_source(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the network output for which the x0 estimate is the source."""
+    return output_of(method.target, method.kernel, y, x_t, y, t)
+
+
+def guess_zero(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the output of an untrained network: zeros."""
+    return torch.zeros_like(x_t)
+
+
 def training_loss(
-    method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
+    method: Method,
+    network: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    generator: torch.Generator | None = None,
+    guess: Guess | None = None,
 ) -> Tensor:
     """Compute the loss of one training step for each subject, at a random time of the path.
 
@@ -340,6 +359,7 @@ def training_loss(
         network: the result of ``method.build``.
         source, target: normalised volumes (N, S·C, D, H, W) of S sources, and (N, C, D, H, W); any size is allowed.
         generator: generator for times and noise, on the volumes' device; the global generator if absent.
+        guess: computes the output instead of the diffusion network, so that a trained network can be compared with it.
 
     Returns:
         (N,).
@@ -355,7 +375,7 @@ def training_loss(
     pieces = method.window.draw(*latents, generator)
     del latents
     # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator) for _ in range(len(pieces))]
+    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
@@ -390,7 +410,12 @@ STAGE_LOSSES = {REPRESENTATION: representation_loss, DIFFUSION: training_loss}
 
 
 def _piece_loss(
-    method: Method, codec: Codec, network: nn.Module, piece: Piece, generator: torch.Generator | None
+    method: Method,
+    codec: Codec,
+    network: nn.Module,
+    piece: Piece,
+    generator: torch.Generator | None,
+    guess: Guess | None,
 ) -> Tensor:
     x0, condition, predict = piece
     y = method.end(condition)
@@ -405,8 +430,9 @@ def _piece_loss(
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
     del piece, x0, y, noise  # free these volumes; the network needs the memory
 
-    error = predict(network, x_t, times, condition) - wanted
-    del x_t, condition, wanted
+    output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
+    error = output - wanted
+    del output, x_t, condition, wanted
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))

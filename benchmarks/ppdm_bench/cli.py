@@ -47,8 +47,10 @@ from ppdm_bench.commands.options import (
     SamplePrecision,
     SampleSeed,
     Shape,
+    SourceIntensity,
     Sources,
     Start,
+    TargetIntensity,
     TaskName,
     Variations,
     Width,
@@ -348,6 +350,8 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
     bridge_from: Annotated[
         str | None,
         typer.Option(
@@ -420,7 +424,17 @@ def train(
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
-    source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
+    source = asked_subjects(
+        manifest,
+        task,
+        resample,
+        source_intensity=source_intensity,
+        target_intensity=target_intensity,
+        subjects=subjects,
+        size=size,
+        grid=grid,
+        data_seed=data_seed,
+    )
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:

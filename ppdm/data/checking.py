@@ -7,8 +7,8 @@ Faults are problems that training or translation would refuse, or that make a pa
 readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
 of regions that cannot be read, two equal volumes of a pair, one image in two splits, an `suv_factor` for only some
 pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
-size or contrast is far from the median of all pairs.
+integers with a slope, a disagreement of sform and qform, negative or implausible uptake, CT without air, and a scan
+whose voxel size, size or contrast is far from the median of all pairs.
 
 Only one volume is in memory at a time, and its header is checked before the volume is read.
 """
@@ -121,7 +121,12 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     """
     faults: list[str] = []
     remarks: list[str] = []
-    scans, grids = zip(*(_read(path, pair.suv_factor, faults) for path in pair.scans), strict=True)
+    windows = [*[pair.source_intensity] * len(pair.sources), pair.target_intensity]
+    read = [
+        _read(path, pair.suv_factor, window is not None, faults)
+        for path, window in zip(pair.scans, windows, strict=True)
+    ]
+    scans, grids = zip(*read, strict=True)
     *sources, target = scans
     grid = grids[0]
     for scan in filter(None, scans):
@@ -179,10 +184,12 @@ def check_pairs(
 # One pair
 
 
-def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(
+    path: Path, suv_factor: float | None, in_hu: bool, faults: list[str]
+) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor)
+        scan = examine(path, suv_factor, in_hu=in_hu)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)

@@ -1,6 +1,7 @@
 """Manifests: a CSV file that lists the pairs of volumes and the split of each pair.
 
-The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Several sources have a column each, such as
+The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`, and for CT `source_intensity` and
+`target_intensity` (:class:`ppdm.data.normalise.HounsfieldWindow`). Several sources have a column each, such as
 `source.t1n,source.t2w` instead of `source`; every row then has all of them. Paths are absolute or relative to the
 manifest's folder; ``~`` is the home folder. An empty split means train. A subject may have several rows (sessions), all
 in one split. Other columns are kept and have no effect. :mod:`ppdm.data.csv_table` lists the accepted forms of CSV.
@@ -12,20 +13,23 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from ppdm.atomic_io import replacing
 from ppdm.data.csv_table import Table, TableError, read_table
 from ppdm.data.formats import SCANS, is_dicom_scan
+from ppdm.data.normalise import HounsfieldWindow, IntensityError
 from ppdm.data.resample import resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
 from ppdm.sources import SOURCE, check_sources
 
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("subject", "split", "source", "target")
-OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor")
+INTENSITY_COLUMNS = ("source_intensity", "target_intensity")
+OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor", *INTENSITY_COLUMNS)
 
 _NAMED = "source."  # prefix of the column of one of several sources
 _FAULTS_SHOWN = 10
@@ -52,6 +56,7 @@ class Pair:
         extra: the cells of all other columns, by column; they have no effect.
         named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
             without a name.
+        source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
     """
 
     subject: str
@@ -63,6 +68,8 @@ class Pair:
     labels: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
     named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -77,6 +84,11 @@ class Pair:
             raise ManifestError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
         if self.suv_factor is not None and not (math.isfinite(self.suv_factor) and self.suv_factor > 0):
             raise ManifestError(f"suv_factor {self.suv_factor} is not a positive number")
+        if self.suv_factor is not None and (self.source_intensity or self.target_intensity):
+            raise ManifestError(
+                f"subject {self.subject!r} has an suv_factor, which makes it PET, and an intensity of CT; give one of "
+                "the two"
+            )
 
     @property
     def sources(self) -> Mapping[str, Path]:
@@ -133,7 +145,7 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
         faults += [f"line {line}: {fault}" for fault in row_faults]
         if not row_faults:
             pairs[line] = _pair(table, table.row(cells), path.parent)
-    return list(pairs.values()), [*faults, *broken, *_leaks(pairs)]
+    return list(pairs.values()), [*faults, *broken, *_leaks(pairs), *_mixed_intensities(pairs)]
 
 
 def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
@@ -165,6 +177,19 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
                 raise _error(path, faults)
     except OSError as error:
         raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
+
+
+def with_intensities(
+    pairs: Sequence[Pair], *, source: HounsfieldWindow | None = None, target: HounsfieldWindow | None = None
+) -> list[Pair]:
+    """Return the pairs with other windows of their CT volumes; None keeps what the manifest says.
+
+    Raises:
+        ManifestError: a pair is PET.
+    """
+    given = {"source_intensity": source, "target_intensity": target}
+    changes: dict[str, Any] = {name: window for name, window in given.items() if window is not None}
+    return [replace(pair, **changes) for pair in pairs]
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, ...]:
@@ -281,6 +306,13 @@ def _number(table: Table, cell: str) -> float:
         raise ManifestError(f"suv_factor {cell!r} is not a positive number") from None
 
 
+def _window(cell: str) -> HounsfieldWindow | None:
+    try:
+        return HounsfieldWindow.parse(cell) if cell else None
+    except IntensityError as error:
+        raise ManifestError(str(error)[:1].lower() + str(error)[1:].rstrip(".")) from None
+
+
 def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     columns = _names(table.header)
@@ -293,6 +325,8 @@ def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
         mask=_resolve(mask, folder) if mask else None,
         suv_factor=_number(table, factor) if factor else None,
         labels=_resolve(labels, folder) if labels else None,
+        source_intensity=_window(row.get("source_intensity", "")),
+        target_intensity=_window(row.get("target_intensity", "")),
         extra={name: cell for name, cell in row.items() if name not in known},
         named={c.removeprefix(_NAMED): _resolve(row[c], folder) for c in columns if c != SOURCE},
     )
@@ -339,3 +373,13 @@ def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
             seen, split = first.setdefault(name, (line, pair.split))
             if split != pair.split:
                 yield f"line {line}: {name} is in {pair.split} here and in {split} on line {seen}; keep it in one split"
+
+
+def _mixed_intensities(pairs: dict[int, Pair]) -> Iterator[str]:
+    """Pairs whose volumes would be scaled differently than those of the first row."""
+    for column in INTENSITY_COLUMNS:
+        windows = {line: getattr(pair, column) for line, pair in pairs.items()}
+        first = next(iter(windows), 0)
+        if other := next((line for line, window in windows.items() if window != windows[first]), None):
+            here, there = (str(windows[line] or "empty") for line in (other, first))
+            yield f"line {other}: {column} is {here} here and {there} on line {first}; give all rows the same"

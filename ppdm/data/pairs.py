@@ -4,14 +4,16 @@ Axes: a volume (D, H, W), float32; several sources of a pair are one array (S, D
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from ppdm.data.contents import NOT_HU, resembles_hu
 from ppdm.data.manifest import Pair, load_pair, read_manifest
-from ppdm.data.normalise import Intensity, IntensityError, Range, percentile_range, pooled_range
+from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
 ArrayPair = tuple[np.ndarray, np.ndarray]
@@ -25,8 +27,9 @@ class TrainingSet(Sequence[ArrayPair]):
     """The pairs of a manifest as network values, read from disk on access.
 
     Each source is scaled by its own percentiles, and all targets by constants pooled over the subjects. If every pair
-    has an ``suv_factor``, all volumes are scaled in SUV instead. All pairs have the same sources. Training does not use
-    the masks of the pairs, which only mark where quality is measured.
+    has an ``suv_factor``, all volumes are scaled in SUV instead. CT, which ``source_intensity`` and
+    ``target_intensity`` of the pairs mark, is scaled by its window in HU. All pairs have the same sources. Training
+    does not use the masks of the pairs, which only mark where quality is measured.
 
     Args:
         pairs: the training pairs; the constructor reads each volume once to compute the constants.
@@ -41,8 +44,8 @@ class TrainingSet(Sequence[ArrayPair]):
         sources: names of the sources of every pair, in their order.
 
     Raises:
-        PairsError: there are no pairs, only some have a factor, their sources differ, a volume has no contrast, or the
-            scaling is for the other modality.
+        PairsError: there are no pairs, only some have a factor or an intensity, their sources differ, a volume has no
+            contrast, or the scaling is for another modality.
         VolumeError: a volume cannot be read, or the volumes of a pair are not on one grid.
     """
 
@@ -63,6 +66,8 @@ class TrainingSet(Sequence[ArrayPair]):
         self.sources = _source_names(self.pairs)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
+        source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
+        not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
         self._sources: list[list[Range]] = []
         targets: list[Range] = []
@@ -72,14 +77,18 @@ class TrainingSet(Sequence[ArrayPair]):
             spacings.append(sources[0].spacing)
             if not in_suv:
                 each = zip(pair.sources.values(), sources, strict=True)
-                self._sources.append([_range(path, source.data, scaling) for path, source in each])
-                targets += [_range(pair.target, target.data)] if scaling is None else []
+                self._sources.append([source_window or _range(path, source.data, scaling) for path, source in each])
+                targets += [_range(pair.target, target.data)] if scaling is None and target_window is None else []
+            windows = [*[source_window] * len(sources), target_window]
+            for path, volume, window in zip(pair.scans, (*sources, target), windows, strict=True):
+                not_hu += [path] if window and not resembles_hu(volume.data) else []
+        _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
         self.scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
-            else PercentileScaling(pooled_range(targets))
+            else PercentileScaling(target_window or pooled_range(targets), source=source_window)
         )
 
     @classmethod
@@ -150,6 +159,23 @@ def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
                 f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
             )
     return tuple(first.sources)
+
+
+def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:
+    """The window in HU of all sources or targets; None if they are not CT."""
+    windows: list[HounsfieldWindow | None] = [getattr(pair, f"{role}_intensity") for pair in pairs]
+    if other := next((i for i, window in enumerate(windows) if window != windows[0]), None):
+        raise PairsError(
+            f"The {role}_intensity of subject {pairs[0].subject} is {windows[0]}, and that of {pairs[other].subject} "
+            f"{windows[other]}; give all pairs the same."
+        )
+    return windows[0]
+
+
+def _warn_of_units(paths: Sequence[Path]) -> None:
+    if paths:
+        which = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} volumes, such as {paths[0]}, have"
+        warnings.warn(f"{which} {NOT_HU}.", stacklevel=3)
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:

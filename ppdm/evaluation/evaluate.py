@@ -5,6 +5,7 @@ Axes: a volume (D, H, W) of physical values: SUV in PET, the target's units in M
 The conventions below are fixed before any prediction is made, so that numbers are comparable:
 
 - The data range of PSNR and SSIM is that of the scaling (:func:`data_range`), the same for all subjects and methods.
+- CT has metrics of its own, in HU and with a fixed data range (:func:`ppdm.metrics.ct_preset`).
 - Metrics are computed inside the case's mask (above 0) if it has one, else in the whole volume. The seam index needs
   whole lines of voxels, so it is always computed in the whole volume.
 - The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
@@ -21,16 +22,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppdm.checkpoint import Trained
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, connected_regions, default_preset, seam_index, suv_bias
+from ppdm.metrics import MetricError, Preset, connected_regions, ct_preset, default_preset, seam_index, suv_bias
+from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
 from ppdm.sources import described_sources
 from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
@@ -65,10 +69,11 @@ def ceiling(trained: Trained, case: Case) -> Tensor:
 
 
 def untranslated(scaling: Scaling, case: Case) -> Tensor:
-    """Return the source as a prediction: unchanged in PET, mapped linearly to the range of the targets in MRI.
+    """Return the source as a prediction: unchanged in PET and from CT to CT, else mapped to the range of the targets.
 
-    The map is that of the scaling. The input of a network is scaled in the same way, so the difference in score is the
-    contribution of the method. Of several sources, the prediction is the mean of what they give.
+    The map, which is linear, is that of the scaling. The input of a network is scaled in the same way, so the
+    difference in score is the contribution of the method. Of several sources, the prediction is the mean of what they
+    give.
 
     Raises:
         CaseError: the case has no source.
@@ -77,7 +82,7 @@ def untranslated(scaling: Scaling, case: Case) -> Tensor:
     source = _source(case)
     if source.ndim == 4:
         return torch.stack([untranslated(scaling, replace(case, source=one)) for one in source]).mean(0)
-    if isinstance(scaling, SUVScaling):
+    if isinstance(scaling, SUVScaling) or (scaling.source and scaling.unit):
         return source
     source_scale, target_scale = scaling.scales(source.numpy())
     return target_scale.inverse(source_scale.forward(source))
@@ -86,9 +91,11 @@ def untranslated(scaling: Scaling, case: Case) -> Tensor:
 def data_range(scaling: Scaling) -> float:
     """The data range of PSNR and SSIM: the range of the scaling's targets in MRI, 0 to its ceiling in PET.
 
-    It is fixed before evaluation: by the training targets in MRI, by a constant (20 SUV) in PET. It does not depend on
-    the scored images.
+    It is fixed before evaluation: by the training targets in MRI, by a constant in PET (20 SUV) and in CT (4024 HU,
+    whatever the window of the training). It does not depend on the scored images.
     """
+    if scaling.unit == "HU":
+        return SPAN
     return scaling.target.high - scaling.target.low if isinstance(scaling, PercentileScaling) else scaling.ceiling
 
 
@@ -99,14 +106,15 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
     return found or [2]
 
 
-def convention(span: float, grids: Iterable[Factor] = (2,)) -> Preset:
+def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
     """The project's preset with one seam index for each lattice, such as ``seam_index_r4`` or ``seam_index_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
         grids: lattices of the seam index.
+        unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
-    preset = default_preset(span)
+    preset = ct_preset() if unit == "HU" else default_preset(span)
     return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
 
 
@@ -125,11 +133,6 @@ class Score:
     value: float | None
     reason: str = ""
     samples: tuple[float, ...] = ()
-
-    @property
-    def unit(self) -> str:
-        """Unit of the value; empty if it is the unit of the volumes."""
-        return unit_of(self.metric)
 
 
 def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
@@ -151,19 +154,31 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
     return [replace(score, metric=CEILING + score.metric) for score in found]
 
 
-def unit_of(metric: str) -> str:
-    """The unit of a metric, from its name in a preset; empty if it is the unit of the volumes."""
+def unit_of(metric: str, volumes: str = "") -> str:
+    """The unit of a metric, from its name in a preset and from the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
     if metric.startswith((PSNR, SEAM)):
         return "dB"
-    return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else "" if metric == "mae" else "1"
+    return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else volumes if metric == "mae" else "1"
+
+
+def in_units_of(trained: Iterable[Trained], cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """Return cases whose volumes are CT if a method was trained on CT, whatever the manifest says.
+
+    Predictions of methods that were not trained on CT have the units of their targets too, so all share the metrics.
+    """
+    ct = next((one.scaling for one in trained if one.scaling.unit == "HU"), None)
+    if not isinstance(ct, PercentileScaling) or not isinstance(ct.target, HounsfieldWindow):
+        return list(cases)
+    windows: dict[str, Any] = {"source_intensity": ct.source, "target_intensity": ct.target}
+    return [replace(files, **windows) for files in cases]
 
 
 def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
-    """Check, before any computation, that a method and its cases have the same modality (PET or MRI) and sources.
+    """Check, before any computation, that a method and its cases have the same modality (PET or not) and sources.
 
-    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI. Sources are matched by name; a
-    single source may have any name.
+    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI or CT. Sources are matched by
+    name; a single source may have any name.
 
     Args:
         trained: the trained method.
@@ -188,8 +203,9 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
                 "files hold SUV), or a method that was trained on MRI."
             )
         if not in_suv and files.suv_factor is not None:
+            kind = "CT" if trained.scaling.unit else "MRI"
             raise CaseError(
-                f"{name} was trained on MRI, but {files.name} has an suv_factor, which makes it PET; give a method "
+                f"{name} was trained on {kind}, but {files.name} has an suv_factor, which makes it PET; give a method "
                 "that was trained on PET, or pairs without factors."
             )
 

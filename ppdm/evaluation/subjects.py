@@ -1,7 +1,7 @@
 """Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI. Several sources of a case are
-one tensor (S, D, H, W).
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI and CT. Several sources of a
+case are one tensor (S, D, H, W).
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import RegionError, read_names, whole_numbers
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
@@ -35,6 +36,7 @@ class CaseFiles:
         suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
         labels: regions in which the uptake of PET is compared; None if there are none.
         named: the sources by name, as in :class:`ppdm.data.manifest.Pair`.
+        source_intensity, target_intensity: windows in HU of volumes that are CT; None for others.
     """
 
     name: str
@@ -44,6 +46,8 @@ class CaseFiles:
     suv_factor: float | None = None
     labels: Path | None = None
     named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     @property
     def sources(self) -> Mapping[str, Path]:
@@ -79,6 +83,8 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
             pair.suv_factor,
             pair.labels,
             pair.named,
+            pair.source_intensity,
+            pair.target_intensity,
         )
         for pair in pairs
     ]
@@ -99,6 +105,7 @@ class Case:
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
         source_names: names of the sources, in their order.
+        source_unit, unit: units of source and target: SUV, HU, or empty for arbitrary ones.
     """
 
     name: str
@@ -111,6 +118,8 @@ class Case:
     regions: Mapping[int, str] | None = None
     labels_fault: str = ""
     source_names: tuple[str, ...] = (SOURCE,)
+    source_unit: str = ""
+    unit: str = ""
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:
@@ -159,8 +168,13 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             names = read_names(files.labels)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
             labels, fault = None, str(error)
-    sources_of = tuple(files.sources) or (SOURCE,)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault, sources_of)
+    units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
+    about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
+    return Case(files.name, target, source, mask, grid, *about)
+
+
+def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
+    return "SUV" if files.suv_factor is not None else "HU" if window else ""
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
-from ppdm.data.manifest import Pair, read_manifest
+from ppdm.data.manifest import Pair, read_manifest, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.pairs import PairsError, TrainingSet
 from ppdm.method import Method
 from ppdm.model import PPDM
@@ -37,6 +38,8 @@ def train(
     seed: int = 0,
     validate_every: int | None = None,
     resample: bool = False,
+    source_intensity: str | None = None,
+    target_intensity: str | None = None,
     bridge_from: str | None = None,
     resume: bool = False,
     init_from: str | os.PathLike[str] | None = None,
@@ -53,6 +56,8 @@ def train(
         steps, minutes: training budget; give one of them.
         batch_size, accumulate, augment, seed, validate_every: as for :func:`~ppdm.training.loop.fit`.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
+        source_intensity, target_intensity: ``ct`` or ``ct:LOW,HIGH`` if these volumes are CT
+            (:class:`ppdm.data.normalise.HounsfieldWindow`); by default what the manifest says.
         bridge_from: where a bridge starts: ``mean`` of the sources, or the name of one; None keeps the method's.
         resume: whether to continue the run in the folder. A finished run is returned as it is.
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
@@ -61,13 +66,18 @@ def train(
 
     Raises:
         ManifestError, PairsError, VolumeError: the manifest or a volume has faults.
+        IntensityError: an intensity is none.
         ValueError: ``bridge_from``, or the sources of the method, are not those of the manifest.
         RunError, TrainingError, CheckpointError: as for :func:`~ppdm.training.loop.fit`.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
-    asked, notes = {"task": None, "resample": resample}, {"manifest": os.path.abspath(manifest)}  # as the command
+    texts = {"source": source_intensity, "target": target_intensity}
+    windows = {role: HounsfieldWindow.parse(text) for role, text in texts.items() if text is not None}
+    intensities = {f"{role}_intensity": str(window) for role, window in windows.items()}
+    asked = {"task": None, "resample": resample, **intensities}  # as the command
+    notes = {"manifest": os.path.abspath(manifest)}
     run = Run(out, resume=resume, asked=asked, notes=notes)
-    listed = read_manifest(manifest)
+    listed = with_intensities(read_manifest(manifest), **windows)
     method = with_sources_of(method, tuple(listed[0].sources), bridge_from)
     if finished_steps(run, method, schedule, keep_last=True) is None:
         pairs, held = training_sets(listed, schedule, str(manifest), resample=resample)

@@ -261,7 +261,9 @@ def sheet(
 
 
 def _look(pair: "Pair") -> dict[str, Any]:
-    return {"colours": "pet", "unit": "SUV"} if pair.suv_factor else {"colours": "gray"}
+    if pair.suv_factor:
+        return {"colours": "pet", "unit": "SUV"}
+    return {"colours": "gray", "in_hu": (pair.source_intensity is not None, pair.target_intensity is not None)}
 
 
 def _chosen(pairs: "list[Pair]", subject: str | None) -> "Pair":

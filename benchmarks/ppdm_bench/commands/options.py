@@ -16,6 +16,7 @@ from ppdm_bench.predictor.cards import CARDS
 from ppdm_bench.predictor.target import GIB, MIB
 
 if TYPE_CHECKING:
+    from ppdm.data.normalise import HounsfieldWindow
     from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.configuration import Configuration
 
@@ -122,12 +123,20 @@ def asked_reference(reference: str | None) -> str | None:
     return as_usage(find_method, method).name + space + variant
 
 
-def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
+def asked_subjects(
+    manifest: Path | None,
+    task: str | None,
+    resample: bool,
+    source_intensity: str | None = None,
+    target_intensity: str | None = None,
+    **phantoms: int | str | None,
+) -> "Subjects":
     """Return the subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
 
     Raises:
-        typer.BadParameter: both or neither were given, or an option of the other one.
+        typer.BadParameter: both or neither were given, an option of the other one, or an intensity that is none.
     """
+    intensities = asked_intensities(source_intensity, target_intensity)
     given = {name: value for name, value in phantoms.items() if value is not None}
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
@@ -137,10 +146,31 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
         )
     if task is not None and resample:
         raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
+    if task is not None and intensities:
+        name = next(iter(intensities)).replace("_", "-")
+        raise typer.BadParameter(f"synthetic volumes are PET or MRI; give --{name} with --manifest")
 
     from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects
 
-    return ManifestSubjects(manifest, resample) if manifest is not None else as_usage(PhantomSubjects, task, **given)
+    if manifest is not None:
+        return ManifestSubjects(manifest, resample, **intensities)
+    return as_usage(PhantomSubjects, task, **given)
+
+
+def asked_intensities(source: str | None, target: str | None) -> "dict[str, HounsfieldWindow]":
+    """Read ``--source-intensity`` and ``--target-intensity``; an option that was not given is left out.
+
+    Raises:
+        typer.BadParameter: a value is no intensity.
+    """
+    from ppdm.data.normalise import HounsfieldWindow
+
+    given = {"source_intensity": source, "target_intensity": target}
+    return {
+        name: read_option(f"--{name.replace('_', '-')}", HounsfieldWindow.parse, text)
+        for name, text in given.items()
+        if text is not None
+    }
 
 
 def read_places(places: Sequence[Path], sources: Sequence[str] | None) -> tuple[Path | dict[str, Path], Path]:
@@ -525,6 +555,19 @@ PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volum
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
 PhantomSeed = Annotated[int | None, integer("Random seed of the synthetic set; default: 0.", 0)]
 Resample = Annotated[bool, typer.Option("--resample", help="Resample onto the grid of the (first) source.")]
+SourceIntensity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ct[:LOW,HIGH]", help="The sources are CT, as for --target-intensity; default: as the manifest says."
+    ),
+]
+TargetIntensity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ct[:LOW,HIGH]",
+        help="The targets are CT in HU, clipped to a window, by default ct:-1024,3000. Default: as the manifest says.",
+    ),
+]
 
 # Fields of the design space.
 Variations = Annotated[

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ppdm.data.manifest import Pair, read_manifest
+from ppdm.data.manifest import Pair, read_manifest, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import Recipe, find_task
@@ -21,10 +22,13 @@ class ManifestSubjects:
     Attributes:
         path: CSV file.
         resample: whether targets on other grids are interpolated onto the grids of their sources.
+        source_intensity, target_intensity: windows in HU of CT, which replace those of the manifest.
     """
 
     path: Path
     resample: bool = False
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -33,9 +37,9 @@ class ManifestSubjects:
         """Return every pair of every split.
 
         Raises:
-            ManifestError: the manifest is invalid.
+            ManifestError: the manifest is invalid, or its PET is to be read as CT.
         """
-        return read_manifest(self.path)
+        return with_intensities(read_manifest(self.path), source=self.source_intensity, target=self.target_intensity)
 
     def sources(self) -> tuple[str, ...]:
         """Return the names of the sources of every pair, in their order.
@@ -47,7 +51,9 @@ class ManifestSubjects:
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
-        return {"task": None, "resample": self.resample}
+        windows = {"source_intensity": self.source_intensity, "target_intensity": self.target_intensity}
+        given = {name: str(window) for name, window in windows.items() if window is not None}
+        return {"task": None, "resample": self.resample, **given}
 
     def notes(self) -> Mapping[str, Any]:
         """Return further information for the options file of a run."""

@@ -166,6 +166,12 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
+    if end.has_learnt_nothing:
+        lines.append(
+            f"the network has learnt nothing: its loss is {end.average_loss:.4f} on training pairs, and "
+            f"{end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at another "
+            f"learning rate (--set optimisation.learning_rate)"
+        )
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
     return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])

@@ -124,10 +124,8 @@ def read_folders(
     }
     for role, found in others.items():
         _refuse_gaps(beside[role] or targets, found, targets, wanted, both=False)
-    cases = [
-        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in others.items()})
-        for name, path in wanted.items()
-    ]
+    roles: dict[str, dict[str, Any]] = {name: {role: found[name] for role, found in others.items()} for name in wanted}
+    cases = [CaseFiles(name, path, suv_factor=suv_factor, **roles[name]) for name, path in wanted.items()]
     made = [scans_in(folder) for folder in predictions]
     for folder, files in zip(predictions, made, strict=True):
         _refuse_gaps(folder, files, targets, wanted, both=True)

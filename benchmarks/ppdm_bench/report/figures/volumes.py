@@ -26,10 +26,12 @@ from ppdm_bench.report.figures.style import SMALL, Column
 
 __all__ = [
     "COLOUR_MAPS",
+    "HU_WINDOWS",
     "Colours",
     "DisplayedVolume",
     "colour_bar",
     "contact_sheet",
+    "ct_rows",
     "draw_montage",
     "draw_pair",
     "write_directions",
@@ -42,6 +44,9 @@ Window = tuple[float, float]
 
 # Grey as in MRI, inverted grey as in nuclear medicine, and a scale with white at zero for errors.
 COLOUR_MAPS = {"gray": "gray", "pet": "gray_r", "error": "RdBu_r"}
+
+# Usual windows of CT: width 400 at level 40, and width 1800 at level 400, both in HU.
+HU_WINDOWS: dict[str, Window] = {"soft tissue": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 
 _PERCENTILES = {"gray": (0.5, 99.5), "pet": (0.0, 99.8), "error": (0.0, 99.5)}
 
@@ -96,6 +101,11 @@ class DisplayedVolume:
         return bool(self.array.min() < low), bool(self.array.max() > high)
 
 
+def ct_rows(array: np.ndarray, name: str) -> list[DisplayedVolume]:
+    """Return a volume in HU in each window of CT, with a colour bar."""
+    return [DisplayedVolume(array, f"{name}, {tissue}", "gray", window, "HU") for tissue, window in HU_WINDOWS.items()]
+
+
 def draw_pair(
     source: np.ndarray | Mapping[str, np.ndarray],
     target: np.ndarray,
@@ -106,6 +116,7 @@ def draw_pair(
     colours: Colours = "gray",
     unit: str = "",
     ranges: tuple[Window, Window] | None = None,
+    in_hu: tuple[bool, bool] = (False, False),
     mask: np.ndarray | None = None,
     column: Column = "double",
 ) -> Figure:
@@ -119,6 +130,7 @@ def draw_pair(
         colours, unit: as for :class:`DisplayedVolume`, for all volumes.
         ranges: windows of source and target. By default each MRI volume has its own window; two PET volumes share the
             window of the target, unless the source reaches less than half of it (no attenuation correction).
+        in_hu: whether source and target are CT, which is shown in the windows of soft tissue and of bone.
         mask: (D, H, W), positive inside.
         column: width of the figure.
 
@@ -132,7 +144,9 @@ def draw_pair(
     if ranges is None and colours == "pet":
         rows = [replace(row, window=last.limits) if row.limits[1] > last.limits[1] / 2 else row for row in rows]
     inside = target - last.limits[0] if mask is None else np.asarray(mask) > 0
-    return draw_montage([*rows, last], spacing, title=title, at=centre_of_mass(inside), column=column)
+    shown = [(row, in_hu[0]) for row in rows] + [(last, in_hu[1])]
+    rows = [row for one, ct in shown for row in (ct_rows(one.array, one.name) if ct else [one])]
+    return draw_montage(rows, spacing, title=title, at=centre_of_mass(inside), column=column)
 
 
 def draw_montage(
