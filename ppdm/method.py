@@ -125,8 +125,8 @@ class Method:
         sampling: sampling options.
         optimisation: optimisation options.
         sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
-        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them. It has no effect with
-            one source; in a Gaussian kernel, no source is an end.
+        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
+            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
@@ -147,7 +147,8 @@ class Method:
     bridge_from: str = later(MEAN)
 
     def __post_init__(self) -> None:
-        check_sources(self.sources, self.bridge_from)
+        # The default means that the sources are not known yet: :meth:`with_sources` checks the start then.
+        check_sources(self.sources, MEAN if self.sources == (SOURCE,) else self.bridge_from)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target not in self.kernel.targets:
@@ -282,6 +283,7 @@ class Method:
             ValueError: a name is invalid or repeated, or the bridge starts from a source that is not among them.
         """
         start = self.bridge_from if bridge_from is None else bridge_from
+        check_sources(names, start)
         return replace(self, sources=tuple(names), bridge_from=start)
 
     def end(self, condition: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ from ppdm_bench.commands.options import (
     SampleSeed,
     Shape,
     SourceIntensity,
+    Sources,
     Start,
     TargetIntensity,
     TaskName,
@@ -200,6 +201,7 @@ def memory(
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
     batch_size: BatchSize = 1,
+    sources: Sources = 1,
     width: Width = None,
     preset: Preset = "matched",
     vary: Variations = None,
@@ -249,7 +251,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
