@@ -140,7 +140,7 @@ def ablate(
     sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
 
     with redirect_stdout(sys.stderr):
-        from ppdm.simulation.tasks import TASKS
+        from ppdm.simulation.tasks import PAPER_TASKS
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_bench.ablation.cells import cells
@@ -155,7 +155,7 @@ def ablate(
         where = training_device("auto" if spread else device)
         small = kind == "quick" or (kind == "auto" and where == "cpu" and not spread)
         default = QUICK if small else FULL
-        names = task or default.get("tasks", list(TASKS))
+        names = task or default.get("tasks", list(PAPER_TASKS))
         size, subjects = size or default["size"], subjects or default["subjects"]
         start = as_usage(_start, method, [*default.get("base", []), *(base or [])], width or default.get("width"))
         read = comma_separated(read_evaluations)

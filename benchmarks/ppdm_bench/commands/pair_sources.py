@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ppdm.data.manifest import Pair, read_manifest
+from ppdm.data.manifest import Pair, read_manifest, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import Recipe, find_task
+from ppdm.sources import SOURCE
 
 Progress = Callable[[int, int], None]
 
@@ -20,10 +22,13 @@ class ManifestSubjects:
     Attributes:
         path: CSV file.
         resample: whether targets on other grids are interpolated onto the grids of their sources.
+        source_intensity, target_intensity: windows in HU of CT, which replace those of the manifest.
     """
 
     path: Path
     resample: bool = False
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -32,13 +37,23 @@ class ManifestSubjects:
         """Return every pair of every split.
 
         Raises:
+            ManifestError: the manifest is invalid, or its PET is to be read as CT.
+        """
+        return with_intensities(read_manifest(self.path), source=self.source_intensity, target=self.target_intensity)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order.
+
+        Raises:
             ManifestError: the manifest is invalid.
         """
-        return read_manifest(self.path)
+        return tuple(read_manifest(self.path)[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
-        return {"task": None, "resample": self.resample}
+        windows = {"source_intensity": self.source_intensity, "target_intensity": self.target_intensity}
+        given = {name: str(window) for name, window in windows.items() if window is not None}
+        return {"task": None, "resample": self.resample, **given}
 
     def notes(self) -> Mapping[str, Any]:
         """Return further information for the options file of a run."""
@@ -81,6 +96,11 @@ class PhantomSubjects:
     def pairs(self, progress: Progress) -> list[Pair]:
         """Return every pair of every split; the progress counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order."""
+        names = find_task(self.task).sources
+        return names if len(names) > 1 else (SOURCE,)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share."""

@@ -108,7 +108,7 @@ def quality(
     jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
-        from ppdm.simulation.tasks import TASKS
+        from ppdm.simulation.tasks import PAPER_TASKS
         from ppdm.training.distributed import joined
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
@@ -121,7 +121,7 @@ def quality(
         schedule = as_usage(Schedule, steps, minutes, batch_size)
         sets = [
             as_usage(PhantomSubjects, name, subjects or default["subjects"], size or default["size"], grid=grid)
-            for name in task or default.get("task", list(TASKS))
+            for name in task or default.get("task", list(PAPER_TASKS))
         ]
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = asked_reference(reference)
