@@ -78,6 +78,8 @@ class Optimisation:
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
+        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
@@ -91,6 +93,7 @@ class Optimisation:
     ema: float = 0.999
     at_start: float = 0.0
     optimiser: str = later("adamw")
+    at_steps: bool = later(False)
 
     def __post_init__(self) -> None:
         rate = self.rate()
@@ -102,6 +105,8 @@ class Optimisation:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
         if not 0 <= self.at_start <= 1:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
+        if type(self.at_steps) is not bool:
+            raise ValueError(f"at_steps must be true or false, got {self.at_steps!r}")
         if self.optimiser not in ("adamw", "adamw8bit"):
             raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
 
@@ -130,8 +135,8 @@ class Method:
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
-            network, a gradient loss is combined with a learned representation, names of sources are invalid, or the
-            bridge starts from an unknown source.
+            network, a gradient loss is combined with a learned representation, the loss is weighted by the scale of a
+            kernel without noise, names of sources are invalid, or the bridge starts from an unknown source.
     """
 
     name: str
@@ -160,6 +165,11 @@ class Method:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
+            )
+        if self.loss.weight == "scale" and not bool(self.kernel.scale(torch.tensor(1.0))):
+            raise ValueError(
+                f"a loss weighted by the kernel's scale is always 0 for {self.kernel}, which has no noise; use weight "
+                "'none'"
             )
         if self.representation.is_learned and not isinstance(self.network, UNetOptions):
             raise ValueError(
@@ -447,12 +457,8 @@ def _piece_loss(
 ) -> Tensor:
     x0, condition, predict = piece
     y = method.end(condition)
-    random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0.
-    times = 1 - torch.rand(x0.shape[0], **random)
-    elsewhere = 1 - method.optimisation.at_start
-    times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
-    noise = torch.randn(x0.shape, **random)
+    times = _training_times(method, x0, generator)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
@@ -461,11 +467,24 @@ def _piece_loss(
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
+    if method.loss.weight == "scale":
+        error = error * method.kernel.scale(t)
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
     return loss
+
+
+def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return random times (N,) in (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0."""
+    how, steps = method.optimisation, method.sampling.steps
+    times = 1 - torch.rand(x0.shape[0], generator=generator, device=x0.device)
+    elsewhere = 1 - how.at_start
+    uniform = times / elsewhere if elsewhere else torch.ones_like(times)
+    if how.at_steps:
+        uniform = (uniform * steps).ceil() * method.sampling.start / steps
+    return torch.where(times > elsewhere, 1.0, uniform)
 
 
 @torch.no_grad()
