@@ -127,19 +127,51 @@ def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **ph
     Raises:
         typer.BadParameter: both or neither were given, or an option of the other one.
     """
-    given = {name: value for name, value in phantoms.items() if value is not None}
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
-    if manifest is not None and given:
-        raise typer.BadParameter(
-            f"--{next(iter(given)).replace('_', '-')} is for synthetic subjects; give it with --task"
-        )
-    if task is not None and resample:
-        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
+    _check_sources(manifest is not None, task is not None, resample, phantoms)
 
     from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects
 
+    given = {name: value for name, value in phantoms.items() if value is not None}
     return ManifestSubjects(manifest, resample) if manifest is not None else as_usage(PhantomSubjects, task, **given)
+
+
+def asked_sets(
+    tasks: Sequence[str] | None,
+    manifests: Sequence[Path] | None,
+    resample: bool,
+    default: Mapping[str, Any],
+    **phantoms: int | str | None,
+) -> "list[Subjects]":
+    """Return the data sets of a comparison: synthetic subjects of each task, and the pairs of each manifest.
+
+    Args:
+        tasks, manifests, resample: the options; without tasks and manifests, all tasks or those of the default.
+        default: values of options that were not given.
+        phantoms: options of the synthetic subjects; None if not given.
+
+    Raises:
+        typer.BadParameter: a task does not exist, two sets have one name, or an option is for the other kind of set.
+    """
+    from ppdm.simulation.tasks import TASKS
+    from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, distinct_sets
+
+    names = tasks or ([] if manifests else default.get("task", list(TASKS)))
+    _check_sources(bool(manifests), bool(names), resample, phantoms)
+    made = {name: default.get(name) if value is None else value for name, value in phantoms.items()}
+    made = {name: value for name, value in made.items() if value is not None}
+    sets = [as_usage(PhantomSubjects, name, **made) for name in names]
+    return as_usage(distinct_sets, [*sets, *(ManifestSubjects(path, resample) for path in manifests or [])])
+
+
+def _check_sources(manifest: bool, task: bool, resample: bool, phantoms: Mapping[str, int | str | None]) -> None:
+    """Check that options of manifests and of synthetic subjects have such a source."""
+    given = [name for name, value in phantoms.items() if value is not None]
+    if given and not task:
+        raise typer.BadParameter(f"--{given[0].replace('_', '-')} is for synthetic subjects; give it with --task")
+    if resample and not manifest:
+        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -454,7 +486,17 @@ Minutes = Annotated[
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="Synthetic task; repeatable. Default: all tasks.", autocompletion=completed(*get_args(Task))
+        "--task",
+        help="Synthetic task; repeatable. Default: all tasks, or none with --manifest.",
+        autocompletion=completed(*get_args(Task)),
+    ),
+]
+Manifests = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--manifest",
+        help="CSV file of your own pairs, beside --task or instead; repeatable. Results are named after the file. "
+        "Default: none.",
     ),
 ]
 MethodName = Annotated[
@@ -478,7 +520,6 @@ Factors = Annotated[
     str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
 ]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
-SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
 Columns = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),

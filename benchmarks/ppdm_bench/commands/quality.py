@@ -1,4 +1,4 @@
-"""``ppdm-bench quality``: methods on tasks under one budget."""
+"""``ppdm-bench quality``: methods on synthetic tasks and on the user's own pairs, under one budget."""
 
 import sys
 from collections.abc import Sequence
@@ -16,19 +16,22 @@ from ppdm_bench.commands.options import (
     Json,
     Launcher,
     LauncherOptions,
+    Manifests,
     Methods,
     Metrics,
     Minutes,
+    PhantomGrid,
+    Resample,
     Runs,
     Split,
     Start,
-    SyntheticGrid,
     Tasks,
     Variations,
     Width,
     as_usage,
     asked_jobs,
     asked_reference,
+    asked_sets,
     comma_separated,
     count,
     integer,
@@ -40,7 +43,7 @@ from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, no
 
 if TYPE_CHECKING:
     from ppdm.training.log import StepReport
-    from ppdm_bench.commands.pair_sources import PhantomSubjects
+    from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.evaluation.comparison import Sampling
     from ppdm_bench.evaluation.trials import Outcome, Trial
     from ppdm_bench.records import Record
@@ -62,6 +65,7 @@ _TRAINING, _EVALUATING = 100.0, 10.0
 
 def quality(
     task: Tasks = None,
+    manifest: Manifests = None,
     method: Methods = None,
     vary: Variations = None,
     start: Start = None,
@@ -75,7 +79,8 @@ def quality(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
-    grid: SyntheticGrid = "cubic",
+    grid: PhantomGrid = None,
+    resample: Resample = False,
     width: Width = None,
     batch_size: BatchSize = 1,
     seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
@@ -108,29 +113,27 @@ def quality(
     jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
-        from ppdm.simulation.tasks import TASKS
         from ppdm.training.distributed import joined
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
-        from ppdm_bench.commands.pair_sources import PhantomSubjects
+        from ppdm_bench.commands.pair_sources import check_sets
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
-        from ppdm_bench.evaluation.trials import trials
+        from ppdm_bench.evaluation.trials import check_resumable, trials
 
         schedule = as_usage(Schedule, steps, minutes, batch_size)
-        sets = [
-            as_usage(PhantomSubjects, name, subjects or default["subjects"], size or default["size"], grid=grid)
-            for name in task or default.get("task", list(TASKS))
-        ]
+        sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        check_sets(sets, split, batch_size)
+        check_resumable(plan, out)
         if quick:
             notify(
-                "quick profile: small volumes, few subjects, short training; it shows that everything works, not which "
-                "method is best"
+                "quick profile: few or small volumes, short training; it shows that everything works, not which method "
+                "is best"
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
@@ -196,7 +199,7 @@ def _trained_in_jobs(
 
 
 def _evaluated(
-    subjects: "PhantomSubjects",
+    subjects: "Subjects",
     outcomes: Sequence["Outcome"],
     split: str,
     sampling: "Sampling",

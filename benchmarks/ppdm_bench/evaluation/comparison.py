@@ -4,10 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ppdm.checkpoint import Trained
-from ppdm.data.manifest import SPLITS
 from ppdm.data.normalise import percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
@@ -15,7 +13,7 @@ from ppdm.evaluation.evaluate import check_kind, convention, data_range, lattice
 from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.pixel_puzzle import Factor
-from ppdm_bench.commands.pair_sources import PhantomSubjects, Progress, Subjects
+from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import (
     Candidate,
@@ -107,11 +105,8 @@ def compare_runs(
     """
     loaded = read_runs(runs, sampling.device)
     everything = source.pairs(progress)
+    require_pairs(source, Counter(pair.split for pair in everything), split, "choose another --split")
     cases = files_of([pair for pair in everything if pair.split == split])
-    if not cases:
-        counts = Counter(pair.split for pair in everything)
-        there = ", ".join(f"{counts[name]} in {name}" for name in SPLITS)
-        raise CaseError(f"{source} has no pair in the split {split!r}, but {there}; choose another --split.")
     for run, (_, trained) in zip(runs, loaded, strict=True):
         check_kind(trained, cases, str(run))
     methods = [trained for _, trained in loaded]
@@ -123,8 +118,8 @@ def compare_runs(
         candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
-    task, data = _described(source, split)
-    return Assessment(cases, candidates, preset, span, task, data, source.resample)
+    data = {**source.identify(), "split": split}
+    return Assessment(cases, candidates, preset, span, source.task, data, source.resample)
 
 
 def compare_folders(
@@ -177,11 +172,3 @@ def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
     if cases[0].suv_factor is not None:
         return SUVScaling()
     return PercentileScaling(pooled_range([percentile_range(read_volume(case.target).data) for case in cases]))
-
-
-def _described(source: Subjects, split: str) -> tuple[str, dict[str, Any]]:
-    """Name of the data in records, and their origin, without a path of this machine."""
-    if isinstance(source, PhantomSubjects):
-        return source.task, {**source.describe(), "split": split}
-    name = f"{source.path.absolute().parent.name}/{source.path.name}"
-    return name, {**source.describe(), "manifest": name, "split": split}

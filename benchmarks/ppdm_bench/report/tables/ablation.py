@@ -81,7 +81,7 @@ def headline(records: Sequence[Record]) -> str:
     rows = gather(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.series.subjects("psnr")) for row in rows} - {0}
-    shapes = {row.shape for row in rows if row.shape}
+    shapes = {shape for row in rows for shape in row.shapes}
     words = [
         f"Ablation of {rows[0].series.method}" if rows else "Ablation",
         shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
@@ -112,7 +112,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
 def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
     """The columns of one task and budget for people."""
     timed = "s per step: median of steps measured in turn before training."
-    memory = "GiB: peak_allocated on CUDA, predicted."
+    largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
+    memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
     columns: dict[Heading, Callable[[Row], Any]] = {
         Heading("cell", "cell"): lambda row: row.label,
         Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): _cost("train_steps"),
