@@ -42,6 +42,7 @@ from ppdm_bench.commands.options import (
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
 
 if TYPE_CHECKING:
+    from ppdm import Method
     from ppdm.training.log import StepReport
     from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.evaluation.comparison import Sampling
@@ -118,6 +119,7 @@ def quality(
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
         from ppdm_bench.commands.pair_sources import check_sets
+        from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
         from ppdm_bench.evaluation.trials import check_resumable, trials
@@ -148,7 +150,8 @@ def quality(
                         outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
-                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole, look) for one in sets]
+                own = [find_method(name) for name in names]
+                results = [_evaluated(one, outcomes, split, sampling, own, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -203,6 +206,7 @@ def _evaluated(
     outcomes: Sequence["Outcome"],
     split: str,
     sampling: "Sampling",
+    known: "Sequence[Method]",
     reference: str | None,
     out: Path,
     whole: Whole,
@@ -210,21 +214,22 @@ def _evaluated(
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
-    from ppdm_bench.evaluation.results import collect, failures, present
+    from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
     from ppdm_bench.evaluation.trials import keep_costs
 
     runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
     if not runs:
         whole.ended()
         return None
-    plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
-    plan = replace(plan, command="quality")
-    against = reference_label(plan.candidates, reference)
     folder = out / subjects.task
+    earlier = earlier_records(folder)
+    asked = (runs, subjects, split, Measuring(), sampling, lambda done, total: None)
+    plan = replace(compare_runs(*asked, known=known, earlier=earlier), command="quality")
+    against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
-    text, written = present(plan, records, against, folder, **look)
+    text, written = present(plan, records, against, folder, earlier, **look)
     return _Result(records, text, written, failures(records))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppdm import Method
 from ppdm.checkpoint import Trained
 from ppdm.data.normalise import percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
@@ -23,6 +24,7 @@ from ppdm_bench.evaluation.candidates import (
     read_runs,
     the_input,
 )
+from ppdm_bench.records import Record
 
 
 @dataclass(frozen=True)
@@ -94,28 +96,37 @@ def compare_runs(
     sampling: Sampling,
     progress: Progress,
     predictions: Sequence[Path] = (),
+    known: Sequence[Method] = (),
+    earlier: Sequence[Record] = (),
 ) -> Assessment:
     """Compare runs and folders of existing predictions with one another and with the input, on the pairs of a split.
 
     The data range is that of the runs; without runs it is computed from the targets, as in :func:`compare_folders`.
 
+    Args:
+        runs, predictions: what is compared.
+        source, split: the pairs.
+        how, sampling: options.
+        progress: called with the number of phantoms that exist and the number required.
+        known, earlier: as for :func:`ppdm_bench.evaluation.candidates.read_runs`.
+
     Raises:
         CaseError: there are no pairs, or runs, predictions and pairs are incompatible.
         CheckpointError, ManifestError, TranslationError: see the modules that define them.
     """
-    loaded = read_runs(runs, sampling.device)
+    loaded = read_runs(runs, sampling.device, known, earlier)
     everything = source.pairs(progress)
     require_pairs(source, Counter(pair.split for pair in everything), split, "choose another --split")
     cases = files_of([pair for pair in everything if pair.split == split])
-    for run, (_, trained) in zip(runs, loaded, strict=True):
-        check_kind(trained, cases, str(run))
-    methods = [trained for _, trained in loaded]
+    for run in loaded:
+        check_kind(run.trained, cases, str(run.place))
+    methods = [run.trained for run in loaded]
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
     preset, span = how.preset(spans, lattices(trained.method for trained in methods))
     candidates = [the_input(scaling)]
-    for run, (variant, trained) in zip(runs, loaded, strict=True):
-        candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
+    for run in loaded:
+        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
     data = {**source.identify(), "split": split}
@@ -147,10 +158,10 @@ def compare_folders(
     return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
 
 
-def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
-    """Label of the reference candidate for differences, given by label or by the path of its run or folder.
+def reference_label(candidates: Sequence[Candidate], asked: str | None, earlier: Sequence[Record] = ()) -> str:
+    """Label of the reference for differences, given by label or by the path of its run or folder.
 
-    Without ``asked``, the reference is the first candidate.
+    It may be the label of earlier records that the tables show too. Without ``asked``, it is the first candidate.
 
     Raises:
         ValueError: no candidate has this label or path.
@@ -160,7 +171,10 @@ def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
     for candidate in candidates:
         if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
             return candidate.label
-    known = ", ".join(dict.fromkeys(candidate.label for candidate in candidates))
+    before = [record.label for record in earlier if record.subject]
+    if asked in before:
+        return asked
+    known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
     raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "by_configuration",
     "by_design",
     "by_subject",
+    "configuration_of",
     "design_of",
     "factor_text",
     "group_title",
@@ -80,7 +81,7 @@ class Scores:
         """Return empty scores of the configuration of a record."""
         steps = (record.options.get("training") or {}).get("steps")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, _data(record), record.shape, *named, resolved(record), record.steps, steps)
+        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan the later counts."""
@@ -202,15 +203,23 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
 
 
 def setting(record: Record) -> str:
-    """Return data set and convention as JSON: equal for records whose numbers can be compared."""
-    return json.dumps([record.task, record.options.get("data"), record.options.get("convention")], sort_keys=True)
+    """Return data set and convention as JSON: equal for records whose numbers can be compared.
 
-
-def _data(record: Record) -> str:
-    """The same without the list of metrics, which grows with the methods and changes no value."""
+    The list of metrics is left out: it grows with the lattices of the methods and changes no value.
+    """
     convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
     return json.dumps([record.task, record.options.get("data"), convention], sort_keys=True)
+
+
+def configuration_of(record: Record) -> str:
+    """Return what identifies the configuration of a score: all options but the case, and the name of predictions.
+
+    Runs are identified by their weights, so that a run keeps its identity under another name.
+    """
+    options = {name: value for name, value in record.options.items() if name not in ("convention", "files")}
+    name = "" if "weights" in options else record.label
+    return json.dumps([setting(record), options, name], sort_keys=True)
 
 
 def _apart_from_steps(design: Mapping[str, Any]) -> str:

@@ -129,7 +129,7 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
     outside = 50 * (1 - LEVEL)
     low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
     value = float(np.median(slow) / np.median(fast))
-    name = f"{own.method} {own.variant}".strip()
+    name = own.label
     where = str(own.env.get("gpu") or own.device)
     what = f"time of full 3-D ({other.steps} evaluations) over {name} ({own.steps}), {shape_text(own.shape)}, {where}"
     enough = min(fast.size, slow.size) >= 3
