@@ -1,13 +1,14 @@
 """Translation of scans with a trained method; outputs have the input's geometry and the target's units.
 
 Shapes: a volume is (D, H, W) in canonical orientation, with physical values; inside the network (1, 1, D, H, W).
+Several sources of a method are (S, D, H, W), in the order of its names; inside the network (1, S, D, H, W).
 """
 
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,23 +20,26 @@ from ppdm.checkpoint import Trained, assemble
 from ppdm.data.folders import scan_files
 from ppdm.data.formats import NIFTI, SCANS, SUFFIXES, is_dicom_scan, stem, suffix_of
 from ppdm.data.itk import simple_itk
+from ppdm.data.manifest import load_on_one_grid
+from ppdm.data.matching import MatchError, fixed_folder, is_pattern, matched
 from ppdm.data.normalise import IntensityError
 from ppdm.data.volume import (
     Volume,
     VolumeError,
     files_of_scan,
     read_geometry,
-    read_volume,
     user_path,
     write_volume,
     written_files,
 )
 from ppdm.method import Method, reconstruct, sample
+from ppdm.sources import described_sources
 from ppdm.tiling import Size, Tell, nothing
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
 Progress = Callable[[int, int], None]
+Work = tuple[tuple[Path, ...], Path]  # the sources of a translation, and its output
 
 
 class TranslationError(ValueError):
@@ -47,7 +51,7 @@ class Translation:
     """Result for one file.
 
     Attributes:
-        source: the input: a file, or the folder of a DICOM series.
+        source: the input: a file, or the folder of a DICOM series; of several sources, the first.
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
@@ -61,9 +65,10 @@ class Translation:
 
 def translate(
     trained: Trained,
-    input_path: str | os.PathLike[str],
+    input_path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     output_path: str | os.PathLike[str],
     *,
+    resample: bool = False,
     steps: int | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -84,9 +89,12 @@ def translate(
     Args:
         trained: the method, from :func:`ppdm.checkpoint.load`.
         input_path: a NIfTI, MetaImage or NRRD file, a DICOM series (its folder or one of its files), or a folder of
-            scans.
+            scans. For a method with several sources: the scan of each source by its name, or a pattern of paths for
+            each, such as ``scans/*_T1.nii.gz``; scans whose stars stand for the same text belong together
+            (:mod:`ppdm.data.matching`). The output has the geometry of the first source.
         output_path: a file in an existing folder; for a folder of scans, a folder, which is created if it is missing.
             The folder of a DICOM series may have either.
+        resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
         device: device for the computation; the network's current device if absent.
@@ -105,41 +113,34 @@ def translate(
         listed.
 
     Raises:
-        TranslationError: input or output is missing or unsuitable, an output exists or would replace the input, or
-            options are out of range; for a single scan, also every error in the scan itself.
+        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, an output
+            exists or would replace the input, or options are out of range; for a single scan, also every error in the
+            scan itself.
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
-    source, output, ending = user_path(input_path), user_path(output_path), _checked_suffix(suffix)
-    if not source.exists():
-        raise TranslationError(f"{source} does not exist; name a scan ({SCANS}), or a folder of scans.")
-    if output.exists() and output.samefile(source):
-        raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
-    folder = source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source))
-    if folder:
-        work, closed = _plan_folder(source, output, ending)
-    else:
-        work, closed = [(source, _checked_file(source, output, ending))], []
+    output, ending = user_path(output_path), _checked_suffix(suffix)
+    folder, work, closed = _plan(_checked_sources(trained, input_path), output, ending)
     _check_inputs_remain(work)
     _check_outputs([place for _, place in work], overwrite)
     if folder:
         _make_folder(output)
     _check_writable(output if folder else output.parent)
     trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
-    evaluations = [_evaluations(trained.method, scan) for scan, _ in work]
+    evaluations = [_evaluations(trained.method, scans[0]) for scans, _ in work]
     done, total = 0, sum(evaluations)
     results = []
-    for (scan, place), wanted in zip(work, evaluations, strict=True):
+    for (scans, place), wanted in zip(work, evaluations, strict=True):
         started, fault = time.perf_counter(), ""
         counter = _Counter(progress, done, total)
         done += wanted
         try:
-            _translate_file(trained, scan, place, seed, suv_factor, counter)
+            _translate_file(trained, scans, place, seed, suv_factor, counter, resample)
         except (VolumeError, TranslationError) as error:
             if not folder:
                 raise
             fault = str(error)
             progress(done, total)
-        results.append(Translation(scan, place, time.perf_counter() - started, fault))
+        results.append(Translation(scans[0], place, time.perf_counter() - started, fault))
     return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
 
 
@@ -157,7 +158,7 @@ def translate_volume(
 
     Args:
         trained: the method; :func:`adapt` changes its steps, device, precision and blocks.
-        source: (D, H, W), finite physical values, on the CPU.
+        source: (D, H, W), or (S, D, H, W) for several sources, finite physical values, on the CPU.
         seed: seed of the noise, for methods that use noise in sampling.
         suv_factor: as for :func:`translate`.
         progress: called after every network evaluation; each block of a step counts as one.
@@ -171,9 +172,12 @@ def translate_volume(
         IntensityError: the source has no contrast, or its SUV factor is missing or unexpected.
     """
     _check_volume(trained, source, seed)
-    source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
-    device = torch.device("cpu") if trained.method.samples_from_host(source.shape) else _device(trained)
-    y = source_scale.forward(source.float()).to(device)[None, None]
+    volumes = source if source.ndim == 4 else source[None]
+    scales = [trained.scaling.scales(volume.numpy(), suv_factor) for volume in volumes]
+    device = torch.device("cpu") if trained.method.samples_from_host(volumes.shape[1:]) else _device(trained)
+    scaled = [scale.forward(volume.float()) for (scale, _), volume in zip(scales, volumes, strict=True)]
+    y, target_scale = torch.stack(scaled).to(device)[None], scales[0][1]
+    del scaled
     generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
     x0 = sample(trained.method, trained.network, y, generator, progress)
     result = target_scale.inverse(x0[0, 0].cpu())
@@ -188,7 +192,7 @@ def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_fac
 
     Args:
         trained: the method.
-        source, target: (D, H, W), finite physical values, on the CPU.
+        source, target: (S, D, H, W) or (D, H, W), and (D, H, W), finite physical values, on the CPU.
         suv_factor: as for :func:`translate`.
 
     Returns:
@@ -197,8 +201,8 @@ def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_fac
     Raises:
         TranslationError, IntensityError: as for :func:`translate_volume`.
     """
-    _check_volume(trained, target, seed=0)
-    _, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
+    _check_volume(trained, source, seed=0)
+    _, target_scale = trained.scaling.scales(source.numpy() if source.ndim == 3 else source[0].numpy(), suv_factor)
     x0 = target_scale.forward(target.float()).to(_device(trained))[None, None]
     return target_scale.inverse(reconstruct(trained.method, trained.network, x0)[0, 0].cpu())
 
@@ -279,12 +283,19 @@ def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, 
 
 
 def _translate_file(
-    trained: Trained, source: Path, output: Path, seed: int, suv_factor: float | None, progress: Callable[[], None]
+    trained: Trained,
+    sources: Sequence[Path],
+    output: Path,
+    seed: int,
+    suv_factor: float | None,
+    progress: Callable[[], None],
+    resample: bool,
 ) -> None:
-    volume = read_volume(source)
-    _warn_of_spacing(trained, source, volume)
+    volumes, source = load_on_one_grid(sources, resample=resample), " and ".join(map(str, sources))
+    volume = volumes[0]
+    _warn_of_spacing(trained, sources[0], volume)
     try:
-        data = torch.from_numpy(volume.data)
+        data = torch.from_numpy(np.stack([one.data for one in volumes]) if len(volumes) > 1 else volume.data)
         result = translate_volume(trained, data, seed=seed, suv_factor=suv_factor, progress=progress)
     except (TranslationError, IntensityError) as error:
         raise TranslationError(f"{source}: {error}") from None
@@ -317,8 +328,10 @@ def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
 def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:
     if trained.channels != 1:
         raise TranslationError(f"{trained.method.name} was trained on {trained.channels} channels; a volume has one.")
-    if source.ndim != 3:
-        raise TranslationError(f"Expected a volume (D, H, W), got the shape {tuple(source.shape)}.")
+    names = trained.method.sources
+    if source.ndim != 3 + (len(names) > 1) or (len(names) > 1 and len(source) != len(names)):
+        wanted = "a volume (D, H, W)" if len(names) == 1 else f"the volumes (S, D, H, W) of {described_sources(names)}"
+        raise TranslationError(f"Expected {wanted}, got the shape {tuple(source.shape)}.")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise TranslationError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
 
@@ -346,7 +359,68 @@ def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
     return output
 
 
-def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[tuple[Path, Path]], list[Path]]:
+def _checked_sources(
+    trained: Trained, given: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+) -> dict[str, Path]:
+    """Return the path or pattern of each source by name, in the order of the method.
+
+    Raises:
+        TranslationError: a source is missing or unknown.
+    """
+    names = trained.method.sources
+    if not isinstance(given, Mapping):
+        if len(names) == 1:
+            return {names[0]: user_path(given)}
+        raise TranslationError(
+            f"The method was trained on {described_sources(names)}, and got one input, {given}; give each by its name "
+            f"({_wanted(names)})."
+        )
+    missing = [f"{name} is missing" for name in names if name not in given]
+    unknown = [f"{name} is unknown" for name in given if name not in names]
+    if missing or unknown:
+        raise TranslationError(
+            f"The method was trained on {described_sources(names)}, and of those given {', '.join(unknown + missing)}; "
+            f"give {_wanted(names)}."
+        )
+    return {name: user_path(given[name]) for name in names}
+
+
+def _wanted(names: Sequence[str]) -> str:
+    return " ".join(f"--source {name}=FILE" for name in names)
+
+
+def _plan(named: Mapping[str, Path], output: Path, suffix: str | None) -> tuple[bool, list[Work], list[Path]]:
+    """Return whether the output is a folder, the inputs and the output of each translation, and unreadable folders."""
+    sources = tuple(named.values())
+    if len(sources) > 1 and any(map(is_pattern, sources)):
+        return True, _plan_patterns(named, output, suffix), []
+    for source in sources:
+        if not source.exists():
+            raise TranslationError(f"{source} does not exist; name a scan ({SCANS}), or a folder of scans.")
+        if output.exists() and output.samefile(source):
+            raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
+        if len(sources) > 1 and source.is_dir() and not is_dicom_scan(source):
+            raise TranslationError(f"{source} is a folder; of several sources, give a file or a pattern of each.")
+    source = sources[0]
+    if source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source)):
+        return True, *_plan_folder(source, output, suffix)
+    return False, [(sources, _checked_file(source, output, suffix))], []
+
+
+def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) -> list[Work]:
+    """Return the inputs and outputs of scans found by patterns; an output has the place of its first source."""
+    try:
+        found = matched(named)
+    except MatchError as error:
+        raise TranslationError(f"The sources do not fit together: {error}") from None
+    if output.exists() and not output.is_dir():
+        raise TranslationError(f"{output} is a file and the sources are patterns; name a folder for the outputs.")
+    folder = fixed_folder(next(iter(named.values())))
+    scans = [tuple(each.values()) for each in found]
+    return [(each, output / _output_name(folder, str(each[0].relative_to(folder)), suffix)) for each in scans]
+
+
+def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[Work], list[Path]]:
     """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
     names, _, closed = scan_files(source)
     inside = os.path.abspath(output)  # translations of an earlier run are no inputs
@@ -355,7 +429,7 @@ def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[t
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    return [(source / name, output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
+    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
 
 
 def _output_name(folder: Path, name: str, suffix: str | None) -> Path:
@@ -378,9 +452,9 @@ def _check_outputs(places: list[Path], overwrite: bool) -> None:
             simple_itk(place, "MetaImage or NRRD")
 
 
-def _check_inputs_remain(work: list[tuple[Path, Path]]) -> None:
+def _check_inputs_remain(work: list[Work]) -> None:
     """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file."""
-    owners = {_identity(file): scan for scan, _ in work for file in _files(scan) if file.exists()}
+    owners = {_identity(file): scan for scans, _ in work for scan in scans for file in _files(scan) if file.exists()}
     for file in (file for _, place in work for file in written_files(place) if file.exists()):
         if scan := owners.get(_identity(file)):
             raise TranslationError(f"{file} is the input {scan} itself and would be overwritten; empty the folder.")

@@ -47,7 +47,9 @@ from ppdm_bench.commands.options import (
     SamplePrecision,
     SampleSeed,
     Shape,
+    SourceIntensity,
     Start,
+    TargetIntensity,
     TaskName,
     Variations,
     Width,
@@ -68,6 +70,7 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
     read_pace,
+    read_places,
     read_seconds,
 )
 from ppdm_bench.commands.order import Command, OrderedGroup
@@ -335,7 +338,8 @@ def train(
     manifest: Annotated[
         Path | None,
         typer.Option(
-            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]. Give this or --task."
+            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]; several sources have "
+            "columns such as source.t1,source.t2. Give this or --task."
         ),
     ] = None,
     task: TaskName = None,
@@ -344,6 +348,15 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
+    bridge_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where a bridge with several sources starts: mean, or the name of a source; default: the method's.",
+        ),
+    ] = None,
     method: MethodName = "ppdm",
     preset: Preset = "matched",
     factor: Annotated[
@@ -409,7 +422,17 @@ def train(
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
-    source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
+    source = asked_subjects(
+        manifest,
+        task,
+        resample,
+        source_intensity=source_intensity,
+        target_intensity=target_intensity,
+        subjects=subjects,
+        size=size,
+        grid=grid,
+        data_seed=data_seed,
+    )
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:
@@ -418,6 +441,7 @@ def train(
     from ppdm.training.augment import Flip
     from ppdm.training.distributed import joined
     from ppdm.training.loop import Interrupted, StepReport
+    from ppdm.training.on_manifest import with_sources_of
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
     from ppdm.training.tensorboard import TensorBoard
@@ -430,6 +454,7 @@ def train(
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
+    resolved = as_usage(with_sources_of, resolved, source.sources(), bridge_from)
     flips = Flip(axes) if axes else None
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
@@ -467,10 +492,24 @@ def train(
 @app.command(cls=Command)
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans.")
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT OUTPUT",
+            help="INPUT: a scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans; left out with --source. OUTPUT: "
+            "a file, or a folder; subfolders are mirrored.",
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help="File, or a folder; subfolders are mirrored.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="NAME=FILE",
+            help="Scan of one of several sources, or a quoted pattern such as t1='scans/*_T1.nii.gz'; repeatable. "
+            "Default: INPUT.",
+        ),
+    ] = None,
+    resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
     evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
     device: Device = "auto",
@@ -503,6 +542,7 @@ def translate(
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
     seen = read_option("--block", read_block, block) if block is not None else None
+    source, output = read_places(places, sources)
 
     from ppdm.checkpoint import load
     from ppdm.data.formats import is_dicom_scan
@@ -517,6 +557,7 @@ def translate(
             trained,
             source,
             output,
+            resample=resample,
             steps=evaluations,
             seed=seed,
             precision=precision,

@@ -29,7 +29,7 @@ _OPTIONS = {
     "network.checkpointing": "checkpointing",
 }
 # A row of quality has these in columns of their own, or shares them with its table.
-_NOT_IN_NAMES = ("network.width", "network.precision", "sampling.steps")
+_NOT_IN_NAMES = ("network.width", "network.precision", "sampling.steps", "sources")
 # Descriptions omit these fields if they are empty. Identifiers then equal those from before the fields existed.
 _LEFT_OUT_WHEN_EMPTY = ("point", "setting")
 

@@ -5,16 +5,17 @@ expected and the remedy. For an unreadable file, only the first fault of its con
 
 Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
 readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
-of regions that cannot be read, a target that equals its source, one image in two splits, an `suv_factor` for only some
+of regions that cannot be read, two equal volumes of a pair, one image in two splits, an `suv_factor` for only some
 pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
-size or contrast is far from the median of all pairs.
+integers with a slope, a disagreement of sform and qform, negative or implausible uptake, CT without air, and a scan
+whose voxel size, size or contrast is far from the median of all pairs.
 
 Only one volume is in memory at a time, and its header is checked before the volume is read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,15 @@ class Report:
 
     Attributes:
         subject, split: subject and split of the pair.
-        source, target: contents of the two files; None if a file cannot be read.
+        sources: contents of the sources by name, in their order; None if a file cannot be read.
+        target: contents of the target, likewise.
         faults: the reasons to refuse the pair; empty for a sound pair.
         remarks: unusual properties of the pair.
     """
 
     subject: str
     split: str
-    source: Contents | None
+    sources: Mapping[str, Contents | None]
     target: Contents | None
     faults: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -56,18 +58,28 @@ class Report:
         return not self.faults
 
     @property
+    def source(self) -> Contents | None:
+        """Contents of the source; of several, the first."""
+        return next(iter(self.sources.values()))
+
+    @property
+    def scans(self) -> Mapping[str, Contents | None]:
+        """Contents of all sources by name, and of the target."""
+        return {**self.sources, "target": self.target}
+
+    @property
     def readable(self) -> tuple[Contents, ...]:
-        """The readable ones of source and target, in this order."""
-        return tuple(scan for scan in (self.source, self.target) if scan is not None)
+        """The readable ones of sources and target, in this order."""
+        return tuple(scan for scan in (*self.sources.values(), self.target) if scan is not None)
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Voxels along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxels along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.shape if self.readable else None
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Voxel size in mm along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxel size in mm along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.spacing if self.readable else None
 
     @property
@@ -104,30 +116,39 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
 
     Args:
         pair: the pair; its files need not exist.
-        resample: whether the target will be resampled onto the grid of the source; different grids then give a remark
-            instead of a fault.
+        resample: whether volumes will be resampled onto the grid of the first source; different grids then give a
+            remark instead of a fault.
     """
     faults: list[str] = []
     remarks: list[str] = []
-    source, grid = _read(pair.source, pair.suv_factor, faults)
-    target, target_grid = _read(pair.target, pair.suv_factor, faults)
-    for scan in filter(None, (source, target)):
+    windows = [*[pair.source_intensity] * len(pair.sources), pair.target_intensity]
+    read = [
+        _read(path, pair.suv_factor, window is not None, faults)
+        for path, window in zip(pair.scans, windows, strict=True)
+    ]
+    scans, grids = zip(*read, strict=True)
+    *sources, target = scans
+    grid = grids[0]
+    for scan in filter(None, scans):
         faults += filter(None, [scan.fault])
         remarks += scan.remarks
-    for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
-        if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
-            faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
-        elif resample:
-            remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
-        else:
-            faults.append(fault)
-    if source and target and source.content == target.content:
-        faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
+    for path, other in zip(pair.scans[1:], grids[1:], strict=True):
+        for fault in _grid_fault(grid, other, (pair.source, path)):
+            if resample and grid and other and share_outside(other, grid) == 1:
+                faults.append(f"{path} and {pair.source} have no place in common; check their affines.")
+            elif resample:
+                remarks.append(f"{path} is not on the grid of {pair.source} and is resampled onto it.")
+            else:
+                faults.append(fault)
+    for one, twin in combinations(filter(None, scans), 2):
+        if one.content == twin.content:
+            faults.append(f"{one.path} and {twin.path} hold the same voxels, expected two images; check the names.")
     if pair.mask:
         faults += _faults_beside(pair.mask, examine_mask, grid, pair.source)
     if pair.labels:
         faults += _faults_beside(pair.labels, examine_labels, grid, pair.source)
-    return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
+    named = dict(zip(pair.sources, sources, strict=True))
+    return Report(pair.subject, pair.split, named, target, tuple(faults), tuple(remarks))
 
 
 def check_pairs(
@@ -163,10 +184,12 @@ def check_pairs(
 # One pair
 
 
-def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(
+    path: Path, suv_factor: float | None, in_hu: bool, faults: list[str]
+) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor)
+        scan = examine(path, suv_factor, in_hu=in_hu)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)
@@ -231,8 +254,8 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
 def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
     """For every report, the properties of its scans that are far from the median; `units` converts values to SUV."""
     remarks: list[list[str]] = [[] for _ in reports]
-    for role in ("source", "target"):
-        scans = {i: scan for i, report in enumerate(reports) if (scan := getattr(report, role))}
+    for role in dict.fromkeys(name for report in reports for name in report.scans):
+        scans = {i: scan for i, report in enumerate(reports) if (scan := report.scans.get(role))}
         for name, limit, values in (
             ("voxel size in mm", SPACING_RATIO, {i: scan.geometry.spacing for i, scan in scans.items()}),
             ("size in voxels", SHAPE_RATIO, {i: scan.geometry.shape for i, scan in scans.items()}),

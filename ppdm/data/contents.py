@@ -19,6 +19,8 @@ from ppdm.data.volume import Volume, VolumeError, read_geometry, read_volume
 DISAGREEMENT_MM = 0.1  # between sform and qform; smaller values come from the rounding of float32 quaternions
 ANISOTROPY = 3.0  # longest divided by shortest side of a voxel
 NEGATIVE_SHARE = 0.05  # share of negative voxels in a PET scan
+HIGHEST_AIR = -500.0  # HU; air is -1000, so every CT of a body or of a phantom in air has values below this
+NOT_HU = f"no value below {HIGHEST_AIR:g} and so no air of CT (-1000 HU); check that its values are HU"
 SUV_SPAN = (0.1, 100.0)  # SUV of the brightest voxels of a PET scan, for every tracer in clinical use
 
 _MEND = "check what was exported."
@@ -48,8 +50,8 @@ class Contents:
     remarks: tuple[str, ...]
 
 
-def examine(path: Path, suv_factor: float | None = None) -> Contents:
-    """Read and describe a source or target; `suv_factor` (SUV per stored unit) is given for PET only.
+def examine(path: Path, suv_factor: float | None = None, *, in_hu: bool = False) -> Contents:
+    """Read and describe a source or target; `suv_factor` (SUV per stored unit) is given for PET only, `in_hu` for CT.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -63,6 +65,8 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
     if suv_factor and not fault:
         fault = f"no voxel lies above 0 (the largest is {high:g}), expected an uptake; {_MEND}" if high <= 0 else ""
         remarks += _remarks_on_uptake(data, window, suv_factor)
+    if in_hu and not fault and not resembles_hu(data):
+        remarks.append(f"it has {NOT_HU}")
     return Contents(
         path=path,
         geometry=volume.geometry,
@@ -99,6 +103,11 @@ def examine_labels(path: Path) -> tuple[Geometry, str]:
     except RegionError as error:
         fault = fault or str(error)
     return volume.geometry, fault
+
+
+def resembles_hu(data: np.ndarray) -> bool:
+    """Whether a volume of CT may be in HU: it has values of air."""
+    return bool(data.min() < HIGHEST_AIR)
 
 
 def _empty(path: Path, data: np.ndarray, what: str, wanted: str) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from ppdm.checkpoint import Trained, load
 from ppdm.data.manifest import ManifestError, read_manifest
-from ppdm.evaluation.evaluate import check_kind, convention, data_range, lattices, predict, scores
+from ppdm.evaluation.evaluate import check_kind, convention, data_range, in_units_of, lattices, predict, scores
 from ppdm.evaluation.subjects import files_of, read_case
 from ppdm.method import Method
 
@@ -32,7 +32,7 @@ def evaluate(
         split: split of the pairs that are scored.
         evaluations: network evaluations per volume; the method's own if absent.
         seed: random seed of stochastic methods.
-        resample: whether to interpolate volumes on other grids onto the grids of their sources.
+        resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
         compared: other methods of a comparison, so that seam indices are computed at the lattices of all.
         device: device of the network, if ``trained`` is a folder.
 
@@ -52,7 +52,9 @@ def evaluate(
     if not cases:
         raise ManifestError(f"{manifest} has no pairs in the split {split!r}; mark some rows with it, or name another.")
     check_kind(one, cases, one.method.name)
-    preset = convention(data_range(one.scaling), lattices([one.method, *compared]))
+    cases = in_units_of([one], cases)
+    unit = "HU" if cases[0].target_intensity else ""
+    preset = convention(data_range(one.scaling), lattices([one.method, *compared]), unit)
     found: dict[str, dict[str, float]] = {}
     for files in cases:
         case = read_case(files, resample=resample)

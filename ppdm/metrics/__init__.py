@@ -6,7 +6,7 @@ The docstring of every metric gives its formula. ``PRESETS`` holds the conventio
 from ppdm.metrics.challenges import PRESETS
 from ppdm.metrics.errors import mae, nmae, nrmse, psnr
 from ppdm.metrics.pair import MetricError
-from ppdm.metrics.preset import Preset, default_preset
+from ppdm.metrics.preset import Preset, ct_preset, default_preset
 from ppdm.metrics.similarity import ssim
 from ppdm.metrics.texture import seam_index, sharpness
 from ppdm.metrics.uptake import UptakeBias, connected_regions, suv_bias
@@ -17,6 +17,7 @@ __all__ = [
     "Preset",
     "UptakeBias",
     "connected_regions",
+    "ct_preset",
     "default_preset",
     "mae",
     "nmae",

@@ -164,6 +164,7 @@ def ablate(
         sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         batch = batch_size or _batch_size(sets)
         start = as_usage(_start, method, [*default.get("base", []), *(base or [])], width or default.get("width"))
+        start = as_usage(_with_sources, start, sets)
         read = comma_separated(read_evaluations)
         plan = Ablation(
             base=start,
@@ -203,6 +204,18 @@ def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":
     for text in changes:
         method = moved(method, read_one(text))
     return method
+
+
+def _with_sources(start: "Method", sets: "Sequence[Subjects]") -> "Method":
+    """The method for the sources of all sets, on which the time of a step and the memory depend."""
+    from ppdm.training.on_manifest import with_sources_of
+
+    first, *others = {one.sources(): one for one in sets}.items()
+    if others:
+        raise ValueError(
+            f"{first[1]} and {others[0][1]} have different sources; run two ablations, with an --out for each"
+        )
+    return with_sources_of(start, first[0])
 
 
 def _batch_size(sets: "Sequence[Subjects]") -> int:

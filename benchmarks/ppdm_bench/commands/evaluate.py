@@ -19,9 +19,12 @@ from ppdm_bench.commands.options import (
     Resample,
     SamplePrecision,
     SampleSeed,
+    SourceIntensity,
     Split,
+    TargetIntensity,
     TaskName,
     as_usage,
+    asked_intensities,
     asked_reference,
     asked_subjects,
     comma_separated,
@@ -48,6 +51,8 @@ def evaluate(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -102,7 +107,7 @@ def evaluate(
         ),
     ] = None,
     convention: Annotated[
-        Literal["synthrad2023", "brasyn", "udpet"] | None,
+        Literal["synthrad2023", "synthrad2025", "brasyn", "udpet"] | None,
         typer.Option(help="Metric convention of a challenge; default: the project's own."),
     ] = None,
     data_range: Annotated[
@@ -110,7 +115,8 @@ def evaluate(
         typer.Option(
             parser=positive("a span"),
             metavar="SPAN",
-            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets.",
+            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
+            "always 4024.",
         ),
     ] = None,
     factor: Annotated[
@@ -130,6 +136,9 @@ def evaluate(
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
     _check_mode(bool(runs), bool(predictions), {"evaluations": evaluations, "precision": precision}, pairs, folders)
+    intensities = asked_intensities(source_intensity, target_intensity)
+    if suv_factor is not None and intensities:
+        raise typer.BadParameter("--suv-factor is for PET, and --target-intensity for CT; give one of the two")
 
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
@@ -145,7 +154,10 @@ def evaluate(
         how = as_usage(Measuring, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
-            source = asked_subjects(manifest, task, resample, **phantoms)
+            source = asked_subjects(
+                *(manifest, task, resample, source_intensity, target_intensity),
+                **phantoms,  # type: ignore[arg-type]
+            )
             sampling = Sampling(training_device(device), counts, precision, seed)
             plan = compare_runs(
                 runs or [],
@@ -158,7 +170,7 @@ def evaluate(
                 earlier=earlier,
             )
         else:
-            plan = compare_folders(predictions or [], targets, beside, suv_factor, how)
+            plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
         against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 from ppdm.data.checking import mixed_units
 from ppdm.data.geometry import Geometry
-from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest
+from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.volume import check_same_grid, read_geometry
 from ppdm.evaluation.subjects import CaseError, files_of
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import TASKS, Recipe, find_task, split_sizes
+from ppdm.sources import SOURCE
 
 Progress = Callable[[int, int], None]
 Shape = tuple[int, int, int]
@@ -28,10 +30,13 @@ class ManifestSubjects:
     Attributes:
         path: CSV file.
         resample: whether targets on other grids are interpolated onto the grids of their sources.
+        source_intensity, target_intensity: windows in HU of CT, which replace those of the manifest.
     """
 
     path: Path
     resample: bool = False
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __str__(self) -> str:
         return str(self.path)
@@ -45,13 +50,23 @@ class ManifestSubjects:
         """Return every pair of every split.
 
         Raises:
+            ManifestError: the manifest is invalid, or its PET is to be read as CT.
+        """
+        return with_intensities(read_manifest(self.path), source=self.source_intensity, target=self.target_intensity)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order.
+
+        Raises:
             ManifestError: the manifest is invalid.
         """
-        return read_manifest(self.path)
+        return tuple(read_manifest(self.path)[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
-        return {"task": None, "resample": self.resample}
+        windows = {"source_intensity": self.source_intensity, "target_intensity": self.target_intensity}
+        given = {name: str(window) for name, window in windows.items() if window is not None}
+        return {"task": None, "resample": self.resample, **given}
 
     def identify(self) -> Mapping[str, Any]:
         """Return the description of the data in records, by which results of a changed manifest are told apart."""
@@ -59,14 +74,15 @@ class ManifestSubjects:
 
     @cached_property
     def digest(self) -> str:
-        """12 hexadecimal digits of all rows in their order: split, name, factor and the content of every file.
+        """12 hexadecimal digits of all rows in their order: split, names, units and the content of every file.
 
         Paths, dates, comments and other columns do not count, so that the data may be moved and the table edited.
         Every file is read once, as it is stored.
         """
         pairs = read_manifest(self.path)
         rows = [
-            f"{pair.split} {files.name} {files.digest()}\n" for pair, files in zip(pairs, files_of(pairs), strict=True)
+            f"{pair.split} {one.name} {[*one.sources]} {one.source_intensity} {one.target_intensity} {one.digest()}\n"
+            for pair, one in zip(pairs, files_of(pairs), strict=True)
         ]
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
@@ -90,7 +106,7 @@ class ManifestSubjects:
         for fault in mixed_units(pairs):
             raise ManifestError(f"{self.path}: {fault}")
         for pair, (_, grid) in zip(pairs, self._grids, strict=True):
-            for path in filter(None, (pair.target, pair.mask, pair.labels)):
+            for path in filter(None, (*pair.scans[1:], pair.mask, pair.labels)):
                 other = read_geometry(path)
                 if not self.resample:
                     check_same_grid(grid, other, (str(pair.source), str(path)))
@@ -136,6 +152,11 @@ class PhantomSubjects:
     def pairs(self, progress: Progress) -> list[Pair]:
         """Return every pair of every split; the progress counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
+
+    def sources(self) -> tuple[str, ...]:
+        """Return the names of the sources of every pair, in their order."""
+        names = find_task(self.task).sources
+        return names if len(names) > 1 else (SOURCE,)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share."""

@@ -127,17 +127,17 @@ def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str
     except (ValueError, RuntimeError) as error:  # volumes and methods can fail in many ways
         return _without_value(plan, common | {"status": "error", "reason": str(error)})
     common |= {"shape": tuple(case.target.shape), "spacing": case.grid.spacing}
-    return [_record(score, common) for score in found]
+    return [_record(score, plan.preset.unit, common) for score in found]
 
 
-def _record(score: Score, common: dict[str, Any]) -> Record:
+def _record(score: Score, unit: str, common: dict[str, Any]) -> Record:
     known = {"value": score.value, "samples": score.samples}
     outcome = known if score.value is not None else {"status": "error", "reason": score.reason}
-    return Record(metric=score.metric, unit=score.unit, **common | outcome)
+    return Record(metric=score.metric, unit=unit_of(score.metric, unit), **common | outcome)
 
 
 def _without_value(plan: Assessment, common: dict[str, Any]) -> list[Record]:
-    return [Record(metric=metric, unit=unit_of(metric), **common) for metric in plan.preset.metrics]
+    return [Record(metric=metric, unit=unit_of(metric, plan.preset.unit), **common) for metric in plan.preset.metrics]
 
 
 def _scored_before(common: Mapping[str, Any], known: Sequence[Record]) -> list[Record]:

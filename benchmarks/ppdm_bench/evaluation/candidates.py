@@ -152,13 +152,13 @@ def read_folders(
         CaseError: a path is not a folder, a folder is empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
-    others = {role: scans_in(folder) for role, folder in beside.items() if folder is not None}
+    others: dict[str, dict[str, Any]] = {
+        role: scans_in(folder) for role, folder in beside.items() if folder is not None
+    }
     for role, found in others.items():
         _refuse_gaps(beside[role] or targets, found, targets, wanted, both=False)
-    cases = [
-        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in others.items()})
-        for name, path in wanted.items()
-    ]
+    roles: dict[str, dict[str, Any]] = {name: {role: found[name] for role, found in others.items()} for name in wanted}
+    cases = [CaseFiles(name, path, suv_factor=suv_factor, **roles[name]) for name, path in wanted.items()]
     made = [scans_in(folder) for folder in predictions]
     for folder, files in zip(predictions, made, strict=True):
         _refuse_gaps(folder, files, targets, wanted, both=True)

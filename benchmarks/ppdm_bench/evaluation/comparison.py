@@ -2,17 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ppdm import Method
 from ppdm.checkpoint import Trained
-from ppdm.data.normalise import percentile_range, pooled_range
+from ppdm.data.normalise import HounsfieldWindow, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
-from ppdm.evaluation.evaluate import check_kind, convention, data_range, lattices
+from ppdm.evaluation.evaluate import check_kind, convention, data_range, in_units_of, lattices
 from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
+from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
 from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
 from ppdm_bench.evaluation.assessment import Assessment
@@ -52,18 +54,25 @@ class Measuring:
         if self.span is not None or self.grids is not None:
             raise ValueError(f"the convention {self.convention} fixes data range and metrics; leave these options out")
 
-    def preset(self, spans: Mapping[str, float], grids: Sequence[Factor]) -> tuple[Preset, float | None]:
+    def preset(
+        self, spans: Mapping[str, float], grids: Sequence[Factor], unit: str = ""
+    ) -> tuple[Preset, float | None]:
         """The metrics and their data range.
 
         Args:
             spans: data range of each run's scaling, by the name of the run.
             grids: the lattices of the methods.
+            unit: unit of the targets; the metrics of HU have a fixed data range.
 
         Raises:
-            CaseError: the ranges differ, and the user specified none.
+            CaseError: the ranges differ, and the user specified none; or one was specified for HU.
         """
         if self.convention is not None:
             return PRESETS[self.convention], None
+        if unit == "HU":
+            if self.span is not None:
+                raise CaseError(f"CT is scored with the fixed data range of {SPAN:g} HU; leave --data-range out.")
+            return convention(SPAN, self.grids or grids, unit), SPAN
         if self.span is None and len(set(spans.values())) > 1:
             known = ", ".join(f"{name}: {span:g}" for name, span in spans.items())
             raise CaseError(f"The runs were trained on targets of different ranges ({known}); give one --data-range.")
@@ -121,9 +130,10 @@ def compare_runs(
     for run in loaded:
         check_kind(run.trained, cases, str(run.place))
     methods = [run.trained for run in loaded]
+    cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
-    preset, span = how.preset(spans, lattices(trained.method for trained in methods))
+    preset, span = how.preset(spans, lattices(trained.method for trained in methods), _unit(cases))
     candidates = [the_input(scaling)]
     for run in loaded:
         candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed)
@@ -139,19 +149,22 @@ def compare_folders(
     beside: Mapping[str, Path | None],
     suv_factor: float | None,
     how: Measuring,
+    intensities: Mapping[str, HounsfieldWindow] | None = None,
 ) -> Assessment:
     """Compare folders of predictions with a folder of targets, and with the sources if there are any.
 
     The data range is computed from the targets as for training: one range for all, the median of their percentile
-    ranges; for PET it is 20 SUV.
+    ranges; for PET it is 20 SUV, for CT (by its ``intensities``) 4024 HU.
 
     Raises:
         CaseError: the files do not match.
         IntensityError, VolumeError: a target has no contrast, or cannot be read.
     """
     cases, candidates = read_folders(predictions, targets, beside, suv_factor)
+    windows: dict[str, Any] = dict(intensities or {})
+    cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
-    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]))
+    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), _unit(cases))
     if beside.get("source") is not None:
         candidates.insert(0, the_input(scaling))
     name = targets.absolute().name
@@ -185,4 +198,11 @@ def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]
 def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
     if cases[0].suv_factor is not None:
         return SUVScaling()
-    return PercentileScaling(pooled_range([percentile_range(read_volume(case.target).data) for case in cases]))
+    target = cases[0].target_intensity or pooled_range(
+        [percentile_range(read_volume(case.target).data) for case in cases]
+    )
+    return PercentileScaling(target, source=cases[0].source_intensity)
+
+
+def _unit(cases: Sequence[CaseFiles]) -> str:
+    return "HU" if cases[0].target_intensity else ""

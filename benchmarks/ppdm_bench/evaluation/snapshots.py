@@ -42,14 +42,13 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     inside = target - np.percentile(target, 0.5) if case.mask is None else case.mask.numpy() > 0
     at = centre_of_mass(inside)
     views = [View("target", "target", sections(target, at))]
-    if case.source is not None:
-        views.insert(0, View("input", "input", sections(case.source.numpy(), at)))
+    inputs = case.inputs.items()
+    views = [*(View("input", name, sections(x.numpy(), at), unit=case.source_unit) for name, x in inputs), *views]
     for candidate in wanted:
         record = scored[candidate.method, candidate.variant, candidate.steps]
         views.append(_view(candidate, record, plan.predict(candidate, case), case, at))
     d, h, w = target.shape
-    unit = "SUV" if case.in_suv else ""
-    snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), unit, views)
+    snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), case.unit, views)
     with suppress(RecordError):  # there is none, or it is damaged
         snapshot = snapshot.with_earlier(read_snapshot(folder / SUFFIX))
     return [write_snapshot(snapshot, folder / SUFFIX)]

@@ -9,7 +9,16 @@ __all__ = ["ideal", "is_higher_better", "is_regional", "loss", "metric_name"]
 UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
 
 # More is better for names that begin with one of these; less for all others that have no ideal.
-_HIGHER = ("psnr", "reconstruction_psnr", "ssim", "fits", "largest_", "matmul_flops_per_second", "flops_share")
+_HIGHER = (
+    "psnr",
+    "reconstruction_psnr",
+    "ssim",
+    "ms_ssim",
+    "fits",
+    "largest_",
+    "matmul_flops_per_second",
+    "flops_share",
+)
 _IDEAL = {"sharpness": 1.0, **dict.fromkeys(UPTAKE, 0.0)}
 
 
@@ -40,6 +49,7 @@ _NAMES = {
     "psnr": "PSNR",
     "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a learned representation
     "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
     "nmae": "NMAE",
     "nrmse": "NRMSE",
     "mae": "MAE",

@@ -11,7 +11,8 @@ from ppdm.data.formats import SCANS
 from ppdm.data.layouts.presets import LAYOUTS, Layout, LayoutError
 from ppdm.data.layouts.splits import Fractions, SplitError, TooFewPatientsError, splits_of
 from ppdm.data.layouts.suv import SUVError, read_suv_table
-from ppdm.data.manifest import ManifestError, Pair
+from ppdm.data.manifest import ManifestError, Pair, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 
 _EXAMPLES = 3
 _NAMES_SHOWN = 5
@@ -59,6 +60,8 @@ def pairs_from_folder(
     try:
         splits, remarks_on_splits = _splits(visits, seed, fractions)
         pairs = _pairs(folder, visits, splits, _factors(visits, suv_table))
+        windows = [HounsfieldWindow() if kind in layout.ct else None for kind in (layout.source, layout.target)]
+        pairs = with_intensities(pairs, source=windows[0], target=windows[1])
         remarks += remarks_on_splits
     except (ManifestError, SplitError, SUVError) as error:
         raise LayoutError(str(error)) from None

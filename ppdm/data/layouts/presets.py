@@ -54,6 +54,7 @@ class Layout:
             then also matches `acq-mprage_T1w`; a file whose kind is exactly `T1w` has priority.
         aliases: map from other spellings of a kind to its standard spelling.
         activity: whether the files hold Bq/mL; conversion to SUV needs a table of doses.
+        ct: kinds that are CT in HU.
         remark: important information for users of this data set.
 
     Raises:
@@ -70,6 +71,7 @@ class Layout:
     entities: bool = False
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     activity: bool = False
+    ct: tuple[str, ...] = ()
     remark: str = ""
 
     def __post_init__(self) -> None:
@@ -160,6 +162,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "mr",
                 "ct",
                 mask="mask",
+                ct=("ct",),
                 origin="Task1/brain/1BA001/{mr,ct,mask}.nii.gz is verified from public code; task 2 (cbct for mr) and "
                 "the meaning of the letters (Brain or Pelvis, centre A to C) are from memory.",
             ),

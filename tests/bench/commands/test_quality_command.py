@@ -173,13 +173,15 @@ def test_quick_says_so(monkeypatch):
 
 
 def test_every_method_on_every_task_by_default(monkeypatch):
-    from ppdm.simulation.tasks import TASKS
+    from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
 
     asked: list[Trial] = []
     monkeypatch.setattr(trials, "carry_out_trials", lambda plan, *_: iter(asked.extend(plan) or []))
     assert run("quality", "--device", "cpu", "--grid", "oblong", "--out", "out")[0] == 0
-    assert {(trial.subjects.task, trial.method.name) for trial in asked} == {(t, m) for t in TASKS for m in METHODS}
+    assert {(trial.subjects.task, trial.method.name) for trial in asked} == {
+        (t, m) for t in PAPER_TASKS for m in METHODS
+    }
     assert {trial.subjects.grid for trial in asked} == {"oblong"}
     assert {trial.schedule.steps for trial in asked} == {2000}
 

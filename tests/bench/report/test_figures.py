@@ -18,6 +18,7 @@ from ppdm import Method
 from ppdm_bench.records import RecordError
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
+from ppdm_bench.report.paper import gallery
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
@@ -73,6 +74,25 @@ def snapshot(task="mri-t1t2", shape=(16, 20, 24)):
             )
         )
     return Snapshot(task, "test-000", (1.0, 1.0, 1.5), shape, "", views)
+
+
+def windows(snapshot):
+    """The grey scales of the gallery's pictures, without those of errors."""
+    figure = gallery._figure([snapshot], {}, "double")
+    images = [image for axes in figure.axes for image in axes.images]
+    return [image.get_clim() for image in images if image.cmap.name == "gray"]
+
+
+@pytest.mark.parametrize(("unit", "own"), [("", 3), ("HU", 0)])
+def test_ct_is_shown_in_two_windows(unit, own):
+    whole = snapshot()
+    views = [replace(view, unit=unit if view.role == "input" else "") for view in whole.views]
+    found = windows(replace(whole, unit="HU", views=views))
+    planes, volumes = 3, 4 if unit else 3  # an input of MR has one picture with its own window
+    for window in ((-160, 240), (-500, 1300)):
+        assert found.count(window) == planes * volumes
+    assert len(found) == 2 * planes * volumes + own
+    assert (-160, 240) not in windows(whole)
 
 
 @pytest.fixture(scope="module")
