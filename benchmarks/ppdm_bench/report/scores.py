@@ -23,6 +23,7 @@ __all__ = [
     "alike",
     "by_configuration",
     "by_design",
+    "by_origin",
     "by_subject",
     "configuration_of",
     "design_of",
@@ -100,6 +101,12 @@ class Scores:
     def label(self) -> str:
         """Method and variant."""
         return f"{self.method} {self.variant}".strip()
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the data are phantoms; those of scans name a manifest or a folder."""
+        data = json.loads(self.data)[1]
+        return not (isinstance(data, dict) and {"manifest", "targets"} & data.keys())
 
     @property
     def width(self) -> int | None:
@@ -315,4 +322,14 @@ def group_title(points: Sequence[Scores]) -> str:
     names = {s for point in points for s in point.subjects("psnr")}
     names = names or {s for point in points for metric in metrics for s in point.subjects(metric)}
     where = f"{len(names)} subject{'s' if len(names) != 1 else ''}" + (f" of {split}" if split else "")
-    return ", ".join(filter(None, (first.task, where, shape_text(first.shape))))
+    shapes = {record.shape for point in points for record in point.records if record.shape}
+    size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)
+    return ", ".join(filter(None, (first.task, where, size)))
+
+
+def by_origin(texts: Iterable[tuple[Scores, str]]) -> dict[str, list[str]]:
+    """Return texts about scores by the origin of their data, `phantoms` and `own data`, each text once."""
+    found: dict[str, dict[str, None]] = {"phantoms": {}, "own data": {}}
+    for scores, text in texts:
+        found["phantoms" if scores.is_synthetic else "own data"][text] = None
+    return {origin: list(distinct) for origin, distinct in found.items() if distinct}

@@ -100,7 +100,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
     for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
         some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
         much = f"{amount:.0f} steps" if budget == "steps" else f"{significant(amount)} s of training, as timed before"
-        head = f"{task}, {BUDGETS[budget]}: {much}; {some[0].evaluations} network evaluations per volume."
+        n = some[0].evaluations
+        head = f"{task}, {BUDGETS[budget]}: {much}; {n} network evaluation{'s' * (n != 1)} per volume."
         parts += [head, table_of(some, _columns(some))]
     fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)
     few = f"With {fewest} subject{'s' if fewest > 1 else ''} an interval is narrower than 95 %."
