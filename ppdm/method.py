@@ -6,13 +6,14 @@ Several sources of C channels each are one tensor (N, S·C, D, H, W), in the ord
 sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from ppdm.arrays import check_tensor
 from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
@@ -61,33 +62,42 @@ class Sampling:
             raise ValueError(f"sampling must start at a time in (0, 1], got {self.start}")
 
 
+# Default learning rate times width. Under Adam, an update changes the output of a layer in proportion to its inputs, so
+# the rate must fall as the width rises (maximal update parametrisation, arXiv 2203.03466). 1e-3 is right at width 16.
+RATE_TIMES_WIDTH = 0.016
+
+
 @dataclass(frozen=True)
 class Optimisation:
     """Optimisation options: AdamW (arXiv 1711.05101), linear warm-up, gradient clipping, and an average of the weights.
 
     Args:
-        learning_rate: learning rate after the warm-up.
+        learning_rate: learning rate after the warm-up; if absent, 0.016 divided by the width of the network.
         weight_decay: weight decay of AdamW.
         warmup: number of steps over which the learning rate rises linearly from 0.
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
+        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
     at_start: float = 0.0
     optimiser: str = later("adamw")
+    at_steps: bool = later(False)
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
+        rate = self.rate()
+        if not (rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
             raise ValueError(
                 f"learning rate and clip must be positive, weight decay and warm-up not negative; got {self}"
             )
@@ -95,8 +105,14 @@ class Optimisation:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
         if not 0 <= self.at_start <= 1:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
+        if type(self.at_steps) is not bool:
+            raise ValueError(f"at_steps must be true or false, got {self.at_steps!r}")
         if self.optimiser not in ("adamw", "adamw8bit"):
             raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
+
+    def rate(self, width: int | None = None) -> float:
+        """Return the learning rate after the warm-up, for a network of this width; 64 if it has none."""
+        return RATE_TIMES_WIDTH / (width or 64) if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -114,13 +130,13 @@ class Method:
         sampling: sampling options.
         optimisation: optimisation options.
         sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
-        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them. It has no effect with
-            one source; in a Gaussian kernel, no source is an end.
+        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
+            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
-            network, a gradient loss is combined with a learned representation, names of sources are invalid, or the
-            bridge starts from an unknown source.
+            network, a gradient loss is combined with a learned representation, the loss is weighted by the scale of a
+            kernel without noise, names of sources are invalid, or the bridge starts from an unknown source.
     """
 
     name: str
@@ -136,7 +152,8 @@ class Method:
     bridge_from: str = later(MEAN)
 
     def __post_init__(self) -> None:
-        check_sources(self.sources, self.bridge_from)
+        # The default means that the sources are not known yet: :meth:`with_sources` checks the start then.
+        check_sources(self.sources, MEAN if self.sources == (SOURCE,) else self.bridge_from)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target not in self.kernel.targets:
@@ -148,6 +165,11 @@ class Method:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
+            )
+        if self.loss.weight == "scale" and not bool(self.kernel.scale(torch.tensor(1.0))):
+            raise ValueError(
+                f"a loss weighted by the kernel's scale is always 0 for {self.kernel}, which has no noise; use weight "
+                "'none'"
             )
         if self.representation.is_learned and not isinstance(self.network, UNetOptions):
             raise ValueError(
@@ -179,6 +201,16 @@ class Method:
     def evaluations(self, shape: Shape) -> int:
         """Number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samplings with different seeds may differ.
+
+        It follows from the states of one voxel, with noise and without: a method is random if the start or a step adds
+        noise. A bridge with one step is not, because its only step ends at the estimate of the target.
+        """
+        without, noisy = (_states(self, torch.full((1,) * 5, value)) for value in (0.0, 1.0))
+        return any(not torch.equal(a, b) for a, b in zip(without, noisy, strict=True))
 
     def samples_from_host(self, shape: Shape) -> bool:
         """Whether a volume (D, H, W) may stay on the host during sampling, because only blocks move to the network."""
@@ -261,6 +293,7 @@ class Method:
             ValueError: a name is invalid or repeated, or the bridge starts from a source that is not among them.
         """
         start = self.bridge_from if bridge_from is None else bridge_from
+        check_sources(names, start)
         return replace(self, sources=tuple(names), bridge_from=start)
 
     def end(self, condition: Tensor) -> Tensor:
@@ -293,6 +326,11 @@ class Method:
     def width(self) -> int | None:
         """Channels of the finest level of the network; None for a network of your own without a width."""
         return getattr(self.network, "width", None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after the warm-up (:meth:`Optimisation.rate`)."""
+        return self.optimisation.rate(self.width)
 
     def with_network(self, **options: Any) -> Self:
         """Return the same method with other options of its network, such as ``width=32``.
@@ -419,12 +457,8 @@ def _piece_loss(
 ) -> Tensor:
     x0, condition, predict = piece
     y = method.end(condition)
-    random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0.
-    times = 1 - torch.rand(x0.shape[0], **random)
-    elsewhere = 1 - method.optimisation.at_start
-    times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
-    noise = torch.randn(x0.shape, **random)
+    times = _training_times(method, x0, generator)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
@@ -433,11 +467,24 @@ def _piece_loss(
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
+    if method.loss.weight == "scale":
+        error = error * method.kernel.scale(t)
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
     return loss
+
+
+def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return random times (N,) in (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0."""
+    how, steps = method.optimisation, method.sampling.steps
+    times = 1 - torch.rand(x0.shape[0], generator=generator, device=x0.device)
+    elsewhere = 1 - how.at_start
+    uniform = times / elsewhere if elsewhere else torch.ones_like(times)
+    if how.at_steps:
+        uniform = (uniform * steps).ceil() * method.sampling.start / steps
+    return torch.where(times > elsewhere, 1.0, uniform)
 
 
 @torch.no_grad()
@@ -498,6 +545,19 @@ def sample(
     return decode(method, network, x, source.shape[2:])
 
 
+def _states(method: Method, noise: Tensor) -> Iterator[Tensor]:
+    """Yield the states of sampling of a voxel whose source and estimated target are 0; the noise is always the same."""
+    kernel, how, y = method.kernel, method.sampling, torch.zeros_like(noise)
+    t = torch.full_like(noise, how.start)
+    x = kernel.start(y, lambda: noise) if how.start == 1 else kernel.at(y, y, t, noise)
+    yield x
+    for k in range(how.steps - 1, -1, -1):
+        s = torch.full_like(t, how.start * k / how.steps)
+        x = kernel.step(x, y, y, t, s, noise if how.stochastic else None)
+        yield x
+        t = s
+
+
 def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """Convert the network's output to an x0 estimate, clamped if the method requires it."""
     x0 = x0_of(method.target, method.kernel, output, x, y, t)
@@ -543,6 +603,8 @@ def _condition(method: Method, codec: Codec, source: Tensor) -> Tensor:
 
 
 def _check_pair(method: Method, source: Tensor, target: Tensor) -> None:
+    check_tensor("source", source)
+    check_tensor("target", target)
     if target.ndim == 5 and source.shape == (len(target), len(method.sources) * target.shape[1], *target.shape[2:]):
         return
     names = f", or (N, S·C, D, H, W) for the sources {', '.join(method.sources)}" if len(method.sources) > 1 else ""
@@ -562,6 +624,7 @@ def _check_source(method: Method, source: Tensor) -> None:
 
 
 def _check_volume(volume: Tensor) -> None:
+    check_tensor("a volume", volume)
     if volume.ndim != 5:
         raise ValueError(f"expected volumes (N, C, D, H, W), got the shape {tuple(volume.shape)}")
 

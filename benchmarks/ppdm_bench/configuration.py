@@ -30,8 +30,8 @@ _OPTIONS = {
 }
 # A row of quality has these in columns of their own, or shares them with its table.
 _NOT_IN_NAMES = ("network.width", "network.precision", "sampling.steps", "sources")
-# Descriptions omit these fields if they are empty. Identifiers then equal those from before the fields existed.
-_LEFT_OUT_WHEN_EMPTY = ("point", "setting")
+# Descriptions omit these fields at these values. Identifiers then equal those from before the fields existed.
+_LEFT_OUT = {"point": "", "setting": "", "sources": 1}
 
 
 class MethodError(ValueError):
@@ -56,6 +56,7 @@ class Configuration:
             ``method``.
         setting: other fields that differ from the method, in the notation of :mod:`ppdm_bench.variation`; it never
             contains the options above, see :meth:`varied`.
+        sources: number of sources, if it is not the method's own number; their names are ``source1``, ``source2``, ….
     """
 
     method: str
@@ -68,6 +69,7 @@ class Configuration:
     batch_size: int = 1
     point: str = ""
     setting: str = ""
+    sources: int = 1
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
@@ -77,7 +79,7 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
-        return {name: value for name, value in asdict(self).items() if value != "" or name not in _LEFT_OUT_WHEN_EMPTY}
+        return {n: value for n, value in asdict(self).items() if n not in _LEFT_OUT or value != _LEFT_OUT[n]}
 
     def varied(self, assignments: Sequence[Assignment]) -> "Configuration":
         """Return a copy with these fields set; a field that has an option is set through the option.
@@ -110,6 +112,8 @@ class Configuration:
                 method = moved(method, read_one(self.setting))
             if self.factor is not None:
                 method = method.with_factor(self.factor)
+            if self.sources > 1:
+                method = method.with_sources([f"source{k}" for k in range(1, self.sources + 1)])
             width = {} if self.width is None else {"width": self.width}
             return method.with_network(precision=self.precision, checkpointing=self.checkpointing, **width)
         except VariationError as error:
@@ -121,7 +125,8 @@ class Configuration:
     def variant(self) -> str:
         """Text that distinguishes the rows of this method."""
         preset = "" if self.preset == "matched" else self.preset
-        return " ".join(filter(None, (self.resolve().variant, preset, self.setting)))
+        sources = f"sources={self.sources}" if self.sources > 1 else ""
+        return " ".join(filter(None, (self.resolve().variant, preset, self.setting, sources)))
 
     @property
     def name(self) -> str:
@@ -167,6 +172,7 @@ def configurations(
     checkpointing: Sequence[str] = ("none",),
     width: int | None = None,
     batch_size: int = 1,
+    sources: int = 1,
 ) -> list[Configuration]:
     """Return every combination of the options without duplicates.
 
@@ -174,14 +180,14 @@ def configurations(
 
     Args:
         methods: names; by default every registered method that has one of the presets.
-        shape, presets, factors, precisions, checkpointing, width, batch_size: see :class:`Configuration`; without
-            factors, each method keeps its default.
+        shape, presets, factors, precisions, checkpointing, width, batch_size, sources: see :class:`Configuration`;
+            without factors, each method keeps its default.
 
     Raises:
         MethodError: a method or preset does not exist, or an option is out of range.
     """
     made = [
-        Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size)
+        Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size, sources=sources)
         for name, preset in _points(methods, presets)
         for factor in (factors if factors and find_method(name, preset).has_factor else (None,))
         for precision, recomputed in product(precisions, checkpointing)
@@ -307,11 +313,14 @@ def _told(method: Method, start: Method) -> list[Assignment]:
         found = difference(method, start)
     except ValueError:  # a value of a type that is not known cannot be described
         return []
+    same = [*_NOT_IN_NAMES]
+    if method.learning_rate == start.optimisation.rate(method.width):
+        same.append("optimisation.learning_rate")
     axis = "representation"
     return [
         (name, value)
         for name, value in found
-        if name not in _NOT_IN_NAMES and not (method.variant and name.partition(".")[0] == axis)
+        if name not in same and not (method.variant and name.partition(".")[0] == axis)
     ]
 
 

@@ -3,24 +3,26 @@
 Every file of a pair is checked, even if the others have faults. Each fault gives the file, what was found, what was
 expected and the remedy. For an unreadable file, only the first fault of its content is reported.
 
-Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
-readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
-of regions that cannot be read, two equal volumes of a pair, one image in two splits, an `suv_factor` for only some
-pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, CT without air, and a scan
-whose voxel size, size or contrast is far from the median of all pairs.
+Faults are problems that training, translation or evaluation would refuse, or that make a pair useless: a file that is
+not a readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers or
+have no region, a table of regions that cannot be read, a region without uptake, two equal volumes of a pair, one image
+in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
+voxels that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
+implausible uptake, CT without air, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
-Only one volume is in memory at a time, and its header is checked before the volume is read.
+Only one scan is in memory at a time, with the mask and the labels of its pair. Headers are checked before volumes are
+read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from ppdm.data.contents import Contents, examine, examine_labels, examine_mask, geometry_of
+from ppdm.data.contents import Beside, Contents, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
 from ppdm.data.resample import share_outside
@@ -120,18 +122,21 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
             remark instead of a fault.
     """
     faults: list[str] = []
-    remarks: list[str] = []
-    windows = [*[pair.source_intensity] * len(pair.sources), pair.target_intensity]
-    read = [
-        _read(path, pair.suv_factor, window is not None, faults)
-        for path, window in zip(pair.scans, windows, strict=True)
-    ]
+    beside_faults: list[str] = []
+    look = partial(examine, suv_factor=pair.suv_factor)
+    of_source = partial(look, in_hu=pair.source_intensity is not None)
+    read = [_read(of_source, path, faults) for path in pair.sources.values()]
+    grid = read[0][1]
+    mask, labels = (
+        _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
+        for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
+    )
+    of_target = partial(look, in_hu=pair.target_intensity is not None, mask=mask, labels=labels)
+    read.append(_read(of_target, pair.target, faults))
     scans, grids = zip(*read, strict=True)
     *sources, target = scans
-    grid = grids[0]
-    for scan in filter(None, scans):
-        faults += filter(None, [scan.fault])
-        remarks += scan.remarks
+    faults += [scan.fault for scan in scans if scan and scan.fault]
+    remarks = [remark for each in (*scans, mask, labels) if each for remark in each.remarks]
     for path, other in zip(pair.scans[1:], grids[1:], strict=True):
         for fault in _grid_fault(grid, other, (pair.source, path)):
             if resample and grid and other and share_outside(other, grid) == 1:
@@ -143,10 +148,9 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     for one, twin in combinations(filter(None, scans), 2):
         if one.content == twin.content:
             faults.append(f"{one.path} and {twin.path} hold the same voxels, expected two images; check the names.")
-    if pair.mask:
-        faults += _faults_beside(pair.mask, examine_mask, grid, pair.source)
-    if pair.labels:
-        faults += _faults_beside(pair.labels, examine_labels, grid, pair.source)
+    faults += beside_faults
+    if target and not beside_faults:
+        faults += target.faults_inside
     named = dict(zip(pair.sources, sources, strict=True))
     return Report(pair.subject, pair.split, named, target, tuple(faults), tuple(remarks))
 
@@ -184,12 +188,10 @@ def check_pairs(
 # One pair
 
 
-def _read(
-    path: Path, suv_factor: float | None, in_hu: bool, faults: list[str]
-) -> tuple[Contents | None, Geometry | None]:
+def _read(look: Callable[[Path], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor, in_hu=in_hu)
+        scan = look(path)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)
@@ -204,18 +206,19 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _faults_beside(
-    path: Path, examine_it: Callable[[Path], tuple[Geometry, str]], grid: Geometry | None, source: Path
-) -> Iterator[str]:
-    """The faults of a mask or of labels: of the file, of its values, and of its grid."""
+def _read_beside(
+    examine_it: Callable[[Path], Beside], path: Path, grid: Geometry | None, source: Path, faults: list[str]
+) -> Beside | None:
+    """Read a mask or labels; faults of the file, of its values and of its grid are appended to `faults`."""
     try:
-        own_grid, fault = examine_it(path)
+        beside = examine_it(path)
     except VolumeError as error:
-        yield str(error)
-        yield from _grid_fault(grid, geometry_of(path), (source, path))
-        return
-    yield from filter(None, [fault])
-    yield from _grid_fault(grid, own_grid, (source, path))
+        faults.append(str(error))
+        faults += _grid_fault(grid, geometry_of(path), (source, path))
+        return None
+    faults += beside.faults
+    faults += _grid_fault(grid, beside.geometry, (source, path))
+    return beside
 
 
 # All pairs

@@ -5,6 +5,7 @@ case are one tensor (S, D, H, W).
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ppdm.data.manifest import Pair
 from ppdm.data.normalise import HounsfieldWindow
-from ppdm.data.regions import RegionError, read_names, whole_numbers
+from ppdm.data.regions import RegionError, check_regions, names_file, read_labels, read_names
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
 from ppdm.sources import SOURCE
@@ -63,7 +64,8 @@ class CaseFiles:
         """
         digest = hashlib.sha256(repr(self.suv_factor).encode())
         labels = [self.labels] if self.labels else []
-        for path in (self.target, *(self.sources.values() or [None]), self.mask, *labels, *others):
+        tables = [names_file(path) for path in labels if names_file(path).is_file()]
+        for path in (self.target, *(self.sources.values() or [None]), self.mask, *labels, *tables, *others):
             for file in files_of_scan(path) if path else (None,):
                 digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return digest.hexdigest()[:12]
@@ -101,7 +103,7 @@ class Case:
         mask: same shape; values above 0 are inside; None for the whole volume.
         grid: a volume on the common grid.
         suv_factor: the factor that converted stored values to SUV; None if values were not converted.
-        labels: same shape, whole numbers, 0 outside every region; None if there are none.
+        labels: same shape, int64, 0 outside every region; None if there are none.
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
         source_names: names of the sources, in their order.
@@ -164,10 +166,9 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
     labels, names, fault = None, None, ""
     if files.labels:
         try:
-            labels = torch.from_numpy(whole_numbers(read(files.labels, 0).numpy(), files.labels))
-            names = read_names(files.labels)
+            labels, names = _read_regions(files.labels, grid, first, resample)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
-            labels, fault = None, str(error)
+            fault = str(error)
     units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
     about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
     return Case(files.name, target, source, mask, grid, *about)
@@ -175,6 +176,19 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
 
 def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
     return "SUV" if files.suv_factor is not None else "HU" if window else ""
+
+
+def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:
+    """Labels on the grid of a volume, whose file is `owner`, and the table of their names."""
+    labels = read_labels(path)
+    if labels.replaced:
+        warnings.warn(f"{path}: {labels.replaced} NaN or infinite voxels are in no region.", stacklevel=3)
+    if resample:
+        labels = labels.on(grid.geometry, str(path))
+    check_same_grid(grid, labels.geometry, (str(owner), str(path)))
+    numbers, names = torch.from_numpy(labels.numbers), read_names(path)
+    check_regions(numbers.unique().tolist(), names, path)
+    return numbers, names
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:

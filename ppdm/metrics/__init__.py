@@ -9,6 +9,7 @@ from ppdm.metrics.pair import MetricError
 from ppdm.metrics.preset import Preset, ct_preset, default_preset
 from ppdm.metrics.similarity import ssim
 from ppdm.metrics.texture import seam_index, sharpness
+from ppdm.metrics.uncertainty import deviation_rank
 from ppdm.metrics.uptake import UptakeBias, connected_regions, suv_bias
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "connected_regions",
     "ct_preset",
     "default_preset",
+    "deviation_rank",
     "mae",
     "nmae",
     "nrmse",

@@ -10,13 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ppdm.arrays import Array, volume_of
 from ppdm.training.schedule import TrainingError
 
-Array = np.ndarray | Tensor
 ArrayPair = tuple[Array, Array]
 Batch = tuple[Tensor, Tensor]
 
@@ -156,6 +155,6 @@ def _checked(name: str, pair: ArrayPair, sources: Sequence[str]) -> tuple[Tensor
 
 
 def _volume(array: Array) -> Tensor:
-    """Convert to (C, D, H, W) float32; copy arrays, since torch cannot share read-only or reversed ones."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32, order="C"))
-    return (tensor[None] if tensor.ndim == 3 else tensor).float()
+    """Convert to (C, D, H, W) float32."""
+    tensor = volume_of(array)
+    return tensor[None] if tensor.ndim == 3 else tensor

@@ -18,11 +18,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ppdm.arrays import Array
 from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
 from ppdm.sources import described_sources
 from ppdm.training.augment import Flip
-from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
+from ppdm.training.batches import ArrayPair, ReadAhead, Survey, stacked, survey
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class

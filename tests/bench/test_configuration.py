@@ -311,6 +311,12 @@ def test_a_row_is_named_by_what_differs_from_the_registered_method(name, text, v
     assert variant_of(method) == variant
 
 
+def test_the_rate_that_the_width_decides_is_no_difference():
+    explicit = moved(METHODS["ppdm"], read_one("optimisation.learning_rate=0.001"))
+    assert variant_of(explicit.with_network(width=16)) == "r=2"
+    assert variant_of(explicit.with_network(width=64)) == "r=2 optimisation.learning_rate=0.001"
+
+
 def test_a_row_of_another_preset_names_it_and_what_differs_from_it():
     authors = find_method("ddpm3d", "authors")
     assert variant_of(authors) == "authors"

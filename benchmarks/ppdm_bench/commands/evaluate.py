@@ -18,6 +18,7 @@ from ppdm_bench.commands.options import (
     PhantomSize,
     Resample,
     SamplePrecision,
+    Samples,
     SampleSeed,
     SourceIntensity,
     Split,
@@ -98,6 +99,7 @@ def evaluate(
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
     seed: SampleSeed = 0,
+    samples: Samples = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     reference: Annotated[
@@ -135,7 +137,8 @@ def evaluate(
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
-    _check_mode(bool(runs), bool(predictions), {"evaluations": evaluations, "precision": precision}, pairs, folders)
+    of_runs = {"evaluations": evaluations, "precision": precision, "samples": samples}
+    _check_mode(bool(runs), bool(predictions), of_runs, pairs, folders)
     intensities = asked_intensities(source_intensity, target_intensity)
     if suv_factor is not None and intensities:
         raise typer.BadParameter("--suv-factor is for PET, and --target-intensity for CT; give one of the two")
@@ -143,6 +146,7 @@ def evaluate(
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import (
+            NOTHING_TO_DRAW,
             Measuring,
             Sampling,
             compare_folders,
@@ -158,7 +162,7 @@ def evaluate(
                 *(manifest, task, resample, source_intensity, target_intensity),
                 **phantoms,  # type: ignore[arg-type]
             )
-            sampling = Sampling(training_device(device), counts, precision, seed)
+            sampling = Sampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
                 source,
@@ -171,6 +175,8 @@ def evaluate(
             )
         else:
             plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
+        if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
         against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(

@@ -66,7 +66,7 @@ def asked_sizes(
 
 
 def asked_settings(
-    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int
+    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int = 1
 ) -> dict[str, Any]:
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 
@@ -80,6 +80,7 @@ def asked_settings(
         "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
         "width": width,
         "batch_size": batch_size,
+        "sources": sources,
     }
 
 
@@ -518,6 +519,9 @@ Precision = Annotated[
     typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
 ]
 BatchSize = Annotated[int, integer("Batch size.")]
+Sources = Annotated[
+    int, integer("Number of sources that the method translates from, such as 3 for T1, T1c and T2 to FLAIR.")
+]
 Preset = Annotated[
     str,
     typer.Option(
@@ -526,6 +530,15 @@ Preset = Annotated[
     ),
 ]
 SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        parser=count(2),
+        metavar="N",
+        help="Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.",
+    ),
+]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]

@@ -23,6 +23,7 @@ from ppdm_bench.commands.options import (
     PhantomGrid,
     Resample,
     Runs,
+    Samples,
     Split,
     Start,
     Tasks,
@@ -92,6 +93,7 @@ def quality(
             "method's number."
         ),
     ] = None,
+    samples: Samples = None,
     split: Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
     device: Device = "auto",
@@ -121,7 +123,7 @@ def quality(
         from ppdm_bench.commands.pair_sources import check_sets
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import Sampling
+        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
         from ppdm_bench.evaluation.trials import check_resumable, trials
 
         schedule = as_usage(Schedule, steps, minutes, batch_size)
@@ -132,6 +134,8 @@ def quality(
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         check_sets(sets, split, batch_size)
         check_resumable(plan, out)
+        if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
             notify(
                 "quick profile: few or small volumes, short training; it shows that everything works, not which method "
@@ -143,7 +147,7 @@ def quality(
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
-                    sampling = Sampling(training_device(here, ranks), wanted)
+                    sampling = Sampling(training_device(here, ranks), wanted, samples=samples)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:

@@ -170,7 +170,7 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
         lines.append(
             f"the network has learnt nothing: its loss is {end.average_loss:.4f} on training pairs, and "
             f"{end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at another "
-            f"learning rate (--set optimisation.learning_rate)"
+            f"learning rate (--learning-rate)"
         )
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.volume import VolumeError
-from ppdm.evaluation.evaluate import Score, ceiling_scores, scores, unit_of
+from ppdm.evaluation.evaluate import Score, ceiling_scores, deviation_score, scores, unit_of
 from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import provenance
@@ -119,7 +119,10 @@ class _Once:
 def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str, Any]) -> list[Record]:
     try:
         case = read()
-        found = scores(plan.preset, plan.predict(candidate, case), case)
+        prediction = plan.predict(candidate, case)
+        found = scores(plan.preset, prediction, case)
+        if candidate.deviation is not None:
+            found.append(deviation_score(candidate.deviation(case), prediction, case))
         if candidate.ceiling is not None:
             found += ceiling_scores(plan.preset, candidate.ceiling(case), case)
     except torch.OutOfMemoryError as error:

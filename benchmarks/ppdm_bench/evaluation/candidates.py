@@ -15,7 +15,7 @@ from ppdm.checkpoint import Trained, load
 from ppdm.data.formats import SCANS
 from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.evaluation.evaluate import ceiling, predict, untranslated
+from ppdm.evaluation.evaluate import ceiling, predict, predict_draws, untranslated
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
@@ -40,6 +40,7 @@ class Candidate:
         untouched: whether the prediction is the unchanged input.
         origin: run or folder from which the candidate comes.
         ceiling: returns the target of a case after encoding and decoding by a learned representation; None without one.
+        deviation: returns the standard deviation of the draws whose mean is the prediction; None for one draw.
     """
 
     method: str
@@ -54,6 +55,7 @@ class Candidate:
     untouched: bool = False
     origin: Path | None = None
     ceiling: Callable[[Case], Tensor] | None = None
+    deviation: Callable[[Case], Tensor] | None = None
 
     @property
     def label(self) -> str:
@@ -127,14 +129,25 @@ def read_runs(
     ]
 
 
-def of_run(run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int) -> list[Candidate]:
+def of_run(
+    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None = None
+) -> list[Candidate]:
     """One candidate for each distinct number of network evaluations; None selects the method's own number.
+
+    With ``samples``, a method that uses noise in sampling predicts the mean of so many draws.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.
     """
     counts = dict.fromkeys(run.trained.method.sampling.steps if k is None else k for k in steps)
-    return [_of_trained(run, adapt(run.trained, steps=k, precision=precision), seed) for k in counts]
+    adapted = [adapt(run.trained, steps=k, precision=precision) for k in counts]
+    made = [_of_trained(run, one, seed) for one in adapted]
+    if samples is None:
+        return made
+    return [
+        _in_draws(candidate, _Draws(one, samples, seed)) if one.method.is_random else candidate
+        for candidate, one in zip(made, adapted, strict=True)
+    ]
 
 
 def read_folders(
@@ -245,6 +258,30 @@ def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
         seed=seed,
         origin=run.place,
         ceiling=partial(ceiling, trained) if method.representation.is_learned else None,
+    )
+
+
+class _Draws:
+    """Mean and deviation of several draws; those of the last case are kept, so that both are computed once."""
+
+    def __init__(self, trained: Trained, samples: int, seed: int) -> None:
+        self.samples = samples
+        self._compute = partial(predict_draws, trained, samples=samples, seed=seed)
+        self._last: tuple[Case, tuple[Tensor, Tensor]] | None = None
+
+    def moments(self, case: Case) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of a case."""
+        if self._last is None or self._last[0] is not case:
+            self._last = case, self._compute(case)
+        return self._last[1]
+
+
+def _in_draws(candidate: Candidate, draws: _Draws) -> Candidate:
+    return replace(
+        candidate,
+        predict=lambda case: draws.moments(case)[0],
+        deviation=lambda case: draws.moments(case)[1],
+        options={**candidate.options, "samples": draws.samples},
     )
 
 

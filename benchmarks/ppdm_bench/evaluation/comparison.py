@@ -89,12 +89,26 @@ class Sampling:
         steps: numbers of network evaluations, one candidate for each; None selects the method's own number.
         precision: precision of the network; if absent, that of the training.
         seed: seed of the noise.
+        samples: draws per volume of methods that use noise in sampling, whose mean is scored; None for one.
     """
 
     device: str = "cpu"
     steps: Sequence[int | None] = (None,)
     precision: str | None = None
     seed: int = 0
+    samples: int | None = None
+
+    def draws(self, method: Method) -> bool:
+        """Whether several draws are asked for and differ, at any of the numbers of network evaluations."""
+        counts = [method.sampling.steps if count is None else count for count in self.steps]
+        points = (replace(method, sampling=replace(method.sampling, steps=count)) for count in counts)
+        return self.samples is not None and any(point.is_random for point in points)
+
+
+NOTHING_TO_DRAW = (
+    "--samples is for methods whose sampling uses noise, and none of these does: every draw would be the same; leave "
+    "it out, or train with --set sampling.stochastic=true"
+)
 
 
 def compare_runs(
@@ -136,7 +150,7 @@ def compare_runs(
     preset, span = how.preset(spans, lattices(trained.method for trained in methods), _unit(cases))
     candidates = [the_input(scaling)]
     for run in loaded:
-        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed)
+        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
     data = {**source.identify(), "split": split}

@@ -14,6 +14,7 @@ _HIGHER = (
     "reconstruction_psnr",
     "ssim",
     "ms_ssim",
+    "deviation_rank",
     "fits",
     "largest_",
     "matmul_flops_per_second",

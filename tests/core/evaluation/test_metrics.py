@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage, signal
+from scipy import ndimage, signal, stats
 
 from ppdm import metrics
 from ppdm.metrics import (
@@ -17,6 +17,7 @@ from ppdm.metrics import (
     UptakeBias,
     connected_regions,
     default_preset,
+    deviation_rank,
     mae,
     nmae,
     nrmse,
@@ -399,6 +400,44 @@ def test_what_is_not_defined_is_refused():
             metric(ZEROS + 1, ZEROS)
     with pytest.raises(MetricError, match="constant"):
         sharpness(ZEROS, ZEROS)
+
+
+# Deviation and error
+
+
+def test_the_rank_correlation_is_that_of_scipy():
+    p, g = volumes(9, 8, 7)
+    deviation = (p - g).abs().round(decimals=1) + volumes(9, 8, 7)[0].abs()  # with ties
+    mask = ball(9, 8, 7)
+    for inside in (None, mask):
+        where = ... if inside is None else mask
+        wanted = stats.spearmanr(deviation[where].flatten(), (p - g).abs()[where].flatten()).statistic
+        found = deviation_rank(deviation, p, g, None if inside is None else inside.float())
+        assert found.item() == pytest.approx(wanted, abs=1e-12)
+        assert 0.05 < wanted < 0.95
+
+
+def test_the_rank_correlation_has_its_ends():
+    p, g = volumes(6, 6, 6)
+    error = (p - g).abs()
+    assert deviation_rank(error**3, p, g) == pytest.approx(1)
+    assert deviation_rank(1 / (1 + error), p, g) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s, p, g: (torch.ones_like(s), p, g), "the deviation or the error is the same at every voxel"),
+        (lambda s, p, g: (s, g, g), "the deviation or the error is the same at every voxel"),
+        (lambda s, p, g: (s[1:], p, g), "deviation_rank is of one subject"),
+        (lambda s, p, g: (s * nan, p, g), "NaN or infinite"),
+        (lambda s, p, g: (s, p, g, torch.zeros_like(g)), "mask has no voxel above 0"),
+    ],
+)
+def test_the_rank_correlation_refuses(change, sentence):
+    p, g = volumes(6, 6, 6)
+    with pytest.raises(MetricError, match=sentence):
+        deviation_rank(*change((p - g).abs(), p, g))
 
 
 # Presets
