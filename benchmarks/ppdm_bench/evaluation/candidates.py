@@ -134,7 +134,8 @@ def of_run(
 ) -> list[Candidate]:
     """One candidate for each distinct number of network evaluations; None selects the method's own number.
 
-    With ``samples``, a method that uses noise in sampling predicts the mean of so many draws.
+    With ``samples``, a method that uses noise in sampling predicts the mean of so many draws, and is
+    named by it: `r=2 mean of 8`.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.
@@ -279,6 +280,7 @@ class _Draws:
 def _in_draws(candidate: Candidate, draws: _Draws) -> Candidate:
     return replace(
         candidate,
+        variant=f"{candidate.variant} mean of {draws.samples}".strip(),
         predict=lambda case: draws.moments(case)[0],
         deviation=lambda case: draws.moments(case)[1],
         options={**candidate.options, "samples": draws.samples},

@@ -197,16 +197,19 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
 def by_design(records: Iterable[Record]) -> list[Scores]:
     """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
 
-    Records without a subject, and scores without a value, are left out.
+    Records without a subject, and scores without a value, are left out, and means of several draws where single draws
+    were scored too: their evaluations are not those of one translation.
     """
     found: dict[tuple[Any, ...], Scores] = {}
     for record in records:
         if record.subject and record.kind == "measured":
             one = Scores.like(record)
             named = () if one.design else (one.method, one.variant)
-            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named)
+            draws = record.options.get("samples")
+            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named, draws)
             found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
-    return [one for one in found.values() if any(one.scans.values())]
+    valid = {key: one for key, one in found.items() if any(one.scans.values())}
+    return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
 
 
 def setting(record: Record) -> str:
