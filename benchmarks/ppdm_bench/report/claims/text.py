@@ -48,12 +48,14 @@ def to_claims_markdown(decided: Decided, library: Library) -> str:
         [Heading(name, name) for name in ("claim", "verdict", "decided by")],
         [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
     )
+    own = any(not point.is_synthetic for point in library.points)
     blocks = [
         "# The claims of the abstract, and what our records say",
         "Made by `ppdm-bench claims` from records alone: every verdict comes from the rule that stands beside it. "
-        "*Supported* holds for the scope that is named, which is phantoms and small budgets wherever quality is "
-        "concerned. *Not supported* says that the evidence does not carry the claim, and is no proof of the contrary. "
-        "*Not measured* says that records are missing. Predicted and measured numbers stand in rows of their own.",
+        f"*Supported* holds for the scope that is named, which is phantoms{' or own data' if own else ''} and small "
+        "budgets wherever quality is concerned. *Not supported* says that the evidence does not carry the claim, and "
+        "is no proof of the contrary. *Not measured* says that records are missing. Predicted and measured numbers "
+        "stand in rows of their own.",
         to_markdown(summary).rstrip(),
         *(_claim(claim, finding) for claim, finding in decided),
         f"Records: {len(library.records)}; {provenance(library.records)}",

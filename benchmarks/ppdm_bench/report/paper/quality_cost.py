@@ -20,7 +20,7 @@ from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common
-from ppdm_bench.report.scores import Scores, factor_text, group_title, most_evaluations, resolved
+from ppdm_bench.report.scores import Scores, by_origin, factor_text, group_title, most_evaluations, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
@@ -201,10 +201,9 @@ def _scope(points: Sequence[Scores]) -> str:
         seeds = sorted({seed for point in group for seed in point.seeds})
         span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "?"
         width = " or ".join(map(str, widths)) or "?"
-        texts.append(
-            f"{group_title(group)}, {len(seeds)} seed{'s' * (len(seeds) != 1)}, {span} training steps, width {width}"
-        )
-    return "Phantoms: " + "; ".join(texts) + "."
+        count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        texts.append((group[0], f"{group_title(group)}, {count}, {span} training steps, width {width}"))
+    return " ".join(f"{origin.capitalize()}: {'; '.join(said)}." for origin, said in by_origin(texts).items())
 
 
 def _shown(

@@ -199,12 +199,12 @@ def _key(record: Record) -> Key:
 
 def _name(record: Record) -> str:
     steps = "" if record.steps is None else f"{record.steps} evaluations"
-    return ", ".join(filter(None, (f"{record.method} {record.variant}".strip(), record.task, steps)))
+    return ", ".join(filter(None, (record.label, record.task, steps)))
 
 
 def _label(record: Record) -> str:
     shape = "×".join(map(str, record.shape))
-    words = [f"{record.method} {record.variant}".strip(), record.task, record.phase, shape, record.precision]
+    words = [record.label, record.task, record.phase, shape, record.precision]
     words += [f"{record.checkpointing} checkpointing"] * (record.checkpointing not in ("none", ""))
     words += [f"{record.steps} evaluations"] * (record.steps is not None)
     words += [f"seed {record.seed}"] * (record.seed is not None)
