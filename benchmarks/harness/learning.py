@@ -3,8 +3,8 @@
     python benchmarks/harness/learning.py results/learning FOLDER          hours on two cores; it resumes
     python benchmarks/harness/learning.py results/learning FOLDER --table  the table alone
 
-FOLDER receives the synthetic subjects and the runs. Each training is compared with the loss that needs no training: that
-of returning the source, or for methods that predict noise, zeros. A loss near 1 times that one means a collapse.
+FOLDER receives the synthetic subjects and the runs. Each loss is divided by the one that needs no training: that of
+returning the source, or for methods that predict noise, zeros. A share near 1 means that nothing was learnt.
 Writes ``learning.csv``, one row per training, and ``learning.md``.
 """
 
@@ -124,8 +124,8 @@ def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     about = (
-        f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} at {SIZE}³, divided by the loss that needs no "
-        "training, by task and width. Less is better; bold: above 0.95, nothing was learnt.\n\n"
+        f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} at {SIZE}³, divided by the loss that needs "
+        "no training, by task and width. Less is better; bold: above 0.95, nothing was learnt.\n\n"
     )
     contents = {results / "learning.csv": text.getvalue(), results / "learning.md": about + table(rows)}
     results.mkdir(parents=True, exist_ok=True)
