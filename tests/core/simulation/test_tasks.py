@@ -24,8 +24,24 @@ def _small(task, **options):
 
 @pytest.fixture(scope="module")
 def subjects():
-    """One subject of each task."""
-    return {name: make_subject(_small(name), "train", 0) for name in TASKS}
+    """One subject of each task; tasks with a head share the subject, whose anatomy is made once."""
+    made = {}
+
+    def once(name, make):
+        def anatomy(seed, grid):
+            key = (name, str(seed), grid)
+            if key not in made:
+                made[key] = make(seed, grid)
+            return made[key]
+
+        return anatomy
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, make in ANATOMIES.items():
+            patch.setitem(ANATOMIES, name, once(name, make))
+        found = {name: make_subject(_small(name), "train", 0) for name in TASKS}
+    assert len(made) == len({TASKS[name].anatomy for name in TASKS})
+    return found
 
 
 @pytest.fixture
