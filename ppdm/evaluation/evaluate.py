@@ -9,7 +9,7 @@ The conventions below are fixed before any prediction is made, so that numbers a
   whole lines of voxels, so it is always computed in the whole volume.
 - The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
-  different lattices are not comparable.
+  different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
 - If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`ceiling`).
 - The untranslated input is scored too (:func:`untranslated`), as a baseline.
@@ -29,11 +29,11 @@ from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, connected_regions, default_preset, seam_index, suv_bias
+from ppdm.metrics import MetricError, Preset, border_ratio, connected_regions, default_preset, seam_index, suv_bias
 from ppdm.pixel_puzzle import Factor
 from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
 
-PSNR, SEAM = "psnr", "seam_index"
+PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
 CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
@@ -94,14 +94,16 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,)) -> Preset:
-    """The project's preset with one seam index for each lattice, such as ``seam_index_r4`` or ``seam_index_r1x2x2``.
+    """The project's preset with a seam index and a border ratio for each lattice, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
-        grids: lattices of the seam index.
+        grids: lattices of the two.
     """
-    preset = default_preset(span)
-    return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
+    preset, grids = default_preset(span), list(grids)
+    seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
+    borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
+    return replace(preset, metrics={**preset.metrics, **seams, **borders})
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
 def unit_of(metric: str) -> str:
     """The unit of a metric, from its name in a preset; empty if it is the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
-    if metric.startswith((PSNR, SEAM)):
+    if metric.startswith((PSNR, SEAM, BORDER)):
         return "dB"
     return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else "" if metric == "mae" else "1"
 
@@ -193,12 +195,16 @@ def _warn_of_spacing(trained: Trained, case: Case) -> None:
         )
 
 
-def _seam_name(factor: Factor) -> str:
-    return f"{SEAM}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
+def _lattice_name(metric: str, factor: Factor) -> str:
+    return f"{metric}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
 
 
 def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
     return seam_index(prediction, target, factor)
+
+
+def _border(factor: Factor, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    return border_ratio(prediction, target, factor, mask)
 
 
 def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
