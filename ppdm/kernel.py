@@ -252,15 +252,23 @@ KERNELS = {"brownian": Brownian, "linear": Linear, "i2sb": I2SB, "gaussian": Gau
 
 def target_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Return the prediction target at x_t: ``x0``, ``residual`` x0−y, ``noise`` ε or ``score`` (x_t−x0)/scale(t)."""
+    return noise if target == "noise" else output_of(target, kernel, x0, x_t, y, t)
+
+
+def output_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the network output that means this x0 at x_t, the inverse of :func:`x0_of`; noise needs σ(t) > 0."""
     if target == "x0":
         return x0
     if target == "residual":
         return x0 - y
-    return noise if target == "noise" else (x_t - x0) / kernel.scale(t)
+    if target == "score":
+        return (x_t - x0) / kernel.scale(t)
+    a, b, sigma = kernel.coefficients(t)
+    return (x_t - a * x0 - b * y) / sigma
 
 
 def x0_of(target: str, kernel: Kernel, output: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Invert :func:`target_of`: convert a network output to x0."""
+    """Return the x0 that a network output means at x_t."""
     if target == "x0":
         return output
     if target == "residual":

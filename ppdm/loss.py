@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ppdm.serialization import later
+
 MODES = ("off", "all", "cell")
+WEIGHTS = ("none", "scale")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Loss:
         gradient: λ; it must be 0 if, and only if, the mode is ``off``.
         mode: finite differences that count: ``all``; ``cell``, only those across a border of the puzzle's cells, where
             grid artefacts appear; ``off``, none.
+        weight: what the error is multiplied by before both terms, at each time t: ``none``; ``scale``, the kernel's
+            scale at t. For an x0 target of a variance-preserving kernel, this is the loss of the velocity
+            ``α·ε − σ·x0`` (arXiv 2202.00512), with ε the noise in x_t: an error of x0 counts σ(t) times.
 
     Raises:
         ValueError: a value is invalid.
@@ -37,12 +43,15 @@ class Loss:
     p: int = 2
     gradient: float = 0.0
     mode: str = "off"
+    weight: str = later("none")
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
             raise ValueError(f"the loss is a mean of |·|^p with p 1 or 2, got p = {self.p!r}")
         if self.mode not in MODES:
             raise ValueError(f"the gradient loss has modes {', '.join(MODES)}; got {self.mode!r}")
+        if self.weight not in WEIGHTS:
+            raise ValueError(f"the loss has weights {', '.join(WEIGHTS)}; got {self.weight!r}")
         if not self.gradient >= 0 or (self.gradient > 0) == (self.mode == "off"):
             raise ValueError(
                 f"a gradient weight of {self.gradient} does not go with mode {self.mode!r}: "

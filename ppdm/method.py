@@ -2,16 +2,19 @@
 
 Two generic functions serve every method: :func:`training_loss` and :func:`sample`.
 Tensors: volumes are (N, C, D, H, W); x0 is the target, y is the source, t is in [0, 1], and t = 0 is the target end.
+Several sources of C channels each are one tensor (N, S·C, D, H, W), in the order of ``Method.sources``. The network
+sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from ppdm.kernel import KERNELS, TARGETS, Kernel, target_of, x0_error_of, x0_of
+from ppdm.arrays import check_tensor
+from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error_of, x0_of
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.backbone import Backbone, BackboneNetwork
@@ -21,6 +24,7 @@ from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
 from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representation
 from ppdm.serialization import Axes, describe, later, restore
 from ppdm.slices import Slices
+from ppdm.sources import MEAN, SOURCE, check_sources
 from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
@@ -58,33 +62,42 @@ class Sampling:
             raise ValueError(f"sampling must start at a time in (0, 1], got {self.start}")
 
 
+# Default learning rate times width. Under Adam, an update changes the output of a layer in proportion to its inputs, so
+# the rate must fall as the width rises (maximal update parametrisation, arXiv 2203.03466). 1e-3 is right at width 16.
+RATE_TIMES_WIDTH = 0.016
+
+
 @dataclass(frozen=True)
 class Optimisation:
     """Optimisation options: AdamW (arXiv 1711.05101), linear warm-up, gradient clipping, and an average of the weights.
 
     Args:
-        learning_rate: learning rate after the warm-up.
+        learning_rate: learning rate after the warm-up; if absent, 0.016 divided by the width of the network.
         weight_decay: weight decay of AdamW.
         warmup: number of steps over which the learning rate rises linearly from 0.
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
+        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
     at_start: float = 0.0
     optimiser: str = later("adamw")
+    at_steps: bool = later(False)
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
+        rate = self.rate()
+        if not (rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
             raise ValueError(
                 f"learning rate and clip must be positive, weight decay and warm-up not negative; got {self}"
             )
@@ -92,8 +105,14 @@ class Optimisation:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
         if not 0 <= self.at_start <= 1:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
+        if type(self.at_steps) is not bool:
+            raise ValueError(f"at_steps must be true or false, got {self.at_steps!r}")
         if self.optimiser not in ("adamw", "adamw8bit"):
             raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
+
+    def rate(self, width: int | None = None) -> float:
+        """Return the learning rate after the warm-up, for a network of this width; 64 if it has none."""
+        return RATE_TIMES_WIDTH / (width or 64) if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -110,10 +129,14 @@ class Method:
         network: size and precision of the U-Net, or a network of your own (:class:`~ppdm.network.backbone.Backbone`).
         sampling: sampling options.
         optimisation: optimisation options.
+        sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
+        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
+            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
-            network, or a gradient loss is combined with a learned representation.
+            network, a gradient loss is combined with a learned representation, the loss is weighted by the scale of a
+            kernel without noise, names of sources are invalid, or the bridge starts from an unknown source.
     """
 
     name: str
@@ -125,8 +148,12 @@ class Method:
     network: UNetOptions | Backbone = field(default_factory=UNetOptions)
     sampling: Sampling = field(default_factory=Sampling)
     optimisation: Optimisation = field(default_factory=Optimisation)
+    sources: tuple[str, ...] = later((SOURCE,))
+    bridge_from: str = later(MEAN)
 
     def __post_init__(self) -> None:
+        # The default means that the sources are not known yet: :meth:`with_sources` checks the start then.
+        check_sources(self.sources, MEAN if self.sources == (SOURCE,) else self.bridge_from)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target not in self.kernel.targets:
@@ -138,6 +165,11 @@ class Method:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
+            )
+        if self.loss.weight == "scale" and not bool(self.kernel.scale(torch.tensor(1.0))):
+            raise ValueError(
+                f"a loss weighted by the kernel's scale is always 0 for {self.kernel}, which has no noise; use weight "
+                "'none'"
             )
         if self.representation.is_learned and not isinstance(self.network, UNetOptions):
             raise ValueError(
@@ -169,6 +201,16 @@ class Method:
     def evaluations(self, shape: Shape) -> int:
         """Number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samplings with different seeds may differ.
+
+        It follows from the states of one voxel, with noise and without: a method is random if the start or a step adds
+        noise. A bridge with one step is not, because its only step ends at the estimate of the target.
+        """
+        without, noisy = (_states(self, torch.full((1,) * 5, value)) for value in (0.0, 1.0))
+        return any(not torch.equal(a, b) for a, b in zip(without, noisy, strict=True))
 
     def samples_from_host(self, shape: Shape) -> bool:
         """Whether a volume (D, H, W) may stay on the host during sampling, because only blocks move to the network."""
@@ -207,7 +249,7 @@ class Method:
         )
 
     def build(self, channels: int = 1) -> nn.Module:
-        """Build all modules with weights, in fp32 on the default device, for volumes with ``channels`` channels.
+        """Build all modules with weights, in fp32 on the default device, for ``channels`` channels of each volume.
 
         The result is the diffusion network, or networks. With a learned representation, it is a ``ModuleDict`` that
         holds the representation and the diffusion under their stage names.
@@ -221,7 +263,8 @@ class Method:
         learned = None
         if isinstance(self.network, UNetOptions):  # checked for every learned representation
             learned = self.representation.build(channels, self.network)
-        diffusion = self.window.build(unet, self.representation.channels(channels))
+        several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may know one source only
+        diffusion = self.window.build(unet, self.representation.channels(channels), *several)
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 
     def part(self, network: nn.Module, stage: str) -> nn.Module:
@@ -238,6 +281,30 @@ class Method:
         learned = self.part(network, REPRESENTATION)
         assert isinstance(learned, LearnedCodec)
         return self.representation.codec(learned)
+
+    def with_sources(self, names: Sequence[str], bridge_from: str | None = None) -> Self:
+        """Return the same method for other sources.
+
+        Args:
+            names: names of the sources, in the order of their channels.
+            bridge_from: as for the class; None keeps the value.
+
+        Raises:
+            ValueError: a name is invalid or repeated, or the bridge starts from a source that is not among them.
+        """
+        start = self.bridge_from if bridge_from is None else bridge_from
+        check_sources(names, start)
+        return replace(self, sources=tuple(names), bridge_from=start)
+
+    def end(self, condition: Tensor) -> Tensor:
+        """Return the end of a bridge, y: the mean of the sources or one of them, (N, C, …), of all sources (N, S·C, …).
+
+        It acts on latents too, voxel by voxel. One source is returned as it is, without a copy.
+        """
+        if len(self.sources) == 1:
+            return condition
+        sources = condition.unflatten(1, (len(self.sources), -1))
+        return sources.mean(1) if self.bridge_from == MEAN else sources[:, self.sources.index(self.bridge_from)]
 
     def with_factor(self, factor: Factor) -> Self:
         """Return the same method with another puzzle factor.
@@ -259,6 +326,11 @@ class Method:
     def width(self) -> int | None:
         """Channels of the finest level of the network; None for a network of your own without a width."""
         return getattr(self.network, "width", None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after the warm-up (:meth:`Optimisation.rate`)."""
+        return self.optimisation.rate(self.width)
 
     def with_network(self, **options: Any) -> Self:
         """Return the same method with other options of its network, such as ``width=32``.
@@ -296,16 +368,36 @@ AXES: Axes = {
 }
 
 
+# A prediction without a network: (method, x_t, y, t) -> output of the network.
+Guess = Callable[[Method, Tensor, Tensor, Tensor], Tensor]
+
+
+def guess_source(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the network output for which the x0 estimate is the source."""
+    return output_of(method.target, method.kernel, y, x_t, y, t)
+
+
+def guess_zero(method: Method, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    """Return the output of an untrained network: zeros."""
+    return torch.zeros_like(x_t)
+
+
 def training_loss(
-    method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
+    method: Method,
+    network: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    generator: torch.Generator | None = None,
+    guess: Guess | None = None,
 ) -> Tensor:
     """Compute the loss of one training step for each subject, at a random time of the path.
 
     Args:
         method: the point in the design space.
         network: the result of ``method.build``.
-        source, target: normalised volumes (N, C, D, H, W) of the same shape; any size is allowed.
+        source, target: normalised volumes (N, S·C, D, H, W) of S sources, and (N, C, D, H, W); any size is allowed.
         generator: generator for times and noise, on the volumes' device; the global generator if absent.
+        guess: computes the output instead of the diffusion network, so that a trained network can be compared with it.
 
     Returns:
         (N,).
@@ -313,27 +405,27 @@ def training_loss(
     Raises:
         ValueError: the shapes differ, or are not (N, C, D, H, W).
     """
-    _check_pair(source, target)
+    _check_pair(method, source, target)
     codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
 
-    @torch.no_grad()  # a learned representation was trained in the stage before
-    def encoded(volume: Tensor) -> Tensor:
-        return codec.encode(pad_to_multiple(volume, method.multiple))
-
-    pieces = method.window.draw(encoded(target), encoded(source), generator)
+    with torch.no_grad():  # a learned representation was trained in the stage before
+        latents = codec.encode(pad_to_multiple(target, method.multiple)), _condition(method, codec, source)
+    pieces = method.window.draw(*latents, generator)
+    del latents
     # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator) for _ in range(len(pieces))]
+    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
 def representation_loss(
     method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Compute the loss of one step of the representation stage, on the source or the target of each subject.
+    """Compute the loss of one step of the representation stage, on a source or, half of the time, the target.
 
     Args:
         method: a point in the design space with a learned representation.
-        network, source, target, generator: as for :func:`training_loss`; the generator also selects source or target.
+        network, source, target, generator: as for :func:`training_loss`; the generator also selects the volume of
+            each subject.
 
     Returns:
         (N,).
@@ -341,10 +433,13 @@ def representation_loss(
     Raises:
         ValueError: the shapes differ, or are not (N, C, D, H, W).
     """
-    _check_pair(source, target)
+    _check_pair(method, source, target)
     learned = method.part(network, REPRESENTATION)
     assert isinstance(learned, LearnedCodec)
     coin = torch.rand(len(source), generator=generator, device=source.device)
+    if len(method.sources) > 1:
+        which = (coin * 2 * len(method.sources)).long().clamp_max(len(method.sources) - 1)
+        source = source.unflatten(1, (len(method.sources), -1))[torch.arange(len(source), device=which.device), which]
     volume = torch.where(_against(coin, source) < 0.5, source, target)
     return learned.loss(pad_to_multiple(volume, method.multiple), generator)
 
@@ -353,27 +448,43 @@ STAGE_LOSSES = {REPRESENTATION: representation_loss, DIFFUSION: training_loss}
 
 
 def _piece_loss(
-    method: Method, codec: Codec, network: nn.Module, piece: Piece, generator: torch.Generator | None
+    method: Method,
+    codec: Codec,
+    network: nn.Module,
+    piece: Piece,
+    generator: torch.Generator | None,
+    guess: Guess | None,
 ) -> Tensor:
-    x0, y, predict = piece
-    random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0.
-    times = 1 - torch.rand(x0.shape[0], **random)
-    elsewhere = 1 - method.optimisation.at_start
-    times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
-    noise = torch.randn(x0.shape, **random)
+    x0, condition, predict = piece
+    y = method.end(condition)
+    times = _training_times(method, x0, generator)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
-    del piece, x0, noise  # free these volumes; the network needs the memory
+    del piece, x0, y, noise  # free these volumes; the network needs the memory
 
-    error = predict(network, x_t, times, y) - wanted
-    del x_t, y, wanted
+    output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
+    error = output - wanted
+    del output, x_t, condition, wanted
+    if method.loss.weight == "scale":
+        error = error * method.kernel.scale(t)
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
     return loss
+
+
+def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return random times (N,) in (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0."""
+    how, steps = method.optimisation, method.sampling.steps
+    times = 1 - torch.rand(x0.shape[0], generator=generator, device=x0.device)
+    elsewhere = 1 - how.at_start
+    uniform = times / elsewhere if elsewhere else torch.ones_like(times)
+    if how.at_steps:
+        uniform = (uniform * steps).ceil() * method.sampling.start / steps
+    return torch.where(times > elsewhere, 1.0, uniform)
 
 
 @torch.no_grad()
@@ -391,23 +502,24 @@ def sample(
     Args:
         method: the point in the design space.
         network: the result of ``method.build``.
-        source: normalised volumes (N, C, D, H, W) of any size, on the network's device. With sampling in blocks
-            (:meth:`Method.samples_from_host <ppdm.method.Method.samples_from_host>`), they may be on any device. The
-            state is on the same device as the source.
+        source: normalised volumes (N, S·C, D, H, W) of any size, of S sources, on the network's device. With sampling
+            in blocks (:meth:`Method.samples_from_host <ppdm.method.Method.samples_from_host>`), they may be on any
+            device. The state is on the same device as the source.
         generator: generator for the noise, on the volumes' device; the global generator if absent. Deterministic
             bridges need none.
         progress: called after every network evaluation: once for each step, or once for each block of a step.
 
     Returns:
-        Volumes of the source's shape.
+        Volumes (N, C, D, H, W) of the source's size.
 
     Raises:
-        ValueError: the shape is not (N, C, D, H, W).
+        ValueError: the shape is not (N, C, D, H, W), or the channels are not those of the method's sources.
     """
-    _check_pair(source, source)
+    _check_source(method, source)
     kernel, how = method.kernel, method.sampling
     codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
-    y = codec.encode(pad_to_multiple(source, method.multiple))
+    condition = _condition(method, codec, source)
+    y = method.end(condition)
 
     def draw() -> Tensor:
         return torch.randn(y.shape, generator=generator, device=y.device)
@@ -422,7 +534,7 @@ def sample(
         x = stepped(
             method,
             codec,
-            method.window.apply(diffusion, x, times, y, progress),
+            method.window.apply(diffusion, x, times, condition, progress),
             x,
             y,
             t,
@@ -431,6 +543,19 @@ def sample(
         )
         times = later
     return decode(method, network, x, source.shape[2:])
+
+
+def _states(method: Method, noise: Tensor) -> Iterator[Tensor]:
+    """Yield the states of sampling of a voxel whose source and estimated target are 0; the noise is always the same."""
+    kernel, how, y = method.kernel, method.sampling, torch.zeros_like(noise)
+    t = torch.full_like(noise, how.start)
+    x = kernel.start(y, lambda: noise) if how.start == 1 else kernel.at(y, y, t, noise)
+    yield x
+    for k in range(how.steps - 1, -1, -1):
+        s = torch.full_like(t, how.start * k / how.steps)
+        x = kernel.step(x, y, y, t, s, noise if how.stochastic else None)
+        yield x
+        t = s
 
 
 def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
@@ -466,17 +591,42 @@ def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) 
 @torch.no_grad()
 def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
     """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly."""
-    _check_pair(volume, volume)
+    _check_volume(volume)
     z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
     return decode(method, network, z, volume.shape[2:])
 
 
-def _check_pair(source: Tensor, target: Tensor) -> None:
-    if source.ndim != 5 or source.shape != target.shape:
+def _condition(method: Method, codec: Codec, source: Tensor) -> Tensor:
+    """Encode sources (N, S·C, …), each by itself, to one latent (N, S·C', …)."""
+    latents = [codec.encode(one) for one in pad_to_multiple(source, method.multiple).chunk(len(method.sources), 1)]
+    return latents[0] if len(latents) == 1 else torch.cat(latents, 1)
+
+
+def _check_pair(method: Method, source: Tensor, target: Tensor) -> None:
+    check_tensor("source", source)
+    check_tensor("target", target)
+    if target.ndim == 5 and source.shape == (len(target), len(method.sources) * target.shape[1], *target.shape[2:]):
+        return
+    names = f", or (N, S·C, D, H, W) for the sources {', '.join(method.sources)}" if len(method.sources) > 1 else ""
+    raise ValueError(
+        f"source and target must be volumes (N, C, D, H, W) of one shape{names}, "
+        f"got {tuple(source.shape)} and {tuple(target.shape)}"
+    )
+
+
+def _check_source(method: Method, source: Tensor) -> None:
+    _check_volume(source)
+    if source.shape[1] % len(method.sources):
         raise ValueError(
-            "source and target must be volumes (N, C, D, H, W) of one shape, "
-            f"got {tuple(source.shape)} and {tuple(target.shape)}"
+            f"{source.shape[1]} channels cannot be those of the {len(method.sources)} sources "
+            f"{', '.join(method.sources)}"
         )
+
+
+def _check_volume(volume: Tensor) -> None:
+    check_tensor("a volume", volume)
+    if volume.ndim != 5:
+        raise ValueError(f"expected volumes (N, C, D, H, W), got the shape {tuple(volume.shape)}")
 
 
 def _against(times: Tensor, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from math import prod
 
 from torch import Tensor, arange
 
+from ppdm.arrays import check_tensor
+
 Factor = int | Sequence[int]
 
 
@@ -99,7 +101,13 @@ def crop(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
-    """Return one positive integer for each spatial axis of x; raise an error with factor and shape otherwise."""
+    """Return one positive integer for each spatial axis of x; raise an error with factor and shape otherwise.
+
+    Raises:
+        ValueError: x does not have 2 or 3 spatial axes, or the factor is not a positive integer or one per axis.
+        TypeError: x is no tensor.
+    """
+    check_tensor("a volume to puzzle", x)
     dims = x.ndim - 2
     if dims not in (2, 3):
         raise ValueError(f"expected (N, C, H, W) or (N, C, D, H, W) for factor {factor}, got shape {tuple(x.shape)}")

@@ -55,8 +55,9 @@ class Slices:
         d, h, w = (1 if self.views == letter else network for letter in _LETTERS)  # a single view's axis is in no slice
         return d, h, w
 
-    def build(self, make: MakeNetwork, channels: int) -> nn.Module:
-        return nn.ModuleDict({view: make(channels * (2 + 2 * self.context), channels, 2) for view in self.views})
+    def build(self, make: MakeNetwork, channels: int, sources: int = 1) -> nn.Module:
+        seen = channels * (1 + sources * (1 + 2 * self.context))
+        return nn.ModuleDict({view: make(seen, channels, 2) for view in self.views})
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         return [self._draw(view, x0, y, generator) for view in self.views]

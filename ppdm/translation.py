@@ -1,41 +1,47 @@
 """Translation of scans with a trained method; outputs have the input's geometry and the target's units.
 
 Shapes: a volume is (D, H, W) in canonical orientation, with physical values; inside the network (1, 1, D, H, W).
+Several sources of a method are (S, D, H, W), in the order of its names; inside the network (1, S, D, H, W).
 """
 
 import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppdm.arrays import Array, volume_of
 from ppdm.checkpoint import Trained, assemble
 from ppdm.data.folders import scan_files
 from ppdm.data.formats import NIFTI, SCANS, SUFFIXES, is_dicom_scan, stem, suffix_of
 from ppdm.data.itk import simple_itk
+from ppdm.data.manifest import load_on_one_grid
+from ppdm.data.matching import MatchError, fixed_folder, is_pattern, matched
 from ppdm.data.normalise import IntensityError
 from ppdm.data.volume import (
     Volume,
     VolumeError,
     files_of_scan,
     read_geometry,
-    read_volume,
     user_path,
     write_volume,
     written_files,
 )
 from ppdm.method import Method, reconstruct, sample
+from ppdm.sources import described_sources
 from ppdm.tiling import Size, Tell, nothing
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
 Progress = Callable[[int, int], None]
+Work = tuple[tuple[Path, ...], Path]  # the sources of a translation, and its output
 
 
 class TranslationError(ValueError):
@@ -47,25 +53,29 @@ class Translation:
     """Result for one file.
 
     Attributes:
-        source: the input: a file, or the folder of a DICOM series.
+        source: the input: a file, or the folder of a DICOM series; of several sources, the first.
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
+        deviation: the file that contains the standard deviation over several draws; None for one.
     """
 
     source: Path
     output: Path
     seconds: float
     fault: str = ""
+    deviation: Path | None = None
 
 
 def translate(
     trained: Trained,
-    input_path: str | os.PathLike[str],
+    input_path: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
     output_path: str | os.PathLike[str],
     *,
+    resample: bool = False,
     steps: int | None = None,
     seed: int = 0,
+    samples: int | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     block: Size | None = None,
@@ -84,11 +94,16 @@ def translate(
     Args:
         trained: the method, from :func:`ppdm.checkpoint.load`.
         input_path: a NIfTI, MetaImage or NRRD file, a DICOM series (its folder or one of its files), or a folder of
-            scans.
+            scans. For a method with several sources: the scan of each source by its name, or a pattern of paths for
+            each, such as ``scans/*_T1.nii.gz``; scans whose stars stand for the same text belong together
+            (:mod:`ppdm.data.matching`). The output has the geometry of the first source.
         output_path: a file in an existing folder; for a folder of scans, a folder, which is created if it is missing.
             The folder of a DICOM series may have either.
+        resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
+        samples: number of draws, 2 or more, for methods that use noise in sampling: the output is their mean, and a
+            file beside it, ``NAME_std`` with the same suffix, their standard deviation (:func:`translate_draws`).
         device: device for the computation; the network's current device if absent.
         precision: ``fp32``, ``bf16`` or ``fp16``; the training precision if absent.
         block, overlap: as for :func:`adapt`: sample in blocks if a volume does not fit in the device's memory.
@@ -105,47 +120,43 @@ def translate(
         listed.
 
     Raises:
-        TranslationError: input or output is missing or unsuitable, an output exists or would replace the input, or
-            options are out of range; for a single scan, also every error in the scan itself.
+        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, there is
+            nothing to draw, an output exists or would replace the input, or options are out of range; for a single
+            scan, also every error in the scan itself.
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
-    source, output, ending = user_path(input_path), user_path(output_path), _checked_suffix(suffix)
-    if not source.exists():
-        raise TranslationError(f"{source} does not exist; name a scan ({SCANS}), or a folder of scans.")
-    if output.exists() and output.samefile(source):
-        raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
-    folder = source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source))
-    if folder:
-        work, closed = _plan_folder(source, output, ending)
-    else:
-        work, closed = [(source, _checked_file(source, output, ending))], []
-    _check_inputs_remain(work)
-    _check_outputs([place for _, place in work], overwrite)
+    output, ending = user_path(output_path), _checked_suffix(suffix)
+    folder, work, closed = _plan(_checked_sources(trained, input_path), output, ending)
+    trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
+    check_samples(trained.method, samples)
+    written = [(place, *([_beside(place)] if samples else [])) for _, place in work]
+    _check_inputs_remain(work, written)
+    _check_outputs([place for places in written for place in places], overwrite)
     if folder:
         _make_folder(output)
     _check_writable(output if folder else output.parent)
-    trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
-    evaluations = [_evaluations(trained.method, scan) for scan, _ in work]
+    evaluations = [_evaluations(trained.method, scans[0]) * (samples or 1) for scans, _ in work]
     done, total = 0, sum(evaluations)
     results = []
-    for (scan, place), wanted in zip(work, evaluations, strict=True):
+    for (scans, _), places, wanted in zip(work, written, evaluations, strict=True):
         started, fault = time.perf_counter(), ""
         counter = _Counter(progress, done, total)
         done += wanted
         try:
-            _translate_file(trained, scan, place, seed, suv_factor, counter)
+            _translate_file(trained, scans, places, seed, samples, suv_factor, counter, resample)
         except (VolumeError, TranslationError) as error:
             if not folder:
                 raise
             fault = str(error)
             progress(done, total)
-        results.append(Translation(scan, place, time.perf_counter() - started, fault))
+        seconds, deviation = time.perf_counter() - started, next(iter(places[1:]), None)
+        results.append(Translation(scans[0], places[0], seconds, fault, deviation))
     return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
 
 
 def translate_volume(
     trained: Trained,
-    source: Tensor,
+    source: Array,
     *,
     seed: int = 0,
     suv_factor: float | None = None,
@@ -157,7 +168,8 @@ def translate_volume(
 
     Args:
         trained: the method; :func:`adapt` changes its steps, device, precision and blocks.
-        source: (D, H, W), finite physical values, on the CPU.
+        source: (D, H, W), or (S, D, H, W) for several sources, finite physical values, a tensor or an array of any real
+            type and strides.
         seed: seed of the noise, for methods that use noise in sampling.
         suv_factor: as for :func:`translate`.
         progress: called after every network evaluation; each block of a step counts as one.
@@ -170,10 +182,14 @@ def translate_volume(
             finite.
         IntensityError: the source has no contrast, or its SUV factor is missing or unexpected.
     """
+    source = volume_of(source).cpu()
     _check_volume(trained, source, seed)
-    source_scale, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
-    device = torch.device("cpu") if trained.method.samples_from_host(source.shape) else _device(trained)
-    y = source_scale.forward(source.float()).to(device)[None, None]
+    volumes = source if source.ndim == 4 else source[None]
+    scales = [trained.scaling.scales(volume.numpy(), suv_factor) for volume in volumes]
+    device = torch.device("cpu") if trained.method.samples_from_host(volumes.shape[1:]) else _device(trained)
+    scaled = [scale.forward(volume) for (scale, _), volume in zip(scales, volumes, strict=True)]
+    y, target_scale = torch.stack(scaled).to(device)[None], scales[0][1]
+    del scaled
     generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
     x0 = sample(trained.method, trained.network, y, generator, progress)
     result = target_scale.inverse(x0[0, 0].cpu())
@@ -183,12 +199,75 @@ def translate_volume(
     return result
 
 
-def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_factor: float | None = None) -> Tensor:
+def translate_draws(
+    trained: Trained,
+    source: Array,
+    samples: int,
+    *,
+    seed: int = 0,
+    suv_factor: float | None = None,
+    progress: Tell = nothing,
+) -> tuple[Tensor, Tensor]:
+    """Translate one volume several times; the mean and the standard deviation of the draws, voxel by voxel.
+
+    Draw 0 is that of :func:`translate_volume` with the same seed; each further draw has a seed that follows from the
+    seed and its number. The moments are updated draw by draw in float64 (Welford, Technometrics 4(3), 1962), so four
+    such volumes are in memory at most, whatever the number of draws.
+
+    Args:
+        trained, source, seed, suv_factor: as for :func:`translate_volume`.
+        samples: number of draws, 2 or more.
+        progress: called after every network evaluation of every draw.
+
+    Returns:
+        Mean and standard deviation (with n − 1), each (D, H, W) float32 on the CPU, in the target's physical units.
+
+    Raises:
+        TranslationError, IntensityError: as for :func:`translate_volume`; also if the method uses no noise in sampling,
+            or there are fewer than two draws.
+    """
+    check_samples(trained.method, samples)
+    mean = torch.zeros(source.shape[-3:], dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    for k in range(samples):
+        one = translate_volume(trained, source, seed=seed_of(seed, k), suv_factor=suv_factor, progress=progress)
+        change = one - mean
+        mean.add_(change, alpha=1 / (k + 1))
+        squares.addcmul_(change, one - mean)
+    return mean.float(), squares.div_(samples - 1).sqrt_().float()
+
+
+def seed_of(seed: int, draw: int) -> int:
+    """The seed of a draw: of draw 0 the seed itself, of others a number below 2**63 that follows from both."""
+    return seed if draw == 0 else int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def check_samples(method: Method, samples: int | None) -> None:
+    """Check that a method can be sampled several times; None means once, which is always possible.
+
+    Raises:
+        TranslationError: there are fewer than two draws, or all are equal, because sampling uses no noise.
+    """
+    if samples is None:
+        return
+    if type(samples) is not int or samples < 2:
+        raise TranslationError(
+            f"A mean and a deviation need 2 draws or more, got {samples!r} (samples, --samples); leave it out for one."
+        )
+    if not method.is_random:
+        count = f"{method.sampling.steps} step{'s' if method.sampling.steps > 1 else ''}"
+        raise TranslationError(
+            f"{method.name} has nothing to draw: its sampling in {count} uses no noise, so every draw is the same "
+            "(samples, --samples); choose a method whose sampling does, such as one with sampling.stochastic=true."
+        )
+
+
+def reconstruct_volume(trained: Trained, source: Array, target: Array, suv_factor: float | None = None) -> Tensor:
     """Encode and decode a target with the method's representation: roughly the best result its diffusion can reach.
 
     Args:
         trained: the method.
-        source, target: (D, H, W), finite physical values, on the CPU.
+        source, target: (S, D, H, W) or (D, H, W), and (D, H, W); types as for :func:`translate_volume`.
         suv_factor: as for :func:`translate`.
 
     Returns:
@@ -197,9 +276,10 @@ def reconstruct_volume(trained: Trained, source: Tensor, target: Tensor, suv_fac
     Raises:
         TranslationError, IntensityError: as for :func:`translate_volume`.
     """
-    _check_volume(trained, target, seed=0)
-    _, target_scale = trained.scaling.scales(source.numpy(), suv_factor)
-    x0 = target_scale.forward(target.float()).to(_device(trained))[None, None]
+    source = volume_of(source).cpu()
+    _check_volume(trained, source, seed=0)
+    _, target_scale = trained.scaling.scales(source.numpy() if source.ndim == 3 else source[0].numpy(), suv_factor)
+    x0 = target_scale.forward(volume_of(target)).to(_device(trained))[None, None]
     return target_scale.inverse(reconstruct(trained.method, trained.network, x0)[0, 0].cpu())
 
 
@@ -279,13 +359,25 @@ def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, 
 
 
 def _translate_file(
-    trained: Trained, source: Path, output: Path, seed: int, suv_factor: float | None, progress: Callable[[], None]
+    trained: Trained,
+    sources: Sequence[Path],
+    outputs: Sequence[Path],
+    seed: int,
+    samples: int | None,
+    suv_factor: float | None,
+    progress: Callable[[], None],
+    resample: bool,
 ) -> None:
-    volume = read_volume(source)
-    _warn_of_spacing(trained, source, volume)
+    volumes, source = load_on_one_grid(sources, resample=resample), " and ".join(map(str, sources))
+    volume = volumes[0]
+    _warn_of_spacing(trained, sources[0], volume)
     try:
-        data = torch.from_numpy(volume.data)
-        result = translate_volume(trained, data, seed=seed, suv_factor=suv_factor, progress=progress)
+        data = torch.from_numpy(np.stack([one.data for one in volumes]) if len(volumes) > 1 else volume.data)
+        options: dict[str, Any] = {"seed": seed, "suv_factor": suv_factor, "progress": progress}
+        if samples is None:
+            results: tuple[Tensor, ...] = (translate_volume(trained, data, **options),)
+        else:
+            results = translate_draws(trained, data, samples, **options)
     except (TranslationError, IntensityError) as error:
         raise TranslationError(f"{source}: {error}") from None
     except torch.OutOfMemoryError as error:
@@ -293,8 +385,21 @@ def _translate_file(
             f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
             f"({str(error).split('. ')[0]}); try {_smaller(trained.method, volume)}, bf16, or the CPU."
         ) from None
-    _make_folder(output.parent)
-    write_volume(output, result.numpy(), volume)
+    _make_folder(outputs[0].parent)
+    _write_together(dict(zip(outputs, results, strict=True)), volume)
+
+
+def _write_together(results: Mapping[Path, Tensor], like: Volume) -> None:
+    """Write a translation, the first result, and what belongs to it: all of them, or nothing."""
+    written: list[Path] = []
+    try:
+        for output, result in reversed(list(results.items())):  # the translation last
+            write_volume(output, result.numpy(), like)
+            written.append(output)
+    except VolumeError:
+        for file in (file for output in written for file in written_files(output)):
+            file.unlink()
+        raise
 
 
 def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tuple[str, str] | None:
@@ -317,8 +422,10 @@ def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
 def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:
     if trained.channels != 1:
         raise TranslationError(f"{trained.method.name} was trained on {trained.channels} channels; a volume has one.")
-    if source.ndim != 3:
-        raise TranslationError(f"Expected a volume (D, H, W), got the shape {tuple(source.shape)}.")
+    names = trained.method.sources
+    if source.ndim != 3 + (len(names) > 1) or (len(names) > 1 and len(source) != len(names)):
+        wanted = "a volume (D, H, W)" if len(names) == 1 else f"the volumes (S, D, H, W) of {described_sources(names)}"
+        raise TranslationError(f"Expected {wanted}, got the shape {tuple(source.shape)}.")
     if type(seed) is not int or not 0 <= seed < 2**63:
         raise TranslationError(f"seed must be an integer from 0 to 2**63 - 1, got {seed!r}.")
 
@@ -346,7 +453,68 @@ def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
     return output
 
 
-def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[tuple[Path, Path]], list[Path]]:
+def _checked_sources(
+    trained: Trained, given: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]]
+) -> dict[str, Path]:
+    """Return the path or pattern of each source by name, in the order of the method.
+
+    Raises:
+        TranslationError: a source is missing or unknown.
+    """
+    names = trained.method.sources
+    if not isinstance(given, Mapping):
+        if len(names) == 1:
+            return {names[0]: user_path(given)}
+        raise TranslationError(
+            f"The method was trained on {described_sources(names)}, and got one input, {given}; give each by its name "
+            f"({_wanted(names)})."
+        )
+    missing = [f"{name} is missing" for name in names if name not in given]
+    unknown = [f"{name} is unknown" for name in given if name not in names]
+    if missing or unknown:
+        raise TranslationError(
+            f"The method was trained on {described_sources(names)}, and of those given {', '.join(unknown + missing)}; "
+            f"give {_wanted(names)}."
+        )
+    return {name: user_path(given[name]) for name in names}
+
+
+def _wanted(names: Sequence[str]) -> str:
+    return " ".join(f"--source {name}=FILE" for name in names)
+
+
+def _plan(named: Mapping[str, Path], output: Path, suffix: str | None) -> tuple[bool, list[Work], list[Path]]:
+    """Return whether the output is a folder, the inputs and the output of each translation, and unreadable folders."""
+    sources = tuple(named.values())
+    if len(sources) > 1 and any(map(is_pattern, sources)):
+        return True, _plan_patterns(named, output, suffix), []
+    for source in sources:
+        if not source.exists():
+            raise TranslationError(f"{source} does not exist; name a scan ({SCANS}), or a folder of scans.")
+        if output.exists() and output.samefile(source):
+            raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
+        if len(sources) > 1 and source.is_dir() and not is_dicom_scan(source):
+            raise TranslationError(f"{source} is a folder; of several sources, give a file or a pattern of each.")
+    source = sources[0]
+    if source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source)):
+        return True, *_plan_folder(source, output, suffix)
+    return False, [(sources, _checked_file(source, output, suffix))], []
+
+
+def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) -> list[Work]:
+    """Return the inputs and outputs of scans found by patterns; an output has the place of its first source."""
+    try:
+        found = matched(named)
+    except MatchError as error:
+        raise TranslationError(f"The sources do not fit together: {error}") from None
+    if output.exists() and not output.is_dir():
+        raise TranslationError(f"{output} is a file and the sources are patterns; name a folder for the outputs.")
+    folder = fixed_folder(next(iter(named.values())))
+    scans = [tuple(each.values()) for each in found]
+    return [(each, output / _output_name(folder, str(each[0].relative_to(folder)), suffix)) for each in scans]
+
+
+def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[Work], list[Path]]:
     """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
     names, _, closed = scan_files(source)
     inside = os.path.abspath(output)  # translations of an earlier run are no inputs
@@ -355,7 +523,7 @@ def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[t
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    return [(source / name, output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
+    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
 
 
 def _output_name(folder: Path, name: str, suffix: str | None) -> Path:
@@ -378,10 +546,15 @@ def _check_outputs(places: list[Path], overwrite: bool) -> None:
             simple_itk(place, "MetaImage or NRRD")
 
 
-def _check_inputs_remain(work: list[tuple[Path, Path]]) -> None:
+def _beside(output: Path) -> Path:
+    """The file of the deviation beside a translation."""
+    return output.with_name(f"{stem(output.name)}_std{suffix_of(output.name)}")
+
+
+def _check_inputs_remain(work: list[Work], written: Sequence[Sequence[Path]]) -> None:
     """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file."""
-    owners = {_identity(file): scan for scan, _ in work for file in _files(scan) if file.exists()}
-    for file in (file for _, place in work for file in written_files(place) if file.exists()):
+    owners = {_identity(file): scan for scans, _ in work for scan in scans for file in _files(scan) if file.exists()}
+    for file in (file for places in written for place in places for file in written_files(place) if file.exists()):
         if scan := owners.get(_identity(file)):
             raise TranslationError(f"{file} is the input {scan} itself and would be overwritten; empty the folder.")
 

@@ -1,6 +1,7 @@
 """Windows: the part of the state that the network sees at once, the whole or patches (slices: :mod:`ppdm.slices`).
 
-Shapes: latents (N, C, D, H, W), time (N,); the M pieces of N subjects in one training step are (M, C, d, h, w).
+Shapes: latents (N, C, D, H, W), time (N,); the M pieces of N subjects in one training step are (M, C, d, h, w). The
+condition y has the channels of all sources, S·C.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,10 +31,10 @@ Predict = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]  # (network, x_t
 
 
 class Piece(NamedTuple):
-    """Input of one network in a training step: both ends of the path, and a prediction function.
+    """Input of one network in a training step: the target, the condition, and a prediction function.
 
     Attributes:
-        x0, y: (M, C, d, h, w); the pieces of a subject are consecutive.
+        x0, y: (M, C, d, h, w) and (M, S·C, d, h, w); the pieces of a subject are consecutive.
         predict: computes the prediction for a state of that shape.
     """
 
@@ -55,8 +56,8 @@ class Window(Protocol):
             ValueError: the window's own sizes are not multiples of ``network``.
         """
 
-    def build(self, make: MakeNetwork, channels: int) -> nn.Module:
-        """Build the network, or networks, for latents with ``channels`` channels."""
+    def build(self, make: MakeNetwork, channels: int, sources: int = 1) -> nn.Module:
+        """Build the network, or networks, for latents with ``channels`` channels each."""
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         """Select the pieces for one training step: for each network, the same number of pieces of every subject."""
@@ -86,7 +87,7 @@ class Whole:
     Args:
         concatenate: whether the network receives the source in addition to the state. Without it, a noise-free bridge
             can remain at its start; with it, such a bridge learns a division (see the notes on the bridge in the
-            README).
+            README). Several sources are always concatenated, because the state cannot hold them all.
         block: block size for sampling, in voxels of the latent, one number or (D, H, W), limited to the size of the
             volume; if absent, the network sees the whole volume.
         overlap: fraction in [0, 1) of the block size that neighbouring blocks share.
@@ -107,8 +108,8 @@ class Whole:
         check_multiple(self.block, network, "a block")
         return network, network, network
 
-    def build(self, make: MakeNetwork, channels: int) -> nn.Module:
-        return make(2 * channels if self.concatenate else channels, channels, 3)
+    def build(self, make: MakeNetwork, channels: int, sources: int = 1) -> nn.Module:
+        return make((1 + sources if self.concatenate or sources > 1 else 1) * channels, channels, 3)
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         return [Piece(x0, y, self._predict)]
@@ -120,7 +121,7 @@ class Whole:
         return predict_in_blocks(see, network, x_t, t, y, self._size, self.overlap, told)
 
     def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        prediction: Tensor = network([x_t, y] if self.concatenate else x_t, t)
+        prediction: Tensor = network([x_t, y] if self.concatenate or y.shape[1] > x_t.shape[1] else x_t, t)
         return prediction
 
     def blocks(self, shape: Shape) -> int:
@@ -170,8 +171,8 @@ class Patch:
         multiple = network if self.size else 2 * network
         return multiple, multiple, multiple
 
-    def build(self, make: MakeNetwork, channels: int) -> nn.Module:
-        return make(2 * channels + 3 * self.coordinates, channels, 3)
+    def build(self, make: MakeNetwork, channels: int, sources: int = 1) -> nn.Module:
+        return make((1 + sources) * channels + 3 * self.coordinates, channels, 3)
 
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         places = [_central_places(len(x0), *sizes, generator, x0.device) for sizes in self._extents(x0)]

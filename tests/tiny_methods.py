@@ -33,10 +33,10 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def network(method: Method) -> nn.Module:
+def network(method: Method, channels: int = 1) -> nn.Module:
     """A network that does not return zeros."""
     torch.manual_seed(0)
-    net = method.build()
+    net = method.build(channels)
     for parameter in net.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.05)

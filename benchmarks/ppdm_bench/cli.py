@@ -47,7 +47,10 @@ from ppdm_bench.commands.options import (
     SamplePrecision,
     SampleSeed,
     Shape,
+    SourceIntensity,
+    Sources,
     Start,
+    TargetIntensity,
     TaskName,
     Variations,
     Width,
@@ -58,6 +61,7 @@ from ppdm_bench.commands.options import (
     asked_sizes,
     asked_subjects,
     comma_separated,
+    count,
     integer,
     one_of,
     positive,
@@ -68,6 +72,7 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
     read_pace,
+    read_places,
     read_seconds,
 )
 from ppdm_bench.commands.order import Command, OrderedGroup
@@ -196,6 +201,7 @@ def memory(
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
     batch_size: BatchSize = 1,
+    sources: Sources = 1,
     width: Width = None,
     preset: Preset = "matched",
     vary: Variations = None,
@@ -245,7 +251,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
@@ -335,7 +341,8 @@ def train(
     manifest: Annotated[
         Path | None,
         typer.Option(
-            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]. Give this or --task."
+            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]; several sources have "
+            "columns such as source.t1,source.t2. Give this or --task."
         ),
     ] = None,
     task: TaskName = None,
@@ -344,6 +351,15 @@ def train(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
+    bridge_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where a bridge with several sources starts: mean, or the name of a source; default: the method's.",
+        ),
+    ] = None,
     method: MethodName = "ppdm",
     preset: Preset = "matched",
     factor: Annotated[
@@ -409,7 +425,17 @@ def train(
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
-    source = asked_subjects(manifest, task, resample, subjects=subjects, size=size, grid=grid, data_seed=data_seed)
+    source = asked_subjects(
+        manifest,
+        task,
+        resample,
+        source_intensity=source_intensity,
+        target_intensity=target_intensity,
+        subjects=subjects,
+        size=size,
+        grid=grid,
+        data_seed=data_seed,
+    )
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:
@@ -418,6 +444,7 @@ def train(
     from ppdm.training.augment import Flip
     from ppdm.training.distributed import joined
     from ppdm.training.loop import Interrupted, StepReport
+    from ppdm.training.on_manifest import with_sources_of
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
     from ppdm.training.tensorboard import TensorBoard
@@ -430,6 +457,7 @@ def train(
     resolved = as_usage(asked.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
+    resolved = as_usage(with_sources_of, resolved, source.sources(), bridge_from)
     flips = Flip(axes) if axes else None
     schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
     pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
@@ -467,12 +495,35 @@ def train(
 @app.command(cls=Command)
 def translate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder of a run, or its .safetensors file.")],
-    source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans.")
+    places: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT OUTPUT",
+            help="INPUT: a scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans; left out with --source. OUTPUT: "
+            "a file, or a folder; subfolders are mirrored.",
+        ),
     ],
-    output: Annotated[Path, typer.Argument(help="File, or a folder; subfolders are mirrored.")],
+    sources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="NAME=FILE",
+            help="Scan of one of several sources, or a quoted pattern such as t1='scans/*_T1.nii.gz'; repeatable. "
+            "Default: INPUT.",
+        ),
+    ] = None,
+    resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
     evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(2),
+            metavar="N",
+            help="Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+            "NAME_std beside it their standard deviation. Default: one draw.",
+        ),
+    ] = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     block: Annotated[
@@ -503,22 +554,28 @@ def translate(
 ) -> None:
     """Translate scans with a trained method: geometry of the input, units of the target."""
     seen = read_option("--block", read_block, block) if block is not None else None
+    source, output = read_places(places, sources)
 
     from ppdm.checkpoint import load
     from ppdm.data.formats import is_dicom_scan
     from ppdm.data.volume import user_path
+    from ppdm.translation import adapt, check_samples
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
     trained = load(checkpoint, device=training_device(device))
+    if samples is not None:
+        as_usage(check_samples, as_usage(adapt, trained, steps=evaluations).method, samples)
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
             trained,
             source,
             output,
+            resample=resample,
             steps=evaluations,
             seed=seed,
+            samples=samples,
             precision=precision,
             block=seen,
             overlap=overlap,
@@ -533,5 +590,6 @@ def translate(
         if one.fault:
             notify(one.fault)
         else:
-            print(f"{one.output}  ({one.seconds:.1f} s)")
+            written = ", ".join(map(str, filter(None, (one.output, one.deviation))))
+            print(f"{written}  ({one.seconds:.1f} s)")
     raise typer.Exit(1 if any(one.fault for one in made) else 0)

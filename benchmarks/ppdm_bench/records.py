@@ -144,6 +144,16 @@ class Record:
         _check_choices(self)
         _check_value(self)
 
+    @property
+    def label(self) -> str:
+        """Method and variant, the name of a row."""
+        return f"{self.method} {self.variant}".strip()
+
+    @property
+    def gpu(self) -> str:
+        """Name of the GPU that the record is about: of a prediction, the card that it was made for; may be empty."""
+        return str(self.env.get("target_gpu") or self.env.get("gpu") or "")
+
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the newline."""
         return _dump({f.name: getattr(self, f.name) for f in fields(self)})

@@ -3,23 +3,26 @@
 Every file of a pair is checked, even if the others have faults. Each fault gives the file, what was found, what was
 expected and the remedy. For an unreadable file, only the first fault of its content is reported.
 
-Faults are problems that training or translation would refuse, or that make a pair useless: a file that is not a
-readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers, a table
-of regions that cannot be read, a target that equals its source, one image in two splits, an `suv_factor` for only some
-pairs. Remarks are unusual properties that a user should notice: voxels that are not finite, voxels far from cubes,
-integers with a slope, a disagreement of sform and qform, negative or implausible uptake, and a scan whose voxel size,
-size or contrast is far from the median of all pairs.
+Faults are problems that training, translation or evaluation would refuse, or that make a pair useless: a file that is
+not a readable volume, different grids, an image without contrast, an empty mask, labels that are not whole numbers or
+have no region, a table of regions that cannot be read, a region without uptake, two equal volumes of a pair, one image
+in two splits, an `suv_factor` for only some pairs. Remarks are unusual properties that a user should notice:
+voxels that are not finite, voxels far from cubes, integers with a slope, a disagreement of sform and qform, negative or
+implausible uptake, CT without air, and a scan whose voxel size, size or contrast is far from the median of all pairs.
 
-Only one volume is in memory at a time, and its header is checked before the volume is read.
+Only one scan is in memory at a time, with the mask and the labels of its pair. Headers are checked before volumes are
+read.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from ppdm.data.contents import Contents, examine, examine_labels, examine_mask, geometry_of
+from ppdm.data.contents import Beside, Contents, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import Pair
 from ppdm.data.resample import share_outside
@@ -38,14 +41,15 @@ class Report:
 
     Attributes:
         subject, split: subject and split of the pair.
-        source, target: contents of the two files; None if a file cannot be read.
+        sources: contents of the sources by name, in their order; None if a file cannot be read.
+        target: contents of the target, likewise.
         faults: the reasons to refuse the pair; empty for a sound pair.
         remarks: unusual properties of the pair.
     """
 
     subject: str
     split: str
-    source: Contents | None
+    sources: Mapping[str, Contents | None]
     target: Contents | None
     faults: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
@@ -56,18 +60,28 @@ class Report:
         return not self.faults
 
     @property
+    def source(self) -> Contents | None:
+        """Contents of the source; of several, the first."""
+        return next(iter(self.sources.values()))
+
+    @property
+    def scans(self) -> Mapping[str, Contents | None]:
+        """Contents of all sources by name, and of the target."""
+        return {**self.sources, "target": self.target}
+
+    @property
     def readable(self) -> tuple[Contents, ...]:
-        """The readable ones of source and target, in this order."""
-        return tuple(scan for scan in (self.source, self.target) if scan is not None)
+        """The readable ones of sources and target, in this order."""
+        return tuple(scan for scan in (*self.sources.values(), self.target) if scan is not None)
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Voxels along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxels along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.shape if self.readable else None
 
     @property
     def spacing(self) -> tuple[float, float, float] | None:
-        """Voxel size in mm along D, H, W of the source, or of the target if the source is unreadable."""
+        """Voxel size in mm along D, H, W of the first readable volume: the source, if possible."""
         return self.readable[0].geometry.spacing if self.readable else None
 
     @property
@@ -104,30 +118,41 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
 
     Args:
         pair: the pair; its files need not exist.
-        resample: whether the target will be resampled onto the grid of the source; different grids then give a remark
-            instead of a fault.
+        resample: whether volumes will be resampled onto the grid of the first source; different grids then give a
+            remark instead of a fault.
     """
     faults: list[str] = []
-    remarks: list[str] = []
-    source, grid = _read(pair.source, pair.suv_factor, faults)
-    target, target_grid = _read(pair.target, pair.suv_factor, faults)
-    for scan in filter(None, (source, target)):
-        faults += filter(None, [scan.fault])
-        remarks += scan.remarks
-    for fault in _grid_fault(grid, target_grid, (pair.source, pair.target)):
-        if resample and grid and target_grid and share_outside(target_grid, grid) == 1:
-            faults.append(f"{pair.target} and {pair.source} have no place in common; check their affines.")
-        elif resample:
-            remarks.append(f"{pair.target} is not on the grid of {pair.source} and is resampled onto it.")
-        else:
-            faults.append(fault)
-    if source and target and source.content == target.content:
-        faults.append(f"{pair.source} and {pair.target} hold the same voxels, expected two images; check the names.")
-    if pair.mask:
-        faults += _faults_beside(pair.mask, examine_mask, grid, pair.source)
-    if pair.labels:
-        faults += _faults_beside(pair.labels, examine_labels, grid, pair.source)
-    return Report(pair.subject, pair.split, source, target, tuple(faults), tuple(remarks))
+    beside_faults: list[str] = []
+    look = partial(examine, suv_factor=pair.suv_factor)
+    of_source = partial(look, in_hu=pair.source_intensity is not None)
+    read = [_read(of_source, path, faults) for path in pair.sources.values()]
+    grid = read[0][1]
+    mask, labels = (
+        _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
+        for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
+    )
+    of_target = partial(look, in_hu=pair.target_intensity is not None, mask=mask, labels=labels)
+    read.append(_read(of_target, pair.target, faults))
+    scans, grids = zip(*read, strict=True)
+    *sources, target = scans
+    faults += [scan.fault for scan in scans if scan and scan.fault]
+    remarks = [remark for each in (*scans, mask, labels) if each for remark in each.remarks]
+    for path, other in zip(pair.scans[1:], grids[1:], strict=True):
+        for fault in _grid_fault(grid, other, (pair.source, path)):
+            if resample and grid and other and share_outside(other, grid) == 1:
+                faults.append(f"{path} and {pair.source} have no place in common; check their affines.")
+            elif resample:
+                remarks.append(f"{path} is not on the grid of {pair.source} and is resampled onto it.")
+            else:
+                faults.append(fault)
+    for one, twin in combinations(filter(None, scans), 2):
+        if one.content == twin.content:
+            faults.append(f"{one.path} and {twin.path} hold the same voxels, expected two images; check the names.")
+    faults += beside_faults
+    if target and not beside_faults:
+        faults += target.faults_inside
+    named = dict(zip(pair.sources, sources, strict=True))
+    return Report(pair.subject, pair.split, named, target, tuple(faults), tuple(remarks))
 
 
 def check_pairs(
@@ -156,17 +181,17 @@ def check_pairs(
             replace(report, faults=(*report.faults, *leaks[i]), remarks=(*report.remarks, *doubles[i], *odd[i]))
             for i, report in enumerate(reports)
         ),
-        (*faults, *_mixed_units(pairs)),
+        (*faults, *mixed_units(pairs)),
     )
 
 
 # One pair
 
 
-def _read(path: Path, suv_factor: float | None, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(look: Callable[[Path], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = examine(path, suv_factor)
+        scan = look(path)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)
@@ -181,24 +206,26 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _faults_beside(
-    path: Path, examine_it: Callable[[Path], tuple[Geometry, str]], grid: Geometry | None, source: Path
-) -> Iterator[str]:
-    """The faults of a mask or of labels: of the file, of its values, and of its grid."""
+def _read_beside(
+    examine_it: Callable[[Path], Beside], path: Path, grid: Geometry | None, source: Path, faults: list[str]
+) -> Beside | None:
+    """Read a mask or labels; faults of the file, of its values and of its grid are appended to `faults`."""
     try:
-        own_grid, fault = examine_it(path)
+        beside = examine_it(path)
     except VolumeError as error:
-        yield str(error)
-        yield from _grid_fault(grid, geometry_of(path), (source, path))
-        return
-    yield from filter(None, [fault])
-    yield from _grid_fault(grid, own_grid, (source, path))
+        faults.append(str(error))
+        faults += _grid_fault(grid, geometry_of(path), (source, path))
+        return None
+    faults += beside.faults
+    faults += _grid_fault(grid, beside.geometry, (source, path))
+    return beside
 
 
 # All pairs
 
 
-def _mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+    """The fault of pairs of which only some have an ``suv_factor``, if there is one."""
     without = [pair.subject for pair in pairs if pair.suv_factor is None]
     if 0 < len(without) < len(pairs):
         yield (
@@ -230,8 +257,8 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
 def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
     """For every report, the properties of its scans that are far from the median; `units` converts values to SUV."""
     remarks: list[list[str]] = [[] for _ in reports]
-    for role in ("source", "target"):
-        scans = {i: scan for i, report in enumerate(reports) if (scan := getattr(report, role))}
+    for role in dict.fromkeys(name for report in reports for name in report.scans):
+        scans = {i: scan for i, report in enumerate(reports) if (scan := report.scans.get(role))}
         for name, limit, values in (
             ("voxel size in mm", SPACING_RATIO, {i: scan.geometry.spacing for i, scan in scans.items()}),
             ("size in voxels", SHAPE_RATIO, {i: scan.geometry.shape for i, scan in scans.items()}),

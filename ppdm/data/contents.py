@@ -5,20 +5,23 @@ unusual that a user should notice and may accept. The voxels are not kept in mem
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from ppdm.data.geometry import Geometry, disagreement
 from ppdm.data.normalise import IntensityError, Range, percentile_range
-from ppdm.data.regions import RegionError, read_names, whole_numbers
+from ppdm.data.regions import LESIONS, RegionError, check_regions, read_labels, read_names
 from ppdm.data.volume import Volume, VolumeError, read_geometry, read_volume
 
 DISAGREEMENT_MM = 0.1  # between sform and qform; smaller values come from the rounding of float32 quaternions
 ANISOTROPY = 3.0  # longest divided by shortest side of a voxel
 NEGATIVE_SHARE = 0.05  # share of negative voxels in a PET scan
+HIGHEST_AIR = -500.0  # HU; air is -1000, so every CT of a body or of a phantom in air has values below this
+NOT_HU = f"no value below {HIGHEST_AIR:g} and so no air of CT (-1000 HU); check that its values are HU"
 SUV_SPAN = (0.1, 100.0)  # SUV of the brightest voxels of a PET scan, for every tracer in clinical use
 
 _MEND = "check what was exported."
@@ -36,6 +39,7 @@ class Contents:
         content: hash of shape and values in canonical order; equal for equal images, however they are stored.
         fault: why the values are unusable; empty if they are usable.
         remarks: unusual properties.
+        faults_inside: why the values in the mask or in a region are unusable.
     """
 
     path: Path
@@ -46,10 +50,45 @@ class Contents:
     content: str
     fault: str
     remarks: tuple[str, ...]
+    faults_inside: tuple[str, ...] = ()
 
 
-def examine(path: Path, suv_factor: float | None = None) -> Contents:
-    """Read and describe a source or target; `suv_factor` (SUV per stored unit) is given for PET only.
+@dataclass(frozen=True, eq=False)
+class Beside:
+    """Contents of a mask or of labels, which lie on the grid of a source.
+
+    Attributes:
+        path: the file.
+        geometry: the grid.
+        values: boolean mask, or numbers of regions, (D, H, W); None if they are unusable.
+        names: names of the regions; None if there is no table or no region.
+        faults: why it is unusable.
+        remarks: unusual properties.
+    """
+
+    path: Path
+    geometry: Geometry
+    values: np.ndarray | None
+    names: Mapping[int, str] | None = None
+    faults: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+def examine(
+    path: Path,
+    suv_factor: float | None = None,
+    *,
+    in_hu: bool = False,
+    mask: Beside | None = None,
+    labels: Beside | None = None,
+) -> Contents:
+    """Read and describe a source or target.
+
+    Args:
+        path: the file.
+        suv_factor: SUV per stored unit, for PET only.
+        in_hu: whether it is CT.
+        mask, labels: for a target, where it is compared with a translation.
 
     Raises:
         VolumeError: the file cannot be read.
@@ -61,8 +100,11 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
     fault = _worthless(volume) or ("" if suv_factor else flat)
     remarks = list(_remarks_on_file(volume))
     if suv_factor and not fault:
-        fault = f"no voxel lies above 0 (the largest is {high:g}), expected an uptake; {_MEND}" if high <= 0 else ""
+        fault = _without_uptake(high, suv_factor)
         remarks += _remarks_on_uptake(data, window, suv_factor)
+    if in_hu and not fault and not resembles_hu(data):
+        remarks.append(f"it has {NOT_HU}")
+    inside = () if fault else (*_faults_in_mask(data, mask), *(_faults_in_regions(data, labels) if suv_factor else ()))
     return Contents(
         path=path,
         geometry=volume.geometry,
@@ -72,39 +114,93 @@ def examine(path: Path, suv_factor: float | None = None) -> Contents:
         content=_fingerprint(data),
         fault=f"{path}: {fault}" if fault else "",
         remarks=tuple(f"{path}: {remark}." for remark in remarks),
+        faults_inside=tuple(f"{path}: {text}" for text in inside),
     )
 
 
-def examine_mask(path: Path) -> tuple[Geometry, str]:
-    """Return the grid of a mask and the fault of its values; the fault is empty if the mask is usable.
+def examine_mask(path: Path) -> Beside:
+    """Read a mask.
 
     Raises:
         VolumeError: the file cannot be read.
     """
     volume = read_volume(path, announce=False)
-    return volume.geometry, _empty(path, volume.data, "mask", "the region of interest as 1")
+    inside = volume.data > 0
+    empty = f"{path}: no voxel of the mask lies above 0, expected the region of interest as 1; export it again."
+    faults = () if inside.any() else (empty,)
+    return Beside(
+        path, volume.geometry, None if faults else inside, None, faults, _remark_on_invalid(path, volume.replaced)
+    )
 
 
-def examine_labels(path: Path) -> tuple[Geometry, str]:
-    """Return the grid of a label volume and the fault of its values or of its table of names, as `examine_mask`.
+def examine_labels(path: Path) -> Beside:
+    """Read labels and the table of their names, with all faults.
 
     Raises:
         VolumeError: the file cannot be read.
     """
-    volume = read_volume(path, announce=False)
-    fault = _empty(path, volume.data, "labels", "regions as numbers from 1 on")
+    faults, labels, names = [], None, None
     try:
-        whole_numbers(volume.data, path)
-        read_names(path)
+        names = read_names(path)
     except RegionError as error:
-        fault = fault or str(error)
-    return volume.geometry, fault
+        faults.append(str(error))
+    try:
+        labels = read_labels(path)
+        check_regions(np.unique(labels.numbers).tolist(), names, path)
+    except RegionError as error:
+        faults.insert(0, str(error))
+    geometry = labels.geometry if labels else read_geometry(path)
+    remarks = _remark_on_invalid(path, labels.replaced) if labels else ()
+    return Beside(path, geometry, labels.numbers if labels and not faults else None, names, tuple(faults), remarks)
 
 
-def _empty(path: Path, data: np.ndarray, what: str, wanted: str) -> str:
-    if (data > 0).any():
-        return ""
-    return f"{path}: no voxel of the {what} lies above 0, expected {wanted}; export it again."
+def resembles_hu(data: np.ndarray) -> bool:
+    """Whether a volume of CT may be in HU: it has values of air."""
+    return bool(data.min() < HIGHEST_AIR)
+
+
+def _without_uptake(high: float, suv_factor: float) -> str:
+    with np.errstate(over="ignore", under="ignore"):
+        suv = float(np.float32(high) * np.float32(suv_factor))
+    if high <= 0:
+        return f"no voxel lies above 0 (the largest is {high:g}), expected an uptake; {_MEND}"
+    if not 0 < suv < np.inf:
+        return f"its largest value {high:g} times the suv_factor {suv_factor:g} is no SUV; check the factor."
+    return ""
+
+
+def _faults_in_mask(data: np.ndarray, mask: Beside | None) -> Iterator[str]:
+    """Errors relative to a constant are not defined."""
+    if mask is None or mask.values is None or mask.values.shape != data.shape:
+        return
+    inside = data[mask.values]
+    if inside.min() == inside.max():
+        yield f"every voxel in the mask {mask.path} is {inside[0]:g}, expected an image; check the mask."
+
+
+def _faults_in_regions(data: np.ndarray, labels: Beside | None) -> Iterator[str]:
+    """A relative bias of uptake is not defined in a region without uptake, nor in a lesion without."""
+    if labels is None or labels.values is None or labels.values.shape != data.shape:
+        return
+    found, region = np.unique(labels.values, return_inverse=True)
+    region = region.reshape(data.shape)
+    for rank, number in enumerate(found.tolist()):
+        name = str(number) if labels.names is None else labels.names.get(number, "")
+        if number == 0 or not name:
+            continue
+        parts = (region == rank).astype(np.int32)
+        if name in LESIONS:
+            parts, _ = ndimage.label(parts, np.ones((3, 3, 3)))
+        each = range(1, parts.max() + 1)
+        if min(*ndimage.maximum(data, parts, each), *ndimage.mean(data.astype(np.float64), parts, each)) <= 0:
+            yield (
+                f"region {name} of {labels.path} has no positive uptake, so its bias is not defined; leave it out of "
+                "the labels or of their table."
+            )
+
+
+def _remark_on_invalid(path: Path, count: int) -> tuple[str, ...]:
+    return (f"{path}: {count} NaN or infinite voxels count as 0, which is outside.",) if count else ()
 
 
 def geometry_of(path: Path) -> Geometry | None:

@@ -86,25 +86,32 @@ class Table:
         return float(cell.replace(",", ".") if self.decimal_comma and _DECIMAL_COMMA.fullmatch(cell) else cell)
 
 
-def read_table(path: Path, required: tuple[str, ...], what: str) -> Table:
+def read_table(path: Path, required: tuple[str, ...], what: str, *, tsv: bool = False) -> Table:
     """Read a table; the separator is the one that finds most of the required columns.
 
     Args:
         path: the file.
         required: columns that the table should have.
         what: its name in messages, such as ``manifest``.
+        tsv: whether only tabs separate cells and quotes are no syntax, as in BIDS; quotes around cells are removed.
 
     Raises:
         TableError: the path is not a file, or the file cannot be read, is a spreadsheet file, or is not UTF-8 text.
     """
     text = _text(path, what)
     announced = re.match(r"sep=([,;\t])\r?\n", text)
-    separator = announced[1] if announced else max(_SEPARATORS, key=lambda each: _matches(text, each, required))
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    choice = "\t" if tsv else announced[1] if announced else _SEPARATORS
+    separator = max(choice, key=lambda each: _matches(text, each, required))
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=separator,
+        strict=True,
+        quoting=csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL,
+    )
     lines, fault = [], ""
     try:
         for cells in reader:
-            lines.append((reader.line_num, [cell.strip() for cell in cells]))
+            lines.append((reader.line_num, [_unquoted(cell.strip()) if tsv else cell.strip() for cell in cells]))
     except csv.Error as error:
         fault = f"line {reader.line_num}: it is not CSV ({error})"
     filled = [(line, cells) for line, cells in lines[1 if announced else 0 :] if any(cells)]
@@ -140,6 +147,10 @@ def _matches(text: str, separator: str, required: tuple[str, ...]) -> int:
     except csv.Error:
         return 0
     return len(set(required) & {cell.strip() for cell in cells})
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:-1].strip() if len(cell) > 1 and cell[0] == cell[-1] == '"' else cell
 
 
 def _trimmed(cells: list[str], width: int) -> list[str]:

@@ -1,6 +1,8 @@
 """Manifests: a CSV file that lists the pairs of volumes and the split of each pair.
 
-The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`. Paths are absolute or relative to the
+The columns are `subject,split,source,target[,mask][,labels][,suv_factor]`, and for CT `source_intensity` and
+`target_intensity` (:class:`ppdm.data.normalise.HounsfieldWindow`). Several sources have a column each, such as
+`source.t1n,source.t2w` instead of `source`; every row then has all of them. Paths are absolute or relative to the
 manifest's folder; ``~`` is the home folder. An empty split means train. A subject may have several rows (sessions), all
 in one split. Other columns are kept and have no effect. :mod:`ppdm.data.csv_table` lists the accepted forms of CSV.
 """
@@ -11,19 +13,25 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from ppdm.atomic_io import replacing
 from ppdm.data.csv_table import Table, TableError, read_table
 from ppdm.data.formats import SCANS, is_dicom_scan
+from ppdm.data.normalise import HounsfieldWindow, IntensityError
 from ppdm.data.resample import resample_to
 from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
+from ppdm.sources import SOURCE, check_sources
 
 SPLITS = ("train", "val", "test")
 REQUIRED_COLUMNS = ("subject", "split", "source", "target")
-OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor")
+INTENSITY_COLUMNS = ("source_intensity", "target_intensity")
+OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor", *INTENSITY_COLUMNS)
 
+_NAMED = "source."  # prefix of the column of one of several sources
 _FAULTS_SHOWN = 10
 
 
@@ -33,19 +41,22 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A source volume and its target volume.
+    """A source volume, or several, and the target volume.
 
     Paths name files or folders with one DICOM series (:mod:`ppdm.data.formats`).
 
     Attributes:
         subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.
-        source: path of the source, the input of the translation.
+        source: path of the source, the input of the translation; of several, the first, whose grid is that of the pair.
         target: path of the target, on the grid of the source.
         mask: path of a mask of the region in which quality is measured, or None.
         suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
         labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
         extra: the cells of all other columns, by column; they have no effect.
+        named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
+            without a name.
+        source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
     """
 
     subject: str
@@ -56,14 +67,38 @@ class Pair:
     suv_factor: float | None = None
     labels: Path | None = None
     extra: Mapping[str, str] = field(default_factory=dict, hash=False)
+    named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
 
     def __post_init__(self) -> None:
+        try:
+            check_sources(tuple(self.sources))
+        except ValueError as error:
+            raise ManifestError(str(error)) from None
+        if next(iter(self.sources.values())) != self.source:
+            raise ManifestError(f"source is {self.source}, but the first of the named sources is another file")
         if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
             raise ManifestError(f"subject {self.subject!r} cannot name a file; use letters, digits, '-' and '_'")
         if self.split not in SPLITS:
             raise ManifestError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
         if self.suv_factor is not None and not (math.isfinite(self.suv_factor) and self.suv_factor > 0):
             raise ManifestError(f"suv_factor {self.suv_factor} is not a positive number")
+        if self.suv_factor is not None and (self.source_intensity or self.target_intensity):
+            raise ManifestError(
+                f"subject {self.subject!r} has an suv_factor, which makes it PET, and an intensity of CT; give one of "
+                "the two"
+            )
+
+    @property
+    def sources(self) -> Mapping[str, Path]:
+        """Paths of all sources by name, in their order; a single source without a name is called ``source``."""
+        return self.named or {SOURCE: self.source}
+
+    @property
+    def scans(self) -> tuple[Path, ...]:
+        """Paths of the sources and of the target."""
+        return (*self.sources.values(), self.target)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> list[Pair]:
@@ -97,11 +132,12 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
     broken = [table.fault] if table.fault else []
     if not table.header:
         return [], broken or [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
-    if faults := [f"line 1: {fault}" for fault in table.faults_of_header(REQUIRED_COLUMNS, OPTIONAL_COLUMNS)]:
+    required = _required(table.header)
+    if faults := [f"line 1: {fault}" for fault in _faults_of_header(table, required)]:
         return [], faults + broken
     if not table.rows and not broken:
         return [], ["it has a header but no rows"]
-    for remark in table.near_names(REQUIRED_COLUMNS, OPTIONAL_COLUMNS):  # without suv_factor, PET is scaled as MRI
+    for remark in table.near_names(required, OPTIONAL_COLUMNS):  # without suv_factor, PET is scaled as MRI
         warnings.warn(f"{path}: {remark}", stacklevel=3)
     pairs: dict[int, Pair] = {}
     for line, cells in table.rows:
@@ -109,7 +145,7 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
         faults += [f"line {line}: {fault}" for fault in row_faults]
         if not row_faults:
             pairs[line] = _pair(table, table.row(cells), path.parent)
-    return list(pairs.values()), [*faults, *broken, *_leaks(pairs)]
+    return list(pairs.values()), [*faults, *broken, *_leaks(pairs), *_mixed_intensities(pairs)]
 
 
 def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
@@ -125,7 +161,11 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
             not Unicode text, or the folder is not writable.
     """
     path = user_path(path)
-    columns = [*REQUIRED_COLUMNS, *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs))]
+    sources = _sources_of(pairs)
+    columns = [
+        *(name for column in REQUIRED_COLUMNS for name in (sources if column == SOURCE else [column])),
+        *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs)),
+    ]
     extra = list(dict.fromkeys(name for pair in pairs for name in pair.extra))
     rows = [[*_cells(pair, columns, path.parent), *(pair.extra.get(name, "") for name in extra)] for pair in pairs]
     table = io.StringIO(newline="")
@@ -139,21 +179,48 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
         raise ManifestError(f"{path} cannot be written ({error.strerror}); check the folder and the disk.") from None
 
 
-def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, Volume]:
-    """Read the source and the target of a pair, each (D, H, W) in canonical orientation, on one grid.
+def with_intensities(
+    pairs: Sequence[Pair], *, source: HounsfieldWindow | None = None, target: HounsfieldWindow | None = None
+) -> list[Pair]:
+    """Return the pairs with other windows of their CT volumes; None keeps what the manifest says.
+
+    Raises:
+        ManifestError: a pair is PET.
+    """
+    given = {"source_intensity": source, "target_intensity": target}
+    changes: dict[str, Any] = {name: window for name, window in given.items() if window is not None}
+    return [replace(pair, **changes) for pair in pairs]
+
+
+def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, ...]:
+    """Read the source, or all sources, and the target of a pair, each (D, H, W) in canonical orientation, on one grid.
 
     Args:
         pair: the pair to read.
-        resample: whether to interpolate a target on another grid onto that of the source; otherwise it is refused.
+        resample: whether to interpolate volumes on other grids onto that of the first source; otherwise they are
+            refused.
+
+    Returns:
+        The sources in their order, and the target.
 
     Raises:
         VolumeError: a file cannot be read, the grids differ by more than 1e-3 mm, or they do not overlap.
     """
-    source, target = read_volume(pair.source), read_volume(pair.target)
+    return load_on_one_grid(pair.scans, resample=resample)
+
+
+def load_on_one_grid(paths: Sequence[Path], *, resample: bool = False) -> tuple[Volume, ...]:
+    """Read volumes onto the grid of the first one.
+
+    Raises:
+        VolumeError: as for :func:`load_pair`.
+    """
+    first, *others = map(read_volume, paths)
     if resample:
-        target = resample_to(target, source, name=str(pair.target))
-    check_same_grid(source, target, (str(pair.source), str(pair.target)))
-    return source, target
+        others = [resample_to(one, first, name=str(path)) for one, path in zip(others, paths[1:], strict=True)]
+    for one, path in zip(others, paths[1:], strict=True):
+        check_same_grid(first, one, (str(paths[0]), str(path)))
+    return first, *others
 
 
 def _error(path: Path, faults: list[str]) -> ManifestError:
@@ -164,27 +231,59 @@ def _error(path: Path, faults: list[str]) -> ManifestError:
     return ManifestError("\n  ".join([f"{path} has {count}:", *shown]))
 
 
+def _names(header: Sequence[str]) -> list[str]:
+    """The columns of the sources: ``source``, or one column for each of several."""
+    return [column for column in header if column.startswith(_NAMED)] or [SOURCE]
+
+
+def _required(header: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name for column in REQUIRED_COLUMNS for name in (_names(header) if column == SOURCE else [column]))
+
+
+def _faults_of_header(table: Table, required: tuple[str, ...]) -> Iterator[str]:
+    yield from table.faults_of_header(required, OPTIONAL_COLUMNS)
+    named = [column for column in _names(table.header) if column != SOURCE]
+    if named and SOURCE in table.header:
+        yield f"column 'source' stands beside {named[0]!r}; give one column source, or a column for each of several"
+    try:
+        check_sources([column.removeprefix(_NAMED) for column in dict.fromkeys(named)] or [SOURCE])
+    except ValueError as error:
+        yield f"{error}, in the columns {', '.join(named)}"
+
+
+def _sources_of(pairs: Sequence[Pair]) -> list[str]:
+    """The columns of the sources of all pairs."""
+    first = pairs[0] if pairs else None
+    for pair in pairs:
+        if first is not None and [*pair.named] != [*first.named]:
+            raise ManifestError(
+                f"subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
+                f"{', '.join(pair.sources)}; all pairs of a manifest have the same."
+            )
+    return [_NAMED + name for name in first.named] if first and first.named else [SOURCE]
+
+
 def _faults_of_row(table: Table, cells: list[str], folder: Path) -> Iterator[str]:
     try:
         row = table.row(cells)
     except ValueError as fault:
         yield str(fault)
         return
-    for column in ("source", "target", "mask", "labels"):
-        yield from _faults_of_path(column, row.get(column, ""), folder)
-    if row["source"] and os.path.realpath(_resolve(row["source"], folder)) == os.path.realpath(
-        _resolve(row["target"], folder)
-    ):
-        yield f"source and target are the same file, {row['source']}"
+    scans = [*_names(table.header), "target"]
+    for column in (*scans, "mask", "labels"):
+        yield from _faults_of_path(column, row.get(column, ""), folder, column in scans)
+    for one, other in combinations([column for column in scans if row[column]], 2):
+        if os.path.realpath(_resolve(row[one], folder)) == os.path.realpath(_resolve(row[other], folder)):
+            yield f"{one} and {other} are the same file, {row[one]}"
     try:
         _pair(table, row, folder)
     except ManifestError as fault:
         yield str(fault)
 
 
-def _faults_of_path(column: str, cell: str, folder: Path) -> Iterator[str]:
+def _faults_of_path(column: str, cell: str, folder: Path, is_required: bool) -> Iterator[str]:
     if not cell:
-        if column in REQUIRED_COLUMNS:
+        if is_required:
             yield f"{column} is empty"
     elif os.path.normpath(cell).split(os.sep)[0] == os.pardir:
         yield f"{column} {cell} leaves the manifest's folder; write an absolute path if that is meant"
@@ -207,17 +306,29 @@ def _number(table: Table, cell: str) -> float:
         raise ManifestError(f"suv_factor {cell!r} is not a positive number") from None
 
 
+def _window(cell: str) -> HounsfieldWindow | None:
+    try:
+        return HounsfieldWindow.parse(cell) if cell else None
+    except IntensityError as error:
+        raise ManifestError(str(error)[:1].lower() + str(error)[1:].rstrip(".")) from None
+
+
 def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
+    columns = _names(table.header)
+    known = {*_required(table.header), *OPTIONAL_COLUMNS}
     return Pair(
         subject=row["subject"],
         split=row["split"] or "train",
-        source=_resolve(row["source"], folder),
+        source=_resolve(row[columns[0]], folder),
         target=_resolve(row["target"], folder),
         mask=_resolve(mask, folder) if mask else None,
         suv_factor=_number(table, factor) if factor else None,
         labels=_resolve(labels, folder) if labels else None,
-        extra={name: cell for name, cell in row.items() if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS},
+        source_intensity=_window(row.get("source_intensity", "")),
+        target_intensity=_window(row.get("target_intensity", "")),
+        extra={name: cell for name, cell in row.items() if name not in known},
+        named={c.removeprefix(_NAMED): _resolve(row[c], folder) for c in columns if c != SOURCE},
     )
 
 
@@ -225,7 +336,8 @@ def _cells(pair: Pair, columns: Sequence[str], folder: Path) -> list[str]:
     """The cells of a row, empty if the pair has no value; a subject that the reader would strip is refused."""
     if pair.subject != pair.subject.strip():
         raise ManifestError(f"subject {pair.subject!r} begins or ends with a blank; take it off.")
-    return [_cell(getattr(pair, column), folder) for column in columns]
+    named = {_NAMED + name: path for name, path in pair.named.items()}
+    return [_cell(named[column] if column in named else getattr(pair, column), folder) for column in columns]
 
 
 def _encoded(text: str, path: Path) -> bytes:
@@ -256,8 +368,18 @@ def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
     """Subjects and volumes that are in two splits; training data must not be used for testing."""
     first: dict[str, tuple[int, str]] = {}
     for line, pair in pairs.items():
-        files = (f"file {os.path.realpath(path)}" for path in (pair.source, pair.target))
+        files = (f"file {os.path.realpath(path)}" for path in pair.scans)
         for name in (f"subject {pair.subject!r}", *files):
             seen, split = first.setdefault(name, (line, pair.split))
             if split != pair.split:
                 yield f"line {line}: {name} is in {pair.split} here and in {split} on line {seen}; keep it in one split"
+
+
+def _mixed_intensities(pairs: dict[int, Pair]) -> Iterator[str]:
+    """Pairs whose volumes would be scaled differently than those of the first row."""
+    for column in INTENSITY_COLUMNS:
+        windows = {line: getattr(pair, column) for line, pair in pairs.items()}
+        first = next(iter(windows), 0)
+        if other := next((line for line, window in windows.items() if window != windows[first]), None):
+            here, there = (str(windows[line] or "empty") for line in (other, first))
+            yield f"line {other}: {column} is {here} here and {there} on line {first}; give all rows the same"

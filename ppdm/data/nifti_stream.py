@@ -158,8 +158,8 @@ def _check_file_size(path: Path, header: Nifti1Header) -> None:
 
 def check_memory(path: Path, shape: Sequence[int], voxel: int) -> None:
     """Refuse a volume that does not fit into the memory of this machine; `voxel` is the bytes of one as stored."""
-    # Three copies: as stored, as float32, and as float32 in canonical order.
-    needed = math.prod(shape) * (voxel + 8)
+    # As stored, in a buffer that grows by an eighth, and as float32 in canonical order.
+    needed = math.prod(shape) * (voxel + voxel / 8 + 4)
     if needed > _physical_memory():
         raise VolumeError(
             f"{path} claims {tuple(shape)} voxels, {needed / 2**30:.1f} GiB to read, and this machine has "

@@ -1,18 +1,19 @@
 """Conversion of intensities to network values, about [-1, 1], and back.
 
 In MRI, the source of each subject is scaled by its own percentiles (`percentile_range`). The target is scaled by
-constants that training computes once (`pooled_range`) and stores in the checkpoint. In PET, source and target share a
-scale with fixed constants (`LogSUV`). So translation needs no statistic of the target, and the output has the target's
-physical units.
+constants that training computes once (`pooled_range`) and stores in the checkpoint. CT has a fixed window
+(`HounsfieldWindow`). In PET, source and target share a scale with fixed constants (`LogSUV`). So translation needs no
+statistic of the target, and the output has the target's physical units.
 
 Every scale works on numpy arrays and on torch tensors of any device, without importing torch.
 """
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -35,13 +36,14 @@ class Range:
     """
 
     kind: ClassVar[str] = "range"
+    _what: ClassVar[str] = "A range"
     low: float
     high: float
 
     def __post_init__(self) -> None:
         _check_numbers(self)
         if not self.low < self.high or not 0 < self._gain < math.inf:
-            raise IntensityError(f"A range needs low < high; got low {self.low} and high {self.high}.")
+            raise IntensityError(f"{self._what} needs low < high; got low {self.low} and high {self.high}.")
 
     @property
     def _gain(self) -> float:
@@ -58,6 +60,48 @@ class Range:
     def to_dict(self) -> dict[str, Any]:
         """The scale as JSON values; `intensity_from_dict` reads them."""
         return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class HounsfieldWindow(Range):
+    """Linear scale of CT: `low` HU maps to -1 and `high` HU to +1; values outside are clipped, in both directions.
+
+    The default is the range to which SynthRAD clips CT before it computes PSNR and SSIM (``dynamic_range`` in
+    github.com/SynthRAD2023/metrics and SynthRAD2025/metrics): air lies at -1000 HU, and only metal and some enamel lie
+    above 3000 HU. It is the same for all scans, because HU are a physical scale.
+
+    Args:
+        low, high: HU, finite, low < high.
+    """
+
+    kind: ClassVar[str] = "hounsfield"
+    _what: ClassVar[str] = "A CT window"
+    low: float = -1024.0
+    high: float = 3000.0
+
+    def __str__(self) -> str:
+        return f"ct:{self.low:g},{self.high:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``ct``, which means the default, or ``ct:LOW,HIGH`` in HU; ``str()`` writes the second form.
+
+        Raises:
+            IntensityError: the text is neither, or the window has no width.
+        """
+        number = r"\s*([+-]?\d{1,9}(?:\.\d{1,9})?)\s*"
+        match = re.fullmatch(rf"ct(?::{number},{number})?", text.strip().lower())
+        if not match:
+            raise IntensityError(f"An intensity is ct, or ct:LOW,HIGH in HU such as ct:-1000,2000; got {text!r}.")
+        return cls(float(match[1]), float(match[2])) if match[1] else cls()
+
+    def forward(self, array: Array) -> Array:
+        """HU to network values in [-1, 1]; any shape."""
+        return super().forward(array.clip(self.low, self.high))
+
+    def inverse(self, array: Array) -> Array:
+        """Network values to HU inside the window; any shape."""
+        return super().inverse(array).clip(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -99,7 +143,7 @@ class LogSUV:
 
 
 Intensity = Range | LogSUV
-INTENSITIES: dict[str, type[Range] | type[LogSUV]] = {"range": Range, "log_suv": LogSUV}
+INTENSITIES: dict[str, type[Range] | type[LogSUV]] = {kind.kind: kind for kind in (Range, LogSUV, HounsfieldWindow)}
 
 
 def intensity_from_dict(d: Mapping[str, Any]) -> Intensity:

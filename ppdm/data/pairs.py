@@ -1,17 +1,19 @@
 """Pairs of a manifest, converted to network values.
 
-Axes: a volume (D, H, W), float32.
+Axes: a volume (D, H, W), float32; several sources of a pair are one array (S, D, H, W).
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from ppdm.data.contents import NOT_HU, resembles_hu
 from ppdm.data.manifest import Pair, load_pair, read_manifest
-from ppdm.data.normalise import Intensity, IntensityError, Range, percentile_range, pooled_range
+from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
 ArrayPair = tuple[np.ndarray, np.ndarray]
@@ -25,8 +27,9 @@ class TrainingSet(Sequence[ArrayPair]):
     """The pairs of a manifest as network values, read from disk on access.
 
     Each source is scaled by its own percentiles, and all targets by constants pooled over the subjects. If every pair
-    has an ``suv_factor``, both are scaled in SUV instead. Training does not use the masks of the pairs, which only mark
-    where quality is measured.
+    has an ``suv_factor``, all volumes are scaled in SUV instead. CT, which ``source_intensity`` and
+    ``target_intensity`` of the pairs mark, is scaled by its window in HU. All pairs have the same sources. Training
+    does not use the masks of the pairs, which only mark where quality is measured.
 
     Args:
         pairs: the training pairs; the constructor reads each volume once to compute the constants.
@@ -38,11 +41,12 @@ class TrainingSet(Sequence[ArrayPair]):
     Attributes:
         scaling: the conversion from intensities to network values; an input of :class:`ppdm.checkpoint.Trained`.
         spacing: median voxel size in mm along D, H, W.
+        sources: names of the sources of every pair, in their order.
 
     Raises:
-        PairsError: there are no pairs, only some have a factor, a volume has no contrast, or the scaling is for the
-            other modality.
-        VolumeError: a volume cannot be read, or the two volumes of a pair are not on one grid.
+        PairsError: there are no pairs, only some have a factor or an intensity, their sources differ, a volume has no
+            contrast, or the scaling is for another modality.
+        VolumeError: a volume cannot be read, or the volumes of a pair are not on one grid.
     """
 
     scaling: Scaling
@@ -57,26 +61,34 @@ class TrainingSet(Sequence[ArrayPair]):
         scaling: Scaling | None = None,
     ) -> None:
         self.pairs, self.resample, self._room = tuple(pairs), resample, keep
-        self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._kept: dict[int, tuple[np.ndarray, ...]] = {}
         in_suv = _is_pet(self.pairs)
+        self.sources = _source_names(self.pairs)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
+        source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
+        not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
-        self._sources: list[Range] = []
+        self._sources: list[list[Range]] = []
         targets: list[Range] = []
         for index, pair in enumerate(self.pairs):
-            source, target = load_pair(pair, resample=resample)
-            self._keep(index, (source.data, target.data))
-            spacings.append(source.spacing)
+            *sources, target = load_pair(pair, resample=resample)
+            self._keep(index, (*(source.data for source in sources), target.data))
+            spacings.append(sources[0].spacing)
             if not in_suv:
-                self._sources.append(_range(pair.source, source.data, scaling))
-                targets += [_range(pair.target, target.data)] if scaling is None else []
+                each = zip(pair.sources.values(), sources, strict=True)
+                self._sources.append([source_window or _range(path, source.data, scaling) for path, source in each])
+                targets += [_range(pair.target, target.data)] if scaling is None and target_window is None else []
+            windows = [*[source_window] * len(sources), target_window]
+            for path, volume, window in zip(pair.scans, (*sources, target), windows, strict=True):
+                not_hu += [path] if window and not resembles_hu(volume.data) else []
+        _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
         self.scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
-            else PercentileScaling(pooled_range(targets))
+            else PercentileScaling(target_window or pooled_range(targets), source=source_window)
         )
 
     @classmethod
@@ -105,20 +117,21 @@ class TrainingSet(Sequence[ArrayPair]):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
-        source, target = self._kept.get(index) or self._read(index)
-        source_scale, target_scale = self._scales(index, source)
-        return source_scale.forward(source), target_scale.forward(target)
+        *sources, target = self._kept.get(index) or self._read(index)
+        source_scales, target_scale = self._scales(index, sources)
+        scaled = [scale.forward(source) for scale, source in zip(source_scales, sources, strict=True)]
+        return np.stack(scaled) if len(scaled) > 1 else scaled[0], target_scale.forward(target)
 
-    def _scales(self, index: int, source: np.ndarray) -> tuple[Intensity, Intensity]:
+    def _scales(self, index: int, sources: Sequence[np.ndarray]) -> tuple[Sequence[Intensity], Intensity]:
         if isinstance(self.scaling, SUVScaling):
-            return self.scaling.scales(source, self.pairs[index].suv_factor)
+            scales = [self.scaling.scales(source, self.pairs[index].suv_factor) for source in sources]
+            return [source for source, _ in scales], scales[0][1]
         return self._sources[index], self.scaling.target
 
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        source, target = load_pair(self.pairs[index], resample=self.resample)
-        return source.data, target.data
+    def _read(self, index: int) -> tuple[np.ndarray, ...]:
+        return tuple(volume.data for volume in load_pair(self.pairs[index], resample=self.resample))
 
-    def _keep(self, index: int, volumes: tuple[np.ndarray, np.ndarray]) -> None:
+    def _keep(self, index: int, volumes: tuple[np.ndarray, ...]) -> None:
         size = sum(volume.nbytes for volume in volumes)
         if size <= self._room:
             self._room -= size
@@ -135,6 +148,34 @@ def _is_pet(pairs: Sequence[Pair]) -> bool:
             f"{without[0]}); give it for all (PET) or for none (MRI)."
         )
     return not without
+
+
+def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
+    first = pairs[0]
+    for pair in pairs:
+        if [*pair.sources] != [*first.sources]:
+            raise PairsError(
+                f"Subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
+                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
+            )
+    return tuple(first.sources)
+
+
+def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:
+    """The window in HU of all sources or targets; None if they are not CT."""
+    windows: list[HounsfieldWindow | None] = [getattr(pair, f"{role}_intensity") for pair in pairs]
+    if other := next((i for i, window in enumerate(windows) if window != windows[0]), None):
+        raise PairsError(
+            f"The {role}_intensity of subject {pairs[0].subject} is {windows[0]}, and that of {pairs[other].subject} "
+            f"{windows[other]}; give all pairs the same."
+        )
+    return windows[0]
+
+
+def _warn_of_units(paths: Sequence[Path]) -> None:
+    if paths:
+        which = f"{paths[0]} has" if len(paths) == 1 else f"{len(paths)} volumes, such as {paths[0]}, have"
+        warnings.warn(f"{which} {NOT_HU}.", stacklevel=3)
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:

@@ -45,20 +45,39 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
         raise VolumeError(f"The order of interpolation is one of 0 to 5 (0 nearest, 1 linear, 3 cubic); got {order!r}.")
     if _one_grid(volume.geometry, like.geometry):
         return replace(like, data=volume.data, replaced=volume.replaced)
-    outside = _outside(volume.geometry, like.geometry)
-    _report(float(outside.mean()), name)
-    matrix = _voxel_to_voxel(volume.geometry, like.geometry)
-    data = affine_transform(
-        volume.data,
-        matrix=matrix[:3, :3],
-        offset=matrix[:3, 3],
-        output_shape=like.data.shape,
-        output=np.float32,
-        order=order,
-        mode="nearest",
-    )
-    data[outside] = 0.0
+    data = _resampled(volume.data, volume.geometry, like.geometry, order, name)
     return replace(like, data=data, replaced=volume.replaced)
+
+
+def nearest(labels: np.ndarray, grid: Geometry, like: Geometry, name: str) -> np.ndarray:
+    """The nearest labels at the voxels of another grid, 0 outside the field of view; integers of any size are exact.
+
+    Args:
+        labels: integers from 0 on, (D, H, W).
+        grid: their grid.
+        like: the grid of the result, (D', H', W').
+        name: name of the labels in messages.
+
+    Raises:
+        VolumeError: no voxel of `like` is in the field of view.
+    """
+    if _one_grid(grid, like):
+        return labels
+    # Interpolation in float64 rounds integers above 2**53, so interpolate their ranks; 0 has the rank 0.
+    numbers, ranks = np.unique(np.append(labels, 0), return_inverse=True)
+    ranks = ranks[:-1].reshape(labels.shape).astype(np.int32)
+    found: np.ndarray = numbers[_resampled(ranks, grid, like, 0, name)]
+    return found
+
+
+def _resampled(data: np.ndarray, grid: Geometry, like: Geometry, order: Order, name: str) -> np.ndarray:
+    outside = _outside(grid, like)
+    _report(float(outside.mean()), name)
+    matrix = _voxel_to_voxel(grid, like)
+    made = np.empty(like.shape, data.dtype)
+    affine_transform(data, matrix[:3, :3], matrix[:3, 3], output=made, order=order, mode="nearest")
+    made[outside] = 0
+    return made
 
 
 def share_outside(volume: Volume | Geometry, like: Volume | Geometry) -> float:

@@ -10,34 +10,53 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ppdm.data.normalise import Intensity, IntensityError, LogSUV, Range, intensity_from_dict, percentile_range
+from ppdm.data.normalise import (
+    HounsfieldWindow,
+    Intensity,
+    IntensityError,
+    LogSUV,
+    Range,
+    intensity_from_dict,
+    percentile_range,
+)
 
 
 @dataclass(frozen=True)
 class PercentileScaling:
-    """MRI: each source is scaled by its own percentiles, every target by one range fixed in training.
+    """MRI and CT: each source is scaled by its own percentiles, every target by one range fixed in training.
 
     Args:
-        target: the pooled range of the training targets, physical values.
+        target: the pooled range of the training targets, physical values; of CT, a window in HU.
         low, high: percentiles of a source that map to -1 and +1.
+        source: window in HU of a CT source, which replaces the percentiles.
 
     Raises:
-        IntensityError: target is not a Range, or the percentiles do not satisfy 0 <= low < high <= 100.
+        IntensityError: target is not a Range, source is not a window, or the percentiles do not satisfy
+            0 <= low < high <= 100.
     """
 
     kind: ClassVar[str] = "percentiles"
     target: Range
     low: float = 0.1
     high: float = 99.9
+    source: HounsfieldWindow | None = None
 
     def __post_init__(self) -> None:
         numbers = all(type(p) in (int, float) for p in (self.low, self.high))
+        if not isinstance(self.source, HounsfieldWindow | None):
+            raise IntensityError(f"Expected a window in HU for the source, or none; got {self.source!r}.")
         if not (isinstance(self.target, Range) and numbers and 0 <= self.low < self.high <= 100):
             raise IntensityError(f"Expected a target Range and percentiles 0 <= low < high <= 100; got {self}.")
 
+    @property
+    def unit(self) -> str:
+        """Unit of the target: HU of CT; empty for MRI, which has none."""
+        return "HU" if isinstance(self.target, HounsfieldWindow) else ""
+
     def to_dict(self) -> dict[str, Any]:
-        """The scaling as JSON values."""
-        return {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
+        """The scaling as JSON values; `source` only if there is one, as in files of earlier versions."""
+        whole = {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
+        return whole if self.source is None else {**whole, "source": self.source.to_dict()}
 
     def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
         """The scales of a source (physical values, any shape) and of its target.
@@ -46,8 +65,11 @@ class PercentileScaling:
             IntensityError: the source has no contrast, or a factor was given although the data are not PET.
         """
         if suv_factor is not None:
-            raise IntensityError("An SUV factor is for PET, and this method was trained on MRI; leave the factor out.")
-        return percentile_range(source, self.low, self.high), self.target
+            kind = "CT" if self.unit else "MRI"
+            raise IntensityError(
+                f"An SUV factor is for PET, and this method was trained on {kind}; leave the factor out."
+            )
+        return self.source or percentile_range(source, self.low, self.high), self.target
 
 
 @dataclass(frozen=True)
@@ -63,6 +85,7 @@ class SUVScaling:
     """
 
     kind: ClassVar[str] = "suv"
+    unit: ClassVar[str] = "SUV"
     stored: bool = True
     ceiling: float = 20.0
 
@@ -103,9 +126,11 @@ def scaling_from_dict(d: Any) -> Scaling:
         IntensityError: the dictionary does not describe a scaling.
     """
     kind = SCALINGS.get(str(d.get("kind"))) if isinstance(d, Mapping) else None
-    if kind is None or d.keys() - {"kind"} != {field.name for field in fields(kind)}:
+    optional = {"source"} if kind is PercentileScaling else set()
+    if kind is None or d.keys() - {"kind"} - optional != {field.name for field in fields(kind)} - optional:
         raise IntensityError(f"expected a scaling, one of {', '.join(SCALINGS)} with its fields, got {d!r}")
     values = {name: value for name, value in d.items() if name != "kind"}
-    if "target" in values:
-        values["target"] = intensity_from_dict(values["target"])
+    for role in ("source", "target"):
+        if role in values:
+            values[role] = intensity_from_dict(values[role])
     return kind(**values)

@@ -46,11 +46,13 @@ from ppdm.data.nifti_stream import (
 __all__ = [
     "GRID_TOLERANCE_MM",
     "SUFFIXES",
+    "ExactValues",
     "Geometry",
     "Volume",
     "VolumeError",
     "check_same_grid",
     "files_of_scan",
+    "read_exact",
     "read_geometry",
     "read_shape",
     "read_volume",
@@ -88,10 +90,17 @@ class Volume:
                 f"Expected float32 data of shape {shape}, the shape in the header; got {self.data.dtype} of shape "
                 f"{self.data.shape}. Volume.from_array makes both from an array."
             )
+        # PyTorch refuses negative strides, which numpy calls contiguous along an axis of length 1, and warns of
+        # read-only data.
+        if not (self.data.flags.c_contiguous and self.data.flags.writeable and min(self.data.strides) > 0):
+            object.__setattr__(self, "data", self.data.copy(order="C"))
 
     @classmethod
     def from_array(cls, array: np.ndarray, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> "Volume":
-        """Make a volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, world origin at the centre."""
+        """Make a volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, world origin at the centre.
+
+        The array is copied; it may have any real type, byte order and strides.
+        """
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")
         if not all(math.isfinite(mm) and mm > 0 for mm in spacing):
@@ -103,7 +112,7 @@ class Volume:
         affine[:3, 3] = -0.5 * (np.array(np.shape(array)) - 1) * spacing
         header.set_qform(affine, code="scanner")
         header.set_sform(affine, code="scanner")
-        return cls(np.ascontiguousarray(array, dtype=np.float32), header)
+        return cls(np.array(array, np.float32, order="C"), header)
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -148,15 +157,45 @@ def read_volume(path: str | os.PathLike[str], *, announce: bool = True) -> Volum
     """
     path = user_path(path)
     header, frame, stored = _read(path)
-    affine = affine_in_mm(header) if frame is None else frame.affine
-    data = _canonical_values(stored.reshape(spatial_shape(header), order="F"), affine, *header.get_slope_inter())
-    invalid = ~np.isfinite(data)
-    replaced = int(np.count_nonzero(invalid))
-    if replaced:
-        data[invalid] = 0.0
-        if announce:
-            warnings.warn(f"{path}: {replaced} NaN or infinite voxels were replaced by 0.", stacklevel=2)
+    data = _float32(stored, *header.get_slope_inter())
+    del stored
+    replaced = _replace_invalid(data)
+    if replaced and announce:
+        warnings.warn(f"{path}: {replaced} NaN or infinite voxels were replaced by 0.", stacklevel=2)
     return Volume(data, header, replaced, frame)
+
+
+@dataclass(frozen=True, eq=False)
+class ExactValues:
+    """The values of a file, not rounded to float32.
+
+    Attributes:
+        values: (D, H, W) in canonical order, of the file's own type, int64 or float64; NaN and infinity are 0.
+        geometry: the canonical voxel grid.
+        step: the distance between neighbouring values if they are integers times a fraction; otherwise 0.
+        replaced: number of NaN or infinite voxels that were replaced.
+    """
+
+    values: np.ndarray
+    geometry: Geometry
+    step: float
+    replaced: int
+
+
+def read_exact(path: str | os.PathLike[str]) -> ExactValues:
+    """Read a scan whose values are numbers of things, such as labels, which float32 would merge above 2**24.
+
+    Integers stay exact if slope and intercept are integers; other values are float64. DICOM is read as float32.
+
+    Raises:
+        VolumeError: as in read_volume.
+    """
+    header, frame, stored = _read(user_path(path))
+    affine = affine_in_mm(header) if frame is None else frame.affine
+    slope, intercept = header.get_slope_inter()
+    values, step = _exact(stored, 1.0 if slope is None else slope, intercept or 0.0)
+    replaced = _replace_invalid(values) if values.dtype.kind == "f" else 0
+    return ExactValues(values, canonical_geometry(affine, spatial_shape(header)), step, replaced)
 
 
 def read_geometry(path: str | os.PathLike[str]) -> Geometry:
@@ -262,7 +301,14 @@ def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str
 
 
 def _read(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
-    """The header, the frame unless the file is NIfTI, and the voxels as stored in native order."""
+    """The header, the frame unless the file is NIfTI, and the voxels as stored: a view in canonical order."""
+    header, frame, stored = _read_native(path)
+    affine = affine_in_mm(header) if frame is None else frame.affine
+    native = stored.reshape(spatial_shape(header), order="F")
+    return header, frame, cast(np.ndarray, apply_orientation(native, orientation(affine)))
+
+
+def _read_native(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
     if is_dicom_scan(path):
         series = read_series(path)
         return series.frame.header(series.shape), series.frame, series.voxels()
@@ -277,19 +323,49 @@ def _read(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
         return header, None, read_voxels(path, stream, header)
 
 
-def _canonical_values(
-    stored: np.ndarray, affine: np.ndarray, slope: float | None, intercept: float | None
-) -> np.ndarray:
-    """Physical values, float32 and C-contiguous, in canonical order."""
-    data = np.empty(stored.shape, np.float32, order="F")
-    with np.errstate(over="ignore", invalid="ignore"):  # read_volume counts values that overflow float32
+def _float32(stored: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
+    """Physical values, float32 and C-contiguous."""
+    data = np.empty(stored.shape, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # values that overflow float32 are replaced later
         if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
             data[...] = stored
         else:  # in float64, one plane at a time: a whole float64 volume may not fit into memory
-            for k in range(stored.shape[2]):
-                data[..., k] = stored[..., k] * np.float64(slope) + intercept
-    # A copy in any case: numpy calls a flipped axis of length 1 contiguous, and PyTorch refuses its negative stride.
-    return apply_orientation(data, orientation(affine)).copy(order="C")
+            for plane in _planes(stored):
+                data[plane] = stored[plane] * np.float64(slope) + intercept
+    return data
+
+
+def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float]:
+    """Values and step of :class:`ExactValues`, still with NaN and infinity."""
+    integers = stored.dtype.kind in "iu"
+    if integers and slope.is_integer() and intercept.is_integer():
+        ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
+        if (slope, intercept) == (1.0, 0.0):
+            return stored, 0.0
+        if all(-(1 << 63) <= end < 1 << 63 for end in ends):
+            # Integers of numpy are modulo 2**64, so the result is exact even if an intermediate value is too large.
+            with np.errstate(over="ignore"):
+                return stored.astype(np.int64) * np.int64(int(slope)) + np.int64(int(intercept)), 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        return stored * np.float64(slope) + intercept, abs(slope) if integers else 0.0
+
+
+def _planes(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
+    """The planes of a volume across the axis along which its memory is most spread."""
+    axis = int(np.argmax(np.abs(array.strides)))
+    for k in range(array.shape[axis]):
+        yield (*[slice(None)] * axis, slice(k, k + 1))
+
+
+def _replace_invalid(data: np.ndarray) -> int:
+    """Replace NaN and infinity by 0, plane by plane, and return their number."""
+    replaced = 0
+    for plane in _planes(data):
+        invalid = ~np.isfinite(data[plane])
+        if count := int(np.count_nonzero(invalid)):
+            data[plane][invalid] = 0
+            replaced += count
+    return replaced
 
 
 # Writing

@@ -5,33 +5,51 @@ Axes: a volume (D, H, W) of physical values: SUV in PET, the target's units in M
 The conventions below are fixed before any prediction is made, so that numbers are comparable:
 
 - The data range of PSNR and SSIM is that of the scaling (:func:`data_range`), the same for all subjects and methods.
+- CT has metrics of its own, in HU and with a fixed data range (:func:`ppdm.metrics.ct_preset`).
 - Metrics are computed inside the case's mask (above 0) if it has one, else in the whole volume. The seam index needs
   whole lines of voxels, so it is always computed in the whole volume.
 - The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
   different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
+- With several draws, their mean is scored, and whether their deviation tells where the error is
+  (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
 - If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`ceiling`).
 - The untranslated input is scored too (:func:`untranslated`), as a baseline.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppdm.checkpoint import Trained
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, border_ratio, connected_regions, default_preset, seam_index, suv_bias
+from ppdm.metrics import (
+    MetricError,
+    Preset,
+    border_ratio,
+    connected_regions,
+    ct_preset,
+    default_preset,
+    seam_index,
+    suv_bias,
+)
+from ppdm.metrics.hounsfield import SPAN
+from ppdm.metrics.uncertainty import DEVIATION_RANK, deviation_rank
 from ppdm.pixel_puzzle import Factor
-from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
+from ppdm.sources import described_sources
+from ppdm.translation import other_spacing, reconstruct_volume, translate_draws, translate_volume
 
 PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
 CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
@@ -45,9 +63,19 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
         CaseError: the case has no source.
         IntensityError, TranslationError: as for :func:`ppdm.translation.translate_volume`.
     """
-    source = _source(case)
-    _warn_of_spacing(trained, case)
+    source = _source_for(trained, case)
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
+
+
+def predict_draws(trained: Trained, case: Case, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Translate a case's source several times; the mean and the standard deviation, as :func:`predict`.
+
+    Raises:
+        CaseError: the case has no source.
+        IntensityError, TranslationError: as for :func:`ppdm.translation.translate_draws`.
+    """
+    source = _source_for(trained, case)
+    return translate_draws(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
 def ceiling(trained: Trained, case: Case) -> Tensor:
@@ -61,17 +89,20 @@ def ceiling(trained: Trained, case: Case) -> Tensor:
 
 
 def untranslated(scaling: Scaling, case: Case) -> Tensor:
-    """Return the source as a prediction: unchanged in PET, mapped linearly to the range of the targets in MRI.
+    """Return the source as a prediction: unchanged in PET and from CT to CT, else mapped to the range of the targets.
 
-    The map is that of the scaling. The input of a network is scaled in the same way, so the difference in score is the
-    contribution of the method.
+    The map, which is linear, is that of the scaling. The input of a network is scaled in the same way, so the
+    difference in score is the contribution of the method. Of several sources, the prediction is the mean of what they
+    give.
 
     Raises:
         CaseError: the case has no source.
         IntensityError: the source has no contrast.
     """
     source = _source(case)
-    if isinstance(scaling, SUVScaling):
+    if source.ndim == 4:
+        return torch.stack([untranslated(scaling, replace(case, source=one)) for one in source]).mean(0)
+    if isinstance(scaling, SUVScaling) or (scaling.source and scaling.unit):
         return source
     source_scale, target_scale = scaling.scales(source.numpy())
     return target_scale.inverse(source_scale.forward(source))
@@ -80,9 +111,11 @@ def untranslated(scaling: Scaling, case: Case) -> Tensor:
 def data_range(scaling: Scaling) -> float:
     """The data range of PSNR and SSIM: the range of the scaling's targets in MRI, 0 to its ceiling in PET.
 
-    It is fixed before evaluation: by the training targets in MRI, by a constant (20 SUV) in PET. It does not depend on
-    the scored images.
+    It is fixed before evaluation: by the training targets in MRI, by a constant in PET (20 SUV) and in CT (4024 HU,
+    whatever the window of the training). It does not depend on the scored images.
     """
+    if scaling.unit == "HU":
+        return SPAN
     return scaling.target.high - scaling.target.low if isinstance(scaling, PercentileScaling) else scaling.ceiling
 
 
@@ -93,14 +126,15 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
     return found or [2]
 
 
-def convention(span: float, grids: Iterable[Factor] = (2,)) -> Preset:
+def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
     """The project's preset with a seam index and a border ratio for each lattice, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
-        grids: lattices of the two.
+        grids: lattices of both.
+        unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
-    preset, grids = default_preset(span), list(grids)
+    preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)
     seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
     borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
     return replace(preset, metrics={**preset.metrics, **seams, **borders})
@@ -122,11 +156,6 @@ class Score:
     reason: str = ""
     samples: tuple[float, ...] = ()
 
-    @property
-    def unit(self) -> str:
-        """Unit of the value; empty if it is the unit of the volumes."""
-        return unit_of(self.metric)
-
 
 def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
     """Compute every metric of a preset; a metric that fails does not affect the others."""
@@ -147,18 +176,36 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
     return [replace(score, metric=CEILING + score.metric) for score in found]
 
 
-def unit_of(metric: str) -> str:
-    """The unit of a metric, from its name in a preset; empty if it is the unit of the volumes."""
+def deviation_score(deviation: Tensor, prediction: Tensor, case: Case) -> Score:
+    """The rank correlation of the deviation over several draws and the error, ``deviation_rank``, inside the mask."""
+    return _score(DEVIATION_RANK, partial(deviation_rank, deviation, prediction, case.target, case.mask))
+
+
+def unit_of(metric: str, volumes: str = "") -> str:
+    """The unit of a metric, from its name in a preset and from the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
     if metric.startswith((PSNR, SEAM, BORDER)):
         return "dB"
-    return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else "" if metric == "mae" else "1"
+    return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else volumes if metric == "mae" else "1"
+
+
+def in_units_of(trained: Iterable[Trained], cases: Sequence[CaseFiles]) -> list[CaseFiles]:
+    """Return cases whose volumes are CT if a method was trained on CT, whatever the manifest says.
+
+    Predictions of methods that were not trained on CT have the units of their targets too, so all share the metrics.
+    """
+    ct = next((one.scaling for one in trained if one.scaling.unit == "HU"), None)
+    if not isinstance(ct, PercentileScaling) or not isinstance(ct.target, HounsfieldWindow):
+        return list(cases)
+    windows: dict[str, Any] = {"source_intensity": ct.source, "target_intensity": ct.target}
+    return [replace(files, **windows) for files in cases]
 
 
 def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
-    """Check, before any computation, that a method and its cases have the same modality (PET or MRI).
+    """Check, before any computation, that a method and its cases have the same modality (PET or not) and sources.
 
-    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI.
+    As in training, a case with an ``suv_factor`` is PET and a case without one is MRI or CT. Sources are matched by
+    name; a single source may have any name.
 
     Args:
         trained: the trained method.
@@ -166,8 +213,15 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
         name: name of the method in the error message.
 
     Raises:
-        CaseError: the modalities differ.
+        CaseError: the modalities differ, or the sources.
     """
+    wanted = trained.method.sources
+    for files in cases:
+        if {*files.sources} != {*wanted} and (len(files.sources) > 1 or len(wanted) > 1):
+            raise CaseError(
+                f"{name} was trained on {described_sources(wanted)}, but {files.name} has "
+                f"{described_sources(tuple(files.sources))}; give pairs with the sources of the training."
+            )
     in_suv = isinstance(trained.scaling, SUVScaling)
     for files in cases:
         if in_suv and files.suv_factor is None:
@@ -176,8 +230,9 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
                 "files hold SUV), or a method that was trained on MRI."
             )
         if not in_suv and files.suv_factor is not None:
+            kind = "CT" if trained.scaling.unit else "MRI"
             raise CaseError(
-                f"{name} was trained on MRI, but {files.name} has an suv_factor, which makes it PET; give a method "
+                f"{name} was trained on {kind}, but {files.name} has an suv_factor, which makes it PET; give a method "
                 "that was trained on PET, or pairs without factors."
             )
 
@@ -186,6 +241,15 @@ def _source(case: Case) -> Tensor:
     if case.source is None:
         raise CaseError(f"{case.name} has no source, which a prediction is made from; give one.")
     return case.source
+
+
+def _source_for(trained: Trained, case: Case) -> Tensor:
+    """The source of a case, or its sources in the order of the method; a warning if the voxel sizes differ."""
+    source = _source(case)
+    if len(trained.method.sources) > 1:
+        source = source[[case.source_names.index(name) for name in trained.method.sources]]
+    _warn_of_spacing(trained, case)
+    return source
 
 
 def _warn_of_spacing(trained: Trained, case: Case) -> None:
@@ -233,7 +297,7 @@ def _region_scores(name: str, prediction: Tensor, target: Tensor, parts: Tensor)
         yield Score(metric, fmean(each), samples=tuple(each) if name in LESIONS else ())
 
 
-def _score(metric: str, compute: "partial[Tensor | float]") -> Score:
+def _score(metric: str, compute: Callable[[], Tensor | float]) -> Score:
     try:
         value = float(compute())
     except MetricError as fault:

@@ -1,20 +1,24 @@
 """Cases: the input of a prediction and its reference, read from disk onto one grid.
 
-Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI.
+Axes: a volume (D, H, W) of physical values: SUV in PET, the values of the files in MRI and CT. Several sources of a
+case are one tensor (S, D, H, W).
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ppdm.data.manifest import Pair
-from ppdm.data.regions import RegionError, read_names, whole_numbers
+from ppdm.data.normalise import HounsfieldWindow
+from ppdm.data.regions import RegionError, check_regions, names_file, read_labels, read_names
 from ppdm.data.resample import Order, resample_to
 from ppdm.data.volume import Volume, VolumeError, check_same_grid, files_of_scan, read_volume
+from ppdm.sources import SOURCE
 
 
 class CaseError(ValueError):
@@ -28,10 +32,12 @@ class CaseFiles:
     Attributes:
         name: ``subject``, or ``subject/scan`` if the subject has several scans.
         target: the reference volume.
-        source: the volume to translate; None if there is none.
+        source: the volume to translate; of several, the first; None if there is none.
         mask: the region in which quality is measured; None for the whole volume.
         suv_factor: SUV = stored value · suv_factor in PET; None if values are not converted.
         labels: regions in which the uptake of PET is compared; None if there are none.
+        named: the sources by name, as in :class:`ppdm.data.manifest.Pair`.
+        source_intensity, target_intensity: windows in HU of volumes that are CT; None for others.
     """
 
     name: str
@@ -40,6 +46,14 @@ class CaseFiles:
     mask: Path | None = None
     suv_factor: float | None = None
     labels: Path | None = None
+    named: Mapping[str, Path] = field(default_factory=dict, hash=False)
+    source_intensity: HounsfieldWindow | None = None
+    target_intensity: HounsfieldWindow | None = None
+
+    @property
+    def sources(self) -> Mapping[str, Path]:
+        """The sources by name, in their order; empty if there is none."""
+        return self.named or ({SOURCE: self.source} if self.source else {})
 
     def digest(self, *others: Path) -> str:
         """12 hexadecimal digits that depend on the content of these files and of the others given.
@@ -50,7 +64,8 @@ class CaseFiles:
         """
         digest = hashlib.sha256(repr(self.suv_factor).encode())
         labels = [self.labels] if self.labels else []
-        for path in (self.target, self.source, self.mask, *labels, *others):
+        tables = [names_file(path) for path in labels if names_file(path).is_file()]
+        for path in (self.target, *(self.sources.values() or [None]), self.mask, *labels, *tables, *others):
             for file in files_of_scan(path) if path else (None,):
                 digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
         return digest.hexdigest()[:12]
@@ -62,7 +77,17 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
     return [
-        CaseFiles(_name(pair, scans[pair.subject]), pair.target, pair.source, pair.mask, pair.suv_factor, pair.labels)
+        CaseFiles(
+            _name(pair, scans[pair.subject]),
+            pair.target,
+            pair.source,
+            pair.mask,
+            pair.suv_factor,
+            pair.labels,
+            pair.named,
+            pair.source_intensity,
+            pair.target_intensity,
+        )
         for pair in pairs
     ]
 
@@ -74,13 +99,15 @@ class Case:
     Attributes:
         name: as in :class:`CaseFiles`.
         target: (D, H, W) float32; PET in SUV.
-        source: same shape, dtype and unit; None if there is none.
+        source: same shape, dtype and unit; several sources are (S, D, H, W); None if there is none.
         mask: same shape; values above 0 are inside; None for the whole volume.
         grid: a volume on the common grid.
         suv_factor: the factor that converted stored values to SUV; None if values were not converted.
-        labels: same shape, whole numbers, 0 outside every region; None if there are none.
+        labels: same shape, int64, 0 outside every region; None if there are none.
         regions: region names by label number; None if there is no table of names.
         labels_fault: why the labels are unusable; empty if they are usable or there are none.
+        source_names: names of the sources, in their order.
+        source_unit, unit: units of source and target: SUV, HU, or empty for arbitrary ones.
     """
 
     name: str
@@ -92,6 +119,18 @@ class Case:
     labels: Tensor | None = None
     regions: Mapping[int, str] | None = None
     labels_fault: str = ""
+    source_names: tuple[str, ...] = (SOURCE,)
+    source_unit: str = ""
+    unit: str = ""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """The sources (D, H, W) by name, in their order, for pictures; a single one is called ``input``."""
+        if self.source is None:
+            return {}
+        return (
+            {"input": self.source} if self.source.ndim == 3 else dict(zip(self.source_names, self.source, strict=True))
+        )
 
     @property
     def in_suv(self) -> bool:
@@ -100,7 +139,7 @@ class Case:
 
 
 def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
-    """Read a case onto the grid of its source, or of its target if it has no source.
+    """Read a case onto the grid of its first source, or of its target if it has no source.
 
     Args:
         files: the files of the case.
@@ -121,16 +160,35 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
 
     factor = 1.0 if files.suv_factor is None else files.suv_factor
     target = read(files.target) * factor
-    source = read(files.source) * factor if files.source else None
+    sources = [read(path) * factor for path in files.sources.values()]
+    source = (torch.stack(sources) if len(sources) > 1 else sources[0]) if sources else None
     mask = read(files.mask, 0) if files.mask else None
     labels, names, fault = None, None, ""
     if files.labels:
         try:
-            labels = torch.from_numpy(whole_numbers(read(files.labels, 0).numpy(), files.labels))
-            names = read_names(files.labels)
+            labels, names = _read_regions(files.labels, grid, first, resample)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
-            labels, fault = None, str(error)
-    return Case(files.name, target, source, mask, grid, files.suv_factor, labels, names, fault)
+            fault = str(error)
+    units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
+    about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
+    return Case(files.name, target, source, mask, grid, *about)
+
+
+def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
+    return "SUV" if files.suv_factor is not None else "HU" if window else ""
+
+
+def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:
+    """Labels on the grid of a volume, whose file is `owner`, and the table of their names."""
+    labels = read_labels(path)
+    if labels.replaced:
+        warnings.warn(f"{path}: {labels.replaced} NaN or infinite voxels are in no region.", stacklevel=3)
+    if resample:
+        labels = labels.on(grid.geometry, str(path))
+    check_same_grid(grid, labels.geometry, (str(owner), str(path)))
+    numbers, names = torch.from_numpy(labels.numbers), read_names(path)
+    check_regions(numbers.unique().tolist(), names, path)
+    return numbers, names
 
 
 def read_prediction(path: Path, case: Case) -> Tensor:

@@ -6,9 +6,10 @@ The docstring of every metric gives its formula. ``PRESETS`` holds the conventio
 from ppdm.metrics.challenges import PRESETS
 from ppdm.metrics.errors import mae, nmae, nrmse, psnr
 from ppdm.metrics.pair import MetricError
-from ppdm.metrics.preset import Preset, default_preset
+from ppdm.metrics.preset import Preset, ct_preset, default_preset
 from ppdm.metrics.similarity import ssim
 from ppdm.metrics.texture import border_ratio, seam_index, sharpness
+from ppdm.metrics.uncertainty import deviation_rank
 from ppdm.metrics.uptake import UptakeBias, connected_regions, suv_bias
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "UptakeBias",
     "border_ratio",
     "connected_regions",
+    "ct_preset",
     "default_preset",
+    "deviation_rank",
     "mae",
     "nmae",
     "nrmse",

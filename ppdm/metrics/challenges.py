@@ -14,36 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppdm.metrics.errors import mae, psnr
+from ppdm.metrics.hounsfield import ms_ssim_of_ct, psnr_of_ct, ssim_of_ct
 from ppdm.metrics.pair import MetricError, checked
 from ppdm.metrics.preset import Preset
 from ppdm.metrics.similarity import Window, similarity
 from ppdm.metrics.uptake import suv_bias
 
-_AIR, _METAL = -1024.0, 3000.0  # HU, `dynamic_range` in SynthRAD's code
-
-
-def _synthrad_psnr(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    return psnr(prediction.clamp(_AIR, _METAL), target.clamp(_AIR, _METAL), _METAL - _AIR, mask)
-
-
-def _synthrad_ssim(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-    """SSIM of clipped volumes, air outside the mask, shifted to start at 0 (SSIM's first factor needs this offset)."""
-    p, g = (x.clamp(_AIR, _METAL) - _AIR for x in (prediction, target))
-    if mask is not None:
-        p, g = (x * (mask > 0) for x in (p, g))
-    return similarity(checked(p, g, mask), _METAL - _AIR, Window.uniform())
-
-
 SYNTHRAD2023 = Preset(
     name="synthrad2023",
-    metrics={"mae": mae, "psnr": _synthrad_psnr, "ssim": _synthrad_ssim},
+    metrics={"mae": mae, "psnr": psnr_of_ct, "ssim": ssim_of_ct},
     units="HU",
+    unit="HU",
     normalisation="MAE none; PSNR and SSIM clipped to [-1024, 3000], data range 4024, SSIM raised by 1024",
     mask="the body: where MAE, PSNR and SSIM's map are averaged, and air is written outside before SSIM",
-    # SSIM has scikit-image's defaults: uniform window of 7, sample covariance, mean over the map without 3 voxels at
-    # each border. The published version passes the mask to SSIM as an image object instead of an array. Its later code
+    # The published version passes the mask to SSIM as an image object instead of an array. Its later code
     # expects an array, so this preset uses an array.
     source="github.com/SynthRAD2023/metrics, functions/image_metrics.py at fe7e385; arXiv 2403.08447",
+)
+
+SYNTHRAD2025 = Preset(
+    name="synthrad2025",
+    metrics={"mae": mae, "psnr": psnr_of_ct, "ms_ssim": ms_ssim_of_ct},
+    units="HU",
+    unit="HU",
+    normalisation="MAE none; PSNR and MS-SSIM clipped to [-1024, 3000], data range 4024, MS-SSIM raised by 1024",
+    mask="the body: where MAE, PSNR and MS-SSIM's maps are averaged, and air is written outside before MS-SSIM",
+    # Without a mask, the published MS-SSIM fails; here the whole volume counts. The challenge also compares
+    # segmentations of the CT and doses, which are not metrics of a pair of volumes.
+    source="github.com/SynthRAD2025/metrics, functions/image_metrics.py at 0beef65",
 )
 
 
@@ -146,4 +144,4 @@ UDPET = Preset(
     ),
 )
 
-PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (SYNTHRAD2023, BRASYN, UDPET)}
+PRESETS: Mapping[str, Preset] = {preset.name: preset for preset in (SYNTHRAD2023, SYNTHRAD2025, BRASYN, UDPET)}

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppdm.arrays import AS_TENSOR
+
 SLAB = 2**20  # voxels processed at a time: 8 MiB in float64; a few such tensors are in memory
 
 Metric = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # prediction, target, mask of one sample -> a scalar
@@ -72,8 +74,9 @@ def single(name: str, *volumes: Tensor | None) -> None:
     """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only."""
     given = [x for x in volumes if x is not None]
     if any(not isinstance(x, Tensor) or x.ndim != 3 or x.shape != given[0].shape for x in given):
+        mend = "" if all(isinstance(x, Tensor) for x in given) else f" {AS_TENSOR}."
         got = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in given)
-        raise MetricError(f"{name} is of one subject: expected tensors (D, H, W), all of one shape, got {got}.")
+        raise MetricError(f"{name} is of one subject: expected tensors (D, H, W), all of one shape, got {got}.{mend}")
 
 
 def checked_range(data_range: float) -> float:
@@ -114,7 +117,7 @@ def _as_batch(x: Tensor) -> Tensor:
 def _check_volumes(prediction: Tensor, target: Tensor) -> None:
     for name, x in (("prediction", prediction), ("target", target)):
         if not isinstance(x, Tensor):
-            raise MetricError(f"{name} must be a torch tensor, got {type(x).__name__}; torch.from_numpy makes one.")
+            raise MetricError(f"{name} must be a torch tensor, got {type(x).__name__}; {AS_TENSOR}.")
         if x.dtype == torch.bool or x.is_complex():
             raise MetricError(f"{name} must hold real numbers, got {x.dtype}.")
     if prediction.shape != target.shape or target.ndim not in (3, 5) or not target.numel():
@@ -141,7 +144,7 @@ def _check_finite(name: str, x: Tensor) -> None:
 
 def _checked_mask(mask: Tensor, target: Tensor) -> Tensor:
     if not isinstance(mask, Tensor):
-        raise MetricError(f"mask must be a torch tensor, got {type(mask).__name__}; torch.from_numpy makes one.")
+        raise MetricError(f"mask must be a torch tensor, got {type(mask).__name__}; {AS_TENSOR}.")
     one_channel = target.shape if target.ndim == 3 else (target.shape[0], 1, *target.shape[2:])
     if mask.shape not in (target.shape, one_channel):
         raise MetricError(f"mask must have the shape {tuple(target.shape)} of the volumes, got {tuple(mask.shape)}.")

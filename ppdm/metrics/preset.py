@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ppdm.metrics.errors import nmae, nrmse, psnr
+from ppdm.metrics.errors import mae, nmae, nrmse, psnr
+from ppdm.metrics.hounsfield import psnr_of_ct, ssim_of_ct
 from ppdm.metrics.pair import checked, checked_range, single
 from ppdm.metrics.similarity import ssim
 from ppdm.metrics.texture import border_ratio, seam_index, sharpness
@@ -32,6 +33,7 @@ class Preset:
         mask: description of the required mask.
         source: where the convention is published.
         uptake: whether to compute the bias of uptake in every labelled region of PET.
+        unit: unit of metrics in the unit of the volumes, such as the mean absolute error; empty if it is arbitrary.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Preset:
     source: str
     masked: Mapping[str, Score] = field(default_factory=dict)
     uptake: bool = False
+    unit: str = ""
 
     def __call__(self, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, float]:
         """Score one subject.
@@ -91,6 +94,22 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
         mask="where errors count; the seam index sees the whole volume",
         source="docstrings of ppdm.metrics",
         uptake=True,
+    )
+
+
+def ct_preset() -> Preset:
+    """The project's own convention for CT: MAE, PSNR and SSIM of SynthRAD2023, and the sharpness of the project.
+
+    Relative errors (NMAE, NRMSE) are left out: zero HU is water, so that a norm of HU has no meaning.
+    """
+    return Preset(
+        name="ppdm-ct",
+        metrics={"mae": mae, "psnr": psnr_of_ct, "ssim": ssim_of_ct, "sharpness": sharpness},
+        units="HU",
+        normalisation="MAE none; PSNR and SSIM clipped to [-1024, 3000], data range 4024, SSIM raised by 1024",
+        mask="the body, as in SynthRAD2023; the seam index sees the whole volume",
+        source="docstrings of ppdm.metrics.hounsfield and ppdm.metrics",
+        unit="HU",
     )
 
 

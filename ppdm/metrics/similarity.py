@@ -3,14 +3,17 @@
 Axes: batches (N, C, D, H, W), samples (C, D, H, W), volumes (D, H, W).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 
 import torch
 from torch import Tensor
 
 from ppdm.metrics.pair import SLAB, MetricError, Pair, checked, checked_range, wide
+
+Map = Callable[["Window", Sequence[float], Tensor, Tensor], Tensor]  # window, C1 and C2, prediction, target -> a map
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ def ssim(
     return similarity(checked(prediction, target, mask), span, Window.gaussian(window, sigma), (k1, k2))
 
 
-def similarity(pair: Pair, span: float, window: Window, k: tuple[float, float] = (0.01, 0.03)) -> Tensor:
-    """Mean structural similarity with any window; see :func:`ssim`."""
+def similarity(
+    pair: Pair, span: float, window: Window, k: tuple[float, float] = (0.01, 0.03), local: "Map | None" = None
+) -> Tensor:
+    """Mean structural similarity with any window, see :func:`ssim`, or the mean of another map."""
     size = len(window.weights)
     if min(pair.target.shape[2:]) < size:
         raise MetricError(
@@ -111,11 +116,12 @@ def similarity(pair: Pair, span: float, window: Window, k: tuple[float, float] =
             "give larger volumes or a smaller window (and say so: it is another number then)."
         )
     constants = [(each * span) ** 2 for each in k]
-    return pair.each(lambda p, g, m: _mean_similarity(p, g, m, window, constants))
+    chosen = local or _similarity_map
+    return pair.each(lambda p, g, m: _mean_similarity(p, g, m, window, partial(chosen, window, constants)))
 
 
 def _mean_similarity(
-    prediction: Tensor, target: Tensor, mask: Tensor | None, window: Window, constants: Sequence[float]
+    prediction: Tensor, target: Tensor, mask: Tensor | None, window: Window, local: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
     """Average the SSIM map of a sample (C, D, H, W) over its valid region, in slabs that overlap by ``2·half``."""
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
@@ -125,7 +131,7 @@ def _mean_similarity(
     total, count = wide(target.new_zeros(())), 0
     for start in range(0, planes, thickness):
         part = slice(start, start + thickness + 2 * window.half)
-        values = _similarity_map(prediction[:, part].to(dtype), target[:, part].to(dtype), window, constants)
+        values = local(prediction[:, part].to(dtype), target[:, part].to(dtype))
         values = values if inside is None else values[inside[:, start : start + thickness]]
         total += wide(values).sum()
         count += values.numel()
@@ -143,7 +149,7 @@ def _valid(mask: Tensor, window: Window) -> Tensor:
     return inside
 
 
-def _similarity_map(p: Tensor, g: Tensor, window: Window, constants: Sequence[float]) -> Tensor:
+def _similarity_map(window: Window, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
     """Compute the SSIM map (Wang 2004, eq. 13)."""
     c1, c2 = constants
     # A shift does not change variances. Without the common offset, the differences of squares do not lose precision.
@@ -155,3 +161,29 @@ def _similarity_map(p: Tensor, g: Tensor, window: Window, constants: Sequence[fl
     structure = (covariance * (2 * window.correction) + c2) / (variances * window.correction + c2)
     mean_p, mean_g = mean_p + offset, mean_g + offset
     return (2 * mean_p * mean_g + c1) / (mean_p.square() + mean_g.square() + c1) * structure
+
+
+def weighted_map(weight: float) -> Map:
+    """The map ``L^w · C^w · S^w`` of luminance, contrast and structure (Wang 2003, eq. 7); negative factors count as 0.
+
+    With w = 1 it is SSIM where the covariance is not negative.
+    """
+
+    def compute(window: Window, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
+        c1, c2 = constants
+        offset = g.mean()  # as above: the variances keep their precision
+        p, g = p - offset, g - offset
+        mean_p, mean_g = window.mean(p), window.mean(g)
+        var_p, var_g = (
+            (window.mean(x.square()).sub_(mean.square()) * window.correction).clamp_min_(0)
+            for x, mean in ((p, mean_p), (g, mean_g))
+        )
+        covariance = window.mean(p * g).sub_(mean_p * mean_g) * window.correction
+        deviations = (var_p * var_g).sqrt()
+        mean_p, mean_g = mean_p + offset, mean_g + offset
+        luminance = (2 * mean_p * mean_g + c1) / (mean_p.square() + mean_g.square() + c1)
+        contrast = (2 * deviations + c2) / (var_p + var_g + c2)
+        structure = (covariance + c2 / 2) / (deviations + c2 / 2)
+        return (luminance.clamp_min(0) * contrast * structure.clamp_min(0)) ** weight
+
+    return compute

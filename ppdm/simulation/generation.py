@@ -223,10 +223,13 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
 def _pairs(recipe: Recipe, split: str, folder: Path) -> list[Pair]:
     in_suv = find_task(recipe.task).in_suv
     factor, labels = (1.0, _file(folder, LABELS)) if in_suv else (None, None)  # the images already hold SUV
-    return [
-        Pair(folder.name, split, _file(folder, source), _file(folder, target), _file(folder, MASK), factor, labels)
-        for source, target in recipe.pairs
-    ]
+    pairs = []
+    for *names, target in recipe.pairs:
+        sources = {name: _file(folder, name) for name in names}
+        first, named = sources[names[0]], sources if len(names) > 1 else {}
+        shared = (_file(folder, target), _file(folder, MASK), factor, labels)
+        pairs.append(Pair(folder.name, split, first, *shared, named=named))
+    return pairs
 
 
 def _file(folder: Path, name: str) -> Path:

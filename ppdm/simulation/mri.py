@@ -16,7 +16,7 @@ Sources of the tissue parameters:
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +180,24 @@ class MRIProtocol:
             raise ValueError(f"jitter and texture must not be negative, and bias from 0 to below 1; got {self}")
         if not (self.snr > 0 and self.texture_mm > 0):
             raise ValueError(f"snr and texture_mm must be positive, got {self.snr} and {self.texture_mm}")
+
+
+def nulling_time(t1: float, tr: float) -> float:
+    """The inversion time (ms) without signal of a tissue in :class:`InversionRecovery`: T1·ln(2 / (1 + e^(−TR/T1)))."""
+    return t1 * math.log(2 / (1 + math.exp(-tr / t1)))
+
+
+def flair_protocol(field_strength: float = 1.5) -> MRIProtocol:
+    """The default protocol with a third image, FLAIR: T2-weighted, with an inversion pulse that nulls the mean CSF.
+
+    TR 9000 ms and TE 100 ms are usual values; the inversion time follows from the T1 of CSF in :data:`RELAXATION`.
+
+    Raises:
+        ValueError: a field strength without parameters.
+    """
+    default = MRIProtocol(field_strength)
+    ti = nulling_time(RELAXATION[field_strength]["csf"].t1, 9000)
+    return replace(default, sequences={**default.sequences, "FLAIR": InversionRecovery(tr=9000, ti=ti, te=100)})
 
 
 def scan_mri(anatomy: Anatomy, protocol: MRIProtocol, rng: np.random.Generator) -> dict[str, np.ndarray]:

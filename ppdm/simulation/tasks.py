@@ -1,4 +1,4 @@
-"""The three tasks of the paper on phantoms: the images of a subject that form a pair.
+"""Tasks on phantoms, three of the paper and one with two sources: the images of a subject that form a pair.
 
 A recipe completely describes a set of subjects. A subject depends only on its recipe, its split and its number.
 Subjects of different splits have different seeds and therefore different anatomies. All doses and contrasts of one
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ppdm.data.manifest import SPLITS
-from ppdm.simulation.mri import MRIProtocol, scan_mri
+from ppdm.simulation.mri import MRIProtocol, flair_protocol, scan_mri
 from ppdm.simulation.pet import SCANNERS, Scan, Scanner, draw_uptake, simulate
 from ppdm.simulation.phantom import ANATOMIES, TISSUES, Anatomy, Grid
 
@@ -55,11 +55,12 @@ class Recipe:
     seed: int
 
     @property
-    def pairs(self) -> tuple[tuple[str, str], ...]:
-        """Names of the source and the target of each pair of a subject."""
+    def pairs(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the sources and, last, of the target of each pair of a subject."""
         task = find_task(self.task)
-        sources = [f"{task.source}-dose{dose}" for dose in self.doses] or [task.source]
-        return tuple((source, task.target) for source in sources)
+        if not self.doses:
+            return ((*task.sources, task.target),)
+        return tuple((f"{task.sources[0]}-dose{dose}", task.target) for dose in self.doses)
 
     def describe(self) -> dict[str, Any]:
         """The recipe as JSON values."""
@@ -75,19 +76,21 @@ class Task:
         summary: source and target of the translation, in one line.
         anatomy: the default anatomy.
         protocols: default protocol of each anatomy.
-        source, target: names of the images; a dose is appended to the source's name.
+        sources, target: names of the images; a dose is appended to the name of a PET source.
         doses: the default dose factors of a PET task; empty for MRI.
         images: function that creates the images of a subject, by name.
+        at_field: function that makes the MRI protocol of a field strength in tesla; None for PET.
     """
 
     name: str
     summary: str
     anatomy: str
     protocols: Mapping[str, Protocol]
-    source: str
+    sources: tuple[str, ...]
     target: str
     doses: tuple[int, ...]
     images: Callable[[Anatomy, Recipe, np.random.Generator], Images]
+    at_field: Callable[[float], MRIProtocol] | None = None
 
     @property
     def in_suv(self) -> bool:
@@ -229,14 +232,14 @@ def _pet_scan(anatomy: Anatomy, recipe: Recipe, rng: np.random.Generator) -> Sca
     return simulate(activity, mu, anatomy.grid.spacing, recipe.protocol, counts, recipe.doses)
 
 
-_ANY_MRI = dict.fromkeys(ANATOMIES, MRIProtocol())
+_ANY_MRI, _ANY_FLAIR = dict.fromkeys(ANATOMIES, MRIProtocol()), dict.fromkeys(ANATOMIES, flair_protocol())
 _TASKS = (
     Task(
         "pet-denoise",
         "low-count to full-count PET, both with attenuation correction",
         "head",
         SCANNERS,
-        "AC",
+        ("AC",),
         "AC",
         (20,),
         _pet_denoise,
@@ -246,11 +249,23 @@ _TASKS = (
         "low-count PET without attenuation correction to full-count PET with it",
         "torso",
         SCANNERS,
-        "NAC",
+        ("NAC",),
         "AC",
         (20,),
         _pet_joint,
     ),
-    Task("mri-t1t2", "T1-weighted to T2-weighted MRI", "head", _ANY_MRI, "T1w", "T2w", (), _mri),
+    Task("mri-t1t2", "T1-weighted to T2-weighted MRI", "head", _ANY_MRI, ("T1w",), "T2w", (), _mri, MRIProtocol),
+    Task(
+        "mri-flair",
+        "T1-weighted and T2-weighted to FLAIR MRI, two sources",
+        "head",
+        _ANY_FLAIR,
+        ("T1w", "T2w"),
+        "FLAIR",
+        (),
+        _mri,
+        flair_protocol,
+    ),
 )
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
+PAPER_TASKS = tuple(task.name for task in _TASKS[:3])  # of arXiv 2606.15323; commands use them by default

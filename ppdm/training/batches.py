@@ -1,6 +1,7 @@
 """Batches: checks of the training pairs, and conversion of pairs to tensors.
 
-Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H, W); all are float32 network values.
+Shapes: a volume of a pair is (D, H, W) or (C, D, H, W), a batch is (N, C, D, H, W); all are float32 network values. S
+sources of C channels each are one array with S·C channels.
 """
 
 import hashlib
@@ -9,13 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ppdm.arrays import Array, volume_of
 from ppdm.training.schedule import TrainingError
 
-Array = np.ndarray | Tensor
 ArrayPair = tuple[Array, Array]
 Batch = tuple[Tensor, Tensor]
 
@@ -26,7 +26,7 @@ class Survey:
 
     Attributes:
         count: number of pairs.
-        channels: number of channels of every volume.
+        channels: number of channels of every target, and of each of its sources.
         sha256: SHA-256 of all values in order; it changes with the data, the order or the scaling, but not with the
             location of the files. Empty if it was not requested.
     """
@@ -41,9 +41,21 @@ class Survey:
 
 
 def survey(
-    pairs: Sequence[ArrayPair], batch_size: int = 1, *, digest: bool = False, purpose: str = "train on"
+    pairs: Sequence[ArrayPair],
+    batch_size: int = 1,
+    *,
+    sources: Sequence[str] = ("source",),
+    digest: bool = False,
+    purpose: str = "train on",
 ) -> Survey:
     """Check every pair before the first step, so that an invalid pair cannot stop a run after hours.
+
+    Args:
+        pairs: the pairs.
+        batch_size: pairs per batch.
+        sources: names of the sources whose channels the first volume of a pair holds.
+        digest: whether to compute the SHA-256.
+        purpose: use of the pairs, for messages.
 
     Raises:
         TrainingError: there are no pairs, the two volumes of a pair differ in shape, values are not finite, or pairs
@@ -52,8 +64,8 @@ def survey(
     seen = hashlib.sha256()
     shapes: dict[tuple[int, ...], int] = {}  # maps each shape to the first pair that has it
     for index in range(len(pairs)):
-        volumes = _checked(f"Pair {index} to {purpose}", pairs[index])
-        shapes.setdefault(tuple(volumes[0].shape), index)
+        volumes = _checked(f"Pair {index} to {purpose}", pairs[index], sources)
+        shapes.setdefault(tuple(volumes[1].shape), index)
         for volume in volumes if digest else ():
             seen.update(str(tuple(volume.shape)).encode())
             seen.update(volume.cpu().contiguous().numpy().data)
@@ -129,12 +141,13 @@ class ReadAhead:
             self._next = self._thread.submit(self._read, indices)
 
 
-def _checked(name: str, pair: ArrayPair) -> tuple[Tensor, Tensor]:
+def _checked(name: str, pair: ArrayPair, sources: Sequence[str]) -> tuple[Tensor, Tensor]:
     source, target = (_volume(v) for v in pair)
-    if source.ndim != 4 or source.shape != target.shape:
+    if target.ndim != 4 or source.shape != (len(sources) * target.shape[0], *target.shape[1:]):
+        several = f", the first with the channels of {len(sources)} sources ({', '.join(sources)})"
         raise TrainingError(
             f"{name} has the shapes {tuple(source.shape)} and {tuple(target.shape)}; expected two volumes "
-            "(D, H, W) or (C, D, H, W) of one shape."
+            f"(D, H, W) or (C, D, H, W) of one shape{several if len(sources) > 1 else ''}."
         )
     if not (source.isfinite().all() and target.isfinite().all()):
         raise TrainingError(f"{name} holds values that are not finite; replace them first.")
@@ -142,6 +155,6 @@ def _checked(name: str, pair: ArrayPair) -> tuple[Tensor, Tensor]:
 
 
 def _volume(array: Array) -> Tensor:
-    """Convert to (C, D, H, W) float32; copy arrays, since torch cannot share read-only or reversed ones."""
-    tensor = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array, np.float32, order="C"))
-    return (tensor[None] if tensor.ndim == 3 else tensor).float()
+    """Convert to (C, D, H, W) float32."""
+    tensor = volume_of(array)
+    return tensor[None] if tensor.ndim == 3 else tensor

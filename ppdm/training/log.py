@@ -32,6 +32,8 @@ class StepReport:
         peak_allocated: peak allocated bytes of each GPU so far, when several GPUs train.
         best: whether ``validation_loss`` is the lowest so far; only in the last stage.
         skipped: number of steps so far that were skipped because gradients overflowed; None without any.
+        average_loss: loss of the averaged weights on some training pairs, after the last step.
+        untrained_loss: loss on the same pairs that needs no training, for example by returning the source.
     """
 
     step: int
@@ -46,6 +48,15 @@ class StepReport:
     peak_allocated: tuple[int, ...] | None = None
     best: bool = later(False)
     skipped: int | None = later(None)
+    average_loss: float | None = later(None)
+    untrained_loss: float | None = later(None)
+
+    @property
+    def is_no_better_than_untrained(self) -> bool:
+        """Whether the loss after the last step is that of a network that was never trained, within 5 %."""
+        if self.average_loss is None or self.untrained_loss is None:
+            return False
+        return self.average_loss > 0.95 * self.untrained_loss
 
     @property
     def steps_per_second(self) -> float:

@@ -18,10 +18,12 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from ppdm.arrays import Array
 from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
+from ppdm.sources import described_sources
 from ppdm.training.augment import Flip
-from ppdm.training.batches import Array, ArrayPair, ReadAhead, Survey, stacked, survey
+from ppdm.training.batches import ArrayPair, ReadAhead, Survey, stacked, survey
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class
@@ -95,7 +97,8 @@ def fit(
     Args:
         method: the point in the design space.
         pairs: (source, target) of normalised, finite values, each (D, H, W) or (C, D, H, W); all have one shape unless
-            the batch size is 1. A sequence may read its pairs on access, as :class:`ppdm.data.pairs.TrainingSet` does:
+            the batch size is 1. The source of a method with S sources is (S·C, D, H, W), in the order of
+            ``method.sources``. A sequence may read its pairs on access, as :class:`ppdm.data.pairs.TrainingSet` does:
             a thread loads the next batch during the current step, and nothing else accesses the sequence meanwhile.
             The pairs are reshuffled after each epoch.
         steps, minutes, batch_size, accumulate, augment, seed, validate_every: the fields of
@@ -189,7 +192,7 @@ def _opened(
     """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
     kept = run if ranks.is_first else None
     with ranks.together():
-        seen, held = _surveyed(pairs, validation, schedule, digest=kept is not None)
+        seen, held = _surveyed(method, pairs, validation, schedule, digest=kept is not None)
         if kept is not None:
             opened.enter_context(kept)
         trainer = Training.start(method, seen.channels, schedule.seed, device)
@@ -253,7 +256,13 @@ def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str
 
 def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
     """Start from the weights of a checkpoint; return their SHA-256."""
-    weights = load(path).network.state_dict()
+    trained, wanted = load(path), training.method.sources
+    weights = trained.network.state_dict()
+    if len(wanted) > 1 and trained.method.sources != wanted:  # channels of another order would be mixed up
+        raise CheckpointError(
+            f"{path} was trained on {described_sources(trained.method.sources)}, and this training has "
+            f"{described_sources(wanted)}; give the same sources in the same order, or start from random weights."
+        )
     try:
         training.initialise(weights)
     except ValueError as error:
@@ -285,12 +294,12 @@ def _restore(training: Training, state: State, folder: Path) -> None:
 
 
 def _surveyed(
-    pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
+    method: Method, pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
 ) -> tuple[Survey, Survey | None]:
-    seen = survey(pairs, schedule.batch_size, digest=digest)
+    seen = survey(pairs, schedule.batch_size, sources=method.sources, digest=digest)
     if schedule.validate_every is None:
         return seen, None
-    held = survey(validation, digest=digest, purpose="validate on")
+    held = survey(validation, sources=method.sources, digest=digest, purpose="validate on")
     if held.channels != seen.channels:
         raise TrainingError(f"Pairs to train on have {seen.channels} channels, those to validate on {held.channels}.")
     return seen, held

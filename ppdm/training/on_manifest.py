@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from ppdm.checkpoint import NAME, CheckpointError, Trained, load, save
-from ppdm.data.manifest import Pair, read_manifest
+from ppdm.data.manifest import Pair, read_manifest, with_intensities
+from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.pairs import PairsError, TrainingSet
 from ppdm.method import Method
 from ppdm.model import PPDM
+from ppdm.sources import SOURCE, described_sources
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport
@@ -36,6 +38,9 @@ def train(
     seed: int = 0,
     validate_every: int | None = None,
     resample: bool = False,
+    source_intensity: str | None = None,
+    target_intensity: str | None = None,
+    bridge_from: str | None = None,
     resume: bool = False,
     init_from: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
@@ -50,7 +55,10 @@ def train(
         method: the point in the design space.
         steps, minutes: training budget; give one of them.
         batch_size, accumulate, augment, seed, validate_every: as for :func:`~ppdm.training.loop.fit`.
-        resample: whether to interpolate targets on other grids onto the grids of their sources.
+        resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
+        source_intensity, target_intensity: ``ct`` or ``ct:LOW,HIGH`` if these volumes are CT
+            (:class:`ppdm.data.normalise.HounsfieldWindow`); by default what the manifest says.
+        bridge_from: where a bridge starts: ``mean`` of the sources, or the name of one; None keeps the method's.
         resume: whether to continue the run in the folder. A finished run is returned as it is.
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
         device: device on which the network is trained.
@@ -58,13 +66,21 @@ def train(
 
     Raises:
         ManifestError, PairsError, VolumeError: the manifest or a volume has faults.
+        IntensityError: an intensity is none.
+        ValueError: ``bridge_from``, or the sources of the method, are not those of the manifest.
         RunError, TrainingError, CheckpointError: as for :func:`~ppdm.training.loop.fit`.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
-    asked, notes = {"task": None, "resample": resample}, {"manifest": os.path.abspath(manifest)}  # as the command
+    texts = {"source": source_intensity, "target": target_intensity}
+    windows = {role: HounsfieldWindow.parse(text) for role, text in texts.items() if text is not None}
+    intensities = {f"{role}_intensity": str(window) for role, window in windows.items()}
+    asked = {"task": None, "resample": resample, **intensities}  # as the command
+    notes = {"manifest": os.path.abspath(manifest)}
     run = Run(out, resume=resume, asked=asked, notes=notes)
+    listed = with_intensities(read_manifest(manifest), **windows)
+    method = with_sources_of(method, tuple(listed[0].sources), bridge_from)
     if finished_steps(run, method, schedule, keep_last=True) is None:
-        pairs, held = training_sets(read_manifest(manifest), schedule, str(manifest), resample=resample)
+        pairs, held = training_sets(listed, schedule, str(manifest), resample=resample)
         with run:
             train_sets(
                 method,
@@ -78,6 +94,25 @@ def train(
                 progress=progress,
             )
     return load(out, device)
+
+
+def with_sources_of(method: Method, names: tuple[str, ...], bridge_from: str | None = None) -> Method:
+    """Return the method for the sources of some pairs.
+
+    Args:
+        method: the point in the design space; its own sources must be those of the pairs, unless they are the default.
+        names: names of the sources of the pairs, in their order.
+        bridge_from: as for :func:`train`.
+
+    Raises:
+        ValueError: the method has other sources, or the bridge starts from a source that is not among them.
+    """
+    if method.sources not in ((SOURCE,), names):
+        raise ValueError(
+            f"{method.name} has {described_sources(method.sources)}, and the pairs have {described_sources(names)}; "
+            "give both the same, in the same order"
+        )
+    return method.with_sources(names, bridge_from)
 
 
 def finished_steps(run: Run, method: Method, schedule: Schedule, *, keep_last: bool) -> int | None:

@@ -19,13 +19,13 @@ from ppdm.training.run import Run
 from ppdm.training.schedule import Part, Schedule, TrainingError, parts, step_generator
 from ppdm.training.state import State
 from ppdm.training.trainer import Training
-from ppdm.training.validation import validation_loss
+from ppdm.training.validation import compared_with_untrained, validation_loss
 
 # Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
 _SETTLED_ON = 8
 
-# The loss is scaled by 2^16 at first and by half as much after each overflow, so this many mean a scale below 1.
-_MOST_SKIPPED = 20
+# Number of training pairs on which the result is compared with an untrained network.
+_COMPARED_ON = 4
 
 
 @dataclass(eq=False)
@@ -69,7 +69,6 @@ class Session:
         self._began = time.perf_counter() - self.seconds
         self._resumed = self.last is not None
         self._pending = PendingReports(reading_interval(self.device))
-        self._skipped_in_a_row = 0
 
     @property
     def ended(self) -> bool:
@@ -90,8 +89,8 @@ class Session:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, if the stage has not ended."""
-        options, trainer = self.trainer.method.optimisation, self.trainer
-        return self.schedule.learning_rate(options, trainer.done, self.seconds, self._part, trainer.began)
+        trainer = self.trainer
+        return self.schedule.learning_rate(trainer.method, trainer.done, self.seconds, self._part, trainer.began)
 
     def step(self) -> None:
         """Update the weights once. On an accelerator, this only queues the step: nothing here waits for the device."""
@@ -122,9 +121,10 @@ class Session:
             ranks: processes that call this together; all of the session if absent.
 
         Raises:
-            TrainingError: a loss or a gradient is not finite, or the log cannot be written.
+            TrainingError: a loss or a gradient is not finite, overflow in fp16 persists, or the log cannot be written.
         """
         ranks = ranks or self.ranks
+        before = self._skipped
         for report in map(self._checked, self._pending.read(self.seconds)):
             if report.step == self.trainer.done and self._validates:
                 loss = self._validation_loss(ranks)
@@ -133,31 +133,35 @@ class Session:
                 # Losses of different stages cannot be compared, and only the last stage gives a complete method.
                 report = replace(report, validation_loss=loss, best=self.trainer.is_last and loss < self.lowest)
                 self.lowest = loss if report.best else self.lowest
+            if report.step == self.trainer.done and self.ended:
+                report = self._compared(report, ranks)
             with ranks.together():
                 if report.best:
                     self.on_best(report, self.trainer.average)
                 self.log.write(report)
                 self.show(report)
             self.last = report
+        # Each overflow halves the scale. It is read only after one, when the steps have ended on the device.
+        if self.last and self._skipped > before and (scale := self.trainer.scaler.get_scale()) < 1:
+            raise self._diverged(self.last, f"gradients still overflowed in fp16 when the loss scale fell to {scale:g}")
+
+    @property
+    def _skipped(self) -> int:
+        return (self.last and self.last.skipped) or 0
 
     def _checked(self, report: StepReport) -> StepReport:
         """Return the report of a step with finite values; in fp16, a step whose gradients overflowed was skipped.
 
         Raises:
-            TrainingError: a value is not finite, or steps are skipped again and again.
+            TrainingError: the loss is not finite, or the gradient norm in another precision.
         """
         assert report.gradient_norm is not None
-        before = self.last.skipped if self.last else None
         if math.isfinite(report.loss) and math.isfinite(report.gradient_norm):
-            self._skipped_in_a_row = 0
-            return replace(report, skipped=before)
-        self._skipped_in_a_row += 1
+            return replace(report, skipped=self._skipped or None)
         if not self.trainer.scaler.is_enabled() or not math.isfinite(report.loss):
             what = f"the loss is {report.loss} and the norm of the gradient {report.gradient_norm}"
             raise self._diverged(report, what)
-        if self._skipped_in_a_row > _MOST_SKIPPED:
-            raise self._diverged(report, f"gradients overflowed in {self._skipped_in_a_row} steps in a row")
-        return replace(report, gradient_norm=None, skipped=(before or 0) + 1)
+        return replace(report, gradient_norm=None, skipped=self._skipped + 1)
 
     def save(self, stopping: bool = False) -> None:
         """Write a checkpoint of the last reported step, if one is due or the training is stopping.
@@ -231,14 +235,28 @@ class Session:
             method, self.trainer.average, self.validation, self.schedule.seed, self.device, stage, ranks
         )
 
+    def _compared(self, report: StepReport, ranks: Ranks) -> StepReport:
+        """Return the last report with the loss of the result, and the loss that needs no training."""
+        self.reader.rest()
+        reached, untrained = compared_with_untrained(
+            self.trainer.method,
+            self.trainer.average,
+            list(islice(self.pairs, _COMPARED_ON)),
+            self.schedule.seed,
+            self.device,
+            ranks,
+        )
+        return replace(report, average_loss=reached, untrained_loss=untrained)
+
     def _diverged(self, report: StepReport, what: str) -> TrainingError:
         method, run = self.trainer.method, self.run
         precision = method.network.precision
-        remedy = "" if precision == "fp32" else f"precision fp32 instead of {precision}, or "
+        wider = {"fp32": "", "bf16": "fp32", "fp16": "bf16 or fp32"}[precision]
+        remedy = f"precision {wider} instead of {precision}, or " if wider else ""
         kept = "" if run is None else f"Nothing was written after that; {run.last_checkpoint()}. "
         return TrainingError(
             f"Training stopped at step {report.step}: {what}, at a learning rate of {report.learning_rate:g}. {kept}"
-            f"Try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
+            f"Try {remedy}a learning rate below {method.learning_rate:g}."
         )
 
 

@@ -141,23 +141,26 @@ class Training:
     def update(self, learning_rate: float) -> Tensor:
         """Apply the clipped gradient and clear it; return its norm before clipping.
 
-        In fp16, the norm is not finite if gradients overflowed; the weights then stay as they are, and the next step
-        scales the loss by half as much.
+        In fp16, the norm is not finite if gradients overflowed; the weights and their average then stay as they are,
+        and the next step scales the loss by half as much.
         """
         self.scaler.unscale_(self.optimizer.inner)
         norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
         self.optimizer.step(learning_rate, self.scaler)
         self.scaler.update()
-        self._update_average()
+        self._update_average(norm)
         self.done += 1
         return norm
 
     @torch.no_grad()
-    def _update_average(self) -> None:
-        decay = average_decay(self.method.optimisation.ema, self.done - self.began)
-        average = self.method.part(self.average, self.method.stages[self.stage])
-        # One call updates many weights in one kernel, as `torch.optim.swa_utils` does.
-        torch._foreach_lerp_(list(average.parameters()), list(self.trained.parameters()), 1 - decay)
+    def _update_average(self, norm: Tensor) -> None:
+        rate = 1 - average_decay(self.method.optimisation.ema, self.done - self.began)
+        averages: list[Tensor] = list(self.method.part(self.average, self.method.stages[self.stage]).parameters())
+        weights: list[Tensor] = list(self.trained.parameters())
+        if self.scaler.is_enabled():  # a rate of 0 on the device skips a step without a wait
+            torch._foreach_lerp_(averages, weights, [rate * norm.isfinite()] * len(weights))
+        else:  # one call updates many weights in one kernel, as `torch.optim.swa_utils` does
+            torch._foreach_lerp_(averages, weights, rate)
 
     def is_finite(self) -> bool:
         """Whether every weight is finite; the averages are computed from them and need no separate check."""

@@ -1,4 +1,4 @@
-"""Validation loss on pairs that are not used for training.
+"""Validation loss on pairs that are not used for training, and the loss that needs no training.
 
 Shapes: a volume of a pair is (D, H, W) or (C, D, H, W).
 """
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from ppdm.method import DIFFUSION, STAGE_LOSSES, Method
+from ppdm.method import DIFFUSION, STAGE_LOSSES, Guess, Method, guess_source, guess_zero
 from ppdm.training.batches import ArrayPair, batch
 from ppdm.training.distributed import ALONE, Ranks
 from ppdm.training.schedule import validation_generator
@@ -25,6 +25,7 @@ def validation_loss(
     device: str | torch.device = "cpu",
     stage: str = DIFFUSION,
     ranks: Ranks = ALONE,
+    guess: Guess | None = None,
 ) -> float:
     """Compute the mean training loss over pairs, with times and noises that are the same at every call.
 
@@ -39,12 +40,33 @@ def validation_loss(
         device: device of the network.
         stage: training stage whose loss is computed.
         ranks: processes with the same network and pairs; each processes some of the pairs.
+        guess: computes the outputs instead of the network; only in the diffusion stage.
     """
+    instead = {} if guess is None else {"guess": guess}
     total = 0.0
     with ranks.together():
         for index in range(ranks.rank, len(pairs), ranks.world):
             source, target = batch([pairs[index]], device)
             generator = validation_generator(seed, index, device)
             for _ in range(DRAWS):
-                total += float(STAGE_LOSSES[stage](method, network, source, target, generator).mean())
+                total += float(STAGE_LOSSES[stage](method, network, source, target, generator, **instead).mean())
     return sum(ranks.gather(total)) / (len(pairs) * DRAWS)
+
+
+def compared_with_untrained(
+    method: Method,
+    network: nn.Module,
+    pairs: Sequence[ArrayPair],
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    ranks: Ranks = ALONE,
+) -> tuple[float, float]:
+    """Compute the loss of a network, and the loss that needs no training, for :func:`validation_loss`'s arguments.
+
+    The latter is that of returning the source, or that of an output of zeros if it is lower.
+    """
+    guesses = (None, guess_source, guess_zero)
+    reached, *untrained = (
+        validation_loss(method, network, pairs, seed, device, ranks=ranks, guess=guess) for guess in guesses
+    )
+    return reached, min(untrained)

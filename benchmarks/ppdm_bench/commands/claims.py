@@ -83,6 +83,6 @@ def _results(records: "Sequence[Record]") -> list[str]:
 
 
 def _tasks() -> list[str]:
-    from ppdm.simulation.tasks import TASKS
+    from ppdm.simulation.tasks import PAPER_TASKS
 
-    return list(TASKS)
+    return list(PAPER_TASKS)

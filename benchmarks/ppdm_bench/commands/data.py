@@ -56,7 +56,7 @@ def list_() -> None:
         print(f"  {task.name:{width}}  {task.summary} ({task.anatomy}{dose})")
     print("layouts (data manifest):")
     for layout in LAYOUTS.values():
-        print(f"  {layout.name:{width}}  {layout.source} to {layout.target}")
+        print(f"  {layout.name:{width}}  {', '.join(layout.sources)} to {layout.target}")
     print(f"cache ({cache_folder()}):")
     held = cached_sets()
     for entry in held:
@@ -132,7 +132,6 @@ def _recipe(
     Raises:
         ValueError: incompatible options, or an invalid value.
     """
-    from ppdm.simulation.mri import MRIProtocol
     from ppdm.simulation.phantom import Grid
     from ppdm.simulation.tasks import find_task
 
@@ -143,9 +142,9 @@ def _recipe(
         voxels = Grid(shape, spacing)
     else:
         voxels = Grid.covering(anatomy or found.anatomy, size or 64, grid)
-    protocol = MRIProtocol(field_strength) if field_strength is not None else None
-    if protocol is not None and found.in_suv:
+    if field_strength is not None and found.at_field is None:
         raise ValueError(f"{task} is PET and has no field strength; leave --field-strength out")
+    protocol = found.at_field(field_strength) if field_strength is not None and found.at_field else None
     return found.recipe(voxels, anatomy=anatomy, protocol=protocol, doses=doses, seed=seed)
 
 
@@ -154,7 +153,10 @@ def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.", callback=_expanded)],
-    source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Kind of the source, or kinds of several, such as t1n,t1c,t2w; default: the layout's."),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
         str | None,
@@ -166,12 +168,14 @@ def manifest(
     seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
     """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
+    kinds = read_option("--source", comma_separated(str), source) if source is not None else None
+
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 
     writable(out.absolute().parent)
     pairs, remarks = pairs_from_folder(
-        folder, layout, source=source, target=target, pattern=pattern, seed=seed, suv_table=suv_table
+        folder, layout, source=kinds, target=target, pattern=pattern, seed=seed, suv_table=suv_table
     )
     write_manifest(out, pairs)
     for remark in remarks:
@@ -214,13 +218,13 @@ def montage(
 
     pair = _chosen(read_manifest(manifest), subject)
     writable(out.absolute().parent)
-    source, target = load_pair(pair, resample=resample)
+    *sources, target = load_pair(pair, resample=resample)
     factor = pair.suv_factor or 1.0
     figure = draw_pair(
-        source.data * factor,
+        {name: source.data * factor for name, source in zip(pair.sources, sources, strict=True)},
         target.data * factor,
-        source.spacing,
-        title=f"{pair.subject}: {pair.source.name} to {pair.target.name}",
+        sources[0].spacing,
+        title=f"{pair.subject}: {', '.join(path.name for path in pair.sources.values())} to {pair.target.name}",
         **_look(pair),
     )
     print("written: {}, {}".format(*save(figure, out)))
@@ -246,7 +250,7 @@ def sheet(
     writable(out.absolute().parent)
     volumes, names, spacings = [], [], []
     for pair in pairs[:limit]:
-        for volume, path in zip(load_pair(pair, resample=resample), (pair.source, pair.target), strict=True):
+        for volume, path in zip(load_pair(pair, resample=resample), pair.scans, strict=True):
             volumes.append(volume.data * (pair.suv_factor or 1.0))
             names.append(f"{pair.subject} {stem(path.name)}")
             spacings.append(volume.spacing)
@@ -262,7 +266,9 @@ def sheet(
 
 
 def _look(pair: "Pair") -> dict[str, Any]:
-    return {"colours": "pet", "unit": "SUV"} if pair.suv_factor else {"colours": "gray"}
+    if pair.suv_factor:
+        return {"colours": "pet", "unit": "SUV"}
+    return {"colours": "gray", "in_hu": (pair.source_intensity is not None, pair.target_intensity is not None)}
 
 
 def _chosen(pairs: "list[Pair]", subject: str | None) -> "Pair":

@@ -18,10 +18,14 @@ from ppdm_bench.commands.options import (
     PhantomSize,
     Resample,
     SamplePrecision,
+    Samples,
     SampleSeed,
+    SourceIntensity,
     Split,
+    TargetIntensity,
     TaskName,
     as_usage,
+    asked_intensities,
     asked_reference,
     asked_subjects,
     comma_separated,
@@ -48,6 +52,8 @@ def evaluate(
     grid: PhantomGrid = None,
     data_seed: PhantomSeed = None,
     resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -93,6 +99,7 @@ def evaluate(
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
     seed: SampleSeed = 0,
+    samples: Samples = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     reference: Annotated[
@@ -102,7 +109,7 @@ def evaluate(
         ),
     ] = None,
     convention: Annotated[
-        Literal["synthrad2023", "brasyn", "udpet"] | None,
+        Literal["synthrad2023", "synthrad2025", "brasyn", "udpet"] | None,
         typer.Option(help="Metric convention of a challenge; default: the project's own."),
     ] = None,
     data_range: Annotated[
@@ -110,7 +117,8 @@ def evaluate(
         typer.Option(
             parser=positive("a span"),
             metavar="SPAN",
-            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets.",
+            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
+            "always 4024.",
         ),
     ] = None,
     factor: Annotated[
@@ -129,24 +137,32 @@ def evaluate(
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
-    _check_mode(bool(runs), bool(predictions), {"evaluations": evaluations, "precision": precision}, pairs, folders)
+    of_runs = {"evaluations": evaluations, "precision": precision, "samples": samples}
+    _check_mode(bool(runs), bool(predictions), of_runs, pairs, folders)
+    intensities = asked_intensities(source_intensity, target_intensity)
+    if suv_factor is not None and intensities:
+        raise typer.BadParameter("--suv-factor is for PET, and --target-intensity for CT; give one of the two")
 
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import (
+            NOTHING_TO_DRAW,
             Measuring,
             Sampling,
             compare_folders,
             compare_runs,
             reference_label,
         )
-        from ppdm_bench.evaluation.results import collect, failures, present
+        from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
 
         how = as_usage(Measuring, convention, data_range, grids)
-        shown = bar.add_task("reading", total=None)
+        shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
-            source = asked_subjects(manifest, task, resample, **phantoms)
-            sampling = Sampling(training_device(device), counts, precision, seed)
+            source = asked_subjects(
+                *(manifest, task, resample, source_intensity, target_intensity),
+                **phantoms,  # type: ignore[arg-type]
+            )
+            sampling = Sampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
                 source,
@@ -155,17 +171,20 @@ def evaluate(
                 sampling,
                 lambda done, total: bar.update(shown, completed=done, total=total),
                 predictions or [],
+                earlier=earlier,
             )
         else:
-            plan = compare_folders(predictions or [], targets, beside, suv_factor, how)
-        against = as_usage(reference_label, plan.candidates, asked_reference(reference))
+            plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
+        if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
+        against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(
                 plan,
                 folder,
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
-            text, written = present(plan, records, against, folder, **look)
+            text, written = present(plan, records, against, folder, earlier, **look)
     if json:
         from ppdm_bench.records import write_json_array
 

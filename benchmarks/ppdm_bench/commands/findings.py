@@ -29,6 +29,7 @@ def findings_rows(findings: Findings) -> list[dict[str, Any]]:
             "spacing": report.spacing,
             "source_range": report.source_range,
             "target_range": report.target_range,
+            **_ranges(report),
             "faults": list(report.faults),
             "remarks": list(report.remarks),
         }
@@ -40,7 +41,12 @@ def _line(report: Report) -> str:
     words = ["ok   " if report.sound else "FAULT", report.subject, f"({report.split})"]
     if report.shape and report.spacing:
         words += ["×".join(map(str, report.shape)), f"{'×'.join(f'{mm:.3g}' for mm in report.spacing)} mm"]
-    for name, span in (("source", report.source_range), ("target", report.target_range)):
-        if span:
-            words.append(f"{name} {span[0]:.4g} to {span[1]:.4g}")
+    words += [f"{name} {scan.low:.4g} to {scan.high:.4g}" for name, scan in report.scans.items() if scan]
     return "  ".join(words)
+
+
+def _ranges(report: Report) -> dict[str, Any]:
+    """Smallest and largest value of each of several sources, by name."""
+    if len(report.sources) == 1:
+        return {}
+    return {"source_ranges": {name: scan and (scan.low, scan.high) for name, scan in report.sources.items()}}

@@ -16,6 +16,7 @@ from ppdm_bench.predictor.cards import CARDS
 from ppdm_bench.predictor.target import GIB, MIB
 
 if TYPE_CHECKING:
+    from ppdm.data.normalise import HounsfieldWindow
     from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.configuration import Configuration
 
@@ -65,7 +66,7 @@ def asked_sizes(
 
 
 def asked_settings(
-    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int
+    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int = 1
 ) -> dict[str, Any]:
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 
@@ -79,6 +80,7 @@ def asked_settings(
         "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
         "width": width,
         "batch_size": batch_size,
+        "sources": sources,
     }
 
 
@@ -121,25 +123,108 @@ def asked_reference(reference: str | None) -> str | None:
     return as_usage(find_method, method).name + space + variant
 
 
-def asked_subjects(manifest: Path | None, task: str | None, resample: bool, **phantoms: int | str | None) -> "Subjects":
+def asked_subjects(
+    manifest: Path | None,
+    task: str | None,
+    resample: bool,
+    source_intensity: str | None = None,
+    target_intensity: str | None = None,
+    **phantoms: int | str | None,
+) -> "Subjects":
     """Return the subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
 
     Raises:
-        typer.BadParameter: both or neither were given, or an option of the other one.
+        typer.BadParameter: both or neither were given, an option of the other one, or an intensity that is none.
     """
-    given = {name: value for name, value in phantoms.items() if value is not None}
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
-    if manifest is not None and given:
-        raise typer.BadParameter(
-            f"--{next(iter(given)).replace('_', '-')} is for synthetic subjects; give it with --task"
-        )
-    if task is not None and resample:
-        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
+    intensities = asked_intensities(source_intensity, target_intensity)
+    _check_sources(manifest is not None, task is not None, resample, phantoms)
+    if task is not None and intensities:
+        name = next(iter(intensities)).replace("_", "-")
+        raise typer.BadParameter(f"synthetic volumes are PET or MRI; give --{name} with --manifest")
 
     from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects
 
-    return ManifestSubjects(manifest, resample) if manifest is not None else as_usage(PhantomSubjects, task, **given)
+    given = {name: value for name, value in phantoms.items() if value is not None}
+    if manifest is not None:
+        return ManifestSubjects(manifest, resample, **intensities)
+    return as_usage(PhantomSubjects, task, **given)
+
+
+def asked_intensities(source: str | None, target: str | None) -> "dict[str, HounsfieldWindow]":
+    """Read ``--source-intensity`` and ``--target-intensity``; an option that was not given is left out.
+
+    Raises:
+        typer.BadParameter: a value is no intensity.
+    """
+    from ppdm.data.normalise import HounsfieldWindow
+
+    given = {"source_intensity": source, "target_intensity": target}
+    return {
+        name: read_option(f"--{name.replace('_', '-')}", HounsfieldWindow.parse, text)
+        for name, text in given.items()
+        if text is not None
+    }
+
+
+def read_places(places: Sequence[Path], sources: Sequence[str] | None) -> tuple[Path | dict[str, Path], Path]:
+    """Return the input of a translation, or the named inputs of ``--source``, and its output.
+
+    Raises:
+        typer.BadParameter: a text is not NAME=FILE, a name is repeated, or there are too few or too many paths.
+    """
+    named = [read_option("--source", _read_named, text) for text in sources or ()]
+    if twice := [name for name, _ in named if [other for other, _ in named].count(name) > 1]:
+        raise typer.BadParameter(f"--source gives {twice[0]} twice; give each source once")
+    if len(places) != (1 if named else 2):
+        wanted = "OUTPUT after the run, since --source gives the inputs" if named else "INPUT and OUTPUT after the run"
+        raise typer.BadParameter(f"expected {wanted}; got {', '.join(map(str, places))}")
+    return dict(named) if named else places[0], places[-1]
+
+
+def _read_named(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (equals and name and path):
+        raise ValueError(f"expected the name of a source and its scan such as t1=T1.nii.gz, got {text!r}")
+    return name, Path(path)
+
+
+def asked_sets(
+    tasks: Sequence[str] | None,
+    manifests: Sequence[Path] | None,
+    resample: bool,
+    default: Mapping[str, Any],
+    **phantoms: int | str | None,
+) -> "list[Subjects]":
+    """Return the data sets of a comparison: synthetic subjects of each task, and the pairs of each manifest.
+
+    Args:
+        tasks, manifests, resample: the options; without tasks and manifests, those of the default or the paper's three.
+        default: values of options that were not given.
+        phantoms: options of the synthetic subjects; None if not given.
+
+    Raises:
+        typer.BadParameter: a task does not exist, two sets have one name, or an option is for the other kind of set.
+    """
+    from ppdm.simulation.tasks import PAPER_TASKS
+    from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, distinct_sets
+
+    names = tasks or ([] if manifests else default.get("task", PAPER_TASKS))
+    _check_sources(bool(manifests), bool(names), resample, phantoms)
+    made = {name: default.get(name) if value is None else value for name, value in phantoms.items()}
+    made = {name: value for name, value in made.items() if value is not None}
+    sets = [as_usage(PhantomSubjects, name, **made) for name in names]
+    return as_usage(distinct_sets, [*sets, *(ManifestSubjects(path, resample) for path in manifests or [])])
+
+
+def _check_sources(manifest: bool, task: bool, resample: bool, phantoms: Mapping[str, int | str | None]) -> None:
+    """Check that options of manifests and of synthetic subjects have such a source."""
+    given = [name for name, value in phantoms.items() if value is not None]
+    if given and not task:
+        raise typer.BadParameter(f"--{given[0].replace('_', '-')} is for synthetic subjects; give it with --task")
+    if resample and not manifest:
+        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -398,7 +483,7 @@ def _known_methods(incomplete: str) -> list[str]:
 PRESETS = ("matched", "authors")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "norm", "block", "conv")
-Task = Literal["pet-denoise", "pet-joint", "mri-t1t2"]
+Task = Literal["pet-denoise", "pet-joint", "mri-t1t2", "mri-flair"]
 Grid = Literal["cubic", "oblong", "thick"]
 
 # Options of several commands.
@@ -434,6 +519,9 @@ Precision = Annotated[
     typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
 ]
 BatchSize = Annotated[int, integer("Batch size.")]
+Sources = Annotated[
+    int, integer("Number of sources that the method translates from, such as 3 for T1, T1c and T2 to FLAIR.")
+]
 Preset = Annotated[
     str,
     typer.Option(
@@ -442,6 +530,15 @@ Preset = Annotated[
     ),
 ]
 SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        parser=count(2),
+        metavar="N",
+        help="Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.",
+    ),
+]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]
@@ -454,7 +551,17 @@ Minutes = Annotated[
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task", help="Synthetic task; repeatable. Default: all tasks.", autocompletion=completed(*get_args(Task))
+        "--task",
+        help="Synthetic task; repeatable. Default: the paper's three, or none with --manifest.",
+        autocompletion=completed(*get_args(Task)),
+    ),
+]
+Manifests = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--manifest",
+        help="CSV file of your own pairs, beside --task or instead; repeatable. Results are named after the file. "
+        "Default: none.",
     ),
 ]
 MethodName = Annotated[
@@ -478,7 +585,6 @@ Factors = Annotated[
     str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
 ]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
-SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
 Columns = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),
@@ -496,7 +602,20 @@ PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all split
 PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
 PhantomSeed = Annotated[int | None, integer("Random seed of the synthetic set; default: 0.", 0)]
-Resample = Annotated[bool, typer.Option("--resample", help="Resample targets onto the grids of their sources.")]
+Resample = Annotated[bool, typer.Option("--resample", help="Resample onto the grid of the (first) source.")]
+SourceIntensity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ct[:LOW,HIGH]", help="The sources are CT, as for --target-intensity; default: as the manifest says."
+    ),
+]
+TargetIntensity = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ct[:LOW,HIGH]",
+        help="The targets are CT in HU, clipped to a window, by default ct:-1024,3000. Default: as the manifest says.",
+    ),
+]
 
 # Fields of the design space.
 Variations = Annotated[

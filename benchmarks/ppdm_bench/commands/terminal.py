@@ -103,7 +103,6 @@ def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
     """
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
-    from ppdm_bench.report.rows import gpu_of
 
     commands = {record.command for record in records}
     earlier = [record for record in RecordFile(folder / RECORDS).read() if record.command in commands]
@@ -121,7 +120,7 @@ def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
             record.steps,
             record.device,
         )
-        answers[*question, gpu_of(record), record.env.get("torch")] = record
+        answers[*question, record.gpu, record.env.get("torch")] = record
     return list(answers.values())
 
 

@@ -18,7 +18,7 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation
 from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
-from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets
+from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm_bench.commands.pair_sources import Progress, Subjects
@@ -64,6 +64,8 @@ def train_run(
         ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
     """
     ranks = Ranks.here()
+    with ranks.together():
+        method = with_sources_of(method, subjects.sources())
     if steps := ranks.by_first(lambda: finished_steps(run, method, schedule, keep_last=standalone)):
         return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
     with ranks.together():
@@ -164,6 +166,12 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
+    if end.is_no_better_than_untrained:
+        lines.append(
+            f"the network is no better than an untrained one: its loss is {end.average_loss:.4f} on training pairs, "
+            f"and {end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at "
+            f"another learning rate (--learning-rate)"
+        )
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
     return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ppdm import Method
 from ppdm.checkpoint import Trained
-from ppdm.data.manifest import SPLITS
-from ppdm.data.normalise import percentile_range, pooled_range
+from ppdm.data.normalise import HounsfieldWindow, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
-from ppdm.evaluation.evaluate import check_kind, convention, data_range, lattices
+from ppdm.evaluation.evaluate import check_kind, convention, data_range, in_units_of, lattices
 from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
+from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
-from ppdm_bench.commands.pair_sources import PhantomSubjects, Progress, Subjects
+from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import (
     Candidate,
@@ -25,6 +26,7 @@ from ppdm_bench.evaluation.candidates import (
     read_runs,
     the_input,
 )
+from ppdm_bench.records import Record
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,25 @@ class Measuring:
         if self.span is not None or self.grids is not None:
             raise ValueError(f"the convention {self.convention} fixes data range and metrics; leave these options out")
 
-    def preset(self, spans: Mapping[str, float], grids: Sequence[Factor]) -> tuple[Preset, float | None]:
+    def preset(
+        self, spans: Mapping[str, float], grids: Sequence[Factor], unit: str = ""
+    ) -> tuple[Preset, float | None]:
         """The metrics and their data range.
 
         Args:
             spans: data range of each run's scaling, by the name of the run.
             grids: the lattices of the methods.
+            unit: unit of the targets; the metrics of HU have a fixed data range.
 
         Raises:
-            CaseError: the ranges differ, and the user specified none.
+            CaseError: the ranges differ, and the user specified none; or one was specified for HU.
         """
         if self.convention is not None:
             return PRESETS[self.convention], None
+        if unit == "HU":
+            if self.span is not None:
+                raise CaseError(f"CT is scored with the fixed data range of {SPAN:g} HU; leave --data-range out.")
+            return convention(SPAN, self.grids or grids, unit), SPAN
         if self.span is None and len(set(spans.values())) > 1:
             known = ", ".join(f"{name}: {span:g}" for name, span in spans.items())
             raise CaseError(f"The runs were trained on targets of different ranges ({known}); give one --data-range.")
@@ -80,12 +89,26 @@ class Sampling:
         steps: numbers of network evaluations, one candidate for each; None selects the method's own number.
         precision: precision of the network; if absent, that of the training.
         seed: seed of the noise.
+        samples: draws per volume of methods that use noise in sampling, whose mean is scored; None for one.
     """
 
     device: str = "cpu"
     steps: Sequence[int | None] = (None,)
     precision: str | None = None
     seed: int = 0
+    samples: int | None = None
+
+    def draws(self, method: Method) -> bool:
+        """Whether several draws are asked for and differ, at any of the numbers of network evaluations."""
+        counts = [method.sampling.steps if count is None else count for count in self.steps]
+        points = (replace(method, sampling=replace(method.sampling, steps=count)) for count in counts)
+        return self.samples is not None and any(point.is_random for point in points)
+
+
+NOTHING_TO_DRAW = (
+    "--samples is for methods whose sampling uses noise, and none of these does: every draw would be the same; leave "
+    "it out, or train with --set sampling.stochastic=true"
+)
 
 
 def compare_runs(
@@ -96,35 +119,42 @@ def compare_runs(
     sampling: Sampling,
     progress: Progress,
     predictions: Sequence[Path] = (),
+    known: Sequence[Method] = (),
+    earlier: Sequence[Record] = (),
 ) -> Assessment:
     """Compare runs and folders of existing predictions with one another and with the input, on the pairs of a split.
 
     The data range is that of the runs; without runs it is computed from the targets, as in :func:`compare_folders`.
 
+    Args:
+        runs, predictions: what is compared.
+        source, split: the pairs.
+        how, sampling: options.
+        progress: called with the number of phantoms that exist and the number required.
+        known, earlier: as for :func:`ppdm_bench.evaluation.candidates.read_runs`.
+
     Raises:
         CaseError: there are no pairs, or runs, predictions and pairs are incompatible.
         CheckpointError, ManifestError, TranslationError: see the modules that define them.
     """
-    loaded = read_runs(runs, sampling.device)
+    loaded = read_runs(runs, sampling.device, known, earlier)
     everything = source.pairs(progress)
+    require_pairs(source, Counter(pair.split for pair in everything), split, "choose another --split")
     cases = files_of([pair for pair in everything if pair.split == split])
-    if not cases:
-        counts = Counter(pair.split for pair in everything)
-        there = ", ".join(f"{counts[name]} in {name}" for name in SPLITS)
-        raise CaseError(f"{source} has no pair in the split {split!r}, but {there}; choose another --split.")
-    for run, (_, trained) in zip(runs, loaded, strict=True):
-        check_kind(trained, cases, str(run))
-    methods = [trained for _, trained in loaded]
+    for run in loaded:
+        check_kind(run.trained, cases, str(run.place))
+    methods = [run.trained for run in loaded]
+    cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
-    preset, span = how.preset(spans, lattices(trained.method for trained in methods))
+    preset, span = how.preset(spans, lattices(trained.method for trained in methods), _unit(cases))
     candidates = [the_input(scaling)]
-    for run, (variant, trained) in zip(runs, loaded, strict=True):
-        candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
+    for run in loaded:
+        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
-    task, data = _described(source, split)
-    return Assessment(cases, candidates, preset, span, task, data, source.resample)
+    data = {**source.identify(), "split": split}
+    return Assessment(cases, candidates, preset, span, source.task, data, source.resample)
 
 
 def compare_folders(
@@ -133,29 +163,32 @@ def compare_folders(
     beside: Mapping[str, Path | None],
     suv_factor: float | None,
     how: Measuring,
+    intensities: Mapping[str, HounsfieldWindow] | None = None,
 ) -> Assessment:
     """Compare folders of predictions with a folder of targets, and with the sources if there are any.
 
     The data range is computed from the targets as for training: one range for all, the median of their percentile
-    ranges; for PET it is 20 SUV.
+    ranges; for PET it is 20 SUV, for CT (by its ``intensities``) 4024 HU.
 
     Raises:
         CaseError: the files do not match.
         IntensityError, VolumeError: a target has no contrast, or cannot be read.
     """
     cases, candidates = read_folders(predictions, targets, beside, suv_factor)
+    windows: dict[str, Any] = dict(intensities or {})
+    cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
-    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]))
+    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), _unit(cases))
     if beside.get("source") is not None:
         candidates.insert(0, the_input(scaling))
     name = targets.absolute().name
     return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
 
 
-def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
-    """Label of the reference candidate for differences, given by label or by the path of its run or folder.
+def reference_label(candidates: Sequence[Candidate], asked: str | None, earlier: Sequence[Record] = ()) -> str:
+    """Label of the reference for differences, given by label or by the path of its run or folder.
 
-    Without ``asked``, the reference is the first candidate.
+    It may be the label of earlier records that the tables show too. Without ``asked``, it is the first candidate.
 
     Raises:
         ValueError: no candidate has this label or path.
@@ -165,7 +198,10 @@ def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
     for candidate in candidates:
         if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
             return candidate.label
-    known = ", ".join(dict.fromkeys(candidate.label for candidate in candidates))
+    before = [record.label for record in earlier if record.subject]
+    if asked in before:
+        return asked
+    known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
     raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
 
 
@@ -176,12 +212,11 @@ def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]
 def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
     if cases[0].suv_factor is not None:
         return SUVScaling()
-    return PercentileScaling(pooled_range([percentile_range(read_volume(case.target).data) for case in cases]))
+    target = cases[0].target_intensity or pooled_range(
+        [percentile_range(read_volume(case.target).data) for case in cases]
+    )
+    return PercentileScaling(target, source=cases[0].source_intensity)
 
 
-def _described(source: Subjects, split: str) -> tuple[str, dict[str, Any]]:
-    """Name of the data in records, and their origin, without a path of this machine."""
-    if isinstance(source, PhantomSubjects):
-        return source.task, {**source.describe(), "split": split}
-    name = f"{source.path.absolute().parent.name}/{source.path.name}"
-    return name, {**source.describe(), "manifest": name, "split": split}
+def _unit(cases: Sequence[CaseFiles]) -> str:
+    return "HU" if cases[0].target_intensity else ""

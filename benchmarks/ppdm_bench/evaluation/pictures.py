@@ -15,7 +15,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.figures.quality import MANY
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.figures.volumes import Colours, DisplayedVolume, draw_montage
+from ppdm_bench.report.figures.volumes import Colours, DisplayedVolume, ct_rows, draw_montage
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.scores import Scores, by_configuration
 
@@ -68,22 +68,27 @@ def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tupl
 def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: float) -> Figure:
     target = case.target.numpy()
     colours: Colours = "pet" if case.in_suv else "gray"
-    unit = "SUV" if case.in_suv else ""
-    wanted = DisplayedVolume(target, "target", colours, None, unit)
-    rows = [
-        DisplayedVolume(prediction, name, colours, wanted.limits, unit),
-        wanted,
-        DisplayedVolume(prediction - target, "error", "error", (-reach, reach), unit or "a.u."),
-    ]
-    if case.source is not None:
-        rows.insert(0, _input(case.source.numpy(), wanted))
+    wanted = DisplayedVolume(target, "target", colours, None, case.unit)
+    if case.unit == "HU":  # window by window, so that prediction and target lie one below the other
+        pairs = zip(ct_rows(prediction, name), ct_rows(target, "target"), strict=True)
+        rows = [row for pair in pairs for row in pair]
+    else:
+        rows = [DisplayedVolume(prediction, name, colours, wanted.limits, case.unit), wanted]
+    rows.append(DisplayedVolume(prediction - target, "error", "error", (-reach, reach), case.unit or "a.u."))
+    inputs = [_input(source.numpy(), wanted, name, case.source_unit) for name, source in case.inputs.items()]
+    rows = [*inputs, *rows]
     seen = target - wanted.limits[0] if case.mask is None else case.mask.numpy() > 0
     return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
 
 
-def _input(source: np.ndarray, target: DisplayedVolume) -> DisplayedVolume:
-    """Display of the input. MRI has its own scale; PET that of the target unless it is below half (no attenuation)."""
-    shown = DisplayedVolume(source, "input", target.colours, None, target.unit)
+def _input(source: np.ndarray, target: DisplayedVolume, name: str, unit: str) -> DisplayedVolume:
+    """Display of an input: CT as soft tissue, MRI with its own scale.
+
+    PET has the scale of the target, unless it is below half of it (no attenuation correction).
+    """
+    if unit == "HU":
+        return ct_rows(source, name)[0]
+    shown = DisplayedVolume(source, name, target.colours, None, target.unit if target.colours == "pet" else "")
     alike = target.colours == "pet" and shown.limits[1] > target.limits[1] / 2
     return replace(shown, window=target.limits) if alike else shown
 

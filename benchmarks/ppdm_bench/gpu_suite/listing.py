@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ppdm.simulation.tasks import TASKS
+from ppdm.simulation.tasks import PAPER_TASKS
 from ppdm_baselines import METHODS, REFERENCE
 
 CARD = "NVIDIA H100 80GB"  # the estimates are for this GPU
@@ -54,7 +54,7 @@ def listing() -> list[Piece]:
     core = list(dict.fromkeys((first, REFERENCE)))
     rest = [name for name in METHODS if name not in core]
     peaks = [_memory(size, core, "none", "", 150 + size // 2) for size in SIZES]
-    compared = [_compared(task, [*core, *rest], 96) for task in TASKS]
+    compared = [_compared(task, [*core, *rest], 96) for task in PAPER_TASKS]
     return [
         *peaks,
         _speed(128, core, "fp32,bf16", "", 480),
@@ -68,7 +68,7 @@ def listing() -> list[Piece]:
         _speed(256, core, "fp32,bf16", "", 590, evaluations="1,4,10,50"),
         _speed(128, rest, "bf16", "-baselines", 540),
         *(piece for pieces in compared for piece in pieces[len(core) :]),
-        *(piece for task in TASKS for piece in _compared(task, core, 128)),
+        *(piece for task in PAPER_TASKS for piece in _compared(task, core, 128)),
     ]
 
 

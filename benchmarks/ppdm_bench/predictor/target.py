@@ -56,7 +56,7 @@ class Target:
         workspace: bytes that the allocator holds throughout and that no rule explains, fitted to measurements
             (:mod:`ppdm_bench.memory.constants`); 0 by default.
 
-        gpu: name of the card, if it is one of :mod:`ppdm_bench.predictor.cards`; it changes no prediction.
+        gpu: name of the card, if it is one of ``ppdm_bench.predictor.cards``; it changes no prediction.
 
     Raises:
         ValueError: an invalid version or compute capability, a capacity that is not positive, or a context or

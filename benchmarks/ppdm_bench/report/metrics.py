@@ -11,7 +11,17 @@ UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_m
 LATTICE = ("seam_index", "border_ratio")  # one metric a block grid, such as seam_index_r2
 
 # More is better for names that begin with one of these; less for all others that have no ideal.
-_HIGHER = ("psnr", "reconstruction_psnr", "ssim", "fits", "largest_", "matmul_flops_per_second", "flops_share")
+_HIGHER = (
+    "psnr",
+    "reconstruction_psnr",
+    "ssim",
+    "ms_ssim",
+    "deviation_rank",
+    "fits",
+    "largest_",
+    "matmul_flops_per_second",
+    "flops_share",
+)
 _IDEAL = {"sharpness": 1.0, "border_ratio": 0.0, **dict.fromkeys(UPTAKE, 0.0)}
 
 
@@ -42,6 +52,7 @@ _NAMES = {
     "psnr": "PSNR",
     "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a learned representation
     "ssim": "SSIM",
+    "ms_ssim": "MS-SSIM",
     "nmae": "NMAE",
     "nrmse": "NRMSE",
     "mae": "MAE",

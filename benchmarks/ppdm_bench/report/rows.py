@@ -98,15 +98,10 @@ def settings_of(record: Record) -> dict[str, object]:
     width = record.options.get("width")
     found = {
         "width": width if isinstance(width, int) else None,
-        "gpu": gpu_of(record),
+        "gpu": record.gpu,
         "torch": str(record.env.get("torch") or ""),
     }
     return {name: found[name] if name in found else getattr(record, name) for name in (*SETTINGS, *CONDITIONS)}
-
-
-def gpu_of(record: Record) -> str:
-    """Return the name of the GPU that a record is about: of a prediction, the card that it was made for."""
-    return str(record.env.get("target_gpu") or record.env.get("gpu") or "")
 
 
 def all_phases(rows: Sequence[Row]) -> list[str]:

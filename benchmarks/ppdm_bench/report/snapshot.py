@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
@@ -43,6 +43,7 @@ class View:
         spectra: mean power of the error's lines along D, H, W at k/n cycles per voxel, k = 0 … n/2; for predictions.
         config_id, steps, design: from the records of the prediction; design is the resolved method.
         env: environment of the prediction.
+        unit: of an input that has another unit than the target; HU, or empty.
     """
 
     role: Role
@@ -53,9 +54,11 @@ class View:
     steps: int | None = None
     design: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
+    unit: str = ""
 
     def __post_init__(self) -> None:
-        if self.role not in get_args(Role) or not all(isinstance(text, str) for text in (self.label, self.config_id)):
+        texts = (self.label, self.config_id, self.unit)
+        if self.role not in get_args(Role) or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"a view has a role, a label and a configuration, got {self.role!r}, {self.label!r}")
         if not isinstance(self.steps, int | None) or not all(isinstance(d, Mapping) for d in (self.design, self.env)):
             raise ValueError(f"a view has steps, a design and an environment, got {self.steps!r} of {self.label}")
@@ -69,7 +72,7 @@ class Snapshot:
         task, subject: as in the records.
         spacing: mm along D, H, W.
         shape: voxels along D, H, W.
-        unit: SUV, or empty.
+        unit: SUV, HU, or empty.
         views: input and target first.
         place: the file.
     """
@@ -92,6 +95,21 @@ class Snapshot:
     def of(self, role: Role) -> list[View]:
         """Return the views of a role."""
         return [view for view in self.views if view.role == role]
+
+    def with_earlier(self, earlier: Snapshot) -> Snapshot:
+        """Return this snapshot with the predictions of an earlier one of the same volume, those of new labels last."""
+        same = ("task", "subject", "spacing", "shape", "unit")
+        if any(getattr(self, name) != getattr(earlier, name) for name in same) or not _same_target(self, earlier):
+            return self
+        new = {view.label: view for view in self.of("prediction")}
+        old = {view.label: view for view in earlier.of("prediction")}
+        return replace(self, views=[*self.of("input"), *self.of("target"), *(old | new).values()])
+
+
+def _same_target(one: Snapshot, other: Snapshot) -> bool:
+    (ours,), (theirs,) = one.of("target"), other.of("target")
+    steps = {plane: np.ptp(picture) / _LEVELS for plane, picture in ours.sections.items()}
+    return all(np.allclose(ours.sections[plane], theirs.sections[plane], 0, step) for plane, step in steps.items())
 
 
 def sections(volume: np.ndarray, at: Sequence[int]) -> dict[PlaneName, np.ndarray]:
@@ -120,6 +138,7 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> Path:
             "steps": view.steps,
         }
         about |= {"design": dict(view.design), "env": dict(view.env), "ranges": ranges, "spectra": len(view.spectra)}
+        about |= {"unit": view.unit} if view.unit == "HU" else {}
         views.append(about)
     whole: dict[str, Any] = {"format": 1, "task": snapshot.task, "subject": snapshot.subject, "unit": snapshot.unit}
     whole |= {"spacing": list(snapshot.spacing), "shape": list(snapshot.shape), "views": views}
@@ -184,6 +203,7 @@ def _view(arrays: Mapping[str, np.ndarray], number: int, about: Mapping[str, Any
         about["steps"],
         about["design"],
         about["env"],
+        about.get("unit", ""),
     )
 
 

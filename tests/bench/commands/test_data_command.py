@@ -15,6 +15,7 @@ from matplotlib.image import imread
 
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import read_volume
+from ppdm.simulation.mri import flair_protocol
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +73,8 @@ def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm.data.manifest.write_manifest", lambda *_: None)
     assert run("data", "make", "mri-t1t2", "--field-strength", "3", "--out", tmp_path / "x")[0] == 0
     assert asked[0].protocol.field_strength == 3.0
+    assert run("data", "make", "mri-flair", "--field-strength", "3", "--out", tmp_path / "x")[0] == 0
+    assert asked[1].protocol == flair_protocol(3.0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 import typer
 from commands import refused, run
 
-from ppdm.simulation.tasks import TASKS
+from ppdm.simulation.tasks import PAPER_TASKS
 from ppdm_baselines import METHODS, REFERENCE
 from ppdm_bench import cli
 from ppdm_bench.environment import environment
@@ -66,7 +66,7 @@ def test_all_that_needs_a_gpu_is_there():
     assert wanted | {(FIRST, LARGEST, "none"), (FIRST, LARGEST, "block")} <= memory
     assert {int(one["res"]) for one in options if one.get("verify")} == set(SIZES)
     quality = {(task, name) for one in options if one.get("task") for task in one["task"] for name in one["method"]}
-    assert quality == {(task, name) for task in TASKS for name in METHODS}
+    assert quality == {(task, name) for task in PAPER_TASKS for name in METHODS}
     assert {one["size"] for one in options if one.get("task")} == {96, 128}
 
 

@@ -1,5 +1,6 @@
 """``ppdm-bench quality``: methods and points near them, trained and evaluated under one budget."""
 
+import csv
 import json
 
 import pytest
@@ -106,6 +107,24 @@ def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeyp
     assert trained[2:] == [False, True, False, True]
 
 
+def names_in(folder):
+    with (folder / "quality.csv").open() as stream:
+        return list(dict.fromkeys(row["name"] for row in csv.DictReader(stream)))
+
+
+def test_a_row_is_named_by_what_differs_and_stays_when_others_come(tmp_path):
+    folder = tmp_path / "out" / "mri-t1t2"
+    assert run(*SMALL, "--method", "ppdm", "--seeds", "0,1", "--out", "out")[0] == 0
+    assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1"]
+    words = ("--method", "ppdm", "--method", "regression", "--set", "representation=haar", "--out", "out")
+    code, text, err = run(*SMALL, *words, "--reference", "ppdm r=2")
+    assert code == 0, err
+    assert "also show 2 rows of earlier commands in this folder" in err
+    assert "Difference from ppdm r=2, subject by subject" in text
+    new = ["ppdm representation=haar", "regression representation=haar"]
+    assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1", *new]
+
+
 def test_costs_are_recorded_once(tmp_path):
     for _ in range(2):
         assert run(*SMALL, "--method", "ppdm", "--out", "out")[0] == 0
@@ -154,13 +173,15 @@ def test_quick_says_so(monkeypatch):
 
 
 def test_every_method_on_every_task_by_default(monkeypatch):
-    from ppdm.simulation.tasks import TASKS
+    from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
 
     asked: list[Trial] = []
     monkeypatch.setattr(trials, "carry_out_trials", lambda plan, *_: iter(asked.extend(plan) or []))
     assert run("quality", "--device", "cpu", "--grid", "oblong", "--out", "out")[0] == 0
-    assert {(trial.subjects.task, trial.method.name) for trial in asked} == {(t, m) for t in TASKS for m in METHODS}
+    assert {(trial.subjects.task, trial.method.name) for trial in asked} == {
+        (t, m) for t in PAPER_TASKS for m in METHODS
+    }
     assert {trial.subjects.grid for trial in asked} == {"oblong"}
     assert {trial.schedule.steps for trial in asked} == {2000}
 

@@ -11,13 +11,14 @@ import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
 from ppdm_bench.records import RecordError
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
+from ppdm_bench.report.paper import gallery
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
@@ -73,6 +74,25 @@ def snapshot(task="mri-t1t2", shape=(16, 20, 24)):
             )
         )
     return Snapshot(task, "test-000", (1.0, 1.0, 1.5), shape, "", views)
+
+
+def windows(snapshot):
+    """The grey scales of the gallery's pictures, without those of errors."""
+    figure = gallery._figure([snapshot], {}, "double")
+    images = [image for axes in figure.axes for image in axes.images]
+    return [image.get_clim() for image in images if image.cmap.name == "gray"]
+
+
+@pytest.mark.parametrize(("unit", "own"), [("", 3), ("HU", 0)])
+def test_ct_is_shown_in_two_windows(unit, own):
+    whole = snapshot()
+    views = [replace(view, unit=unit if view.role == "input" else "") for view in whole.views]
+    found = windows(replace(whole, unit="HU", views=views))
+    planes, volumes = 3, 4 if unit else 3  # an input of MR has one picture with its own window
+    for window in ((-160, 240), (-500, 1300)):
+        assert found.count(window) == planes * volumes
+    assert len(found) == 2 * planes * volumes + own
+    assert (-160, 240) not in windows(whole)
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +352,38 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
+def test_captions_tell_phantoms_from_own_data():
+    runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
+    first, *others = of_scans(runs)
+    grids = [
+        [*scores(OFF, name, [5, 6], metric="seam_index_r2"), *scores(PPDM, name, [1, 2], metric="seam_index_r2")]
+        for name in (TASKS[0], "")
+    ]
+    for name, records, own, extra in (
+        (
+            "quality-evaluations",
+            runs,
+            [replace(first, shape=(8, 9, 9)), *others],
+            ", 1 seed, 100 training steps, width 64",
+        ),
+        ("seam-index", grids[0], of_scans(grids[1]), ""),
+    ):
+        size = "several sizes" if extra else "32×32×32"
+        theirs = f"Phantoms: {TASKS[0]}, 2 subjects of test, 32×32×32{extra}"
+        ours = f"Own data: mine, 2 subjects of test, {size}{extra}"
+        assert f"{theirs}. {ours}" in exhibit(name, [*records, *own])[0].about
+        only = exhibit(name, own)[0].about
+        assert ours in only
+        assert "hantom" not in only
+    ablation = list(ablated.everything(tasks=("pairs",)))
+    note = " Synthetic phantoms: a direction, not a proof."
+    assert note in exhibit("ablation", ablation)[0].about
+    scans = of_scans(ablation, "pairs")
+    assert "hantom" not in exhibit("ablation", scans)[0].about
+    mixed = [*ablated.everything(tasks=TASKS[:1]), *scans]
+    assert note.replace("phantoms", f"phantoms ({TASKS[0]})") in exhibit("ablation", mixed)[0].about
+
+
 def test_time_of_a_task_belongs_to_its_own_volumes():
     records = [r for method in (PPDM, FULL_3D) for task in TASKS[:2] for r in scores(method, task, [30.0, 31.0])]
     timed = [timing(method, 4, [seconds]) for method, seconds in ((PPDM, 1.0), (FULL_3D, 3.0))]
@@ -365,8 +417,7 @@ def test_pictures_have_scores_directions_and_colour_bars():
     assert {"90 steps\n17.2 dB", "18.5 dB"} <= set(words)
     assert set("RLAPSI") <= set(words)
     assert "lower PSNR than the input: ppdm" in shown.about
-    titles = [axes.get_title() for axes in figure.axes]
-    assert {"error (a.u.)", "target (a.u.)"} <= set(titles)
+    assert {"error (a.u.)", "target (a.u.)"} <= set(words)
     _, figure = exhibit("grid-artefact", records, [whole], places)
     assert "prediction − target (a.u.)" in [axes.get_ylabel() for axes in figure.axes]
     assert {"R", "L", "A", "P"} <= {text for axes in figure.axes for text in labels(axes)}

@@ -66,13 +66,19 @@ def test_a_table_of_bids_is_read_and_its_names_are_made_plain(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("index\tlabel\n1\tliver\n", "KeyError: 'name'"),
-        ("index\tname\none\tliver\n", "ValueError"),
-        ("index\tname\n1\n", "AttributeError"),
+        ("index\tlabel\n1\tliver\n", "column 'name' is missing; found 'index', 'label'"),
+        ("index,name\n1,liver\n", "column 'index' is missing; found 'index,name'"),
+        ("index\tname\none\tliver\n", "line 2: .*'one'"),
+        ("index\tname\n1.5\tliver\n", "line 2: .*'1.5'"),
+        ("index\tname\n1\n", "line 2: 1 cells, expected 2"),
+        ("index\tindex\tname\n1\t1\tliver\n", "'index' appears twice"),
         ("index\tname\n1\tliver\n1\tspleen\n", "twice"),
         ("index\tname\n1\tliver\n2\tLiver\n", "twice"),
         ("index\tname\n1\t \n", "not at all"),
-        (b"\xff\xfe\x00", "UnicodeDecodeError"),
+        ("", "column 'index' is missing; found none"),
+        (b"\xff\xfe\x00", "is not UTF-8 text; save the table of regions"),
+        ("index\tname\n1\tNiere für Ä\n".encode("latin-1"), "is not UTF-8 text; save the table of regions"),
+        ("index\tname\n1\tliver\n".encode("utf-16"), "is not UTF-8 text; save the table of regions"),
     ],
 )
 def test_other_tables_are_refused_in_words(tmp_path, text, message):

@@ -1,6 +1,7 @@
 """NIfTI volumes: geometry returns bit for bit, values are physical, and bad files are refused by name."""
 
 import gzip
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -554,6 +555,30 @@ def test_two_files_on_one_grid_at_45_degrees_have_one_orientation(tmp_path, axes
     for other in volumes[1:]:
         check_same_grid(volumes[0], other, ("a", "b"))
         assert np.array_equal(volumes[0].data, other.data)
+
+
+ANGLES = st.sampled_from([0, 30, 45, -45, math.degrees(math.atan(math.sqrt(0.5))), 60, 90, 135])
+ULPS = st.lists(st.integers(-2, 2), min_size=9, max_size=9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.tuples(ANGLES, ANGLES, ANGLES),
+    st.sampled_from([(1, 1, 1), (0.9, 1.1, 3.3), (4, 0.5, 0.5)]),
+    st.tuples(*[st.sampled_from([1, -1])] * 3),
+    ULPS,
+)
+def test_rounding_does_not_turn_axes_at_any_regular_angle(degrees, spacing, flips, ulps):
+    turn = np.eye(3)
+    for axes, angle in zip([(0, 1), (0, 2), (1, 2)], np.radians(degrees), strict=True):
+        plane = np.eye(3)
+        plane[np.ix_(axes, axes)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        turn = plane @ turn
+    affine, rounded = np.eye(4), np.eye(4)
+    affine[:3, :3] = turn * spacing * flips
+    rounded[:3, :3] = (affine[:3, :3] + np.reshape(ulps, (3, 3)) * 6e-8 * np.array(spacing)).astype(np.float32)
+    assert np.array_equal(orientation(affine), orientation(rounded))
+    assert sorted(orientation(affine)[:, 0]) == [0, 1, 2]
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,6 @@
 """Quality metrics: worked examples, closed forms, scikit-image and numpy as independent references, and refusals."""
 
+from functools import partial
 from math import inf, log10, nan, sqrt
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, signal, stats
 
 from ppdm import metrics
 from ppdm.metrics import (
@@ -17,6 +18,7 @@ from ppdm.metrics import (
     border_ratio,
     connected_regions,
     default_preset,
+    deviation_rank,
     mae,
     nmae,
     nrmse,
@@ -504,6 +506,44 @@ def test_what_is_not_defined_is_refused():
         sharpness(ZEROS, ZEROS)
 
 
+# Deviation and error
+
+
+def test_the_rank_correlation_is_that_of_scipy():
+    p, g = volumes(9, 8, 7)
+    deviation = (p - g).abs().round(decimals=1) + volumes(9, 8, 7)[0].abs()  # with ties
+    mask = ball(9, 8, 7)
+    for inside in (None, mask):
+        where = ... if inside is None else mask
+        wanted = stats.spearmanr(deviation[where].flatten(), (p - g).abs()[where].flatten()).statistic
+        found = deviation_rank(deviation, p, g, None if inside is None else inside.float())
+        assert found.item() == pytest.approx(wanted, abs=1e-12)
+        assert 0.05 < wanted < 0.95
+
+
+def test_the_rank_correlation_has_its_ends():
+    p, g = volumes(6, 6, 6)
+    error = (p - g).abs()
+    assert deviation_rank(error**3, p, g) == pytest.approx(1)
+    assert deviation_rank(1 / (1 + error), p, g) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s, p, g: (torch.ones_like(s), p, g), "the deviation or the error is the same at every voxel"),
+        (lambda s, p, g: (s, g, g), "the deviation or the error is the same at every voxel"),
+        (lambda s, p, g: (s[1:], p, g), "deviation_rank is of one subject"),
+        (lambda s, p, g: (s * nan, p, g), "NaN or infinite"),
+        (lambda s, p, g: (s, p, g, torch.zeros_like(g)), "mask has no voxel above 0"),
+    ],
+)
+def test_the_rank_correlation_refuses(change, sentence):
+    p, g = volumes(6, 6, 6)
+    with pytest.raises(MetricError, match=sentence):
+        deviation_rank(*change((p - g).abs(), p, g))
+
+
 # Presets
 
 
@@ -540,6 +580,52 @@ def test_synthrad_in_a_mask_follows_the_published_steps():
         ),
         "ssim": pytest.approx(map_[core][inside[core]].mean(), abs=1e-9),
     }
+
+
+def ms_ssim_reference(p, g, inside):
+    """SynthRAD2025's steps by scipy: p and g clipped and raised, with air outside the mask."""
+    weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+    pads = [((97 - s) // 2, 97 - s - (97 - s) // 2) if s < 97 else (0, 0) for s in p.shape]
+    p, g, inside = (np.pad(x, pads, mode="edge") for x in (p, g, inside))
+    box = partial(ndimage.uniform_filter, size=7)
+    c1, c2, result = 40.24**2, 120.72**2, 1.0
+    for weight in weights:
+        mean_p, mean_g = box(p), box(g)
+        unbiased = 343 / 342
+        var_p, var_g, both = (
+            (box(a * b) - m * n) * unbiased
+            for a, b, m, n in ((p, p, mean_p, mean_p), (g, g, mean_g, mean_g), (p, g, mean_p, mean_g))
+        )
+        root = np.sqrt(np.clip(var_p, 0, None) * np.clip(var_g, 0, None))
+        factors = (
+            (2 * mean_p * mean_g + c1) / (mean_p**2 + mean_g**2 + c1),
+            (2 * root + c2) / (var_p + var_g + c2),
+            (both + c2 / 2) / (root + c2 / 2),
+        )
+        map_ = np.prod([np.clip(factor, 0, None) ** weight for factor in factors], axis=0)
+        core = (slice(3, -3),) * 3
+        result *= np.clip(map_[core][inside[core]].mean(), 0, 1)
+        eighth = np.full((2, 2, 2), 1 / 8)
+        p, g = (signal.fftconvolve(x, eighth, mode="same")[::2, ::2, ::2] for x in (p, g))
+        inside = inside[::2, ::2, ::2]
+    return result
+
+
+@pytest.mark.parametrize("shape", [(20, 33, 18), (30, 101, 24)])
+def test_synthrad2025_differs_in_its_similarity(shape):
+    p, g = volumes(*shape, scale=3000, offset=-1500)
+    p = 0.7 * g + 0.3 * p
+    mask = ball(*shape)
+    inside = mask.numpy()
+    clipped = [np.where(inside, np.clip(x.double().numpy(), -1024, 3000), -1024) + 1024 for x in (p, g)]
+    found, before = (PRESETS[name](p, g, mask.float()) for name in ("synthrad2025", "synthrad2023"))
+    assert found["ms_ssim"] == pytest.approx(ms_ssim_reference(*clipped, inside), abs=1e-5)
+    assert {name: found[name] for name in ("mae", "psnr")} == {name: before[name] for name in ("mae", "psnr")}
+    # Without a mask, every voxel counts; equal volumes have the highest value.
+    whole = [np.clip(x.double().numpy(), -1024, 3000) + 1024 for x in (p, g)]
+    found = PRESETS["synthrad2025"](p, g)["ms_ssim"]
+    assert found == pytest.approx(ms_ssim_reference(*whole, np.ones(shape, dtype=bool)), abs=1e-5)
+    assert PRESETS["synthrad2025"](g, g)["ms_ssim"] == pytest.approx(1, abs=1e-6)
 
 
 def brasyn_reference(p, g, inside):

@@ -13,6 +13,8 @@ from ppdm.simulation.mri import (
     SpinEcho,
     bias_field,
     draw_parameters,
+    flair_protocol,
+    nulling_time,
     rician,
     scan_mri,
     weighted,
@@ -68,6 +70,32 @@ def test_contrast_of_the_two_images(rng):
     assert t2w["csf"] > t2w["lesion"] > t2w["grey_matter"] > t2w["white_matter"]
     assert t1w["fat"] > t1w["white_matter"]
     assert max(t1w["cortical_bone"], t2w["cortical_bone"]) < 0.3 * t1w["white_matter"]
+
+
+@pytest.mark.parametrize("tesla", RELAXATION)
+def test_flair_nulls_fluid_and_shows_lesions_brightest(tesla, rng):
+    protocol = replace(QUIET, field_strength=tesla, sequences=flair_protocol(tesla).sequences)
+    seen = {
+        name: float(scan_mri(_block(**{name: 1.0}), protocol, rng)["FLAIR"].mean())
+        for name in ("csf", "grey_matter", "white_matter", "lesion")
+    }
+    assert seen["csf"] < 0.01 * seen["white_matter"]
+    assert seen["white_matter"] < seen["grey_matter"] < seen["lesion"]
+
+
+def test_the_nulling_time_is_ln2_of_t1_for_long_repetition():
+    assert nulling_time(1000, 1e6) == pytest.approx(1000 * np.log(2))
+    ti = nulling_time(2569, 9000)
+    assert InversionRecovery(9000, ti, 100).signal(np.float64(2569), np.float64(329), 1.0) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_other_images_of_a_flair_protocol_are_those_without_it():
+    anatomy = _block(csf=0.3, grey_matter=0.7)
+    pairs = (scan_mri(anatomy, protocol, np.random.default_rng(1)) for protocol in (MRIProtocol(), flair_protocol()))
+    two, three = pairs
+    assert [*three] == ["T1w", "T2w", "FLAIR"]
+    for name, image in two.items():
+        np.testing.assert_array_equal(image, three[name])
 
 
 def test_a_lesion_that_looks_like_grey_on_t1_does_not_on_t2(rng):

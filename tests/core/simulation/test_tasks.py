@@ -38,9 +38,10 @@ def quick(monkeypatch):
 def test_subject_has_what_its_recipe_promises(subjects, name):
     subject, recipe = subjects[name], _small(name)
     assert subject.name == "train-000"
-    for source, target in recipe.pairs:
-        assert {source, target} <= set(subject.images)
-        assert np.abs(subject.images[source] - subject.images[target]).max() > 0
+    for *sources, target in recipe.pairs:
+        assert {*sources, target} <= set(subject.images)
+        for source in sources:
+            assert np.abs(subject.images[source] - subject.images[target]).max() > 0
     for array in subject.images.values():
         assert array.shape == recipe.grid.shape
         assert array.dtype == np.float32
@@ -53,6 +54,7 @@ def test_subject_has_what_its_recipe_promises(subjects, name):
 
 def test_names_of_pairs():
     assert _small("mri-t1t2").pairs == (("T1w", "T2w"),)
+    assert _small("mri-flair").pairs == (("T1w", "T2w", "FLAIR"),)
     assert _small("pet-denoise", doses=(4, 100)).pairs == (("AC-dose4", "AC"), ("AC-dose100", "AC"))
     assert _small("pet-joint").pairs == (("NAC-dose20", "AC"),)
 

@@ -6,10 +6,13 @@ import math
 import pytest
 import torch
 from tiny_training import TINY, pair, same
+from waiting import Waits
 
+from ppdm.training.distributed import Ranks
 from ppdm.training.loop import Interrupted, Run, fit, train
 from ppdm.training.schedule import Schedule, TrainingError
 from ppdm.training.trainer import Training
+from ppdm_baselines import METHODS
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.peak import measure_peak, predict_peak
 
@@ -30,19 +33,21 @@ def test_fp16_follows_fp32():
 
 def test_a_step_whose_gradients_overflow_changes_no_weights():
     training = Training.start(HALF)
-    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
-    before = copy.deepcopy(training.network)
     source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    training.step(source, target, 1e-2)  # so that the average differs from the weights
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
+    before, average = copy.deepcopy(training.network), copy.deepcopy(training.average)
+    assert not same(before, average)
     loss, norm = training.step(source, target, 1e-2)
     assert loss.isfinite()
     assert not norm.isfinite()
     assert same(training.network, before)
-    assert same(training.average, before)
+    assert same(training.average, average)
     assert training.scaler.get_scale() == 2.0**99
-    assert all(float(state["step"]) == 0 for state in training.optimizer.inner.state.values())
+    assert all(float(state["step"]) == 1 for state in training.optimizer.inner.state.values())
 
 
-def test_skipped_steps_are_logged_and_a_training_that_only_skips_ends(monkeypatch, tmp_path):
+def test_skipped_steps_are_logged(monkeypatch, tmp_path):
     monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**20))
     reports = []
     fit(HALF, PAIRS, steps=6, progress=reports.append, log=tmp_path / "log.jsonl")
@@ -52,9 +57,27 @@ def test_skipped_steps_are_logged_and_a_training_that_only_skips_ends(monkeypatc
     assert reports[-1].skipped == sum(skipped)
     assert math.isfinite(reports[-1].gradient_norm)
     assert (tmp_path / "log.jsonl").read_text().count("gradient_norm") == 6 - sum(skipped)
-    monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**120))
-    with pytest.raises(TrainingError, match=r"gradients overflowed in 21 steps in a row.* Try precision fp32"):
-        fit(HALF, PAIRS, steps=40)
+
+
+def test_overflow_that_persists_ends_the_training(monkeypatch, tmp_path):
+    """The first step after a resume is enough, because the scale is part of the state."""
+    enter, reports = entering(Training._enter, 4.0), []
+
+    def overflowing(self, *arguments):
+        enter(self, *arguments)
+        next(self.trained.parameters()).register_hook(lambda gradient: gradient * math.inf)
+
+    monkeypatch.setattr(Training, "_enter", overflowing)
+    sentence = (
+        r"step 3: gradients still overflowed in fp16 when the loss scale fell to 0\.5.* Try precision bf16 or fp32"
+    )
+    with pytest.raises(TrainingError, match=sentence):
+        fit(HALF, PAIRS, steps=9, progress=reports.append)
+    assert [report.skipped for report in reports] == [1, 2, 3]
+    with pytest.raises(Interrupted):
+        train(HALF, PAIRS, Schedule(9), run=Run(tmp_path), stop=lambda: len(reports) == 5, progress=reports.append)
+    with pytest.raises(TrainingError, match=sentence):
+        fit(HALF, PAIRS, steps=9, run=Run(tmp_path, resume=True))
 
 
 def entering(enter, scale):
@@ -81,6 +104,58 @@ def test_an_interrupted_run_resumes_to_the_same_bits(monkeypatch, tmp_path):
         )
     again = fit(HALF, PAIRS, steps=6, run=Run(tmp_path / "half", resume=True))
     assert same(whole, again)
+
+
+@pytest.mark.parametrize("scale", [2.0**16, 2.0**100])
+def test_no_step_makes_the_host_wait_even_if_it_is_skipped(scale):
+    training = Training.start(HALF)
+    training.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    for _ in range(2):  # the optimiser makes its state in the first
+        with Waits() as waits:
+            training.step(source, target, 1e-3)
+        assert waits.found == []
+
+
+def test_an_overflow_on_another_rank_skips_the_step_here(monkeypatch):
+    training = Training.start(HALF)
+    before = copy.deepcopy(training.network)
+    source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    assert training.add_gradient(source, target).isfinite()
+    assert all(weight.grad.isfinite().all() for weight in training.trained.parameters())
+    monkeypatch.setattr(Ranks, "mean", lambda self, value: value.index_fill_(0, torch.tensor([0]), math.inf))
+    Ranks(0, 2).average_gradients(training.trained)
+    assert not training.update(1e-2).isfinite()
+    assert same(training.network, before)
+    assert training.scaler.get_scale() == 2.0**15
+
+
+def test_accumulated_batches_have_the_gradient_of_one_in_fp32():
+    norms = []
+    source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    for method, batches in ((TINY, 1), (HALF, 2)):
+        training = Training.start(method)
+        for _ in range(batches):
+            training.add_gradient(source, target, torch.Generator().manual_seed(0), batches)
+        norms.append(float(training.update(1e-3)))
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_every_stage_has_a_scale_of_its_own_that_is_restored():
+    method = METHODS["latent"].with_network(width=8, multipliers=(1, 2), precision="fp16")
+    training, resumed = Training.start(method), Training.start(method)
+    source, target = torch.rand(2, 1, 1, *(max(size, 8) for size in method.multiple))
+    for stage in range(len(method.stages)):
+        assert training.scaler.get_scale() == 2.0**16
+        training.step(source, target, 1e-3)
+        training.scaler.update(2.0 ** (10 + stage))
+        resumed.restore(training.tensors(), training.done)
+        assert resumed.scaler.state_dict() == training.scaler.state_dict()
+        for each in (training, resumed):
+            assert each.step(source, target, 1e-3, torch.Generator().manual_seed(0))[1].isfinite()
+        assert same(training.network, resumed.network)
+        if not training.is_last:
+            training.advance([target])
 
 
 def test_the_prediction_of_a_step_is_the_measurement():

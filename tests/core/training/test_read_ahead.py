@@ -98,14 +98,15 @@ def test_what_is_trained_on_is_what_was_read_one_by_one():
         training.update(learning_rate(TINY.optimisation, k, 4))
     assert same(train(TINY, pairs, schedule), training.average)
     wanted = [i for indices in islice(batch_indices(5, 2, 3), 12) for i in indices]
-    assert pairs.after_the_survey == [(i, False) for i in wanted]  # and nothing more
+    compared = [(i, True) for i in range(4)]  # the result with an untrained network
+    assert pairs.after_the_survey == [*((i, False) for i in wanted), *compared]  # and nothing more
 
 
 def test_a_time_budget_and_a_stop_leave_one_batch_unused():
     pairs = Pairs()
     done = []
     fit(TINY, pairs, minutes=1e-6, batch_size=2, progress=done.append)
-    assert (len(done), len(pairs.after_the_survey)) == (1, 2 + 2)
+    assert (len(done), len(pairs.after_the_survey)) == (1, 2 + 2 + min(len(pairs), 4))  # the comparison reads the last
     pairs, asked = Pairs(), iter([False, True])
     with pytest.raises(Interrupted):
         train(TINY, pairs, Schedule(steps=9, batch_size=2), stop=lambda: next(asked))
@@ -116,7 +117,8 @@ def test_pairs_are_never_read_by_two_threads_at_once():
     pairs = Pairs()
     fit(LATENT, pairs, steps=5, validation=pairs, validate_every=1)
     by_main = [index for index, main in pairs.read if main]
-    assert len(by_main) == 2 * 3 + 3 + 5 * 3  # two surveys, what the latents are settled on, five validations
+    # Two surveys, what the latents are settled on, five validations, and the comparison at the end.
+    assert len(by_main) == 2 * 3 + 3 + 5 * 3 + 3
     assert len(pairs.read) - len(by_main) == 5
 
 

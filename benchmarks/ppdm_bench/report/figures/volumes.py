@@ -7,7 +7,7 @@ scale and the true ratio of their sides, also for voxels of unequal length.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -26,10 +26,12 @@ from ppdm_bench.report.figures.style import SMALL, Column
 
 __all__ = [
     "COLOUR_MAPS",
+    "HU_WINDOWS",
     "Colours",
     "DisplayedVolume",
     "colour_bar",
     "contact_sheet",
+    "ct_rows",
     "draw_montage",
     "draw_pair",
     "write_directions",
@@ -42,6 +44,9 @@ Window = tuple[float, float]
 
 # Grey as in MRI, inverted grey as in nuclear medicine, and a scale with white at zero for errors.
 COLOUR_MAPS = {"gray": "gray", "pet": "gray_r", "error": "RdBu_r"}
+
+# Usual windows of CT: width 400 at level 40, and width 1800 at level 400, both in HU.
+HU_WINDOWS: dict[str, Window] = {"soft tissue": (-160.0, 240.0), "bone": (-500.0, 1300.0)}
 
 _PERCENTILES = {"gray": (0.5, 99.5), "pet": (0.0, 99.8), "error": (0.0, 99.5)}
 
@@ -96,8 +101,13 @@ class DisplayedVolume:
         return bool(self.array.min() < low), bool(self.array.max() > high)
 
 
+def ct_rows(array: np.ndarray, name: str) -> list[DisplayedVolume]:
+    """Return a volume in HU in each window of CT, with a colour bar."""
+    return [DisplayedVolume(array, f"{name}, {tissue}", "gray", window, "HU") for tissue, window in HU_WINDOWS.items()]
+
+
 def draw_pair(
-    source: np.ndarray,
+    source: np.ndarray | Mapping[str, np.ndarray],
     target: np.ndarray,
     spacing: Spacing,
     *,
@@ -106,19 +116,21 @@ def draw_pair(
     colours: Colours = "gray",
     unit: str = "",
     ranges: tuple[Window, Window] | None = None,
+    in_hu: tuple[bool, bool] = (False, False),
     mask: np.ndarray | None = None,
     column: Column = "double",
 ) -> Figure:
     """Return the montage of a pair through the centre of the mask, or of the target without a mask.
 
     Args:
-        source, target: volumes (D, H, W) of one shape.
+        source, target: volumes (D, H, W) of one shape; several sources by name.
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
-        names: names of the rows.
-        colours, unit: as for :class:`DisplayedVolume`, for both volumes.
+        names: names of the rows of one source and of the target.
+        colours, unit: as for :class:`DisplayedVolume`, for all volumes.
         ranges: windows of source and target. By default each MRI volume has its own window; two PET volumes share the
             window of the target, unless the source reaches less than half of it (no attenuation correction).
+        in_hu: whether source and target are CT, which is shown in the windows of soft tissue and of bone.
         mask: (D, H, W), positive inside.
         column: width of the figure.
 
@@ -127,11 +139,14 @@ def draw_pair(
     """
     windows = ranges or (None, None)
     last = DisplayedVolume(target, names[1], colours, windows[1], unit)
-    first = DisplayedVolume(source, names[0], colours, windows[0], unit)
-    if ranges is None and colours == "pet" and first.limits[1] > last.limits[1] / 2:
-        first = replace(first, window=last.limits)
+    sources = source if isinstance(source, Mapping) else {names[0]: source}
+    rows = [DisplayedVolume(array, name, colours, windows[0], unit) for name, array in sources.items()]
+    if ranges is None and colours == "pet":
+        rows = [replace(row, window=last.limits) if row.limits[1] > last.limits[1] / 2 else row for row in rows]
     inside = target - last.limits[0] if mask is None else np.asarray(mask) > 0
-    return draw_montage([first, last], spacing, title=title, at=centre_of_mass(inside), column=column)
+    shown = [(row, in_hu[0]) for row in rows] + [(last, in_hu[1])]
+    rows = [row for one, ct in shown for row in (ct_rows(one.array, one.name) if ct else [one])]
+    return draw_montage(rows, spacing, title=title, at=centre_of_mass(inside), column=column)
 
 
 def draw_montage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ from ppdm_bench.report.figures.image_grid import ImageGrid
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, PlaneName
 from ppdm_bench.report.figures.style import SMALL, Column
-from ppdm_bench.report.figures.volumes import COLOUR_MAPS, Colours, colour_bar, write_directions, write_on_image
+from ppdm_bench.report.figures.volumes import (
+    COLOUR_MAPS,
+    HU_WINDOWS,
+    Colours,
+    colour_bar,
+    write_directions,
+    write_on_image,
+)
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.snapshot import Snapshot, View
@@ -25,6 +33,7 @@ _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "double": ("axial", "coronal", "sagittal"),
 }
 MOST = 7  # predictions on a page
+_HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # of the colour bars in a cell, by their number
 
 Scores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
 
@@ -105,7 +114,11 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
             own = [
                 r
                 for r in records
-                if (r.config_id == view.config_id and r.steps == view.steps if view.config_id else r.method == "input")
+                if (
+                    r.config_id == view.config_id and r.steps == view.steps
+                    if view.config_id
+                    else r.method == view.label
+                )
             ]
             if own and own[-1].value is not None:
                 scores[id(view)] = float(own[-1].value), (own[-1].options.get("training") or {}).get("steps")
@@ -149,18 +162,20 @@ def _table(shown: Sequence[Snapshot], scores: Scores) -> Table:
 def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure:
     """Draw pairs of columns, a picture and its error: all planes of a single task, else the axial slice of each task.
 
-    Rows are the input, the target, and the predictions by label. The empty cells beside input and target have the
-    colour bars.
+    CT has a column for each of its windows beside the error. Rows are the input, the target, and the predictions by
+    label. The empty cells beside input and target have the colour bars.
     """
     places = [(s, plane) for s in shown for plane in (_PLANES[column] if len(shown) == 1 else ("axial",))]
     sizes = [PLANES[plane].size(s.shape, s.spacing) for s, plane in places]
-    # Each pair of columns has its own scale: beside a torso, a head would be small.
+    # Each group of columns has its own scale: beside a torso, a head would be small.
     sizes = [(width / height, 1.0) for width, height in sizes] if len(shown) > 1 else sizes
+    counts = [len(_windows(s, s.of("target")[0])) + 1 for s, _ in places]
+    starts = [0, *accumulate(counts)]
     rows = list(dict.fromkeys(view.label for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))))
     grid = ImageGrid(
         "Every method on one subject of each task, with training steps and PSNR.",
         column,
-        [width for width, _ in sizes for _ in range(2)],
+        [width for (width, _), count in zip(sizes, counts, strict=True) for _ in range(count)],
         [max(height for _, height in sizes)] * len(rows),
         names=True,
         bars=False,
@@ -169,22 +184,25 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
     for row, label in enumerate(rows):
         grid.name(row, plain_label(label))
     for place, ((snapshot, plane), size) in enumerate(zip(places, sizes, strict=True)):
-        grid.caption(0, 2 * place, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
-        colours: Colours = "pet" if snapshot.unit else "gray"
+        first, last = starts[place], starts[place + 1] - 1
+        grid.caption(0, first, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
+        colours: Colours = "pet" if snapshot.unit == "SUV" else "gray"
         for view in (*snapshot.of("input"), *snapshot.of("target"), *_methods(snapshot)):
-            axes = grid.cell(rows.index(view.label), 2 * place, size)
-            low, high = _limits(snapshot, view)
-            _draw(axes, view.sections[plane], colours, (low, high), size)
-            if view.role != "prediction":
-                write_directions(axes, PLANES[plane], colours)
-            if place == 0 or len(shown) > 1:
-                _write_score(axes, view, scores, colours)
+            row = rows.index(view.label)
+            for number, (tissue, limits) in enumerate(_windows(snapshot, view).items()):
+                axes = grid.cell(row, first + number, size)
+                _draw(axes, view.sections[plane], colours, limits, size)
+                if view.role != "prediction":
+                    write_directions(axes, PLANES[plane], colours)
+                if tissue and view.role == "target":
+                    write_on_image(axes, 0.02, 0.14, tissue, colours, ha="left", va="bottom")
+                if number == 0 and (place == 0 or len(shown) > 1):
+                    _write_score(axes, view, scores, colours)
             if view.role == "prediction":
-                cell = grid.cell(rows.index(view.label), 2 * place + 1, size)
                 reach = _reach(snapshot)
-                _draw(cell, _error(snapshot, view, plane), "error", (-reach, reach), size)
+                _draw(grid.cell(row, last, size), _error(snapshot, view, plane), "error", (-reach, reach), size)
         if place == 0 or len(shown) > 1:
-            _bars(grid, snapshot, rows, 2 * place + 1, size, colours)
+            _bars(grid, snapshot, rows, last, size, colours)
     grid.footnote(CONVENTION)
     return grid.figure
 
@@ -196,13 +214,22 @@ def _bars(
     target, reach = snapshot.of("target")[0], _reach(snapshot)
     unit = snapshot.unit or "a.u."
     cells = [rows.index(view.label) for view in (*snapshot.of("input"), target)][-2:]
-    bars: list[tuple[str, Colours, tuple[float, float]]] = [(f"target ({unit})", colours, _limits(snapshot, target))]
-    bars.append((f"error ({unit})", "error", (-reach, reach)))
-    for row, (label, name, limits) in zip(reversed(cells), bars, strict=False):
+    values = [
+        (f"{tissue or 'target'} ({unit})", colours, limits) for tissue, limits in _windows(snapshot, target).items()
+    ]
+    groups: list[list[tuple[str, Colours, tuple[float, float]]]] = [
+        values,
+        [(f"error ({unit})", "error", (-reach, reach))],
+    ]
+    for row, bars in zip(reversed(cells), groups, strict=False):
         cell = grid.cell(row, column, size)
         cell.axis("off")
-        cell.set_title(label, fontsize=SMALL, y=0.62, pad=0)
-        colour_bar(cell.inset_axes((0.12, 0.42, 0.76, 0.12)), limits, name, (True, True), "horizontal")
+        for (label, name, limits), height in zip(bars, _HEIGHTS[len(bars)], strict=True):
+            cell.text(0.5, height + 0.2, label, fontsize=SMALL, ha="center", va="baseline", transform=cell.transAxes)
+            bar = cell.inset_axes((0.12, height, 0.76, 0.12))
+            colour_bar(bar, limits, name, (True, True), "horizontal")
+            if name == "error" and len(values) > 1:  # three columns leave room for one label; the scale is symmetric
+                bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > 0 else "")
 
 
 def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> None:
@@ -221,12 +248,14 @@ def _draw(
     axes.imshow(picture, cmap=COLOUR_MAPS[colours], vmin=low, vmax=high, extent=(0.0, size[0], 0.0, size[1]))
 
 
-def _limits(snapshot: Snapshot, view: View) -> tuple[float, float]:
-    """Return the window of a view: of the target, but MRI inputs have their own contrast and window."""
-    if view.role == "input" and not snapshot.unit:
-        return _ends(view)
+def _windows(snapshot: Snapshot, view: View) -> dict[str, tuple[float, float]]:
+    """Return the windows of a view, by tissue: two for CT, else that of the target; MRI inputs have their own."""
+    if (view.unit if view.role == "input" else snapshot.unit) == "HU":
+        return {tissue.split()[0]: window for tissue, window in HU_WINDOWS.items()}  # the columns are narrow
+    if view.role == "input" and snapshot.unit != "SUV":
+        return {"": _ends(view)}
     low, high = _ends(snapshot.of("target")[0])
-    return (0.0 if snapshot.unit else low), high
+    return {"": (0.0 if snapshot.unit else low, high)}
 
 
 def _ends(view: View) -> tuple[float, float]:

@@ -61,7 +61,9 @@ def headline(records: Sequence[Record]) -> str:
     shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
     # The name of the project's own convention reads as a method over predictions of other tools.
-    foreign = convention.get("preset") == "ppdm" and any("predictions" in record.options for record in scored)
+    foreign = convention.get("preset", "").startswith("ppdm") and any(
+        "predictions" in record.options for record in scored
+    )
     words = [
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
@@ -194,7 +196,7 @@ def _subjects(n: int) -> str:
 
 def number(value: float, unit: str) -> str:
     """Return a value with the usual decimals of its unit."""
-    digits = {"dB": 2, "%": 1, "1": 4}.get(unit)
+    digits = {"dB": 2, "%": 1, "1": 4, "HU": 1}.get(unit)
     return (f"{value:.4g}" if digits is None else f"{value:.{digits}f}").replace("-", "−")
 
 
