@@ -22,11 +22,11 @@ from ppdm.data.manifest import write_manifest
 from ppdm.method import Method
 from ppdm.simulation.generation import make_set
 from ppdm.simulation.phantom.anatomy import Grid
-from ppdm.simulation.tasks import PAPER_TASKS, find_task
+from ppdm.simulation.tasks import find_task
 from ppdm.training.run import LOG
 from ppdm_baselines import METHODS
 
-WIDTHS, FACTORS = (16, 32, 64), (2, 4, 8)
+TASKS, WIDTHS, FACTORS = ("mri-t1t2", "pet-joint", "pet-denoise"), (16, 32, 64), (2, 4, 8)
 SIZE, SPACING, SUBJECTS = 24, 8.0, 24  # voxels and mm along each axis; most subjects are for training
 STEPS, BATCH = 150, 1
 FORMER = 1e-3  # PPDM's learning rate at every width, before the rule
@@ -52,7 +52,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """The trainings, cheap ones first."""
-    for task in PAPER_TASKS:
+    for task in TASKS:
         for width in WIDTHS:
             for name, registered in METHODS.items():
                 method = registered.with_network(width=width)
@@ -86,7 +86,7 @@ def measure(case: Case, folder: Path) -> dict[str, str]:
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
     """The shares as a Markdown table: a line per method and rate, a column per task and width."""
-    heads = [(task, str(width)) for task in PAPER_TASKS for width in WIDTHS]
+    heads = [(task, str(width)) for task in TASKS for width in WIDTHS]
     lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
         former = row["method"] == "ppdm" and float(row["learning_rate"]) == FORMER and row["width"] != str(WIDTHS[0])

@@ -17,6 +17,7 @@ from typing import Any
 from ppdm import Method
 from ppdm.pixel_puzzle import Factor
 from ppdm_baselines import PRESETS
+from ppdm_bench.grouping import grouped
 from ppdm_bench.variation import Assignment, VariationError, difference, moved, plain, read, read_one, settled, written
 
 Shape = tuple[int, int, int]
@@ -237,10 +238,8 @@ def _all_varied(
     point = written(assignments)
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
-    names_of: dict[str, list[str]] = {}
-    for name, fault in faults.items():  # the part after ";" lists the choices of one method; drop it to group methods
-        names_of.setdefault(fault.partition(";")[0], []).append(name)
-    for reason, names in names_of.items():
+    # The part after ";" lists the choices of one method; it is dropped, so that methods share a sentence.
+    for reason, names in grouped(faults, lambda name: faults[name].partition(";")[0]).items():
         tell(f"left out: {point} of {', '.join(names)}: {reason}")
     return found
 

@@ -8,6 +8,7 @@ from ppdm_bench.commands.terminal import notify
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
+from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
@@ -141,10 +142,7 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
 
 def failures(records: Sequence[Record]) -> list[str]:
     """Failed results: one sentence for each reason, with the affected cases, methods and metrics."""
-    met: dict[str, list[Record]] = {}
-    for record in records:
-        if record.status != "ok":
-            met.setdefault(record.reason, []).append(record)
+    met = grouped((record for record in records if record.status != "ok"), lambda record: record.reason)
     return [f"{_where(found)}: {reason}" for reason, found in met.items()]
 
 

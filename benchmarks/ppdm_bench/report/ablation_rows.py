@@ -8,6 +8,7 @@ from math import prod
 from statistics import fmean
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.scores import Scores, by_subject, setting
 from ppdm_bench.report.scores import seam_metric as seam_metric_of
@@ -94,10 +95,8 @@ def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
                 key = (record.task, budget, amount, cell["label"], record.steps, None if pooled else seed)
                 row = Row(cell, record.task, budget, amount, record.steps, Scores.like(record))
                 _add(rows.setdefault(key, row), record, seed)
-    costs: dict[str, list[Record]] = {}
-    for record in mine:
-        if record.value is not None and not record.subject:
-            costs.setdefault(record.options["cell"]["label"], []).append(record)
+    costing = (record for record in mine if record.value is not None and not record.subject)
+    costs = grouped(costing, lambda record: record.options["cell"]["label"])
     for row in rows.values():
         _add_costs(row, costs.get(row.label, []))
     return list(rows.values())

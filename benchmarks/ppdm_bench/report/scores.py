@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, TypeVar
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
 from ppdm_bench.units import shape_text
@@ -167,10 +168,8 @@ def by_subject(values: Mapping[Scan, float]) -> dict[str, float]:
 
 
 def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
-    values: dict[K, list[float]] = {}
-    for key, value in pairs:
-        values.setdefault(key, []).append(value)
-    return {key: fmean(found) for key, found in values.items()}
+    groups = grouped(pairs, lambda pair: pair[0])
+    return {key: fmean(value for _, value in found) for key, found in groups.items()}
 
 
 def by_configuration(records: Iterable[Record]) -> list[Scores]:

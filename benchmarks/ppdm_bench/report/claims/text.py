@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
@@ -93,12 +94,9 @@ def _number(value: float, unit: str) -> str:
 
 def _references(sources: Sequence[str]) -> str:
     """Return configurations by file, and the number of those left out."""
-    files: dict[str, list[str]] = {}
-    for source in sources:
-        file, _, name = source.partition("#")
-        files.setdefault(file, []).append(name)
     said = []
-    for file, names in files.items():
+    for file, found in grouped(sources, lambda source: source.partition("#")[0]).items():
+        names = [source.partition("#")[2] for source in found]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         said.append(f"`{file}`: {', '.join(names[:_SHOWN])}{more}")
     return "; ".join(said)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import cubic, largest_set, size_of
@@ -191,11 +192,8 @@ def _factor(point: Scores) -> str:
 
 
 def _scope(points: Sequence[Scores]) -> str:
-    groups: dict[str, list[Scores]] = {}
-    for point in points:
-        groups.setdefault(point.data, []).append(point)
     texts = []
-    for group in groups.values():
+    for group in grouped(points, lambda point: point.data).values():
         steps = sorted({point.train_steps for point in group if point.train_steps})
         widths = sorted({point.width for point in group if point.width})
         seeds = sorted({seed for point in group for seed in point.seeds})
@@ -272,10 +270,7 @@ def _panels(spots: Sequence[Spot]) -> list[list[Spot]]:
     Data sets with several subjects come first. Another data set of a task follows if it has methods that the first
     lacks.
     """
-    groups: dict[str, list[Spot]] = {}
-    for spot in spots:
-        groups.setdefault(spot.point.data, []).append(spot)
-    panels = [_plain(group) for group in groups.values()]
+    panels = [_plain(group) for group in grouped(spots, lambda spot: spot.point.data).values()]
     panels = [panel for panel in panels if len({spot.curve for spot in panel}) > 1] or panels
     shown: list[list[Spot]] = []
     for task in dict.fromkeys(panel[0].point.task for panel in panels):

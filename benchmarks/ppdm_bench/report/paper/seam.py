@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
@@ -87,9 +88,7 @@ def _decibel(value: float) -> str:
 
 
 def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
-    groups: dict[str, list[Toggled]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.on.data, []).append(pair)
+    groups = grouped(pairs, lambda pair: pair.on.data)
     across = min(3, len(groups)) if column == "double" else 1
     down = -(-len(groups) // across)
     figure = style.new_figure(column, height=0.8 + 1.7 * down)
