@@ -152,7 +152,7 @@ def finished(tmp_path):
 
 def test_a_finished_run_continues_to_more_steps(finished):
     before = load_file(finished / "state-000004.safetensors")
-    rate = Schedule(steps=8).learning_rate(TINY.optimisation, 4, 0.0)
+    rate = Schedule(steps=8).learning_rate(TINY, 4, 0.0)
     with pytest.warns(UserWarning, match=f"finished after 4 steps continues to 8.* rises to {rate:.3g}.* falls to 0"):
         fit(TINY, PAIRS, steps=8, run=Run(finished, resume=True))
     log = rows(finished / "log.jsonl")
