@@ -62,14 +62,19 @@ def border_ratio(prediction: Tensor, target: Tensor, factor: Factor, mask: Tenso
     root mean square a add ``10·log10(1 + a²/B)``, where B is that of the prediction without them. It sees the
     prediction, not the error, because noise of the target would hide seams in the error.
 
+    Without seams, blurred and noisy copies of real brains of 72×92×70 voxels stay within 0.2 dB at r = 2 and 4, and
+    those of 32³ phantoms, which have few borders, within 1 dB. So more than 1 dB means seams: jumps of at least half
+    the root mean square of the differences that are at the borders anyway.
+
     Args:
         prediction, target: (N, C, D, H, W) or (D, H, W). The last cell of an axis may be incomplete.
-        factor: the cell, one integer or one for each axis; axes with factor 1 have no cells and are ignored.
+        factor: the cell, one integer or one for each axis; axes with factor 1 have no cells and are ignored, as are
+            axes without neighbours of both kinds.
         mask: as for :func:`ppdm.metrics.pair.checked`; both voxels of a difference must be inside.
 
     Raises:
-        MetricError: the factor is 1 on all axes, an axis has no differing neighbours across borders or inside cells, or
-            the volumes cannot be compared.
+        MetricError: the factor is 1 on all axes, no neighbours across borders or inside cells differ, or the volumes
+            cannot be compared.
         ValueError: the factor is not a positive integer on each axis.
     """
     pair = checked(prediction, target, mask)
@@ -159,14 +164,14 @@ def _border_level(name: str, x: Tensor, mask: Tensor | None, r: tuple[int, ...])
         if k > 1:
             energy, number = _differences(x, mask, axis)
             across = torch.arange(1, x.shape[axis], device=x.device) % k == 0
-            border, inside = (energy[at].sum() / number[at].sum() for at in (across, ~across))
-            if not (border > 0 and inside > 0):  # also NaN, if there are no neighbours
-                raise MetricError(
-                    f"The border ratio needs neighbouring voxels that differ, across borders of cells {r} and inside "
-                    f"cells, along each axis; the {name} {tuple(x.shape[1:])} has none (inside the mask) along axis "
-                    f"{axis - 1}, so use a larger volume or mask."
-                )
-            levels.append(10 * (border / inside).log10())
+            if number[across].any() and number[~across].any():
+                border, inside = (energy[at].sum() / number[at].sum() for at in (across, ~across))
+                levels.append(10 * (border / inside).log10())
+    if not (levels and all(level.isfinite() for level in levels)):
+        raise MetricError(
+            f"The border ratio needs neighbouring voxels that differ, both across the borders of cells {r} and inside "
+            f"cells; the {name} {tuple(x.shape[1:])} has none (inside the mask), so use a larger volume or mask."
+        )
     return torch.stack(levels).mean()
 
 
@@ -181,12 +186,14 @@ def _differences(x: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Ten
     energy, number = (wide(x.new_zeros(places)) for _ in range(2))
     others = [k for k in range(4) if k != axis]
     for part in slabs(x, dim=_another(axis)):
-        squares = wide(x[part]).diff(dim=axis).square()
-        inside = torch.ones_like(squares, dtype=torch.bool)
-        if mask is not None:
+        squares = wide(x[part]).diff(dim=axis).square_()
+        if mask is None:
+            number += squares.numel() // max(places, 1)
+        else:
             inside = mask[part].narrow(axis, 0, places) & mask[part].narrow(axis, 1, places)
-        energy += (squares * inside).sum(dim=others)
-        number += inside.sum(dim=others)
+            number += inside.sum(dim=others)
+            squares *= inside
+        energy += squares.sum(dim=others)
     return energy, number
 
 

@@ -352,6 +352,21 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
+def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
+    index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
+    records = [
+        record
+        for task, metric in (index, ratio, [TASKS[1], "seam_index_r2"])
+        for method, values in ((OFF, [5, 6]), (PPDM, [-2, -1]))
+        for record in scores(method, task, values, metric=metric)
+    ]
+    shown, figure = exhibit("seam-index", records)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["seam index (dB)", "border ratio (dB)"]
+    assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
+    assert [line.cells[4] for line in shown.table.lines] == [index[1], ratio[1]]
+    assert "Border ratio in dB" in shown.about
+
+
 def test_captions_tell_phantoms_from_own_data():
     runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
     first, *others = of_scans(runs)
