@@ -91,8 +91,8 @@ def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
         ),
         ("faster", times(2.0), times(1.0)),
         ("frequency", quality(PPDM, WAVELET, 0.5), quality(PPDM, WAVELET, -0.5)),
-        ("grid", grids(1.1, 0.4), grids(1.1, 1.2)),
-        ("grid", grids(5, 2), grids(0.8, 0.1)),
+        ("grid", grids(1.4, 0.4), grids(1.4, 1.5)),
+        ("grid", grids(5, 2), grids(1.3, 0.1)),
         ("grid", grids(5, 2, "seam_index_r2"), grids(5, 5.5, "seam_index_r2")),
         (
             "bridge",

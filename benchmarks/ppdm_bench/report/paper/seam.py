@@ -25,7 +25,7 @@ _ABOUT = {
     "the grid, relative to the power at neighbouring frequencies. 0 dB means no grid; smooth errors have up to 1.5 dB.",
     "border_ratio": "Border ratio in dB for the block grid of the puzzle: mean squared difference of neighbouring "
     "voxels in two blocks, divided by that in one block, relative to the target's own. 0 dB means no seams; images "
-    "without seams have up to 1 dB.",
+    "without seams have up to 1.5 dB.",
 }
 
 
@@ -126,10 +126,9 @@ def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
         ):
             axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
             axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
-    reached = WITHOUT_SEAMS[pairs[0].measure]
-    axes.axhline(reached, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
+    axes.axhline(WITHOUT_SEAMS, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
     low, high = axes.dataLim.intervaly
-    high = 1.1 * max(high, 1.15 * reached)  # so that noise is not magnified
+    high = 1.1 * max(high, 1.15 * WITHOUT_SEAMS)  # so that noise is not magnified
     axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(1.1 * min(low, 0) - 0.05 * high, high))
     axes.set_xticklabels([_named(pair) for pair in pairs], fontsize=SMALL)
 
