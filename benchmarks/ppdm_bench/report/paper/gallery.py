@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -228,8 +228,16 @@ def _bars(
             cell.text(0.5, height + 0.2, label, fontsize=SMALL, ha="center", va="baseline", transform=cell.transAxes)
             bar = cell.inset_axes((0.12, height, 0.76, 0.12))
             colour_bar(bar, limits, name, (True, True), "horizontal")
-            if name == "error" and len(values) > 1:  # three columns leave room for one label; the scale is symmetric
+            if name == "error" and _labels_touch(bar):  # one label is enough, since the scale is symmetric
                 bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > 0 else "")
+
+
+def _labels_touch(bar: Axes) -> bool:
+    """Whether the labels of a horizontal bar leave less than half a letter between them."""
+    low, high = bar.get_xlim()
+    ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for value, label in ticks if low <= value <= high]
+    return any(one.x1 + SMALL / 4 * bar.figure.dpi / 72 > other.x0 for one, other in pairwise(boxes))
 
 
 def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> None:
