@@ -158,7 +158,7 @@ def test_a_finished_run_continues_to_more_steps(finished):
     log = rows(finished / "log.jsonl")
     assert [row["step"] for row in log] == list(range(1, 9))
     assert [row["learning_rate"] for row in log[4:]] == [
-        Schedule(steps=8).learning_rate(TINY.optimisation, k, 0.0) for k in range(4, 8)
+        Schedule(steps=8).learning_rate(TINY, k, 0.0) for k in range(4, 8)
     ]
     assert json.loads((finished / "options.json").read_text())["options"]["steps"] == 8
     after = load_file(finished / "state-000008.safetensors")
