@@ -228,16 +228,23 @@ def _bars(
             cell.text(0.5, height + 0.2, label, fontsize=SMALL, ha="center", va="baseline", transform=cell.transAxes)
             bar = cell.inset_axes((0.12, height, 0.76, 0.12))
             colour_bar(bar, limits, name, (True, True), "horizontal")
-            if name == "error" and _labels_touch(bar):  # one label is enough, since the scale is symmetric
-                bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > 0 else "")
+            _keep_labels_apart(bar)
 
 
-def _labels_touch(bar: Axes) -> bool:
-    """Whether the labels of a horizontal bar leave less than half a letter between them."""
+def _keep_labels_apart(bar: Axes) -> None:
+    """Keep room between the labels of a horizontal bar: show all, else the first and the last, else the last.
+
+    The pointed ends take some of the length when the bar is drawn, so that more room is asked for than is needed.
+    """
     low, high = bar.get_xlim()
     ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
-    boxes = [label.get_window_extent() for value, label in ticks if low <= value <= high]
-    return any(one.x1 + SMALL / 4 * bar.figure.dpi / 72 > other.x0 for one, other in pairwise(boxes))
+    every = [(tick, label.get_window_extent()) for tick, label in ticks if low <= tick <= high]
+    gap = SMALL / 2 * bar.figure.dpi / 72
+    for shown in (every, [every[0], every[-1]], every[-1:]):
+        if all(one.x1 + gap <= other.x0 for (_, one), (_, other) in pairwise(shown)):
+            break
+    kept = {tick for tick, _ in shown}
+    bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−") if value in kept else "")
 
 
 def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> None:
