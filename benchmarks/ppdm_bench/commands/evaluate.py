@@ -153,10 +153,10 @@ def evaluate(
             compare_runs,
             reference_label,
         )
-        from ppdm_bench.evaluation.results import collect, failures, present
+        from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
 
         how = as_usage(Measuring, convention, data_range, grids)
-        shown = bar.add_task("reading", total=None)
+        shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
             source = asked_subjects(
                 *(manifest, task, resample, source_intensity, target_intensity),
@@ -171,19 +171,20 @@ def evaluate(
                 sampling,
                 lambda done, total: bar.update(shown, completed=done, total=total),
                 predictions or [],
+                earlier=earlier,
             )
         else:
             plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
         if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
             raise typer.BadParameter(NOTHING_TO_DRAW)
-        against = as_usage(reference_label, plan.candidates, asked_reference(reference))
+        against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(
                 plan,
                 folder,
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
-            text, written = present(plan, records, against, folder, **look)
+            text, written = present(plan, records, against, folder, earlier, **look)
     if json:
         from ppdm_bench.records import write_json_array
 

@@ -166,11 +166,11 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
-    if end.has_learnt_nothing:
+    if end.is_no_better_than_untrained:
         lines.append(
-            f"the network has learnt nothing: its loss is {end.average_loss:.4f} on training pairs, and "
-            f"{end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at another "
-            f"learning rate (--learning-rate)"
+            f"the network is no better than an untrained one: its loss is {end.average_loss:.4f} on training pairs, "
+            f"and {end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at "
+            f"another learning rate (--learning-rate)"
         )
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")

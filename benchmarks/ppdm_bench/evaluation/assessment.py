@@ -163,9 +163,9 @@ def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[st
 
 
 def _digest(candidate: Candidate, files: CaseFiles) -> str:
-    """Digest of the case's files and of the prediction file, if there is one; empty if a file cannot be read."""
+    """Digest of the case's files, for a prediction file ``+`` and one of both; empty if a file cannot be read."""
     prediction = candidate.files.get(files.name)
     try:
-        return files.digest(*([prediction] if prediction else []))
+        return files.digest() + (f"+{files.digest(prediction)}" if prediction else "")
     except (OSError, VolumeError):
         return ""

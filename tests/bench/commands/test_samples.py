@@ -1,5 +1,6 @@
 """Several draws through the commands: their mean, their deviation, and whether it tells where the error is."""
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ppdm.checkpoint import load, save
 from ppdm.data.volume import read_volume
 from ppdm.translation import TranslationError, translate_volume
 from ppdm_bench.records import RecordFile
+from ppdm_bench.report.scores import by_design
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +86,7 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     )
     code, out, err = run(*words, "--samples", 3)
     assert (code, err) == (0, "")
-    assert "means of 3 draws where sampling uses noise" in out
+    assert "mean of 3" in out
     assert "rank ↑" in out
     records = RecordFile(Path("scored/records.jsonl")).read()
     found = {record.metric: record for record in records if record.method == RANDOM.name}
@@ -111,6 +113,17 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     one = translate_volume(load("drawing"), torch.from_numpy(source))
     assert singles[0].value != found["psnr"].value
     assert not np.allclose(one.numpy(), mean)
+    # The table has both, each with its own value; figures and claims take the single draw.
+    with open("scored/quality.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == RANDOM.name and row["metric"] == "psnr"]
+    several, one_draw = found["psnr"], singles[0]
+    assert several.variant == f"{one_draw.variant} mean of 3"
+    assert [(row["variant"], float(row["mean"])) for row in rows] == [
+        (several.variant, pytest.approx(several.value)),
+        (one_draw.variant, pytest.approx(one_draw.value)),
+    ]
+    assert [one.label for one in by_design([several])] == [several.label]
+    assert [one.label for one in by_design([several, one_draw])] == [one_draw.label]
 
 
 def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):

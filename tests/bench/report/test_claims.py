@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from commands import run
-from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 
 from ppdm import Method
 from ppdm_bench.commands.claims import _checked_again
@@ -124,6 +124,29 @@ def test_latent_compression_is_known_by_its_representation():
     assert decided("compression", own).verdict == "not measured"
 
 
+def test_scans_count_beside_the_tasks_and_cannot_replace_one():
+    phantoms = list(quality(PPDM, WAVELET, 0.5))
+    scans = of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)])
+    found = decided("frequency", [*phantoms, *scans])
+    assert found.verdict == "supported"
+    assert len(found.effects) == 4
+    phantom_scope, own_scope = found.scope.split("; own data: ")
+    assert phantom_scope.startswith("phantoms, not patients: ")
+    assert own_scope == "mine, 4 subjects of test, 32×32×32, 100 training steps, width 64"
+    assert decided("frequency", scans).verdict == "not measured"
+    worse = of_scans([*scores(PPDM, "", SUBJECTS), *scores(WAVELET, "", shifted(0.5))])
+    assert decided("frequency", [*phantoms, *worse]).verdict == "not supported"
+
+
+def test_grids_in_scans_count():
+    scans = [
+        *scores(OFF, "", [5, 5.1, 5.2, 5.3], metric="seam_index_r2"),
+        *scores(PPDM, "", [5.5, 5.6, 5.7, 5.8], metric="seam_index_r2"),
+    ]
+    assert decided("grid", grids(5, 2)).verdict == "supported"
+    assert decided("grid", [*grids(5, 2), *of_scans(scans)]).verdict == "not supported"
+
+
 def test_two_tasks_are_not_three():
     records = [r for r in quality(PPDM, WAVELET, 0.5) if r.task != TASKS[0]]
     found = decided("frequency", records)
@@ -177,9 +200,16 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     names = ("CLAIMS.md", "claims/claims.csv", "claims/reversibility.jsonl")
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
+    assert b"which is phantoms and small budgets" in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
     assert {row["verdict"] for row in json.loads(out) if row["claim"] == "compression"} == {"not measured"}
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == first
+
+
+def test_the_page_names_own_data_where_there_are_some(tmp_path):
+    kept(tmp_path / "set", of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)]))
+    assert run("claims", tmp_path / "set", "--out", tmp_path / "out")[0] == 0
+    assert "which is phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
 
 
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])

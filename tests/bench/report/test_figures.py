@@ -11,7 +11,7 @@ import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
@@ -350,6 +350,38 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert [labels(axes) for axes in figure.axes] == [["ppdm r=2", "ddpm3d"]] * 2
     assert len(shown.table.lines) == 14  # the table has all
     assert "2 of 3" in shown.about
+
+
+def test_captions_tell_phantoms_from_own_data():
+    runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
+    first, *others = of_scans(runs)
+    grids = [
+        [*scores(OFF, name, [5, 6], metric="seam_index_r2"), *scores(PPDM, name, [1, 2], metric="seam_index_r2")]
+        for name in (TASKS[0], "")
+    ]
+    for name, records, own, extra in (
+        (
+            "quality-evaluations",
+            runs,
+            [replace(first, shape=(8, 9, 9)), *others],
+            ", 1 seed, 100 training steps, width 64",
+        ),
+        ("seam-index", grids[0], of_scans(grids[1]), ""),
+    ):
+        size = "several sizes" if extra else "32×32×32"
+        theirs = f"Phantoms: {TASKS[0]}, 2 subjects of test, 32×32×32{extra}"
+        ours = f"Own data: mine, 2 subjects of test, {size}{extra}"
+        assert f"{theirs}. {ours}" in exhibit(name, [*records, *own])[0].about
+        only = exhibit(name, own)[0].about
+        assert ours in only
+        assert "hantom" not in only
+    ablation = list(ablated.everything(tasks=("pairs",)))
+    note = " Synthetic phantoms: a direction, not a proof."
+    assert note in exhibit("ablation", ablation)[0].about
+    scans = of_scans(ablation, "pairs")
+    assert "hantom" not in exhibit("ablation", scans)[0].about
+    mixed = [*ablated.everything(tasks=TASKS[:1]), *scans]
+    assert note.replace("phantoms", f"phantoms ({TASKS[0]})") in exhibit("ablation", mixed)[0].about
 
 
 def test_time_of_a_task_belongs_to_its_own_volumes():

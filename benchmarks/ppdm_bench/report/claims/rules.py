@@ -13,8 +13,8 @@ from ppdm_bench.report.claims.claim import Claim, Effect, Evidence, Finding, con
 from ppdm_bench.report.claims.effects import (
     Duel,
     Role,
-    best_duel,
     duel_effect,
+    duels_of,
     is_frequency,
     is_full_3d,
     is_latent,
@@ -72,7 +72,7 @@ def _order_of_magnitude(evidence: Evidence) -> Finding:
     groups = [g for g in memory_ratios(evidence, "peak_allocated", largest=True) if not g.on_cpu]
     for factor in dict.fromkeys(group.factor for group in groups):
         own = [_saving(group) for group in groups if group.factor == factor]
-        duels = {task: best_duel(evidence, task, is_full_3d, factor) for task in evidence.tasks}
+        duels = duels_of(evidence, is_full_3d, factor=factor)
         own += [duel_effect(evidence, duel, MARGIN) for duel in duels.values() if duel]
         missing = [f"quality of r={factor} and of full 3-D on {task}" for task, duel in duels.items() if not duel]
         verdicts.append(concluded(own, missing, scope_of(_points(duels.values()))))
@@ -129,7 +129,7 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
     outside = 50 * (1 - LEVEL)
     low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
     value = float(np.median(slow) / np.median(fast))
-    name = f"{own.method} {own.variant}".strip()
+    name = own.label
     where = str(own.env.get("gpu") or own.device)
     what = f"time of full 3-D ({other.steps} evaluations) over {name} ({own.steps}), {shape_text(own.shape)}, {where}"
     enough = min(fast.size, slow.size) >= 3
@@ -139,7 +139,7 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
 
 
 def _better_than(role: Role, name: str, evidence: Evidence) -> Finding:
-    duels = {task: best_duel(evidence, task, role) for task in evidence.tasks}
+    duels = duels_of(evidence, role)
     effects = [duel_effect(evidence, duel, 0.0) for duel in duels.values() if duel]
     missing = [f"quality of the method and of {name} on {task}" for task, duel in duels.items() if not duel]
     return concluded(effects, missing, scope_of(_points(duels.values())))
@@ -156,7 +156,7 @@ def _frequency(evidence: Evidence) -> Finding:
 def _no_grid(evidence: Evidence) -> Finding:
     points = evidence.library.points
     pairs = [pair for pair in loss_pairs(points) if is_registered(pair.on.design, evidence.method)]
-    pairs = [pair for pair in pairs if pair.on.task in evidence.tasks]
+    pairs = [pair for pair in pairs if pair.on.task in evidence.tasks or not pair.on.is_synthetic]
     steps = (evidence.method.get("sampling") or {}).get("steps")
     own = [pair for pair in pairs if pair.on.evaluations == steps] or pairs
     effects, used, without = [], list[Scores](), list[str]()
@@ -181,9 +181,7 @@ def _no_grid(evidence: Evidence) -> Finding:
 
 
 def _bridge(evidence: Evidence) -> Finding:
-    duels = {
-        task: best_duel(evidence, task, is_noise_puzzle, same_factor=True, equal_steps=True) for task in evidence.tasks
-    }
+    duels = duels_of(evidence, is_noise_puzzle, same_factor=True, equal_steps=True)
     effects = [duel_effect(evidence, duel, 0.0) for duel in duels.values() if duel]
     missing = [f"the method and the same from noise on {task}" for task, duel in duels.items() if not duel]
     for duel in filter(None, duels.values()):

@@ -73,9 +73,10 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     for top, bottom, (axis, levels) in zip(grid[0], grid[-1], columns.items(), strict=True):
         top.set_title(_TITLES[axis], fontsize=TEXT)
         _name_levels(bottom, levels)
+    n = rows[0].evaluations
     style.title(
         figure,
-        f"{headline(records)} {rows[0].amount:.0f} steps, {rows[0].evaluations} network evaluations. Quality: "
+        f"{headline(records)} {rows[0].amount:.0f} steps, {n} network evaluation{'s' * (n != 1)}. Quality: "
         "difference from the default (shaded) and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
     style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)

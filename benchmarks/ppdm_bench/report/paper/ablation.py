@@ -52,7 +52,11 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
     except (ValueError, IndexError):
         raise Missing("cells of an ablation; `ppdm-bench ablate` makes them") from None
     rows = most_evaluations(gather(records, pooled=True))
-    about = f"{headline(records)} {about} Synthetic phantoms: a direction, not a proof."
+    about = f"{headline(records)} {about}"
+    synthetic = [row for row in rows if row.series.is_synthetic]
+    if synthetic:
+        which = "" if len(synthetic) == len(rows) else f" ({', '.join(dict.fromkeys(row.task for row in synthetic))})"
+        about += f" Synthetic phantoms{which}: a direction, not a proof."
     return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
 
 

@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import group_title, most_evaluations
+from ppdm_bench.report.scores import by_origin, group_title, most_evaluations
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
@@ -41,15 +42,15 @@ def show(library: Library) -> Shown:
         lambda pair: pair.on,
     )
     records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
-    groups = dict.fromkeys(group_title([pair.on, pair.off]) for pair in pairs)
+    groups = by_origin((pair.on, group_title([pair.on, pair.off])) for pair in pairs)
+    data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
     seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
     about = (
         "Seam index in dB for the block grid of the puzzle: power of the error spectrum at the harmonics of the grid, "
         "relative to the power at neighbouring frequencies. 0 dB means no grid; smooth errors have up to 1.5 dB. A "
         "thin line joins the values of one subject without and with the puzzle-gradient loss, at equal training and "
         "network evaluations; bars are means; w is the weight of the loss. "
-        f"Phantoms: {'; '.join(groups)}; "
-        f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+        f"{data}; seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
     )
     return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
 
@@ -87,9 +88,7 @@ def _decibel(value: float) -> str:
 
 
 def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
-    groups: dict[str, list[Toggled]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.on.data, []).append(pair)
+    groups = grouped(pairs, lambda pair: pair.on.data)
     across = min(3, len(groups)) if column == "double" else 1
     down = -(-len(groups) // across)
     figure = style.new_figure(column, height=0.8 + 1.7 * down)

@@ -81,7 +81,7 @@ def headline(records: Sequence[Record]) -> str:
     rows = gather(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.series.subjects("psnr")) for row in rows} - {0}
-    shapes = {row.shape for row in rows if row.shape}
+    shapes = {shape for row in rows for shape in row.shapes}
     words = [
         f"Ablation of {rows[0].series.method}" if rows else "Ablation",
         shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
@@ -100,7 +100,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
     for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
         some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
         much = f"{amount:.0f} steps" if budget == "steps" else f"{significant(amount)} s of training, as timed before"
-        head = f"{task}, {BUDGETS[budget]}: {much}; {some[0].evaluations} network evaluations per volume."
+        n = some[0].evaluations
+        head = f"{task}, {BUDGETS[budget]}: {much}; {n} network evaluation{'s' * (n != 1)} per volume."
         parts += [head, table_of(some, _columns(some))]
     fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)
     few = f"With {fewest} subject{'s' if fewest > 1 else ''} an interval is narrower than 95 %."
@@ -112,7 +113,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
 def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
     """The columns of one task and budget for people."""
     timed = "s per step: median of steps measured in turn before training."
-    memory = "GiB: peak_allocated on CUDA, predicted."
+    largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
+    memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
     columns: dict[Heading, Callable[[Row], Any]] = {
         Heading("cell", "cell"): lambda row: row.label,
         Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): _cost("train_steps"),

@@ -64,7 +64,6 @@ def headline(records: Sequence[Record]) -> str:
     foreign = convention.get("preset", "").startswith("ppdm") and any(
         "predictions" in record.options for record in scored
     )
-    draws = {record.options["samples"] for record in scored if "samples" in record.options}
     words = [
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
@@ -72,7 +71,6 @@ def headline(records: Sequence[Record]) -> str:
         shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
         f"preset {convention['preset']}" if "preset" in convention and not foreign else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",
-        f"means of {max(draws)} draws where sampling uses noise" if draws else "",
     ]
     return ", ".join(filter(None, words)) + "."
 
