@@ -35,10 +35,11 @@ class PatchDiscriminator(nn.Module):
                 layers.append(make.norm(width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = width
-        self.layers = nn.Sequential(*layers, make.convolution(channels, 1))
+        # Its name is that of all weights, in a run's checkpoints and in the timeline of memory.
+        self.discriminator = nn.Sequential(*layers, make.convolution(channels, 1))
 
     def forward(self, *volumes: Tensor) -> Tensor:
         """Return float32 logits; positive ones mean that a patch looks real."""
         with without_autocast(volumes[0].device.type):
-            logits: Tensor = self.layers(torch.cat([volume.to(self.dtype) for volume in volumes], dim=1))
+            logits: Tensor = self.discriminator(torch.cat([volume.to(self.dtype) for volume in volumes], dim=1))
         return logits.float()

@@ -15,7 +15,6 @@ from ppdm.training.optimizer import AdamW, optimizer_class
 from ppdm.training.schedule import TrainingError, first_weights_seed
 
 _OPTIMISER = "optimiser."
-_DISCRIMINATOR = "discriminator."
 _STAGE = "stage"
 _SCALER = "scaler"
 _SCALER_STATE = ("scale", "_growth_tracker")  # of GradScaler.state_dict; the rest are constants
@@ -185,7 +184,7 @@ class Training:
         """Return the weights of the network and of the discriminator by name."""
         named = dict(self.network.named_parameters())
         if self.discriminator is not None:
-            named |= {f"{_DISCRIMINATOR}{name}": one for name, one in self.discriminator.named_parameters()}
+            named |= dict(self.discriminator.named_parameters())
         return named
 
     def tensors(self) -> dict[str, Tensor]:
@@ -193,7 +192,7 @@ class Training:
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         if self.discriminator is not None:
-            named |= {f"{_DISCRIMINATOR}{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
+            named |= self.discriminator.state_dict()
         for name, parameter in self._parameters().items():
             named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimizer.state(parameter).items()}
         if len(self.method.stages) > 1:

@@ -141,9 +141,9 @@ def test_files_of_before_are_read_and_files_say_what_differs() -> None:
 def test_a_logit_sees_63_voxels() -> None:
     """Without normalisation, whose statistics are of the whole volume."""
     network = PatchDiscriminator(2, UNetOptions(width=1, multipliers=(1, 1, 1, 1)))
-    for index, layer in enumerate(network.layers):
+    for index, layer in enumerate(network.discriminator):
         if isinstance(layer, nn.GroupNorm):
-            network.layers[index] = nn.Identity()
+            network.discriminator[index] = nn.Identity()
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.1)
     volume, source = torch.ones(1, 1, 96, 16, 16, requires_grad=True), torch.ones(1, 1, 96, 16, 16)
@@ -161,7 +161,7 @@ def test_it_judges_any_size_in_the_networks_precision(precision: str) -> None:
     assert discriminator is not None
     logits = discriminator(volumes(2, 2, 1, 5, 17), volumes(2, 2, 1, 5, 17))
     assert (logits.shape, logits.dtype) == ((2, 1, 1, 1, 2), torch.float32)
-    assert discriminator.layers[0](volumes(1, 4, 4, 4, 4)).dtype == getattr(
+    assert discriminator.discriminator[0](volumes(1, 4, 4, 4, 4)).dtype == getattr(
         torch, {"fp32": "float32", "bf16": "bfloat16"}[precision]
     )
 
@@ -224,14 +224,14 @@ def test_a_resumed_training_ends_as_if_nothing_had_interrupted_it(tmp_path) -> N
     got, wanted = (load_file(tmp_path / name / "state-000004.safetensors") for name in ("died", "whole"))
     kinds = {name.split(".")[0] for name in wanted}
     assert kinds == {"network", "average", "discriminator", "optimiser"}
-    assert "optimiser.exp_avg.discriminator.layers.0.weight" in wanted
+    assert "optimiser.exp_avg.discriminator.0.weight" in wanted
     assert got.keys() == wanted.keys()
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
 def test_a_state_without_the_discriminator_is_refused() -> None:
     training, plain = Training.start(GAN), Training.start(PLAIN)
-    with pytest.raises(ValueError, match=r"discriminator\.layers\.0\.weight of shape .* is not in it"):
+    with pytest.raises(ValueError, match=r"discriminator\.0\.weight of shape .* is not in it"):
         training.restore(plain.tensors(), 1)
     with pytest.raises(ValueError, match=r"discriminator\..* is unexpected"):
         plain.restore(training.tensors(), 1)
@@ -249,7 +249,7 @@ def test_operations_of_a_step_include_the_discriminators() -> None:
     """Three evaluations, one gradient of an input, and two of weights and of all layers' inputs but the first one's."""
     discriminator = GAN.build_discriminator()
     assert discriminator is not None
-    weights = [layer.weight for layer in discriminator.layers if isinstance(layer, Convolution)]
+    weights = [layer.weight for layer in discriminator.discriminator if isinstance(layer, Convolution)]
     voxels = [8**3, 4**3, 2**3, 1, 1]  # of each layer's output
     once = [2 * weight.numel() * number for weight, number in zip(weights, voxels, strict=True)]
     counts = (step_flops(method, (16, 16, 16), 1) for method in (GAN, PLAIN))
