@@ -31,7 +31,7 @@ class PatchDiscriminator(nn.Module):
         channels = in_channels
         for width in options.channels:
             layers.append(make.convolution(channels, width, stride=2))
-            if channels != in_channels:  # the first layer is not normalised
+            if len(layers) > 1:  # the first layer is not normalised
                 layers.append(make.norm(width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = width

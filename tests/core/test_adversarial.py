@@ -155,6 +155,13 @@ def test_a_logit_sees_63_voxels() -> None:
     assert seen == list(range(48 - 31, 48 + 32))
 
 
+@pytest.mark.parametrize("width", [2, 4])
+def test_all_layers_but_the_first_and_the_last_are_normalised(width: int) -> None:
+    network = PatchDiscriminator(2, UNetOptions(width=width, multipliers=(1, 2, 4, 8)))
+    kinds = [isinstance(layer, nn.GroupNorm) for layer in network.discriminator]
+    assert kinds == [False, False, *[False, True, False] * 3, False]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_judges_any_size_in_the_networks_precision(precision: str) -> None:
     discriminator = GAN.with_network(precision=precision).build_discriminator(channels=2)
