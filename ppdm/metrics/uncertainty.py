@@ -4,7 +4,6 @@ Axes: a volume (D, H, W).
 """
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from ppdm.metrics.pair import MetricError, checked, single
@@ -32,6 +31,8 @@ def deviation_rank(deviation: Tensor, prediction: Tensor, target: Tensor, mask: 
         MetricError: the deviation or the error is the same at every voxel, the volumes cannot be compared, or the mask
             is empty.
     """
+    from scipy.stats import rankdata  # takes a second to load
+
     single("deviation_rank", deviation, prediction, target, mask)
     pair = checked(prediction, target, mask)
     checked(deviation, target)

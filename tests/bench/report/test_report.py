@@ -532,8 +532,8 @@ def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
-    """seaborn imports pyplot; no figure of ours is one of its figures."""
-    heavy = "{'torch', 'ppdm', 'ppdm_baselines'} & set(sys.modules)"
+    """Nor what takes long to load; no figure of ours is one of pyplot's."""
+    heavy = "{'torch', 'ppdm', 'ppdm_baselines', 'seaborn', 'scipy.stats'} & set(sys.modules)"
     code = f"""
 import sys
 from ppdm_bench.report.tables import memory as table
@@ -548,3 +548,11 @@ print('late', *{heavy}, *pyplot.get_fignums())
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["early", "late"]
+
+
+def test_the_palette_is_that_of_seaborn() -> None:
+    import seaborn
+
+    colours = [style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE]
+    colours += [style.BROWN, style.PINK, style.GREY, style.YELLOW, style.SKY]
+    assert colours == list(seaborn.color_palette("colorblind").as_hex())

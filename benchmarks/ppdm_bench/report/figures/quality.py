@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import seaborn
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -44,6 +43,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     Raises:
         ValueError: no record has a value, or the records are of several data sets.
     """
+    import seaborn  # takes more than a second to load
+
     everything, metrics = with_values(records)
     shown = most_evaluations(everything, lambda series: (series.label, series.precision))
     networks = [series for series in shown if series.evaluations is not None]
@@ -91,6 +92,8 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     Raises:
         ValueError: no record has a value, or the records are of several data sets.
     """
+    import seaborn
+
     everything, metrics = with_values(records)
     labels = list(dict.fromkeys(series.label for series in everything))
     colours = {label: style.SERIES[(n - 1) % len(style.SERIES)] if n else style.GREY for n, label in enumerate(labels)}

@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
-import seaborn
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -36,8 +35,9 @@ WIDTHS = {"single": 3.5, "double": 7.16}  # inches: one column and the full widt
 TEXT = 7.5  # points; SMALL is the smallest readable size on paper
 SMALL = 7.0
 
-# seaborn's palette for all types of colour vision.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY, YELLOW, SKY = seaborn.color_palette("colorblind").as_hex()
+# Of seaborn's palette "colorblind", for all types of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
+BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"
 # Colours of things without a fixed colour, the most distinct first and without light ones.
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
