@@ -6,6 +6,9 @@ READY  := $(VENV)/.ready
 RES    ?= 256
 RECORDS ?= results
 BENCH  ?= runs/bench
+# Your own pairs in `quality` and `ablations`: one or several CSV files, in place of the synthetic tasks.
+MANIFEST ?=
+OWN    := $(foreach file,$(MANIFEST),--manifest $(file))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup memory quality ablations figures claims test test-fast lint docs bench wheel clean gpu
@@ -25,8 +28,8 @@ setup: $(READY) ## Make the virtual environment (done by the others on first use
 memory: $(READY) ## The main job: peak memory of every method at RES (256), table and figure under runs/memory
 	$(BIN)/ppdm-bench memory --res $(RES) --checkpointing none,block --out runs/memory
 
-quality: $(READY) ## Quality of PPDM and full 3-D on one task, the quick profile, under runs/quality
-	$(BIN)/ppdm-bench quality --quick --out runs/quality
+quality: $(READY) ## Quality of PPDM and full 3-D on one task or on MANIFEST=pairs.csv, the quick profile, under runs/quality
+	$(BIN)/ppdm-bench quality --quick $(OWN) --out runs/quality
 
 figures: $(READY) ## Every figure, table and caption of a paper from records (RECORDS=results; your own: runs), and an HTML report
 	$(BIN)/ppdm-bench figures $(RECORDS) --html --out $(RECORDS)/figures
@@ -34,8 +37,8 @@ figures: $(READY) ## Every figure, table and caption of a paper from records (RE
 claims: $(READY) ## Each claim of the paper's abstract held against records: $(RECORDS)/CLAIMS.md
 	$(BIN)/ppdm-bench claims $(RECORDS) --out $(RECORDS)
 
-ablations: $(READY) ## Toggle puzzle factor, loss and bridge, under runs/ablations: a quick profile, the full one with a GPU
-	$(BIN)/ppdm-bench ablate --out runs/ablations
+ablations: $(READY) ## Toggle puzzle factor, loss and bridge (also on MANIFEST=pairs.csv), under runs/ablations: the full profile with a GPU
+	$(BIN)/ppdm-bench ablate $(OWN) --out runs/ablations
 
 # Not by way of the set-up, which needs a network: any Python that has what pyproject.toml lists will do.
 gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTES=10 stops in time), under results/gpu

@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / folder) for folder in ("", "baselines", "benchmarks", "docs")]
 
 import notebooks  # noqa: E402  # found by the line above
+import repository  # noqa: E402
 import typer  # noqa: E402
 from typer.cli import get_docs_for_click  # noqa: E402
 
@@ -109,7 +110,7 @@ html_title = "ppdm"
 html_copy_source = False
 html_show_sphinx = False
 html_show_copyright = False
-html_theme_options = {"navigation_with_keys": True}
+html_theme_options = {"navigation_with_keys": True, **repository.theme_options(repository.address(ROOT))}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 

@@ -6,7 +6,7 @@ Several sources of C channels each are one tensor (N, S·C, D, H, W), in the ord
 sees all of them; a bridge ends in their mean or in one of them (:meth:`Method.end`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.backbone import Backbone, BackboneNetwork
+from ppdm.network.discriminator import PatchDiscriminator
 from ppdm.network.options import UNetOptions
 from ppdm.network.unet import UNet
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
@@ -62,33 +63,42 @@ class Sampling:
             raise ValueError(f"sampling must start at a time in (0, 1], got {self.start}")
 
 
+# Default learning rate times width. Under Adam, an update changes the output of a layer in proportion to its inputs, so
+# the rate must fall as the width rises (maximal update parametrisation, arXiv 2203.03466). 1e-3 is right at width 16.
+RATE_TIMES_WIDTH = 0.016
+
+
 @dataclass(frozen=True)
 class Optimisation:
     """Optimisation options: AdamW (arXiv 1711.05101), linear warm-up, gradient clipping, and an average of the weights.
 
     Args:
-        learning_rate: learning rate after the warm-up.
+        learning_rate: learning rate after the warm-up; if absent, 0.016 divided by the width of the network.
         weight_decay: weight decay of AdamW.
         warmup: number of steps over which the learning rate rises linearly from 0.
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
+        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
     ema: float = 0.999
     at_start: float = 0.0
     optimiser: str = later("adamw")
+    at_steps: bool = later(False)
 
     def __post_init__(self) -> None:
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
+        rate = self.rate()
+        if not (rate > 0 and self.weight_decay >= 0 and self.warmup >= 0 and self.clip > 0):
             raise ValueError(
                 f"learning rate and clip must be positive, weight decay and warm-up not negative; got {self}"
             )
@@ -96,8 +106,14 @@ class Optimisation:
             raise ValueError(f"the decay of the weights' average must be in [0, 1), got {self.ema}")
         if not 0 <= self.at_start <= 1:
             raise ValueError(f"the share of times at the start must be in [0, 1], got {self.at_start}")
+        if type(self.at_steps) is not bool:
+            raise ValueError(f"at_steps must be true or false, got {self.at_steps!r}")
         if self.optimiser not in ("adamw", "adamw8bit"):
             raise ValueError(f"the optimiser must be adamw or adamw8bit, got {self.optimiser!r}")
+
+    def rate(self, width: int | None = None) -> float:
+        """Return the learning rate after the warm-up, for a network of this width; 64 if it has none."""
+        return RATE_TIMES_WIDTH / (width or 64) if self.learning_rate is None else self.learning_rate
 
 
 @dataclass(frozen=True)
@@ -115,13 +131,13 @@ class Method:
         sampling: sampling options.
         optimisation: optimisation options.
         sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
-        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them. It has no effect with
-            one source; in a Gaussian kernel, no source is an end.
+        bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
+            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
-            network, a gradient loss is combined with a learned representation, names of sources are invalid, or the
-            bridge starts from an unknown source.
+            network, a gradient loss is combined with a learned representation, the loss is weighted by the scale of a
+            kernel without noise, names of sources are invalid, or the bridge starts from an unknown source.
     """
 
     name: str
@@ -137,7 +153,8 @@ class Method:
     bridge_from: str = later(MEAN)
 
     def __post_init__(self) -> None:
-        check_sources(self.sources, self.bridge_from)
+        # The default means that the sources are not known yet: :meth:`with_sources` checks the start then.
+        check_sources(self.sources, MEAN if self.sources == (SOURCE,) else self.bridge_from)
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target not in self.kernel.targets:
@@ -149,6 +166,16 @@ class Method:
             raise ValueError(
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
+            )
+        if self.representation.is_learned and self.loss.adversarial:
+            raise ValueError(
+                "the adversarial loss judges volumes, and a learned representation would have to decode them in every "
+                "step of training; use Loss(adversarial=0)"
+            )
+        if self.loss.weight == "scale" and not bool(self.kernel.scale(torch.tensor(1.0))):
+            raise ValueError(
+                f"a loss weighted by the kernel's scale is always 0 for {self.kernel}, which has no noise; use weight "
+                "'none'"
             )
         if self.representation.is_learned and not isinstance(self.network, UNetOptions):
             raise ValueError(
@@ -180,6 +207,16 @@ class Method:
     def evaluations(self, shape: Shape) -> int:
         """Number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether samplings with different seeds may differ.
+
+        It follows from the states of one voxel, with noise and without: a method is random if the start or a step adds
+        noise. A bridge with one step is not, because its only step ends at the estimate of the target.
+        """
+        without, noisy = (_states(self, torch.full((1,) * 5, value)) for value in (0.0, 1.0))
+        return any(not torch.equal(a, b) for a, b in zip(without, noisy, strict=True))
 
     def samples_from_host(self, shape: Shape) -> bool:
         """Whether a volume (D, H, W) may stay on the host during sampling, because only blocks move to the network."""
@@ -236,6 +273,19 @@ class Method:
         diffusion = self.window.build(unet, self.representation.channels(channels), *several)
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 
+    def build_discriminator(self, channels: int = 1) -> nn.Module | None:
+        """Build the network that judges predictions in training, in fp32; None if the loss is not adversarial."""
+        if not self.loss.adversarial:
+            return None
+        network = self.network
+        how = UNetOptions(
+            width=self.loss.discriminator_width,
+            multipliers=(1, 2, 4, 8),
+            precision=network.precision,
+            checkpointing=network.checkpointing,
+        )
+        return PatchDiscriminator((1 + len(self.sources)) * channels, how)
+
     def part(self, network: nn.Module, stage: str) -> nn.Module:
         """Return the part of the :meth:`build` result that the given stage trains."""
         if not self.representation.is_learned:
@@ -262,6 +312,7 @@ class Method:
             ValueError: a name is invalid or repeated, or the bridge starts from a source that is not among them.
         """
         start = self.bridge_from if bridge_from is None else bridge_from
+        check_sources(names, start)
         return replace(self, sources=tuple(names), bridge_from=start)
 
     def end(self, condition: Tensor) -> Tensor:
@@ -294,6 +345,11 @@ class Method:
     def width(self) -> int | None:
         """Channels of the finest level of the network; None for a network of your own without a width."""
         return getattr(self.network, "width", None)
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate after the warm-up (:meth:`Optimisation.rate`)."""
+        return self.optimisation.rate(self.width)
 
     def with_network(self, **options: Any) -> Self:
         """Return the same method with other options of its network, such as ``width=32``.
@@ -352,6 +408,7 @@ def training_loss(
     target: Tensor,
     generator: torch.Generator | None = None,
     guess: Guess | None = None,
+    discriminator: nn.Module | None = None,
 ) -> Tensor:
     """Compute the loss of one training step for each subject, at a random time of the path.
 
@@ -361,6 +418,7 @@ def training_loss(
         source, target: normalised volumes (N, S·C, D, H, W) of S sources, and (N, C, D, H, W); any size is allowed.
         generator: generator for times and noise, on the volumes' device; the global generator if absent.
         guess: computes the output instead of the diffusion network, so that a trained network can be compared with it.
+        discriminator: the result of ``method.build_discriminator``; its loss and the adversarial loss are then added.
 
     Returns:
         (N,).
@@ -376,7 +434,8 @@ def training_loss(
     pieces = method.window.draw(*latents, generator)
     del latents
     # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess) for _ in range(len(pieces))]
+    how = generator, guess, discriminator
+    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), *how) for _ in range(len(pieces))]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
@@ -417,28 +476,44 @@ def _piece_loss(
     piece: Piece,
     generator: torch.Generator | None,
     guess: Guess | None,
+    discriminator: nn.Module | None,
 ) -> Tensor:
     x0, condition, predict = piece
     y = method.end(condition)
-    random: dict[str, Any] = {"generator": generator, "device": x0.device}
-    # In (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0.
-    times = 1 - torch.rand(x0.shape[0], **random)
-    elsewhere = 1 - method.optimisation.at_start
-    times = torch.where(times > elsewhere, 1.0, times / elsewhere if elsewhere else 1.0)
-    noise = torch.randn(x0.shape, **random)
+    times = _training_times(method, x0, generator)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
+    volumes = [] if discriminator is None else [codec.decode(x0), _decoded(method, codec, condition)]
     del piece, x0, y, noise  # free these volumes; the network needs the memory
 
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
+    added: list[Tensor] = []
+    if discriminator is not None:
+        predicted = volumes[0] + codec.decode(x0_error_of(method.target, method.kernel, error, t))
+        added.append(method.loss.adversarial_term(discriminator, predicted, *volumes))
+        del volumes, predicted
+    if method.loss.weight == "scale":
+        error = error * method.kernel.scale(t)
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
-    return loss
+    return sum(added, loss)
+
+
+def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Return random times (N,) in (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0."""
+    how, steps = method.optimisation, method.sampling.steps
+    times = 1 - torch.rand(x0.shape[0], generator=generator, device=x0.device)
+    elsewhere = 1 - how.at_start
+    uniform = times / elsewhere if elsewhere else torch.ones_like(times)
+    if how.at_steps:
+        uniform = (uniform * steps).ceil() * method.sampling.start / steps
+    return torch.where(times > elsewhere, 1.0, uniform)
 
 
 @torch.no_grad()
@@ -499,6 +574,19 @@ def sample(
     return decode(method, network, x, source.shape[2:])
 
 
+def _states(method: Method, noise: Tensor) -> Iterator[Tensor]:
+    """Yield the states of sampling of a voxel whose source and estimated target are 0; the noise is always the same."""
+    kernel, how, y = method.kernel, method.sampling, torch.zeros_like(noise)
+    t = torch.full_like(noise, how.start)
+    x = kernel.start(y, lambda: noise) if how.start == 1 else kernel.at(y, y, t, noise)
+    yield x
+    for k in range(how.steps - 1, -1, -1):
+        s = torch.full_like(t, how.start * k / how.steps)
+        x = kernel.step(x, y, y, t, s, noise if how.stochastic else None)
+        yield x
+        t = s
+
+
 def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     """Convert the network's output to an x0 estimate, clamped if the method requires it."""
     x0 = x0_of(method.target, method.kernel, output, x, y, t)
@@ -541,6 +629,12 @@ def _condition(method: Method, codec: Codec, source: Tensor) -> Tensor:
     """Encode sources (N, S·C, …), each by itself, to one latent (N, S·C', …)."""
     latents = [codec.encode(one) for one in pad_to_multiple(source, method.multiple).chunk(len(method.sources), 1)]
     return latents[0] if len(latents) == 1 else torch.cat(latents, 1)
+
+
+def _decoded(method: Method, codec: Codec, condition: Tensor) -> Tensor:
+    """Decode the latents of all sources, each by itself: the inverse of :func:`_condition`."""
+    volumes = [codec.decode(one) for one in condition.chunk(len(method.sources), 1)]
+    return volumes[0] if len(volumes) == 1 else torch.cat(volumes, 1)
 
 
 def _check_pair(method: Method, source: Tensor, target: Tensor) -> None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,12 +57,14 @@ class Translation:
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
+        deviation: the file that contains the standard deviation over several draws; None for one.
     """
 
     source: Path
     output: Path
     seconds: float
     fault: str = ""
+    deviation: Path | None = None
 
 
 def translate(
@@ -72,6 +75,7 @@ def translate(
     resample: bool = False,
     steps: int | None = None,
     seed: int = 0,
+    samples: int | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
     block: Size | None = None,
@@ -98,6 +102,8 @@ def translate(
         resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
+        samples: number of draws, 2 or more, for methods that use noise in sampling: the output is their mean, and a
+            file beside it, ``NAME_std`` with the same suffix, their standard deviation (:func:`translate_draws`).
         device: device for the computation; the network's current device if absent.
         precision: ``fp32``, ``bf16`` or ``fp16``; the training precision if absent.
         block, overlap: as for :func:`adapt`: sample in blocks if a volume does not fit in the device's memory.
@@ -114,34 +120,37 @@ def translate(
         listed.
 
     Raises:
-        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, an output
-            exists or would replace the input, or options are out of range; for a single scan, also every error in the
-            scan itself.
+        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, there is
+            nothing to draw, an output exists or would replace the input, or options are out of range; for a single
+            scan, also every error in the scan itself.
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
     output, ending = user_path(output_path), _checked_suffix(suffix)
     folder, work, closed = _plan(_checked_sources(trained, input_path), output, ending)
-    _check_inputs_remain(work)
-    _check_outputs([place for _, place in work], overwrite)
+    trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
+    check_samples(trained.method, samples)
+    written = [(place, *([_beside(place)] if samples else [])) for _, place in work]
+    _check_inputs_remain(work, written)
+    _check_outputs([place for places in written for place in places], overwrite)
     if folder:
         _make_folder(output)
     _check_writable(output if folder else output.parent)
-    trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
-    evaluations = [_evaluations(trained.method, scans[0]) for scans, _ in work]
+    evaluations = [_evaluations(trained.method, scans[0]) * (samples or 1) for scans, _ in work]
     done, total = 0, sum(evaluations)
     results = []
-    for (scans, place), wanted in zip(work, evaluations, strict=True):
+    for (scans, _), places, wanted in zip(work, written, evaluations, strict=True):
         started, fault = time.perf_counter(), ""
         counter = _Counter(progress, done, total)
         done += wanted
         try:
-            _translate_file(trained, scans, place, seed, suv_factor, counter, resample)
+            _translate_file(trained, scans, places, seed, samples, suv_factor, counter, resample)
         except (VolumeError, TranslationError) as error:
             if not folder:
                 raise
             fault = str(error)
             progress(done, total)
-        results.append(Translation(scans[0], place, time.perf_counter() - started, fault))
+        seconds, deviation = time.perf_counter() - started, next(iter(places[1:]), None)
+        results.append(Translation(scans[0], places[0], seconds, fault, deviation))
     return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
 
 
@@ -191,6 +200,69 @@ def translate_volume(
         bad, precision = int((~result.isfinite()).sum()), trained.method.network.precision
         raise TranslationError(f"The translation has {bad} voxels that are not finite in {precision}; try fp32.")
     return result
+
+
+def translate_draws(
+    trained: Trained,
+    source: Array,
+    samples: int,
+    *,
+    seed: int = 0,
+    suv_factor: float | None = None,
+    progress: Tell = nothing,
+) -> tuple[Tensor, Tensor]:
+    """Translate one volume several times; the mean and the standard deviation of the draws, voxel by voxel.
+
+    Draw 0 is that of :func:`translate_volume` with the same seed; each further draw has a seed that follows from the
+    seed and its number. The moments are updated draw by draw in float64 (Welford, Technometrics 4(3), 1962), so four
+    such volumes are in memory at most, whatever the number of draws.
+
+    Args:
+        trained, source, seed, suv_factor: as for :func:`translate_volume`.
+        samples: number of draws, 2 or more.
+        progress: called after every network evaluation of every draw.
+
+    Returns:
+        Mean and standard deviation (with n − 1), each (D, H, W) float32 on the CPU, in the target's physical units.
+
+    Raises:
+        TranslationError, IntensityError: as for :func:`translate_volume`; also if the method uses no noise in sampling,
+            or there are fewer than two draws.
+    """
+    check_samples(trained.method, samples)
+    mean = torch.zeros(source.shape[-3:], dtype=torch.float64)
+    squares = torch.zeros_like(mean)
+    for k in range(samples):
+        one = translate_volume(trained, source, seed=seed_of(seed, k), suv_factor=suv_factor, progress=progress)
+        change = one - mean
+        mean.add_(change, alpha=1 / (k + 1))
+        squares.addcmul_(change, one - mean)
+    return mean.float(), squares.div_(samples - 1).sqrt_().float()
+
+
+def seed_of(seed: int, draw: int) -> int:
+    """The seed of a draw: of draw 0 the seed itself, of others a number below 2**63 that follows from both."""
+    return seed if draw == 0 else int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1
+
+
+def check_samples(method: Method, samples: int | None) -> None:
+    """Check that a method can be sampled several times; None means once, which is always possible.
+
+    Raises:
+        TranslationError: there are fewer than two draws, or all are equal, because sampling uses no noise.
+    """
+    if samples is None:
+        return
+    if type(samples) is not int or samples < 2:
+        raise TranslationError(
+            f"A mean and a deviation need 2 draws or more, got {samples!r} (samples, --samples); leave it out for one."
+        )
+    if not method.is_random:
+        count = f"{method.sampling.steps} step{'s' if method.sampling.steps > 1 else ''}"
+        raise TranslationError(
+            f"{method.name} has nothing to draw: its sampling in {count} uses no noise, so every draw is the same "
+            "(samples, --samples); choose a method whose sampling does, such as one with sampling.stochastic=true."
+        )
 
 
 def reconstruct_volume(trained: Trained, source: Array, target: Array, suv_factor: float | None = None) -> Tensor:
@@ -298,8 +370,9 @@ def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, 
 def _translate_file(
     trained: Trained,
     sources: Sequence[Path],
-    output: Path,
+    outputs: Sequence[Path],
     seed: int,
+    samples: int | None,
     suv_factor: float | None,
     progress: Callable[[], None],
     resample: bool,
@@ -309,7 +382,11 @@ def _translate_file(
     _warn_of_spacing(trained, sources[0], volume)
     try:
         data = torch.from_numpy(np.stack([one.data for one in volumes]) if len(volumes) > 1 else volume.data)
-        result = translate_volume(trained, data, seed=seed, suv_factor=suv_factor, progress=progress)
+        options: dict[str, Any] = {"seed": seed, "suv_factor": suv_factor, "progress": progress}
+        if samples is None:
+            results: tuple[Tensor, ...] = (translate_volume(trained, data, **options),)
+        else:
+            results = translate_draws(trained, data, samples, **options)
     except (TranslationError, IntensityError) as error:
         raise TranslationError(f"{source}: {error}") from None
     except torch.OutOfMemoryError as error:
@@ -317,8 +394,21 @@ def _translate_file(
             f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
             f"({str(error).split('. ')[0]}); try {_smaller(trained.method, volume)}, bf16, or the CPU."
         ) from None
-    _make_folder(output.parent)
-    write_volume(output, result.numpy(), volume)
+    _make_folder(outputs[0].parent)
+    _write_together(dict(zip(outputs, results, strict=True)), volume)
+
+
+def _write_together(results: Mapping[Path, Tensor], like: Volume) -> None:
+    """Write a translation, the first result, and what belongs to it: all of them, or nothing."""
+    written: list[Path] = []
+    try:
+        for output, result in reversed(list(results.items())):  # the translation last
+            write_volume(output, result.numpy(), like)
+            written.append(output)
+    except VolumeError:
+        for file in (file for output in written for file in written_files(output)):
+            file.unlink()
+        raise
 
 
 def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tuple[str, str] | None:
@@ -465,10 +555,15 @@ def _check_outputs(places: list[Path], overwrite: bool) -> None:
             simple_itk(place, "MetaImage or NRRD")
 
 
-def _check_inputs_remain(work: list[Work]) -> None:
+def _beside(output: Path) -> Path:
+    """The file of the deviation beside a translation."""
+    return output.with_name(f"{stem(output.name)}_std{suffix_of(output.name)}")
+
+
+def _check_inputs_remain(work: list[Work], written: Sequence[Sequence[Path]]) -> None:
     """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file."""
     owners = {_identity(file): scan for scans, _ in work for scan in scans for file in _files(scan) if file.exists()}
-    for file in (file for _, place in work for file in written_files(place) if file.exists()):
+    for file in (file for places in written for place in places for file in written_files(place) if file.exists()):
         if scan := owners.get(_identity(file)):
             raise TranslationError(f"{file} is the input {scan} itself and would be overwritten; empty the folder.")
 

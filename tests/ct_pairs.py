@@ -4,7 +4,7 @@ import numpy as np
 
 from ppdm.data.volume import Volume, write_volume
 
-SHAPE = (12, 14, 10)
+SHAPE = (12, 14, 11)
 SPACING = (1.0, 1.5, 2.0)
 
 

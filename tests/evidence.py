@@ -1,5 +1,6 @@
 """Records as the commands write them, with values of a test's choosing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from ppdm_baselines import METHODS
@@ -26,6 +27,12 @@ def scores(method, task, values, *, seed=0, metric="psnr", steps=4, train_steps=
         )
         for n, value in enumerate(values)
     ]  # fmt: skip
+
+
+def of_scans(records, task="mine"):
+    """The same records, of the pairs of a manifest `mine.csv`."""
+    data = {"task": None, "resample": False, "manifest": task, "digest": "0123456789ab", "split": "test"}
+    return [replace(record, task=task, options=record.options | {"data": data}) for record in records]
 
 
 def peak(method, size, value, *, metric="peak_allocated", kind="predicted", checkpointing="none", phase="train"):

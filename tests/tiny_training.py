@@ -9,12 +9,13 @@ from ppdm import PPDM
 from ppdm.data.volume import Volume, write_volume
 from ppdm_baselines import METHODS
 
-TINY = PPDM.with_network(width=8, multipliers=(1, 2))
-DDPM = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))
-
 
 def tuned(method, **options):
     return replace(method, optimisation=replace(method.optimisation, **options))
+
+
+TINY = tuned(PPDM.with_network(width=8, multipliers=(1, 2)), learning_rate=1e-3)
+DDPM = tuned(METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2)), learning_rate=1e-4)
 
 
 def pair(seed=0, shape=(8, 8, 8)):

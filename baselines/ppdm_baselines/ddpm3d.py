@@ -24,7 +24,6 @@ MATCHED = Method(
     loss=Loss(p=1),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
-    optimisation=Optimisation(learning_rate=1e-4),
 )
 
 # med-ddpm: width 64, multipliers 1,1,2,3,4, attention at the 8 times coarser grid, 250 cosine steps, L1 loss on ε,

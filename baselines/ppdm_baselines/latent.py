@@ -37,7 +37,6 @@ MATCHED = Method(
     # Same number of steps as full 3-D. No clamp, because latents have no fixed range. The tutorial's DDPMScheduler
     # clips them to [-1, 1], which would clip a third of our latents, whose standard deviation is 1.
     sampling=Sampling(steps=250, stochastic=True),
-    optimisation=Optimisation(learning_rate=1e-4),  # lr=1e-4 for both optimisers
 )
 
 AUTHORS = replace(

@@ -24,7 +24,6 @@ MATCHED = Method(
     loss=Loss(p=2),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
     sampling=Sampling(steps=250, stochastic=False, clamp=1.0),  # steps as in full 3-D; DDIM and clamp as below
-    optimisation=Optimisation(learning_rate=1e-4),
 )
 
 # Also samples in overlapping patches, for volumes that do not fit into memory. The authors do not do this.

@@ -22,5 +22,5 @@ MATCHED = Method(
     loss=Loss(p=2, gradient=1.0, mode="all"),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),
     sampling=Sampling(steps=1),  # one step from t = 1 gives the prediction
-    optimisation=Optimisation(learning_rate=2e-4, at_start=1.0),  # only t = 1 is trained
+    optimisation=Optimisation(at_start=1.0),  # only t = 1 is trained
 )

@@ -25,7 +25,6 @@ MATCHED = Method(
     loss=Loss(p=2),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # as in PPDM, in 2-D
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),  # steps as in full 3-D; clip_denoised=True
-    optimisation=Optimisation(learning_rate=1e-4),
 )
 
 # Slices of one view, as in most 2-D and 2.5-D methods.

@@ -26,7 +26,6 @@ MATCHED = Method(
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
     # Steps as in full 3-D. At each step, the prediction is transformed to a volume, clamped and transformed back.
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
-    optimisation=Optimisation(learning_rate=1e-4),
 )
 
 AUTHORS = replace(

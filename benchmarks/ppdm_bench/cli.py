@@ -48,6 +48,7 @@ from ppdm_bench.commands.options import (
     SampleSeed,
     Shape,
     SourceIntensity,
+    Sources,
     Start,
     TargetIntensity,
     TaskName,
@@ -60,6 +61,7 @@ from ppdm_bench.commands.options import (
     asked_sizes,
     asked_subjects,
     comma_separated,
+    count,
     integer,
     one_of,
     positive,
@@ -199,6 +201,7 @@ def memory(
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
     batch_size: BatchSize = 1,
+    sources: Sources = 1,
     width: Width = None,
     preset: Preset = "matched",
     vary: Variations = None,
@@ -248,7 +251,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
@@ -445,7 +448,7 @@ def train(
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
     from ppdm.training.tensorboard import TensorBoard
-    from ppdm_bench.commands.train import ProgressLines, memory_in_use, train_run, use_threads
+    from ppdm_bench.commands.train import ProgressLines, advice_on_pairs, memory_in_use, train_run, use_threads
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
 
@@ -461,7 +464,7 @@ def train(
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
     with joined() as ranks, progress() as bar, ExitStack() as opened:
         where = training_device(device, ranks)
-        if advice := use_threads(threads, where):
+        for advice in filter(None, (use_threads(threads, where), *advice_on_pairs(source, schedule) * ranks.is_first)):
             notify(advice)
         board = opened.enter_context(TensorBoard(out / "tensorboard")) if tensorboard and ranks.is_first else None
         followers: list[Callable[[StepReport], None]] = [] if board is None else [board]
@@ -512,6 +515,15 @@ def translate(
     resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
     evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
     seed: SampleSeed = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(2),
+            metavar="N",
+            help="Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+            "NAME_std beside it their standard deviation. Default: one draw.",
+        ),
+    ] = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     block: Annotated[
@@ -547,10 +559,13 @@ def translate(
     from ppdm.checkpoint import load
     from ppdm.data.formats import is_dicom_scan
     from ppdm.data.volume import user_path
+    from ppdm.translation import adapt, check_samples
     from ppdm.translation import translate as translate_files
     from ppdm_bench.devices import training_device
 
     trained = load(checkpoint, device=training_device(device))
+    if samples is not None:
+        as_usage(check_samples, as_usage(adapt, trained, steps=evaluations).method, samples)
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(
@@ -560,6 +575,7 @@ def translate(
             resample=resample,
             steps=evaluations,
             seed=seed,
+            samples=samples,
             precision=precision,
             block=seen,
             overlap=overlap,
@@ -574,5 +590,6 @@ def translate(
         if one.fault:
             notify(one.fault)
         else:
-            print(f"{one.output}  ({one.seconds:.1f} s)")
+            written = ", ".join(map(str, filter(None, (one.output, one.deviation))))
+            print(f"{written}  ({one.seconds:.1f} s)")
     raise typer.Exit(1 if any(one.fault for one in made) else 0)

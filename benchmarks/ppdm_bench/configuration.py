@@ -17,7 +17,8 @@ from typing import Any
 from ppdm import Method
 from ppdm.pixel_puzzle import Factor
 from ppdm_baselines import PRESETS
-from ppdm_bench.variation import Assignment, VariationError, moved, plain, read, read_one, settled, written
+from ppdm_bench.grouping import grouped
+from ppdm_bench.variation import Assignment, VariationError, difference, moved, plain, read, read_one, settled, written
 
 Shape = tuple[int, int, int]
 
@@ -28,8 +29,10 @@ _OPTIONS = {
     "network.precision": "precision",
     "network.checkpointing": "checkpointing",
 }
-# Descriptions omit these fields if they are empty. Identifiers then equal those from before the fields existed.
-_LEFT_OUT_WHEN_EMPTY = ("point", "setting")
+# A row of quality has these in columns of their own, or shares them with its table.
+_NOT_IN_NAMES = ("network.width", "network.precision", "sampling.steps", "sources")
+# Descriptions omit these fields at these values. Identifiers then equal those from before the fields existed.
+_LEFT_OUT = {"point": "", "setting": "", "sources": 1}
 
 
 class MethodError(ValueError):
@@ -54,6 +57,7 @@ class Configuration:
             ``method``.
         setting: other fields that differ from the method, in the notation of :mod:`ppdm_bench.variation`; it never
             contains the options above, see :meth:`varied`.
+        sources: number of sources, if it is not the method's own number; their names are ``source1``, ``source2``, ….
     """
 
     method: str
@@ -66,6 +70,7 @@ class Configuration:
     batch_size: int = 1
     point: str = ""
     setting: str = ""
+    sources: int = 1
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Configuration":
@@ -75,7 +80,7 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
-        return {name: value for name, value in asdict(self).items() if value != "" or name not in _LEFT_OUT_WHEN_EMPTY}
+        return {n: value for n, value in asdict(self).items() if n not in _LEFT_OUT or value != _LEFT_OUT[n]}
 
     def varied(self, assignments: Sequence[Assignment]) -> "Configuration":
         """Return a copy with these fields set; a field that has an option is set through the option.
@@ -108,6 +113,8 @@ class Configuration:
                 method = moved(method, read_one(self.setting))
             if self.factor is not None:
                 method = method.with_factor(self.factor)
+            if self.sources > 1:
+                method = method.with_sources([f"source{k}" for k in range(1, self.sources + 1)])
             width = {} if self.width is None else {"width": self.width}
             return method.with_network(precision=self.precision, checkpointing=self.checkpointing, **width)
         except VariationError as error:
@@ -119,7 +126,8 @@ class Configuration:
     def variant(self) -> str:
         """Text that distinguishes the rows of this method."""
         preset = "" if self.preset == "matched" else self.preset
-        return " ".join(filter(None, (self.resolve().variant, preset, self.setting)))
+        sources = f"sources={self.sources}" if self.sources > 1 else ""
+        return " ".join(filter(None, (self.resolve().variant, preset, self.setting, sources)))
 
     @property
     def name(self) -> str:
@@ -165,6 +173,7 @@ def configurations(
     checkpointing: Sequence[str] = ("none",),
     width: int | None = None,
     batch_size: int = 1,
+    sources: int = 1,
 ) -> list[Configuration]:
     """Return every combination of the options without duplicates.
 
@@ -172,14 +181,14 @@ def configurations(
 
     Args:
         methods: names; by default every registered method that has one of the presets.
-        shape, presets, factors, precisions, checkpointing, width, batch_size: see :class:`Configuration`; without
-            factors, each method keeps its default.
+        shape, presets, factors, precisions, checkpointing, width, batch_size, sources: see :class:`Configuration`;
+            without factors, each method keeps its default.
 
     Raises:
         MethodError: a method or preset does not exist, or an option is out of range.
     """
     made = [
-        Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size)
+        Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size, sources=sources)
         for name, preset in _points(methods, presets)
         for factor in (factors if factors and find_method(name, preset).has_factor else (None,))
         for precision, recomputed in product(precisions, checkpointing)
@@ -229,10 +238,8 @@ def _all_varied(
     point = written(assignments)
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
-    names_of: dict[str, list[str]] = {}
-    for name, fault in faults.items():  # the part after ";" lists the choices of one method; drop it to group methods
-        names_of.setdefault(fault.partition(";")[0], []).append(name)
-    for reason, names in names_of.items():
+    # The part after ";" lists the choices of one method; it is dropped, so that methods share a sentence.
+    for reason, names in grouped(faults, lambda name: faults[name].partition(";")[0]).items():
         tell(f"left out: {point} of {', '.join(names)}: {reason}")
     return found
 
@@ -278,6 +285,42 @@ def find_method(name: str, preset: str = "matched") -> Method:
         raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(having)}")
     name = identifier(name)
     return _own_method(name) if _is_own(name) else PRESETS[preset][name]
+
+
+def variant_of(method: Method, known: Sequence[Method] = ()) -> str:
+    """Return how a method differs from the registered one of its name, which tells apart the rows of a table.
+
+    It is the label of the representation, such as ``r=2``, and every other field with another value, in the notation of
+    :mod:`ppdm_bench.variation`: ``r=2 kernel.gamma=0.25``, ``representation=haar``. Of several presets, the nearest
+    counts, and is named unless it is ``matched``. Width, precision and number of network evaluations do not count.
+
+    Args:
+        method: the method.
+        known: methods that count as registered, such as a user's own.
+    """
+    starts = [("", one) for one in known] + [
+        ("" if p == "matched" else p, m) for p in PRESETS for m in PRESETS[p].values()
+    ]
+    found = [(preset, _told(method, start)) for preset, start in starts if start.name == method.name]
+    nearest = min(found, key=lambda one: len(one[1]), default=("", []))
+    return " ".join(filter(None, (method.variant, nearest[0], written(nearest[1]))))
+
+
+def _told(method: Method, start: Method) -> list[Assignment]:
+    """The differences that a name states; a label of the representation stands for its type and its fields."""
+    try:
+        found = difference(method, start)
+    except ValueError:  # a value of a type that is not known cannot be described
+        return []
+    same = [*_NOT_IN_NAMES]
+    if method.learning_rate == start.optimisation.rate(method.width):
+        same.append("optimisation.learning_rate")
+    axis = "representation"
+    return [
+        (name, value)
+        for name, value in found
+        if name not in same and not (method.variant and name.partition(".")[0] == axis)
+    ]
 
 
 def identifier(name: str) -> str:

@@ -145,6 +145,11 @@ class Record:
         _check_value(self)
 
     @property
+    def label(self) -> str:
+        """Method and variant, the name of a row."""
+        return f"{self.method} {self.variant}".strip()
+
+    @property
     def gpu(self) -> str:
         """Name of the GPU that the record is about: of a prediction, the card that it was made for; may be empty."""
         return str(self.env.get("target_gpu") or self.env.get("gpu") or "")

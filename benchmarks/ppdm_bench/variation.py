@@ -11,8 +11,8 @@ The dataclasses validate every point, so an invalid point is rejected before any
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from ppdm import Method
@@ -94,6 +94,42 @@ def settled(assignments: Iterable[Assignment]) -> list[Assignment]:
 def written(assignments: Sequence[Assignment]) -> str:
     """Return assignments as text in the form that :func:`read` parses."""
     return "+".join(f"{name}={value}" for name, value in assignments)
+
+
+def difference(method: Method, start: Method) -> list[Assignment]:
+    """Return the assignments by which :func:`moved` turns the start into the method; names do not count.
+
+    Raises:
+        ValueError: a method has values of a type that is not known, so that it cannot be described.
+    """
+    ours, theirs = (describe(one, AXES, complete=True) for one in (method, start))
+    found: list[Assignment] = []
+    for name, value in ours.items():
+        if name in AXES and value.get("type") != theirs[name].get("type"):
+            found.append((name, _axis_text(value["type"], getattr(method, name))))
+        elif name != "name":
+            found += _changes(name, value, theirs[name])
+    return found
+
+
+def _changes(name: str, ours: Any, theirs: Any) -> Iterator[Assignment]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for key, value in ours.items():
+            yield from _changes(f"{name}.{key}", value, theirs.get(key))
+    elif ours != theirs:
+        yield name, _text(ours)
+
+
+def _axis_text(kind: str, value: Any) -> str:
+    """Return the value of an axis in the form that :func:`_axis_value` parses."""
+    changed = ((one.name, getattr(value, one.name)) for one in fields(value) if getattr(value, one.name) != one.default)
+    inside = ",".join(f"{name}={_text(part)}" for name, part in changed)
+    return f"{kind}({inside})" if inside else kind
+
+
+def _text(value: Any) -> str:
+    """Return a value in the form that :func:`plain` parses."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _assignment(text: str, default: str) -> Assignment:

@@ -181,7 +181,7 @@ def check_pairs(
             replace(report, faults=(*report.faults, *leaks[i]), remarks=(*report.remarks, *doubles[i], *odd[i]))
             for i, report in enumerate(reports)
         ),
-        (*faults, *_mixed_units(pairs)),
+        (*faults, *mixed_units(pairs)),
     )
 
 
@@ -224,7 +224,8 @@ def _read_beside(
 # All pairs
 
 
-def _mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+    """The fault of pairs of which only some have an ``suv_factor``, if there is one."""
     without = [pair.subject for pair in pairs if pair.suv_factor is None]
     if 0 < len(without) < len(pairs):
         yield (

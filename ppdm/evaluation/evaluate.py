@@ -10,15 +10,17 @@ The conventions below are fixed before any prediction is made, so that numbers a
   whole lines of voxels, so it is always computed in the whole volume.
 - The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
-  different lattices are not comparable.
+  different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
+- With several draws, their mean is scored, and whether their deviation tells where the error is
+  (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
 - If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`ceiling`).
 - The untranslated input is scored too (:func:`untranslated`), as a baseline.
 """
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
@@ -33,13 +35,23 @@ from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, connected_regions, ct_preset, default_preset, seam_index, suv_bias
+from ppdm.metrics import (
+    MetricError,
+    Preset,
+    border_ratio,
+    connected_regions,
+    ct_preset,
+    default_preset,
+    seam_index,
+    suv_bias,
+)
 from ppdm.metrics.hounsfield import SPAN
+from ppdm.metrics.uncertainty import DEVIATION_RANK, deviation_rank
 from ppdm.pixel_puzzle import Factor
 from ppdm.sources import described_sources
-from ppdm.translation import other_spacing, reconstruct_volume, translate_volume
+from ppdm.translation import other_spacing, reconstruct_volume, translate_draws, translate_volume
 
-PSNR, SEAM = "psnr", "seam_index"
+PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
 CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
@@ -51,11 +63,19 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
         CaseError: the case has no source.
         IntensityError, TranslationError: as for :func:`ppdm.translation.translate_volume`.
     """
-    source = _source(case)
-    if len(trained.method.sources) > 1:
-        source = source[[case.source_names.index(name) for name in trained.method.sources]]
-    _warn_of_spacing(trained, case)
+    source = _source_for(trained, case)
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
+
+
+def predict_draws(trained: Trained, case: Case, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Translate a case's source several times; the mean and the standard deviation, as :func:`predict`.
+
+    Raises:
+        CaseError: the case has no source.
+        IntensityError, TranslationError: as for :func:`ppdm.translation.translate_draws`.
+    """
+    source = _source_for(trained, case)
+    return translate_draws(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
 def ceiling(trained: Trained, case: Case) -> Tensor:
@@ -107,15 +127,17 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
-    """The project's preset with one seam index for each lattice, such as ``seam_index_r4`` or ``seam_index_r1x2x2``.
+    """The project's preset with a seam index and a border ratio for each lattice, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
-        grids: lattices of the seam index.
+        grids: lattices of both.
         unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
-    preset = ct_preset() if unit == "HU" else default_preset(span)
-    return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
+    preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)
+    seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
+    borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
+    return replace(preset, metrics={**preset.metrics, **seams, **borders})
 
 
 @dataclass(frozen=True)
@@ -154,10 +176,15 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
     return [replace(score, metric=CEILING + score.metric) for score in found]
 
 
+def deviation_score(deviation: Tensor, prediction: Tensor, case: Case) -> Score:
+    """The rank correlation of the deviation over several draws and the error, ``deviation_rank``, inside the mask."""
+    return _score(DEVIATION_RANK, partial(deviation_rank, deviation, prediction, case.target, case.mask))
+
+
 def unit_of(metric: str, volumes: str = "") -> str:
     """The unit of a metric, from its name in a preset and from the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
-    if metric.startswith((PSNR, SEAM)):
+    if metric.startswith((PSNR, SEAM, BORDER)):
         return "dB"
     return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else volumes if metric == "mae" else "1"
 
@@ -216,6 +243,15 @@ def _source(case: Case) -> Tensor:
     return case.source
 
 
+def _source_for(trained: Trained, case: Case) -> Tensor:
+    """The source of a case, or its sources in the order of the method; a warning if the voxel sizes differ."""
+    source = _source(case)
+    if len(trained.method.sources) > 1:
+        source = source[[case.source_names.index(name) for name in trained.method.sources]]
+    _warn_of_spacing(trained, case)
+    return source
+
+
 def _warn_of_spacing(trained: Trained, case: Case) -> None:
     if sizes := other_spacing(trained, case.grid.spacing):
         warnings.warn(
@@ -223,12 +259,16 @@ def _warn_of_spacing(trained: Trained, case: Case) -> None:
         )
 
 
-def _seam_name(factor: Factor) -> str:
-    return f"{SEAM}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
+def _lattice_name(metric: str, factor: Factor) -> str:
+    return f"{metric}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
 
 
 def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
     return seam_index(prediction, target, factor)
+
+
+def _border(factor: Factor, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    return border_ratio(prediction, target, factor, mask)
 
 
 def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
@@ -257,7 +297,7 @@ def _region_scores(name: str, prediction: Tensor, target: Tensor, parts: Tensor)
         yield Score(metric, fmean(each), samples=tuple(each) if name in LESIONS else ())
 
 
-def _score(metric: str, compute: "partial[Tensor | float]") -> Score:
+def _score(metric: str, compute: Callable[[], Tensor | float]) -> Score:
     try:
         value = float(compute())
     except MetricError as fault:

@@ -8,9 +8,20 @@ import torch
 
 from ppdm.checkpoint import Trained, load
 from ppdm.data.manifest import ManifestError, read_manifest
-from ppdm.evaluation.evaluate import check_kind, convention, data_range, in_units_of, lattices, predict, scores
+from ppdm.evaluation.evaluate import (
+    check_kind,
+    convention,
+    data_range,
+    deviation_score,
+    in_units_of,
+    lattices,
+    predict,
+    predict_draws,
+    scores,
+)
 from ppdm.evaluation.subjects import files_of, read_case
 from ppdm.method import Method
+from ppdm.translation import check_samples
 
 
 def evaluate(
@@ -20,6 +31,7 @@ def evaluate(
     split: str = "test",
     evaluations: int | None = None,
     seed: int = 0,
+    samples: int | None = None,
     resample: bool = False,
     compared: Iterable[Method] = (),
     device: str | torch.device = "cpu",
@@ -32,8 +44,10 @@ def evaluate(
         split: split of the pairs that are scored.
         evaluations: network evaluations per volume; the method's own if absent.
         seed: random seed of stochastic methods.
+        samples: draws per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
+            ``deviation_rank`` says whether their deviation tells where the error is.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
-        compared: other methods of a comparison, so that seam indices are computed at the lattices of all.
+        compared: other methods of a comparison, so that seams are measured at the lattices of all.
         device: device of the network, if ``trained`` is a folder.
 
     Returns:
@@ -43,7 +57,8 @@ def evaluate(
     Raises:
         CheckpointError: there is no trained method in the folder.
         ManifestError: the manifest has faults, or no pairs in the split.
-        CaseError, VolumeError, IntensityError, TranslationError: a scan cannot be read or translated.
+        CaseError, VolumeError, IntensityError, TranslationError: a scan cannot be read or translated, or there is
+            nothing to draw.
     """
     one = trained if isinstance(trained, Trained) else load(trained, device)
     if evaluations is not None:
@@ -52,12 +67,17 @@ def evaluate(
     if not cases:
         raise ManifestError(f"{manifest} has no pairs in the split {split!r}; mark some rows with it, or name another.")
     check_kind(one, cases, one.method.name)
+    check_samples(one.method, samples)
     cases = in_units_of([one], cases)
     unit = "HU" if cases[0].target_intensity else ""
     preset = convention(data_range(one.scaling), lattices([one.method, *compared]), unit)
     found: dict[str, dict[str, float]] = {}
     for files in cases:
         case = read_case(files, resample=resample)
-        values = scores(preset, predict(one, case, seed), case)
+        if samples is None:
+            values = scores(preset, predict(one, case, seed), case)
+        else:
+            prediction, deviation = predict_draws(one, case, samples, seed)
+            values = [*scores(preset, prediction, case), deviation_score(deviation, prediction, case)]
         found[files.name] = {score.metric: score.value for score in values if score.value is not None}
     return found

@@ -52,7 +52,7 @@ class StepReport:
     untrained_loss: float | None = later(None)
 
     @property
-    def has_learnt_nothing(self) -> bool:
+    def is_no_better_than_untrained(self) -> bool:
         """Whether the loss after the last step is that of a network that was never trained, within 5 %."""
         if self.average_loss is None or self.untrained_loss is None:
             return False

@@ -87,22 +87,21 @@ class Schedule:
         """Whether a part of the budget is used up."""
         return done >= self._step_at(part.end) if self.steps is not None else self.share(done, seconds) >= part.end
 
-    def learning_rate(
-        self, optimisation: Optimisation, k: int, seconds: float, part: Part = WHOLE, began: int = 0
-    ) -> float:
+    def learning_rate(self, method: Method, k: int, seconds: float, part: Part = WHOLE, began: int = 0) -> float:
         """Return the learning rate of step k.
 
         Args:
-            optimisation: optimisation options of the method.
+            method: the method; its optimisation options and its width count.
             k: the step.
             seconds: training time before step k.
             part: part of the budget that the stage uses; the rate rises and falls within it.
             began: first step of the stage.
         """
         if self.steps is not None:
-            return learning_rate(optimisation, k - began, self._step_at(part.end) - self._step_at(part.begin))
+            steps = self._step_at(part.end) - self._step_at(part.begin)
+            return learning_rate(method.optimisation, k - began, steps, method.width)
         share = (self.share(k, seconds) - part.begin) / (part.end - part.begin)
-        return timed_learning_rate(optimisation, k - began, min(share, 1.0))
+        return timed_learning_rate(method.optimisation, k - began, min(share, 1.0), method.width)
 
     def validates(self, done: int, last: bool) -> bool:
         """Whether to validate after step number ``done``, counted from 1; the last step is always validated."""
@@ -123,25 +122,25 @@ class Schedule:
         return self.minutes
 
 
-def learning_rate(optimisation: Optimisation, k: int, steps: int) -> float:
-    """Linear warm-up to ``optimisation.learning_rate``, then half a cosine down to 0 at k = steps (arXiv 1608.03983).
+def learning_rate(optimisation: Optimisation, k: int, steps: int, width: int | None = None) -> float:
+    """Linear warm-up to ``optimisation.rate(width)``, then half a cosine down to 0 at k = steps (arXiv 1608.03983).
 
     The warm-up takes ``optimisation.warmup`` steps, but at most a tenth of all steps: otherwise a short run could end
     before the warm-up does.
     """
-    warmup = min(optimisation.warmup, steps // 10)
+    warmup, rate = min(optimisation.warmup, steps // 10), optimisation.rate(width)
     if k < warmup:
-        return optimisation.learning_rate * (k + 1) / warmup
-    return optimisation.learning_rate * _half_cosine((k - warmup) / (steps - warmup))
+        return rate * (k + 1) / warmup
+    return rate * _half_cosine((k - warmup) / (steps - warmup))
 
 
-def timed_learning_rate(optimisation: Optimisation, k: int, share: float) -> float:
+def timed_learning_rate(optimisation: Optimisation, k: int, share: float, width: int | None = None) -> float:
     """Learning rate for a time budget: half a cosine in the share of the time used, times a linear warm-up.
 
     The warm-up ends after ``optimisation.warmup`` steps or a tenth of the time, whichever comes first.
     """
     rise = min(1.0, max((k + 1) / max(optimisation.warmup, 1), 10 * share))
-    return optimisation.learning_rate * rise * _half_cosine(share)
+    return optimisation.rate(width) * rise * _half_cosine(share)
 
 
 def _half_cosine(share: float) -> float:

@@ -89,8 +89,8 @@ class Session:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, if the stage has not ended."""
-        options, trainer = self.trainer.method.optimisation, self.trainer
-        return self.schedule.learning_rate(options, trainer.done, self.seconds, self._part, trainer.began)
+        trainer = self.trainer
+        return self.schedule.learning_rate(trainer.method, trainer.done, self.seconds, self._part, trainer.began)
 
     def step(self) -> None:
         """Update the weights once. On an accelerator, this only queues the step: nothing here waits for the device."""
@@ -106,7 +106,8 @@ class Session:
                 if schedule.augment is not None:
                     source, target = schedule.augment(source, target, generator)
                 losses.append(trainer.add_gradient(source, target, generator, schedule.accumulate))
-        ranks.average_gradients(trainer.trained)
+        for module in trainer.trained_modules:
+            ranks.average_gradients(module)
         with ranks.together():
             norm = trainer.update(rate)
         loss = ranks.mean(torch.stack(losses).mean())
@@ -256,7 +257,7 @@ class Session:
         kept = "" if run is None else f"Nothing was written after that; {run.last_checkpoint()}. "
         return TrainingError(
             f"Training stopped at step {report.step}: {what}, at a learning rate of {report.learning_rate:g}. {kept}"
-            f"Try {remedy}a learning rate below {method.optimisation.learning_rate:g}."
+            f"Try {remedy}a learning rate below {method.learning_rate:g}."
         )
 
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from ppdm import Method, UNet, sample, training_loss
 from ppdm.kernel import Gaussian, target_of
-from ppdm.method import DIFFUSION, Optimisation, Sampling
+from ppdm.method import DIFFUSION, REPRESENTATION, Optimisation, Sampling
 from ppdm.slices import Slices
 from ppdm.window import Whole
-from ppdm_baselines import AUTHORS, METHODS, ddpm3d, latent, patch, slice25d, wavelet
+from ppdm_baselines import AUTHORS, METHODS, ddpm3d, latent, latent_flow, patch, slice25d, wavelet, wfm
 from ppdm_bench.commands.methods import parameter_count
 
 
@@ -35,6 +35,12 @@ def test_cwdm_has_as_many_parameters_as_published() -> None:
     count = parameter_count(lambda: UNet(32, 8, 3, wavelet.AUTHORS.network))
     assert count == 81_511_048
     assert round(4 * count / 1e6) == 326
+
+
+def test_wfm_has_as_many_parameters_as_published() -> None:
+    """One network of 82 M for all four contrasts (abstract of arXiv 2604.21146), told by 4 class embeddings of 256."""
+    count = parameter_count(lambda: UNet(32, 8, 3, wfm.AUTHORS.network)) + 4 * 4 * wfm.AUTHORS.network.width
+    assert round(count / 1e6) == 82
 
 
 def test_patchddm_and_madm_have_the_parameters_that_their_repositories_build() -> None:
@@ -65,6 +71,42 @@ def test_latent_diffusion_has_the_networks_that_monais_tutorial_builds() -> None
         )
 
     assert parameter_count(lambda: UNet(3, 3, 3, latent.AUTHORS.network)) == parameter_count(theirs)
+
+
+@pytest.mark.slow
+def test_latent_flow_has_the_networks_of_maisis_configuration() -> None:
+    """configs/config_network_rflow.json, without spacings and classes; our autoencoder has 4 more blocks."""
+    nets = pytest.importorskip("monai.networks.nets")
+    ours = latent_flow.AUTHORS
+
+    def diffusion_network() -> nn.Module:
+        return nets.DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=4,
+            out_channels=4,
+            channels=(64, 128, 256, 512),
+            attention_levels=(False, False, True, True),
+            num_head_channels=(0, 0, 32, 32),
+            num_res_blocks=2,
+            resblock_updown=True,
+        )
+
+    def autoencoder() -> nn.Module:
+        return nets.AutoencoderKL(
+            spatial_dims=3,
+            channels=(64, 128, 256),
+            attention_levels=(False, False, False),
+            num_res_blocks=(2, 2, 2),
+            latent_channels=4,
+            norm_num_groups=32,
+            with_encoder_nonlocal_attn=False,
+            with_decoder_nonlocal_attn=False,
+        )
+
+    assert parameter_count(lambda: UNet(4, 4, 3, ours.network)) == parameter_count(diffusion_network)
+    middle = 2 * (27 * 256**2 + 256) + 2 * 2 * 256  # a block: two convolutions and two normalisations
+    found = parameter_count(lambda: ours.part(ours.build(), REPRESENTATION))
+    assert found == parameter_count(autoencoder) + 4 * middle
 
 
 class Oracle(nn.Module):
@@ -130,13 +172,11 @@ def test_a_prior_start_is_the_noised_source_at_a_fifth_of_the_path() -> None:
     torch.testing.assert_close(out, x0, rtol=0, atol=1e-2)
 
 
-def test_the_authors_presets_differ_in_network_budget_and_optimiser_alone() -> None:
+def test_the_authors_presets_differ_in_networks_budget_and_optimiser_alone() -> None:
     for name, method in AUTHORS.items():
-        same = replace(
-            method,
-            network=METHODS[name].network,
-            sampling=METHODS[name].sampling,
-            optimisation=METHODS[name].optimisation,
-        )
-        assert same == METHODS[name]
+        matched = METHODS[name]
+        same = replace(method, network=matched.network, sampling=matched.sampling, optimisation=matched.optimisation)
+        if method.representation.is_learned:  # a network too
+            same = replace(same, representation=matched.representation)
+        assert same == matched
         assert method.optimisation != Optimisation()

@@ -9,7 +9,7 @@ import typer
 from ppdm import PPDM, Method
 from ppdm.kernel import I2SB, Brownian
 from ppdm.representation import Haar, Puzzle
-from ppdm_baselines import PRESETS, REFERENCE
+from ppdm_baselines import METHODS, PRESETS, REFERENCE
 from ppdm_bench import configuration
 from ppdm_bench.commands.options import asked_reference
 from ppdm_bench.configuration import (
@@ -20,9 +20,10 @@ from ppdm_bench.configuration import (
     find_method,
     identifier,
     presets_of,
+    variant_of,
 )
 from ppdm_bench.records import config_id
-from ppdm_bench.variation import VariationError
+from ppdm_bench.variation import VariationError, moved, read_one
 
 SHAPE = (16, 17, 18)
 MINE = replace(PPDM, name="mine")
@@ -286,3 +287,43 @@ def test_a_module_that_is_of_no_use(tmp_path, monkeypatch, code, words):
 def test_a_name_that_leads_nowhere(name):
     with pytest.raises(MethodError, match="cannot be loaded"):
         find_method(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "variant"),
+    [
+        ("ppdm", "", "r=2"),
+        ("ppdm", "kernel.gamma=0.25", "r=2 kernel.gamma=0.25"),
+        ("ppdm", "representation=puzzle(factor=1x2x2)", "r=1x2x2"),
+        ("ppdm", "representation=haar", "representation=haar"),
+        ("ppdm", "kernel=gaussian(schedule=flow)+target=x0", "r=2 kernel=gaussian(schedule=flow)+target=x0"),
+        ("ppdm", "network.multipliers=[1,2]+network.width=8+sampling.steps=9", "r=2 network.multipliers=[1,2]"),
+        ("wavelet", "", ""),
+        (
+            "wavelet",
+            "representation=puzzle(factor=4)+optimisation.learning_rate=1e-3",
+            "r=4 optimisation.learning_rate=0.001",
+        ),
+    ],
+)
+def test_a_row_is_named_by_what_differs_from_the_registered_method(name, text, variant):
+    method = moved(METHODS[name], read_one(text)) if text else METHODS[name]
+    assert variant_of(method) == variant
+
+
+def test_the_rate_that_the_width_decides_is_no_difference():
+    explicit = moved(METHODS["ppdm"], read_one("optimisation.learning_rate=0.001"))
+    assert variant_of(explicit.with_network(width=16)) == "r=2"
+    assert variant_of(explicit.with_network(width=64)) == "r=2 optimisation.learning_rate=0.001"
+
+
+def test_a_row_of_another_preset_names_it_and_what_differs_from_it():
+    authors = find_method("ddpm3d", "authors")
+    assert variant_of(authors) == "authors"
+    assert variant_of(moved(authors, read_one("kernel=gaussian(schedule=linear)"))) == "authors kernel.schedule=linear"
+
+
+def test_a_method_of_ones_own_is_named_by_what_differs_from_it():
+    own = replace(METHODS["ppdm"], name="mine", kernel=Brownian(gamma=3.0))
+    near = moved(own, read_one("kernel.gamma=1"))
+    assert (variant_of(near), variant_of(own, [own]), variant_of(near, [own])) == ("r=2", "r=2", "r=2 kernel.gamma=1")

@@ -8,7 +8,8 @@ from ppdm import PPDM
 from ppdm.kernel import I2SB, Brownian, Gaussian
 from ppdm.loss import Loss
 from ppdm.representation import Identity, Puzzle
-from ppdm_bench.variation import VariationError, vary
+from ppdm_baselines import METHODS
+from ppdm_bench.variation import VariationError, difference, moved, read_one, vary, written
 
 
 def _methods(text):
@@ -79,3 +80,12 @@ def test_a_repeated_alternative_counts_once_with_a_warning():
     with pytest.warns(UserWarning, match="repeats a value, which counts once; x separates axes"):
         points = vary(PPDM, "representation.factor=2,2,1")
     assert [point.label for point in points] == ["representation.factor=2", "representation.factor=1"]
+
+
+@pytest.mark.parametrize("start", METHODS.values(), ids=METHODS)
+def test_a_difference_leads_from_one_method_to_another(start):
+    for method in METHODS.values():
+        there = difference(method, start)
+        assert replace(moved(start, there), name=method.name) == method
+        assert read_one(written(there) or "target=x0") == (there or [("target", "x0")])
+    assert difference(start, start) == []

@@ -149,6 +149,7 @@ def test_value_and_gradient_are_those_of_the_formula_written_out(depth: int, p: 
         ({"mode": "all"}, "weight of 0.0 does not go with mode 'all'"),
         ({"mode": "cell", "gradient": -1.0}, "weight of -1.0"),
         ({"mode": "cell", "gradient": float("nan")}, "weight of nan"),
+        ({"weight": "velocity"}, "weights none, scale; got 'velocity'"),
     ],
 )
 def test_refused_combinations(options: dict[str, object], sentence: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_methods import tiny
 from torch import Tensor, nn
 
 from ppdm import PPDM, Method, sample, training_loss
@@ -19,7 +20,7 @@ from ppdm.pixel_puzzle import pad_to_multiple
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.slices import Slices
 from ppdm.window import Patch, Whole
-from ppdm_baselines import PRESETS
+from ppdm_baselines import METHODS, PRESETS
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4)
 BRIDGE = replace(PPDM, network=SMALL)
@@ -359,6 +360,45 @@ def test_all_times_at_the_start() -> None:
     assert (recorder.times[0] == 1).all()
 
 
+@pytest.mark.parametrize(("start", "share"), [(1.0, 0.0), (0.2, 0.0), (1.0, 0.4)])
+def test_a_sparse_schedule_trains_only_the_times_at_which_it_samples(start: float, share: float) -> None:
+    seen, x = Recorder(), volumes(2000, 1, 2, 2, 2)
+    method = replace(
+        BRIDGE, sampling=Sampling(5, start=start), optimisation=Optimisation(at_start=share, at_steps=True)
+    )
+    training_loss(method, seen, x, x, torch.Generator().manual_seed(0))
+    asked = Recorder()
+    sample(method, asked, x[:1], torch.Generator().manual_seed(0))
+    times, counts = seen.times[0].unique(return_counts=True)
+    torch.testing.assert_close(times, torch.cat(asked.times).flip(0))
+    assert counts[:-1].tolist() == pytest.approx([2000 * (1 - share) / 5] * 4, rel=0.15)
+
+
+def test_a_sparse_schedule_is_yes_or_no() -> None:
+    with pytest.raises(ValueError, match="at_steps must be true or false, got 5"):
+        Optimisation(at_steps=5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_loss_weighted_by_the_scale_is_that_of_the_velocity(p: int) -> None:
+    """With v = α·ε − σ·x0, of the prediction and of the target, and ε the noise in x_t (arXiv 2202.00512)."""
+    method = replace(DIFFUSION, kernel=Gaussian("linear"), loss=Loss(p=p, weight="scale"))
+    source, target = volumes(3, 1, 4, 4, 4), volumes(3, 1, 4, 4, 4, seed=1)
+    recorder = Recorder()
+    found = training_loss(method, recorder, source, target, torch.Generator().manual_seed(0))
+    t = recorder.times[0].reshape(-1, 1, 1, 1, 1)
+    alpha, _, sigma = method.kernel.coefficients(t)
+    noise = (recorder.states[0] - alpha * target) / sigma
+    predicted = torch.zeros_like(target)  # what the recorder answers
+    velocity = (alpha * noise - sigma * predicted) - (alpha * noise - sigma * target)
+    torch.testing.assert_close(found, velocity.abs().pow(p).flatten(1).mean(1))
+
+
+def test_a_kernel_without_noise_has_no_scale_to_weight_by() -> None:
+    with pytest.raises(ValueError, match=r"always 0 for Linear\(noise=0.0\), which has no noise; use weight 'none'"):
+        replace(PPDM, kernel=Linear(), loss=Loss(weight="scale"))
+
+
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_of_times_that_there_is_not(share: float) -> None:
     with pytest.raises(ValueError, match="share of times at the start"):
@@ -476,3 +516,24 @@ def test_without_the_source_the_network_sees_the_state_alone() -> None:
 def test_a_source_that_is_no_volume_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, C, D, H, W\)"):
         sample(BRIDGE, Recorder(), torch.zeros(1, 8, 8, 8))
+
+
+# Randomness ----------------------------------------------------------------------------------------------------------
+
+RANDOM_POINTS = [
+    *(tiny(method) for method in METHODS.values()),
+    *(
+        tiny(replace(PPDM, kernel=kernel, sampling=Sampling(steps, stochastic, start=start)))
+        for kernel in (Brownian(0.5), Linear(0.0), Linear(0.3), I2SB(0.1, 0.3), Gaussian("cosine"))
+        for stochastic in (False, True)
+        for steps in (1, 2)
+        for start in (1.0, 0.4)
+    ),
+]
+
+
+@pytest.mark.parametrize("method", RANDOM_POINTS, ids=lambda m: f"{m.name} {m.kernel} {m.sampling}")
+def test_a_method_is_random_if_seeds_change_its_samples(method):
+    net, source = network(method), volumes(1, 1, 8, 8, 8)
+    one, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert method.is_random == (not torch.equal(one, other))

@@ -200,3 +200,10 @@ def test_pairs_with_other_channels_are_refused_before_the_first_step() -> None:
         fit(THREE, [pair()], steps=1)
     with pytest.raises(TrainingError, match=r"\(3, 8, 8, 8\) and \(1, 8, 8, 8\); expected two volumes .* of one shape"):
         fit(ONE, [three(0)], steps=1)
+
+
+def test_the_start_of_a_bridge_may_be_named_before_the_sources_are_known() -> None:
+    early = replace(ONE, bridge_from="t1c")
+    assert early.with_sources(NAMES) == replace(THREE, bridge_from="t1c")
+    with pytest.raises(ValueError, match="a bridge starts from the mean or from one of t1, t2, got 't1c'"):
+        early.with_sources(["t1", "t2"])

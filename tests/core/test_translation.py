@@ -17,7 +17,7 @@ from ppdm.data.pairs import TrainingSet
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
 from ppdm.training.loop import fit
-from ppdm.translation import TranslationError, adapt, translate, translate_volume
+from ppdm.translation import TranslationError, adapt, seed_of, translate, translate_draws, translate_volume
 from ppdm_baselines import METHODS
 
 TINY = PPDM.with_network(width=8, multipliers=(1, 2))
@@ -447,6 +447,99 @@ def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path):
 def test_refuses_options(tmp_path, options, sentence):
     with pytest.raises(TranslationError, match=sentence):
         translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", **options)
+    assert os.listdir(tmp_path) == ["in.nii"]
+
+
+# Several draws
+
+RANDOM = replace(TINY, sampling=replace(TINY.sampling, stochastic=True))
+
+
+def test_the_mean_and_the_deviation_of_the_draws_are_written(tmp_path):
+    noisy, path = trained(RANDOM, noisy=True), write(tmp_path / "in.nii")
+    (made,) = translate(noisy, path, tmp_path / "out.nii.gz", seed=3, samples=4)
+    assert (made.output, made.deviation) == (tmp_path / "out.nii.gz", tmp_path / "out_std.nii.gz")
+    draws = [translate_volume(noisy, torch.from_numpy(scan()), seed=seed_of(3, k)).double() for k in range(4)]
+    mean, deviation = (read_volume(file).data for file in (made.output, made.deviation))
+    np.testing.assert_allclose(mean, torch.stack(draws).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(deviation, torch.stack(draws).std(0), rtol=1e-5)
+    assert deviation.mean() > 0
+    single = translate_volume(noisy, torch.from_numpy(scan()), seed=3)
+    torch.testing.assert_close(draws[0].float(), single, rtol=0, atol=0)
+
+
+def test_the_moments_keep_their_precision_far_from_zero(tmp_path):
+    # A deviation of about 1 at values of 1e6: sums of squares in float32 would lose it.
+    far = trained(RANDOM, PercentileScaling(Range(1e6, 1e6 + 8)), noisy=True)
+    draws = [translate_volume(far, torch.from_numpy(scan()), seed=seed_of(0, k)).double() for k in range(8)]
+    mean, deviation = translate_draws(far, torch.from_numpy(scan()), 8)
+    torch.testing.assert_close(mean.double(), torch.stack(draws).mean(0), rtol=1e-7, atol=0)
+    torch.testing.assert_close(deviation.double(), torch.stack(draws).std(0), rtol=1e-5, atol=0)
+
+
+def test_the_seeds_of_draws_differ_and_are_fixed():
+    seeds = {seed_of(seed, draw) for seed in (0, 1, 2**63 - 1) for draw in range(50)}
+    assert len(seeds) == 150
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert (seed_of(7, 0), seed_of(0, 1), seed_of(0, 2)) == (7, 2918264622725855778, 8597659618385908031)
+
+
+def test_draws_of_a_folder_are_written_beside_one_another(folder, tmp_path):
+    seen = []
+    noisy = trained(RANDOM, noisy=True)
+    made = translate(noisy, folder, tmp_path / "out", samples=2, progress=lambda *state: seen.append(state))
+    assert all(one.deviation.exists() for one in made)
+    total = 2 * RANDOM.sampling.steps * len(made)
+    assert seen == [(k, total) for k in range(1, total + 1)]
+    kept = contents(tmp_path / "out")
+    with pytest.raises(TranslationError, match=f"{2 * len(made)} outputs exist"):
+        translate(noisy, folder, tmp_path / "out", samples=2)
+    assert contents(tmp_path / "out") == kept
+
+
+def test_a_deviation_replaces_no_file(tmp_path):
+    noisy, path = trained(RANDOM, noisy=True), write(tmp_path / "out_std.nii")
+    with pytest.raises(TranslationError, match=r"is the input .*out_std\.nii itself"):
+        translate(noisy, path, tmp_path / "out.nii", samples=2, overwrite=True)
+    write(tmp_path / "in.nii")
+    before = contents(tmp_path)
+    with pytest.raises(TranslationError, match=r"out_std\.nii exists"):
+        translate(noisy, tmp_path / "in.nii", tmp_path / "out.nii", samples=2)
+    assert contents(tmp_path) == before
+
+
+def test_a_scan_named_like_a_deviation_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii", "a_std.nii"):
+        write(tmp_path / "in" / name)
+    with pytest.raises(TranslationError, match=r"Two scans would be written to .*a_std\.nii"):
+        translate(trained(RANDOM), tmp_path / "in", tmp_path / "out", samples=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_translation_that_cannot_be_written_leaves_no_deviation(tmp_path, monkeypatch):
+    def failing(path, array, like):
+        if "_std" not in path.name:
+            raise VolumeError("the disk is full")
+        write_volume(path, array, like)
+
+    monkeypatch.setattr("ppdm.translation.write_volume", failing)
+    with pytest.raises(VolumeError, match="the disk is full"):
+        translate(trained(RANDOM, noisy=True), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=2)
+    assert os.listdir(tmp_path) == ["in.nii"]
+
+
+@pytest.mark.parametrize("samples", [0, 1, -3, 2.0, True])
+def test_a_deviation_needs_two_draws(tmp_path, samples):
+    with pytest.raises(TranslationError, match=r"need 2 draws or more, got"):
+        translate(trained(RANDOM), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=samples)
+    assert os.listdir(tmp_path) == ["in.nii"]
+
+
+@pytest.mark.parametrize("method", [TINY, replace(RANDOM, sampling=replace(RANDOM.sampling, steps=1))])
+def test_a_method_without_noise_has_nothing_to_draw(tmp_path, method):
+    with pytest.raises(TranslationError, match=r"nothing to draw: its sampling in . steps? uses no noise"):
+        translate(trained(method), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=2)
     assert os.listdir(tmp_path) == ["in.nii"]
 
 

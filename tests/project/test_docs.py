@@ -391,6 +391,29 @@ def commands_below(command, name):
         yield from commands_below(inner, f"{name} {word}")
 
 
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        ("git@github.com:group/ppdm.git", "https://github.com/group/ppdm"),
+        ("ssh://git@gitlab.example.org/group/sub/ppdm.git", "https://gitlab.example.org/group/sub/ppdm"),
+        ("https://user:secret@github.com/group/ppdm", "https://github.com/group/ppdm"),
+        ("/srv/git/ppdm", ""),
+        (None, ""),
+    ],
+)
+def test_the_site_links_to_the_repository_if_it_is_on_the_web(remote, address, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    repository = import_module("repository")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    if remote:
+        subprocess.run(["git", "-C", tmp_path, "remote", "add", "origin", remote], check=True)
+    assert repository.address(tmp_path, {}) == address
+    assert repository.address(tmp_path, {"GITHUB_REPOSITORY": "a/b"}) == "https://github.com/a/b"
+    options = repository.theme_options(address)
+    assert [icon["url"] for icon in options.get("footer_icons", [])] == ([address] if address else [])
+    assert ("source_repository" in options) == ("github.com" in address)
+
+
 @pytest.mark.slow
 def test_the_site_is_made_without_a_warning(tmp_path):
     """Every page and docstring is read, every reference is resolved. `make docs` runs the notebooks, too."""

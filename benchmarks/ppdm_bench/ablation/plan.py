@@ -7,12 +7,11 @@ from ppdm import Method
 from ppdm.evaluation.evaluate import lattices
 from ppdm.metrics.texture import MIN_CELLS
 from ppdm.pixel_puzzle import Factor
-from ppdm.simulation.tasks import split_sizes
 from ppdm.training.schedule import Schedule
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import PHASES
 from ppdm_bench.ablation.step_time import StepTimes
-from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.pair_sources import Shape, Subjects
 from ppdm_bench.evaluation.comparison import Sampling
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import Record, config_id
@@ -39,13 +38,13 @@ class Ablation:
 
     base: Method
     cells: Sequence[Cell]
-    sets: Sequence[PhantomSubjects]
+    sets: Sequence[Subjects]
     schedule: Schedule
     seeds: Sequence[int]
     minutes: float | None
     sampling: Sampling
     split: str
-    memory_shapes: Sequence[tuple[int, int, int]] = ()
+    memory_shapes: Sequence[Shape] = ()
 
     @property
     def identity(self) -> str:
@@ -59,22 +58,27 @@ class Ablation:
 
     @property
     def step_times(self) -> StepTimes:
-        """Measurement of the step times, at the volume shape of the first set."""
+        """Measurement of the step times, at the training volume of median size of the first set."""
         return StepTimes(self.present, self.identity, self.shape, self.schedule.batch_size)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the volumes of the first set."""
-        return self.sets[0].recipe().grid.shape
+    def shape(self) -> Shape:
+        """Shape of the training volume of median size of the first set; synthetic volumes have one size."""
+        shapes = self.sets[0].shapes("train")
+        return shapes[len(shapes) // 2]
 
     @property
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """All volume shapes for which memory is predicted."""
-        return list(dict.fromkeys([*(one.recipe().grid.shape for one in self.sets), *self.memory_shapes]))
+    def shapes(self) -> list[Shape]:
+        """All volume shapes for which memory is predicted: the largest to score and to train on, and those asked for.
+
+        Tables show the first.
+        """
+        largest = [one.shapes(split)[-1] for split in (self.split, "train") for one in self.sets]
+        return list(dict.fromkeys([*largest, *self.memory_shapes]))
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices of the seam index, the same for every cell: those of all cells that the volumes can hold."""
+        """The lattices on which seams are measured, equal for all cells: those of cells that the volumes can hold."""
         found = lattices(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 
@@ -84,7 +88,7 @@ class Ablation:
         return [factor for factor in lattices(cell.method for cell in self.present) if not self._has_room(factor)]
 
     def _has_room(self, factor: Factor) -> bool:
-        sizes = [one.recipe().grid.shape for one in self.sets]
+        sizes = [shape for one in self.sets for split in (self.split, "train") for shape in one.shapes(split)]
         cell = factor if isinstance(factor, Sequence) else (factor,) * 3
         return all(size // r >= MIN_CELLS for shape in sizes for size, r in zip(shape, cell, strict=True))
 
@@ -152,7 +156,7 @@ def _budgets(plan: Ablation, cell: Cell, paces: Mapping[str, Record]) -> dict[in
 def _work(
     plan: Ablation,
     cell: Cell,
-    subjects: PhantomSubjects,
+    subjects: Subjects,
     seed: int,
     steps: int,
     budgets: Mapping[str, float],
@@ -162,7 +166,7 @@ def _work(
     # A forward pass costs a third of a training step. It processes one volume instead of a batch, which saves little
     # time for small volumes on a CPU, so that the batch size is ignored.
     evaluations = sum(k or cell.method.sampling.steps for k in plan.sampling.steps)
-    cases = split_sizes(subjects.subjects)[plan.split] * len(subjects.recipe().pairs)
+    cases = len(subjects.shapes(plan.split))
     sampling = cases * (evaluations * pace / 3 + _SCORING * len(plan.sampling.steps))
     schedule = replace(plan.schedule, steps=steps, seed=seed)
     trial = Trial(f"{cell.label} {steps} steps", cell.method, subjects, schedule)

@@ -101,7 +101,8 @@ class StepTimes:
         """
         trainings: dict[str, list[Training]] = {}
         times: dict[str, list[float]] = {name: [] for name in cells}
-        pair = torch.randn(2, self.batch_size, 1, *self.shape, device=device)
+        sources = max((len(cell.method.sources) for cell in cells.values()), default=1)  # every cell has as many
+        pair = [torch.randn(self.batch_size, c, *self.shape, device=device) for c in (sources, 1)]
         for done, (name, cell) in product(range(ROUNDS + 1), cells.items()):
             if done and name not in trainings:
                 continue
@@ -148,9 +149,9 @@ def _known(file: RecordFile, device: str) -> dict[str, Record]:
     }
 
 
-def _step(training: Training, pair: torch.Tensor, device: str) -> float:
+def _step(training: Training, pair: Sequence[torch.Tensor], device: str) -> float:
     began = time.perf_counter()
-    training.step(pair[0], pair[1], training.method.optimisation.learning_rate)
+    training.step(pair[0], pair[1], training.method.learning_rate)
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ppdm_bench.commands.options import (
-    BatchSize,
     Columns,
     Device,
     Json,
     Launcher,
     LauncherOptions,
+    Manifests,
     MethodName,
+    PhantomGrid,
+    Resample,
     Runs,
     Split,
-    SyntheticGrid,
     Tasks,
     Width,
     as_usage,
     asked_jobs,
+    asked_sets,
     comma_separated,
     count,
     integer,
@@ -41,13 +43,14 @@ if TYPE_CHECKING:
     from ppdm import Method
     from ppdm_bench.ablation.plan import Ablation, Work
     from ppdm_bench.ablation.run import Done
+    from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.evaluation.assessment import Assessment
     from ppdm_bench.records import Record
 
 # About twenty minutes on two idle cores. The network has three levels, because with four the largest factor would pad
 # 32 voxels to 64.
 QUICK: dict[str, Any] = {
-    "tasks": ["mri-t1t2", "pet-joint"],
+    "task": ["mri-t1t2", "pet-joint"],
     "subjects": 20,
     "size": 32,
     "width": 12,
@@ -86,6 +89,7 @@ def ablate(
     ] = None,
     method: MethodName = "ppdm",
     task: Tasks = None,
+    manifest: Manifests = None,
     seeds: Annotated[
         str | None, typer.Option(help="Random seeds, one training each; default: 0 (quick), 0,1,2 (full).")
     ] = None,
@@ -107,9 +111,12 @@ def ablate(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 32 (quick), 64 (full).", 4)
     ] = None,
-    grid: SyntheticGrid = "cubic",
+    grid: PhantomGrid = None,
+    resample: Resample = False,
     width: Width = None,
-    batch_size: BatchSize = 2,
+    batch_size: Annotated[
+        int | None, integer("Batch size; default: 2, or 1 if scans of --manifest have several sizes.")
+    ] = None,
     evaluations: Annotated[
         str | None,
         typer.Option(
@@ -140,13 +147,12 @@ def ablate(
     sizes = read_option("--memory-res", comma_separated(count()), memory_res) if memory_res else []
 
     with redirect_stdout(sys.stderr):
-        from ppdm.simulation.tasks import PAPER_TASKS
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_bench.ablation.cells import cells
         from ppdm_bench.ablation.plan import Ablation
         from ppdm_bench.ablation.results import present
-        from ppdm_bench.commands.pair_sources import PhantomSubjects
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
 
@@ -155,21 +161,25 @@ def ablate(
         where = training_device("auto" if spread else device)
         small = kind == "quick" or (kind == "auto" and where == "cpu" and not spread)
         default = QUICK if small else FULL
-        names = task or default.get("tasks", list(PAPER_TASKS))
-        size, subjects = size or default["size"], subjects or default["subjects"]
+        sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
+        batch = batch_size or _batch_size(sets)
         start = as_usage(_start, method, [*default.get("base", []), *(base or [])], width or default.get("width"))
+        start = as_usage(_with_sources, start, sets)
         read = comma_separated(read_evaluations)
+        evaluations = default["evaluations"] if evaluations is None else evaluations
         plan = Ablation(
             base=start,
             cells=as_usage(cells, start, [one for one in grids if one != "none"], vary or []),
-            sets=[as_usage(PhantomSubjects, name, subjects, size, grid=grid) for name in names],
-            schedule=as_usage(Schedule, steps or default["steps"], None, batch_size),
-            seeds=read_option("--seeds", comma_separated(count(0)), seeds or default["seeds"]),
+            sets=sets,
+            schedule=as_usage(Schedule, steps or default["steps"], None, batch),
+            seeds=read_option("--seeds", comma_separated(count(0)), default["seeds"] if seeds is None else seeds),
             minutes=minutes,
-            sampling=Sampling(where, read_option("--evaluations", read, evaluations or default["evaluations"])),
+            sampling=Sampling(where, read_option("--evaluations", read, evaluations)),
             split=split,
             memory_shapes=[(n, n, n) for n in sizes],
         )
+        check_sets(sets, split, batch)
+        check_contents(sets, split, [out])
         try:
             with alone_in(out):
                 records, faults, pictures = _carried_out(plan, out, small, device, jobs)
@@ -198,17 +208,39 @@ def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":
     return method
 
 
+def _with_sources(start: "Method", sets: "Sequence[Subjects]") -> "Method":
+    """The method for the sources of all sets, on which the time of a step and the memory depend."""
+    from ppdm.training.on_manifest import with_sources_of
+
+    first, *others = {one.sources(): one for one in sets}.items()
+    if others:
+        raise ValueError(
+            f"{first[1]} and {others[0][1]} have different sources; run two ablations, with an --out for each"
+        )
+    return with_sources_of(start, first[0])
+
+
+def _batch_size(sets: "Sequence[Subjects]") -> int:
+    """The batch size that all sets allow: volumes of different sizes cannot form a batch."""
+    if several := [one for one in sets if len(set(one.shapes("train"))) > 1]:
+        notify(f"the scans of {several[0]} have several sizes, so the batch size is 1")
+        return 1
+    return 2
+
+
 def _carried_out(
     plan: "Ablation", out: Path, quick: bool, device: str, jobs: dict[str, Any] | None
 ) -> tuple[list["Record"], list[str], list[Path]]:
     """All requested records, the failures, and the picture data."""
     from ppdm_bench.ablation import run
     from ppdm_bench.ablation.plan import memory_each, works
+    from ppdm_bench.evaluation.trials import check_resumable
 
     _introduce(plan, quick)
     with progress() as bar:
         pace = _paces(plan, out, bar, device, jobs)
         wanted, each = works(plan, pace), memory_each(plan)
+        check_resumable([work.trial for work in wanted], out)
         _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
         scoring = [_SCORING] * len(wanted) if jobs is not None else []
         whole = Whole(bar, [*each, *(work.seconds for work in wanted), *scoring])
@@ -256,9 +288,7 @@ def _trained(
 def _introduce(plan: "Ablation", quick: bool) -> None:
     """The part of the plan that is known before any measurement."""
     if quick:
-        notify(
-            "quick profile: small volumes and networks, few subjects, short training; it shows a direction, not a proof"
-        )
+        notify("quick profile: small networks, few or small volumes, short training; it shows a direction, not a proof")
     for cell in plan.cells:
         if cell.reason:
             notify(f"left out: {cell.label}: {cell.reason}")

@@ -56,7 +56,7 @@ def list_() -> None:
         print(f"  {task.name:{width}}  {task.summary} ({task.anatomy}{dose})")
     print("layouts (data manifest):")
     for layout in LAYOUTS.values():
-        print(f"  {layout.name:{width}}  {layout.source} to {layout.target}")
+        print(f"  {layout.name:{width}}  {', '.join(layout.sources)} to {layout.target}")
     print(f"cache ({cache_folder()}):")
     held = cached_sets()
     for entry in held:
@@ -153,7 +153,10 @@ def manifest(
     folder: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     layout: Annotated[str, typer.Option(help="Naming of its files; `data list` shows the known layouts.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.", callback=_expanded)],
-    source: Annotated[str | None, typer.Option(help="Kind of the source; default: the layout's.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Kind of the source, or kinds of several, such as t1n,t1c,t2w; default: the layout's."),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Kind of the target; default: the layout's.")] = None,
     pattern: Annotated[
         str | None,
@@ -165,12 +168,14 @@ def manifest(
     seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
     """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
+    kinds = read_option("--source", comma_separated(str), source) if source is not None else None
+
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 
     writable(out.absolute().parent)
     pairs, remarks = pairs_from_folder(
-        folder, layout, source=source, target=target, pattern=pattern, seed=seed, suv_table=suv_table
+        folder, layout, source=kinds, target=target, pattern=pattern, seed=seed, suv_table=suv_table
     )
     write_manifest(out, pairs)
     for remark in remarks:

@@ -18,6 +18,7 @@ from ppdm_bench.commands.options import (
     PhantomSize,
     Resample,
     SamplePrecision,
+    Samples,
     SampleSeed,
     SourceIntensity,
     Split,
@@ -98,6 +99,7 @@ def evaluate(
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
     seed: SampleSeed = 0,
+    samples: Samples = None,
     device: Device = "auto",
     precision: SamplePrecision = None,
     reference: Annotated[
@@ -120,7 +122,8 @@ def evaluate(
         ),
     ] = None,
     factor: Annotated[
-        str | None, typer.Option(help="Block grids of the seam index, such as 2,4; default: those of the methods.")
+        str | None,
+        typer.Option(help="Block grids on which seams are measured, such as 2,4; default: those of the methods."),
     ] = None,
     metrics: Metrics = None,
     columns: Columns = None,
@@ -135,7 +138,8 @@ def evaluate(
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
-    _check_mode(bool(runs), bool(predictions), {"evaluations": evaluations, "precision": precision}, pairs, folders)
+    of_runs = {"evaluations": evaluations, "precision": precision, "samples": samples}
+    _check_mode(bool(runs), bool(predictions), of_runs, pairs, folders)
     intensities = asked_intensities(source_intensity, target_intensity)
     if suv_factor is not None and intensities:
         raise typer.BadParameter("--suv-factor is for PET, and --target-intensity for CT; give one of the two")
@@ -143,22 +147,23 @@ def evaluate(
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import (
+            NOTHING_TO_DRAW,
             Measuring,
             Sampling,
             compare_folders,
             compare_runs,
             reference_label,
         )
-        from ppdm_bench.evaluation.results import collect, failures, present
+        from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
 
         how = as_usage(Measuring, convention, data_range, grids)
-        shown = bar.add_task("reading", total=None)
+        shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
             source = asked_subjects(
                 *(manifest, task, resample, source_intensity, target_intensity),
                 **phantoms,  # type: ignore[arg-type]
             )
-            sampling = Sampling(training_device(device), counts, precision, seed)
+            sampling = Sampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
                 source,
@@ -167,17 +172,20 @@ def evaluate(
                 sampling,
                 lambda done, total: bar.update(shown, completed=done, total=total),
                 predictions or [],
+                earlier=earlier,
             )
         else:
             plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
-        against = as_usage(reference_label, plan.candidates, asked_reference(reference))
+        if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
+        against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(
                 plan,
                 folder,
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
-            text, written = present(plan, records, against, folder, **look)
+            text, written = present(plan, records, against, folder, earlier, **look)
     if json:
         from ppdm_bench.records import write_json_array
 

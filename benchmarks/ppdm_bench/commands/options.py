@@ -66,7 +66,7 @@ def asked_sizes(
 
 
 def asked_settings(
-    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int
+    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int = 1
 ) -> dict[str, Any]:
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 
@@ -80,6 +80,7 @@ def asked_settings(
         "checkpointing": read_option("--checkpointing", comma_separated(str), checkpointing),
         "width": width,
         "batch_size": batch_size,
+        "sources": sources,
     }
 
 
@@ -135,22 +136,17 @@ def asked_subjects(
     Raises:
         typer.BadParameter: both or neither were given, an option of the other one, or an intensity that is none.
     """
-    intensities = asked_intensities(source_intensity, target_intensity)
-    given = {name: value for name, value in phantoms.items() if value is not None}
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
-    if manifest is not None and given:
-        raise typer.BadParameter(
-            f"--{next(iter(given)).replace('_', '-')} is for synthetic subjects; give it with --task"
-        )
-    if task is not None and resample:
-        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
+    intensities = asked_intensities(source_intensity, target_intensity)
+    _check_sources(manifest is not None, task is not None, resample, phantoms)
     if task is not None and intensities:
         name = next(iter(intensities)).replace("_", "-")
         raise typer.BadParameter(f"synthetic volumes are PET or MRI; give --{name} with --manifest")
 
     from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects
 
+    given = {name: value for name, value in phantoms.items() if value is not None}
     if manifest is not None:
         return ManifestSubjects(manifest, resample, **intensities)
     return as_usage(PhantomSubjects, task, **given)
@@ -192,6 +188,43 @@ def _read_named(text: str) -> tuple[str, Path]:
     if not (equals and name and path):
         raise ValueError(f"expected the name of a source and its scan such as t1=T1.nii.gz, got {text!r}")
     return name, Path(path)
+
+
+def asked_sets(
+    tasks: Sequence[str] | None,
+    manifests: Sequence[Path] | None,
+    resample: bool,
+    default: Mapping[str, Any],
+    **phantoms: int | str | None,
+) -> "list[Subjects]":
+    """Return the data sets of a comparison: synthetic subjects of each task, and the pairs of each manifest.
+
+    Args:
+        tasks, manifests, resample: the options; without tasks and manifests, those of the default or the paper's three.
+        default: values of options that were not given.
+        phantoms: options of the synthetic subjects; None if not given.
+
+    Raises:
+        typer.BadParameter: a task does not exist, two sets have one name, or an option is for the other kind of set.
+    """
+    from ppdm.simulation.tasks import PAPER_TASKS
+    from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, distinct_sets
+
+    names = tasks or ([] if manifests else default.get("task", PAPER_TASKS))
+    _check_sources(bool(manifests), bool(names), resample, phantoms)
+    made = {name: default.get(name) if value is None else value for name, value in phantoms.items()}
+    made = {name: value for name, value in made.items() if value is not None}
+    sets = [as_usage(PhantomSubjects, name, **made) for name in names]
+    return as_usage(distinct_sets, [*sets, *(ManifestSubjects(path, resample) for path in manifests or [])])
+
+
+def _check_sources(manifest: bool, task: bool, resample: bool, phantoms: Mapping[str, int | str | None]) -> None:
+    """Check that options of manifests and of synthetic subjects have such a source."""
+    given = [name for name, value in phantoms.items() if value is not None]
+    if given and not task:
+        raise typer.BadParameter(f"--{given[0].replace('_', '-')} is for synthetic subjects; give it with --task")
+    if resample and not manifest:
+        raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
@@ -486,6 +519,9 @@ Precision = Annotated[
     typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
 ]
 BatchSize = Annotated[int, integer("Batch size.")]
+Sources = Annotated[
+    int, integer("Number of sources that the method translates from, such as 3 for T1, T1c and T2 to FLAIR.")
+]
 Preset = Annotated[
     str,
     typer.Option(
@@ -494,6 +530,15 @@ Preset = Annotated[
     ),
 ]
 SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        parser=count(2),
+        metavar="N",
+        help="Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.",
+    ),
+]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]
@@ -507,8 +552,16 @@ Tasks = Annotated[
     list[str] | None,
     typer.Option(
         "--task",
-        help="Synthetic task; repeatable. Default: the paper's three.",
+        help="Synthetic task; repeatable. Default: the paper's three, or none with --manifest.",
         autocompletion=completed(*get_args(Task)),
+    ),
+]
+Manifests = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--manifest",
+        help="CSV file of your own pairs, beside --task or instead; repeatable. Results are named after the file. "
+        "Default: none.",
     ),
 ]
 MethodName = Annotated[
@@ -532,7 +585,6 @@ Factors = Annotated[
     str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
 ]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
-SyntheticGrid = Annotated[Grid, typer.Option(help="Grid of the synthetic volumes.")]
 Columns = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),

@@ -1,18 +1,29 @@
 """Sources of the pairs of a command: a manifest of the user's scans, or synthetic subjects of a task."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ppdm.data.manifest import Pair, read_manifest, with_intensities
+from ppdm.data.checking import check_pairs, mixed_units
+from ppdm.data.geometry import Geometry
+from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest, with_intensities
 from ppdm.data.normalise import HounsfieldWindow
+from ppdm.data.volume import check_same_grid, read_geometry
+from ppdm.evaluation.subjects import CaseError, files_of
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
-from ppdm.simulation.tasks import Recipe, find_task
+from ppdm.simulation.tasks import TASKS, Recipe, find_task, split_sizes
 from ppdm.sources import SOURCE
+from ppdm_bench.commands.terminal import progress
+from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.records import RecordFile
 
 Progress = Callable[[int, int], None]
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,11 @@ class ManifestSubjects:
 
     def __str__(self) -> str:
         return str(self.path)
+
+    @property
+    def task(self) -> str:
+        """Name of the data in records and folders: that of the file, without ``.csv``."""
+        return self.path.stem
 
     def pairs(self, progress: Progress) -> list[Pair]:
         """Return every pair of every split.
@@ -54,6 +70,68 @@ class ManifestSubjects:
         windows = {"source_intensity": self.source_intensity, "target_intensity": self.target_intensity}
         given = {name: str(window) for name, window in windows.items() if window is not None}
         return {"task": None, "resample": self.resample, **given}
+
+    def identify(self) -> Mapping[str, Any]:
+        """Return the description of the data in records, by which results of a changed manifest are told apart."""
+        return {**self.describe(), "manifest": self.task, "digest": self.digest}
+
+    @cached_property
+    def digest(self) -> str:
+        """12 hexadecimal digits of all rows in their order: split, names, units and the content of every file.
+
+        Paths, dates, comments and other columns do not count, so that the data may be moved and the table edited.
+        Every file is read once, as it is stored.
+        """
+        pairs = read_manifest(self.path)
+        rows = [
+            f"{pair.split} {one.name} {[*one.sources]} {one.source_intensity} {one.target_intensity} {one.digest()}\n"
+            for pair, one in zip(pairs, files_of(pairs), strict=True)
+        ]
+        return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have pairs."""
+        return {pair.split for pair in read_manifest(self.path)}
+
+    def shapes(self, split: str) -> list[Shape]:
+        """Return the shape (D, H, W) of each pair of a split, the smallest first."""
+        return sorted((grid.shape for one, grid in self._grids if one == split), key=prod)
+
+    @cached_property
+    def _grids(self) -> list[tuple[str, Geometry]]:
+        """The split and the grid of each pair."""
+        return [(pair.split, read_geometry(pair.source)) for pair in read_manifest(self.path)]
+
+    def check(self) -> None:
+        """Check what the headers of all files can tell: that each pair is on one grid, and all are PET or none is.
+
+        Raises:
+            ManifestError: the manifest is invalid, or only some pairs have a factor.
+            VolumeError: a header cannot be read, or the files of a pair are on different grids.
+        """
+        pairs = read_manifest(self.path)
+        for fault in mixed_units(pairs):
+            raise ManifestError(f"{self.path}: {fault}")
+        for pair, (_, grid) in zip(pairs, self._grids, strict=True):
+            for path in filter(None, (*pair.scans[1:], pair.mask, pair.labels)):
+                other = read_geometry(path)
+                if not self.resample:
+                    check_same_grid(grid, other, (str(pair.source), str(path)))
+
+    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
+        """Check the voxels of the pairs of splits; the progress counts pairs.
+
+        Raises:
+            ManifestError: a pair has a fault (:mod:`ppdm.data.checking`); the message has the first.
+        """
+        pairs = [pair for pair in self.pairs(progress) if pair.split in splits]
+        found = check_pairs(pairs, resample=self.resample, progress=progress)
+        faults = [fault for report in found.reports for fault in report.faults]
+        if faults:
+            others = len(faults) - 1
+            command = f"ppdm-bench data check {self}{' --resample' * self.resample}"
+            raise ManifestError(faults[0] + (f" `{command}` lists {others} more." if others else ""))
 
     def notes(self) -> Mapping[str, Any]:
         """Return further information for the options file of a run."""
@@ -106,9 +184,97 @@ class PhantomSubjects:
         """Return the options that a resumed run must share."""
         return {"task": asdict(self), "resample": self.resample}
 
+    def identify(self) -> Mapping[str, Any]:
+        """Return the description of the data in records."""
+        return self.describe()
+
+    def shapes(self, split: str) -> list[Shape]:
+        """Return the shape (D, H, W) of each pair of a split."""
+        recipe = self.recipe()
+        return [recipe.grid.shape] * (split_sizes(self.subjects)[split] * len(recipe.pairs))
+
+    def check(self) -> None:
+        """Do nothing: a recipe is valid, see the class."""
+
+    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
+        """Do nothing: what a recipe makes is sound."""
+
     def notes(self) -> Mapping[str, Any]:
         """Return an empty mapping: the recipe describes the subjects completely."""
         return {}
 
 
 Subjects = ManifestSubjects | PhantomSubjects
+
+
+def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
+    """Check, before anything is trained, that sets can be trained on and scored; no voxels are read.
+
+    Args:
+        sets: the sets.
+        split: the split to score.
+        batch_size: number of pairs per training step.
+
+    Raises:
+        CaseError: the split to train on or the split to score has no pairs, or the sizes cannot form a batch.
+        ManifestError, VolumeError: a manifest or the header of a file is invalid.
+    """
+    for one in sets:
+        one.check()
+        counts = {name: len(one.shapes(name)) for name in SPLITS}
+        require_pairs(one, counts, "train", "mark some rows with it")
+        require_pairs(one, counts, split, "choose another --split")
+        first, *others = dict.fromkeys(one.shapes("train"))
+        if others and batch_size > 1:
+            raise CaseError(
+                f"{one} has training volumes of different shapes, such as {first} and {others[-1]}: a batch of "
+                f"{batch_size} needs one shape; crop them alike, or give --batch-size 1."
+            )
+
+
+def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]) -> None:
+    """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
+
+    Mending a file after the training would come too late: the training is then one of other data.
+
+    Args:
+        sets, split: as for :func:`check_sets`.
+        folders: folders of records.
+
+    Raises:
+        ManifestError: a pair has a fault.
+    """
+    scored = [record.options.get("data") for folder in folders for record in RecordFile(folder / RECORDS).read()]
+    with progress() as bar:
+        shown = bar.add_task("checking the scans", total=None)
+        for one in sets:
+            if {**one.identify(), "split": split} not in scored:
+                bar.update(shown, description=f"checking the scans of {one}")
+                one.check_contents(("train", split), lambda done, total: bar.update(shown, completed=done, total=total))
+
+
+def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remedy: str) -> None:
+    """Check that a split has pairs.
+
+    Raises:
+        CaseError: it has none; the message gives the number of pairs of every split and the remedy.
+    """
+    if not counts.get(split):
+        there = ", ".join(f"{counts.get(name, 0)} in {name}" for name in SPLITS)
+        raise CaseError(f"{source} has no pair in the split {split!r}, but {there}; {remedy}.")
+
+
+def distinct_sets(sets: Sequence[Subjects]) -> list[Subjects]:
+    """Return the sets without repetitions; each has a name of its own, since results are kept by name.
+
+    Raises:
+        ValueError: two sets have one name, or a manifest has the name of a synthetic task.
+    """
+    named: dict[str, Subjects] = {}
+    for one in sets:
+        if (known := named.setdefault(one.task, one)) != one:
+            raise ValueError(f"{known} and {one} are both called {one.task!r} in results; rename one of the files")
+        if isinstance(one, ManifestSubjects) and (one.task in TASKS or one.task.startswith(".")):
+            why = "is that of a synthetic task" if one.task in TASKS else "begins with a dot"
+            raise ValueError(f"results on {one} would be called {one.task!r}, which {why}; rename the file")
+    return list(named.values())

@@ -18,6 +18,7 @@ from ppdm_bench.commands.options import (
     Precision,
     Preset,
     Shape,
+    Sources,
     Start,
     Width,
     as_usage,
@@ -61,6 +62,7 @@ def plan(
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
     batch_size: BatchSize = 1,
+    sources: Sources = 1,
     width: Width = None,
     preset: Preset = "matched",
     start: Start = None,
@@ -88,6 +90,7 @@ def plan(
             "checkpointing": [checkpointing],
             "width": width,
             "batch_size": batch_size,
+            "sources": sources,
         }
         asked = asked_configurations(method, [size], settings, start)
         card = _card(capacity, gpu)

@@ -1,4 +1,4 @@
-"""``ppdm-bench quality``: methods on tasks under one budget."""
+"""``ppdm-bench quality``: methods on synthetic tasks and on the user's own pairs, under one budget."""
 
 import sys
 from collections.abc import Sequence
@@ -16,19 +16,23 @@ from ppdm_bench.commands.options import (
     Json,
     Launcher,
     LauncherOptions,
+    Manifests,
     Methods,
     Metrics,
     Minutes,
+    PhantomGrid,
+    Resample,
     Runs,
+    Samples,
     Split,
     Start,
-    SyntheticGrid,
     Tasks,
     Variations,
     Width,
     as_usage,
     asked_jobs,
     asked_reference,
+    asked_sets,
     comma_separated,
     count,
     integer,
@@ -39,8 +43,9 @@ from ppdm_bench.commands.options import (
 from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
 
 if TYPE_CHECKING:
+    from ppdm import Method
     from ppdm.training.log import StepReport
-    from ppdm_bench.commands.pair_sources import PhantomSubjects
+    from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.evaluation.comparison import Sampling
     from ppdm_bench.evaluation.trials import Outcome, Trial
     from ppdm_bench.records import Record
@@ -62,6 +67,7 @@ _TRAINING, _EVALUATING = 100.0, 10.0
 
 def quality(
     task: Tasks = None,
+    manifest: Manifests = None,
     method: Methods = None,
     vary: Variations = None,
     start: Start = None,
@@ -75,7 +81,8 @@ def quality(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
-    grid: SyntheticGrid = "cubic",
+    grid: PhantomGrid = None,
+    resample: Resample = False,
     width: Width = None,
     batch_size: BatchSize = 1,
     seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
@@ -86,6 +93,7 @@ def quality(
             "method's number."
         ),
     ] = None,
+    samples: Samples = None,
     split: Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
     device: Device = "auto",
@@ -101,36 +109,41 @@ def quality(
     default = QUICK if quick else FULL
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
-    evaluations = evaluations or default["evaluations"]
+    evaluations = default["evaluations"] if evaluations is None else evaluations
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
     jobs = asked_jobs(launcher, launcher_option)
 
     with redirect_stdout(sys.stderr):
-        from ppdm.simulation.tasks import PAPER_TASKS
         from ppdm.training.distributed import joined
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
-        from ppdm_bench.commands.pair_sources import PhantomSubjects
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets
+        from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import Sampling
-        from ppdm_bench.evaluation.trials import trials
+        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
+        from ppdm_bench.evaluation.trials import check_resumable, trials
 
         schedule = as_usage(Schedule, steps, minutes, batch_size)
-        sets = [
-            as_usage(PhantomSubjects, name, subjects or default["subjects"], size or default["size"], grid=grid)
-            for name in task or default.get("task", list(PAPER_TASKS))
-        ]
+        sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        own = [find_method(name) for name in names]
+        check_sets(sets, split, batch_size)
+        _check_reference(reference, plan, own, samples, out)
+        check_resumable(plan, out)
+        if leads():
+            check_contents(sets, split, [out / one.task for one in sets])
+        if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
+            raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
             notify(
-                "quick profile: small volumes, few subjects, short training; it shows that everything works, not which "
-                "method is best"
+                "quick profile: few or small volumes, short training; it shows that everything works, not which method "
+                "is best"
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
@@ -138,14 +151,14 @@ def quality(
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
-                    sampling = Sampling(training_device(here, ranks), wanted)
+                    sampling = Sampling(training_device(here, ranks), wanted, samples=samples)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
                         outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
-                results = [_evaluated(one, outcomes, split, sampling, reference, out, whole, look) for one in sets]
+                results = [_evaluated(one, outcomes, split, sampling, own, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
@@ -156,6 +169,27 @@ def quality(
     for fault in faults:
         notify(fault)
     raise typer.Exit(1 if faults else 0)
+
+
+def _check_reference(
+    asked: str | None, plan: "Sequence[Trial]", known: "Sequence[Method]", samples: int | None, out: Path
+) -> None:
+    """Check before the training that the tables will have the row that differences are taken from.
+
+    Raises:
+        typer.BadParameter: they will not.
+    """
+    from ppdm_bench.evaluation.candidates import INPUT, row_name
+    from ppdm_bench.evaluation.results import earlier_records
+
+    if asked is None or Path(asked) in [trial.folder(out) for trial in plan]:
+        return
+    labels = [f"{one.method.name} {row_name(one.method, one.schedule.seed, known)}".strip() for one in plan]
+    means = [] if samples is None else [f"{label} mean of {samples}" for label in labels]
+    earlier = [record.label for one in {t.subjects.task for t in plan} for record in earlier_records(out / one)]
+    if asked not in (INPUT, *labels, *means, *earlier):
+        there = ", ".join(dict.fromkeys([INPUT, *labels, *earlier]))
+        raise typer.BadParameter(f"there is no {asked!r} to take differences from; there are {there}")
 
 
 @dataclass(frozen=True)
@@ -196,10 +230,11 @@ def _trained_in_jobs(
 
 
 def _evaluated(
-    subjects: "PhantomSubjects",
+    subjects: "Subjects",
     outcomes: Sequence["Outcome"],
     split: str,
     sampling: "Sampling",
+    known: "Sequence[Method]",
     reference: str | None,
     out: Path,
     whole: Whole,
@@ -207,21 +242,22 @@ def _evaluated(
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
-    from ppdm_bench.evaluation.results import collect, failures, present
+    from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
     from ppdm_bench.evaluation.trials import keep_costs
 
     runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
     if not runs:
         whole.ended()
         return None
-    plan = compare_runs(runs, subjects, split, Measuring(), sampling, lambda done, total: None)
-    plan = replace(plan, command="quality")
-    against = reference_label(plan.candidates, reference)
     folder = out / subjects.task
+    earlier = earlier_records(folder)
+    asked = (runs, subjects, split, Measuring(), sampling, lambda done, total: None)
+    plan = replace(compare_runs(*asked, known=known, earlier=earlier), command="quality")
+    against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
-    text, written = present(plan, records, against, folder, **look)
+    text, written = present(plan, records, against, folder, earlier, **look)
     return _Result(records, text, written, failures(records))
 
 

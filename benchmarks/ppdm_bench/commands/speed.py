@@ -20,6 +20,7 @@ from ppdm_bench.commands.options import (
     Preset,
     Results,
     Shape,
+    Sources,
     Start,
     Variations,
     Width,
@@ -55,6 +56,7 @@ def speed(
     precision: Precision = "fp32",
     checkpointing: Checkpointing = "none",
     batch_size: BatchSize = 1,
+    sources: Sources = 1,
     width: Width = None,
     preset: Preset = "matched",
     vary: Variations = None,
@@ -82,7 +84,7 @@ def speed(
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
     sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size)
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.devices import training_device
         from ppdm_bench.predictor.target import Target

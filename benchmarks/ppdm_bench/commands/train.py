@@ -21,7 +21,7 @@ from ppdm.training.loss_curve import save_loss_curve
 from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
-from ppdm_bench.commands.pair_sources import Progress, Subjects
+from ppdm_bench.commands.pair_sources import ManifestSubjects, Progress, Subjects
 from ppdm_bench.commands.terminal import writable
 
 CURVE = "loss.png"
@@ -137,6 +137,23 @@ def advice_on_threads(threads: int, load: float, cores: int) -> str:
     )
 
 
+def advice_on_pairs(subjects: Subjects, schedule: Schedule) -> list[str]:
+    """Return, before anything is trained, a sentence about each part of the run that there will be nothing for."""
+    said = []
+    every, steps = schedule.validate_every, schedule.steps
+    if every is not None and steps is not None and every > steps:
+        said.append(
+            f"{steps} steps are fewer than the {every} of --validate-every, so the only validation is that after the "
+            f"last step; give a smaller number, such as {max(1, steps // 10)}, to keep the best of several models"
+        )
+    if isinstance(subjects, ManifestSubjects) and "test" not in subjects.splits:
+        said.append(
+            f"{subjects} has no pairs in the split 'test', so evaluate will have nothing to score; mark some rows with "
+            "it, or give evaluate another --split"
+        )
+    return said
+
+
 def memory_in_use(device: str) -> str:
     """The memory of this process: allocated on the GPU, or resident on the CPU."""
     if device == "cuda":
@@ -166,11 +183,11 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
-    if end.has_learnt_nothing:
+    if end.is_no_better_than_untrained:
         lines.append(
-            f"the network has learnt nothing: its loss is {end.average_loss:.4f} on training pairs, and "
-            f"{end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at another "
-            f"learning rate (--set optimisation.learning_rate)"
+            f"the network is no better than an untrained one: its loss is {end.average_loss:.4f} on training pairs, "
+            f"and {end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at "
+            f"another learning rate (--learning-rate)"
         )
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")

@@ -3,20 +3,23 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ppdm import Method
 from ppdm.checkpoint import Trained, load
 from ppdm.data.formats import SCANS
 from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.evaluation.evaluate import ceiling, predict, untranslated
+from ppdm.evaluation.evaluate import ceiling, predict, predict_draws, untranslated
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
+from ppdm_bench.configuration import variant_of
+from ppdm_bench.records import Record
 
 INPUT = "input"
 
@@ -37,6 +40,7 @@ class Candidate:
         untouched: whether the prediction is the unchanged input.
         origin: run or folder from which the candidate comes.
         ceiling: returns the target of a case after encoding and decoding by a learned representation; None without one.
+        deviation: returns the standard deviation of the draws whose mean is the prediction; None for one draw.
     """
 
     method: str
@@ -51,6 +55,7 @@ class Candidate:
     untouched: bool = False
     origin: Path | None = None
     ceiling: Callable[[Case], Tensor] | None = None
+    deviation: Callable[[Case], Tensor] | None = None
 
     @property
     def label(self) -> str:
@@ -79,29 +84,83 @@ def most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list(most.values())
 
 
-def read_runs(runs: Sequence[Path], device: str) -> list[tuple[str, Trained]]:
-    """The checkpoints of runs, each with a variant that distinguishes it from the others.
+@dataclass(frozen=True, eq=False)
+class RunToScore:
+    """A run that was read, with the name of its rows.
+
+    Attributes:
+        place: its folder, or its file of weights.
+        trained: the model.
+        weights: digest of the weights, 12 hexadecimal digits.
+        variant: see :func:`read_runs`.
+    """
+
+    place: Path
+    trained: Trained
+    weights: str
+    variant: str = ""
+
+
+def read_runs(
+    runs: Sequence[Path], device: str, known: Sequence[Method] = (), earlier: Sequence[Record] = ()
+) -> list[RunToScore]:
+    """Read the checkpoints of runs, and name their rows.
+
+    A row is named by what differs from the registered method (:func:`ppdm_bench.configuration.variant_of`) and by the
+    seed of the training unless it is 0 (:func:`row_name`). If two runs then have one name, their folders tell them
+    apart.
+
+    Args:
+        runs: folders, or files of weights.
+        device: cuda or cpu.
+        known: methods that count as registered, such as a user's own.
+        earlier: records of the same tables, whose names stand for their weights.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
     """
     loaded = [load(run, device=device) for run in runs]
+    found = [RunToScore(run, one, _digest(one.network)) for run, one in zip(runs, loaded, strict=True)]
     places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
-    labels = [(trained.method.name, trained.method.variant) for trained in loaded]
-    return list(zip(_told_apart(labels, places), loaded, strict=True))
+    labels = [(one.method.name, row_name(one.method, one.seed, known)) for one in loaded]
+    weights = {one.weights for one in found}
+    taken = {(r.method, r.variant) for r in earlier if r.options.get("weights") not in {None, *weights}}
+    return [
+        replace(one, variant=variant) for one, variant in zip(found, _told_apart(labels, places, [*taken]), strict=True)
+    ]
+
+
+def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
+    """Return the variant in the name of a row, see :func:`read_runs`.
+
+    Args:
+        method: the method.
+        seed: seed of its training.
+        known: methods that count as registered.
+    """
+    return f"{variant_of(method, known)} {f's{seed}' if seed else ''}".strip()
 
 
 def of_run(
-    run: Path, variant: str, trained: Trained, steps: Sequence[int | None], precision: str | None, seed: int
+    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None = None
 ) -> list[Candidate]:
     """One candidate for each distinct number of network evaluations; None selects the method's own number.
+
+    With ``samples``, a method that uses noise in sampling predicts the mean of so many draws, and is
+    named by it: `r=2 mean of 8`.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.
     """
-    weights = _digest(trained.network)
-    counts = dict.fromkeys(trained.method.sampling.steps if k is None else k for k in steps)
-    return [_of_trained(run, variant, adapt(trained, steps=k, precision=precision), weights, seed) for k in counts]
+    counts = dict.fromkeys(run.trained.method.sampling.steps if k is None else k for k in steps)
+    adapted = [adapt(run.trained, steps=k, precision=precision) for k in counts]
+    made = [_of_trained(run, one, seed) for one in adapted]
+    if samples is None:
+        return made
+    return [
+        _in_draws(candidate, _Draws(one, samples, seed)) if one.method.is_random else candidate
+        for candidate, one in zip(made, adapted, strict=True)
+    ]
 
 
 def read_folders(
@@ -189,24 +248,49 @@ def scans_in(folder: Path) -> dict[str, Path]:
     return {name: path for name, (path,) in found.items()}
 
 
-def _of_trained(run: Path, variant: str, trained: Trained, weights: str, seed: int) -> Candidate:
+def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
     method = trained.method
     return Candidate(
         method.name,
-        variant,
+        run.variant,
         partial(predict, trained, seed=seed),
         {
             "width": method.width,
             "resolved": method.to_dict(),
             "training": {"steps": trained.steps, "seed": trained.seed},
-            "weights": weights,
+            "weights": run.weights,
         },
         steps=method.sampling.steps,
         precision=method.network.precision,
         device=next(trained.network.parameters()).device.type,
         seed=seed,
-        origin=run,
+        origin=run.place,
         ceiling=partial(ceiling, trained) if method.representation.is_learned else None,
+    )
+
+
+class _Draws:
+    """Mean and deviation of several draws; those of the last case are kept, so that both are computed once."""
+
+    def __init__(self, trained: Trained, samples: int, seed: int) -> None:
+        self.samples = samples
+        self._compute = partial(predict_draws, trained, samples=samples, seed=seed)
+        self._last: tuple[Case, tuple[Tensor, Tensor]] | None = None
+
+    def moments(self, case: Case) -> tuple[Tensor, Tensor]:
+        """The mean and the standard deviation of a case."""
+        if self._last is None or self._last[0] is not case:
+            self._last = case, self._compute(case)
+        return self._last[1]
+
+
+def _in_draws(candidate: Candidate, draws: _Draws) -> Candidate:
+    return replace(
+        candidate,
+        variant=f"{candidate.variant} mean of {draws.samples}".strip(),
+        predict=lambda case: draws.moments(case)[0],
+        deviation=lambda case: draws.moments(case)[1],
+        options={**candidate.options, "samples": draws.samples},
     )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ppdm import Method
 from ppdm.checkpoint import Trained
-from ppdm.data.manifest import SPLITS
 from ppdm.data.normalise import HounsfieldWindow, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
@@ -16,7 +16,7 @@ from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
-from ppdm_bench.commands.pair_sources import PhantomSubjects, Progress, Subjects
+from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import (
     Candidate,
@@ -26,6 +26,7 @@ from ppdm_bench.evaluation.candidates import (
     read_runs,
     the_input,
 )
+from ppdm_bench.records import Record
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Measuring:
     Attributes:
         convention: convention of a challenge, a name in :data:`ppdm.metrics.PRESETS`; if absent, the project's own.
         span: data range; if absent, that of the scaling. Only for the project's own convention.
-        grids: lattices of the seam index; if absent, those of the methods. Only for the project's own convention.
+        grids: lattices on which seams are measured; if absent, those of the methods. Only for the project's own
+            convention.
 
     Raises:
         ValueError: the convention does not exist, or does not support an option.
@@ -88,12 +90,26 @@ class Sampling:
         steps: numbers of network evaluations, one candidate for each; None selects the method's own number.
         precision: precision of the network; if absent, that of the training.
         seed: seed of the noise.
+        samples: draws per volume of methods that use noise in sampling, whose mean is scored; None for one.
     """
 
     device: str = "cpu"
     steps: Sequence[int | None] = (None,)
     precision: str | None = None
     seed: int = 0
+    samples: int | None = None
+
+    def draws(self, method: Method) -> bool:
+        """Whether several draws are asked for and differ, at any of the numbers of network evaluations."""
+        counts = [method.sampling.steps if count is None else count for count in self.steps]
+        points = (replace(method, sampling=replace(method.sampling, steps=count)) for count in counts)
+        return self.samples is not None and any(point.is_random for point in points)
+
+
+NOTHING_TO_DRAW = (
+    "--samples is for methods whose sampling uses noise, and none of these does: every draw would be the same; leave "
+    "it out, or train with --set sampling.stochastic=true"
+)
 
 
 def compare_runs(
@@ -104,36 +120,42 @@ def compare_runs(
     sampling: Sampling,
     progress: Progress,
     predictions: Sequence[Path] = (),
+    known: Sequence[Method] = (),
+    earlier: Sequence[Record] = (),
 ) -> Assessment:
     """Compare runs and folders of existing predictions with one another and with the input, on the pairs of a split.
 
     The data range is that of the runs; without runs it is computed from the targets, as in :func:`compare_folders`.
 
+    Args:
+        runs, predictions: what is compared.
+        source, split: the pairs.
+        how, sampling: options.
+        progress: called with the number of phantoms that exist and the number required.
+        known, earlier: as for :func:`ppdm_bench.evaluation.candidates.read_runs`.
+
     Raises:
         CaseError: there are no pairs, or runs, predictions and pairs are incompatible.
         CheckpointError, ManifestError, TranslationError: see the modules that define them.
     """
-    loaded = read_runs(runs, sampling.device)
+    loaded = read_runs(runs, sampling.device, known, earlier)
     everything = source.pairs(progress)
+    require_pairs(source, Counter(pair.split for pair in everything), split, "choose another --split")
     cases = files_of([pair for pair in everything if pair.split == split])
-    if not cases:
-        counts = Counter(pair.split for pair in everything)
-        there = ", ".join(f"{counts[name]} in {name}" for name in SPLITS)
-        raise CaseError(f"{source} has no pair in the split {split!r}, but {there}; choose another --split.")
-    for run, (_, trained) in zip(runs, loaded, strict=True):
-        check_kind(trained, cases, str(run))
-    methods = [trained for _, trained in loaded]
+    for run in loaded:
+        check_kind(run.trained, cases, str(run.place))
+    methods = [run.trained for run in loaded]
     cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
     preset, span = how.preset(spans, lattices(trained.method for trained in methods), _unit(cases))
     candidates = [the_input(scaling)]
-    for run, (variant, trained) in zip(runs, loaded, strict=True):
-        candidates += of_run(run, variant, trained, sampling.steps, sampling.precision, sampling.seed)
+    for run in loaded:
+        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
-    task, data = _described(source, split)
-    return Assessment(cases, candidates, preset, span, task, data, source.resample)
+    data = {**source.identify(), "split": split}
+    return Assessment(cases, candidates, preset, span, source.task, data, source.resample)
 
 
 def compare_folders(
@@ -164,10 +186,10 @@ def compare_folders(
     return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
 
 
-def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
-    """Label of the reference candidate for differences, given by label or by the path of its run or folder.
+def reference_label(candidates: Sequence[Candidate], asked: str | None, earlier: Sequence[Record] = ()) -> str:
+    """Label of the reference for differences, given by label or by the path of its run or folder.
 
-    Without ``asked``, the reference is the first candidate.
+    It may be the label of earlier records that the tables show too. Without ``asked``, it is the first candidate.
 
     Raises:
         ValueError: no candidate has this label or path.
@@ -177,7 +199,10 @@ def reference_label(candidates: Sequence[Candidate], asked: str | None) -> str:
     for candidate in candidates:
         if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
             return candidate.label
-    known = ", ".join(dict.fromkeys(candidate.label for candidate in candidates))
+    before = [record.label for record in earlier if record.subject]
+    if asked in before:
+        return asked
+    known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
     raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
 
 
@@ -196,11 +221,3 @@ def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
 
 def _unit(cases: Sequence[CaseFiles]) -> str:
     return "HU" if cases[0].target_intensity else ""
-
-
-def _described(source: Subjects, split: str) -> tuple[str, dict[str, Any]]:
-    """Name of the data in records, and their origin, without a path of this machine."""
-    if isinstance(source, PhantomSubjects):
-        return source.task, {**source.describe(), "split": split}
-    name = f"{source.path.absolute().parent.name}/{source.path.name}"
-    return name, {**source.describe(), "manifest": name, "split": split}

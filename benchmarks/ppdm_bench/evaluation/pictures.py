@@ -82,9 +82,9 @@ def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: f
 
 
 def _input(source: np.ndarray, target: DisplayedVolume, name: str, unit: str) -> DisplayedVolume:
-    """Display of an input.
+    """Display of an input: CT as soft tissue, MRI with its own scale.
 
-    CT is shown as soft tissue. MRI has its own scale; PET that of the target unless it is below half (no attenuation).
+    PET has the scale of the target, unless it is below half of it (no attenuation correction).
     """
     if unit == "HU":
         return ct_rows(source, name)[0]

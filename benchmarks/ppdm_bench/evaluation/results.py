@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
+from ppdm_bench.commands.terminal import notify
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
 from ppdm_bench.evaluation.snapshots import keep_snapshot
+from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
-from ppdm_bench.records import Record
+from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
+from ppdm_bench.report.scores import configuration_of, setting
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 
@@ -33,11 +36,71 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
     return records
 
 
+def earlier_records(folder: Path) -> list[Record]:
+    """Return the scores of earlier commands in a folder, by subject; empty without any."""
+    return [record for record in RecordFile(folder / RECORDS).read() if record.subject and record.command != "ablate"]
+
+
+def with_earlier(records: Sequence[Record], earlier: Sequence[Record]) -> list[Record]:
+    """Return the scores that tables and figures show: those of earlier commands, then these.
+
+    Of two scores of one configuration, subject and metric the later one counts, in the place of the first. Earlier
+    configurations are left out if they were scored on other data, by another convention, or on files of other content,
+    because their numbers cannot be compared; a message reports how many are shown and how many are not.
+    """
+    now = {setting(record) for record in records}
+    files = {record.subject: _files(record) for record in records}
+    known = {configuration_of(record) for record in records}
+    groups: dict[str, list[Record]] = {}
+    for record in earlier:
+        if (key := configuration_of(record)) not in known:
+            groups.setdefault(key, []).append(record)
+
+    def is_comparable(group: Sequence[Record]) -> bool:
+        return all(setting(r) in now and files.get(r.subject) in (_files(r), None, "") for r in group)
+
+    shown = {key: group for key, group in groups.items() if is_comparable(group)}
+    for keys, what in (
+        (shown, "also show {} of earlier commands in this folder"),
+        (
+            groups.keys() - shown,
+            "do not show {} of earlier commands in this folder, which are of other data or another "
+            "convention; their records stay",
+        ),
+    ):
+        if keys:
+            notify("tables and figures " + what.format(f"{len(keys)} row{'s' * (len(keys) > 1)}"))
+    answers = {}
+    for record in (*earlier, *records):
+        if (key := configuration_of(record)) in known or key in shown:
+            answers[key, record.subject, record.metric] = record
+    return list(answers.values())
+
+
+def _files(record: Record) -> str:
+    """Digest of the files of a case, without that of the prediction."""
+    return str(record.options.get("files", "")).partition("+")[0]
+
+
 def present(
-    plan: Assessment, records: Sequence[Record], reference: str, folder: Path, **look: Sequence[str]
+    plan: Assessment,
+    records: Sequence[Record],
+    reference: str,
+    folder: Path,
+    earlier: Sequence[Record] = (),
+    **look: Sequence[str],
 ) -> tuple[str, list[Path]]:
-    """Write tables, figures and pictures into the folder; return the table as text and the written files."""
-    text, written = tabulate(records, reference, folder, **look)
+    """Write tables, figures and pictures into the folder; return the table as text and the written files.
+
+    Args:
+        plan: the evaluation that was carried out.
+        records: its records.
+        reference: label of the configuration that the others are compared with.
+        folder: output folder.
+        earlier: scores of earlier commands, see :func:`with_earlier`.
+        look: as for :func:`tabulate`.
+    """
+    text, written = tabulate(with_earlier(records, earlier), reference, folder, **look)
     if any(record.value is not None for record in records):
         written += draw_extremes(plan, records, folder)
         written += keep_snapshot(plan, records, folder)
@@ -79,16 +142,13 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
 
 def failures(records: Sequence[Record]) -> list[str]:
     """Failed results: one sentence for each reason, with the affected cases, methods and metrics."""
-    met: dict[str, list[Record]] = {}
-    for record in records:
-        if record.status != "ok":
-            met.setdefault(record.reason, []).append(record)
+    met = grouped((record for record in records if record.status != "ok"), lambda record: record.reason)
     return [f"{_where(found)}: {reason}" for reason, found in met.items()]
 
 
 def _where(records: Sequence[Record]) -> str:
     metrics = list(dict.fromkeys(record.metric for record in records))
-    rows = list(dict.fromkeys(f"{record.method} {record.variant}".strip() for record in records))
+    rows = list(dict.fromkeys(record.label for record in records))
     cases = list(dict.fromkeys(record.subject for record in records))
     return "; ".join(_few(names) for names in (cases, rows, metrics))
 

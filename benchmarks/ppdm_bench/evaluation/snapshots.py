@@ -1,6 +1,7 @@
 """Picture data of the first subject: slices and error spectra of every candidate, from which figures are made later."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,17 @@ from ppdm.metrics.texture import error_spectrum
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
-from ppdm_bench.records import Record
+from ppdm_bench.records import Record, RecordError
 from ppdm_bench.report.figures.orientation import centre_of_mass
-from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, sections, write_snapshot
+from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, read_snapshot, sections, write_snapshot
 
 
 def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
     """Write ``snapshot.npz``: the first case of the plan, predicted by every candidate that has a score for it.
 
     The first case is used because this choice does not depend on the results; a case chosen by its result would favour
-    or disadvantage a candidate. If a candidate has several numbers of network evaluations, the largest one is used.
+    or disadvantage a candidate. If a candidate has several numbers of network evaluations, the largest one is used. The
+    predictions that an earlier file has of the same case stay in it.
 
     Args:
         plan: the evaluation that was carried out.
@@ -47,6 +49,8 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         views.append(_view(candidate, record, plan.predict(candidate, case), case, at))
     d, h, w = target.shape
     snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), case.unit, views)
+    with suppress(RecordError):  # there is none, or it is damaged
+        snapshot = snapshot.with_earlier(read_snapshot(folder / SUFFIX))
     return [write_snapshot(snapshot, folder / SUFFIX)]
 
 

@@ -9,7 +9,7 @@ from ppdm import Method
 from ppdm.training.log import StepReport, last_step
 from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule
-from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.pair_sources import Subjects
 from ppdm_bench.commands.train import train_run
 from ppdm_bench.configuration import find_method
 from ppdm_bench.evaluation.assessment import Assessment
@@ -34,7 +34,7 @@ class Trial:
 
     variation: str
     method: Method
-    subjects: PhantomSubjects
+    subjects: Subjects
     schedule: Schedule
 
     @property
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def trials(
-    tasks: Sequence[PhantomSubjects],
+    tasks: Sequence[Subjects],
     methods: Sequence[str],
     variations: Sequence[str],
     schedule: Schedule,
@@ -96,6 +96,16 @@ def trials(
     ]
 
 
+def check_resumable(wanted: Sequence[Trial], out: Path) -> None:
+    """Check that no trial has a run in its folder that was trained on other data, before any trial is trained.
+
+    Raises:
+        RunError: a trial has one.
+    """
+    for trial in wanted:
+        Run(trial.folder(out), resume=True, asked=trial.subjects.identify()).check({})
+
+
 def carry_out_trials(
     wanted: Sequence[Trial],
     out: Path,
@@ -120,7 +130,7 @@ def carry_out_trials(
     """
     for trial in wanted:
         folder = trial.folder(out)
-        run = Run(folder, resume=True, asked=trial.subjects.describe())
+        run = Run(folder, resume=True, asked=trial.subjects.identify())
         try:
             train_run(
                 trial.method,

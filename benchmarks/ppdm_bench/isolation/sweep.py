@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.runner import Answer, run_child
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.units import setting_text, shape_text
@@ -55,9 +56,7 @@ class Sweep:
 
     def __init__(self, worker: str, timeout: float, known: Iterable[Record] = ()) -> None:
         self.worker, self.timeout = worker, timeout
-        self._known: dict[str, list[Record]] = {}
-        for record in known:
-            self._known.setdefault(record.config_id, []).append(record)
+        self._known = grouped(known, lambda record: record.config_id)
         everything = (record for same in self._known.values() for record in same)
         self._exhausted = [r for r in everything if r.status == "oom" and not r.env.get("dirty")]
 

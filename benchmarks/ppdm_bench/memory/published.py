@@ -13,6 +13,7 @@ from pathlib import Path
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.grouping import grouped
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
@@ -91,10 +92,8 @@ def _peaks(predicted: Sequence[Record], unfused: bool) -> Peaks:
 
 def _orders(published: Sequence[Record], ours: Peaks, how: str) -> Iterator[str]:
     """Compare the published order of methods, for each source, size and phase, with the predicted order."""
-    groups: dict[tuple[str, tuple[int, ...], str], list[Record]] = {}
-    for record in published:
-        if (record.options.get("beside"), record.shape, record.phase) in ours:
-            groups.setdefault((record.source, record.shape, record.phase), []).append(record)
+    predicted_too = (r for r in published if (r.options.get("beside"), r.shape, r.phase) in ours)
+    groups = grouped(predicted_too, lambda record: (record.source, record.shape, record.phase))
     for (_, shape, phase), found in groups.items():
         if len(found) < 2:
             continue

@@ -37,16 +37,20 @@ class Workload:
 def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
     """Return the workload of a phase (one of ``method.phases``) on volumes (N, 1, D, H, W), on the device.
 
+    Several sources are (N, S, D, H, W).
+
     A method that samples in blocks keeps its volume on the host, as in translation.
     """
 
-    def volume(device: str = device) -> Tensor:
-        return torch.randn(batch_size, 1, *shape, device=device)
+    def volume(device: str = device, channels: int = 1) -> Tensor:
+        return torch.randn(batch_size, channels, *shape, device=device)
+
+    sources = len(method.sources)
 
     if phase in _TRAINED:
         return Workload(
             build=lambda: Training.start(method, device=device, stage=method.stages.index(_TRAINED[phase])),
-            step=lambda training: training.step(volume(), volume(), method.optimisation.learning_rate),
+            step=lambda training: training.step(volume(channels=sources), volume(), method.learning_rate),
             iterations=2,
             evaluations=1,
         )
@@ -62,7 +66,7 @@ def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size
     place = "cpu" if method.samples_from_host(shape) else device
     return Workload(
         build=lambda: method.build().to(device).eval().requires_grad_(False),
-        step=lambda network: sample(short, network, volume(place)),
+        step=lambda network: sample(short, network, volume(place, sources)),
         iterations=1,
         evaluations=short.evaluations(shape),
     )

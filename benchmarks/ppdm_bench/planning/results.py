@@ -8,14 +8,14 @@ from typing import Any
 from ppdm_bench.commands.terminal import progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.target import GIB, Target
-from ppdm_bench.records import PURPOSES, Record, RecordFile, config_id
+from ppdm_bench.records import PURPOSES, Record, config_id
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.largest_cube import budget_figure
 from ppdm_bench.report.tables.budget import gather, plan_page
@@ -108,15 +108,12 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
     """
     if folder is None:
         return _page(records).to_text(columns), []
-    file = RecordFile(folder / RECORDS)
-    earlier = file.read()
-    known = {record.content() for record in earlier}
-    file.append(record for record in records if record.content() not in known)
+    ledger = Ledger(folder)
+    ledger.keep(records)
     requests = {_request(record) for record in records}
-    shown = [*(one for one in earlier if one.command == "plan" and _request(one) in requests), *records]
-    page = _page(shown)
-    written = [file.path, *page.save(folder / "plan", columns)]
-    lines = gather(shown)
+    shown = [*(one for one in ledger.earlier if one.command == "plan" and _request(one) in requests), *records]
+    page, lines = _page(shown), gather(shown)
+    written = [folder / RECORDS, *page.save(folder / "plan", columns)]
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
     return page.to_text(columns), written

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from statistics import fmean
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
+from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, by_subject, setting
 from ppdm_bench.report.scores import seam_metric as seam_metric_of
 from ppdm_bench.report.statistics import Difference, paired_difference
 
-__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_metric"]
+__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_measures", "seam_metric"]
 
 COMMAND = "ablate"
 BUDGETS = {"steps": "equal steps", "time": "equal time"}
@@ -31,7 +34,7 @@ class Row:
         seeds: of the trainings in this row.
         costs: ``train_steps``, ``train_seconds``, ``volume_seconds`` and ``step_seconds``, means over seeds.
         peaks: bytes by shape, phase, kind and metric.
-        shape: of the volumes.
+        shape: of the largest volume.
         status, reason: the reason for missing values.
     """
 
@@ -59,8 +62,13 @@ class Row:
         return all(getattr(self, n) == getattr(other, n) for n in same) and bool({*self.seeds} & {*other.seeds})
 
     def peak(self, phase: str, kind: str, shape: tuple[int, ...] | None = None) -> float | None:
-        """Return ``peak_allocated`` in bytes, at the size of its own volumes or another."""
+        """Return ``peak_allocated`` in bytes, at the size of its largest volume or another."""
         return self.peaks.get((self.shape if shape is None else shape, phase, kind, "peak_allocated"))
+
+    @property
+    def shapes(self) -> set[tuple[int, ...]]:
+        """The shapes of its volumes."""
+        return {record.shape for record in self.series.records if record.shape}
 
     @property
     def step_seconds(self) -> float | None:
@@ -88,10 +96,8 @@ def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
                 key = (record.task, budget, amount, cell["label"], record.steps, None if pooled else seed)
                 row = Row(cell, record.task, budget, amount, record.steps, Scores.like(record))
                 _add(rows.setdefault(key, row), record, seed)
-    costs: dict[str, list[Record]] = {}
-    for record in mine:
-        if record.value is not None and not record.subject:
-            costs.setdefault(record.options["cell"]["label"], []).append(record)
+    costing = (record for record in mine if record.value is not None and not record.subject)
+    costs = grouped(costing, lambda record: record.options["cell"]["label"])
     for row in rows.values():
         _add_costs(row, costs.get(row.label, []))
     return list(rows.values())
@@ -119,10 +125,15 @@ def difference(row: Row, rows: Sequence[Row], metric: str) -> Difference | None:
     return paired_difference(*([*values.values()] for values in means))
 
 
-def seam_metric(row: Row) -> str | None:
-    """Return the seam index on the lattice of the cell's own representation; None without a lattice."""
+def seam_metric(row: Row, measure: str) -> str:
+    """Return a measure of seams on the lattice of the cell's own representation; empty without a lattice."""
     factor = "2" if row.cell.get("representation") == "haar" else str(row.cell.get("factor", ""))
-    return seam_metric_of(factor) or None
+    return seam_metric_of(factor, measure)
+
+
+def seam_measures(rows: Sequence[Row]) -> list[str]:
+    """Return the measures of seams that the rows have; older records have only the seam index."""
+    return [measure for measure in SEAMS if any(row.series.subjects(seam_metric(row, measure)) for row in rows)]
 
 
 def _latest(records: Sequence[Record]) -> list[Record]:
@@ -142,7 +153,7 @@ def _add(row: Row, record: Record, seed: int) -> None:
     row.seeds = tuple(dict.fromkeys((*row.seeds, seed)))
     if record.subject:
         row.series.add(record, seed)
-        row.shape = row.shape or record.shape
+        row.shape = max(row.shape, record.shape, key=prod)
     else:
         row.status, row.reason = record.status, record.reason
 

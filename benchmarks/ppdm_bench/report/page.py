@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Shown
@@ -86,7 +87,9 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
     wanted = dict.fromkeys(
         source for _, _, shown, _ in sections for line in shown.table.lines for source in line.sources
     )
-    groups = {source: group for source, group in _by_reference(library).items() if source in wanted}
+    groups = {
+        source: group for source, group in grouped(library.records, library.reference).items() if source in wanted
+    }
     missing = "".join(f"<li>{_prose(sentence)}</li>" for sentence in absent)
     return "\n".join(
         (
@@ -106,13 +109,6 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
             f"<script>{_SCRIPT}</script></body></html>\n",
         )
     )
-
-
-def _by_reference(library: Library) -> dict[str, list[Record]]:
-    groups: dict[str, list[Record]] = {}
-    for record in library.records:
-        groups.setdefault(library.reference(record), []).append(record)
-    return groups
 
 
 def _section(section: Section, groups: dict[str, list[Record]]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, TypeVar
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
 from ppdm_bench.units import shape_text
@@ -23,7 +24,9 @@ __all__ = [
     "alike",
     "by_configuration",
     "by_design",
+    "by_origin",
     "by_subject",
+    "configuration_of",
     "design_of",
     "factor_text",
     "group_title",
@@ -80,7 +83,7 @@ class Scores:
         """Return empty scores of the configuration of a record."""
         steps = (record.options.get("training") or {}).get("steps")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, _data(record), record.shape, *named, resolved(record), record.steps, steps)
+        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan the later counts."""
@@ -99,6 +102,12 @@ class Scores:
     def label(self) -> str:
         """Method and variant."""
         return f"{self.method} {self.variant}".strip()
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the data are phantoms; those of scans name a manifest or a folder."""
+        data = json.loads(self.data)[1]
+        return not (isinstance(data, dict) and {"manifest", "targets"} & data.keys())
 
     @property
     def width(self) -> int | None:
@@ -159,10 +168,8 @@ def by_subject(values: Mapping[Scan, float]) -> dict[str, float]:
 
 
 def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
-    values: dict[K, list[float]] = {}
-    for key, value in pairs:
-        values.setdefault(key, []).append(value)
-    return {key: fmean(found) for key, found in values.items()}
+    groups = grouped(pairs, lambda pair: pair[0])
+    return {key: fmean(value for _, value in found) for key, found in groups.items()}
 
 
 def by_configuration(records: Iterable[Record]) -> list[Scores]:
@@ -189,28 +196,39 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
 def by_design(records: Iterable[Record]) -> list[Scores]:
     """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
 
-    Records without a subject, and scores without a value, are left out.
+    Records without a subject, and scores without a value, are left out, and means of several draws where single draws
+    were scored too: their evaluations are not those of one translation.
     """
     found: dict[tuple[Any, ...], Scores] = {}
     for record in records:
         if record.subject and record.kind == "measured":
             one = Scores.like(record)
             named = () if one.design else (one.method, one.variant)
-            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named)
+            draws = record.options.get("samples")
+            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named, draws)
             found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
-    return [one for one in found.values() if any(one.scans.values())]
+    valid = {key: one for key, one in found.items() if any(one.scans.values())}
+    return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
 
 
 def setting(record: Record) -> str:
-    """Return data set and convention as JSON: equal for records whose numbers can be compared."""
-    return json.dumps([record.task, record.options.get("data"), record.options.get("convention")], sort_keys=True)
+    """Return data set and convention as JSON: equal for records whose numbers can be compared.
 
-
-def _data(record: Record) -> str:
-    """The same without the list of metrics, which grows with the methods and changes no value."""
+    The list of metrics is left out: it grows with the lattices of the methods and changes no value.
+    """
     convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
     return json.dumps([record.task, record.options.get("data"), convention], sort_keys=True)
+
+
+def configuration_of(record: Record) -> str:
+    """Return what identifies the configuration of a score: all options but the case, and the name of predictions.
+
+    Runs are identified by their weights, so that a run keeps its identity under another name.
+    """
+    options = {name: value for name, value in record.options.items() if name not in ("convention", "files")}
+    name = "" if "weights" in options else record.label
+    return json.dumps([setting(record), options, name], sort_keys=True)
 
 
 def _apart_from_steps(design: Mapping[str, Any]) -> str:
@@ -293,9 +311,9 @@ def factor_text(design: Mapping[str, Any]) -> str:
     return "x".join(map(str, factor)) if isinstance(factor, list) else str(factor) if factor else ""
 
 
-def seam_metric(factor: str) -> str:
-    """Return the seam index on the lattice of a puzzle of this factor; empty without a lattice."""
-    return f"seam_index_r{factor}" if factor not in ("", "1", "1x1x1") else ""
+def seam_metric(factor: str, measure: str) -> str:
+    """Return a measure of seams on the lattice of a puzzle of this factor; empty without a lattice."""
+    return f"{measure}_r{factor}" if factor not in ("", "1", "1x1x1") else ""
 
 
 def group_title(points: Sequence[Scores]) -> str:
@@ -306,4 +324,14 @@ def group_title(points: Sequence[Scores]) -> str:
     names = {s for point in points for s in point.subjects("psnr")}
     names = names or {s for point in points for metric in metrics for s in point.subjects(metric)}
     where = f"{len(names)} subject{'s' if len(names) != 1 else ''}" + (f" of {split}" if split else "")
-    return ", ".join(filter(None, (first.task, where, shape_text(first.shape))))
+    shapes = {record.shape for point in points for record in point.records if record.shape}
+    size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)
+    return ", ".join(filter(None, (first.task, where, size)))
+
+
+def by_origin(texts: Iterable[tuple[Scores, str]]) -> dict[str, list[str]]:
+    """Return texts about scores by the origin of their data, `phantoms` and `own data`, each text once."""
+    found: dict[str, dict[str, None]] = {"phantoms": {}, "own data": {}}
+    for scores, text in texts:
+        found["phantoms" if scores.is_synthetic else "own data"][text] = None
+    return {origin: list(distinct) for origin, distinct in found.items() if distinct}

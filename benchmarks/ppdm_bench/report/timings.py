@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import quantiles
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import Row, settings_of
 
@@ -87,11 +88,10 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
     Raises:
         ValueError: no record is of a time.
     """
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for record in records:
-        if record.metric in (*_TIMES, _ESTIMATE, _FIRST, *_COUNTED, "flops_share", "matmul_flops_per_second"):
-            groups.setdefault((record.method, record.variant, *settings_of(record).values()), []).append(record)
-    found = [_pace(group) for group in groups.values() if any(record.metric in _TIMES for record in group)]
+    metrics = (*_TIMES, _ESTIMATE, _FIRST, *_COUNTED, "flops_share", "matmul_flops_per_second")
+    mine = (record for record in records if record.metric in metrics)
+    groups = grouped(mine, lambda record: (record.method, record.variant, *settings_of(record).values())).values()
+    found = [_pace(group) for group in groups if any(record.metric in _TIMES for record in group)]
     if not found:
         raise ValueError("there is nothing to show: no record is of a time (metric step_seconds or volume_seconds)")
     return found

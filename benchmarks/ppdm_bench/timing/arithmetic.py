@@ -58,8 +58,9 @@ def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
     """Return the operations of one training step, forward and backward, on volumes (N, 1, D, H, W)."""
 
     def step() -> None:
-        volumes = torch.zeros(batch_size, 1, *shape)
-        training_loss(method, method.build(), volumes, volumes).mean().backward()
+        source, target = (torch.zeros(batch_size, c, *shape) for c in (len(method.sources), 1))
+        discriminator = method.build_discriminator()
+        training_loss(method, method.build(), source, target, discriminator=discriminator).mean().backward()
 
     return count(step)
 
@@ -72,7 +73,8 @@ def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Ite
 
     def flops(steps: int) -> int:
         changed = replace(method, sampling=replace(method.sampling, steps=steps))
-        return count(lambda: sample(changed, changed.build().eval(), torch.zeros(batch_size, 1, *shape)))
+        size = (batch_size, len(method.sources), *shape)
+        return count(lambda: sample(changed, changed.build().eval(), torch.zeros(size)))
 
     one, two = flops(1), flops(2)
     return {k: one + (k - 1) * (two - one) for k in evaluations}

@@ -65,14 +65,14 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
     """Return one training step on a batch (N, 1, D, H, W); with several stages, the last one (diffusion) is timed."""
     training = Training.start(method, device=device, stage=len(method.stages) - 1)
-    source, target = (torch.randn(batch_size, 1, *shape, device=device) for _ in range(2))
-    return lambda: training.step(source, target, method.optimisation.learning_rate)
+    source, target = (torch.randn(batch_size, c, *shape, device=device) for c in (len(method.sources), 1))
+    return lambda: training.step(source, target, method.learning_rate)
 
 
 def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Callable[[int], Work]:
     """Return a function that maps a number of network evaluations to sampling a batch (N, 1, D, H, W)."""
     network = method.build().to(device).eval().requires_grad_(False)
-    source = torch.randn(batch_size, 1, *shape, device=device)
+    source = torch.randn(batch_size, len(method.sources), *shape, device=device)
 
     def work(evaluations: int) -> Work:
         changed = replace(method, sampling=replace(method.sampling, steps=evaluations))

@@ -22,7 +22,7 @@ def pairs_from_folder(
     folder: str | os.PathLike[str],
     layout: Layout | str,
     *,
-    source: str | None = None,
+    source: str | Sequence[str] | None = None,
     target: str | None = None,
     pattern: str | None = None,
     seed: int = 0,
@@ -31,14 +31,14 @@ def pairs_from_folder(
 ) -> tuple[list[Pair], list[str]]:
     """Find the pairs in a folder; returns them ordered by subject and session, with remarks on omitted files.
 
-    A visit with only one of the two kinds, or with several files of one kind, gives a remark instead of a pair. No file
-    is chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
+    A visit without all of the kinds, or with several files of one kind, gives a remark instead of a pair. No file is
+    chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
     :func:`ppdm.data.layouts.splits.splits_of`; fewer subjects than splits are all in train, and a remark says so.
 
     Args:
         folder: the folder of the data set.
         layout: the name of a layout in LAYOUTS, or a custom layout.
-        source, target: kinds that replace those of the layout.
+        source, target: kinds that replace those of the layout; several sources are named by their kinds.
         pattern: regular expression for whole paths that replaces the patterns of the layout.
         seed, fractions: seed and fractions of the sampled splits.
         suv_table: CSV file of doses (:func:`ppdm.data.layouts.suv.read_suv_table`); every pair then has an suv_factor.
@@ -59,8 +59,9 @@ def pairs_from_folder(
         raise _no_pair(folder, layout, scans, remarks)
     try:
         splits, remarks_on_splits = _splits(visits, seed, fractions)
-        pairs = _pairs(folder, visits, splits, _factors(visits, suv_table))
-        windows = [HounsfieldWindow() if kind in layout.ct else None for kind in (layout.source, layout.target)]
+        pairs = _pairs(folder, visits, layout.sources, splits, _factors(visits, suv_table))
+        kinds = (layout.sources, (layout.target,))
+        windows = [HounsfieldWindow() if all(kind in layout.ct for kind in each) else None for each in kinds]
         pairs = with_intensities(pairs, source=windows[0], target=windows[1])
         remarks += remarks_on_splits
     except (ManifestError, SplitError, SUVError) as error:
@@ -70,17 +71,20 @@ def pairs_from_folder(
     return pairs, remarks + ([layout.remark] if layout.remark else [])
 
 
-def _adapted(layout: Layout | str, source: str | None, target: str | None, pattern: str | None) -> Layout:
+def _adapted(
+    layout: Layout | str, source: str | Sequence[str] | None, target: str | None, pattern: str | None
+) -> Layout:
     if isinstance(layout, str):
         if layout not in LAYOUTS:
             raise LayoutError(f"There is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}.")
         layout = LAYOUTS[layout]
-    return replace(
-        layout,
-        source=layout.aliases.get(source, source) if source else layout.source,
-        target=layout.aliases.get(target, target) if target else layout.target,
-        patterns=(pattern,) if pattern else layout.patterns,
-    )
+    given = (source,) if isinstance(source, str) else source or ()
+    kinds = tuple(layout.aliases.get(kind, kind) for kind in given)
+    goal = layout.aliases.get(target, target) if target else layout.target
+    if goal in kinds and len(kinds) > 1:
+        raise LayoutError(f"The target {goal} is also a source of {', '.join(kinds)}; leave it out there.")
+    patterns = (pattern,) if pattern else layout.patterns
+    return replace(layout, source=kinds or layout.source, target=goal, patterns=patterns)
 
 
 # Files
@@ -135,7 +139,8 @@ def _no_match(folder: Path, layout: Layout, names: list[str]) -> LayoutError:
 
 def _no_pair(folder: Path, layout: Layout, scans: list[_Scan], remarks: list[str]) -> LayoutError:
     kinds = [f"{kind} ({count})" for kind, count in Counter(scan.kind for scan in scans).most_common()]
-    text = f"{folder}: no visit has one file of {layout.source} and one of {layout.target}; found {_some(kinds)}."
+    wanted = " and one of ".join((*layout.sources, layout.target))
+    text = f"{folder}: no visit has one file of {wanted}; found {_some(kinds)}."
     return LayoutError("\n  ".join([text, *remarks[:_NAMES_SHOWN]]))
 
 
@@ -144,12 +149,12 @@ def _no_pair(folder: Path, layout: Layout, scans: list[_Scan], remarks: list[str
 
 @dataclass(frozen=True)
 class _Visit:
-    """A source and its target; the split is empty if the layout defines none."""
+    """Sources and their target; the split is empty if the layout defines none."""
 
     subject: str
     session: str
     split: str
-    source: str
+    sources: tuple[str, ...]
     target: str
     mask: str | None
 
@@ -162,12 +167,14 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
     visits: list[_Visit] = []
     notes: dict[str, list[str]] = defaultdict(list)
     for key, files in sorted(found.items()):
-        if not any(_fitting(kind, files, layout) for kind in (layout.source, layout.target)):
+        kinds = (*layout.sources, layout.target)
+        if not any(_fitting(kind, files, layout) for kind in kinds):
             continue  # the visit has only files of other kinds
-        source, target = (_one(kind, key, files, layout, notes) for kind in (layout.source, layout.target))
+        scans_found = [name for kind in kinds if (name := _one(kind, key, files, layout, notes))]
         mask = _one(layout.mask, key, files, layout, notes) if layout.mask else None
-        if source and target:
-            visits.append(_Visit(*key, source, target, mask))
+        if len(scans_found) == len(kinds):
+            *sources, target = scans_found
+            visits.append(_Visit(*key, tuple(sources), target, mask))
     return visits, [
         f"{len(who)} {'visit' if len(who) == 1 else 'visits'} {note}: {_some(who)}" for note, who in notes.items()
     ]
@@ -198,15 +205,18 @@ def _fitting(kind: str, scans: list[_Scan], layout: Layout) -> list[_Scan]:
 # Pairs
 
 
-def _pairs(folder: Path, visits: list[_Visit], splits: dict[str, str], factors: list[float | None]) -> list[Pair]:
+def _pairs(
+    folder: Path, visits: list[_Visit], kinds: Sequence[str], splits: dict[str, str], factors: list[float | None]
+) -> list[Pair]:
     return [
         Pair(
             subject=visit.subject,
             split=splits[visit.subject],
-            source=folder / visit.source,
+            source=folder / visit.sources[0],
             target=folder / visit.target,
             mask=folder / visit.mask if visit.mask else None,
             suv_factor=factor,
+            named={kind: folder / name for kind, name in zip(kinds, visit.sources, strict=True)} if kinds[1:] else {},
         )
         for visit, factor in zip(visits, factors, strict=True)
     ]

@@ -46,7 +46,7 @@ class Layout:
         name: name of the layout.
         patterns: regular expressions for whole paths, relative to the folder and with forward slashes; the first match
             is used.
-        source: default kind of the source.
+        source: default kind of the source, or kinds of several sources; the target's is left out of these.
         target: default kind of the target.
         origin: where the file names come from, and which of them are uncertain.
         mask: kind of the mask in which quality is measured, or None.
@@ -59,12 +59,12 @@ class Layout:
 
     Raises:
         LayoutError: a pattern is too long, is not a regular expression, or lacks the groups subject and kind; source
-            and target are missing or equal.
+            and target are missing or equal, or a source is given twice.
     """
 
     name: str
     patterns: tuple[str, ...]
-    source: str
+    source: str | tuple[str, ...]
     target: str
     origin: str
     mask: str | None = None
@@ -75,12 +75,19 @@ class Layout:
     remark: str = ""
 
     def __post_init__(self) -> None:
-        if not self.patterns or not self.source or not self.target or self.source == self.target:
+        kinds = self.sources
+        if not self.patterns or not kinds or not all(kinds) or not self.target or len(set(kinds)) < len(kinds):
             raise LayoutError(
                 f"Layout {self.name} translates {self.source!r} to {self.target!r}; name two kinds that differ."
             )
         for pattern in self.patterns:
             _compiled(pattern)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Kinds of the sources, without that of the target."""
+        kinds = (self.source,) if isinstance(self.source, str) else self.source
+        return tuple(kind for kind in kinds if kind != self.target)
 
     @cached_property
     def expressions(self) -> tuple[re.Pattern[str], ...]:
@@ -93,6 +100,11 @@ _ANYWHERE = r"(?:.*/)?"
 _BIDS = (
     r"(?P<subject>sub-[^_/]+)/(?:(?P<session>ses-[^_/]+)/)?(?:anat|pet)/(?P=subject)_(?(session)(?P=session)_)"
     rf"(?P<kind>(?:[a-z]+-[^-_/.]+_)*[A-Za-z0-9]+){_SCAN}"
+)
+
+_BRATS = (
+    rf"{_ANYWHERE}(?P<subject>BraTS-GLI-\d{{5}})-(?P<session>\d{{3}})/"
+    rf"(?P=subject)-(?P=session)-(?P<kind>t1n|t1c|t2w|t2f){_SCAN}"
 )
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
@@ -121,14 +133,34 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
             ),
             Layout(
                 "brats-gli-2023",
-                (
-                    rf"{_ANYWHERE}(?P<subject>BraTS-GLI-\d{{5}})-(?P<session>\d{{3}})/"
-                    rf"(?P=subject)-(?P=session)-(?P<kind>t1n|t1c|t2w|t2f){_SCAN}",
-                ),
+                (_BRATS,),
                 "t1n",
                 "t2w",
                 origin="Five digits a patient, three a time point; t1n native T1, t1c with contrast, t2w T2, t2f "
                 "FLAIR: verified in descriptions of the challenge and public code.",
+            ),
+            Layout(
+                "brasyn",
+                (_BRATS,),
+                ("t1n", "t1c", "t2w", "t2f"),
+                "t2f",
+                origin="BraSyn synthesises one of the four images of BraTS from the other three; the names are those "
+                "of brats-gli-2023: verified there.",
+            ),
+            Layout(
+                "bic-mac",
+                (
+                    rf"{_ANYWHERE}(?P<subject>sub-\d+)/(?:features|ct-label)/(?P<kind>nacpet|topogram|"
+                    rf"mri_(?:chunk_\d|combined)_(?:in|out)_phase|mri_face_mask|ct|prediction_mask){_SCAN}",
+                ),
+                ("nacpet", "mri_combined_in_phase", "mri_combined_out_phase"),
+                "ct",
+                mask="prediction_mask",
+                ct=("ct",),
+                origin="README and docs/data-background.md of bic-mac-challenge/challenge-codebase, read there: all "
+                "images lie on the grid of the CT, the topogram has one voxel in depth, and val/ has no CT.",
+                remark="The topogram of BIC-MAC is a projection, one voxel deep, so it is no source by default: repeat "
+                "it over the depth of the CT, under the same name, and add topogram to --source.",
             ),
             Layout(
                 "ixi",

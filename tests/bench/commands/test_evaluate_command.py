@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +31,11 @@ pytestmark = pytest.mark.slow
 
 SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
-METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2"}
+METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2", "border_ratio_r2"}
 METHOD = PPDM.with_network(width=8, multipliers=(1,))
+# Its row is named by what differs from the registered method.
+VARIANT = "r=2 network.multipliers=[1]"
+NAME, FILE = f"ppdm {VARIANT}", "ppdm-r-2-network.multipliers-1"
 
 
 def scan(seed, shape=SHAPE):
@@ -122,8 +126,8 @@ def test_a_record_for_every_configuration_subject_and_metric(done):
     assert {r.subject for r in records} == set(SUBJECTS)
     assert {(r.method, r.variant, r.steps) for r in records} == {
         ("input", "", None),
-        ("ppdm", "r=2", 1),
-        ("ppdm", "r=2", 2),
+        ("ppdm", VARIANT, 1),
+        ("ppdm", VARIANT, 2),
     }
     assert len({r.config_id for r in records}) == 3
     for record in records:
@@ -155,8 +159,9 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
         "test, 3 subjects, 16×14×12, preset ppdm, data range 100.",
         "PSNR dB ↑",
         "seam index r=2 dB ↓",
-        "ppdm r=2, 1 evaluation ",
-        "ppdm r=2, 2 evaluations",
+        "border ratio r=2 dB →0",
+        "network.multipliers=[1], 1",
+        "network.multipliers=[1], 2",
         "Difference from input",
         "With 3 subjects p cannot fall below 0.25",
         f"written: {out / 'records.jsonl'}",
@@ -166,12 +171,12 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
     psnr = [value(records, subject=s, steps=2) for s in SUBJECTS]
     assert f"{np.mean(psnr):.2f} ± {np.std(psnr, ddof=1):.2f}" in text
     rows = {(row["name"], row["metric"]): row for row in table(out)}
-    row = rows["ppdm r=2, 2 evaluations", "psnr"]
+    row = rows[f"{NAME}, 2 evaluations", "psnr"]
     gains = [value(records, subject=s, steps=2) - value(records, subject=s, method="input") for s in SUBJECTS]
     assert float(row["difference"]) == pytest.approx(np.mean(gains), rel=1e-4)
     assert float(row["low"]) <= np.mean(gains) <= float(row["high"])
     assert (row["best"], row["worst"]) == (SUBJECTS[int(np.argmax(psnr))], SUBJECTS[int(np.argmin(psnr))])
-    assert "| ppdm r=2, 2 evaluations | 2 |" in (out / "quality.md").read_text()
+    assert f"| {NAME}, 2 evaluations | 2 |" in (out / "quality.md").read_text()
 
 
 def test_picture_data_of_the_first_subject_are_kept(done):
@@ -187,7 +192,7 @@ def test_picture_data_of_the_first_subject_are_kept(done):
 
 def test_pictures_are_written_and_show_something(done):
     names = {path.name for path in done[0].iterdir()} - {".lock"}
-    stems = ("subjects", "evaluations", "ppdm-r-2-best", "ppdm-r-2-worst")
+    stems = ("subjects", "evaluations", f"{FILE}-best", f"{FILE}-worst")
     assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {
         "records.jsonl",
         "quality.csv",
@@ -211,7 +216,7 @@ def test_the_montage_shows_the_error_of_the_best_and_the_worst(data, tmp_path, m
     (best, rows), (worst, others) = drawn.items()
     assert "s1, best of 3 by PSNR" in best  # its target is the nearest to its source, which the still network keeps
     assert "s3, worst of 3 by PSNR" in worst
-    assert [row.name for row in rows] == ["input", "ppdm r=2", "target", "error"]
+    assert [row.name for row in rows] == ["input", NAME, "target", "error"]
     np.testing.assert_array_equal(rows[3].array, rows[1].array - rows[2].array)
     np.testing.assert_array_equal(rows[0].array, scan(0))
     assert rows[3].window == others[3].window
@@ -243,13 +248,56 @@ def test_runs_are_told_apart_and_compared_with_a_chosen_one(data, tmp_path):
     words = (data / "noisy", data / "still", "--manifest", data / "pairs.csv", "--reference", data / "still")
     code, text, err = run("evaluate", *words, "--out", tmp_path / "out")
     assert code == 0, err
-    assert "Difference from ppdm r=2 still" in text
+    assert f"Difference from {NAME} still" in text
     compared = {(row["name"], row["reference"]) for row in table(tmp_path / "out")}
-    still = "ppdm r=2 still"
-    assert compared == {("input", still), ("ppdm r=2 noisy", still), (still, "")}
+    still = f"{NAME} still"
+    assert compared == {("input", still), (f"{NAME} noisy", still), (still, "")}
     assert {path.name for path in (tmp_path / "out").glob("*-best.png")} == {
-        "ppdm-r-2-noisy-best.png",
-        "ppdm-r-2-still-best.png",
+        f"{FILE}-noisy-best.png",
+        f"{FILE}-still-best.png",
+    }
+
+
+def test_rows_of_earlier_commands_stay(data, tmp_path):
+    """Runs of one name are told apart across commands, and a row may be what later ones are compared with."""
+    out = tmp_path / "out"
+    make_run(tmp_path / "four", METHOD.with_factor((1, 1, 3)))
+    same = ("--manifest", data / "pairs.csv", "--out", out)
+    assert run("evaluate", data / "noisy", *same)[0] == 0
+    code, text, err = run("evaluate", data / "still", *same, "--reference", NAME)
+    assert code == 0, err
+    assert "also show 1 row of earlier commands" in err
+    assert f"Difference from {NAME}, subject by subject" in text
+    assert {row["name"] for row in table(out)} == {"input", NAME, f"{NAME} still"}
+
+    # A method with another lattice, and predictions of another tool; a run that was scored is one row.
+    four = "ppdm r=1x1x3 network.multipliers=[1]"
+    code, _, err = run("evaluate", tmp_path / "four", data / "still", "--predictions", data / "pred", *same)
+    assert code == 0, err
+    rows = table(out)
+    assert [row["name"] for row in rows if row["metric"] == "psnr"] == ["input", NAME, f"{NAME} still", four, "pred"]
+    assert {row["name"] for row in rows if row["metric"] == "seam_index_r1x1x3"} == {
+        "input",
+        f"{NAME} still",
+        four,
+        "pred",
+    }
+    shown = [view.label for view in read_snapshot(out / "snapshot.npz").of("prediction")]
+    assert shown == [NAME, f"{NAME} still", four, "pred"]
+
+
+def test_rows_of_other_data_are_left_out_with_a_message(data, tmp_path):
+    for name in ("pairs.csv", *(f"{subject}-{role}.nii.gz" for subject in SUBJECTS for role in "ab")):
+        shutil.copy(data / name, tmp_path / name)
+    words = ("--manifest", tmp_path / "pairs.csv", "--out", tmp_path / "out")
+    assert run("evaluate", data / "noisy", *words)[0] == 0
+    write(tmp_path / f"{SUBJECTS[0]}-b.nii.gz", scan(5))
+    code, _, err = run("evaluate", data / "still", *words)
+    assert code == 0, err
+    assert "do not show 2 rows of earlier commands in this folder, which are of other data" in err
+    assert {row["name"] for row in table(tmp_path / "out")} == {"input", f"{NAME} still"}
+    assert {view.label for view in read_snapshot(tmp_path / "out" / "snapshot.npz").of("prediction")} == {
+        f"{NAME} still"
     }
 
 
@@ -338,10 +386,10 @@ def test_a_prediction_on_another_grid_is_a_row_with_a_reason(data, tmp_path):
         "evaluate", "--predictions", tmp_path / "pred", "--targets", data / "target", "--out", tmp_path / "out"
     )
     assert code == 1
-    assert "s2; pred; psnr, ssim, nmae and 3 more: The target of s2 and" in err
+    assert "s2; pred; psnr, ssim, nmae and 4 more: The target of s2 and" in err
     assert "must share one grid" in err
     assert "(n=2)" in text
-    assert "6 values could not be computed" in text
+    assert "7 values could not be computed" in text
     records = RecordFile(tmp_path / "out" / "records.jsonl").read()
     assert {r.status for r in records if r.subject == "s2"} == {"error"}
     assert {r.status for r in records if r.subject != "s2"} == {"ok"}
@@ -523,7 +571,7 @@ def test_usage_is_refused_in_a_sentence(words, sentence):
 
 def test_a_reference_that_there_is_not_is_refused(data):
     words = ("--manifest", data / "pairs.csv", "--reference", "ddpm")
-    assert "there are input, ppdm r=2" in refused(2, "evaluate", data / "noisy", *words)
+    assert f"there are input, {NAME}" in refused(2, "evaluate", data / "noisy", *words)
 
 
 def test_a_convention_of_a_challenge(data):
@@ -640,6 +688,7 @@ def test_series_are_named_by_what_tells_them_apart():
         ("nmae", "1", "NMAE ↓"),
         ("sharpness", "1", "sharpness →1"),
         ("seam_index_r1x2x2", "dB", "seam index r=1×2×2 dB ↓"),
+        ("border_ratio_r4", "dB", "border ratio r=4 dB →0"),
         ("suv_max_error", "%", "suv max error % ↓"),
     ],
 )

@@ -1,5 +1,6 @@
 """``ppdm-bench quality``: methods and points near them, trained and evaluated under one budget."""
 
+import csv
 import json
 
 import pytest
@@ -104,6 +105,24 @@ def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeyp
     assert trained == [False, False]
     assert run(*SMALL, *MORE, "--seeds", "0,1")[0] == 0
     assert trained[2:] == [False, True, False, True]
+
+
+def names_in(folder):
+    with (folder / "quality.csv").open() as stream:
+        return list(dict.fromkeys(row["name"] for row in csv.DictReader(stream)))
+
+
+def test_a_row_is_named_by_what_differs_and_stays_when_others_come(tmp_path):
+    folder = tmp_path / "out" / "mri-t1t2"
+    assert run(*SMALL, "--method", "ppdm", "--seeds", "0,1", "--out", "out")[0] == 0
+    assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1"]
+    words = ("--method", "ppdm", "--method", "regression", "--set", "representation=haar", "--out", "out")
+    code, text, err = run(*SMALL, *words, "--reference", "ppdm r=2")
+    assert code == 0, err
+    assert "also show 2 rows of earlier commands in this folder" in err
+    assert "Difference from ppdm r=2, subject by subject" in text
+    new = ["ppdm representation=haar", "regression representation=haar"]
+    assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1", *new]
 
 
 def test_costs_are_recorded_once(tmp_path):

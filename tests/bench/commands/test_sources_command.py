@@ -122,3 +122,20 @@ def test_a_task_with_two_sources_is_made_trained_scored_and_compared(tmp_path, m
     code, out, err = run("quality", *words, "--evaluations", "1", "--out", "compared", "--json")
     assert code == 0, err
     assert {r["method"] for r in json.loads(out) if r["value"] is not None} == {"input", "ppdm", "regression"}
+
+
+def test_data_manifest_writes_a_column_for_each_source(tmp_path):
+    for who in ("00001-000", "00002-000", "00003-000"):
+        (tmp_path / f"BraTS-GLI-{who}").mkdir()
+        for kind in (*NAMES, "t2f"):
+            (tmp_path / f"BraTS-GLI-{who}" / f"BraTS-GLI-{who}-{kind}.nii.gz").touch()
+    code, out, err = run("data", "manifest", ".", "--layout", "brasyn", "--out", "pairs.csv")
+    assert code == 0, err
+    assert "3 pairs of 3 subjects" in out
+    head = "subject,split,source.t1n,source.t1c,source.t2w,target"
+    assert (tmp_path / "pairs.csv").read_text().splitlines()[0] == head
+    words = ("--layout", "brats-gli-2023", "--source", "t1n,t2w", "--target", "t1c", "--out", "two.csv")
+    assert run("data", "manifest", ".", *words)[0] == 0
+    assert (tmp_path / "two.csv").read_text().splitlines()[0] == "subject,split,source.t1n,source.t2w,target"
+    assert "The target t1c is also a source" in refused(1, "data", "manifest", ".", *words[:3], "t1n,t1c", *words[4:])
+    assert "t1n, t1c, t2w to t2f" in run("data", "list")[1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from commands import run
-from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 
 from ppdm import Method
 from ppdm_bench.commands.claims import _checked_again
@@ -67,10 +67,10 @@ def times(factor):
     yield timing(PPDM, 4, [1 + 0.01 * n for n in range(10)])
 
 
-def grids(before, after):
-    for task in TASKS:
-        yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric="seam_index_r2")
-        yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric="seam_index_r2")
+def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
+    for task in tasks:
+        yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric=metric)
+        yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric=metric)
 
 
 @pytest.mark.slow
@@ -91,7 +91,9 @@ def grids(before, after):
         ),
         ("faster", times(2.0), times(1.0)),
         ("frequency", quality(PPDM, WAVELET, 0.5), quality(PPDM, WAVELET, -0.5)),
-        ("grid", grids(5, 2), grids(5, 5.5)),
+        ("grid", grids(1.4, 0.4), grids(1.4, 1.5)),
+        ("grid", grids(5, 2), grids(1.3, 0.1)),
+        ("grid", grids(5, 2, "seam_index_r2"), grids(5, 5.5, "seam_index_r2")),
         (
             "bridge",
             [*over_seeds(PPDM, 0.01, 1.0), *over_seeds(NOISE, 0.5)],
@@ -122,6 +124,51 @@ def test_latent_compression_is_known_by_its_representation():
     assert decided("compression", [*own, *latent(shifted(-1))]).verdict == "supported"
     assert decided("compression", [*own, *latent(shifted(1))]).verdict == "not supported"
     assert decided("compression", own).verdict == "not measured"
+
+
+def test_scans_count_beside_the_tasks_and_cannot_replace_one():
+    phantoms = list(quality(PPDM, WAVELET, 0.5))
+    scans = of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)])
+    found = decided("frequency", [*phantoms, *scans])
+    assert found.verdict == "supported"
+    assert len(found.effects) == 4
+    phantom_scope, own_scope = found.scope.split("; own data: ")
+    assert phantom_scope.startswith("phantoms, not patients: ")
+    assert own_scope == "mine, 4 subjects of test, 32×32×32, 100 training steps, width 64"
+    assert decided("frequency", scans).verdict == "not measured"
+    worse = of_scans([*scores(PPDM, "", SUBJECTS), *scores(WAVELET, "", shifted(0.5))])
+    assert decided("frequency", [*phantoms, *worse]).verdict == "not supported"
+
+
+def test_grids_in_scans_count():
+    scans = [
+        *scores(OFF, "", [5, 5.1, 5.2, 5.3], metric="border_ratio_r2"),
+        *scores(PPDM, "", [5.5, 5.6, 5.7, 5.8], metric="border_ratio_r2"),
+    ]
+    assert decided("grid", grids(5, 2)).verdict == "supported"
+    assert decided("grid", [*grids(5, 2), *of_scans(scans)]).verdict == "not supported"
+
+
+def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where_they_do_not():
+    by_index, by_borders = [*grids(0, 0, "seam_index_r2")], [*grids(2, 1)]
+    assert decided("grid", by_index).verdict == "not measured"
+    found = decided("grid", [*by_index, *by_borders])
+    assert found.verdict == "supported"
+    assert all(effect.what.startswith("border ratio r2 on") for effect in found.effects)
+    of_one_task = [*grids(0, 0, "seam_index_r2", TASKS[:1]), *grids(2, 1, tasks=TASKS[1:])]
+    assert [effect.passed for effect in decided("grid", of_one_task).effects].count(None) == 1
+
+
+def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_are_shown():
+    clean, gain = [*grids(0.2, 0.1)], [*quality(PPDM, OFF, 0.5)]
+    found = decided("grid", [*clean, *gain])
+    assert found.verdict == "not supported"
+    assert found.why == "there are no seams to suppress: without the loss, the border ratio is at most 0.35 dB"
+    assert found.basis == "measured"
+    gains = [effect for effect in found.effects if effect.what.startswith("PSNR")]
+    assert [effect.value for effect in gains] == pytest.approx([0.515] * 3)
+    assert {effect.passed for effect in gains} == {None}
+    assert decided("grid", [r for r in clean if r.task != TASKS[0]]).verdict == "not measured"
 
 
 def test_two_tasks_are_not_three():
@@ -157,8 +204,8 @@ def test_an_ordinary_variation_of_the_method_is_not_the_method():
     assert decided("frequency", quality(varied, WAVELET, 1.0)).verdict == "not measured"
 
 
-def test_nothing_is_suppressed_where_there_is_no_grid():
-    found = decided("grid", grids(0.5, 0.1))
+def test_without_a_grid_the_seam_index_decides_nothing():
+    found = decided("grid", grids(0.5, 0.1, "seam_index_r2"))
     assert found.verdict == "not measured"
     assert all(effect.passed is None for effect in found.effects)
 
@@ -177,9 +224,16 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     names = ("CLAIMS.md", "claims/claims.csv", "claims/reversibility.jsonl")
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
+    assert b"which is phantoms and small budgets" in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
     assert {row["verdict"] for row in json.loads(out) if row["claim"] == "compression"} == {"not measured"}
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == first
+
+
+def test_the_page_names_own_data_where_there_are_some(tmp_path):
+    kept(tmp_path / "set", of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)]))
+    assert run("claims", tmp_path / "set", "--out", tmp_path / "out")[0] == 0
+    assert "which is phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
 
 
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])

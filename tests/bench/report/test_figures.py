@@ -11,7 +11,7 @@ import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
@@ -352,6 +352,53 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
+def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
+    index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
+    records = [
+        record
+        for task, metric in (index, ratio, [TASKS[1], "seam_index_r2"])
+        for method, values in ((OFF, [5, 6]), (PPDM, [-2, -1]))
+        for record in scores(method, task, values, metric=metric)
+    ]
+    shown, figure = exhibit("seam-index", records)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["seam index (dB)", "border ratio (dB)"]
+    assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
+    assert [line.cells[4] for line in shown.table.lines] == [index[1], ratio[1]]
+    assert "Border ratio in dB" in shown.about
+
+
+def test_captions_tell_phantoms_from_own_data():
+    runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
+    first, *others = of_scans(runs)
+    grids = [
+        [*scores(OFF, name, [5, 6], metric="seam_index_r2"), *scores(PPDM, name, [1, 2], metric="seam_index_r2")]
+        for name in (TASKS[0], "")
+    ]
+    for name, records, own, extra in (
+        (
+            "quality-evaluations",
+            runs,
+            [replace(first, shape=(8, 9, 9)), *others],
+            ", 1 seed, 100 training steps, width 64",
+        ),
+        ("seam-index", grids[0], of_scans(grids[1]), ""),
+    ):
+        size = "several sizes" if extra else "32×32×32"
+        theirs = f"Phantoms: {TASKS[0]}, 2 subjects of test, 32×32×32{extra}"
+        ours = f"Own data: mine, 2 subjects of test, {size}{extra}"
+        assert f"{theirs}. {ours}" in exhibit(name, [*records, *own])[0].about
+        only = exhibit(name, own)[0].about
+        assert ours in only
+        assert "hantom" not in only
+    ablation = list(ablated.everything(tasks=("pairs",)))
+    note = " Synthetic phantoms: a direction, not a proof."
+    assert note in exhibit("ablation", ablation)[0].about
+    scans = of_scans(ablation, "pairs")
+    assert "hantom" not in exhibit("ablation", scans)[0].about
+    mixed = [*ablated.everything(tasks=TASKS[:1]), *scans]
+    assert note.replace("phantoms", f"phantoms ({TASKS[0]})") in exhibit("ablation", mixed)[0].about
+
+
 def test_time_of_a_task_belongs_to_its_own_volumes():
     records = [r for method in (PPDM, FULL_3D) for task in TASKS[:2] for r in scores(method, task, [30.0, 31.0])]
     timed = [timing(method, 4, [seconds]) for method, seconds in ((PPDM, 1.0), (FULL_3D, 3.0))]
@@ -373,6 +420,20 @@ def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_na
     assert lines[0].get_markersize() > lines[1].get_markersize()
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(1, ["20", "", "", "80"]), (1500, ["", "100000"])])
+def test_labels_of_a_narrow_scale_do_not_touch(scale, expected):
+    whole = snapshot()
+    views = [
+        replace(view, sections={plane: scale * picture for plane, picture in view.sections.items()})
+        for view in whole.views
+    ]
+    figure = gallery.show(Library((), (replace(whole, views=views),), {})).draw("single")
+    (bar,) = [axes for cell in figure.axes if "target (a.u.)" in labels(cell) for axes in cell.child_axes]
+    low, high = bar.get_xlim()
+    ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+    assert [label.get_text() for value, label in ticks if low <= value <= high] == expected
+
+
 def test_pictures_have_scores_directions_and_colour_bars():
     whole = snapshot()
     records = [replace(r, config_id="c0ffee") for r in scores(PPDM, "mri-t1t2", [17.25], train_steps=90)]
@@ -385,8 +446,7 @@ def test_pictures_have_scores_directions_and_colour_bars():
     assert {"90 steps\n17.2 dB", "18.5 dB"} <= set(words)
     assert set("RLAPSI") <= set(words)
     assert "lower PSNR than the input: ppdm" in shown.about
-    titles = [axes.get_title() for axes in figure.axes]
-    assert {"error (a.u.)", "target (a.u.)"} <= set(titles)
+    assert {"error (a.u.)", "target (a.u.)"} <= set(words)
     _, figure = exhibit("grid-artefact", records, [whole], places)
     assert "prediction − target (a.u.)" in [axes.get_ylabel() for axes in figure.axes]
     assert {"R", "L", "A", "P"} <= {text for axes in figure.axes for text in labels(axes)}

@@ -103,6 +103,8 @@ def test_a_label_that_all_share_keeps_its_words():
         ("ppdm r=1x2x2 haar", "ppdm r=1×2×2 Haar"),
         ("loss.gradient=3.0", "gradient loss weight 3"),
         ("ppdm loss.mode=off+loss.gradient=0", "ppdm no gradient loss"),
+        ("ppdm r=2 loss.gradient=0+loss.mode=off+target=x0", "ppdm r=2 no gradient loss, x0 target"),
+        ("ppdm representation=haar", "ppdm Haar"),
         ("kernel=gaussian(schedule=cosine)+target=x0", "Gaussian noise (cosine schedule), x0 target"),
         ("kernel.gamma=0.25", "bridge noise γ = 0.25"),
         ("optimisation.learning_rate=0.0002", "learning rate 0.0002"),

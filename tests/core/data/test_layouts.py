@@ -19,6 +19,7 @@ from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.volume import Volume, VolumeError, write_volume
 
 ALL_TRAIN = (1.0, 0.0, 0.0)
+KINDS = ("t1n", "t1c", "t2w", "t2f")
 OWN = Layout("own", (r"(?P<subject>\w+)/(?P<kind>[ab])\.nii",), "a", "b", origin="made up")
 
 
@@ -187,6 +188,67 @@ def test_madm_keeps_its_own_splits(tmp_path):
 def test_every_preset_says_where_its_names_were_learnt(name):
     assert LAYOUTS[name].name == name
     assert "verified" in LAYOUTS[name].origin or "read there" in LAYOUTS[name].origin
+
+
+# Several sources
+
+
+def sources_of(pair, folder):
+    return {name: path.relative_to(folder).as_posix() for name, path in pair.sources.items()}
+
+
+BRATS = [f"BraTS-GLI-{who}/BraTS-GLI-{who}-{k}.nii.gz" for who in ("00001-000", "00002-001") for k in KINDS]
+
+
+@pytest.mark.parametrize("target", KINDS)
+def test_brasyn_takes_the_three_other_images_as_sources(tmp_path, target):
+    tree(tmp_path, *BRATS)
+    pairs, _ = pairs_from_folder(tmp_path, "brasyn", target=target, fractions=ALL_TRAIN)
+    assert [pair.subject for pair in pairs] == ["BraTS-GLI-00001", "BraTS-GLI-00002"]
+    assert [*pairs[0].sources] == [kind for kind in KINDS if kind != target]
+    assert pairs[1].target.name == f"BraTS-GLI-00002-001-{target}.nii.gz"
+    write_manifest(tmp_path / "pairs.csv", pairs)
+    assert read_manifest(tmp_path / "pairs.csv") == pairs
+
+
+def test_several_sources_of_any_layout_are_named_by_their_kinds(tmp_path):
+    tree(tmp_path, *(f"sub-1/anat/sub-1_{kind}.nii" for kind in ("acq-mprage_T1w", "T2w", "FLAIR")))
+    (pair,), _ = pairs_from_folder(tmp_path, "bids", source=["T1w", "T2w"], target="FLAIR", fractions=ALL_TRAIN)
+    wanted = {"T1w": "sub-1/anat/sub-1_acq-mprage_T1w.nii", "T2w": "sub-1/anat/sub-1_T2w.nii"}
+    assert sources_of(pair, tmp_path) == wanted
+    (pair,), _ = pairs_from_folder(tmp_path, "bids", source=["T2w"], target="FLAIR", fractions=ALL_TRAIN)
+    assert not pair.named  # one source needs no name
+
+
+def test_bic_mac_is_pet_and_dixon_to_ct_in_hu(tmp_path):
+    names = ["nacpet", "topogram", "mri_chunk_0_in_phase", "mri_combined_in_phase", "mri_combined_out_phase"]
+    for who in ("train/sub-000", "val/sub-075"):
+        tree(tmp_path, *(f"{who}/features/{name}.nii.gz" for name in (*names, "mri_face_mask")))
+    tree(tmp_path, *(f"train/sub-000/ct-label/{name}.nii.gz" for name in ("ct", "organ_seg", "prediction_mask")))
+    (pair,), remarks = pairs_from_folder(tmp_path, "bic-mac", fractions=ALL_TRAIN)
+    assert (pair.subject, pair.target.name, pair.mask.name) == ("sub-000", "ct.nii.gz", "prediction_mask.nii.gz")
+    assert [*pair.sources] == ["nacpet", "mri_combined_in_phase", "mri_combined_out_phase"]
+    assert (pair.source_intensity, pair.target_intensity) == (None, HounsfieldWindow())
+    assert any("1 visit left out, having no file of ct: sub-075" in remark for remark in remarks)
+    assert any("topogram" in remark for remark in remarks)
+    (pair,), _ = pairs_from_folder(tmp_path, "bic-mac", source=["nacpet", "topogram"], fractions=ALL_TRAIN)
+    assert [*pair.sources] == ["nacpet", "topogram"]
+
+
+def test_a_visit_without_one_of_the_sources_is_left_out(tmp_path):
+    tree(tmp_path, *(name for name in BRATS if "00002-001-t1c" not in name))
+    pairs, remarks = pairs_from_folder(tmp_path, "brasyn", fractions=ALL_TRAIN)
+    assert [pair.subject for pair in pairs] == ["BraTS-GLI-00001"]
+    assert any("1 visit left out, having no file of t1c: BraTS-GLI-00002 001" in remark for remark in remarks)
+
+
+def test_kinds_of_sources_that_cannot_be(tmp_path):
+    tree(tmp_path, *BRATS)
+    assert "The target t2f is also a source of t1n, t2f" in complaint(tmp_path, "brasyn", source=["t1n", "t2f"])
+    assert "name two kinds that differ" in complaint(tmp_path, "brasyn", source=["t1n", "t1n"])
+    assert "no visit has one file of t1 and one of t2w and one of t2f" in complaint(
+        tmp_path, "brasyn", source=["t1", "t2w"]
+    )
 
 
 # What is left out is said

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_training import DDPM, TINY, pair, same, tuned, weights
 
-from ppdm.method import Optimisation, training_loss
+from ppdm.method import Method, Optimisation, training_loss
 from ppdm.network import layers
 from ppdm.training.loop import (
     StepReport,
@@ -25,6 +25,7 @@ from ppdm.training.loop import (
 )
 from ppdm.training.schedule import Schedule, timed_learning_rate, validation_generator
 from ppdm.training.validation import DRAWS, validation_loss
+from ppdm_baselines import METHODS
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,22 @@ def test_fit_returns_the_average_frozen_and_in_evaluation_mode():
     network = fit(TINY, [pair()], steps=1)
     assert not network.training
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_the_default_rate_falls_with_the_width_and_a_given_one_does_not():
+    def first_rate(method):
+        reports = []
+        fit(method, [pair()], steps=1, progress=reports.append)
+        return reports[0].learning_rate
+
+    by_rule, given = tuned(TINY, learning_rate=None), tuned(TINY, learning_rate=3e-4)
+    assert [first_rate(by_rule.with_network(width=w)) for w in (8, 16)] == pytest.approx([2e-3, 1e-3])
+    assert [first_rate(given.with_network(width=w)) for w in (8, 16)] == pytest.approx([3e-4, 3e-4])
+    for name, method in METHODS.items():  # one rule for the methods that are compared
+        assert (name, method.with_network(width=64).learning_rate) == (name, 2.5e-4)
+    again = Method.from_dict(json.loads(json.dumps(by_rule.to_dict())))
+    assert again == by_rule
+    assert again.optimisation.learning_rate is None
 
 
 def test_learning_rate_rises_and_falls():
@@ -208,7 +225,7 @@ def test_log_has_a_line_a_step(tmp_path):
         fields = ["loss", "gradient_norm", "learning_rate", "seconds", "steps_per_second"]
         fields += ["average_loss", "untrained_loss"] if report is reports[-1] else []
         assert row == {"step": report.step} | {name: getattr(report, name) for name in fields}
-    assert rows[0]["learning_rate"] == TINY.optimisation.learning_rate
+    assert rows[0]["learning_rate"] == TINY.learning_rate
     assert 0 < rows[0]["seconds"] < rows[2]["seconds"]
 
 
@@ -345,7 +362,7 @@ def test_a_time_is_trained_for_and_the_rate_follows_it(monkeypatch):
     fit(method, [pair()], minutes=0.1, progress=reports.append)
     assert [r.seconds for r in reports] == [1, 2, 3, 4, 5, 6]
     assert reports[-1].share == 1
-    full = method.optimisation.learning_rate
+    full = method.learning_rate
     assert [r.learning_rate for r in reports] == pytest.approx(
         [full * 0.5 * (1 + math.cos(math.pi * second / 6)) for second in range(6)]
     )

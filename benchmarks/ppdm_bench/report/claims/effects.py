@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppdm_bench.report.claims.claim import Effect, Evidence
-from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, group_title, is_bridge
+from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 __all__ = [
+    "LEAST_SUBJECTS",
     "Duel",
     "Role",
     "best_duel",
     "duel_effect",
+    "duels_of",
     "is_frequency",
     "is_full_3d",
     "is_latent",
@@ -157,7 +159,20 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     )
 
 
+def duels_of(evidence: Evidence, role: Role, **options: Any) -> dict[str, Duel | None]:
+    """Return the duel of each claimed task, None where there is none, and those that there are on own data.
+
+    Args:
+        evidence, role, options: as for :func:`best_duel`.
+    """
+    own = dict.fromkeys(point.task for point in evidence.library.points if not point.is_synthetic)
+    tasks = dict.fromkeys((*evidence.tasks, *own))
+    found = {task: best_duel(evidence, task, role, **options) for task in tasks}
+    return {task: duel for task, duel in found.items() if duel or task in evidence.tasks}
+
+
 def scope_of(points: Sequence[Scores]) -> str:
     """Return data and budgets of scores in words."""
-    groups = {f"{group_title([p])}, {p.train_steps} training steps, width {p.width}" for p in points}
-    return f"phantoms, not patients: {'; '.join(sorted(groups))}" if groups else ""
+    texts = [(p, f"{group_title([p])}, {p.train_steps} training steps, width {p.width}") for p in points]
+    names = {"phantoms": "phantoms, not patients"}
+    return "; ".join(f"{names.get(name, name)}: {'; '.join(sorted(said))}" for name, said in by_origin(texts).items())

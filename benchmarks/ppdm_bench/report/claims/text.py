@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
@@ -48,12 +49,14 @@ def to_claims_markdown(decided: Decided, library: Library) -> str:
         [Heading(name, name) for name in ("claim", "verdict", "decided by")],
         [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
     )
+    own = any(not point.is_synthetic for point in library.points)
     blocks = [
         "# The claims of the abstract, and what our records say",
         "Made by `ppdm-bench claims` from records alone: every verdict comes from the rule that stands beside it. "
-        "*Supported* holds for the scope that is named, which is phantoms and small budgets wherever quality is "
-        "concerned. *Not supported* says that the evidence does not carry the claim, and is no proof of the contrary. "
-        "*Not measured* says that records are missing. Predicted and measured numbers stand in rows of their own.",
+        f"*Supported* holds for the scope that is named, which is phantoms{' or own data' if own else ''} and small "
+        "budgets wherever quality is concerned. *Not supported* says that the evidence does not carry the claim, and "
+        "is no proof of the contrary. *Not measured* says that records are missing. Predicted and measured numbers "
+        "stand in rows of their own.",
         to_markdown(summary).rstrip(),
         *(_claim(claim, finding) for claim, finding in decided),
         f"Records: {len(library.records)}; {provenance(library.records)}",
@@ -91,12 +94,9 @@ def _number(value: float, unit: str) -> str:
 
 def _references(sources: Sequence[str]) -> str:
     """Return configurations by file, and the number of those left out."""
-    files: dict[str, list[str]] = {}
-    for source in sources:
-        file, _, name = source.partition("#")
-        files.setdefault(file, []).append(name)
     said = []
-    for file, names in files.items():
+    for file, found in grouped(sources, lambda source: source.partition("#")[0]).items():
+        names = [source.partition("#")[2] for source in found]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         said.append(f"`{file}`: {', '.join(names[:_SHOWN])}{more}")
     return "; ".join(said)

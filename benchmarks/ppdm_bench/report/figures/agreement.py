@@ -7,7 +7,7 @@ their `config_id`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
@@ -177,7 +178,7 @@ def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
         raise ValueError(
             "there is nothing to compare: no published value has a prediction of its config_id, phase and metric"
         )
-    groups = _grouped(pairs, (lambda pair: pair.gpu) if look == "gpu" else _origin)
+    groups = grouped(pairs, (lambda pair: pair.gpu) if look == "gpu" else _origin)
     groups = groups if look == "gpu" else dict(sorted(groups.items()))
     counted = ", ".join(dict.fromkeys(COUNTERS[pair.found.metric] for pair in finished))
     origin = "" if look == "gpu" else " Stated: whether the source names GPU and release."
@@ -196,7 +197,7 @@ def measured_figure(records: Iterable[Record]) -> Figure:
         ValueError: no measured peak has a prediction.
     """
     pairs = _compared(records)
-    groups = _grouped(pairs, lambda pair: pair.found.method)
+    groups = grouped(pairs, lambda pair: pair.found.method)
     title = f"Predicted against measured peak memory{_machines(pairs)}."
     labels = {name: f"{name} ({len(own)})" for name, own in groups.items()}
     return agreement_figure(groups, title=title, against="measured", labels=labels, legend_columns=4)
@@ -296,9 +297,7 @@ def measured_table(records: Iterable[Record]) -> str:
         ValueError: no measured peak has a prediction.
     """
     pairs = _compared(records)
-    groups: dict[tuple[str, str], list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault((pair.found.method, shape_text(pair.found.shape)), []).append(pair)
+    groups = grouped(pairs, lambda pair: (pair.found.method, shape_text(pair.found.shape)))
     parts = ("n", "median size of error", "lowest", "highest")
     head = ["method", "volume", *(f"{COUNTERS[metric]} {part}" for metric in _MEASURED for part in parts), "verified"]
     rows = [*([*names, *_error_cells(own)] for names, own in groups.items()), ["all", "", *_error_cells(pairs)]]
@@ -319,13 +318,6 @@ def _compared(records: Iterable[Record]) -> list[Pair]:
     if not pairs:
         raise ValueError("there is nothing to compare: no measured peak has a prediction of its configuration")
     return pairs
-
-
-def _grouped(pairs: Sequence[Pair], name: Callable[[Pair], str]) -> dict[str, list[Pair]]:
-    groups: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        groups.setdefault(name(pair), []).append(pair)
-    return groups
 
 
 def _origin(pair: Pair) -> str:

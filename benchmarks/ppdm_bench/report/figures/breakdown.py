@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import few_names
@@ -85,23 +86,20 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
 
 
 def _few(rows: Sequence[Row]) -> list[Row]:
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.name, []).append(row)
-    names, first = few_names(groups), rows[0].settings["checkpointing"]
+    names, first = few_names(grouped(rows, lambda row: row.name)), rows[0].settings["checkpointing"]
     return [row for row in rows if row.name in names and row.settings["checkpointing"] == first]
 
 
 def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
     """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
     differing = varying(rows)
-    found: dict[str, list[Stack]] = {}
-    for row in rows:
-        for phase in row.phases:
-            if parts := _parts(row, phase):
-                label = style.folded(_label(row, phase, differing), characters)
-                found.setdefault(label, []).append(Stack(label, row.kind, parts))
-    return [stack for group in found.values() for stack in group]
+    stacks = (
+        Stack(style.folded(_label(row, phase, differing), characters), row.kind, parts)
+        for row in rows
+        for phase in row.phases
+        if (parts := _parts(row, phase))
+    )
+    return [stack for group in grouped(stacks, lambda stack: stack.label).values() for stack in group]
 
 
 def _label(row: Row, phase: str, differing: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import Row, gather
 
@@ -19,9 +20,7 @@ def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
     """Return the names of at most eight groups of rows: two of one method and one of every other."""
     if len(groups) <= _MOST:
         return list(groups)
-    by_method: dict[str, list[str]] = {}
-    for name, rows in groups.items():
-        by_method.setdefault(rows[0].method, []).append(name)
+    by_method = grouped(groups, lambda name: groups[name][0].method)
     several = next((method for method, names in by_method.items() if len(names) > 1), "")
     chosen = {name for method, names in by_method.items() for name in names[: 2 if method == several else 1]}
     return [name for name in groups if name in chosen][:_MOST]
@@ -46,10 +45,7 @@ def largest_set(rows: Sequence[Row]) -> list[Row]:
     A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU. Rows of
     different settings are not points of one curve.
     """
-    groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_setting(row), []).append(row)
-    return max(groups.values(), key=_rank, default=[])
+    return max(grouped(rows, _setting).values(), key=_rank, default=[])
 
 
 def _rank(rows: Sequence[Row]) -> tuple[object, ...]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, few_names
@@ -112,12 +113,12 @@ def headline(records: Sequence[Record]) -> list[Record]:
 def _named(rows: Sequence[Row], characters: int) -> dict[str, list[Row]]:
     """Return the rows by name; settings other than checkpointing that differ are part of the name."""
     differing = [name for name in varying(rows) if name != "checkpointing"]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
+
+    def name_of(row: Row) -> str:
         settings = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
-        name = "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
-        groups.setdefault(name, []).append(row)
-    return groups
+        return "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
+
+    return grouped(rows, name_of)
 
 
 def _places(groups: dict[str, list[Row]]) -> tuple[list[Line], list[tuple[float, str]]]:

@@ -17,6 +17,8 @@ _SETTINGS = {
     "loss.mode=all": "gradient loss on all voxels",
     "loss.p=1": "L1 loss",
     "loss.p=2": "L2 loss",
+    "representation=haar": "Haar",
+    "representation=identity": "no puzzle",
     "kernel=i2sb": "I2SB bridge",
     "kernel=linear": "linear bridge",
     "kernel=brownian": "Brownian bridge",
@@ -34,9 +36,7 @@ _FIELDS = {
 
 def plain_label(label: str) -> str:
     """Return the label of a configuration with plain words for its settings."""
-    words = [", ".join(filter(None, map(_setting, word.split("+")))) for word in label.split(" ")]
-    if words[-1].startswith("no gradient loss"):
-        words[-1] = "no gradient loss"  # its weight is zero
+    words = [", ".join(filter(None, map(_setting, _settings(word)))) for word in label.split(" ")]
     return re.sub(r"(?<=\d)x(?=\d)", "×", " ".join(words)).replace("haar", "Haar")
 
 
@@ -50,6 +50,13 @@ def without_common_words(labels: Sequence[str]) -> list[str]:
     split = [label.split(" ") for label in labels]
     common = sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*split, strict=False)))
     return [" ".join(words[common:]) or " ".join(words) for words in split]
+
+
+def _settings(word: str) -> list[str]:
+    """Return the settings of a word; without the gradient loss, its weight of zero says nothing more."""
+    settings = word.split("+")
+    off = "loss.mode=off" in settings
+    return [one for one in settings if not (off and one.startswith("loss.gradient="))]
 
 
 def _setting(text: str) -> str:

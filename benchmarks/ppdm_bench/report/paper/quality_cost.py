@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import cubic, largest_set, size_of
@@ -20,7 +21,7 @@ from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, Row, common
-from ppdm_bench.report.scores import Scores, factor_text, group_title, most_evaluations, resolved
+from ppdm_bench.report.scores import Scores, by_origin, factor_text, group_title, most_evaluations, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
@@ -191,20 +192,16 @@ def _factor(point: Scores) -> str:
 
 
 def _scope(points: Sequence[Scores]) -> str:
-    groups: dict[str, list[Scores]] = {}
-    for point in points:
-        groups.setdefault(point.data, []).append(point)
     texts = []
-    for group in groups.values():
+    for group in grouped(points, lambda point: point.data).values():
         steps = sorted({point.train_steps for point in group if point.train_steps})
         widths = sorted({point.width for point in group if point.width})
         seeds = sorted({seed for point in group for seed in point.seeds})
         span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "?"
         width = " or ".join(map(str, widths)) or "?"
-        texts.append(
-            f"{group_title(group)}, {len(seeds)} seed{'s' * (len(seeds) != 1)}, {span} training steps, width {width}"
-        )
-    return "Phantoms: " + "; ".join(texts) + "."
+        count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
+        texts.append((group[0], f"{group_title(group)}, {count}, {span} training steps, width {width}"))
+    return " ".join(f"{origin.capitalize()}: {'; '.join(said)}." for origin, said in by_origin(texts).items())
 
 
 def _shown(
@@ -273,10 +270,7 @@ def _panels(spots: Sequence[Spot]) -> list[list[Spot]]:
     Data sets with several subjects come first. Another data set of a task follows if it has methods that the first
     lacks.
     """
-    groups: dict[str, list[Spot]] = {}
-    for spot in spots:
-        groups.setdefault(spot.point.data, []).append(spot)
-    panels = [_plain(group) for group in groups.values()]
+    panels = [_plain(group) for group in grouped(spots, lambda spot: spot.point.data).values()]
     panels = [panel for panel in panels if len({spot.curve for spot in panel}) > 1] or panels
     shown: list[list[Spot]] = []
     for task in dict.fromkeys(panel[0].point.task for panel in panels):

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.ablation_rows import (
+    BUDGETS,
+    Row,
+    difference,
+    gather,
+    most_evaluations,
+    seam_measures,
+    seam_metric,
+)
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
@@ -81,7 +89,7 @@ def headline(records: Sequence[Record]) -> str:
     rows = gather(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.series.subjects("psnr")) for row in rows} - {0}
-    shapes = {row.shape for row in rows if row.shape}
+    shapes = {shape for row in rows for shape in row.shapes}
     words = [
         f"Ablation of {rows[0].series.method}" if rows else "Ablation",
         shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
@@ -100,7 +108,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
     for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
         some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
         much = f"{amount:.0f} steps" if budget == "steps" else f"{significant(amount)} s of training, as timed before"
-        head = f"{task}, {BUDGETS[budget]}: {much}; {some[0].evaluations} network evaluations per volume."
+        n = some[0].evaluations
+        head = f"{task}, {BUDGETS[budget]}: {much}; {n} network evaluation{'s' * (n != 1)} per volume."
         parts += [head, table_of(some, _columns(some))]
     fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)
     few = f"With {fewest} subject{'s' if fewest > 1 else ''} an interval is narrower than 95 %."
@@ -112,7 +121,8 @@ def ablation_page(records: Sequence[Record]) -> Page:
 def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
     """The columns of one task and budget for people."""
     timed = "s per step: median of steps measured in turn before training."
-    memory = "GiB: peak_allocated on CUDA, predicted."
+    largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
+    memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
     columns: dict[Heading, Callable[[Row], Any]] = {
         Heading("cell", "cell"): lambda row: row.label,
         Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): _cost("train_steps"),
@@ -127,8 +137,12 @@ def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
             metric, metric_name(metric, unit), rank=int(metric != "psnr"), note=resampled * (metric in _COMPARED)
         )
         columns[heading] = _quality(rows, lambda row, metric=metric: metric)  # type: ignore[misc]
-    lattice = "Seam index: at the lattice of the cell's own representation."
-    return columns | {Heading("seam_index", "seam index dB ↓", rank=1, note=lattice): _quality(rows, seam_metric)}
+    for measure in seam_measures(rows):
+        name = metric_name(measure, "dB")
+        lattice = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
+        heading = Heading(measure, name, rank=1, note=lattice)
+        columns[heading] = _quality(rows, lambda row, measure=measure: seam_metric(row, measure))  # type: ignore[misc]
+    return columns
 
 
 def _cost(name: str) -> Callable[[Row], Any]:
@@ -139,7 +153,7 @@ def _peak(phase: str) -> Callable[[Row], Any]:
     return lambda row: row.peak(phase, "predicted")
 
 
-def _quality(rows: Sequence[Row], metric_of: Callable[[Row], str | None]) -> Callable[[Row], Cell | None]:
+def _quality(rows: Sequence[Row], metric_of: Callable[[Row], str]) -> Callable[[Row], Cell | None]:
     """Return a function from a row to the mean of a metric with its sd and its difference from the default."""
 
     def cell(row: Row) -> Cell | None:

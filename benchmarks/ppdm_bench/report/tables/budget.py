@@ -134,7 +134,7 @@ def gather(records: Iterable[Record]) -> list[Line]:
     for record in records:
         if record.command != "plan":
             continue
-        plan, name = record.options["plan"], f"{record.method} {record.variant}".strip()
+        plan, name = record.options["plan"], record.label
         purpose = PURPOSES.get(record.phase, record.phase)
         key = (name, purpose, record.shape, record.batch_size, record.options.get("width"), plan)
         line = lines.setdefault(tuple(map(str, key)), Line(name, purpose))

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
@@ -171,10 +172,8 @@ def _matched(before: dict[Key, _Group], after: dict[Key, _Group]) -> list[tuple[
 
 def _unique(groups: dict[Key, _Group], level: tuple[str, ...]) -> dict[Key, _Group]:
     """The groups of evaluations that no other group equals in these fields."""
-    found: dict[Key, list[_Group]] = {}
-    for group in groups.values():
-        if group.any.subject:
-            found.setdefault(_evaluation(group.any, level), []).append(group)
+    scored = (group for group in groups.values() if group.any.subject)
+    found = grouped(scored, lambda group: _evaluation(group.any, level))
     return {key: same[0] for key, same in found.items() if len(same) == 1}
 
 
@@ -199,12 +198,12 @@ def _key(record: Record) -> Key:
 
 def _name(record: Record) -> str:
     steps = "" if record.steps is None else f"{record.steps} evaluations"
-    return ", ".join(filter(None, (f"{record.method} {record.variant}".strip(), record.task, steps)))
+    return ", ".join(filter(None, (record.label, record.task, steps)))
 
 
 def _label(record: Record) -> str:
     shape = "×".join(map(str, record.shape))
-    words = [f"{record.method} {record.variant}".strip(), record.task, record.phase, shape, record.precision]
+    words = [record.label, record.task, record.phase, shape, record.precision]
     words += [f"{record.checkpointing} checkpointing"] * (record.checkpointing not in ("none", ""))
     words += [f"{record.steps} evaluations"] * (record.steps is not None)
     words += [f"seed {record.seed}"] * (record.seed is not None)

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.atomic_io import replace_file
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ __all__ = [
 NOTHING = "–"
 ROWS_OF_A_PAGE = 50  # at 10 points
 TERMINAL = 100  # columns of a terminal
-_NARROWEST = 24  # characters to which a column of words is folded before another column is left out
+_NARROWEST = 22  # characters to which a column of words is folded before another column is left out
 _WIDEST_WORD = 40  # characters of a word that is not broken
 _IN_LATEX = 1  # the highest rank of a column that LaTeX has
 
@@ -333,10 +334,8 @@ def _apart_from_shared(table: Table) -> tuple[Table, str]:
 def _best(table: Table) -> set[tuple[int, int]]:
     """Places (column, row) of the best values, of at least two, among the rows that agree in `within`."""
     keys = [heading.key for heading in table.headings]
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for y, line in enumerate(table.lines):
-        group = tuple(line.cells[keys.index(key)] for key in table.within if key in keys)
-        groups.setdefault(group, []).append(y)
+    within = [keys.index(key) for key in table.within if key in keys]
+    groups = grouped(range(len(table.lines)), lambda y: tuple(table.lines[y].cells[place] for place in within))
     found, shown = set(), table.shown()
     for x, heading in enumerate(table.headings):
         choose = {"max": max, "min": min}.get(heading.best or _arrow(heading.text))

@@ -1,0 +1,136 @@
+"""Train every registered method briefly with its default learning rate, at several widths, on every task of the paper.
+
+    python benchmarks/harness/learning.py results/learning FOLDER          hours on two cores; it resumes
+    python benchmarks/harness/learning.py results/learning FOLDER --table  the table alone
+
+FOLDER receives the synthetic subjects and the runs. Each loss is divided by the one that needs no training: that of
+returning the source, or for methods that predict noise, zeros. A share near 1 means that nothing was learnt.
+Writes ``learning.csv``, one row per training, and ``learning.md``.
+"""
+
+import argparse
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ppdm
+from ppdm.atomic_io import write_together
+from ppdm.data.manifest import write_manifest
+from ppdm.method import Method
+from ppdm.simulation.generation import make_set
+from ppdm.simulation.phantom.anatomy import Grid
+from ppdm.simulation.tasks import find_task
+from ppdm.training.run import LOG
+from ppdm_baselines import METHODS
+
+TASKS, WIDTHS, FACTORS = ("mri-t1t2", "pet-joint", "pet-denoise"), (16, 32, 64), (2, 4, 8)
+SIZE, SPACING, SUBJECTS = 24, 8.0, 24  # voxels and mm along each axis; most subjects are for training
+STEPS, BATCH = 150, 1
+FORMER = 1e-3  # PPDM's learning rate at every width, before the rule
+COLUMNS = ("method", "factor", "width", "task", "learning_rate", "loss", "untrained_loss", "share")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training: the method with its options, its name in the table, and the task."""
+
+    method: Method
+    name: str
+    factor: str
+    task: str
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The columns that identify it."""
+        rate = f"{self.method.learning_rate:g}"
+        width = str(self.method.width)
+        return {"method": self.name, "factor": self.factor, "width": width, "task": self.task, "learning_rate": rate}
+
+
+def cases() -> Iterator[Case]:
+    """The trainings, cheap ones first."""
+    for task in TASKS:
+        for width in WIDTHS:
+            for name, registered in METHODS.items():
+                method = registered.with_network(width=width)
+                if name != "ppdm":
+                    yield Case(method, name, "", task)
+                    continue
+                former = replace(method, optimisation=replace(method.optimisation, learning_rate=FORMER))
+                for factor in FACTORS:
+                    yield Case(method.with_factor(factor), name, str(factor), task)
+                    if width > WIDTHS[0]:  # at the smallest width, it is the rule's
+                        yield Case(former.with_factor(factor), name, str(factor), task)
+
+
+def measure(case: Case, folder: Path) -> dict[str, str]:
+    """Train, and return the row."""
+    data = folder / case.task
+    manifest = data / "pairs.csv"
+    if not manifest.exists():
+        recipe = find_task(case.task).recipe(Grid((SIZE,) * 3, (SPACING,) * 3))
+        write_manifest(manifest, make_set(recipe, SUBJECTS, data))
+    out = folder / "runs" / "-".join(value for value in case.labels.values() if value)
+    ppdm.train(manifest, out, method=case.method, steps=STEPS, batch_size=BATCH, resume=out.exists())
+    last = json.loads((out / LOG).read_text().splitlines()[-1])
+    loss, untrained = last["average_loss"], last["untrained_loss"]
+    return case.labels | {
+        "loss": f"{loss:.4g}",
+        "untrained_loss": f"{untrained:.4g}",
+        "share": f"{loss / untrained:.3f}",
+    }
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """The shares as a Markdown table: a line per method and rate, a column per task and width."""
+    heads = [(task, str(width)) for task in TASKS for width in WIDTHS]
+    lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        former = row["method"] == "ppdm" and float(row["learning_rate"]) == FORMER and row["width"] != str(WIDTHS[0])
+        name = row["method"] + (f" r={row['factor']}" if row["factor"] else "")
+        shares = lines.setdefault((name, "1e-3" if former else "0.016 / width"), {})
+        shares[row["task"], row["width"]] = f"**{row['share']}**" if float(row["share"]) > 0.95 else row["share"]
+    text = ["| method | learning rate | " + " | ".join(f"{task}, {width}" for task, width in heads) + " |"]
+    text.append("|" + "---|" * (len(heads) + 2))
+    for (name, rate), shares in sorted(lines.items()):
+        text.append(f"| {name} | {rate} | " + " | ".join(shares.get(head, "–") for head in heads) + " |")
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    """Train what is missing, and write the two files after every training."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", action="store_true", help="write the table of the trainings that are done")
+    asked = parser.parse_args()
+    file = asked.results / "learning.csv"
+    rows = list(csv.DictReader(file.open())) if file.exists() else []
+    known = [{key: row[key] for key in COLUMNS[:5]} for row in rows]
+    for case in [] if asked.table else cases():
+        if case.labels not in known:
+            rows.append(measure(case, asked.folder))
+            print(*rows[-1].values(), flush=True)
+            _write(asked.results, rows)
+    _write(asked.results, rows)
+
+
+def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    about = (
+        f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} at {SIZE}³, divided by the loss that needs "
+        "no training, by task and width. Less is better; bold: above 0.95, nothing was learnt.\n\n"
+    )
+    contents = {results / "learning.csv": text.getvalue(), results / "learning.md": about + table(rows)}
+    results.mkdir(parents=True, exist_ok=True)
+    write_together({path: content.encode() for path, content in contents.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Several sources in predictions of memory and measurements of time."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from commands import refused, run
+from tiny_methods import tiny
+
+from ppdm_baselines import METHODS
+from ppdm_bench.configuration import Configuration, MethodError
+from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.peak import measure_peak, predict_peak
+from ppdm_bench.timing.arithmetic import step_flops, volume_flops
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (8, 16, 8)
+THREE = {name: tiny(method).with_sources(["t1n", "t1c", "t2w"]) for name, method in METHODS.items()}
+NAMED = {"ppdm, named start": replace(THREE["ppdm"], bridge_from="t2w")}
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("method", [*THREE.values(), *NAMED.values()], ids=[*THREE, *NAMED])
+def test_on_the_cpu_the_prediction_for_three_sources_is_the_measurement(method):
+    for phase in method.phases:
+        work = workload(method, phase, SHAPE, 2, "cpu")
+        predicted = predict_peak(work.build, work.step, work.iterations, "cpu")
+        measured = measure_peak(work.build, work.step, work.iterations, device="cpu")
+        assert predicted.peak_allocated == measured.peak_allocated, phase
+        assert predicted.breakdown == measured.breakdown, phase
+
+
+@pytest.mark.parametrize("phase", ["train", "sample"])
+def test_more_sources_need_more_memory_and_one_that_has_a_name_needs_the_same(phase):
+    def peak(method):
+        work = workload(method, phase, (32, 32, 32), 1, "cuda")
+        return predict_peak(work.build, work.step, work.iterations).peak_allocated
+
+    one = tiny(METHODS["ppdm"])
+    assert peak(one.with_sources(["t1"])) == peak(one)
+    assert peak(one) < peak(one.with_sources(["a", "b"])) < peak(one.with_sources(["a", "b", "c"]))
+
+
+def test_an_option_of_a_configuration_that_old_records_do_not_have():
+    one, three = (Configuration("ppdm", SHAPE, factor=2, sources=sources) for sources in (1, 3))
+    assert "sources" not in one.to_dict()
+    assert Configuration.from_dict(json.loads(json.dumps(three.to_dict()))) == three
+    assert one.resolve() == METHODS["ppdm"]
+    assert three.resolve().sources == ("source1", "source2", "source3")
+    assert (one.variant, three.variant) == ("r=2", "r=2 sources=3")
+
+
+def test_a_method_with_sources_of_its_own_keeps_them(monkeypatch):
+    own = replace(THREE["ppdm"], bridge_from="t2w")
+    point = Configuration("ppdm", SHAPE, point=json.dumps(own.to_dict()))
+    assert point.resolve().sources == ("t1n", "t1c", "t2w")
+    with pytest.raises(MethodError, match="one of source1, source2, got 't2w'"):
+        replace(point, sources=2).resolve()
+
+
+def test_operations_grow_with_the_sources():
+    one, three = tiny(METHODS["ppdm"]), THREE["ppdm"]
+    assert step_flops(one, SHAPE, 1) < step_flops(three, SHAPE, 1)
+    assert volume_flops(one, SHAPE, 1, [1])[1] < volume_flops(three, SHAPE, 1, [1])[1]
+
+
+def test_the_commands_take_a_number_of_sources():
+    words = ("--method", "ppdm", "--factor", 2, "--width", 8, "--sources", 3, "--json")
+    code, out, err = run("memory", "--res", 16, *words, "--device", "cpu", "--phase", "train", "--out", "memory")
+    assert code == 0, err
+    peaks = {r["kind"]: r["value"] for r in json.loads(out) if r["metric"] == "peak_allocated"}
+    assert peaks["predicted"] == peaks["measured"]
+    assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
+    code, out, err = run("speed", "--res", 16, *words, "--device", "cpu", "--quick", "--out", "speed")
+    assert code == 0, err
+    assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
+    code, out, err = run("plan", "--res", 16, *words, "--budget", "8GB", "--phase", "train")
+    assert code == 0, err
+    assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
+
+
+@pytest.mark.parametrize("command", ["memory", "speed", "plan"])
+@pytest.mark.parametrize("number", ["0", "-1", "three"])
+def test_numbers_of_sources_that_cannot_be(command, number, tmp_path):
+    said = refused(2, command, "--res", 16, "--sources", number)
+    assert f"a whole number of at least 1, got '{number}'" in said
+    assert not [*tmp_path.iterdir()]
