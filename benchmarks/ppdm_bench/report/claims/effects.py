@@ -144,7 +144,8 @@ def _weight(duel: Duel) -> tuple[int, int, int, int]:
 def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = duel.own, duel.other, duel.difference
-    at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
+    evaluations = f"{own.evaluations} evaluation{'s' * (own.evaluations != 1)}"
+    at = f"{own.label} ({evaluations}) − {other.label} ({other.evaluations})"
     seeds = len(own.seeds)
     return Effect(
         f"PSNR on {own.task}, {at}",
