@@ -433,9 +433,12 @@ def training_loss(
         latents = codec.encode(pad_to_multiple(target, method.multiple)), _condition(method, codec, source)
     pieces = method.window.draw(*latents, generator)
     del latents
-    # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    how = generator, guess, discriminator
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), *how) for _ in range(len(pieces))]
+    # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one. The
+    # arguments are written out: a call with *arguments would keep the piece in a tuple until it returns.
+    losses = [
+        _piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess, discriminator)
+        for _ in range(len(pieces))
+    ]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
