@@ -27,10 +27,7 @@ PPDM = Method(
     # tasks, and better than 1 on each of them.
     loss=Loss(p=2, gradient=3.0, mode="all"),
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),
-    # One evaluation, by PSNR: on three phantom tasks it is the best or within 0.2 dB of the best, and on patients four
-    # evaluations are 2.1 dB worse. Other records of phantoms have four from 2.1 dB worse to 0.7 dB better. Neither
-    # noise in the steps nor a path that keeps its marginals changes this (docs/quality.md). Four give sharper images.
-    sampling=Sampling(steps=1),
+    sampling=Sampling(steps=4),
     # The learning rate is 0.016 / width. At width 16, 1e-3 is 2.2 and 0.5 dB better than 2e-4 on T1 to T2 and joint
     # PET, and 0.3 dB worse on PET denoising. At width 64, 1e-3 can collapse to returning the source.
     optimisation=Optimisation(),

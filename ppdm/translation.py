@@ -261,8 +261,7 @@ def check_samples(method: Method, samples: int | None) -> None:
         count = f"{method.sampling.steps} step{'s' if method.sampling.steps > 1 else ''}"
         raise TranslationError(
             f"{method.name} has nothing to draw: its sampling in {count} uses no noise, so every draw is the same "
-            "(samples, --samples); choose a method whose sampling does, such as a bridge with sampling.stochastic=true "
-            "and two steps or more."
+            "(samples, --samples); choose a method whose sampling does, such as one with sampling.stochastic=true."
         )
 
 

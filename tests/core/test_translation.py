@@ -452,7 +452,7 @@ def test_refuses_options(tmp_path, options, sentence):
 
 # Several draws
 
-RANDOM = replace(TINY, sampling=replace(TINY.sampling, steps=4, stochastic=True))
+RANDOM = replace(TINY, sampling=replace(TINY.sampling, stochastic=True))
 
 
 def test_the_mean_and_the_deviation_of_the_draws_are_written(tmp_path):

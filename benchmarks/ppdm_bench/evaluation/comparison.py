@@ -108,7 +108,7 @@ class Sampling:
 
 NOTHING_TO_DRAW = (
     "--samples is for methods whose sampling uses noise, and none of these does: every draw would be the same; leave "
-    "it out, or train with --set sampling.stochastic=true+sampling.steps=4"
+    "it out, or train with --set sampling.stochastic=true"
 )
 
 

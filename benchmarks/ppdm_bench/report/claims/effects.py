@@ -144,8 +144,7 @@ def _weight(duel: Duel) -> tuple[int, int, int, int]:
 def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = duel.own, duel.other, duel.difference
-    evaluations = f"{own.evaluations} evaluation{'s' * (own.evaluations != 1)}"
-    at = f"{own.label} ({evaluations}) − {other.label} ({other.evaluations})"
+    at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
     seeds = len(own.seeds)
     return Effect(
         f"PSNR on {own.task}, {at}",
