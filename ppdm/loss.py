@@ -1,9 +1,10 @@
-"""Losses: the reconstruction loss, and PPDM's puzzle-gradient loss against grid artefacts.
+"""Losses: reconstruction, PPDM's puzzle-gradient loss against grid artefacts, and an adversarial loss.
 
 Shapes: (N, …) for the reconstruction, volumes (N, C, D, H, W) for the gradient. Every loss is one number per subject,
 (N,), so that weights and records can be per subject.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,11 +12,16 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
+from ppdm.network.options import MOST_CHANNELS
 from ppdm.serialization import later
+
+_WIDEST = MOST_CHANNELS // 8  # the coarsest level of the discriminator is eight times as wide
 
 MODES = ("off", "all", "cell")
 WEIGHTS = ("none", "scale")
@@ -23,7 +29,7 @@ WEIGHTS = ("none", "scale")
 
 @dataclass(frozen=True)
 class Loss:
-    """Training loss: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p`` on the volume.
+    """Training loss: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p`` on the volume, and adversarial.
 
     The gradient of the difference is the difference of the gradients, so finite differences of one volume suffice.
 
@@ -35,6 +41,10 @@ class Loss:
         weight: what the error is multiplied by before both terms, at each time t: ``none``; ``scale``, the kernel's
             scale at t. For an x0 target of a variance-preserving kernel, this is the loss of the velocity
             ``α·ε − σ·x0`` (arXiv 2202.00512), with ε the noise in x_t: an error of x0 counts σ(t) times.
+        adversarial: weight of the adversarial term (:meth:`adversarial_term`), which only training has. A discriminator
+            is then trained beside the network; it is not part of the result.
+        discriminator_width: channels of the discriminator's finest level
+            (:class:`~ppdm.network.discriminator.PatchDiscriminator`).
 
     Raises:
         ValueError: a value is invalid.
@@ -44,6 +54,8 @@ class Loss:
     gradient: float = 0.0
     mode: str = "off"
     weight: str = later("none")
+    adversarial: float = later(0.0)
+    discriminator_width: int = later(64)
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
@@ -56,6 +68,12 @@ class Loss:
             raise ValueError(
                 f"a gradient weight of {self.gradient} does not go with mode {self.mode!r}: "
                 "give a positive weight with 'all' or 'cell', or 0 with 'off'"
+            )
+        if not 0 <= self.adversarial < math.inf:
+            raise ValueError(f"the weight of the adversarial term must not be negative, got {self.adversarial}")
+        if type(self.discriminator_width) is not int or not 1 <= self.discriminator_width <= _WIDEST:
+            raise ValueError(
+                f"discriminator_width must be a positive integer up to {_WIDEST}, got {self.discriminator_width!r}"
             )
 
     def reconstruction(self, error: Tensor) -> Tensor:
@@ -72,6 +90,23 @@ class Loss:
         every = tuple(cell) if self.mode == "cell" else (1, 1, 1)
         value: Tensor = _DifferencePower.apply(error, every, self.p)
         return self.gradient * value
+
+    def adversarial_term(self, discriminator: nn.Module, predicted: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        """Return the losses of the network and of the discriminator, for each subject, (N,) (arXiv 1611.07004).
+
+        The network's is the cross-entropy of its prediction being judged real, times the weight; the discriminator's
+        is half of those of the target being judged real and the prediction not. Each reaches only the weights of its
+        own network.
+
+        Args:
+            discriminator: computes logits from a volume and the source.
+            predicted, target: volumes (N, C, D, H, W).
+            source: volumes (N, S·C, D, H, W) of S sources.
+        """
+        fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        judged = functional_call(discriminator, fixed, (predicted, source))
+        real, unreal = discriminator(target, source), discriminator(predicted.detach(), source)
+        return self.adversarial * _surprise(judged) + (_surprise(real) + _surprise(-unreal)) / 2
 
 
 # Both terms are summed over the volume in this many portions, so that temporary tensors have the size of one portion.
@@ -160,6 +195,11 @@ def _crossings(shape: Sequence[int], every: Sequence[int]) -> Iterator[tuple[Ind
             elif begin < end:
                 portion = (whole, whole, slice(begin, end), *[whole] * (axis - 3))
                 yield (*portion, slice(r, None, r)), (*portion, slice(r - 1, -1, r)), number
+
+
+def _surprise(logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy of being judged real for each subject, (N,)."""
+    return F.softplus(-logits).flatten(1).mean(1)
 
 
 def _power(x: Tensor, p: int) -> Tensor:

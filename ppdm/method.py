@@ -18,6 +18,7 @@ from ppdm.kernel import KERNELS, TARGETS, Kernel, output_of, target_of, x0_error
 from ppdm.loss import Loss
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.backbone import Backbone, BackboneNetwork
+from ppdm.network.discriminator import PatchDiscriminator
 from ppdm.network.options import UNetOptions
 from ppdm.network.unet import UNet
 from ppdm.pixel_puzzle import Factor, crop, pad_to_multiple
@@ -166,6 +167,11 @@ class Method:
                 "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
                 "Loss(gradient=0, mode='off')"
             )
+        if self.representation.is_learned and self.loss.adversarial:
+            raise ValueError(
+                "the adversarial loss judges volumes, and a learned representation would have to decode them in every "
+                "step of training; use Loss(adversarial=0)"
+            )
         if self.loss.weight == "scale" and not bool(self.kernel.scale(torch.tensor(1.0))):
             raise ValueError(
                 f"a loss weighted by the kernel's scale is always 0 for {self.kernel}, which has no noise; use weight "
@@ -266,6 +272,19 @@ class Method:
         several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may know one source only
         diffusion = self.window.build(unet, self.representation.channels(channels), *several)
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
+
+    def build_discriminator(self, channels: int = 1) -> nn.Module | None:
+        """Build the network that judges predictions in training, in fp32; None if the loss is not adversarial."""
+        if not self.loss.adversarial:
+            return None
+        network = self.network
+        how = UNetOptions(
+            width=self.loss.discriminator_width,
+            multipliers=(1, 2, 4, 8),
+            precision=network.precision,
+            checkpointing=network.checkpointing,
+        )
+        return PatchDiscriminator((1 + len(self.sources)) * channels, how)
 
     def part(self, network: nn.Module, stage: str) -> nn.Module:
         """Return the part of the :meth:`build` result that the given stage trains."""
@@ -389,6 +408,7 @@ def training_loss(
     target: Tensor,
     generator: torch.Generator | None = None,
     guess: Guess | None = None,
+    discriminator: nn.Module | None = None,
 ) -> Tensor:
     """Compute the loss of one training step for each subject, at a random time of the path.
 
@@ -398,6 +418,7 @@ def training_loss(
         source, target: normalised volumes (N, S·C, D, H, W) of S sources, and (N, C, D, H, W); any size is allowed.
         generator: generator for times and noise, on the volumes' device; the global generator if absent.
         guess: computes the output instead of the diffusion network, so that a trained network can be compared with it.
+        discriminator: the result of ``method.build_discriminator``; its loss and the adversarial loss are then added.
 
     Returns:
         (N,).
@@ -412,8 +433,12 @@ def training_loss(
         latents = codec.encode(pad_to_multiple(target, method.multiple)), _condition(method, codec, source)
     pieces = method.window.draw(*latents, generator)
     del latents
-    # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one.
-    losses = [_piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess) for _ in range(len(pieces))]
+    # Process the pieces one by one and pop each from the list, so that its tensors are freed before the next one. The
+    # arguments are written out: a call with *arguments would keep the piece in a tuple until it returns.
+    losses = [
+        _piece_loss(method, codec, diffusion, pieces.pop(0), generator, guess, discriminator)
+        for _ in range(len(pieces))
+    ]
     return torch.stack([loss.unflatten(0, (len(source), -1)).mean(1) for loss in losses]).mean(0)
 
 
@@ -454,6 +479,7 @@ def _piece_loss(
     piece: Piece,
     generator: torch.Generator | None,
     guess: Guess | None,
+    discriminator: nn.Module | None,
 ) -> Tensor:
     x0, condition, predict = piece
     y = method.end(condition)
@@ -462,18 +488,24 @@ def _piece_loss(
     t = _against(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
+    volumes = [] if discriminator is None else [codec.decode(x0), _decoded(method, codec, condition)]
     del piece, x0, y, noise  # free these volumes; the network needs the memory
 
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
+    added: list[Tensor] = []
+    if discriminator is not None:
+        predicted = volumes[0] + codec.decode(x0_error_of(method.target, method.kernel, error, t))
+        added.append(method.loss.adversarial_term(discriminator, predicted, *volumes))
+        del volumes, predicted
     if method.loss.weight == "scale":
         error = error * method.kernel.scale(t)
     loss = method.loss.reconstruction(error)
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
-    return loss
+    return sum(added, loss)
 
 
 def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -600,6 +632,12 @@ def _condition(method: Method, codec: Codec, source: Tensor) -> Tensor:
     """Encode sources (N, S·C, …), each by itself, to one latent (N, S·C', …)."""
     latents = [codec.encode(one) for one in pad_to_multiple(source, method.multiple).chunk(len(method.sources), 1)]
     return latents[0] if len(latents) == 1 else torch.cat(latents, 1)
+
+
+def _decoded(method: Method, codec: Codec, condition: Tensor) -> Tensor:
+    """Decode the latents of all sources, each by itself: the inverse of :func:`_condition`."""
+    volumes = [codec.decode(one) for one in condition.chunk(len(method.sources), 1)]
+    return volumes[0] if len(volumes) == 1 else torch.cat(volumes, 1)
 
 
 def _check_pair(method: Method, source: Tensor, target: Tensor) -> None:

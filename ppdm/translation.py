@@ -187,14 +187,17 @@ def translate_volume(
     volumes = source if source.ndim == 4 else source[None]
     scales = [trained.scaling.scales(volume.numpy(), suv_factor) for volume in volumes]
     device = torch.device("cpu") if trained.method.samples_from_host(volumes.shape[1:]) else _device(trained)
-    scaled = [scale.forward(volume) for (scale, _), volume in zip(scales, volumes, strict=True)]
-    y, target_scale = torch.stack(scaled).to(device)[None], scales[0][1]
+    scaled = torch.empty(volumes.shape)
+    for one, (scale, _), volume in zip(scaled, scales, volumes, strict=True):
+        _map_planes(scale.forward, volume, one)
+    y = scaled.to(device)[None]
     del scaled
     generator = torch.Generator(device).manual_seed(seed)  # one per volume: other volumes have no effect
-    x0 = sample(trained.method, trained.network, y, generator, progress)
-    result = target_scale.inverse(x0[0, 0].cpu())
-    if bad := int((~result.isfinite()).sum()):
-        precision = trained.method.network.precision
+    result = sample(trained.method, trained.network, y, generator, progress)[0, 0].cpu().contiguous()
+    del y
+    _map_planes(scales[0][1].inverse, result, result)
+    if not torch.stack(result.aminmax()).isfinite().all():  # without a whole volume of verdicts
+        bad, precision = int((~result.isfinite()).sum()), trained.method.network.precision
         raise TranslationError(f"The translation has {bad} voxels that are not finite in {precision}; try fp32.")
     return result
 
@@ -342,6 +345,12 @@ def _evaluations(method: Method, source: Path) -> int:
         return method.evaluations(read_geometry(source).shape)
     except VolumeError:
         return method.sampling.steps
+
+
+def _map_planes(change: Callable[[Tensor], Tensor], volume: Tensor, out: Tensor) -> None:
+    """Write the elementwise change of a volume (D, H, W) to `out`; a whole volume would need temporary volumes."""
+    for plane, place in zip(volume, out, strict=True):
+        place.copy_(change(plane))
 
 
 def _smaller(method: Method, volume: Volume) -> str:

@@ -42,6 +42,7 @@ METHOD = {
     "patches": replace(TINY, name="patches", window=Patch(4)),
     "slices": tiny(METHODS["slice25d"]),
     "latent": tiny(METHODS["latent"]),
+    "adversarial": tiny(METHODS["gan3d"]),
 }
 OPTIONS: dict[str, Any] = {"steps": 4, "batch_size": 4, "accumulate": 2, "augment": Flip(), "seed": 3}
 PAIRS = [pair(number) for number in range(5)]
@@ -109,7 +110,8 @@ def fitted(folder: Path, method: Method) -> list[Any]:
 
     def watched(self: Training, rate: float) -> torch.Tensor:
         if not self.done:
-            seen.extend(one.grad.clone() for one in self.trained.parameters() if one.grad is not None)
+            trained = [one for module in self.trained_modules for one in module.parameters()]
+            seen.extend(one.grad.clone() for one in trained if one.grad is not None)
         return update(self, rate)
 
     Training.update = watched  # type: ignore[method-assign]

@@ -21,7 +21,8 @@ def tiny(method: Method, steps: int = 2) -> Method:
     if isinstance(method.representation, Autoencoder):
         smaller = replace(method.representation, width=4, multipliers=(1, 2), attention=(False, True), norm_groups=2)
         method = replace(method, representation=smaller)
-    return replace(method, sampling=replace(method.sampling, steps=min(steps, method.sampling.steps)))
+    loss = replace(method.loss, discriminator_width=4)
+    return replace(method, loss=loss, sampling=replace(method.sampling, steps=min(steps, method.sampling.steps)))
 
 
 def volumes(*shape: int, seed: int = 0) -> Tensor:

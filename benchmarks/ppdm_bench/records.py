@@ -46,7 +46,7 @@ STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 # Metrics with a fixed unit. Memory is stored in bytes and shown in GiB.
 UNITS = {
     **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "needs", "context", "verified_at"), "B"),
-    **dict.fromkeys(("reserved_growth", "refused", "assumed"), "B"),
+    **dict.fromkeys(("reserved_growth", "refused", "assumed", "peak_host"), "B"),
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
     "piece_seconds": "s",

@@ -10,7 +10,7 @@ The conventions below are fixed before any prediction is made, so that numbers a
   whole lines of voxels, so it is always computed in the whole volume.
 - The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
-  different lattices are not comparable.
+  different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
 - With several draws, their mean is scored, and whether their deviation tells where the error is
   (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
@@ -35,14 +35,23 @@ from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
 from ppdm.method import Method
-from ppdm.metrics import MetricError, Preset, connected_regions, ct_preset, default_preset, seam_index, suv_bias
+from ppdm.metrics import (
+    MetricError,
+    Preset,
+    border_ratio,
+    connected_regions,
+    ct_preset,
+    default_preset,
+    seam_index,
+    suv_bias,
+)
 from ppdm.metrics.hounsfield import SPAN
 from ppdm.metrics.uncertainty import DEVIATION_RANK, deviation_rank
 from ppdm.pixel_puzzle import Factor
 from ppdm.sources import described_sources
 from ppdm.translation import other_spacing, reconstruct_volume, translate_draws, translate_volume
 
-PSNR, SEAM = "psnr", "seam_index"
+PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
 CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
@@ -118,15 +127,17 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
-    """The project's preset with one seam index for each lattice, such as ``seam_index_r4`` or ``seam_index_r1x2x2``.
+    """The project's preset with a seam index and a border ratio for each lattice, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
-        grids: lattices of the seam index.
+        grids: lattices of both.
         unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
-    preset = ct_preset() if unit == "HU" else default_preset(span)
-    return replace(preset, metrics={**preset.metrics, **{_seam_name(r): partial(_seam, r) for r in grids}})
+    preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)
+    seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
+    borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
+    return replace(preset, metrics={**preset.metrics, **seams, **borders})
 
 
 @dataclass(frozen=True)
@@ -173,7 +184,7 @@ def deviation_score(deviation: Tensor, prediction: Tensor, case: Case) -> Score:
 def unit_of(metric: str, volumes: str = "") -> str:
     """The unit of a metric, from its name in a preset and from the unit of the volumes."""
     metric = metric.removeprefix(CEILING)
-    if metric.startswith((PSNR, SEAM)):
+    if metric.startswith((PSNR, SEAM, BORDER)):
         return "dB"
     return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else volumes if metric == "mae" else "1"
 
@@ -248,12 +259,16 @@ def _warn_of_spacing(trained: Trained, case: Case) -> None:
         )
 
 
-def _seam_name(factor: Factor) -> str:
-    return f"{SEAM}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
+def _lattice_name(metric: str, factor: Factor) -> str:
+    return f"{metric}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
 
 
 def _seam(factor: Factor, prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
     return seam_index(prediction, target, factor)
+
+
+def _border(factor: Factor, prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    return border_ratio(prediction, target, factor, mask)
 
 
 def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:

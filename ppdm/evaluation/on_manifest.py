@@ -47,7 +47,7 @@ def evaluate(
         samples: draws per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
             ``deviation_rank`` says whether their deviation tells where the error is.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
-        compared: other methods of a comparison, so that seam indices are computed at the lattices of all.
+        compared: other methods of a comparison, so that seams are measured at the lattices of all.
         device: device of the network, if ``trained`` is a folder.
 
     Returns:

@@ -8,7 +8,7 @@ from ppdm.metrics.errors import mae, nmae, nrmse, psnr
 from ppdm.metrics.pair import MetricError
 from ppdm.metrics.preset import Preset, ct_preset, default_preset
 from ppdm.metrics.similarity import ssim
-from ppdm.metrics.texture import seam_index, sharpness
+from ppdm.metrics.texture import border_ratio, seam_index, sharpness
 from ppdm.metrics.uncertainty import deviation_rank
 from ppdm.metrics.uptake import UptakeBias, connected_regions, suv_bias
 
@@ -17,6 +17,7 @@ __all__ = [
     "MetricError",
     "Preset",
     "UptakeBias",
+    "border_ratio",
     "connected_regions",
     "ct_preset",
     "default_preset",

@@ -14,7 +14,7 @@ from ppdm.metrics.errors import mae, nmae, nrmse, psnr
 from ppdm.metrics.hounsfield import psnr_of_ct, ssim_of_ct
 from ppdm.metrics.pair import checked, checked_range, single
 from ppdm.metrics.similarity import ssim
-from ppdm.metrics.texture import seam_index, sharpness
+from ppdm.metrics.texture import border_ratio, seam_index, sharpness
 from ppdm.pixel_puzzle import Factor
 
 Score = Callable[[Tensor, Tensor, Tensor | None], Tensor | float]  # prediction, target, mask, each (D, H, W)
@@ -70,7 +70,7 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
 
     Args:
         data_range: span of the task's intensity scale, fixed.
-        factor: the puzzle's factor; if given, the preset includes the seam index.
+        factor: the puzzle's factor; if given, the preset includes the seam index and the border ratio.
 
     Raises:
         MetricError: data_range is not positive.
@@ -85,6 +85,7 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
     }
     if factor is not None:
         metrics["seam_index"] = lambda p, g, _: seam_index(p, g, factor)
+        metrics["border_ratio"] = lambda p, g, m: border_ratio(p, g, factor, m)
     return Preset(
         name="ppdm",
         metrics=metrics,

@@ -41,10 +41,47 @@ def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
         ValueError: the factor is not a positive integer on each axis.
     """
     pair = checked(prediction, target)
-    r = factor_of(factor, pair.target)
-    _check_cells(r, tuple(pair.target.shape[2:]))
+    r = _cells_of(factor, pair.target)
+    _check_size(r, tuple(pair.target.shape[2:]))
     axes = [(axis, k) for axis, k in enumerate(r, start=1) if k > 1]
     return 10 * pair.each(lambda p, g, _: torch.cat([_quotients(p, g, *axis) for axis in axes]).mean()).log10()
+
+
+def border_ratio(prediction: Tensor, target: Tensor, factor: Factor, mask: Tensor | None = None) -> Tensor:
+    """Squared differences across the borders of puzzle cells, over those inside cells, in dB; 0 means no seams.
+
+    Above 0 the prediction has seams; below 0 its cell borders are smoother than the rest. For an axis with factor r > 1
+    let B(x) be the mean squared difference of neighbouring voxels in two cells, I(x) that of neighbours in one cell::
+
+        mean over axes of 10·log10 [B(p) / I(p)] / [B(g) / I(g)]
+
+    B and I are the terms D_B and D_B^C of the blocking effect factor of PSNR-B (Yim & Bovik, Quality assessment of
+    deblocked images, IEEE TIP 20(1), 2011). That factor is their difference; the ratio does not depend on the scale or
+    the offset of the intensities. It is divided by the target's own, because edges of anatomy may lie on borders.
+    Unlike :func:`seam_index`, it also sees jumps whose sign and size vary from border to border: independent jumps of
+    root mean square a add ``10·log10(1 + a²/B)``, where B is that of the prediction without them. It sees the
+    prediction, not the error, because noise of the target would hide seams in the error.
+
+    Without seams, blurred and noisy copies of real brains of 72×92×70 voxels stay within 0.2 dB at r = 2 and 4, and
+    those of 32³ phantoms, which have few borders, within 1 dB; means over subjects are nearer to 0. So a mean above 1.5
+    dB means seams: jumps of at least two thirds of the root mean square of the differences without them. With few
+    borders more is reached without seams, such as 2.4 dB at r = 8 in 32³ voxels.
+
+    Args:
+        prediction, target: (N, C, D, H, W) or (D, H, W). The last cell of an axis may be incomplete.
+        factor: the cell, one integer or one for each axis; axes with factor 1 have no cells and are ignored, as are
+            axes without neighbours of both kinds.
+        mask: as for :func:`ppdm.metrics.pair.checked`; both voxels of a difference must be inside.
+
+    Raises:
+        MetricError: the factor is 1 on all axes, no neighbours across borders or inside cells differ, or the volumes
+            cannot be compared.
+        ValueError: the factor is not a positive integer on each axis.
+    """
+    pair = checked(prediction, target, mask)
+    r = _cells_of(factor, pair.target)
+    own = pair.each(lambda p, _, m: _border_level("prediction", p, m, r))
+    return own - pair.each(lambda _, g, m: _border_level("target", g, m, r))
 
 
 def sharpness(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -83,9 +120,14 @@ def error_spectrum(prediction: Tensor, target: Tensor, axis: int) -> Tensor:
     return _spectrum(pair.prediction[0], pair.target[0], axis + 1, n - n % 4 if n >= 4 else n)
 
 
-def _check_cells(r: tuple[int, ...], size: tuple[int, ...]) -> None:
+def _cells_of(factor: Factor, volume: Tensor) -> tuple[int, ...]:
+    r = factor_of(factor, volume)
     if max(r) == 1:
         raise MetricError("A puzzle of factor 1 has no cells and leaves no grid; give the factor that made the volume.")
+    return r
+
+
+def _check_size(r: tuple[int, ...], size: tuple[int, ...]) -> None:
     if any(k > 1 and s // k < MIN_CELLS for s, k in zip(size, r, strict=True)):
         raise MetricError(
             f"The seam index needs at least {MIN_CELLS} cells along each axis; sizes {size} with factor {r} have fewer."
@@ -116,18 +158,44 @@ def _spectrum(prediction: Tensor, target: Tensor, axis: int, n: int) -> Tensor:
     return power / (target.numel() // target.shape[axis])
 
 
+def _border_level(name: str, x: Tensor, mask: Tensor | None, r: tuple[int, ...]) -> Tensor:
+    """Mean over axes of ``10·log10 B/I`` of a sample (C, D, H, W)."""
+    levels = []
+    for axis, k in enumerate(r, start=1):
+        if k > 1:
+            energy, number = _differences(x, mask, axis)
+            across = torch.arange(1, x.shape[axis], device=x.device) % k == 0
+            if number[across].any() and number[~across].any():
+                border, inside = (energy[at].sum() / number[at].sum() for at in (across, ~across))
+                levels.append(10 * (border / inside).log10())
+    if not (levels and all(level.isfinite() for level in levels)):
+        raise MetricError(
+            f"The border ratio needs neighbouring voxels that differ, both across the borders of cells {r} and inside "
+            f"cells; the {name} {tuple(x.shape[1:])} has none (inside the mask), so use a larger volume or mask."
+        )
+    return torch.stack(levels).mean()
+
+
 def _gradient_energy(x: Tensor, mask: Tensor | None) -> Tensor:
     """Sum of squared differences in a sample (C, D, H, W)."""
-    energy = wide(x.new_zeros(()))
-    for axis in (1, 2, 3):
-        for part in slabs(x, dim=_another(axis)):
-            squares = wide(x[part]).diff(dim=axis).square()
-            if mask is not None:
-                size = mask.shape[axis] - 1
-                inside = mask[part].narrow(axis, 0, size) & mask[part].narrow(axis, 1, size)
-                squares = squares[inside]
-            energy += squares.sum()
-    return energy
+    return torch.stack([_differences(x, mask, axis)[0].sum() for axis in (1, 2, 3)]).sum()
+
+
+def _differences(x: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+    """Sum and number of the squared differences at each of the n − 1 places along an axis of (C, D, H, W)."""
+    places = x.shape[axis] - 1
+    energy, number = (wide(x.new_zeros(places)) for _ in range(2))
+    others = [k for k in range(4) if k != axis]
+    for part in slabs(x, dim=_another(axis)):
+        squares = wide(x[part]).diff(dim=axis).square_()
+        if mask is None:
+            number += squares.numel() // max(places, 1)
+        else:
+            inside = mask[part].narrow(axis, 0, places) & mask[part].narrow(axis, 1, places)
+            number += inside.sum(dim=others)
+            squares *= inside
+        energy += squares.sum(dim=others)
+    return energy, number
 
 
 def _another(axis: int) -> int:

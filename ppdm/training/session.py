@@ -106,7 +106,8 @@ class Session:
                 if schedule.augment is not None:
                     source, target = schedule.augment(source, target, generator)
                 losses.append(trainer.add_gradient(source, target, generator, schedule.accumulate))
-        ranks.average_gradients(trainer.trained)
+        for module in trainer.trained_modules:
+            ranks.average_gradients(module)
         with ranks.together():
             norm = trainer.update(rate)
         loss = ranks.mean(torch.stack(losses).mean())

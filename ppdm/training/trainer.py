@@ -31,6 +31,7 @@ class Training:
         stage: index of the current stage.
         done: number of completed steps in all stages.
         began: number of steps that were complete when the current stage began.
+        discriminator: the network that an adversarial loss trains beside the method's own; it has no average.
         optimizer: optimiser of the method, for the weights that the stage trains.
         scaler: dynamic loss scaling for fp16 (arXiv 1710.03740); without effect in other precisions.
     """
@@ -41,6 +42,7 @@ class Training:
     stage: int = 0
     done: int = 0
     began: int = 0
+    discriminator: nn.Module | None = None
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
@@ -63,8 +65,10 @@ class Training:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(first_weights_seed(seed))
             network = method.build(channels).to(device)
+            discriminator = method.build_discriminator(channels)
         average = copy.deepcopy(network).eval().requires_grad_(False)
-        return cls(method, network, average, stage)
+        discriminator = None if discriminator is None else discriminator.to(device)
+        return cls(method, network, average, stage, discriminator=discriminator)
 
     def initialise(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the initial weights and their average (warm start); call it before the first step.
@@ -81,7 +85,8 @@ class Training:
         """Start a stage with a new optimiser for the weights that it trains."""
         self.stage, self.began = stage, began
         options = self.method.optimisation
-        self.optimizer = optimizer_class(options)(self.trained.parameters(), options.weight_decay)
+        weights = (weight for module in self.trained_modules for weight in module.parameters())
+        self.optimizer = optimizer_class(options)(weights, options.weight_decay)
         device = next(self.trained.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.method.network.precision == "fp16")
 
@@ -89,6 +94,11 @@ class Training:
     def trained(self) -> nn.Module:
         """The part of the network that the stage trains."""
         return self.method.part(self.network, self.method.stages[self.stage])
+
+    @property
+    def trained_modules(self) -> list[nn.Module]:
+        """What the stage trains: its part of the network and, with an adversarial loss, the discriminator."""
+        return [self.trained] if self.discriminator is None else [self.trained, self.discriminator]
 
     @property
     def is_last(self) -> bool:
@@ -134,18 +144,22 @@ class Training:
     ) -> Tensor:
         """Add the contribution of one of several batches to their mean gradient; return the loss of this batch."""
         stage_loss = STAGE_LOSSES[self.method.stages[self.stage]]
-        loss = stage_loss(self.method, self.network, source, target, generator).mean()
+        beside = {} if self.discriminator is None else {"discriminator": self.discriminator}
+        loss = stage_loss(self.method, self.network, source, target, generator, **beside).mean()
         self.scaler.scale(loss).backward(torch.full_like(loss, 1 / batches))
         return loss.detach()
 
     def update(self, learning_rate: float) -> Tensor:
         """Apply the clipped gradient and clear it; return its norm before clipping.
 
+        The gradients of a network and of its discriminator do not depend on each other, so each is clipped by itself.
         In fp16, the norm is not finite if gradients overflowed; the weights and their average then stay as they are,
         and the next step scales the loss by half as much.
         """
         self.scaler.unscale_(self.optimizer.inner)
-        norm = nn.utils.clip_grad_norm_(self.trained.parameters(), self.method.optimisation.clip, foreach=True)
+        clip = self.method.optimisation.clip
+        norms = [nn.utils.clip_grad_norm_(one.parameters(), clip, foreach=True) for one in self.trained_modules]
+        norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         self.optimizer.step(learning_rate, self.scaler)
         self.scaler.update()
         self._update_average(norm)
@@ -164,13 +178,22 @@ class Training:
 
     def is_finite(self) -> bool:
         """Whether every weight is finite; the averages are computed from them and need no separate check."""
-        return all(bool(weight.isfinite().all()) for weight in self.network.parameters())
+        return all(bool(weight.isfinite().all()) for weight in self._parameters().values())
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Return the weights of the network and of the discriminator by name."""
+        named = dict(self.network.named_parameters())
+        if self.discriminator is not None:
+            named |= dict(self.discriminator.named_parameters())
+        return named
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything needed to resume except ``done``: weights, their average, the optimiser's state."""
         named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         named |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        for name, parameter in self.network.named_parameters():
+        if self.discriminator is not None:
+            named |= self.discriminator.state_dict()
+        for name, parameter in self._parameters().items():
             named |= {f"{_OPTIMISER}{key}.{name}": value for key, value in self.optimizer.state(parameter).items()}
         if len(self.method.stages) > 1:
             named[_STAGE] = torch.tensor([self.stage, self.began])
@@ -185,7 +208,7 @@ class Training:
         Raises:
             ValueError: the tensors belong to another network or stage; the state is then unchanged.
         """
-        parameters = dict(self.network.named_parameters())
+        parameters = self._parameters()
         own = {name: tensor for name, tensor in self.tensors().items() if not name.startswith(_OPTIMISER)}
         states: dict[str, dict[str, Tensor]] = {}
         for name, tensor in own.items():

@@ -107,11 +107,12 @@ def psnr(result: Tensor, target: np.ndarray) -> float:
 
 # Steps and learning rate. Predicting noise takes longer, and longer still from patches of 4³ for a volume of 8³.
 LEARNING = {
-    "ddpm3d": (200, 3e-3),
-    "patch": (1000, 3e-3),
-    "latent": (250, 6e-3),
-    "latent_flow": (250, 6e-3),
-    "latent_bridge": (250, 6e-3),
+    "ddpm3d": (120, 6e-3),
+    "patch": (600, 6e-3),
+    "slice25d": (50, 4e-3),
+    "latent": (200, 1e-2),
+    "latent_flow": (125, 1e-2),
+    "latent_bridge": (125, 1e-2),
 }
 
 

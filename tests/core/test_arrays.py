@@ -13,7 +13,19 @@ from ppdm.data.normalise import LogSUV, Range, percentile_range
 from ppdm.data.resample import resample_to
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, read_volume, write_volume
-from ppdm.metrics import MetricError, connected_regions, mae, nmae, nrmse, psnr, seam_index, sharpness, ssim, suv_bias
+from ppdm.metrics import (
+    MetricError,
+    border_ratio,
+    connected_regions,
+    mae,
+    nmae,
+    nrmse,
+    psnr,
+    seam_index,
+    sharpness,
+    ssim,
+    suv_bias,
+)
 from ppdm.pixel_puzzle import crop, pad_to_multiple
 from ppdm.translation import reconstruct_volume, translate_volume
 
@@ -127,6 +139,7 @@ TWO = {
     "psnr": lambda p, g: psnr(p, g, 1.0),
     "ssim": lambda p, g: ssim(p, g, 1.0),
     "seam_index": lambda p, g: seam_index(p, g, 2),
+    "border_ratio": lambda p, g: border_ratio(p, g, 2),
     "mae": mae,
     "nmae": nmae,
     "nrmse": nrmse,

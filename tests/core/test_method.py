@@ -1,4 +1,5 @@
 import json
+import weakref
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -537,3 +538,21 @@ def test_a_method_is_random_if_seeds_change_its_samples(method):
     net, source = network(method), volumes(1, 1, 8, 8, 8)
     one, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert method.is_random == (not torch.equal(one, other))
+
+
+def test_the_target_is_freed_before_the_network_needs_the_memory() -> None:
+    targets: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    class Watched(Brownian):
+        def at(self, x0: Tensor, y: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+            targets.append(weakref.ref(x0))
+            return super().at(x0, y, t, noise)
+
+    class Watching(nn.Module):
+        def forward(self, parts: Sequence[Tensor], t: Tensor) -> Tensor:
+            alive.extend(target() is not None for target in targets)
+            return torch.zeros_like(parts[0])
+
+    training_loss(replace(BRIDGE, kernel=Watched()), Watching(), volumes(1, 1, 8, 8, 8), volumes(1, 1, 8, 8, 8, seed=1))
+    assert alive == [False]

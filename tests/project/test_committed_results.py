@@ -2,6 +2,7 @@
 
 import csv
 import gc
+import json
 import zlib
 from fnmatch import fnmatch
 from io import StringIO
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import remake
+from commands import run
 from PIL import Image
 from regenerating import PICTURES, difference, otherwise_drawn, tracked
 
+from ppdm_bench.records import RecordFile
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.units import gib
 
@@ -168,6 +171,20 @@ def test_the_readme_has_the_numbers_of_the_main_table():
     shown = {cells[0]: [cells[2], cells[4], cells[5], cells[7]] for cells in map(_cells, table)}
     assert len(shown) == 8
     assert shown == {name: expected[name] for name in shown}
+
+
+@pytest.mark.slow
+def test_the_main_table_is_what_the_code_predicts(tmp_path):
+    """Of one method, to the byte: a tensor that lives longer than before is 64 MiB at this size."""
+    wanted = {"method": "ppdm", "variant": "r=4", "checkpointing": "none"}
+    file = RecordFile(remake.RESULTS / "memory/records.jsonl.gz")
+    kept = [record for record in file.read() if all(getattr(record, key) == wanted[key] for key in wanted)]
+    expected = {record.phase: record.value for record in kept if record.metric == "peak_allocated"}
+    words = ("--res", 256, "--method", "ppdm", "--factor", 4, "--device", "predict", "--out", tmp_path)
+    code, out, _ = run("memory", *words, "--json")
+    made = {row["phase"]: row["value"] for row in json.loads(out) if row["metric"] == "peak_allocated"}
+    assert (code, made) == (0, expected)
+    assert expected.keys() == {"train", "sample"}
 
 
 def _cells(line: str) -> list[str]:

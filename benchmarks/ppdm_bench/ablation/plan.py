@@ -78,7 +78,7 @@ class Ablation:
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices of the seam index, the same for every cell: those of all cells that the volumes can hold."""
+        """The lattices on which seams are measured, equal for all cells: those of cells that the volumes can hold."""
         found = lattices(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 

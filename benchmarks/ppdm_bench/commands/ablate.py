@@ -152,7 +152,7 @@ def ablate(
         from ppdm_bench.ablation.cells import cells
         from ppdm_bench.ablation.plan import Ablation
         from ppdm_bench.ablation.results import present
-        from ppdm_bench.commands.pair_sources import check_sets
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
 
@@ -166,18 +166,20 @@ def ablate(
         start = as_usage(_start, method, [*default.get("base", []), *(base or [])], width or default.get("width"))
         start = as_usage(_with_sources, start, sets)
         read = comma_separated(read_evaluations)
+        evaluations = default["evaluations"] if evaluations is None else evaluations
         plan = Ablation(
             base=start,
             cells=as_usage(cells, start, [one for one in grids if one != "none"], vary or []),
             sets=sets,
             schedule=as_usage(Schedule, steps or default["steps"], None, batch),
-            seeds=read_option("--seeds", comma_separated(count(0)), seeds or default["seeds"]),
+            seeds=read_option("--seeds", comma_separated(count(0)), default["seeds"] if seeds is None else seeds),
             minutes=minutes,
-            sampling=Sampling(where, read_option("--evaluations", read, evaluations or default["evaluations"])),
+            sampling=Sampling(where, read_option("--evaluations", read, evaluations)),
             split=split,
             memory_shapes=[(n, n, n) for n in sizes],
         )
         check_sets(sets, split, batch)
+        check_contents(sets, split, [out])
         try:
             with alone_in(out):
                 records, faults, pictures = _carried_out(plan, out, small, device, jobs)

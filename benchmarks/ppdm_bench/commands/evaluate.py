@@ -122,7 +122,8 @@ def evaluate(
         ),
     ] = None,
     factor: Annotated[
-        str | None, typer.Option(help="Block grids of the seam index, such as 2,4; default: those of the methods.")
+        str | None,
+        typer.Option(help="Block grids on which seams are measured, such as 2,4; default: those of the methods."),
     ] = None,
     metrics: Metrics = None,
     columns: Columns = None,

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ppdm.data.checking import mixed_units
+from ppdm.data.checking import check_pairs, mixed_units
 from ppdm.data.geometry import Geometry
 from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest, with_intensities
 from ppdm.data.normalise import HounsfieldWindow
@@ -18,6 +18,9 @@ from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import TASKS, Recipe, find_task, split_sizes
 from ppdm.sources import SOURCE
+from ppdm_bench.commands.terminal import progress
+from ppdm_bench.isolation.sweep import RECORDS
+from ppdm_bench.records import RecordFile
 
 Progress = Callable[[int, int], None]
 Shape = tuple[int, int, int]
@@ -86,6 +89,11 @@ class ManifestSubjects:
         ]
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
+    @property
+    def splits(self) -> set[str]:
+        """The splits that have pairs."""
+        return {pair.split for pair in read_manifest(self.path)}
+
     def shapes(self, split: str) -> list[Shape]:
         """Return the shape (D, H, W) of each pair of a split, the smallest first."""
         return sorted((grid.shape for one, grid in self._grids if one == split), key=prod)
@@ -110,6 +118,20 @@ class ManifestSubjects:
                 other = read_geometry(path)
                 if not self.resample:
                     check_same_grid(grid, other, (str(pair.source), str(path)))
+
+    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
+        """Check the voxels of the pairs of splits; the progress counts pairs.
+
+        Raises:
+            ManifestError: a pair has a fault (:mod:`ppdm.data.checking`); the message has the first.
+        """
+        pairs = [pair for pair in self.pairs(progress) if pair.split in splits]
+        found = check_pairs(pairs, resample=self.resample, progress=progress)
+        faults = [fault for report in found.reports for fault in report.faults]
+        if faults:
+            others = len(faults) - 1
+            command = f"ppdm-bench data check {self}{' --resample' * self.resample}"
+            raise ManifestError(faults[0] + (f" `{command}` lists {others} more." if others else ""))
 
     def notes(self) -> Mapping[str, Any]:
         """Return further information for the options file of a run."""
@@ -174,6 +196,9 @@ class PhantomSubjects:
     def check(self) -> None:
         """Do nothing: a recipe is valid, see the class."""
 
+    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
+        """Do nothing: what a recipe makes is sound."""
+
     def notes(self) -> Mapping[str, Any]:
         """Return an empty mapping: the recipe describes the subjects completely."""
         return {}
@@ -205,6 +230,27 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
                 f"{one} has training volumes of different shapes, such as {first} and {others[-1]}: a batch of "
                 f"{batch_size} needs one shape; crop them alike, or give --batch-size 1."
             )
+
+
+def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]) -> None:
+    """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
+
+    Mending a file after the training would come too late: the training is then one of other data.
+
+    Args:
+        sets, split: as for :func:`check_sets`.
+        folders: folders of records.
+
+    Raises:
+        ManifestError: a pair has a fault.
+    """
+    scored = [record.options.get("data") for folder in folders for record in RecordFile(folder / RECORDS).read()]
+    with progress() as bar:
+        shown = bar.add_task("checking the scans", total=None)
+        for one in sets:
+            if {**one.identify(), "split": split} not in scored:
+                bar.update(shown, description=f"checking the scans of {one}")
+                one.check_contents(("train", split), lambda done, total: bar.update(shown, completed=done, total=total))
 
 
 def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remedy: str) -> None:

@@ -109,7 +109,7 @@ def quality(
     default = QUICK if quick else FULL
     if steps is None and minutes is None:
         steps, minutes = (None, default["minutes"]) if "minutes" in default else (2000, None)
-    evaluations = evaluations or default["evaluations"]
+    evaluations = default["evaluations"] if evaluations is None else evaluations
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     wanted = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     from_seeds = read_option("--seeds", comma_separated(count(0)), seeds)
@@ -120,7 +120,7 @@ def quality(
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
-        from ppdm_bench.commands.pair_sources import check_sets
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
@@ -132,8 +132,12 @@ def quality(
         reference = asked_reference(reference)
         sized = width or default.get("width")
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        own = [find_method(name) for name in names]
         check_sets(sets, split, batch_size)
+        _check_reference(reference, plan, own, samples, out)
         check_resumable(plan, out)
+        if leads():
+            check_contents(sets, split, [out / one.task for one in sets])
         if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
             raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
@@ -154,7 +158,6 @@ def quality(
                         outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
-                own = [find_method(name) for name in names]
                 results = [_evaluated(one, outcomes, split, sampling, own, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
@@ -166,6 +169,27 @@ def quality(
     for fault in faults:
         notify(fault)
     raise typer.Exit(1 if faults else 0)
+
+
+def _check_reference(
+    asked: str | None, plan: "Sequence[Trial]", known: "Sequence[Method]", samples: int | None, out: Path
+) -> None:
+    """Check before the training that the tables will have the row that differences are taken from.
+
+    Raises:
+        typer.BadParameter: they will not.
+    """
+    from ppdm_bench.evaluation.candidates import INPUT, row_name
+    from ppdm_bench.evaluation.results import earlier_records
+
+    if asked is None or Path(asked) in [trial.folder(out) for trial in plan]:
+        return
+    labels = [f"{one.method.name} {row_name(one.method, one.schedule.seed, known)}".strip() for one in plan]
+    means = [] if samples is None else [f"{label} mean of {samples}" for label in labels]
+    earlier = [record.label for one in {t.subjects.task for t in plan} for record in earlier_records(out / one)]
+    if asked not in (INPUT, *labels, *means, *earlier):
+        there = ", ".join(dict.fromkeys([INPUT, *labels, *earlier]))
+        raise typer.BadParameter(f"there is no {asked!r} to take differences from; there are {there}")
 
 
 @dataclass(frozen=True)

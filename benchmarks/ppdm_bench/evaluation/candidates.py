@@ -107,7 +107,8 @@ def read_runs(
     """Read the checkpoints of runs, and name their rows.
 
     A row is named by what differs from the registered method (:func:`ppdm_bench.configuration.variant_of`) and by the
-    seed of the training unless it is 0. If two runs then have one name, their folders tell them apart.
+    seed of the training unless it is 0 (:func:`row_name`). If two runs then have one name, their folders tell them
+    apart.
 
     Args:
         runs: folders, or files of weights.
@@ -121,12 +122,23 @@ def read_runs(
     loaded = [load(run, device=device) for run in runs]
     found = [RunToScore(run, one, _digest(one.network)) for run, one in zip(runs, loaded, strict=True)]
     places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
-    labels = [(one.method.name, _variant(one, known)) for one in loaded]
+    labels = [(one.method.name, row_name(one.method, one.seed, known)) for one in loaded]
     weights = {one.weights for one in found}
     taken = {(r.method, r.variant) for r in earlier if r.options.get("weights") not in {None, *weights}}
     return [
         replace(one, variant=variant) for one, variant in zip(found, _told_apart(labels, places, [*taken]), strict=True)
     ]
+
+
+def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
+    """Return the variant in the name of a row, see :func:`read_runs`.
+
+    Args:
+        method: the method.
+        seed: seed of its training.
+        known: methods that count as registered.
+    """
+    return f"{variant_of(method, known)} {f's{seed}' if seed else ''}".strip()
 
 
 def of_run(
@@ -234,11 +246,6 @@ def scans_in(folder: Path) -> dict[str, Path]:
         if others:
             raise CaseError(f"{folder} has {first.name} and {others[0].name}; keep one of the two.")
     return {name: path for name, (path,) in found.items()}
-
-
-def _variant(trained: Trained, known: Sequence[Method]) -> str:
-    seed = f"s{trained.seed}" if trained.seed else ""
-    return f"{variant_of(trained.method, known)} {seed}".strip()
 
 
 def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:

@@ -36,7 +36,8 @@ class Measuring:
     Attributes:
         convention: convention of a challenge, a name in :data:`ppdm.metrics.PRESETS`; if absent, the project's own.
         span: data range; if absent, that of the scaling. Only for the project's own convention.
-        grids: lattices of the seam index; if absent, those of the methods. Only for the project's own convention.
+        grids: lattices on which seams are measured; if absent, those of the methods. Only for the project's own
+            convention.
 
     Raises:
         ValueError: the convention does not exist, or does not support an option.

@@ -1,6 +1,7 @@
 """Output of ``ppdm-bench memory``: records during the run, then tables and figures made from them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ppdm_baselines import REFERENCE
@@ -8,6 +9,7 @@ from ppdm_bench.commands.terminal import Whole, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.memory.explain import explain, stem
+from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.breakdown import breakdown_figure
 from ppdm_bench.report.figures.memory import headline, memory_figure
@@ -68,6 +70,7 @@ def present(
         columns: columns of the printed table; empty: those that fit.
     """
     page = memory_page(memory_table(records, reference=REFERENCE, budget=budget), assumed=assumed)
+    page = replace(page, parts=[*page.parts, *filter(None, [host_sentence(records)])])
     written = [folder / RECORDS, *page.save(folder / "memory", columns)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += save(memory_figure(records, reference=REFERENCE), folder / "memory")

@@ -1,7 +1,7 @@
 """Output of ``ppdm-bench plan``: records of every answer, and the table and figure made from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import target_environment
+from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
@@ -18,6 +19,7 @@ from ppdm_bench.records import PURPOSES, Record, config_id
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.largest_cube import budget_figure
 from ppdm_bench.report.tables.budget import gather, plan_page
+from ppdm_bench.report.tables.render import Page
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,23 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
     The files also show earlier answers in the folder to the same request: budget, size, batch size and options.
     """
     if folder is None:
-        return plan_page(gather(records)).to_text(columns), []
+        return _page(records).to_text(columns), []
     ledger = Ledger(folder)
     ledger.keep(records)
     requests = {_request(record) for record in records}
-    lines = gather([*(one for one in ledger.earlier if one.command == "plan" and _request(one) in requests), *records])
-    page = plan_page(lines)
+    shown = [*(one for one in ledger.earlier if one.command == "plan" and _request(one) in requests), *records]
+    page = _page(shown)
     written = [folder / RECORDS, *page.save(folder / "plan", columns)]
+    lines = gather(shown)
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
     return page.to_text(columns), written
+
+
+def _page(records: Sequence[Record]) -> Page:
+    """Return the table and its summary, and the host memory below them."""
+    page = plan_page(gather(records))
+    return replace(page, parts=[*page.parts, *filter(None, [host_sentence(records)])])
 
 
 def _request(record: Record) -> tuple[object, ...]:
@@ -153,7 +162,8 @@ def _records(plan: Plan, answer: Answer) -> list[Record]:
 def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
     fits = _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1")
     needed = [] if look.brief else [_record(plan, asked, one, phase, "needs", value=look.need, unit="B")]
-    return [fits, *needed]
+    host = [] if look.host is None else [_record(plan, asked, one, phase, "peak_host", value=look.host, unit="B")]
+    return [fits, *needed, *host]
 
 
 def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:

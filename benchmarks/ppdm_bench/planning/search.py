@@ -20,12 +20,15 @@ class Look:
             the look is brief.
         fixed: part of it in bytes that does not grow with the case, such as weights.
         brief: whether the prediction stopped as soon as it was clear that the case does not fit.
+        host: bytes of host memory for a translation (:func:`ppdm_bench.memory.host.host_peak`); None if the case is not
+            the sampling of one volume, or the look is brief.
     """
 
     fits: bool
     need: int
     fixed: int = 0
     brief: bool = False
+    host: int | None = None
 
 
 @dataclass(frozen=True)

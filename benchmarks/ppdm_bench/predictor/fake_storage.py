@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.constants import Constants, stand_in
+from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
 
 __all__ = ["Doubles", "fake_patches", "run_as_cpu", "run_fake"]
@@ -126,24 +127,8 @@ def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run an operator as :func:`run_fake` does, with the corrections that only apply to CPU kernels."""
     out = run_fake(op, args, kwargs)
-    if op is aten.convolution.default and out.dim() == 5 and args[6]:
-        x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
-        with x.fake_mode:
-            backend = torch._C._select_conv_backend(
-                x,
-                weight,
-                bias=bias,
-                stride=stride,
-                padding=padding,
-                dilation=dilation,
-                transposed=transposed,
-                output_padding=output_padding,
-                groups=groups,
-                bias_sizes=None,
-            )
-        if backend == torch._C._ConvBackend.SlowTranspose3d:  # type: ignore[attr-defined]
-            return _resized(x, out)
-    return out
+    transposed = op is aten.convolution.default and out.dim() == 5 and args[6]
+    return _resized(args[0], out) if transposed and convolution_backend(args) == "SlowTranspose3d" else out
 
 
 def _group_norm_backward(

@@ -74,6 +74,8 @@ class Peak:
         refused: bytes of the first request that does not fit on the target's card, if there is one.
         assumed: bytes of the peak that depend on a rule that no published counter confirms for such a call, such as
             cuDNN's copies in the backward pass. They are part of the workspace.
+        host: maximum bytes of live tensors in host memory: on CUDA of those that the code keeps there, such as a volume
+            of which only blocks move to the card; on the CPU of all. 0 if only a counter was read.
         timeline: every recorded allocation and release; None if only a counter was read.
     """
 
@@ -86,6 +88,7 @@ class Peak:
     fits: bool | None = None
     refused: int | None = None
     assumed: int = 0
+    host: int = 0
     timeline: Timeline | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -233,6 +236,7 @@ def _peak(timeline: Timeline, target: Target | None) -> Peak:
         fits=needs <= target.capacity if target and target.capacity and needs is not None else None,
         refused=card.refused,
         assumed=sum(block.size for block in alive if block.basis == "assumed"),
+        host=timeline.host_peak(everywhere=target is None),
         timeline=timeline,
     )
 

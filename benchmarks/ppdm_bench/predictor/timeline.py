@@ -133,6 +133,15 @@ class Timeline:
         """The event with the maximum of live bytes, and this maximum."""
         return max(enumerate(self.live()), key=lambda entry: entry[1], default=(-1, 0))
 
+    def host_peak(self, *, everywhere: bool) -> int:
+        """Maximum of live bytes on the host; with ``everywhere``, of all blocks, for code that runs on the CPU."""
+        alive = most = 0
+        for number, size in self._events:
+            if everywhere or self.blocks[number].place == "host":
+                alive += size or -self.blocks[number].size
+                most = max(most, alive)
+        return most
+
     def peaks(self) -> tuple[int, ...]:
         """The peak within each iteration."""
         return tuple(self.peak_between(a, b) for a, b in zip(self.marks, [*self.marks[1:], None], strict=True))

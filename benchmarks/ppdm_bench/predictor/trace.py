@@ -28,6 +28,7 @@ from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
+from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.sizes import Guard
@@ -176,6 +177,8 @@ class Trace(TorchDispatchMode):
 
     def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> None:
         if self.target is None or self._cublas is None:
+            if self.doubles:
+                self._apply_host_rules(op, args, out)
             return
         moments = list(kernel_buffers(self.target, op, args, out))
         through_columns = any(buffer.name == COLUMNS for moment in moments for buffer in moment)
@@ -184,6 +187,13 @@ class Trace(TorchDispatchMode):
         for moment in moments:
             for number in [self.timeline.born(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
                 self.timeline.died(number)
+
+    def _apply_host_rules(self, op: Any, args: Sequence[Any], out: Any) -> None:
+        """Record buffers of CPU kernels at the place ``host``: the peak of tensors does not count them."""
+        with self.below():
+            size = host_buffers(op, args, out)
+        if size:
+            self.timeline.died(self.timeline.born(size, "workspace", str(op), "host"))
 
     # --- storages
 

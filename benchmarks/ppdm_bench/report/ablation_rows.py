@@ -10,11 +10,12 @@ from typing import Any
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
+from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, by_subject, setting
 from ppdm_bench.report.scores import seam_metric as seam_metric_of
 from ppdm_bench.report.statistics import Difference, paired_difference
 
-__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_metric"]
+__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_measures", "seam_metric"]
 
 COMMAND = "ablate"
 BUDGETS = {"steps": "equal steps", "time": "equal time"}
@@ -124,10 +125,15 @@ def difference(row: Row, rows: Sequence[Row], metric: str) -> Difference | None:
     return paired_difference(*([*values.values()] for values in means))
 
 
-def seam_metric(row: Row) -> str | None:
-    """Return the seam index on the lattice of the cell's own representation; None without a lattice."""
+def seam_metric(row: Row, measure: str) -> str:
+    """Return a measure of seams on the lattice of the cell's own representation; empty without a lattice."""
     factor = "2" if row.cell.get("representation") == "haar" else str(row.cell.get("factor", ""))
-    return seam_metric_of(factor) or None
+    return seam_metric_of(factor, measure)
+
+
+def seam_measures(rows: Sequence[Row]) -> list[str]:
+    """Return the measures of seams that the rows have; older records have only the seam index."""
+    return [measure for measure in SEAMS if any(row.series.subjects(seam_metric(row, measure)) for row in rows)]
 
 
 def _latest(records: Sequence[Record]) -> list[Record]:

@@ -7,18 +7,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, seam_metric
 
-__all__ = ["Toggled", "gradient_of", "loss_pairs", "same_but_for_loss"]
+__all__ = ["WITHOUT_SEAMS", "Toggled", "gradient_of", "loss_pairs", "same_but_for_loss"]
+
+WITHOUT_SEAMS = 1.5  # dB that images without seams may reach in either measure, see the docstrings of `ppdm.metrics`
 
 
 @dataclass(frozen=True)
 class Toggled:
-    """Scores of one design with the loss (`on`) and without (`off`), and the metric in which a grid would show."""
+    """Scores of one design with the loss (`on`) and without (`off`), and the metric in which seams would show."""
 
     on: Scores
     off: Scores
     metric: str
+
+    @property
+    def measure(self) -> str:
+        """The metric without its lattice."""
+        return self.metric.rpartition("_r")[0]
+
+    @property
+    def lattice(self) -> str:
+        """The lattice of the metric, such as ``2`` or ``1x2x2``."""
+        return self.metric.rpartition("_r")[2]
+
+    def values(self, metric: str) -> tuple[list[float], list[float]]:
+        """Return the values with the loss and those without, of the subjects that have both."""
+        on, off = self.on.subjects(metric), self.off.subjects(metric)
+        both = [subject for subject in on if subject in off]
+        return [on[s] for s in both], [off[s] for s in both]
 
 
 def gradient_of(design: Mapping[str, Any]) -> float:
@@ -32,18 +51,24 @@ def same_but_for_loss(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 
 
 def loss_pairs(points: Sequence[Scores]) -> list[Toggled]:
-    """Return every pair of one data set, budget and number of evaluations that has the seam index."""
+    """Return every pair of one data set, budget and number of evaluations that has a measure of seams."""
     return [
         Toggled(on, off, metric)
         for off in points
-        if (metric := seam_metric(factor_text(off.design))) and not gradient_of(off.design) and off.subjects(metric)
+        if factor_text(off.design) and not gradient_of(off.design)
         for on in points
         if alike(on, off)
         and on.evaluations == off.evaluations
         and gradient_of(on.design)
-        and on.subjects(metric)
+        and (metric := _seams_of(on, off))
         and same_but_for_loss(on.design, off.design)
     ]
+
+
+def _seams_of(on: Scores, off: Scores) -> str:
+    """Return the first measure of seams that both have; older records have only the seam index."""
+    names = (seam_metric(factor_text(off.design), measure) for measure in SEAMS)
+    return next((name for name in names if on.subjects(name) and off.subjects(name)), "")
 
 
 def _rest(design: Mapping[str, Any]) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["ideal", "is_higher_better", "is_regional", "loss", "metric_name"]
+__all__ = ["SEAMS", "ideal", "is_higher_better", "is_regional", "loss", "metric_name"]
 
 UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
+
+SEAMS = ("border_ratio", "seam_index")  # one metric a block grid, such as border_ratio_r2; what sees more is first
 
 # More is better for names that begin with one of these; less for all others that have no ideal.
 _HIGHER = (
@@ -20,12 +22,12 @@ _HIGHER = (
     "matmul_flops_per_second",
     "flops_share",
 )
-_IDEAL = {"sharpness": 1.0, **dict.fromkeys(UPTAKE, 0.0)}
+_IDEAL = {"sharpness": 1.0, "border_ratio": 0.0, **dict.fromkeys(UPTAKE, 0.0)}
 
 
 def base(metric: str) -> str:
     """Return the name of a metric without lattice or region."""
-    return next((name for name in ("seam_index", *UPTAKE) if metric.startswith(name)), metric)
+    return next((name for name in (*SEAMS, *UPTAKE) if metric.startswith(name)), metric)
 
 
 def is_higher_better(metric: str) -> bool:
@@ -55,6 +57,7 @@ _NAMES = {
     "nrmse": "NRMSE",
     "mae": "MAE",
     "seam_index": "seam index",
+    "border_ratio": "border ratio",
     "suv_mean_bias": "SUVmean",
     "suv_max_bias": "SUVmax",
 }
@@ -62,7 +65,7 @@ _NAMES = {
 
 def metric_name(metric: str, unit: str = "") -> str:
     """Return a metric for people, with an arrow to the better direction: ``PSNR dB ↑``, ``seam index r=4 dB ↓``."""
-    lattice = re.fullmatch(r"seam_index_r(.+)", metric)
+    lattice = re.fullmatch(rf"(?:{'|'.join(SEAMS)})_r(.+)", metric)
     which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
     name = _NAMES.get(base(metric), base(metric).replace("_", " ")) + which
     arrow = "↑" if is_higher_better(metric) else f"→{best:g}" if (best := ideal(metric)) is not None else "↓"

@@ -15,7 +15,7 @@ EXHIBITS = (
     Exhibit("quality-evaluations", "Quality against network evaluations", quality_cost.show_evaluations),
     Exhibit("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
     Exhibit("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
-    Exhibit("seam-index", "Seam index with and without the puzzle-gradient loss", seam.show),
+    Exhibit("seam-index", "Seams with and without the puzzle-gradient loss", seam.show),
     Exhibit("grid-artefact", "The grid, its spectrum and the puzzle-gradient loss", grid.show),
     Exhibit("gallery", "Every method on one subject of each task", gallery.show),
     Exhibit("prediction", "Predicted against measured and published peaks", agreement.show),

@@ -311,9 +311,9 @@ def factor_text(design: Mapping[str, Any]) -> str:
     return "x".join(map(str, factor)) if isinstance(factor, list) else str(factor) if factor else ""
 
 
-def seam_metric(factor: str) -> str:
-    """Return the seam index on the lattice of a puzzle of this factor; empty without a lattice."""
-    return f"seam_index_r{factor}" if factor not in ("", "1", "1x1x1") else ""
+def seam_metric(factor: str, measure: str) -> str:
+    """Return a measure of seams on the lattice of a puzzle of this factor; empty without a lattice."""
+    return f"{measure}_r{factor}" if factor not in ("", "1", "1x1x1") else ""
 
 
 def group_title(points: Sequence[Scores]) -> str:

@@ -59,7 +59,8 @@ def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
 
     def step() -> None:
         source, target = (torch.zeros(batch_size, c, *shape) for c in (len(method.sources), 1))
-        training_loss(method, method.build(), source, target).mean().backward()
+        discriminator = method.build_discriminator()
+        training_loss(method, method.build(), source, target, discriminator=discriminator).mean().backward()
 
     return count(step)
 

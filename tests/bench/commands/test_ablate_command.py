@@ -191,8 +191,8 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
     assert {record.command for record in first} == {"ablate"}
     assert {record.variant for record in first} == {"default", "kernel=i2sb"}
     metrics = {record.metric for record in first}
-    wanted = "psnr ssim sharpness seam_index_r2 peak_allocated peak_reserved step_seconds train_seconds train_steps"
-    assert {*wanted.split(), "volume_seconds"} <= metrics
+    wanted = "psnr ssim sharpness seam_index_r2 border_ratio_r2 peak_allocated peak_reserved step_seconds train_seconds"
+    assert {*wanted.split(), "train_steps", "volume_seconds"} <= metrics
     assert {r.shape for r in first if r.metric == "peak_allocated"} == {(16, 16, 16), (24, 24, 24)}
     assert {r.kind for r in first if r.metric == "peak_allocated"} == {"predicted"}
     assert len([r for r in first if r.metric == "psnr"]) == 2 * 2

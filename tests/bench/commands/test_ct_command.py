@@ -23,7 +23,7 @@ from ppdm_bench.report.snapshot import read_snapshot
 pytestmark = pytest.mark.slow
 
 TRAIN = ("train", "--method", "tiny_training:TINY", "--steps", 2, "--device", "cpu", "--out", "run")
-METRICS = ["mae", "psnr", "ssim", "sharpness", "seam_index_r2"]
+METRICS = ["mae", "psnr", "ssim", "sharpness", "seam_index_r2", "border_ratio_r2"]
 
 
 @pytest.fixture(autouse=True)

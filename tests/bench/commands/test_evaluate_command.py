@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
-METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2"}
+METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2", "border_ratio_r2"}
 METHOD = PPDM.with_network(width=8, multipliers=(1,))
 # Its row is named by what differs from the registered method.
 VARIANT = "r=2 network.multipliers=[1]"
@@ -159,6 +159,7 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
         "test, 3 subjects, 16×14×12, preset ppdm, data range 100.",
         "PSNR dB ↑",
         "seam index r=2 dB ↓",
+        "border ratio r=2 dB →0",
         "network.multipliers=[1], 1",
         "network.multipliers=[1], 2",
         "Difference from input",
@@ -385,10 +386,10 @@ def test_a_prediction_on_another_grid_is_a_row_with_a_reason(data, tmp_path):
         "evaluate", "--predictions", tmp_path / "pred", "--targets", data / "target", "--out", tmp_path / "out"
     )
     assert code == 1
-    assert "s2; pred; psnr, ssim, nmae and 3 more: The target of s2 and" in err
+    assert "s2; pred; psnr, ssim, nmae and 4 more: The target of s2 and" in err
     assert "must share one grid" in err
     assert "(n=2)" in text
-    assert "6 values could not be computed" in text
+    assert "7 values could not be computed" in text
     records = RecordFile(tmp_path / "out" / "records.jsonl").read()
     assert {r.status for r in records if r.subject == "s2"} == {"error"}
     assert {r.status for r in records if r.subject != "s2"} == {"ok"}
@@ -687,6 +688,7 @@ def test_series_are_named_by_what_tells_them_apart():
         ("nmae", "1", "NMAE ↓"),
         ("sharpness", "1", "sharpness →1"),
         ("seam_index_r1x2x2", "dB", "seam index r=1×2×2 dB ↓"),
+        ("border_ratio_r4", "dB", "border ratio r=4 dB →0"),
         ("suv_max_error", "%", "suv max error % ↓"),
     ],
 )

@@ -7,8 +7,9 @@ import pytest
 from commands import refused, run
 from tiny_training import pair
 
-from ppdm.data.volume import Volume, write_volume
+from ppdm.data.volume import Volume, read_volume, write_volume
 from ppdm_bench.ablation import results as ablation_results
+from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import ManifestSubjects
 from ppdm_bench.evaluation import pictures, results, trials
 from ppdm_bench.memory import command as memory_command
@@ -50,7 +51,7 @@ def place(tmp_path, monkeypatch):
 
 
 def never(*_, **__):
-    pytest.fail("it was trained")
+    pytest.fail("it was called")
 
 
 @pytest.mark.slow
@@ -71,6 +72,7 @@ def test_pairs_are_trained_scored_and_recorded_under_the_name_of_their_file(plac
     # The data may be moved, and the same command then trains nothing.
     shutil.copytree(place / "mine", place / "elsewhere")
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", never)
+    monkeypatch.setattr(pair_sources, "check_pairs", never)  # it was checked before
     assert run(*QUALITY, "--manifest", place / "elsewhere" / "pairs.csv", "--out", "out")[0] == 0
 
     # A changed manifest is not resumed.
@@ -173,6 +175,38 @@ def of_two_sizes(folder):
     return table
 
 
+def with_a_broken_file(folder):
+    table = pairs_in(folder)
+    file = folder / "3b.nii.gz"
+    file.write_bytes(file.read_bytes()[:-100])
+    return table
+
+
+def with_an_empty_scan(folder):
+    table = pairs_in(folder)
+    scan = read_volume(folder / "1b.nii.gz")
+    write_volume(folder / "1b.nii.gz", 0 * scan.data, scan)
+    return table
+
+
+def with_an_empty_mask(folder):
+    table = pairs_in(folder)
+    scan = read_volume(folder / "3b.nii.gz")
+    write_volume(folder / "mask.nii.gz", 0 * scan.data, scan)
+    heading, *rows = table.read_text().splitlines()
+    table.write_text(
+        "\n".join([f"{heading},mask", *(f"{row},{'mask.nii.gz' * (number > 2)}" for number, row in enumerate(rows))])
+    )
+    return table
+
+
+def with_a_copy_in_another_split(folder):
+    table = pairs_in(folder)
+    for name in "ab":
+        shutil.copy(folder / f"0{name}.nii.gz", folder / f"4{name}.nii.gz")
+    return table
+
+
 @pytest.mark.parametrize("command", [QUALITY, ABLATE], ids=["quality", "ablate"])
 @pytest.mark.parametrize(
     ("made", "words", "sentence"),
@@ -186,6 +220,14 @@ def of_two_sizes(folder):
         (without_a_file, (), "line 5: target 3b.nii.gz is not a file"),
         (on_two_grids, (), "resample one of them onto the grid of the other first (--resample does so"),
         (of_two_kinds, (), "4 pairs have an suv_factor and 1 have none"),
+        (with_a_broken_file, (), "3b.nii.gz is truncated: its gzip data end too early; copy or download it again."),
+        (with_an_empty_scan, (), "1b.nii.gz: every voxel is 0, expected an image"),
+        (with_an_empty_mask, (), "mask.nii.gz: no voxel of the mask lies above 0"),
+        (
+            with_a_copy_in_another_split,
+            (),
+            "which is in train, and this one in test; keep it in one split. `ppdm-bench data check ",
+        ),
         (of_two_sizes, ("--batch-size", 2), "a batch of 2 needs one shape; crop them alike, or give --batch-size 1"),
     ],
 )
@@ -209,6 +251,8 @@ def test_pairs_that_cannot_be_compared_are_refused_before_anything_is_made(
         (("--manifest", "a.csv", "--manifest", "b/a.csv"), "a.csv and b/a.csv are both called 'a' in results"),
         (("--manifest", "mri-t1t2.csv"), "would be called 'mri-t1t2', which is that of a synthetic task"),
         (("--manifest", "mri-t1t2.csv", "--task", "mri-t1t2"), "are both called 'mri-t1t2' in results"),
+        (("--seeds", ""), "expected values separated by commas, got ''"),
+        (("--evaluations", ""), "expected values separated by commas, got ''"),
         (("--manifest", "...csv"), "would be called '..', which begins with a dot"),
     ],
 )
@@ -216,6 +260,29 @@ def test_options_that_do_not_fit_together(command, words, sentence, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert sentence in refused(2, *command, *words, "--out", "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("reference", "known"),
+    [
+        ("input", True),
+        ("ppdm r=2 kernel.gamma=0.25", True),
+        ("ppdm r=2 kernel.gamma=0.25 s1", True),
+        ("out/pairs/runs/ppdm/default", True),
+        ("ppdm", False),
+        ("ppdm r=2 mean of 3", False),
+    ],
+)
+def test_a_reference_that_no_row_has_is_refused_before_the_training(place, monkeypatch, reference, known):
+    monkeypatch.setattr(trials, "carry_out_trials", lambda *_: iter(()))
+    words = ("--vary", "kernel.gamma=0.25", "--seeds", "0,1", "--reference", reference, "--out", "out")
+    words = (*QUALITY, "--manifest", pairs_in(place / "mine"), *words)
+    if known:
+        assert run(*words)[0] == 0
+    else:
+        there = "input, ppdm r=2, ppdm r=2 s1, ppdm r=2 kernel.gamma=0.25, ppdm r=2 kernel.gamma=0.25 s1"
+        assert f"there is no {reference!r} to take differences from; there are {there}" in refused(2, *words)
+    assert (place / "out").exists() == known
 
 
 def test_targets_on_another_grid_are_resampled_where_that_is_asked_for(place, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.host import host_peak
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predict, predictor
 from ppdm_bench.planning.questions import Alternatives, Bounds, question
@@ -230,6 +231,28 @@ def test_predictions_are_those_of_memory():
     assert peak.peak_allocated <= look.need - target.beside <= peak.peak_reserved
     assert predict(Case(configuration, "sample"), replace(target, capacity=look.need)).fits
     assert not predict(Case(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
+
+
+def test_host_memory_is_said_for_sampling_one_volume(monkeypatch):
+    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
+    monkeypatch.setattr("ppdm_bench.memory.host.process_base", lambda device: GIB)
+    configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
+    look = predict(Case(configuration, "sample"), target)
+    assert look.host == host_peak(predicted(configuration, "sample", target), configuration.shape, "cuda")
+    for case in (Case(configuration, "train"), Case(replace(configuration, batch_size=2), "sample")):
+        assert predict(case, target).host is None
+
+    def known(case, target):
+        return replace(made_up(case, target), host=GIB if case.phase == "sample" else None)
+
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", known)
+    words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--phase")
+    assert (
+        "Host RAM, besides the card: 2.00 GiB to translate one volume of 64×64×64 (ppdm r=2" in run(*words, "sample")[1]
+    )
+    (record,) = [row for row in json.loads(run(*words, "sample", "--json")[1]) if row["metric"] == "peak_host"]
+    assert (record["value"], record["unit"], record["phase"]) == (GIB, "B", "sample")
+    assert "Host RAM" not in run(*words, "train")[1]
 
 
 def predicted(configuration, phase, target):

@@ -109,7 +109,8 @@ def test_scans_on_two_grids_are_resampled_if_that_is_asked_for(folder):
 
 def test_a_time_is_trained_for(folder):
     words = [word for word in TRAIN if word not in ("--steps", 2)]
-    code, _, err = run(*words, "--manifest", manifest(folder), "--minutes", 0.001)
+    path = manifest(folder, splits=("train", "val", "test"))
+    code, _, err = run(*words, "--manifest", path, "--minutes", 0.001)
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert load("run").steps == len(rows) >= 1

@@ -94,6 +94,28 @@ def test_a_training_that_learns_nothing_says_so_at_its_end(words):
     assert "untrained" not in run(*words, *learns)[1]
 
 
+# --- what is said before anything is trained
+
+
+def test_a_budget_without_a_validation_before_its_end_is_said_first(words):
+    code, _, err = run(*words, "--validate-every", 5, "--out", "late")
+    assert code == 0
+    assert "4 steps are fewer than the 5 of --validate-every, so the only validation is that after the last step" in err
+    assert "such as 1, to keep the best of several models" in err
+    for more in (("--validate-every", 4), ()):
+        assert "--validate-every" not in run(*words, *more, "--out", f"in time {len(more)}")[2]
+
+
+def test_pairs_without_a_test_split_are_said_first(words, tmp_path, monkeypatch):
+    trained = []
+    monkeypatch.setattr("ppdm_bench.commands.train.train_sets", lambda *_, **__: trained.append(True))
+    code, _, err = run(*words, "--out", "without")
+    assert (code, trained) == (0, [True])
+    manifest(tmp_path, splits=("train", "train", "test"))
+    assert "split 'test'" not in run(*words, "--out", "with")[2]
+    assert "pairs.csv has no pairs in the split 'test', so evaluate will have nothing to score; mark some rows" in err
+
+
 # --- progress without a terminal
 
 
@@ -122,7 +144,8 @@ def test_a_slow_step_delays_the_next_line_and_validation_is_in_it():
     assert "loss 0.2500, validation loss 0.5000, " in lines[0]
 
 
-def test_the_command_writes_these_lines_to_stderr(words, monkeypatch):
+def test_the_command_writes_these_lines_to_stderr(words, tmp_path, monkeypatch):
+    manifest(tmp_path, splits=("train", "val", "test"))
     now = iter(range(0, 10**6, 20))
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     code, out, err = run(*words, "--out", "run")

@@ -3,6 +3,7 @@
 The part of the child that reads a GPU's counters runs here on counters that are made up; the code is the same.
 """
 
+import csv
 import json
 import os
 import sys
@@ -17,13 +18,15 @@ from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation import sweep
 from ppdm_bench.isolation.runner import Answer, run_child
-from ppdm_bench.memory import nvml, worker
+from ppdm_bench.memory import host, nvml, worker
 from ppdm_bench.memory.command import Plan, Task, carry_out
+from ppdm_bench.memory.host import host_peak
 from ppdm_bench.memory.results import collect, failures, present
 from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
 from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
+from ppdm_bench.units import gib
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +105,32 @@ def test_the_breakdown_adds_up(for_cuda):
         found = values(for_cuda, phase=phase)
         assert sum(found[kind] for kind in BREAKDOWN) == found["peak_allocated"]
         assert found["parameters"] * 4 <= found["params"]
+
+
+def test_host_memory_is_that_of_translating_one_volume(on_cpu, for_cuda):
+    work = workload(TINY.resolve(), "sample", SHAPE, 1, "cuda")
+    peak = predict_peak(work.build, work.step, work.iterations, Target(torch="2.11.0"))
+    assert values(for_cuda, phase="sample")["peak_host"] == host_peak(peak, SHAPE, "cuda")
+    for records in (
+        values(on_cpu),
+        values(for_cuda, phase="train"),
+        values(records_of(plan([replace(TINY, batch_size=2)]))),
+    ):
+        assert "peak_host" not in records
+
+
+def test_host_memory_is_a_column_and_a_sentence(for_cuda, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "process_base", lambda device: GIB)
+    found = values(for_cuda, phase="sample")["peak_host"]
+    text, _ = present(for_cuda, tmp_path, None, columns=["sample host GiB"])
+    assert gib(found) in text
+    assert f"Host RAM, besides the card: {gib(GIB + found)} GiB to translate one volume of 9×16×8 (ppdm r=2" in text
+    assert "Host RAM, besides the card" in (tmp_path / "memory.md").read_text()
+    with open(tmp_path / "memory.csv") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row["sample_peak_host"] == str(found)
+    train = [record for record in for_cuda if record.phase == "train"]
+    assert "Host RAM" not in present(train, tmp_path / "train", None)[0]
 
 
 def test_a_card_that_is_too_small_is_a_finding_with_a_reason():
@@ -364,7 +393,8 @@ def test_the_same_plan_twice_adds_no_record(tmp_path):
     first, second = collect(plan(), tmp_path), collect(plan(), tmp_path)
     assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(first) == len(second)
     assert collect(plan([replace(TINY, batch_size=2)]), tmp_path)
-    assert len(RecordFile(tmp_path / "records.jsonl").read()) == 2 * len(first)
+    # Translation is of one volume, so the second has no record of host memory.
+    assert len(RecordFile(tmp_path / "records.jsonl").read()) == 2 * len(first) - 1
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,25 @@ def test_cells_around_another_method_and_data_of_another_size_stay_out():
 
 @pytest.mark.parametrize(
     ("label", "metric"),
-    [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", None)],
+    [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", "")],
 )
 def test_the_lattice_of_a_cell(label, metric):
-    assert seam_metric(gather(one(label))[0]) == metric
+    assert seam_metric(gather(one(label))[0], "seam_index") == metric
+
+
+def test_columns_of_seams_are_those_that_the_records_have():
+    old = [*one("default"), *one("r=4")]
+    border = [
+        replace(r, metric=r.metric.replace("seam_index", "border_ratio")) for r in old if "seam_index" in r.metric
+    ]
+    text, both = (ablation_page(records).to_markdown() for records in (old, [*old, *border]))
+    assert "Seam index: at the lattice" in text
+    assert "border" not in text
+    assert "Border ratio: at the lattice of the cell's own representation." in both
+    names = [[axes.get_ylabel() for axes in ablation_figure(records).axes] for records in (old, [*old, *border])]
+    assert "Δ seam\nindex (dB) ↓" in names[0]
+    assert "Δ border\nratio (dB)" in names[1]
+    assert "Δ seam\nindex (dB) ↓" not in names[1]
 
 
 def test_files_are_the_same_every_time_and_read_back(tmp_path):

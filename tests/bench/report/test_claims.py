@@ -67,10 +67,10 @@ def times(factor):
     yield timing(PPDM, 4, [1 + 0.01 * n for n in range(10)])
 
 
-def grids(before, after):
-    for task in TASKS:
-        yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric="seam_index_r2")
-        yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric="seam_index_r2")
+def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
+    for task in tasks:
+        yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric=metric)
+        yield from scores(PPDM, task, [after + 0.1 * n for n in range(4)], metric=metric)
 
 
 @pytest.mark.slow
@@ -91,7 +91,9 @@ def grids(before, after):
         ),
         ("faster", times(2.0), times(1.0)),
         ("frequency", quality(PPDM, WAVELET, 0.5), quality(PPDM, WAVELET, -0.5)),
-        ("grid", grids(5, 2), grids(5, 5.5)),
+        ("grid", grids(1.4, 0.4), grids(1.4, 1.5)),
+        ("grid", grids(5, 2), grids(1.3, 0.1)),
+        ("grid", grids(5, 2, "seam_index_r2"), grids(5, 5.5, "seam_index_r2")),
         (
             "bridge",
             [*over_seeds(PPDM, 0.01, 1.0), *over_seeds(NOISE, 0.5)],
@@ -140,11 +142,33 @@ def test_scans_count_beside_the_tasks_and_cannot_replace_one():
 
 def test_grids_in_scans_count():
     scans = [
-        *scores(OFF, "", [5, 5.1, 5.2, 5.3], metric="seam_index_r2"),
-        *scores(PPDM, "", [5.5, 5.6, 5.7, 5.8], metric="seam_index_r2"),
+        *scores(OFF, "", [5, 5.1, 5.2, 5.3], metric="border_ratio_r2"),
+        *scores(PPDM, "", [5.5, 5.6, 5.7, 5.8], metric="border_ratio_r2"),
     ]
     assert decided("grid", grids(5, 2)).verdict == "supported"
     assert decided("grid", [*grids(5, 2), *of_scans(scans)]).verdict == "not supported"
+
+
+def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where_they_do_not():
+    by_index, by_borders = [*grids(0, 0, "seam_index_r2")], [*grids(2, 1)]
+    assert decided("grid", by_index).verdict == "not measured"
+    found = decided("grid", [*by_index, *by_borders])
+    assert found.verdict == "supported"
+    assert all(effect.what.startswith("border ratio r2 on") for effect in found.effects)
+    of_one_task = [*grids(0, 0, "seam_index_r2", TASKS[:1]), *grids(2, 1, tasks=TASKS[1:])]
+    assert [effect.passed for effect in decided("grid", of_one_task).effects].count(None) == 1
+
+
+def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_are_shown():
+    clean, gain = [*grids(0.2, 0.1)], [*quality(PPDM, OFF, 0.5)]
+    found = decided("grid", [*clean, *gain])
+    assert found.verdict == "not supported"
+    assert found.why == "there are no seams to suppress: without the loss, the border ratio is at most 0.35 dB"
+    assert found.basis == "measured"
+    gains = [effect for effect in found.effects if effect.what.startswith("PSNR")]
+    assert [effect.value for effect in gains] == pytest.approx([0.515] * 3)
+    assert {effect.passed for effect in gains} == {None}
+    assert decided("grid", [r for r in clean if r.task != TASKS[0]]).verdict == "not measured"
 
 
 def test_two_tasks_are_not_three():
@@ -180,8 +204,8 @@ def test_an_ordinary_variation_of_the_method_is_not_the_method():
     assert decided("frequency", quality(varied, WAVELET, 1.0)).verdict == "not measured"
 
 
-def test_nothing_is_suppressed_where_there_is_no_grid():
-    found = decided("grid", grids(0.5, 0.1))
+def test_without_a_grid_the_seam_index_decides_nothing():
+    found = decided("grid", grids(0.5, 0.1, "seam_index_r2"))
     assert found.verdict == "not measured"
     assert all(effect.passed is None for effect in found.effects)
 

@@ -352,6 +352,21 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
+def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
+    index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
+    records = [
+        record
+        for task, metric in (index, ratio, [TASKS[1], "seam_index_r2"])
+        for method, values in ((OFF, [5, 6]), (PPDM, [-2, -1]))
+        for record in scores(method, task, values, metric=metric)
+    ]
+    shown, figure = exhibit("seam-index", records)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["seam index (dB)", "border ratio (dB)"]
+    assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
+    assert [line.cells[4] for line in shown.table.lines] == [index[1], ratio[1]]
+    assert "Border ratio in dB" in shown.about
+
+
 def test_captions_tell_phantoms_from_own_data():
     runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
     first, *others = of_scans(runs)
@@ -403,6 +418,20 @@ def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_na
     lines = [line for line in axes.lines if line.get_marker() != "None"]
     assert [line.get_linestyle() for line in lines] == ["--", "--", "-"]
     assert lines[0].get_markersize() > lines[1].get_markersize()
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1, ["20", "", "", "80"]), (1500, ["", "100000"])])
+def test_labels_of_a_narrow_scale_do_not_touch(scale, expected):
+    whole = snapshot()
+    views = [
+        replace(view, sections={plane: scale * picture for plane, picture in view.sections.items()})
+        for view in whole.views
+    ]
+    figure = gallery.show(Library((), (replace(whole, views=views),), {})).draw("single")
+    (bar,) = [axes for cell in figure.axes if "target (a.u.)" in labels(cell) for axes in cell.child_axes]
+    low, high = bar.get_xlim()
+    ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+    assert [label.get_text() for value, label in ticks if low <= value <= high] == expected
 
 
 def test_pictures_have_scores_directions_and_colour_bars():

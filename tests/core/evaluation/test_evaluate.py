@@ -229,6 +229,8 @@ def test_every_prediction_is_scored_at_every_lattice():
     assert {"seam_index_r2", "seam_index_r4", "seam_index_r1x1x4"} <= set(plain)
     assert plain["seam_index_r4"] < 1 < 5 < gridded["seam_index_r4"]
     assert gridded["seam_index_r1x1x4"] < 1  # the grid runs along D, this lattice along W
+    assert gridded["border_ratio_r4"] > plain["border_ratio_r4"]
+    assert gridded["border_ratio_r1x1x4"] == pytest.approx(plain["border_ratio_r1x1x4"], abs=1e-3)
 
 
 def test_a_metric_that_fails_does_not_lose_the_others():
@@ -261,7 +263,15 @@ def test_conventions_of_challenges_are_scored_alike():
 
 @pytest.mark.parametrize(
     ("metric", "unit"),
-    [("psnr", "dB"), ("seam_index_r4", "dB"), ("ssim", "1"), ("nrmse", "1"), ("suv_max_error", "%"), ("mae", "")],
+    [
+        ("psnr", "dB"),
+        ("seam_index_r4", "dB"),
+        ("border_ratio_r4", "dB"),
+        ("ssim", "1"),
+        ("nrmse", "1"),
+        ("suv_max_error", "%"),
+        ("mae", ""),
+    ],
 )
 def test_units(metric, unit):
     assert unit_of(metric) == unit

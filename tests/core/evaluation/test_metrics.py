@@ -15,6 +15,7 @@ from ppdm.metrics import (
     PRESETS,
     MetricError,
     UptakeBias,
+    border_ratio,
     connected_regions,
     default_preset,
     deviation_rank,
@@ -41,6 +42,8 @@ SIMPLE = {
     "sharpness": sharpness,
 }
 EACH = pytest.mark.parametrize("metric", SIMPLE.values(), ids=SIMPLE)
+NO_SEAM = 0.4  # dB: reached by images without seams, if edges of the target lie on borders and noise hides them
+SEAMS = 1.5  # dB: the threshold of the claim about grid artefacts
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
@@ -292,6 +295,116 @@ def test_a_grid_of_another_period_is_not_the_puzzles():
 def test_the_seam_index_says_which_factors_it_cannot_use(factor, words):
     with pytest.raises(ValueError, match=words):
         seam_index(torch.zeros(24, 40, 40), torch.zeros(24, 40, 40), factor)
+
+
+# The border ratio
+
+
+def brain(seed=0, noise=0.05):
+    """A smooth body (36, 40, 44) with an insert of other intensity, at places that no cell knows, and noise."""
+    rng = np.random.default_rng(seed)
+    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (36, 40, 44)), indexing="ij"))
+    body = (np.square(place).sum(axis=0) < 0.8) + 0.7 * (np.square(place - 0.23).sum(axis=0) < 0.1)
+    smooth = ndimage.gaussian_filter(body.astype(float), 1.2) + noise * rng.standard_normal(body.shape)
+    return torch.from_numpy(smooth)
+
+
+def seams(shape, r, amplitude, seed=0):
+    """Jumps of a known amplitude and random sign at every border of cells along D."""
+    sign = np.random.default_rng(seed).choice([-1.0, 1.0], size=(-(-shape[0] // r), *shape[1:]))
+    jumps = amplitude * np.cumsum(sign, axis=0)
+    return torch.from_numpy(np.repeat(jumps, r, axis=0)[: shape[0]])
+
+
+def border_loop(prediction, target, r, mask):
+    """The definition, voxel by voxel."""
+    levels = []
+    for axis, k in enumerate(r):
+        if k > 1:
+            ratio = []
+            for x in (prediction.numpy(), target.numpy()):
+                found = {True: [], False: []}
+                for place in np.ndindex(*x.shape):
+                    after = tuple(i + (a == axis) for a, i in enumerate(place))
+                    if after[axis] < x.shape[axis] and mask[place] and mask[after]:
+                        found[after[axis] % k == 0].append((x[after] - x[place]) ** 2)
+                ratio.append(np.mean(found[True]) / np.mean(found[False]))
+            levels.append(10 * log10(ratio[0] / ratio[1]))
+    return np.mean(levels)
+
+
+@pytest.mark.parametrize("r", [(2, 2, 2), (3, 4, 2), (1, 4, 1)], ids=str)
+def test_the_border_ratio_is_that_of_a_loop_with_masks_and_incomplete_cells(r):
+    p, g = volumes(9, 10, 11)
+    mask = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(3)) < 0.8
+    assert border_ratio(p, g, r, mask).item() == pytest.approx(border_loop(p, g, r, mask), abs=1e-9)
+    everywhere = torch.ones_like(mask)
+    assert border_ratio(p, g, r).item() == pytest.approx(border_loop(p, g, r, everywhere), abs=1e-9)
+
+
+@pytest.mark.parametrize("r", [2, 4])
+@pytest.mark.parametrize("share", [0.35, 0.5, 0.7, 1.0, 2.0])
+def test_seams_of_random_sign_have_the_expected_border_ratio_where_the_seam_index_is_blind(r, share):
+    """Share: amplitude over the root mean square of border differences; from 0.35 on they show, at 0.7 they decide."""
+    clean, target = brain(1), brain(2)
+    squares = clean.diff(dim=0).square()[r - 1 :: r].mean().item()
+    seamed = clean + seams(clean.shape, r, share * sqrt(squares))
+    without = border_ratio(clean, target, (r, 1, 1)).item()
+    found = border_ratio(seamed, target, (r, 1, 1)).item()
+    assert found - without == pytest.approx(10 * log10(1 + share**2), abs=0.1)
+    assert (found - without > SEAMS) == (share >= 0.7)
+    assert found > NO_SEAM > abs(without)
+    assert seam_index(seamed, clean, (r, 1, 1)) < 1.5
+
+
+@pytest.mark.parametrize("r", [2, 3, 4], ids=str)
+@pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.2])
+def test_blurred_and_noisy_predictions_without_seams_are_near_0_db(r, sigma, noise):
+    target = brain(1)
+    blurred = torch.from_numpy(ndimage.gaussian_filter(target.numpy(), sigma))
+    prediction = blurred + noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(6))
+    assert abs(border_ratio(prediction, target, r).item()) < NO_SEAM
+
+
+def test_axes_without_borders_in_the_mask_do_not_count_in_the_border_ratio():
+    p, g = volumes(8, 8, 8)
+    mask = torch.zeros(8, 8, 8)
+    mask[:, :2, 3] = 1  # along H no border, along W no neighbour
+    assert border_ratio(p, g, 2, mask).item() == border_ratio(p, g, (2, 1, 1), mask).item()
+
+
+def test_the_border_ratio_has_no_unit_and_is_0_for_the_target():
+    target, clean = brain(1), brain(2)
+    seamed = clean + seams(clean.shape, 2, 0.1)
+    value = border_ratio(seamed, target, 2).item()
+    assert value > 0.8
+    assert border_ratio(30 * seamed - 700, 5 * target + 4, 2).item() == pytest.approx(value, abs=1e-6)
+    assert border_ratio(target, target, 2).item() == 0
+
+
+def test_slabs_and_batches_do_not_show_in_the_border_ratio(monkeypatch):
+    p, g = volumes(2, 2, 17, 20, 24)
+    mask = torch.rand(2, 1, 17, 20, 24, generator=torch.Generator().manual_seed(3)) < 0.8
+    whole = border_ratio(p, g, (2, 3, 4), mask)
+    monkeypatch.setattr(pair, "SLAB", 900)
+    torch.testing.assert_close(border_ratio(p, g, (2, 3, 4), mask), whole)
+    torch.testing.assert_close(border_ratio(p[1:], g[1:], (2, 3, 4), mask[1:])[0], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "factor", "words"),
+    [
+        (torch.rand(8, 8, 8), 1, "no cells"),
+        (torch.rand(8, 8, 8), 8, "the prediction .* has none"),
+        (torch.rand(8, 8, 8), 0, "positive integer"),
+        (torch.ones(8, 8, 8), 2, "neighbouring voxels that differ"),
+        (torch.rand(4, 4, 4).repeat_interleave(2, 0), (2, 1, 1), "inside cells"),
+    ],
+)
+def test_the_border_ratio_says_what_it_cannot_use(prediction, factor, words):
+    with pytest.raises(ValueError, match=words):
+        border_ratio(prediction, torch.rand(prediction.shape), factor)
 
 
 # Regions
@@ -593,6 +706,7 @@ def test_the_default_preset_holds_the_metrics_of_the_same_names():
         "nrmse": nrmse(p, g, mask).item(),
         "sharpness": sharpness(p, g, mask).item(),
         "seam_index": seam_index(p, g, (2, 2, 4)).item(),
+        "border_ratio": border_ratio(p, g, (2, 2, 4), mask).item(),
     }
     assert "seam_index" not in default_preset(1.5)(p, g)
 

@@ -152,13 +152,13 @@ def finished(tmp_path):
 
 def test_a_finished_run_continues_to_more_steps(finished):
     before = load_file(finished / "state-000004.safetensors")
-    rate = Schedule(steps=8).learning_rate(TINY.optimisation, 4, 0.0)
+    rate = Schedule(steps=8).learning_rate(TINY, 4, 0.0)
     with pytest.warns(UserWarning, match=f"finished after 4 steps continues to 8.* rises to {rate:.3g}.* falls to 0"):
         fit(TINY, PAIRS, steps=8, run=Run(finished, resume=True))
     log = rows(finished / "log.jsonl")
     assert [row["step"] for row in log] == list(range(1, 9))
     assert [row["learning_rate"] for row in log[4:]] == [
-        Schedule(steps=8).learning_rate(TINY.optimisation, k, 0.0) for k in range(4, 8)
+        Schedule(steps=8).learning_rate(TINY, k, 0.0) for k in range(4, 8)
     ]
     assert json.loads((finished / "options.json").read_text())["options"]["steps"] == 8
     after = load_file(finished / "state-000008.safetensors")

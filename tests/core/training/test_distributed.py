@@ -47,9 +47,10 @@ def steps(folder, run):
 # --- what is learned does not depend on the number of ranks
 
 
-@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent"])
+@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent", "adversarial"])
 def test_two_with_half_the_batch_are_one_with_the_whole(folder, came, name):
-    method = {"puzzle": "ppdm", "patches": "patches", "slices": "slice25d", "latent": "latent"}[name]
+    methods = {"puzzle": "ppdm", "patches": "patches", "slices": "slice25d", "latent": "latent", "adversarial": "gan3d"}
+    method = methods[name]
     assert came[name]["codes"] == [0, 0], came[name]["err"]
     alone, *two = (
         torch.load(folder / f"{method}-{which}.pt", weights_only=False) for which in ("0-of-1", "0-of-2", "1-of-2")
@@ -65,7 +66,7 @@ def test_two_with_half_the_batch_are_one_with_the_whole(folder, came, name):
         assert all(torch.equal(a, b) for a, b in zip(*(each[key] for each in two), strict=True))
 
 
-@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent"])
+@pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent", "adversarial"])
 def test_losses_are_those_of_the_whole_batch_and_the_first_tells_them(came, name):
     told, untold = came[name]["results"]
     assert untold == []

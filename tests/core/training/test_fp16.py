@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from tiny_methods import tiny
 from tiny_training import TINY, pair, same
 from waiting import Waits
 
@@ -45,6 +46,18 @@ def test_a_step_whose_gradients_overflow_changes_no_weights():
     assert same(training.average, average)
     assert training.scaler.get_scale() == 2.0**99
     assert all(float(state["step"]) == 1 for state in training.optimizer.inner.state.values())
+
+
+def test_an_overflow_of_the_discriminator_skips_the_step_of_both_networks():
+    training = Training.start(tiny(METHODS["gan3d"]).with_network(precision="fp16"))
+    source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
+    training.step(source, target, 1e-2)
+    before, average = copy.deepcopy(training.trained_modules), copy.deepcopy(training.average)
+    training.add_gradient(source, target)
+    next(training.discriminator.parameters()).grad.fill_(math.inf)
+    assert not training.update(1e-2).isfinite()
+    assert all(same(now, then) for now, then in zip(training.trained_modules, before, strict=True))
+    assert same(training.average, average)
 
 
 def test_skipped_steps_are_logged(monkeypatch, tmp_path):

@@ -12,6 +12,7 @@ from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 __all__ = [
+    "LEAST_SUBJECTS",
     "Duel",
     "Role",
     "best_duel",

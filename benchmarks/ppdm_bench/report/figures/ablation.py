@@ -11,10 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_measures, seam_metric
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
+from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import GIB
 
@@ -28,14 +29,14 @@ _ORDER = {
 }
 _WORDS = {"r=1": "r=1\n(identity)", "brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
 _WORDS |= {"cell": "within\nblocks", "all": "all\nvoxels"}
-_DIFFERENCES = ("psnr", "ssim", "sharpness", "seam")
+_DIFFERENCES = ("psnr", "ssim", "sharpness")
 
 
 def ablation_figure(records: Sequence[Record]) -> Figure:
     """Return small multiples: one column per axis, one row per quantity, one marker per task.
 
     Quality is the difference from the default at equal steps, subject by subject, with its bootstrap interval; tasks
-    with different values therefore share a scale. The seam index belongs to the block grid of the representation.
+    with different values therefore share a scale. Seams are those of the block grid of the representation.
     Memory is the peak of training: predicted markers are hollow, measured ones filled.
 
     Args:
@@ -52,7 +53,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         raise ValueError("there is nothing to draw: no cell beside the default has a value at equal steps")
     tasks = list(dict.fromkeys(row.task for row in rows))
     quantities: list[tuple[str, Callable[..., None]]] = [
-        *((_name(metric), _drawing(metric)) for metric in _DIFFERENCES),
+        *((_name(metric), _drawing(metric)) for metric in (*_DIFFERENCES, *seam_measures(rows)[:1])),
         ("training\nmemory (GiB)", _draw_memory),
         ("time per\nstep (s)", _draw_seconds),
     ]
@@ -116,16 +117,16 @@ def level_name(level: str) -> str:
 
 
 def _name(metric: str) -> str:
-    if metric == "seam":
-        return "Δ seam\nindex (dB) ↓"
-    return {"psnr": "Δ PSNR (dB) ↑", "ssim": "Δ SSIM ↑"}.get(metric, f"Δ {metric}")
+    names = {"psnr": "Δ PSNR (dB) ↑", "ssim": "Δ SSIM ↑"}
+    names |= {"seam_index": "Δ seam\nindex (dB) ↓", "border_ratio": "Δ border\nratio (dB)"}
+    return names.get(metric, f"Δ {metric}")
 
 
 def _drawing(metric: str) -> Callable[..., None]:
     def draw(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
         for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-            found = difference(row, rows, (seam_metric(row) or "") if metric == "seam" else metric)
+            found = difference(row, rows, seam_metric(row, metric) if metric in SEAMS else metric)
             if found is None:
                 continue
             if found.low is not None and found.high is not None:

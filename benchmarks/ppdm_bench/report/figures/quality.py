@@ -14,7 +14,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import metric_label, plain_label, without_common_words
 from ppdm_bench.report.figures.style import TEXT
-from ppdm_bench.report.metrics import is_regional
+from ppdm_bench.report.metrics import SEAMS, is_regional
 from ppdm_bench.report.scores import Scores, by_configuration, most_evaluations, unit_in
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["MANY", "evaluations_figure", "subjects_figure", "with_values"]
 
 MANY = 6  # configurations; colours and a legend cannot distinguish more
 
-_FIRST = ("psnr", "ssim", "sharpness", "seam_index")  # error, structure, and artefacts that an average hides
+_FIRST = ("psnr", "ssim", "sharpness", *SEAMS)  # error, structure, and artefacts that an average hides
 _COLUMNS = 4
 _ROW, _FRAME = 0.17, 0.95  # inches
 

@@ -8,7 +8,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, COMMAND, Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.ablation_rows import (
+    BUDGETS,
+    COMMAND,
+    Row,
+    difference,
+    gather,
+    most_evaluations,
+    seam_measures,
+    seam_metric,
+)
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.library import Library
@@ -28,9 +37,9 @@ def show_axes(library: Library) -> Shown:
         Missing: only the default was trained.
     """
     about = (
-        "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; the "
-        "seam index belongs to the block grid of the representation. Memory: peak of one training step, predicted for "
-        "CUDA (hollow) or measured (filled). Time: seconds per training step."
+        "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; seams "
+        "are those of the block grid of the representation. Memory: peak of one training step, predicted for CUDA "
+        "(hollow) or measured (filled). Time: seconds per training step."
     )
     return _shown(library, ablation_figure, about)
 
@@ -61,6 +70,7 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
 
 
 def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> Table:
+    seams = seam_measures(rows)
     headings = [
         Heading("cell", "cell"),
         Heading("task", "task"),
@@ -68,26 +78,27 @@ def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> 
         Heading("steps", "steps", lambda steps: f"{steps:.0f}", number=True),
         Heading("step_seconds", "s per step", lambda seconds: f"{seconds:.3g}", number=True),
         Heading("train_peak_allocated_bytes", "training, GiB, predicted", gib, number=True),
-        *(_number(metric) for metric in (*_METRICS, "seam_index")),
+        *(_number(metric) for metric in (*_METRICS, *seams)),
         Heading("psnr_difference", "PSNR difference, dB", lambda value: f"{value:+.2f}", number=True),
         Heading("psnr_low", "from", lambda value: f"{value:+.2f}", number=True),
         Heading("psnr_high", "to", lambda value: f"{value:+.2f}", number=True),
         Heading("n", "subjects", number=True),
         Heading("status", "status"),
     ]
-    lines = [Line(_cells(row, rows), _sources(row, records, library)) for row in rows]
+    lines = [Line(_cells(row, rows, seams), _sources(row, records, library)) for row in rows]
     return Table(headings, lines, within=("task", "budget"))
 
 
 def _number(metric: str) -> Heading:
-    name = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB"}.get(metric, metric)
-    digits = 2 if metric in ("psnr", "seam_index") else 3
+    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB", "border_ratio": "border ratio, dB"}
+    name = names.get(metric, metric)
+    digits = 2 if name.endswith("dB") else 3
     best: Best = "max" if metric in ("psnr", "ssim") else "min" if metric == "seam_index" else ""
     return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True, best=best)
 
 
-def _cells(row: Row, rows: Sequence[Row]) -> tuple[Any, ...]:
-    means = [_mean(row, metric) for metric in (*_METRICS, seam_metric(row))]
+def _cells(row: Row, rows: Sequence[Row], seams: Sequence[str]) -> tuple[Any, ...]:
+    means = [_mean(row, metric) for metric in (*_METRICS, *(seam_metric(row, measure) for measure in seams))]
     against = difference(row, rows, "psnr")
     ends = (against.mean, against.low, against.high) if against else (None, None, None)
     return (
@@ -104,8 +115,8 @@ def _cells(row: Row, rows: Sequence[Row]) -> tuple[Any, ...]:
     )
 
 
-def _mean(row: Row, metric: str | None) -> float | None:
-    values = [*row.series.subjects(metric).values()] if metric else []
+def _mean(row: Row, metric: str) -> float | None:
+    values = [*row.series.subjects(metric).values()]
     return summary(values).mean if values else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -228,8 +228,23 @@ def _bars(
             cell.text(0.5, height + 0.2, label, fontsize=SMALL, ha="center", va="baseline", transform=cell.transAxes)
             bar = cell.inset_axes((0.12, height, 0.76, 0.12))
             colour_bar(bar, limits, name, (True, True), "horizontal")
-            if name == "error" and len(values) > 1:  # three columns leave room for one label; the scale is symmetric
-                bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value > 0 else "")
+            _keep_labels_apart(bar)
+
+
+def _keep_labels_apart(bar: Axes) -> None:
+    """Keep room between the labels of a horizontal bar: show all, else the first and the last, else the last.
+
+    The pointed ends take some of the length when the bar is drawn, so that more room is asked for than is needed.
+    """
+    low, high = bar.get_xlim()
+    ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
+    every = [(tick, label.get_window_extent()) for tick, label in ticks if low <= tick <= high]
+    gap = SMALL / 2 * bar.figure.dpi / 72
+    for shown in (every, [every[0], every[-1]], every[-1:]):
+        if all(one.x1 + gap <= other.x0 for (_, one), (_, other) in pairwise(shown)):
+            break
+    kept = {tick for tick, _ in shown}
+    bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−") if value in kept else "")
 
 
 def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> None:

@@ -1,4 +1,4 @@
-"""The seam index of every subject with and without the puzzle-gradient loss."""
+"""The seams of every subject with and without the puzzle-gradient loss."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.losses import Toggled, gradient_of, loss_pairs
+from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.scores import by_origin, group_title, most_evaluations
 from ppdm_bench.report.statistics import paired_difference
 from ppdm_bench.report.tables.render import Heading, Line, Table
 
-# dB. Smooth errors reach this value without a grid. The axis reaches it too, so that noise is not magnified.
-SMOOTH = 1.5
+_ABOUT = {
+    "seam_index": "Seam index in dB for the block grid of the puzzle: power of the error spectrum at the harmonics of "
+    "the grid, relative to the power at neighbouring frequencies. 0 dB means no grid; smooth errors have up to 1.5 dB.",
+    "border_ratio": "Border ratio in dB for the block grid of the puzzle: mean squared difference of neighbouring "
+    "voxels in two blocks, divided by that in one block, relative to the target's own. 0 dB means no seams; images "
+    "without seams have up to 1.5 dB.",
+}
 
 
 def show(library: Library) -> Shown:
@@ -33,7 +38,7 @@ def show(library: Library) -> Shown:
     everything = loss_pairs(library.points)
     if not everything:
         raise Missing(
-            "a method trained with the puzzle-gradient loss and the same without it, scored by the seam index; "
+            "a method trained with the puzzle-gradient loss and the same without it, scored by a measure of seams; "
             "`ppdm-bench ablate` makes them"
         )
     pairs = most_evaluations(
@@ -46,10 +51,9 @@ def show(library: Library) -> Shown:
     data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
     seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
     about = (
-        "Seam index in dB for the block grid of the puzzle: power of the error spectrum at the harmonics of the grid, "
-        "relative to the power at neighbouring frequencies. 0 dB means no grid; smooth errors have up to 1.5 dB. A "
-        "thin line joins the values of one subject without and with the puzzle-gradient loss, at equal training and "
-        "network evaluations; bars are means; w is the weight of the loss. "
+        f"{' '.join(text for measure, text in _ABOUT.items() if measure in {pair.measure for pair in pairs})} A thin "
+        "line joins the values of one subject without and with the puzzle-gradient loss, at equal training and network "
+        "evaluations; bars are means; w is the weight of the loss. "
         f"{data}; seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
     )
     return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
@@ -72,14 +76,13 @@ def _table(pairs: Sequence[Toggled], library: Library) -> Table:
     ]
     lines = []
     for pair in pairs:
-        on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
-        both = [subject for subject in on if subject in off]
-        found = paired_difference([on[s] for s in both], [off[s] for s in both]) if both else None
+        both = pair.values(pair.metric)
+        found = paired_difference(*both) if both[0] else None
         about = (pair.on.task, pair.on.label, gradient_of(pair.on.design), pair.on.design["loss"]["mode"], pair.metric)
         numbers = (pair.off.mean(pair.metric), pair.on.mean(pair.metric), found and found.mean)
         ends = (found and found.low, found and found.high)
         sources = library.references((*pair.on.of_metric(pair.metric), *pair.off.of_metric(pair.metric)))
-        lines.append(Line((*about, pair.on.evaluations, len(both), *numbers, *ends), sources))
+        lines.append(Line((*about, pair.on.evaluations, len(both[0]), *numbers, *ends), sources))
     return Table(headings, lines)
 
 
@@ -88,13 +91,13 @@ def _decibel(value: float) -> str:
 
 
 def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
-    groups = grouped(pairs, lambda pair: pair.on.data)
+    groups = grouped(pairs, lambda pair: (pair.on.data, pair.measure))
     across = min(3, len(groups)) if column == "double" else 1
     down = -(-len(groups) // across)
     figure = style.new_figure(column, height=0.8 + 1.7 * down)
     for place, group in enumerate(groups.values()):
         axes = figure.add_subplot(down, across, place + 1)
-        style.plain_axes(axes, "y", y="seam index (dB)")
+        style.plain_axes(axes, "y", y=f"{group[0].measure.replace('_', ' ')} (dB)")
         _draw(axes, group)
         axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -102,12 +105,9 @@ def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
         Line2D([], [], linestyle="", marker="o", markersize=4, color=style.VERMILION, label="without the loss"),
         Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (w: weight)"),
         Line2D([], [], color="black", linewidth=1.1, label="mean"),
-        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=style.DASHED, label="reached by smooth errors"),
+        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=style.DASHED, label="reached without seams"),
     ]
-    style.title(
-        figure,
-        "Seam index with and without the puzzle-gradient loss (0 dB: power of neighbouring frequencies).",
-    )
+    style.title(figure, "Seams with and without the puzzle-gradient loss (0 dB: none).")
     style.legend(figure, handles, columns=4 if column == "double" else 2)
     return figure
 
@@ -126,13 +126,14 @@ def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
         ):
             axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
             axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
-    axes.axhline(SMOOTH, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
-    highest = max(axes.get_ylim()[1], 1.15 * SMOOTH)
-    axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(-0.05 * highest, highest))
+    axes.axhline(WITHOUT_SEAMS, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
+    low, high = axes.dataLim.intervaly
+    high = 1.1 * max(high, 1.15 * WITHOUT_SEAMS)  # so that noise is not magnified
+    axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(1.1 * min(low, 0) - 0.05 * high, high))
     axes.set_xticklabels([_named(pair) for pair in pairs], fontsize=SMALL)
 
 
 def _named(pair: Toggled) -> str:
-    lattice = pair.metric.removeprefix("seam_index_r").replace("x", "×")
+    lattice = pair.lattice.replace("x", "×")
     where = {"all": "all voxels", "cell": "within blocks"}.get(pair.on.design["loss"]["mode"], "")
     return f"r={lattice}, w={gradient_of(pair.on.design):g}\n{where}"

@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, difference, gather, most_evaluations, seam_metric
+from ppdm_bench.report.ablation_rows import (
+    BUDGETS,
+    Row,
+    difference,
+    gather,
+    most_evaluations,
+    seam_measures,
+    seam_metric,
+)
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
@@ -129,8 +137,12 @@ def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
             metric, metric_name(metric, unit), rank=int(metric != "psnr"), note=resampled * (metric in _COMPARED)
         )
         columns[heading] = _quality(rows, lambda row, metric=metric: metric)  # type: ignore[misc]
-    lattice = "Seam index: at the lattice of the cell's own representation."
-    return columns | {Heading("seam_index", "seam index dB ↓", rank=1, note=lattice): _quality(rows, seam_metric)}
+    for measure in seam_measures(rows):
+        name = metric_name(measure, "dB")
+        lattice = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
+        heading = Heading(measure, name, rank=1, note=lattice)
+        columns[heading] = _quality(rows, lambda row, measure=measure: seam_metric(row, measure))  # type: ignore[misc]
+    return columns
 
 
 def _cost(name: str) -> Callable[[Row], Any]:
@@ -141,7 +153,7 @@ def _peak(phase: str) -> Callable[[Row], Any]:
     return lambda row: row.peak(phase, "predicted")
 
 
-def _quality(rows: Sequence[Row], metric_of: Callable[[Row], str | None]) -> Callable[[Row], Cell | None]:
+def _quality(rows: Sequence[Row], metric_of: Callable[[Row], str]) -> Callable[[Row], Cell | None]:
     """Return a function from a row to the mean of a metric with its sd and its difference from the default."""
 
     def cell(row: Row) -> Cell | None:

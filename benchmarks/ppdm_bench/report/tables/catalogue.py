@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ __all__ = ["catalogue_page"]
 
 
 def _text(value: Any) -> str:
-    return f"{value / 1e6:.1f} M" if isinstance(value, int) and value > 100_000 else str(value)
+    """A large number in millions; in descriptions, numbers with few digits: ``Brownian(gamma=1.414)``."""
+    if isinstance(value, int) and value > 100_000:
+        return f"{value / 1e6:.1f} M"
+    return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", str(value))
 
 
 _HEADINGS = [
@@ -21,7 +25,7 @@ _HEADINGS = [
     Heading("evaluations", "evaluations", number=True),
     Heading("phases", "phases", rank=1),
     Heading("representation", "representation"),
-    Heading("kernel", "kernel"),
+    Heading("kernel", "kernel", _text),
     *(Heading(name, name, rank=1) for name in ("target", "window", "source")),
 ]
 

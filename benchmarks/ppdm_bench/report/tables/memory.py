@@ -105,6 +105,11 @@ _COLUMNS = (
         note="Reserved: memory that the allocator takes from the driver if nothing limits it; less can suffice.",
     ),
     _Column("peak_process", "process GiB", rank=3),
+    _Column(
+        *("peak_host", "host GiB"),
+        rank=3,
+        note="Host: RAM that weights and volumes take at the peak of a translation, beside Python and its libraries.",
+    ),
     _Column("assumed", "assumed GiB"),
     _Column("ratio", "ratio", ratio, "float64", lambda c, phase: _quotient(c.row, c.reference, phase), rank=1),
     _Column(
@@ -127,10 +132,10 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
     """Return the wide table of peak memory: one row per configuration and kind, in the order of the records.
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
-    followed by `peak_allocated`, `needs`, `peak_reserved` and `peak_process` where recorded (bytes), `assumed` (bytes
-    of a predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of peak_allocated to the
-    reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified` (whether it ran again
-    within the memory predicted), `fits`, `status`, `reason`.
+    followed by `peak_allocated`, `needs`, `peak_reserved`, `peak_process` and `peak_host` where recorded (bytes),
+    `assumed` (bytes of a predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of
+    peak_allocated to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified`
+    (whether it ran again within the memory predicted), `fits`, `status`, `reason`.
     A phase that was not run has an empty status.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.metrics import is_regional, metric_name
+from ppdm_bench.report.metrics import ideal, is_regional, metric_name
 from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
 from ppdm_bench.report.tables.render import Cell, Heading, Page, Table, data_frame, frame_rows, table_of
@@ -138,7 +138,8 @@ def _means(rows: Sequence[_Row]) -> Table:
     arrows = "Arrows: ↑ more is better, ↓ less is better, →1 near 1 is best."
     headings = [Heading("method", "method"), Heading("evaluations", "evaluations", number=True)]
     for place, (metric, unit) in enumerate({row["metric"]: row["unit"] for row in rows}.items()):
-        headings.append(Heading(metric, metric_name(metric, unit), number=True, rank=int(place > 0), note=arrows))
+        note = arrows if ideal(metric) != 0 else "→0: near 0 is best."
+        headings.append(Heading(metric, metric_name(metric, unit), number=True, rank=int(place > 0), note=note))
     return table_of(list(cells.values()), {heading: _getter(heading.key) for heading in headings})
 
 

@@ -42,7 +42,7 @@ __all__ = [
 NOTHING = "–"
 ROWS_OF_A_PAGE = 50  # at 10 points
 TERMINAL = 100  # columns of a terminal
-_NARROWEST = 24  # characters to which a column of words is folded before another column is left out
+_NARROWEST = 22  # characters to which a column of words is folded before another column is left out
 _WIDEST_WORD = 40  # characters of a word that is not broken
 _IN_LATEX = 1  # the highest rank of a column that LaTeX has
 

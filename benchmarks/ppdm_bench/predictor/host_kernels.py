@@ -1,0 +1,57 @@
+"""Temporary buffers of CPU kernels, for the host memory of code that runs on the CPU.
+
+A trace follows tensors; these buffers are allocated inside a kernel. Convolutions have the only large ones:
+
+- oneDNN converts a contiguous input to blocks of 16 channels (those of AVX-512), computes the result in such blocks,
+  and converts it back. The input's copy is freed before the result is touched, so the larger of the two copies counts
+  (``ONEDNN_VERBOSE=1`` lists the conversions).
+- A convolution without oneDNN writes a column for every voxel of the result: C_in · kernel volume values for each
+  (ATen/native/ConvolutionMM3d.cpp, ConvolutionMM2d.cpp). Kernels of one voxel need none.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHANNELS = 16  # of a block
+
+aten = torch.ops.aten
+
+
+def host_buffers(op: Any, args: Sequence[Any], out: Any) -> int:
+    """Bytes of the temporary buffers of one kernel call on the CPU; the tensors are fake."""
+    if op is not aten.convolution.default:
+        return 0
+    x, weight, backend = args[0], args[1], convolution_backend(args)
+    if backend.startswith("Mkldnn"):
+        return max(_in_blocks(x), _in_blocks(out)) if x.is_contiguous() else 0
+    if backend in ("Slow2d", "Slow3d") and prod(weight.shape[2:]) > 1:
+        return int(len(x) * prod(weight.shape[1:]) * prod(out.shape[2:]) * x.element_size())
+    return 0
+
+
+def convolution_backend(args: Sequence[Any]) -> str:
+    """Name of the kernel that PyTorch selects for the arguments of ``aten.convolution``, such as ``Mkldnn``."""
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
+    with x.fake_mode:
+        backend = torch._C._select_conv_backend(
+            x,
+            weight,
+            bias=bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            transposed=transposed,
+            output_padding=output_padding,
+            groups=groups,
+            bias_sizes=None,
+        )
+    return str(backend.name)
+
+
+def _in_blocks(x: Tensor) -> int:
+    """Bytes of a tensor in oneDNN's layout, whose channels are padded to whole blocks."""
+    return x.numel() // x.shape[1] * -(-x.shape[1] // CHANNELS) * CHANNELS * x.element_size()
