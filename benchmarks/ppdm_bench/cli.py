@@ -448,7 +448,7 @@ def train(
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
     from ppdm.training.tensorboard import TensorBoard
-    from ppdm_bench.commands.train import ProgressLines, advice_on_pairs, memory_in_use, train_run, use_threads
+    from ppdm_bench.commands.train import ProgressLines, advice_on_validation, memory_in_use, train_run, use_threads
     from ppdm_bench.configuration import Configuration, around
     from ppdm_bench.devices import training_device
 
@@ -464,7 +464,7 @@ def train(
     run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
     with joined() as ranks, progress() as bar, ExitStack() as opened:
         where = training_device(device, ranks)
-        for advice in filter(None, (use_threads(threads, where), *advice_on_pairs(source, schedule) * ranks.is_first)):
+        for advice in filter(None, (use_threads(threads, where), advice_on_validation(schedule) * ranks.is_first)):
             notify(advice)
         board = opened.enter_context(TensorBoard(out / "tensorboard")) if tensorboard and ranks.is_first else None
         followers: list[Callable[[StepReport], None]] = [] if board is None else [board]

@@ -89,11 +89,6 @@ class ManifestSubjects:
         ]
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
-    @property
-    def splits(self) -> set[str]:
-        """The splits that have pairs."""
-        return {pair.split for pair in read_manifest(self.path)}
-
     def shapes(self, split: str) -> list[Shape]:
         """Return the shape (D, H, W) of each pair of a split, the smallest first."""
         return sorted((grid.shape for one, grid in self._grids if one == split), key=prod)

@@ -21,7 +21,7 @@ from ppdm.training.loss_curve import save_loss_curve
 from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
-from ppdm_bench.commands.pair_sources import ManifestSubjects, Progress, Subjects
+from ppdm_bench.commands.pair_sources import Progress, Subjects
 from ppdm_bench.commands.terminal import writable
 
 CURVE = "loss.png"
@@ -137,21 +137,15 @@ def advice_on_threads(threads: int, load: float, cores: int) -> str:
     )
 
 
-def advice_on_pairs(subjects: Subjects, schedule: Schedule) -> list[str]:
-    """Return, before anything is trained, a sentence about each part of the run that there will be nothing for."""
-    said = []
+def advice_on_validation(schedule: Schedule) -> str:
+    """Return a sentence if the budget is too small for the asked validations; else an empty string."""
     every, steps = schedule.validate_every, schedule.steps
-    if every is not None and steps is not None and every > steps:
-        said.append(
-            f"{steps} steps are fewer than the {every} of --validate-every, so the only validation is that after the "
-            f"last step; give a smaller number, such as {max(1, steps // 10)}, to keep the best of several models"
-        )
-    if isinstance(subjects, ManifestSubjects) and "test" not in subjects.splits:
-        said.append(
-            f"{subjects} has no pairs in the split 'test', so evaluate will have nothing to score; mark some rows with "
-            "it, or give evaluate another --split"
-        )
-    return said
+    if every is None or steps is None or every <= steps:
+        return ""
+    return (
+        f"{steps} steps are fewer than the {every} of --validate-every, so the only validation is that after the last "
+        f"step; give a smaller number, such as {max(1, steps // 10)}, to keep the best of several models"
+    )
 
 
 def memory_in_use(device: str) -> str:

@@ -106,16 +106,6 @@ def test_a_budget_without_a_validation_before_its_end_is_said_first(words):
         assert "--validate-every" not in run(*words, *more, "--out", f"in time {len(more)}")[2]
 
 
-def test_pairs_without_a_test_split_are_said_first(words, tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr("ppdm_bench.commands.train.train_sets", lambda *_, **__: trained.append(True))
-    code, _, err = run(*words, "--out", "without")
-    assert (code, trained) == (0, [True])
-    manifest(tmp_path, splits=("train", "train", "test"))
-    assert "split 'test'" not in run(*words, "--out", "with")[2]
-    assert "pairs.csv has no pairs in the split 'test', so evaluate will have nothing to score; mark some rows" in err
-
-
 # --- progress without a terminal
 
 
