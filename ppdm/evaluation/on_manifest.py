@@ -69,8 +69,7 @@ def evaluate(
     check_kind(one, cases, one.method.name)
     check_samples(one.method, samples)
     cases = in_units_of([one], cases)
-    unit = "HU" if cases[0].target_intensity else ""
-    preset = convention(data_range(one.scaling), lattices([one.method, *compared]), unit)
+    preset = convention(data_range(one.scaling), lattices([one.method, *compared]), cases[0].unit)
     found: dict[str, dict[str, float]] = {}
     for files in cases:
         case = read_case(files, resample=resample)

@@ -55,6 +55,19 @@ class CaseFiles:
         """The sources by name, in their order; empty if there is none."""
         return self.named or ({SOURCE: self.source} if self.source else {})
 
+    @property
+    def unit(self) -> str:
+        """Unit of the target: SUV, HU, or empty for MRI."""
+        return self._unit(self.target_intensity)
+
+    @property
+    def source_unit(self) -> str:
+        """Unit of the sources, likewise."""
+        return self._unit(self.source_intensity)
+
+    def _unit(self, window: HounsfieldWindow | None) -> str:
+        return "SUV" if self.suv_factor is not None else "HU" if window else ""
+
     def digest(self, *others: Path) -> str:
         """12 hexadecimal digits that depend on the content of these files and of the others given.
 
@@ -169,13 +182,9 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             labels, names = _read_regions(files.labels, grid, first, resample)
         except (VolumeError, RegionError) as error:  # metrics of the whole volume do not need the labels
             fault = str(error)
-    units = (_unit(files, files.source_intensity), _unit(files, files.target_intensity))
+    units = (files.source_unit, files.unit)
     about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
     return Case(files.name, target, source, mask, grid, *about)
-
-
-def _unit(files: CaseFiles, window: HounsfieldWindow | None) -> str:
-    return "SUV" if files.suv_factor is not None else "HU" if window else ""
 
 
 def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:

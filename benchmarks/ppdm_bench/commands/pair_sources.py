@@ -55,7 +55,7 @@ class ManifestSubjects:
         Raises:
             ManifestError: the manifest is invalid, or its PET is to be read as CT.
         """
-        return with_intensities(read_manifest(self.path), source=self.source_intensity, target=self.target_intensity)
+        return with_intensities(self._rows, source=self.source_intensity, target=self.target_intensity)
 
     def sources(self) -> tuple[str, ...]:
         """Return the names of the sources of every pair, in their order.
@@ -63,7 +63,7 @@ class ManifestSubjects:
         Raises:
             ManifestError: the manifest is invalid.
         """
-        return tuple(read_manifest(self.path)[0].sources)
+        return tuple(self._rows[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
@@ -82,10 +82,9 @@ class ManifestSubjects:
         Paths, dates, comments and other columns do not count, so that the data may be moved and the table edited.
         Every file is read once, as it is stored.
         """
-        pairs = read_manifest(self.path)
         rows = [
             f"{pair.split} {one.name} {[*one.sources]} {one.source_intensity} {one.target_intensity} {one.digest()}\n"
-            for pair, one in zip(pairs, files_of(pairs), strict=True)
+            for pair, one in zip(self._rows, files_of(self._rows), strict=True)
         ]
         return hashlib.sha256("".join(rows).encode()).hexdigest()[:12]
 
@@ -94,9 +93,14 @@ class ManifestSubjects:
         return sorted((grid.shape for one, grid in self._grids if one == split), key=prod)
 
     @cached_property
+    def _rows(self) -> list[Pair]:
+        """The pairs as the manifest lists them; it is read once, because reading looks for every file."""
+        return read_manifest(self.path)
+
+    @cached_property
     def _grids(self) -> list[tuple[str, Geometry]]:
         """The split and the grid of each pair."""
-        return [(pair.split, read_geometry(pair.source)) for pair in read_manifest(self.path)]
+        return [(pair.split, read_geometry(pair.source)) for pair in self._rows]
 
     def check(self) -> None:
         """Check what the headers of all files can tell: that each pair is on one grid, and all are PET or none is.
@@ -105,10 +109,9 @@ class ManifestSubjects:
             ManifestError: the manifest is invalid, or only some pairs have a factor.
             VolumeError: a header cannot be read, or the files of a pair are on different grids.
         """
-        pairs = read_manifest(self.path)
-        for fault in mixed_units(pairs):
+        for fault in mixed_units(self._rows):
             raise ManifestError(f"{self.path}: {fault}")
-        for pair, (_, grid) in zip(pairs, self._grids, strict=True):
+        for pair, (_, grid) in zip(self._rows, self._grids, strict=True):
             for path in filter(None, (*pair.scans[1:], pair.mask, pair.labels)):
                 other = read_geometry(path)
                 if not self.resample:

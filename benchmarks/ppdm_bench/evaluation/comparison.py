@@ -148,7 +148,7 @@ def compare_runs(
     cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
-    preset, span = how.preset(spans, lattices(trained.method for trained in methods), _unit(cases))
+    preset, span = how.preset(spans, lattices(trained.method for trained in methods), cases[0].unit)
     candidates = [the_input(scaling)]
     for run in loaded:
         candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
@@ -179,7 +179,7 @@ def compare_folders(
     windows: dict[str, Any] = dict(intensities or {})
     cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
-    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), _unit(cases))
+    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), cases[0].unit)
     if beside.get("source") is not None:
         candidates.insert(0, the_input(scaling))
     name = targets.absolute().name
@@ -217,7 +217,3 @@ def _scaling(cases: Sequence[CaseFiles]) -> Scaling:
         [percentile_range(read_volume(case.target).data) for case in cases]
     )
     return PercentileScaling(target, source=cases[0].source_intensity)
-
-
-def _unit(cases: Sequence[CaseFiles]) -> str:
-    return "HU" if cases[0].target_intensity else ""

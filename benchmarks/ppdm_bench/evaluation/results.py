@@ -51,10 +51,7 @@ def with_earlier(records: Sequence[Record], earlier: Sequence[Record]) -> list[R
     now = {setting(record) for record in records}
     files = {record.subject: _files(record) for record in records}
     known = {configuration_of(record) for record in records}
-    groups: dict[str, list[Record]] = {}
-    for record in earlier:
-        if (key := configuration_of(record)) not in known:
-            groups.setdefault(key, []).append(record)
+    groups = {key: group for key, group in grouped(earlier, configuration_of).items() if key not in known}
 
     def is_comparable(group: Sequence[Record]) -> bool:
         return all(setting(r) in now and files.get(r.subject) in (_files(r), None, "") for r in group)

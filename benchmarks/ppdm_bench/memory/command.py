@@ -11,7 +11,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import Answer, TimeIsUpError, time_limit
 from ppdm_bench.isolation.sweep import Case, Sweep
 from ppdm_bench.memory.feasibility import shortage, skipping
-from ppdm_bench.memory.host import host_peak
+from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, uncompiled, workload
 from ppdm_bench.predictor.peak import Peak, PredictionError, predict_peak
 from ppdm_bench.predictor.target import GIB, Target
@@ -159,8 +159,7 @@ def _predict(
     if target is not None:
         records.append(Record(metric="assumed", value=peak.assumed, stat="at peak", n=1, **case.common))
     records.append(_parameters(task, case.common))
-    if task.phase == "sample" and configuration.batch_size == 1:  # a translation is of one volume
-        host = host_peak(peak, configuration.shape, case.common["device"])
+    if (host := translation_peak(peak, configuration, task.phase, case.common["device"])) is not None:
         records.append(Record(metric="peak_host", value=host, stat="max", n=1, **case.common))
     if peak.peak_reserved is not None:
         outside = _outside(peak.peak_reserved, target)

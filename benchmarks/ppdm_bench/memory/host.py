@@ -9,7 +9,7 @@ from functools import cache
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.child import serve
@@ -17,6 +17,9 @@ from ppdm_bench.isolation.runner import run_child
 from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import Record
 from ppdm_bench.units import gib, shape_text
+
+if TYPE_CHECKING:  # the child measures its own size, and does not need it
+    from ppdm_bench.configuration import Configuration
 
 FLOAT = 4  # bytes of a voxel in memory
 
@@ -41,6 +44,12 @@ def host_peak(peak: Peak, shape: Sequence[int], device: str, stored: int = FLOAT
         kept + 2 * volume,  # scaling: source and scaled source; writing: source and translation
         volume + peak.host,  # sampling: source, and what stays on the host
     )
+
+
+def translation_peak(peak: Peak, configuration: "Configuration", phase: str, device: str) -> int | None:
+    """Return :func:`host_peak` of a float32 file; None if the phase is not the sampling of one volume."""
+    is_translation = phase == "sample" and configuration.batch_size == 1
+    return host_peak(peak, configuration.shape, device) if is_translation else None
 
 
 def host_sentence(records: Sequence[Record]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.host import host_peak
+from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.planning.search import Look
 from ppdm_bench.predictor.peak import predict_peak
@@ -66,10 +66,7 @@ def predict(case: Case, target: Target) -> Look:
         raise NoOutlook(f"{configuration.label} {phase}: {fault(error)}") from None
     assert peak.needs is not None
     fixed = target.beside + sum(peak.breakdown[kind] for kind in _FIXED)
-    translates = phase == "sample" and configuration.batch_size == 1
-    return Look(
-        bool(peak.fits), peak.needs, fixed, host=host_peak(peak, configuration.shape, "cuda") if translates else None
-    )
+    return Look(bool(peak.fits), peak.needs, fixed, host=translation_peak(peak, configuration, phase, "cuda"))
 
 
 @contextmanager

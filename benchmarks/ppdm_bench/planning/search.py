@@ -20,7 +20,7 @@ class Look:
             the look is brief.
         fixed: part of it in bytes that does not grow with the case, such as weights.
         brief: whether the prediction stopped as soon as it was clear that the case does not fit.
-        host: bytes of host memory for a translation (:func:`ppdm_bench.memory.host.host_peak`); None if the case is not
+        host: bytes of host memory (:func:`ppdm_bench.memory.host.translation_peak`); None if the case is not
             the sampling of one volume, or the look is brief.
     """
 
