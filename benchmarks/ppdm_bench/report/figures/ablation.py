@@ -161,7 +161,7 @@ def _logarithmic(axes: Axes) -> None:
     low, high = axes.get_ylim()
     if high < 3 * low:  # room for two labels at least
         axes.set_ylim(low / 1.3, high * 1.3)
-    style.log_ticks(axes.yaxis)
+    style.log_ticks(axes.yaxis, most=5)  # a row is one inch high
 
 
 def _colour(place: int) -> str:
