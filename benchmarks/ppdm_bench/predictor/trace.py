@@ -63,10 +63,9 @@ def tracing(
         ):
             trace.undo.callback(hook.remove)
         if trace.doubles and trace.constants:
-            guard = Guard()
-            for patch in fake_patches(trace.doubles, trace.constants, guard):
+            for patch in fake_patches(trace.doubles, trace.constants):
                 trace.undo.enter_context(patch)
-            trace.undo.callback(guard.leave)
+            trace.undo.enter_context(Guard(trace.constants.knows))
         trace.undo.callback(trace.stop)
         with trace:
             yield trace
