@@ -29,9 +29,12 @@ from torch._subclasses.fake_tensor import (
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
+from ppdm_bench.predictor.data_loading import loader_patches
+from ppdm_bench.predictor.distributed import distributed_patches
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
+from ppdm_bench.predictor.saving import saving_patches
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import GIB, MIB, Target
 from ppdm_bench.predictor.timeline import KINDS, Place, Timeline
@@ -169,8 +172,9 @@ def predicting(
         trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
-        for patch in file_patches(trace):
-            stack.enter_context(patch)
+        for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):
+            for patch in patches:
+                stack.enter_context(patch)
         if trace.target and trace.target.workspace:
             trace.timeline.born(trace.target.workspace, "workspace", "fitted")
         with _explained(trace):
