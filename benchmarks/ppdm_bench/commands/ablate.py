@@ -250,6 +250,8 @@ def _carried_out(
         for done in chain(run.remembered(plan, out, whole.show), _trained(plan, wanted, out, whole, device, jobs)):
             records += done.records
             faults += [done.fault] if done.fault else []
+            if done.note:
+                notify(done.note)
             scored += [done.scored] if done.scored else []
             whole.ended()
     return records, faults, run.keep_pictures(scored, records, out)

@@ -166,6 +166,9 @@ def quality(
             raise typer.Exit(INTERRUPTED) from None
     found = [result for result in results if result]
     _report(found, json)
+    for outcome in outcomes:
+        if outcome.note:
+            notify(outcome.note)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in found for failure in result.failures]
     for fault in faults:

@@ -141,6 +141,21 @@ def predict_peak(
         PredictionError: shapes depend on data, or an operator has no fake implementation.
         torch.OutOfMemoryError: more than ``limit`` bytes are alive.
     """
+    with predicting(target, limit, modules) as trace:
+        _follow(trace, build, step, iterations)
+    return peak_of(trace.timeline, trace.target)
+
+
+@contextmanager
+def predicting(
+    target: Target | Literal["cpu"] | None = None, limit: int | None = None, modules: Modules | None = None
+) -> Iterator[Trace]:
+    """Run the block on tensors without memory and follow every storage; the arguments are those of `predict_peak`.
+
+    Raises:
+        ValueError: an invalid target.
+        PredictionError: shapes depend on data, or an operator has no fake implementation.
+    """
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
     on_cuda = None if target == "cpu" else target or Target()
@@ -151,23 +166,31 @@ def predict_peak(
             stack.enter_context(cuda_world(trace))
         for patch in file_patches(trace):
             stack.enter_context(patch)
-        try:
-            _follow(trace, build, step, iterations)
-        except _NEEDS_DATA as error:
-            raise PredictionError(
-                f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
-                "give a fixed size in its place, or measure it"
-            ) from error
-        except PredictionError:
-            raise
-        except BaseException as error:
-            if trace.constants and trace.constants.told:
-                error.add_note(
-                    "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
-                    "booleans False, arrays zeros. Code that checks them may fail for that alone."
-                )
-            raise
-    return _peak(trace.timeline, on_cuda)
+        if trace.target and trace.target.workspace:
+            trace.timeline.born(trace.target.workspace, "workspace", "fitted")
+        with _explained(trace):
+            yield trace
+
+
+@contextmanager
+def _explained(trace: Trace) -> Iterator[None]:
+    """Say of an error in the block what the prediction has to do with it."""
+    try:
+        yield
+    except _NEEDS_DATA as error:
+        raise PredictionError(
+            f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
+            "give a fixed size in its place, or measure it"
+        ) from error
+    except PredictionError:
+        raise
+    except BaseException as error:
+        if trace.constants and trace.constants.told:
+            error.add_note(
+                "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
+                "booleans False, arrays zeros. Code that checks them may fail for that alone."
+            )
+        raise
 
 
 def measure_peak(
@@ -197,14 +220,12 @@ def measure_peak(
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     with tracing(limit=limit) as trace:
         _follow(trace, build, step, iterations)
-    return _peak(trace.timeline, None)
+    return peak_of(trace.timeline, None)
 
 
 def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> None:
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
-    if trace.target and trace.target.workspace:
-        trace.timeline.born(trace.target.workspace, "workspace", "fitted")
     state = build()
     for _ in range(iterations):
         trace.timeline.mark()
@@ -212,7 +233,8 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
     trace.timeline.ended = trace.timeline.now
 
 
-def _peak(timeline: Timeline, target: Target | None) -> Peak:
+def peak_of(timeline: Timeline, target: Target | None) -> Peak:
+    """Return the peak of a recorded course; a target replays its allocator and adds its verdict."""
     requests = timeline.events  # as requested: `hand_out` replaces them by the blocks that are handed out
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:

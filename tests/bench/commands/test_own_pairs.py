@@ -172,6 +172,12 @@ def of_two_sizes(folder):
     return table
 
 
+def of_a_flat_volume(folder):
+    table = pairs_in(folder)
+    write_pair(folder, 3, (8, 16, 16))
+    return table
+
+
 def with_a_broken_file(folder):
     table = pairs_in(folder)
     file = folder / "3b.nii.gz"
@@ -224,6 +230,11 @@ def with_a_copy_in_another_split(folder):
             with_a_copy_in_another_split,
             (),
             "which is in train, and this one in test; keep it in one split. `ppdm-bench data check ",
+        ),
+        (
+            of_a_flat_volume,
+            ("--batch-size", 1),
+            "has a volume of (8, 16, 16) voxels in the split 'test'; SSIM needs 11 or more",
         ),
         (of_two_sizes, ("--batch-size", 2), "a batch of 2 needs one shape; crop them alike, or give --batch-size 1"),
     ],

@@ -120,6 +120,27 @@ def test_files_are_the_same_every_time_and_read_back(tmp_path):
     assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects per task, 1 seed."
 
 
+def test_times_in_the_figure_are_those_timed_in_turn():
+    records = [*one("default"), *one("r=4")]
+    timed = [
+        replace(
+            next(r for r in records if r.variant == label), metric="step_seconds", unit="s", value=seconds, subject=""
+        )
+        for label, seconds in (("default", 3.0), ("r=4", 7.0))
+    ]
+    drawn = [line for line in ablation_figure([*records, *timed]).axes[-1].lines if line.get_marker() in "os"]
+    assert sorted(float(line.get_ydata()[0]) for line in drawn) == [3, 7]
+
+
+def test_the_title_speaks_of_a_shaded_default_only_where_one_is_drawn():
+    def title(*records):
+        return " ".join(ablation_figure(records).get_suptitle().split())
+
+    assert "default (shaded)" in title(*one("default"), *one("r=4"))
+    varied = [replace(r, options=r.options | {"cell": r.options["cell"] | {"levels": None}}) for r in one("r=4")]
+    assert "from the default and its 95 %" in title(*one("default"), *varied)
+
+
 @pytest.mark.slow
 def test_small_multiples(tmp_path):
     figure = ablation_figure(everything())

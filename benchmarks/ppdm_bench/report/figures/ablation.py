@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -82,10 +83,11 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         top.set_title(_TITLES[axis], fontsize=TEXT)
         _name_levels(bottom, levels)
     n = rows[0].evaluations
+    shaded = " (shaded)" * any(row.cell["default"] for levels in columns.values() for row in chain(*levels.values()))
     style.title(
         figure,
         f"{headline(records)} {rows[0].amount:.0f} steps, {n} network evaluation{'s' * (n != 1)}. Quality: "
-        "difference from the default (shaded) and its 95 % interval over subjects. Memory: predicted (hollow).",
+        f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
     style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)
     return figure
@@ -160,8 +162,10 @@ def _draw_seconds(
     axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
 ) -> None:
     for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-        if row.step_seconds is not None:
-            axes.plot([x + shift], [row.step_seconds], **_style(place))
+        # As timed before the trainings, in turn, and so comparable; else as trained.
+        seconds = row.costs.get("step_seconds", row.step_seconds)
+        if seconds is not None:
+            axes.plot([x + shift], [seconds], **_style(place))
     _logarithmic(axes)
 
 
@@ -170,7 +174,7 @@ def _logarithmic(axes: Axes) -> None:
     low, high = axes.get_ylim()
     if high < 3 * low:  # room for two labels at least
         axes.set_ylim(low / 1.3, high * 1.3)
-    style.log_ticks(axes.yaxis)
+    style.log_ticks(axes.yaxis, most=5)  # a row is one inch high
 
 
 def _colour(place: int) -> str:
