@@ -5,8 +5,6 @@ from __future__ import annotations
 from ppdm_bench.report.paper import ablation, agreement, breakdown, gallery, grid, quality_cost, resolution, seam
 from ppdm_bench.report.paper_figure import Exhibit
 
-__all__ = ["EXHIBITS"]
-
 EXHIBITS = (
     Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
     Exhibit("memory-breakdown", "What the peak holds", breakdown.show),
