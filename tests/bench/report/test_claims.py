@@ -159,6 +159,15 @@ def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where
     assert [effect.passed for effect in decided("grid", of_one_task).effects].count(None) == 1
 
 
+def test_seams_on_one_task_are_not_those_of_every_task():
+    found = decided("grid", grids(5, 2, tasks=TASKS[1:]))
+    assert (found.verdict, found.why) == (
+        "not measured",
+        f"missing: the method with the loss and without it on {TASKS[0]}",
+    )
+    assert decided("grid", grids(5, 5.5, tasks=TASKS[1:])).verdict == "not supported"
+
+
 def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_are_shown():
     clean, gain = [*grids(0.2, 0.1)], [*quality(PPDM, OFF, 0.5)]
     found = decided("grid", [*clean, *gain])
