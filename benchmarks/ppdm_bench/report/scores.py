@@ -31,6 +31,7 @@ __all__ = [
     "factor_text",
     "group_title",
     "is_bridge",
+    "is_of_curve",
     "most_evaluations",
     "names_of",
     "reference_of",
@@ -196,12 +197,12 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
 def by_design(records: Iterable[Record]) -> list[Scores]:
     """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
 
-    Records without a subject, and scores without a value, are left out, and means of several draws where single draws
-    were scored too: their evaluations are not those of one translation.
+    Records without a subject, those of learning curves, and scores without a value, are left out, and means of several
+    draws where single draws were scored too: their evaluations are not those of one translation.
     """
     found: dict[tuple[Any, ...], Scores] = {}
     for record in records:
-        if record.subject and record.kind == "measured":
+        if record.subject and record.kind == "measured" and not is_of_curve(record):
             one = Scores.like(record)
             named = () if one.design else (one.method, one.variant)
             draws = record.options.get("samples")
@@ -209,6 +210,11 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
             found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
+
+
+def is_of_curve(record: Record) -> bool:
+    """Whether it is the score of a model on the way of a training (``quality --curve``), or of its end beside them."""
+    return "curve" in record.options
 
 
 def setting(record: Record) -> str:
