@@ -5,10 +5,10 @@
     python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
     python benchmarks/harness/campaign.py FOLDER --gather results/campaign
 
-Each training is one `ppdm-bench quality` in a process with one thread; --workers of them run side by side. First the
-step times of all methods are measured, alternately, into FOLDER/paces.jsonl. From then on every budget is a number of
-steps, so that load changes nothing. After every tier the results are complete for what the tier adds. --real is the
-manifest of the real pairs; without it that tier is left out.
+Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
+several times: no two take the same training. First the step times of all methods are measured, alternately, into
+FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
+results are complete for what the tier adds. --real is the manifest of the real pairs; without it that tier is left out.
 """
 
 import argparse
@@ -17,10 +17,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from ppdm.data.manifest import SPLITS
 from ppdm.training.schedule import Schedule
 from ppdm_baselines import METHODS
 from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, Subjects
@@ -59,6 +61,11 @@ class Data:
     minutes: float
 
     @property
+    def splits(self) -> list[str]:
+        """The splits that have subjects."""
+        return [split for split in SPLITS if self.subjects.shapes(split)]
+
+    @property
     def words(self) -> tuple[str, ...]:
         """Its options of the command line."""
         one = self.subjects
@@ -91,8 +98,9 @@ class Job:
         return [
             *(sys.executable, "-m", "ppdm_bench", "quality", *self.data.words, "--method", self.method, *changes),
             *("--width", str(self.width), "--seeds", str(self.seed), "--minutes", str(self.data.minutes)),
-            *("--paces", str(folder / "paces.jsonl"), "--curve", str(PARTS), "--evaluations", EVALUATIONS),
-            *("--device", "cpu", "--out", str(folder / "runs" / self.name)),
+            *("--paces", str(folder / "paces.jsonl"), "--evaluations", EVALUATIONS, "--device", "cpu"),
+            *(("--curve", str(PARTS)) if "val" in self.data.splits else ()),
+            *("--out", str(folder / "runs" / self.name)),
         ]
 
 
@@ -121,7 +129,6 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--real", type=Path, help="manifest of real pairs")
     parser.add_argument("--until", help="the last tier")
-    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--gather", type=Path)
     asked = parser.parse_args()
@@ -141,9 +148,11 @@ def main() -> None:
             hours = sum(job.data.minutes for job in left) / 60
             print(f"{tier}: {len(mine) - len(left)} of {len(mine)} trainings done, {hours:.1f} core-hours left")
     else:
-        measure_paces(wanted, asked.folder)
-        with ThreadPoolExecutor(asked.workers) as pool:
-            list(pool.map(lambda job: carry_out(job, asked.folder), wanted))
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(asked.folder / "paces.lock"):
+            measure_paces(wanted, asked.folder)
+        for job in wanted:
+            carry_out(job, asked.folder)
 
 
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
@@ -168,17 +177,20 @@ def is_done(job: Job, folder: Path) -> bool:
 
 
 def carry_out(job: Job, folder: Path) -> None:
-    """Run a job unless it is done; its output goes to a file, and a failure does not stop the others."""
-    if is_done(job, folder):
-        return
-    log = folder / "logs" / f"{job.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    """Run a job unless it is done or another process runs it; a failure does not stop the others."""
+    log, done = folder / "logs" / f"{job.name}.log", folder / "done" / job.name
+    for place in (log, done):
+        place.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("a") as stream:
-        code = subprocess.run(job.words(folder), stdout=stream, stderr=stream, env=environment, check=False).returncode
-    if code == 0:
-        (folder / "done").mkdir(exist_ok=True)
-        replace_file(folder / "done" / job.name, b"")
+    try:
+        with FileLock(log.with_suffix(".lock"), timeout=0), log.open("a") as stream:
+            if done.exists():
+                return
+            finished = subprocess.run(job.words(folder), stdout=stream, stderr=stream, env=environment, check=False)
+            if (code := finished.returncode) == 0:
+                replace_file(done, b"")
+    except Timeout:
+        return
     print(f"{job.tier}: {job.name}: {'done' if code == 0 else f'failed with {code}, see {log}'}", flush=True)
 
 

@@ -59,6 +59,7 @@ class Scores:
         design: the resolved method, empty if nothing was trained.
         evaluations: of the network per volume, None without a network.
         train_steps: training steps, None without training.
+        seconds: training time from which the steps were computed by the step time of the method, if they were.
         scans: values by metric and scan.
         failed: scans without a value, by metric.
         units: by metric.
@@ -74,6 +75,7 @@ class Scores:
     design: Mapping[str, Any]
     evaluations: int | None
     train_steps: int | None
+    seconds: float | None = None
     scans: dict[str, dict[Scan, float]] = field(default_factory=dict)
     failed: dict[str, set[Scan]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
@@ -83,8 +85,9 @@ class Scores:
     def like(cls, record: Record) -> Scores:
         """Return empty scores of the configuration of a record."""
         steps = (record.options.get("training") or {}).get("steps")
+        seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps)
+        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps, seconds)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan the later counts."""
@@ -300,8 +303,9 @@ def design_of(content: Mapping[str, Any], *, without: Sequence[str] = ()) -> str
 
 
 def alike(one: Scores, other: Scores) -> bool:
-    """Whether two scores can be compared: one data set, one budget, one width of the network."""
-    return (one.data, one.train_steps, one.width) == (other.data, other.train_steps, other.width)
+    """Whether two scores can be compared: one data set, one budget of steps or of time, one width of the network."""
+    same_budget = one.train_steps == other.train_steps or (one.seconds is not None and one.seconds == other.seconds)
+    return same_budget and (one.data, one.width) == (other.data, other.width)
 
 
 def is_bridge(design: Mapping[str, Any]) -> bool:

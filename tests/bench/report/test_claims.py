@@ -200,6 +200,18 @@ def test_a_rival_of_another_budget_or_a_single_subject_decides_nothing():
     assert decided("frequency", single).verdict == "not measured"
 
 
+@pytest.mark.parametrize(("theirs", "verdict"), [(180.0, "supported"), (90.0, "not measured")])
+def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
+    def timed(records, seconds):
+        return [replace(r, options=r.options | {"budgets": {"time": seconds}}) for r in records]
+
+    own = [record for task in TASKS for record in timed(scores(PPDM, task, SUBJECTS), 180.0)]
+    rival = [r for task in TASKS for r in timed(scores(WAVELET, task, shifted(-1), train_steps=70), theirs)]
+    found = decided("frequency", [*own, *rival])
+    assert found.verdict == verdict
+    assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
+
+
 def test_the_best_of_a_rival_counts_over_its_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]

@@ -74,10 +74,9 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     found: dict[str, dict[float, Scores]] = {}
     about: dict[str, tuple[int, float | None]] = {}
     for record in sorted((one for one in records if _is_on_curve(one)), key=lambda one: one.options["curve"]["share"]):
-        curve, seconds = record.options["curve"], (record.options.get("budgets") or {}).get("time")
-        one = Scores.like(record)
-        key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], seconds], sort_keys=True)
-        about[key] = int(curve["of"]), seconds
+        curve, one = record.options["curve"], Scores.like(record)
+        key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
+        about[key] = int(curve["of"]), one.seconds
         seed = (record.options.get("training") or {}).get("seed")
         found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed)
     return [Curve(scores, *about[key]) for key, scores in found.items()]
