@@ -13,6 +13,7 @@ results are complete for what the tier adds. --real is the manifest of the real 
 
 import argparse
 import gzip
+import json
 import os
 import subprocess
 import sys
@@ -61,6 +62,11 @@ class Data:
     minutes: float
 
     @property
+    def name(self) -> str:
+        """Name of the data, with the size of phantoms."""
+        return " ".join(filter(None, (self.subjects.task, str(getattr(self.subjects, "size", "")))))
+
+    @property
     def splits(self) -> list[str]:
         """The splits that have subjects."""
         return [split for split in SPLITS if self.subjects.shapes(split)]
@@ -88,9 +94,8 @@ class Job:
     @property
     def name(self) -> str:
         """Name of its folder."""
-        size = getattr(self.data.subjects, "size", "")
-        parts = (self.data.subjects.task, size, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
-        return " ".join(filter(None, map(str, parts))).replace("/", "-")
+        parts = (self.data.name, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
+        return " ".join(parts).replace("/", "-")
 
     def words(self, folder: Path) -> list[str]:
         """The command line."""
@@ -195,15 +200,15 @@ def carry_out(job: Job, folder: Path) -> None:
 
 
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
-    """Copy the records of all jobs that are done, and the step times, one compressed file for each data set."""
+    """Copy the records of all jobs that are done, one compressed file for each data set, and the step times.
+
+    Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
+    """
     for data in dict.fromkeys(job.data for job in wanted):
         mine = [job for job in wanted if job.data == data and is_done(job, folder)]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
-        size = (
-            f"-{data.subjects.size}" if isinstance(data.subjects, PhantomSubjects) and data.subjects.size > 48 else ""
-        )
         if rows:
-            place = results / f"{data.subjects.task}{size}" / "records.jsonl.gz"
+            place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
             place.parent.mkdir(parents=True, exist_ok=True)
             replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
     replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
@@ -211,7 +216,10 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
 
 def _rows(job: Job, folder: Path) -> Iterator[bytes]:
     file = folder / "runs" / job.name / job.data.subjects.task / "records.jsonl"
-    yield from file.read_bytes().splitlines(keepends=True)
+    for row in file.read_bytes().splitlines(keepends=True):
+        record = json.loads(row)
+        if "curve" not in record["options"] or record["metric"] == "psnr":
+            yield row
 
 
 if __name__ == "__main__":

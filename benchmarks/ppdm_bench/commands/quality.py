@@ -297,6 +297,8 @@ def _evaluated(
     from ppdm_bench.evaluation.curves import score_curves
     from ppdm_bench.evaluation.results import collect, draw_curves, earlier_records, failures, present
     from ppdm_bench.evaluation.trials import keep_costs, with_budgets
+    from ppdm_bench.isolation.sweep import RECORDS
+    from ppdm_bench.records import RecordFile
 
     own = [outcome for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
     if not own:
@@ -314,7 +316,8 @@ def _evaluated(
     points, lacking = score_curves(own, sampling, folder, lambda text: whole.show(text, 1.0))
     for sentence in lacking:
         notify(sentence)
-    written += draw_curves(points, folder)
+    if points:
+        written += draw_curves(RecordFile(folder / RECORDS).read(), folder)
     records += points
     return _Result(records, text, written, failures(records))
 

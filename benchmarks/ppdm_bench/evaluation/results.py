@@ -123,12 +123,13 @@ def tabulate(
     """Write the tables and figures that need only records; return the table as text and the written files.
 
     Args:
-        records: records of this run.
+        records: records of this run; those of learning curves are left out.
         reference: label of the configuration that the others are compared with.
         folder: output folder.
         metrics: metrics of the tables for people; empty: all.
         columns: columns of the printed table; empty: those that fit.
     """
+    records = [record for record in records if not is_of_curve(record)]
     title = headline(records)
     page = quality_page(quality_table(records, reference=reference), title, metrics=metrics)
     written = page.save(folder / "quality", columns)
@@ -146,10 +147,10 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
 
 
 def draw_curves(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write table and figure of the learning curves of all commands in a folder, if the records have some."""
+    """Write table and figure of the learning curves in records, if there are some."""
     if not any(is_of_curve(record) and record.value is not None for record in records):
         return []
-    shown = learning_curves(Library((*RecordFile(folder / RECORDS).read(),)))
+    shown = learning_curves(Library((*records,)))
     written = [
         replace_file(folder / f"curves.{end}", text.encode())
         for end, text in (("csv", to_csv(shown.table)), ("md", to_markdown(shown.table)))
