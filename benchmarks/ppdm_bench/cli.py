@@ -262,7 +262,7 @@ def memory(
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
-        from ppdm_bench.memory.results import collect, explain_all, failures, present
+        from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = asked_configurations(explain or method, sizes, wanted, start, vary)

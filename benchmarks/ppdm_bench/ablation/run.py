@@ -18,7 +18,7 @@ from ppdm_bench.environment import provenance
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.evaluation.comparison import Measuring, compare_runs
-from ppdm_bench.evaluation.results import failures
+from ppdm_bench.evaluation.evaluation_output import failures
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
 from ppdm_bench.isolation.sweep import RECORDS, Ledger

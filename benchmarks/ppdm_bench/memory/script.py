@@ -10,6 +10,7 @@ from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.explain import course_of_steps
 from ppdm_bench.memory.feasibility import shortage
 from ppdm_bench.predictor.lines import Line
+from ppdm_bench.predictor.modules import ROOT
 from ppdm_bench.predictor.script.prediction import Growth, Holder, MadeUp, ScriptPrediction
 from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
@@ -150,7 +151,8 @@ def _read(each: MadeUp) -> str:
 
 def _held(holder: Holder) -> str:
     shape = "×".join(map(str, holder.shape))
-    words = (_place(holder.line), holder.module and f"module {holder.module}", holder.stage, holder.operator)
+    module = "" if holder.module in ("", ROOT) else f"module {holder.module}"
+    words = (_place(holder.line), module, holder.stage, holder.operator)
     return ", ".join(filter(None, (*words, f"{shape} {holder.dtype}".strip())))
 
 

@@ -39,7 +39,7 @@ from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.saving import saving_patches
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import GIB, MIB, Target
-from ppdm_bench.predictor.timeline import KINDS, Timeline
+from ppdm_bench.predictor.timeline import KINDS, Place, Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
@@ -161,9 +161,14 @@ def predict_peak(
 
 @contextmanager
 def predicting(
-    target: Target | Literal["cpu"] | None = None, limit: int | None = None, modules: Modules | None = None
+    target: Target | Literal["cpu"] | None = None,
+    limit: int | None = None,
+    modules: Modules | None = None,
+    home: Place = "target",
 ) -> Iterator[Trace]:
-    """Run the block on tensors without memory and follow every storage; the arguments are those of `predict_peak`.
+    """Run the block on tensors without memory and follow every storage.
+
+    The arguments are those of :func:`predict_peak` and of :class:`~ppdm_bench.predictor.trace.Trace`.
 
     Raises:
         ValueError: an invalid target.
@@ -174,7 +179,7 @@ def predicting(
     on_cuda = None if target == "cpu" else target or Target()
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):

@@ -48,9 +48,10 @@ def tracing(
     target: Target | None = None,
     limit: int | None = None,
     modules: Modules | None = None,
+    home: Place = "target",
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target, limit, modules)
+    trace = Trace(fake, target, limit, modules, home)
     with trace.undo:
         # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
         # kernels, and the compiler would need the device.
@@ -80,6 +81,8 @@ class Trace(TorchDispatchMode):
         limit: maximum bytes of live tensors; an operator that exceeds it raises ``torch.OutOfMemoryError``. None means
             no limit.
         modules: recorder of the running module, if every storage shall be attributed to a module.
+        home: place of a tensor for which the code names no device: the target, for code that names none at all, or the
+            host, as for a whole program.
     """
 
     def __init__(
@@ -88,9 +91,11 @@ class Trace(TorchDispatchMode):
         target: Target | None = None,
         limit: int | None = None,
         modules: Modules | None = None,
+        home: Place = "target",
     ) -> None:
         super().__init__()
         self.timeline = Timeline()
+        self.home = home if target else "target"
         self.limit = limit
         self.target = target
         self._modules = modules
@@ -155,7 +160,8 @@ class Trace(TorchDispatchMode):
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
         place = place or self._meet(seen)
-        kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
+        came = self._placed == "target" and all(self.place(x) == "host" for x in seen)  # data that the code moves
+        kind = "workspace" if self._in_optimizer else "activations" if backward or (seen and not came) else "inputs"
         results = list(_tensors(out))
         for x in results:
             self._follow(x, kind, str(op), place)
@@ -267,13 +273,13 @@ class Trace(TorchDispatchMode):
             self._enter_parts(x)
             return x
         double = x
-        place: Place = "target"
+        place = self.home
         if self.doubles and self.doubles.lacks(x):
             with self.below():
                 double = self.doubles.of(x)
             if self.constants:
                 self.constants.meet(double, x)
-            if not x.requires_grad and self.target:
+            if not x.requires_grad and self.target and self.home == "target":
                 place = "unknown"  # data, which the code may still move to the target or use where it is
         is_parameter = isinstance(x, nn.Parameter)
         self._follow(double, "params" if is_parameter else "inputs", "made before", place)
@@ -346,7 +352,7 @@ class Trace(TorchDispatchMode):
             return "host"
         if self._earnest and self.doubles and self.doubles.lacks(x):  # data of a loader, unless moved
             return "target" if number is not None and self.timeline.blocks[number].place == "target" else "host"
-        return "target" if number is None else self.timeline.blocks[number].place
+        return self.home if number is None else self.timeline.blocks[number].place
 
     def came_from_host(self, x: Tensor) -> None:
         """Record a move to the target: if the place of the tensor was unknown, it was the host."""
@@ -392,7 +398,9 @@ class Trace(TorchDispatchMode):
         """Place of an operator's result: that of its inputs, which must all be in the same place."""
         numbers = [number for x in tensors if (number := self._number(x)) is not None]
         places = {self.timeline.blocks[number].place for number in numbers}
-        if not places or places == {"target"}:
+        if not places:
+            return self.home
+        if places == {"target"}:
             return "target"
         if places == {"unknown"}:
             self._join(numbers)

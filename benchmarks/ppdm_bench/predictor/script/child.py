@@ -147,7 +147,8 @@ def run(folder: Path) -> None:
     request = json.loads((folder / REQUEST).read_text())
     faulthandler.enable()
     target = _target(request["target"]) if isinstance(request["target"], dict) else request["target"]
-    with tracing(modules=Modules()) if request["measured"] else predicting(target, modules=Modules()) as trace:
+    modules = Modules()
+    with tracing(modules=modules) if request["measured"] else predicting(target, modules=modules, home="host") as trace:
         trace.timeline.here, session = lines.here, Session(trace, folder, request["steps"])
         if trace.constants:
             trace.constants.here = lines.reading

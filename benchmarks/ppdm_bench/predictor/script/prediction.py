@@ -309,6 +309,12 @@ def _described(
 ) -> ScriptPrediction:
     timeline = course.timeline
     peak = peak_of(timeline, target)
+    if not peak.peak_allocated:
+        raise ScriptError(
+            "the program put nothing on the CUDA device, so it works on the CPU; --device cpu predicts that",
+            course.steps,
+            output,
+        )
     ends = [*timeline.marks[1:], *([timeline.ended or timeline.now] if course.outcome == "steps" else [])]
     live = list(timeline.live())
     alive = sorted(timeline.alive_at(timeline.peak()[0]), key=lambda block: -block.size)
