@@ -58,6 +58,23 @@ _NEEDS_DATA = (
 )
 
 
+# Errors of PyTorch that mean that fake tensors cannot do something.
+_MEANINGS = {
+    "self.shape_env must not be None": "the sizes of a nested tensor are data; pad it to a fixed size, or measure it",
+    "doesn't support sizes": "the sizes of a nested tensor are data; pad it to a fixed size, or measure it",
+    "no fake impl": "an operator of a library has no fake implementation; register one with "
+    "torch.library.register_fake, or measure it",
+    "Please register a fake": "an operator of a library has no fake implementation; register one with "
+    "torch.library.register_fake, or measure it",
+    "data is not allocated yet": "a function of a library reads the memory of a tensor, and a prediction has none; "
+    "call it on data of a DataLoader, leave it out, or measure it",
+    "Torch not compiled with CUDA": "a thread of its own, or a function of a library, asks for CUDA itself; move the "
+    "call to the main thread, or measure it",
+    "Cannot access accelerator device": "a thread of its own, or a function of a library, asks for CUDA itself; move "
+    "the call to the main thread, or measure it",
+}
+
+
 @dataclass(frozen=True)
 class Peak:
     """Peak memory of some code, in bytes.
@@ -216,6 +233,9 @@ def _explained(trace: Trace) -> Iterator[None]:
     except PredictionError:
         raise
     except BaseException as error:
+        for words, meaning in _MEANINGS.items():
+            if words in str(error):
+                raise PredictionError(f"this code cannot be predicted: {meaning}") from error
         if trace.constants and trace.constants.told:
             error.add_note(
                 "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
