@@ -29,6 +29,7 @@ LIMIT = 1 << 16  # maximum elements of a tensor whose values are kept individual
 _DRAWN = 16  # maximum elements of a random floating-point tensor: a decision or a rate, but no input and no weight
 _READ = 1 << 24  # maximum elements that an operator may read to compute a known result
 CPU = torch.device("cpu")
+SAMPLED, ASSUMED = 1, 2  # a random value, as good as any other, and the assumption that an unknown value is finite
 
 
 class _Known(NamedTuple):
@@ -36,11 +37,11 @@ class _Known(NamedTuple):
 
     Attributes:
         values: the real storage, or one element if all elements are equal.
-        guessed: whether the values are guessed.
+        guessed: ``SAMPLED`` or ``ASSUMED`` if the values are guessed, else 0.
     """
 
     values: torch.UntypedStorage | Tensor
-    guessed: bool
+    guessed: int
 
 
 class _Traits(NamedTuple):
@@ -104,7 +105,7 @@ class Constants:
         """Apply a function to the values of a tensor, or to stand-in values if they are unknown."""
         with _in_earnest():
             found = self._value(x)
-            self._tell(found is None or found[1])
+            self._tell(found is None or found[1] == ASSUMED)
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
 
     def values(self, x: Tensor) -> Tensor | None:
@@ -117,7 +118,7 @@ class Constants:
         """NumPy array that shares memory with the known values; zeros if the values are unknown."""
         with _in_earnest():
             found = self._value(x)
-            self._tell(found is None or found[1])
+            self._tell(found is None or found[1] == ASSUMED)
             return (torch.zeros(x.shape, dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
@@ -159,7 +160,7 @@ class Constants:
         self._lose(traits, args, kwargs)
         if inputs is None and op in _FINITE and _asks_whether_finite(op, args):
             with _in_earnest():
-                self._store(out, torch.tensor(True), guessed=True)
+                self._store(out, torch.tensor(True), ASSUMED)
         return out
 
     def _tell(self, made_up: bool) -> None:
@@ -181,9 +182,9 @@ class Constants:
                     return None
                 found.append(value)
         values = {id(x): value for x, (value, _) in zip(tensors, found, strict=True)}
-        return _Inputs(values, any(guessed for _, guessed in found))
+        return _Inputs(values, max((guessed for _, guessed in found), default=0))
 
-    def _value(self, x: Tensor) -> tuple[Tensor, bool] | None:
+    def _value(self, x: Tensor) -> tuple[Tensor, int] | None:
         address = _address(x)
         if address in self._known:
             known = self._known[address]
@@ -202,7 +203,7 @@ class Constants:
         out.constant = None  # PyTorch's own record of a single value; results with one are not cached
         if value.numel() <= LIMIT and value.layout is torch.strided:
             with _in_earnest():
-                self._store(out, value, guessed=False)
+                self._store(out, value, guessed=0)
         return out
 
     def _read(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
@@ -210,7 +211,7 @@ class Constants:
         if inputs is None or not inputs.are_few():
             self._tell(True)
             return fake_run(op, args, kwargs)
-        self._tell(inputs.guessed)
+        self._tell(inputs.guessed == ASSUMED)
         with _in_earnest():
             real = op(*inputs.of(args), **inputs.of(kwargs))
         if traits.reads:
@@ -224,7 +225,7 @@ class Constants:
             fake = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=CPU)
         if real.numel() <= LIMIT:
             with _in_earnest():
-                self._store(fake, real, guessed=False)
+                self._store(fake, real, guessed=0)
         return fake
 
     def _fill(self, traits: _Traits, args: Any, kwargs: Any, out: Any) -> bool:
@@ -243,7 +244,7 @@ class Constants:
                 value.fill_(number)
             except (RuntimeError, TypeError):
                 return False
-            self._store(out, value, guessed=False)
+            self._store(out, value, guessed=0)
         return True
 
     def _beside(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
@@ -264,13 +265,13 @@ class Constants:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
                 return False  # the CPU lacks the kernel, or a value is invalid; the real code reports it when it runs
-            guessed = inputs.guessed or traits.drawn
+            guessed = max(inputs.guessed, SAMPLED if traits.drawn else 0)
             truths = [x for x in _each(real) if isinstance(x, Tensor)]
             if len(truths) != len(results):
                 return False
             if guessed:
                 for x in _written(traits, args, kwargs):
-                    self._guess(_address(x))
+                    self._guess(_address(x), guessed)
             fresh = set[int]()
             for x, truth in zip(results, truths, strict=True):
                 address = _address(x)
@@ -307,7 +308,7 @@ class Constants:
         self._store(results[0], real.reshape(()).clone(), inputs.guessed)
         return True
 
-    def _store(self, x: Tensor, value: Tensor, guessed: bool) -> None:
+    def _store(self, x: Tensor, value: Tensor, guessed: int) -> None:
         """Keep the values of a tensor, or the one value that all its elements have."""
         address = _address(x)
         size = x.untyped_storage().nbytes()
@@ -326,9 +327,9 @@ class Constants:
         known = self._known.get(_address(x))
         return known is not None and isinstance(known.values, Tensor)
 
-    def _guess(self, address: int) -> None:
+    def _guess(self, address: int, guessed: int) -> None:
         if (known := self._known.get(address)) is not None:
-            self._known[address] = known._replace(guessed=True)
+            self._known[address] = known._replace(guessed=max(known.guessed, guessed))
 
     def _lose(self, traits: _Traits, args: Any, kwargs: Any) -> None:
         """Mark as unknown all storages that an operator wrote to."""
@@ -343,10 +344,10 @@ class _Inputs:
 
     Attributes:
         values: the values, by the tensor's ``id``.
-        guessed: whether any of them is guessed.
+        guessed: the highest guess among them.
     """
 
-    def __init__(self, values: dict[int, Tensor], guessed: bool) -> None:
+    def __init__(self, values: dict[int, Tensor], guessed: int) -> None:
         self.values = values
         self.guessed = guessed
 
