@@ -6,8 +6,8 @@ on data is written into it. Every view of the fake storage is a view of the real
 overwritten value. A large tensor is known while all its elements are equal, for example zeros. The values kept here are
 not part of the recorded memory.
 
-There are four kinds of values. Known values are those that real tensors would have. Sampled values are arbitrary but
-valid: small random samples, and the assumption that an unknown value is finite. Judged values are other answers about
+There are five kinds of values. Known values are those that real tensors would have. Sampled values are small random
+samples, as good as any other. Assumed is that an unknown value is finite. Judged values are other answers about
 unknown ones, such as whether a loss is below the best one: every unknown number is taken as 1 for them, and no number
 is computed from them. All other values are unknown; ``_stand_in`` defines what code reads instead.
 """
@@ -33,7 +33,7 @@ _READ = 1 << 24  # maximum elements that an operator may read to compute a known
 CPU = torch.device("cpu")
 
 
-KNOWN, SAMPLED, JUDGED = range(3)  # the kinds of values that are kept, from the most certain on
+KNOWN, SAMPLED, ASSUMED, JUDGED = range(4)  # the kinds of values that are kept, from the most certain on
 
 
 class _Known(NamedTuple):
@@ -138,7 +138,7 @@ class Constants:
         return _address(x) in self._known
 
     def knows(self, x: Tensor) -> bool:
-        """Whether the values of a fake tensor are known or sampled, so that a size may depend on them."""
+        """Whether a size may depend on the values of a fake tensor."""
         known = self._known.get(_address(x))
         return known is not None and known.guessed < JUDGED
 
@@ -146,7 +146,7 @@ class Constants:
         """Apply a function to the values of a tensor, or to stand-in values if they are unknown."""
         with _in_earnest(), self.reading("list"):
             found = self._value(x)
-            self._tell(found is None or found[1])
+            self._tell(found is None or found[1] >= ASSUMED)
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
 
     def values(self, x: Tensor) -> Tensor | None:
@@ -159,7 +159,7 @@ class Constants:
         """NumPy array that shares memory with the known values; of stand-ins if the values are unknown."""
         with _in_earnest(), self.reading("array"):
             found = self._value(x)
-            self._tell(found is None or found[1])
+            self._tell(found is None or found[1] >= ASSUMED)
             return (torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
@@ -207,7 +207,7 @@ class Constants:
         """Answer a question about unknown numbers, each of which is taken as 1."""
         with _in_earnest():
             if op in _FINITE and _asks_whether_finite(op, args):
-                self._store(out, torch.tensor(True), SAMPLED)
+                self._store(out, torch.tensor(True), ASSUMED)
                 return
             ones = {}
             for x in tensors:
@@ -219,7 +219,7 @@ class Constants:
             answer = op(*inputs.of(args), **inputs.of(kwargs))
             self._store(out, answer.reshape(()).to(out.dtype), JUDGED)
 
-    def _tell(self, made_up: bool | int) -> None:
+    def _tell(self, made_up: bool) -> None:
         if made_up:
             self.made_up[MadeUp(self._reading, self.here() if self.here else None)] += 1
 
@@ -267,7 +267,7 @@ class Constants:
         if inputs is None or not inputs.are_few():
             self._tell(True)
             return fake_run(op, args, kwargs)
-        self._tell(inputs.guessed)
+        self._tell(inputs.guessed >= ASSUMED)
         with _in_earnest():
             real = op(*inputs.of(args), **inputs.of(kwargs))
         if traits.reads:
@@ -387,7 +387,7 @@ class Constants:
 
     def _guess(self, address: int, guessed: int) -> None:
         if (known := self._known.get(address)) is not None:
-            self._known[address] = known._replace(guessed=guessed)
+            self._known[address] = known._replace(guessed=max(known.guessed, guessed))
 
     def _lose(self, traits: _Traits, args: Any, kwargs: Any) -> None:
         """Mark as unknown all storages that an operator wrote to."""

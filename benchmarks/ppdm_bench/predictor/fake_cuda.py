@@ -40,10 +40,10 @@ _NOTHING = (
 def driver_patches(trace: Trace) -> Iterator[Any]:
     """Patches of ``torch.cuda``, ``torch.accelerator`` and ``torch.Generator``."""
     target = trace.target or Target()
-    for name in _NOTHING:
-        yield mock.patch.object(torch.cuda, name, _nothing)
-    for name, stand_in in {**_facts(target), **_counters(trace, target)}.items():
-        yield mock.patch.object(torch.cuda, name, stand_in)
+    for name, stand_in in {**dict.fromkeys(_NOTHING, _nothing), **_facts(target), **_counters(trace, target)}.items():
+        for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may call it where it is defined
+            if name in vars(module):
+                yield mock.patch.object(module, name, stand_in)
     for name, stand_in in _ACCELERATOR.items():
         yield mock.patch.object(torch.accelerator, name, stand_in)
     for name in ("_record_memory_history", "_dump_snapshot"):
@@ -139,13 +139,13 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _refusal(name: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:  # of a class, because type hints of code name it
         raise PredictionError(
             f"torch.cuda.{name} takes memory of its own that a prediction does not follow; run the code without it, "
             "or measure it"
         )
 
-    return refuse
+    return type(name, (), {"__new__": refuse})
 
 
 _TYPES = {

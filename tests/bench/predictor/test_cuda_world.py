@@ -447,3 +447,13 @@ def test_dropout_in_attention_writes_no_weights_down() -> None:
         return once(step).peak_allocated
 
     assert attend(0.1) == attend(0.0) < 1024 * 1024 * 4
+
+
+def test_functions_of_cuda_are_there_where_they_are_defined_and_classes_are_in_type_hints():
+    def build():
+        assert torch.cuda.random.get_rng_state().dtype is torch.uint8
+        assert torch.cuda.memory.memory_allocated() == 0
+        torch.cuda.random.manual_seed(0)
+        assert (torch.cuda.CUDAGraph | None).__args__[1] is type(None)
+
+    predict_peak(build, lambda _: None)

@@ -160,6 +160,21 @@ def test_files_are_written_only_where_asked(folder: Path) -> None:
     assert (folder / "a" / "b" / "c.txt").read_text() == "x"
 
 
+def test_a_process_that_loads_data_works_on_real_tensors() -> None:
+    text = """
+import multiprocessing
+def load(queue):
+    queue.put(torch.arange(4.0).square().sum().item())
+queue = multiprocessing.get_context("fork").Queue()
+worker = multiprocessing.get_context("fork").Process(target=load, args=(queue,))
+worker.start()
+print(queue.get())
+worker.join()
+step()
+"""
+    assert predict_script(script(text), 1, "cpu").output == "14.0\n"
+
+
 def test_a_script_that_nothing_ends_is_ended() -> None:
     stubborn = """
 import atexit, signal, threading, time
@@ -200,6 +215,11 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
         ("os._exit(3)", "ended its process before its first optimizer step with code 3", "It printed nothing"),
         ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "values that depend on data, which", "AssertionError"),
         ("step()\nstep()\nstep()", "put nothing on the CUDA device", "It printed nothing"),
+        (
+            "import multiprocessing\np = multiprocessing.get_context('fork').Process(target=step)\np.start()\np.join()",
+            "trains in a process that it starts itself",
+            "It printed nothing",
+        ),
         ("torch.multiprocessing.spawn(print, nprocs=4)", "starts 4 processes", "Traceback"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import runpy
+import signal
 import socket
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +77,7 @@ class Session:
         self.trace = trace
         self.started: list[str] = []
         self.notes: list[str] = []
-        self._folder, self._asked = folder, steps
+        self._folder, self._asked, self._process = folder, steps, os.getpid()
         self._counts: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
         self._steps = self._turns = 0
         self._answering = threading.Lock()
@@ -84,6 +86,11 @@ class Session:
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Count a step; end the process after the last one."""
+        if os.getpid() != self._process:
+            os.kill(self._process, signal.SIGSTOP)  # it waits for this process, or would answer too
+            self.end(
+                "refused", "the program trains in a process that it starts itself, which a prediction cannot follow"
+            )
         self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
         self._turns += 1
         if (fewest := min(self._counts.values())) <= self._steps and self._turns < _TURNS * self._asked:
@@ -98,8 +105,6 @@ class Session:
         """Write the answer and end the process at once, whatever the program would do."""
         self._answering.acquire()  # and never release: one thread answers, the others wait for the end
         place = self._folder / ANSWER
-        if not self._steps and place.exists():  # a copy of this process (os.fork) took the steps
-            os._exit(0)
         timeline, constants = self.trace.timeline, self.trace.constants
         if timeline.ended is None:
             timeline.ended = timeline.now
@@ -117,6 +122,8 @@ class Session:
                 printed.flush()
             except (OSError, ValueError, AttributeError):
                 continue
+        if os.getpid() != self._process:
+            os.kill(self._process, signal.SIGKILL)
         os._exit(0)
 
     def watch(self, parent: int, seconds: float) -> None:
@@ -148,7 +155,10 @@ def run(folder: Path) -> None:
     faulthandler.enable()
     target = _target(request["target"]) if isinstance(request["target"], dict) else request["target"]
     modules = Modules()
-    with tracing(modules=modules) if request["measured"] else predicting(target, modules=modules, home="host") as trace:
+    with ExitStack() as stack:
+        follow = tracing(modules=modules) if request["measured"] else predicting(target, modules=modules, home="host")
+        trace = stack.enter_context(follow)
+        os.register_at_fork(after_in_child=stack.close)  # a process that loads data works on real tensors
         trace.timeline.here, session = lines.here, Session(trace, folder, request["steps"])
         if trace.constants:
             trace.constants.here = lines.reading
