@@ -179,7 +179,7 @@ def ablate(
             memory_shapes=[(n, n, n) for n in sizes],
         )
         check_sets(sets, split, batch)
-        check_contents(sets, split, [out])
+        check_contents(sets, [split], [out])
         try:
             with alone_in(out):
                 records, faults, pictures = _carried_out(plan, out, small, device, jobs)

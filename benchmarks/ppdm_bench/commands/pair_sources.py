@@ -237,13 +237,14 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
             )
 
 
-def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]) -> None:
+def check_contents(sets: Sequence[Subjects], splits: Sequence[str], folders: Sequence[Path]) -> None:
     """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
 
     Mending a file after the training would come too late: the training is then one of other data.
 
     Args:
-        sets, split: as for :func:`check_sets`.
+        sets: as for :func:`check_sets`.
+        splits: the splits to score.
         folders: folders of records.
 
     Raises:
@@ -253,9 +254,11 @@ def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]
     with progress() as bar:
         shown = bar.add_task("checking the scans", total=None)
         for one in sets:
-            if {**one.identify(), "split": split} not in scored:
+            if any({**one.identify(), "split": split} not in scored for split in splits):
                 bar.update(shown, description=f"checking the scans of {one}")
-                one.check_contents(("train", split), lambda done, total: bar.update(shown, completed=done, total=total))
+                one.check_contents(
+                    ("train", *splits), lambda done, total: bar.update(shown, completed=done, total=total)
+                )
 
 
 def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remedy: str) -> None:

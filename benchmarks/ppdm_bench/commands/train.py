@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ def train_run(
     *,
     init_from: Path | None = None,
     standalone: bool = False,
+    keep_after: Collection[int] = (),
 ) -> str:
     """Train on the pairs of the training split, save the run, and return a summary of the result.
 
@@ -56,6 +57,7 @@ def train_run(
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
         standalone: whether this is a run of its own, not one of many trials: it then also keeps its last checkpoint, so
             that it can be given more steps, and gets a picture of its losses, ``loss.png``.
+        keep_after: numbers of steps after which the model is kept, see :func:`ppdm.training.on_manifest.kept_model`.
 
     Raises:
         RunError: the folder holds a run that must not be resumed, or was started with other options.
@@ -71,6 +73,7 @@ def train_run(
     with ranks.together():
         pairs, held = training_sets(subjects.pairs(preparing), schedule, str(subjects), resample=subjects.resample)
     options: dict[str, Any] = {"device": device, "init_from": init_from, "keep_last": standalone, "progress": show}
+    options["keep_after"] = keep_after
     with ExitStack() as opened:
         ranks.by_first(lambda: _lock(run, opened))
         try:

@@ -88,6 +88,10 @@ class Constants:
         if double.numel() <= LIMIT and x.untyped_storage().nbytes() <= 16 * LIMIT:
             self._met[_address(double)] = x.untyped_storage()
 
+    def part(self) -> None:
+        """Drop the arguments that were registered for the next operator."""
+        self._met.clear()
+
     def follows(self, x: Tensor) -> bool:
         """Whether the content of a fake tensor is recorded here, even if it is unknown."""
         return _address(x) in self._known
@@ -102,6 +106,12 @@ class Constants:
             found = self._value(x)
             self._tell(found is None or found[1])
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
+
+    def values(self, x: Tensor) -> Tensor | None:
+        """The known values of a tensor; None if they are not known."""
+        with _in_earnest():
+            found = self._value(x) if self.follows(x) else None
+            return None if found is None else found[0]
 
     def array(self, x: Tensor) -> Any:
         """NumPy array that shares memory with the known values; zeros if the values are unknown."""
@@ -128,7 +138,7 @@ class Constants:
         try:
             return self._run(op, args, kwargs, tensors, fake_run)
         finally:
-            self._met.clear()
+            self.part()
 
     def _run(self, op: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], fake_run: Callable[..., Any]) -> Any:
         if op is aten.lift_fresh.default or op is aten.lift_fresh_copy.default:
@@ -249,7 +259,7 @@ class Constants:
         with _in_earnest():
             if not small or any(self._is_same(x) for x in _written(traits, args, kwargs)):
                 return self._in_one(op, traits, args, kwargs, inputs, results)
-            self._part([*_written(traits, args, kwargs), *results], inputs)
+            self._separate([*_written(traits, args, kwargs), *results], inputs)
             try:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
@@ -269,7 +279,7 @@ class Constants:
                     self._store(x, truth, guessed)
         return True
 
-    def _part(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
+    def _separate(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
         """Copy each real storage that an operator will write to, or of which it returns a view."""
         for x in tensors:
             address = _address(x)

@@ -29,12 +29,15 @@ from torch._subclasses.fake_tensor import (
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
+from ppdm_bench.predictor.data_loading import loader_patches
+from ppdm_bench.predictor.distributed import distributed_patches
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
+from ppdm_bench.predictor.saving import saving_patches
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import GIB, MIB, Target
-from ppdm_bench.predictor.timeline import KINDS, Timeline
+from ppdm_bench.predictor.timeline import KINDS, Place, Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
@@ -148,9 +151,14 @@ def predict_peak(
 
 @contextmanager
 def predicting(
-    target: Target | Literal["cpu"] | None = None, limit: int | None = None, modules: Modules | None = None
+    target: Target | Literal["cpu"] | None = None,
+    limit: int | None = None,
+    modules: Modules | None = None,
+    home: Place = "target",
 ) -> Iterator[Trace]:
-    """Run the block on tensors without memory and follow every storage; the arguments are those of `predict_peak`.
+    """Run the block on tensors without memory and follow every storage.
+
+    The arguments are those of :func:`predict_peak` and of :class:`~ppdm_bench.predictor.trace.Trace`.
 
     Raises:
         ValueError: an invalid target.
@@ -161,11 +169,12 @@ def predicting(
     on_cuda = None if target == "cpu" else target or Target()
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
-        for patch in file_patches(trace):
-            stack.enter_context(patch)
+        for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):
+            for patch in patches:
+                stack.enter_context(patch)
         if trace.target and trace.target.workspace:
             trace.timeline.born(trace.target.workspace, "workspace", "fitted")
         with _explained(trace):

@@ -40,6 +40,11 @@ class Block:
     counted: bool = True
     line: Line | None = None
 
+    @property
+    def operator(self) -> str:
+        """The operator that allocated it, without namespace and overload, or the rule."""
+        return self.name.removeprefix("aten.").rpartition(".")[0] if self.name.startswith("aten.") else self.name
+
 
 @dataclass
 class Timeline:

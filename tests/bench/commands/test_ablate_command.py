@@ -202,7 +202,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
 
     done = []
     original = trials.train_run
-    monkeypatch.setattr(trials, "train_run", lambda *given: done.append(original(*given)) or done[-1])
+    monkeypatch.setattr(trials, "train_run", lambda *given, **more: done.append(original(*given, **more)) or done[-1])
     code, _, err = run(*PAIR, "--memory-res", 24)
     assert code == 0, err
     assert all("is complete" in words for words in done)
@@ -257,10 +257,10 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
 def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
     original = trials.train_run
 
-    def lost(method, *given):
+    def lost(method, *given, **more):
         if method.kernel.__class__.__name__ == "I2SB":
             raise OSError("the node is gone")
-        return original(method, *given)
+        return original(method, *given, **more)
 
     monkeypatch.setattr(trials, "train_run", lost)
     code, _, err = run(*PAIR, *JOBS)

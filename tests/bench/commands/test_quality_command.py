@@ -87,8 +87,8 @@ def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeyp
     trained = []
     original = trials.train_run
 
-    def counting(method, *arguments):
-        result = original(method, *arguments)
+    def counting(method, *arguments, **options):
+        result = original(method, *arguments, **options)
         trained.append("is complete" not in result)
         return result
 
@@ -153,7 +153,7 @@ def test_records_as_json():
 
 def test_quick_says_so(monkeypatch):
     asked = []
-    monkeypatch.setattr(trials, "train_run", lambda *given: asked.append(given) or "")
+    monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given) or "")
     monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
     code, _, err = run("quality", "--quick", "--device", "cpu", "--out", "out")
     assert code == 0

@@ -66,9 +66,11 @@ class Marker(NamedTuple):
 
 
 def markers(names: Iterable[str]) -> dict[str, Marker]:
-    """Assign a marker to every distinct name; after eight names they repeat."""
+    """Assign a marker to every distinct name; after eight names the colours repeat, with other shapes."""
+    count, shapes = len(SERIES), len(MARKERS)
     return {
-        name: Marker(MARKERS[n % len(MARKERS)], SERIES[n % len(SERIES)]) for n, name in enumerate(dict.fromkeys(names))
+        name: Marker(MARKERS[(n + n // count) % shapes], SERIES[n % count])
+        for n, name in enumerate(dict.fromkeys(names))
     }
 
 
