@@ -35,6 +35,7 @@ from ppdm.window import Patch
 from ppdm_baselines import METHODS
 from ppdm_bench import cli
 from ppdm_bench.commands import pair_sources
+from ppdm_bench.commands import train as train_command
 from ppdm_bench.evaluation import evaluation_output, pictures
 
 METHOD = {
@@ -201,6 +202,7 @@ def quality(folder: Path) -> None:
 
 def main(folder: Path) -> dict[str, Any]:
     imported()
+    train_command.save_loss_curve = lambda log, path: None  # every fork would import what draws it
     log = folder / "log"
     alone = {name: fitted(folder, method) for name, method in METHOD.items()}
     assert len(log.read_text().splitlines()) == OPTIONS["steps"]

@@ -414,6 +414,7 @@ def test_any_size_trains_as_its_padded_volume(method: Method) -> None:
     assert torch.equal(found, training_loss(method, net, source, target, torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

@@ -80,6 +80,7 @@ def written(folder, name, register=True):
     (folder / f"{name}.py").write_text(MODULE.replace("REGISTER", line))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*voxels")
 def test_it_goes_through_every_command(folder):
     written(folder, "own_net")

@@ -38,6 +38,7 @@ def test_a_run_is_continued_and_a_finished_one_is_returned(pairs):
         assert ppdm.train(pairs, "run", method=TINY, steps=3, resume=True).steps == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Scans have voxels")
 def test_scores_are_those_of_the_command(pairs):
     trained = ppdm.train(pairs, "run", method=TINY, steps=1)

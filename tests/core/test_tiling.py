@@ -257,6 +257,7 @@ def test_what_the_device_holds_does_not_grow_with_the_volume(name: str) -> None:
     assert held < predict_peak(whole.build, whole.step, whole.iterations).peak_allocated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch", "wavelet", "ddpm3d"])
 def test_memory_on_the_cpu_is_as_predicted(name: str) -> None:
     work = workload(tiny(METHODS[name]).in_blocks(8), "sample", (12, 16, 8), 1, "cpu")
@@ -265,6 +266,7 @@ def test_memory_on_the_cpu_is_as_predicted(name: str) -> None:
     assert (predicted.peak_allocated, predicted.breakdown) == (measured.peak_allocated, measured.breakdown)
 
 
+@pytest.mark.slow
 def test_the_host_holds_few_copies_of_the_volume() -> None:
     """The volume, its latent, the state and the prediction; beside them one block and one plane."""
     method = tiny(replace(PPDM, representation=Puzzle(4))).in_blocks(16)

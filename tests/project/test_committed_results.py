@@ -22,7 +22,7 @@ if not remake.RESULTS.exists():
     pytest.skip("there are no results beside these tests", allow_module_level=True)
 
 EVERYTHING = remake.everything()
-SLOW = ("ablations", "claims", "figures/", "memory")  # seconds each, on one core
+SLOW = ("ablations", "claims", "figures/", "memory", "sweep/")  # seconds each, on one core
 
 # What the rest is made from.
 RECORDS = (

@@ -203,7 +203,14 @@ def test_the_tree_of_the_readme_is_that_of_the_repository():
 # --- Python
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{block.page}: {block.text.splitlines()[0]}")
+def cases(blocks: list[Block]) -> list[object]:
+    """The code of the predictor's page follows whole networks, which takes seconds."""
+    slow = {"docs/predictor.md": [pytest.mark.slow]}
+    names = [f"{block.page}: {block.text.splitlines()[0]}" for block in blocks]
+    return [pytest.param(one, id=name, marks=slow.get(one.page, [])) for one, name in zip(blocks, names, strict=True)]
+
+
+@pytest.mark.parametrize("block", cases(PYTHON))
 def test_python_runs_and_prints_what_the_page_says(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = next((code for start, code in BEFORE.items() if block.text.startswith(start)), "")

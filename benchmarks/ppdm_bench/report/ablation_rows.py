@@ -60,7 +60,7 @@ class AblationRow:
         return all(getattr(self, n) == getattr(other, n) for n in same) and bool({*self.seeds} & {*other.seeds})
 
     def peak(self, phase: str, kind: str, shape: tuple[int, ...] | None = None) -> float | None:
-        """Return ``peak_allocated`` in bytes, at the size of its largest volume or another."""
+        """Return ``peak_allocated`` in bytes, for the largest volume by default."""
         return self.peaks.get((self.shape if shape is None else shape, phase, kind, "peak_allocated"))
 
     @property
@@ -108,7 +108,7 @@ def most_evaluations(rows: Sequence[AblationRow]) -> list[AblationRow]:
 
 
 def difference(row: AblationRow, rows: Sequence[AblationRow], metric: str) -> Difference | None:
-    """Return the difference from the default under the same budget, subject by subject, over the seeds of both.
+    """Return the paired difference from the default under the same budget, over the subjects and seeds of both.
 
     It is None for the default itself, and if no seed and subject is in both.
     """
@@ -157,7 +157,7 @@ def _add(row: AblationRow, record: Record, seed: int) -> None:
 
 
 def _add_costs(row: AblationRow, records: Sequence[Record]) -> None:
-    """Add peaks and times of the cell, and means over its seeds of what its trainings took; later records count."""
+    """Add the peaks and times of the cell, and the mean costs of its trainings; of repeated records the last counts."""
     trained: dict[str, dict[int, float]] = {}
     for record in records:
         value, evaluations = float(record.value or 0), row.evaluations if record.metric == "volume_seconds" else None

@@ -95,7 +95,7 @@ class Snapshot:
         return [view for view in self.views if view.role == role]
 
     def with_earlier(self, earlier: Snapshot) -> Snapshot:
-        """Return this snapshot with the predictions of an earlier one of the same volume, those of new labels last."""
+        """Return this snapshot with the predictions of an earlier one of the same volume; new labels come last."""
         same = ("task", "subject", "spacing", "shape", "unit")
         if any(getattr(self, name) != getattr(earlier, name) for name in same) or not _same_target(self, earlier):
             return self

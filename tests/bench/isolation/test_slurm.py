@@ -26,7 +26,7 @@ HERE = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
 
 
 @pytest.fixture(autouse=True)
-def importable(monkeypatch):
+def importable(monkeypatch, unrendered):
     pytest.importorskip("submitit")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 

@@ -64,6 +64,7 @@ def test_a_real_translation_takes_what_was_predicted_within_15_percent(tmp_path,
     assert 0.95 * predicted - 2 * MIB < peak - base < 1.05 * predicted + 64 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "block"), [("ppdm", None), ("patch", 16), ("latent", None)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_tensors_are_those_of_the_code_that_translates(name, block, device):
@@ -113,6 +114,7 @@ print(peak_resident() - before)
 """
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize(
     ("channels", "edge", "buffers"),

@@ -119,6 +119,7 @@ def test_host_memory_is_that_of_translating_one_volume(on_cpu, for_cuda):
         assert "peak_host" not in records
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_host_memory_is_a_column_and_a_sentence(for_cuda, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "process_base", lambda device: GIB)
     found = values(for_cuda, phase="sample")["peak_host"]
@@ -583,6 +584,7 @@ def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
         assert peaks[0] == peaks[1]
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_predictions_for_several_cards_stand_side_by_side(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("memory", "--res", 16, "--method", "ppdm", "--factor", 2, "--width", 8, "--phase", "sample", "--out", "o")

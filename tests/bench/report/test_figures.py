@@ -138,7 +138,6 @@ from pathlib import Path
 from ppdm_bench.report.paper_figure import written
 from ppdm_bench.report.library import read_library
 from ppdm_bench.report.page import page
-from ppdm_bench.report.page import page
 from ppdm_bench.report.paper_registry import EXHIBITS
 
 source, folder = map(Path, sys.argv[1:])
@@ -198,6 +197,7 @@ def test_the_page_is_whole_and_each_row_leads_to_its_records(folder):
     assert "set/records.jsonl#" in text
 
 
+@pytest.mark.usefixtures("unrendered")
 def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path):
     kept(tmp_path / "set", [r for r in evidence() if r.command == "memory"][:40])
     code, out, err = run("figures", tmp_path / "set", "--out", tmp_path / "out", "--column", "double")

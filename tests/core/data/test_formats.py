@@ -277,6 +277,7 @@ def test_without_simpleitk_one_sentence_says_what_to_install(tmp_path, name, mon
     assert not (tmp_path / "b.mha").exists()
 
 
+@pytest.mark.slow
 def test_nifti_needs_no_simpleitk(tmp_path):
     code = "import sys, ppdm.translation, ppdm.data.checking; sys.exit('SimpleITK' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -348,7 +348,7 @@ def _error_cells(pairs: Sequence[ComparedPeak]) -> list[str]:
 
 
 def _summary(pairs: Sequence[ComparedPeak]) -> Iterator[tuple[str, str, str]]:
-    """Yield the number of pairs, their median and largest error; then again without partly unstated conditions."""
+    """Yield the number of pairs with their median and largest error; then the same for fully stated conditions."""
     stated = [pair for pair in pairs if pair.stated]
     for name, part in {"": pairs, "conditions stated: ": stated if stated != pairs else []}.items():
         if part:

@@ -38,7 +38,7 @@ def cubic(records: Iterable[Record]) -> list[PeakRow]:
 
 
 def largest_set(rows: Sequence[PeakRow]) -> list[PeakRow]:
-    """Return the rows of one setting: the setting with the most sizes, then with the most rows, then the plainest.
+    """Return the rows of the setting with the most sizes; of equal ones, with the most rows, then the fewest options.
 
     A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU. Rows of
     different settings are not points of one curve.

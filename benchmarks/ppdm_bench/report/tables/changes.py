@@ -54,7 +54,7 @@ class Subjects:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one number.
+    """The change of one number between two sets of records.
 
     Attributes:
         verdict: one of :data:`VERDICTS`; ``unclear`` differs by more than the threshold, but not beyond the noise.
@@ -183,7 +183,7 @@ def _evaluation(record: Record, level: tuple[str, ...]) -> Key:
 
 
 def _key(record: Record) -> Key:
-    """The question that a record answers. Its identifier also covers what the code made of it, which commits change."""
+    """The question that a record answers, without the options that differ between commits (unlike ``config_id``)."""
     options = {name: value for name, value in record.options.items() if name not in _NOT_ASKED}
     return (
         *(record.kind, record.command, record.method, record.variant, record.task),
@@ -265,7 +265,7 @@ def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, thr
 
 
 def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: float, sign: str) -> tuple[str, str]:
-    """Quality: the interval of the mean paired loss must lie on one side of zero, and the difference count."""
+    """Judge quality: the difference exceeds the threshold, and its interval lies on one side of zero."""
     losses = [loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
     difference = paired_difference(losses, [0.0] * len(losses))
     how = f"{difference.n} subjects, p {difference.p:.3g}"
@@ -278,7 +278,7 @@ def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: flo
 
 
 def _distributions(first: Record, second: Record, threshold: float) -> tuple[str, str]:
-    """Times: medians that differ by more than the threshold, and samples that are not of one distribution."""
+    """Judge times: the medians differ by more than the threshold, and the distributions of the samples differ."""
     from scipy.stats import mannwhitneyu  # takes a second to load
 
     was, now = median(first.samples), median(second.samples)
@@ -292,7 +292,7 @@ def _distributions(first: Record, second: Record, threshold: float) -> tuple[str
 
 
 def to_records(found: Iterable[Change]) -> list[Record]:
-    """A record of each change, about what the new set's row is about: its value is new / old − 1.
+    """Return one record per change: that of the new set, with the value new / old − 1.
 
     Under ``compare`` the options hold the verdict, both values with their unit, and by what it was decided. Without
     both values the status is ``skipped`` and the reason says the verdict.

@@ -1,4 +1,4 @@
-"""A run of the micro-benchmarks: small enough to be kept, as a table, and against the run that was kept.
+"""A run of the micro-benchmarks: trimmed for saving, as a table, and compared with the saved run.
 
 ``python -m ppdm_bench.report.tables.micro RUN.json --saved KEPT.json --out FOLDER`` reads what pytest-benchmark wrote.
 """
@@ -23,7 +23,7 @@ _SAME_MACHINE = ("cpu", "threads", "torch")
 
 
 def trimmed(run: Mapping[str, Any]) -> Run:
-    """Return what is to be kept of a run: of each benchmark its quartiles, and those of what ran beside it.
+    """Return the part of a run that is saved: the quartiles of each benchmark and of compared libraries.
 
     Raises:
         ValueError: it is no run of these benchmarks.
@@ -64,7 +64,7 @@ _NOTE = (
 
 
 def micro_page(run: Run) -> Page:
-    """Return the table of a run: a row for each benchmark and each library that ran beside it."""
+    """Return the table of a run: one row for each benchmark and each library that it is compared with."""
     env = run["environment"]
     commit = f"{str(env['commit'])[:10] or 'unknown'}{' and changes' if env['dirty'] else ''}"
     title = f"Micro-benchmarks on {env['cpu']}, {env['threads']} threads, torch {env['torch']}, commit {commit}."
@@ -93,7 +93,7 @@ def _range(values: Quartiles, unit: str = "") -> str:
 
 
 def compare(run: Run, saved: Run) -> list[str]:
-    """Say what became slower or faster than in a saved run, a sentence each.
+    """Report what became slower or faster than in a saved run, one sentence each.
 
     A change is told if it is above 10 % and the middle halves of both do not overlap. On another machine, or with
     another PyTorch, times say nothing: there only ratios to what ran beside are compared.

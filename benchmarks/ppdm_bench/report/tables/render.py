@@ -269,7 +269,7 @@ def _total(widths: Sequence[int]) -> int:
 
 
 def _fitting(table: Table, width: int) -> Table:
-    """Leave out columns, the highest rank first and of one rank the last, until the table fits."""
+    """Drop columns until the table fits: the highest rank first; within a rank, the last column first."""
     while _total(_widths(table, width)) > width:
         least = max(table.headings, key=lambda heading: (heading.rank, table.headings.index(heading)))
         if not least.rank:

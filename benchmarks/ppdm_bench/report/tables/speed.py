@@ -157,7 +157,7 @@ def _volumes_per_second(pace: Pace) -> str | None:
 
 
 def _sampling_rate(pace: Pace) -> str | None:
-    """The rate in the timed volume with the most evaluations, in which all else weighs least."""
+    """The rate in the timed volume with the most evaluations, where everything else weighs least."""
     return _rate(next((timing for timing in reversed(pace.volumes.values()) if timing.seconds is not None), None))
 
 
