@@ -1,14 +1,14 @@
 """The evidence of the project: every method on every task at equal training time, in tiers, over days if need be.
 
     OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; killed, it resumes
-    python benchmarks/harness/campaign.py FOLDER --until real     the tiers up to this one
+    python benchmarks/harness/campaign.py FOLDER --until methods  the tiers up to this one
     python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
     python benchmarks/harness/campaign.py FOLDER --gather results/campaign
 
 Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
-several times: no two take the same training. First the step times of all methods are measured, alternately, into
-FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
-results are complete for what the tier adds. --real is the manifest of the real pairs; without it that tier is left out.
+several times: no two take the same training. At the start of a tier, the missing step times are measured, alternately,
+into FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
+results are complete for what the tier adds. --real is the manifest of real pairs, on which all is done too.
 """
 
 import argparse
@@ -37,12 +37,11 @@ WIDTH, PARTS, EVALUATIONS = 16, 6, "1,2,4"
 SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
 LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32 voxels to no more
 
-# What the claims hold against the method, beside the registered methods: no bridge, no loss, no puzzle.
 FROM_NOISE = ("kernel=gaussian(schedule=cosine)", "target=x0")
 WITHOUT_LOSS = ("loss.mode=off", "loss.gradient=0")
 WITHOUT_PUZZLE = ("representation=identity",)
-# The first ones are enough for most claims.
-_FIRST = (
+# What most claims hold against each other comes first.
+FIRST = (
     ("ppdm", ()),
     ("ddpm3d", ()),
     ("wavelet", ()),
@@ -50,7 +49,7 @@ _FIRST = (
     ("ppdm", WITHOUT_LOSS),
     ("regression", ()),
 )
-POINTS = (*dict.fromkeys((*_FIRST, *((name, ()) for name in METHODS), ("ppdm", WITHOUT_PUZZLE))),)
+REST = (*((name, ()) for name in METHODS if (name, ()) not in FIRST), ("ppdm", WITHOUT_PUZZLE))
 FACTORS = tuple((factor, width) for factor in (1, 2, 4, 8) for width in ((16,) if factor == 1 else (16, 32, 64)))
 
 
@@ -118,9 +117,10 @@ def jobs(real: Path | None) -> list[Job]:
     ]
     large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
     patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
-    made = [Job("methods", data, *point) for point in POINTS for data in phantoms]
-    made += [Job("real", data, *point) for point in POINTS for data in patients]
-    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in POINTS for data in phantoms]
+    everywhere = [*phantoms, *patients]
+    made = [Job("claims", data, *point) for point in FIRST for data in everywhere]
+    made += [Job("methods", data, *point) for point in REST for data in everywhere]
+    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in FIRST + REST for data in everywhere]
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
@@ -154,10 +154,12 @@ def main() -> None:
             print(f"{tier}: {len(mine) - len(left)} of {len(mine)} trainings done, {hours:.1f} core-hours left")
     else:
         asked.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(asked.folder / "paces.lock"):
-            measure_paces(wanted, asked.folder)
-        for job in wanted:
-            carry_out(job, asked.folder)
+        for tier in tiers:
+            mine = [job for job in wanted if job.tier == tier]
+            with FileLock(asked.folder / "paces.lock"):
+                measure_paces(mine, asked.folder)
+            for job in mine:
+                carry_out(job, asked.folder)
 
 
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:

@@ -3,9 +3,9 @@
     python benchmarks/harness/learning.py results/learning FOLDER          about two core-hours; it resumes
     python benchmarks/harness/learning.py results/learning FOLDER --table  the table alone
 
-FOLDER receives the synthetic subjects and, until they are measured, the runs. Each loss is divided by the one that needs
-no training: that of returning the source, or for methods that predict noise, zeros. A share near 1 means that nothing
-was learnt.
+FOLDER receives the synthetic subjects and, until they are measured, the runs. Each loss is divided by the one that
+needs no training: that of returning the source, or for methods that predict noise, zeros. A share near 1 means that
+nothing was learnt.
 Writes ``learning.csv``, one row per training, and ``learning.md``.
 """
 
