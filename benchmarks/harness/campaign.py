@@ -7,8 +7,9 @@
 
 Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
 several times: no two take the same training. At the start of a tier, the missing step times are measured, alternately,
-into FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
-results are complete for what the tier adds. --real is the manifest of real pairs, on which all is done too.
+into FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. Methods that take
+more network evaluations by themselves are scored with these too. After every tier the results are complete for what the
+tier adds. --real is the manifest of real pairs, on which all is done too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,7 +35,7 @@ from ppdm_bench.report.atomic_io import replace_file
 
 # Width 16, batches of one pair in bf16: on processors with AVX-512 BF16 the most updates per minute.
 BASE = ("network.precision=bf16",)
-WIDTH, PARTS, EVALUATIONS = 16, 6, "1,2,4"
+WIDTH, PARTS, EVALUATIONS, MORE = 16, 6, "1,2,4", 25
 SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
 LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32 voxels to no more
 
@@ -81,7 +83,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """A training and its scores, one call of ``ppdm-bench quality``."""
+    """A training and its scores, or further scores of one, one call of ``ppdm-bench quality``."""
 
     tier: str
     data: Data
@@ -89,9 +91,20 @@ class Job:
     settings: tuple[str, ...] = ()
     seed: int = 0
     width: int = WIDTH
+    evaluations: str = EVALUATIONS
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains; otherwise it scores what another job has trained."""
+        return self.evaluations == EVALUATIONS
 
     @property
     def name(self) -> str:
+        """Name of its log."""
+        return self.run if self.is_training else f"{self.run} e{self.evaluations}"
+
+    @property
+    def run(self) -> str:
         """Name of its folder."""
         parts = (self.data.name, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
         return " ".join(parts).replace("/", "-")
@@ -102,9 +115,9 @@ class Job:
         return [
             *(sys.executable, "-m", "ppdm_bench", "quality", *self.data.words, "--method", self.method, *changes),
             *("--width", str(self.width), "--seeds", str(self.seed), "--minutes", str(self.data.minutes)),
-            *("--paces", str(folder / "paces.jsonl"), "--evaluations", EVALUATIONS, "--device", "cpu"),
-            *(("--curve", str(PARTS)) if "val" in self.data.splits else ()),
-            *("--out", str(folder / "runs" / self.name)),
+            *("--paces", str(folder / "paces.jsonl"), "--evaluations", self.evaluations, "--device", "cpu"),
+            *(("--curve", str(PARTS)) if "val" in self.data.splits and self.is_training else ()),
+            *("--out", str(folder / "runs" / self.run)),
         ]
 
 
@@ -118,8 +131,13 @@ def jobs(real: Path | None) -> list[Job]:
     large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
     patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
     everywhere = [*phantoms, *patients]
-    made = [Job("claims", data, *point) for point in FIRST for data in everywhere]
-    made += [Job("methods", data, *point) for point in REST for data in everywhere]
+    made = []
+    for tier, points in (("claims", FIRST), ("methods", REST)):
+        made += [Job(tier, data, *point) for point in points for data in everywhere]
+        longer = [point for point in points if METHODS[point[0]].sampling.steps > MORE]
+        for point, data in product(longer, everywhere):
+            small = data.minutes == min(one.minutes for one in everywhere)  # hundreds of evaluations are slow on others
+            made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
     made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in FIRST + REST for data in everywhere]
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
@@ -150,8 +168,8 @@ def main() -> None:
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
             left = [job for job in mine if not is_done(job, asked.folder)]
-            hours = sum(job.data.minutes for job in left) / 60
-            print(f"{tier}: {len(mine) - len(left)} of {len(mine)} trainings done, {hours:.1f} core-hours left")
+            hours = sum(job.data.minutes for job in left if job.is_training) / 60
+            print(f"{tier}: {len(mine) - len(left)} of {len(mine)} jobs done, {hours:.1f} core-hours of training left")
     else:
         asked.folder.mkdir(parents=True, exist_ok=True)
         for tier in tiers:
@@ -165,7 +183,7 @@ def main() -> None:
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
     """Measure the step times that are missing, those on one data set alternately."""
     for data in dict.fromkeys(job.data for job in wanted):
-        there = dict.fromkeys(replace(job, tier="", seed=0) for job in wanted if job.data == data)
+        there = dict.fromkeys(replace(job, tier="", seed=0, evaluations="") for job in wanted if job.data == data)
         schedule = Schedule(minutes=data.minutes)
         plan = [
             trial
@@ -207,7 +225,7 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
     """
     for data in dict.fromkeys(job.data for job in wanted):
-        mine = [job for job in wanted if job.data == data and is_done(job, folder)]
+        mine = [job for job in wanted if job.data == data and job.is_training and is_done(job, folder)]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
         if rows:
             place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
@@ -217,7 +235,7 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
 
 
 def _rows(job: Job, folder: Path) -> Iterator[bytes]:
-    file = folder / "runs" / job.name / job.data.subjects.task / "records.jsonl"
+    file = folder / "runs" / job.run / job.data.subjects.task / "records.jsonl"
     for row in file.read_bytes().splitlines(keepends=True):
         record = json.loads(row)
         if "curve" not in record["options"] or record["metric"] == "psnr":
