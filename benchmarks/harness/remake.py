@@ -171,7 +171,7 @@ def _library(results: Path) -> Library:
 
 
 def _memory(results: Path, to: Path) -> None:
-    from ppdm_bench.memory.results import present
+    from ppdm_bench.memory.memory_output import present
 
     present(_records(results / "memory/records.jsonl"), to / "memory", budget=None)
 
@@ -213,13 +213,13 @@ def _reference(results: Path, to: Path) -> None:
 
 
 def _quality(name: str, reference: str, results: Path, to: Path) -> None:
-    from ppdm_bench.evaluation.results import tabulate
+    from ppdm_bench.evaluation.evaluation_output import tabulate
 
     tabulate(_records(results / name / "records.jsonl"), reference, to / name)
 
 
 def _curves(name: str, results: Path, to: Path) -> None:
-    from ppdm_bench.evaluation.results import draw_curves
+    from ppdm_bench.evaluation.evaluation_output import draw_curves
 
     draw_curves(_records(results / name / "records.jsonl"), to / name)
 
@@ -231,7 +231,7 @@ def _quality_table(name: str, results: Path, to: Path) -> None:
 
 
 def _ablations(results: Path, to: Path) -> None:
-    from ppdm_bench.ablation.results import present
+    from ppdm_bench.ablation.ablation_output import present
 
     present(_records(results / "ablations/records.jsonl"), to / "ablations")
 

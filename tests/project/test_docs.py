@@ -291,7 +291,8 @@ def test_commands_and_targets_inside_of_the_text_exist():
             assert rest[0] in command.commands, f"{name_of(page)}: {' '.join(words)}"
             command = command.commands[rest.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        asked = {word for word in rest if word.startswith("--")}
+        own = rest[: rest.index("--")] if "--" in rest else rest  # a command of the user may follow
+        asked = {word for word in own if word.startswith("--")}
         assert asked <= options or rest[0] == "COMMAND", f"{name_of(page)}: {' '.join(words)}"
 
 

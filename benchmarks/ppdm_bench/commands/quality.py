@@ -41,7 +41,15 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress, under_torchrun
+from ppdm_bench.commands.terminal import (
+    INTERRUPTED,
+    OverallProgress,
+    alone_in,
+    leads,
+    notify,
+    progress,
+    under_torchrun,
+)
 
 if TYPE_CHECKING:
     from ppdm import Method
@@ -172,7 +180,9 @@ def quality(
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
-                whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
+                whole = OverallProgress(
+                    bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets)
+                )
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
@@ -189,6 +199,9 @@ def quality(
             raise typer.Exit(INTERRUPTED) from None
     found = [result for result in results if result]
     _report(found, json)
+    for outcome in outcomes:
+        if outcome.note:
+            notify(outcome.note)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in found for failure in result.failures]
     for fault in faults:
@@ -205,7 +218,7 @@ def _check_reference(
         typer.BadParameter: they will not.
     """
     from ppdm_bench.evaluation.candidates import INPUT, row_name
-    from ppdm_bench.evaluation.results import earlier_records
+    from ppdm_bench.evaluation.evaluation_output import earlier_records
 
     if asked is None or Path(asked) in [trial.folder(out) for trial in plan]:
         return
@@ -254,7 +267,7 @@ class _Result:
     failures: list[str]
 
 
-def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> list["Outcome"]:
+def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: OverallProgress) -> list["Outcome"]:
     from ppdm_bench.commands.train import memory_in_use
     from ppdm_bench.evaluation.trials import carry_out_trials
 
@@ -273,7 +286,7 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> l
 
 
 def _trained_in_jobs(
-    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: Whole
+    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: OverallProgress
 ) -> list["Outcome"]:
     from ppdm_bench.evaluation.jobs import train_in_jobs
 
@@ -289,13 +302,13 @@ def _evaluated(
     known: "Sequence[Method]",
     reference: str | None,
     out: Path,
-    whole: Whole,
+    whole: OverallProgress,
     look: dict[str, list[str]],
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
     from ppdm_bench.evaluation.curves import score_curves
-    from ppdm_bench.evaluation.results import collect, draw_curves, earlier_records, failures, present
+    from ppdm_bench.evaluation.evaluation_output import collect, draw_curves, earlier_records, failures, present
     from ppdm_bench.evaluation.trials import keep_costs, with_budgets
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile

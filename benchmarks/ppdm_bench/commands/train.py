@@ -15,7 +15,7 @@ import torch
 
 from ppdm import Method
 from ppdm.training.distributed import Ranks
-from ppdm.training.log import StepReport, best_validation
+from ppdm.training.log import StepReport, best_validation, untrained_note
 from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
 from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
@@ -180,12 +180,8 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
-    if end.is_no_better_than_untrained:
-        lines.append(
-            f"the network is no better than an untrained one: its loss is {end.average_loss:.4f} on training pairs, "
-            f"and {end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at "
-            f"another learning rate (--learning-rate)"
-        )
+    if note := untrained_note(run.log):
+        lines.append(f"{note} (--learning-rate)")
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
     return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])

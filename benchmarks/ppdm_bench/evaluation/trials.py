@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppdm import Method
-from ppdm.training.log import StepReport, last_step
+from ppdm.training.log import StepReport, last_step, untrained_note
 from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule, parts
 from ppdm_bench.commands.pair_sources import Subjects
@@ -73,12 +73,14 @@ class Outcome:
 
     Attributes:
         lost: whether its cluster job was lost, which is no result of the trial.
+        note: what the user should know about a training that ended; empty if there is nothing.
     """
 
     trial: Trial
     run: Path
     fault: str = ""
     lost: bool = False
+    note: str = ""
 
 
 def trials(
@@ -163,7 +165,8 @@ def carry_out_trials(
         except ValueError as error:
             yield Outcome(trial, folder, f"{trial.subjects.task}, {trial.label}: {error}")
         else:
-            yield Outcome(trial, folder)
+            note = untrained_note(run.log)
+            yield Outcome(trial, folder, note=note and f"{trial.subjects.task}, {trial.label}: {note}")
 
 
 def with_budgets(plan: Assessment, outcomes: Sequence[Outcome]) -> Assessment:

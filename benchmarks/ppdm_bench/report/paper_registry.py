@@ -15,8 +15,6 @@ from ppdm_bench.report.paper import (
 )
 from ppdm_bench.report.paper_figure import Exhibit
 
-__all__ = ["EXHIBITS"]
-
 EXHIBITS = (
     Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
     Exhibit("memory-breakdown", "What the peak holds", breakdown.show),

@@ -18,29 +18,6 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
 from ppdm_bench.units import shape_text
 
-__all__ = [
-    "Scan",
-    "Scores",
-    "alike",
-    "by_configuration",
-    "by_design",
-    "by_origin",
-    "by_subject",
-    "configuration_of",
-    "design_of",
-    "factor_text",
-    "group_title",
-    "is_bridge",
-    "is_of_curve",
-    "most_evaluations",
-    "names_of",
-    "reference_of",
-    "resolved",
-    "seam_metric",
-    "setting",
-    "unit_in",
-]
-
 # The axes of a design; the other fields of a method are its training, sampling and size.
 DESIGN = ("representation", "window", "kernel", "target", "loss")
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppdm_bench.commands.terminal import Whole, progress
+from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
@@ -21,7 +21,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     ledger, records = Ledger(folder), []
     with progress() as bar:
         # Starting a child process and measuring the ceiling take about as long as one timing.
-        whole = Whole(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
+        whole = OverallProgress(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
         for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
             ledger.keep(made)
             records += made

@@ -10,7 +10,7 @@ from tiny_training import pair
 
 from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.ablation import step_time
-from ppdm_bench.evaluation import pictures, results, trials
+from ppdm_bench.evaluation import evaluation_output, pictures, trials
 from ppdm_bench.records import RecordFile
 from ppdm_bench.report.library import read_library
 
@@ -26,7 +26,7 @@ def place(tmp_path, monkeypatch):
     """A folder with pairs to work in; no rendering."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path, SPLITS)
-    for module in (pictures, results):
+    for module in (pictures, evaluation_output):
         monkeypatch.setattr(module, "save", lambda figure, stem: [stem])
     return tmp_path
 
