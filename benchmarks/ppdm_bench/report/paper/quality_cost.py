@@ -82,10 +82,13 @@ def show_memory(library: Library) -> Shown:
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
     found_peaks = [(row.method, found) for row in rows if (found := _largest_phase(row))]
+    sets = grouped(points, lambda point: point.data).values()
+    by_point = {id(point): peak for same in sets for point, peak in _with_peaks(same, found_peaks)}
     spots = [
         Spot(point, size / GIB, kind, (record,), phase)
-        for same in grouped(points, lambda point: point.data).values()
-        for point, (size, phase, kind, record) in _with_peaks(same, found_peaks)
+        for point in points
+        if id(point) in by_point
+        for size, phase, kind, record in [by_point[id(point)]]
     ]
     if not spots:
         raise Missing(
