@@ -48,7 +48,7 @@ def of_scans(records, task="mine"):
 
 def peak(method, size, value, *, metric="peak_allocated", kind="predicted", checkpointing="none", phase="train"):
     """A record of memory."""
-    options = {"resolved": method.to_dict(), "preset": "matched", "shape": [size] * 3, "width": 64}
+    options = {"resolved": method.to_dict(), "preset": "matched", "shape": [size] * 3, "width": method.width}
     return Record(
         config_id=config_id(options), command="memory", method=method.name, variant=method.variant,
         shape=(size,) * 3, batch_size=1, phase=phase, precision="fp32", checkpointing=checkpointing, metric=metric,

@@ -1,14 +1,15 @@
 """The evidence of the project: every method on every task at equal training time, in tiers, over days if need be.
 
     OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; killed, it resumes
-    python benchmarks/harness/campaign.py FOLDER --until real     the tiers up to this one
+    python benchmarks/harness/campaign.py FOLDER --until methods  the tiers up to this one
     python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
     python benchmarks/harness/campaign.py FOLDER --gather results/campaign
 
 Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
-several times: no two take the same training. First the step times of all methods are measured, alternately, into
-FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
-results are complete for what the tier adds. --real is the manifest of the real pairs; without it that tier is left out.
+several times: no two take the same training. At the start of a tier, the missing step times are measured, alternately,
+into FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. Methods that take
+more network evaluations by themselves are scored with these too. After every tier the results are complete for what the
+tier adds. --real is the manifest of real pairs, on which all is done too.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,16 +35,15 @@ from ppdm_bench.report.atomic_io import replace_file
 
 # Width 16, batches of one pair in bf16: on processors with AVX-512 BF16 the most updates per minute.
 BASE = ("network.precision=bf16",)
-WIDTH, PARTS, EVALUATIONS = 16, 6, "1,2,4"
+WIDTH, PARTS, EVALUATIONS, MORE = 16, 6, "1,2,4", 25
 SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
 LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32 voxels to no more
 
-# What the claims hold against the method, beside the registered methods: no bridge, no loss, no puzzle.
 FROM_NOISE = ("kernel=gaussian(schedule=cosine)", "target=x0")
 WITHOUT_LOSS = ("loss.mode=off", "loss.gradient=0")
 WITHOUT_PUZZLE = ("representation=identity",)
-# The first ones are enough for most claims.
-_FIRST = (
+# What most claims hold against each other comes first.
+FIRST = (
     ("ppdm", ()),
     ("ddpm3d", ()),
     ("wavelet", ()),
@@ -50,7 +51,7 @@ _FIRST = (
     ("ppdm", WITHOUT_LOSS),
     ("regression", ()),
 )
-POINTS = (*dict.fromkeys((*_FIRST, *((name, ()) for name in METHODS), ("ppdm", WITHOUT_PUZZLE))),)
+REST = (*((name, ()) for name in METHODS if (name, ()) not in FIRST), ("ppdm", WITHOUT_PUZZLE))
 FACTORS = tuple((factor, width) for factor in (1, 2, 4, 8) for width in ((16,) if factor == 1 else (16, 32, 64)))
 
 
@@ -82,7 +83,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """A training and its scores, one call of ``ppdm-bench quality``."""
+    """A training and its scores, or further scores of one, one call of ``ppdm-bench quality``."""
 
     tier: str
     data: Data
@@ -90,9 +91,20 @@ class Job:
     settings: tuple[str, ...] = ()
     seed: int = 0
     width: int = WIDTH
+    evaluations: str = EVALUATIONS
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains; otherwise it scores what another job has trained."""
+        return self.evaluations == EVALUATIONS
 
     @property
     def name(self) -> str:
+        """Name of its log."""
+        return self.run if self.is_training else f"{self.run} e{self.evaluations}"
+
+    @property
+    def run(self) -> str:
         """Name of its folder."""
         parts = (self.data.name, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
         return " ".join(parts).replace("/", "-")
@@ -103,9 +115,9 @@ class Job:
         return [
             *(sys.executable, "-m", "ppdm_bench", "quality", *self.data.words, "--method", self.method, *changes),
             *("--width", str(self.width), "--seeds", str(self.seed), "--minutes", str(self.data.minutes)),
-            *("--paces", str(folder / "paces.jsonl"), "--evaluations", EVALUATIONS, "--device", "cpu"),
-            *(("--curve", str(PARTS)) if "val" in self.data.splits else ()),
-            *("--out", str(folder / "runs" / self.name)),
+            *("--paces", str(folder / "paces.jsonl"), "--evaluations", self.evaluations, "--device", "cpu"),
+            *(("--curve", str(PARTS)) if "val" in self.data.splits and self.is_training else ()),
+            *("--out", str(folder / "runs" / self.run)),
         ]
 
 
@@ -118,9 +130,15 @@ def jobs(real: Path | None) -> list[Job]:
     ]
     large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
     patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
-    made = [Job("methods", data, *point) for point in POINTS for data in phantoms]
-    made += [Job("real", data, *point) for point in POINTS for data in patients]
-    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in POINTS for data in phantoms]
+    everywhere = [*phantoms, *patients]
+    made = []
+    for tier, points in (("claims", FIRST), ("methods", REST)):
+        made += [Job(tier, data, *point) for point in points for data in everywhere]
+        longer = [point for point in points if METHODS[point[0]].sampling.steps > MORE]
+        for point, data in product(longer, everywhere):
+            small = data.minutes == min(one.minutes for one in everywhere)  # hundreds of evaluations are slow on others
+            made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
+    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in FIRST + REST for data in everywhere]
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
@@ -150,20 +168,22 @@ def main() -> None:
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
             left = [job for job in mine if not is_done(job, asked.folder)]
-            hours = sum(job.data.minutes for job in left) / 60
-            print(f"{tier}: {len(mine) - len(left)} of {len(mine)} trainings done, {hours:.1f} core-hours left")
+            hours = sum(job.data.minutes for job in left if job.is_training) / 60
+            print(f"{tier}: {len(mine) - len(left)} of {len(mine)} jobs done, {hours:.1f} core-hours of training left")
     else:
         asked.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(asked.folder / "paces.lock"):
-            measure_paces(wanted, asked.folder)
-        for job in wanted:
-            carry_out(job, asked.folder)
+        for tier in tiers:
+            mine = [job for job in wanted if job.tier == tier]
+            with FileLock(asked.folder / "paces.lock"):
+                measure_paces(mine, asked.folder)
+            for job in mine:
+                carry_out(job, asked.folder)
 
 
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
     """Measure the step times that are missing, those on one data set alternately."""
     for data in dict.fromkeys(job.data for job in wanted):
-        there = dict.fromkeys(replace(job, tier="", seed=0) for job in wanted if job.data == data)
+        there = dict.fromkeys(replace(job, tier="", seed=0, evaluations="") for job in wanted if job.data == data)
         schedule = Schedule(minutes=data.minutes)
         plan = [
             trial
@@ -205,7 +225,7 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
     """
     for data in dict.fromkeys(job.data for job in wanted):
-        mine = [job for job in wanted if job.data == data and is_done(job, folder)]
+        mine = [job for job in wanted if job.data == data and job.is_training and is_done(job, folder)]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
         if rows:
             place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
@@ -215,7 +235,7 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
 
 
 def _rows(job: Job, folder: Path) -> Iterator[bytes]:
-    file = folder / "runs" / job.name / job.data.subjects.task / "records.jsonl"
+    file = folder / "runs" / job.run / job.data.subjects.task / "records.jsonl"
     for row in file.read_bytes().splitlines(keepends=True):
         record = json.loads(row)
         if "curve" not in record["options"] or record["metric"] == "psnr":

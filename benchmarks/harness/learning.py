@@ -28,8 +28,8 @@ from ppdm.simulation.tasks import find_task
 from ppdm.training.run import LOG
 from ppdm_baselines import METHODS
 
-# Voxel sizes in mm. Voxels of 8 mm average the noise of PET away; those of 4 mm leave something to denoise.
-SPACINGS = {"mri-t1t2": 8.0, "pet-joint": 8.0, "pet-denoise": 4.0}
+# Voxel sizes in mm. Voxels of 8 mm average the noise of PET away; those of 5 mm leave something to denoise.
+SPACINGS = {"mri-t1t2": 8.0, "pet-joint": 8.0, "pet-denoise": 5.0}
 TASKS, WIDTHS, FACTORS = tuple(SPACINGS), (16, 32, 64), (2, 4, 8)
 SIZE, SUBJECTS = 24, 24  # voxels along each axis; most subjects are for training
 STEPS, BATCH, PRECISION = 150, 1, "bf16"

@@ -22,7 +22,7 @@ from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
-from ppdm_bench.report.paper_figure import Exhibit, written
+from ppdm_bench.report.paper_figure import Exhibit, Missing, written
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.scores import is_of_curve
 from ppdm_bench.report.tables.memory import memory_page, memory_table
@@ -62,7 +62,11 @@ def main() -> None:
         if asked.list:
             print(made.name, *made.files, sep="\n    ")
             continue
-        changed = list(replaced(made))
+        try:
+            changed = list(replaced(made))
+        except Missing as missing:
+            print(f"{made.name}: not made, it needs {missing}", flush=True)
+            continue
         print(f"{made.name}: {', '.join(changed) or 'nothing has changed'}", flush=True)
 
 

@@ -338,6 +338,17 @@ def test_a_method_has_the_memory_of_its_largest_phase():
     assert all(line.get_markerfacecolor() == "white" for line in axes.lines if line.get_marker() != "None")
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
+    small = [method.with_network(width=16) for method in (PPDM, FULL_3D)]
+    records = [r for method in small for r in scores(method, TASKS[0], [30.0, 31.0])]
+    records += [peak(PPDM, 64, 8 << 30), peak(FULL_3D, 64, 32 << 30)]
+    records += [peak(method, 64, size << 30) for method, size in zip(small[: 1 + complete], (2, 9), strict=False)]
+    shown, _ = exhibit("quality-memory", records)
+    at = [heading.key for heading in shown.table.headings].index("peak_bytes")
+    assert [line.cells[at] for line in shown.table.lines] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
+
+
 def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representation():
     records = [
         record

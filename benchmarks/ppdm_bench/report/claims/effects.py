@@ -89,7 +89,7 @@ def best_duel(
 
     The claimed method is as registered, at its own number of network evaluations if it was scored there, else at the
     most; the other is the best of its role by mean PSNR, over designs and evaluations. Of several data sets or budgets,
-    the one with the most subjects decides, then the most seeds, then the most training steps.
+    the one with the most subjects decides, then the most seeds, the smallest factor, and the most training steps.
 
     Args:
         evidence: records and method.
@@ -136,9 +136,10 @@ def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
 
 
 def _weight(duel: Duel) -> tuple[int, int, int, int]:
-    # The smallest factor has the best quality, so the claim is tested on it first.
+    # The smallest factor has the best quality, so the claim is tested on it first. It comes before the steps, because a
+    # larger factor has more of them in the same time.
     factor = max(int(k) for k in factor_text(duel.own.design).split("x"))
-    return duel.difference.n, len(duel.own.seeds), duel.own.train_steps or 0, -factor
+    return duel.difference.n, len(duel.own.seeds), -factor, duel.own.train_steps or 0
 
 
 def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:

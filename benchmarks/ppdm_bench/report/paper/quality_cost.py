@@ -26,6 +26,7 @@ from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
 
 METRIC = "psnr"
+_Peak = tuple[float, str, str, Record]  # bytes, phase, kind and record of the largest peak of a method
 
 
 @dataclass(frozen=True)
@@ -80,17 +81,14 @@ def show_memory(library: Library) -> Shown:
     rows = largest_set(cubic(library.records))
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
-    peaks: dict[str, tuple[float, str, str, Record]] = {}
-    for row in rows:
-        if found := _largest_phase(row):
-            design = resolved(found[-1])
-            peaks[_space(row.method, design)] = found
-            peaks.setdefault(_space("", design), found)
+    found_peaks = [(row.method, found) for row in rows if (found := _largest_phase(row))]
+    sets = grouped(points, lambda point: point.data).values()
+    by_point = {id(point): peak for same in sets for point, peak in _with_peaks(same, found_peaks)}
     spots = [
         Spot(point, size / GIB, kind, (record,), phase)
         for point in points
-        if (found := peaks.get(_space(point.method, point.design)) or peaks.get(_space("", point.design)))
-        for size, phase, kind, record in [found]
+        if id(point) in by_point
+        for size, phase, kind, record in [by_point[id(point)]]
     ]
     if not spots:
         raise Missing(
@@ -99,9 +97,10 @@ def show_memory(library: Library) -> Shown:
     about = (
         f"PSNR against the peak of memory (peak_allocated) at {largest}³ voxels, {common(rows)}. The memory of a "
         "method is its largest peak over all phases: training, sampling, and for a latent method the training of its "
-        "autoencoder and decoding; the table names the phase. A method without a record has the memory of a method "
-        "with the same representation. The quality is that of a small network on the volumes in the title of each "
-        "panel, the memory that of the full size. Hollow: predicted memory. Up and to the left is better; the grey "
+        "autoencoder and decoding; the table names the phase. The memory is that of the networks whose quality is "
+        "shown if all of a data set have a record; otherwise it is that of the registered networks, and the quality is "
+        "that of smaller ones. A method without a record has the memory of a method with the same representation. "
+        "Hollow: predicted memory. Up and to the left is better; the grey "
         f"line joins the points for which no other point is better in both. {_scope(points)}"
     )
     return _shown(library, spots, about, f"largest peak of all phases at {largest}³ (GiB)", "peak_bytes", frontier=True)
@@ -167,7 +166,33 @@ def _trained(library: Library) -> list[Scores]:
     return points
 
 
-def _largest_phase(row: PeakRow) -> tuple[float, str, str, Record] | None:
+def _with_peaks(points: Sequence[Scores], peaks: Sequence[tuple[str, _Peak]]) -> list[tuple[Scores, _Peak]]:
+    """Return the points of a data set that have a peak: that of their own network if all have it, else the first."""
+    own: dict[str, _Peak] = {}
+    first: dict[str, _Peak] = {}
+    for method, peak in [*peaks, *(("", peak) for _, peak in peaks)]:
+        design = resolved(peak[-1])
+        own.setdefault(_space(method, design) + _network(design), peak)
+        first.setdefault(_space(method, design), peak)
+    found = []
+    for point in points:
+        names = [_space(method, point.design) for method in (point.method, "")]
+        exact = next((own[key] for name in names if (key := name + _network(point.design)) in own), None)
+        found.append((point, exact, next((first[name] for name in names if name in first), None)))
+    if all(exact for _, exact, _ in found):
+        return [(point, exact) for point, exact, _ in found if exact]
+    return [(point, peak) for point, _, peak in found if peak]
+
+
+def _network(design: Any) -> str:
+    """Return the shape of the network, apart from its arithmetic."""
+    network = {**(design.get("network") or {})}
+    for name in ("precision", "checkpointing", "channels_last", "compile"):
+        network.pop(name, None)
+    return json.dumps(network, sort_keys=True)
+
+
+def _largest_phase(row: PeakRow) -> _Peak | None:
     """Return bytes, phase, kind and record of the largest peak of a row."""
     if (phase := row.largest_phase()) is None:
         return None

@@ -1,0 +1,96 @@
+"""``benchmarks/harness/campaign.py``: its jobs, and what it does when it is given again."""
+
+import gzip
+import json
+import subprocess
+
+import campaign
+import pytest
+from commands import run
+
+from ppdm_bench.commands.pair_sources import PhantomSubjects
+
+PHANTOMS = campaign.jobs(None)
+
+
+def test_no_two_jobs_share_a_name_and_no_two_trainings_a_folder():
+    assert len({job.name for job in PHANTOMS}) == len(PHANTOMS)
+    trained = [job for job in PHANTOMS if job.is_training]
+    assert len({job.run for job in trained}) == len(trained)
+    assert {job.run for job in PHANTOMS} == {job.run for job in trained}
+    tiers = [job.tier for job in PHANTOMS]
+    assert tiers == sorted(tiers, key=list(dict.fromkeys(tiers)).index)  # one tier after the other
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_method_is_trained_on_every_task_with_every_seed(seed):
+    from ppdm.simulation.tasks import PAPER_TASKS
+    from ppdm_baselines import METHODS
+
+    there = {(job.method, job.data.subjects.task) for job in PHANTOMS if job.seed == seed and job.is_training}
+    assert there == {(method, task) for method in METHODS for task in PAPER_TASKS}
+
+
+@pytest.mark.slow
+def test_a_job_is_a_command_that_is_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("ppdm_bench.evaluation.pacing.paced", lambda plan, *_: asked.extend(plan) or plan)
+    monkeypatch.setattr("ppdm_bench.commands.quality._trained", lambda *_: [])
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    job = next(job for job in PHANTOMS if job.settings)
+    assert run(*job.words(tmp_path)[3:])[0] == 0
+    (trial,) = asked
+    assert (trial.method.name, trial.method.width, trial.schedule.minutes) == (job.method, job.width, job.data.minutes)
+    assert trial.method.network.precision == "bf16"
+
+
+@pytest.fixture
+def jobs(tmp_path, monkeypatch):
+    """Two jobs whose commands leave a record instead of training; the second fails at first."""
+    data = campaign.Data(PhantomSubjects("mri-t1t2", 4, 16), 1.0)
+    made = [campaign.Job("a", data, "ppdm"), campaign.Job("a", data, "wavelet")]
+    ran = []
+
+    def carried_out(words, **_):
+        method = words[words.index("--method") + 1]
+        ran.append(method)
+        if method == "wavelet" and ran.count(method) == 1:
+            return subprocess.CompletedProcess(words, 1)
+        file = tmp_path / "runs" / next(job.run for job in made if job.method == method) / "mri-t1t2" / "records.jsonl"
+        file.parent.mkdir(parents=True)
+        rows = [
+            {"metric": metric, "options": options} for metric in ("psnr", "ssim") for options in ({}, {"curve": {}})
+        ]
+        file.write_text("".join(json.dumps({"method": method, **row}) + "\n" for row in rows))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(campaign.subprocess, "run", carried_out)
+    return made, ran
+
+
+def test_what_is_done_is_not_done_again_and_what_failed_is(jobs, tmp_path, capsys):
+    made, ran = jobs
+    for _ in range(3):
+        for job in made:
+            campaign.carry_out(job, tmp_path)
+    assert ran == ["ppdm", "wavelet", "wavelet"]
+    assert capsys.readouterr().out.count("failed with 1") == 1
+
+
+def test_a_job_of_another_process_is_left_alone(jobs, tmp_path):
+    made, ran = jobs
+    campaign.carry_out(made[0], tmp_path)
+    with campaign.FileLock(tmp_path / "logs" / f"{made[1].name}.lock"):
+        campaign.carry_out(made[1], tmp_path)
+    assert ran == ["ppdm"]
+
+
+def test_records_are_gathered_without_the_bulk_of_learning_curves(jobs, tmp_path):
+    made, _ = jobs
+    campaign.carry_out(made[0], tmp_path)
+    (tmp_path / "paces.jsonl").write_text("{}\n")
+    campaign.gather(made, tmp_path, tmp_path / "results")
+    rows = gzip.decompress((tmp_path / "results" / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines()
+    found = [(row["metric"], "curve" in row["options"]) for row in map(json.loads, rows)]
+    assert found == [("psnr", False), ("psnr", True), ("ssim", False)]
