@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import (
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.files import file_patches
+from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.sizes import PredictionError
@@ -144,15 +145,28 @@ def predict_peak(
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
     on_cuda = None if target == "cpu" else target or Target()
+    with traced(on_cuda, modules, limit) as trace:
+        _follow(trace, build, step, iterations)
+    return _peak(trace.timeline, on_cuda)
+
+
+@contextmanager
+def traced(
+    on_cuda: Target | None,
+    modules: Modules | None = None,
+    limit: int | None = None,
+    kernels: list[Kernel] | None = None,
+) -> Iterator[Trace]:
+    """Run the code of the block on tensors without memory and follow it, for CUDA or, without a target, for the CPU."""
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, kernels))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         for patch in file_patches(trace):
             stack.enter_context(patch)
         try:
-            _follow(trace, build, step, iterations)
+            yield trace
         except _NEEDS_DATA as error:
             raise PredictionError(
                 f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
@@ -167,7 +181,6 @@ def predict_peak(
                     "booleans False, arrays zeros. Code that checks them may fail for that alone."
                 )
             raise
-    return _peak(trace.timeline, on_cuda)
 
 
 def measure_peak(

@@ -25,11 +25,12 @@ from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants
-from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
+from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
+from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.sizes import Guard
 from ppdm_bench.predictor.target import Target
@@ -44,9 +45,10 @@ def tracing(
     target: Target | None = None,
     limit: int | None = None,
     modules: Modules | None = None,
+    kernels: list[Kernel] | None = None,
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target, limit, modules)
+    trace = Trace(fake, target, limit, modules, kernels)
     with trace.undo:
         # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
         # kernels, and the compiler would need the device.
@@ -77,6 +79,7 @@ class Trace(TorchDispatchMode):
         limit: maximum bytes of live tensors; an operator that exceeds it raises ``torch.OutOfMemoryError``. None means
             no limit.
         modules: recorder of the running module, if every storage shall be attributed to a module.
+        kernels: receives the work of every kernel, if given.
     """
 
     def __init__(
@@ -85,8 +88,10 @@ class Trace(TorchDispatchMode):
         target: Target | None = None,
         limit: int | None = None,
         modules: Modules | None = None,
+        kernels: list[Kernel] | None = None,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.timeline = Timeline()
         self.limit = limit
         self.target = target
@@ -148,7 +153,10 @@ class Trace(TorchDispatchMode):
         if place == "unknown":
             self._meet([*seen, *results])
         if place != "host":
-            self._apply_rules(op, args, out, backward)
+            moments = self._apply_rules(op, args, out, backward)
+            if self.kernels is not None:
+                site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
+                self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
         self._check_limit()
         return out
 
@@ -175,11 +183,12 @@ class Trace(TorchDispatchMode):
         finally:
             self.inside = before
 
-    def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> None:
+    def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> list[Moment]:
+        """Record the temporary buffers of a kernel, and return them."""
         if self.target is None or self._cublas is None:
             if self.doubles:
                 self._apply_host_rules(op, args, out)
-            return
+            return []
         moments = list(kernel_buffers(self.target, op, args, out))
         through_columns = any(buffer.name == COLUMNS for moment in moments for buffer in moment)
         if size := self._cublas.taken_by(op, through_columns, backward):
@@ -187,6 +196,7 @@ class Trace(TorchDispatchMode):
         for moment in moments:
             for number in [self.timeline.born(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
                 self.timeline.died(number)
+        return moments
 
     def _apply_host_rules(self, op: Any, args: Sequence[Any], out: Any) -> None:
         """Record buffers of CPU kernels at the place ``host``: the peak of tensors does not count them."""
