@@ -102,6 +102,7 @@ def everything() -> list[Made]:
             Made(f"validation/{name}", _named(f"validation/{name}", "md", *PICTURE), partial(_published, name))
             for name in ("published", "cudnn")
         ),
+        Made("validation/timings", _named("validation/timings", "md", *PICTURE), _timings),
         Made("validation/reference", ["validation/reference.md"], _reference),
         *(
             Made(name, _named(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
@@ -207,6 +208,16 @@ def _published(name: str, results: Path, to: Path) -> None:
     path, look = next((path, look) for called, path, look in PUBLISHED if called == name)
     published, ours = results / "published" / path.name, results / "validation" / f"{name}.jsonl"
     present([*_records(published), *_records(ours)], to / "validation" / name, look)
+
+
+def _timings(results: Path, to: Path) -> None:
+    import time_truth
+
+    from ppdm_bench.timing.published import read_timings
+
+    place = to / "validation"
+    place.mkdir(parents=True, exist_ok=True)
+    time_truth.present(results / "validation/timings.csv", read_timings(results / "published/timings.jsonl"), place)
 
 
 def _reference(results: Path, to: Path) -> None:

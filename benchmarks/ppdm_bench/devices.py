@@ -1,11 +1,12 @@
 """Selection of the device of a command, from the request and the available hardware."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ppdm.training.distributed import ALONE, Ranks, own_gpu
-from ppdm_bench.predictor.cards import find_card
+from ppdm_bench.predictor.cards import Sheet, find_card, find_sheet
 from ppdm_bench.predictor.target import GIB, Target
 
 
@@ -44,16 +45,46 @@ def choose(asked: str, capacity: int | None, gpu: str | None = None) -> tuple[st
         RuntimeError: ``cuda`` without a device.
         ValueError: the card is unknown, or a named card is to be measured.
     """
-    if gpu is not None and asked in ("cuda", "cpu"):
-        raise ValueError(
-            f"--gpu names a card to predict for, and --device {asked} measures on this machine; leave one out"
-        )
+    _check_named(asked, gpu)
     if asked == "cpu":
         return "cpu", None
     there = torch.cuda.is_available()
     if asked == "cuda" and not there:
         raise RuntimeError("there is no CUDA device to measure on; --device predict needs none")
     return ("cuda" if there and asked != "predict" and gpu is None else "predict"), card_of(gpu, capacity)
+
+
+def predicted_sheet(asked: str, gpu: str | None, precisions: Sequence[str]) -> Sheet | None:
+    """Return the data sheet of the card that times are predicted for; None if they are measured.
+
+    Args:
+        asked: auto, cuda, cpu or predict.
+        gpu: name of the card; None with ``predict`` means the card of this machine.
+        precisions: precisions of the requested configurations.
+
+    Raises:
+        ValueError: no card is named and this machine has none, the card is unknown or does not compute in bf16, or a
+            named card is to be measured.
+    """
+    _check_named(asked, gpu)
+    if gpu is None and asked != "predict":
+        return None
+    if gpu is None and not torch.cuda.is_available():
+        raise ValueError('a predicted time needs a card, and this machine has none; name one, such as --gpu "RTX 4090"')
+    sheet = find_sheet(gpu or torch.cuda.get_device_name())
+    if "bf16" in precisions and not sheet.has_bf16:
+        instead = "fp16, which its tensor cores compute" if sheet.half else "fp32"
+        raise ValueError(
+            f"{sheet.name} does not compute in bf16, and PyTorch would emulate it slowly; take --precision {instead}"
+        )
+    return sheet
+
+
+def _check_named(asked: str, gpu: str | None) -> None:
+    if gpu is not None and asked in ("cuda", "cpu"):
+        raise ValueError(
+            f"--gpu names a card to predict for, and --device {asked} measures on this machine; leave one out"
+        )
 
 
 def training_device(asked: str, ranks: Ranks = ALONE) -> str:

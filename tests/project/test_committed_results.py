@@ -38,6 +38,7 @@ RECORDS = (
     "harness/soak.json",
     "switches/switches.csv",
     "validation/rivals.csv",
+    "validation/timings.csv",
 )
 
 # What is neither records nor made from records that are kept, and why.

@@ -66,6 +66,14 @@ def plan(
     width: Width = None,
     preset: Preset = "matched",
     start: Start = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            parser=count(),
+            metavar="N",
+            help="Training steps: also predict the hours that they take on --gpu, and seconds per volume.",
+        ),
+    ] = None,
     columns: Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
@@ -81,6 +89,7 @@ def plan(
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
+        from ppdm_bench.devices import predicted_sheet
         from ppdm_bench.planning.results import Interrupted, Plan, collect, failures, present
 
         settings = {
@@ -94,10 +103,11 @@ def plan(
         }
         asked = asked_configurations(method, [size], settings, start)
         card = _card(capacity, gpu)
+        sheet = None if steps is None else as_usage(predicted_sheet, "predict", gpu, [precision])
         folder = writable(out) if out is not None else None
         interrupted = False
         try:
-            records = collect(Plan(asked, purposes, card, spacing))
+            records = collect(Plan(asked, purposes, card, spacing, steps=steps, sheet=sheet))
         except Interrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])

@@ -1,9 +1,10 @@
 """``ppdm-bench speed``: seconds per training step and per volume."""
 
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,8 +12,8 @@ from ppdm_bench.commands.options import (
     BatchSize,
     Checkpointing,
     Columns,
-    Device,
     Factors,
+    Gpu,
     Json,
     Like,
     Methods,
@@ -24,6 +25,7 @@ from ppdm_bench.commands.options import (
     Start,
     Variations,
     Width,
+    as_usage,
     asked_configurations,
     asked_settings,
     asked_sizes,
@@ -35,6 +37,10 @@ from ppdm_bench.commands.options import (
     read_seconds,
 )
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+
+if TYPE_CHECKING:
+    from ppdm_bench.predictor.cards import Sheet
+    from ppdm_bench.predictor.target import Target
 
 
 def speed(
@@ -61,7 +67,11 @@ def speed(
     preset: Preset = "matched",
     vary: Variations = None,
     start: Start = None,
-    device: Device = "auto",
+    device: Annotated[
+        Literal["auto", "cuda", "cpu", "predict"],
+        typer.Option(help="Device; auto: a GPU if there is one; predict: times for the card of --gpu, without it."),
+    ] = "auto",
+    gpu: Gpu = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few repetitions and 1,4 network evaluations: rough times, not a result.")
     ] = False,
@@ -86,22 +96,19 @@ def speed(
     sizes, spacing = asked_sizes(res, shape, like)
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print
-        from ppdm_bench.devices import training_device
-        from ppdm_bench.predictor.target import Target
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import Plan
         from ppdm_bench.timing.results import collect, failures, present
 
         asked = asked_configurations(method, sizes, wanted, start, vary)
-        where = training_device(device)
-        card = Target.of_this_machine() if where == "cuda" and not no_gate else None
+        where, sheet, card = _place(device, gpu, [one.precision for one in asked], no_gate)
         protocol = QUICK if quick else FULL
         plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card)
         with alone_in(out) as folder:
-            if quick:
+            if quick and sheet is None:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; these are rough times, not a result")
-            records = collect(plan, folder)
+            records = collect(plan, folder, sheet)
             text, written = present(with_earlier(records, folder), folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array
@@ -109,3 +116,19 @@ def speed(
         text = write_json_array(records)
     print(text)
     raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
+
+
+def _place(
+    device: str, gpu: str | None, precisions: Sequence[str], no_gate: bool
+) -> tuple[str, "Sheet | None", "Target | None"]:
+    """Return the device of measurements, the data sheet of a prediction, and the card that a case must fit."""
+    from ppdm_bench.devices import predicted_sheet, training_device
+    from ppdm_bench.predictor.cards import card_named
+    from ppdm_bench.predictor.target import Target
+
+    sheet = as_usage(predicted_sheet, device, gpu, precisions)
+    if sheet is not None:
+        card = card_named(sheet.name)
+        return "predict", sheet, None if no_gate or card is None else card.target()
+    where = training_device(device)
+    return where, None, Target.of_this_machine() if where == "cuda" and not no_gate else None

@@ -11,9 +11,11 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.host import host_sentence
+from ppdm_bench.planning.duration import duration_table, durations
 from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
 from ppdm_bench.planning.search import Found, Look
+from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import PURPOSES, Record, config_id
 from ppdm_bench.report.figures import style
@@ -33,6 +35,8 @@ class Plan:
         target: the card, with its capacity.
         spacing: voxel spacing in mm of the scan that gives the volume size.
         bounds: bounds of the search.
+        steps: training steps to predict the duration of; None predicts no time.
+        sheet: data sheet of the card, if steps are given.
     """
 
     configurations: Sequence[Configuration]
@@ -40,6 +44,8 @@ class Plan:
     target: Target
     spacing: tuple[float, ...] = ()
     bounds: Bounds = field(default_factory=Bounds)
+    steps: int | None = None
+    sheet: Sheet | None = None
 
     @property
     def asked(self) -> list[tuple[Configuration, str]]:
@@ -81,7 +87,14 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
         _answer(plan, questions, workers, keep)
     except KeyboardInterrupt:
         raise Interrupted([record for _, records in sorted(found.items()) for record in records]) from None
-    return [record for _, records in sorted(found.items()) for record in records]
+    records = [record for _, those in sorted(found.items()) for record in those]
+    if plan.steps is not None and plan.sheet is not None:
+        fitting = [asked[number] for number, those in sorted(found.items()) if those[0].value]
+        try:
+            records += durations(fitting, plan.steps, plan.sheet)
+        except KeyboardInterrupt:
+            raise Interrupted(records) from None
+    return records
 
 
 def _answer(
@@ -123,7 +136,8 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
 def _page(records: Sequence[Record]) -> Page:
     """Return the table and its summary, and the host memory below them."""
     page = plan_page(gather(records))
-    return replace(page, parts=[*page.parts, *filter(None, [host_sentence(records)])])
+    times, host = duration_table(records), host_sentence(records)
+    return replace(page, parts=[*page.parts, *([times] if times else []), *([host] if host else [])])
 
 
 def _request(record: Record) -> tuple[object, ...]:

@@ -33,6 +33,7 @@ from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.data_loading import loader_patches
 from ppdm_bench.predictor.distributed import distributed_patches
 from ppdm_bench.predictor.files import file_patches
+from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.lines import of_traceback, reading
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
@@ -182,6 +183,7 @@ def predicting(
     limit: int | None = None,
     modules: Modules | None = None,
     home: Place = "target",
+    kernels: list[Kernel] | None = None,
 ) -> Iterator[Trace]:
     """Run the block on tensors without memory and follow every storage.
 
@@ -196,7 +198,7 @@ def predicting(
     on_cuda = None if target == "cpu" else target or Target()
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home, kernels))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
         for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):

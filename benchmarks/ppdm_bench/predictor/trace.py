@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
-from torch._ops import HigherOrderOperator
 from torch._library.custom_ops import OPDEFS
+from torch._ops import HigherOrderOperator
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -29,12 +29,13 @@ from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants
-from ppdm_bench.predictor.convolution_rules import COLUMNS, convolution_layout
+from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
 from ppdm_bench.predictor.distributed import alone
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
+from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.sizes import Guard, PredictionError
 from ppdm_bench.predictor.target import Target
@@ -50,9 +51,10 @@ def tracing(
     limit: int | None = None,
     modules: Modules | None = None,
     home: Place = "target",
+    kernels: list[Kernel] | None = None,
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target, limit, modules, home)
+    trace = Trace(fake, target, limit, modules, home, kernels)
     with trace.undo:
         # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
         # kernels, and the compiler would need the device.
@@ -84,6 +86,7 @@ class Trace(TorchDispatchMode):
         modules: recorder of the running module, if every storage shall be attributed to a module.
         home: place of a tensor for which the code names no device: the target, for code that names none at all, or the
             host, as for a whole program.
+        kernels: receives the work of every kernel, if given.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class Trace(TorchDispatchMode):
         limit: int | None = None,
         modules: Modules | None = None,
         home: Place = "target",
+        kernels: list[Kernel] | None = None,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit
@@ -172,7 +177,10 @@ class Trace(TorchDispatchMode):
         if place == "unknown":
             self._meet([*seen, *results])
         if place != "host":
-            self._apply_rules(op, args, out, backward)
+            moments = self._apply_rules(op, args, out, backward)
+            if self.kernels is not None:
+                site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
+                self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
         self._check_limit()
         return out
 
@@ -246,11 +254,12 @@ class Trace(TorchDispatchMode):
         finally:
             self.inside = before
 
-    def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> None:
+    def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> list[Moment]:
+        """Record the temporary buffers of a kernel, and return them."""
         if self.target is None or self._cublas is None:
             if self.doubles:
                 self._apply_host_rules(op, args, out)
-            return
+            return []
         moments = list(kernel_buffers(self.target, op, args, out))
         through_columns = any(buffer.name == COLUMNS for moment in moments for buffer in moment)
         if size := self._cublas.taken_by(op, through_columns, backward):
@@ -258,6 +267,7 @@ class Trace(TorchDispatchMode):
         for moment in moments:
             for number in [self.timeline.born(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
                 self.timeline.died(number)
+        return moments
 
     def _apply_host_rules(self, op: Any, args: Sequence[Any], out: Any) -> None:
         """Record buffers of CPU kernels at the place ``host``: the peak of tensors does not count them."""

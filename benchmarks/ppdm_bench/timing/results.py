@@ -5,24 +5,35 @@ from pathlib import Path
 
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
+from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.speed import speed_page
-from ppdm_bench.timing.command import Plan, carry_out
+from ppdm_bench.timing.command import TIMES, Plan, Task, carry_out
+from ppdm_bench.timing.prediction import predicted_times
 from ppdm_bench.units import shape_text
 
 
-def collect(plan: Plan, folder: Path) -> list[Record]:
+def collect(plan: Plan, folder: Path, sheet: Sheet | None = None) -> list[Record]:
     """Run the plan with a progress bar; every record is on disk before the next task begins.
 
     Records that the folder already contains unchanged are not written again.
+
+    Args:
+        plan: plan to run.
+        folder: folder of the records.
+        sheet: data sheet of a card to predict the times for; None measures them.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
         # Starting a child process and measuring the ceiling take about as long as one timing.
         whole = OverallProgress(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
-        for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
+
+        def show(task: Task) -> None:
+            whole.show(task.text)
+
+        for made in predicted_times(plan, sheet, show) if sheet else carry_out(plan, show, ledger.earlier):
             ledger.keep(made)
             records += made
             whole.ended()
@@ -33,9 +44,13 @@ def present(records: Sequence[Record], folder: Path, columns: Sequence[str] = ()
     """Write table and figure into the folder; return the table as text, and all written files."""
     page = speed_page(records)
     written = [folder / RECORDS, *page.save(folder / "speed", columns)]
-    if any(record.samples and record.unit == "s" for record in records):
+    if any((record.samples and record.unit == "s") or _is_predicted_time(record) for record in records):
         written += save(speed_figure(records), folder / "speed")
     return page.to_text(columns), written
+
+
+def _is_predicted_time(record: Record) -> bool:
+    return record.kind == "predicted" and record.metric in TIMES.values() and record.status == "ok"
 
 
 def failures(records: Sequence[Record]) -> list[str]:

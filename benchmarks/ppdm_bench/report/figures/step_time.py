@@ -21,8 +21,9 @@ from ppdm_bench.units import setting_text, significant
 def speed_figure(records: Iterable[Record]) -> Figure:
     """Return bars of the time per training step, and the time per volume against network evaluations (log-log).
 
-    Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. A
-    configuration without a time per step has a name and no bar.
+    Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. Times
+    predicted for a card are hollow, with the range in which they are expected. A configuration without a time per step
+    has a name and no bar.
 
     Args:
         records: long-form records; those that are not about time are ignored.
@@ -64,6 +65,10 @@ def _names(paces: Sequence[Pace]) -> list[str]:
 
 def _title(paces: Sequence[Pace]) -> str:
     shared = common([pace.row for pace in paces])
+    if any(timing.is_predicted for pace in paces for _, _, timing in pace.timings):
+        return (
+            f"Predicted time per training step and per volume, with the same colours: {shared}. Lines: expected range."
+        )
     return f"Time per training step and per volume, with the same colours: {shared}. Medians and quartiles."
 
 
@@ -78,8 +83,8 @@ def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
     seconds = timing.seconds if timing else None
     end = 0.0
     if timing is not None and seconds is not None:
-        axes.barh(place, seconds, height=0.62, **style.bar_style("measured", look["color"]))
-        first, end = timing.quartiles or (seconds, seconds)
+        axes.barh(place, seconds, height=0.62, **style.bar_style(timing.record.kind, look["color"]))
+        first, end = timing.quartiles or timing.interval or (seconds, seconds)
         axes.plot([first, end], [place, place], color="black", linewidth=1.0)
     axes.plot(0, place, markersize=5, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=4, **look)
     failed = "" if timing is None else timing.record.status.replace("oom", "OOM")
@@ -92,10 +97,11 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
     look = _look(place)
     run = {k: timing for k, timing in pace.volumes.items() if timing.seconds is not None}
     times = [timing.seconds or 0 for timing in run.values()]
-    axes.plot(list(run), times, markersize=4, linewidth=1.2, **look)
+    hollow = {"markerfacecolor": "white"} if any(timing.is_predicted for timing in run.values()) else {}
+    axes.plot(list(run), times, markersize=4, linewidth=1.2, **look | hollow)
     for k, timing in run.items():
-        if timing.quartiles:
-            axes.plot([k, k], timing.quartiles, color=look["color"], linewidth=0.8)
+        if ends := timing.quartiles or timing.interval:
+            axes.plot([k, k], ends, color=look["color"], linewidth=0.8)
     guesses = {k: t.estimate.value for k, t in pace.volumes.items() if t.estimate and t.estimate.value}
     if guesses:
         path = [*list(zip(run, times, strict=True))[-1:], *guesses.items()]
@@ -105,7 +111,7 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
 
 def _end(timing: Timing) -> float:
     """Return the end of the line of quartiles."""
-    return max(timing.seconds or 0.0, *(timing.quartiles or (0.0,)))
+    return max(timing.seconds or 0.0, *(timing.quartiles or timing.interval or (0.0,)))
 
 
 def _room_for_labels(axes: Axes, sizes: Sequence[float]) -> None:

@@ -130,8 +130,8 @@ def gather(records: Iterable[Record]) -> list[Line]:
     """Return one line per method and purpose, ranked: those that fit first, then by larger cube and smaller need."""
     lines: dict[tuple[str, ...], Line] = {}
     for record in records:
-        if record.command != "plan":
-            continue
+        if record.command != "plan" or "budget" not in record.options["plan"]:
+            continue  # a duration is shown in its own table
         plan, name = record.options["plan"], record.label
         purpose = PURPOSES.get(record.phase, record.phase)
         key = (name, purpose, record.shape, record.batch_size, record.options.get("width"), plan)

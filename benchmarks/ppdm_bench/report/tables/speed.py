@@ -27,6 +27,7 @@ _DTYPES = {
     "kind": "object",
     "n": "Int64",
     **dict.fromkeys(("seconds", "q1", "q3", "first_call", "per_second", "flop", "flop_per_second", "share"), "float64"),
+    **dict.fromkeys(("low", "high", "arithmetic", "bandwidth", "launches"), "float64"),
     **dict.fromkeys(("status", "reason"), "object"),
 }
 
@@ -38,7 +39,8 @@ def speed_table(paces: Iterable[Pace]) -> pd.DataFrame:
     seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, of the first volume, which has one
     evaluation), per_second (steps; volumes, all of a batch counted), flop (convolutions and matrix products),
     flop_per_second, share (of the rate of matrix products), status, reason. An estimated time has its own row, of kind
-    `predicted`.
+    `predicted`. A time predicted for a card has low and high, between which it is expected, and the shares of
+    arithmetic, bandwidth and launches instead.
     """
     return data_frame([line for pace in paces for found in pace.timings for line in _lines(pace, *found)], _DTYPES)
 
@@ -72,6 +74,8 @@ def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> l
         "flop": timing.flops,
         "flop_per_second": timing.rate,
         "share": timing.share,
+        **dict(zip(("low", "high"), timing.interval or (None, None), strict=True)),
+        **timing.parts,
     }
     if timing.estimate is None:
         return [measured]
@@ -86,16 +90,20 @@ def _per_second(phase: str, timing: Timing) -> float | None:
 
 
 def _title(paces: Sequence[Pace]) -> str:
-    env = (paces[0].step or next(iter(paces[0].volumes.values()))).record.env
-    where = env.get("gpu") or ", ".join(filter(None, (env.get("cpu", ""), f"{env.get('threads', '?')} threads")))
-    return f"Time on {where}: {common([pace.row for pace in paces])}."
+    record = (paces[0].step or next(iter(paces[0].volumes.values()))).record
+    env = record.env
+    where = record.gpu or ", ".join(filter(None, (env.get("cpu", ""), f"{env.get('threads', '?')} threads")))
+    several = len({pace.row.settings["gpu"] for pace in paces}) > 1
+    kind = "Predicted time" if record.kind == "predicted" else "Time"
+    return f"{kind}{'' if several else f' on {where}'}: {common([pace.row for pace in paces])}."
 
 
 def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
     """The columns for people; the first calls are of interest only where a network is compiled in them."""
     first = any(pace.firsts and pace.row.settings["compile"] for pace in paces)
     compiled = "First: the call that compiles the network, once per process; the first volume has one evaluation."
-    medians = "Medians; steps/s with quartiles, all quartiles in the CSV."
+    measured = any(not timing.is_predicted for pace in paces for _, _, timing in pace.timings)
+    medians = "Medians; steps/s with quartiles, all quartiles in the CSV." if measured else ""
     own = "ev.: network evaluations per volume; own: the number of the method."
     flop = "FLOP: convolutions and matrix products, counted; recomputation by checkpointing counts again."
     columns: dict[Heading, Callable[[Pace], Any]] = {Heading("method", "method"): lambda pace: pace.row.name}
@@ -104,6 +112,8 @@ def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
     columns[Heading("steps_per_second", "steps/s", note=medians)] = lambda pace: _steps_per_second(pace.step)
     if first:
         columns[Heading("first_step", "first step, s", rank=2, note=compiled)] = _first("train")
+    limits = "Limited by: shares of the predicted time that wait for arithmetic, for memory, or for launches."
+    columns[Heading("training_limits", "training limited by", rank=1, note=limits)] = lambda pace: _limits(pace.step)
     columns[Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop)] = lambda pace: _rate(pace.step)
     if first:
         columns[Heading("first_volume", "first volume, s", rank=2)] = _first("sample")
@@ -111,6 +121,7 @@ def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
         columns[Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1)] = _seconds(k)
     columns[Heading("seconds_own", "s/volume, own ev.", note=own)] = _own
     columns[Heading("volumes_per_second", "volumes/s, own ev.", rank=1)] = _volumes_per_second
+    columns[Heading("sampling_limits", "sampling limited by", rank=2)] = _sampling_limits
     columns[Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop)] = _sampling_rate
     return columns
 
@@ -134,9 +145,10 @@ def _seconds(evaluations: int) -> Callable[[Pace], str | None]:
 
 
 def _steps_per_second(timing: Timing | None) -> str | None:
-    if timing is None or timing.seconds is None or timing.quartiles is None:
+    ends = timing and (timing.quartiles or timing.interval)
+    if timing is None or timing.seconds is None or not ends:
         return _failed(timing)
-    slow, fast = (significant(1 / seconds) for seconds in reversed(timing.quartiles))
+    slow, fast = (significant(1 / seconds) for seconds in reversed(ends))
     return f"{significant(1 / timing.seconds)} ({slow} to {fast})"
 
 
@@ -161,6 +173,14 @@ def _sampling_rate(pace: Pace) -> str | None:
     return _rate(next((timing for timing in reversed(pace.volumes.values()) if timing.seconds is not None), None))
 
 
+def _limits(timing: Timing | None) -> str | None:
+    return ", ".join(f"{name} {share:.0%}" for name, share in timing.parts.items()) if timing and timing.parts else None
+
+
+def _sampling_limits(pace: Pace) -> str | None:
+    return _limits(next(reversed(pace.volumes.values()), None))
+
+
 def _rate(timing: Timing | None) -> str | None:
     if timing is None or timing.rate is None or timing.share is None:
         return None
@@ -179,6 +199,11 @@ def _remarks(paces: Sequence[Pace]) -> list[str]:
         ends = " to ".join(dict.fromkeys(count(rate) for rate in (min(rates), max(rates))))
         remarks.append(f"Share: of {ends}FLOP/s, the rate of a {what}, measured in the same process.")
     timings = [(pace.row.name, phase, timing) for pace in paces for phase, _, timing in pace.timings]
+    if any(timing.interval for _, _, timing in timings):
+        remarks.append(
+            "Predicted from data sheets and published timings of other networks; nothing was measured. In brackets: "
+            "the range in which eight of ten published timings lie (results/validation/timings.md)."
+        )
     if estimates := dict.fromkeys(timing.estimate.reason for _, _, timing in timings if timing.estimate):
         remarks.append(f"est.: an estimate. {'; '.join(estimates)}.")
     if any(pace.repetitions is not None and pace.repetitions < _ENOUGH for pace in paces):

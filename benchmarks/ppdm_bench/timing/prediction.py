@@ -1,0 +1,126 @@
+"""``ppdm-bench speed --device predict``: times for a card that need not be there, as records.
+
+A volume's time grows by the same amount with each network evaluation, so the times of one and of two evaluations give
+all others.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ppdm.method import Method, sample
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.environment import environment
+from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
+from ppdm_bench.memory.feasibility import doubt
+from ppdm_bench.memory.workload import fault, workload
+from ppdm_bench.predictor.cards import Sheet
+from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.modules import Modules
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timing import LIMITS, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.records import Record, config_id
+from ppdm_bench.timing.command import TIMES, Plan, Task
+
+
+def predicted_times(
+    plan: Plan, sheet: Sheet, progress: Callable[[Task], None] = lambda _: None
+) -> Iterator[list[Record]]:
+    """Predict the tasks of a plan in order, and yield the records of each.
+
+    What is predicted not to fit the plan's card gets a skipped record.
+    """
+    for task in plan.tasks:
+        progress(task)
+        short = "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
+        yield _predict(plan, task, sheet, short)
+
+
+def step_duration(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> Duration:
+    """Predict one training step."""
+    return _duration(step_kernels(configuration, sheet, modules), sheet)
+
+
+def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> list[Kernel]:
+    """Kernels of one training step of the diffusion stage, with the making of its batch."""
+    size = (configuration.shape, configuration.batch_size)
+    work = workload(configuration.resolve(), "train", *size, "cuda")
+    return kernels_of_step(work.build, work.step, _target(sheet), work.iterations, modules)
+
+
+def volume_durations(configuration: Configuration, sheet: Sheet, counts: Sequence[int]) -> dict[int, Duration]:
+    """Predict the sampling of one batch, by number of network evaluations."""
+    one, two = (_duration(_sampling_kernels(configuration, sheet, k), sheet) for k in (1, 2))
+    return {k: _line(one, two, k) for k in counts}
+
+
+def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: int) -> list[Kernel]:
+    method = configuration.resolve()
+    changed: Method = replace(method, sampling=replace(method.sampling, steps=evaluations))
+    place = "cpu" if method.samples_from_host(configuration.shape) else "cuda"
+    size = (configuration.batch_size, len(method.sources), *configuration.shape)
+
+    def build() -> Any:
+        return method.build().to("cuda").eval().requires_grad_(False), torch.randn(size, device=place)
+
+    return kernels_of_step(build, lambda state: sample(changed, *state), _target(sheet), 1)
+
+
+def described_time(found: Duration) -> dict[str, Any]:
+    """Return the parts and the expected range of a predicted time, for the options of its record."""
+    ends = [float(f"{end:.4g}") for end in found.interval]
+    return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends}
+
+
+def _line(one: Duration, two: Duration, evaluations: int) -> Duration:
+    parts = {name: one.parts[name] + (evaluations - 1) * (two.parts[name] - one.parts[name]) for name in LIMITS}
+    return Duration(sum(parts.values()), parts)
+
+
+def _duration(kernels: Sequence[Kernel], sheet: Sheet) -> Duration:
+    return Duration.of(KernelTable.of(kernels), Rates.of(sheet, _target(sheet).allows_tf32))
+
+
+def _target(sheet: Sheet) -> Target:
+    return Target(compute_capability=sheet.compute_capability, gpu=sheet.name)
+
+
+def _predict(plan: Plan, task: Task, sheet: Sheet, short: str) -> list[Record]:
+    configuration, counts = task.configuration, plan.counts(task)
+    described = configuration.describe()
+    common: dict[str, Any] = {
+        "config_id": config_id(described),
+        "command": "speed",
+        **configuration.fields(),
+        "spacing": tuple(plan.spacing),
+        "phase": task.phase,
+        "device": "cuda",
+        "kind": "predicted",
+        "env": environment() | {"target_gpu": sheet.name},
+    }
+    metric = TIMES[task.phase]
+    if short:
+        about: list[dict[str, Any]] = [{"steps": k} for k in counts or (None,)]
+        skipped: dict[str, Any] = {"status": "skipped", "reason": short, "options": described}
+        return [Record(metric=metric, **one, **skipped, **common) for one in about]
+    try:
+        with time_limit(plan.timeout):
+            found: dict[int | None, Duration] = {}
+            if task.phase == "train":
+                found[None] = step_duration(configuration, sheet)
+            else:
+                found.update(volume_durations(configuration, sheet, counts).items())
+    except TimeIsUpError as late:
+        return [Record(metric=metric, status="timeout", reason=str(late), options=described, **common)]
+    except Exception as error:  # the code of a method can raise any exception; the other tasks must still run
+        return [Record(metric=metric, status="error", reason=fault(error), options=described, **common)]
+    return [_record(metric, steps, one, common, described) for steps, one in found.items()]
+
+
+def _record(
+    metric: str, steps: int | None, found: Duration, common: Mapping[str, Any], described: Mapping[str, Any]
+) -> Record:
+    options = {**described, "predicted_time": described_time(found)}
+    return Record(metric=metric, value=found.seconds, stat="model", n=1, steps=steps, options=options, **common)

@@ -1,0 +1,118 @@
+"""Published timings as records, their two halves, and their prediction.
+
+``results/published/timings.jsonl`` holds one record for each value that was read, in seconds: its source, the words
+that were read (``options["read"]``), what they include, and the configuration. ``options["work"]`` counts the
+iterations in the value by kind, such as 250 of training and 50 of validation in an epoch of nnU-Net.
+
+A record with an empty ``options["run"]`` cannot be rebuilt from what was read, for instance because its source names no
+card. It is kept, and neither fits nor judges.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ppdm_bench.predictor.cards import find_sheet
+from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timing import FITTED, Constants, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.timing.published_networks import RUNS
+
+TIMINGS = Path("results/published/timings.jsonl")
+
+# Options that do not change what is computed.
+_ASIDE = ("read", "includes", "gpu_text", "container", "scheduler", "plan")
+
+Halves = tuple[list[Record], list[Record]]
+
+
+def read_timings(path: Path = TIMINGS) -> list[Record]:
+    """Return all published timings."""
+    return RecordFile(path).read()
+
+
+def can_be_rebuilt(record: Record) -> bool:
+    """Whether the record has enough configuration to predict it."""
+    return record.options["run"] in RUNS
+
+
+def source_of(record: Record) -> str:
+    """The repository or paper of a record."""
+    parts = record.source.split(": ")[0].split("/")
+    return "/".join(parts[3:5]) if "github.com" in record.source else parts[-1].split(",")[0]
+
+
+def halves(records: Sequence[Record]) -> Halves:
+    """Split records into the half that fits the constants and the half that judges them.
+
+    The rule: within each source, configurations (network, size, batch, precision and card, without the versions of the
+    software) are ordered by the SHA-256 of their description, and every other one fits, from the first on. Values of
+    one configuration with several versions of the software stay together.
+    """
+    fit: list[Record] = []
+    judge: list[Record] = []
+    for source in dict.fromkeys(source_of(record) for record in records):
+        of_source = [r for r in records if source_of(r) == source and can_be_rebuilt(r)]
+        keys = sorted({_key(record) for record in of_source})
+        fitting = set(keys[::2])
+        fit += [record for record in of_source if _key(record) in fitting]
+        judge += [record for record in of_source if _key(record) not in fitting]
+    return fit, judge
+
+
+def _key(record: Record) -> str:
+    size = [record.shape, record.batch_size, record.precision, record.env["gpu"]]
+    what = {name: record.options.get(name) for name in ("run", "work", "plan", "network", "latent", "window", "layer")}
+    return hashlib.sha256(json.dumps([source_of(record), size, what], sort_keys=True).encode()).hexdigest()
+
+
+def target_of(record: Record) -> Target:
+    """The card and the software of a published timing."""
+    major, minor = map(int, str(record.env.get("cudnn") or "9.1").split("."))
+    return Target(
+        torch=str(record.env["torch"]),
+        compute_capability=find_sheet(str(record.env["gpu"])).compute_capability,
+        cudnn=(major, minor) if record.env.get("cudnn") else None,
+        tf32=record.precision != "fp32",
+    )
+
+
+class Published:
+    """Kernels of published timings; equal work is traced once."""
+
+    def __init__(self) -> None:
+        self._tables: dict[str, KernelTable] = {}
+
+    def parts(self, record: Record) -> Iterator[tuple[int, KernelTable]]:
+        """The iterations in a published value: how many, and the kernels of one."""
+        target, work = target_of(record), record.options["work"]
+        for what, count in work.items():
+            yield count, self._table(self._options(record), what, target)
+
+    def predict(self, record: Record, constants: Constants = FITTED) -> Duration:
+        """Predict a published timing."""
+        rates = Rates.of(find_sheet(str(record.env["gpu"])), record.precision != "fp32")
+        found = [(count, Duration.of(table, rates, constants)) for count, table in self.parts(record)]
+        names = found[0][1].parts
+        parts = {name: sum(count * one.parts[name] for count, one in found) for name in names}
+        return Duration(sum(parts.values()), parts)
+
+    def _options(self, record: Record) -> Mapping[str, Any]:
+        size = {"shape": list(record.shape), "batch": record.batch_size, "precision": record.precision}
+        return record.options | size
+
+    def _table(self, options: Mapping[str, Any], what: str, target: Target) -> KernelTable:
+        told = {name: value for name, value in options.items() if name not in (*_ASIDE, "work")}
+        place = [target.compute_capability >= (8, 0), target.allows_tf32]  # what the rules of copies depend on
+        key = json.dumps([told, what, place], sort_keys=True)
+        if key not in self._tables:
+            self._tables[key] = KernelTable.of(_kernels(options, what, target))
+        return self._tables[key]
+
+
+def _kernels(options: Mapping[str, Any], what: str, target: Target) -> list[Kernel]:
+    build, step = RUNS[options["run"]](options, what)
+    return kernels_of_step(build, step, target)

@@ -1,0 +1,109 @@
+"""``speed`` for a card that is not there: records, table, figure, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import refused, run
+
+from ppdm_bench.configuration import Configuration
+from ppdm_bench.predictor.cards import find_card, find_sheet
+from ppdm_bench.predictor.timing import LIMITS
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures.step_time import speed_figure
+from ppdm_bench.report.tables.speed import speed_page, speed_table
+from ppdm_bench.report.timings import gather_times
+from ppdm_bench.timing.clock import FULL
+from ppdm_bench.timing.command import Plan
+from ppdm_bench.timing.prediction import predicted_times, step_duration, volume_durations
+
+SHAPE = (16, 16, 16)
+TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
+A100 = find_sheet("A100 80GB")
+
+
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    plan = Plan([TINY], ["train", "sample"], "predict", [1, 4, 9], FULL)
+    return [record for made in predicted_times(plan, A100) for record in made]
+
+
+def test_each_time_is_marked_as_predicted_with_its_card_its_range_and_its_parts(records: list[Record]) -> None:
+    assert [(r.metric, r.steps) for r in records] == [
+        ("step_seconds", None),
+        *(("volume_seconds", k) for k in (1, 4, 9)),
+    ]
+    for record in records:
+        assert (record.kind, record.gpu, record.device, record.samples) == ("predicted", "A100 80GB", "cuda", ())
+        told = record.options["predicted_time"]
+        low, high = told["interval"]
+        assert low < record.value < high
+        assert sum(told["parts"][name] for name in LIMITS) == pytest.approx(record.value, rel=1e-3)
+
+
+def test_each_further_evaluation_takes_the_same_time(records: list[Record]) -> None:
+    one, four, nine = (record.value for record in records[1:])
+    assert (nine - four) / 5 == pytest.approx((four - one) / 3)
+    assert volume_durations(TINY, A100, [3])[3].seconds == pytest.approx(one + 2 * (four - one) / 3)
+
+
+def test_the_table_shows_rates_with_their_range_and_what_limits_them(records: list[Record]) -> None:
+    page = speed_page(records)
+    text = page.to_text(())
+    assert "Predicted time on A100 80GB" in text
+    assert "launches" in text
+    assert "nothing was measured" in text
+    assert "quartiles" not in text
+    table = speed_table(gather_times(records))
+    assert list(table["kind"].unique()) == ["predicted"]
+    assert (table["low"] < table["seconds"]).all()
+    assert (table["high"] > table["seconds"]).all()
+    assert (table[list(LIMITS)].sum(axis=1) - 1).abs().max() < 1e-3
+    assert table["q1"].isna().all()
+
+
+def test_predicted_times_are_drawn_hollow(records: list[Record]) -> None:
+    figure = speed_figure(records)
+    bars, curves = figure.axes
+    assert bars.patches[0].get_facecolor()[:3] == (1, 1, 1)
+    assert bars.patches[0].get_hatch()
+    assert curves.lines[0].get_markerfacecolor() == "white"
+
+
+def test_a_configuration_that_does_not_fit_the_card_has_no_time() -> None:
+    small = find_card("RTX 3070").target(capacity=660 * 2**20)
+    plan = Plan([TINY], ["train"], "predict", [1], FULL, card=small)
+    ((record,),) = predicted_times(plan, find_sheet("RTX 3070"))
+    assert (record.status, record.value) == ("skipped", None)
+    assert "--no-gate" in record.reason
+
+
+def test_more_channels_take_longer() -> None:
+    wider = Configuration("ppdm", SHAPE, factor=2, width=32)
+    parts, of_wider = (step_duration(one, A100).parts for one in (TINY, wider))
+    assert of_wider["arithmetic"] + of_wider["bandwidth"] > 2 * (parts["arithmetic"] + parts["bandwidth"])
+
+
+def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> None:
+    options = ["--method", "ppdm", "--factor", "2", "--width", "8", "--res", "16", "--evaluations", "1,2", "--no-gate"]
+    code, text, _ = run("speed", "--gpu", "RTX 4090", *options, "--json", "--out", tmp_path)
+    assert code == 0
+    found = json.loads(text)
+    assert {record["kind"] for record in found} == {"predicted"}
+    assert {record["env"]["target_gpu"] for record in found} == {"RTX 4090"}
+    assert {"speed.csv", "speed.png", "records.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--gpu", "RTX 4900"], "did you mean RTX 4090"),
+        (["--gpu", "T4", "--precision", "bf16"], "T4 does not compute in bf16, and PyTorch would emulate it slowly"),
+        (["--gpu", "GTX 1080 Ti", "--precision", "bf16"], "take --precision fp32"),
+        (["--gpu", "T4", "--device", "cpu"], "leave one out"),
+        (["--device", "predict"], 'name one, such as --gpu "RTX 4090"'),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(options: list[str], words: str, tmp_path: Path) -> None:
+    assert words in refused(2, "speed", "--res", "16", "--method", "ppdm", *options, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
