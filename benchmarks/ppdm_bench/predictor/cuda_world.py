@@ -173,6 +173,13 @@ class _Devices(TorchFunctionMode):
         converted: Tensor = moved.to(**conversion)
         return converted
 
+    def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
+        """``x.type(...)``, which takes a tensor type of the device too."""
+        named: Any = (
+            getattr(torch.cuda, kind[11:]) if isinstance(kind, str) and kind.startswith("torch.cuda.") else kind
+        )
+        return self.to(x, "cuda", named.dtype) if isinstance(named, type) else x.type(kind)
+
     def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""
         _as_device(device)
@@ -257,6 +264,7 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.to: _Devices.to,
     Tensor.cuda: _Devices.cuda,
+    Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
     Tensor.pin_memory: _Devices.pin_memory,
 }
