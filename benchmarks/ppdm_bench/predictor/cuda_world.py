@@ -25,7 +25,7 @@ from torch.utils._device import _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
-from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
@@ -178,7 +178,7 @@ class _Devices(TorchFunctionMode):
         named: Any = (
             getattr(torch.cuda, kind[11:]) if isinstance(kind, str) and kind.startswith("torch.cuda.") else kind
         )
-        return self.to(x, "cuda", named.dtype) if isinstance(named, type) else x.type(kind)
+        return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
 
     def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""

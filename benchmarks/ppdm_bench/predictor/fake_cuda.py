@@ -76,7 +76,7 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
         if hasattr(torch.cuda, name):
             yield mock.patch.object(torch.cuda, name, _refusal(name))
     for name, dtype in _TYPES.items():
-        yield mock.patch.object(torch.cuda, name, _TensorType(name, (), {"dtype": dtype}))
+        yield mock.patch.object(torch.cuda, name, TensorType(name, (), {"dtype": dtype}))
     yield mock.patch.object(torch, "Generator", _Generator)
     yield mock.patch.object(Tensor, "record_stream", _nothing)
 
@@ -259,7 +259,7 @@ _TYPES = {
 }
 
 
-class _TensorType(type):
+class TensorType(type):
     """A legacy tensor type on the device, such as ``torch.cuda.FloatTensor``."""
 
     dtype: torch.dtype

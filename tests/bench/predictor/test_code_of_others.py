@@ -261,6 +261,7 @@ SURFACE: dict[str, Callable[[], Any]] = {
     "stream": lambda: torch.Stream(device="cuda").query() and torch.Event(device="cuda").query(),
     "number": lambda: torch.device(0) == torch.device("cuda", 0),
     "type": lambda: torch.ones(2).type(torch.cuda.HalfTensor).dtype is torch.float16,  # type: ignore[call-overload]
+    "type of the CPU": lambda: torch.ones(2, device="cpu").type(torch.DoubleTensor).is_cpu,
     "type by name": lambda: torch.ones(2).type("torch.cuda.DoubleTensor").is_cuda,
     "accelerator": lambda: torch.accelerator.max_memory_allocated() >= torch.accelerator.memory_allocated(),
     "free memory": lambda: torch.accelerator.get_memory_info()[0] > 0,
