@@ -302,6 +302,7 @@ def test_custom_operators_without_a_fake_are_followed() -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "jagged": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged), "nested"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)]), "nested"),
+    "lazy": (lambda: nn.LazyLinear(3), "nn.Linear in place of nn.LazyLinear"),
     "L-BFGS": (lambda: torch.optim.LBFGS(nn.Linear(2, 2).parameters()).step(lambda: 1.0), "L-BFGS"),
 }
 
