@@ -78,7 +78,10 @@ class _Devices(TorchFunctionMode):
         def push_hooks(pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
             pushed(within(pack), within(unpack))
 
-        wrapped = Tensor._make_wrapper_subclass
+        wrapped, pinned = Tensor._make_wrapper_subclass, Tensor.pin_memory
+
+        def pin_memory(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return x if self.trace.is_elsewhere else pinned(x, *args, **kwargs)  # no mode sees a thread that loads data
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
             return wrapped(*args, **kwargs | {"device": CPU})  # the real device, the same as that of its parts
@@ -90,6 +93,7 @@ class _Devices(TorchFunctionMode):
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
+        yield mock.patch.object(Tensor, "pin_memory", pin_memory)
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])

@@ -36,7 +36,7 @@ def saving_patches(trace: Trace) -> Iterator[Any]:
         save(value, _Holes(file), *args, **kwargs)
 
     def rebuild_tensor(storage: Any, *args: Any) -> Tensor:
-        if trace.inside:
+        if trace.inside or trace.is_elsewhere:
             return rebuild(storage, *args)
         with trace.real():
             x: Tensor = rebuild(storage, *args)

@@ -200,11 +200,16 @@ class Trace(TorchDispatchMode):
             layout = convolution_layout(op, args, out) if self.target else None
             return out if layout is None else _laid_out(out, layout)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this thread is not the one of the prediction: no mode sees another thread."""
+        return get_ident() != self._thread
+
     @contextmanager
     def in_earnest(self, *, apart: bool = False) -> Iterator[None]:
         """Compute with real tensors in the block; ``apart`` does not follow them."""
         before = self._earnest
-        if self.doubles and get_ident() == self._thread:  # no mode sees another thread
+        if self.doubles and not self.is_elsewhere:
             self._earnest = not apart
         try:
             yield
@@ -232,6 +237,9 @@ class Trace(TorchDispatchMode):
     @contextmanager
     def below(self) -> Iterator[None]:
         """Mark that PyTorch's own code runs, and no user code."""
+        if self.is_elsewhere:
+            yield
+            return
         before, self.inside = self.inside, True
         try:
             yield
