@@ -114,6 +114,8 @@ class _Devices(TorchFunctionMode):
             return _ANSWERS[function](self._device(args[0]))
         if function in _MOVES:
             return _MOVES[function](self, *args, **kwargs)
+        if function is Tensor.pin_memory:  # as it was replaced
+            return self.pin_memory(*args, **kwargs)
         if function is torch.device and args and type(args[0]) is int:
             return torch.device("cuda", *args, **kwargs)
         if function is torch._C._nn._parse_to:
@@ -270,7 +272,6 @@ _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.cuda: _Devices.cuda,
     Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
-    Tensor.pin_memory: _Devices.pin_memory,
 }
 
 _ANSWERS: Mapping[Callable, Callable[[torch.device], Any]] = {

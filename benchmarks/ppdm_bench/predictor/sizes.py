@@ -7,6 +7,7 @@ raises an error immediately.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -87,9 +88,9 @@ for _kind, _mark in _MARKS.items():
 
 @cache
 def _array_type() -> type:
-    import numpy as np
+    np: Any = sys.modules["numpy"]  # the package needs only PyTorch, which imported NumPy to make the array
 
-    class Unknown(np.ndarray):
+    class Unknown(np.ndarray):  # type: ignore[misc]
         """An array of integers that depend on data; numbers taken from it are marked."""
 
         def __array_wrap__(self, array: Any, *_: Any) -> Any:
