@@ -6,14 +6,16 @@ on data is written into it. Every view of the fake storage is a view of the real
 overwritten value. A large tensor is known while all its elements are equal, for example zeros. The values kept here are
 not part of the recorded memory.
 
-There are three kinds of values. Known values are those that real tensors would have. Guessed values are arbitrary but
-valid: small random samples, and the assumption that an unknown value is finite. Code may read them, but no size may
-depend on them. All other values are unknown; ``_stand_in`` defines what code reads instead.
+There are five kinds of values. Known values are those that real tensors would have. Sampled values are small random
+samples, as good as any other. Assumed is that an unknown value is finite. Judged values are other answers about
+unknown ones, such as whether a loss is below the best one: every unknown number is taken as 1 for them, and no number
+is computed from them. All other values are unknown; ``_stand_in`` defines what code reads instead.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -29,7 +31,9 @@ LIMIT = 1 << 16  # maximum elements of a tensor whose values are kept individual
 _DRAWN = 16  # maximum elements of a random floating-point tensor: a decision or a rate, but no input and no weight
 _READ = 1 << 24  # maximum elements that an operator may read to compute a known result
 CPU = torch.device("cpu")
-SAMPLED, ASSUMED = 1, 2  # a random value, as good as any other, and the assumption that an unknown value is finite
+
+
+KNOWN, SAMPLED, ASSUMED, JUDGED = range(4)  # the kinds of values that are kept, from the most certain on
 
 
 class _Known(NamedTuple):
@@ -37,11 +41,29 @@ class _Known(NamedTuple):
 
     Attributes:
         values: the real storage, or one element if all elements are equal.
-        guessed: ``SAMPLED`` or ``ASSUMED`` if the values are guessed, else 0.
+        guessed: the kind of the values.
     """
 
     values: torch.UntypedStorage | Tensor
     guessed: int
+
+
+class MadeUp(NamedTuple):
+    """A read of a value that is not known.
+
+    Attributes:
+        kind: how it was read: ``number`` (``item``, ``float``, formatting), ``branch`` (``bool``, as in ``if`` and
+            ``assert``), ``array`` (``numpy``) or ``list`` (``tolist``).
+        line: the line of the code; None if none is recorded.
+    """
+
+    kind: str
+    line: Line | None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the value decided a branch, as far as the tensor was read as a boolean."""
+        return self.kind == "branch"
 
 
 class _Traits(NamedTuple):
@@ -69,16 +91,34 @@ class Constants:
     """The known values of one prediction.
 
     Attributes:
-        told: how often each line of the code read a value that is not known; the line is None if none is recorded.
+        made_up: how often each line of the code read a value that is not known.
         here: tells the line that is running, if lines are recorded.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        self.told = Counter[Line | None]()
+        self.made_up = Counter[MadeUp]()
+        self._reading = "number"
         self.here: Callable[[], Line | None] | None = None
         self._mode = mode
         self._known: dict[int, _Known | None] = {}  # by address of the fake storage; None if it became unknown
         self._met: dict[int, torch.UntypedStorage] = {}  # real storages of doubles, for the next operator only
+
+    @property
+    def told(self) -> Counter[Line | None]:
+        """How often each line of the code read a value that is not known, in whatever way."""
+        by_line = Counter[Line | None]()
+        for read, times in self.made_up.items():
+            by_line[read.line] += times
+        return by_line
+
+    @contextmanager
+    def reading(self, kind: str) -> Iterator[None]:
+        """Say how the code reads a value in the block; see :class:`MadeUp`."""
+        before, self._reading = self._reading, kind
+        try:
+            yield
+        finally:
+            self._reading = before
 
     def forget(self, address: int) -> None:
         """Drop a fake storage that was freed."""
@@ -98,14 +138,15 @@ class Constants:
         return _address(x) in self._known
 
     def knows(self, x: Tensor) -> bool:
-        """Whether the values of a fake tensor are known or guessed."""
-        return self._known.get(_address(x)) is not None
+        """Whether a size may depend on the values of a fake tensor."""
+        known = self._known.get(_address(x))
+        return known is not None and known.guessed < JUDGED
 
     def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
         """Apply a function to the values of a tensor, or to stand-in values if they are unknown."""
-        with _in_earnest():
+        with _in_earnest(), self.reading("list"):
             found = self._value(x)
-            self._tell(found is None or found[1] == ASSUMED)
+            self._tell(found is None or found[1] >= ASSUMED)
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
 
     def values(self, x: Tensor) -> Tensor | None:
@@ -115,11 +156,11 @@ class Constants:
             return None if found is None else found[0]
 
     def array(self, x: Tensor) -> Any:
-        """NumPy array that shares memory with the known values; zeros if the values are unknown."""
-        with _in_earnest():
+        """NumPy array that shares memory with the known values; of stand-ins if the values are unknown."""
+        with _in_earnest(), self.reading("array"):
             found = self._value(x)
-            self._tell(found is None or found[1] == ASSUMED)
-            return (torch.zeros(x.shape, dtype=x.dtype) if found is None else found[0]).numpy()
+            self._tell(found is None or found[1] >= ASSUMED)
+            return (torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
         self,
@@ -158,14 +199,29 @@ class Constants:
         if inputs is not None and self._beside(op, traits, args, kwargs, inputs, out):
             return out
         self._lose(traits, args, kwargs)
-        if inputs is None and op in _FINITE and _asks_whether_finite(op, args):
-            with _in_earnest():
-                self._store(out, torch.tensor(True), ASSUMED)
+        if inputs is None and op in _JUDGEMENTS and type(out) is FakeTensor:
+            self._judge(op, args, kwargs, tensors, out)
         return out
+
+    def _judge(self, op: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], out: FakeTensor) -> None:
+        """Answer a question about unknown numbers, each of which is taken as 1."""
+        with _in_earnest():
+            if op in _FINITE and _asks_whether_finite(op, args):
+                self._store(out, torch.tensor(True), ASSUMED)
+                return
+            ones = {}
+            for x in tensors:
+                found = self._value(x)
+                if found and any(found[0].stride()) and found[0].numel() != 1:
+                    return  # several values, of which the answer may differ
+                ones[id(x)] = _one(found[0]) if found else torch.full((1,) * x.dim(), _stand_in(x.dtype), dtype=x.dtype)
+            inputs = _Inputs(ones, JUDGED)
+            answer = op(*inputs.of(args), **inputs.of(kwargs))
+            self._store(out, answer.reshape(()).to(out.dtype), JUDGED)
 
     def _tell(self, made_up: bool) -> None:
         if made_up:
-            self.told[self.here() if self.here else None] += 1
+            self.made_up[MadeUp(self._reading, self.here() if self.here else None)] += 1
 
     # --- inputs
 
@@ -182,14 +238,14 @@ class Constants:
                     return None
                 found.append(value)
         values = {id(x): value for x, (value, _) in zip(tensors, found, strict=True)}
-        return _Inputs(values, max((guessed for _, guessed in found), default=0))
+        return _Inputs(values, max((guessed for _, guessed in found), default=KNOWN))
 
     def _value(self, x: Tensor) -> tuple[Tensor, int] | None:
         address = _address(x)
         if address in self._known:
             known = self._known[address]
         else:
-            known = _Known(self._met[address], False) if address in self._met else None
+            known = _Known(self._met[address], KNOWN) if address in self._met else None
         if known is None or x.layout is not torch.strided or x.is_conj() or x.is_neg():
             return None
         if isinstance(known.values, Tensor):
@@ -203,7 +259,7 @@ class Constants:
         out.constant = None  # PyTorch's own record of a single value; results with one are not cached
         if value.numel() <= LIMIT and value.layout is torch.strided:
             with _in_earnest():
-                self._store(out, value, guessed=0)
+                self._store(out, value, guessed=KNOWN)
         return out
 
     def _read(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
@@ -211,7 +267,7 @@ class Constants:
         if inputs is None or not inputs.are_few():
             self._tell(True)
             return fake_run(op, args, kwargs)
-        self._tell(inputs.guessed == ASSUMED)
+        self._tell(inputs.guessed >= ASSUMED)
         with _in_earnest():
             real = op(*inputs.of(args), **inputs.of(kwargs))
         if traits.reads:
@@ -225,7 +281,7 @@ class Constants:
             fake = torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=CPU)
         if real.numel() <= LIMIT:
             with _in_earnest():
-                self._store(fake, real, guessed=0)
+                self._store(fake, real, guessed=KNOWN)
         return fake
 
     def _fill(self, traits: _Traits, args: Any, kwargs: Any, out: Any) -> bool:
@@ -244,7 +300,7 @@ class Constants:
                 value.fill_(number)
             except (RuntimeError, TypeError):
                 return False
-            self._store(out, value, guessed=0)
+            self._store(out, value, guessed=KNOWN)
         return True
 
     def _beside(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
@@ -254,6 +310,8 @@ class Constants:
             return True  # views of storages whose values are kept
         if not all(type(x) is FakeTensor and x.fake_device == CPU for x in results) or not inputs.are_few():
             return False
+        if inputs.guessed == JUDGED and any(x.dtype is not torch.bool for x in results):
+            return False  # no number is made of answers, such as a count that may be out of range
         small = all(x.numel() <= LIMIT for x in results)
         if traits.drawn and not (small and all(_may_be_drawn(x) for x in results)):
             return False
@@ -265,7 +323,7 @@ class Constants:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
                 return False  # the CPU lacks the kernel, or a value is invalid; the real code reports it when it runs
-            guessed = max(inputs.guessed, SAMPLED if traits.drawn else 0)
+            guessed = max(inputs.guessed, SAMPLED if traits.drawn else KNOWN)
             truths = [x for x in _each(real) if isinstance(x, Tensor)]
             if len(truths) != len(results):
                 return False
@@ -285,7 +343,7 @@ class Constants:
         for x in tensors:
             address = _address(x)
             if address in self._met and address not in self._known:
-                self._known[address] = _Known(_copy(self._met[address]), False)
+                self._known[address] = _Known(_copy(self._met[address]), KNOWN)
             if id(x) in inputs.values and (found := self._value(x)) is not None:
                 inputs.values[id(x)] = found[0]
 
@@ -344,7 +402,7 @@ class _Inputs:
 
     Attributes:
         values: the values, by the tensor's ``id``.
-        guessed: the highest guess among them.
+        guessed: the least certain kind among them.
     """
 
     def __init__(self, values: dict[int, Tensor], guessed: int) -> None:
@@ -372,7 +430,7 @@ def stand_in(op: Any, args: Sequence[Any]) -> Any:
     """Value that code reads in place of an unknown one: harmless and of the right type."""
     if op is aten._local_scalar_dense.default:
         return _stand_in(args[0].dtype)
-    return False  # the result of `torch.equal` and `torch.allclose`
+    return True  # the result of `torch.equal` and `torch.allclose`: an assertion holds, and a loop ends
 
 
 def _stand_in(dtype: torch.dtype) -> Any:
@@ -404,6 +462,21 @@ _FILLS: Mapping[str, float | tuple[int, str]] = {
     "fill_": (1, "value"),
 }
 _FINITE = {aten.eq.Tensor, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar}
+_JUDGEMENTS = {
+    *(
+        getattr(getattr(aten, name), form)
+        for name in ("eq", "ne", "lt", "le", "gt", "ge")
+        for form in ("Scalar", "Tensor")
+    ),
+    *(getattr(aten, name).default for name in ("logical_and", "logical_or", "logical_xor", "logical_not")),
+    *(getattr(getattr(aten, name), form) for name in ("any", "all") for form in ("default", "dim", "dims")),
+    *(getattr(aten, f"bitwise_{name}").Tensor for name in ("and", "or", "xor")),
+    aten.bitwise_not.default,
+    aten.isnan.default,
+    aten.isinf.default,
+    aten.isposinf.default,
+    aten.isneginf.default,
+}
 _COPIES = {aten.clone.default, aten._to_copy.default}
 _RUNNING = {"running_mean", "running_var"}  # norms write to these although their schema does not declare it
 

@@ -25,7 +25,7 @@ from torch.utils._device import _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
-from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
@@ -179,6 +179,13 @@ class _Devices(TorchFunctionMode):
         converted: Tensor = moved.to(**conversion)
         return converted
 
+    def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
+        """``x.type(...)``, which takes a tensor type of the device too."""
+        named: Any = (
+            getattr(torch.cuda, kind[11:]) if isinstance(kind, str) and kind.startswith("torch.cuda.") else kind
+        )
+        return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
+
     def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""
         _as_device(device)
@@ -263,6 +270,7 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.to: _Devices.to,
     Tensor.cuda: _Devices.cuda,
+    Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
     Tensor.pin_memory: _Devices.pin_memory,
 }

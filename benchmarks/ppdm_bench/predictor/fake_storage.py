@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
-from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
+from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, refused
 
 __all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake"]
 
@@ -194,7 +194,7 @@ def _resized(x: Tensor, out: Tensor) -> Tensor:
     return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
 
 
-def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterator[Any]:
+def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     """Patches of fake tensors where code could see a difference from real ones."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -214,24 +214,30 @@ def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterat
     real_list = Tensor.tolist
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
-        return constants.array(x)
+        array = constants.array(x)
+        return marked_array(array) if is_integer(x) and not constants.knows(x) else array
 
     def to_list(x: Tensor) -> Any:
-        known = constants.knows(x) or not _is_integer(x)
-        return constants.read(x, real_list) if known else guard.mark(constants.read(x, real_list))
+        value = constants.read(x, real_list)
+        return value if constants.knows(x) else marked(value)
 
-    real_item, real_int = Tensor.item, Tensor.__int__
+    real_item, real_int, real_bool = Tensor.item, Tensor.__int__, Tensor.__bool__
 
     def to_item(x: Tensor) -> Any:
         value = real_item(x)
-        return value if constants.knows(x) or not _is_integer(x) else guard.mark(value)
+        return value if constants.knows(x) else marked(value)
 
     def to_int(x: Tensor) -> int:
-        if x.numel() == 1 and _is_integer(x) and not constants.knows(x):
+        if x.numel() == 1 and x.dtype is not torch.bool and not constants.knows(x):
             raise refused("int()")
         return real_int(x)
 
+    def to_bool(x: Tensor) -> bool:
+        with constants.reading("branch"):
+            return real_bool(x)
+
     yield mock.patch.object(FakeTensor, "item", to_item)
+    yield mock.patch.object(FakeTensor, "__bool__", to_bool)
     yield mock.patch.object(FakeTensor, "__int__", to_int)
     yield mock.patch.object(FakeTensor, "__index__", to_int)
 
@@ -330,10 +336,6 @@ def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
     result: Tensor = memo[id(x)]
     return result.requires_grad_(x.requires_grad)
-
-
-def _is_integer(x: Tensor) -> bool:
-    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
 
 
 def _format(x: FakeTensor, spec: str) -> str:

@@ -12,9 +12,9 @@
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import Any, Literal, TypeVar
 
@@ -28,10 +28,12 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
+from ppdm_bench.predictor.constants import MadeUp
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.data_loading import loader_patches
 from ppdm_bench.predictor.distributed import distributed_patches
 from ppdm_bench.predictor.files import file_patches
+from ppdm_bench.predictor.lines import of_traceback, reading
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
 from ppdm_bench.predictor.saving import saving_patches
@@ -54,6 +56,25 @@ _NEEDS_DATA = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+
+
+# Errors of PyTorch that mean that fake tensors cannot do something.
+_MEANINGS = {
+    "self.shape_env must not be None": "the sizes of a nested tensor are data; pad it to a fixed size, or measure it",
+    "doesn't support sizes": "the sizes of a nested tensor are data; pad it to a fixed size, or measure it",
+    "no fake impl": "an operator of a library has no fake implementation; register one with "
+    "torch.library.register_fake, or measure it",
+    "Please register a fake": "an operator of a library has no fake implementation; register one with "
+    "torch.library.register_fake, or measure it",
+    "Creating a new Tensor subclass Uninitialized": "a lazy module gets its shape from its first input; give it the "
+    "number of features (nn.Linear in place of nn.LazyLinear), or measure it",
+    "data is not allocated yet": "a function of a library reads the memory of a tensor, and a prediction has none; "
+    "call it on data of a DataLoader, leave it out, or measure it",
+    "Torch not compiled with CUDA": "a thread of its own, or a function of a library, asks for CUDA itself; move the "
+    "call to the main thread, or measure it",
+    "Cannot access accelerator device": "a thread of its own, or a function of a library, asks for CUDA itself; move "
+    "the call to the main thread, or measure it",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,8 @@ class Peak:
             cuDNN's copies in the backward pass. They are part of the workspace.
         host: maximum bytes of live tensors in host memory: on CUDA of those that the code keeps there, such as a volume
             of which only blocks move to the card; on the CPU of all. 0 if only a counter was read.
+        made_up: where the code read values that depend on data, and how often, in a prediction; they are constants, and
+            where they decided a branch, other data may take the other one.
         timeline: every recorded allocation and release; None if only a counter was read.
     """
 
@@ -92,6 +115,7 @@ class Peak:
     refused: int | None = None
     assumed: int = 0
     host: int = 0
+    made_up: Mapping[MadeUp, int] = field(default_factory=dict)
     timeline: Timeline | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
@@ -120,8 +144,9 @@ def predict_peak(
     Modules, tensors and optimizers that ``build`` and ``step`` close over may be real, on the CPU; they are counted and
     not changed. Code that names CUDA devices, ``torch.autocast("cuda")`` or ``torch.cuda`` runs unchanged and sees a
     CUDA device. Constants, values computed from constants, and real tensors keep their values; small random tensors
-    are sampled. Other values are unknown: ``.item()`` returns 1 (False for booleans), ``.numpy()`` returns zeros, and
-    all values count as finite. A size that depends on an unknown value raises an error.
+    are sampled. Other values are unknown: ``.item()`` returns 1, ``.numpy()`` returns ones, what is asked about them,
+    such as ``loss < best``, is answered for 1, and all of them count as finite; ``Peak.made_up`` lists where. A size
+    that depends on an unknown value raises an error. The data of a ``DataLoader`` are real.
 
     The prediction does not cover the memory that cuDNN and oneDNN keep for a recurrent layer, or control flow that
     depends on data (L-BFGS).
@@ -144,9 +169,13 @@ def predict_peak(
         PredictionError: shapes depend on data, or an operator has no fake implementation.
         torch.OutOfMemoryError: more than ``limit`` bytes are alive.
     """
-    with predicting(target, limit, modules) as trace:
+    with _placed(), predicting(target, limit, modules) as trace:
+        if trace.constants:
+            trace.constants.here = reading
         _follow(trace, build, step, iterations)
-    return peak_of(trace.timeline, trace.target)
+    return replace(
+        peak_of(trace.timeline, trace.target), made_up=dict(trace.constants.made_up if trace.constants else {})
+    )
 
 
 @contextmanager
@@ -182,6 +211,18 @@ def predicting(
 
 
 @contextmanager
+def _placed() -> Iterator[None]:
+    """Name the line of the user's code in a refusal of the block."""
+    try:
+        yield
+    except PredictionError as error:
+        line = of_traceback(error.__traceback__)
+        if line is None:
+            raise
+        raise PredictionError(f"{line.file}:{line.number}: {error}") from error
+
+
+@contextmanager
 def _explained(trace: Trace) -> Iterator[None]:
     """Say of an error in the block what the prediction has to do with it."""
     try:
@@ -194,10 +235,13 @@ def _explained(trace: Trace) -> Iterator[None]:
     except PredictionError:
         raise
     except BaseException as error:
+        for words, meaning in _MEANINGS.items():
+            if words in str(error):
+                raise PredictionError(f"this code cannot be predicted: {meaning}") from error
         if trace.constants and trace.constants.told:
             error.add_note(
                 "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
-                "booleans False, arrays zeros. Code that checks them may fail for that alone."
+                "and what is asked about them is answered for 1. Code that checks them may fail for that alone."
             )
         raise
 

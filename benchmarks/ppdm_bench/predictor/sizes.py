@@ -1,18 +1,21 @@
 """Rejects sizes that depend on unknown values.
 
-Code may log an integer that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
-would silently be predicted too small. Therefore ``.item()`` and ``.tolist()`` mark such integers, and arithmetic keeps
-the mark. From the first marked number on, functions that create or slice tensors check for marks. ``int()`` would lose
-the mark and raises an error immediately.
+Code may log a number that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
+would silently be predicted too small. Therefore ``.item()``, ``.tolist()`` and ``.numpy()`` mark such numbers, and
+arithmetic keeps the mark. Functions that create or slice tensors check for marks. ``int()`` would lose the mark and
+raises an error immediately.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
 
 
 class PredictionError(RuntimeError):
@@ -26,36 +29,96 @@ class StandIn(int):
         raise refused("int()")
 
 
+class StandInFloat(float):
+    """Stand-in for a number that depends on data, of which code may make an integer."""
+
+    def __int__(self) -> int:
+        raise refused("int()")
+
+    def __round__(self, digits: Any = None) -> Any:
+        return marked(float.__round__(self, digits))
+
+    def __ceil__(self) -> Any:
+        return marked(math.ceil(float.__add__(self, 0)))
+
+    def __floor__(self) -> Any:
+        return marked(math.floor(float.__add__(self, 0)))
+
+
 def refused(what: str) -> PredictionError:
     """The error for code that uses an unknown value as a size."""
     return PredictionError(
-        f"this code cannot be predicted: {what} got an integer that depends on data, of which a size may be made, and "
+        f"this code cannot be predicted: {what} got a number that depends on data, of which a size may be made, and "
         "a prediction has only shapes; give a fixed number in its place, read it with .item() if it is only logged, or "
         "measure the code"
     )
 
 
 def marked(value: Any) -> Any:
-    """Mark an integer, or all integers in nested lists."""
+    """Mark a number, or all numbers in nested lists."""
     if isinstance(value, list):
         return [marked(each) for each in value]
-    return StandIn(value) if type(value) is int else value
+    mark = _MARKS.get(type(value))
+    return mark(value) if mark else value
 
 
-def _of_a_mark(name: str) -> Callable[..., Any]:
-    exact = getattr(int, name)
+_MARKS: Mapping[type, type] = {int: StandIn, float: StandInFloat}
 
-    def method(self: StandIn, *args: Any) -> Any:
-        return marked(exact(self, *args))
+
+def _of_a_mark(kind: type, name: str) -> Callable[..., Any]:
+    exact = getattr(kind, name)
+
+    def method(self: Any, *args: Any) -> Any:
+        result = exact(self, *args)
+        if result is NotImplemented and kind is int:  # with a fraction
+            result = getattr(float, name, exact)(float(self), *args)
+        return marked(result)
 
     return method
 
 
-_KEPT = (
-    "add radd sub rsub mul rmul floordiv rfloordiv mod rmod pow rpow neg pos abs round ceil floor trunc lshift rshift"
-)
-for _name in _KEPT.split():
-    setattr(StandIn, f"__{_name}__", _of_a_mark(f"__{_name}__"))
+_KEPT = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs"
+_KEPT_BY_INTEGERS = "round ceil floor trunc lshift rshift"
+for _kind, _mark in _MARKS.items():
+    _mark.item = lambda self: self  # type: ignore[attr-defined]  # as a NumPy number has it
+    for _name in [*_KEPT.split(), *(_KEPT_BY_INTEGERS.split() if _kind is int else [])]:
+        setattr(_mark, f"__{_name}__", _of_a_mark(_kind, f"__{_name}__"))
+
+
+@cache
+def _array_type() -> type:
+    import numpy as np
+
+    class Unknown(np.ndarray):
+        """An array of integers that depend on data; numbers taken from it are marked."""
+
+        def __array_wrap__(self, array: Any, *_: Any) -> Any:
+            return _taken(array[()]) if array.ndim == 0 else np.asarray(array).view(Unknown)
+
+        def __getitem__(self, index: Any) -> Any:
+            return _taken(super().__getitem__(index))
+
+        def item(self, *args: Any) -> Any:
+            return marked(super().item(*args))
+
+        def tolist(self) -> Any:
+            return marked(super().tolist())
+
+        def __int__(self) -> int:
+            raise refused("int()")
+
+        __index__ = __int__
+
+    def _taken(value: Any) -> Any:
+        return marked(value.item()) if isinstance(value, np.integer | np.floating) else value
+
+    return Unknown
+
+
+def marked_array(array: Any) -> Any:
+    """A NumPy array whose numbers are marked."""
+    return array.view(_array_type())
+
 
 # Functions that create, slice or reshape tensors, and the position of an argument that is not a size, if there is one.
 _SIZED: dict[Any, int | None] = {
@@ -74,22 +137,20 @@ _SIZED: dict[Any, int | None] = {
 }
 
 
+# Functions whose result's size depends on a number that need not be an integer.
+_SCALED = {torch.arange, F.interpolate, *(each for each in _SIZED if each in vars(torch._C._nn).values())}
+
+
 class Guard(TorchFunctionMode):
-    """Rejects sizes computed from marked numbers, from the first marked number until ``leave``."""
+    """Rejects sizes computed from marked numbers, and from tensors of integers that are not known.
 
-    def mark(self, value: Any) -> Any:
-        """Mark integers that depend on data."""
-        stack = _emptied()
-        # Goes below all others, because the user's modes are exited in reverse order of entry.
-        for mode in (self, *(each for each in stack if each is not self)):
-            _push_mode(mode)
-        return marked(value)
+    Args:
+        knows: whether the values of a fake tensor are known.
+    """
 
-    def leave(self) -> None:
-        """Remove the guard."""
-        for mode in _emptied():
-            if mode is not self:
-                _push_mode(mode)
+    def __init__(self, knows: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self._knows = knows
 
     def __torch_function__(
         self,
@@ -104,22 +165,23 @@ class Guard(TorchFunctionMode):
             sizes += [value for name, value in kwargs.items() if name not in ("fill_value", "value")]
         else:
             sizes = _slices(args[1]) if function is Tensor.__getitem__ else []
-        if _is_marked(sizes):
+        if sizes and self._is_marked(sizes, (StandIn, StandInFloat) if function in _SCALED else (StandIn,)):
             raise refused(function.__name__)
         return function(*args, **kwargs)
 
+    def _is_marked(self, value: Any, marks: tuple[type, ...]) -> bool:
+        if isinstance(value, list | tuple):
+            return any(self._is_marked(each, marks) for each in value)
+        if isinstance(value, FakeTensor):
+            return value.dim() == 0 and is_integer(value) and not self._knows(value)
+        return isinstance(value, marks)
 
-def _emptied() -> list[TorchFunctionMode]:
-    """Pop all entered modes and return them, in the order of entry."""
-    return [_pop_mode() for _ in range(torch._C._len_torch_function_stack())][::-1]
+
+def is_integer(x: Tensor) -> bool:
+    """Whether a tensor holds integers, which may become sizes."""
+    return not (x.is_floating_point() or x.is_complex() or x.dtype is torch.bool)
 
 
 def _slices(index: Any) -> list[Any]:
     parts = index if isinstance(index, tuple) else (index,)
     return [(each.start, each.stop, each.step) for each in parts if isinstance(each, slice)]
-
-
-def _is_marked(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_is_marked(each) for each in value)
-    return isinstance(value, StandIn)

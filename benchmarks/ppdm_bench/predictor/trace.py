@@ -5,7 +5,7 @@ no tensor alive that the code releases, and leaves no change on tensors and modu
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from threading import get_ident
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
+from torch._library.custom_ops import OPDEFS
 from torch._ops import HigherOrderOperator
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -64,10 +65,9 @@ def tracing(
         ):
             trace.undo.callback(hook.remove)
         if trace.doubles and trace.constants:
-            guard = Guard()
-            for patch in fake_patches(trace.doubles, trace.constants, guard):
+            for patch in fake_patches(trace.doubles, trace.constants):
                 trace.undo.enter_context(patch)
-            trace.undo.callback(guard.leave)
+            trace.undo.enter_context(Guard(trace.constants.knows))
         trace.undo.callback(trace.stop)
         with trace:
             yield trace
@@ -143,6 +143,9 @@ class Trace(TorchDispatchMode):
             with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
                 # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
                 return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        if (body := _python_body(op)) is not None:
+            with self:
+                return body(*args, **kwargs)
         if self._earnest is not None and not any(issubclass(kind, FakeTensor) for kind in types):
             return self._run_in_earnest(op, args, kwargs)
         if self.doubles and op.namespace == "c10d":
@@ -447,6 +450,11 @@ class Trace(TorchDispatchMode):
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Record the start of an optimizer step."""
         self._in_optimizer = True
+        if self.doubles and isinstance(optimizer, torch.optim.LBFGS):
+            raise PredictionError(
+                "how many steps L-BFGS takes within one, and how many directions it keeps, depends on data; predict "
+                "the code with another optimizer, or measure it"
+            )
         if self.doubles:
             self.doubles.replace_in(optimizer)
         for group in optimizer.param_groups:
@@ -493,6 +501,13 @@ def _laid_out(out: Any, layout: torch.memory_format) -> Any:
     if out.dim() < 4 or suggest_memory_format(out) is layout:
         return out
     return torch.empty_like(out, memory_format=layout)
+
+
+@cache
+def _python_body(op: Any) -> Callable[..., Any] | None:
+    """The Python function of a custom operator that has no fake implementation; its calls are followed instead."""
+    definition: Any = OPDEFS.get(op._schema.name) if isinstance(op, torch._ops.OpOverload) else None
+    return definition._init_fn if definition is not None and definition._abstract_fn is None else None
 
 
 @cache

@@ -1,6 +1,8 @@
 """Values that are known: constants, what is worked out of them, and real tensors; never one that was overwritten."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -263,7 +265,7 @@ def test_numbers_that_depend_on_data_may_be_logged(target: Any) -> None:
 
 def test_an_error_of_the_code_says_that_values_were_made_up() -> None:
     def check() -> None:
-        assert torch.randn(300, 300).sum() > 0
+        assert torch.randn(300, 300).sum() < 0
 
     with pytest.raises(AssertionError) as caught:
         seen(check)
@@ -271,3 +273,72 @@ def test_an_error_of_the_code_says_that_values_were_made_up() -> None:
     with pytest.raises(ZeroDivisionError) as plain:
         seen(lambda: 1 // 0)
     assert not hasattr(plain.value, "__notes__")
+
+
+# --- what code asks about unknown values
+
+
+def loss() -> Tensor:
+    return torch.randn(300, 300).sum()
+
+
+ANSWERS: dict[str, tuple[Callable[[], Any], bool]] = {
+    "positive": (lambda: loss() > 0, True),
+    "below the best": (lambda: loss() < float("inf"), True),
+    "below the best tensor": (lambda: loss() < torch.tensor(float("inf")), True),
+    "diverged": (lambda: loss() > 1e4, False),
+    "zero": (lambda: loss() == 0, False),
+    "a probability": (lambda: ((p := torch.randn(300, 300).softmax(1)) >= 0).all() & (p <= 1).all(), True),
+    "not a number": (lambda: torch.isnan(loss()) | torch.isinf(loss()), False),
+    "right": (lambda: (torch.randn(9, 3).argmax(1) == torch.randint(0, 2, (90000, 9))[0]).any(), True),
+    "equal": (lambda: torch.equal(torch.randn(300, 300), torch.randn(300, 300)), True),
+    "moved": (lambda: (loss() > 0).cpu().clone(), True),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_questions_about_unknown_values_are_answered_for_1(name: str) -> None:
+    ask, answer = ANSWERS[name]
+    assert seen(lambda: bool(ask()), TARGETS[1]) is answer
+
+
+def test_the_peak_lists_where_values_were_made_up() -> None:
+    best = [float("inf")]
+
+    def step(net: nn.Module) -> None:
+        error = net(torch.randn(300, 300)).square().mean()
+        if error < best[0]:
+            best[0] = error.item()
+        error.detach().cpu().numpy()
+        error.tolist()
+        torch.arange(3).sum().item()  # known
+
+    peak = predict_peak(lambda: nn.Linear(300, 300), step, target="cpu")
+    start = step.__code__.co_firstlineno
+    reads = [(read, read.line, times) for read, times in peak.made_up.items() if read.line]
+    found = [(read.kind, line.number - start, read.decided, times) for read, line, times in reads]
+    assert found == [("branch", 2, True, 2), ("number", 3, False, 1), ("array", 4, False, 2), ("list", 5, False, 2)]
+    assert {Path(line.file).name for _, line, _ in reads} == {Path(__file__).name}
+
+
+MORE_SIZES: dict[str, Callable[[], Any]] = {
+    "rounded": lambda: torch.zeros(round(loss().item() * 10), 10),
+    "rounded up": lambda: torch.zeros(math.ceil(loss().item() / 2), 10),
+    "int of a fraction": lambda: torch.zeros(int(loss().item() * 10), 10),
+    "int of a tensor": lambda: torch.zeros(int(loss() * 10), 10),
+    "share of a count": lambda: torch.zeros(int(count().item() * 0.5), 10),
+    "NumPy": lambda: torch.zeros(count().numpy() + 1, 10),
+    "NumPy's largest": lambda: torch.zeros(torch.randn(9, 3).argmax(1).numpy().max() + 1, 10),
+    "NumPy's product": lambda: torch.zeros(np.prod(torch.randn(9, 3).argmax(1).numpy()), 10),
+    "an element": lambda: torch.zeros(torch.randn(9, 3).argmax(1).numpy()[0].item(), 10),
+    "range up to a tensor": lambda: torch.arange(count()),
+    "a tensor as size": lambda: torch.randn(3).new_zeros([count(), 10]),
+    "slice up to a tensor": lambda: torch.randn(9)[: count()],
+    "a scale": lambda: F.interpolate(torch.randn(1, 1, 8), scale_factor=loss().item()),
+}
+
+
+@pytest.mark.parametrize("name", MORE_SIZES)
+def test_more_sizes_that_depend_on_data_are_refused(name: str) -> None:
+    with pytest.raises(PredictionError, match=r"test_constants_of_code.py:\d+: .*depends on data"):
+        seen(MORE_SIZES[name])
