@@ -54,6 +54,7 @@ class _Devices(TorchFunctionMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
+        self._moves = dict(_MOVES)
 
     def patches(self) -> Iterator[Any]:
         """Patches of code that a function mode does not see: fake tensors' device property and the autograd engine."""
@@ -93,6 +94,7 @@ class _Devices(TorchFunctionMode):
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
+        self._moves[pin_memory] = _Devices.pin_memory  # the mode is told the function that stands in its place
         yield mock.patch.object(Tensor, "pin_memory", pin_memory)
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
@@ -112,10 +114,8 @@ class _Devices(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in _ANSWERS:
             return _ANSWERS[function](self._device(args[0]))
-        if function in _MOVES:
-            return _MOVES[function](self, *args, **kwargs)
-        if function is Tensor.pin_memory:  # as it was replaced
-            return self.pin_memory(*args, **kwargs)
+        if function in self._moves:
+            return self._moves[function](self, *args, **kwargs)
         if function is torch.device and args and type(args[0]) is int:
             return torch.device("cuda", *args, **kwargs)
         if function is torch._C._nn._parse_to:
@@ -272,6 +272,7 @@ _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.cuda: _Devices.cuda,
     Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
+    Tensor.pin_memory: _Devices.pin_memory,
 }
 
 _ANSWERS: Mapping[Callable, Callable[[torch.device], Any]] = {

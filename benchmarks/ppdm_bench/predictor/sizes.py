@@ -7,9 +7,9 @@ raises an error immediately.
 """
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ for _kind, _mark in _MARKS.items():
 
 @cache
 def _array_type() -> type:
-    np: Any = sys.modules["numpy"]  # the package needs only PyTorch, which imported NumPy to make the array
+    np: Any = import_module("numpy")  # which code that asks for an array has; the package itself needs only PyTorch
 
     class Unknown(np.ndarray):  # type: ignore[misc]
         """An array of integers that depend on data; numbers taken from it are marked."""
