@@ -25,7 +25,7 @@ from torch.utils._device import _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
-from ppdm_bench.predictor.fake_cuda import driver_patches
+from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
@@ -54,6 +54,7 @@ class _Devices(TorchFunctionMode):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
+        self._moves = dict(_MOVES)
 
     def patches(self) -> Iterator[Any]:
         """Patches of code that a function mode does not see: fake tensors' device property and the autograd engine."""
@@ -93,6 +94,7 @@ class _Devices(TorchFunctionMode):
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
+        self._moves[pin_memory] = _Devices.pin_memory  # the mode is told the function that stands in its place
         yield mock.patch.object(Tensor, "pin_memory", pin_memory)
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
@@ -112,8 +114,8 @@ class _Devices(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in _ANSWERS:
             return _ANSWERS[function](self._device(args[0]))
-        if function in _MOVES:
-            return _MOVES[function](self, *args, **kwargs)
+        if function in self._moves:
+            return self._moves[function](self, *args, **kwargs)
         if function is torch.device and args and type(args[0]) is int:
             return torch.device("cuda", *args, **kwargs)
         if function is torch._C._nn._parse_to:
@@ -176,6 +178,13 @@ class _Devices(TorchFunctionMode):
             conversion.pop("copy", None)
         converted: Tensor = moved.to(**conversion)
         return converted
+
+    def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
+        """``x.type(...)``, which takes a tensor type of the device too."""
+        named: Any = (
+            getattr(torch.cuda, kind[11:]) if isinstance(kind, str) and kind.startswith("torch.cuda.") else kind
+        )
+        return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
 
     def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
         """``x.cuda(...)``."""
@@ -261,6 +270,7 @@ _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.to: _Devices.to,
     Tensor.cuda: _Devices.cuda,
+    Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
     Tensor.pin_memory: _Devices.pin_memory,
 }

@@ -34,6 +34,19 @@ _NOTHING = (
     "set_stream",
     "set_per_process_memory_fraction",
     "reset_accumulated_memory_stats",
+    "set_sync_debug_mode",
+    "_sleep",
+)
+# Functions of torch.cuda that take memory which no operator shows.
+_REFUSED = (
+    "CUDAGraph",
+    "graph",
+    "make_graphed_callables",
+    "CUDAPluggableAllocator",
+    "MemPool",
+    "use_mem_pool",
+    "caching_allocator_alloc",
+    "change_current_allocator",
 )
 
 
@@ -44,17 +57,26 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
         for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may call it where it is defined
             if name in vars(module):
                 yield mock.patch.object(module, name, stand_in)
-    for name, stand_in in _ACCELERATOR.items():
-        yield mock.patch.object(torch.accelerator, name, stand_in)
+    for name, stand_in in (_ACCELERATOR | _accelerator_memory(trace, target)).items():
+        if hasattr(torch.accelerator, name):
+            yield mock.patch.object(torch.accelerator, name, stand_in)
+    major, minor = target.cudnn_version
+    yield mock.patch.object(torch.backends.cudnn, "version", return_value=(major * 100 + minor) * 100)
+    yield mock.patch.object(torch.backends.cudnn, "is_available", return_value=True)
+    yield mock.patch.object(torch.version, "cuda", "12.8")
+    for name, kind in (("Stream", _Stream), ("Event", _Event)):
+        yield mock.patch.object(torch, name, kind)
     for name in ("_record_memory_history", "_dump_snapshot"):
         yield mock.patch.object(torch.cuda.memory, name, _nothing)
-    for name in ("range_push", "range_pop", "mark"):
+    for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         yield mock.patch.object(torch.cuda.nvtx, name, _nothing)
-    for name in ("CUDAGraph", "graph", "make_graphed_callables", "CUDAPluggableAllocator", "MemPool"):
+    for name in ("start", "stop"):
+        yield mock.patch.object(torch.cuda.profiler, name, _nothing)
+    for name in _REFUSED:
         if hasattr(torch.cuda, name):
             yield mock.patch.object(torch.cuda, name, _refusal(name))
     for name, dtype in _TYPES.items():
-        yield mock.patch.object(torch.cuda, name, _TensorType(name, (), {"dtype": dtype}))
+        yield mock.patch.object(torch.cuda, name, TensorType(name, (), {"dtype": dtype}))
     yield mock.patch.object(torch, "Generator", _Generator)
     yield mock.patch.object(Tensor, "record_stream", _nothing)
 
@@ -67,7 +89,7 @@ def _facts(target: Target) -> dict[str, Any]:
         major=major,
         minor=minor,
         total_memory=target.capacity or _UNTOLD_CAPACITY,
-        multi_processor_count=1,
+        **_PROPERTIES,
     )
     stream = _Stream()
     return {
@@ -85,9 +107,26 @@ def _facts(target: Target) -> dict[str, Any]:
         "current_stream": lambda *_, **__: stream,
         "default_stream": lambda *_, **__: stream,
         "stream": lambda *_, **__: nullcontext(),
-        "device": lambda *_, **__: nullcontext(),
+        "device": _Device,
+        "device_of": _Device,
+        "StreamContext": _Device,
         "Stream": _Stream,
+        "ExternalStream": _Stream,
         "Event": _Event,
+        "is_initialized": lambda: True,
+        "is_tf32_supported": lambda: major >= 8,
+        "can_device_access_peer": lambda *_, **__: False,
+        "get_arch_list": lambda: [f"sm_{major}{minor}"],
+        "get_per_process_memory_fraction": lambda *_, **__: 1.0,
+        "get_sync_debug_mode": lambda: 0,
+        "get_allocator_backend": lambda: "native",
+        "current_blas_handle": lambda: 0,
+        "graph_pool_handle": lambda: (0, 0),
+        "cudart": _Driver,
+        "list_gpu_processes": lambda *_, **__: "",
+        "memory_snapshot": lambda *_, **__: [],
+        "host_memory_stats": lambda: Counter(),
+        **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate", "memory_usage"), _one),
     }
 
 
@@ -131,7 +170,65 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
         "reset_peak_memory_stats": reset,
         "reset_max_memory_allocated": reset,
         "mem_get_info": information,
+        "device_memory_used": live,
+        "memory_stats_as_nested_dict": lambda *_, **__: _nested(statistics()),
     }
+
+
+def _accelerator_memory(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
+    """The memory counters under the names of ``torch.accelerator``."""
+    counters = _counters(trace, target)
+    alike = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved", "memory_stats")
+    return {
+        **{name: counters[name] for name in (*alike, "reset_peak_memory_stats")},
+        "get_memory_info": counters["mem_get_info"],
+        "get_device_capability": lambda *_, **__: {},
+    }
+
+
+def _nested(statistics: Counter[str]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in statistics.items():
+        *path, last = name.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[last] = value
+    return nested
+
+
+# Properties of a card that have no effect on memory.
+_PROPERTIES = {
+    "multi_processor_count": 100,
+    "max_threads_per_multi_processor": 2048,
+    "max_threads_per_block": 1024,
+    "warp_size": 32,
+    "regs_per_multiprocessor": 65536,
+    "shared_memory_per_block": 48 << 10,
+    "shared_memory_per_block_optin": 227 << 10,
+    "shared_memory_per_multiprocessor": 228 << 10,
+    "L2_cache_size": 50 << 20,
+    "is_integrated": 0,
+    "is_multi_gpu_board": 0,
+    "uuid": "00000000-0000-0000-0000-000000000000",
+}
+
+
+class _Device(nullcontext[None]):
+    """A context of the only device or stream."""
+
+    idx, prev_idx = 0, -1
+
+
+class _Driver:
+    """The CUDA runtime, all of whose functions succeed."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        return lambda *_, **__: 0
+
+
+def _one(*_: Any, **__: Any) -> int:
+    return 1
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -162,7 +259,7 @@ _TYPES = {
 }
 
 
-class _TensorType(type):
+class TensorType(type):
     """A legacy tensor type on the device, such as ``torch.cuda.FloatTensor``."""
 
     dtype: torch.dtype
@@ -185,7 +282,12 @@ _ACCELERATOR: dict[str, Callable[..., Any]] = {
     "current_accelerator": lambda *_, **__: torch.device("cuda"),
     "device_count": lambda: 1,
     "current_device_index": lambda: 0,
-    "synchronize": _nothing,
+    "current_device_idx": lambda: 0,
+    "device_index": _Device,
+    **dict.fromkeys(
+        ("synchronize", "set_device_index", "set_device_idx", "set_stream", "empty_cache", "empty_host_cache"), _nothing
+    ),
+    "reset_accumulated_memory_stats": _nothing,
     "current_stream": lambda *_, **__: _Stream(),
 }
 
@@ -200,7 +302,8 @@ class _Generator(torch.Generator):
 class _Stream:
     """A stream or an event that is always complete."""
 
-    cuda_stream = 0
+    cuda_stream = stream_id = priority = 0
+    device = torch.device("cuda", 0)
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.wait_stream = self.wait_event = self.wait = self.synchronize = self.record = _nothing
@@ -218,8 +321,8 @@ class _Stream:
         return event or _Event()
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds between two events: always 0, because nothing is computed."""
-        return 0.0
+        """Milliseconds between two events: 1, which code may divide by."""
+        return 1.0
 
     def __enter__(self) -> Self:
         return self

@@ -67,6 +67,8 @@ _MEANINGS = {
     "torch.library.register_fake, or measure it",
     "Please register a fake": "an operator of a library has no fake implementation; register one with "
     "torch.library.register_fake, or measure it",
+    "Creating a new Tensor subclass Uninitialized": "a lazy module gets its shape from its first input; give it the "
+    "number of features (nn.Linear in place of nn.LazyLinear), or measure it",
     "data is not allocated yet": "a function of a library reads the memory of a tensor, and a prediction has none; "
     "call it on data of a DataLoader, leave it out, or measure it",
     "Torch not compiled with CUDA": "a thread of its own, or a function of a library, asks for CUDA itself; move the "

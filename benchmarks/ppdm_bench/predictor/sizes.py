@@ -9,6 +9,7 @@ raises an error immediately.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -87,9 +88,9 @@ for _kind, _mark in _MARKS.items():
 
 @cache
 def _array_type() -> type:
-    import numpy as np
+    np: Any = import_module("numpy")  # which code that asks for an array has; the package itself needs only PyTorch
 
-    class Unknown(np.ndarray):
+    class Unknown(np.ndarray):  # type: ignore[misc]
         """An array of integers that depend on data; numbers taken from it are marked."""
 
         def __array_wrap__(self, array: Any, *_: Any) -> Any:

@@ -247,3 +247,69 @@ def test_calls_of_torch_cuda() -> None:
 
     once(step)
     assert not Path("nowhere.pickle").exists()
+
+
+SURFACE: dict[str, Callable[[], Any]] = {
+    "initialised": lambda: torch.cuda.is_initialized(),
+    "throughput": lambda: 64 / torch.cuda.Event(enable_timing=True).elapsed_time(torch.cuda.Event()),
+    "properties": lambda: torch.cuda.get_device_properties("cuda").L2_cache_size,
+    "nested counters": lambda: torch.cuda.memory_stats_as_nested_dict()["allocated_bytes"]["all"],
+    "load": lambda: torch.cuda.utilization() + torch.cuda.temperature(),
+    "cuDNN": lambda: torch.backends.cudnn.version() > 80_000,
+    "version": lambda: torch.version.cuda.split(".")[0] == "12",
+    "device": lambda: torch.cuda.device(0).idx == 0 and torch.cuda.current_stream().device.type == "cuda",
+    "stream": lambda: torch.Stream(device="cuda").query() and torch.Event(device="cuda").query(),
+    "number": lambda: torch.device(0) == torch.device("cuda", 0),
+    "type": lambda: torch.ones(2).type(torch.cuda.HalfTensor).dtype is torch.float16,  # type: ignore[call-overload]
+    "type of the CPU": lambda: torch.ones(2, device="cpu").type(torch.DoubleTensor).is_cpu,
+    "type by name": lambda: torch.ones(2).type("torch.cuda.DoubleTensor").is_cuda,
+    "accelerator": lambda: torch.accelerator.max_memory_allocated() >= torch.accelerator.memory_allocated(),
+    "free memory": lambda: torch.accelerator.get_memory_info()[0] > 0,
+}
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_more_of_torch_cuda(name: str) -> None:
+    answers: list[Any] = []
+
+    def step() -> None:
+        torch.accelerator.set_device_index(0)
+        torch.cuda.profiler.start()
+        with torch.cuda.device(0), torch.cuda.nvtx.range("a"):
+            answers.append(bool(SURFACE[name]()))
+
+    once(step)
+    assert answers == [True]
+
+
+def test_pools_of_memory_are_refused_in_words() -> None:
+    with pytest.raises(PredictionError, match=r"torch\.cuda\.use_mem_pool takes memory"):
+        once(lambda: torch.cuda.use_mem_pool(None))
+
+
+# --- more that is refused, in words
+
+
+@torch.library.custom_op("predicted::twice", mutates_args=())
+def twice(x: Tensor) -> Tensor:
+    return x.sin() * 2
+
+
+def test_custom_operators_without_a_fake_are_followed() -> None:
+    assert_same(lambda: nn.Linear(90, 90), lambda net: twice(net(torch.randn(9, 90))))
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "jagged": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged), "nested"),
+    "nested": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)]), "nested"),
+    "lazy": (lambda: nn.LazyLinear(3), "nn.Linear in place of nn.LazyLinear"),
+    "L-BFGS": (lambda: torch.optim.LBFGS(nn.Linear(2, 2).parameters()).step(lambda: 1.0), "L-BFGS"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_depends_on_data_is_refused_in_words(name: str) -> None:
+    make, words = REFUSED[name]
+    with pytest.raises(PredictionError, match=words):
+        once(make)
