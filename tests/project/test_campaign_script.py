@@ -91,6 +91,8 @@ def test_records_are_gathered_without_the_bulk_of_learning_curves(jobs, tmp_path
     campaign.carry_out(made[0], tmp_path)
     (tmp_path / "paces.jsonl").write_text("{}\n")
     campaign.gather(made, tmp_path, tmp_path / "results")
+    assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # the tier is not complete
+    campaign.gather(made[:1], tmp_path, tmp_path / "results")
     rows = gzip.decompress((tmp_path / "results" / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines()
     found = [(row["metric"], "curve" in row["options"]) for row in map(json.loads, rows)]
     assert found == [("psnr", False), ("psnr", True), ("ssim", False)]
