@@ -3,6 +3,7 @@
 import gzip
 import json
 import subprocess
+from dataclasses import replace
 
 import campaign
 import pytest
@@ -35,7 +36,12 @@ def test_every_method_is_trained_on_every_task_with_every_seed(seed):
 def test_a_job_is_a_command_that_is_understood(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr("ppdm_bench.evaluation.pacing.paced", lambda plan, *_: asked.extend(plan) or plan)
+
+    def paced(plan, *_):
+        asked.extend(plan)
+        return [replace(one, schedule=replace(one.schedule, minutes=None, steps=600)) for one in plan]
+
+    monkeypatch.setattr("ppdm_bench.evaluation.pacing.paced", paced)
     monkeypatch.setattr("ppdm_bench.commands.quality._trained", lambda *_: [])
     monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
     job = next(job for job in PHANTOMS if job.settings)
