@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; killed, it resumes
     python benchmarks/harness/campaign.py FOLDER --until methods  the tiers up to this one
     python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
-    python benchmarks/harness/campaign.py FOLDER --gather results/campaign
+    python benchmarks/harness/campaign.py FOLDER --gather results/campaign    the records of the tiers that are complete
 
 Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
 several times: no two take the same training. At the start of a tier, the missing step times are measured, alternately,
@@ -42,14 +42,10 @@ LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32
 FROM_NOISE = ("kernel=gaussian(schedule=cosine)", "target=x0")
 WITHOUT_LOSS = ("loss.mode=off", "loss.gradient=0")
 WITHOUT_PUZZLE = ("representation=identity",)
-# What most claims hold against each other comes first.
+# What most claims hold against each other comes first; `sparse` is full 3-D that predicts x0.
 FIRST = (
-    ("ppdm", ()),
-    ("ddpm3d", ()),
-    ("wavelet", ()),
-    ("ppdm", FROM_NOISE),
-    ("ppdm", WITHOUT_LOSS),
-    ("regression", ()),
+    *(("ppdm", ()), ("ddpm3d", ()), ("sparse", ()), ("wavelet", ())),
+    *(("ppdm", FROM_NOISE), ("ppdm", WITHOUT_LOSS), ("regression", ())),
 )
 REST = (*((name, ()) for name in METHODS if (name, ()) not in FIRST), ("ppdm", WITHOUT_PUZZLE))
 FACTORS = tuple((factor, width) for factor in (1, 2, 4, 8) for width in ((16,) if factor == 1 else (16, 32, 64)))
@@ -220,12 +216,15 @@ def carry_out(job: Job, folder: Path) -> None:
 
 
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
-    """Copy the records of all jobs that are done, one compressed file for each data set, and the step times.
+    """Copy the records of complete tiers, one compressed file for each data set, and the step times.
 
+    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores.
     Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
     """
-    for data in dict.fromkeys(job.data for job in wanted):
-        mine = [job for job in wanted if job.data == data and job.is_training and is_done(job, folder)]
+    open_tiers = {job.tier for job in wanted if not is_done(job, folder)}
+    closed = [job for job in wanted if job.tier not in open_tiers and job.is_training]
+    for data in dict.fromkeys(job.data for job in closed):
+        mine = [job for job in closed if job.data == data]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
         if rows:
             place = results / data.name.replace(" ", "-") / "records.jsonl.gz"

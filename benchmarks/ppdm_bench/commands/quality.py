@@ -165,7 +165,7 @@ def quality(
         for one, name in product(sets, validated):
             require_pairs(one, {name: len(one.shapes(name))}, name, "mark some rows with it, or leave --curve out")
         if paces is not None:
-            plan = _paced(plan, paces, training_device(device))
+            plan = _paced(plan, paces, training_device(device), curve or 1)
         plan = [replace(trial, parts=curve or 0) for trial in plan]
         _check_reference(reference, plan, own, samples, out)
         check_resumable(plan, out)
@@ -248,13 +248,24 @@ def _check_curve(
         raise typer.BadParameter(f"{steps} steps are too few for {curve} validations (--curve); give more --steps")
 
 
-def _paced(plan: "Sequence[Trial]", paces: Path, device: str) -> "list[Trial]":
-    """The trials with steps in place of minutes."""
+def _paced(plan: "Sequence[Trial]", paces: Path, device: str, least: int) -> "list[Trial]":
+    """The trials with steps in place of minutes.
+
+    Raises:
+        typer.BadParameter: a trial has fewer steps than its learning curve has parts.
+    """
     from ppdm_bench.evaluation.pacing import paced
 
     with progress() as bar:
         shown = bar.add_task("step times", total=None)
-        return paced(plan, paces, device, lambda text: bar.update(shown, description=text))
+        made = paced(plan, paces, device, lambda text: bar.update(shown, description=text))
+    for trial in made:
+        if (steps := trial.schedule.steps or 0) < least:
+            raise typer.BadParameter(
+                f"{trial.label} on {trial.subjects} has time for {steps} steps, too few for {least} validations "
+                "(--curve); give more --minutes"
+            )
+    return made
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,13 @@ def test_minutes_become_steps_by_the_step_times_of_a_file(place, monkeypatch):
     assert {(row["train_steps"], row["train_seconds"]) for row in curves(place)} == {("4", "3")}
 
 
+def test_time_for_fewer_steps_than_parts_is_refused(place, monkeypatch):
+    monkeypatch.setattr(step_time, "_step", lambda *_: 0.75)
+    sentence = refused(2, *QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--curve", 5)
+    assert "has time for 4 steps, too few for 5 validations (--curve); give more --minutes" in sentence
+    assert not (place / "out").exists()
+
+
 def test_step_times_of_another_machine_count(place, monkeypatch):
     monkeypatch.setattr(step_time, "_step", lambda *_: 1.0)
     paced = (*QUALITY, "--minutes", 0.05, "--evaluations", "1", "--paces")

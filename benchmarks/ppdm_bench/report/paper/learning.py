@@ -112,11 +112,13 @@ def show(library: Library) -> Shown:
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
         f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
     )
-    colours = style.markers(curve.last.label for curve in curves)
+    methods = style.method_markers(library.records)  # a method has one colour in all figures
+    shapes = style.markers(curve.last.label for curve in curves)
+    marks = {c.last.label: Marker(shapes[c.last.label].shape, methods[c.last.method].colour) for c in curves}
     records = {id(r): r for curve in curves for one in curve.scores.values() for r in one.records}
     return Shown(
         _table(curves, library),
-        lambda column: _figure(panels, colours, inputs, column),
+        lambda column: _figure(panels, marks, inputs, column),
         about,
         list(records.values()),
     )
@@ -174,7 +176,7 @@ def _figure(
             axes.axhline(before, color="0.6", linewidth=0.9, linestyle=style.DASHED, zorder=1)
         labels.append(_draw(axes, panel, marks, in_seconds))
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=0)
     style.title(figure, "Learning curves: quality on val against training. Dashed: the input.")
     style.move_apart(figure, labels)
