@@ -41,6 +41,7 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/**",
     "examples/*",
+    "examples/brain_mri/README.md",
     "baselines/README.md",
     "benchmarks/README.md",
     "benchmarks/ppdm_bench/predictor/README.md",

@@ -26,13 +26,13 @@ def nothing() -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Stretch:
+class Interval:
     """The extent of a block along one axis.
 
     Attributes:
         at: slice of the axis.
-        weight: (n,) weights of the block's predictions; the weights of all stretches of the axis add up to 1.
-        before: (n,) sum of the weights of the previous stretches.
+        weight: (n,) weights of the block's predictions; the weights of all intervals of the axis add up to 1.
+        before: (n,) sum of the weights of the previous intervals.
     """
 
     at: slice
@@ -42,14 +42,14 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One block of a state: one stretch for each axis."""
+    """One block of a state: one interval for each axis."""
 
-    stretches: tuple[Stretch, Stretch, Stretch]
+    intervals: tuple[Interval, Interval, Interval]
 
     @property
     def place(self) -> Place:
         """Index of the block in the last three axes."""
-        d, h, w = self.stretches
+        d, h, w = self.intervals
         return d.at, h.at, w.at
 
     def share(self) -> Tensor:
@@ -59,10 +59,10 @@ class Block:
         which the last axis changes fastest. It is 1 for the first block at a voxel. Where all predictions agree, the
         merged result does not change by a single bit.
         """
-        weight = before = self.stretches[0].weight.new_zeros(())
+        weight = before = self.intervals[0].weight.new_zeros(())
         weight = weight + 1
-        for axis, stretch in enumerate(reversed(self.stretches)):
-            own, passed = (line.reshape(-1, *[1] * axis) for line in (stretch.weight, stretch.before))
+        for axis, interval in enumerate(reversed(self.intervals)):
+            own, passed = (line.reshape(-1, *[1] * axis) for line in (interval.weight, interval.before))
             weight, before = own * weight, passed + own * before
         return weight / (before + weight)
 
@@ -115,8 +115,8 @@ def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | 
             the state and may share more.
         device: device of the weights.
     """
-    d, h, w = (_stretches(whole, min(part, whole), overlap, device) for whole, part in zip(shape, size, strict=True))
-    return [Block(stretches) for stretches in product(d, h, w)]
+    d, h, w = (_intervals(whole, min(part, whole), overlap, device) for whole, part in zip(shape, size, strict=True))
+    return [Block(intervals) for intervals in product(d, h, w)]
 
 
 def predict_in_blocks(
@@ -148,11 +148,11 @@ def predict_in_blocks(
 
 
 def ramp(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Return weights (size,) of a stretch: they fall linearly in the overlaps with its neighbours and stay above 0.
+    """Return weights (size,) of an interval: they fall linearly in the overlaps with its neighbours and stay above 0.
 
     Args:
-        size: number of voxels of the stretch.
-        before, after: number of voxels shared with the previous and the next stretch; 0 if there is none.
+        size: number of voxels of the interval.
+        before, after: number of voxels shared with the previous and the next interval; 0 if there is none.
         device: device of the weights.
     """
     place = torch.arange(size, device=device)
@@ -160,15 +160,15 @@ def ramp(size: int, before: int, after: int, device: torch.device | None = None)
     return torch.minimum(rise, fall).clamp_max(1)
 
 
-def _stretches(whole: int, part: int, overlap: float, device: torch.device | None) -> list[Stretch]:
+def _intervals(whole: int, part: int, overlap: float, device: torch.device | None) -> list[Interval]:
     places = _places(whole, part, overlap)
     shared = [0, *(max(a.stop - b.start, 0) for a, b in pairwise(places)), 0]
     weights = torch.zeros(len(places), whole, device=device)
     for row, place, before, after in zip(weights, places, shared, shared[1:], strict=False):
         row[place] = ramp(part, before, after, device)
     weights = weights / weights.sum(0)
-    passed = weights.cumsum(0) - weights  # exactly 0 for the first stretch at a voxel
-    return [Stretch(at, own[at], before[at]) for at, own, before in zip(places, weights, passed, strict=True)]
+    passed = weights.cumsum(0) - weights  # exactly 0 for the first interval at a voxel
+    return [Interval(at, own[at], before[at]) for at, own, before in zip(places, weights, passed, strict=True)]
 
 
 def _places(whole: int, part: int, overlap: float) -> list[slice]:

@@ -6,10 +6,12 @@ A child with another number of threads would also, rightly, be warned that its w
 import gc
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo  # by any optimiser at its first step: import it before the first freeze
+from matplotlib.figure import Figure
 
 # A shell that starts pytest in the background, `nohup` and cron have SIGINT ignored. Child processes inherit that, and
 # tests that interrupt a command would wait forever. A handler of our own is not inherited: children get the default.
@@ -17,6 +19,33 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# Collecting cycles takes a tenth of the time of the tests otherwise: predictions make many objects and few cycles.
+gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture
+def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn, but not rendered: that takes far longer than most commands. Their files are empty."""
+
+    def rendered(figure: Figure, _: str) -> bytes:
+        assert figure.axes
+        return b""
+
+    monkeypatch.setattr("ppdm_bench.report.figures.style._rendered", rendered)
+    monkeypatch.setattr("ppdm_bench.commands.train.save_loss_curve", lambda _, path: Path(path).touch())
+
+
+@pytest.fixture
+def quick_anatomies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Synthetic subjects whose anatomy is noise, made in this process: `test_phantom` shows what a phantom is."""
+    from quick_anatomies import noise
+
+    from ppdm.simulation.phantom import ANATOMIES
+
+    for name in ANATOMIES:
+        monkeypatch.setitem(ANATOMIES, name, noise)
+    monkeypatch.setattr("ppdm.simulation.generation._cores", lambda: 1)
 
 
 def pytest_collection_finish() -> None:

@@ -29,6 +29,17 @@ def scores(method, task, values, *, seed=0, metric="psnr", steps=4, train_steps=
     ]  # fmt: skip
 
 
+def curve(method, task, means, *, seconds=None, steps=4, of=600, seed=0):
+    """Two records for each part of a training, on the split val; the mean of the two is given for each part."""
+    for part, mean in enumerate(means, start=1):
+        done = {"curve": {"share": part / len(means), "of": of}}
+        budget = {} if seconds is None else {"budgets": {"time": seconds}}
+        made = scores(method, task, [mean - 1, mean + 1], steps=steps, seed=seed, train_steps=of * part // len(means))
+        for record in made:
+            data = {**record.options["data"], "split": "val"}
+            yield replace(record, options={**record.options, **done, **budget, "data": data})
+
+
 def of_scans(records, task="mine"):
     """The same records, of the pairs of a manifest `mine.csv`."""
     data = {"task": None, "resample": False, "manifest": task, "digest": "0123456789ab", "split": "test"}

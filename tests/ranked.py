@@ -35,7 +35,7 @@ from ppdm.window import Patch
 from ppdm_baselines import METHODS
 from ppdm_bench import cli
 from ppdm_bench.commands import pair_sources
-from ppdm_bench.evaluation import pictures, results
+from ppdm_bench.evaluation import evaluation_output, pictures
 
 METHOD = {
     "puzzle": TINY,
@@ -190,7 +190,7 @@ def quality(folder: Path) -> None:
     """Of two methods, the second of which cannot be trained; each GPU's memory is as many bytes as its rank and 100."""
     pairs = read_manifest(folder / "pairs.csv")
     pair_sources.cached_set = lambda *_, **__: pairs
-    pictures.save = results.save = lambda figure, stem: []
+    pictures.save = evaluation_output.save = lambda figure, stem: []
     peaks = session.peak_allocated
     session.peak_allocated = lambda device, ranks: peaks("cuda", ranks)
     torch.cuda.max_memory_allocated = lambda *_: 100 + Ranks.here().rank

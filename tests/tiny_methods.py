@@ -17,7 +17,7 @@ def tiny(method: Method, steps: int = 2) -> Method:
         width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, attention=attention, head_channels=4
     )
     if isinstance(method.window, Slices):
-        method = replace(method, window=replace(method.window, context=1, drawn=2, batch=4))
+        method = replace(method, window=replace(method.window, context=1, drawn=2, batch=16))
     if isinstance(method.representation, Autoencoder):
         smaller = replace(method.representation, width=4, multipliers=(1, 2), attention=(False, True), norm_groups=2)
         method = replace(method, representation=smaller)

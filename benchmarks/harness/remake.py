@@ -24,6 +24,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.paper_figure import Exhibit, written
 from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.scores import is_of_curve
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.report.tables.micro import micro_page
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
@@ -128,6 +129,12 @@ def _of_quality() -> Iterator[Made]:
     for task in tasks:
         name = f"sweep/full-3d/{task}"
         yield Made(name, _named(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
+    for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
+        name = file.parent.relative_to(RESULTS).as_posix()
+        files = [*_named(f"{name}/quality", "csv", "md"), *_named(f"{name}/subjects", *PICTURE)]
+        yield Made(name, files, partial(_quality, name, "input"))
+        if any(map(is_of_curve, _records(file))):
+            yield Made(f"{name}/curves", _named(f"{name}/curves", "csv", "md", *PICTURE), partial(_curves, name))
     name = "quality/quick"
     yield Made(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
     for task in tasks:
@@ -165,7 +172,7 @@ def _library(results: Path) -> Library:
 
 
 def _memory(results: Path, to: Path) -> None:
-    from ppdm_bench.memory.results import present
+    from ppdm_bench.memory.memory_output import present
 
     present(_records(results / "memory/records.jsonl"), to / "memory", budget=None)
 
@@ -217,9 +224,15 @@ def _reference(results: Path, to: Path) -> None:
 
 
 def _quality(name: str, reference: str, results: Path, to: Path) -> None:
-    from ppdm_bench.evaluation.results import tabulate
+    from ppdm_bench.evaluation.evaluation_output import tabulate
 
     tabulate(_records(results / name / "records.jsonl"), reference, to / name)
+
+
+def _curves(name: str, results: Path, to: Path) -> None:
+    from ppdm_bench.evaluation.evaluation_output import draw_curves
+
+    draw_curves(_records(results / name / "records.jsonl"), to / name)
 
 
 def _quality_table(name: str, results: Path, to: Path) -> None:
@@ -229,7 +242,7 @@ def _quality_table(name: str, results: Path, to: Path) -> None:
 
 
 def _ablations(results: Path, to: Path) -> None:
-    from ppdm_bench.ablation.results import present
+    from ppdm_bench.ablation.ablation_output import present
 
     present(_records(results / "ablations/records.jsonl"), to / "ablations")
 

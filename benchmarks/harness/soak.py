@@ -35,7 +35,7 @@ from ppdm.training.schedule import Schedule
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import Plan
-from ppdm_bench.memory.results import collect
+from ppdm_bench.memory.memory_output import collect
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
 from ppdm_bench.report.atomic_io import replace_file

@@ -1,15 +1,33 @@
 """Benchmark harness: prediction and measurement of memory, records, tables and figures.
 
-``predict_peak``, ``measure_peak``, ``Target`` and ``Peak`` load PyTorch on first use. Importing this package does not
-load it.
+``predict_peak``, ``predict_script``, ``measure_peak``, ``Target`` and ``Peak`` load PyTorch on first use. Importing
+this package does not load it.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppdm_bench.predictor import Peak, PredictionError, Target, measure_peak, predict_peak
+    from ppdm_bench.predictor import (
+        Peak,
+        PredictionError,
+        ScriptError,
+        ScriptPrediction,
+        Target,
+        measure_peak,
+        predict_peak,
+        predict_script,
+    )
 
-__all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
+__all__ = [
+    "Peak",
+    "PredictionError",
+    "ScriptError",
+    "ScriptPrediction",
+    "Target",
+    "measure_peak",
+    "predict_peak",
+    "predict_script",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -77,6 +77,7 @@ from ppdm_bench.commands.options import (
 )
 from ppdm_bench.commands.order import Command, OrderedGroup
 from ppdm_bench.commands.plan import plan
+from ppdm_bench.commands.predict import predict
 from ppdm_bench.commands.quality import quality
 from ppdm_bench.commands.speed import speed
 from ppdm_bench.commands.terminal import (
@@ -113,7 +114,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data.app, name="data")
-for command in (plan, evaluate, quality, ablate, speed, compare, figures, claims, gpu):
+for command in (predict, plan, evaluate, quality, ablate, speed, compare, figures, claims, gpu):
     app.command(cls=Command)(command)
 
 
@@ -261,7 +262,7 @@ def memory(
         from ppdm_bench.memory.command import Plan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
-        from ppdm_bench.memory.results import collect, explain_all, failures, present
+        from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
         asked = asked_configurations(explain or method, sizes, wanted, start, vary)

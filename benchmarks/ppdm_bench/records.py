@@ -47,6 +47,7 @@ STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 UNITS = {
     **dict.fromkeys(("peak_allocated", "peak_reserved", "peak_process", "needs", "context", "verified_at"), "B"),
     **dict.fromkeys(("reserved_growth", "refused", "assumed", "peak_host"), "B"),
+    **dict.fromkeys(("holder", "growth_per_step", "alive_after_step"), "B"),
     **dict.fromkeys(("params", "grads", "optimizer", "inputs", "activations", "workspace"), "B"),
     "parameters": "1",
     "piece_seconds": "s",

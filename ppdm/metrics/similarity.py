@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ppdm.metrics.pair import SLAB, MetricError, Pair, checked, checked_range, wide
 
+SSIM_WINDOW = 11  # voxels along each axis, section III-C of the paper
 Map = Callable[["Window", Sequence[float], Tensor, Tensor], Tensor]  # window, C1 and C2, prediction, target -> a map
 
 
@@ -29,7 +30,7 @@ class Window:
     sample: bool = False
 
     @classmethod
-    def gaussian(cls, size: int = 11, sigma: float = 1.5) -> "Window":
+    def gaussian(cls, size: int = SSIM_WINDOW, sigma: float = 1.5) -> "Window":
         """Make the Gaussian window of section III-C of the paper."""
         if type(size) is not int or size < 3 or size % 2 == 0 or not sigma > 0:
             raise MetricError(f"SSIM's window is an odd integer from 3 and its sigma positive, got {size} and {sigma}.")
@@ -72,7 +73,7 @@ def ssim(
     target: Tensor,
     data_range: float,
     mask: Tensor | None = None,
-    window: int = 11,
+    window: int = SSIM_WINDOW,
     sigma: float = 1.5,
     k1: float = 0.01,
     k2: float = 0.03,

@@ -216,7 +216,7 @@ def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float
     return torch.native_group_norm(x.contiguous(), scale, shift, *_sizes(x), groups, eps)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block with an optional time input between its convolutions and optional self-attention at the end."""
 
     def __init__(
@@ -381,17 +381,17 @@ class Parts:
         recompute = self.options.recomputes_norms
         return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute, resize)
 
-    def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> Block:
-        return Block(self, c_in, c_out, attend, joins)
+    def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> ResidualBlock:
+        return ResidualBlock(self, c_in, c_out, attend, joins)
 
     def downsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
-            return Block(self, channels, channels, attend=False, joins=False, resize=halved)
+            return ResidualBlock(self, channels, channels, attend=False, joins=False, resize=halved)
         return Downsample(self.convolution(channels, channels, stride=2))
 
     def upsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
-            return Block(self, channels, channels, attend=False, joins=False, resize=doubled)
+            return ResidualBlock(self, channels, channels, attend=False, joins=False, resize=doubled)
         return Upsample(self.convolution(channels, channels), self.options.checkpointing != "none")
 
     def attention(self, channels: int) -> Attention:

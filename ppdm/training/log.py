@@ -52,13 +52,6 @@ class StepReport:
     untrained_loss: float | None = later(None)
 
     @property
-    def is_no_better_than_untrained(self) -> bool:
-        """Whether the loss after the last step is that of a network that was never trained, within 5 %."""
-        if self.average_loss is None or self.untrained_loss is None:
-            return False
-        return self.average_loss > 0.95 * self.untrained_loss
-
-    @property
     def steps_per_second(self) -> float:
         """Mean rate since the start of training."""
         return self.step / self.seconds if self.seconds > 0 else math.inf
@@ -129,6 +122,20 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         with suppress(ValueError):
             rows.append(json.loads(line))
     return [row for row in rows if isinstance(row, dict)]
+
+
+def untrained_note(path: str | os.PathLike[str]) -> str:
+    """Return a sentence if a log ends with the loss of a network that was never trained, within 5 %, else nothing."""
+    last: dict[str, Any] = {}
+    with suppress(OSError):  # without a log, nothing is known
+        last = (read_log(path) or [{}])[-1]
+    reached, untrained = last.get("average_loss"), last.get("untrained_loss")
+    if not (isinstance(reached, float) and isinstance(untrained, float) and reached > 0.95 * untrained):
+        return ""
+    return (
+        f"the network is no better than an untrained one: its loss is {reached:.4f} on training pairs, and "
+        f"{untrained:.4f} needs no training (return the source, or zeros); train longer, or at another learning rate"
+    )
 
 
 def best_validation(path: str | os.PathLike[str]) -> tuple[int, float] | None:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -137,12 +137,16 @@ def train(
     run: Run | None = None,
     init_from: str | os.PathLike[str] | None = None,
     on_best: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
+    keep_after: Collection[int] = (),
+    on_keep: Callable[[StepReport, nn.Module], None] = lambda report, network: None,
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> nn.Module:
     """Train as :func:`fit` does, given a schedule.
 
-    When ``stop`` returns true, the loop finishes the step, saves a checkpoint and raises `Interrupted`.
+    When ``stop`` returns true, the loop finishes the step, saves a checkpoint and raises `Interrupted`. After each
+    number of steps in ``keep_after``, ``on_keep`` receives the report and the averaged network, except in stages before
+    the last, where there is no complete method; the training itself stays the same.
     """
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
@@ -150,6 +154,7 @@ def train(
     with ExitStack() as opened, _explained_memory_error(method):
         inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
         inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
+        inputs |= {"keep_after": keep_after, "on_keep": on_keep}
         session = _opened(opened, method, pairs, schedule, ranks, **inputs)
         with session.reporting_errors():
             while not session.ended:
@@ -188,6 +193,8 @@ def _opened(
     init_from: str | os.PathLike[str] | None,
     progress: Callable[[StepReport], None],
     on_best: Callable[[StepReport, nn.Module], None],
+    keep_after: Collection[int],
+    on_keep: Callable[[StepReport, nn.Module], None],
 ) -> Session:
     """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
     kept = run if ranks.is_first else None
@@ -208,7 +215,7 @@ def _opened(
         stream = opened.enter_context(opened_log(place, last.log_bytes if last else 0))
         best = best_validation(place) if last is not None and place is not None else None
     if not ranks.is_first:
-        progress, on_best = _ignore, _ignore
+        progress, on_best, on_keep = _ignore, _ignore, _ignore
     if last is not None:
         progress(last.report)
     session = Session(
@@ -223,6 +230,8 @@ def _opened(
         device=device,
         show=progress,
         on_best=on_best,
+        keep_after=keep_after,
+        on_keep=on_keep,
         last=last.report if last else None,
         lowest=best[1] if best else math.inf,
     )

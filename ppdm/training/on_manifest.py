@@ -1,7 +1,7 @@
 """Training on the pairs of a manifest, into the folder of a run."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from ppdm.training.loop import train as train_arrays
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 
-BEST = "best"  # folder in a run
+BEST, AFTER = "best", "after"  # folders in a run
 
 
 def train(
@@ -168,6 +168,11 @@ def training_sets(
     return training_set, TrainingSet(held, resample=resample, scaling=training_set.scaling)
 
 
+def kept_model(folder: Path, step: int) -> Path:
+    """Return the folder in that of a run that has the model after a number of steps."""
+    return folder / AFTER / f"{step:06d}"
+
+
 def train_sets(
     method: Method,
     pairs: TrainingSet,
@@ -178,6 +183,7 @@ def train_sets(
     device: str | torch.device,
     keep_last: bool,
     init_from: str | os.PathLike[str] | None = None,
+    keep_after: Collection[int] = (),
     stop: Callable[[], bool] = lambda: False,
     progress: Callable[[StepReport], None] = lambda _: None,
 ) -> tuple[Path, StepReport] | None:
@@ -188,6 +194,7 @@ def train_sets(
         pairs, held: from :func:`training_sets`.
         device, init_from, stop, progress: as for :func:`ppdm.training.loop.train`.
         keep_last: whether to keep the last checkpoint, so that the run can be given more steps.
+        keep_after: numbers of steps after which the model is kept in a folder of its own, see :func:`kept_model`.
 
     Returns:
         The path of the weights and the last report; None on every rank but the first.
@@ -204,6 +211,9 @@ def train_sets(
     def on_best(report: StepReport, network: nn.Module) -> None:
         save_to(run.folder / BEST, report, network)
 
+    def on_keep(report: StepReport, network: nn.Module) -> None:
+        save_to(kept_model(run.folder, report.step), report, network)
+
     network = train_arrays(
         method,
         pairs,
@@ -213,6 +223,8 @@ def train_sets(
         run=run,
         init_from=init_from,
         on_best=on_best,
+        keep_after=keep_after,
+        on_keep=on_keep,
         stop=stop,
         progress=follow,
     )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,6 +43,8 @@ class Session:
         device: device of the network.
         show: called with the report of every step.
         on_best: called with the report and the averaged network when the validation loss is the lowest so far.
+        keep_after: numbers of steps after which `on_keep` is called likewise, if they are in the last stage.
+        on_keep: receives the report and the averaged network.
         lowest: lowest validation loss so far.
         last: report of the last step whose loss is known, if any.
         seconds: training time so far; the same on all ranks, because a schedule may depend on it. Time that the caller
@@ -60,6 +62,8 @@ class Session:
     device: str | torch.device
     show: Callable[[StepReport], None]
     on_best: Callable[[StepReport, nn.Module], None]
+    keep_after: Collection[int] = ()
+    on_keep: Callable[[StepReport, nn.Module], None] = lambda report, network: None
     last: StepReport | None = None
     lowest: float = math.inf
     seconds: float = field(init=False)
@@ -77,9 +81,10 @@ class Session:
 
     @property
     def needs_report(self) -> bool:
-        """Whether the losses must be read now: for a checkpoint, a validation, the next stage, or the display."""
+        """Whether the losses must be read now: for a checkpoint, a validation, a model to keep, or the display."""
         saves = self.ranks.any(self._saves)
-        return saves or self._stage_ended or self._validates or self._pending.is_due(self.seconds)
+        asked = self._stage_ended or self._validates or self._keeps
+        return saves or asked or self._pending.is_due(self.seconds)
 
     @property
     def is_reported(self) -> bool:
@@ -139,6 +144,8 @@ class Session:
             with ranks.together():
                 if report.best:
                     self.on_best(report, self.trainer.average)
+                if report.step == self.trainer.done and self._keeps:
+                    self.on_keep(report, self.trainer.average)
                 self.log.write(report)
                 self.show(report)
             self.last = report
@@ -207,6 +214,10 @@ class Session:
     @property
     def _validates(self) -> bool:
         return self.schedule.validates(self.trainer.done, self.ended)
+
+    @property
+    def _keeps(self) -> bool:
+        return self.trainer.is_last and self.trainer.done in self.keep_after
 
     def _advance(self) -> None:
         self.reader.rest()

@@ -113,6 +113,7 @@ LEARNING = {
     "latent": (200, 1e-2),
     "latent_flow": (125, 1e-2),
     "latent_bridge": (125, 1e-2),
+    "gan3d": (75, 3e-3),
 }
 
 
@@ -121,7 +122,7 @@ LEARNING = {
 def test_one_volume_is_learned_to_15_db(method: Method) -> None:
     """Its mean value would have 10 dB, the source has 3."""
     source, target = phantom()
-    steps, rate = LEARNING.get(method.name, (75, 3e-3))
+    steps, rate = LEARNING.get(method.name, (30, 6e-3))
     method = replace(
         method.with_network(width=16),
         sampling=replace(method.sampling, steps=min(METHODS[method.name].sampling.steps, 20)),

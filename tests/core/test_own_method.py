@@ -14,13 +14,13 @@ from tiny_training import pair
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.commands import pair_sources
-from ppdm_bench.evaluation import pictures, results
 from ppdm_bench.records import RecordFile
 
 pytestmark = pytest.mark.slow
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "own_method.md"
 NAMES = ["HAAR_BRIDGE", "PUZZLED_PATCHES", "LATENT_BRIDGE"]
+TINY = ("--width", 8, "--set", "network.multipliers=[1,2]")
 OWN_VALUE = """
 from dataclasses import dataclass, replace
 from ppdm import PPDM
@@ -35,14 +35,8 @@ MIRRORED = replace(PPDM, name="mirrored", representation=Mirrored(2))
 """
 
 
-def touch(figure, stem):
-    assert figure.axes
-    stem.with_suffix(".png").touch()
-    return [stem.with_suffix(".png")]
-
-
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, unrendered):
     """An empty folder to work in, with the document's methods, pairs of 16 × 18 × 17 voxels, and no rendering."""
     code, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     (tmp_path / "my_methods.py").write_text(code)
@@ -55,9 +49,7 @@ def folder(tmp_path, monkeypatch):
         rows.append(f"s{number},{split},{number}a.nii.gz,{number}b.nii.gz")
     (tmp_path / "pairs.csv").write_text("\n".join(rows))
     monkeypatch.chdir(tmp_path)
-    for module in (pictures, results):
-        monkeypatch.setattr(module, "save", touch)
-    monkeypatch.setattr("ppdm_bench.memory.results.present", lambda *_: ("", []))
+    monkeypatch.setattr("ppdm_bench.memory.memory_output.present", lambda *_: ("", []))
     yield tmp_path
     for module in ("my_methods", "own_value"):
         sys.modules.pop(module, None)
@@ -69,7 +61,8 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     code, out, err = run("methods", *own, "--json")
     (row,) = json.loads(out)
     assert (code, row["source"]) == (0, "your own"), err
-    tiny = ("--width", 8, "--set", "network.multipliers=[1,2]")
+    learned = "autoencoder_train" in row["phases"]
+    tiny = (*TINY, "--set", "representation.width=8", "--set", "representation.norm_groups=4") if learned else TINY
     code, _, err = run("memory", *own, *tiny, "--res", 16, "--device", "predict", "--out", "memory")
     assert code == 0, err
     peaks = [r for r in RecordFile("memory/records.jsonl").read() if r.metric == "peak_allocated"]
@@ -86,7 +79,6 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     words = ("--manifest", "pairs.csv", "--steps", 1, "--device", "cpu", "--out", "evaluation")
     code, _, err = run("evaluate", "run", *words)
     assert code == 0, err
-    learned = "autoencoder_train" in row["phases"]
     scored = [r.metric for r in RecordFile("evaluation/records.jsonl").read() if r.method == row["method"]]
     assert ("reconstruction_psnr" in scored, "psnr" in scored) == (learned, True)
     pairs = read_manifest(Path("pairs.csv"))

@@ -68,7 +68,7 @@ OWN = replace(TINY, name="linear", network=Linear())
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, unrendered, quick_anatomies):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serialization, "_registered", {})
     manifest(tmp_path, splits=("train", "train", "test"))

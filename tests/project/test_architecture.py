@@ -83,7 +83,10 @@ def test_a_method_is_registered_under_its_own_name():
             "training_loss __version__",
         ),
         ("ppdm_baselines", "METHODS AUTHORS PRESETS REFERENCE SOURCES"),
-        ("ppdm_bench", "predict_peak measure_peak Target Peak PredictionError"),
+        (
+            "ppdm_bench",
+            "predict_peak predict_script measure_peak Target Peak PredictionError ScriptPrediction ScriptError",
+        ),
     ],
 )
 def test_public_names(module, names):

@@ -49,7 +49,6 @@ APART = {
     "data/*.png": "contact sheets of phantoms, which the code makes anew and no record holds",
     "explain/explain-*": "live memory and its holders over a step; records hold the parts at the peak alone",
     "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
-    "models/*/worst.png": "volumes that the model translates; records hold scores alone",
     "switches/switches.md": "its caption says on what machine it was made, which the CSV does not",
     "validation/rivals.md": "its reasons are what the tools said when they were asked",
     "metrics/agreement.md": "the script measures and prints it; there are no records",

@@ -34,7 +34,7 @@ PAGES = sorted(
         "docs/**/*.md",
         "baselines/*.md",
         "benchmarks/*.md",
-        "examples/*.md",
+        "examples/**/*.md",
         "results/*.md",
         "results/*/README.md",
     )
@@ -107,6 +107,14 @@ CARRIED_OUT = {
     "ppdm-bench translate runs/t1t2 T1.nii.gz T2_translated.nii.gz": "--evaluations 1",
     "ppdm-bench translate runs/t1t2 T1.nii.gz T2_blocks.nii.gz --block 128": "--evaluations 1 --block 16",
     "ppdm-bench evaluate runs/t1t2 --manifest pairs.csv --split train --out runs/t1t2/evaluation": "--evaluations 1",
+    "ppdm-bench data check examples/brain_mri/pairs.csv": "",
+    "ppdm-bench train --manifest examples/brain_mri/pairs.csv --factor 2 --width 16 --steps 200 --out runs/brain": (
+        "--steps 1 --width 8 --precision bf16"
+    ),
+    "ppdm-bench evaluate runs/brain --manifest examples/brain_mri/pairs.csv --out runs/brain/evaluation": (
+        "--evaluations 1"
+    ),
+    "ppdm-bench translate runs/brain examples/brain_mri/patient26_T1.nii.gz T2_patient26.nii.gz": "--evaluations 1",
     "ppdm-bench methods --method my_methods:HAAR_BRIDGE": "",
     "ppdm-bench gpu --list": "",
 }
@@ -283,7 +291,8 @@ def test_commands_and_targets_inside_of_the_text_exist():
             assert rest[0] in command.commands, f"{name_of(page)}: {' '.join(words)}"
             command = command.commands[rest.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        asked = {word for word in rest if word.startswith("--")}
+        own = rest[: rest.index("--")] if "--" in rest else rest  # a command of the user may follow
+        asked = {word for word in own if word.startswith("--")}
         assert asked <= options or rest[0] == "COMMAND", f"{name_of(page)}: {' '.join(words)}"
 
 
@@ -306,6 +315,7 @@ def workplace(tmp_path, monkeypatch):
         volume = Volume.from_array(100 * (data + 1), (1.0, 1.0, 2.0))
         write_volume(folder / f"{name}.nii.gz", volume.data, volume)
     (folder / "pairs.csv").write_text("subject,split,source,target\na,train,T1.nii.gz,T2.nii.gz\n")
+    (folder / "examples").symlink_to(ROOT / "examples")
     methods, _ = [block.text for block in PYTHON if block.page == "docs/own_method.md"]
     (folder / "my_methods.py").write_text(methods)
     for name in ("OLD", "NEW"):

@@ -18,7 +18,7 @@ from ppdm_bench.environment import provenance
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.evaluation.comparison import Measuring, compare_runs
-from ppdm_bench.evaluation.results import failures
+from ppdm_bench.evaluation.evaluation_output import failures
 from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
@@ -35,11 +35,13 @@ class Done:
         records: the records of the result.
         fault: reason of a failure, as one sentence.
         scored: evaluation of a training, for pictures of all trainings.
+        note: what the user should know about a training that ended; empty if there is nothing.
     """
 
     records: Sequence[Record]
     fault: str = ""
     scored: Assessment | None = None
+    note: str = ""
 
 
 def remembered(plan: Ablation, out: Path, tell: Tell) -> Iterator[Done]:
@@ -82,7 +84,7 @@ def scored(
             yield Done(ledger.keep([_failed(plan, work, outcome.fault)]), outcome.fault)
         else:
             assessment, records = _scored(plan, work, outcome.run, out, ledger, lambda text: tell(text, 0.9))
-            yield Done(records, "; ".join(failures(records)), assessment)
+            yield Done(records, "; ".join(failures(records)), assessment, outcome.note)
 
 
 def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: Path) -> list[Path]:

@@ -41,7 +41,12 @@ class StepTimes:
     batch_size: int
 
     def measure(
-        self, device: str, file: RecordFile, tell: Callable[[str], None] = lambda text: None
+        self,
+        device: str,
+        file: RecordFile,
+        tell: Callable[[str], None] = lambda text: None,
+        *,
+        of_any_machine: bool = False,
     ) -> dict[str, Record]:
         """Return the records by ``config_id``, from the file if this machine has measured them.
 
@@ -52,8 +57,9 @@ class StepTimes:
             device: cuda or cpu.
             file: file of the records.
             tell: called with a text on the next measurement.
+            of_any_machine: whether records of other machines in the file count too.
         """
-        known = _known(file, device)
+        known = _known(file, device, of_any_machine)
         missing = {self._id(cell): cell for cell in self.cells if self._id(cell) not in known}
         times = self._seconds(missing, device, tell)
         new = {name: self._record(missing[name], found, device) for name, found in times.items()}
@@ -139,19 +145,22 @@ class StepTimes:
         return self._of(cell, record)
 
 
-def _known(file: RecordFile, device: str) -> dict[str, Record]:
+def _known(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Record]:
     here = environment()
     return {
         record.config_id: record
         for record in file.read()
         if (record.metric, record.device, record.status) == ("step_seconds", device, "ok")
-        and all(record.env.get(name) == here.get(name) for name in _MACHINE)
+        and (of_any_machine or all(record.env.get(name) == here.get(name) for name in _MACHINE))
     }
 
 
 def _step(training: Training, pair: Sequence[torch.Tensor], device: str) -> float:
-    began = time.perf_counter()
+    # The processor time of a single thread is the time on an idle core, whatever else runs on the machine.
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
+    began = clock()
     training.step(pair[0], pair[1], training.method.learning_rate)
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began

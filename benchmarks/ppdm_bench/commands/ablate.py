@@ -35,7 +35,7 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, notify, progress, report_outcome
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -149,9 +149,9 @@ def ablate(
     with redirect_stdout(sys.stderr):
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
+        from ppdm_bench.ablation.ablation_output import present
         from ppdm_bench.ablation.cells import cells
         from ppdm_bench.ablation.plan import Ablation
-        from ppdm_bench.ablation.results import present
         from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import Sampling
@@ -179,7 +179,7 @@ def ablate(
             memory_shapes=[(n, n, n) for n in sizes],
         )
         check_sets(sets, split, batch)
-        check_contents(sets, split, [out])
+        check_contents(sets, [split], [out])
         try:
             with alone_in(out):
                 records, faults, pictures = _carried_out(plan, out, small, device, jobs)
@@ -243,13 +243,15 @@ def _carried_out(
         check_resumable([work.trial for work in wanted], out)
         _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
         scoring = [_SCORING] * len(wanted) if jobs is not None else []
-        whole = Whole(bar, [*each, *(work.seconds for work in wanted), *scoring])
+        whole = OverallProgress(bar, [*each, *(work.seconds for work in wanted), *scoring])
         records = [*pace.values(), *run.left_out(plan, pace, out)]
         faults: list[str] = []
         scored: list[Assessment] = []
         for done in chain(run.remembered(plan, out, whole.show), _trained(plan, wanted, out, whole, device, jobs)):
             records += done.records
             faults += [done.fault] if done.fault else []
+            if done.note:
+                notify(done.note)
             scored += [done.scored] if done.scored else []
             whole.ended()
     return records, faults, run.keep_pictures(scored, records, out)
@@ -275,7 +277,12 @@ def _paces(
 
 
 def _trained(
-    plan: "Ablation", wanted: Sequence["Work"], out: Path, whole: Whole, device: str, jobs: dict[str, Any] | None
+    plan: "Ablation",
+    wanted: Sequence["Work"],
+    out: Path,
+    whole: OverallProgress,
+    device: str,
+    jobs: dict[str, Any] | None,
 ) -> Iterator["Done"]:
     from ppdm_bench.ablation import run
     from ppdm_bench.ablation.jobs import trained_in_jobs

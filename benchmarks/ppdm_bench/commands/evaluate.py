@@ -154,7 +154,7 @@ def evaluate(
             compare_runs,
             reference_label,
         )
-        from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
+        from ppdm_bench.evaluation.evaluation_output import collect, earlier_records, failures, present
 
         how = as_usage(Measuring, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)

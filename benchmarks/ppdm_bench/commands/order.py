@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from ppdm_bench.commands.terminal import notify
 
 ORDER = (
-    *("data", "memory", "plan", "train", "translate", "evaluate", "quality", "ablate", "speed"),
+    *("data", "memory", "predict", "plan", "train", "translate", "evaluate", "quality", "ablate", "speed"),
     *("compare", "figures", "claims", "gpu", "methods", "env"),
 )
 

@@ -14,6 +14,7 @@ from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest, with_
 from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.volume import check_same_grid, read_geometry
 from ppdm.evaluation.subjects import CaseError, files_of
+from ppdm.metrics.similarity import SSIM_WINDOW
 from ppdm.simulation.generation import cached_set
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import TASKS, Recipe, find_task, split_sizes
@@ -214,7 +215,8 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
         batch_size: number of pairs per training step.
 
     Raises:
-        CaseError: the split to train on or the split to score has no pairs, or the sizes cannot form a batch.
+        CaseError: the split to train on or the split to score has no pairs, a volume to score is too small for SSIM,
+            or the sizes cannot form a batch.
         ManifestError, VolumeError: a manifest or the header of a file is invalid.
     """
     for one in sets:
@@ -222,6 +224,11 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
         counts = {name: len(one.shapes(name)) for name in SPLITS}
         require_pairs(one, counts, "train", "mark some rows with it")
         require_pairs(one, counts, split, "choose another --split")
+        if small := [shape for shape in one.shapes(split) if min(shape) < SSIM_WINDOW]:
+            raise CaseError(
+                f"{one} has a volume of {small[0]} voxels in the split {split!r}; SSIM needs {SSIM_WINDOW} "
+                "or more along every axis. Give larger volumes."
+            )
         first, *others = dict.fromkeys(one.shapes("train"))
         if others and batch_size > 1:
             raise CaseError(
@@ -230,13 +237,14 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
             )
 
 
-def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]) -> None:
+def check_contents(sets: Sequence[Subjects], splits: Sequence[str], folders: Sequence[Path]) -> None:
     """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
 
     Mending a file after the training would come too late: the training is then one of other data.
 
     Args:
-        sets, split: as for :func:`check_sets`.
+        sets: as for :func:`check_sets`.
+        splits: the splits to score.
         folders: folders of records.
 
     Raises:
@@ -246,9 +254,11 @@ def check_contents(sets: Sequence[Subjects], split: str, folders: Sequence[Path]
     with progress() as bar:
         shown = bar.add_task("checking the scans", total=None)
         for one in sets:
-            if {**one.identify(), "split": split} not in scored:
+            if any({**one.identify(), "split": split} not in scored for split in splits):
                 bar.update(shown, description=f"checking the scans of {one}")
-                one.check_contents(("train", split), lambda done, total: bar.update(shown, completed=done, total=total))
+                one.check_contents(
+                    ("train", *splits), lambda done, total: bar.update(shown, completed=done, total=total)
+                )
 
 
 def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remedy: str) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,15 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, Whole, alone_in, leads, notify, progress
+from ppdm_bench.commands.terminal import (
+    INTERRUPTED,
+    OverallProgress,
+    alone_in,
+    leads,
+    notify,
+    progress,
+    under_torchrun,
+)
 
 if TYPE_CHECKING:
     from ppdm import Method
@@ -75,6 +84,22 @@ def quality(
         int | None, integer("Training steps of each training; default: 2000 (--quick: 2 minutes instead).")
     ] = None,
     minutes: Minutes = None,
+    paces: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of step times, with --minutes: each training has as many steps as fit at the step time of its "
+            "method, so that the load of the machine does not matter. Missing step times are measured and added. "
+            "Default: train by the clock."
+        ),
+    ] = None,
+    curve: Annotated[
+        int | None,
+        integer(
+            "Number of equal parts of each training; after each, the model is scored on the split val, for learning "
+            "curves. Default: no curves.",
+            2,
+        ),
+    ] = None,
     subjects: Annotated[
         int | None, integer("Synthetic subjects per task, over all splits; default: 20 (--quick: 8).")
     ] = None,
@@ -120,12 +145,14 @@ def quality(
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
-        from ppdm_bench.commands.pair_sources import check_contents, check_sets
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets, require_pairs
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
+        from ppdm_bench.evaluation.curves import SPLIT
         from ppdm_bench.evaluation.trials import check_resumable, trials
 
+        _check_curve(curve, steps, minutes, paces, jobs is not None)
         schedule = as_usage(Schedule, steps, minutes, batch_size)
         sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
@@ -134,10 +161,16 @@ def quality(
         plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
         own = [find_method(name) for name in names]
         check_sets(sets, split, batch_size)
+        validated = [] if curve is None else [SPLIT]
+        for one, name in product(sets, validated):
+            require_pairs(one, {name: len(one.shapes(name))}, name, "mark some rows with it, or leave --curve out")
+        if paces is not None:
+            plan = _paced(plan, paces, training_device(device))
+        plan = [replace(trial, parts=curve or 0) for trial in plan]
         _check_reference(reference, plan, own, samples, out)
         check_resumable(plan, out)
         if leads():
-            check_contents(sets, split, [out / one.task for one in sets])
+            check_contents(sets, [split, *validated], [out / one.task for one in sets])
         if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
             raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
@@ -147,7 +180,9 @@ def quality(
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
-                whole = Whole(bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets))
+                whole = OverallProgress(
+                    bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets)
+                )
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
@@ -164,6 +199,9 @@ def quality(
             raise typer.Exit(INTERRUPTED) from None
     found = [result for result in results if result]
     _report(found, json)
+    for outcome in outcomes:
+        if outcome.note:
+            notify(outcome.note)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in found for failure in result.failures]
     for fault in faults:
@@ -180,7 +218,7 @@ def _check_reference(
         typer.BadParameter: they will not.
     """
     from ppdm_bench.evaluation.candidates import INPUT, row_name
-    from ppdm_bench.evaluation.results import earlier_records
+    from ppdm_bench.evaluation.evaluation_output import earlier_records
 
     if asked is None or Path(asked) in [trial.folder(out) for trial in plan]:
         return
@@ -190,6 +228,33 @@ def _check_reference(
     if asked not in (INPUT, *labels, *means, *earlier):
         there = ", ".join(dict.fromkeys([INPUT, *labels, *earlier]))
         raise typer.BadParameter(f"there is no {asked!r} to take differences from; there are {there}")
+
+
+def _check_curve(
+    curve: int | None, steps: int | None, minutes: float | None, paces: Path | None, in_jobs: bool
+) -> None:
+    """Check the options of learning curves and of steps by time.
+
+    Raises:
+        typer.BadParameter: an option needs another one, or there are fewer steps than parts.
+    """
+    if paces is not None and minutes is None:
+        raise typer.BadParameter("--paces turns minutes into steps; give --minutes, or leave --paces out")
+    if paces is not None and (in_jobs or under_torchrun()):
+        raise typer.BadParameter("--paces measures step times on this machine and in one process; give --steps instead")
+    if curve is not None and steps is None and paces is None:
+        raise typer.BadParameter("--curve needs the number of steps: give --steps, or --minutes with --paces")
+    if curve is not None and steps is not None and steps < curve:
+        raise typer.BadParameter(f"{steps} steps are too few for {curve} validations (--curve); give more --steps")
+
+
+def _paced(plan: "Sequence[Trial]", paces: Path, device: str) -> "list[Trial]":
+    """The trials with steps in place of minutes."""
+    from ppdm_bench.evaluation.pacing import paced
+
+    with progress() as bar:
+        shown = bar.add_task("step times", total=None)
+        return paced(plan, paces, device, lambda text: bar.update(shown, description=text))
 
 
 @dataclass(frozen=True)
@@ -202,7 +267,7 @@ class _Result:
     failures: list[str]
 
 
-def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> list["Outcome"]:
+def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: OverallProgress) -> list["Outcome"]:
     from ppdm_bench.commands.train import memory_in_use
     from ppdm_bench.evaluation.trials import carry_out_trials
 
@@ -221,7 +286,7 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: Whole) -> l
 
 
 def _trained_in_jobs(
-    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: Whole
+    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: OverallProgress
 ) -> list["Outcome"]:
     from ppdm_bench.evaluation.jobs import train_in_jobs
 
@@ -237,27 +302,36 @@ def _evaluated(
     known: "Sequence[Method]",
     reference: str | None,
     out: Path,
-    whole: Whole,
+    whole: OverallProgress,
     look: dict[str, list[str]],
 ) -> _Result | None:
     """Compare the runs of one task with each other; nothing if there are none."""
     from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
-    from ppdm_bench.evaluation.results import collect, earlier_records, failures, present
-    from ppdm_bench.evaluation.trials import keep_costs
+    from ppdm_bench.evaluation.curves import score_curves
+    from ppdm_bench.evaluation.evaluation_output import collect, draw_curves, earlier_records, failures, present
+    from ppdm_bench.evaluation.trials import keep_costs, with_budgets
+    from ppdm_bench.isolation.sweep import RECORDS
+    from ppdm_bench.records import RecordFile
 
-    runs = [outcome.run for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
-    if not runs:
+    own = [outcome for outcome in outcomes if outcome.trial.subjects == subjects and not outcome.fault]
+    if not own:
         whole.ended()
         return None
     folder = out / subjects.task
     earlier = earlier_records(folder)
-    asked = (runs, subjects, split, Measuring(), sampling, lambda done, total: None)
-    plan = replace(compare_runs(*asked, known=known, earlier=earlier), command="quality")
+    asked = ([one.run for one in own], subjects, split, Measuring(), sampling, lambda done, total: None)
+    plan = with_budgets(compare_runs(*asked, known=known, earlier=earlier), own)
     against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
     keep_costs(plan, folder)
     text, written = present(plan, records, against, folder, earlier, **look)
+    points, lacking = score_curves(own, sampling, folder, lambda text: whole.show(text, 1.0))
+    for sentence in lacking:
+        notify(sentence)
+    if points:
+        written += draw_curves(RecordFile(folder / RECORDS).read(), folder)
+    records += points
     return _Result(records, text, written, failures(records))
 
 

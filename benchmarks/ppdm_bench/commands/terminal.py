@@ -157,7 +157,7 @@ def progress() -> "Iterator[Progress]":
     from rich.text import Text
 
     class Estimate(TimeLeft):
-        """The estimate of :class:`Whole` if there is one, else the one of rich."""
+        """The estimate of :class:`OverallProgress` if there is one, else the one of rich."""
 
         def render(self, task: Task) -> Text:
             if "left" not in task.fields:
@@ -176,7 +176,7 @@ def progress() -> "Iterator[Progress]":
         yield bar
 
 
-class Whole:
+class OverallProgress:
     """One progress bar for tasks of different length, with the remaining time.
 
     The estimate assumes that duration is proportional to weight. Parts that took no time, because an earlier run had

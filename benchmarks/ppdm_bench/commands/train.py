@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 from ppdm import Method
 from ppdm.training.distributed import Ranks
-from ppdm.training.log import StepReport, best_validation
+from ppdm.training.log import StepReport, best_validation, untrained_note
 from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
 from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
@@ -38,6 +38,7 @@ def train_run(
     *,
     init_from: Path | None = None,
     standalone: bool = False,
+    keep_after: Collection[int] = (),
 ) -> str:
     """Train on the pairs of the training split, save the run, and return a summary of the result.
 
@@ -56,6 +57,7 @@ def train_run(
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
         standalone: whether this is a run of its own, not one of many trials: it then also keeps its last checkpoint, so
             that it can be given more steps, and gets a picture of its losses, ``loss.png``.
+        keep_after: numbers of steps after which the model is kept, see :func:`ppdm.training.on_manifest.kept_model`.
 
     Raises:
         RunError: the folder holds a run that must not be resumed, or was started with other options.
@@ -71,6 +73,7 @@ def train_run(
     with ranks.together():
         pairs, held = training_sets(subjects.pairs(preparing), schedule, str(subjects), resample=subjects.resample)
     options: dict[str, Any] = {"device": device, "init_from": init_from, "keep_last": standalone, "progress": show}
+    options["keep_after"] = keep_after
     with ExitStack() as opened:
         ranks.by_first(lambda: _lock(run, opened))
         try:
@@ -177,12 +180,8 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
-    if end.is_no_better_than_untrained:
-        lines.append(
-            f"the network is no better than an untrained one: its loss is {end.average_loss:.4f} on training pairs, "
-            f"and {end.untrained_loss:.4f} needs no training (return the source, or zeros); train longer, or at "
-            f"another learning rate (--learning-rate)"
-        )
+    if note := untrained_note(run.log):
+        lines.append(f"{note} (--learning-rate)")
     if best := best_validation(run.log):
         lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
     return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppdm import Method
-from ppdm.training.log import StepReport, last_step
+from ppdm.training.log import StepReport, last_step, untrained_note
 from ppdm.training.run import LOG, Run
-from ppdm.training.schedule import Schedule
+from ppdm.training.schedule import Schedule, parts
 from ppdm_bench.commands.pair_sources import Subjects
 from ppdm_bench.commands.train import train_run
 from ppdm_bench.configuration import find_method
@@ -30,17 +30,35 @@ class Trial:
         method: the point in the design space.
         subjects: the training data.
         schedule: duration and seed of the training.
+        seconds: training time from which the steps of the schedule were computed, if they were.
+        parts: number of equal parts of the steps, after each of which the model is kept and scored; 0 for none.
     """
 
     variation: str
     method: Method
     subjects: Subjects
     schedule: Schedule
+    seconds: float | None = None
+    parts: int = 0
 
     @property
     def label(self) -> str:
         """Name that distinguishes it from other trials of its task."""
         return f"{self.method.name} {self.variation}".strip()
+
+    @property
+    def budget(self) -> dict[str, dict[str, float]]:
+        """Option of its records that states the training time, if the steps were computed from one."""
+        return {} if self.seconds is None else {"budgets": {"time": self.seconds}}
+
+    @property
+    def kept_after(self) -> dict[int, float]:
+        """The steps after which the model is kept, with their shares: those in the last stage, without the end."""
+        steps, first = self.schedule.steps, parts(self.method)[-1].begin
+        if steps is None:
+            return {}
+        shares = (part / self.parts for part in range(1, self.parts))
+        return {step: share for share in shares if share > first and 0 < (step := round(share * steps)) < steps}
 
     def folder(self, out: Path) -> Path:
         """Folder of the run; tables distinguish runs of one method by its last part."""
@@ -55,12 +73,14 @@ class Outcome:
 
     Attributes:
         lost: whether its cluster job was lost, which is no result of the trial.
+        note: what the user should know about a training that ended; empty if there is nothing.
     """
 
     trial: Trial
     run: Path
     fault: str = ""
     lost: bool = False
+    note: str = ""
 
 
 def trials(
@@ -140,11 +160,23 @@ def carry_out_trials(
                 device,
                 preparing,
                 lambda report, trial=trial: show(trial, report),  # type: ignore[misc]
+                keep_after=trial.kept_after,
             )
         except ValueError as error:
             yield Outcome(trial, folder, f"{trial.subjects.task}, {trial.label}: {error}")
         else:
-            yield Outcome(trial, folder)
+            note = untrained_note(run.log)
+            yield Outcome(trial, folder, note=note and f"{trial.subjects.task}, {trial.label}: {note}")
+
+
+def with_budgets(plan: Assessment, outcomes: Sequence[Outcome]) -> Assessment:
+    """Return the plan of ``quality`` with the budget of each training in the options of its candidate."""
+    budgets = {outcome.run: outcome.trial.budget for outcome in outcomes}
+    known = [
+        one if one.origin is None else replace(one, options={**one.options, **budgets[one.origin]})
+        for one in plan.candidates
+    ]
+    return replace(plan, candidates=known, command="quality")
 
 
 def keep_costs(plan: Assessment, folder: Path) -> list[Record]:

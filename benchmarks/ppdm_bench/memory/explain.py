@@ -3,7 +3,7 @@
 For a card by name, also the time of the step by operator.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -55,12 +55,8 @@ def costs(task: Task, target: Target) -> list[Cost]:
     for kernel, seconds, limit in found.by_kernel:
         site = kernel.site or Site()
         stage = site.stage if site.path or site.stage != "forward" else "outside the network"
-        total[_operator(kernel.name), stage, limit] += seconds
+        total[kernel.operator, stage, limit] += seconds
     return [Cost(*what, seconds) for what, seconds in total.items()]
-
-
-def _operator(name: str) -> str:
-    return name.removeprefix("aten.").rpartition(".")[0] if name.startswith("aten.") else name
 
 
 def course(timeline: Timeline, modules: Modules, name: str) -> Course:
@@ -79,6 +75,32 @@ def course(timeline: Timeline, modules: Modules, name: str) -> Course:
         peak=bisect_left(kept, highest),
         peak_size=peak,
         holders=[_holder(block, modules) for block in alive[:HOLDERS]],
+    )
+
+
+def course_of_steps(timeline: Timeline, holders: Sequence[Holder], name: str) -> Course:
+    """Return the live memory over all steps of a timeline, from the first event on."""
+    live = _live(timeline, 0)
+    totals = [sum(values) for values in zip(*live.values(), strict=True)]
+    highest, peak = timeline.peak()
+    kept = _kept(timeline, 0, peak * NEGLIGIBLE, highest)
+    stages = {"optimizer": "update"}
+    starts = sorted({0, *timeline.marks, *(event for event, _ in timeline.sites)} & set(range(len(totals))))
+    sites = dict(timeline.sites)
+    spans, stage = list[Span](), "forward"
+    for begin, end in pairwise([*starts, len(totals)]):
+        stage = stages.get(sites[begin].stage, sites[begin].stage) if begin in sites else stage
+        first, last = bisect_left(kept, begin), bisect_left(kept, end)
+        if last > first:
+            spans.append(Span(first, last, stage, f"step {max(bisect_right(timeline.marks, begin), 1)}"))
+    return Course(
+        name,
+        live={kind: [values[event] for event in kept] for kind, values in live.items()},
+        spans=spans,
+        peak=bisect_left(kept, highest),
+        peak_size=peak,
+        holders=holders,
+        steps=len(timeline.marks),
     )
 
 
@@ -147,7 +169,7 @@ def _holder(block: Block, modules: Modules) -> Holder:
     part = modules.part(site.path, block.shape)
     part = "outside the network" if part == OUTSIDE else part
     path = "the U-Net, joining a skip" if site.path == ROOT else site.path
-    return Holder(block.size, block.kind, part, path, site.stage, _operator(block.name), block.shape, block.dtype)
+    return Holder(block.size, block.kind, part, path, site.stage, block.operator, block.shape, block.dtype)
 
 
 def _name(configuration: Configuration, phase: str) -> str:

@@ -13,7 +13,7 @@ from ppdm_bench.isolation.slurm import JOBS, Ended, spread
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import Plan, Spacing
 from ppdm_bench.memory.constants import with_constants
-from ppdm_bench.memory.results import collect
+from ppdm_bench.memory.memory_output import collect
 from ppdm_bench.records import Record, config_id
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ppdm_bench.commands.terminal import Whole, progress
+from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.runner import run_child
 from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
@@ -43,7 +43,7 @@ def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[R
     ledger, found, pairs = Ledger(folder), [], verifiable(records)
     sweep = Sweep(WORKER, timeout, ledger.earlier)
     with progress() as bar:
-        whole = Whole(bar, [1.0] * len(pairs))
+        whole = OverallProgress(bar, [1.0] * len(pairs))
         for measured, limit in pairs:
             whole.show(f"verifying {_name(measured)}")
             verified = verify(measured, limit, sweep)

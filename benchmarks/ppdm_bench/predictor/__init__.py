@@ -1,4 +1,4 @@
-"""Peak CUDA memory of any PyTorch code, predicted without a GPU: ``predict_peak``, ``measure_peak``, ``Target``.
+"""Peak CUDA memory of any PyTorch code, predicted without a GPU: ``predict_peak``, ``predict_script``.
 
 The package imports PyTorch and nothing else of the project. It imports PyTorch only when one of its names is used.
 README.md in this folder lists every rule.
@@ -9,12 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppdm_bench.predictor.peak import Peak, measure_peak, predict_peak
+    from ppdm_bench.predictor.script.prediction import ScriptError, ScriptPrediction, predict_script
     from ppdm_bench.predictor.sizes import PredictionError
     from ppdm_bench.predictor.target import Target
 
-__all__ = ["Peak", "PredictionError", "Target", "measure_peak", "predict_peak"]
+__all__ = [
+    "Peak",
+    "PredictionError",
+    "ScriptError",
+    "ScriptPrediction",
+    "Target",
+    "measure_peak",
+    "predict_peak",
+    "predict_script",
+]
 
 _HOMES = {"PredictionError": "sizes", "Target": "target"}
+_HOMES |= dict.fromkeys(("ScriptError", "ScriptPrediction", "predict_script"), "script.prediction")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ depend on them. All other values are unknown; ``_stand_in`` defines what code re
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from ppdm_bench.predictor.lines import Line
 
 aten = torch.ops.aten
 
@@ -65,11 +68,13 @@ class Constants:
     """The known values of one prediction.
 
     Attributes:
-        told: whether code read a value that is not known.
+        told: how often each line of the code read a value that is not known; the line is None if none is recorded.
+        here: tells the line that is running, if lines are recorded.
     """
 
     def __init__(self, mode: FakeTensorMode) -> None:
-        self.told = False
+        self.told = Counter[Line | None]()
+        self.here: Callable[[], Line | None] | None = None
         self._mode = mode
         self._known: dict[int, _Known | None] = {}  # by address of the fake storage; None if it became unknown
         self._met: dict[int, torch.UntypedStorage] = {}  # real storages of doubles, for the next operator only
@@ -83,6 +88,10 @@ class Constants:
         if double.numel() <= LIMIT and x.untyped_storage().nbytes() <= 16 * LIMIT:
             self._met[_address(double)] = x.untyped_storage()
 
+    def part(self) -> None:
+        """Drop the arguments that were registered for the next operator."""
+        self._met.clear()
+
     def follows(self, x: Tensor) -> bool:
         """Whether the content of a fake tensor is recorded here, even if it is unknown."""
         return _address(x) in self._known
@@ -95,14 +104,20 @@ class Constants:
         """Apply a function to the values of a tensor, or to stand-in values if they are unknown."""
         with _in_earnest():
             found = self._value(x)
-            self.told |= found is None or found[1]
+            self._tell(found is None or found[1])
             return how(torch.full(x.shape, _stand_in(x.dtype), dtype=x.dtype) if found is None else found[0])
+
+    def values(self, x: Tensor) -> Tensor | None:
+        """The known values of a tensor; None if they are not known."""
+        with _in_earnest():
+            found = self._value(x) if self.follows(x) else None
+            return None if found is None else found[0]
 
     def array(self, x: Tensor) -> Any:
         """NumPy array that shares memory with the known values; zeros if the values are unknown."""
         with _in_earnest():
             found = self._value(x)
-            self.told |= found is None or found[1]
+            self._tell(found is None or found[1])
             return (torch.zeros(x.shape, dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
@@ -123,7 +138,7 @@ class Constants:
         try:
             return self._run(op, args, kwargs, tensors, fake_run)
         finally:
-            self._met.clear()
+            self.part()
 
     def _run(self, op: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], fake_run: Callable[..., Any]) -> Any:
         if op is aten.lift_fresh.default or op is aten.lift_fresh_copy.default:
@@ -146,6 +161,10 @@ class Constants:
             with _in_earnest():
                 self._store(out, torch.tensor(True), guessed=True)
         return out
+
+    def _tell(self, made_up: bool) -> None:
+        if made_up:
+            self.told[self.here() if self.here else None] += 1
 
     # --- inputs
 
@@ -189,9 +208,9 @@ class Constants:
     def _read(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
         """Result of an operator that depends on values."""
         if inputs is None or not inputs.are_few():
-            self.told = True
+            self._tell(True)
             return fake_run(op, args, kwargs)
-        self.told |= inputs.guessed
+        self._tell(inputs.guessed)
         with _in_earnest():
             real = op(*inputs.of(args), **inputs.of(kwargs))
         if traits.reads:
@@ -240,7 +259,7 @@ class Constants:
         with _in_earnest():
             if not small or any(self._is_same(x) for x in _written(traits, args, kwargs)):
                 return self._in_one(op, traits, args, kwargs, inputs, results)
-            self._part([*_written(traits, args, kwargs), *results], inputs)
+            self._separate([*_written(traits, args, kwargs), *results], inputs)
             try:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
@@ -260,7 +279,7 @@ class Constants:
                     self._store(x, truth, guessed)
         return True
 
-    def _part(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
+    def _separate(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
         """Copy each real storage that an operator will write to, or of which it returns a view."""
         for x in tensors:
             address = _address(x)

@@ -59,17 +59,24 @@ class _Devices(TorchFunctionMode):
         """Patches of code that a function mode does not see: fake tensors' device property and the autograd engine."""
         told = FakeTensor.device.fget  # type: ignore[attr-defined]
         engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+        pushed = torch._C._autograd._push_saved_tensors_default_hooks
         optimizer = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides its name
 
         def device(tensor: FakeTensor) -> torch.device:
             return told(tensor) if self.trace.inside else self._device(tensor)
 
-        def run_backward(*args: Any, **kwargs: Any) -> Any:
-            # PyTorch leaves the mode for `backward`, but blocks recomputed inside it need the mode.
-            if self in _get_current_function_mode_stack():
-                return engine(*args, **kwargs)
-            with self:
-                return engine(*args, **kwargs)
+        def within(function: Callable[..., Any]) -> Callable[..., Any]:
+            # PyTorch leaves the mode for a call that the mode intercepts, but code that the call runs needs the mode.
+            def run(*args: Any, **kwargs: Any) -> Any:
+                if self in _get_current_function_mode_stack():
+                    return function(*args, **kwargs)
+                with self:
+                    return function(*args, **kwargs)
+
+            return run
+
+        def push_hooks(pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
+            pushed(within(pack), within(unpack))
 
         wrapped = Tensor._make_wrapper_subclass
 
@@ -86,7 +93,8 @@ class _Devices(TorchFunctionMode):
         yield mock.patch.object(FakeTensor, "device", property(device))
         # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])
-        yield mock.patch.object(torch.autograd, "_engine_run_backward", run_backward)
+        yield mock.patch.object(torch.autograd, "_engine_run_backward", within(engine))
+        yield mock.patch.object(torch._C._autograd, "_push_saved_tensors_default_hooks", push_hooks)
 
     def __torch_function__(
         self,
@@ -102,6 +110,8 @@ class _Devices(TorchFunctionMode):
             return _ANSWERS[function](self._device(args[0]))
         if function in _MOVES:
             return _MOVES[function](self, *args, **kwargs)
+        if function is torch.device and args and type(args[0]) is int:
+            return torch.device("cuda", *args, **kwargs)
         if function is torch._C._nn._parse_to:
             numbered: list[Any] = [_as_device(a) if type(a) is int else a for a in args]
             return function(*numbered, **kwargs)
@@ -113,6 +123,8 @@ class _Devices(TorchFunctionMode):
         named = _as_device(kwargs.get("device"))
         if named is not None and named.type == "meta":
             return function(*args, **kwargs)
+        if named is None and kwargs.get("pin_memory"):
+            named = CPU
         if named is not None:
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})

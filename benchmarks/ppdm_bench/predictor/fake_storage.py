@@ -18,7 +18,7 @@ from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.sizes import Guard, PredictionError, refused
 
-__all__ = ["Doubles", "fake_patches", "run_as_cpu", "run_fake"]
+__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake"]
 
 aten = torch.ops.aten
 
@@ -252,6 +252,11 @@ def fake_patches(doubles: Doubles, constants: Constants, guard: Guard) -> Iterat
 class _FakeSubclass(FakeTensor):
     """A fake tensor whose results have its own class, as with real tensors of a subclass defined by the user."""
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__dict__":  # code gives it the attributes of another, which may be a real one
+            value = {**value, **{name: each for name, each in vars(self).items() if name in _OF_FAKES}}
+        super().__setattr__(name, value)
+
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -268,9 +273,25 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
     """Alias with a class of the user, such as a tensor with metadata; PyTorch can create it only of a plain tensor."""
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(x)
-    if kind is not Tensor and type(alias) is FakeTensor:
+    if type(alias) is not FakeTensor:  # real data of a loader
+        return _REAL_SUBCLASS(x, kind)
+    if kind is not Tensor:
         alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
     return alias
+
+
+def as_class_of(x: Tensor, real: Tensor) -> Tensor:
+    """A real tensor with the class and the attributes of a fake one."""
+    if not isinstance(x, _FakeSubclass):
+        return real
+    result: Tensor = _REAL_SUBCLASS(real, type(x).__mro__[1])
+    vars(result).update({name: value for name, value in vars(x).items() if name not in _OF_FAKES})
+    return result
+
+
+_REAL_SUBCLASS = Tensor.as_subclass
+with FakeTensorMode():
+    _OF_FAKES = frozenset(vars(torch.empty(0)))  # the attributes of every fake tensor
 
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:

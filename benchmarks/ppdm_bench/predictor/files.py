@@ -7,14 +7,13 @@ are counted on that device.
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Self
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from ppdm_bench.predictor.timeline import Place
 from ppdm_bench.predictor.trace import Trace
@@ -28,7 +27,7 @@ def file_patches(trace: Trace) -> Iterator[Any]:
         def read(file: Any, map_location: Any, *args: Any, **kwargs: Any) -> Any:
             if _types(map_location) == {"meta"}:
                 return load(file, map_location, *args, **kwargs)
-            with _in_earnest(trace):
+            with trace.real():
                 loaded = load(file, "cpu", *args, **kwargs)
             return _follow(trace, loaded, _types(map_location))
 
@@ -39,7 +38,7 @@ def file_patches(trace: Trace) -> Iterator[Any]:
     def asarray(x: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(x, torch.UntypedStorage):
             return made(x, *args, **kwargs)
-        with _in_earnest(trace):  # safetensors reads this way if code imported its function before the patch
+        with trace.real():  # safetensors reads this way if code imported its function before the patch
             return made(x, *args, **kwargs)
 
     yield mock.patch.object(torch, "asarray", asarray)
@@ -54,7 +53,7 @@ def file_patches(trace: Trace) -> Iterator[Any]:
         view = files._view2torch
 
         def views(*args: Any, **kwargs: Any) -> Any:
-            with _in_earnest(trace):
+            with trace.real():
                 loaded = view(*args, **kwargs)
             return _follow(trace, loaded, {"cpu"})
 
@@ -92,7 +91,7 @@ class _SafeFile:
 
     def _followed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with _in_earnest(self.followed):
+            with self.followed.real():
                 loaded = method(*args, **kwargs)
             if type(loaded).__name__ == "PySafeSlice":
                 return _Slice(loaded, self._followed(loaded.__getitem__))
@@ -110,14 +109,6 @@ class _Slice:
 
     def __getitem__(self, index: Any) -> Any:
         return self._read(index)
-
-
-@contextmanager
-def _in_earnest(trace: Trace) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(trace.below())
-        stack.enter_context(_disable_current_modes())
-        yield
 
 
 def _types(location: Any) -> set[str]:

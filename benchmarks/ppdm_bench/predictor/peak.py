@@ -29,13 +29,16 @@ from torch._subclasses.fake_tensor import (
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
 from ppdm_bench.predictor.cuda_world import cuda_world
+from ppdm_bench.predictor.data_loading import loader_patches
+from ppdm_bench.predictor.distributed import distributed_patches
 from ppdm_bench.predictor.files import file_patches
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.restore_state import preserved
+from ppdm_bench.predictor.saving import saving_patches
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import GIB, MIB, Target
-from ppdm_bench.predictor.timeline import KINDS, Timeline
+from ppdm_bench.predictor.timeline import KINDS, Place, Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
 __all__ = ["Peak", "PredictionError", "measure_peak", "predict_peak"]
@@ -142,45 +145,63 @@ def predict_peak(
         PredictionError: shapes depend on data, or an operator has no fake implementation.
         torch.OutOfMemoryError: more than ``limit`` bytes are alive.
     """
-    if target is not None and not isinstance(target, Target) and target != "cpu":
-        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
-    on_cuda = None if target == "cpu" else target or Target()
-    with traced(on_cuda, modules, limit) as trace:
+    with predicting(target, limit, modules) as trace:
         _follow(trace, build, step, iterations)
-    return _peak(trace.timeline, on_cuda)
+    return peak_of(trace.timeline, trace.target)
 
 
 @contextmanager
-def traced(
-    on_cuda: Target | None,
-    modules: Modules | None = None,
+def predicting(
+    target: Target | Literal["cpu"] | None = None,
     limit: int | None = None,
+    modules: Modules | None = None,
+    home: Place = "target",
     kernels: list[Kernel] | None = None,
 ) -> Iterator[Trace]:
-    """Run the code of the block on tensors without memory and follow it, for CUDA or, without a target, for the CPU."""
+    """Run the block on tensors without memory and follow every storage.
+
+    The arguments are those of :func:`predict_peak` and of :class:`~ppdm_bench.predictor.trace.Trace`.
+
+    Raises:
+        ValueError: an invalid target.
+        PredictionError: shapes depend on data, or an operator has no fake implementation.
+    """
+    if target is not None and not isinstance(target, Target) and target != "cpu":
+        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
+    on_cuda = None if target == "cpu" else target or Target()
     with _ONE_AT_A_TIME, preserved(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, kernels))
+        trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home, kernels))
         if on_cuda:
             stack.enter_context(cuda_world(trace))
-        for patch in file_patches(trace):
-            stack.enter_context(patch)
-        try:
+        for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):
+            for patch in patches:
+                stack.enter_context(patch)
+        if trace.target and trace.target.workspace:
+            trace.timeline.born(trace.target.workspace, "workspace", "fitted")
+        with _explained(trace):
             yield trace
-        except _NEEDS_DATA as error:
-            raise PredictionError(
-                f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
-                "give a fixed size in its place, or measure it"
-            ) from error
-        except PredictionError:
-            raise
-        except BaseException as error:
-            if trace.constants and trace.constants.told:
-                error.add_note(
-                    "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
-                    "booleans False, arrays zeros. Code that checks them may fail for that alone."
-                )
-            raise
+
+
+@contextmanager
+def _explained(trace: Trace) -> Iterator[None]:
+    """Say of an error in the block what the prediction has to do with it."""
+    try:
+        yield
+    except _NEEDS_DATA as error:
+        raise PredictionError(
+            f"this code cannot be predicted: {error} depends on values, and a prediction has only shapes; "
+            "give a fixed size in its place, or measure it"
+        ) from error
+    except PredictionError:
+        raise
+    except BaseException as error:
+        if trace.constants and trace.constants.told:
+            error.add_note(
+                "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
+                "booleans False, arrays zeros. Code that checks them may fail for that alone."
+            )
+        raise
 
 
 def measure_peak(
@@ -210,14 +231,12 @@ def measure_peak(
         raise ValueError(f"device must be cpu or cuda, got {device!r}")
     with tracing(limit=limit) as trace:
         _follow(trace, build, step, iterations)
-    return _peak(trace.timeline, None)
+    return peak_of(trace.timeline, None)
 
 
 def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], Any], iterations: int) -> None:
     if iterations < 1:
         raise ValueError(f"a peak needs at least one iteration, got {iterations}")
-    if trace.target and trace.target.workspace:
-        trace.timeline.born(trace.target.workspace, "workspace", "fitted")
     state = build()
     for _ in range(iterations):
         trace.timeline.mark()
@@ -225,7 +244,8 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
     trace.timeline.ended = trace.timeline.now
 
 
-def _peak(timeline: Timeline, target: Target | None) -> Peak:
+def peak_of(timeline: Timeline, target: Target | None) -> Peak:
+    """Return the peak of a recorded course; a target replays its allocator and adds its verdict."""
     requests = timeline.events  # as requested: `hand_out` replaces them by the blocks that are handed out
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:

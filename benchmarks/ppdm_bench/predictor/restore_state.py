@@ -29,8 +29,7 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore at the end the content of every module, optimizer, schedule and leaf tensor that exists now."""
-    numpy = sys.modules.get("numpy")  # the package needs only PyTorch; code that uses NumPy has imported it
-    generators = torch.get_rng_state(), random.getstate(), numpy and numpy.random.get_state()
+    generators = generator_states()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
@@ -51,10 +50,21 @@ def preserved() -> Iterator[None]:
                 leaf.grad = None
         for leaf, gradient in gradients:
             leaf.grad = gradient
-        torch.set_rng_state(generators[0])
-        random.setstate(generators[1])
-        if numpy:
-            numpy.random.set_state(generators[2])
+        restore_generators(generators)
+
+
+def generator_states() -> tuple[Any, Any, Any]:
+    """States of the global random generators of PyTorch, Python and, if the code uses it, NumPy."""
+    numpy = sys.modules.get("numpy")  # the package needs only PyTorch; code that uses NumPy has imported it
+    return torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()
+
+
+def restore_generators(states: tuple[Any, Any, Any]) -> None:
+    """Set the global random generators to the states of :func:`generator_states`."""
+    torch.default_generator.set_state(states[0])
+    random.setstate(states[1])
+    if states[2]:
+        sys.modules["numpy"].random.set_state(states[2])
 
 
 def _alive() -> tuple[list[Tensor], list[Owner]]:

@@ -1,10 +1,11 @@
 """Record of a trace: memory blocks with their allocations and releases, in order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event, rounded
+from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Site
 
 KINDS = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
@@ -25,6 +26,7 @@ class Block:
         shape, dtype: shape and dtype of the first tensor that used the block.
         basis: ``assumed`` for a buffer of a rule that no published counter confirms for such a call.
         counted: whether it was known at its allocation to be on the target, so that ``Timeline.alive`` counts it.
+        line: the line of the user's code that was running, if lines are recorded.
     """
 
     size: int
@@ -36,6 +38,12 @@ class Block:
     dtype: str = ""
     basis: Basis = "proven"
     counted: bool = True
+    line: Line | None = None
+
+    @property
+    def operator(self) -> str:
+        """The operator that allocated it, without namespace and overload, or the rule."""
+        return self.name.removeprefix("aten.").rpartition(".")[0] if self.name.startswith("aten.") else self.name
 
 
 @dataclass
@@ -51,6 +59,7 @@ class Timeline:
     alive: int = 0
     most: int = 0
     sites: list[tuple[int, Site]] = field(default_factory=list)  # (event, module that runs from this event on)
+    here: Callable[[], Line | None] | None = None  # tells the line that is running, if lines are recorded
     ended: int | None = None  # end of the last iteration; later releases are of blocks that the code held to its end
     _events: list[Event] = field(default_factory=list)
 
@@ -58,6 +67,7 @@ class Timeline:
         """Record an allocation and return the number of the block."""
         site = self.sites[-1][1] if self.sites else None
         block = Block(rounded(size), kind, name, place, site, basis=basis, counted=place == "target")
+        block.line = self.here() if self.here else None
         self.blocks.append(block)
         self._events.append((len(self.blocks) - 1, block.size))
         self.alive += block.size * block.counted

@@ -24,7 +24,7 @@ from torch import Tensor
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.modules import Modules
-from ppdm_bench.predictor.peak import traced
+from ppdm_bench.predictor.peak import predicting
 from ppdm_bench.predictor.target import Target
 
 __all__ = [
@@ -242,7 +242,7 @@ def kernels_of_step(
     if iterations < 1:
         raise ValueError(f"a time needs at least one iteration, got {iterations}")
     kernels: list[Kernel] = []
-    with traced(target, modules, kernels=kernels) as trace:
+    with predicting(target or "cpu", modules=modules, kernels=kernels) as trace:
         state = build()
         for _ in range(iterations):
             trace.timeline.mark()

@@ -8,16 +8,19 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey
+from torch._ops import HigherOrderOperator
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import (
     TorchDispatchMode,
+    _disable_current_modes,
     is_traceable_wrapper_subclass,
     is_traceable_wrapper_subclass_type,
 )
@@ -26,13 +29,14 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants
 from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
+from ppdm_bench.predictor.distributed import alone
 from ppdm_bench.predictor.fake_op_cache import Recall
 from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
 from ppdm_bench.predictor.modules import Modules, Site
-from ppdm_bench.predictor.sizes import Guard
+from ppdm_bench.predictor.sizes import Guard, PredictionError
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
 
@@ -45,10 +49,11 @@ def tracing(
     target: Target | None = None,
     limit: int | None = None,
     modules: Modules | None = None,
+    home: Place = "target",
     kernels: list[Kernel] | None = None,
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
-    trace = Trace(fake, target, limit, modules, kernels)
+    trace = Trace(fake, target, limit, modules, home, kernels)
     with trace.undo:
         # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
         # kernels, and the compiler would need the device.
@@ -79,6 +84,8 @@ class Trace(TorchDispatchMode):
         limit: maximum bytes of live tensors; an operator that exceeds it raises ``torch.OutOfMemoryError``. None means
             no limit.
         modules: recorder of the running module, if every storage shall be attributed to a module.
+        home: place of a tensor for which the code names no device: the target, for code that names none at all, or the
+            host, as for a whole program.
         kernels: receives the work of every kernel, if given.
     """
 
@@ -88,11 +95,13 @@ class Trace(TorchDispatchMode):
         target: Target | None = None,
         limit: int | None = None,
         modules: Modules | None = None,
+        home: Place = "target",
         kernels: list[Kernel] | None = None,
     ) -> None:
         super().__init__()
         self.kernels = kernels
         self.timeline = Timeline()
+        self.home = home if target else "target"
         self.limit = limit
         self.target = target
         self._modules = modules
@@ -106,7 +115,11 @@ class Trace(TorchDispatchMode):
         self._placed: Place | None = None  # place of new blocks, if the code names it
         self._together: dict[int, set[int]] = {}  # block of unknown place -> all blocks that must have the same place
         self._in_optimizer = False
+        self._earnest: bool | None = None  # whether real tensors are computed with, and whether they are followed
+        self._thread = get_ident()
         self.undo = ExitStack()
+
+    supports_higher_order_operators = True
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -127,12 +140,19 @@ class Trace(TorchDispatchMode):
             return args[0].fake_device  # a fast path, because PyTorch queries it for every operator
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
+        if isinstance(op, HigherOrderOperator):
+            return self._run_parts(op, args, kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
             return NotImplemented  # a wrapper tensor then calls operators on its parts, which this mode sees
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
                 # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
                 return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        if self._earnest is not None and not any(issubclass(kind, FakeTensor) for kind in types):
+            return self._run_in_earnest(op, args, kwargs)
+        if self.doubles and op.namespace == "c10d":
+            with self:
+                return alone(op, args)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.reach(self._modules.site(backward, self._in_optimizer))
@@ -146,7 +166,8 @@ class Trace(TorchDispatchMode):
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
         place = place or self._meet(seen)
-        kind = "workspace" if self._in_optimizer else "activations" if seen or backward else "inputs"
+        came = self._placed == "target" and all(self.place(x) == "host" for x in seen)  # data that the code moves
+        kind = "workspace" if self._in_optimizer else "activations" if backward or (seen and not came) else "inputs"
         results = list(_tensors(out))
         for x in results:
             self._follow(x, kind, str(op), place)
@@ -159,6 +180,16 @@ class Trace(TorchDispatchMode):
                 self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
         self._check_limit()
         return out
+
+    def _run_parts(self, op: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operator that consists of calls, such as flex attention, as PyTorch runs it uncompiled."""
+        kernel = op.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
+        if kernel is None:
+            raise PredictionError(
+                f"{op} runs only compiled, and neither a prediction nor a measurement of tensors follows compiled code"
+            )
+        with self:
+            return kernel(*args, **kwargs)
 
     def _check_limit(self) -> None:
         """Raise if the live bytes exceeded the limit since the last check."""
@@ -173,6 +204,35 @@ class Trace(TorchDispatchMode):
             out = self.constants.run(op, args, kwargs, seen, self._fake_run)
             layout = convolution_layout(op, args, out) if self.target else None
             return out if layout is None else _laid_out(out, layout)
+
+    @contextmanager
+    def in_earnest(self, *, apart: bool = False) -> Iterator[None]:
+        """Compute with real tensors in the block; ``apart`` does not follow them."""
+        before = self._earnest
+        if self.doubles and get_ident() == self._thread:  # no mode sees another thread
+            self._earnest = not apart
+        try:
+            yield
+        finally:
+            self._earnest = before
+
+    def _run_in_earnest(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with self.real():
+            out = op(*args, **kwargs)
+        if self._earnest:
+            for x in _tensors(args):
+                self.loaded(x, None)
+            for x in _tensors(out):
+                self.loaded(x, self._placed if self.is_new(x) else None)
+        if self.constants:
+            self.constants.part()
+        return out
+
+    @contextmanager
+    def real(self) -> Iterator[None]:
+        """Leave the prediction in the block: calls run on real tensors, and nothing is followed."""
+        with self.below(), _disable_current_modes():
+            yield
 
     @contextmanager
     def below(self) -> Iterator[None]:
@@ -220,14 +280,17 @@ class Trace(TorchDispatchMode):
 
     def _enter(self, x: Tensor) -> Tensor:
         """Follow a tensor that the trace has not seen created; with fake tensors, replace a real one by its double."""
+        if is_wrapper(x):
+            self._enter_parts(x)
+            return x
         double = x
-        place: Place = "target"
+        place = self.home
         if self.doubles and self.doubles.lacks(x):
             with self.below():
                 double = self.doubles.of(x)
             if self.constants:
                 self.constants.meet(double, x)
-            if not x.requires_grad and self.target:
+            if not x.requires_grad and self.target and self.home == "target":
                 place = "unknown"  # data, which the code may still move to the target or use where it is
         is_parameter = isinstance(x, nn.Parameter)
         self._follow(double, "params" if is_parameter else "inputs", "made before", place)
@@ -237,9 +300,18 @@ class Trace(TorchDispatchMode):
             self._watch_gradient(x)
         return double
 
+    def _enter_parts(self, x: Tensor) -> None:
+        """Follow the tensors that a wrapper consists of, which have the kind of the wrapper."""
+        for part in plain(x):
+            entered = self._enter(part)
+            if isinstance(x, nn.Parameter):
+                self._mark(entered, "params", x)
+        if x.requires_grad and x.is_leaf:
+            self._watch_gradient(x)
+
     def _follow(self, x: Tensor, kind: str, name: str, place: Place) -> None:
         storage = _storage(x)
-        if storage is None:
+        if storage is None or (self.doubles is None and isinstance(x, FakeTensor)):  # PyTorch infers shapes with them
             return
         address, size = storage._cdata, storage.nbytes()
         if address in self._numbers:
@@ -287,7 +359,11 @@ class Trace(TorchDispatchMode):
     def place(self, x: Tensor) -> Place:
         """The place of x, as far as it is known."""
         number = self._number(x)
-        return "target" if number is None else self.timeline.blocks[number].place
+        if self._earnest is False:  # no worker has the device
+            return "host"
+        if self._earnest and self.doubles and self.doubles.lacks(x):  # data of a loader, unless moved
+            return "target" if number is not None and self.timeline.blocks[number].place == "target" else "host"
+        return self.home if number is None else self.timeline.blocks[number].place
 
     def came_from_host(self, x: Tensor) -> None:
         """Record a move to the target: if the place of the tensor was unknown, it was the host."""
@@ -333,7 +409,9 @@ class Trace(TorchDispatchMode):
         """Place of an operator's result: that of its inputs, which must all be in the same place."""
         numbers = [number for x in tensors if (number := self._number(x)) is not None]
         places = {self.timeline.blocks[number].place for number in numbers}
-        if not places or places == {"target"}:
+        if not places:
+            return self.home
+        if places == {"target"}:
             return "target"
         if places == {"unknown"}:
             self._join(numbers)
@@ -358,15 +436,15 @@ class Trace(TorchDispatchMode):
         hooks = getattr(x, "_post_accumulate_grad_hooks", None) or {}
         if self._mark_gradient in hooks.values():
             return
-        if x.grad is not None and self.doubles and self.doubles.lacks(x.grad):
+        if x.grad is not None and self.doubles and not is_wrapper(x.grad) and self.doubles.lacks(x.grad):
             with self.below():
                 x.grad = self.doubles.adopt(x.grad)  # so that it is freed when the code releases it
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 
     def _mark_gradient(self, x: Tensor) -> None:
-        if x.grad is not None:
-            self._mark(self._enter(x.grad), "grads")
+        for part in () if x.grad is None else plain(x.grad):
+            self._mark(self._enter(part), "grads")
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Record the start of an optimizer step."""
@@ -393,11 +471,12 @@ def is_wrapper(x: Any) -> bool:
 
 def plain(x: Any) -> Iterator[Tensor]:
     """The tensors that a wrapper consists of; otherwise the tensor itself."""
-    parts = [getattr(x, name) for name in x.__tensor_flatten__()[0]] if is_wrapper(x) else []
-    for part in parts:
-        yield from plain(part)
-    if not parts:
+    if not is_wrapper(x):
         yield x
+        return
+    for name in x.__tensor_flatten__()[0]:
+        if isinstance(part := getattr(x, name), Tensor):  # a distributed tensor also names its mesh
+            yield from plain(part)
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:

@@ -15,14 +15,12 @@ from ppdm_bench.report.scores import Scores, by_subject, setting
 from ppdm_bench.report.scores import seam_metric as seam_metric_of
 from ppdm_bench.report.statistics import Difference, paired_difference
 
-__all__ = ["BUDGETS", "COMMAND", "Row", "difference", "gather", "most_evaluations", "seam_measures", "seam_metric"]
-
 COMMAND = "ablate"
 BUDGETS = {"steps": "equal steps", "time": "equal time"}
 
 
 @dataclass
-class Row:
+class AblationRow:
     """The results of one cell on one task under one budget.
 
     Attributes:
@@ -56,7 +54,7 @@ class Row:
         """The label of the cell."""
         return str(self.cell["label"])
 
-    def beside(self, other: Row) -> bool:
+    def beside(self, other: AblationRow) -> bool:
         """Whether the two differ only in their cells, in at least one seed."""
         same = ("task", "budget", "amount", "evaluations")
         return all(getattr(self, n) == getattr(other, n) for n in same) and bool({*self.seeds} & {*other.seeds})
@@ -77,7 +75,7 @@ class Row:
         return seconds / steps if seconds is not None and steps else None
 
 
-def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
+def gather_ablation(records: Iterable[Record], *, pooled: bool = False) -> list[AblationRow]:
     """Return one row for each cell, task, budget, number of evaluations and seed, in the order of the records.
 
     If the records vary several methods, those around the last method are taken, and of each task those of the last data
@@ -88,13 +86,13 @@ def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
         pooled: whether the seeds of a cell are one row.
     """
     mine = _latest([r for r in records if r.command == COMMAND and isinstance(r.options.get("cell"), dict)])
-    rows: dict[tuple[object, ...], Row] = {}
+    rows: dict[tuple[object, ...], AblationRow] = {}
     for record in mine:
         if record.subject or (record.status != "ok" and "budgets" in record.options):
             for budget, amount in record.options["budgets"].items():
                 cell, seed = record.options["cell"], _seed(record)
                 key = (record.task, budget, amount, cell["label"], record.steps, None if pooled else seed)
-                row = Row(cell, record.task, budget, amount, record.steps, Scores.like(record))
+                row = AblationRow(cell, record.task, budget, amount, record.steps, Scores.like(record))
                 _add(rows.setdefault(key, row), record, seed)
     costing = (record for record in mine if record.value is not None and not record.subject)
     costs = grouped(costing, lambda record: record.options["cell"]["label"])
@@ -103,13 +101,13 @@ def gather(records: Iterable[Record], *, pooled: bool = False) -> list[Row]:
     return list(rows.values())
 
 
-def most_evaluations(rows: Sequence[Row]) -> list[Row]:
+def most_evaluations(rows: Sequence[AblationRow]) -> list[AblationRow]:
     """Return the rows of the most network evaluations, which tables for people and figures show."""
     most = max((row.evaluations for row in rows if row.evaluations), default=None)
     return [row for row in rows if row.evaluations in (most, None)]
 
 
-def difference(row: Row, rows: Sequence[Row], metric: str) -> Difference | None:
+def difference(row: AblationRow, rows: Sequence[AblationRow], metric: str) -> Difference | None:
     """Return the difference from the default under the same budget, subject by subject, over the seeds of both.
 
     It is None for the default itself, and if no seed and subject is in both.
@@ -125,13 +123,13 @@ def difference(row: Row, rows: Sequence[Row], metric: str) -> Difference | None:
     return paired_difference(*([*values.values()] for values in means))
 
 
-def seam_metric(row: Row, measure: str) -> str:
+def seam_metric(row: AblationRow, measure: str) -> str:
     """Return a measure of seams on the lattice of the cell's own representation; empty without a lattice."""
     factor = "2" if row.cell.get("representation") == "haar" else str(row.cell.get("factor", ""))
     return seam_metric_of(factor, measure)
 
 
-def seam_measures(rows: Sequence[Row]) -> list[str]:
+def seam_measures(rows: Sequence[AblationRow]) -> list[str]:
     """Return the measures of seams that the rows have; older records have only the seam index."""
     return [measure for measure in SEAMS if any(row.series.subjects(seam_metric(row, measure)) for row in rows)]
 
@@ -149,7 +147,7 @@ def _seed(record: Record) -> int:
     return int(record.options.get("training", {}).get("seed", 0))
 
 
-def _add(row: Row, record: Record, seed: int) -> None:
+def _add(row: AblationRow, record: Record, seed: int) -> None:
     row.seeds = tuple(dict.fromkeys((*row.seeds, seed)))
     if record.subject:
         row.series.add(record, seed)
@@ -158,7 +156,7 @@ def _add(row: Row, record: Record, seed: int) -> None:
         row.status, row.reason = record.status, record.reason
 
 
-def _add_costs(row: Row, records: Sequence[Record]) -> None:
+def _add_costs(row: AblationRow, records: Sequence[Record]) -> None:
     """Add peaks and times of the cell, and means over its seeds of what its trainings took; later records count."""
     trained: dict[str, dict[int, float]] = {}
     for record in records:
@@ -172,6 +170,6 @@ def _add_costs(row: Row, records: Sequence[Record]) -> None:
     row.costs |= {metric: fmean(values.values()) for metric, values in trained.items()}
 
 
-def _has_budget(record: Record, row: Row) -> bool:
+def _has_budget(record: Record, row: AblationRow) -> bool:
     budgets: Mapping[str, float] = record.options.get("budgets", {})
     return record.task == row.task and budgets.get(row.budget) == row.amount

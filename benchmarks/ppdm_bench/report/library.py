@@ -16,8 +16,6 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.scores import Scores, by_design
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
-__all__ = ["Library", "believed", "provenance", "read_library"]
-
 _RECORDS = (".jsonl", ".jsonl.gz")
 
 

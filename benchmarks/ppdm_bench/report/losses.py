@@ -10,8 +10,6 @@ from typing import Any
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, seam_metric
 
-__all__ = ["WITHOUT_SEAMS", "Toggled", "gradient_of", "loss_pairs", "same_but_for_loss"]
-
 WITHOUT_SEAMS = 1.5  # dB that images without seams may reach in either measure, see the docstrings of `ppdm.metrics`
 
 

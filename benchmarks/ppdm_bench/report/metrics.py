@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["SEAMS", "ideal", "is_higher_better", "is_regional", "loss", "metric_name"]
-
 UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
 
 SEAMS = ("border_ratio", "seam_index")  # one metric a block grid, such as border_ratio_r2; what sees more is first

@@ -18,8 +18,6 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Shown
 from ppdm_bench.report.tables.render import Line, Table
 
-__all__ = ["page"]
-
 Section = tuple[str, str, Shown, bytes]
 
 # Fields of a record that differ within a configuration.

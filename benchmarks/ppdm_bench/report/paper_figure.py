@@ -15,8 +15,6 @@ from ppdm_bench.report.figures.style import Column
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Table, to_csv, to_latex, to_markdown
 
-__all__ = ["Exhibit", "Missing", "Shown", "written"]
-
 
 class Missing(ValueError):
     """Records that a figure needs are missing; the message names them and the command that makes them."""

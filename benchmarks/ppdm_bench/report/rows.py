@@ -21,7 +21,7 @@ PHASE_NAMES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class PeakRow:
     """The records of one configuration and one kind.
 
     Attributes:
@@ -82,13 +82,13 @@ class Row:
         return next((v for v in values if v is not None), None)
 
 
-def gather(records: Iterable[Record]) -> list[Row]:
+def gather_peaks(records: Iterable[Record]) -> list[PeakRow]:
     """Return one row for each configuration and kind with a peak, in the order of the records."""
-    rows: dict[tuple[object, ...], Row] = {}
+    rows: dict[tuple[object, ...], PeakRow] = {}
     for record in records:
         settings = settings_of(record)
         key = (record.kind, record.method, record.variant, *settings.values())
-        row = rows.setdefault(key, Row(record.kind, record.method, record.variant, settings, {}))
+        row = rows.setdefault(key, PeakRow(record.kind, record.method, record.variant, settings, {}))
         row.records[record.phase, record.metric] = record
     return [row for row in rows.values() if row.phases]
 
@@ -104,7 +104,7 @@ def settings_of(record: Record) -> dict[str, object]:
     return {name: found[name] if name in found else getattr(record, name) for name in (*SETTINGS, *CONDITIONS)}
 
 
-def all_phases(rows: Sequence[Row]) -> list[str]:
+def all_phases(rows: Sequence[PeakRow]) -> list[str]:
     """Return the phases of all rows, training and sampling first."""
     return _ordered(phase for row in rows for phase in row.phases)
 
@@ -114,7 +114,7 @@ def _ordered(phases: Iterable[str]) -> list[str]:
     return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
 
 
-def varying(rows: Sequence[Row]) -> list[str]:
+def varying(rows: Sequence[PeakRow]) -> list[str]:
     """Return the settings that distinguish rows of one kind.
 
     Prediction and measurement may come from different machines, which does not make them different configurations.
@@ -124,13 +124,13 @@ def varying(rows: Sequence[Row]) -> list[str]:
     return [name for name in (*SETTINGS, *CONDITIONS) if any(len({s[name] for s in group}) > 1 for group in groups)]
 
 
-def common(rows: Sequence[Row]) -> str:
+def common(rows: Sequence[PeakRow]) -> str:
     """Return the common settings of all rows in words: `256×256×256, batch size 1, fp32`."""
     shared = [name for name in SETTINGS if len({row.settings[name] for row in rows}) == 1]
     return ", ".join(filter(None, (setting_text(name, rows[0].settings[name]) for name in shared))) if rows else ""
 
 
-def reference_of(row: Row, rows: Iterable[Row], method: str) -> Row | None:
+def reference_of(row: PeakRow, rows: Iterable[PeakRow], method: str) -> PeakRow | None:
     """Return the row of the reference `method` that `row` is compared with, or None.
 
     It agrees in kind and in every setting except width, and uses no checkpointing: a saving is relative to the plain
@@ -146,7 +146,7 @@ def reference_of(row: Row, rows: Iterable[Row], method: str) -> Row | None:
     )
 
 
-def prediction_of(row: Row, rows: Iterable[Row]) -> Row | None:
+def prediction_of(row: PeakRow, rows: Iterable[PeakRow]) -> PeakRow | None:
     """Return the predicted row of the configuration of the measured `row`, or None; the later of several.
 
     Both must be for a GPU, or both for the CPU. A published value is never compared with a prediction for our own
@@ -159,9 +159,9 @@ def prediction_of(row: Row, rows: Iterable[Row]) -> Row | None:
     return next((r for r in reversed(same) if _agree(row, r, free) and _on_cpu(r) == _on_cpu(row)), None)
 
 
-def _agree(one: Row, other: Row, free: tuple[str, ...]) -> bool:
+def _agree(one: PeakRow, other: PeakRow, free: tuple[str, ...]) -> bool:
     return all(value == other.settings[name] for name, value in one.settings.items() if name not in free)
 
 
-def _on_cpu(row: Row) -> bool:
+def _on_cpu(row: PeakRow) -> bool:
     return str(row.settings["device"]).startswith("cpu")

@@ -18,28 +18,6 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
 from ppdm_bench.units import shape_text
 
-__all__ = [
-    "Scan",
-    "Scores",
-    "alike",
-    "by_configuration",
-    "by_design",
-    "by_origin",
-    "by_subject",
-    "configuration_of",
-    "design_of",
-    "factor_text",
-    "group_title",
-    "is_bridge",
-    "most_evaluations",
-    "names_of",
-    "reference_of",
-    "resolved",
-    "seam_metric",
-    "setting",
-    "unit_in",
-]
-
 # The axes of a design; the other fields of a method are its training, sampling and size.
 DESIGN = ("representation", "window", "kernel", "target", "loss")
 
@@ -58,6 +36,7 @@ class Scores:
         design: the resolved method, empty if nothing was trained.
         evaluations: of the network per volume, None without a network.
         train_steps: training steps, None without training.
+        seconds: training time from which the steps were computed by the step time of the method, if they were.
         scans: values by metric and scan.
         failed: scans without a value, by metric.
         units: by metric.
@@ -73,6 +52,7 @@ class Scores:
     design: Mapping[str, Any]
     evaluations: int | None
     train_steps: int | None
+    seconds: float | None = None
     scans: dict[str, dict[Scan, float]] = field(default_factory=dict)
     failed: dict[str, set[Scan]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
@@ -82,8 +62,9 @@ class Scores:
     def like(cls, record: Record) -> Scores:
         """Return empty scores of the configuration of a record."""
         steps = (record.options.get("training") or {}).get("steps")
+        seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps)
+        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps, seconds)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan the later counts."""
@@ -196,12 +177,12 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
 def by_design(records: Iterable[Record]) -> list[Scores]:
     """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
 
-    Records without a subject, and scores without a value, are left out, and means of several draws where single draws
-    were scored too: their evaluations are not those of one translation.
+    Records without a subject, those of learning curves, and scores without a value, are left out, and means of several
+    draws where single draws were scored too: their evaluations are not those of one translation.
     """
     found: dict[tuple[Any, ...], Scores] = {}
     for record in records:
-        if record.subject and record.kind == "measured":
+        if record.subject and record.kind == "measured" and not is_of_curve(record):
             one = Scores.like(record)
             named = () if one.design else (one.method, one.variant)
             draws = record.options.get("samples")
@@ -209,6 +190,11 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
             found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
+
+
+def is_of_curve(record: Record) -> bool:
+    """Whether it is the score of a model on the way of a training (``quality --curve``), or of its end beside them."""
+    return "curve" in record.options
 
 
 def setting(record: Record) -> str:
@@ -294,8 +280,9 @@ def design_of(content: Mapping[str, Any], *, without: Sequence[str] = ()) -> str
 
 
 def alike(one: Scores, other: Scores) -> bool:
-    """Whether two scores can be compared: one data set, one budget, one width of the network."""
-    return (one.data, one.train_steps, one.width) == (other.data, other.train_steps, other.width)
+    """Whether two scores can be compared: one data set, one budget of steps or of time, one width of the network."""
+    same_budget = one.train_steps == other.train_steps or (one.seconds is not None and one.seconds == other.seconds)
+    return same_budget and (one.data, one.width) == (other.data, other.width)
 
 
 def is_bridge(design: Mapping[str, Any]) -> bool:

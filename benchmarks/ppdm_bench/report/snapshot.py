@@ -23,8 +23,6 @@ from ppdm_bench.records import RecordError
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.orientation import PLANES, PlaneName
 
-__all__ = ["SUFFIX", "Role", "Snapshot", "View", "read_snapshot", "sections", "write_snapshot"]
-
 SUFFIX = "snapshot.npz"
 _LARGEST = 1 << 26  # bytes of all arrays of a file; a usual file has a few hundred thousand
 _LEVELS = 65535  # levels of a slice over its range, finer than any figure shows

@@ -8,7 +8,7 @@ from statistics import quantiles
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
-from ppdm_bench.report.rows import Row, settings_of
+from ppdm_bench.report.rows import PeakRow, settings_of
 
 _TIMES = ("step_seconds", "volume_seconds")
 _ESTIMATE = "volume_seconds_estimate"
@@ -84,7 +84,7 @@ class Pace:
         repetitions: the requested minimum, None if a record does not have it.
     """
 
-    row: Row
+    row: PeakRow
     own: int | None
     repetitions: int | None
     step: Timing | None = None
@@ -118,7 +118,7 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
 
 def _pace(group: list[Record]) -> Pace:
     first = group[0]
-    row = Row("measured", first.method, first.variant, settings_of(first), {})
+    row = PeakRow("measured", first.method, first.variant, settings_of(first), {})
     pace = Pace(row, _own(first), first.options.get("protocol", {}).get("repetitions"))
     latest = {(record.metric, record.steps): record for record in group}
     for (metric, steps), record in sorted(latest.items(), key=lambda item: item[0][1] or 0):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppdm_bench.commands.terminal import Whole, progress
+from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.records import Record
@@ -28,7 +28,7 @@ def collect(plan: Plan, folder: Path, sheet: Sheet | None = None) -> list[Record
     ledger, records = Ledger(folder), []
     with progress() as bar:
         # Starting a child process and measuring the ceiling take about as long as one timing.
-        whole = Whole(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
+        whole = OverallProgress(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
 
         def show(task: Task) -> None:
             whole.show(task.text)

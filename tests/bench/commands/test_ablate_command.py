@@ -15,7 +15,7 @@ from ppdm.kernel import Gaussian, Linear
 from ppdm.loss import Loss
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.training.schedule import Schedule
-from ppdm_bench.ablation import results, step_time
+from ppdm_bench.ablation import step_time
 from ppdm_bench.ablation.cells import cells
 from ppdm_bench.ablation.memory import peaks
 from ppdm_bench.ablation.plan import Ablation, works
@@ -163,7 +163,7 @@ def test_what_does_not_fit_into_memory_is_not_trained():
 
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path, monkeypatch, unrendered):
     """Pairs in the place of phantoms, a stated peak in the place of predictions, and no rendering."""
     rows = ["subject,split,source,target"]
     for number, split in enumerate(("train", "train", "val", "test", "test")):
@@ -175,7 +175,6 @@ def small(tmp_path, monkeypatch):
     pairs = read_manifest(tmp_path / "pairs.csv")
     monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
     monkeypatch.setattr(memory_command, "predict_peak", lambda *_: Peak(2**20, peak_reserved=2**21))
-    monkeypatch.setattr(results, "save", lambda figure, stem: [stem])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -203,7 +202,7 @@ def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
 
     done = []
     original = trials.train_run
-    monkeypatch.setattr(trials, "train_run", lambda *given: done.append(original(*given)) or done[-1])
+    monkeypatch.setattr(trials, "train_run", lambda *given, **more: done.append(original(*given, **more)) or done[-1])
     code, _, err = run(*PAIR, "--memory-res", 24)
     assert code == 0, err
     assert all("is complete" in words for words in done)
@@ -258,10 +257,10 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
 def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
     original = trials.train_run
 
-    def lost(method, *given):
+    def lost(method, *given, **more):
         if method.kernel.__class__.__name__ == "I2SB":
             raise OSError("the node is gone")
-        return original(method, *given)
+        return original(method, *given, **more)
 
     monkeypatch.setattr(trials, "train_run", lost)
     code, _, err = run(*PAIR, *JOBS)

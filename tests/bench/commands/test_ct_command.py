@@ -27,7 +27,7 @@ METRICS = ["mae", "psnr", "ssim", "sharpness", "seam_index_r2", "border_ratio_r2
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, unrendered):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -19,7 +19,7 @@ from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
-from ppdm_bench.evaluation import assessment, candidates, pictures, results
+from ppdm_bench.evaluation import assessment, candidates, pictures
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.metrics import metric_name
@@ -79,20 +79,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
-    """Pictures are drawn, but not rendered: that takes far longer than everything else."""
+def empty_folder(tmp_path, monkeypatch, unrendered):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPDM_CACHE", str(tmp_path / "cache"))
-    for module in (pictures, results):
-        monkeypatch.setattr(module, "save", touch)
-
-
-def touch(figure, stem):
-    assert figure.axes
-    places = [stem.with_name(f"{stem.name}.{end}") for end in ("png", "pdf")]
-    for place in places:
-        place.touch()
-    return places
 
 
 def table(folder):

@@ -8,10 +8,9 @@ from commands import refused, run
 from tiny_training import pair
 
 from ppdm.data.volume import Volume, read_volume, write_volume
-from ppdm_bench.ablation import results as ablation_results
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import ManifestSubjects
-from ppdm_bench.evaluation import pictures, results, trials
+from ppdm_bench.evaluation import trials
 from ppdm_bench.memory import command as memory_command
 from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import RecordFile
@@ -41,11 +40,9 @@ def write_pair(folder, number, shape, seed=None, spacings=(2.0, 2.0)):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path, monkeypatch, unrendered):
     """An empty folder to work in; no rendering, and a stated peak in the place of predictions of memory."""
     monkeypatch.chdir(tmp_path)
-    for module in (pictures, results, ablation_results):
-        monkeypatch.setattr(module, "save", lambda figure, stem: [stem])
     monkeypatch.setattr(memory_command, "predict_peak", lambda *_: Peak(2**20, peak_reserved=2**21))
     return tmp_path
 
@@ -175,6 +172,12 @@ def of_two_sizes(folder):
     return table
 
 
+def of_a_flat_volume(folder):
+    table = pairs_in(folder)
+    write_pair(folder, 3, (8, 16, 16))
+    return table
+
+
 def with_a_broken_file(folder):
     table = pairs_in(folder)
     file = folder / "3b.nii.gz"
@@ -227,6 +230,11 @@ def with_a_copy_in_another_split(folder):
             with_a_copy_in_another_split,
             (),
             "which is in train, and this one in test; keep it in one split. `ppdm-bench data check ",
+        ),
+        (
+            of_a_flat_volume,
+            ("--batch-size", 1),
+            "has a volume of (8, 16, 16) voxels in the split 'test'; SSIM needs 11 or more",
         ),
         (of_two_sizes, ("--batch-size", 2), "a batch of 2 needs one shape; crop them alike, or give --batch-size 1"),
     ],

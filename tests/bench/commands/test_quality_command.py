@@ -12,7 +12,7 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.quality import QUICK
-from ppdm_bench.evaluation import pictures, results, trials
+from ppdm_bench.evaluation import trials
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import RecordFile
 
@@ -36,18 +36,10 @@ def pairs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def stand_ins(pairs, tmp_path, monkeypatch):
+def stand_ins(pairs, tmp_path, monkeypatch, unrendered):
     """Pairs in the place of phantoms, which take seconds each, and no rendering; an empty folder to work in."""
     monkeypatch.chdir(tmp_path)
-    for module in (pictures, results):
-        monkeypatch.setattr(module, "save", touch)
     monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
-
-
-def touch(figure, stem):
-    assert figure.axes
-    stem.with_suffix(".png").touch()
-    return [stem.with_suffix(".png")]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
@@ -95,8 +87,8 @@ def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeyp
     trained = []
     original = trials.train_run
 
-    def counting(method, *arguments):
-        result = original(method, *arguments)
+    def counting(method, *arguments, **options):
+        result = original(method, *arguments, **options)
         trained.append("is complete" not in result)
         return result
 
@@ -161,7 +153,7 @@ def test_records_as_json():
 
 def test_quick_says_so(monkeypatch):
     asked = []
-    monkeypatch.setattr(trials, "train_run", lambda *given: asked.append(given) or "")
+    monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given) or "")
     monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
     code, _, err = run("quality", "--quick", "--device", "cpu", "--out", "out")
     assert code == 0

@@ -26,7 +26,7 @@ TRAIN = ("train", "--method", "tiny_training:TINY", "--steps", 2, "--device", "c
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, unrendered):
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -141,6 +141,7 @@ def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):
     assert not Path("trials").exists()
 
 
+@pytest.mark.usefixtures("quick_anatomies")
 def test_quality_scores_means_of_draws(folder, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
     words = ("quality", "--method", "tiny_training:DDPM", "--task", "mri-t1t2", "--subjects", 3, "--size", 12)

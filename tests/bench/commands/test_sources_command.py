@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def empty_folder(tmp_path, monkeypatch):
+def empty_folder(tmp_path, monkeypatch, unrendered):
     monkeypatch.chdir(tmp_path)
 
 
@@ -101,6 +101,7 @@ def test_data_commands_show_every_source(trained, tmp_path):
         assert (tmp_path / f"{command}.png").exists()
 
 
+@pytest.mark.usefixtures("quick_anatomies")
 def test_a_task_with_two_sources_is_made_trained_scored_and_compared(tmp_path, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(tmp_path / "cache"))
     code, out, err = run(

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ppdm_bench.commands import terminal
-from ppdm_bench.commands.terminal import LOCK, Whole, alone_in, progress
+from ppdm_bench.commands.terminal import LOCK, OverallProgress, alone_in, progress
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def bar():
 
 
 def test_what_is_left_is_by_weight_what_took_time(bar, clock):
-    whole = Whole(bar, [1, 10, 10])
+    whole = OverallProgress(bar, [1, 10, 10])
     assert whole.seconds_left() is None
     whole.show("the first")
     clock[0] += 2
@@ -44,7 +44,7 @@ def test_what_is_left_is_by_weight_what_took_time(bar, clock):
 
 
 def test_what_was_done_before_says_nothing_about_the_rest(bar, clock):
-    whole = Whole(bar, [1] * 5)
+    whole = OverallProgress(bar, [1] * 5)
     for _ in range(3):
         clock[0] += 0.01
         whole.ended()
@@ -56,7 +56,7 @@ def test_what_was_done_before_says_nothing_about_the_rest(bar, clock):
 
 
 def test_a_share_of_a_piece_counts(bar, clock):
-    whole = Whole(bar, [100, 10])
+    whole = OverallProgress(bar, [100, 10])
     clock[0] += 20
     whole.show("half", 0.5)
     assert whole.seconds_left() == pytest.approx(60 * 20 / 50)
@@ -69,7 +69,7 @@ def test_the_bar_shows_what_is_left(monkeypatch, clock):
     screen = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=100))
     with progress() as bar:
-        whole = Whole(bar, [1, 100])
+        whole = OverallProgress(bar, [1, 100])
         clock[0] += 40
         whole.ended()
         whole.show("measuring")

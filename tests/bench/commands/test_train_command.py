@@ -1,7 +1,6 @@
 """``ppdm-bench train``: where its pairs come from, what it says, what its options are read as."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from tiny_training import manifest
 from ppdm.checkpoint import load
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
-from ppdm.simulation.generation import cached_set
 from ppdm_bench.commands.options import positive, read_flips, read_pace
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.train import memory_in_use
@@ -37,9 +35,9 @@ def phantoms(folder, monkeypatch):
     )
 
 
+@pytest.mark.usefixtures("quick_anatomies")
 def test_a_task_is_trained_on_without_a_file(folder, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
-    monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", partial(cached_set, jobs=1))
     code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 1, "--size", 8)
     assert (code, err) == (0, "")
     assert out.startswith("2 steps in ")

@@ -45,10 +45,8 @@ def prediction(method, edge, device="cpu"):
 @pytest.mark.parametrize(
     ("name", "block", "edge", "dtype"),
     [
-        ("ppdm", None, 64, "float32"),
         ("ppdm", None, 128, "int16"),
         ("ppdm", None, 208, "float32"),
-        ("patch", 32, 64, "float32"),
         ("patch", 64, 128, "int16"),
         ("patch", 104, 208, "float32"),
     ],

@@ -21,7 +21,7 @@ from ppdm_bench.isolation.runner import Answer, run_child
 from ppdm_bench.memory import host, nvml, worker
 from ppdm_bench.memory.command import Plan, Task, carry_out
 from ppdm_bench.memory.host import host_peak
-from ppdm_bench.memory.results import collect, failures, present
+from ppdm_bench.memory.memory_output import collect, failures, present
 from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
 from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import Target
@@ -375,7 +375,7 @@ def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
 
 
 def test_records_are_on_disk_before_the_next_task_begins(tmp_path, monkeypatch):
-    from ppdm_bench.memory import results
+    from ppdm_bench.memory import memory_output
 
     def interrupted(*arguments):
         for number, made in enumerate(carry_out(*arguments)):
@@ -383,7 +383,7 @@ def test_records_are_on_disk_before_the_next_task_begins(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield made
 
-    monkeypatch.setattr(results, "carry_out", interrupted)
+    monkeypatch.setattr(memory_output, "carry_out", interrupted)
     with pytest.raises(KeyboardInterrupt):
         collect(plan(phases=("sample", "train")), tmp_path)
     assert {record.phase for record in RecordFile(tmp_path / "records.jsonl").read()} == {"sample"}

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from ablated import SECONDS, STEPS, cell, everything, one, peak, skipped
 
-from ppdm_bench.report.ablation_rows import difference, gather, seam_metric
+from ppdm_bench.report.ablation_rows import difference, gather_ablation, seam_metric
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save as save_figure
@@ -53,7 +53,7 @@ def test_seeds_are_rows_for_programs_and_averaged_for_people():
         ("r=4", 1),
     ]
     assert list(frame["psnr_difference"].dropna()) == pytest.approx([1, 3])
-    pooled = next(row for row in gather(records, pooled=True) if row.label == "r=4")
+    pooled = next(row for row in gather_ablation(records, pooled=True) if row.label == "r=4")
     assert pooled.seeds == (0, 1)
     assert pooled.series.subjects("psnr") == pytest.approx({"s1": 22, "s2": 23, "s3": 24})
     assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in ablation_page(records).to_markdown()
@@ -63,22 +63,22 @@ def test_a_seed_that_is_missing_is_missing_in_the_default_too():
     records = [r for seed in (0, 1) for r in one("default", seed=seed, level=20.0 + 4 * seed)] + one(
         "r=4", seed=1, level=25
     )
-    rows = gather(records, pooled=True)
+    rows = gather_ablation(records, pooled=True)
     assert difference(rows[1], rows, "psnr").mean == pytest.approx(1)
 
 
 def test_budgets_tasks_and_evaluations_are_not_compared_with_one_another():
     records = [*one("default"), *one("r=4", "pet"), *one("r=8", budgets=SECONDS), *one("loss=off", steps=1)]
-    rows = gather(records)
+    rows = gather_ablation(records)
     assert [difference(row, rows, "psnr") for row in rows] == [None] * 4
 
 
 def test_cells_around_another_method_and_data_of_another_size_stay_out():
     other = [replace(r, options=r.options | {"cell": cell(r.variant, "other")}) for r in one("r=4")]
     small = [replace(r, options=r.options | {"data": {"size": 16}}) for r in one("r=8")]
-    rows = gather([*other, *small, *one("default")])
+    rows = gather_ablation([*other, *small, *one("default")])
     assert [row.label for row in rows] == ["default"]
-    assert gather([replace(r, command="quality") for r in one("default")]) == []
+    assert gather_ablation([replace(r, command="quality") for r in one("default")]) == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_cells_around_another_method_and_data_of_another_size_stay_out():
     [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", "")],
 )
 def test_the_lattice_of_a_cell(label, metric):
-    assert seam_metric(gather(one(label))[0], "seam_index") == metric
+    assert seam_metric(gather_ablation(one(label))[0], "seam_index") == metric
 
 
 def test_columns_of_seams_are_those_that_the_records_have():
@@ -118,6 +118,27 @@ def test_files_are_the_same_every_time_and_read_back(tmp_path):
     page = ablation_page([*records, skipped("r=1 loss=cell")])
     assert "r=1 loss=cell: skipped: a cell of one voxel." in page.to_text()
     assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects per task, 1 seed."
+
+
+def test_times_in_the_figure_are_those_timed_in_turn():
+    records = [*one("default"), *one("r=4")]
+    timed = [
+        replace(
+            next(r for r in records if r.variant == label), metric="step_seconds", unit="s", value=seconds, subject=""
+        )
+        for label, seconds in (("default", 3.0), ("r=4", 7.0))
+    ]
+    drawn = [line for line in ablation_figure([*records, *timed]).axes[-1].lines if line.get_marker() in "os"]
+    assert sorted(float(line.get_ydata()[0]) for line in drawn) == [3, 7]
+
+
+def test_the_title_speaks_of_a_shaded_default_only_where_one_is_drawn():
+    def title(*records):
+        return " ".join(ablation_figure(records).get_suptitle().split())
+
+    assert "default (shaded)" in title(*one("default"), *one("r=4"))
+    varied = [replace(r, options=r.options | {"cell": r.options["cell"] | {"levels": None}}) for r in one("r=4")]
+    assert "from the default and its 95 %" in title(*one("default"), *varied)
 
 
 @pytest.mark.slow

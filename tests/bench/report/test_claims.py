@@ -159,6 +159,15 @@ def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where
     assert [effect.passed for effect in decided("grid", of_one_task).effects].count(None) == 1
 
 
+def test_seams_on_one_task_are_not_those_of_every_task():
+    found = decided("grid", grids(5, 2, tasks=TASKS[1:]))
+    assert (found.verdict, found.why) == (
+        "not measured",
+        f"missing: the method with the loss and without it on {TASKS[0]}",
+    )
+    assert decided("grid", grids(5, 5.5, tasks=TASKS[1:])).verdict == "not supported"
+
+
 def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_are_shown():
     clean, gain = [*grids(0.2, 0.1)], [*quality(PPDM, OFF, 0.5)]
     found = decided("grid", [*clean, *gain])
@@ -189,6 +198,18 @@ def test_a_rival_of_another_budget_or_a_single_subject_decides_nothing():
     assert decided("frequency", other_budget).verdict == "not measured"
     single = [r for r in quality(PPDM, WAVELET, 1.0) if r.subject == "test-000"]
     assert decided("frequency", single).verdict == "not measured"
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [(180.0, "supported"), (90.0, "not measured")])
+def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
+    def timed(records, seconds):
+        return [replace(r, options=r.options | {"budgets": {"time": seconds}}) for r in records]
+
+    own = [record for task in TASKS for record in timed(scores(PPDM, task, SUBJECTS), 180.0)]
+    rival = [r for task in TASKS for r in timed(scores(WAVELET, task, shifted(-1), train_steps=70), theirs)]
+    found = decided("frequency", [*own, *rival])
+    assert found.verdict == verdict
+    assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
 
 
 def test_the_best_of_a_rival_counts_over_its_evaluations():

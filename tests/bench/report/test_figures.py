@@ -11,7 +11,7 @@ import ablated
 import numpy as np
 import pytest
 from commands import refused, run
-from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
+from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, curve, kept, of_scans, peak, scores, timing
 from PIL import Image
 
 from ppdm import Method
@@ -45,6 +45,8 @@ def evidence():
         for method, grid in ((PPDM, 1.0), (OFF, 6.0)):
             yield from scores(method, task, [grid, grid + 1], metric="seam_index_r2")
     yield from (replace(record, env=ENV) for record in ablated.everything(tasks=TASKS[:1]))
+    for method, base in ((PPDM, 30), (FULL_3D, 25)):
+        yield from curve(method, TASKS[0], [base, base + 1, base + 1.2], seconds=180)
     yield timing(PPDM, 4, [1.0, 1.1, 1.2])
     yield timing(FULL_3D, 4, [9.0, 9.1, 9.2])
 

@@ -24,7 +24,7 @@ from ppdm_bench.report.figures.agreement import agreement_table, validation_figu
 from ppdm_bench.report.figures.breakdown import breakdown_figure
 from ppdm_bench.report.figures.memory import memory_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.rows import gather
+from ppdm_bench.report.rows import gather_peaks
 from ppdm_bench.report.tables import memory as table
 
 GIB = 2**30
@@ -147,7 +147,7 @@ def test_of_several_references_the_one_of_the_same_variant_counts() -> None:
 
 def test_predicted_and_measured_never_share_a_row() -> None:
     for records in (SMALL + PREDICTED, PREDICTED + SMALL):
-        assert all({record.kind for record in row.records.values()} == {row.kind} for row in gather(records))
+        assert all({record.kind for record in row.records.values()} == {row.kind} for row in gather_peaks(records))
         frame = table.memory_table(records, reference="full")
         assert len(frame) == 4
         assert cell(frame, "train_peak_allocated", method="puzzle", kind="measured") == 2 * GIB

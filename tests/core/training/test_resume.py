@@ -452,7 +452,7 @@ def killed(tmp_path_factory):
     """A training that was killed at every moment and continued: see ``killed.py``."""
     folder = tmp_path_factory.mktemp("killed")
     manifest(folder)
-    words = ("train", "--manifest", "pairs.csv", "--method", "tiny_training:TINY", "--steps", "3", "--accumulate", "2")
+    words = ("train", "--manifest", "pairs.csv", "--method", "tiny_training:TINY", "--steps", "3")
     path = os.pathsep.join([str(HERE), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, str(HERE / "killed.py"), ".", *words, "--augment", "flip", "--validate-every", "2"],

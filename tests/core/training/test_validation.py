@@ -12,6 +12,7 @@ from ppdm import fit
 from ppdm.kernel import Brownian, Gaussian, Linear, output_of, x0_of
 from ppdm.loss import Loss
 from ppdm.method import guess_source, guess_zero
+from ppdm.training.log import untrained_note
 from ppdm.training.validation import compared_with_untrained, validation_loss
 
 PAIRS = [pair(seed) for seed in range(3)]
@@ -57,10 +58,10 @@ def test_the_loss_that_needs_no_training_is_that_of_the_source_or_of_zeros():
 
 def test_a_training_that_learns_nothing_says_so_and_one_that_learns_does_not(tmp_path):
     stuck = last_report(tuned(TINY, learning_rate=1e-12), steps=3, log=tmp_path / "log.jsonl")
-    assert stuck.is_no_better_than_untrained
+    assert "no better than an untrained one: its loss is" in untrained_note(tmp_path / "log.jsonl")
     assert stuck.average_loss == pytest.approx(stuck.untrained_loss, rel=1e-3)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [("untrained_loss" in row, "average_loss" in row) for row in rows] == [(False, False)] * 2 + [(True, True)]
-    learnt = last_report(tuned(TINY, learning_rate=3e-3), steps=60)
-    assert not learnt.is_no_better_than_untrained
+    learnt = last_report(tuned(TINY, learning_rate=3e-3), steps=60, log=tmp_path / "learnt.jsonl")
+    assert untrained_note(tmp_path / "learnt.jsonl") == ""
     assert learnt.average_loss < 0.8 * learnt.untrained_loss == pytest.approx(0.8 * stuck.untrained_loss)

@@ -171,8 +171,13 @@ def duels_of(evidence: Evidence, role: Role, **options: Any) -> dict[str, Duel |
     return {task: duel for task, duel in found.items() if duel or task in evidence.tasks}
 
 
+def _budget(point: Scores) -> str:
+    time = "" if point.seconds is None else f" ({point.seconds:.0f} s at its step time)"
+    return f"{point.train_steps} training steps{time}"
+
+
 def scope_of(points: Sequence[Scores]) -> str:
     """Return data and budgets of scores in words."""
-    texts = [(p, f"{group_title([p])}, {p.train_steps} training steps, width {p.width}") for p in points]
+    texts = [(p, f"{group_title([p])}, {_budget(p)}, width {p.width}") for p in points]
     names = {"phantoms": "phantoms, not patients"}
     return "; ".join(f"{names.get(name, name)}: {'; '.join(sorted(said))}" for name, said in by_origin(texts).items())

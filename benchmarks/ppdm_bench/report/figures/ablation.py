@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,15 +12,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import Row, difference, gather, most_evaluations, seam_measures, seam_metric
+from ppdm_bench.report.ablation_rows import (
+    AblationRow,
+    difference,
+    gather_ablation,
+    most_evaluations,
+    seam_measures,
+    seam_metric,
+)
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import GIB
-
-__all__ = ["ablation_figure", "level_name", "sorted_levels"]
 
 _TITLES = {"space": "representation", "loss": "puzzle-gradient loss", "bridge": "bridge", "": "varied"}
 _ORDER = {
@@ -46,7 +52,9 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         ValueError: only the default has values.
     """
     rows = [
-        row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok" and row.budget == "steps"
+        row
+        for row in most_evaluations(gather_ablation(records, pooled=True))
+        if row.status == "ok" and row.budget == "steps"
     ]
     columns = _columns(rows)
     if not columns:
@@ -75,21 +83,22 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         top.set_title(_TITLES[axis], fontsize=TEXT)
         _name_levels(bottom, levels)
     n = rows[0].evaluations
+    shaded = " (shaded)" * any(row.cell["default"] for levels in columns.values() for row in chain(*levels.values()))
     style.title(
         figure,
         f"{headline(records)} {rows[0].amount:.0f} steps, {n} network evaluation{'s' * (n != 1)}. Quality: "
-        "difference from the default (shaded) and its 95 % interval over subjects. Memory: predicted (hollow).",
+        f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
     style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)
     return figure
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+def _columns(rows: Sequence[AblationRow]) -> dict[str, dict[str, list[AblationRow]]]:
     """Return for each axis the rows by level that differ from the default only there; variations are an axis too."""
     default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
     if default is None:
         return {}
-    columns: dict[str, dict[str, list[Row]]] = {}
+    columns: dict[str, dict[str, list[AblationRow]]] = {}
     for row in rows:
         levels = row.cell["levels"]
         moved = [axis for axis in default if levels and levels[axis] != default[axis]]
@@ -123,7 +132,9 @@ def _name(metric: str) -> str:
 
 
 def _drawing(metric: str) -> Callable[..., None]:
-    def draw(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+    def draw(
+        axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
+    ) -> None:
         axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
         for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
             found = difference(row, rows, seam_metric(row, metric) if metric in SEAMS else metric)
@@ -137,7 +148,9 @@ def _drawing(metric: str) -> Callable[..., None]:
     return draw
 
 
-def _draw_memory(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+def _draw_memory(
+    axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
+) -> None:
     for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
         for kind in ("predicted", "measured"):
             if (peak := row.peak("train", kind)) is not None:
@@ -145,10 +158,14 @@ def _draw_memory(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row
     _logarithmic(axes)
 
 
-def _draw_seconds(axes: Axes, levels: Sequence[Sequence[Row]], rows: Sequence[Row], place: int, shift: float) -> None:
+def _draw_seconds(
+    axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
+) -> None:
     for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-        if row.step_seconds is not None:
-            axes.plot([x + shift], [row.step_seconds], **_style(place))
+        # As timed before the trainings, in turn, and so comparable; else as trained.
+        seconds = row.costs.get("step_seconds", row.step_seconds)
+        if seconds is not None:
+            axes.plot([x + shift], [seconds], **_style(place))
     _logarithmic(axes)
 
 
@@ -157,7 +174,7 @@ def _logarithmic(axes: Axes) -> None:
     low, high = axes.get_ylim()
     if high < 3 * low:  # room for two labels at least
         axes.set_ylim(low / 1.3, high * 1.3)
-    style.log_ticks(axes.yaxis)
+    style.log_ticks(axes.yaxis, most=5)  # a row is one inch high
 
 
 def _colour(place: int) -> str:
@@ -180,7 +197,7 @@ def _mark(place: int, **style: Any) -> Line2D:
     return Line2D([], [], **_style(place), **style)
 
 
-def _name_levels(axes: Axes, levels: dict[str, list[Row]]) -> None:
+def _name_levels(axes: Axes, levels: dict[str, list[AblationRow]]) -> None:
     names = [level_name(level) for level in levels]
     long = any(len(line) > 9 for name in names for line in name.split("\n"))
     axes.set(xticks=range(len(names)), xlim=(-0.5, len(names) - 0.5))
@@ -189,7 +206,7 @@ def _name_levels(axes: Axes, levels: dict[str, list[Row]]) -> None:
     )
 
 
-def _mark_default(axes: Axes, levels: dict[str, list[Row]]) -> None:
+def _mark_default(axes: Axes, levels: dict[str, list[AblationRow]]) -> None:
     for x, level in enumerate(levels.values()):
         if any(row.cell["default"] for row in level):
             axes.axvspan(x - 0.5, x + 0.5, color="0.94", zorder=0, linewidth=0)

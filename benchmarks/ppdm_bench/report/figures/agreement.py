@@ -22,21 +22,9 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
-from ppdm_bench.report.rows import gather, prediction_of
+from ppdm_bench.report.rows import gather_peaks, prediction_of
 from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
 from ppdm_bench.units import GIB, shape_text
-
-__all__ = [
-    "Groups",
-    "Pair",
-    "agreement_figure",
-    "agreement_table",
-    "measured_figure",
-    "measured_pairs",
-    "measured_table",
-    "published_pairs",
-    "validation_figure",
-]
 
 # The published counters and their names in tables and legends.
 COUNTERS = {
@@ -54,7 +42,7 @@ Look = Literal["gpu", "origin"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class ComparedPeak:
     """A measured or published peak and its prediction.
 
     Attributes:
@@ -123,12 +111,12 @@ class Pair:
         return float(named[1]) if named else None
 
 
-Groups = Mapping[str, Sequence[Pair]]
+Groups = Mapping[str, Sequence[ComparedPeak]]
 
 
-def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_allocated",)) -> list[Pair]:
+def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_allocated",)) -> list[ComparedPeak]:
     """Return the measured peaks that have a prediction of their configuration and phase."""
-    rows = gather(records)
+    rows = gather_peaks(records)
     pairs = []
     for row in rows:
         prediction = prediction_of(row, rows)
@@ -136,11 +124,11 @@ def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_al
             assert prediction is not None
             for key in ((phase, metric) for metric in metrics):
                 if row.value(*key) and prediction.value(*key) is not None:
-                    pairs.append(Pair(row.records[key], prediction.records[key], verified=row.verified(phase)))
+                    pairs.append(ComparedPeak(row.records[key], prediction.records[key], verified=row.verified(phase)))
     return pairs
 
 
-def published_pairs(records: Sequence[Record]) -> list[Pair]:
+def published_pairs(records: Sequence[Record]) -> list[ComparedPeak]:
     """Return the published values that have a prediction.
 
     A run published as out of memory is left out if the refused request was published too.
@@ -156,7 +144,7 @@ def published_pairs(records: Sequence[Record]) -> list[Pair]:
         run = record.config_id, record.phase
         context = predicted.get(run, {})
         if {"peak_allocated", record.metric} <= context.keys() and not (record.status == "oom" and run in refused):
-            pairs.append(Pair(record, context[record.metric], context))
+            pairs.append(ComparedPeak(record, context[record.metric], context))
     return pairs
 
 
@@ -313,14 +301,14 @@ _MEASURED_NOTE = (
 )
 
 
-def _compared(records: Iterable[Record]) -> list[Pair]:
+def _compared(records: Iterable[Record]) -> list[ComparedPeak]:
     pairs = measured_pairs(records, _MEASURED)
     if not pairs:
         raise ValueError("there is nothing to compare: no measured peak has a prediction of its configuration")
     return pairs
 
 
-def _origin(pair: Pair) -> str:
+def _origin(pair: ComparedPeak) -> str:
     return f"{COUNTERS[pair.found.metric]}, {'stated' if pair.stated else 'partly unstated'}"
 
 
@@ -341,7 +329,7 @@ def _run(record: Record) -> str:
     return ", ".join(filter(None, (*source, record.variant, size, recomputed, step)))
 
 
-def _machines(pairs: Sequence[Pair]) -> str:
+def _machines(pairs: Sequence[ComparedPeak]) -> str:
     """Return the GPUs of the measurements and the releases of PyTorch."""
     found = dict.fromkeys(
         f"{p.found.env.get('gpu') or p.found.device}, torch {p.found.env.get('torch') or UNSTATED}" for p in pairs
@@ -349,7 +337,7 @@ def _machines(pairs: Sequence[Pair]) -> str:
     return " (" + "; ".join(found) + ")"
 
 
-def _error_cells(pairs: Sequence[Pair]) -> list[str]:
+def _error_cells(pairs: Sequence[ComparedPeak]) -> list[str]:
     cells = []
     for metric in _MEASURED:
         errors = [pair.error for pair in pairs if pair.found.metric == metric]
@@ -359,7 +347,7 @@ def _error_cells(pairs: Sequence[Pair]) -> list[str]:
     return [*cells, f"{sum(tried)} of {len(tried)}" if tried else "–"]
 
 
-def _summary(pairs: Sequence[Pair]) -> Iterator[tuple[str, str, str]]:
+def _summary(pairs: Sequence[ComparedPeak]) -> Iterator[tuple[str, str, str]]:
     """Yield the number of pairs, their median and largest error; then again without partly unstated conditions."""
     stated = [pair for pair in pairs if pair.stated]
     for name, part in {"": pairs, "conditions stated: ": stated if stated != pairs else []}.items():
@@ -381,7 +369,7 @@ def _scatter(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: s
         style.log_ticks(axis)
 
 
-def _write_summary(axes: Axes, pairs: Sequence[Pair]) -> None:
+def _write_summary(axes: Axes, pairs: Sequence[ComparedPeak]) -> None:
     """Write into two corners, which only very large errors reach."""
     corners: Sequence[dict[str, Any]] = ({"x": 0.04, "y": 0.96, "va": "top"}, {"x": 0.97, "y": 0.04, "ha": "right"})
     for corner, part in zip(corners, _summary(pairs), strict=False):

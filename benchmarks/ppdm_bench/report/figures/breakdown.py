@@ -16,7 +16,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import few_names
 from ppdm_bench.report.figures.style import SMALL, Column
-from ppdm_bench.report.rows import PHASE_NAMES, Row, common, gather, varying
+from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, common, gather_peaks, varying
 from ppdm_bench.units import GIB, setting_text, significant
 
 _MOST = 18  # stacks
@@ -61,7 +61,7 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
     Raises:
         ValueError: no record has a breakdown, or the parts add up to more than the peak.
     """
-    rows = gather(records)
+    rows = gather_peaks(records)
     characters = 26 if column == "single" else 48
     stacks = _stacks(rows, characters)
     everything = len(stacks)
@@ -85,12 +85,12 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
     return figure
 
 
-def _few(rows: Sequence[Row]) -> list[Row]:
+def _few(rows: Sequence[PeakRow]) -> list[PeakRow]:
     names, first = few_names(grouped(rows, lambda row: row.name)), rows[0].settings["checkpointing"]
     return [row for row in rows if row.name in names and row.settings["checkpointing"] == first]
 
 
-def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
+def _stacks(rows: Sequence[PeakRow], characters: int) -> list[Stack]:
     """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
     differing = varying(rows)
     stacks = (
@@ -102,12 +102,12 @@ def _stacks(rows: Sequence[Row], characters: int) -> list[Stack]:
     return [stack for group in grouped(stacks, lambda stack: stack.label).values() for stack in group]
 
 
-def _label(row: Row, phase: str, differing: Iterable[str]) -> str:
+def _label(row: PeakRow, phase: str, differing: Iterable[str]) -> str:
     words = (row.name, PHASE_NAMES.get(phase, phase), *(setting_text(name, row.settings[name]) for name in differing))
     return ", ".join(filter(None, words))
 
 
-def _parts(row: Row, phase: str) -> dict[str, float]:
+def _parts(row: PeakRow, phase: str) -> dict[str, float]:
     """Return the parts in GiB in the order of PARTS; the rest of the peak is a part of its own."""
     values = {part: row.value(phase, part) for part in PARTS}
     parts = {part: value / GIB for part, value in values.items() if value}

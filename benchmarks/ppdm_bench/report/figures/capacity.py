@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
-from ppdm_bench.report.rows import Row, gather
-
-__all__ = ["CARDS", "cubic", "few_names", "largest_set", "size_of"]
+from ppdm_bench.report.rows import PeakRow, gather_peaks
 
 # Nominal memory of GPUs in GB, the most common first. A card with "24 GB" has 24 GiB; ECC and the driver need a part.
 CARDS = (24, 80, 40, 16, 8, 141, 12, 48)
@@ -16,7 +14,7 @@ CARDS = (24, 80, 40, 16, 8, 141, 12, 48)
 _MOST = 8  # names in a figure; the table has all
 
 
-def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+def few_names(groups: Mapping[str, Sequence[PeakRow]]) -> list[str]:
     """Return the names of at most eight groups of rows: two of one method and one of every other."""
     if len(groups) <= _MOST:
         return list(groups)
@@ -26,20 +24,20 @@ def few_names(groups: Mapping[str, Sequence[Row]]) -> list[str]:
     return [name for name in groups if name in chosen][:_MOST]
 
 
-def size_of(row: Row) -> int:
+def size_of(row: PeakRow) -> int:
     """Return the number of voxels along one axis of a cubic row."""
     shape = row.settings["shape"]
     assert isinstance(shape, tuple)
     return int(shape[0])
 
 
-def cubic(records: Iterable[Record]) -> list[Row]:
+def cubic(records: Iterable[Record]) -> list[PeakRow]:
     """Return the rows of ``ppdm-bench memory`` for cubes."""
-    rows = gather(record for record in records if record.command == "memory")
+    rows = gather_peaks(record for record in records if record.command == "memory")
     return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
 
 
-def largest_set(rows: Sequence[Row]) -> list[Row]:
+def largest_set(rows: Sequence[PeakRow]) -> list[PeakRow]:
     """Return the rows of one setting: the setting with the most sizes, then with the most rows, then the plainest.
 
     A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU. Rows of
@@ -48,20 +46,20 @@ def largest_set(rows: Sequence[Row]) -> list[Row]:
     return max(grouped(rows, _setting).values(), key=_rank, default=[])
 
 
-def _rank(rows: Sequence[Row]) -> tuple[object, ...]:
+def _rank(rows: Sequence[PeakRow]) -> tuple[object, ...]:
     first = rows[0]
     plain = first.settings["checkpointing"] == "none", first.settings["precision"] == "fp32"
     return len({size_of(row) for row in rows}), not _on_cpu(first), len(rows), plain
 
 
-def _setting(row: Row) -> tuple[object, ...]:
+def _setting(row: PeakRow) -> tuple[object, ...]:
     names = ("precision", "checkpointing", "batch_size", "channels_last", "compile")
     return (*(row.settings[name] for name in names), _preset(row), _on_cpu(row))
 
 
-def _preset(row: Row) -> object:
+def _preset(row: PeakRow) -> object:
     return next((r.options.get("preset") for r in row.records.values()), None)
 
 
-def _on_cpu(row: Row) -> bool:
+def _on_cpu(row: PeakRow) -> bool:
     return str(row.settings["device"]).startswith("cpu")

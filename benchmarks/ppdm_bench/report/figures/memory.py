@@ -18,7 +18,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, few_names
 from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Column
-from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common, gather, reference_of, varying
+from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, all_phases, common, gather_peaks, reference_of, varying
 from ppdm_bench.units import GIB, ratio, setting_text, significant
 
 _STATUS = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
@@ -28,7 +28,7 @@ _LINE = 0.145  # inches
 
 
 @dataclass(frozen=True)
-class Line:
+class DotRow:
     """The dots of one name, phase and kind, with one row for each kind of checkpointing.
 
     Attributes:
@@ -38,14 +38,14 @@ class Line:
     place: float
     phase: str
     kind: str
-    rows: Sequence[Row]
+    rows: Sequence[PeakRow]
 
 
 @dataclass(frozen=True)
 class Dot:
     """One peak; `size` in GiB is None if the run failed."""
 
-    row: Row
+    row: PeakRow
     phase: str
     place: float
 
@@ -71,7 +71,7 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     Raises:
         ValueError: no record has a peak.
     """
-    rows = gather(record for record in records if record.metric == "peak_allocated")
+    rows = gather_peaks(record for record in records if record.metric == "peak_allocated")
     if not rows:
         raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
     groups = _named(rows, characters=18 if column == "single" else 40)
@@ -110,20 +110,20 @@ def headline(records: Sequence[Record]) -> list[Record]:
     return chosen if len(chosen) < len(records) else []
 
 
-def _named(rows: Sequence[Row], characters: int) -> dict[str, list[Row]]:
+def _named(rows: Sequence[PeakRow], characters: int) -> dict[str, list[PeakRow]]:
     """Return the rows by name; settings other than checkpointing that differ are part of the name."""
     differing = [name for name in varying(rows) if name != "checkpointing"]
 
-    def name_of(row: Row) -> str:
+    def name_of(row: PeakRow) -> str:
         settings = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
         return "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
 
     return grouped(rows, name_of)
 
 
-def _places(groups: dict[str, list[Row]]) -> tuple[list[Line], list[tuple[float, str]]]:
+def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[DotRow], list[tuple[float, str]]]:
     """Return a line for each name, phase and kind from the top, and the places of the names."""
-    lines: list[Line] = []
+    lines: list[DotRow] = []
     names: list[tuple[float, str]] = []
     top = 0.0
     for name, group in groups.items():
@@ -136,13 +136,13 @@ def _places(groups: dict[str, list[Row]]) -> tuple[list[Line], list[tuple[float,
         ]
         # A line of a name is as high as a line of dots.
         first = top + max(0.0, (name.count("\n") + 1 - len(found)) / 2)
-        lines += [Line(first + i, *one) for i, one in enumerate(found)]
+        lines += [DotRow(first + i, *one) for i, one in enumerate(found)]
         names.append((first + (len(found) - 1) / 2, name))
         top = 2 * names[-1][0] - top + 1.7
     return lines, names
 
 
-def _title(rows: Sequence[Row], reference: str, omitted: int) -> str:
+def _title(rows: Sequence[PeakRow], reference: str, omitted: int) -> str:
     shared = common(rows)
     what = f"Peak of live tensor memory (peak_allocated): {shared}." if shared else "Peak of live tensor memory."
     compared = f" In brackets: ratio to {reference} without checkpointing." if reference else ""
@@ -162,7 +162,7 @@ def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
     }
 
 
-def _draw(axes: Axes, line: Line, rows: Sequence[Row], reference: str) -> list[tuple[float, Text]]:
+def _draw(axes: Axes, line: DotRow, rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
     """Draw the dots of a line and the labels of its ends; return the labels on the right with their sizes."""
     dots = [Dot(row, line.phase, line.place) for row in line.rows]
     found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
@@ -187,7 +187,7 @@ def _draw(axes: Axes, line: Line, rows: Sequence[Row], reference: str) -> list[t
     return texts
 
 
-def _value(dot: Dot, rows: Sequence[Row], reference: str) -> str:
+def _value(dot: Dot, rows: Sequence[PeakRow], reference: str) -> str:
     against = reference_of(dot.row, rows, reference)
     whole = against.value(dot.phase, "peak_allocated") if against else None
     own = dot.row.value(dot.phase, "peak_allocated")

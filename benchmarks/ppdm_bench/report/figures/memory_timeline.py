@@ -60,6 +60,7 @@ class Course:
         spans: passes and parts of the network in order, without gaps.
         peak: the event at the peak; ``peak_size``: live bytes after it.
         holders: the largest blocks at the peak, largest first.
+        steps: training steps that it covers; of several, ``spans`` have the number of the step as their part.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Course:
     peak: int
     peak_size: int
     holders: Sequence[Holder]
+    steps: int = 1
 
     @property
     def at_peak(self) -> Span:
@@ -88,10 +90,11 @@ def course_figure(course: Course) -> Figure:
     parts = [part for part in PARTS if any(course.live.get(part, ()))]
     _stack(axes, course, parts)
     _mark_peak(axes, course)
-    _bands(bands, course.spans)
+    _bands(bands, course.spans, "part" if course.steps == 1 else "step")
     for axis in (axes, bands):
         axis.set_xlim(0, max(span.end for span in course.spans))
-    style.title(figure, f"Live memory over one step, predicted: {course.name}.")
+    over = "one step" if course.steps == 1 else f"{course.steps} steps"
+    style.title(figure, f"Live memory over {over}, predicted: {course.name}.")
     handles = [
         Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts
     ]
@@ -158,7 +161,7 @@ def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
         below = top
     axes.set_ylim(0, 1.16 * max(below))
     events = "allocations and frees in order (number of the event; without blocks below 0.01 % of the peak)"
-    style.plain_axes(axes, "y", f"{events}\n{_KEY}", "live memory (GiB)")
+    style.plain_axes(axes, "y", f"{events}\n{_KEY}" if course.steps == 1 else events, "live memory (GiB)")
     axes.xaxis.label.set_linespacing(1.4)
 
 
@@ -176,7 +179,7 @@ def _mark_peak(axes: Axes, course: Course) -> None:
     )
 
 
-def _bands(axes: Axes, spans: Sequence[Span]) -> None:
+def _bands(axes: Axes, spans: Sequence[Span], row: str) -> None:
     """Draw two rows of bands, passes above parts of the network (darker is deeper), and the labels of narrow bands."""
     axes.set_ylim(0, 3)
     axes.axis("off")
@@ -193,7 +196,7 @@ def _bands(axes: Axes, spans: Sequence[Span]) -> None:
             else:
                 narrow[middle, label] = bottom  # one label if pass and part are the same
         side: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center"}
-        axes.text(-0.008, bottom + height / 2, "part" if parts else "pass", fontsize=SMALL, **side)
+        axes.text(-0.008, bottom + height / 2, row if parts else "pass", fontsize=SMALL, **side)
     _narrow_labels(axes, narrow, end)
 
 

@@ -8,8 +8,6 @@ from itertools import takewhile
 
 from ppdm_bench.report.metrics import metric_name
 
-__all__ = ["metric_label", "plain_label", "without_common_words"]
-
 # Complete settings, or fields with the text before their value.
 _SETTINGS = {
     "loss.mode=off": "no gradient loss",

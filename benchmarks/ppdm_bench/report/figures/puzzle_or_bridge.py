@@ -11,14 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, Row, gather, most_evaluations
+from ppdm_bench.report.ablation_rows import BUDGETS, AblationRow, gather_ablation, most_evaluations
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.ablation import level_name, sorted_levels
 from ppdm_bench.report.figures.names import metric_label
 from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.tables.ablation import headline
-
-__all__ = ["space_figure"]
 
 _BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
 _NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
@@ -35,7 +33,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     Raises:
         ValueError: fewer than two representations have values both with and without a bridge.
     """
-    rows = _compared([row for row in most_evaluations(gather(records, pooled=True)) if row.status == "ok"])
+    rows = _compared([row for row in most_evaluations(gather_ablation(records, pooled=True)) if row.status == "ok"])
     places = list(dict.fromkeys((row.task, row.budget, row.amount) for row in rows))
     spaces = sorted_levels("space", {row.cell["levels"]["space"] for row in rows})
     figure = style.new_figure("double", height=0.75 + 1.45 * len(metrics))
@@ -68,7 +66,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     return figure
 
 
-def _compared(rows: Sequence[Row]) -> list[Row]:
+def _compared(rows: Sequence[AblationRow]) -> list[AblationRow]:
     """Return the rows of all representations with and without a bridge; all other levels are those of the default."""
     default: dict[str, str] = next((row.cell["levels"] for row in rows if row.cell["default"]), {})
     some = [r for r in rows if r.cell["levels"] and r.cell["levels"]["loss"] == default.get("loss")]
@@ -80,7 +78,7 @@ def _compared(rows: Sequence[Row]) -> list[Row]:
     return some
 
 
-def _draw(axes: Axes, rows: Sequence[Row], spaces: Sequence[str], metric: str) -> None:
+def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric: str) -> None:
     for row in rows:
         values = [*row.series.subjects(metric).values()]
         if values:

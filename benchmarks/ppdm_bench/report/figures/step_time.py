@@ -17,8 +17,6 @@ from ppdm_bench.report.rows import common, varying
 from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.units import setting_text, significant
 
-__all__ = ["speed_figure"]
-
 
 def speed_figure(records: Iterable[Record]) -> Figure:
     """Return bars of the time per training step, and the time per volume against network evaluations (log-log).

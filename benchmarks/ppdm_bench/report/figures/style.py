@@ -66,9 +66,11 @@ class Marker(NamedTuple):
 
 
 def markers(names: Iterable[str]) -> dict[str, Marker]:
-    """Assign a marker to every distinct name; after eight names they repeat."""
+    """Assign a marker to every distinct name; after eight names the colours repeat, with other shapes."""
+    count, shapes = len(SERIES), len(MARKERS)
     return {
-        name: Marker(MARKERS[n % len(MARKERS)], SERIES[n % len(SERIES)]) for n, name in enumerate(dict.fromkeys(names))
+        name: Marker(MARKERS[(n + n // count) % shapes], SERIES[n % count])
+        for n, name in enumerate(dict.fromkeys(names))
     }
 
 
@@ -136,12 +138,12 @@ def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str 
         axes.set_ylabel(y, fontsize=TEXT)
 
 
-def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}") -> None:
-    """Label a logarithmic axis with plain numbers: at `places`, else at round values within the current limits."""
+def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}", most: int = _MOST_TICKS) -> None:
+    """Label a logarithmic axis with plain numbers: at `places`, else at up to `most` round values within its limits."""
     low, high = sorted(axis.get_view_interval())
     for digits in () if places else _DIGITS:
         places = [p for power in range(-9, 10) for d in digits if low <= (p := d * 10.0**power) <= high]
-        if len(places) <= _MOST_TICKS:
+        if len(places) <= most:
             break
     if len(places) < 2:
         places = [place for place in MaxNLocator(4).tick_values(low, high) if low <= place <= high]

@@ -24,20 +24,6 @@ from ppdm_bench.report.figures.image_grid import ImageGrid
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, Plane, PlaneName, centre_of_mass
 from ppdm_bench.report.figures.style import SMALL, Column
 
-__all__ = [
-    "COLOUR_MAPS",
-    "HU_WINDOWS",
-    "Colours",
-    "DisplayedVolume",
-    "colour_bar",
-    "contact_sheet",
-    "ct_rows",
-    "draw_montage",
-    "draw_pair",
-    "write_directions",
-    "write_on_image",
-]
-
 Spacing = tuple[float, float, float]
 Colours = Literal["gray", "pet", "error"]
 Window = tuple[float, float]

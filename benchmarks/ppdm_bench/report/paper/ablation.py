@@ -11,9 +11,9 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import (
     BUDGETS,
     COMMAND,
-    Row,
+    AblationRow,
     difference,
-    gather,
+    gather_ablation,
     most_evaluations,
     seam_measures,
     seam_metric,
@@ -60,7 +60,7 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
         draw(records)
     except (ValueError, IndexError):
         raise Missing("cells of an ablation; `ppdm-bench ablate` makes them") from None
-    rows = most_evaluations(gather(records, pooled=True))
+    rows = most_evaluations(gather_ablation(records, pooled=True))
     about = f"{headline(records)} {about}"
     synthetic = [row for row in rows if row.series.is_synthetic]
     if synthetic:
@@ -69,7 +69,7 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
     return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
 
 
-def _table(rows: Sequence[Row], records: Sequence[Record], library: Library) -> Table:
+def _table(rows: Sequence[AblationRow], records: Sequence[Record], library: Library) -> Table:
     seams = seam_measures(rows)
     headings = [
         Heading("cell", "cell"),
@@ -97,7 +97,7 @@ def _number(metric: str) -> Heading:
     return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True, best=best)
 
 
-def _cells(row: Row, rows: Sequence[Row], seams: Sequence[str]) -> tuple[Any, ...]:
+def _cells(row: AblationRow, rows: Sequence[AblationRow], seams: Sequence[str]) -> tuple[Any, ...]:
     means = [_mean(row, metric) for metric in (*_METRICS, *(seam_metric(row, measure) for measure in seams))]
     against = difference(row, rows, "psnr")
     ends = (against.mean, against.low, against.high) if against else (None, None, None)
@@ -115,12 +115,12 @@ def _cells(row: Row, rows: Sequence[Row], seams: Sequence[str]) -> tuple[Any, ..
     )
 
 
-def _mean(row: Row, metric: str) -> float | None:
+def _mean(row: AblationRow, metric: str) -> float | None:
     values = [*row.series.subjects(metric).values()]
     return summary(values).mean if values else None
 
 
-def _sources(row: Row, records: Sequence[Record], library: Library) -> tuple[str, ...]:
+def _sources(row: AblationRow, records: Sequence[Record], library: Library) -> tuple[str, ...]:
     mine = [record for record in records if record.options.get("cell", {}).get("label") == row.label]
     fields = ("psnr", row.task, row.evaluations)
     return library.references(record for record in mine if (record.metric, record.task, record.steps) == fields)

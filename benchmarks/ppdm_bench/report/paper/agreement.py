@@ -7,7 +7,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
-from ppdm_bench.report.figures.agreement import Pair, agreement_figure, measured_pairs, published_pairs
+from ppdm_bench.report.figures.agreement import ComparedPeak, agreement_figure, measured_pairs, published_pairs
 from ppdm_bench.report.figures.style import Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
@@ -55,7 +55,7 @@ def show(library: Library) -> Shown:
     return Shown(_table(pairs, library), draw, about, list(records.values()))
 
 
-def _table(pairs: Sequence[Pair], library: Library) -> Table:
+def _table(pairs: Sequence[ComparedPeak], library: Library) -> Table:
     headings = [
         *(Heading(name, name) for name in ("method", "variant", "shape")),
         *(Heading(name, name) for name in ("phase", "precision", "checkpointing", "kind", "origin")),
@@ -72,7 +72,7 @@ def _table(pairs: Sequence[Pair], library: Library) -> Table:
     return Table(headings, lines)
 
 
-def _origin(pair: Pair) -> str:
+def _origin(pair: ComparedPeak) -> str:
     """Return the device of a measurement or the source of a publication."""
     if pair.found.kind == "published":
         source = pair.found.source.split(" at ")[0].split(",")[0]
@@ -80,13 +80,13 @@ def _origin(pair: Pair) -> str:
     return f"measured: {pair.found.env.get('gpu') or pair.found.device.upper()}"
 
 
-def _group(pair: Pair) -> str:
+def _group(pair: ComparedPeak) -> str:
     """Return a coarser origin, because there are more sources than markers."""
     if pair.found.kind == "published":
         return f"published, GPU and release {'stated' if pair.stated else 'partly unstated'}"
     return _origin(pair)
 
 
-def _summary(pairs: Sequence[Pair]) -> str:
+def _summary(pairs: Sequence[ComparedPeak]) -> str:
     errors = [abs(pair.error) for pair in pairs]
     return f"n = {len(errors)}, median {median(errors):.2f} %, largest {max(errors):.2f} %"

@@ -27,7 +27,7 @@ _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # along D, H, W
 
 
 @dataclass(frozen=True)
-class Case:
+class LossPair:
     """One subject without (`off`) and with (`on`) the loss."""
 
     snapshot: Snapshot
@@ -68,10 +68,10 @@ def show(library: Library) -> Shown:
     return Shown(_table(cases), lambda column: _figure(cases, column), about, [], notes=notes)
 
 
-def _cases(snapshot: Snapshot) -> list[Case]:
+def _cases(snapshot: Snapshot) -> list[LossPair]:
     views = [view for view in snapshot.of("prediction") if view.spectra and max(_factor(view)) > 1]
     return [
-        Case(snapshot, on, off)
+        LossPair(snapshot, on, off)
         for off in views
         if not gradient_of(off.design)
         for on in views
@@ -92,7 +92,7 @@ def _relative(view: View, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return frequencies, 10 * np.log10(np.maximum(power / power.mean(), 1e-8))
 
 
-def _table(cases: Sequence[Case]) -> Table:
+def _table(cases: Sequence[LossPair]) -> Table:
     headings = [
         *(Heading(name, name) for name in ("task", "subject", "loss", "method", "axis")),
         Heading("cycles_per_voxel", "cycles/voxel", lambda k: f"{k:.4f}", number=True),
@@ -110,7 +110,7 @@ def _table(cases: Sequence[Case]) -> Table:
     return Table(headings, lines)
 
 
-def _figure(cases: Sequence[Case], column: Column) -> Figure:
+def _figure(cases: Sequence[LossPair], column: Column) -> Figure:
     figure = style.new_figure(column, height=0.95 + (2.0 if column == "double" else 3.5) * len(cases))
     double = column == "double"
     grid = (
@@ -134,7 +134,7 @@ def _figure(cases: Sequence[Case], column: Column) -> Figure:
     return figure
 
 
-def _magnified(off: Axes, on: Axes, case: Case) -> None:
+def _magnified(off: Axes, on: Axes, case: LossPair) -> None:
     target = case.snapshot.of("target")[0].sections["axial"]
     errors = [view.sections["axial"] - target for view in (case.off, case.on)]
     size = [_BLOCKS * r for r in (case.factor[1], case.factor[0])]
@@ -163,7 +163,7 @@ def _middle(n: int, wanted: int) -> slice:
     return slice((n - size) // 2, (n - size) // 2 + size)
 
 
-def _spectrum(axes: Axes, case: Case) -> None:
+def _spectrum(axes: Axes, case: LossPair) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
     for view, colour, name in ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with")):
         for axis, dashes in enumerate(_DASHES):

@@ -20,12 +20,10 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PHASE_NAMES, Row, common
+from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, common
 from ppdm_bench.report.scores import Scores, by_origin, factor_text, group_title, most_evaluations, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
 from ppdm_bench.units import GIB, gib, significant
-
-__all__ = ["show_evaluations", "show_memory", "show_seconds"]
 
 METRIC = "psnr"
 
@@ -169,7 +167,7 @@ def _trained(library: Library) -> list[Scores]:
     return points
 
 
-def _largest_phase(row: Row) -> tuple[float, str, str, Record] | None:
+def _largest_phase(row: PeakRow) -> tuple[float, str, str, Record] | None:
     """Return bytes, phase, kind and record of the largest peak of a row."""
     if (phase := row.largest_phase()) is None:
         return None

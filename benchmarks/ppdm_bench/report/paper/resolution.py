@@ -15,7 +15,7 @@ from ppdm_bench.report.figures.capacity import CARDS, cubic, largest_set, size_o
 from ppdm_bench.report.figures.style import MARKERS, SMALL, TEXT, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PHASE_NAMES, Row, all_phases, common
+from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, all_phases, common
 from ppdm_bench.report.tables.render import Best, Heading, Line, Table
 from ppdm_bench.units import GIB, gib
 
@@ -57,7 +57,7 @@ _PEAKS: Sequence[tuple[str, str, int, Best]] = (
 )
 
 
-def _table(rows: Sequence[Row], library: Library) -> Table:
+def _table(rows: Sequence[PeakRow], library: Library) -> Table:
     phases = all_phases(rows)
     headings = [
         Heading("method", "method"),
@@ -94,7 +94,7 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _figure(rows: Sequence[Row], marks: Mapping[str, Marker], column: Column) -> Figure:
+def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column) -> Figure:
     figure = style.new_figure(column, height=3.2 if column == "double" else 5.6)
     shape = (1, len(_PANELS)) if column == "double" else (len(_PANELS), 1)
     panels = figure.subplots(*shape, squeeze=False).flatten()
@@ -124,7 +124,7 @@ def _figure(rows: Sequence[Row], marks: Mapping[str, Marker], column: Column) ->
     return figure
 
 
-def _marks(rows: Sequence[Row], library: Library) -> dict[str, Marker]:
+def _marks(rows: Sequence[PeakRow], library: Library) -> dict[str, Marker]:
     """Return a marker for each curve: the colour of its method, and a shape of its own."""
     colours = style.method_markers(library.records)
     names = dict.fromkeys((row.name, row.method) for row in rows)
@@ -134,7 +134,7 @@ def _marks(rows: Sequence[Row], library: Library) -> dict[str, Marker]:
     }
 
 
-def _draw(axes: Axes, rows: Sequence[Row], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
+def _draw(axes: Axes, rows: Sequence[PeakRow], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
     """Draw a curve for each name and kind, and return the labels at their ends.
 
     Of a method with several phases of one purpose, the largest counts: a latent method must train its autoencoder too.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import (
     BUDGETS,
-    Row,
+    AblationRow,
     difference,
-    gather,
+    gather_ablation,
     most_evaluations,
     seam_measures,
     seam_metric,
@@ -23,8 +23,6 @@ from ppdm_bench.units import gib, shape_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["ablation_page", "ablation_table", "headline"]
 
 _COMPARED = ("psnr", "ssim")  # in the tables for people; the data have every difference
 _OUTCOME = ("status", "reason")
@@ -50,13 +48,13 @@ def ablation_table(records: Iterable[Record]) -> pd.DataFrame:
     Args:
         records: long-form; those of other commands are ignored.
     """
-    rows = gather(records)
+    rows = gather_ablation(records)
     lines = [_line(row, rows) for row in rows]
     columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in _OUTCOME]
     return data_frame(lines, {name: _dtype(name) for name in (*columns, *_OUTCOME)})
 
 
-def _line(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
     levels = row.cell.get("levels", {})
     line: dict[str, Any] = {"cell": row.label, "default": row.cell["default"]}
     line |= {name: levels.get(name, "") for name in ("space", "loss", "bridge")}
@@ -86,7 +84,7 @@ def _dtype(column: str) -> str:
 
 def headline(records: Sequence[Record]) -> str:
     """Return what the cells have in common, in words."""
-    rows = gather(records, pooled=True)
+    rows = gather_ablation(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.series.subjects("psnr")) for row in rows} - {0}
     shapes = {shape for row in rows for shape in row.shapes}
@@ -101,7 +99,7 @@ def headline(records: Sequence[Record]) -> str:
 
 def ablation_page(records: Sequence[Record]) -> Page:
     """Return one table for each task and budget, its seeds pooled, at the most network evaluations."""
-    everything = gather(records, pooled=True)
+    everything = gather_ablation(records, pooled=True)
     rows = most_evaluations([row for row in everything if row.status == "ok"])
     mean = "Mean ± sd over subjects, seeds averaged; in brackets the difference from the default."
     parts: list[str | Table] = [f"{headline(records)} {mean}"]
@@ -118,12 +116,12 @@ def ablation_page(records: Sequence[Record]) -> Page:
     return Page([*parts, *[few] * (fewest < ENOUGH), *reasons], ablation_table(records))
 
 
-def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
+def _columns(rows: Sequence[AblationRow]) -> dict[Heading, Callable[[AblationRow], Any]]:
     """The columns of one task and budget for people."""
     timed = "s per step: median of steps measured in turn before training."
     largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
     memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
-    columns: dict[Heading, Callable[[Row], Any]] = {
+    columns: dict[Heading, Callable[[AblationRow], Any]] = {
         Heading("cell", "cell"): lambda row: row.label,
         Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): _cost("train_steps"),
         Heading("pace_seconds", "s per step", significant, number=True, note=timed): _cost("step_seconds"),
@@ -145,18 +143,20 @@ def _columns(rows: Sequence[Row]) -> dict[Heading, Callable[[Row], Any]]:
     return columns
 
 
-def _cost(name: str) -> Callable[[Row], Any]:
+def _cost(name: str) -> Callable[[AblationRow], Any]:
     return lambda row: row.costs.get(name)
 
 
-def _peak(phase: str) -> Callable[[Row], Any]:
+def _peak(phase: str) -> Callable[[AblationRow], Any]:
     return lambda row: row.peak(phase, "predicted")
 
 
-def _quality(rows: Sequence[Row], metric_of: Callable[[Row], str]) -> Callable[[Row], Cell | None]:
+def _quality(
+    rows: Sequence[AblationRow], metric_of: Callable[[AblationRow], str]
+) -> Callable[[AblationRow], Cell | None]:
     """Return a function from a row to the mean of a metric with its sd and its difference from the default."""
 
-    def cell(row: Row) -> Cell | None:
+    def cell(row: AblationRow) -> Cell | None:
         metric = metric_of(row)
         values = [*row.series.subjects(metric).values()] if metric else []
         if not metric or not values:

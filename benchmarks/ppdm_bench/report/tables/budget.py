@@ -13,8 +13,6 @@ from ppdm_bench.records import PURPOSES, Record
 from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
 from ppdm_bench.units import GIB, gib, setting_text, shape_text
 
-__all__ = ["Line", "gather", "plan_page", "sentences", "title_of"]
-
 _DO = {"train": "train", "sample": "sample from"}
 
 # From the mildest to the strongest; see ppdm.network.options.CHECKPOINTING, which this module must not import.

@@ -8,8 +8,6 @@ from typing import Any
 
 from ppdm_bench.report.tables.render import Heading, Line, Page, Table
 
-__all__ = ["catalogue_page"]
-
 
 def _text(value: Any) -> str:
     """A large number in millions; in descriptions, numbers with few digits: ``Brownian(gamma=1.414)``."""

@@ -22,8 +22,6 @@ from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import gib, significant
 
-__all__ = ["VERDICTS", "Change", "Subjects", "changes", "changes_page", "environments", "read_set", "to_records"]
-
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.rows import Row, all_phases, gather, prediction_of, reference_of, varying
+from ppdm_bench.report.rows import PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
 from ppdm_bench.report.tables.render import NOTHING, Cell, Heading, Line, Page, Table, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["memory_page", "memory_table"]
 
 # Columns that every table has. Task and width are added if they are known, other conditions if they distinguish rows.
 _BASE = ("shape", "batch_size", "precision", "checkpointing")
@@ -26,9 +24,9 @@ _FAILURES = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "ki
 class _Compared:
     """A row, and the rows that it is compared with."""
 
-    row: Row
-    reference: Row | None
-    prediction: Row | None
+    row: PeakRow
+    reference: PeakRow | None
+    prediction: PeakRow | None
     budget: int | None
 
 
@@ -62,7 +60,7 @@ class _Column(NamedTuple):
         return None if size is None else round(size)
 
 
-def _quotient(row: Row | None, divisor: Row | None, phase: str) -> float | None:
+def _quotient(row: PeakRow | None, divisor: PeakRow | None, phase: str) -> float | None:
     if row is None or divisor is None:
         return None
     above, below = row.value(phase, "peak_allocated"), divisor.value(phase, "peak_allocated")
@@ -145,7 +143,7 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
         budget: bytes of the card. A prediction fits if its need is at most that, a measurement if its process took at
             most that.
     """
-    rows = gather(records)
+    rows = gather_peaks(records)
     compared = [_Compared(row, reference_of(row, rows, reference), prediction_of(row, rows), budget) for row in rows]
     always = {"ratio": bool(reference), "fits": budget is not None}
     known = [name for name in ("task", "width") if any(row.settings[name] for row in rows)]

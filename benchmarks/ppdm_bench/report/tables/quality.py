@@ -15,8 +15,6 @@ from ppdm_bench.units import shape_text
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["headline", "number", "quality_page", "quality_table", "signed"]
-
 _DTYPES = {
     **dict.fromkeys(("name", "method", "variant"), "object"),
     "steps": "Int64",

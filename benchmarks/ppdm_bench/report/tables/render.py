@@ -22,23 +22,6 @@ from ppdm_bench.report.atomic_io import replace_file
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "Best",
-    "Cell",
-    "Heading",
-    "Line",
-    "Page",
-    "Table",
-    "data_frame",
-    "escape_latex",
-    "frame_rows",
-    "table_of",
-    "to_csv",
-    "to_latex",
-    "to_markdown",
-    "to_text",
-]
-
 NOTHING = "–"
 ROWS_OF_A_PAGE = 50  # at 10 points
 TERMINAL = 100  # columns of a terminal

@@ -14,8 +14,6 @@ from ppdm_bench.units import count, setting_text, significant
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["speed_page", "speed_table"]
-
 _ENOUGH = 10  # repetitions that the protocol asks for
 _FAILURES = {"oom": "OOM", "skipped": "not run"}
 

@@ -11,10 +11,14 @@ from ppdm_bench.evaluation.snapshots import keep_snapshot
 from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.scores import configuration_of, setting
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.paper.learning import show as learning_curves
+from ppdm_bench.report.scores import configuration_of, is_of_curve, setting
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
+from ppdm_bench.report.tables.render import to_csv, to_markdown
 
 
 def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
@@ -37,8 +41,12 @@ def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], 
 
 
 def earlier_records(folder: Path) -> list[Record]:
-    """Return the scores of earlier commands in a folder, by subject; empty without any."""
-    return [record for record in RecordFile(folder / RECORDS).read() if record.subject and record.command != "ablate"]
+    """Return the scores of earlier commands in a folder, by subject, without learning curves; empty without any."""
+    return [
+        record
+        for record in RecordFile(folder / RECORDS).read()
+        if record.subject and record.command != "ablate" and not is_of_curve(record)
+    ]
 
 
 def with_earlier(records: Sequence[Record], earlier: Sequence[Record]) -> list[Record]:
@@ -115,12 +123,13 @@ def tabulate(
     """Write the tables and figures that need only records; return the table as text and the written files.
 
     Args:
-        records: records of this run.
+        records: records of this run; those of learning curves are left out.
         reference: label of the configuration that the others are compared with.
         folder: output folder.
         metrics: metrics of the tables for people; empty: all.
         columns: columns of the printed table; empty: those that fit.
     """
+    records = [record for record in records if not is_of_curve(record)]
     title = headline(records)
     page = quality_page(quality_table(records, reference=reference), title, metrics=metrics)
     written = page.save(folder / "quality", columns)
@@ -135,6 +144,18 @@ def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     if len(labels) <= MANY and len({record.steps for record in records if record.steps}) > 1:
         written += save(evaluations_figure(records, title), folder / "evaluations")
     return written
+
+
+def draw_curves(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write table and figure of the learning curves in records, if there are some."""
+    if not any(is_of_curve(record) and record.value is not None for record in records):
+        return []
+    shown = learning_curves(Library((*records,)))
+    written = [
+        replace_file(folder / f"curves.{end}", text.encode())
+        for end, text in (("csv", to_csv(shown.table)), ("md", to_markdown(shown.table)))
+    ]
+    return [*written, *save(shown.draw("double"), folder / "curves")]
 
 
 def failures(records: Sequence[Record]) -> list[str]:

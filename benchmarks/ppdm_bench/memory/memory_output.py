@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ppdm_baselines import REFERENCE
-from ppdm_bench.commands.terminal import Whole, progress
+from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
 from ppdm_bench.memory.explain import costs, explain, stem
@@ -30,7 +30,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
-        whole = Whole(bar, [_WEIGHT if task.measured else 1.0 for task in plan.tasks])
+        whole = OverallProgress(bar, [_WEIGHT if task.measured else 1.0 for task in plan.tasks])
         for made in carry_out(plan, lambda task: whole.show(task.text), ledger.earlier):
             ledger.keep(made)
             records += made
@@ -45,7 +45,7 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
     texts: list[str] = []
     written = [folder / RECORDS]
     with progress() as bar:
-        whole = Whole(bar, [1.0] * len(plan.tasks))
+        whole = OverallProgress(bar, [1.0] * len(plan.tasks))
         for task in plan.tasks:
             whole.show(task.text)
             made, course = explain(plan, task)

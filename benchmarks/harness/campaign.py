@@ -1,0 +1,226 @@
+"""The evidence of the project: every method on every task at equal training time, in tiers, over days if need be.
+
+    OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; killed, it resumes
+    python benchmarks/harness/campaign.py FOLDER --until real     the tiers up to this one
+    python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
+    python benchmarks/harness/campaign.py FOLDER --gather results/campaign
+
+Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
+several times: no two take the same training. First the step times of all methods are measured, alternately, into
+FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. After every tier the
+results are complete for what the tier adds. --real is the manifest of the real pairs; without it that tier is left out.
+"""
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ppdm.data.manifest import SPLITS
+from ppdm.training.schedule import Schedule
+from ppdm_baselines import METHODS
+from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, Subjects
+from ppdm_bench.evaluation.pacing import paced
+from ppdm_bench.evaluation.trials import trials
+from ppdm_bench.report.atomic_io import replace_file
+
+# Width 16, batches of one pair in bf16: on processors with AVX-512 BF16 the most updates per minute.
+BASE = ("network.precision=bf16",)
+WIDTH, PARTS, EVALUATIONS = 16, 6, "1,2,4"
+SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
+LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32 voxels to no more
+
+# What the claims hold against the method, beside the registered methods: no bridge, no loss, no puzzle.
+FROM_NOISE = ("kernel=gaussian(schedule=cosine)", "target=x0")
+WITHOUT_LOSS = ("loss.mode=off", "loss.gradient=0")
+WITHOUT_PUZZLE = ("representation=identity",)
+# The first ones are enough for most claims.
+_FIRST = (
+    ("ppdm", ()),
+    ("ddpm3d", ()),
+    ("wavelet", ()),
+    ("ppdm", FROM_NOISE),
+    ("ppdm", WITHOUT_LOSS),
+    ("regression", ()),
+)
+POINTS = (*dict.fromkeys((*_FIRST, *((name, ()) for name in METHODS), ("ppdm", WITHOUT_PUZZLE))),)
+FACTORS = tuple((factor, width) for factor in (1, 2, 4, 8) for width in ((16,) if factor == 1 else (16, 32, 64)))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set with the minutes of each training on it."""
+
+    subjects: Subjects
+    minutes: float
+
+    @property
+    def name(self) -> str:
+        """Name of the data, with the size of phantoms."""
+        return " ".join(filter(None, (self.subjects.task, str(getattr(self.subjects, "size", "")))))
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that have subjects."""
+        return [split for split in SPLITS if self.subjects.shapes(split)]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Its options of the command line."""
+        one = self.subjects
+        if isinstance(one, ManifestSubjects):
+            return "--manifest", str(one.path)
+        return "--task", one.task, "--subjects", str(one.subjects), "--size", str(one.size)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training and its scores, one call of ``ppdm-bench quality``."""
+
+    tier: str
+    data: Data
+    method: str
+    settings: tuple[str, ...] = ()
+    seed: int = 0
+    width: int = WIDTH
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        parts = (self.data.name, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
+        return " ".join(parts).replace("/", "-")
+
+    def words(self, folder: Path) -> list[str]:
+        """The command line."""
+        changes = [word for text in (*BASE, *self.settings) for word in ("--set", text)]
+        return [
+            *(sys.executable, "-m", "ppdm_bench", "quality", *self.data.words, "--method", self.method, *changes),
+            *("--width", str(self.width), "--seeds", str(self.seed), "--minutes", str(self.data.minutes)),
+            *("--paces", str(folder / "paces.jsonl"), "--evaluations", EVALUATIONS, "--device", "cpu"),
+            *(("--curve", str(PARTS)) if "val" in self.data.splits else ()),
+            *("--out", str(folder / "runs" / self.name)),
+        ]
+
+
+def jobs(real: Path | None) -> list[Job]:
+    """All jobs, tier by tier; within a tier, one method after the other on all data."""
+    phantoms = [
+        Data(PhantomSubjects("mri-t1t2", SUBJECTS, 32), 3.0),
+        Data(PhantomSubjects("pet-joint", SUBJECTS, 32), 3.0),
+        Data(PhantomSubjects("pet-denoise", SUBJECTS, 48), 4.0),  # at 32³ there is next to no noise to remove
+    ]
+    large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
+    patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
+    made = [Job("methods", data, *point) for point in POINTS for data in phantoms]
+    made += [Job("real", data, *point) for point in POINTS for data in patients]
+    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in POINTS for data in phantoms]
+    for factor, width in FACTORS:
+        settings = (f"representation=puzzle(factor={factor})", LEVELS)
+        small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
+        made += [Job("factors", data, "ppdm", settings, width=width) for data in small]
+    return made + [Job("gallery", data, name) for name in METHODS for data in large]
+
+
+def main() -> None:
+    """Carry out, list or gather."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--real", type=Path, help="manifest of real pairs")
+    parser.add_argument("--until", help="the last tier")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--gather", type=Path)
+    asked = parser.parse_args()
+    wanted = jobs(asked.real)
+    tiers = list(dict.fromkeys(job.tier for job in wanted))
+    if asked.until is not None:
+        if asked.until not in tiers:
+            parser.error(f"--until must be one of {', '.join(tiers)}")
+        tiers = tiers[: tiers.index(asked.until) + 1]
+        wanted = [job for job in wanted if job.tier in tiers]
+    if asked.gather is not None:
+        gather(wanted, asked.folder, asked.gather)
+    elif asked.list:
+        for tier in tiers:
+            mine = [job for job in wanted if job.tier == tier]
+            left = [job for job in mine if not is_done(job, asked.folder)]
+            hours = sum(job.data.minutes for job in left) / 60
+            print(f"{tier}: {len(mine) - len(left)} of {len(mine)} trainings done, {hours:.1f} core-hours left")
+    else:
+        asked.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(asked.folder / "paces.lock"):
+            measure_paces(wanted, asked.folder)
+        for job in wanted:
+            carry_out(job, asked.folder)
+
+
+def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
+    """Measure the step times that are missing, those on one data set alternately."""
+    for data in dict.fromkeys(job.data for job in wanted):
+        there = dict.fromkeys(replace(job, tier="", seed=0) for job in wanted if job.data == data)
+        schedule = Schedule(minutes=data.minutes)
+        plan = [
+            trial
+            for job in there
+            for trial in trials([data.subjects], [job.method], [], schedule, [0], job.width, [*BASE, *job.settings])
+        ]
+        for trial in paced(plan, folder / "paces.jsonl", "cpu", lambda text: None):
+            print(
+                f"{data.subjects}, {trial.label}, width {trial.method.width}: {trial.schedule.steps} steps", flush=True
+            )
+
+
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether a job has ended well."""
+    return (folder / "done" / job.name).exists()
+
+
+def carry_out(job: Job, folder: Path) -> None:
+    """Run a job unless it is done or another process runs it; a failure does not stop the others."""
+    log, done = folder / "logs" / f"{job.name}.log", folder / "done" / job.name
+    for place in (log, done):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        with FileLock(log.with_suffix(".lock"), timeout=0), log.open("a") as stream:
+            if done.exists():
+                return
+            finished = subprocess.run(job.words(folder), stdout=stream, stderr=stream, env=environment, check=False)
+            if (code := finished.returncode) == 0:
+                replace_file(done, b"")
+    except Timeout:
+        return
+    print(f"{job.tier}: {job.name}: {'done' if code == 0 else f'failed with {code}, see {log}'}", flush=True)
+
+
+def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
+    """Copy the records of all jobs that are done, one compressed file for each data set, and the step times.
+
+    Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
+    """
+    for data in dict.fromkeys(job.data for job in wanted):
+        mine = [job for job in wanted if job.data == data and is_done(job, folder)]
+        rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
+        if rows:
+            place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
+    replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
+
+
+def _rows(job: Job, folder: Path) -> Iterator[bytes]:
+    file = folder / "runs" / job.name / job.data.subjects.task / "records.jsonl"
+    for row in file.read_bytes().splitlines(keepends=True):
+        record = json.loads(row)
+        if "curve" not in record["options"] or record["metric"] == "psnr":
+            yield row
+
+
+if __name__ == "__main__":
+    main()

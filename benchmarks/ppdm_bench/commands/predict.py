@@ -1,0 +1,76 @@
+"""``ppdm-bench predict``: the peak memory of an unmodified training script."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ppdm_bench.commands.options import Gpu, Json, as_usage, integer, read_budget, read_option, read_seconds
+from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
+
+
+def predict(
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND", help="The training command, such as: -- python train.py --epochs 3"),
+    ] = None,
+    gpu: Gpu = None,
+    capacity: Annotated[
+        str | None, typer.Option(help="Memory of the card, such as 24GB. Default: all of --gpu, or no verdict.")
+    ] = None,
+    torch: Annotated[
+        str | None,
+        typer.Option(metavar="RELEASE", help="Release of PyTorch to predict for; default: the command's own."),
+    ] = None,
+    device: Annotated[
+        Literal["cuda", "cpu"], typer.Option(help="Device to predict for; cpu applies no rules of CUDA.")
+    ] = "cuda",
+    steps: Annotated[int, integer("Optimizer steps to take; three show what grows.")] = 3,
+    keep_files: Annotated[
+        bool, typer.Option("--keep-files", help="Let the program write its files. Default: they disappear.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Time limit of the program, in seconds.")
+    ] = 600,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for records, figure and the program's output; default: write nothing.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Predict the peak memory of a training script: does it fit a card, and where does the memory go?
+
+    The script runs unmodified in a child process, on tensors without data, for a few optimizer steps.
+    """
+    size = read_option("--capacity", read_budget, capacity) if capacity is not None else None
+    if device == "cpu" and (gpu or torch):
+        raise typer.BadParameter("--gpu and --torch are for CUDA; leave out --device cpu")
+    from ppdm_bench.predictor.script.invocation import read_command
+
+    words = command or []
+    as_usage(read_command, words)
+    with redirect_stdout(sys.stderr):
+        from dataclasses import replace
+
+        from ppdm_bench.devices import card_of
+        from ppdm_bench.isolation.sweep import RECORDS, Ledger
+        from ppdm_bench.memory.script import program, records_of, save, text_of
+        from ppdm_bench.predictor.script.prediction import predict_script
+        from ppdm_bench.records import write_json_array
+
+        card = as_usage(card_of, gpu, size)
+        target = as_usage(replace, card, torch=torch) if device == "cuda" else None
+        with progress() as bar:
+            bar.add_task(f"predicting {program(words)}", total=None)
+            prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
+        options = {"command": words, "steps": steps, "keep_files": keep_files}
+        records = records_of(prediction, options)
+        written = []
+        if out is not None:
+            with alone_in(out) as folder:
+                Ledger(folder).keep(records)
+                written = [folder / RECORDS, *save(prediction, folder)]
+    print(write_json_array(records) if json else text_of(prediction))
+    if written:
+        report_outcome(written, [], sys.stderr if json else sys.stdout)

@@ -1,0 +1,121 @@
+"""Data loaders: samplers, data sets, transforms and collate functions run on real data, in this process.
+
+A data pipeline reads files and crops by what it finds in them, so its tensors are real ones. They lie in host memory
+until the code moves them. What a worker process would do is done here, one batch after another, and its memory is not
+followed, because it is the memory of another process. Only the batch arrives.
+"""
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils.data import DataLoader, dataloader
+from torch.utils.data._utils import pin_memory, worker
+
+from ppdm_bench.predictor.restore_state import generator_states, restore_generators
+from ppdm_bench.predictor.trace import Trace
+
+
+def loader_patches(trace: Trace) -> Iterator[Any]:
+    """Patches of ``torch.utils.data.DataLoader``."""
+
+    def in_earnest(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(self: Any) -> Any:
+            with trace.in_earnest():
+                return method(self)
+
+        return run
+
+    class Workers(_Workers):
+        followed = trace
+
+    yield mock.patch.object(DataLoader, "__iter__", in_earnest(DataLoader.__iter__))
+    base = dataloader._BaseDataLoaderIter
+    yield mock.patch.object(base, "__next__", in_earnest(base.__next__))
+    yield mock.patch.object(dataloader, "_MultiProcessingDataLoaderIter", Workers)
+
+
+class _Workers(dataloader._BaseDataLoaderIter):
+    """Iterator of a data loader that does the work of its workers itself.
+
+    Attributes:
+        followed: the trace.
+    """
+
+    followed: Trace
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        with self.followed.in_earnest(apart=True):
+            self._workers = [_Worker(self, loader, number) for number in range(loader.num_workers)]
+        self._reset(loader, first_iter=True)
+
+    def _reset(self, loader: Any, first_iter: bool = False) -> None:
+        super()._reset(loader, first_iter)
+        self._fetches = [(each, each.fetcher(loader)) for each in self._workers]
+        self._turns = count()
+
+    def _next_data(self) -> Any:
+        while self._fetches:
+            index = self._next_index()
+            at = next(self._turns) % len(self._fetches)
+            each, fetcher = self._fetches[at]
+            try:
+                with self.followed.in_earnest(apart=True), each.running():
+                    batch = fetcher.fetch(index)
+            except StopIteration:  # an iterable data set of this worker has ended
+                del self._fetches[at]
+                self._turns = count(at)
+                continue
+            return pin_memory.pin_memory(batch, self._pin_memory_device) if self._pin_memory else batch
+        raise StopIteration
+
+
+class _Worker:
+    """A worker with its own copy of the data set and its own random generators."""
+
+    def __init__(self, iterator: Any, loader: Any, number: int) -> None:
+        seed = iterator._base_seed + number
+        self.data = _copied(iterator._dataset)
+        self.info = worker.WorkerInfo(id=number, num_workers=loader.num_workers, seed=seed, dataset=self.data)
+        self._generators: Any = None
+        with self.running():
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if numpy := sys.modules.get("numpy"):
+                numpy.random.seed(worker._generate_state(iterator._base_seed, number))
+            if loader.worker_init_fn is not None:
+                loader.worker_init_fn(number)
+
+    def fetcher(self, loader: Any) -> Any:
+        """An object that fetches batches; one for each pass over the data."""
+        create = dataloader._DatasetKind.create_fetcher
+        with self.running():
+            return create(loader._dataset_kind, self.data, loader._auto_collation, loader.collate_fn, loader.drop_last)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the block as this worker."""
+        main = generator_states()
+        if self._generators:
+            restore_generators(self._generators)
+        try:
+            with mock.patch.object(worker, "_worker_info", self.info):
+                yield
+        finally:
+            self._generators = generator_states()
+            restore_generators(main)
+
+
+def _copied(data: Any) -> Any:
+    """A copy, because workers set attributes such as the range that each of them reads."""
+    try:
+        return copy.copy(data)
+    except TypeError:  # it holds something that cannot be copied
+        return data

@@ -1,0 +1,149 @@
+"""Distributed training with one process, and data parallelism on one device, without the libraries that communicate.
+
+A group of one process has nothing to send. The group of a prediction is therefore PyTorch's fake one, whatever backend
+the code names. The reducer of ``DistributedDataParallel`` runs as it is, so that its buckets are followed.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, distributed
+from torch.nn.parallel import _functions as parallel_functions
+from torch.nn.parallel import comm
+from torch.nn.parallel import distributed as ddp
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from ppdm_bench.predictor.sizes import PredictionError
+
+
+def distributed_patches() -> Iterator[Any]:
+    """Patches of ``torch.distributed`` and ``torch.nn.parallel``."""
+    yield mock.patch.object(parallel_functions, "_streams", None)  # streams that PyTorch keeps for later calls
+    yield mock.patch.object(comm, "scatter", _scatter)
+    if not distributed.is_available():
+        return
+    c10d: Any = distributed.distributed_c10d
+    begin = _beginning(c10d.init_process_group)
+    for module in (distributed, c10d):
+        yield mock.patch.object(module, "init_process_group", begin)
+        for name, stand_in in _OBJECTS.items():
+            yield mock.patch.object(module, name, stand_in)
+    yield mock.patch.object(ddp, "_verify_param_shape_across_processes", _nothing)
+    bindings: Any = torch._C._distributed_c10d
+    rebuild = bindings.Reducer._rebuild_buckets
+
+    def rebuild_buckets(reducer: Any) -> bool:
+        with _IndicesInEarnest():
+            return bool(rebuild(reducer))
+
+    yield mock.patch.object(bindings.Reducer, "_rebuild_buckets", rebuild_buckets)
+    yield _Ended()
+
+
+def _beginning(begin: Callable[..., None]) -> Callable[..., None]:
+    def init_process_group(
+        backend: str | None = None,
+        init_method: str | None = None,
+        timeout: Any = None,
+        world_size: int = -1,
+        rank: int = -1,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        world = world_size if world_size > 0 else int(os.environ.get("WORLD_SIZE", 1))
+        if world != 1:
+            raise PredictionError(
+                f"a prediction is of one process, and the code starts a group of {world}; predict it with a world of 1 "
+                "(WORLD_SIZE=1), and share by hand what is split between processes"
+            )
+        from torch.testing._internal.distributed.fake_pg import FakeStore
+
+        begin("fake", rank=0, world_size=1, store=FakeStore())
+        state: Any = distributed.distributed_c10d._world
+        group = distributed.group.WORLD
+        state.pg_map[group] = (distributed.Backend(backend or "nccl"), state.pg_map[group][1])
+
+    return init_process_group
+
+
+def alone(op: Any, args: Sequence[Any]) -> Any:
+    """Run a collective operator in a group of one process, where a result is the input itself."""
+    results, inputs = list(_each(args[0])), list(_each(args[1]))
+    for result, x in zip(results, inputs, strict=False):
+        result.copy_(x)
+    ended = torch.futures.Future[list[Tensor]]()
+    ended.set_result(results)
+    bindings: Any = torch._C._distributed_c10d
+    work = bindings._create_work_from_future(ended).boxed()
+    return {0: None, 1: work, 2: (args[0], work)}[len(op._schema.returns)]
+
+
+def _each(value: Any) -> Iterator[Tensor]:
+    """All tensors in an argument of an operator."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _each(each)
+
+
+class _Ended:
+    """Context that ends the groups that were begun within it."""
+
+    def __enter__(self) -> None:
+        self._before = distributed.is_initialized()
+
+    def __exit__(self, *_: object) -> None:
+        if distributed.is_initialized() and not self._before:
+            distributed.destroy_process_group()
+
+
+class _IndicesInEarnest(TorchDispatchMode):
+    """Makes the integers with which the reducer orders its buckets in earnest, because it reads their memory."""
+
+    def __torch_dispatch__(
+        self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") is torch.int32 or types == (Tensor,) or op.namespace == "c10d":
+            with _disable_current_modes():
+                return op(*args, **kwargs)
+        return op(*args, **kwargs)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _scatter(tensor: Tensor, devices: Any = None, *_: Any, out: Any = None, **__: Any) -> tuple[Tensor, ...]:
+    """The batch of ``DataParallel`` on one device."""
+    if out is not None or len(devices) != 1:
+        raise PredictionError(
+            "a prediction is of one device, and the code scatters a tensor over several; predict it with one"
+        )
+    return (tensor.cuda(devices[0]),)
+
+
+def _all_gather(objects: list[Any], value: Any, *_: Any, **__: Any) -> None:
+    objects[0] = value
+
+
+def _gather(value: Any, objects: list[Any] | None = None, *_: Any, **__: Any) -> None:
+    if objects is not None:
+        objects[0] = value
+
+
+def _scatter_objects(results: list[Any], values: list[Any], *_: Any, **__: Any) -> None:
+    results[0] = values[0]
+
+
+# Functions that send pickled objects as tensors, whose sizes depend on data.
+_OBJECTS: dict[str, Callable[..., None]] = {
+    "all_gather_object": _all_gather,
+    "gather_object": _gather,
+    "scatter_object_list": _scatter_objects,
+    "broadcast_object_list": _nothing,
+}

@@ -1,0 +1,125 @@
+"""Tensors that code writes to files: checkpoints have the right size and names, and zeros where values are unknown.
+
+A fake tensor is pickled as a real one, so ``torch.save``, pickle and safetensors write what others can read. Its memory
+is an anonymous map that nobody touches, and ``torch.save`` leaves a hole in its place, so neither memory nor disk fill.
+"""
+
+import importlib
+import mmap
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from unittest import mock
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ppdm_bench.predictor.fake_storage import as_class_of
+from ppdm_bench.predictor.trace import Trace
+
+
+def saving_patches(trace: Trace) -> Iterator[Any]:
+    """Patches of what writes tensors."""
+    written = _Written(trace)
+
+    def reduced(x: FakeTensor, protocol: Any) -> Any:
+        with trace.real():
+            return written.real(x).__reduce_ex__(protocol)
+
+    yield mock.patch.object(FakeTensor, "__reduce_ex__", reduced)
+    yield mock.patch.object(FakeTensor, "data_ptr", _address)
+    save, rebuild = torch.serialization._save, torch._utils._rebuild_tensor
+
+    def save_with_holes(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        save(value, _Holes(file), *args, **kwargs)
+
+    def rebuild_tensor(storage: Any, *args: Any) -> Tensor:
+        if trace.inside:
+            return rebuild(storage, *args)
+        with trace.real():
+            x: Tensor = rebuild(storage, *args)
+        trace.loaded(x, None)
+        return x
+
+    set_state = torch.set_rng_state
+
+    def set_rng_state(state: Tensor) -> None:
+        with trace.real():
+            set_state(written.real(state))
+
+    yield mock.patch.object(torch, "set_rng_state", set_rng_state)
+    yield mock.patch.object(torch.random, "set_rng_state", set_rng_state)
+    yield mock.patch.object(torch.serialization, "_save", save_with_holes)
+    yield mock.patch.object(torch._utils, "_rebuild_tensor", rebuild_tensor)
+    with suppress(ImportError):
+        safetensors = importlib.import_module("safetensors.torch")
+        for name in ("save", "save_file"):
+            yield mock.patch.object(safetensors, name, written.saving(getattr(safetensors, name)))
+        yield mock.patch.object(safetensors, "storage_ptr", lambda x: x.untyped_storage()._cdata)
+
+
+class _Written:
+    """Real tensors in place of the fake ones that are being written; those that share a storage still do."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._storages = WeakValueDictionary[int, torch.UntypedStorage]()  # by address of the fake storage
+
+    def saving(self, save: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of safetensors that writes a dictionary of tensors."""
+
+        def save_real(tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+            with self._trace.real():
+                return save({name: self.real(x) for name, x in tensors.items()}, *args, **kwargs)
+
+        return save_real
+
+    def real(self, x: Tensor) -> Tensor:
+        """A real tensor with the geometry of a fake one, and its values where they are known."""
+        if not isinstance(x, FakeTensor):
+            return x
+        address = x.untyped_storage()._cdata
+        storage = self._storages.get(address)
+        if storage is None:
+            storage = self._storages[address] = _zeros(x.untyped_storage().nbytes())
+        made = torch.empty(0, dtype=x.dtype).set_(storage, int(x.storage_offset()), x.shape, x.stride())
+        values = self._trace.constants.values(x) if self._trace.constants else None
+        if values is not None:
+            made.copy_(values)
+            storage.is_hole = False  # type: ignore[attr-defined]
+        made = as_class_of(x, made)
+        return (
+            nn.Parameter(made, x.requires_grad) if isinstance(x, nn.Parameter) else made.requires_grad_(x.requires_grad)
+        )
+
+
+class _Holes:
+    """A file of ``torch.save`` in which storages without known values are holes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write_record(self, name: str, content: Any, size: int) -> None:
+        """Write a part of the file."""
+        if getattr(content, "is_hole", False):
+            self._file.write_record_metadata(name, size)
+        else:
+            self._file.write_record(name, content, size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _address(x: FakeTensor) -> int:
+    """A number that is the same for tensors that start at the same place."""
+    return int(x.untyped_storage()._cdata + x.storage_offset() * x.element_size())
+
+
+def _zeros(size: int) -> torch.UntypedStorage:
+    if not size:
+        return torch.UntypedStorage(0)
+    storage = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8).untyped_storage()
+    storage.is_hole = True  # type: ignore[attr-defined]
+    return storage

@@ -1,0 +1,193 @@
+"""Learning curves: quality on the split val against the training time, or the steps, of every method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
+
+from ppdm_bench.grouping import grouped
+from ppdm_bench.records import Record
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.names import plain_label
+from ppdm_bench.report.figures.style import SMALL, Column, Marker
+from ppdm_bench.report.library import Library
+from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.scores import Scores, group_title, is_of_curve
+from ppdm_bench.report.tables.render import Heading, Line, Table
+
+__all__ = ["Curve", "curves_of", "show"]
+
+METRIC = "psnr"
+THIRD = 1 / 3  # of the training, at whose gain the table looks
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean quality of one design at several shares of its training, over subjects and seeds.
+
+    Attributes:
+        scores: the scores at each share of the steps, in rising order.
+        total: steps of the whole training.
+        seconds: its training time by the step time of the method; None if the budget was one of steps.
+    """
+
+    scores: dict[float, Scores]
+    total: int
+    seconds: float | None
+
+    @property
+    def last(self) -> Scores:
+        """The scores at the end."""
+        return self.scores[max(self.scores)]
+
+    @property
+    def means(self) -> dict[float, float]:
+        """Mean over subjects, by share."""
+        return {share: fmean(one.subjects(METRIC).values()) for share, one in self.scores.items()}
+
+    @property
+    def end(self) -> float:
+        """Mean at the end."""
+        return self.means[max(self.scores)]
+
+    @property
+    def late_gain(self) -> float | None:
+        """Gain in dB from the last score before the last third of the training, or at its start, to the end."""
+        early = [mean for share, mean in self.means.items() if share <= 1 - THIRD + 1e-6]
+        return self.end - early[-1] if early and max(self.scores) == 1 else None
+
+    def place(self, share: float, in_seconds: bool) -> float:
+        """Place on the horizontal axis: minutes or steps."""
+        return share * self.seconds / 60 if in_seconds and self.seconds is not None else share * self.total
+
+
+def curves_of(records: Sequence[Record]) -> list[Curve]:
+    """Return the learning curves in records, one for each data set, design, budget and number of evaluations."""
+    found: dict[str, dict[float, Scores]] = {}
+    about: dict[str, tuple[int, float | None]] = {}
+    for record in sorted((one for one in records if _is_on_curve(one)), key=lambda one: one.options["curve"]["share"]):
+        curve, one = record.options["curve"], Scores.like(record)
+        key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
+        about[key] = int(curve["of"]), one.seconds
+        seed = (record.options.get("training") or {}).get("seed")
+        found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed)
+    return [Curve(scores, *about[key]) for key, scores in found.items()]
+
+
+def _is_on_curve(record: Record) -> bool:
+    return is_of_curve(record) and record.metric == METRIC and record.value is not None
+
+
+def show(library: Library) -> Shown:
+    """Return the learning curves of every data set, each method at its best number of evaluations.
+
+    Raises:
+        Missing: there are none.
+    """
+    curves = [curve for curve in curves_of(library.records) if curve.total]
+    inputs = {curve.last.data: curve.end for curve in curves_of(library.records) if not curve.total}
+    if not curves:
+        raise Missing("scores on the way of trainings; `ppdm-bench quality --curve 6` makes them")
+    best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
+    panels = list(grouped(best, lambda curve: curve.last.data).values())
+    seeds = sorted({seed for curve in curves for seed in curve.last.seeds})
+    timed = all(curve.seconds is not None for curve in curves)
+    about = (
+        "PSNR of the averaged weights at fixed shares of each training, on subjects of the split val, against "
+        + (
+            "the training time: the number of steps times the step time of the method, measured before all trainings"
+            if timed
+            else "the number of steps"
+        )
+        + ". Each method at the number of network evaluations that is best at its end (in the table, all of them). "
+        "Grey: the input. The learning rate falls to 0 only at the end. "
+        f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
+        f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+    )
+    colours = style.markers(curve.last.label for curve in curves)
+    records = {id(r): r for curve in curves for one in curve.scores.values() for r in one.records}
+    return Shown(
+        _table(curves, library),
+        lambda column: _figure(panels, colours, inputs, column),
+        about,
+        list(records.values()),
+    )
+
+
+def _apart_from_evaluations(curve: Curve) -> str:
+    design = {name: part for name, part in curve.last.design.items() if name != "sampling"}
+    return json.dumps([curve.last.data, curve.last.label, design, curve.total, curve.seconds])
+
+
+def _table(curves: Sequence[Curve], library: Library) -> Table:
+    shares = sorted({share for curve in curves for share in curve.scores})
+    headings = [
+        Heading("task", "task"),
+        Heading("method", "method"),
+        Heading("variant", "variant"),
+        Heading("evaluations", "evaluations", number=True),
+        Heading("width", "width", number=True),
+        Heading("train_steps", "training steps", number=True),
+        Heading("train_seconds", "training time, s", lambda seconds: f"{seconds:.0f}", number=True),
+        Heading("subjects", "subjects", number=True),
+        Heading("seeds", "seeds", number=True),
+        *(Heading(f"psnr_{share:.3f}", f"PSNR at {share:.0%}, dB", _decibel, number=True) for share in shares),
+        Heading("late_gain_db", "gain of the last third, dB", _decibel, number=True),
+    ]
+    lines = []
+    for curve in curves:
+        one, means = curve.last, curve.means
+        about: tuple[Any, ...] = (one.task, one.method, one.variant, one.evaluations, one.width, curve.total)
+        about += (curve.seconds, len(one.subjects(METRIC)), len(one.seeds))
+        values = (*(means.get(share) for share in shares), curve.late_gain)
+        sources = library.references(record for scores in curve.scores.values() for record in scores.records)
+        lines.append(Line((*about, *values), sources))
+    return Table(headings, lines)
+
+
+def _decibel(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def _figure(
+    panels: Sequence[Sequence[Curve]], marks: dict[str, Marker], inputs: dict[str, float], column: Column
+) -> Figure:
+    across = 1 if column == "single" else min(2, len(panels))
+    down = -(-len(panels) // across)
+    most = max(len(panel) for panel in panels)
+    figure = style.new_figure(column, height=0.5 + max(2.0, 0.35 + 0.13 * most) * down)
+    labels: list[list[Annotation]] = []
+    for place, panel in enumerate(panels):
+        axes = figure.add_subplot(down, across, place + 1)
+        in_seconds = all(curve.seconds is not None for curve in panel)
+        style.plain_axes(axes, "both", "training time (min)" if in_seconds else "training steps", "PSNR (dB)")
+        axes.set_title(group_title([panel[0].last]), fontsize=SMALL)
+        if (before := inputs.get(panel[0].last.data)) is not None:
+            axes.axhline(before, color="0.6", linewidth=0.9, linestyle=style.DASHED, zorder=1)
+        labels.append(_draw(axes, panel, marks, in_seconds))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(left=0)
+    style.title(figure, "Learning curves: quality on val against training. Dashed: the input.")
+    style.move_apart(figure, labels)
+    return figure
+
+
+def _draw(axes: Axes, panel: Sequence[Curve], marks: dict[str, Marker], in_seconds: bool) -> list[Annotation]:
+    """Draw the curves and return their labels."""
+    ends = []
+    for curve in panel:
+        marker, means = marks[curve.last.label], curve.means
+        places = [curve.place(share, in_seconds) for share in means]
+        look: dict[str, Any] = {"color": marker.colour, "marker": marker.shape, "markersize": 3.5, "linewidth": 0.9}
+        axes.plot(places, [*means.values()], **look, markeredgewidth=0, zorder=2)
+        ends.append((places[-1], curve.end, plain_label(curve.last.label), marker.colour))
+    return [style.end_label(axes, *end) for end in ends]

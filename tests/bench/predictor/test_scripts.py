@@ -1,0 +1,256 @@
+"""Training scripts of the kinds that people write, each predicted to the byte that it takes."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppdm_bench import ScriptError, Target, predict_peak, predict_script
+from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script
+
+pytestmark = pytest.mark.slow
+
+SCRIPTS = Path(__file__).parent / "scripts"
+NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def command(name: str, *words: str) -> list[str]:
+    return [sys.executable, str(SCRIPTS / f"{name}.py"), *words]
+
+
+def script(text: str) -> list[str]:
+    """A script with a network, an optimizer, and a function that makes a step."""
+    begin = """
+import os, sys, torch
+net = torch.nn.Linear(10, 10)
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+def step():
+    net(torch.randn(4, 10)).mean().backward()
+    opt.step()
+"""
+    Path("script.py").write_text(begin + text)
+    return [sys.executable, "script.py"]
+
+
+def failure(words: list[str], timeout: float = 60) -> ScriptError:
+    with pytest.raises(ScriptError) as raised:
+        predict_script(words, timeout=timeout)
+    return raised.value
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_script_is_predicted_to_the_byte_and_leaves_no_file(name: str, folder: Path) -> None:
+    predicted = predict_script(command(name), target="cpu")
+    measured = measure_script(command(name))
+    for kind in (
+        "params",
+        "grads",
+        "optimizer",
+        "workspace",
+    ):  # what is read from a file can count as either of the rest
+        assert predicted.peak.breakdown[kind] == measured.peak.breakdown[kind]
+    assert predicted.peak.peak_allocated == measured.peak.peak_allocated > 0
+    assert predicted.peak.iterations == measured.peak.iterations
+    assert predicted.after_step == measured.after_step
+    assert (predicted.steps, measured.steps) == (3, 3)
+    assert bool(predicted.growth) == (name == "leaking")
+    assert list(folder.iterdir()) == []
+
+
+def test_on_cuda_a_script_takes_what_the_same_functions_take() -> None:
+    def build():
+        net = torch.nn.Linear(100, 1000).to("cuda")
+        return net, torch.optim.SGD(net.parameters(), lr=0.1), [], []
+
+    def step(state):
+        net, optimizer, outputs, losses = state
+        optimizer.zero_grad()
+        outputs.append(net(torch.randn(64, 100, device="cuda")))
+        losses.append(outputs[-1].square().mean())
+        losses[-1].backward()
+        optimizer.step()
+
+    target = Target(torch="2.8.0", capacity=2**31, compute_capability=(8, 9))
+    found = predict_script(command("leaking"), target=target)
+    wanted = predict_peak(build, step, 3, target)
+    assert (found.peak.peak_allocated, found.peak.needs) == (wanted.peak_allocated, wanted.needs)
+    assert found.peak.breakdown == wanted.breakdown
+    assert found.peak.fits is True
+
+
+def test_tensors_are_where_the_script_puts_them() -> None:
+    text = """
+net = torch.nn.Linear(1000, 1000)  # 4 MB, then on the device
+data = torch.randn(100, 1000, 1000)  # 400 MB, which stay on the host
+net.cuda()
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+for block in data:
+    assert not block.is_cuda
+    block = block.cuda()
+    assert block.is_cuda
+    net(block).mean().backward()
+    opt.step()
+"""
+    peak = predict_script(script(text), target=Target(torch="2.8.0")).peak
+    assert peak.breakdown["params"] == 4_000_256 + 4096
+    assert 4_000_000 <= peak.breakdown["inputs"] < 5_000_000  # one block, with what the allocator does not split off
+    assert peak.host > 400_000_000
+
+
+def test_lines_that_keep_memory_and_lines_that_read_made_up_values_are_named() -> None:
+    leak = predict_script(command("leaking"), target="cpu")
+    assert [(g.line.number, g.operator, g.bytes_per_step) for g in leak.growth if g.line] == [
+        (12, "addmm", 64 * 1000 * 4),
+        (14, "mean", 512),
+    ]
+    assert leak.after_step[2] - leak.after_step[1] == leak.after_step[1] - leak.after_step[0] == 256_512
+    assert leak.holders[0].line
+    assert leak.holders[0].line.file == str(SCRIPTS / "leaking.py")
+    assert {h.module for h in leak.holders if h.kind == "params"} == {"weight", "bias"}
+    guards = predict_script(command("guarded"), target="cpu").made_up
+    assert {(m.line.number, m.branch and m.branch.number) for m in guards if m.line} == {(15, 15), (17, 17), (20, 21)}
+
+
+def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
+    narrow = predict_script(command("arguments"), 1, "cpu")
+    wide = predict_script(command("arguments", "--width", "64"), 1, "cpu")
+    assert wide.peak.breakdown["params"] > narrow.peak.breakdown["params"]
+    (folder / "package").mkdir()
+    (folder / "package" / "train.py").write_text(f"import runpy, sys\nrunpy.run_path({str(SCRIPTS / 'plain.py')!r})\n")
+    plain = predict_script(command("plain"), 1, "cpu").peak.peak_allocated
+    assert predict_script([sys.executable, "-m", "package.train"], 1, "cpu").peak.peak_allocated == plain
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = "RANK LOCAL_RANK WORLD_SIZE MASTER_PORT"
+    script(f"print(*(os.environ[n] for n in '{words}'.split()), sys.argv, __name__)\nstep()\n")
+    made = predict_script([*run, "script.py", "--fast"], 1, "cpu")
+    assert made.output.startswith("0 0 1 ")
+    assert made.output.endswith("['script.py', '--fast'] __main__\n")
+    assert any("several processes" in note for note in made.notes)
+
+
+def test_the_script_sees_the_paths_that_python_gives(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "helper.py").write_text("import torch\nnet = torch.nn.Linear(3, 3)\n")
+    text = "import os, sys, helper, torch\nprint(sys.path[0], os.getcwd(), sys.argv, __file__)\n"
+    (folder / "sub" / "train.py").write_text(text + "torch.optim.SGD(helper.net.parameters()).step()\n")
+    words = [sys.executable, "sub/train.py", "x"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert predict_script(words, 1, "cpu").output == said
+
+
+def test_files_are_written_only_where_asked(folder: Path) -> None:
+    text = "os.makedirs('a/b')\nopen('a/b/c.txt', 'w').write('x')\nprint(open('a/b/c.txt').read())\nstep()\n"
+    assert predict_script(script(text), 1, "cpu").output == "x\n"
+    assert not (folder / "a").exists()
+    predict_script(script(text), 1, "cpu", keep_files=True)
+    assert (folder / "a" / "b" / "c.txt").read_text() == "x"
+
+
+def test_a_script_that_nothing_ends_is_ended() -> None:
+    stubborn = """
+import atexit, signal, threading, time
+atexit.register(time.sleep, 100)
+threading.Thread(target=time.sleep, args=(100,)).start()
+try:
+    while True:
+        try:
+            step()
+        except BaseException:
+            print("never mind")
+finally:
+    time.sleep(100)
+"""
+    assert predict_script(script(stubborn), target="cpu", timeout=60).steps == 3
+
+
+def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
+    found = predict_script(script("step()\nstep()\n"), target="cpu")
+    assert found.steps == 2
+    assert found.notes == ("the program took 2 of 3 optimizer steps: it ended by itself",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "printed"),
+    [
+        ("print('nothing')", "ended without an optimizer step", "nothing"),
+        (
+            "step()\nraise KeyError('weights')",
+            "raised an error after 1 optimizer step: script.py:9: KeyError",
+            "Traceb",
+        ),
+        ("print('usage')\nsys.exit(2)", r"sys.exit\(2\) before its first optimizer step", "usage"),
+        ("input('name? ')", "waits for input before its first", "name"),
+        ("import subprocess\nsubprocess.run(['true'])", r"other processes, .*\(true\)", "It printed nothing"),
+        ("os.execv('/bin/true', ['true'])", "replaces its process", "Traceback"),
+        ("import ctypes\nctypes.string_at(0)", "crashed before its first .* SIGSEGV", "string_at"),
+        ("os._exit(3)", "ended its process before its first optimizer step with code 3", "It printed nothing"),
+        ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "values that depend on data, which", "AssertionError"),
+        ("step()\nstep()\nstep()", "put nothing on the CUDA device", "It printed nothing"),
+        ("torch.multiprocessing.spawn(print, nprocs=4)", "starts 4 processes", "Traceback"),
+    ],
+)
+def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: str, printed: str) -> None:
+    error = failure(script(text))
+    assert error.args[0].count("\n") <= 13
+    first, _, rest = str(error).partition("\n")
+    assert re.search(said, first), first
+    assert printed in rest
+
+
+def test_time_that_is_up_is_said(folder: Path) -> None:
+    error = failure(script("import time\ntime.sleep(100)"), timeout=8)
+    assert "no optimizer step within 8 s" in str(error)
+    with pytest.raises(ValueError, match="at least one optimizer step"):
+        predict_script(["x.py"], 0)
+    with pytest.raises(ValueError, match="target must be"):
+        predict_script(["x.py"], target="cuda")  # type: ignore[arg-type]
+
+
+def test_the_child_ends_with_its_parent(folder: Path) -> None:
+    script("open('pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(100)")
+    call = "predict_script([sys.executable, 'script.py'], keep_files=True)"
+    code = f"import sys\nfrom ppdm_bench import predict_script\n{call}"
+    for number in (signal.SIGINT, signal.SIGKILL):
+        Path("pid").unlink(missing_ok=True)
+        parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.DEVNULL)
+        wait_for(lambda: Path("pid").exists() and Path("pid").read_text() != "")
+        parent.send_signal(number)
+        parent.wait()
+        child = int(Path("pid").read_text())
+        wait_for(lambda child=child: not Path(f"/proc/{child}").exists())
+
+
+def wait_for(happened, most: float = 60) -> None:
+    end = time.monotonic() + most
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_model_of_any_size_takes_no_memory() -> None:
+    text = """
+import resource
+net = torch.nn.Sequential(*(torch.nn.Linear(16384, 16384, bias=False) for _ in range(20))).cuda()
+opt = torch.optim.AdamW(net.parameters())
+net(torch.randn(8, 16384, device="cuda")).mean().backward()
+opt.step()
+"""
+    ending = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\nopt.step()\n"
+    found: ScriptPrediction = predict_script(script(text + ending), 2, timeout=120)
+    assert found.peak.breakdown["params"] == 20 * 2**30
+    assert found.peak.peak_allocated > 80 * 2**30
+    assert int(found.output) < 2 * 2**20  # KiB

@@ -1,0 +1,71 @@
+"""Models that are kept on the way of a training, for learning curves."""
+
+import pytest
+import torch
+from tiny_methods import tiny
+from tiny_training import TINY, manifest, pair, weights
+
+from ppdm.checkpoint import load
+from ppdm.data.manifest import read_manifest
+from ppdm.training.loop import train
+from ppdm.training.on_manifest import kept_model, train_sets, training_sets
+from ppdm.training.run import Run
+from ppdm.training.schedule import Schedule
+from ppdm_baselines import latent
+
+pytestmark = pytest.mark.slow
+
+PAIRS = [pair(i) for i in range(3)]
+
+
+def kept(method=TINY, steps=6, **options):
+    """The final weights, and those that were kept, by step."""
+    found = {}
+    options |= {"on_keep": lambda report, network: found.setdefault(report.step, []).append(weights(network))}
+    network = train(method, PAIRS, Schedule(steps=steps), **options)
+    return weights(network), found
+
+
+def equal(one, other):
+    return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
+
+
+def test_the_averaged_weights_are_kept_and_the_training_stays_the_same():
+    end, nothing = kept()
+    again, found = kept(keep_after={2, 4})
+    assert not nothing
+    assert equal(end, again)
+    assert {step: len(networks) for step, networks in found.items()} == {2: 1, 4: 1}
+    assert not equal(found[2][0], found[4][0])
+    assert not equal(found[4][0], end)
+
+
+def test_a_resumed_training_keeps_the_same(tmp_path):
+    class Died(Exception):
+        pass
+
+    def die(report):
+        if report.step == 5:
+            raise Died
+
+    _, whole = kept(keep_after={2, 4})
+    with pytest.raises(Died):
+        kept(keep_after={2, 4}, run=Run(tmp_path, save_steps=3), progress=die)
+    _, found = kept(keep_after={2, 4}, run=Run(tmp_path, resume=True, save_steps=3))
+    assert found.keys() == {4}  # after the checkpoint
+    assert equal(found[4][0], whole[4][0])
+
+
+def test_nothing_is_kept_before_the_last_stage():
+    assert kept(tiny(latent.MATCHED), keep_after={1, 3, 4})[1].keys() == {4}
+
+
+def test_a_run_keeps_complete_models_in_folders_of_their_own(tmp_path):
+    pairs, held = training_sets(read_manifest(manifest(tmp_path)), Schedule(steps=3), "pairs")
+    run = Run(tmp_path / "run")
+    with run:
+        train_sets(TINY, pairs, held, Schedule(steps=3), run, device="cpu", keep_last=False, keep_after={2})
+    early, end = load(kept_model(run.folder, 2)), load(run.folder)
+    assert (early.steps, end.steps) == (2, 3)
+    assert early.scaling == end.scaling
+    assert not equal(weights(early.network), weights(end.network))
