@@ -103,12 +103,12 @@ def speed(
         asked = asked_configurations(method, sizes, wanted, start, vary)
         where, sheet, card = _place(device, gpu, [one.precision for one in asked], no_gate)
         protocol = QUICK if quick else FULL
-        plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card)
+        plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card, sheet)
         with alone_in(out) as folder:
             if quick and sheet is None:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; these are rough times, not a result")
-            records = collect(plan, folder, sheet)
+            records = collect(plan, folder)
             text, written = present(with_earlier(records, folder), folder, chosen)
     if json:
         from ppdm_bench.records import write_json_array

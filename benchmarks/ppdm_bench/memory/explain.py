@@ -1,6 +1,10 @@
-"""Memory timeline without a GPU: live memory during one step by category and module, and the largest blocks."""
+"""Memory timeline without a GPU: live memory during one step by category and module, and the largest blocks.
+
+For a card by name, also the time of the step by operator.
+"""
 
 from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -8,11 +12,16 @@ from typing import Any
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import Plan, Task, predicted
 from ppdm_bench.memory.unet_modules import UNetModules
+from ppdm_bench.memory.workload import workload
+from ppdm_bench.predictor.cards import SHEETS, find_sheet
 from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules, Site
 from ppdm_bench.predictor.peak import Peak, predict_peak
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import KINDS, Block, Timeline
+from ppdm_bench.predictor.timing import predict_time
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span
+from ppdm_bench.report.figures.time_by_operator import Cost
 
 HOLDERS = 10
 NEGLIGIBLE = 1e-4  # fraction of the peak; the figure omits allocations and frees of smaller blocks
@@ -33,6 +42,21 @@ def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
     timeline = made[-1].timeline
     assert timeline is not None
     return records, course(timeline, modules, _name(task.configuration, task.phase))
+
+
+def costs(task: Task, target: Target) -> list[Cost]:
+    """Return the predicted time of a step by operator on a named card; empty if its data sheet is not known."""
+    if target.gpu not in {sheet.name for sheet in SHEETS}:
+        return []
+    sheet, c = find_sheet(target.gpu), task.configuration
+    work = workload(c.resolve(), task.phase, c.shape, c.batch_size, "cuda")
+    found = predict_time(work.build, work.step, sheet, target, work.iterations, UNetModules())
+    total: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    for kernel, seconds, limit in found.by_kernel:
+        site = kernel.site or Site()
+        stage = site.stage if site.path or site.stage != "forward" else "outside the network"
+        total[kernel.operator, stage, limit] += seconds
+    return [Cost(*what, seconds) for what, seconds in total.items()]
 
 
 def course(timeline: Timeline, modules: Modules, name: str) -> Course:

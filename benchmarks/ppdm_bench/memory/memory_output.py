@@ -8,13 +8,14 @@ from ppdm_baselines import REFERENCE
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import Plan, carry_out
-from ppdm_bench.memory.explain import explain, stem
+from ppdm_bench.memory.explain import costs, explain, stem
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.breakdown import breakdown_figure
 from ppdm_bench.report.figures.memory import headline, memory_figure
 from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
 from ppdm_bench.report.figures.style import save
+from ppdm_bench.report.figures.time_by_operator import save_times, times_table
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.units import shape_text
 
@@ -52,7 +53,12 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
             records += made
             if course is not None:
                 texts.append(holders_table(course))
-                written += save_course(course, folder / stem(task.configuration, task.phase))
+                place = folder / stem(task.configuration, task.phase)
+                written += save_course(course, place)
+                if plan.target is not None and plan.target.gpu and (spent := costs(task, plan.target)):
+                    name = f"{course.name}, {plan.target.gpu}"
+                    texts.append(f"{name}: predicted time by operator.\n\n{times_table(spent)}")
+                    written += save_times(name, spent, place.with_name(f"{place.name}-time"))
             whole.ended()
     return records, "\n".join(texts), written
 

@@ -57,6 +57,11 @@ class Kernel:
     launched: bool = True
     site: Site | None = None
 
+    @property
+    def operator(self) -> str:
+        """The operator without namespace and overload, or the rule."""
+        return self.name.removeprefix("aten.").rpartition(".")[0] if self.name.startswith("aten.") else self.name
+
 
 def kernels_of(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, moments: Sequence[Moment]

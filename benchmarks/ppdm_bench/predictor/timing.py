@@ -16,7 +16,7 @@ to the half that judges them.
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -164,6 +164,14 @@ class KernelTable:
         return torch.tensor(list(values), dtype=torch.float64)
 
 
+class Share(NamedTuple):
+    """Seconds of all calls of one kernel, and what limits it."""
+
+    kernel: Kernel
+    seconds: float
+    limit: Limit
+
+
 @dataclass(frozen=True)
 class Duration:
     """Predicted time of a step.
@@ -171,12 +179,12 @@ class Duration:
     Attributes:
         seconds: the time.
         parts: seconds by what limits them: ``arithmetic``, ``bandwidth`` and ``launches``.
-        by_kernel: seconds of each different kernel, with all its calls.
+        by_kernel: the share of each different kernel.
     """
 
     seconds: float
     parts: Mapping[Limit, float]
-    by_kernel: tuple[tuple[Kernel, float], ...] = ()
+    by_kernel: tuple[Share, ...] = ()
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -205,8 +213,13 @@ class Duration:
             "bandwidth": float(times[~bound].sum()),
             "launches": float((table.counts * launches).sum()),
         }
-        each = (times + table.counts * launches).tolist()
-        return cls(sum(parts.values()), parts, tuple(zip(table.kernels, each, strict=True)))
+        started = table.counts * launches
+        limits: list[Limit] = [
+            "launches" if launch > time else "arithmetic" if is_arithmetic else "bandwidth"
+            for launch, time, is_arithmetic in zip(started.tolist(), times.tolist(), bound.tolist(), strict=True)
+        ]
+        shares = map(Share, table.kernels, (times + started).tolist(), limits)
+        return cls(sum(parts.values()), parts, tuple(shares))
 
 
 def kernels_of_step(

@@ -11,6 +11,7 @@ from ppdm_bench.environment import provenance
 from ppdm_bench.isolation.runner import Answer
 from ppdm_bench.isolation.sweep import Case, Sweep
 from ppdm_bench.memory.feasibility import doubt
+from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record
 from ppdm_bench.timing.clock import FIRST, Protocol
@@ -53,6 +54,7 @@ class Plan:
         spacing: voxel spacing in mm of the scan that gives the volume size; empty without a scan.
         timeout: time limit in seconds for one phase of one configuration.
         card: phases that are predicted not to fit on this card are skipped; None runs every phase.
+        sheet: data sheet of a card to predict the times for; None measures them.
     """
 
     configurations: Sequence[Configuration]
@@ -63,6 +65,7 @@ class Plan:
     spacing: Spacing | tuple[()] = ()
     timeout: float = 600
     card: Target | None = None
+    sheet: Sheet | None = None
 
     @property
     def tasks(self) -> list[Task]:

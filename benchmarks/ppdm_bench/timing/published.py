@@ -65,7 +65,8 @@ def halves(records: Sequence[Record]) -> Halves:
 
 def _key(record: Record) -> str:
     size = [record.shape, record.batch_size, record.precision, record.env["gpu"]]
-    what = {name: record.options.get(name) for name in ("run", "work", "plan", "network", "latent", "window", "layer")}
+    told = ("run", "work", "plan", "network", "latent_size", "window", "layer")
+    what = {name.removesuffix("_size"): record.options.get(name) for name in told}
     return hashlib.sha256(json.dumps([source_of(record), size, what], sort_keys=True).encode()).hexdigest()
 
 

@@ -215,8 +215,8 @@ def _maisi_diffusion(options: Options, _: str) -> Run:
         control = ControlNetMaisi(
             conditioning_embedding_in_channels=8, conditioning_embedding_num_channels=[8, 32, 64], **common
         )
-        latent = torch.randn(1, 4, *options["latent"], device=DEVICE)
-        mask = torch.randn(1, 8, *(4 * n for n in options["latent"]), device=DEVICE, dtype=torch.float16)
+        latent = torch.randn(1, 4, *options["latent_size"], device=DEVICE)
+        mask = torch.randn(1, 8, *(4 * n for n in options["latent_size"]), device=DEVICE, dtype=torch.float16)
         return unet.to(DEVICE).eval(), control.to(DEVICE).eval(), latent, mask
 
     def step(state: Any) -> None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
-from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.style import save
@@ -15,15 +14,10 @@ from ppdm_bench.timing.prediction import predicted_times
 from ppdm_bench.units import shape_text
 
 
-def collect(plan: Plan, folder: Path, sheet: Sheet | None = None) -> list[Record]:
+def collect(plan: Plan, folder: Path) -> list[Record]:
     """Run the plan with a progress bar; every record is on disk before the next task begins.
 
     Records that the folder already contains unchanged are not written again.
-
-    Args:
-        plan: plan to run.
-        folder: folder of the records.
-        sheet: data sheet of a card to predict the times for; None measures them.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
@@ -33,7 +27,7 @@ def collect(plan: Plan, folder: Path, sheet: Sheet | None = None) -> list[Record
         def show(task: Task) -> None:
             whole.show(task.text)
 
-        for made in predicted_times(plan, sheet, show) if sheet else carry_out(plan, show, ledger.earlier):
+        for made in predicted_times(plan, plan.sheet, show) if plan.sheet else carry_out(plan, show, ledger.earlier):
             ledger.keep(made)
             records += made
             whole.ended()

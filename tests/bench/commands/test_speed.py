@@ -570,7 +570,7 @@ def test_a_child_says_how_it_failed(in_folder):
     [
         ([], "give one size"),
         (["--res", "8", "--shape", "8x8x8"], "give one size"),
-        (["--res", "8", "--device", "predict"], "'--device': 'predict' is not one of 'auto', 'cuda', 'cpu'"),
+        (["--res", "8", "--device", "predict"], "a predicted time needs a card, and this machine has none"),
         (["--res", "8,0"], "'--res': expected a whole number of at least 1, got '0'"),
         (["--res", "8", "--evaluations", "0"], "'--evaluations'"),
         (["--res", "8", "--evaluations", "many"], "'--evaluations'"),

@@ -7,15 +7,22 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.memory.command import Task
+from ppdm_bench.memory.explain import costs
+from ppdm_bench.planning.duration import duration_table, durations
 from ppdm_bench.predictor.cards import find_card, find_sheet
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
+from ppdm_bench.report.figures.time_by_operator import save_times, time_figure, times_table
+from ppdm_bench.report.tables.budget import gather
 from ppdm_bench.report.tables.speed import speed_page, speed_table
 from ppdm_bench.report.timings import gather_times
 from ppdm_bench.timing.clock import FULL
 from ppdm_bench.timing.command import Plan
 from ppdm_bench.timing.prediction import predicted_times, step_duration, volume_durations
+from ppdm_bench.units import significant
 
 SHAPE = (16, 16, 16)
 TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
@@ -92,6 +99,49 @@ def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> Non
     assert {record["kind"] for record in found} == {"predicted"}
     assert {record["env"]["target_gpu"] for record in found} == {"RTX 4090"}
     assert {"speed.csv", "speed.png", "records.jsonl"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records: list[Record]) -> None:
+    found = list(durations([(TINY, "train"), (TINY, "sample"), (TINY, "decode")], 36_000, A100))
+    assert [(r.metric, r.unit) for r in found] == [("training_hours", "h"), ("volume_seconds", "s")]
+    assert found[0].value == pytest.approx(10 * records[0].value)
+    own = TINY.resolve().sampling.steps
+    one, four = records[1].value, records[2].value
+    assert found[1].value == pytest.approx(one + (own - 1) * (four - one) / 3)
+    table = duration_table(found)
+    assert table is not None
+    ((name, hours, seconds),) = table.shown()
+    assert name == "ppdm r=2"
+    assert hours.startswith(significant(found[0].value) + " (")
+    assert seconds.startswith(significant(found[1].value) + " (")
+    assert gather(found) == []  # they are no answers about memory
+    assert duration_table([]) is None
+
+
+@pytest.mark.parametrize("options", [["--steps", "0"], ["--steps", "5", "--precision", "bf16"]])
+def test_a_plan_without_steps_or_bf16_is_refused(options: list[str]) -> None:
+    words = refused(2, "plan", "--gpu", "T4", "--res", "32", "--method", "ppdm", *options)
+    assert "--steps" in words or "does not compute in bf16" in words
+
+
+def test_a_step_is_explained_by_operator(tmp_path: Path) -> None:
+    task = Task(TINY, "train", measured=False)
+    found = costs(task, find_card("A100 80GB").target())
+    assert sum(cost.seconds for cost in found) == pytest.approx(step_duration(TINY, A100).seconds, rel=0.05)
+    assert {"forward", "backward", "optimizer", "outside the network"} == {cost.stage for cost in found}
+    assert {"convolution", "convolution_backward"} <= {cost.operator for cost in found}
+    lines = times_table(found).splitlines()
+    shares = [float(line.split("|")[3].strip().rstrip("%")) for line in lines[2:]]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    assert "all others" in lines[-1]
+    names = {path.name for path in save_times("tiny", found, tmp_path / "time")}
+    assert names == {"time.png", "time.pdf", "time.csv", "time.md"}
+    assert costs(task, Target()) == []
+
+
+def test_nothing_is_drawn_of_a_step_without_time() -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        time_figure("tiny", [])
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_a_faster_card_takes_less_time_and_the_parts_add_up() -> None:
     assert found["H100 80GB"].seconds < found["A100 80GB"].seconds < found["T4"].seconds
     for one in found.values():
         assert sum(one.parts.values()) == pytest.approx(one.seconds)
-        assert sum(seconds for _, seconds in one.by_kernel) == pytest.approx(one.seconds)
+        assert sum(share.seconds for share in one.by_kernel) == pytest.approx(one.seconds)
         low, high = one.interval
         assert low < one.seconds < high
         assert str(one).startswith("predicted")

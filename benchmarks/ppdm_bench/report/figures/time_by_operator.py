@@ -1,0 +1,97 @@
+"""Predicted time of one step by operator and by what limits it: a figure, a table and a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ppdm_bench.grouping import grouped
+from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.figures import style
+from ppdm_bench.report.figures.style import SMALL
+from ppdm_bench.report.tables.render import Heading, table_of, to_markdown
+from ppdm_bench.units import significant
+
+ROWS = 12  # operators of the figure; the others are summed up
+LIMITS = {"arithmetic": style.BLUE, "bandwidth": style.ORANGE, "launches": style.GREEN}
+
+
+class Cost(NamedTuple):
+    """Seconds of an operator within one pass of a step, by what limits it."""
+
+    operator: str
+    stage: str
+    limit: str
+    seconds: float
+
+
+def time_figure(name: str, costs: Sequence[Cost]) -> Figure:
+    """Return bars of the operators that take longest, divided by what limits them; hollow, because predicted.
+
+    Raises:
+        ValueError: no operator takes any time.
+    """
+    total = sum(cost.seconds for cost in costs)
+    if not total:
+        raise ValueError("there is nothing to draw: no operator of this step takes any time")
+    rows = _ranked(costs)
+    figure = style.new_figure("double", height=1.2 + 0.2 * len(rows))
+    axes = figure.subplots()
+    style.plain_axes(axes, "x", "time in one step (ms)")
+    for place, (_, those) in enumerate(rows):
+        left = 0.0
+        for limit, colour in LIMITS.items():
+            width = 1000 * sum(cost.seconds for cost in those if cost.limit == limit)
+            axes.barh(place, width, left=left, height=0.62, **style.bar_style("predicted", colour))
+            left += width
+        text = f"{left / total / 10:.1f} %"
+        axes.annotate(text, (left, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+    axes.set_yticks(range(len(rows)), [operator for operator, _ in rows], fontsize=SMALL)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.12 * 1000 * max(sum(cost.seconds for cost in those) for _, those in rows))
+    style.title(figure, f"Time of one step by operator, predicted: {name}; {significant(1000 * total)} ms in all.")
+    style.legend(
+        figure, [Patch(label=f"limited by {k}", **style.bar_style("predicted", c)) for k, c in LIMITS.items()], 3
+    )
+    return figure
+
+
+def save_times(name: str, costs: Sequence[Cost], stem: Path) -> list[Path]:
+    """Write the figure (PNG, PDF) and the times (CSV, Markdown), and return the paths.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(Cost._fields)
+    writer.writerows((*cost[:3], f"{cost.seconds:.6g}") for cost in sorted(costs, key=lambda cost: -cost.seconds))
+    texts = {".csv": rows.getvalue(), ".md": f"{name}: predicted time of one step.\n\n{times_table(costs)}"}
+    written = [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in texts.items()]
+    return [*style.save(time_figure(name, costs), stem), *written]
+
+
+def times_table(costs: Sequence[Cost]) -> str:
+    """Return the operators as Markdown, the longest first."""
+    total = sum(cost.seconds for cost in costs)
+    columns = {
+        Heading("operator", "operator"): lambda row: row[0],
+        Heading("ms", "ms", number=True): lambda row: significant(1000 * sum(c.seconds for c in row[1])),
+        Heading("share", "share", number=True): lambda row: f"{sum(c.seconds for c in row[1]) / total:.1%}",
+        Heading("limit", "limited by"): lambda row: max(row[1], key=lambda cost: cost.seconds).limit,
+    }
+    return to_markdown(table_of(_ranked(costs), columns))
+
+
+def _ranked(costs: Sequence[Cost]) -> list[tuple[str, list[Cost]]]:
+    """Costs by operator and pass, the longest first; those after the first `ROWS` together."""
+    of_operator = grouped(costs, lambda cost: f"{cost.operator}, {cost.stage}")
+    ranked = sorted(of_operator.items(), key=lambda item: -sum(cost.seconds for cost in item[1]))
+    others = [cost for _, those in ranked[ROWS:] for cost in those]
+    return [*ranked[:ROWS], *([("all others", others)] if others else [])]
