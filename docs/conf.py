@@ -54,6 +54,7 @@ include_patterns = [
     "results/switches/switches.md",
     "results/training/kill_and_resume.md",
     "results/validation/rivals.md",
+    "results/validation/timings.md",
     *(f"{name}.md" for name in TABLES),
     "CHANGELOG.md",
     "CONTRIBUTING.md",

@@ -140,14 +140,14 @@ def predict_script(
 ) -> ScriptPrediction:
     """Predict the peak memory of a training command, without memory and without a GPU.
 
-    The program runs unmodified in a child process, as :func:`predict_peak` runs its functions. After some optimizer
-    steps the child ends at once. Files that the program writes disappear, and it reads no input.
+    The program runs unmodified in a child process, as :func:`ppdm_bench.predictor.peak.predict_peak` runs functions.
+    After some optimizer steps the child ends at once. Files that the program writes disappear, and it reads no input.
 
     Args:
         command: the command line, such as ``["python", "train.py", "--epochs", "3"]``; ``python -m``, ``torchrun``
             with one process, and console scripts work too. Its interpreter needs PyTorch and not this package.
         steps: optimizer steps to take; growth needs three.
-        target: as for :func:`predict_peak`.
+        target: as for :func:`ppdm_bench.predictor.peak.predict_peak`.
         keep_files: let the program write its files where it wants.
         timeout: seconds after which the child is ended.
 
