@@ -232,6 +232,7 @@ class Trace(TorchDispatchMode):
                 self.loaded(x, None)
             for x in _tensors(out):
                 self.loaded(x, self._placed if self.is_new(x) else None)
+            self._meet([*_tensors(args), *_tensors(out)])  # a batch that is moved shows where its data set is
         if self.constants:
             self.constants.part()
         return out
