@@ -71,7 +71,7 @@ def plan(
         typer.Option(
             parser=count(),
             metavar="N",
-            help="Training steps: also predict the hours that they take on --gpu, and seconds per volume. Default: none.",
+            help="Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.",
         ),
     ] = None,
     columns: Columns = None,

@@ -32,7 +32,8 @@ def records_of(prediction: ScriptPrediction, options: dict[str, Any]) -> list[Re
         "n": 1,
         **provenance(options),
     }
-    common["env"] |= {"torch": prediction.torch} | (target_environment(target) if target else {})
+    own = {"torch": prediction.torch} | (target_environment(target) if target else {})
+    common["env"] = common["env"] | own  # a new one, since all records of the process share theirs
     short = shortage(target, peak) if target else ""
     verdict: dict[str, Any] = {"stat": "max", **({"status": "oom", "reason": short} if short else {})}
     made = [Record(metric=kind, value=size, stat="at peak", **common) for kind, size in peak.breakdown.items()]
