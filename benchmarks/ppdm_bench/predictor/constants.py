@@ -305,7 +305,7 @@ class Constants:
 
     def _beside(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
         """Run an operator on real tensors after the fake run and keep the result; False if it is not known."""
-        results = [x for x in _each(out) if isinstance(x, Tensor)]
+        results = list(tensors_in(out))
         if not traits.written and results and all(self._known.get(_address(x)) is not None for x in results):
             return True  # views of storages whose values are kept
         if not all(type(x) is FakeTensor and x.fake_device == CPU for x in results) or not inputs.are_few():
@@ -324,7 +324,7 @@ class Constants:
             except (RuntimeError, IndexError, TypeError, ValueError):
                 return False  # the CPU lacks the kernel, or a value is invalid; the real code reports it when it runs
             guessed = max(inputs.guessed, SAMPLED if traits.drawn else KNOWN)
-            truths = [x for x in _each(real) if isinstance(x, Tensor)]
+            truths = list(tensors_in(real))
             if len(truths) != len(results):
                 return False
             if guessed:
@@ -519,7 +519,7 @@ def _written(traits: _Traits, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     """Tensors that an operator writes to."""
     for position, name in traits.written:
         value = args[position] if position < len(args) else kwargs.get(name)
-        yield from (x for x in _each(value) if isinstance(x, Tensor))
+        yield from tensors_in(value)
 
 
 def _may_be_drawn(x: Tensor) -> bool:
@@ -568,6 +568,15 @@ def _is_whole(x: Tensor) -> bool:
 
 def _without_pinning(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "pin_memory"}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples and lists, such as an operator's arguments or its result."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from tensors_in(each)
 
 
 def _each(out: Any) -> Iterator[Any]:

@@ -16,6 +16,7 @@ from torch.nn.parallel import comm
 from torch.nn.parallel import distributed as ddp
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from ppdm_bench.predictor.constants import tensors_in
 from ppdm_bench.predictor.sizes import PredictionError
 
 
@@ -71,7 +72,7 @@ def _beginning(begin: Callable[..., None]) -> Callable[..., None]:
 
 def alone(op: Any, args: Sequence[Any]) -> Any:
     """Run a collective operator in a group of one process, where a result is the input itself."""
-    results, inputs = list(_each(args[0])), list(_each(args[1]))
+    results, inputs = list(tensors_in(args[0])), list(tensors_in(args[1]))
     for result, x in zip(results, inputs, strict=False):
         result.copy_(x)
     ended = torch.futures.Future[list[Tensor]]()
@@ -79,15 +80,6 @@ def alone(op: Any, args: Sequence[Any]) -> Any:
     bindings: Any = torch._C._distributed_c10d
     work = bindings._create_work_from_future(ended).boxed()
     return {0: None, 1: work, 2: (args[0], work)}[len(op._schema.returns)]
-
-
-def _each(value: Any) -> Iterator[Tensor]:
-    """All tensors in an argument of an operator."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _each(each)
 
 
 class _Ended:

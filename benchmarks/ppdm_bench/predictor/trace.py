@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor.allocator import rounded
-from ppdm_bench.predictor.constants import Constants
+from ppdm_bench.predictor.constants import Constants, tensors_in
 from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
 from ppdm_bench.predictor.distributed import alone
 from ppdm_bench.predictor.fake_op_cache import Recall
@@ -171,7 +171,7 @@ class Trace(TorchDispatchMode):
         place = place or self._meet(seen)
         came = self._placed == "target" and all(self.place(x) == "host" for x in seen)  # data that the code moves
         kind = "workspace" if self._in_optimizer else "activations" if backward or (seen and not came) else "inputs"
-        results = list(_tensors(out))
+        results = list(tensors_in(out))
         for x in results:
             self._follow(x, kind, str(op), place)
         if place == "unknown":
@@ -228,11 +228,11 @@ class Trace(TorchDispatchMode):
         with self.real():
             out = op(*args, **kwargs)
         if self._earnest:
-            for x in _tensors(args):
+            for x in tensors_in(args):
                 self.loaded(x, None)
-            for x in _tensors(out):
+            for x in tensors_in(out):
                 self.loaded(x, self._placed if self.is_new(x) else None)
-            self._meet([*_tensors(args), *_tensors(out)])  # a batch that is moved shows where its data set is
+            self._meet([*tensors_in(args), *tensors_in(out)])  # a batch that is moved shows where its data set is
         if self.constants:
             self.constants.part()
         return out
@@ -494,15 +494,6 @@ def plain(x: Any) -> Iterator[Tensor]:
     for name in x.__tensor_flatten__()[0]:
         if isinstance(part := getattr(x, name), Tensor):  # a distributed tensor also names its mesh
             yield from plain(part)
-
-
-def _tensors(out: Any) -> Iterator[Tensor]:
-    """All tensors in an operator's result."""
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, tuple | list):
-        for each in out:
-            yield from _tensors(each)
 
 
 def _laid_out(out: Any, layout: torch.memory_format) -> Any:
