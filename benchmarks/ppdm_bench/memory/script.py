@@ -9,6 +9,7 @@ from ppdm_bench.environment import provenance
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.explain import course_of_steps
 from ppdm_bench.memory.feasibility import shortage
+from ppdm_bench.predictor.constants import STAND_INS
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import ROOT
 from ppdm_bench.predictor.script.prediction import Growth, Holder, MadeUp, ScriptPrediction
@@ -135,7 +136,7 @@ def _made_up(found: Sequence[MadeUp]) -> list[str]:
     named = [each for each in found if each.line]
     if not named:
         return []
-    lines = ["values that depend on data were made up (numbers are 1, booleans False) at"]
+    lines = [f"values that depend on data were made up ({STAND_INS}) at"]
     lines += [f"  {_read(each)}" for each in sorted(named, key=lambda each: each.branch is None)[:_SHOWN]]
     if len(named) > _SHOWN:
         lines.append(f"  and {len(named) - _SHOWN} other lines")

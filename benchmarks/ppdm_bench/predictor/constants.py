@@ -32,6 +32,8 @@ _DRAWN = 16  # maximum elements of a random floating-point tensor: a decision or
 _READ = 1 << 24  # maximum elements that an operator may read to compute a known result
 CPU = torch.device("cpu")
 
+# What code reads in place of a value that is not known, in words for people.
+STAND_INS = "numbers are 1, and what is asked about them is answered for 1"
 
 KNOWN, SAMPLED, ASSUMED, JUDGED = range(4)  # the kinds of values that are kept, from the most certain on
 

@@ -28,7 +28,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event
-from ppdm_bench.predictor.constants import MadeUp
+from ppdm_bench.predictor.constants import STAND_INS, MadeUp
 from ppdm_bench.predictor.cuda_world import cuda_world
 from ppdm_bench.predictor.data_loading import loader_patches
 from ppdm_bench.predictor.distributed import distributed_patches
@@ -242,8 +242,8 @@ def _explained(trace: Trace) -> Iterator[None]:
                 raise PredictionError(f"this code cannot be predicted: {meaning}") from error
         if trace.constants and trace.constants.told:
             error.add_note(
-                "This was raised in a prediction, where values that depend on data are made up: numbers are 1, "
-                "and what is asked about them is answered for 1. Code that checks them may fail for that alone."
+                f"This was raised in a prediction, where values that depend on data are made up: {STAND_INS}. "
+                "Code that checks them may fail for that alone."
             )
         raise
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+from ppdm_bench.predictor.constants import STAND_INS
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Site
 from ppdm_bench.predictor.peak import Peak, peak_of
@@ -274,7 +275,7 @@ def _check(course: Course, timeout: float, output: str) -> None:
         "refused": f"{course.detail} ({after})",
         "raised": f"the program raised an error {after}: {course.detail}",
         "made up": f"the program raised an error {after}: {course.detail}; it had read values that depend on data, "
-        "which a prediction makes up (numbers are 1, booleans False, arrays zeros), and this may be the cause",
+        f"which a prediction makes up ({STAND_INS}), and this may be the cause",
         "input": f"{course.detail}the program waits for input {after}, and a prediction gives none; pass an option "
         "that answers the question",
         "exit": f"the program called sys.exit({course.detail}) {after}",
