@@ -10,6 +10,7 @@ other processes can only add time.
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -17,21 +18,13 @@ import torch
 from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.predictor.timing import Constants, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.predictor.timing import IDEAL, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.timing.arithmetic import ceiling
 from ppdm_bench.timing.clock import QUICK, Protocol, Stopwatch, clock_of
 from ppdm_bench.units import shape_text, significant
 
-# Ideal costs: the measured rates are what kernels reach. A launch is the overhead of one call of PyTorch from Python.
-IDEAL = Constants(
-    full={"half": 1.0, "tf32": 1.0, "fp32": 1.0},
-    narrow={"half": 0.0, "tf32": 0.0, "fp32": 0.0},
-    generation={},
-    stage={"forward": 1.0, "input": 1.0, "weight": 1.0},
-    memory=1.0,
-    copy=1.0,
-    launch=5e-6,
-)
+# The measured rates are what kernels reach. A launch is the overhead of one call of PyTorch from Python.
+CALLED = replace(IDEAL, launch=5e-6)
 ELEMENTS = 2**25  # of the copied tensor, 128 MiB: larger than any cache
 
 
@@ -72,7 +65,7 @@ def check(
     for one in asked:
         work = workload(one.resolve(), "train", one.shape, one.batch_size, "cpu")
         kernels = kernels_of_step(work.build, work.step, None, work.iterations)
-        predicted = Duration.of(KernelTable.of(kernels), rates, IDEAL)
+        predicted = Duration.of(KernelTable.of(kernels), rates, CALLED)
         state, watch = work.build(), Stopwatch(clock_of("cpu"), protocol, budget=60)
         watch.warm_up(lambda state=state, work=work: work.step(state))
         yield one, predicted, min(watch.repeat(lambda state=state, work=work: work.step(state)))

@@ -52,8 +52,7 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
     except Exception as error:  # the code of a method can raise any exception
         return Record(status="error", reason=fault(error), options=options, **common)
     if phase == "train":
-        parts = {name: seconds * steps / 3600 for name, seconds in found.parts.items()}
-        found, unit, count = Duration(sum(parts.values()), parts), "h", None
+        found, unit, count = Duration.combined([(steps / 3600, found)]), "h", None
     else:
         unit, count = "s", evaluations
     told = options | {"predicted_time": described_time(found)}

@@ -29,6 +29,7 @@ from ppdm_bench.predictor.target import Target
 
 __all__ = [
     "FITTED",
+    "IDEAL",
     "INTERVAL",
     "LIMITS",
     "Constants",
@@ -77,6 +78,16 @@ FITTED = Constants(
     memory=1.89,
     copy=1.72,
     launch=1.08e-5,
+)
+# Every kernel reaches the rates of its device, and launches cost nothing.
+IDEAL = Constants(
+    full=dict.fromkeys(FITTED.full, 1.0),
+    narrow=dict.fromkeys(FITTED.narrow, 0.0),
+    generation={},
+    stage=dict.fromkeys(FITTED.stage, 1.0),
+    memory=1.0,
+    copy=1.0,
+    launch=0.0,
 )
 
 # True time over predicted time: 10 % and 90 % quantiles over the published timings, each source predicted by constants
@@ -206,20 +217,26 @@ class Duration:
     def of(cls, table: KernelTable, rates: Rates, constants: Constants = FITTED) -> "Duration":
         """The time of the kernels on a device."""
         arithmetic, traffic, launches = table.seconds(rates, constants)
-        bound = arithmetic > traffic
+        bound, started = arithmetic > traffic, table.counts * launches
         times = table.counts * torch.maximum(arithmetic, traffic)
         parts: dict[Limit, float] = {
             "arithmetic": float(times[bound].sum()),
             "bandwidth": float(times[~bound].sum()),
-            "launches": float((table.counts * launches).sum()),
+            "launches": float(started.sum()),
         }
-        started = table.counts * launches
         limits: list[Limit] = [
             "launches" if launch > time else "arithmetic" if is_arithmetic else "bandwidth"
             for launch, time, is_arithmetic in zip(started.tolist(), times.tolist(), bound.tolist(), strict=True)
         ]
         shares = map(Share, table.kernels, (times + started).tolist(), limits)
         return cls(sum(parts.values()), parts, tuple(shares))
+
+    @classmethod
+    def combined(cls, weighted: Iterable[tuple[float, "Duration"]]) -> "Duration":
+        """The weighted sum of times, part by part."""
+        terms = [*weighted]
+        parts = {name: sum(weight * one.parts[name] for weight, one in terms) for name in LIMITS}
+        return cls(sum(parts.values()), parts)
 
 
 def kernels_of_step(

@@ -53,7 +53,7 @@ def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | 
 def volume_durations(configuration: Configuration, sheet: Sheet, counts: Sequence[int]) -> dict[int, Duration]:
     """Predict the sampling of one batch, by number of network evaluations."""
     one, two = (_duration(_sampling_kernels(configuration, sheet, k), sheet) for k in (1, 2))
-    return {k: _line(one, two, k) for k in counts}
+    return {k: Duration.combined([(2 - k, one), (k - 1, two)]) for k in counts}
 
 
 def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: int) -> list[Kernel]:
@@ -72,11 +72,6 @@ def described_time(found: Duration) -> dict[str, Any]:
     """Return the parts and the expected range of a predicted time, for the options of its record."""
     ends = [float(f"{end:.4g}") for end in found.interval]
     return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends}
-
-
-def _line(one: Duration, two: Duration, evaluations: int) -> Duration:
-    parts = {name: one.parts[name] + (evaluations - 1) * (two.parts[name] - one.parts[name]) for name in LIMITS}
-    return Duration(sum(parts.values()), parts)
 
 
 def _duration(kernels: Sequence[Kernel], sheet: Sheet) -> Duration:

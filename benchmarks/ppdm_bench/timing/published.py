@@ -96,10 +96,7 @@ class Published:
     def predict(self, record: Record, constants: Constants = FITTED) -> Duration:
         """Predict a published timing."""
         rates = Rates.of(find_sheet(str(record.env["gpu"])), record.precision != "fp32")
-        found = [(count, Duration.of(table, rates, constants)) for count, table in self.parts(record)]
-        names = found[0][1].parts
-        parts = {name: sum(count * one.parts[name] for count, one in found) for name in names}
-        return Duration(sum(parts.values()), parts)
+        return Duration.combined((count, Duration.of(table, rates, constants)) for count, table in self.parts(record))
 
     def _options(self, record: Record) -> Mapping[str, Any]:
         size = {"shape": list(record.shape), "batch": record.batch_size, "precision": record.precision}

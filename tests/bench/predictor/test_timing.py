@@ -10,18 +10,9 @@ from torch import nn
 from ppdm_bench.predictor.cards import SHEETS, find_sheet
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.target import Target
-from ppdm_bench.predictor.timing import FITTED, Constants, Duration, KernelTable, Rates, kernels_of_step, predict_time
+from ppdm_bench.predictor.timing import FITTED, IDEAL, Duration, KernelTable, Rates, kernels_of_step, predict_time
 
 A100 = find_sheet("A100 80GB")
-IDEAL = Constants(
-    full={"half": 1.0, "tf32": 1.0, "fp32": 1.0},
-    narrow={"half": 0.0, "tf32": 0.0, "fp32": 0.0},
-    generation={},
-    stage={"forward": 1.0, "input": 1.0, "weight": 1.0},
-    memory=1.0,
-    copy=1.0,
-    launch=0.0,
-)
 
 
 def kernels(step: Any, *made: Any, target: Target | None = None) -> list[Kernel]:
