@@ -64,7 +64,7 @@ def activations(ratio):
 
 def times(factor):
     yield timing(FULL_3D, 4, [factor * (1 + 0.01 * n) for n in range(10)])
-    yield timing(PPDM, 4, [1 + 0.01 * n for n in range(10)])
+    yield timing(PPDM, PPDM.sampling.steps, [1 + 0.01 * n for n in range(10)])
 
 
 def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
