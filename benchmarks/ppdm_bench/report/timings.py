@@ -112,7 +112,7 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
     groups = grouped(mine, lambda record: (record.method, record.variant, *settings_of(record).values())).values()
     found = [_pace(group) for group in groups if any(record.metric in _TIMES for record in group)]
     if not found:
-        raise ValueError("there is nothing to show: no record is of a time (metric step_seconds or volume_seconds)")
+        raise ValueError("there is nothing to show: no record has a time (metric step_seconds or volume_seconds)")
     return found
 
 

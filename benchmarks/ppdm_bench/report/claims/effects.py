@@ -10,22 +10,7 @@ from typing import Any
 from ppdm_bench.report.claims.claim import Effect, Evidence
 from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
-
-__all__ = [
-    "LEAST_SUBJECTS",
-    "Duel",
-    "Role",
-    "best_duel",
-    "duel_effect",
-    "duels_of",
-    "is_frequency",
-    "is_full_3d",
-    "is_latent",
-    "is_noise_puzzle",
-    "is_registered",
-    "is_space_of",
-    "scope_of",
-]
+from ppdm_bench.units import plural
 
 Role = Callable[[Mapping[str, Any]], bool]
 LEAST_SUBJECTS = 2  # for an interval
@@ -146,7 +131,6 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = duel.own, duel.other, duel.difference
     at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
-    seeds = len(own.seeds)
     return Effect(
         f"PSNR on {own.task}, {at}",
         "measured",
@@ -154,7 +138,7 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
         found.low,
         found.high,
         "dB",
-        f"{found.n} subjects, {seeds} seed{'s' * (seeds != 1)}; bootstrap 95 %",
+        f"{found.n} subjects, {plural(len(own.seeds), 'seed')}; bootstrap 95 %",
         found.low is not None and found.low > margin,
         evidence.library.references((*own.of_metric("psnr"), *other.of_metric("psnr"))),
     )
