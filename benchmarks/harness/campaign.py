@@ -134,12 +134,18 @@ def jobs(real: Path | None) -> list[Job]:
         for point, data in product(longer, everywhere):
             small = data.minutes == min(one.minutes for one in everywhere)  # hundreds of evaluations are slow on others
             made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
-    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in FIRST + REST for data in everywhere]
+    made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
         made += [Job("factors", data, "ppdm", settings, width=width) for data in small]
-    return made + [Job("gallery", data, name) for name in METHODS for data in large]
+    made += [Job("gallery", data, name) for name in METHODS for data in large]
+    return made + repetitions("more seeds", REST, everywhere)
+
+
+def repetitions(tier: str, points: Sequence[tuple[str, tuple[str, ...]]], everywhere: Sequence[Data]) -> list[Job]:
+    """The jobs of `points` with two further seeds."""
+    return [Job(tier, data, *point, seed=seed) for point in points for seed in (1, 2) for data in everywhere]
 
 
 def main() -> None:

@@ -185,5 +185,5 @@ def test_the_command(tmp_path: Path) -> None:
     metrics = {record["metric"]: record["value"] for record in json.loads(result.stdout)}
     assert metrics["peak_process"] == metrics["peak_reserved"] + metrics["context"]
     names = {path.name for path in tmp_path.iterdir()}
-    drawn = {f"explain-ppdm-r2-sample.{end}" for end in ("png", "pdf", "csv", "md")}
+    drawn = {f"explain-ppdm-r2-sample.{end}" for end in ("png", "pdf", "csv", "md", "tex")}
     assert names == {".lock", "records.jsonl", *drawn}

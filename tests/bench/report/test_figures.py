@@ -349,6 +349,21 @@ def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
     assert [line.cells[at] for line in shown.table.lines] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
 
 
+def test_a_method_has_its_best_number_of_evaluations_beside_its_memory():
+    records = [r for steps, gain in ((1, 5), (2, 7), (4, 6)) for r in scores(PPDM, TASKS[0], [gain] * 2, steps=steps)]
+    shown, _ = exhibit("quality-memory", [*records, peak(PPDM, 64, 1 << 30)])
+    at = [heading.key for heading in shown.table.headings].index("evaluations")
+    assert [line.cells[at] for line in shown.table.lines] == [2]
+
+
+def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():
+    wide = [peak(PPDM.with_network(width=width), size, size << 20) for width in (16, 64) for size in (32, 64)]
+    shown, _ = exhibit("memory-resolution", [*wide, peak(PPDM, 96, 96 << 20)])
+    assert "32³, 64³, 96³ voxels" in shown.about
+    assert len(shown.table.lines) == 5
+    assert "width 64" in shown.about
+
+
 def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representation():
     records = [
         record
@@ -365,7 +380,7 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
-def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
+def test_seams_are_drawn_by_the_border_ratio_and_without_it_by_the_seam_index():
     index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
     records = [
         record
@@ -373,11 +388,12 @@ def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
         for method, values in ((OFF, [5, 6]), (PPDM, [-2, -1]))
         for record in scores(method, task, values, metric=metric)
     ]
-    shown, figure = exhibit("seam-index", records)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["seam index (dB)", "border ratio (dB)"]
-    assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
-    assert [line.cells[4] for line in shown.table.lines] == [index[1], ratio[1]]
-    assert "Border ratio in dB" in shown.about
+    for wanted, label in ((ratio[1], "border ratio (dB)"), (index[1], "seam index (dB)")):
+        shown, figure = exhibit("seam-index", [r for r in records if wanted == ratio[1] or r.metric == wanted])
+        assert {axes.get_ylabel() for axes in figure.axes} == {label}
+        assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
+        assert {line.cells[4] for line in shown.table.lines} == {wanted}
+        assert label.split(" (")[0].capitalize() in shown.about
 
 
 def test_captions_tell_phantoms_from_own_data():

@@ -112,8 +112,8 @@ def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Sco
     return plain or list(chosen.values())
 
 
-def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
-    ours, theirs = own.subjects(metric), other.subjects(metric)
+def _duel(own: Scores, other: Scores) -> Duel | None:
+    ours, theirs = own.subjects("psnr"), other.subjects("psnr")
     both = [subject for subject in ours if subject in theirs]
     if len(both) < LEAST_SUBJECTS:
         return None

@@ -80,19 +80,20 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     shape = len(quantities), len(columns)
     grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False, width_ratios=widths)
     for line, (name, quantity) in zip(grid, quantities.items(), strict=True):
+        logarithmic = quantity in (_memory, _seconds)  # the others are differences
         for axes, levels in zip(line, columns.values(), strict=True):
             style.plain_axes(axes, "y")
             _mark_default(axes, levels)
-            if name.startswith("Δ"):
+            if not logarithmic:
                 axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
             for place, task in enumerate(tasks):
                 shift = 0.22 * (place - (len(tasks) - 1) / 2)
                 own = [[row for row in level if row.task == task] for level in levels.values()]
                 _draw(axes, own, quantity, place, shift)
-            if name.startswith("Δ"):
-                axes.yaxis.set_major_locator(MaxNLocator(4))
-            else:
+            if logarithmic:
                 _logarithmic(axes)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(4))
         line[0].set_ylabel(name, fontsize=SMALL)
     for top, bottom, (axis, levels) in zip(grid[0], grid[-1], columns.items(), strict=True):
         top.set_title(_TITLES[axis], fontsize=TEXT)

@@ -188,14 +188,6 @@ def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
     return Line2D([], [], **{"marker": marker.shape, "color": marker.colour, "label": label, **HOLLOW, **style})
 
 
-def labelled_curve(
-    axes: Axes, x: Sequence[float], y: Sequence[float], text: str, marker: Marker, **look: Any
-) -> Annotation:
-    """Draw a curve with markers and its name at the end; see :func:`move_apart`."""
-    axes.plot(x, y, color=marker.colour, marker=marker.shape, zorder=2, **look)
-    return end_label(axes, x[-1], y[-1], text, marker.colour)
-
-
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
     """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}

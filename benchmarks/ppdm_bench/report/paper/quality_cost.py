@@ -21,7 +21,7 @@ from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PeakRow, common, phase_name
-from ppdm_bench.report.scores import Scores, by_origin, factor_text, group_title, most_evaluations, resolved
+from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, factor_text, group_title, resolved
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib, plural, significant
 
@@ -82,8 +82,8 @@ def show_memory(library: Library) -> Shown:
     Raises:
         Missing: there is no quality, or no memory of the trained methods.
     """
-    points = most_evaluations(_trained(library), lambda point: point.trained)
-    rows = largest_set(cubic(library.records))
+    points = best_evaluations(_trained(library), lambda point: point.trained)
+    rows = largest_set(cubic(library.records), of_one_width=False)
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
     found_peaks = [(row.method, found) for row in rows if (found := _largest_phase(row))]
@@ -102,11 +102,12 @@ def show_memory(library: Library) -> Shown:
     about = (
         f"PSNR against the peak of memory (peak_allocated) at {largest}³ voxels, {common(rows)}. The memory of a "
         "method is its largest peak over all phases: training, sampling, and for a latent method the training of its "
-        "autoencoder and decoding; the table names the phase. The memory is that of the networks whose quality is "
-        "shown if all of a data set have a record; otherwise it is that of the registered networks, and the quality is "
-        "that of smaller ones. A method without a record has the memory of a method with the same representation. "
-        "Hollow: predicted memory. Up and to the left is better; the grey "
-        f"line joins the points for which no other point is better in both. {_scope(points)}"
+        "autoencoder and decoding; the table names the phase. Quality is that of the best number of network "
+        "evaluations that was scored. The memory is that of the networks whose quality is shown if all of a data set "
+        "have a record; otherwise it is that of the registered networks, and the quality is that of smaller ones. A "
+        "method without a record has the memory of a method with the same representation. Hollow: predicted memory. Up "
+        "and to the left is better; the grey line joins the points for which no other point is better in both. "
+        f"{_scope(points)}"
     )
     return _shown(library, spots, about, f"largest peak of all phases at {largest}³ (GiB)", "peak_bytes", frontier=True)
 
@@ -350,7 +351,8 @@ def _draw(axes: Axes, panel: Sequence[Spot], marks: dict[str, Marker], frontier:
         face = marker.colour if curve[0].kind == "measured" else "white"
         look: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.9, "markerfacecolor": face, "linewidth": 0.8}
         costs, values = [spot.cost for spot in curve], [spot.quality for spot in curve]
-        labels.append(style.labelled_curve(axes, costs, values, name, marker, **look))
+        axes.plot(costs, values, color=marker.colour, marker=marker.shape, zorder=2, **look)
+        labels.append(style.end_label(axes, costs[-1], values[-1], name, marker.colour))
     return labels
 
 

@@ -61,6 +61,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
     columns: Columns[PeakRow] = {
         Heading("method"): lambda row: row.method,
         Heading("variant"): lambda row: row.variant,
+        **setting("width", number=True),
         Heading("voxels_per_axis", "size", "{}³".format, True): size_of,
         **setting("precision"),
         **setting("checkpointing"),
@@ -72,7 +73,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
         columns |= peak(phase, "peak_allocated", "allocated", 0, "min")
         columns |= peak(phase, "peak_reserved", "reserved", 2, "")  # not in LaTeX
     ordered = sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
-    within = ("voxels_per_axis", "precision", "checkpointing", "device", "kind")
+    within = ("width", "voxels_per_axis", "precision", "checkpointing", "device", "kind")
     return table_of(ordered, columns, within, lambda row: library.references(row.records.values()))
 
 

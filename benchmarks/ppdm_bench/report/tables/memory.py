@@ -214,7 +214,7 @@ def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Head
 
 
 def _cell(line: dict[str, Any], key: str) -> Any:
-    """A value; that of a peak says how the run ended."""
+    """Return a value; a peak also shows how the run ended."""
     if key == "method":
         return f"{line['method']} {line['variant']}".strip()
     if not key.endswith("_peak_allocated"):

@@ -18,7 +18,7 @@ from ppdm_bench.units import significant
 Run = dict[str, Any]
 Quartiles = Sequence[float]
 
-THRESHOLD = 0.1  # a smaller change is not told, however sure it is
+THRESHOLD = 0.1  # a smaller change is not reported, however sure it is
 _SAME_MACHINE = ("cpu", "threads", "torch")
 
 
@@ -95,8 +95,8 @@ def _range(values: Quartiles, unit: str = "") -> str:
 def compare(run: Run, saved: Run) -> list[str]:
     """Report what became slower or faster than in a saved run, one sentence each.
 
-    A change is told if it is above 10 % and the middle halves of both do not overlap. On another machine, or with
-    another PyTorch, times say nothing: there only ratios to what ran beside are compared.
+    A change is reported if it is above 10 % and the interquartile ranges do not overlap. Times of another machine, or
+    of another PyTorch, cannot be compared: of those, only the ratios to the other libraries are.
     """
     differing = [n for n in _SAME_MACHINE if run["environment"][n] != saved["environment"][n]]
     both = [name for name in run["benchmarks"] if name in saved["benchmarks"]]
