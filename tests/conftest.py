@@ -33,7 +33,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
         return b""
 
     monkeypatch.setattr("ppdm_bench.report.figures.style._rendered", rendered)
-    monkeypatch.setattr("ppdm_bench.commands.train.save_loss_curve", lambda _, path: Path(path).touch())
+    monkeypatch.setattr("ppdm_bench.commands.training_run.save_loss_curve", lambda _, path: Path(path).touch())
 
 
 @pytest.fixture

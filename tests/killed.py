@@ -28,7 +28,7 @@ import torch._dynamo  # an optimiser would import it, in every fork
 from ppdm.training import trainer
 from ppdm.training.log import Log
 from ppdm_bench import cli
-from ppdm_bench.commands import train
+from ppdm_bench.commands import training_run
 
 unlink = os.unlink
 
@@ -42,7 +42,7 @@ def forked(words: list[str], before: Callable[[int], None] = lambda number: None
     places = [(os, name) for name in ("replace", "fsync", "unlink")]
     for owner, name in [*places, (Log, "write"), (trainer, "average_decay")]:
         setattr(owner, name, watched(getattr(owner, name), lambda: before(next(numbers))))
-    train.save_loss_curve = lambda log, path: None  # it takes longer than the training
+    training_run.save_loss_curve = lambda log, path: None  # it takes longer than the training
     sys.argv = ["ppdm-bench", *words]
     try:
         cli.main()

@@ -35,7 +35,7 @@ from ppdm.window import Patch
 from ppdm_baselines import METHODS
 from ppdm_bench import cli
 from ppdm_bench.commands import pair_sources
-from ppdm_bench.commands import train as train_command
+from ppdm_bench.commands import training_run as train_command
 from ppdm_bench.evaluation import evaluation_output, pictures
 
 METHOD = {

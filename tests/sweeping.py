@@ -15,8 +15,8 @@ from typing import Any
 
 from ppdm_bench.commands.terminal import alone_in, in_words, notify
 from ppdm_bench.isolation.child import serve
-from ppdm_bench.isolation.runner import Answer
-from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
+from ppdm_bench.isolation.runner import ChildAnswer
+from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
 from ppdm_bench.records import Record, config_id
 
 
@@ -28,7 +28,7 @@ def main(folder: Path, sizes: list[int]) -> None:
             ledger.keep(sweep.measure(case_of(size, folder.parent), records_of))
 
 
-def case_of(size: int, near: Path) -> Case:
+def case_of(size: int, near: Path) -> SweepCase:
     options = {"name": "cube", "shape": [size] * 3, "batch_size": 1}
     common = {
         "config_id": config_id(options),
@@ -39,10 +39,10 @@ def case_of(size: int, near: Path) -> Case:
         "options": options,
         "env": {"dirty": False},
     }
-    return Case("peak_allocated", common, {"size": size, "near": str(near)})
+    return SweepCase("peak_allocated", common, {"size": size, "near": str(near)})
 
 
-def records_of(answer: Answer, common: dict[str, Any]) -> list[Record]:
+def records_of(answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
     return [Record(metric=name, value=value, **common) for name, value in answer.metrics.items()]
 
 

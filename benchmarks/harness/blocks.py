@@ -33,7 +33,7 @@ from ppdm import tiling
 from ppdm.checkpoint import Trained, load
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import convention, data_range, scores
-from ppdm.evaluation.subjects import Case
+from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.metrics import MetricError
 from ppdm.simulation.phantom import Grid
 from ppdm.simulation.tasks import Recipe, find_task, make_subject
@@ -149,7 +149,7 @@ def flat(size: int, before: int, after: int, device: torch.device | None = None)
     return torch.ones(size, device=device)
 
 
-def translated(trained: Trained, case: Case, blend: str = "ramp") -> Tensor:
+def translated(trained: Trained, case: EvaluationCase, blend: str = "ramp") -> Tensor:
     """The translation (D, H, W) of a case's source."""
     assert case.source is not None
     with mock.patch.object(tiling, "ramp", flat if blend == "mean" else tiling.ramp):
@@ -159,7 +159,7 @@ def translated(trained: Trained, case: Case, blend: str = "ramp") -> Tensor:
 def row(
     setting: Setting,
     trained: Trained,
-    case: Case,
+    case: EvaluationCase,
     made: Tensor,
     block: int = 0,
     overlap: float = 0.0,
@@ -207,14 +207,14 @@ def borders_of(trained: Trained, shape: Sequence[int]) -> Iterator[tuple[set[int
         yield ends - {0, latent[axis] * cell}, cell
 
 
-def subject(task: str, size: int, number: int) -> Case:
+def subject(task: str, size: int, number: int) -> EvaluationCase:
     """A phantom of the split ``test``."""
     recipe = recipe_of(task, size)
     made = make_subject(recipe, "test", number)
     source, target = (torch.from_numpy(made.images[name]).float() for name in recipe.pairs[0])
     factor = None if task.startswith("mri") else 1.0
     grid = Volume.from_array(made.mask, recipe.grid.spacing)
-    return Case(made.name, target, source, torch.from_numpy(made.mask), grid, factor)
+    return EvaluationCase(made.name, target, source, torch.from_numpy(made.mask), grid, factor)
 
 
 def recipe_of(task: str, size: int) -> Recipe:

@@ -48,11 +48,11 @@ from ppdm.training.schedule import Schedule
 from ppdm.translation import translate, translate_volume
 from ppdm_baselines import METHODS
 from ppdm_bench import cli
-from ppdm_bench.commands import options
+from ppdm_bench.commands import values
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
-from ppdm_bench.memory.constants import Constants
+from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
+from ppdm_bench.memory.constants import FittedConstants
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.rules import CLAIMS
@@ -370,7 +370,7 @@ def _ready_records(folder: Path) -> dict[str, Any]:
             metric="psnr", value=20.5, unit="dB", subject="s1", task="mri", steps=4, seed=0, kind="measured", **shared
         )
     ]
-    case = Case("peak_allocated", {**shared, "command": ""}, {})
+    case = SweepCase("peak_allocated", {**shared, "command": ""}, {})
     return {"rows": [json.loads(row.to_json()) for row in rows], "case": case, "bomb": gzip_bomb()} | _marked(folder)
 
 
@@ -487,13 +487,13 @@ def _read_snapshot(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
 
 
 def _ready_constants(folder: Path) -> dict[str, Any]:
-    return {"content": asdict(Constants("H100", "2.9.0", 2**20, (1, 2, 3), 2**29, ("a", "b")))} | _marked(folder)
+    return {"content": asdict(FittedConstants("H100", "2.9.0", 2**20, (1, 2, 3), 2**29, ("a", "b")))} | _marked(folder)
 
 
 def _read_constants(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     path = folder / "constants.json"
     path.write_bytes(_whole(random, spoilt_json(random, sound["content"]), sound))
-    found = Constants.read(path)
+    found = FittedConstants.read(path)
     ensure(type(found.workspace) is int and found.workspace >= 0, "a workspace that is none")
 
 
@@ -520,19 +520,19 @@ def _claim_set(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 
 
 READERS: Mapping[str, Callable[[str], Any]] = {
-    "factor": options.read_factor,
-    "shape": options.read_shape,
-    "lengths": options.read_lengths,
-    "budget": options.read_budget,
-    "dose": options.read_dose,
-    "pace": options.read_pace,
-    "flips": options.read_flips,
-    "evaluations": options.read_evaluations,
-    "seconds": options.read_seconds,
-    "count": options.count(),
-    "positive": options.positive("a rate"),
-    "list": options.comma_separated(options.count(0)),
-    "one of": options.one_of("fp32", "bf16"),
+    "factor": values.read_factor,
+    "shape": values.read_shape,
+    "lengths": values.read_lengths,
+    "budget": values.read_budget,
+    "dose": values.read_dose,
+    "pace": values.read_pace,
+    "flips": values.read_flips,
+    "evaluations": values.read_evaluations,
+    "seconds": values.read_seconds,
+    "count": values.count(),
+    "positive": values.positive("a rate"),
+    "list": values.comma_separated(values.count(0)),
+    "one of": values.one_of("fp32", "bf16"),
 }
 WORDS = (
     "2",

@@ -190,7 +190,7 @@ def _memory_table(name: str, results: Path, to: Path) -> None:
 
 
 def _plan(results: Path, to: Path) -> None:
-    from ppdm_bench.planning.results import present
+    from ppdm_bench.planning.planning_output import present
 
     present(_records(results / "plan/records.jsonl"), to / "plan")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from ppdm_bench.commands.terminal import alone_in
 from ppdm_bench.isolation.child import serve
-from ppdm_bench.isolation.runner import Answer
-from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
+from ppdm_bench.isolation.runner import ChildAnswer
+from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
 from ppdm_bench.records import Record, config_id
 
 METRIC = "peak_allocated"
@@ -35,13 +35,13 @@ def status_of(number: int) -> str:
     return "killed" if number % 25 == 24 else "error" if number % 10 == 9 else "ok"
 
 
-def _case(number: int) -> Case:
+def _case(number: int) -> SweepCase:
     options = {"row": number}
     common = {"config_id": config_id(options), "kind": "measured", "options": options, "env": {"dirty": False}}
-    return Case(METRIC, common, {"row": number})
+    return SweepCase(METRIC, common, {"row": number})
 
 
-def _records(answer: Answer, common: dict[str, Any]) -> list[Record]:
+def _records(answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
     return [Record(metric=name, value=value, **common) for name, value in answer.metrics.items()]
 
 

@@ -34,7 +34,7 @@ from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.command import Plan
+from ppdm_bench.memory.command import MemoryPlan
 from ppdm_bench.memory.memory_output import collect
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import RecordFile
@@ -121,7 +121,7 @@ def long_prediction(folder: Path, temporary: Path) -> list[Sample]:
     for first in range(0, ROWS, 5):
         sizes = [(8 + 2 * (n % 10), 8 + 2 * (n // 10 % 10), 8 + 2 * (n // 100)) for n in range(first, first + 5)]
         asked = [Configuration("ppdm", size, factor=2, width=8) for size in sizes]
-        collect(Plan(asked, ["sample"], "predict", Target(), (), 600), folder)
+        collect(MemoryPlan(asked, ["sample"], "predict", Target(), (), 600), folder)
         samples.append(sampled(first + 5, temporary))
     return samples
 

@@ -36,6 +36,11 @@ def ratio(value: float) -> str:
     return f"{significant(value)}×"
 
 
+def plural(number: float, noun: str) -> str:
+    """Return a number with its noun: ``1 subject``, ``3 subjects``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def shape_text(shape: tuple[int, ...]) -> str:
     """Return a shape in voxels: 256×256×256."""
     return "×".join(map(str, shape))

@@ -22,7 +22,7 @@ class TableError(ValueError):
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvTable:
     """Cells of a CSV file, without blanks around them.
 
     Attributes:
@@ -86,7 +86,7 @@ class Table:
         return float(cell.replace(",", ".") if self.decimal_comma and _DECIMAL_COMMA.fullmatch(cell) else cell)
 
 
-def read_table(path: Path, required: tuple[str, ...], what: str, *, tsv: bool = False) -> Table:
+def read_table(path: Path, required: tuple[str, ...], what: str, *, tsv: bool = False) -> CsvTable:
     """Read a table; the separator is the one that finds most of the required columns.
 
     Args:
@@ -116,9 +116,9 @@ def read_table(path: Path, required: tuple[str, ...], what: str, *, tsv: bool = 
         fault = f"line {reader.line_num}: it is not CSV ({error})"
     filled = [(line, cells) for line, cells in lines[1 if announced else 0 :] if any(cells)]
     if not filled:
-        return Table([], [], fault)
+        return CsvTable([], [], fault)
     header = _trimmed(filled[0][1], 0)
-    return Table(header, [(n, _trimmed(cells, len(header))) for n, cells in filled[1:]], fault, separator == ";")
+    return CsvTable(header, [(n, _trimmed(cells, len(header))) for n, cells in filled[1:]], fault, separator == ";")
 
 
 def _text(path: Path, what: str) -> str:

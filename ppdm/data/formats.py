@@ -63,11 +63,6 @@ def is_dicom_scan(path: str | os.PathLike[str]) -> bool:
     return any(dicom_files(path)) if os.path.isdir(path) else is_dicom(path)
 
 
-def is_scan(path: str | os.PathLike[str]) -> bool:
-    """Whether a path can be read as a scan, judged by the name or, for DICOM, by the first bytes."""
-    return bool(suffix_of(os.path.basename(path)) and os.path.isfile(path)) or is_dicom_scan(path)
-
-
 def scans_in(folder: Path) -> dict[str, list[Path]]:
     """The scans directly in a folder, by name without suffix: its files, and subfolders that hold a DICOM series."""
     found: dict[str, list[Path]] = {}

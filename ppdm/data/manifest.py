@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm.atomic_io import replacing
-from ppdm.data.csv_table import Table, TableError, read_table
+from ppdm.data.csv_table import CsvTable, TableError, read_table
 from ppdm.data.formats import SCANS, is_dicom_scan
 from ppdm.data.normalise import HounsfieldWindow, IntensityError
 from ppdm.data.resample import resample_to
@@ -240,7 +240,7 @@ def _required(header: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for column in REQUIRED_COLUMNS for name in (_names(header) if column == SOURCE else [column]))
 
 
-def _faults_of_header(table: Table, required: tuple[str, ...]) -> Iterator[str]:
+def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[str]:
     yield from table.faults_of_header(required, OPTIONAL_COLUMNS)
     named = [column for column in _names(table.header) if column != SOURCE]
     if named and SOURCE in table.header:
@@ -263,7 +263,7 @@ def _sources_of(pairs: Sequence[Pair]) -> list[str]:
     return [_NAMED + name for name in first.named] if first and first.named else [SOURCE]
 
 
-def _faults_of_row(table: Table, cells: list[str], folder: Path) -> Iterator[str]:
+def _faults_of_row(table: CsvTable, cells: list[str], folder: Path) -> Iterator[str]:
     try:
         row = table.row(cells)
     except ValueError as fault:
@@ -299,7 +299,7 @@ def _resolve(cell: str, folder: Path) -> Path:
     return folder / os.path.normpath(os.path.expanduser(cell))  # an absolute cell replaces the folder
 
 
-def _number(table: Table, cell: str) -> float:
+def _number(table: CsvTable, cell: str) -> float:
     try:
         return table.number(cell)
     except ValueError:
@@ -313,7 +313,7 @@ def _window(cell: str) -> HounsfieldWindow | None:
         raise ManifestError(str(error)[:1].lower() + str(error)[1:].rstrip(".")) from None
 
 
-def _pair(table: Table, row: dict[str, str], folder: Path) -> Pair:
+def _pair(table: CsvTable, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     columns = _names(table.header)
     known = {*_required(table.header), *OPTIONAL_COLUMNS}

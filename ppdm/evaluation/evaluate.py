@@ -33,7 +33,7 @@ from ppdm.checkpoint import Trained
 from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.regions import LESIONS
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
-from ppdm.evaluation.subjects import Case, CaseError, CaseFiles
+from ppdm.evaluation.subjects import CaseError, CaseFiles, EvaluationCase
 from ppdm.method import Method
 from ppdm.metrics import (
     MetricError,
@@ -56,7 +56,7 @@ CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded t
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
 
-def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
+def predict(trained: Trained, case: EvaluationCase, seed: int = 0) -> Tensor:
     """Translate a case's source; returns (D, H, W) float32 on the CPU, in the units of its target.
 
     Raises:
@@ -67,7 +67,7 @@ def predict(trained: Trained, case: Case, seed: int = 0) -> Tensor:
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
-def predict_draws(trained: Trained, case: Case, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def predict_draws(trained: Trained, case: EvaluationCase, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Translate a case's source several times; the mean and the standard deviation, as :func:`predict`.
 
     Raises:
@@ -78,7 +78,7 @@ def predict_draws(trained: Trained, case: Case, samples: int, seed: int = 0) -> 
     return translate_draws(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
-def ceiling(trained: Trained, case: Case) -> Tensor:
+def ceiling(trained: Trained, case: EvaluationCase) -> Tensor:
     """Encode and decode the case's target; returns (D, H, W) float32 on the CPU, in the target's units.
 
     Raises:
@@ -88,7 +88,7 @@ def ceiling(trained: Trained, case: Case) -> Tensor:
     return reconstruct_volume(trained, _source(case), case.target, 1.0 if case.in_suv else None)
 
 
-def untranslated(scaling: Scaling, case: Case) -> Tensor:
+def untranslated(scaling: Scaling, case: EvaluationCase) -> Tensor:
     """Return the source as a prediction: unchanged in PET and from CT to CT, else mapped to the range of the targets.
 
     The map, which is linear, is that of the scaling. The input of a network is scaled in the same way, so the
@@ -157,7 +157,7 @@ class Score:
     samples: tuple[float, ...] = ()
 
 
-def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
+def scores(preset: Preset, prediction: Tensor, case: EvaluationCase) -> list[Score]:
     """Compute every metric of a preset; a metric that fails does not affect the others."""
     metrics = dict(preset.metrics)
     if case.mask is not None and bool((case.mask > 0).any()):
@@ -166,7 +166,7 @@ def scores(preset: Preset, prediction: Tensor, case: Case) -> list[Score]:
     return found + (list(_uptake(prediction, case)) if preset.uptake and case.in_suv else [])
 
 
-def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[Score]:
+def ceiling_scores(preset: Preset, reconstruction: Tensor, case: EvaluationCase) -> list[Score]:
     """The preset's PSNR of a reconstructed target, ``reconstruction_psnr``; empty if the preset has no PSNR."""
     chosen = [
         {name: metric for name, metric in metrics.items() if name.startswith(PSNR)}
@@ -176,7 +176,7 @@ def ceiling_scores(preset: Preset, reconstruction: Tensor, case: Case) -> list[S
     return [replace(score, metric=CEILING + score.metric) for score in found]
 
 
-def deviation_score(deviation: Tensor, prediction: Tensor, case: Case) -> Score:
+def deviation_score(deviation: Tensor, prediction: Tensor, case: EvaluationCase) -> Score:
     """The rank correlation of the deviation over several draws and the error, ``deviation_rank``, inside the mask."""
     return _score(DEVIATION_RANK, partial(deviation_rank, deviation, prediction, case.target, case.mask))
 
@@ -237,13 +237,13 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
             )
 
 
-def _source(case: Case) -> Tensor:
+def _source(case: EvaluationCase) -> Tensor:
     if case.source is None:
         raise CaseError(f"{case.name} has no source, which a prediction is made from; give one.")
     return case.source
 
 
-def _source_for(trained: Trained, case: Case) -> Tensor:
+def _source_for(trained: Trained, case: EvaluationCase) -> Tensor:
     """The source of a case, or its sources in the order of the method; a warning if the voxel sizes differ."""
     source = _source(case)
     if len(trained.method.sources) > 1:
@@ -252,7 +252,7 @@ def _source_for(trained: Trained, case: Case) -> Tensor:
     return source
 
 
-def _warn_of_spacing(trained: Trained, case: Case) -> None:
+def _warn_of_spacing(trained: Trained, case: EvaluationCase) -> None:
     if sizes := other_spacing(trained, case.grid.spacing):
         warnings.warn(
             f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=3
@@ -271,7 +271,7 @@ def _border(factor: Factor, prediction: Tensor, target: Tensor, mask: Tensor | N
     return border_ratio(prediction, target, factor, mask)
 
 
-def _uptake(prediction: Tensor, case: Case) -> Iterator[Score]:
+def _uptake(prediction: Tensor, case: EvaluationCase) -> Iterator[Score]:
     """Bias of SUVmean and SUVmax in each region of the case; the mean over lesions if there are several."""
     if case.labels_fault:
         yield from (Score(f"{metric}_labels", None, case.labels_fault) for metric in UPTAKE)

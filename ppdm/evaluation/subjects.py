@@ -106,7 +106,7 @@ def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class EvaluationCase:
     """The input of a prediction and its reference.
 
     Attributes:
@@ -151,7 +151,7 @@ class Case:
         return self.suv_factor is not None
 
 
-def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
+def read_case(files: CaseFiles, *, resample: bool = False) -> EvaluationCase:
     """Read a case onto the grid of its first source, or of its target if it has no source.
 
     Args:
@@ -184,7 +184,7 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> Case:
             fault = str(error)
     units = (files.source_unit, files.unit)
     about = (files.suv_factor, labels, names, fault, tuple(files.sources) or (SOURCE,), *units)
-    return Case(files.name, target, source, mask, grid, *about)
+    return EvaluationCase(files.name, target, source, mask, grid, *about)
 
 
 def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:
@@ -200,7 +200,7 @@ def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tupl
     return numbers, names
 
 
-def read_prediction(path: Path, case: Case) -> Tensor:
+def read_prediction(path: Path, case: EvaluationCase) -> Tensor:
     """Read a stored prediction, in the same units as the target's file; returns (D, H, W) float32, PET in SUV.
 
     Raises:

@@ -17,7 +17,7 @@ from ppdm.metrics.errors import mae, psnr
 from ppdm.metrics.hounsfield import ms_ssim_of_ct, psnr_of_ct, ssim_of_ct
 from ppdm.metrics.pair import MetricError, checked
 from ppdm.metrics.preset import Preset
-from ppdm.metrics.similarity import Window, similarity
+from ppdm.metrics.similarity import SlidingWindow, similarity
 from ppdm.metrics.uptake import suv_bias
 
 SYNTHRAD2023 = Preset(
@@ -52,7 +52,7 @@ def _brasyn(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
     span = max(float(x.max() - x.min()) for x in (p, g))
     if not span > 0:
         raise MetricError("BraSyn's SSIM is not defined: prediction and target are constant in the region.")
-    window = Window.gaussian()
+    window = SlidingWindow.gaussian()
     p, g = (F.pad(x[None, None], (window.half,) * 6, mode="reflect")[0, 0] for x in (p, g))
     mask = F.pad(inside, (window.half,) * 6)
     return similarity(checked(p, g, mask), span, window)
@@ -110,7 +110,7 @@ def _udpet_psnr(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
 def _udpet_ssim(prediction: Tensor, target: Tensor, _: Tensor | None) -> Tensor:
     """SSIM of volumes divided by their own maximum; the data range is 2, scikit-image's former default for floats."""
     p, g = (x / _positive("maximum", float(x.max())) for x in (prediction, target))
-    return similarity(checked(p, g), 2.0, Window.uniform())
+    return similarity(checked(p, g), 2.0, SlidingWindow.uniform())
 
 
 def _positive(what: str, value: float) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppdm.metrics.errors import psnr
 from ppdm.metrics.pair import checked
-from ppdm.metrics.similarity import Window, similarity, weighted_map
+from ppdm.metrics.similarity import SlidingWindow, similarity, weighted_map
 
 AIR, METAL = -1024.0, 3000.0  # HU, `dynamic_range` in the code of 2023 and of 2025
 SPAN = METAL - AIR
@@ -37,7 +37,7 @@ def ssim_of_ct(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tenso
     border.
     """
     p, g = _inside(prediction, target, mask)
-    return similarity(checked(p, g, mask), SPAN, Window.uniform())
+    return similarity(checked(p, g, mask), SPAN, SlidingWindow.uniform())
 
 
 def ms_ssim_of_ct(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,7 +52,7 @@ def ms_ssim_of_ct(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Te
     result = p.new_ones((), dtype=torch.float64)
     for weight in _WEIGHTS:
         pair = checked(p, g, inside)
-        result = result * similarity(pair, SPAN, Window.uniform(), local=weighted_map(weight)).clamp(0, 1)
+        result = result * similarity(pair, SPAN, SlidingWindow.uniform(), local=weighted_map(weight)).clamp(0, 1)
         p, g, inside = _halved(p), _halved(g), inside[::2, ::2, ::2]
     return result
 

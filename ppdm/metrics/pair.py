@@ -23,7 +23,7 @@ class MetricError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class ScoredPair:
     """A prediction and its target, (N, C, D, H, W), finite; made by :func:`checked`.
 
     Attributes:
@@ -51,7 +51,7 @@ class Pair:
         return self.each(lambda p, g, m: _total(term, p, g, m) / (g.numel() if m is None else m.sum()))
 
 
-def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Pair:
+def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> ScoredPair:
     """Check the arguments of a metric.
 
     Args:
@@ -67,7 +67,7 @@ def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> P
     for name, x in zip(("prediction", "target"), pair, strict=True):
         _check_finite(name, x)
     inside = None if mask is None else _checked_mask(mask, target)
-    return Pair(pair[0], pair[1], inside, batched=target.ndim == 5)
+    return ScoredPair(pair[0], pair[1], inside, batched=target.ndim == 5)
 
 
 def single(name: str, *volumes: Tensor | None) -> None:

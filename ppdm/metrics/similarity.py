@@ -11,14 +11,16 @@ from math import exp
 import torch
 from torch import Tensor
 
-from ppdm.metrics.pair import SLAB, MetricError, Pair, checked, checked_range, wide
+from ppdm.metrics.pair import SLAB, MetricError, ScoredPair, checked, checked_range, wide
 
 SSIM_WINDOW = 11  # voxels along each axis, section III-C of the paper
-Map = Callable[["Window", Sequence[float], Tensor, Tensor], Tensor]  # window, C1 and C2, prediction, target -> a map
+Map = Callable[
+    ["SlidingWindow", Sequence[float], Tensor, Tensor], Tensor
+]  # window, C1 and C2, prediction, target -> a map
 
 
 @dataclass(frozen=True)
-class Window:
+class SlidingWindow:
     """A separable sliding window; only positions where it fits into the volume count (the valid region).
 
     Attributes:
@@ -30,7 +32,7 @@ class Window:
     sample: bool = False
 
     @classmethod
-    def gaussian(cls, size: int = SSIM_WINDOW, sigma: float = 1.5) -> "Window":
+    def gaussian(cls, size: int = SSIM_WINDOW, sigma: float = 1.5) -> "SlidingWindow":
         """Make the Gaussian window of section III-C of the paper."""
         if type(size) is not int or size < 3 or size % 2 == 0 or not sigma > 0:
             raise MetricError(f"SSIM's window is an odd integer from 3 and its sigma positive, got {size} and {sigma}.")
@@ -38,7 +40,7 @@ class Window:
         return cls(tuple(w / sum(bell) for w in bell))
 
     @classmethod
-    def uniform(cls, size: int = 7) -> "Window":
+    def uniform(cls, size: int = 7) -> "SlidingWindow":
         """Make the default window of scikit-image: equal weights, sample covariance."""
         return cls((1 / size,) * size, sample=True)
 
@@ -103,11 +105,15 @@ def ssim(
     span = checked_range(data_range)
     if not (k1 > 0 and k2 > 0):
         raise MetricError(f"SSIM's constants must be positive, got k1 = {k1} and k2 = {k2}; the paper has .01 and .03.")
-    return similarity(checked(prediction, target, mask), span, Window.gaussian(window, sigma), (k1, k2))
+    return similarity(checked(prediction, target, mask), span, SlidingWindow.gaussian(window, sigma), (k1, k2))
 
 
 def similarity(
-    pair: Pair, span: float, window: Window, k: tuple[float, float] = (0.01, 0.03), local: "Map | None" = None
+    pair: ScoredPair,
+    span: float,
+    window: SlidingWindow,
+    k: tuple[float, float] = (0.01, 0.03),
+    local: "Map | None" = None,
 ) -> Tensor:
     """Mean structural similarity with any window, see :func:`ssim`, or the mean of another map."""
     size = len(window.weights)
@@ -122,7 +128,11 @@ def similarity(
 
 
 def _mean_similarity(
-    prediction: Tensor, target: Tensor, mask: Tensor | None, window: Window, local: Callable[[Tensor, Tensor], Tensor]
+    prediction: Tensor,
+    target: Tensor,
+    mask: Tensor | None,
+    window: SlidingWindow,
+    local: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     """Average the SSIM map of a sample (C, D, H, W) over its valid region, in slabs that overlap by ``2·half``."""
     dtype = torch.promote_types(torch.promote_types(prediction.dtype, target.dtype), torch.float32)
@@ -139,7 +149,7 @@ def _mean_similarity(
     return total / count
 
 
-def _valid(mask: Tensor, window: Window) -> Tensor:
+def _valid(mask: Tensor, window: SlidingWindow) -> Tensor:
     d, h, w = (slice(window.half, size - window.half) for size in mask.shape[1:])
     inside = mask[:, d, h, w]
     if not inside.any():
@@ -150,7 +160,7 @@ def _valid(mask: Tensor, window: Window) -> Tensor:
     return inside
 
 
-def _similarity_map(window: Window, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
+def _similarity_map(window: SlidingWindow, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
     """Compute the SSIM map (Wang 2004, eq. 13)."""
     c1, c2 = constants
     # A shift does not change variances. Without the common offset, the differences of squares do not lose precision.
@@ -170,7 +180,7 @@ def weighted_map(weight: float) -> Map:
     With w = 1 it is SSIM where the covariance is not negative.
     """
 
-    def compute(window: Window, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
+    def compute(window: SlidingWindow, constants: Sequence[float], p: Tensor, g: Tensor) -> Tensor:
         c1, c2 = constants
         offset = g.mean()  # as above: the variances keep their precision
         p, g = p - offset, g - offset

@@ -11,7 +11,7 @@ from ppdm.kernel import I2SB, Brownian
 from ppdm.representation import Haar, Puzzle
 from ppdm_baselines import METHODS, PRESETS, REFERENCE
 from ppdm_bench import configuration
-from ppdm_bench.commands.options import asked_reference
+from ppdm_bench.commands.requested import asked_reference
 from ppdm_bench.configuration import (
     Configuration,
     MethodError,

@@ -30,11 +30,11 @@ from ppdm.training.log import last_step
 from ppdm.training.schedule import TrainingError
 from ppdm.training.state import read_state
 from ppdm_baselines import METHODS
-from ppdm_bench.commands.options import read_budget, read_factor, read_lengths, read_pace, read_shape
 from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.commands.values import read_budget, read_factor, read_lengths, read_pace, read_shape
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.isolation.sweep import Sweep
-from ppdm_bench.memory.constants import Constants, ConstantsError
+from ppdm_bench.memory.constants import ConstantsError, FittedConstants
 from ppdm_bench.records import Record, RecordError, RecordFile, RecordWarning
 from ppdm_bench.report.snapshot import read_snapshot
 from ppdm_bench.variation import VariationError, vary
@@ -109,7 +109,7 @@ READERS = (
     ("model.safetensors", load),
     ("state-000001.safetensors", read_state),
     ("state-000001.json", lambda path: read_state(path.with_suffix(".safetensors"))),
-    ("constants.json", Constants.read),
+    ("constants.json", FittedConstants.read),
     ("snapshot.npz", read_snapshot),
     ("pairs.csv", read_manifest),
     ("scan.nii", read_volume),
@@ -294,7 +294,7 @@ def test_what_has_no_end_is_not_read():
     with pytest.raises(RecordError, match="it is a device; name a file"):
         RecordFile("/dev/zero").read()
     with pytest.raises(ConstantsError, match="it is not a file"):
-        Constants.read(Path("/dev/zero"))
+        FittedConstants.read(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("options", [{"training": {"seed": [1]}}, {"training": {"seed": {}}}, {"convention": "x"}])
@@ -321,7 +321,7 @@ def test_a_time_limit_that_is_none_does_not_stand():
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "constants.json").write_text(DEEP)
     with pytest.raises(ConstantsError, match="holds no constants"):
-        Constants.read(tmp_path / "constants.json")
+        FittedConstants.read(tmp_path / "constants.json")
     with pytest.raises(MethodError):
         Configuration("ppdm", (8, 8, 8), point=DEEP).resolve()
     with pytest.raises(VariationError):
@@ -336,10 +336,10 @@ def test_json_that_is_nested_without_end_is_refused(tmp_path):
 def test_constants_have_the_types_that_they_are_written_with(tmp_path, values):
     sound = {"gpu": "H100", "torch": "2.9.0", "workspace": 1, "residuals": [1], "context": 2, "records": ["a"]}
     (tmp_path / "constants.json").write_text(json.dumps(sound))
-    assert Constants.read(tmp_path / "constants.json").workspace == 1
+    assert FittedConstants.read(tmp_path / "constants.json").workspace == 1
     (tmp_path / "constants.json").write_text(json.dumps(sound | values))
     with pytest.raises(ConstantsError, match="holds no constants"):
-        Constants.read(tmp_path / "constants.json")
+        FittedConstants.read(tmp_path / "constants.json")
 
 
 def test_a_variation_of_nothing_is_refused():

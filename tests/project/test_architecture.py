@@ -28,7 +28,7 @@ MAY_NAME_PPDM = {
     "benchmarks/ppdm_bench/version.py",
 }
 # Defaults of --method.
-DEFAULTS = {"benchmarks/ppdm_bench/cli.py": ["ppdm"], "benchmarks/ppdm_bench/commands/ablate.py": ["ppdm"]}
+DEFAULTS = {f"benchmarks/ppdm_bench/commands/{name}.py": ["ppdm"] for name in ("train", "ablate")}
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:

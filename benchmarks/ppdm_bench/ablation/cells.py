@@ -20,8 +20,6 @@ from ppdm.representation import Haar, Identity, Puzzle, Representation
 from ppdm_bench.configuration import Configuration, Shape
 from ppdm_bench.variation import vary
 
-GRIDS = ("one", "full", "space")
-
 SPACES: Mapping[str, Representation] = {
     **{f"r={r}": Puzzle(r) for r in (1, 2, 4, 8)},
     "r=1x2x2": Puzzle((1, 2, 2)),
@@ -85,7 +83,7 @@ def cells(base: Method, grids: Sequence[str], variations: Sequence[str] = ()) ->
 
     Args:
         base: base method of the cells.
-        grids: names from :data:`GRIDS`: ``one`` changes one axis at a time, ``full`` combines all axes, and ``space``
+        grids: ``one`` changes one axis at a time, ``full`` combines all axes, and ``space``
             combines representations with and without a bridge; its cells are also trained at equal time.
         variations: ``name=a,b`` in the syntax of :func:`ppdm_bench.variation.vary`, each applied to the base.
 

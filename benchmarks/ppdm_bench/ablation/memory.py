@@ -8,7 +8,7 @@ from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.configuration import Shape
 from ppdm_bench.devices import choose
 from ppdm_bench.environment import environment
-from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.command import MemoryPlan, carry_out
 from ppdm_bench.records import Record, RecordFile, config_id
 
 PHASES = ("train", "sample")
@@ -36,7 +36,7 @@ def peaks(
     kinds = {"predicted"} if where == "predict" else {"predicted", "measured"}
     known = [record for record in file.read() if not record.subject]
     for shape, cell, phase in product(shapes, cells, PHASES):
-        plan = Plan([cell.configuration(shape, batch_size)], [phase], where, target)
+        plan = MemoryPlan([cell.configuration(shape, batch_size)], [phase], where, target)
         made = _known(plan, known)
         if {record.kind for record in made} != kinds:
             tell(f"memory of {cell.label}, {phase}, {'×'.join(map(str, shape))}")
@@ -45,7 +45,7 @@ def peaks(
         yield made
 
 
-def _known(plan: Plan, records: Sequence[Record]) -> list[Record]:
+def _known(plan: MemoryPlan, records: Sequence[Record]) -> list[Record]:
     """Records from an earlier run of the same commit; none if there are uncommitted changes."""
     here, wanted = environment(), (config_id(plan.configurations[0].describe()), plan.phases[0])
     same = [record for record in records if (record.config_id, record.phase) == wanted]

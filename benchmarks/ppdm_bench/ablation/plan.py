@@ -12,7 +12,7 @@ from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import PHASES
 from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands.pair_sources import Shape, Subjects
-from ppdm_bench.evaluation.comparison import Sampling
+from ppdm_bench.evaluation.comparison import RunSampling
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import Record, config_id
 
@@ -42,7 +42,7 @@ class Ablation:
     schedule: Schedule
     seeds: Sequence[int]
     minutes: float | None
-    sampling: Sampling
+    sampling: RunSampling
     split: str
     memory_shapes: Sequence[Shape] = ()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppdm.evaluation.subjects import Case
+from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.training.log import StepReport
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import peaks
@@ -133,7 +133,7 @@ def _scored(
 def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
     """The candidate with the label of the cell; its predictions are timed."""
 
-    def predict(case: Case) -> Tensor:
+    def predict(case: EvaluationCase) -> Tensor:
         began = time.perf_counter()
         volume = candidate.predict(case)  # the result is on the CPU, so the device has finished
         seconds.setdefault(candidate.steps, []).append(time.perf_counter() - began)

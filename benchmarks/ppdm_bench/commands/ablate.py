@@ -23,9 +23,11 @@ from ppdm_bench.commands.options import (
     Split,
     Tasks,
     Width,
+)
+from ppdm_bench.commands.requested import asked_jobs, asked_sets
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_outcome
+from ppdm_bench.commands.values import (
     as_usage,
-    asked_jobs,
-    asked_sets,
     comma_separated,
     count,
     integer,
@@ -35,7 +37,6 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_outcome
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -154,7 +155,7 @@ def ablate(
         from ppdm_bench.ablation.plan import Ablation
         from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import Sampling
+        from ppdm_bench.evaluation.comparison import RunSampling
 
         # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
         spread = jobs is not None and device != "cpu"
@@ -174,7 +175,7 @@ def ablate(
             schedule=as_usage(Schedule, steps or default["steps"], None, batch),
             seeds=read_option("--seeds", comma_separated(count(0)), default["seeds"] if seeds is None else seeds),
             minutes=minutes,
-            sampling=Sampling(where, read_option("--evaluations", read, evaluations)),
+            sampling=RunSampling(where, read_option("--evaluations", read, evaluations)),
             split=split,
             memory_shapes=[(n, n, n) for n in sizes],
         )

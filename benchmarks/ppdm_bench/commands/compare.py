@@ -5,17 +5,23 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import Columns, read_names, read_option
+from ppdm_bench.commands.options import Columns
 from ppdm_bench.commands.terminal import notify
+from ppdm_bench.commands.values import read_names, read_option
 
 NOTHING_COMPARED = 3  # exit code, apart from that of a regression (1) and of wrong usage (2)
 
 
 def compare(
     old: Annotated[Path, typer.Argument(metavar="OLD", help="File of records, or a folder with such files.")],
-    new: Annotated[Path, typer.Argument(metavar="NEW", help="The same, to compare with OLD.")],
+    new: Annotated[
+        Path, typer.Argument(metavar="NEW", help="File of records, or a folder with such files, to compare with OLD.")
+    ],
     threshold: Annotated[
-        str, typer.Option(metavar="SHARE", help="Relevant relative difference of a time or a score: 5% or 0.05.")
+        str,
+        typer.Option(
+            metavar="SHARE", help="Smallest relative difference of a time or a score that counts: 5% or 0.05."
+        ),
     ] = "5%",
     columns: Columns = None,
     json: Annotated[

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ppdm_bench.commands.options import (
-    Grid,
-    Resample,
-    Task,
+from ppdm_bench.commands.options import Grid, Resample, Task
+from ppdm_bench.commands.terminal import notify, progress, writable
+from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
     count,
@@ -20,7 +19,6 @@ from ppdm_bench.commands.options import (
     read_option,
     read_shape,
 )
-from ppdm_bench.commands.terminal import notify, progress, writable
 
 if TYPE_CHECKING:
     from ppdm.data.manifest import Pair

@@ -24,10 +24,11 @@ from ppdm_bench.commands.options import (
     Split,
     TargetIntensity,
     TaskName,
+)
+from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
+from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
+from ppdm_bench.commands.values import (
     as_usage,
-    asked_intensities,
-    asked_reference,
-    asked_subjects,
     comma_separated,
     count,
     positive,
@@ -35,7 +36,6 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
 
 
 def evaluate(
@@ -149,7 +149,7 @@ def evaluate(
         from ppdm_bench.evaluation.comparison import (
             NOTHING_TO_DRAW,
             Measuring,
-            Sampling,
+            RunSampling,
             compare_folders,
             compare_runs,
             reference_label,
@@ -163,7 +163,7 @@ def evaluate(
                 *(manifest, task, resample, source_intensity, target_intensity),
                 **phantoms,  # type: ignore[arg-type]
             )
-            sampling = Sampling(training_device(device), counts, precision, seed, samples)
+            sampling = RunSampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
                 source,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ppdm_bench.commands.options import comma_separated, one_of, read_option
 from ppdm_bench.commands.terminal import notify, progress, writable
+from ppdm_bench.commands.values import comma_separated, one_of, read_option
 
 if TYPE_CHECKING:
     from ppdm_bench.report.figures.style import Column

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Json, positive
+from ppdm_bench.commands.options import Json
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
+from ppdm_bench.commands.values import positive
 
 if TYPE_CHECKING:
-    from ppdm_bench.gpu_suite.listing import Piece
+    from ppdm_bench.gpu_suite.listing import SuitePiece
     from ppdm_bench.gpu_suite.running import Place
     from ppdm_bench.records import Record
 
@@ -64,7 +65,7 @@ def gpu(
     raise typer.Exit(code)
 
 
-def _chosen(pieces: Sequence["Piece"], names: Sequence[str]) -> list["Piece"]:
+def _chosen(pieces: Sequence["SuitePiece"], names: Sequence[str]) -> list["SuitePiece"]:
     import difflib
 
     known = {piece.name: piece for piece in pieces}
@@ -76,7 +77,7 @@ def _chosen(pieces: Sequence["Piece"], names: Sequence[str]) -> list["Piece"]:
     return [known[name] for name in dict.fromkeys(names)] if names else list(pieces)
 
 
-def _list(pieces: Sequence["Piece"], before: Mapping[str, "Record | None"], device: str) -> str:
+def _list(pieces: Sequence["SuitePiece"], before: Mapping[str, "Record | None"], device: str) -> str:
     from ppdm_bench.gpu_suite.listing import CARD
 
     width = max(len(piece.name) for piece in pieces)
@@ -96,14 +97,14 @@ def _state(record: "Record | None") -> str:
     return {"ok": "done", "timeout": "begun"}.get(record.status, "failed")
 
 
-def _carried_out(pieces: Sequence["Piece"], place: "Place", minutes: float | None) -> list["Record"]:
+def _carried_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float | None) -> list["Record"]:
     from ppdm_bench.gpu_suite.running import carry_out
 
     if not pieces:
         notify("all parts are done; --piece repeats one")
     seconds = None if minutes is None else 60 * minutes
 
-    def begin(piece: "Piece") -> None:
+    def begin(piece: "SuitePiece") -> None:
         about = piece.estimate(place.device) / 60
         notify(f"{piece.name}, about {about:.1f} min: {piece.purpose}")
 

@@ -73,7 +73,7 @@ class ManifestSubjects:
         return {"task": None, "resample": self.resample, **given}
 
     def identify(self) -> Mapping[str, Any]:
-        """Return the description of the data in records, by which results of a changed manifest are told apart."""
+        """Return the description of the data in records, which distinguishes the results of a changed manifest."""
         return {**self.describe(), "manifest": self.task, "digest": self.digest}
 
     @cached_property

@@ -21,9 +21,11 @@ from ppdm_bench.commands.options import (
     Sources,
     Start,
     Width,
+)
+from ppdm_bench.commands.requested import asked_configurations, asked_sizes
+from ppdm_bench.commands.terminal import notify, report_outcome, writable
+from ppdm_bench.commands.values import (
     as_usage,
-    asked_configurations,
-    asked_sizes,
     comma_separated,
     count,
     one_of,
@@ -32,7 +34,6 @@ from ppdm_bench.commands.options import (
     read_names,
     read_option,
 )
-from ppdm_bench.commands.terminal import notify, report_outcome, writable
 
 if TYPE_CHECKING:
     from ppdm_bench.predictor.target import Target
@@ -90,7 +91,7 @@ def plan(
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
         from ppdm_bench.devices import predicted_sheet
-        from ppdm_bench.planning.results import Interrupted, Plan, collect, failures, present
+        from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -107,8 +108,8 @@ def plan(
         folder = writable(out) if out is not None else None
         interrupted = False
         try:
-            records = collect(Plan(asked, purposes, card, spacing, steps=steps, sheet=sheet))
-        except Interrupted as stopped:
+            records = collect(CapacityPlan(asked, purposes, card, spacing, steps=steps, sheet=sheet))
+        except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])
     if json:
@@ -131,7 +132,7 @@ def plan(
 def _card(capacity: int | None, gpu: str | None) -> "Target":
     """Return the card to plan for: the named one or that of this machine, with its own memory or with the budget."""
     from ppdm_bench.devices import card_of
-    from ppdm_bench.planning.results import too_small
+    from ppdm_bench.planning.planning_output import too_small
 
     card = as_usage(card_of, gpu, capacity)
     if card.capacity is None:

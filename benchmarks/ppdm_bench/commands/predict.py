@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Gpu, Json, as_usage, integer, read_budget, read_option, read_seconds
+from ppdm_bench.commands.options import Gpu, Json
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
+from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, read_seconds
 
 
 def predict(

@@ -30,17 +30,8 @@ from ppdm_bench.commands.options import (
     Tasks,
     Variations,
     Width,
-    as_usage,
-    asked_jobs,
-    asked_reference,
-    asked_sets,
-    comma_separated,
-    count,
-    integer,
-    read_evaluations,
-    read_names,
-    read_option,
 )
+from ppdm_bench.commands.requested import asked_jobs, asked_reference, asked_sets
 from ppdm_bench.commands.terminal import (
     INTERRUPTED,
     OverallProgress,
@@ -50,12 +41,21 @@ from ppdm_bench.commands.terminal import (
     progress,
     under_torchrun,
 )
+from ppdm_bench.commands.values import (
+    as_usage,
+    comma_separated,
+    count,
+    integer,
+    read_evaluations,
+    read_names,
+    read_option,
+)
 
 if TYPE_CHECKING:
     from ppdm import Method
     from ppdm.training.log import StepReport
     from ppdm_bench.commands.pair_sources import Subjects
-    from ppdm_bench.evaluation.comparison import Sampling
+    from ppdm_bench.evaluation.comparison import RunSampling
     from ppdm_bench.evaluation.trials import Outcome, Trial
     from ppdm_bench.records import Record
 
@@ -148,7 +148,7 @@ def quality(
         from ppdm_bench.commands.pair_sources import check_contents, check_sets, require_pairs
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, Sampling
+        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, RunSampling
         from ppdm_bench.evaluation.curves import SPLIT
         from ppdm_bench.evaluation.trials import check_resumable, trials
 
@@ -171,7 +171,8 @@ def quality(
         check_resumable(plan, out)
         if leads():
             check_contents(sets, [split, *validated], [out / one.task for one in sets])
-        if samples is not None and not any(Sampling(steps=wanted, samples=samples).draws(one.method) for one in plan):
+        sampled = RunSampling(steps=wanted, samples=samples)
+        if samples is not None and not any(sampled.draws(one.method) for one in plan):
             raise typer.BadParameter(NOTHING_TO_DRAW)
         if quick:
             notify(
@@ -180,13 +181,12 @@ def quality(
             )
         try:
             with alone_in(out) if leads() else nullcontext(), progress() as bar:
-                whole = OverallProgress(
-                    bar, [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets)
-                )
+                parts = [_TRAINING] * len(plan) + [_EVALUATING * len(plan) / len(sets)] * len(sets)
+                whole = OverallProgress(bar, parts)
                 with joined() as ranks:
                     # Runs that cluster jobs trained are scored on this machine, on its GPU if it has one.
                     here = device if jobs is None or device == "cpu" else "auto"
-                    sampling = Sampling(training_device(here, ranks), wanted, samples=samples)
+                    sampling = RunSampling(training_device(here, ranks), wanted, samples=samples)
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
@@ -199,13 +199,10 @@ def quality(
             raise typer.Exit(INTERRUPTED) from None
     found = [result for result in results if result]
     _report(found, json)
-    for outcome in outcomes:
-        if outcome.note:
-            notify(outcome.note)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in found for failure in result.failures]
-    for fault in faults:
-        notify(fault)
+    for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):
+        notify(sentence)
     raise typer.Exit(1 if faults else 0)
 
 
@@ -279,7 +276,7 @@ class _Result:
 
 
 def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: OverallProgress) -> list["Outcome"]:
-    from ppdm_bench.commands.train import memory_in_use
+    from ppdm_bench.commands.training_run import memory_in_use
     from ppdm_bench.evaluation.trials import carry_out_trials
 
     def preparing(made: int, total: int) -> None:
@@ -309,7 +306,7 @@ def _evaluated(
     subjects: "Subjects",
     outcomes: Sequence["Outcome"],
     split: str,
-    sampling: "Sampling",
+    sampling: "RunSampling",
     known: "Sequence[Method]",
     reference: str | None,
     out: Path,

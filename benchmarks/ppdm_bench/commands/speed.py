@@ -25,10 +25,11 @@ from ppdm_bench.commands.options import (
     Start,
     Variations,
     Width,
+)
+from ppdm_bench.commands.requested import asked_configurations, asked_settings, asked_sizes
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+from ppdm_bench.commands.values import (
     as_usage,
-    asked_configurations,
-    asked_settings,
-    asked_sizes,
     comma_separated,
     one_of,
     read_evaluations,
@@ -36,7 +37,6 @@ from ppdm_bench.commands.options import (
     read_option,
     read_seconds,
 )
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
 
 if TYPE_CHECKING:
     from ppdm_bench.predictor.cards import Sheet
@@ -97,13 +97,13 @@ def speed(
     wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.timing.clock import FULL, QUICK
-        from ppdm_bench.timing.command import Plan
-        from ppdm_bench.timing.results import collect, failures, present
+        from ppdm_bench.timing.command import TimingPlan
+        from ppdm_bench.timing.timing_output import collect, failures, present
 
         asked = asked_configurations(method, sizes, wanted, start, vary)
         where, sheet, card = _place(device, gpu, [one.precision for one in asked], no_gate)
         protocol = QUICK if quick else FULL
-        plan = Plan(asked, phases, where, counts, protocol, spacing, timeout, card, sheet)
+        plan = TimingPlan(asked, phases, where, counts, protocol, spacing, timeout, card, sheet)
         with alone_in(out) as folder:
             if quick and sheet is None:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"

@@ -90,7 +90,7 @@ def writable(folder: Path) -> Path:
             pass
     except OSError as error:
         in_its_place = isinstance(error, FileExistsError | NotADirectoryError)
-        reason = "a file stands in its place" if in_its_place else (error.strerror or str(error)).lower()
+        reason = "a file is in its place" if in_its_place else (error.strerror or str(error)).lower()
         raise OSError(f"the folder {folder} cannot be written ({reason}); give another --out") from error
     return folder
 

@@ -1,208 +1,161 @@
-"""``ppdm-bench train``: a training run in its folder, and its progress."""
+"""``ppdm-bench train``: train a method."""
 
-import math
-import os
-import signal
-import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+import typer
 
-from ppdm import Method
-from ppdm.training.distributed import Ranks
-from ppdm.training.log import StepReport, best_validation, untrained_note
-from ppdm.training.loop import Interrupted
-from ppdm.training.loss_curve import save_loss_curve
-from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
-from ppdm.training.run import Run
-from ppdm.training.schedule import Schedule
-from ppdm_bench.commands.pair_sources import Progress, Subjects
-from ppdm_bench.commands.terminal import writable
-
-CURVE = "loss.png"
-
-
-def train_run(
-    method: Method,
-    subjects: Subjects,
-    schedule: Schedule,
-    run: Run,
-    device: str,
-    preparing: Progress = lambda done, total: None,
-    show: Callable[[StepReport], None] = lambda report: None,
-    *,
-    init_from: Path | None = None,
-    standalone: bool = False,
-    keep_after: Collection[int] = (),
-) -> str:
-    """Train on the pairs of the training split, save the run, and return a summary of the result.
-
-    With several ranks, the first one locks the folder, saves the run and returns the summary.
-
-    Args:
-        method: the point in the design space.
-        subjects: source of the pairs.
-        schedule: duration, batches and seed.
-        run: the folder, created after the pairs are checked: ``model.safetensors``, ``model.json``, ``log.jsonl``,
-            ``options.json``, ``best`` (the model with the lowest validation loss, if there is a validation), and
-            checkpoints during the training.
-        device: device on which the network is trained.
-        preparing: called with the number of phantoms that exist and the number required.
-        show: called after every step.
-        init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
-        standalone: whether this is a run of its own, not one of many trials: it then also keeps its last checkpoint, so
-            that it can be given more steps, and gets a picture of its losses, ``loss.png``.
-        keep_after: numbers of steps after which the model is kept, see :func:`ppdm.training.on_manifest.kept_model`.
-
-    Raises:
-        RunError: the folder holds a run that must not be resumed, or was started with other options.
-        Interrupted: Ctrl-C or SIGTERM was received; there is a checkpoint to resume from.
-        OSError: the folder cannot be written.
-        ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
-    """
-    ranks = Ranks.here()
-    with ranks.together():
-        method = with_sources_of(method, subjects.sources())
-    if steps := ranks.by_first(lambda: finished_steps(run, method, schedule, keep_last=standalone)):
-        return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
-    with ranks.together():
-        pairs, held = training_sets(subjects.pairs(preparing), schedule, str(subjects), resample=subjects.resample)
-    options: dict[str, Any] = {"device": device, "init_from": init_from, "keep_last": standalone, "progress": show}
-    options["keep_after"] = keep_after
-    with ExitStack() as opened:
-        ranks.by_first(lambda: _lock(run, opened))
-        try:
-            with _stoppable() as stop:
-                done = train_sets(method, pairs, held, schedule, run, **options, stop=stop)
-        except Interrupted:
-            if standalone and ranks.is_first:
-                _draw_losses(run)
-            raise
-    if done is None:
-        return ""
-    if standalone:
-        _draw_losses(run)
-    path, end = done
-    return _summary(end, len(pairs), path, run)
+from ppdm_bench.commands.options import (
+    BatchSize,
+    Checkpointing,
+    Device,
+    MethodName,
+    PhantomCount,
+    PhantomGrid,
+    PhantomSeed,
+    PhantomSize,
+    Preset,
+    Resample,
+    SourceIntensity,
+    Start,
+    TargetIntensity,
+    TaskName,
+    Width,
+)
+from ppdm_bench.commands.requested import asked_subjects
+from ppdm_bench.commands.terminal import INTERRUPTED, notify
+from ppdm_bench.commands.values import as_usage, integer, positive, read_factor, read_flips, read_option, read_pace
 
 
-class ProgressLines:
-    """Progress as lines of text, for logs of batch jobs: one line per half minute of training.
-
-    Args:
-        write: called with each line.
-        interval: seconds between lines.
-    """
-
-    def __init__(self, write: Callable[[str], None], interval: float = 30.0) -> None:
-        self._write, self._interval, self._due = write, interval, interval
-
-    def __call__(self, report: StepReport) -> None:
-        """Write a line, if one is due by the time of training."""
-        if report.seconds < self._due:
-            return
-        self._due = report.seconds + self._interval
-        left = timedelta(seconds=round(report.remaining))
-        validated = "" if report.validation_loss is None else f", validation loss {report.validation_loss:.4f}"
-        self._write(
-            f"step {report.step} ({min(report.share, 1):.0%}), loss {report.loss:.4f}{validated}, "
-            f"{report.steps_per_second:.2f} steps/s, {left} left"
-        )
-
-
-def use_threads(threads: int | None, device: str) -> str:
-    """Set the number of CPU threads, if one is given; return advice if the machine is too loaded for them."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return advice_on_threads(torch.get_num_threads(), os.getloadavg()[0], cores) if device == "cpu" else ""
-
-
-def advice_on_threads(threads: int, load: float, cores: int) -> str:
-    """Return a sentence if training would use more threads than there are idle cores; empty otherwise.
-
-    Args:
-        threads: threads of the training.
-        load: mean number of processes that ran or waited in the last minute.
-        cores: processor cores.
-    """
-    idle = max(1, math.floor(cores - load))
-    if threads <= idle:
-        return ""
-    return (
-        f"this machine is loaded (load {load:.1f} on {cores} cores), and training uses {threads} threads: threads "
-        f"without a core of their own wait for one another and can be many times slower; try --threads {idle}"
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run: model, log, options, checkpoints.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV file of pairs: subject,split,source,target[,mask][,labels][,suv_factor]; several sources have "
+            "columns such as source.t1,source.t2. Give this or --task."
+        ),
+    ] = None,
+    task: TaskName = None,
+    subjects: PhantomCount = None,
+    size: PhantomSize = None,
+    grid: PhantomGrid = None,
+    data_seed: PhantomSeed = None,
+    resample: Resample = False,
+    source_intensity: SourceIntensity = None,
+    target_intensity: TargetIntensity = None,
+    bridge_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where a bridge with several sources starts: mean, or the name of a source; default: the method's.",
+        ),
+    ] = None,
+    method: MethodName = "ppdm",
+    preset: Preset = "matched",
+    factor: Annotated[
+        str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
+    ] = None,
+    width: Width = None,
+    steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("minutes"),
+            metavar="MINUTES",
+            help="Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+            "equal. Default: none.",
+        ),
+    ] = None,
+    batch_size: BatchSize = 1,
+    accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(
+            parser=positive("a rate"), metavar="RATE", help="Learning rate after the warm-up; default: the method's."
+        ),
+    ] = None,
+    augment: Annotated[
+        str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
+    ] = "none",
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Precision of convolutions; fp16 with loss scaling, for cards before Ampere."),
+    ] = "fp32",
+    checkpointing: Checkpointing = "none",
+    start: Start = None,
+    seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
+    validate_every: Annotated[
+        int | None, integer("Steps between validation losses on the split val; default: no validation.")
+    ] = None,
+    save_every: Annotated[
+        str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
+    ] = "5min",
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume the run in --out, if there is one. Give the same command again; a finished run also continues "
+            "to more --steps.",
+        ),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Start from the weights of this run (folder or .safetensors file); default: random weights.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
+    ] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a method on pairs of scans, or on synthetic subjects."""
+    r = read_option("--factor", read_factor, factor) if factor is not None else None
+    axes = read_option("--augment", read_flips, augment)
+    save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
+    source = asked_subjects(
+        manifest,
+        task,
+        resample,
+        source_intensity=source_intensity,
+        target_intensity=target_intensity,
+        subjects=subjects,
+        size=size,
+        grid=grid,
+        data_seed=data_seed,
     )
+    if steps is not None and minutes is not None:
+        raise typer.BadParameter("give one budget: --steps or --minutes")
+    if minutes is None:
+        steps = steps or 1000
 
+    from ppdm.training.augment import Flip
+    from ppdm.training.loop import Interrupted
+    from ppdm.training.on_manifest import with_sources_of
+    from ppdm.training.run import Run
+    from ppdm.training.schedule import Schedule
+    from ppdm_bench.commands.training_run import watched_run
+    from ppdm_bench.configuration import Configuration, around
 
-def advice_on_validation(schedule: Schedule) -> str:
-    """Return a sentence if the budget is too small for the asked validations; else an empty string."""
-    every, steps = schedule.validate_every, schedule.steps
-    if every is None or steps is None or every <= steps:
-        return ""
-    return (
-        f"{steps} steps are fewer than the {every} of --validate-every, so the only validation is that after the last "
-        f"step; give a smaller number, such as {max(1, steps // 10)}, to keep the best of several models"
-    )
-
-
-def memory_in_use(device: str) -> str:
-    """The memory of this process: allocated on the GPU, or resident on the CPU."""
-    if device == "cuda":
-        return f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB allocated"
-    counted = Path("/proc/self/statm")
-    if not counted.exists():
-        return ""
-    pages = int(counted.read_text().split()[1])
-    return f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.2f} GiB resident"
-
-
-def _draw_losses(run: Run) -> None:
-    """Draw the picture of the losses; a failure does not affect the run."""
+    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
+    (asked,) = as_usage(around, [asked], start or [], [], notify)
+    resolved = as_usage(asked.resolve)
+    if learning_rate is not None:
+        resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
+    resolved = as_usage(with_sources_of, resolved, source.sources(), bridge_from)
+    flips = Flip(axes) if axes else None
+    schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
+    pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
+    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
+    board = out / "tensorboard" if tensorboard else None
     try:
-        save_loss_curve(run.log, run.folder / CURVE)
-    except OSError as error:
-        warnings.warn(f"{run.folder / CURVE} cannot be written ({error.strerror or error})", stacklevel=2)
-
-
-def _lock(run: Run, opened: ExitStack) -> None:
-    writable(run.folder)
-    opened.enter_context(run)
-
-
-def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
-    validated = "" if end.validation_loss is None else f", validation loss {end.validation_loss:.4f}"
-    lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
-    if end.skipped:
-        lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
-    if note := untrained_note(run.log):
-        lines.append(f"{note} (--learning-rate)")
-    if best := best_validation(run.log):
-        lines.append(f"lowest validation loss {best[1]:.4f} after step {best[0]}: {run.folder / BEST}")
-    return "\n".join([*lines, f"written: {path}, {path.with_suffix('.json')}, {run.log}"])
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM arrived. The first one ends the current step, the second one the process."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        restore()
-
-    usual = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-    try:
-        yield lambda: bool(came)
-    finally:
-        restore()
+        result = watched_run(resolved, source, schedule, run, device, threads, board, init_from)
+    except Interrupted as stopped:
+        notify(f"{stopped}; the same command with --resume continues from there")
+        raise typer.Exit(INTERRUPTED) from None
+    if result:
+        print(result)

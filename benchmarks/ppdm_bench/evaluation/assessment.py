@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppdm.data.volume import VolumeError
 from ppdm.evaluation.evaluate import Score, ceiling_scores, deviation_score, scores, unit_of
-from ppdm.evaluation.subjects import Case, CaseFiles, read_case
+from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import provenance
 from ppdm_bench.evaluation.candidates import Candidate, to_picture
@@ -45,7 +45,7 @@ class Assessment:
         default_factory=dict, init=False, repr=False, compare=False
     )
 
-    def predict(self, candidate: Candidate, case: Case) -> Tensor:
+    def predict(self, candidate: Candidate, case: EvaluationCase) -> Tensor:
         """The prediction of a case, (D, H, W); the caller must not modify it.
 
         Pictures reuse some of the scored predictions, each of which may take a thousand network evaluations. Therefore
@@ -106,11 +106,11 @@ def carry_out(
 class _Once:
     """A case that is read on first use."""
 
-    def __init__(self, read: Callable[[], Case]) -> None:
+    def __init__(self, read: Callable[[], EvaluationCase]) -> None:
         self._read = read
-        self._case: Case | None = None
+        self._case: EvaluationCase | None = None
 
-    def __call__(self) -> Case:
+    def __call__(self) -> EvaluationCase:
         if self._case is None:
             self._case = self._read()
         return self._case

@@ -16,7 +16,7 @@ from ppdm.data.formats import SCANS
 from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
 from ppdm.evaluation.evaluate import ceiling, predict, predict_draws, untranslated
-from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
+from ppdm.evaluation.subjects import CaseError, CaseFiles, EvaluationCase, read_prediction
 from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
 from ppdm_bench.grouping import grouped
@@ -47,7 +47,7 @@ class Candidate:
 
     method: str
     variant: str
-    predict: Callable[[Case], Tensor]
+    predict: Callable[[EvaluationCase], Tensor]
     options: Mapping[str, Any]
     steps: int | None = None
     own_steps: int | None = None
@@ -57,8 +57,8 @@ class Candidate:
     files: Mapping[str, Path] = field(default_factory=dict)
     untouched: bool = False
     origin: Path | None = None
-    ceiling: Callable[[Case], Tensor] | None = None
-    deviation: Callable[[Case], Tensor] | None = None
+    ceiling: Callable[[EvaluationCase], Tensor] | None = None
+    deviation: Callable[[EvaluationCase], Tensor] | None = None
 
     @property
     def label(self) -> str:
@@ -278,9 +278,9 @@ class _Draws:
     def __init__(self, trained: Trained, samples: int, seed: int) -> None:
         self.samples = samples
         self._compute = partial(predict_draws, trained, samples=samples, seed=seed)
-        self._last: tuple[Case, tuple[Tensor, Tensor]] | None = None
+        self._last: tuple[EvaluationCase, tuple[Tensor, Tensor]] | None = None
 
-    def moments(self, case: Case) -> tuple[Tensor, Tensor]:
+    def moments(self, case: EvaluationCase) -> tuple[Tensor, Tensor]:
         """The mean and the standard deviation of a case."""
         if self._last is None or self._last[0] is not case:
             self._last = case, self._compute(case)
@@ -298,7 +298,7 @@ def _in_draws(candidate: Candidate, draws: _Draws) -> Candidate:
 
 
 def _made_before(folder: Path, variant: str, files: Mapping[str, Path]) -> Candidate:
-    def read(case: Case) -> Tensor:
+    def read(case: EvaluationCase) -> Tensor:
         return read_prediction(files[case.name], case)
 
     name = folder.absolute().name

@@ -82,7 +82,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class RunSampling:
     """Sampling settings of runs.
 
     Attributes:
@@ -117,7 +117,7 @@ def compare_runs(
     source: Subjects,
     split: str,
     how: Measuring,
-    sampling: Sampling,
+    sampling: RunSampling,
     progress: Progress,
     predictions: Sequence[Path] = (),
     known: Sequence[Method] = (),

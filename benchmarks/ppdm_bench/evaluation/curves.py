@@ -9,7 +9,7 @@ from ppdm.checkpoint import NAME
 from ppdm.training.on_manifest import kept_model
 from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
-from ppdm_bench.evaluation.comparison import Measuring, Sampling, compare_runs
+from ppdm_bench.evaluation.comparison import Measuring, RunSampling, compare_runs
 from ppdm_bench.evaluation.trials import Outcome
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.records import Record
@@ -18,7 +18,7 @@ SPLIT = "val"
 
 
 def score_curves(
-    outcomes: Sequence[Outcome], sampling: Sampling, folder: Path, tell: Callable[[str], None]
+    outcomes: Sequence[Outcome], sampling: RunSampling, folder: Path, tell: Callable[[str], None]
 ) -> tuple[list[Record], list[str]]:
     """Score the kept models of trainings on one task, and the final ones, and record the scores.
 
@@ -49,7 +49,7 @@ def score_curves(
     return records, lacking
 
 
-def _plans(outcome: Outcome, steps: Sequence[int], sampling: Sampling) -> Iterator[Assessment]:
+def _plans(outcome: Outcome, steps: Sequence[int], sampling: RunSampling) -> Iterator[Assessment]:
     trial, total = outcome.trial, outcome.trial.schedule.steps
     if not trial.parts or total is None:
         return

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppdm.evaluation.subjects import Case, CaseFiles, read_case
+from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate, to_picture
 from ppdm_bench.records import Record
@@ -60,12 +60,12 @@ def _draw(plan: Assessment, candidate: Candidate, series: Scores, folder: Path) 
     return written
 
 
-def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tuple[Case, np.ndarray]:
+def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tuple[EvaluationCase, np.ndarray]:
     case = read_case(files, resample=plan.resample)
     return case, plan.predict(candidate, case).numpy()
 
 
-def _montage(case: Case, prediction: np.ndarray, name: str, title: str, reach: float) -> Figure:
+def _montage(case: EvaluationCase, prediction: np.ndarray, name: str, title: str, reach: float) -> Figure:
     target = case.target.numpy()
     colours: Colours = "pet" if case.in_suv else "gray"
     wanted = DisplayedVolume(target, "target", colours, None, case.unit)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ppdm.evaluation.subjects import Case, read_case
+from ppdm.evaluation.subjects import EvaluationCase, read_case
 from ppdm.metrics.texture import error_spectrum
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
@@ -54,7 +54,9 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     return [write_snapshot(snapshot, folder / SUFFIX)]
 
 
-def _view(candidate: Candidate, record: Record, prediction: Tensor, case: Case, at: tuple[int, int, int]) -> View:
+def _view(
+    candidate: Candidate, record: Record, prediction: Tensor, case: EvaluationCase, at: tuple[int, int, int]
+) -> View:
     return View(
         "prediction",
         candidate.label,

@@ -10,7 +10,7 @@ from ppdm.training.log import StepReport, last_step, untrained_note
 from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule, parts
 from ppdm_bench.commands.pair_sources import Subjects
-from ppdm_bench.commands.train import train_run
+from ppdm_bench.commands.training_run import train_run
 from ppdm_bench.configuration import find_method
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate

@@ -17,7 +17,7 @@ MINUTES = 5
 
 
 @dataclass(frozen=True)
-class Piece:
+class SuitePiece:
     """One ordinary command.
 
     Attributes:
@@ -48,7 +48,7 @@ class Piece:
         return self.tiny_seconds if device == "cpu" else self.seconds
 
 
-def listing() -> list[Piece]:
+def listing() -> list[SuitePiece]:
     """All pieces, in order of importance."""
     first = next(iter(METHODS))
     core = list(dict.fromkeys((first, REFERENCE)))
@@ -72,11 +72,11 @@ def listing() -> list[Piece]:
     ]
 
 
-def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, seconds: int) -> Piece:
+def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, seconds: int) -> SuitePiece:
     name = f"memory-{size}{suffix}"
     recomputed = "" if checkpointing == "none" else f", {checkpointing}s recomputed"
     options = {"--res": str(size), "--precision": "fp32,bf16", "--checkpointing": checkpointing, "--timeout": "180"}
-    return Piece(
+    return SuitePiece(
         name,
         f"peak memory of {_named(methods)} at {size}³, fp32 and bf16{recomputed}, beside its prediction",
         ("memory", *_each("--method", methods), *_pairs(options)),
@@ -86,7 +86,7 @@ def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, 
     )
 
 
-def _verified(piece: Piece) -> Piece:
+def _verified(piece: SuitePiece) -> SuitePiece:
     """The same piece with verification, in the same folder, so that existing measurements are reused."""
     return replace(
         piece,
@@ -98,10 +98,10 @@ def _verified(piece: Piece) -> Piece:
 
 def _speed(
     size: int, methods: Sequence[str], precision: str, suffix: str, seconds: int, evaluations: str = "1,4,10"
-) -> Piece:
+) -> SuitePiece:
     name = f"speed-{size}{suffix}"
     options = {"--res": str(size), "--factor": "2,4", "--precision": precision, "--evaluations": evaluations}
-    return Piece(
+    return SuitePiece(
         name,
         f"training steps a second and seconds a volume of {_named(methods)} at {size}³, {precision}",
         ("speed", *_each("--method", methods), *_pairs(options)),
@@ -111,13 +111,13 @@ def _speed(
     )
 
 
-def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
+def _compared(task: str, methods: Sequence[str], size: int) -> list[SuitePiece]:
     """One piece for each method; it also includes the earlier methods, already trained, so that it compares them."""
     folder = f"quality-{size}-{task}"
     options = {"--size": str(size), "--subjects": "20", "--minutes": str(MINUTES), "--evaluations": "1,2,4,10"}
     tiny = {"--size": "16", "--subjects": "3", "--minutes": "0.01", "--evaluations": "1", "--width": "8"}
     return [
-        Piece(
+        SuitePiece(
             f"{folder}-{method}",
             f"{task} at {size}³: quality of {_named(methods[:number])}, each trained for {MINUTES} min",
             ("quality", "--task", task, *_each("--method", methods[:number]), *_pairs(options)),
@@ -129,7 +129,7 @@ def _compared(task: str, methods: Sequence[str], size: int) -> list[Piece]:
     ]
 
 
-def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
+def _switches(size: int, methods: Sequence[str]) -> list[SuitePiece]:
     """Memory and time of a step with each switch separately, and with the switches for speed combined."""
     lean = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
     fast = (*lean[1:], "network.channels_last=true+network.compile=true")
@@ -137,7 +137,7 @@ def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
     tiny = (*_SMALL, "--precision", "fp32", "--set", "network.multipliers=[1,2]")
     memory, speed = f"memory-{size}-switches", f"speed-{size}-switches"
     return [
-        Piece(
+        SuitePiece(
             memory,
             f"peaks of {_named(methods)} at {size}³ under every switch, bf16, each beside its prediction",
             ("memory", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", lean)),
@@ -146,7 +146,7 @@ def _switches(size: int, methods: Sequence[str]) -> list[Piece]:
             memory,
             120,
         ),
-        Piece(
+        SuitePiece(
             speed,
             f"the time of a step and of a volume of {_named(methods)} at {size}³ with what makes it faster, bf16",
             (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.environment import environment, provenance
-from ppdm_bench.gpu_suite.listing import Piece
+from ppdm_bench.gpu_suite.listing import SuitePiece
 from ppdm_bench.isolation.runner import process
 from ppdm_bench.records import Record, RecordFile, config_id
 
@@ -35,7 +35,7 @@ class Place:
     quiet: bool = False
 
 
-def state(place: Place, pieces: Sequence[Piece]) -> dict[str, Record | None]:
+def state(place: Place, pieces: Sequence[SuitePiece]) -> dict[str, Record | None]:
     """The record of the last run of each piece, by name; None for a piece that was not run.
 
     Only runs of the same command on the same GPU with the same PyTorch count; on a machine without a GPU, all runs on
@@ -48,14 +48,14 @@ def state(place: Place, pieces: Sequence[Piece]) -> dict[str, Record | None]:
     return {piece.name: ended.get(config_id(_options(piece, place))) for piece in pieces}
 
 
-def in_order(pieces: Sequence[Piece], before: dict[str, Record | None]) -> list[Piece]:
+def in_order(pieces: Sequence[SuitePiece], before: dict[str, Record | None]) -> list[SuitePiece]:
     """The remaining pieces; those that failed come last, so that they do not delay the others."""
     left = [piece for piece in pieces if not _ended(before[piece.name], "ok")]
     return sorted(left, key=lambda piece: _ended(before[piece.name], "error", "killed"))
 
 
 def carry_out(
-    pieces: Sequence[Piece], place: Place, seconds: float | None, begin: Callable[[Piece], None]
+    pieces: Sequence[SuitePiece], place: Place, seconds: float | None, begin: Callable[[SuitePiece], None]
 ) -> Iterator[Record]:
     """Run pieces in order, and yield the record of each after it is written to disk.
 
@@ -80,7 +80,7 @@ def carry_out(
         yield record
 
 
-def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
+def _carry_out(piece: SuitePiece, place: Place, limit: float) -> Record:
     start = time.monotonic()
     code = _run(piece.words(place.device, place.out), place.quiet, limit)
     status, reason = _outcome(code, limit)
@@ -98,7 +98,7 @@ def _carry_out(piece: Piece, place: Place, limit: float) -> Record:
     )
 
 
-def _options(piece: Piece, place: Place) -> dict[str, Any]:
+def _options(piece: SuitePiece, place: Place) -> dict[str, Any]:
     """Identifying options of a piece, without the output folder, which may have been moved."""
     return {"piece": piece.name, "words": list(piece.words(place.device, Path()))}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Answer:
+class ChildAnswer:
     """Result of a child process.
 
     Attributes:
@@ -32,7 +32,7 @@ class Answer:
     evaluations: int | None = None
 
 
-def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer:
+def run_child(module: str, request: Mapping[str, Any], timeout: float) -> ChildAnswer:
     """Run ``python -m module`` on a request and wait for its answer.
 
     The child and its descendants have always ended when this function returns, also after Ctrl-C.
@@ -55,10 +55,10 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> Answer
             with process([module], **streams, pass_fds=[answer.fileno()]) as child:
                 code = child.wait(timeout)
         except subprocess.TimeoutExpired:
-            return Answer("timeout", too_long(timeout))
+            return ChildAnswer("timeout", too_long(timeout))
         answer.seek(0)
         with suppress(ValueError):  # empty, or incomplete because the child was killed while writing
-            return Answer(**json.loads(answer.read()))
+            return ChildAnswer(**json.loads(answer.read()))
         errors.seek(0)
         return _without_answer(code, errors.read().decode(errors="replace"))
 
@@ -132,13 +132,13 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
             child.returncode = -signal.SIGKILL
 
 
-def _without_answer(code: int, errors: str) -> Answer:
+def _without_answer(code: int, errors: str) -> ChildAnswer:
     if code < 0:
         hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-        return Answer("killed", f"the process was ended by {_signal_name(-code)}{hint}")
+        return ChildAnswer("killed", f"the process was ended by {_signal_name(-code)}{hint}")
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     said = f"its last words: {lines[-1]}" if lines else "it said nothing"
-    return Answer("error", f"the process ended with code {code} and without an answer; {said}")
+    return ChildAnswer("error", f"the process ended with code {code} and without an answer; {said}")
 
 
 def _signal_name(number: int) -> str:

@@ -14,7 +14,6 @@ from ppdm_bench.commands.terminal import in_words
 
 T = TypeVar("T")
 
-SUBMITIT = "submitit"
 JOBS = "jobs"  # folder for the files of the jobs
 LOGS = f"{JOBS}/logs"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.grouping import grouped
-from ppdm_bench.isolation.runner import Answer, run_child
+from ppdm_bench.isolation.runner import ChildAnswer, run_child
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.units import setting_text, shape_text
 
@@ -24,7 +24,7 @@ _FINDINGS = {"ok", "oom"}
 
 
 @dataclass(frozen=True)
-class Case:
+class SweepCase:
     """One measurement in a child process, or one prediction.
 
     Attributes:
@@ -60,7 +60,7 @@ class Sweep:
         everything = (record for same in self._known.values() for record in same)
         self._exhausted = [r for r in everything if r.status == "oom" and not r.env.get("dirty")]
 
-    def settled(self, case: Case) -> list[Record]:
+    def settled(self, case: SweepCase) -> list[Record]:
         """Valid records of a case from an earlier run of the same code in the same environment; empty if none.
 
         Success and out-of-memory remain valid; a timeout remains valid until the time limit is raised. A case is
@@ -81,7 +81,7 @@ class Sweep:
         return bool(statuses & _FINDINGS) and statuses <= {*_FINDINGS, "skipped"}
 
     def measure(
-        self, case: Case, make: Callable[[Answer, dict[str, Any]], list[Record]], doubt: str = ""
+        self, case: SweepCase, make: Callable[[ChildAnswer, dict[str, Any]], list[Record]], doubt: str = ""
     ) -> list[Record]:
         """The records of a case: from an earlier run, skipped with a reason, or from a child process.
 
@@ -105,11 +105,11 @@ class Sweep:
             self._exhausted += case.failed("oom", answer.reason)
         return case.failed(answer.status, answer.reason, env=env)
 
-    def timed_out(self, case: Case, reason: str) -> list[Record]:
+    def timed_out(self, case: SweepCase, reason: str) -> list[Record]:
         """The records of a case that exceeded the time limit; they contain this limit."""
         return case.failed("timeout", reason, options={**case.common["options"], "timeout": self.timeout})
 
-    def _hopeless(self, case: Case) -> str:
+    def _hopeless(self, case: SweepCase) -> str:
         """Reason why a case must run out of memory: a case that is not larger already did. Empty if there is none."""
         for record in self._exhausted:
             if record.metric == case.metric and _is_of(record, case, *SIZES) and _is_within(record, case):
@@ -128,7 +128,7 @@ def _has(record: Record, fields: Mapping[str, Any]) -> bool:
     return all(getattr(record, name) == value for name, value in fields.items())
 
 
-def _is_of(record: Record, case: Case, *free: str) -> bool:
+def _is_of(record: Record, case: SweepCase, *free: str) -> bool:
     """Whether a record has the fields and options of a case, except those in ``free`` and the time limit."""
     unlike = {"options", *free} | ({"config_id", "spacing"} if free else set())
     if not _has(record, {name: value for name, value in case.common.items() if name not in unlike}):
@@ -140,7 +140,7 @@ def _is_of(record: Record, case: Case, *free: str) -> bool:
     return one == other
 
 
-def _is_within(record: Record, case: Case) -> bool:
+def _is_within(record: Record, case: SweepCase) -> bool:
     """Whether no size of a record is larger than that of a case."""
     one, other = ([*fields.get("shape", ()), fields.get("batch_size") or 1] for fields in (vars(record), case.common))
     return all(a <= b for a, b in zip(one, other, strict=True))

@@ -8,8 +8,8 @@ from typing import Any
 from ppdm_bench.commands.methods import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.isolation.runner import Answer, TimeIsUpError, time_limit
-from ppdm_bench.isolation.sweep import Case, Sweep
+from ppdm_bench.isolation.runner import ChildAnswer, TimeIsUpError, time_limit
+from ppdm_bench.isolation.sweep import Sweep, SweepCase
 from ppdm_bench.memory.feasibility import shortage, skipping
 from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, uncompiled, workload
@@ -24,7 +24,7 @@ Spacing = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Task:
+class MemoryTask:
     """Prediction or measurement of one phase of one configuration."""
 
     configuration: Configuration
@@ -41,7 +41,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Plan of a memory benchmark.
 
     Attributes:
@@ -74,15 +74,15 @@ class Plan:
         return None if self.budget > environment().get("gpu_bytes", 0) else self.budget - self.target.context
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[MemoryTask]:
         """All tasks; predictions come first because they are quick and measurements are compared with them."""
         kinds = (False, True) if self.device != "predict" else (False,)
         having = [(c, phase) for c in self.configurations for phase in self.phases if phase in c.resolve().phases]
-        return [Task(c, phase, kind) for kind in kinds for c, phase in having]
+        return [MemoryTask(c, phase, kind) for kind in kinds for c, phase in having]
 
 
 def carry_out(
-    plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
+    plan: MemoryPlan, progress: Callable[[MemoryTask], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
     """Run the tasks of a plan in order and yield the records of each task when it ends.
 
@@ -106,7 +106,7 @@ def carry_out(
         yield made
 
 
-def _case(plan: Plan, task: Task) -> Case:
+def _case(plan: MemoryPlan, task: MemoryTask) -> SweepCase:
     """Return the fields shared by all records of a task, and the request for its child process."""
     configuration = task.configuration
     options = configuration.describe()
@@ -127,16 +127,16 @@ def _case(plan: Plan, task: Task) -> Case:
         "env": environment() | (limited if task.measured or plan.target is None else target_environment(plan.target)),
     }
     told = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
-    return Case("peak_allocated", common, told)
+    return SweepCase("peak_allocated", common, told)
 
 
-def predicted(plan: Plan, task: Task, predict: Callable[..., Peak] | None = None) -> list[Record]:
+def predicted(plan: MemoryPlan, task: MemoryTask, predict: Callable[..., Peak] | None = None) -> list[Record]:
     """Return the records of one prediction or of its failure; ``predict`` replaces :func:`predict_peak` if given."""
     return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
 
 
 def _predict(
-    plan: Plan, task: Task, case: Case, sweep: Sweep, predict: Callable[..., Peak] | None = None
+    plan: MemoryPlan, task: MemoryTask, case: SweepCase, sweep: Sweep, predict: Callable[..., Peak] | None = None
 ) -> list[Record]:
     configuration, target = task.configuration, plan.target
     size = (configuration.shape, configuration.batch_size)
@@ -170,7 +170,7 @@ def _predict(
     return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
 
 
-def _shortage(plan: Plan, peak: Peak) -> str:
+def _shortage(plan: MemoryPlan, peak: Peak) -> str:
     """Return why a prediction does not fit; an empty string if it fits."""
     if plan.target is not None:
         return shortage(plan.target, peak)
@@ -198,7 +198,7 @@ def target_environment(target: Target) -> dict[str, Any]:
     }
 
 
-def _measured(task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
+def _measured(task: MemoryTask, answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
     records = [
         Record(metric=name, value=value, unit="B", stat=_stat(name), n=1, **common)
         for name, value in answer.metrics.items()
@@ -210,6 +210,6 @@ def _stat(name: str) -> str:
     return "max" if name.startswith("peak") else "at peak"
 
 
-def _parameters(task: Task, common: Mapping[str, Any]) -> Record:
+def _parameters(task: MemoryTask, common: Mapping[str, Any]) -> Record:
     count = parameter_count(task.configuration.resolve().build)
     return Record(metric="parameters", value=count, stat="count", n=1, **common)

@@ -28,7 +28,7 @@ class ConstantsError(ValueError):
 
 
 @dataclass(frozen=True)
-class Constants:
+class FittedConstants:
     """Fitted constants and their source data.
 
     Attributes:
@@ -84,7 +84,7 @@ def identify(record: Record) -> str:
     return f"{record.config_id}/{record.phase}/{record.metric}/{record.kind}/{digest}"
 
 
-def fit(records: Sequence[Record], truth: str = "measured") -> Constants:
+def fit(records: Sequence[Record], truth: str = "measured") -> FittedConstants:
     """Fit the constants to records of one GPU and one release of PyTorch.
 
     Args:
@@ -102,7 +102,7 @@ def fit(records: Sequence[Record], truth: str = "measured") -> Constants:
     contexts = [r for r in usable if r.kind == truth and r.metric == "context"]
     used = [record for pair in pairs for record in pair] + contexts
     residuals = sorted(round((true.value or 0) - (made.value or 0)) for true, made in pairs)
-    return Constants(
+    return FittedConstants(
         gpu=str(pairs[0][0].env.get("gpu")),
         torch=str(pairs[0][0].env.get("torch")),
         workspace=max(round(median(residuals)), 0),
@@ -141,7 +141,7 @@ def main() -> None:
     print(describe(found))
 
 
-def describe(constants: Constants) -> str:
+def describe(constants: FittedConstants) -> str:
     """Return the constants as one sentence."""
     low, high = (constants.residuals[at] / MIB for at in (0, -1))
     context = "not measured" if constants.context is None else f"{constants.context / MIB:.0f} MiB"
@@ -161,7 +161,7 @@ def with_constants(path: Path | None, target: Target | None) -> Target | None:
         return target
     if target is None:
         raise ConstantsError("constants are of CUDA, and with --device cpu nothing is predicted for CUDA")
-    return Constants.read(path).of(target)
+    return FittedConstants.read(path).of(target)
 
 
 if __name__ == "__main__":

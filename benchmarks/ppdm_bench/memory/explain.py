@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.command import Plan, Task, predicted
+from ppdm_bench.memory.command import MemoryPlan, MemoryTask, predicted
 from ppdm_bench.memory.unet_modules import UNetModules
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.cards import SHEETS, find_sheet
@@ -20,14 +20,14 @@ from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import KINDS, Block, Timeline
 from ppdm_bench.predictor.timing import predict_time
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span
+from ppdm_bench.report.figures.memory_timeline import MemoryTimeline, Span, TimelineBlock
 from ppdm_bench.report.figures.time_by_operator import Cost
 
 HOLDERS = 10
 NEGLIGIBLE = 1e-4  # fraction of the peak; the figure omits allocations and frees of smaller blocks
 
 
-def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
+def explain(plan: MemoryPlan, task: MemoryTask) -> tuple[list[Record], MemoryTimeline | None]:
     """Return the records of a prediction and the memory timeline of its last iteration; None if it failed."""
     modules = UNetModules()
     made: list[Peak] = []
@@ -44,7 +44,7 @@ def explain(plan: Plan, task: Task) -> tuple[list[Record], Course | None]:
     return records, course(timeline, modules, _name(task.configuration, task.phase))
 
 
-def costs(task: Task, target: Target) -> list[Cost]:
+def costs(task: MemoryTask, target: Target) -> list[Cost]:
     """Return the predicted time of a step by operator on a named card; empty if its data sheet is not known."""
     if target.gpu not in {sheet.name for sheet in SHEETS}:
         return []
@@ -59,7 +59,7 @@ def costs(task: Task, target: Target) -> list[Cost]:
     return [Cost(*what, seconds) for what, seconds in total.items()]
 
 
-def course(timeline: Timeline, modules: Modules, name: str) -> Course:
+def course(timeline: Timeline, modules: Modules, name: str) -> MemoryTimeline:
     """Return the live memory over the last iteration of a timeline."""
     start = timeline.marks[-1]
     live = _live(timeline, start)
@@ -68,17 +68,17 @@ def course(timeline: Timeline, modules: Modules, name: str) -> Course:
     highest = totals.index(peak) if peak else 0
     kept = _kept(timeline, start, peak * NEGLIGIBLE, highest)
     alive = sorted(timeline.alive_at(start + highest), key=lambda block: -block.size) if peak else []
-    return Course(
+    return MemoryTimeline(
         name,
         live={kind: [values[event] for event in kept] for kind, values in live.items()},
         spans=_spans(timeline, modules, start, kept),
         peak=bisect_left(kept, highest),
         peak_size=peak,
-        holders=[_holder(block, modules) for block in alive[:HOLDERS]],
+        blocks=[_block(block, modules) for block in alive[:HOLDERS]],
     )
 
 
-def course_of_steps(timeline: Timeline, holders: Sequence[Holder], name: str) -> Course:
+def course_of_steps(timeline: Timeline, blocks: Sequence[TimelineBlock], name: str) -> MemoryTimeline:
     """Return the live memory over all steps of a timeline, from the first event on."""
     live = _live(timeline, 0)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
@@ -93,13 +93,13 @@ def course_of_steps(timeline: Timeline, holders: Sequence[Holder], name: str) ->
         first, last = bisect_left(kept, begin), bisect_left(kept, end)
         if last > first:
             spans.append(Span(first, last, stage, f"step {max(bisect_right(timeline.marks, begin), 1)}"))
-    return Course(
+    return MemoryTimeline(
         name,
         live={kind: [values[event] for event in kept] for kind, values in live.items()},
         spans=spans,
         peak=bisect_left(kept, highest),
         peak_size=peak,
-        holders=holders,
+        blocks=blocks,
         steps=len(timeline.marks),
     )
 
@@ -164,12 +164,12 @@ def _parts(parts: Sequence[str], stages: Sequence[str]) -> list[str]:
     return told
 
 
-def _holder(block: Block, modules: Modules) -> Holder:
+def _block(block: Block, modules: Modules) -> TimelineBlock:
     site = block.site or Site()
     part = modules.part(site.path, block.shape)
     part = "outside the network" if part == OUTSIDE else part
     path = "the U-Net, joining a skip" if site.path == ROOT else site.path
-    return Holder(block.size, block.kind, part, path, site.stage, block.operator, block.shape, block.dtype)
+    return TimelineBlock(block.size, block.kind, part, path, site.stage, block.operator, block.shape, block.dtype)
 
 
 def _name(configuration: Configuration, phase: str) -> str:

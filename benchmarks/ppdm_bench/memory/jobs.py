@@ -11,7 +11,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.devices import choose
 from ppdm_bench.isolation.slurm import JOBS, Ended, spread
 from ppdm_bench.isolation.sweep import Ledger
-from ppdm_bench.memory.command import Plan, Spacing
+from ppdm_bench.memory.command import MemoryPlan, Spacing
 from ppdm_bench.memory.constants import with_constants
 from ppdm_bench.memory.memory_output import collect
 from ppdm_bench.records import Record, config_id
@@ -22,7 +22,7 @@ class Request:
     """Options shared by all jobs; each job resolves the device itself, because only the job can see it.
 
     Attributes:
-        phases, spacing, timeout, budget, gate: see :class:`ppdm_bench.memory.command.Plan`.
+        phases, spacing, timeout, budget, gate: see :class:`ppdm_bench.memory.command.MemoryPlan`.
         device: auto, cuda, cpu or predict.
         constants: file with fitted constants.
         gpu: name of a card to predict for; None means the card of the job.
@@ -43,7 +43,9 @@ def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) 
     where, target = choose(request.device, request.budget, request.gpu)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
-    plan = Plan(asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate)
+    plan = MemoryPlan(
+        asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate
+    )
     with alone_in(folder):
         return collect(plan, folder)
 

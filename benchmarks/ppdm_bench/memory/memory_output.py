@@ -7,15 +7,15 @@ from pathlib import Path
 from ppdm_baselines import REFERENCE
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
-from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.command import MemoryPlan, carry_out
 from ppdm_bench.memory.explain import costs, explain, stem
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.breakdown import breakdown_figure
 from ppdm_bench.report.figures.memory import headline, memory_figure
-from ppdm_bench.report.figures.memory_timeline import holders_table, save_course
+from ppdm_bench.report.figures.memory_timeline import save_timeline, timeline_page
 from ppdm_bench.report.figures.style import save
-from ppdm_bench.report.figures.time_by_operator import save_times, times_table
+from ppdm_bench.report.figures.time_by_operator import save_times, times_page
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.units import shape_text
 
@@ -23,7 +23,7 @@ from ppdm_bench.units import shape_text
 _WEIGHT = 10.0
 
 
-def collect(plan: Plan, folder: Path) -> list[Record]:
+def collect(plan: MemoryPlan, folder: Path) -> list[Record]:
     """Run the plan with a progress bar; every record is on disk before the next task begins.
 
     Records that the folder already contains unchanged are not written again.
@@ -38,7 +38,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
     return records
 
 
-def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]]:
+def explain_all(plan: MemoryPlan, folder: Path) -> tuple[list[Record], str, list[Path]]:
     """Predict all tasks and plot their memory timelines; return records, tables of the largest blocks, and files."""
     ledger = Ledger(folder)
     records: list[Record] = []
@@ -52,12 +52,12 @@ def explain_all(plan: Plan, folder: Path) -> tuple[list[Record], str, list[Path]
             ledger.keep(made)
             records += made
             if course is not None:
-                texts.append(holders_table(course))
+                texts.append(timeline_page(course).to_markdown())
                 place = folder / stem(task.configuration, task.phase)
-                written += save_course(course, place)
+                written += save_timeline(course, place)
                 if plan.target is not None and plan.target.gpu and (spent := costs(task, plan.target)):
                     name = f"{course.name}, {plan.target.gpu}"
-                    texts.append(f"{name}: predicted time by operator.\n\n{times_table(spent)}")
+                    texts.append(times_page(name, spent).to_markdown())
                     written += save_times(name, spent, place.with_name(f"{place.name}-time"))
             whole.ended()
     return records, "\n".join(texts), written

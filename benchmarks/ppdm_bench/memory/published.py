@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.grouping import grouped
-from ppdm_bench.memory.command import Plan, carry_out
+from ppdm_bench.memory.command import MemoryPlan, carry_out
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
@@ -50,7 +50,7 @@ def predict(published: Sequence[Record]) -> list[Record]:
         for record in published
         if record.options.get("beside")
     )
-    plans = [Plan([configuration], [phase], "predict", Target()) for configuration, phase in asked]
+    plans = [MemoryPlan([configuration], [phase], "predict", Target()) for configuration, phase in asked]
     return [record for plan in plans for made in carry_out(plan) for record in made]
 
 

@@ -93,15 +93,15 @@ def save(prediction: ScriptPrediction, folder: Path) -> list[Path]:
     """
     assert prediction.peak.timeline is not None
     name = program(prediction.command)
-    holders = [
-        memory_timeline.Holder(h.size, h.kind, _place(h.line), h.module, h.stage, h.operator, h.shape, h.dtype)
+    blocks = [
+        memory_timeline.TimelineBlock(h.size, h.kind, _place(h.line), h.module, h.stage, h.operator, h.shape, h.dtype)
         for h in prediction.holders
     ]
-    course = course_of_steps(prediction.peak.timeline, holders, name)
+    timeline = course_of_steps(prediction.peak.timeline, blocks, name)
     stem = folder / f"predict-{Path(name).stem}"
     output = stem.with_name(stem.name + "-output.txt")
     replace_file(output, prediction.output.encode())
-    return [*memory_timeline.save_course(course, stem), output]
+    return [*memory_timeline.save_timeline(timeline, stem), output]
 
 
 def program(command: Sequence[str]) -> str:

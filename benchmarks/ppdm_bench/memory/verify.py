@@ -11,7 +11,7 @@ from pathlib import Path
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.runner import run_child
-from ppdm_bench.isolation.sweep import Case, Ledger, Sweep
+from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
 from ppdm_bench.memory.command import WORKER
 from ppdm_bench.records import Record
 
@@ -76,7 +76,7 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
         "device": measured.device,
         "limit": limit,
     }
-    case = Case(VERIFIED, {name: getattr(measured, name) for name in _SHARED}, request)
+    case = SweepCase(VERIFIED, {name: getattr(measured, name) for name in _SHARED}, request)
     for known in sweep.settled(case):
         if known.metric == VERIFIED and known.value == limit:
             return known

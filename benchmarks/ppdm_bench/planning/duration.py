@@ -81,7 +81,7 @@ def duration_table(records: Sequence[Record]) -> Table | None:
     return table_of(
         rows,
         {
-            Heading("method", "method"): lambda row: row[0],
+            Heading("method"): lambda row: row[0],
             Heading(HOURS, "hours of training", note=note): lambda row: cell(row, HOURS),
             Heading(VOLUME, "s/volume"): lambda row: cell(row, VOLUME),
         },

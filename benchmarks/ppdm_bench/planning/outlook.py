@@ -26,7 +26,7 @@ T = TypeVar("T")
 _FIXED = ("params", "grads", "optimizer")
 
 
-class Case(NamedTuple):
+class OutlookCase(NamedTuple):
     """One prediction.
 
     Attributes:
@@ -41,15 +41,15 @@ class Case(NamedTuple):
 
 
 # A generator that yields a case and receives its look, or yields questions to run concurrently and receives answers.
-Question = Generator["Case | list[Question[Any]]", Any, T]
-Submit = Callable[[Case], "Future[Look]"]
+Question = Generator["OutlookCase | list[Question[Any]]", Any, T]
+Submit = Callable[[OutlookCase], "Future[Look]"]
 
 
 class NoOutlook(RuntimeError):
     """A case that cannot be predicted; the message gives the reason."""
 
 
-def predict(case: Case, target: Target) -> Look:
+def predict(case: OutlookCase, target: Target) -> Look:
     """Predict one case.
 
     Raises:
@@ -112,14 +112,14 @@ def _begin() -> None:
     threading.Thread(target=follow_the_parent, daemon=True).start()
 
 
-def _predict_and_clear(case: Case, target: Target) -> Look:
+def _predict_and_clear(case: OutlookCase, target: Target) -> Look:
     try:
         return predict(case, target)
     finally:
         gc.collect()
 
 
-def _done(case: Case, target: Target) -> "Future[Look]":
+def _done(case: OutlookCase, target: Target) -> "Future[Look]":
     future: Future[Look] = Future()
     try:
         future.set_result(predict(case, target))
@@ -131,7 +131,7 @@ def _done(case: Case, target: Target) -> "Future[Look]":
 def ask_all(
     questions: Sequence[Question[T]],
     submit: Submit,
-    progress: Callable[[int, int, Case], None] = lambda *_: None,
+    progress: Callable[[int, int, OutlookCase], None] = lambda *_: None,
     keep: Callable[[int, T | NoOutlook], None] = lambda *_: None,
 ) -> list[T | NoOutlook]:
     """Answer questions concurrently; a case that several questions request is predicted only once.
@@ -148,8 +148,8 @@ def ask_all(
         place of the answer.
     """
     answers: dict[int, Any] = {}
-    futures: dict[Case, Future[Look]] = {}
-    waiting: dict[_Asked, Case] = {}
+    futures: dict[OutlookCase, Future[Look]] = {}
+    waiting: dict[_Asked, OutlookCase] = {}
 
     def go_on(asked: _Asked, told: Any) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 from ppdm import Method
 from ppdm.network.options import CHECKPOINTING
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.planning.outlook import Case, Question
+from ppdm_bench.planning.outlook import OutlookCase, Question
 from ppdm_bench.planning.search import Found, Look, largest
 from ppdm_bench.predictor.target import Target
 
@@ -33,7 +33,7 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Answer:
+class CapacityAnswer:
     """Answers for one method in one phase.
 
     Attributes:
@@ -63,9 +63,9 @@ def phases_of(method: Method) -> tuple[str, ...]:
     return getattr(method, "phases", ("train", "sample"))
 
 
-def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[Answer]:
+def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[CapacityAnswer]:
     """Run all questions for one method in one phase: first whether it fits, then the others concurrently."""
-    base = yield Case(asked, phase)
+    base = yield OutlookCase(asked, phase)
     parts: dict[str, Question[Any]] = {"cube": _cube(asked, phase, target, bounds, base)}
     # Only training needs the batch size: sampling can process volumes one by one, and predicting batches is slow.
     if phase.endswith("train"):
@@ -76,7 +76,9 @@ def question(asked: Configuration, phase: str, target: Target, bounds: Bounds) -
         parts["options"] = _options(asked, phase, target, bounds)
     found = dict(zip(parts, (yield list(parts.values())), strict=True))
     options, leanest_cube = found.get("options", ({}, None))
-    return Answer(asked, phase, base, found["cube"], found.get("batch"), found.get("factor"), options, leanest_cube)
+    return CapacityAnswer(
+        asked, phase, base, found["cube"], found.get("batch"), found.get("factor"), options, leanest_cube
+    )
 
 
 def with_edge(asked: Configuration, edge: int) -> Configuration:
@@ -120,7 +122,7 @@ def _search(
     limit: int,
     target: Target,
     size: Callable[[int], float],
-    case: Callable[[int], Case],
+    case: Callable[[int], OutlookCase],
     known: Mapping[int, Look],
     hint: tuple[float, Look],
 ) -> Question[Found]:
@@ -145,7 +147,7 @@ def _cube(asked: Configuration, phase: str, target: Target, bounds: Bounds, base
         bounds.edge // step,
         target,
         lambda k: (k * step) ** 3,
-        lambda k: Case(with_edge(asked, k * step), phase),
+        lambda k: OutlookCase(with_edge(asked, k * step), phase),
         known,
         (prod(asked.shape), base),
     )
@@ -156,7 +158,7 @@ def _batch(asked: Configuration, phase: str, target: Target, bounds: Bounds, bas
         max(bounds.batch, asked.batch_size),
         target,
         float,
-        lambda n: Case(replace(asked, batch_size=n), phase),
+        lambda n: OutlookCase(replace(asked, batch_size=n), phase),
         {asked.batch_size: base},
         (asked.batch_size, base),
     )
@@ -166,9 +168,9 @@ def _factor(asked: Configuration, phase: str, target: Target, bounds: Bounds, ba
     """Search the smallest factor; cases start at the largest factor, so that a larger case needs more memory."""
     factors, own = bounds.factors[::-1], asked.resolve().representation.cell
 
-    def case(k: int) -> Case:
+    def case(k: int) -> OutlookCase:
         same = (factors[k - 1],) * 3 == own
-        return Case(asked if same else replace(asked, factor=factors[k - 1]), phase)
+        return OutlookCase(asked if same else replace(asked, factor=factors[k - 1]), phase)
 
     known = {k: base for k, factor in enumerate(factors, start=1) if (factor,) * 3 == own}
     return _search(len(factors), target, lambda k: factors[k - 1] ** -3.0, case, known, (1 / prod(own), base))
@@ -186,14 +188,14 @@ def _options(
     others = Alternatives.of(asked, phase, target)
     if (leanest := others.leanest) is None:
         return {}, None
-    looks = {leanest: (yield Case(leanest, phase))}
+    looks = {leanest: (yield OutlookCase(leanest, phase))}
     if not looks[leanest].fits:
         return looks, (leanest, (yield from _cube(leanest, phase, target, bounds, looks[leanest])))
     tried: dict[Configuration, Look] = {}
 
     def mildest(group: Sequence[Configuration]) -> Question[None]:
         for one in group:
-            tried[one] = looks.get(one) or (yield Case(one, phase, brief=True))
+            tried[one] = looks.get(one) or (yield OutlookCase(one, phase, brief=True))
             if tried[one].fits:
                 return
 

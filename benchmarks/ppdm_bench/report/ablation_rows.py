@@ -11,8 +11,7 @@ from typing import Any
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
-from ppdm_bench.report.scores import Scores, by_subject, setting
-from ppdm_bench.report.scores import seam_metric as seam_metric_of
+from ppdm_bench.report.scores import Scores, by_subject, seam_metric, setting
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 COMMAND = "ablate"
@@ -58,6 +57,11 @@ class AblationRow:
         """Whether the two differ only in their cells, in at least one seed."""
         same = ("task", "budget", "amount", "evaluations")
         return all(getattr(self, n) == getattr(other, n) for n in same) and bool({*self.seeds} & {*other.seeds})
+
+    def metric(self, name: str) -> str:
+        """Return a measure of seams on the lattice of its own representation, empty without one; others as they are."""
+        factor = "2" if self.cell.get("representation") == "haar" else str(self.cell.get("factor", ""))
+        return seam_metric(factor, name) if name in SEAMS else name
 
     def peak(self, phase: str, kind: str, shape: tuple[int, ...] | None = None) -> float | None:
         """Return ``peak_allocated`` in bytes, for the largest volume by default."""
@@ -123,15 +127,9 @@ def difference(row: AblationRow, rows: Sequence[AblationRow], metric: str) -> Di
     return paired_difference(*([*values.values()] for values in means))
 
 
-def seam_metric(row: AblationRow, measure: str) -> str:
-    """Return a measure of seams on the lattice of the cell's own representation; empty without a lattice."""
-    factor = "2" if row.cell.get("representation") == "haar" else str(row.cell.get("factor", ""))
-    return seam_metric_of(factor, measure)
-
-
 def seam_measures(rows: Sequence[AblationRow]) -> list[str]:
     """Return the measures of seams that the rows have; older records have only the seam index."""
-    return [measure for measure in SEAMS if any(row.series.subjects(seam_metric(row, measure)) for row in rows)]
+    return [measure for measure in SEAMS if any(row.series.subjects(row.metric(measure)) for row in rows)]
 
 
 def _latest(records: Sequence[Record]) -> list[Record]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, seam_metric
+from ppdm_bench.report.statistics import Difference, paired_difference
 
 WITHOUT_SEAMS = 1.5  # dB that images without seams may reach in either measure, see the docstrings of `ppdm.metrics`
 
@@ -20,6 +23,17 @@ class Toggled:
     on: Scores
     off: Scores
     metric: str
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of the metric, of both designs."""
+        return [*self.on.of_metric(self.metric), *self.off.of_metric(self.metric)]
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """The difference that the loss makes in the metric; None without a subject that has both."""
+        on, off = self.values(self.metric)
+        return paired_difference(on, off) if on else None
 
     @property
     def measure(self) -> str:

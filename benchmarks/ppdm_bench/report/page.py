@@ -21,20 +21,7 @@ from ppdm_bench.report.tables.render import Line, Table
 Section = tuple[str, str, Shown, bytes]
 
 # Fields of a record that differ within a configuration.
-_FIELDS = (
-    "metric",
-    "value",
-    "unit",
-    "stat",
-    "phase",
-    "kind",
-    "status",
-    "steps",
-    "subject",
-    "seed",
-    "created",
-    "reason",
-)
+_SHOWN = ("metric", "value", "unit", "stat", "phase", "kind", "status", "steps", "subject", "seed", "created", "reason")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -94,15 +81,15 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
             '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>PPDM benchmark report</title>',
             '<meta name="viewport" content="width=device-width">',
             f"<style>{_STYLE}</style></head><body><h1>PPDM benchmark report</h1>",
-            "<p>Everything here is made from records alone. Predicted, measured and published values are told apart in "
-            "every table and figure. Click a heading to sort; the numbers in the first column lead to the records of a "
+            "<p>Everything here is made from the records. Tables and figures distinguish predicted, measured and "
+            "published values. Click a heading to sort; the numbers in the first column link to the records of a "
             "row.</p>",
             f'<ul>{names}<li><a href="#environments">Environments</a></li><li><a href="#records">Records</a></li></ul>',
             f"<h2>Not drawn</h2><ul>{missing}</ul>" if absent else "",
             *(_section(section, groups) for section in sections),
             f'<h2 id="environments">Environments</h2>{_environments(groups)}',
-            '<h2 id="records">Records</h2><p>One configuration of one file each: its options, its environment, its '
-            "values.</p>",
+            '<h2 id="records">Records</h2><p>Each entry is one configuration of one file: its '
+            "options, environment and values.</p>",
             *(_group(reference, records) for reference, records in groups.items()),
             f"<script>{_SCRIPT}</script></body></html>\n",
         )
@@ -164,10 +151,10 @@ def _group(reference: str, records: Sequence[Record]) -> str:
     environments = _distinct(record.env for record in records)
     content = json.dumps(about | {"environments": environments}, indent=1, ensure_ascii=False, sort_keys=True)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(_raw(getattr(record, name)))}</td>" for name in _FIELDS) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(_raw(getattr(record, name)))}</td>" for name in _SHOWN) + "</tr>"
         for record in records
     )
-    heads = "".join(f"<th>{name}</th>" for name in _FIELDS)
+    heads = "".join(f"<th>{name}</th>" for name in _SHOWN)
     name = " ".join(filter(None, (first.method, first.variant, first.task)))
     return (
         f'<details id="{_anchor(reference)}"><summary>{escape(reference)}: {escape(name)}</summary>'

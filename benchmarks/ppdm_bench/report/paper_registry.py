@@ -17,7 +17,7 @@ from ppdm_bench.report.paper_figure import Exhibit
 
 EXHIBITS = (
     Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
-    Exhibit("memory-breakdown", "What the peak holds", breakdown.show),
+    Exhibit("memory-breakdown", "Parts of the peak memory", breakdown.show),
     Exhibit("quality-memory", "Quality against the largest peak of memory", quality_cost.show_memory),
     Exhibit("quality-seconds", "Quality against time per volume", quality_cost.show_seconds),
     Exhibit("quality-evaluations", "Quality against network evaluations", quality_cost.show_evaluations),

@@ -12,12 +12,8 @@ from ppdm_bench.records import PHASES, PURPOSES, Record
 from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
 PEAKS = ("peak_allocated", "peak_reserved", "peak_process")
-PHASE_NAMES = {
-    "train": "training",
-    "sample": "sampling",
-    "autoencoder_train": "autoencoder training",
-    "decode": "decoding",
-}
+_PHASES = {"train": "training", "sample": "sampling", "autoencoder_train": "autoencoder training", "decode": "decoding"}
+STATUS_NAMES = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,10 @@ class PeakRow:
         """The phases with a recorded peak, training and sampling first."""
         return _ordered(phase for phase, metric in self.records if metric in PEAKS)
 
+    def of_phase(self, phase: str) -> list[Record]:
+        """Return the records of a phase."""
+        return [record for (p, _), record in self.records.items() if p == phase]
+
     def value(self, phase: str, metric: str) -> float | None:
         """Return the value of a metric, or None.
 
@@ -67,7 +67,7 @@ class PeakRow:
 
         Both are empty if the phase was not run.
         """
-        found = [r for (p, metric), r in self.records.items() if p == phase and metric in PEAKS]
+        found = [record for record in self.of_phase(phase) if record.metric in PEAKS]
         first = min(found, key=lambda r: (r.status == "ok", not r.reason), default=None)
         return (first.status, first.reason) if first else ("", "")
 
@@ -107,6 +107,11 @@ def settings_of(record: Record) -> dict[str, object]:
 def all_phases(rows: Sequence[PeakRow]) -> list[str]:
     """Return the phases of all rows, training and sampling first."""
     return _ordered(phase for row in rows for phase in row.phases)
+
+
+def phase_name(phase: str) -> str:
+    """Return a phase for people: ``autoencoder training``."""
+    return _PHASES.get(phase, phase)
 
 
 def _ordered(phases: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
-from ppdm_bench.units import shape_text
+from ppdm_bench.units import plural, shape_text
 
 # The axes of a design; the other fields of a method are its training, sampling and size.
 DESIGN = ("representation", "window", "kernel", "target", "loss")
@@ -260,7 +260,7 @@ def names_of(everything: Sequence[Scores]) -> list[str]:
         same = [other for other in everything if other.label == series.label]
         words = [series.label]
         if len({other.evaluations for other in same}) > 1:
-            words.append(f"{series.evaluations} evaluation{'s' if series.evaluations != 1 else ''}")
+            words.append(plural(series.evaluations or 0, "evaluation"))
         if len({other.precision for other in same}) > 1:
             words.append(series.precision)
         names.append(", ".join(words))
@@ -315,7 +315,7 @@ def group_title(points: Sequence[Scores]) -> str:
     metrics = {metric for point in points for metric in point.scans}
     names = {s for point in points for s in point.subjects("psnr")}
     names = names or {s for point in points for metric in metrics for s in point.subjects(metric)}
-    where = f"{len(names)} subject{'s' if len(names) != 1 else ''}" + (f" of {split}" if split else "")
+    where = plural(len(names), "subject") + (f" of {split}" if split else "")
     shapes = {record.shape for point in points for record in point.records if record.shape}
     size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)
     return ", ".join(filter(None, (first.task, where, size)))

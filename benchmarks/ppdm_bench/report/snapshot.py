@@ -27,6 +27,8 @@ SUFFIX = "snapshot.npz"
 _LARGEST = 1 << 26  # bytes of all arrays of a file; a usual file has a few hundred thousand
 _LEVELS = 65535  # levels of a slice over its range, finer than any figure shows
 
+_FIELDS = ("role", "label", "config_id", "steps", "design", "env")  # of a view, as they are stored
+
 Role = Literal["input", "target", "prediction"]
 
 
@@ -129,13 +131,7 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> Path:
             arrays[f"{number}_{plane}"], ranges[plane] = _coarse(picture)
         for axis, spectrum in enumerate(view.spectra):
             arrays[f"{number}_spectrum{axis}"] = np.asarray(spectrum, dtype=np.float32)
-        about: dict[str, Any] = {
-            "role": view.role,
-            "label": view.label,
-            "config_id": view.config_id,
-            "steps": view.steps,
-        }
-        about |= {"design": dict(view.design), "env": dict(view.env), "ranges": ranges, "spectra": len(view.spectra)}
+        about = {name: getattr(view, name) for name in _FIELDS} | {"ranges": ranges, "spectra": len(view.spectra)}
         about |= {"unit": view.unit} if view.unit == "HU" else {}
         views.append(about)
     whole: dict[str, Any] = {"format": 1, "task": snapshot.task, "subject": snapshot.subject, "unit": snapshot.unit}
@@ -193,15 +189,7 @@ def _view(arrays: Mapping[str, np.ndarray], number: int, about: Mapping[str, Any
     pictures = {plane: _fine(arrays[f"{number}_{plane}"], about["ranges"][plane]) for plane in PLANES}
     spectra = [arrays[f"{number}_spectrum{axis}"].astype(np.float64) for axis in range(about["spectra"])]
     return View(
-        about["role"],
-        about["label"],
-        pictures,
-        spectra,
-        about["config_id"],
-        about["steps"],
-        about["design"],
-        about["env"],
-        about.get("unit", ""),
+        **{name: about[name] for name in _FIELDS}, sections=pictures, spectra=spectra, unit=about.get("unit", "")
     )
 
 

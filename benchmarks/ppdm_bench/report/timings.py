@@ -53,16 +53,16 @@ class Timing:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Seconds between which a predicted time is expected, from published timings."""
-        told = self.record.options.get("predicted_time") if self.is_predicted else None
-        return (told["interval"][0], told["interval"][1]) if told and self.seconds is not None else None
+        predicted = self.record.options.get("predicted_time") if self.is_predicted else None
+        return (predicted["interval"][0], predicted["interval"][1]) if predicted and self.seconds is not None else None
 
     @property
     def parts(self) -> dict[str, float]:
         """Shares of a predicted time by what limits them; empty for a measured time."""
-        told = self.record.options.get("predicted_time") if self.is_predicted else None
-        if not told or not self.seconds:
+        predicted = self.record.options.get("predicted_time") if self.is_predicted else None
+        if not predicted or not self.seconds:
             return {}
-        return {name: seconds / self.seconds for name, seconds in told["parts"].items()}
+        return {name: seconds / self.seconds for name, seconds in predicted["parts"].items()}
 
     @property
     def rate(self) -> float | None:
@@ -112,7 +112,7 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
     groups = grouped(mine, lambda record: (record.method, record.variant, *settings_of(record).values())).values()
     found = [_pace(group) for group in groups if any(record.metric in _TIMES for record in group)]
     if not found:
-        raise ValueError("there is nothing to show: no record is of a time (metric step_seconds or volume_seconds)")
+        raise ValueError("there is nothing to show: no record has a time (metric step_seconds or volume_seconds)")
     return found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import provenance
-from ppdm_bench.isolation.runner import Answer
-from ppdm_bench.isolation.sweep import Case, Sweep
+from ppdm_bench.isolation.runner import ChildAnswer
+from ppdm_bench.isolation.sweep import Sweep, SweepCase
 from ppdm_bench.memory.feasibility import doubt
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import Target
@@ -28,7 +28,7 @@ ESTIMATE = "volume_seconds_estimate"
 
 
 @dataclass(frozen=True)
-class Task:
+class TimingTask:
     """One phase of one configuration."""
 
     configuration: Configuration
@@ -43,7 +43,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TimingPlan:
     """Plan of a timing benchmark.
 
     Attributes:
@@ -68,11 +68,11 @@ class Plan:
     sheet: Sheet | None = None
 
     @property
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[TimingTask]:
         """All tasks, in the order in which they run."""
-        return [Task(c, phase) for c in self.configurations for phase in self.phases]
+        return [TimingTask(c, phase) for c in self.configurations for phase in self.phases]
 
-    def counts(self, task: Task) -> list[int]:
+    def counts(self, task: TimingTask) -> list[int]:
         """Return the requested numbers of network evaluations of a volume, ascending; empty for training."""
         if task.phase == "train":
             return []
@@ -81,7 +81,7 @@ class Plan:
 
 
 def carry_out(
-    plan: Plan, progress: Callable[[Task], None] = lambda _: None, known: Sequence[Record] = ()
+    plan: TimingPlan, progress: Callable[[TimingTask], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
     """Run the tasks of a plan in order and yield the records of each task when it ends.
 
@@ -98,11 +98,11 @@ def carry_out(
         yield sweep.settled(case) or sweep.measure(case, partial(_timed, plan, task), _doubt(plan, task))
 
 
-def _doubt(plan: Plan, task: Task) -> str:
+def _doubt(plan: TimingPlan, task: TimingTask) -> str:
     return "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
 
 
-def _case(plan: Plan, task: Task) -> Case:
+def _case(plan: TimingPlan, task: TimingTask) -> SweepCase:
     """Return the fields shared by all records of a task, and the request for its child process."""
     configuration, counts = task.configuration, plan.counts(task)
     described = configuration.describe()
@@ -125,10 +125,10 @@ def _case(plan: Plan, task: Task) -> Case:
         "protocol": asdict(plan.protocol),
         "timeout": plan.timeout,
     }
-    return Case(TIMES[task.phase], common, request, [{"steps": k} for k in counts or (None,)])
+    return SweepCase(TIMES[task.phase], common, request, [{"steps": k} for k in counts or (None,)])
 
 
-def _timed(plan: Plan, task: Task, answer: Answer, common: dict[str, Any]) -> list[Record]:
+def _timed(plan: TimingPlan, task: TimingTask, answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
     """Return the records made from the answer of a child process.
 
     They hold the ceiling, the time of the first call, FLOPs, and for each run a time and its share of the ceiling. A
@@ -172,7 +172,7 @@ def _rate(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
     return _statistic("matmul_flops_per_second", ceiling["rates"], "max", max(ceiling["rates"]), about)
 
 
-def _first(task: Task, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
+def _first(task: TimingTask, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
     """Return the record of the first training step or first volume of one evaluation; it includes compilation."""
     if FIRST not in metrics:
         return []
@@ -187,7 +187,7 @@ def _fewer(samples: Samples, protocol: Protocol) -> str:
 
 
 def _not_run(
-    plan: Plan, evaluations: int, times: Mapping[int | None, Samples], common: Mapping[str, Any]
+    plan: TimingPlan, evaluations: int, times: Mapping[int | None, Samples], common: Mapping[str, Any]
 ) -> list[Record]:
     """Return a skipped record for evaluations that exceed the time limit, and an extrapolated estimate."""
     points = {k: median(samples) for k, samples in times.items() if k is not None}

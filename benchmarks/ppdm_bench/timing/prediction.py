@@ -22,11 +22,11 @@ from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, config_id
-from ppdm_bench.timing.command import TIMES, Plan, Task
+from ppdm_bench.timing.command import TIMES, TimingPlan, TimingTask
 
 
 def predicted_times(
-    plan: Plan, sheet: Sheet, progress: Callable[[Task], None] = lambda _: None
+    plan: TimingPlan, sheet: Sheet, progress: Callable[[TimingTask], None] = lambda _: None
 ) -> Iterator[list[Record]]:
     """Predict the tasks of a plan in order, and yield the records of each.
 
@@ -82,7 +82,7 @@ def _target(sheet: Sheet) -> Target:
     return Target(compute_capability=sheet.compute_capability, gpu=sheet.name)
 
 
-def _predict(plan: Plan, task: Task, sheet: Sheet, short: str) -> list[Record]:
+def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> list[Record]:
     configuration, counts = task.configuration, plan.counts(task)
     described = configuration.describe()
     common: dict[str, Any] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppdm.data.csv_table import Table, TableError, read_table
+from ppdm.data.csv_table import CsvTable, TableError, read_table
 
 F18_HALF_LIFE_S = 6586.2
 """Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
@@ -103,7 +103,7 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     return SUVTable(factors)
 
 
-def _row(table: Table, row: list[str]) -> tuple[tuple[str, str], float]:
+def _row(table: CsvTable, row: list[str]) -> tuple[tuple[str, str], float]:
     try:
         cells = table.row(row)
     except ValueError as error:
@@ -118,7 +118,7 @@ def _row(table: Table, row: list[str]) -> tuple[tuple[str, str], float]:
     return (cells["subject"], cells.get("session", "")), factor
 
 
-def _number(table: Table, cells: dict[str, str], column: str) -> float:
+def _number(table: CsvTable, cells: dict[str, str], column: str) -> float:
     try:
         return table.number(cells[column])
     except ValueError:

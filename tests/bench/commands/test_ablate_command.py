@@ -23,7 +23,7 @@ from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.evaluation import trials
-from ppdm_bench.evaluation.comparison import Sampling
+from ppdm_bench.evaluation.comparison import RunSampling
 from ppdm_bench.memory import command as memory_command
 from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import Record, RecordFile
@@ -112,7 +112,7 @@ def ablation(**changes):
         schedule=Schedule(steps=100, batch_size=2),
         seeds=[0, 1],
         minutes=None,
-        sampling=Sampling("cpu", (1,)),
+        sampling=RunSampling("cpu", (1,)),
         split="test",
     )
     return replace(plan, **changes)

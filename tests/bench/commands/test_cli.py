@@ -19,8 +19,8 @@ from processes import ended, wait_until
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
-from ppdm_bench.commands.options import GIB
 from ppdm_bench.commands.terminal import with_earlier
+from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import PHASES, Record, RecordFile
 
 TINY = ("memory", "--width", "8", "--phase", "sample", "--method", "ppdm", "--factor", "2")
@@ -202,7 +202,7 @@ def test_the_authors_preset_is_a_row_of_its_own(monkeypatch):
     monkeypatch.setattr(memory_output, "carry_out", lambda *_: iter([[]]))  # only what is asked for
     plans = []
     monkeypatch.setattr(memory_output, "present", lambda *_: ("", []))
-    monkeypatch.setattr("ppdm_bench.memory.command.Plan", lambda *a: plans.append(a) or _Planned())
+    monkeypatch.setattr("ppdm_bench.memory.command.MemoryPlan", lambda *a: plans.append(a) or _Planned())
     assert run("memory", "--res", 16, "--preset", "matched,authors", "--out", "o")[0] == 0
     ((asked, phases, *_),) = plans
     assert len([c for c in asked if c.preset == "authors"]) == len(PRESETS["authors"])
@@ -325,7 +325,7 @@ def test_scans_that_are_no_volume(tmp_path):
 @pytest.mark.parametrize("out", ["file", "file/below"])
 def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
     (tmp_path / "file").write_text("mine")
-    assert "a file stands in its place" in refused(1, *TINY, "--res", 16, "--out", out)
+    assert "a file is in its place" in refused(1, *TINY, "--res", 16, "--out", out)
     assert (tmp_path / "file").read_text() == "mine"
 
 

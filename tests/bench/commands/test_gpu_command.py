@@ -14,7 +14,7 @@ from ppdm_bench import cli
 from ppdm_bench.environment import environment
 from ppdm_bench.gpu_suite import listing as listing_module
 from ppdm_bench.gpu_suite import running
-from ppdm_bench.gpu_suite.listing import LARGEST, SIZES, Piece, listing
+from ppdm_bench.gpu_suite.listing import LARGEST, SIZES, SuitePiece, listing
 from ppdm_bench.gpu_suite.running import LIMIT, PIECES, Place, in_order, state
 from ppdm_bench.records import RecordFile
 
@@ -24,8 +24,8 @@ FIRST = next(iter(METHODS))
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
-def piece(name: str, *command: str, folder: str = "", seconds: int = 60) -> Piece:
-    return Piece(name, f"what {name} is for", command or (name,), 300, (), folder or name, seconds)
+def piece(name: str, *command: str, folder: str = "", seconds: int = 60) -> SuitePiece:
+    return SuitePiece(name, f"what {name} is for", command or (name,), 300, (), folder or name, seconds)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, found: dict[str, object]) -> None:
@@ -34,7 +34,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, found: dict[str, object]) -> None:
     monkeypatch.setattr(running, "environment", lambda: found)
 
 
-def options_of(one: Piece, device: str) -> dict[str, object]:
+def options_of(one: SuitePiece, device: str) -> dict[str, object]:
     command, *words = one.words(device, Path("there"))
     return COMMANDS[command].make_context(command, words).params
 

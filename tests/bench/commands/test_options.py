@@ -6,9 +6,7 @@ import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdm_bench.commands.options import (
-    GIB,
-    MIB,
+from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
     one_of,
@@ -20,6 +18,7 @@ from ppdm_bench.commands.options import (
     read_option,
     read_shape,
 )
+from ppdm_bench.predictor.target import GIB, MIB
 
 few = settings(max_examples=40, deadline=None)
 sizes = st.integers(1, 10**6)

@@ -12,9 +12,9 @@ from commands import refused, run
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.host import host_peak
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.planning.outlook import Case, NoOutlook, ask_all, predict, predictor
+from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, ask_all, predict, predictor
+from ppdm_bench.planning.planning_output import CapacityPlan, collect, failures, present
 from ppdm_bench.planning.questions import Alternatives, Bounds, question
-from ppdm_bench.planning.results import Plan, collect, failures, present
 from ppdm_bench.planning.search import Look, largest
 from ppdm_bench.predictor.cards import find_card
 from ppdm_bench.predictor.peak import predict_peak
@@ -86,7 +86,7 @@ def answer():
             (found,) = ask_all([question(SMALL, "train", target, BOUNDS)], submit)
 
     def brute(cases):
-        return [remembered(Case(case, "train"), target).fits for case in cases]
+        return [remembered(OutlookCase(case, "train"), target).fits for case in cases]
 
     return found, brute
 
@@ -134,7 +134,9 @@ def made_up(case, target):
 @pytest.fixture
 def lines(monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
-    plan = Plan([Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250))
+    plan = CapacityPlan(
+        [Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250)
+    )
     records = collect(plan, workers=1)
     return records, gather(records), tmp_path
 
@@ -169,7 +171,9 @@ def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypa
         return made_up(case, target)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", fails)
-    records = collect(Plan([TINY, replace(TINY, method="ddpm3d", factor=None)], ["sample"], target_of(250)), workers=1)
+    records = collect(
+        CapacityPlan([TINY, replace(TINY, method="ddpm3d", factor=None)], ["sample"], target_of(250)), workers=1
+    )
     assert failures(records) == ["ddpm3d sample: KeyError"]
     assert "fits" in {r.metric for r in records if r.method == "ppdm"}
 
@@ -225,21 +229,21 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
 def test_predictions_are_those_of_memory():
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
     peak = predicted(configuration, "sample", target)
-    look = predict(Case(configuration, "sample"), target)
+    look = predict(OutlookCase(configuration, "sample"), target)
     assert look.fits == peak.fits
     assert look.need == peak.needs
     assert peak.peak_allocated <= look.need - target.beside <= peak.peak_reserved
-    assert predict(Case(configuration, "sample"), replace(target, capacity=look.need)).fits
-    assert not predict(Case(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
+    assert predict(OutlookCase(configuration, "sample"), replace(target, capacity=look.need)).fits
+    assert not predict(OutlookCase(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
 
 
 def test_host_memory_is_said_for_sampling_one_volume(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.memory.host.process_base", lambda device: GIB)
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
-    look = predict(Case(configuration, "sample"), target)
+    look = predict(OutlookCase(configuration, "sample"), target)
     assert look.host == host_peak(predicted(configuration, "sample", target), configuration.shape, "cuda")
-    for case in (Case(configuration, "train"), Case(replace(configuration, batch_size=2), "sample")):
+    for case in (OutlookCase(configuration, "train"), OutlookCase(replace(configuration, batch_size=2), "sample")):
         assert predict(case, target).host is None
 
     def known(case, target):
@@ -275,7 +279,7 @@ def test_methods_of_ones_own_presets_and_factors(monkeypatch):
 
 @pytest.mark.parametrize("apart", [1, 2])
 def test_predictions_apart_end_with_the_block(apart):
-    case = Case(replace(TINY, shape=(16,) * 3), "sample")
+    case = OutlookCase(replace(TINY, shape=(16,) * 3), "sample")
     futures = []
 
     def interrupted():
@@ -305,7 +309,7 @@ def test_each_single_option_that_suffices_is_found(monkeypatch):
         return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
-    records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
+    records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "none"), ("fp32", "block")}
     (line,) = gather(records)
@@ -319,7 +323,7 @@ def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
         return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
-    records = collect(Plan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
+    records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "norm")}
     (line,) = gather(records)
@@ -386,7 +390,7 @@ def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", by_phase)
     latent = Configuration("latent", (64,) * 3)
-    train, sample = gather(collect(Plan([latent], None, target_of(200)), workers=1))
+    train, sample = gather(collect(CapacityPlan([latent], None, target_of(200)), workers=1))
     assert (train.purpose, train.fits, train.cube, train.largest_phase) == ("train", False, 32, "autoencoder_train")
     assert (train.value("needs"), train.options) == (300 * MIB + MARGIN, ["bf16"])
     assert (sample.purpose, sample.fits, sample.value("needs")) == ("sample", True, 60 * MIB + MARGIN)
@@ -397,7 +401,7 @@ def test_a_second_plan_into_a_folder_adds_its_rows_to_those_of_the_same_request(
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
 
     def planned(method, size, edge=64):
-        return collect(Plan([Configuration(method, (edge,) * 3)], ["train"], target_of(size)), workers=1)
+        return collect(CapacityPlan([Configuration(method, (edge,) * 3)], ["train"], target_of(size)), workers=1)
 
     present(planned("ddpm3d", 250), tmp_path)
     present(planned("ddpm3d", 900), tmp_path)

@@ -15,17 +15,17 @@ from torch import nn
 from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation import sweep
-from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.memory import feasibility as gate
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.tables import speed as table
 from ppdm_bench.report.timings import gather_times
-from ppdm_bench.timing import arithmetic, clock, command, worker
+from ppdm_bench.timing import arithmetic, clock, command, timing_output, worker
 from ppdm_bench.timing.clock import FULL, LEAST, QUICK, Protocol, Stopwatch
-from ppdm_bench.timing.command import Plan, Task, carry_out
-from ppdm_bench.timing.results import collect, failures, present
+from ppdm_bench.timing.command import TimingPlan, TimingTask, carry_out
+from ppdm_bench.timing.timing_output import collect, failures, present
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ OWN = METHODS["ppdm"].sampling.steps
 
 
 def plan(phases=("sample",), evaluations=(1, 4, None), protocol=FULL, configurations=(TINY,), **options):
-    return Plan(list(configurations), list(phases), "cpu", list(evaluations), protocol, **options)
+    return TimingPlan(list(configurations), list(phases), "cpu", list(evaluations), protocol, **options)
 
 
 def records_of(asked, task, answer):
@@ -209,8 +209,10 @@ def test_what_does_not_fit_is_left_out_and_two_others_are_there_to_estimate_it_f
 
 
 CEILING = {"rates": [90.0, 100.0, 80.0], "what": "product of two 4×4 matrices in fp32"}
-TRAINED = Answer("ok", "", {"step_seconds": [3.0, 1.0, 2.0] * 4, "step_flops": 50, "matmul": CEILING}, {"torch": "x"})
-DRAWN = Answer(
+TRAINED = ChildAnswer(
+    "ok", "", {"step_seconds": [3.0, 1.0, 2.0] * 4, "step_flops": 50, "matmul": CEILING}, {"torch": "x"}
+)
+DRAWN = ChildAnswer(
     "ok",
     "",
     {
@@ -229,7 +231,7 @@ def of(records, metric, **wanted):
 
 
 def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
-    records = records_of(plan(("train",)), Task(TINY, "train"), TRAINED)
+    records = records_of(plan(("train",)), TimingTask(TINY, "train"), TRAINED)
     step = of(records, "step_seconds")
     assert (step.value, step.stat, step.n, step.unit, step.kind) == (2.0, "median", 12, "s", "measured")
     assert step.samples == (3.0, 1.0, 2.0) * 4
@@ -248,13 +250,13 @@ def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
 def test_the_identifier_is_that_of_the_configurations_memory():
     from ppdm_bench.records import config_id
 
-    records = records_of(plan(("train",)), Task(TINY, "train"), TRAINED)
+    records = records_of(plan(("train",)), TimingTask(TINY, "train"), TRAINED)
     assert records[0].config_id == config_id(TINY.describe())
 
 
 def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
     asked = plan(evaluations=(1, 4, 250))
-    records = records_of(asked, Task(TINY, "sample"), DRAWN)
+    records = records_of(asked, TimingTask(TINY, "sample"), DRAWN)
     assert [(r.steps, r.value, r.status) for r in records if r.metric == "volume_seconds"] == [
         (1, 3.0, "ok"),
         (4, 9.0, "ok"),
@@ -270,15 +272,15 @@ def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
 
 
 def test_the_methods_own_evaluations_are_asked_for():
-    assert plan().counts(Task(TINY, "sample")) == sorted({1, 4, OWN})
-    assert plan().counts(Task(Configuration("ddpm3d", SHAPE), "sample")) == [1, 4, 250]
-    assert plan().counts(Task(TINY, "train")) == []
+    assert plan().counts(TimingTask(TINY, "sample")) == sorted({1, 4, OWN})
+    assert plan().counts(TimingTask(Configuration("ddpm3d", SHAPE), "sample")) == [1, 4, 250]
+    assert plan().counts(TimingTask(TINY, "train")) == []
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
 def test_what_became_of_a_child_becomes_a_row_for_all_that_was_asked(status):
     for phase, metric, steps in (("train", "step_seconds", [None]), ("sample", "volume_seconds", [1, 4])):
-        records = records_of(plan(evaluations=(1, 4)), Task(TINY, phase), Answer(status, "so it is"))
+        records = records_of(plan(evaluations=(1, 4)), TimingTask(TINY, phase), ChildAnswer(status, "so it is"))
         assert [(r.metric, r.status, r.reason, r.value) for r in records] == [(metric, status, "so it is", None)] * len(
             steps
         )
@@ -292,17 +294,19 @@ def with_first(answer, seconds):
 
 
 def test_the_first_call_is_a_metric_of_its_own():
-    step = of(records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 40.0)), "first_call_seconds")
+    step = of(records_of(plan(("train",)), TimingTask(TINY, "train"), with_first(TRAINED, 40.0)), "first_call_seconds")
     assert (step.value, step.unit, step.stat, step.n) == (40.0, "s", "first", 1)
     assert (step.kind, step.phase, step.steps) == ("measured", "train", None)
-    volume = of(records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 30.0)), "first_call_seconds")
+    volume = of(
+        records_of(plan(evaluations=(4,)), TimingTask(TINY, "sample"), with_first(DRAWN, 30.0)), "first_call_seconds"
+    )
     assert (volume.value, volume.steps, volume.phase) == (30.0, 1, "sample")
 
 
 def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
     eager = [
-        *records_of(plan(("train",)), Task(TINY, "train"), with_first(TRAINED, 2.5)),
-        *records_of(plan(evaluations=(4,)), Task(TINY, "sample"), with_first(DRAWN, 3.5)),
+        *records_of(plan(("train",)), TimingTask(TINY, "train"), with_first(TRAINED, 2.5)),
+        *records_of(plan(evaluations=(4,)), TimingTask(TINY, "sample"), with_first(DRAWN, 3.5)),
     ]
     assert "first step" not in table.speed_page(eager).to_text()
     assert list(table.speed_page(eager).data["first_call"]) == [2.5, 3.5, 3.5]
@@ -321,7 +325,9 @@ def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
 
 def test_flops_that_cannot_be_counted_cost_no_time():
     metrics = {name: value for name, value in TRAINED.metrics.items() if name != "step_flops"}
-    records = records_of(plan(("train",)), Task(TINY, "train"), replace(TRAINED, metrics=metrics, reason="no FLOPs"))
+    records = records_of(
+        plan(("train",)), TimingTask(TINY, "train"), replace(TRAINED, metrics=metrics, reason="no FLOPs")
+    )
     assert {r.metric for r in records} == {"step_seconds", "matmul_flops_per_second"}
     assert of(records, "step_seconds").reason == "no FLOPs"
 
@@ -370,7 +376,7 @@ def children(monkeypatch):
 
     def child(module, request, timeout):
         asked.append(request["configuration"]["shape"][0])
-        return Answer("oom", "too little memory") if asked[-1] > 8 else DRAWN
+        return ChildAnswer("oom", "too little memory") if asked[-1] > 8 else DRAWN
 
     monkeypatch.setattr(sweep, "run_child", child)
     return asked
@@ -420,13 +426,12 @@ def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_pa
 
 def test_the_gate_is_the_card_at_hand_unless_it_is_off(tmp_path, monkeypatch):
     from ppdm_bench import devices
-    from ppdm_bench.timing import results
 
     monkeypatch.chdir(tmp_path)
     card, plans = Target(capacity=8 * GIB), []
     monkeypatch.setattr(devices, "training_device", lambda choice: choice)
     monkeypatch.setattr(Target, "of_this_machine", lambda: card)
-    monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
+    monkeypatch.setattr(timing_output, "collect", lambda plan, folder: plans.append(plan) or answered())
     words = ("speed", "--res", "16,8", "--method", "ppdm", "--factor", "2", "--width", 8)
     for more in (("--device", "cuda"), ("--device", "cuda", "--no-gate"), ("--device", "cpu")):
         assert run(*words, *more)[0] == 0
@@ -439,7 +444,10 @@ def test_the_gate_is_the_card_at_hand_unless_it_is_off(tmp_path, monkeypatch):
 
 def answered(evaluations=(1, 4, 250), protocol=FULL):
     asked = plan(("train", "sample"), evaluations, protocol)
-    return [*records_of(asked, Task(TINY, "train"), TRAINED), *records_of(asked, Task(TINY, "sample"), DRAWN)]
+    return [
+        *records_of(asked, TimingTask(TINY, "train"), TRAINED),
+        *records_of(asked, TimingTask(TINY, "sample"), DRAWN),
+    ]
 
 
 def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
@@ -457,7 +465,7 @@ def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
 
 def test_volumes_a_second_count_the_whole_batch():
     two = replace(TINY, batch_size=2)
-    records = records_of(plan(evaluations=(1, 4), configurations=[two]), Task(two, "sample"), DRAWN)
+    records = records_of(plan(evaluations=(1, 4), configurations=[two]), TimingTask(two, "sample"), DRAWN)
     assert table.speed_page(records).data.per_second.tolist() == [2 / 3, 2 / 9]
 
 
@@ -477,11 +485,11 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
 def test_the_methods_own_evaluations_have_a_column_with_their_number():
     four = replace(TINY, setting="sampling.steps=4")
     asked = plan(evaluations=(1, None), configurations=(four,))
-    assert "9.00 (4)" in table.speed_page(records_of(asked, Task(four, "sample"), DRAWN)).to_text()
+    assert "9.00 (4)" in table.speed_page(records_of(asked, TimingTask(four, "sample"), DRAWN)).to_text()
 
 
 def test_a_failure_is_in_its_cell_and_explained():
-    records = records_of(plan(("train",)), Task(TINY, "train"), Answer("oom", "too little memory"))
+    records = records_of(plan(("train",)), TimingTask(TINY, "train"), ChildAnswer("oom", "too little memory"))
     text = table.speed_page(records).to_text()
     assert "OOM" in text
     assert "ppdm r=2, train: too little memory." in text
@@ -490,7 +498,7 @@ def test_a_failure_is_in_its_cell_and_explained():
 def test_records_of_other_things_are_passed_over_and_none_are_refused():
     peak = Record(metric="peak_allocated", value=1, kind="measured", method="m")
     assert len(gather_times([peak, *answered()])) == 1
-    with pytest.raises(ValueError, match="no record is of a time"):
+    with pytest.raises(ValueError, match="no record has a time"):
         gather_times([peak])
 
 
@@ -594,11 +602,10 @@ def test_a_device_that_is_not_there_is_said(tmp_path, monkeypatch):
 
 
 def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
-    from ppdm_bench.timing import results
 
     monkeypatch.chdir(tmp_path)
     plans = []
-    monkeypatch.setattr(results, "collect", lambda plan, folder: plans.append(plan) or answered())
+    monkeypatch.setattr(timing_output, "collect", lambda plan, folder: plans.append(plan) or answered())
     words = ("--shape", "8x16x8", "--method", "ppdm", "--factor", "2,4", "--precision", "fp32,bf16", "--batch-size", 2)
     words += ("--checkpointing", "norm", "--width", 8, "--phase", "sample", "--timeout", 90, "--evaluations", "2,own")
     assert run("speed", *words, "--device", "cpu")[0] == 0

@@ -7,7 +7,7 @@ import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.command import Task
+from ppdm_bench.memory.command import MemoryTask
 from ppdm_bench.memory.explain import costs
 from ppdm_bench.planning.duration import duration_table, durations
 from ppdm_bench.predictor.cards import find_card, find_sheet
@@ -15,12 +15,12 @@ from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
-from ppdm_bench.report.figures.time_by_operator import save_times, time_figure, times_table
+from ppdm_bench.report.figures.time_by_operator import save_times, time_figure, times_page
 from ppdm_bench.report.tables.budget import gather
 from ppdm_bench.report.tables.speed import speed_page, speed_table
 from ppdm_bench.report.timings import gather_times
 from ppdm_bench.timing.clock import FULL
-from ppdm_bench.timing.command import Plan
+from ppdm_bench.timing.command import TimingPlan
 from ppdm_bench.timing.prediction import predicted_times, step_duration, volume_durations
 from ppdm_bench.units import significant
 
@@ -31,7 +31,7 @@ A100 = find_sheet("A100 80GB")
 
 @pytest.fixture(scope="module")
 def records() -> list[Record]:
-    plan = Plan([TINY], ["train", "sample"], "predict", [1, 4, 9], FULL)
+    plan = TimingPlan([TINY], ["train", "sample"], "predict", [1, 4, 9], FULL)
     return [record for made in predicted_times(plan, A100) for record in made]
 
 
@@ -79,7 +79,7 @@ def test_predicted_times_are_drawn_hollow(records: list[Record]) -> None:
 
 def test_a_configuration_that_does_not_fit_the_card_has_no_time() -> None:
     small = find_card("RTX 3070").target(capacity=660 * 2**20)
-    plan = Plan([TINY], ["train"], "predict", [1], FULL, card=small)
+    plan = TimingPlan([TINY], ["train"], "predict", [1], FULL, card=small)
     ((record,),) = predicted_times(plan, find_sheet("RTX 3070"))
     assert (record.status, record.value) == ("skipped", None)
     assert "--no-gate" in record.reason
@@ -125,17 +125,17 @@ def test_a_plan_without_steps_or_bf16_is_refused(options: list[str]) -> None:
 
 
 def test_a_step_is_explained_by_operator(tmp_path: Path) -> None:
-    task = Task(TINY, "train", measured=False)
+    task = MemoryTask(TINY, "train", measured=False)
     found = costs(task, find_card("A100 80GB").target())
     assert sum(cost.seconds for cost in found) == pytest.approx(step_duration(TINY, A100).seconds, rel=0.05)
     assert {"forward", "backward", "optimizer", "outside the network"} == {cost.stage for cost in found}
     assert {"convolution", "convolution_backward"} <= {cost.operator for cost in found}
-    lines = times_table(found).splitlines()
-    shares = [float(line.split("|")[3].strip().rstrip("%")) for line in lines[2:]]
+    lines = times_page("tiny", found).to_markdown().strip().splitlines()
+    shares = [float(line.split("|")[3].strip().rstrip("%")) for line in lines[4:]]
     assert sum(shares) == pytest.approx(100, abs=1)
     assert "all others" in lines[-1]
     names = {path.name for path in save_times("tiny", found, tmp_path / "time")}
-    assert names == {"time.png", "time.pdf", "time.csv", "time.md"}
+    assert names == {"time.png", "time.pdf", "time.csv", "time.md", "time.tex"}
     assert costs(task, Target()) == []
 
 

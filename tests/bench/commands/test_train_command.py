@@ -11,9 +11,9 @@ from tiny_training import manifest
 from ppdm.checkpoint import load
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
-from ppdm_bench.commands.options import positive, read_flips, read_pace
 from ppdm_bench.commands.pair_sources import PhantomSubjects
-from ppdm_bench.commands.train import memory_in_use
+from ppdm_bench.commands.training_run import memory_in_use
+from ppdm_bench.commands.values import positive, read_flips, read_pace
 
 pytestmark = pytest.mark.slow
 

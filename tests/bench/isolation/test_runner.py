@@ -13,7 +13,7 @@ import pytest
 from processes import ended, wait_until
 
 from ppdm_bench.isolation import runner
-from ppdm_bench.isolation.runner import Answer, TimeIsUpError, run_child, time_limit
+from ppdm_bench.isolation.runner import ChildAnswer, TimeIsUpError, run_child, time_limit
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def run(tmp_path, monkeypatch):
 
 def test_an_answer_comes_back_whole(run):
     code = 'answer(status="ok", reason="", metrics={"peak": request["size"]}, env={"torch": "x"}, evaluations=3)'
-    assert run(code, size=2**40) == Answer("ok", "", {"peak": 2**40}, {"torch": "x"}, 3)
+    assert run(code, size=2**40) == ChildAnswer("ok", "", {"peak": 2**40}, {"torch": "x"}, 3)
 
 
 def test_garbage_on_its_outputs_does_no_harm(run):

@@ -10,7 +10,7 @@ from processes import ended, wait_until
 from spreading import dies, doubled, hangs
 from spreading import refused as refuses
 
-from ppdm_bench.commands.options import asked_jobs
+from ppdm_bench.commands.requested import asked_jobs
 from ppdm_bench.isolation.slurm import LauncherError, spread
 from ppdm_bench.records import RecordFile
 

@@ -19,7 +19,7 @@ from processes import ended, wait_until
 from sweeping import case_of, records_of
 
 from ppdm_bench.isolation import sweep
-from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.isolation.sweep import Ledger, Sweep
 from ppdm_bench.records import Record, RecordFile, RecordWarning
 
@@ -251,7 +251,7 @@ def child_of(monkeypatch, **answers):
         asked.append(request["size"])
         status = answers.get(f"_{request['size']}", "ok")
         metrics = {"peak_allocated": 5, "params": 1} if status == "ok" else {}
-        return Answer(status, "" if status == "ok" else "so it is", metrics)
+        return ChildAnswer(status, "" if status == "ok" else "so it is", metrics)
 
     monkeypatch.setattr(sweep, "run_child", child)
     return asked

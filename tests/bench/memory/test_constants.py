@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ppdm_bench.cli import app
 from ppdm_bench.memory import constants
-from ppdm_bench.memory.constants import Constants, ConstantsError, fit, identify
+from ppdm_bench.memory.constants import ConstantsError, FittedConstants, fit, identify
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile, config_id
@@ -81,7 +81,7 @@ def test_they_are_stored_and_used_when_asked(tmp_path: Path, monkeypatch: pytest
     stored = tmp_path / "constants.json"
     monkeypatch.setattr(sys, "argv", ["constants", str(tmp_path / "records.jsonl"), "--out", str(stored)])
     constants.main()
-    assert Constants.read(stored) == fit(measured_and_predicted())
+    assert FittedConstants.read(stored) == fit(measured_and_predicted())
 
     def values(*options: str) -> dict[str, Any]:
         asked = [
@@ -125,7 +125,7 @@ def test_files_that_hold_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "constants.json"
     path.write_text(text)
     with pytest.raises(ConstantsError, match="holds no constants"):
-        Constants.read(path)
+        FittedConstants.read(path)
 
 
 def test_they_are_refused_for_the_cpu(tmp_path: Path) -> None:

@@ -13,12 +13,19 @@ from typer.testing import CliRunner
 
 from ppdm_bench.cli import app
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.command import Plan, Task
+from ppdm_bench.memory.command import MemoryPlan, MemoryTask
 from ppdm_bench.memory.explain import HOLDERS, explain, stem
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, Target
-from ppdm_bench.report.figures.memory_timeline import Course, Holder, Span, course_figure, holders_table, save_course
+from ppdm_bench.report.figures.memory_timeline import (
+    MemoryTimeline,
+    Span,
+    TimelineBlock,
+    save_timeline,
+    timeline_figure,
+    timeline_page,
+)
 
 TARGET = Target(torch="2.10.0", compute_capability=(8, 0))
 SMALL = Configuration("ppdm", (16, 16, 16), factor=2, width=8)
@@ -56,15 +63,19 @@ def test_every_tensor_has_its_module_forward_and_backward(recompute: bool) -> No
 
 
 @pytest.fixture(scope="module", params=["none", "block"])
-def explained(request: pytest.FixtureRequest) -> tuple[Course, dict[str, float]]:
+def explained(request: pytest.FixtureRequest) -> tuple[MemoryTimeline, dict[str, float]]:
     configuration = Configuration("ppdm", (64, 64, 64), factor=2, width=16, checkpointing=request.param)
-    records, course = explain(Plan([configuration], ["train"], "predict", TARGET), Task(configuration, "train", False))
+    records, course = explain(
+        MemoryPlan([configuration], ["train"], "predict", TARGET), MemoryTask(configuration, "train", False)
+    )
     assert course is not None
     return course, {record.metric: record.value or 0 for record in records}
 
 
 @pytest.mark.slow
-def test_the_course_has_the_peak_and_the_parts_of_the_prediction(explained: tuple[Course, dict[str, float]]) -> None:
+def test_the_course_has_the_peak_and_the_parts_of_the_prediction(
+    explained: tuple[MemoryTimeline, dict[str, float]],
+) -> None:
     course, values = explained
     assert course.peak_size == values["peak_allocated"]
     assert {kind: live[course.peak] for kind, live in course.live.items()} == {
@@ -74,7 +85,7 @@ def test_the_course_has_the_peak_and_the_parts_of_the_prediction(explained: tupl
     assert values["peak_process"] == values["peak_reserved"] + values["context"]
 
 
-def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[Course, dict[str, float]]) -> None:
+def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[MemoryTimeline, dict[str, float]]) -> None:
     course, _ = explained
     ends = [0, *(span.end for span in course.spans)]
     assert [span.start for span in course.spans] == ends[:-1]
@@ -89,59 +100,59 @@ def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[Course
 
 
 def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
-    explained: tuple[Course, dict[str, float]],
+    explained: tuple[MemoryTimeline, dict[str, float]],
 ) -> None:
     course, _ = explained
-    assert len(course.holders) == HOLDERS
-    sizes = [holder.size for holder in course.holders]
+    assert len(course.blocks) == HOLDERS
+    sizes = [holder.size for holder in course.blocks]
     assert sizes == sorted(sizes, reverse=True)
-    joined = next(holder for holder in course.holders if holder.operator == "cat")
+    joined = next(holder for holder in course.blocks if holder.operator == "cat")
     # A skip of one level joined to what comes from below: (1 + 2) · 16 channels of 32³ voxels in fp32.
     assert (joined.part, joined.shape, joined.dtype) == ("decoder level 0", (1, 48, 32, 32, 32), "float32")
     assert joined.size == 48 * 32**3 * 4
-    assert any(holder.module.startswith("up.") for holder in course.holders)
+    assert any(holder.module.startswith("up.") for holder in course.blocks)
 
 
 @pytest.mark.slow
 def test_weights_and_their_moments_have_the_name_of_the_parameter() -> None:
-    _, course = explain(Plan([SMALL], ["train"], "predict", TARGET), Task(SMALL, "train", False))
+    _, course = explain(MemoryPlan([SMALL], ["train"], "predict", TARGET), MemoryTask(SMALL, "train", False))
     assert course is not None
-    kinds = {holder.kind: holder for holder in course.holders if holder.kind in ("params", "optimizer")}
+    kinds = {holder.kind: holder for holder in course.blocks if holder.kind in ("params", "optimizer")}
     assert kinds
     assert any(holder.module.endswith(".weight") for holder in kinds.values())
 
 
-def course() -> Course:
+def course() -> MemoryTimeline:
     spans = [Span(0, 1, "forward", "encoder level 0"), Span(1, 2, "backward", "loss"), Span(2, 3, "update", "clipping")]
-    holder = Holder(GIB, "activations", "encoder level 0", "down.0", "forward", "silu", (1, 2), "float32")
+    holder = TimelineBlock(GIB, "activations", "encoder level 0", "down.0", "forward", "silu", (1, 2), "float32")
     live = {"params": [GIB, GIB, GIB], "activations": [0, 3 * GIB, 0]}
-    return Course("toy, train", live, spans, peak=1, peak_size=4 * GIB, holders=[holder])
+    return MemoryTimeline("toy, train", live, spans, peak=1, peak_size=4 * GIB, blocks=[holder])
 
 
 def test_the_table_names_the_peak_and_each_holder() -> None:
-    table = holders_table(course())
+    table = timeline_page(course()).to_markdown()
     assert "predicted peak 4.00 GiB, backward of loss" in table
     assert "| 1 | 1.000 | 25.0% | activations | encoder level 0 | down.0 | forward | silu | 1×2 | float32 |" in table
     assert "Together 1.00 GiB, 25.0% of the peak." in table
 
 
 def test_the_figure_draws_every_part_once_and_marks_the_peak() -> None:
-    drawn = course_figure(course())
+    drawn = timeline_figure(course())
     words = [text.get_text() for axes in drawn.axes for text in axes.texts]
     assert "peak 4.00 GiB: backward, loss" in words
     assert {"forward", "backward", "E0", "loss"} <= set(words)
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["parameters", "activations"]
-    empty = Course("nothing", {"params": [0]}, course().spans, 0, 0, [])
+    empty = MemoryTimeline("nothing", {"params": [0]}, course().spans, 0, 0, [])
     with pytest.raises(ValueError, match="nothing to draw"):
-        course_figure(empty)
+        timeline_figure(empty)
 
 
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
-    first, second = ([path.read_bytes() for path in save_course(course(), tmp_path / name)] for name in ("a", "b"))
+    first, second = ([path.read_bytes() for path in save_timeline(course(), tmp_path / name)] for name in ("a", "b"))
     assert first == second
     rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
     assert [(row["rank"], row["bytes"], row["share"], row["module"]) for row in rows] == [
-        ("1", str(GIB), "0.250000", "down.0")
+        ("1", str(GIB), "0.25", "down.0")
     ]
 
 
@@ -174,5 +185,5 @@ def test_the_command(tmp_path: Path) -> None:
     metrics = {record["metric"]: record["value"] for record in json.loads(result.stdout)}
     assert metrics["peak_process"] == metrics["peak_reserved"] + metrics["context"]
     names = {path.name for path in tmp_path.iterdir()}
-    drawn = {f"explain-ppdm-r2-sample.{end}" for end in ("png", "pdf", "csv", "md")}
+    drawn = {f"explain-ppdm-r2-sample.{end}" for end in ("png", "pdf", "csv", "md", "tex")}
     assert names == {".lock", "records.jsonl", *drawn}

@@ -16,7 +16,7 @@ from ppdm.checkpoint import Trained
 from ppdm.data.scaling import SUVScaling
 from ppdm.translation import translate_volume
 from ppdm_baselines import METHODS
-from ppdm_bench.isolation.runner import Answer, run_child
+from ppdm_bench.isolation.runner import ChildAnswer, run_child
 from ppdm_bench.memory import host
 from ppdm_bench.memory.host import host_peak, host_sentence, process_base
 from ppdm_bench.memory.workload import workload
@@ -164,7 +164,7 @@ def test_the_base_is_that_of_a_real_process_and_measured_once(monkeypatch):
 
 def test_a_base_that_cannot_be_measured_is_none(monkeypatch):
     process_base.cache_clear()
-    monkeypatch.setattr(host, "run_child", lambda *_: Answer("error", "no /proc"))
+    monkeypatch.setattr(host, "run_child", lambda *_: ChildAnswer("error", "no /proc"))
     assert process_base("cpu") is None
     process_base.cache_clear()
 

@@ -17,9 +17,9 @@ from commands import refused, run
 from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation import sweep
-from ppdm_bench.isolation.runner import Answer, run_child
+from ppdm_bench.isolation.runner import ChildAnswer, run_child
 from ppdm_bench.memory import host, nvml, worker
-from ppdm_bench.memory.command import Plan, Task, carry_out
+from ppdm_bench.memory.command import MemoryPlan, MemoryTask, carry_out
 from ppdm_bench.memory.host import host_peak
 from ppdm_bench.memory.memory_output import collect, failures, present
 from ppdm_bench.memory.workload import EVALUATIONS, fault, workload
@@ -37,7 +37,7 @@ BREAKDOWN = ("params", "grads", "optimizer", "inputs", "activations", "workspace
 
 
 def plan(configurations=(TINY,), phases=("sample",), device="predict", target=None, **options):
-    return Plan(list(configurations), list(phases), device, target, **options)
+    return MemoryPlan(list(configurations), list(phases), device, target, **options)
 
 
 def records_of(plan):
@@ -353,7 +353,7 @@ def test_a_peak_after_retries_is_suspect(gpu):
 
 
 def test_measured_gpu_rows_carry_every_counter(monkeypatch):
-    answer = Answer("ok", "other processes on the GPU: 1", {"peak_allocated": GIB, "context": 5}, {"gpu": "H"}, 3)
+    answer = ChildAnswer("ok", "other processes on the GPU: 1", {"peak_allocated": GIB, "context": 5}, {"gpu": "H"}, 3)
     monkeypatch.setattr(sweep, "run_child", lambda *_: answer)
     measured = [r for r in records_of(plan(device="cuda", target=Target())) if r.kind == "measured"]
     found = [(r.metric, r.value, r.stat) for r in measured if r.metric != "parameters"]
@@ -364,7 +364,7 @@ def test_measured_gpu_rows_carry_every_counter(monkeypatch):
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
 def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
-    monkeypatch.setattr(sweep, "run_child", lambda *_: Answer(status, "so it is"))
+    monkeypatch.setattr(sweep, "run_child", lambda *_: ChildAnswer(status, "so it is"))
     records = records_of(plan(device="cpu"))
     (row,) = [r for r in records if r.kind == "measured"]
     assert (row.status, row.reason, row.value, row.metric) == (status, "so it is", None, "peak_allocated")
@@ -416,7 +416,7 @@ def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, th
 
         def child(module, request, timeout, env=env):
             asked.append(request)
-            return Answer(status, "" if status == "ok" else "so it is", {"peak_allocated": 5}, env, 3)
+            return ChildAnswer(status, "" if status == "ok" else "so it is", {"peak_allocated": 5}, env, 3)
 
         monkeypatch.setattr(sweep, "run_child", child)
         monkeypatch.setattr(command, "environment", lambda env=env: env)
@@ -445,7 +445,7 @@ def test_what_was_predicted_is_not_predicted_again(tmp_path, monkeypatch):
 def children(monkeypatch):
     """What children are told, in the place of children; their peak is 5 bytes."""
     asked = []
-    answer = Answer("ok", "", {"peak_allocated": 5})
+    answer = ChildAnswer("ok", "", {"peak_allocated": 5})
     monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: asked.append(request) or answer)
     return asked
 
@@ -569,7 +569,7 @@ def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
 
 
 def test_a_task_says_what_it_does():
-    assert Task(TINY, "train", True).text == "measuring ppdm r=2 train 9×16×8 fp32 none"
+    assert MemoryTask(TINY, "train", True).text == "measuring ppdm r=2 train 9×16×8 fp32 none"
 
 
 def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):

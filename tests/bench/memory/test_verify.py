@@ -10,7 +10,7 @@ from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
-from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.isolation.sweep import Sweep
 from ppdm_bench.memory import verify as module
 from ppdm_bench.memory.verify import VERIFIED, unverified, verdict, verifiable, verify, verify_in
@@ -39,7 +39,7 @@ def children(monkeypatch):
 
     def run_child(worker, request, timeout):
         asked.append(request)
-        return answers.pop(0) if answers else Answer("ok", env=environment() | {"dirty": False})
+        return answers.pop(0) if answers else ChildAnswer("ok", env=environment() | {"dirty": False})
 
     monkeypatch.setattr(module, "run_child", run_child)
     return SimpleNamespace(asked=asked, answers=answers)
@@ -85,7 +85,11 @@ def test_the_same_runs_again_with_the_predicted_memory(children, tmp_path):
 
 def test_what_does_not_suffice_is_a_finding_and_what_fails_is_none(children):
     sweep = Sweep("no.worker", 60)
-    children.answers += [Answer("oom", "out of memory"), Answer("timeout", "too long"), Answer("killed", "by SIGKILL")]
+    children.answers += [
+        ChildAnswer("oom", "out of memory"),
+        ChildAnswer("timeout", "too long"),
+        ChildAnswer("killed", "by SIGKILL"),
+    ]
     short, late, killed = (verify(peak(), GIB, sweep) for _ in range(3))
     assert (short.status, short.value, short.reason) == ("oom", GIB, "out of memory")
     assert (late.status, killed.status) == ("timeout", "killed")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from ablated import SECONDS, STEPS, cell, everything, one, peak, skipped
 
-from ppdm_bench.report.ablation_rows import difference, gather_ablation, seam_metric
+from ppdm_bench.report.ablation_rows import difference, gather_ablation
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.figures.style import save as save_figure
@@ -86,7 +86,7 @@ def test_cells_around_another_method_and_data_of_another_size_stay_out():
     [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", "")],
 )
 def test_the_lattice_of_a_cell(label, metric):
-    assert seam_metric(gather_ablation(one(label))[0], "seam_index") == metric
+    assert gather_ablation(one(label))[0].metric("seam_index") == metric
 
 
 def test_columns_of_seams_are_those_that_the_records_have():
@@ -114,7 +114,7 @@ def test_files_are_the_same_every_time_and_read_back(tmp_path):
     text = markdown.read_text()
     assert "mri, equal steps: 100 steps; 4 network evaluations per volume." in text
     assert "pet, equal time: 5.00 s" in text
-    assert "narrower than 95 %" in text
+    assert "covers less than 95 %" in text
     page = ablation_page([*records, skipped("r=1 loss=cell")])
     assert "r=1 loss=cell: skipped: a cell of one voxel." in page.to_text()
     assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects per task, 1 seed."

@@ -262,7 +262,7 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     names = ("CLAIMS.md", "claims/claims.csv", "claims/reversibility.jsonl")
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
-    assert b"which is phantoms and small budgets" in first[0]
+    assert b"these are phantoms and small budgets" in first[0]
     assert b"Those that decide: command" in first[0]
     assert b"elsewhere" not in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
@@ -273,7 +273,7 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
 def test_the_page_names_own_data_where_there_are_some(tmp_path):
     kept(tmp_path / "set", of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)]))
     assert run("claims", tmp_path / "set", "--out", tmp_path / "out")[0] == 0
-    assert "which is phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
+    assert "these are phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
 
 
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])

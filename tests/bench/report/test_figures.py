@@ -420,7 +420,7 @@ def test_captions_tell_phantoms_from_own_data():
         assert ours in only
         assert "hantom" not in only
     ablation = list(ablated.everything(tasks=("pairs",)))
-    note = " Synthetic phantoms: a direction, not a proof."
+    note = " The data are synthetic phantoms: they show a direction, not a proof."
     assert note in exhibit("ablation", ablation)[0].about
     scans = of_scans(ablation, "pairs")
     assert "hantom" not in exhibit("ablation", scans)[0].about

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppdm_bench.report.tables.render import Cell, Heading, Line, Page, Table, to_csv, to_latex, to_text
+from ppdm_bench.report.tables.render import Heading, Line, Page, Table, TextCell, to_csv, to_latex, to_text
 
 
 def table(**more):
@@ -89,7 +89,7 @@ def test_the_best_is_found_among_comparable_rows():
 
 
 def test_a_cell_has_its_own_text_for_people_and_its_value_for_programs():
-    one = Table([Heading("peak", "peak GiB", "{:.1f}".format, number=True)], [Line((Cell(155.0, "155.0 OOM"),))])
+    one = Table([Heading("peak", "peak GiB", "{:.1f}".format, number=True)], [Line((TextCell(155.0, "155.0 OOM"),))])
     assert to_csv(one) == "peak,records\n155,\n"
     assert "155.0 OOM" in to_text(one)
 

@@ -363,8 +363,7 @@ def test_the_legend_tells_what_failed_from_what_was_skipped(statuses: list[str],
     assert f"no value: {legend}" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
-@pytest.mark.parametrize("column", ["single", "double"])
-def test_no_label_leaves_the_figure_or_touches_another(column: Any) -> None:
+def test_no_label_leaves_the_figure_or_touches_another() -> None:
     many = [
         peak(method, phase, size, precision=precision, checkpointing=checkpointing)
         for method, size in (("full", 155), ("puzzle", 20.1), ("small", 0.4))
@@ -372,7 +371,7 @@ def test_no_label_leaves_the_figure_or_touches_another(column: Any) -> None:
         for precision in ("fp32", "bf16")
         for checkpointing in ("none", "block")
     ]
-    drawn = memory_figure(many, reference="full", column=column)
+    drawn = memory_figure(many, reference="full")
     drawn.draw_without_rendering()
     axes = drawn.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
@@ -502,7 +501,7 @@ def test_a_phase_without_an_allocated_peak_is_not_drawn_as_failed() -> None:
 
 def test_an_unknown_width_is_said() -> None:
     with pytest.raises(ValueError, match="`single` or `double`"):
-        memory_figure(SMALL, column="triple")  # type: ignore[arg-type]
+        style.new_figure("triple", 1)  # type: ignore[arg-type]
 
 
 def test_the_same_records_make_the_same_picture(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ppdm.data.manifest import Pair, read_manifest, write_manifest
 from ppdm.data.regions import RegionError, names_table, read_names, table_name, whole_numbers
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import convention, scores, unit_of
-from ppdm.evaluation.subjects import Case, CaseFiles, read_case
+from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
 from ppdm.metrics import PRESETS
 from ppdm.simulation.generation import make_set
 from ppdm.simulation.phantom import Grid
@@ -43,7 +43,7 @@ def labelled():
 def pet(labels, regions, factor=1.0):
     target = torch.ones(SHAPE)
     numbers = None if labels is None else torch.from_numpy(labels.astype(np.float32))
-    return Case("s", target, None, None, Volume.from_array(target.numpy()), factor, numbers, regions)
+    return EvaluationCase("s", target, None, None, Volume.from_array(target.numpy()), factor, numbers, regions)
 
 
 def found(prediction, case, preset=None):

@@ -23,7 +23,7 @@ from ppdm.evaluation.evaluate import (
     unit_of,
     untranslated,
 )
-from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, files_of, read_case, read_prediction
+from ppdm.evaluation.subjects import CaseError, CaseFiles, EvaluationCase, files_of, read_case, read_prediction
 from ppdm.metrics import PRESETS
 from ppdm_baselines import METHODS
 
@@ -52,7 +52,7 @@ def write(path, array, spacing=(1.0, 1.0, 1.0)):
 def case(target=None, source=None, mask=None, suv_factor=None):
     target = scan(1) if target is None else target
     tensors = [None if x is None else torch.from_numpy(x) for x in (target, source, mask)]
-    return Case("s", tensors[0], tensors[1], tensors[2], Volume.from_array(target), suv_factor)
+    return EvaluationCase("s", tensors[0], tensors[1], tensors[2], Volume.from_array(target), suv_factor)
 
 
 def values(preset, prediction, held_against):

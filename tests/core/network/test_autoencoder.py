@@ -14,7 +14,7 @@ from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import ceiling, ceiling_scores, convention
-from ppdm.evaluation.subjects import Case
+from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.kernel import Brownian
 from ppdm.loss import Loss
 from ppdm.method import DIFFUSION, REPRESENTATION, reconstruct, representation_loss
@@ -238,7 +238,7 @@ def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None
     trained = Trained(METHOD, net, scaling, (1.0, 1.0, 1.0), 1, 0)
     target, source = (100 * volumes(12, 13, 14, seed=seed).abs() for seed in range(2))
     factor = 1.0 if isinstance(scaling, SUVScaling) else None
-    case = Case("s", target, source, None, Volume.from_array(target.numpy()), factor)
+    case = EvaluationCase("s", target, source, None, Volume.from_array(target.numpy()), factor)
 
     _, scale = scaling.scales(source.numpy(), factor)
     padded = pad_to_multiple(scale.forward(target)[None, None], METHOD.multiple)

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 from ppdm_bench.report.library import Library
 
-__all__ = ["Claim", "Effect", "Evidence", "Finding", "Verdict", "concluded"]
-
 Verdict = Literal["supported", "not supported", "not measured"]
 
 

@@ -11,22 +11,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.report.claims.claim import Effect, Evidence
 from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
-
-__all__ = [
-    "LEAST_SUBJECTS",
-    "Duel",
-    "Role",
-    "best_duel",
-    "duel_effect",
-    "duels_of",
-    "is_frequency",
-    "is_full_3d",
-    "is_latent",
-    "is_noise_puzzle",
-    "is_registered",
-    "is_space_of",
-    "scope_of",
-]
+from ppdm_bench.units import plural
 
 Role = Callable[[Mapping[str, Any]], bool]
 LEAST_SUBJECTS = 2  # for an interval
@@ -130,8 +115,8 @@ def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Sco
     return [point for point in chosen if point.design.get("optimisation") == tuned] or chosen
 
 
-def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
-    ours, theirs = own.subjects(metric), other.subjects(metric)
+def _duel(own: Scores, other: Scores) -> Duel | None:
+    ours, theirs = own.subjects("psnr"), other.subjects("psnr")
     both = [subject for subject in ours if subject in theirs]
     if len(both) < LEAST_SUBJECTS:
         return None
@@ -148,7 +133,6 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
     """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = duel.own, duel.other, duel.difference
     at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
-    seeds = len(own.seeds)
     return Effect(
         f"PSNR on {own.task}, {at}",
         "measured",
@@ -156,7 +140,7 @@ def duel_effect(evidence: Evidence, duel: Duel, margin: float) -> Effect:
         found.low,
         found.high,
         "dB",
-        f"{found.n} subjects, {seeds} seed{'s' * (seeds != 1)}; bootstrap 95 %",
+        f"{found.n} subjects, {plural(len(own.seeds), 'seed')}; bootstrap 95 %",
         found.low is not None and found.low > margin,
         evidence.library.references((*own.of_metric("psnr"), *other.of_metric("psnr"))),
     )

@@ -12,8 +12,6 @@ from ppdm_bench.report.claims.effects import is_full_3d, is_space_of
 from ppdm_bench.report.scores import factor_text, resolved
 from ppdm_bench.units import shape_text
 
-__all__ = ["Ratios", "memory_ratios", "volume"]
-
 
 @dataclass(frozen=True)
 class Ratios:

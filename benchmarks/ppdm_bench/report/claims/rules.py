@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean, stdev
 
 import numpy as np
@@ -31,8 +32,6 @@ from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, factor_text, resolved
 from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
 from ppdm_bench.units import shape_text
-
-__all__ = ["CLAIMS"]
 
 HALF = 0.5  # "substantially"
 ORDER = 10.0  # "an order of magnitude"
@@ -113,7 +112,7 @@ def _faster(evidence: Evidence) -> Finding:
         ]
         largest = max((volume(own.shape) for own, _ in pairs), default=0)
         effects += [_speed_up(evidence, *pair) for pair in pairs if volume(pair[0].shape) == largest]
-    missing = ["seconds a volume of both with raw values (`speed`)"] if not effects else []
+    missing = ["seconds per volume of both with raw values (`speed`)"] if not effects else []
     return concluded(effects, missing, "the largest volumes that were timed on each device, as listed")
 
 
@@ -146,14 +145,6 @@ def _better_than(role: Role, name: str, evidence: Evidence) -> Finding:
     effects = [duel_effect(evidence, duel, 0.0) for duel in duels.values() if duel]
     missing = [f"quality of the method and of {name} on {task}" for task, duel in duels.items() if not duel]
     return concluded(effects, missing, scope_of(_points(duels.values())))
-
-
-def _latent(evidence: Evidence) -> Finding:
-    return _better_than(is_latent, "latent compression", evidence)
-
-
-def _frequency(evidence: Evidence) -> Finding:
-    return _better_than(is_frequency, "frequency decomposition", evidence)
 
 
 def _no_grid(evidence: Evidence) -> Finding:
@@ -270,7 +261,7 @@ CLAIMS = (
     Claim(
         "faster",
         "Inference is significantly faster than full 3-D.",
-        "On each device, for the largest volumes timed: full 3-D's median time a volume over the method's at its own "
+        "On each device, for the largest volumes timed: full 3-D's median time per volume over the method's at its own "
         "network evaluations is above 1 with its whole interval (bootstrap of the repetitions, 95 %). Full 3-D is "
         "taken at as many evaluations, or else at the next larger number, which favours it.",
         _faster,
@@ -279,13 +270,13 @@ CLAIMS = (
         "compression",
         "Better than latent compression.",
         f"On each task the PSNR difference lies above 0 dB with its whole interval. {_RIVAL}",
-        _latent,
+        partial(_better_than, is_latent, "latent compression"),
     ),
     Claim(
         "frequency",
         "Better than frequency decomposition.",
         f"On each task the PSNR difference lies above 0 dB with its whole interval. {_RIVAL}",
-        _frequency,
+        partial(_better_than, is_frequency, "frequency decomposition"),
     ),
     Claim(
         "grid",

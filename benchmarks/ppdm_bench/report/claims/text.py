@@ -10,8 +10,6 @@ from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
 
-__all__ = ["effects_table", "to_claims_markdown", "to_claims_text"]
-
 Decided = Sequence[tuple[Claim, Finding]]
 
 _SHOWN = 4  # references that a row lists; the others are counted
@@ -19,9 +17,9 @@ _SHOWN = 4  # references that a row lists; the others are counted
 
 def effects_table(decided: Decided) -> Table:
     """Return a row for each effect of each claim; a claim without effects has one row."""
-    headings = [Heading(name, name.replace("_", " ")) for name in ("claim", "verdict", "effect", "kind")]
-    headings += [Heading(name, name, number=True) for name in ("value", "low", "high")]
-    headings += [Heading(name, name) for name in ("unit", "of", "passed", "scope")]
+    headings = [Heading(name) for name in ("claim", "verdict", "effect", "kind")]
+    headings += [Heading(name, number=True) for name in ("value", "low", "high")]
+    headings += [Heading(name) for name in ("unit", "of", "passed", "scope")]
     lines = []
     for claim, finding in decided:
         for effect in finding.effects or (None,):
@@ -47,17 +45,16 @@ def to_claims_text(decided: Decided) -> str:
 def to_claims_markdown(decided: Decided, library: Library) -> str:
     """Return the verdicts, then the rule, effects, records and scope of each claim."""
     summary = Table(
-        [Heading(name, name) for name in ("claim", "verdict", "decided by")],
+        [Heading(name) for name in ("claim", "verdict", "decided by")],
         [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
     )
     own = any(not point.is_synthetic for point in library.points)
     blocks = [
-        "# The claims of the abstract, and what our records say",
-        "Made by `ppdm-bench claims` from records alone: every verdict comes from the rule that stands beside it. "
-        f"*Supported* holds for the scope that is named, which is phantoms{' or own data' if own else ''} and small "
-        "budgets wherever quality is concerned. *Not supported* says that the evidence does not carry the claim, and "
-        "is no proof of the contrary. *Not measured* says that records are missing. Predicted and measured numbers "
-        "stand in rows of their own.",
+        "# The claims of the abstract and what the records show",
+        "Made by `ppdm-bench claims` from the records: each verdict follows from the rule below the claim. "
+        f"*Supported* holds for the named scope; for quality, these are phantoms{' or own data' if own else ''} and "
+        "small budgets. *Not supported* means that the records do not show the claim; it does not prove the contrary. "
+        "*Not measured* means that records are missing. Predicted and measured numbers have separate rows.",
         to_markdown(summary).rstrip(),
         *(_claim(claim, finding) for claim, finding in decided),
         f"{len(library.records)} records were read. Those that decide: {provenance(_deciding(decided, library))}",
@@ -77,8 +74,8 @@ def _claim(claim: Claim, finding: Finding) -> str:
         f"*Rule.* {claim.rule}",
     ]
     if finding.effects:
-        headings = [Heading("effect", "effect"), Heading("kind", "kind"), Heading("value", "value", number=True)]
-        headings += [Heading(name, name) for name in ("interval", "of", "rule", "records")]
+        headings = [Heading("effect"), Heading("kind"), Heading("value", number=True)]
+        headings += [Heading(name) for name in ("interval", "of", "rule", "records")]
         blocks.append(to_markdown(Table(headings, [_line(effect) for effect in finding.effects])).rstrip())
     if finding.scope:
         blocks.append(f"*Scope.* {finding.scope}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,14 +18,12 @@ from ppdm_bench.report.ablation_rows import (
     gather_ablation,
     most_evaluations,
     seam_measures,
-    seam_metric,
 )
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
-from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.tables.ablation import headline
-from ppdm_bench.units import GIB
+from ppdm_bench.units import GIB, plural
 
 _TITLES = {"space": "representation", "loss": "puzzle-gradient loss", "bridge": "bridge", "": "varied"}
 _ORDER = {
@@ -36,6 +34,18 @@ _ORDER = {
 _WORDS = {"r=1": "r=1\n(identity)", "brownian": "Brownian", "i2sb": "I2SB", "noise": "none\n(noise)", "haar": "Haar"}
 _WORDS |= {"cell": "within\nblocks", "all": "all\nvoxels"}
 _DIFFERENCES = ("psnr", "ssim", "sharpness")
+
+
+class Point(NamedTuple):
+    """A value with its interval, if it has one; predicted values are hollow."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    hollow: bool = False
+
+
+Quantity = Callable[[AblationRow], list[Point]]
 
 
 def ablation_figure(records: Sequence[Record]) -> Figure:
@@ -60,33 +70,39 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     if not columns:
         raise ValueError("there is nothing to draw: no cell beside the default has a value at equal steps")
     tasks = list(dict.fromkeys(row.task for row in rows))
-    quantities: list[tuple[str, Callable[..., None]]] = [
-        *((_name(metric), _drawing(metric)) for metric in (*_DIFFERENCES, *seam_measures(rows)[:1])),
-        ("training\nmemory (GiB)", _draw_memory),
-        ("time per\nstep (s)", _draw_seconds),
-    ]
+    quantities: dict[str, Quantity] = {
+        **{_name(metric): _of_metric(metric, rows) for metric in (*_DIFFERENCES, *seam_measures(rows)[:1])},
+        "training\nmemory (GiB)": _memory,
+        "time per\nstep (s)": _seconds,
+    }
     figure = style.new_figure("double", height=0.7 + 1.0 * len(quantities))
     widths = [max(2, len(levels)) for levels in columns.values()]
     shape = len(quantities), len(columns)
     grid = figure.subplots(*shape, sharex="col", sharey="row", squeeze=False, width_ratios=widths)
-    for line, (name, draw) in zip(grid, quantities, strict=True):
+    for line, (name, quantity) in zip(grid, quantities.items(), strict=True):
+        logarithmic = quantity in (_memory, _seconds)  # the others are differences
         for axes, levels in zip(line, columns.values(), strict=True):
             style.plain_axes(axes, "y")
             _mark_default(axes, levels)
+            if not logarithmic:
+                axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
             for place, task in enumerate(tasks):
                 shift = 0.22 * (place - (len(tasks) - 1) / 2)
-                draw(
-                    axes, [[row for row in level if row.task == task] for level in levels.values()], rows, place, shift
-                )
+                own = [[row for row in level if row.task == task] for level in levels.values()]
+                _draw(axes, own, quantity, place, shift)
+            if logarithmic:
+                _logarithmic(axes)
+            else:
+                axes.yaxis.set_major_locator(MaxNLocator(4))
         line[0].set_ylabel(name, fontsize=SMALL)
     for top, bottom, (axis, levels) in zip(grid[0], grid[-1], columns.items(), strict=True):
         top.set_title(_TITLES[axis], fontsize=TEXT)
         _name_levels(bottom, levels)
-    n = rows[0].evaluations
+    n = rows[0].evaluations or 0
     shaded = " (shaded)" * any(row.cell["default"] for levels in columns.values() for row in chain(*levels.values()))
     style.title(
         figure,
-        f"{headline(records)} {rows[0].amount:.0f} steps, {n} network evaluation{'s' * (n != 1)}. Quality: "
+        f"{headline(records)} {rows[0].amount:.0f} steps, {plural(n, 'network evaluation')}. Quality: "
         f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
     style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)
@@ -131,42 +147,31 @@ def _name(metric: str) -> str:
     return names.get(metric, f"Δ {metric}")
 
 
-def _drawing(metric: str) -> Callable[..., None]:
-    def draw(
-        axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
-    ) -> None:
-        axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
-        for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-            found = difference(row, rows, seam_metric(row, metric) if metric in SEAMS else metric)
-            if found is None:
-                continue
-            if found.low is not None and found.high is not None:
-                axes.plot([x + shift] * 2, [found.low, found.high], color=_colour(place), linewidth=1.0, zorder=2)
-            axes.plot([x + shift], [found.mean], **_style(place), zorder=3)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+def _of_metric(metric: str, rows: Sequence[AblationRow]) -> Quantity:
+    def points(row: AblationRow) -> list[Point]:
+        found = difference(row, rows, row.metric(metric))
+        return [] if found is None else [Point(found.mean, found.low, found.high)]
 
-    return draw
+    return points
 
 
-def _draw_memory(
-    axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
-) -> None:
-    for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-        for kind in ("predicted", "measured"):
-            if (peak := row.peak("train", kind)) is not None:
-                axes.plot([x + shift], [peak / GIB], **_style(place, hollow=kind == "predicted"))
-    _logarithmic(axes)
+def _memory(row: AblationRow) -> list[Point]:
+    peaks = {kind: row.peak("train", kind) for kind in ("predicted", "measured")}
+    return [Point(peak / GIB, hollow=kind == "predicted") for kind, peak in peaks.items() if peak is not None]
 
 
-def _draw_seconds(
-    axes: Axes, levels: Sequence[Sequence[AblationRow]], rows: Sequence[AblationRow], place: int, shift: float
-) -> None:
-    for x, row in ((x, row) for x, level in enumerate(levels) for row in level):
-        # As timed before the trainings, in turn, and so comparable; else as trained.
-        seconds = row.costs.get("step_seconds", row.step_seconds)
-        if seconds is not None:
-            axes.plot([x + shift], [seconds], **_style(place))
-    _logarithmic(axes)
+def _seconds(row: AblationRow) -> list[Point]:
+    """As timed before the trainings, in turn, and so comparable; else as trained."""
+    seconds = row.costs.get("step_seconds", row.step_seconds)
+    return [] if seconds is None else [Point(seconds)]
+
+
+def _draw(axes: Axes, levels: Sequence[Sequence[AblationRow]], quantity: Quantity, place: int, shift: float) -> None:
+    for x, row in ((x + shift, row) for x, level in enumerate(levels) for row in level):
+        for point in quantity(row):
+            if point.low is not None and point.high is not None:
+                axes.plot([x, x], [point.low, point.high], color=_colour(place), linewidth=1.0, zorder=2)
+            axes.plot([x], [point.value], **_style(place, point.hollow), zorder=3)
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -23,7 +23,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
 from ppdm_bench.report.rows import gather_peaks, prediction_of
-from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
+from ppdm_bench.report.tables.render import Columns, Heading, Line, Table, table_of, to_markdown
 from ppdm_bench.units import GIB, shape_text
 
 # The published counters and their names in tables and legends.
@@ -251,28 +251,25 @@ def agreement_table(records: Iterable[Record]) -> str:
     Args:
         records: as for :func:`validation_figure`.
     """
-    heads = ("run", "counter", "GPU", "torch", "cuDNN", "published GiB", "predicted GiB", "error", "agrees")
-    lines = ["| " + " | ".join((*heads, "of it assumed GiB", "predicted reserved GiB", "predicted to fit")) + " |"]
-    lines.append("|---|---|---|---|---|---:|---:|---:|---|---:|---:|---|")
     pairs = published_pairs(list(records))
-    for pair in pairs:
-        assumed, reserved = (_gib(pair.context.get(metric)) for metric in ("assumed", "peak_reserved"))
-        cells = (
-            _run(pair.found),
-            COUNTERS[pair.found.metric],
-            pair.gpu,
-            str(pair.found.env.get("torch", "")),
-            str(pair.found.env.get("cudnn", "of the release")),
-            f"{pair.found_gib:.3f}".rstrip("0").rstrip(".") if pair.finished else "OOM",
-            f"{pair.predicted_gib:.3f}",
-            *((_percent(pair.error), "yes" if pair.agrees else "**no**") if pair.finished else ("", "")),
-            f"{assumed:.3f}" if assumed else "0",
-            "" if reserved is None else f"{reserved:.2f}",
-            "yes" if pair.context["peak_allocated"].status == "ok" else "no",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    columns: Columns[ComparedPeak] = {
+        Heading("run"): lambda pair: _run(pair.found),
+        Heading("counter"): lambda pair: COUNTERS[pair.found.metric],
+        Heading("GPU"): lambda pair: pair.gpu,
+        Heading("torch"): lambda pair: pair.found.env.get("torch"),
+        Heading("cuDNN"): lambda pair: pair.found.env.get("cudnn", "of the release"),
+        Heading("published GiB", number=True): lambda pair: f"{round(pair.found_gib, 3):g}" if pair.finished else "OOM",
+        Heading("predicted GiB", "", "{:.3f}".format, True): lambda pair: pair.predicted_gib,
+        Heading("error", "", "{:+.2f} %".format, True): lambda pair: pair.error if pair.finished else None,
+        Heading("agrees"): lambda pair: ("yes" if pair.agrees else "**no**") if pair.finished else None,
+        Heading("assumed GiB", "", "{:.3f}".format, True): lambda pair: _gib(pair.context.get("assumed")) or None,
+        Heading("predicted reserved GiB", "", "{:.2f}".format, True): lambda pair: _gib(
+            pair.context.get("peak_reserved")
+        ),
+        Heading("predicted to fit"): lambda pair: "yes" if pair.context["peak_allocated"].status == "ok" else "no",
+    }
     summary = "; ".join(", ".join(part) for part in _summary([pair for pair in pairs if pair.finished]))
-    return "\n".join([*lines, "", summary, ""])
+    return f"{to_markdown(table_of(pairs, columns))}\n{summary}\n"
 
 
 def measured_table(records: Iterable[Record]) -> str:
@@ -286,11 +283,11 @@ def measured_table(records: Iterable[Record]) -> str:
     """
     pairs = _compared(records)
     groups = grouped(pairs, lambda pair: (pair.found.method, shape_text(pair.found.shape)))
-    parts = ("n", "median size of error", "lowest", "highest")
+    parts = ("n", "median absolute error", "lowest", "highest")
     head = ["method", "volume", *(f"{COUNTERS[metric]} {part}" for metric in _MEASURED for part in parts), "verified"]
     rows = [*([*names, *_error_cells(own)] for names, own in groups.items()), ["all", "", *_error_cells(pairs)]]
     title = f"Relative error of predicted peaks, predicted / measured − 1{_machines(pairs)}."
-    headings = [Heading(name, name, number=place > 1) for place, name in enumerate(head)]
+    headings = [Heading(name, number=place > 1) for place, name in enumerate(head)]
     return f"{title}\n\n{to_markdown(Table(headings, [Line(tuple(row)) for row in rows]))}\n{_MEASURED_NOTE}\n"
 
 

@@ -16,7 +16,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import few_names
 from ppdm_bench.report.figures.style import SMALL, Column
-from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, common, gather_peaks, varying
+from ppdm_bench.report.rows import PeakRow, common, gather_peaks, phase_name, varying
 from ppdm_bench.units import GIB, setting_text, significant
 
 _MOST = 18  # stacks
@@ -103,7 +103,7 @@ def _stacks(rows: Sequence[PeakRow], characters: int) -> list[Stack]:
 
 
 def _label(row: PeakRow, phase: str, differing: Iterable[str]) -> str:
-    words = (row.name, PHASE_NAMES.get(phase, phase), *(setting_text(name, row.settings[name]) for name in differing))
+    words = (row.name, phase_name(phase), *(setting_text(name, row.settings[name]) for name in differing))
     return ", ".join(filter(None, words))
 
 
@@ -126,17 +126,8 @@ def _draw(axes: Axes, stacks: Sequence[Stack], share: bool, labelled: bool) -> N
     for place, stack in enumerate(stacks):
         left, scale = 0.0, 100 / stack.peak if share else 1.0
         for part, size in stack.parts.items():
-            hatch = style.HATCHES[stack.kind]
-            axes.barh(
-                place,
-                size * scale,
-                left=left,
-                height=0.72,
-                color=PARTS[part][1],
-                hatch=hatch,
-                edgecolor="white",
-                lw=0.4,
-            )
+            look: dict[str, Any] = {"color": PARTS[part][1], "hatch": style.HATCHES[stack.kind], "edgecolor": "white"}
+            axes.barh(place, size * scale, left=left, height=0.72, lw=0.4, **look)
             left += size * scale
         if labelled:
             text = f"{significant(stack.peak)} GiB" if share else significant(stack.peak)

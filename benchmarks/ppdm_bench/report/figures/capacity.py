@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
+from ppdm_bench.report.figures.style import DASHED, GREY
 from ppdm_bench.report.rows import PeakRow, gather_peaks
 
 # Nominal memory of GPUs in GB, the most common first. A card with "24 GB" has 24 GiB; ECC and the driver need a part.
@@ -22,6 +27,28 @@ def few_names(groups: Mapping[str, Sequence[PeakRow]]) -> list[str]:
     several = next((method for method, names in by_method.items() if len(names) > 1), "")
     chosen = {name for method, names in by_method.items() for name in names[: 2 if method == several else 1]}
     return [name for name in groups if name in chosen][:_MOST]
+
+
+def cards_with_room(axes: Axes, axis: Literal[0, 1], gap: float) -> list[int]:
+    """Return the cards whose names have room beside one another, the most common first.
+
+    Args:
+        axes: axes with final limits, logarithmic along the axis.
+        axis: 0 for x, 1 for y.
+        gap: distance between names in points.
+    """
+    low, high = (axes.get_xlim, axes.get_ylim)[axis]()
+    places: dict[int, float] = {}
+    for card in CARDS:
+        place = axes.transData.transform((card, card))[axis] * 72 / axes.figure.dpi
+        if low < card < high and all(abs(place - other) >= gap for other in places.values()):
+            places[card] = place
+    return list(places)
+
+
+def cards_entry() -> Line2D:
+    """Return the legend entry of the memory of GPUs."""
+    return Line2D([], [], color=GREY, linewidth=0.6, linestyle=DASHED, label="memory of common GPUs")
 
 
 def size_of(row: PeakRow) -> int:
@@ -58,11 +85,8 @@ def _rank(rows: Sequence[PeakRow]) -> tuple[object, ...]:
 
 def _setting(row: PeakRow) -> tuple[object, ...]:
     names = ("precision", "checkpointing", "batch_size", "channels_last", "compile")
-    return (*(row.settings[name] for name in names), _preset(row), _on_cpu(row))
-
-
-def _preset(row: PeakRow) -> object:
-    return next((r.options.get("preset") for r in row.records.values()), None)
+    preset = next((record.options.get("preset") for record in row.records.values()), None)
+    return (*(row.settings[name] for name in names), preset, _on_cpu(row))
 
 
 def _on_cpu(row: PeakRow) -> bool:

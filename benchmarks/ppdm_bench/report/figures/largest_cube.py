@@ -9,14 +9,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT, Column
-from ppdm_bench.report.tables.budget import Line, title_of
+from ppdm_bench.report.figures.style import SMALL, TEXT
+from ppdm_bench.report.tables.budget import PlanLine, title_of
 
 _COLOURS = {"train": style.BLUE, "sample": style.ORANGE}
 _NAMES = {"train": "training", "sample": "sampling"}
 
 
-def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
+def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     """Return bars of the largest cube that fits, by method and purpose, hatched because they are predicted.
 
     A thin line marks the requested size if it is a cube.
@@ -30,7 +30,7 @@ def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
     methods = list(dict.fromkeys(line.method for line in drawn))
     purposes = list(dict.fromkeys(line.purpose for line in drawn))
     height, places = 0.86, {method: place * (len(purposes) + 0.7) for place, method in enumerate(methods)}
-    figure = style.new_figure(column, height=1.15 + 0.15 * (max(places.values()) + len(purposes)))
+    figure = style.new_figure("double", height=1.15 + 0.15 * (max(places.values()) + len(purposes)))
     axes = figure.add_subplot()
     style.plain_axes(axes, grid="x")
     for line in drawn:
@@ -62,7 +62,7 @@ def budget_figure(lines: Sequence[Line], column: Column = "double") -> Figure:
     return figure
 
 
-def _wanted(lines: Sequence[Line]) -> list[float]:
+def _wanted(lines: Sequence[PlanLine]) -> list[float]:
     shape = set(lines[0].record.shape)
     return [float(shape.pop())] if len(shape) == 1 else []
 

@@ -16,12 +16,20 @@ from matplotlib.text import Text
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.capacity import CARDS, few_names
-from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Column
-from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, all_phases, common, gather_peaks, reference_of, varying
+from ppdm_bench.report.figures.capacity import CARDS, cards_entry, cards_with_room, few_names
+from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT
+from ppdm_bench.report.rows import (
+    STATUS_NAMES,
+    PeakRow,
+    all_phases,
+    common,
+    gather_peaks,
+    phase_name,
+    reference_of,
+    varying,
+)
 from ppdm_bench.units import GIB, ratio, setting_text, significant
 
-_STATUS = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
 _KINDS = ("measured", "predicted", "published")
 _FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
 _LINE = 0.145  # inches
@@ -56,7 +64,7 @@ class Dot:
         return None if peak is None else peak / GIB
 
 
-def memory_figure(records: Iterable[Record], *, reference: str = "", column: Column = "double") -> Figure:
+def memory_figure(records: Iterable[Record], *, reference: str = "") -> Figure:
     """Return the peak allocated memory of every method and phase as dots on a logarithmic axis.
 
     Colours are phases. Measured dots are filled, predicted dots hollow, published dots grey; circles are runs without
@@ -66,7 +74,6 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     Args:
         records: long-form records; those that are not about memory are ignored.
         reference: the method in the denominator of the ratios (see `rows.reference_of`); empty: no ratios.
-        column: width of the figure, `single` (3.5 in) or `double` (7.16 in).
 
     Raises:
         ValueError: no record has a peak.
@@ -74,18 +81,18 @@ def memory_figure(records: Iterable[Record], *, reference: str = "", column: Col
     rows = gather_peaks(record for record in records if record.metric == "peak_allocated")
     if not rows:
         raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
-    groups = _named(rows, characters=18 if column == "single" else 40)
+    groups = _named(rows, characters=40)
     shown = few_names(groups)
     lines, names = _places({name: groups[name] for name in shown})
     dots = [Dot(row, line.phase, line.place) for line in lines for row in line.rows]
-    figure = style.new_figure(column, height=1.3 + _LINE * (lines[-1].place + 1))
+    figure = style.new_figure("double", height=1.3 + _LINE * (lines[-1].place + 1))
     axes = figure.add_subplot()
     style.plain_axes(axes, "x", "peak allocated memory (GiB, log axis)")
     axes.set_ylim(lines[-1].place + 0.8, -0.8)
     axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     style.title(figure, _title(rows, reference, len(groups) - len(shown)))
-    style.legend(figure, _legend(dots), columns=2 if column == "single" else 6)
+    style.legend(figure, _legend(dots), columns=6)
     sizes = [dot.size for dot in dots if dot.size]
     left = min(sizes, default=1) / (3 if any(len(line.rows) > 1 for line in lines) else 1.6)
     axes.set(xscale="log", xlim=(left, 1.1 * max(sizes, default=1)))
@@ -196,7 +203,7 @@ def _value(dot: Dot, rows: Sequence[PeakRow], reference: str) -> str:
 
 
 def _status(dot: Dot) -> str:
-    return _STATUS.get(dot.row.outcome(dot.phase)[0], "")
+    return STATUS_NAMES.get(dot.row.outcome(dot.phase)[0], "")
 
 
 def _write(axes: Axes, dot: Dot, text: str, ha: str) -> Text:
@@ -231,24 +238,18 @@ def _make_room(figure: Figure, axes: Axes, labelled: Sequence[tuple[float, Text]
 
 
 def _card_lines(axes: Axes) -> None:
-    """Draw thin lines at the memory of common GPUs; the most common have their names first."""
-    left, right = axes.get_xlim()
-    inches = axes.bbox.width / axes.figure.dpi
-    placed: list[float] = []
-    for size in CARDS:
-        place = axes.transAxes.inverted().transform(axes.transData.transform((size, 0)))[0] * inches
-        if left < size < right and all(abs(place - other) >= 0.42 for other in placed):
-            placed.append(place)
-            axes.axvline(size, color=style.GREY, linewidth=0.6, linestyle=style.DASHED, zorder=0.9)
-            above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-            axes.text(size, 1.0, f"{size} GB", fontsize=SMALL, color="0.35", **above)
+    """Draw thin lines at the memory of common GPUs."""
+    for size in cards_with_room(axes, 0, gap=30):
+        axes.axvline(size, color=style.GREY, linewidth=0.6, linestyle=style.DASHED, zorder=0.9)
+        above: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axes.text(size, 1.0, f"{size} GB", fontsize=SMALL, color="0.35", **above)
 
 
 def _legend(dots: Sequence[Dot]) -> list[Artist]:
     rows = [dot.row for dot in dots]
     handles: list[Artist] = []
     for phase in dict.fromkeys(dot.phase for dot in dots):
-        handles.append(Line2D([], [], **_look("measured", phase, "none"), label=PHASE_NAMES.get(phase, phase)))
+        handles.append(Line2D([], [], **_look("measured", phase, "none"), label=phase_name(phase)))
     for kind in _KINDS:
         if any(row.kind == kind for row in rows):
             handles.append(Line2D([], [], **_look(kind, "", "none") | {"color": "0.4"}, label=kind))
@@ -260,6 +261,5 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
         handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
     if any((dot.size or 0) > min(CARDS) for dot in dots):
-        card: dict[str, Any] = {"color": style.GREY, "linewidth": 0.6, "linestyle": style.DASHED}
-        handles.append(Line2D([], [], **card, label="memory of common GPUs"))
+        handles.append(cards_entry())
     return handles

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.breakdown import PARTS
 from ppdm_bench.report.figures.style import SMALL
+from ppdm_bench.report.tables.render import Heading, Line, Page, Table, data_frame
 from ppdm_bench.units import GIB
-
-COLUMNS = ("rank", "bytes", "share", "kind", "part", "module", "pass", "made_by", "shape", "dtype")
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
 _TINY = 6.0  # points
@@ -37,7 +33,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Holder:
+class TimelineBlock:
     """One block of memory at the peak: its size, kind and origin."""
 
     size: int
@@ -51,7 +47,7 @@ class Holder:
 
 
 @dataclass(frozen=True)
-class Course:
+class MemoryTimeline:
     """Live bytes after every allocation and free of one step, without blocks that are too small to be visible.
 
     Attributes:
@@ -59,7 +55,7 @@ class Course:
         live: bytes by part of the memory (the keys of :data:`PARTS`), one value per event.
         spans: passes and parts of the network in order, without gaps.
         peak: the event at the peak; ``peak_size``: live bytes after it.
-        holders: the largest blocks at the peak, largest first.
+        blocks: the largest blocks at the peak, largest first.
         steps: training steps that it covers; of several, ``spans`` have the number of the step as their part.
     """
 
@@ -68,7 +64,7 @@ class Course:
     spans: Sequence[Span]
     peak: int
     peak_size: int
-    holders: Sequence[Holder]
+    blocks: Sequence[TimelineBlock]
     steps: int = 1
 
     @property
@@ -77,24 +73,24 @@ class Course:
         return next(span for span in self.spans if span.start <= self.peak < span.end)
 
 
-def course_figure(course: Course) -> Figure:
+def timeline_figure(timeline: MemoryTimeline) -> Figure:
     """Return live memory over one step, stacked by category, below bands of passes and parts (two columns wide).
 
     Raises:
         ValueError: no memory was alive.
     """
-    if not course.peak_size:
+    if not timeline.peak_size:
         raise ValueError("there is nothing to draw: no memory was alive in this step")
     figure = style.new_figure("double", height=3.8)
     bands, axes = figure.subplots(2, 1, sharex=True, height_ratios=(0.33, 1))
-    parts = [part for part in PARTS if any(course.live.get(part, ()))]
-    _stack(axes, course, parts)
-    _mark_peak(axes, course)
-    _bands(bands, course.spans, "part" if course.steps == 1 else "step")
+    parts = [part for part in PARTS if any(timeline.live.get(part, ()))]
+    _stack(axes, timeline, parts)
+    _mark_peak(axes, timeline)
+    _bands(bands, timeline.spans, "part" if timeline.steps == 1 else "step")
     for axis in (axes, bands):
-        axis.set_xlim(0, max(span.end for span in course.spans))
-    over = "one step" if course.steps == 1 else f"{course.steps} steps"
-    style.title(figure, f"Live memory over {over}, predicted: {course.name}.")
+        axis.set_xlim(0, max(span.end for span in timeline.spans))
+    over = "one step" if timeline.steps == 1 else f"{timeline.steps} steps"
+    style.title(figure, f"Live memory over {over}, predicted: {timeline.name}.")
     handles = [
         Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts
     ]
@@ -102,43 +98,48 @@ def course_figure(course: Course) -> Figure:
     return figure
 
 
-def holders_table(course: Course) -> str:
-    """Return the largest blocks as Markdown, with the place of the peak."""
-    peak, span = course.peak_size, course.at_peak
-    lines = [
-        f"{course.name}: predicted peak {peak / GIB:.2f} GiB, {span.stage} of {span.part}.",
-        "",
-        "| | GiB | share | kind | part | module | pass | made by | shape | dtype |",
-        "|---:|---:|---:|---|---|---|---|---|---|---|",
+def timeline_page(timeline: MemoryTimeline) -> Page:
+    """Return the table of the largest blocks, with the place of the peak."""
+    peak, span = timeline.peak_size, timeline.at_peak
+    headings = [
+        Heading("rank", number=True),
+        Heading("bytes", "GiB", lambda size: f"{size / GIB:.3f}", number=True),
+        Heading("share", show="{:.1%}".format, number=True),
+        *(Heading(name) for name in ("kind", "part", "module", "pass", "made_by", "shape", "dtype")),
     ]
-    for rank, holder in enumerate(course.holders, start=1):
-        size, share = f"{holder.size / GIB:.3f}", f"{holder.size / peak:.1%}"
-        words = (holder.kind, holder.part, holder.module, holder.stage, holder.operator, _shape(holder), holder.dtype)
-        lines.append("| " + " | ".join((str(rank), size, share, *words)) + " |")
-    held = sum(holder.size for holder in course.holders)
-    lines += ["", f"Together {held / GIB:.2f} GiB, {held / peak:.1%} of the peak."]
-    return "\n".join(lines) + "\n"
+    lines = [
+        (
+            rank,
+            b.size,
+            b.size / peak,
+            b.kind,
+            b.part,
+            b.module,
+            b.stage,
+            b.operator,
+            "×".join(map(str, b.shape)),
+            b.dtype,
+        )
+        for rank, b in enumerate(timeline.blocks, start=1)
+    ]
+    keys = [heading.key for heading in headings]
+    held = sum(block.size for block in timeline.blocks)
+    parts: list[str | Table] = [
+        f"{timeline.name}: predicted peak {peak / GIB:.2f} GiB, {span.stage} of {span.part}.",
+        Table(headings, [Line(cells) for cells in lines]),
+        f"Together {held / GIB:.2f} GiB, {held / peak:.1%} of the peak.",
+    ]
+    dtypes = dict.fromkeys(keys, "object") | {"rank": "Int64", "bytes": "Int64", "share": "float64"}
+    return Page(parts, data_frame([dict(zip(keys, cells, strict=True)) for cells in lines], dtypes))
 
 
-def save_course(course: Course, stem: Path) -> list[Path]:
-    """Write the figure (PNG, PDF) and the largest blocks (CSV, Markdown), and return the paths.
+def save_timeline(timeline: MemoryTimeline, stem: Path) -> list[Path]:
+    """Write the figure (PNG, PDF) and the largest blocks (CSV, Markdown, LaTeX), and return the paths.
 
     Raises:
         OSError: a file cannot be written.
     """
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for rank, h in enumerate(course.holders, start=1):
-        share = f"{h.size / course.peak_size:.6f}"
-        writer.writerow((rank, h.size, share, h.kind, h.part, h.module, h.stage, h.operator, _shape(h), h.dtype))
-    texts = {".csv": rows.getvalue(), ".md": holders_table(course)}
-    written = [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in texts.items()]
-    return [*style.save(course_figure(course), stem), *written]
-
-
-def _shape(holder: Holder) -> str:
-    return "×".join(map(str, holder.shape))
+    return [*style.save(timeline_figure(timeline), stem), *timeline_page(timeline).save(stem)]
 
 
 def _light(colour: str) -> tuple[float, float, float]:
@@ -147,31 +148,31 @@ def _light(colour: str) -> tuple[float, float, float]:
     return 0.35 + 0.65 * red, 0.35 + 0.65 * green, 0.35 + 0.65 * blue
 
 
-def _stack(axes: Axes, course: Course, parts: Sequence[str]) -> None:
-    below = [0.0] * len(next(iter(course.live.values())))
+def _stack(axes: Axes, timeline: MemoryTimeline, parts: Sequence[str]) -> None:
+    below = [0.0] * len(next(iter(timeline.live.values())))
     places = range(len(below))
     for part in parts:
-        top = [low + value / GIB for low, value in zip(below, course.live[part], strict=True)]
+        top = [low + value / GIB for low, value in zip(below, timeline.live[part], strict=True)]
         edge = PARTS[part][1]
         axes.fill_between(
             places, below, top, step="post", facecolor=_light(edge), edgecolor=edge, linewidth=0, hatch="//////"
         )
-        if max(course.live[part]) > 0.01 * course.peak_size:  # the line would hide a thinner layer
+        if max(timeline.live[part]) > 0.01 * timeline.peak_size:  # the line would hide a thinner layer
             axes.step(places, top, where="post", color=edge, linewidth=0.5)
         below = top
     axes.set_ylim(0, 1.16 * max(below))
     events = "allocations and frees in order (number of the event; without blocks below 0.01 % of the peak)"
-    style.plain_axes(axes, "y", f"{events}\n{_KEY}" if course.steps == 1 else events, "live memory (GiB)")
+    style.plain_axes(axes, "y", f"{events}\n{_KEY}" if timeline.steps == 1 else events, "live memory (GiB)")
     axes.xaxis.label.set_linespacing(1.4)
 
 
-def _mark_peak(axes: Axes, course: Course) -> None:
-    peak, span = course.peak_size / GIB, course.at_peak
-    axes.axvline(course.peak, color="black", linewidth=0.7, linestyle=style.DASHED)
-    right = course.peak > course.spans[-1].end / 2
+def _mark_peak(axes: Axes, timeline: MemoryTimeline) -> None:
+    peak, span = timeline.peak_size / GIB, timeline.at_peak
+    axes.axvline(timeline.peak, color="black", linewidth=0.7, linestyle=style.DASHED)
+    right = timeline.peak > timeline.spans[-1].end / 2
     axes.annotate(
         f"peak {peak:.2f} GiB: {span.stage}, {span.part}",
-        (course.peak, peak),
+        (timeline.peak, peak),
         xytext=(-4 if right else 4, 4),
         textcoords="offset points",
         ha="right" if right else "left",

@@ -17,6 +17,7 @@ from ppdm_bench.report.figures.ablation import level_name, sorted_levels
 from ppdm_bench.report.figures.names import metric_label
 from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.tables.ablation import headline
+from ppdm_bench.units import plural
 
 _BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
 _NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
@@ -51,10 +52,9 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     for axes in grid[-1]:
         axes.set(xticks=range(len(spaces)), xlim=(-0.5, len(spaces) - 0.5))
         axes.set_xticklabels([level_name(space) for space in spaces], fontsize=SMALL)
-    evaluations = rows[0].evaluations
     style.title(
         figure,
-        f"Puzzle or bridge? {headline(records)} {evaluations} network evaluation{'s' * (evaluations != 1)}. "
+        f"Puzzle or bridge? {headline(records)} {plural(rows[0].evaluations or 0, 'network evaluation')}. "
         "Large: means; small: subjects.",
     )
     full: dict[str, Any] = {"markeredgewidth": 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +18,6 @@ from ppdm_bench.report.scores import Scores, best_evaluations, by_configuration,
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["MANY", "evaluations_figure", "subjects_figure", "with_values"]
 
 MANY = 6  # configurations; colours and a legend cannot distinguish more
 
@@ -99,11 +96,8 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     labels = list(dict.fromkeys(series.label for series in everything))
     colours = {label: style.SERIES[(n - 1) % len(style.SERIES)] if n else style.GREY for n, label in enumerate(labels)}
     steps = sorted({series.evaluations for series in everything if series.evaluations})
-    across = 3 if len(metrics) <= 6 else 4
-    down = math.ceil(len(metrics) / across)
-    figure = style.new_figure("double", height=0.5 + 1.5 * down)
-    for place, metric in enumerate(metrics):
-        axes = figure.add_subplot(down, across, place + 1)
+    figure, grid = style.panels("double", len(metrics), 1.5, head=0.5, across=3 if len(metrics) <= 6 else 4)
+    for axes, metric in zip(grid, metrics, strict=True):
         values = _frame([series for series in everything if series.evaluations is not None], metric)
         lines: dict[str, Any] = {"x": "steps", "y": metric, "hue": "label", "palette": colours, "legend": False}
         seaborn.lineplot(values, **lines, units="subject", estimator=None, linewidth=0.5, alpha=0.35, ax=axes)

@@ -14,7 +14,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.timings import Pace, Timing, gather_times
+from ppdm_bench.report.timings import Pace, gather_times
 from ppdm_bench.units import setting_text, significant
 
 
@@ -42,7 +42,12 @@ def speed_figure(records: Iterable[Record]) -> Figure:
         _draw_curve(curves, place, pace)
     bars.set(ylim=(len(paces) - 0.4, -0.6))
     bars.set_yticks(range(len(paces)), names, fontsize=SMALL)
-    _room_for_labels(bars, [_end(pace.step) for pace in paces if pace.step and pace.step.seconds])
+    ends = [
+        max(step.seconds, *(step.quartiles or step.interval or ()))
+        for pace in paces
+        if (step := pace.step) and step.seconds
+    ]
+    bars.set_xlim(0, 1.22 * max(ends, default=1))  # room for the labels
     if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
         _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
     else:  # a logarithmic axis needs values
@@ -107,15 +112,6 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
         path = [*list(zip(run, times, strict=True))[-1:], *guesses.items()]
         axes.plot(*zip(*path, strict=True), color=look["color"], linewidth=0.9, linestyle=style.DASHED)
         axes.plot(list(guesses), list(guesses.values()), linestyle="", markersize=4, markerfacecolor="white", **look)
-
-
-def _end(timing: Timing) -> float:
-    """Return the end of the line of quartiles."""
-    return max(timing.seconds or 0.0, *(timing.quartiles or timing.interval or (0.0,)))
-
-
-def _room_for_labels(axes: Axes, sizes: Sequence[float]) -> None:
-    axes.set_xlim(0, 1.22 * max(sizes, default=1))
 
 
 def _log_axes(axes: Axes, counts: Sequence[int]) -> None:

@@ -52,6 +52,7 @@ HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 
 _MOST_COLOURS = 8192  # in a drawing
 _MOST_TICKS = 9
+_APART = 8.0  # points between the centres of neighbouring labels
 _DIGITS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of ticks on a logarithmic axis
 
 # Text stays text in PDF files (TrueType instead of Type 3), as publishers require. The font comes with matplotlib.
@@ -90,6 +91,22 @@ def new_figure(column: Column, height: float) -> Figure:
     figure = Figure(figsize=(WIDTHS[column], height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.04)  # type: ignore[union-attr, call-arg]
     return figure
+
+
+def panels(column: Column, number: int, height: float, head: float, across: int = 2) -> tuple[Figure, list[Axes]]:
+    """Return a figure with a `number` of panels: one below the other in a single column, else up to `across` in a row.
+
+    Args:
+        column: width of the figure.
+        number: number of panels.
+        height: inches of a row of panels.
+        head: inches of title and legend.
+        across: panels in a row.
+    """
+    across = 1 if column == "single" else min(across, number)
+    down = -(-number // across)
+    figure = new_figure(column, height=head + height * down)
+    return figure, [figure.add_subplot(down, across, place + 1) for place in range(number)]
 
 
 def title(figure: Figure, text: str) -> None:
@@ -187,13 +204,12 @@ def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotat
     )
 
 
-def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]], gap: float = 8.0) -> None:
+def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
     """Move the labels of each panel up and down so that they do not overlap.
 
     Args:
         figure: the complete figure; its layout must be final.
         panels: the labels of each panel.
-        gap: distance between the centres of neighbouring labels in points.
     """
     figure.draw_without_rendering()
     points = 72 / figure.dpi
@@ -208,22 +224,22 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]], gap: floa
             right = max(right, box.x1)
         for column in columns:
             column.sort(key=lambda one: one[0])
-            for (height, label), place in zip(column, _apart([height for height, _ in column], gap), strict=True):
+            for (height, label), place in zip(column, _apart([height for height, _ in column]), strict=True):
                 label.xyann = (label.xyann[0], place - height)
 
 
-def _apart(heights: Sequence[float], gap: float) -> list[float]:
+def _apart(heights: Sequence[float]) -> list[float]:
     """Return places with a minimum distance for sorted heights; each cluster keeps its mean."""
     clusters: list[list[float]] = []
     for height in heights:
         clusters.append([height])
-        while len(clusters) > 1 and _top(clusters[-2], gap) > 2 * fmean(clusters[-1]) - _top(clusters[-1], gap):
+        while len(clusters) > 1 and _top(clusters[-2]) > 2 * fmean(clusters[-1]) - _top(clusters[-1]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    return [fmean(cluster) + gap * (n - (len(cluster) - 1) / 2) for cluster in clusters for n in range(len(cluster))]
+    return [fmean(cluster) + _APART * (n - (len(cluster) - 1) / 2) for cluster in clusters for n in range(len(cluster))]
 
 
-def _top(cluster: Sequence[float], gap: float) -> float:
-    return fmean(cluster) + gap * len(cluster) / 2
+def _top(cluster: Sequence[float]) -> float:
+    return fmean(cluster) + _APART * len(cluster) / 2
 
 
 def bar_style(kind: str, colour: str) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ppdm_bench.grouping import grouped
-from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL
-from ppdm_bench.report.tables.render import Heading, table_of, to_markdown
+from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
 from ppdm_bench.units import significant
 
 ROWS = 12  # operators of the figure; the others are summed up
@@ -63,30 +60,27 @@ def time_figure(name: str, costs: Sequence[Cost]) -> Figure:
 
 
 def save_times(name: str, costs: Sequence[Cost], stem: Path) -> list[Path]:
-    """Write the figure (PNG, PDF) and the times (CSV, Markdown), and return the paths.
+    """Write the figure (PNG, PDF) and the times (CSV, Markdown, LaTeX), and return the paths.
 
     Raises:
         OSError: a file cannot be written.
     """
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(Cost._fields)
-    writer.writerows((*cost[:3], f"{cost.seconds:.6g}") for cost in sorted(costs, key=lambda cost: -cost.seconds))
-    texts = {".csv": rows.getvalue(), ".md": f"{name}: predicted time of one step.\n\n{times_table(costs)}"}
-    written = [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in texts.items()]
-    return [*style.save(time_figure(name, costs), stem), *written]
+    return [*style.save(time_figure(name, costs), stem), *times_page(name, costs).save(stem)]
 
 
-def times_table(costs: Sequence[Cost]) -> str:
-    """Return the operators as Markdown, the longest first."""
+def times_page(name: str, costs: Sequence[Cost]) -> Page:
+    """Return the table of the operators, the longest first; the data have a row for each operator, pass and limit."""
     total = sum(cost.seconds for cost in costs)
-    columns = {
-        Heading("operator", "operator"): lambda row: row[0],
-        Heading("ms", "ms", number=True): lambda row: significant(1000 * sum(c.seconds for c in row[1])),
-        Heading("share", "share", number=True): lambda row: f"{sum(c.seconds for c in row[1]) / total:.1%}",
+    columns: Columns[tuple[str, list[Cost]]] = {
+        Heading("operator"): lambda row: row[0],
+        Heading("ms", number=True): lambda row: significant(1000 * sum(c.seconds for c in row[1])),
+        Heading("share", show="{:.1%}".format, number=True): lambda row: sum(c.seconds for c in row[1]) / total,
         Heading("limit", "limited by"): lambda row: max(row[1], key=lambda cost: cost.seconds).limit,
     }
-    return to_markdown(table_of(_ranked(costs), columns))
+    rows = [cost._asdict() for cost in sorted(costs, key=lambda cost: -cost.seconds)]
+    dtypes = {"operator": "object", "stage": "object", "limit": "object", "seconds": "float64"}
+    title = f"{name}: predicted time of one step by operator."
+    return Page([title, table_of(_ranked(costs), columns)], data_frame(rows, dtypes))
 
 
 def _ranked(costs: Sequence[Cost]) -> list[tuple[str, list[Cost]]]:

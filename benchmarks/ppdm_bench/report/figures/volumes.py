@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.report.figures.image_grid import ImageGrid
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, Plane, PlaneName, centre_of_mass
-from ppdm_bench.report.figures.style import SMALL, Column
+from ppdm_bench.report.figures.style import SMALL
 
 Spacing = tuple[float, float, float]
 Colours = Literal["gray", "pet", "error"]
@@ -93,46 +93,39 @@ def ct_rows(array: np.ndarray, name: str) -> list[DisplayedVolume]:
 
 
 def draw_pair(
-    source: np.ndarray | Mapping[str, np.ndarray],
+    sources: Mapping[str, np.ndarray],
     target: np.ndarray,
     spacing: Spacing,
     *,
     title: str,
-    names: tuple[str, str] = ("source", "target"),
     colours: Colours = "gray",
     unit: str = "",
     ranges: tuple[Window, Window] | None = None,
     in_hu: tuple[bool, bool] = (False, False),
-    mask: np.ndarray | None = None,
-    column: Column = "double",
 ) -> Figure:
-    """Return the montage of a pair through the centre of the mask, or of the target without a mask.
+    """Return the montage of a pair through the centre of the target.
 
     Args:
-        source, target: volumes (D, H, W) of one shape; several sources by name.
+        sources: volumes (D, H, W) of one shape, by name.
+        target: volume (D, H, W) of the same shape.
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
-        names: names of the rows of one source and of the target.
         colours, unit: as for :class:`DisplayedVolume`, for all volumes.
         ranges: windows of source and target. By default each MRI volume has its own window; two PET volumes share the
             window of the target, unless the source reaches less than half of it (no attenuation correction).
         in_hu: whether source and target are CT, which is shown in the windows of soft tissue and of bone.
-        mask: (D, H, W), positive inside.
-        column: width of the figure.
 
     Raises:
         ValueError: as for :func:`draw_montage`.
     """
     windows = ranges or (None, None)
-    last = DisplayedVolume(target, names[1], colours, windows[1], unit)
-    sources = source if isinstance(source, Mapping) else {names[0]: source}
+    last = DisplayedVolume(target, "target", colours, windows[1], unit)
     rows = [DisplayedVolume(array, name, colours, windows[0], unit) for name, array in sources.items()]
     if ranges is None and colours == "pet":
         rows = [replace(row, window=last.limits) if row.limits[1] > last.limits[1] / 2 else row for row in rows]
-    inside = target - last.limits[0] if mask is None else np.asarray(mask) > 0
     shown = [(row, in_hu[0]) for row in rows] + [(last, in_hu[1])]
     rows = [row for one, ct in shown for row in (ct_rows(one.array, one.name) if ct else [one])]
-    return draw_montage(rows, spacing, title=title, at=centre_of_mass(inside), column=column)
+    return draw_montage(rows, spacing, title=title, at=centre_of_mass(target - last.limits[0]))
 
 
 def draw_montage(
@@ -141,7 +134,6 @@ def draw_montage(
     *,
     title: str,
     at: tuple[int, int, int] | None = None,
-    column: Column = "double",
 ) -> Figure:
     """Return an axial, a coronal and a sagittal slice of every volume, with one row per volume.
 
@@ -150,7 +142,6 @@ def draw_montage(
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
         at: voxel (d, h, w) on all planes; by default the middle.
-        column: width of the figure.
 
     Raises:
         ValueError: there are no rows, the shapes differ, the spacing is not positive, the voxel is outside, or the rows
@@ -165,7 +156,7 @@ def draw_montage(
     sizes = [plane.size(shape, spacing) for plane in planes]
     grid = ImageGrid(
         title,
-        column,
+        "double",
         [width for width, _ in sizes],
         [max(height for _, height in sizes)] * len(rows),
         names=True,
@@ -196,9 +187,6 @@ def contact_sheet(
     title: str,
     plane: PlaneName = "axial",
     colours: Colours = "gray",
-    window: Window | None = None,
-    unit: str = "",
-    column: Column = "double",
 ) -> Figure:
     """Return the middle slice of every volume with its name above.
 
@@ -210,9 +198,6 @@ def contact_sheet(
         title: text above the figure.
         plane: the plane of the slices.
         colours: as for :class:`DisplayedVolume`.
-        window: common window; by default each volume has its own.
-        unit: unit of the values; with a common window, the figure has a colour bar.
-        column: width of the figure.
 
     Raises:
         ValueError: there are no volumes, the number of names differs, there are no columns, the spacing is not
@@ -224,14 +209,13 @@ def contact_sheet(
             f"{len(names)} names and {columns} columns"
         )
     _check_spacing(spacing)
-    shown = [DisplayedVolume(array, name, colours, window, unit) for array, name in zip(volumes, names, strict=True)]
+    shown = [DisplayedVolume(array, name, colours) for array, name in zip(volumes, names, strict=True)]
     cut = PLANES[plane]
     sizes = [cut.size(array.shape, spacing) for array in volumes]
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
-    bar = bool(unit and window)
     width, height = (max(lengths) for lengths in zip(*sizes, strict=True))
-    grid = ImageGrid(title, column, [width] * columns, [height] * rows, names=False, bars=bar, captions="every")
+    grid = ImageGrid(title, "double", [width] * columns, [height] * rows, names=False, bars=False, captions="every")
     for number, (volume, size) in enumerate(zip(shown, sizes, strict=True)):
         row, place = divmod(number, columns)
         grid.caption(row, place, volume.name)
@@ -239,8 +223,6 @@ def contact_sheet(
         _draw(axes, volume, cut, volume.array.shape[cut.through] // 2, size)
         if number == 0:
             write_directions(axes, cut, volume.colours)
-    if bar:
-        colour_bar(grid.bar(0, unit), shown[0].limits, colours, shown[0].beyond)
     grid.footnote(f"{plane.capitalize()} slices through the middle. {CONVENTION}")
     return grid.figure
 

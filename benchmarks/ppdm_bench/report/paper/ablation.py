@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
 
 from matplotlib.figure import Figure
 
@@ -16,15 +16,13 @@ from ppdm_bench.report.ablation_rows import (
     gather_ablation,
     most_evaluations,
     seam_measures,
-    seam_metric,
 )
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.statistics import summary
 from ppdm_bench.report.tables.ablation import headline
-from ppdm_bench.report.tables.render import Best, Heading, Line, Table
+from ppdm_bench.report.tables.render import Best, Columns, Heading, Table, table_of
 from ppdm_bench.units import gib
 
 _METRICS = ("psnr", "ssim", "sharpness")
@@ -65,59 +63,44 @@ def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: 
     synthetic = [row for row in rows if row.series.is_synthetic]
     if synthetic:
         which = "" if len(synthetic) == len(rows) else f" ({', '.join(dict.fromkeys(row.task for row in synthetic))})"
-        about += f" Synthetic phantoms{which}: a direction, not a proof."
+        about += f" The data are synthetic phantoms{which}: they show a direction, not a proof."
     return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
 
 
 def _table(rows: Sequence[AblationRow], records: Sequence[Record], library: Library) -> Table:
-    seams = seam_measures(rows)
-    headings = [
-        Heading("cell", "cell"),
-        Heading("task", "task"),
-        Heading("budget", "budget", lambda budget: BUDGETS.get(budget, budget)),
-        Heading("steps", "steps", lambda steps: f"{steps:.0f}", number=True),
-        Heading("step_seconds", "s per step", lambda seconds: f"{seconds:.3g}", number=True),
-        Heading("train_peak_allocated_bytes", "training, GiB, predicted", gib, number=True),
-        *(_number(metric) for metric in (*_METRICS, *seams)),
-        Heading("psnr_difference", "PSNR difference, dB", lambda value: f"{value:+.2f}", number=True),
-        Heading("psnr_low", "from", lambda value: f"{value:+.2f}", number=True),
-        Heading("psnr_high", "to", lambda value: f"{value:+.2f}", number=True),
-        Heading("n", "subjects", number=True),
-        Heading("status", "status"),
-    ]
-    lines = [Line(_cells(row, rows, seams), _sources(row, records, library)) for row in rows]
-    return Table(headings, lines, within=("task", "budget"))
+    against = {id(row): difference(row, rows, "psnr") for row in rows}
+
+    def change(key: str, text: str, field: str) -> Columns[AblationRow]:
+        return {Heading(key, text, "{:+.2f}".format, True): lambda row: getattr(against[id(row)], field, None)}
+
+    columns: Columns[AblationRow] = {
+        Heading("cell"): lambda row: row.label,
+        Heading("task"): lambda row: row.task,
+        Heading("budget", show=BUDGETS.__getitem__): lambda row: row.budget,
+        Heading("steps", "", "{:.0f}".format, True): lambda row: row.costs.get("train_steps"),
+        Heading("step_seconds", "s per step", "{:.3g}".format, True): lambda row: row.costs.get("step_seconds"),
+        Heading("train_peak_allocated_bytes", "training, GiB, predicted", gib, True): lambda row: row.peak(
+            "train", "predicted"
+        ),
+        **{_heading(metric): partial(_mean, metric=metric) for metric in (*_METRICS, *seam_measures(rows))},
+        **change("psnr_difference", "PSNR difference, dB", "mean"),
+        **change("psnr_low", "from", "low"),
+        **change("psnr_high", "to", "high"),
+        Heading("n", "subjects", number=True): lambda row: len(row.series.subjects("psnr")) or None,
+        Heading("status"): lambda row: row.status,
+    }
+    return table_of(rows, columns, ("task", "budget"), lambda row: _sources(row, records, library))
 
 
-def _number(metric: str) -> Heading:
+def _heading(metric: str) -> Heading:
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "seam_index": "seam index, dB", "border_ratio": "border ratio, dB"}
     name = names.get(metric, metric)
-    digits = 2 if name.endswith("dB") else 3
     best: Best = "max" if metric in ("psnr", "ssim") else "min" if metric == "seam_index" else ""
-    return Heading(metric, name, lambda value: f"{value:.{digits}f}", number=True, best=best)
-
-
-def _cells(row: AblationRow, rows: Sequence[AblationRow], seams: Sequence[str]) -> tuple[Any, ...]:
-    means = [_mean(row, metric) for metric in (*_METRICS, *(seam_metric(row, measure) for measure in seams))]
-    against = difference(row, rows, "psnr")
-    ends = (against.mean, against.low, against.high) if against else (None, None, None)
-    return (
-        row.label,
-        row.task,
-        row.budget,
-        row.costs.get("train_steps"),
-        row.costs.get("step_seconds"),
-        row.peak("train", "predicted"),
-        *means,
-        *ends,
-        len(row.series.subjects("psnr")) or None,
-        row.status,
-    )
+    return Heading(metric, name, "{:.2f}".format if name.endswith("dB") else "{:.3f}".format, True, best=best)
 
 
 def _mean(row: AblationRow, metric: str) -> float | None:
-    values = [*row.series.subjects(metric).values()]
-    return summary(values).mean if values else None
+    return row.series.mean(row.metric(metric))
 
 
 def _sources(row: AblationRow, records: Sequence[Record], library: Library) -> tuple[str, ...]:

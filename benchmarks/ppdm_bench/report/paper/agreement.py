@@ -11,7 +11,7 @@ from ppdm_bench.report.figures.agreement import ComparedPeak, agreement_figure, 
 from ppdm_bench.report.figures.style import Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import gib, shape_text
 
 
@@ -56,20 +56,20 @@ def show(library: Library) -> Shown:
 
 
 def _table(pairs: Sequence[ComparedPeak], library: Library) -> Table:
-    headings = [
-        *(Heading(name, name) for name in ("method", "variant", "shape")),
-        *(Heading(name, name) for name in ("phase", "precision", "checkpointing", "kind", "origin")),
-        Heading("found_bytes", "peak, GiB", gib, number=True),
-        Heading("predicted_bytes", "predicted, GiB", gib, number=True),
-        Heading("relative_error", "error", lambda error: f"{error:+.2%}", number=True),
-    ]
-    lines = []
-    for pair in pairs:
-        f, predicted = pair.found, pair.predicted.value or 0
-        about = (f.method, f.variant, shape_text(f.shape), f.phase, f.precision, f.checkpointing, f.kind, _origin(pair))
-        error = float(predicted) / float(f.value or 1) - 1
-        lines.append(Line((*about, f.value, predicted, error), library.references((f, pair.predicted))))
-    return Table(headings, lines)
+    columns: Columns[ComparedPeak] = {
+        Heading("method"): lambda pair: pair.found.method,
+        Heading("variant"): lambda pair: pair.found.variant,
+        Heading("shape"): lambda pair: shape_text(pair.found.shape),
+        Heading("phase"): lambda pair: pair.found.phase,
+        Heading("precision"): lambda pair: pair.found.precision,
+        Heading("checkpointing"): lambda pair: pair.found.checkpointing,
+        Heading("kind"): lambda pair: pair.found.kind,
+        Heading("origin"): _origin,
+        Heading("found_bytes", "peak, GiB", gib, True): lambda pair: pair.found.value,
+        Heading("predicted_bytes", "predicted, GiB", gib, True): lambda pair: pair.predicted.value,
+        Heading("relative_error", "error", "{:+.2%}".format, True): lambda pair: pair.error / 100,
+    }
+    return table_of(pairs, columns, sources=lambda pair: library.references((pair.found, pair.predicted)))
 
 
 def _origin(pair: ComparedPeak) -> str:

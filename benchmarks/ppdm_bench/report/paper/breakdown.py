@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ppdm_bench.report.figures.breakdown import PARTS, breakdown_figure
 from ppdm_bench.report.figures.capacity import cubic, largest_set, size_of
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PHASE_NAMES, common
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.rows import PeakRow, common, phase_name
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import gib
 
 
@@ -24,26 +26,26 @@ def show(library: Library) -> Shown:
     if not rows:
         raise Missing("the parts of a peak (params, activations, ...); `ppdm-bench memory --res 256` makes them")
     records = [r for row in rows for r in row.records.values() if r.metric in (*PARTS, "peak_allocated")]
-    parts = [part for part in PARTS if part != "other"]
-    headings = [
-        Heading("method", "method"),
-        Heading("variant", "variant"),
-        Heading("phase", "phase", lambda phase: PHASE_NAMES.get(phase, phase)),
-        Heading("kind", "kind"),
-        Heading("peak_allocated_bytes", "peak, GiB", gib, number=True),
-        *(Heading(f"{part}_bytes", f"{PARTS[part][0]}, GiB", gib, number=True) for part in parts),
-    ]
-    lines = [
-        Line(
-            (row.method, row.variant, phase, row.kind, *(row.value(phase, m) for m in ("peak_allocated", *parts))),
-            library.references(record for (p, _), record in row.records.items() if p == phase),
-        )
-        for row in rows
-        for phase in row.phases
-    ]
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
         f"The parts of live tensor memory at its peak; {common(rows)}; {kinds} (predicted stacks are hatched). The "
         "figure uses no images and no seeds."
     )
-    return Shown(Table(headings, lines), lambda column: breakdown_figure(records, column=column), about, records)
+    return Shown(_table(rows, library), lambda column: breakdown_figure(records, column=column), about, records)
+
+
+def _table(rows: Sequence[PeakRow], library: Library) -> Table:
+    def size(metric: str, text: str) -> Columns[tuple[PeakRow, str]]:
+        return {Heading(f"{metric}_bytes", f"{text}, GiB", gib, True): lambda row: row[0].value(row[1], metric)}
+
+    columns: Columns[tuple[PeakRow, str]] = {
+        Heading("method"): lambda row: row[0].method,
+        Heading("variant"): lambda row: row[0].variant,
+        Heading("phase", show=phase_name): lambda row: row[1],
+        Heading("kind"): lambda row: row[0].kind,
+        **size("peak_allocated", "peak"),
+    }
+    for part, (text, _) in PARTS.items():
+        columns |= size(part, text) if part != "other" else {}
+    phases = [(row, phase) for row in rows for phase in row.phases]
+    return table_of(phases, columns, sources=lambda row: library.references(row[0].of_phase(row[1])))

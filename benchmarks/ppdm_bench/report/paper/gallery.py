@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -26,7 +27,7 @@ from ppdm_bench.report.figures.volumes import (
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.snapshot import Snapshot, View
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "single": ("axial", "coronal"),
@@ -138,25 +139,23 @@ def _error(snapshot: Snapshot, view: View, plane: PlaneName) -> np.ndarray:
 
 
 def _table(shown: Sequence[Snapshot], scores: Scores) -> Table:
-    headings = [
-        *(Heading(name, name) for name in ("task", "subject", "method")),
-        Heading("evaluations", "evaluations", number=True),
-        Heading("train_steps", "training steps", number=True),
-        Heading("psnr", "PSNR, dB", lambda value: f"{value:.2f}", number=True),
-        *(
-            Heading(f"{plane}_mae", f"mean error, {plane}", lambda error: f"{error:.3g}", number=True)
-            for plane in PLANES
-        ),
-    ]
-    lines = []
-    for snapshot in shown:
-        for view in _methods(snapshot):
-            psnr, steps = scores.get(id(view), (None, None))
-            sizes = [float(np.abs(_error(snapshot, view, plane)).mean()) for plane in PLANES]
-            source = f"{snapshot.place}#{view.config_id}"
-            cells = (snapshot.task, snapshot.subject, view.label, view.steps, steps, psnr, *sizes)
-            lines.append(Line(cells, (source,)))
-    return Table(headings, lines)
+    columns: Columns[tuple[Snapshot, View]] = {
+        Heading("task"): lambda row: row[0].task,
+        Heading("subject"): lambda row: row[0].subject,
+        Heading("method"): lambda row: row[1].label,
+        Heading("evaluations", number=True): lambda row: row[1].steps,
+        Heading("train_steps", "training steps", number=True): lambda row: scores.get(id(row[1]), (None, None))[1],
+        Heading("psnr", "PSNR, dB", "{:.2f}".format, True): lambda row: scores.get(id(row[1]), (None, None))[0],
+    }
+    for plane in PLANES:
+        heading = Heading(f"{plane}_mae", f"mean error, {plane}", "{:.3g}".format, True)
+        columns[heading] = partial(_mean_error, plane=plane)
+    rows = [(snapshot, view) for snapshot in shown for view in _methods(snapshot)]
+    return table_of(rows, columns, sources=lambda row: (f"{row[0].place}#{row[1].config_id}",))
+
+
+def _mean_error(row: tuple[Snapshot, View], plane: PlaneName) -> float:
+    return float(np.abs(_error(*row, plane)).mean())
 
 
 def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure:

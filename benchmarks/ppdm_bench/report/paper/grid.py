@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -93,21 +94,24 @@ def _relative(view: View, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _table(cases: Sequence[LossPair]) -> Table:
-    headings = [
-        *(Heading(name, name) for name in ("task", "subject", "loss", "method", "axis")),
-        Heading("cycles_per_voxel", "cycles/voxel", lambda k: f"{k:.4f}", number=True),
-        Heading("power_db", "power, dB", lambda power: f"{power:.2f}", number=True),
-    ]
+    """Return a row for each frequency of each curve."""
     lines = []
     for case in cases:
         for loss, view in (("off", case.off), ("on", case.on)):
-            source = (f"{case.snapshot.place}#{view.config_id}",)
-            for axis, name in enumerate("DHW"):
-                if case.factor[axis] > 1:
-                    about = (case.snapshot.task, case.snapshot.subject, loss, view.label, name)
-                    pairs = zip(*_relative(view, axis), strict=True)
-                    lines += [Line((*about, float(k), float(power)), source) for k, power in pairs]
-    return Table(headings, lines)
+            for axis, name in _divided(case):
+                about = (case.snapshot.task, case.snapshot.subject, loss, view.label, name)
+                source = f"{case.snapshot.place}#{view.config_id}"
+                lines += [
+                    Line((*about, float(k), float(p)), (source,)) for k, p in zip(*_relative(view, axis), strict=True)
+                ]
+    headings = [Heading(name) for name in ("task", "subject", "loss", "method", "axis")]
+    headings.append(Heading("cycles_per_voxel", "cycles/voxel", "{:.4f}".format, True))
+    return Table([*headings, Heading("power_db", "power, dB", "{:.2f}".format, True)], lines)
+
+
+def _divided(case: LossPair) -> list[tuple[int, str]]:
+    """Return number and name of the axes that the puzzle divides."""
+    return [(axis, name) for axis, name in enumerate("DHW") if case.factor[axis] > 1]
 
 
 def _figure(cases: Sequence[LossPair], column: Column) -> Figure:
@@ -166,10 +170,9 @@ def _middle(n: int, wanted: int) -> slice:
 def _spectrum(axes: Axes, case: LossPair) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
     for view, colour, name in ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with")):
-        for axis, dashes in enumerate(_DASHES):
-            if case.factor[axis] > 1:
-                label = f"{name} the loss, along {'DHW'[axis]}"
-                axes.plot(*_relative(view, axis), color=colour, linewidth=0.9, linestyle=dashes, label=label)
+        for axis, letter in _divided(case):
+            look: dict[str, Any] = {"color": colour, "linewidth": 0.9, "linestyle": _DASHES[axis]}
+            axes.plot(*_relative(view, axis), **look, label=f"{name} the loss, along {letter}")
     for harmonic in sorted({i / r for r in case.factor if r > 1 for i in range(1, r // 2 + 1)}):
         axes.axvline(harmonic, color=style.GREY, linewidth=0.8, linestyle=style.DOTTED, zorder=0.9)
     axes.set_xscale("log")

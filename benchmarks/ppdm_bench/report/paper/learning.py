@@ -20,9 +20,7 @@ from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.scores import Scores, group_title, is_of_curve
-from ppdm_bench.report.tables.render import Heading, Line, Table
-
-__all__ = ["Curve", "curves_of", "show"]
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
 THIRD = 1 / 3  # of the training, at whose gain the table looks
@@ -46,6 +44,11 @@ class Curve:
     def last(self) -> Scores:
         """The scores at the end."""
         return self.scores[max(self.scores)]
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all shares."""
+        return [record for one in self.scores.values() for record in one.records]
 
     @property
     def means(self) -> dict[float, float]:
@@ -94,7 +97,7 @@ def show(library: Library) -> Shown:
     curves = [curve for curve in curves_of(library.records) if curve.total]
     inputs = {curve.last.data: curve.end for curve in curves_of(library.records) if not curve.total}
     if not curves:
-        raise Missing("scores on the way of trainings; `ppdm-bench quality --curve 6` makes them")
+        raise Missing("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
     panels = list(grouped(best, lambda curve: curve.last.data).values())
     seeds = sorted({seed for curve in curves for seed in curve.last.seeds})
@@ -106,7 +109,7 @@ def show(library: Library) -> Shown:
             if timed
             else "the number of steps"
         )
-        + ". Each method at the number of network evaluations that is best at its end (in the table, all of them). "
+        + ". Each method is shown at the number of network evaluations that is best at its end; the table has all. "
         "Grey: the input. The learning rate falls to 0 only at the end. "
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
         f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
@@ -114,7 +117,7 @@ def show(library: Library) -> Shown:
     methods = style.method_markers(library.records)  # a method has one colour in all figures
     shapes = style.markers(curve.last.label for curve in curves)
     marks = {c.last.label: Marker(shapes[c.last.label].shape, methods[c.last.method].colour) for c in curves}
-    records = {id(r): r for curve in curves for one in curve.scores.values() for r in one.records}
+    records = {id(record): record for curve in curves for record in curve.records}
     return Shown(
         _table(curves, library),
         lambda column: _figure(panels, marks, inputs, column),
@@ -129,45 +132,37 @@ def _apart_from_evaluations(curve: Curve) -> str:
 
 
 def _table(curves: Sequence[Curve], library: Library) -> Table:
-    shares = sorted({share for curve in curves for share in curve.scores})
-    headings = [
-        Heading("task", "task"),
-        Heading("method", "method"),
-        Heading("variant", "variant"),
-        Heading("evaluations", "evaluations", number=True),
-        Heading("width", "width", number=True),
-        Heading("train_steps", "training steps", number=True),
-        Heading("train_seconds", "training time, s", lambda seconds: f"{seconds:.0f}", number=True),
-        Heading("subjects", "subjects", number=True),
-        Heading("seeds", "seeds", number=True),
-        *(Heading(f"psnr_{share:.3f}", f"PSNR at {share:.0%}, dB", _decibel, number=True) for share in shares),
-        Heading("late_gain_db", "gain of the last third, dB", _decibel, number=True),
-    ]
-    lines = []
-    for curve in curves:
-        one, means = curve.last, curve.means
-        about: tuple[Any, ...] = (one.task, one.method, one.variant, one.evaluations, one.width, curve.total)
-        about += (curve.seconds, len(one.subjects(METRIC)), len(one.seeds))
-        values = (*(means.get(share) for share in shares), curve.late_gain)
-        sources = library.references(record for scores in curve.scores.values() for record in scores.records)
-        lines.append(Line((*about, *values), sources))
-    return Table(headings, lines)
+    decibel = "{:.2f}".format
 
+    def mean_at(share: float) -> Columns[Curve]:
+        return {
+            Heading(f"psnr_{share:.3f}", f"PSNR at {share:.0%}, dB", decibel, True): lambda one: one.means.get(share)
+        }
 
-def _decibel(value: float) -> str:
-    return f"{value:.2f}"
+    columns: Columns[Curve] = {
+        Heading("task"): lambda curve: curve.last.task,
+        Heading("method"): lambda curve: curve.last.method,
+        Heading("variant"): lambda curve: curve.last.variant,
+        Heading("evaluations", number=True): lambda curve: curve.last.evaluations,
+        Heading("width", number=True): lambda curve: curve.last.width,
+        Heading("train_steps", "training steps", number=True): lambda curve: curve.total,
+        Heading("train_seconds", "training time, s", "{:.0f}".format, True): lambda curve: curve.seconds,
+        Heading("subjects", number=True): lambda curve: len(curve.last.subjects(METRIC)),
+        Heading("seeds", number=True): lambda curve: len(curve.last.seeds),
+    }
+    for share in sorted({share for curve in curves for share in curve.scores}):
+        columns |= mean_at(share)
+    columns[Heading("late_gain_db", "gain of the last third, dB", decibel, True)] = lambda curve: curve.late_gain
+    return table_of(curves, columns, sources=lambda curve: library.references(curve.records))
 
 
 def _figure(
     panels: Sequence[Sequence[Curve]], marks: dict[str, Marker], inputs: dict[str, float], column: Column
 ) -> Figure:
-    across = 1 if column == "single" else min(3, len(panels))
-    down = -(-len(panels) // across)
     names = dict.fromkeys(curve.last.label for panel in panels for curve in panel)
     columns = 3 if column == "double" else 1
-    figure = style.new_figure(column, height=0.5 + 2.2 * down + 0.16 * -(-len(names) // columns))
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(down, across, place + 1)
+    figure, grid = style.panels(column, len(panels), 2.2, head=0.5 + 0.16 * -(-len(names) // columns), across=3)
+    for axes, panel in zip(grid, panels, strict=True):
         in_seconds = all(curve.seconds is not None for curve in panel)
         style.plain_axes(axes, "both", "training time (min)" if in_seconds else "training steps", "PSNR (dB)")
         axes.set_title(group_title([panel[0].last]).replace(", ", "\n", 1), fontsize=SMALL)
@@ -186,10 +181,5 @@ def _figure(
 
 
 def _look(marker: Marker) -> dict[str, Any]:
-    return {
-        "color": marker.colour,
-        "marker": marker.shape,
-        "markersize": 3.5,
-        "linewidth": 0.9,
-        "markeredgewidth": 0,
-    }
+    look = {"color": marker.colour, "marker": marker.shape}
+    return look | {"markersize": 3.5, "linewidth": 0.9, "markeredgewidth": 0}

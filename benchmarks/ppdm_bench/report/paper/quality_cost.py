@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, common
+from ppdm_bench.report.rows import PeakRow, common, phase_name
 from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, factor_text, group_title, resolved
-from ppdm_bench.report.tables.render import Heading, Line, Table
-from ppdm_bench.units import GIB, gib, shape_text, significant
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
+from ppdm_bench.units import GIB, gib, plural, shape_text, significant
 
 METRIC = "psnr"
 _Peak = tuple[float, str, str, Record]  # bytes, phase, kind and record of the largest peak of a method
@@ -46,6 +46,11 @@ class Spot:
     kind: str
     behind: tuple[Record, ...]
     phase: str = ""
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of quality and cost."""
+        return [*self.point.of_metric(METRIC), *self.behind]
 
     @property
     def quality(self) -> float:
@@ -119,8 +124,8 @@ def show_seconds(library: Library) -> Shown:
     spots = max(timed, key=lambda spots: (len(spots), bool(spots) and spots[0].kind == "measured"), default=[])
     if not spots:
         raise Missing(
-            "seconds a volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` makes "
-            "them"
+            "seconds per volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` "
+            "makes them"
         )
     (record,) = spots[0].behind
     shapes = {shape_text(r.shape) for spot in spots for r in spot.behind if r.shape}
@@ -202,7 +207,7 @@ def _with_peaks(points: Sequence[Scores], peaks: Sequence[tuple[str, _Peak]]) ->
     return [(point, peak) for point, _, peak in found if peak]
 
 
-def _network(design: Any) -> str:
+def _network(design: Mapping[str, Any]) -> str:
     """Return the shape of the network, apart from its arithmetic."""
     network = {**(design.get("network") or {})}
     for name in ("precision", "checkpointing", "channels_last", "compile"):
@@ -218,7 +223,7 @@ def _largest_phase(row: PeakRow) -> _Peak | None:
     return record.value or 0.0, phase, row.kind, record
 
 
-def _space(method: str, design: Any) -> str:
+def _space(method: str, design: Mapping[str, Any]) -> str:
     """Return what memory and time depend on at one size: representation and window."""
     return json.dumps([method, design.get("representation"), (design.get("window") or {}).get("type")], sort_keys=True)
 
@@ -240,8 +245,9 @@ def _scope(points: Sequence[Scores]) -> str:
         seeds = sorted({seed for point in group for seed in point.seeds})
         span = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]} to {steps[-1]}" if steps else "?"
         width = " or ".join(map(str, widths)) or "?"
-        count = f"{len(seeds)} seed{'s' * (len(seeds) != 1)}"
-        texts.append((group[0], f"{group_title(group)}, {count}, {span} training steps, width {width}"))
+        texts.append(
+            (group[0], f"{group_title(group)}, {plural(len(seeds), 'seed')}, {span} training steps, width {width}")
+        )
     return " ".join(f"{origin.capitalize()}: {'; '.join(said)}." for origin, said in by_origin(texts).items())
 
 
@@ -249,7 +255,7 @@ def _shown(
     library: Library, spots: Sequence[Spot], about: str, axis: str, key: str, *, frontier: bool = False
 ) -> Shown:
     # Several points share a record of memory or time.
-    records = {id(r): r for spot in spots for r in (*spot.point.of_metric(METRIC), *spot.behind)}
+    records = {id(record): record for spot in spots for record in spot.records}
     panels = _panels(spots)
     drawn = {spot.curve for group in panels for spot in group}
     about += (
@@ -266,43 +272,31 @@ def _shown(
 
 
 def _table(library: Library, spots: Sequence[Spot], axis: str, key: str) -> Table:
-    metrics = [m for m in ("psnr", "ssim", "nmae", "sharpness") if any(s.point.subjects(m) for s in spots)]
-    headings = [
-        Heading("task", "task"),
-        Heading("method", "method"),
-        Heading("variant", "variant"),
-        Heading("evaluations", "evaluations", number=True),
-        Heading("train_steps", "training steps", number=True),
-        Heading("width", "width", number=True),
-        Heading("subjects", "subjects", number=True),
-        Heading("seeds", "seeds", number=True),
-        *(
-            Heading(m, {"psnr": "PSNR, dB", "ssim": "SSIM", "nmae": "NMAE"}.get(m, m), _metric(m), True)
-            for m in metrics
-        ),
-    ]
-    memory = key.endswith("bytes")
+    def mean(metric: str, text: str, show: Callable[[float], str]) -> Columns[Spot]:
+        return {Heading(metric, text, show, True): lambda spot: spot.point.mean(metric)}
+
+    columns: Columns[Spot] = {
+        Heading("task"): lambda spot: spot.point.task,
+        Heading("method"): lambda spot: spot.point.method,
+        Heading("variant"): lambda spot: spot.point.variant,
+        Heading("evaluations", number=True): lambda spot: spot.point.evaluations,
+        Heading("train_steps", "training steps", number=True): lambda spot: spot.point.train_steps,
+        Heading("width", number=True): lambda spot: spot.point.width,
+        Heading("subjects", number=True): lambda spot: len(spot.point.subjects(METRIC)),
+        Heading("seeds", number=True): lambda spot: len(spot.point.seeds),
+    }
+    for metric, text in {"psnr": "PSNR, dB", "ssim": "SSIM", "nmae": "NMAE", "sharpness": "sharpness"}.items():
+        if any(spot.point.subjects(metric) for spot in spots):
+            columns |= mean(metric, text, "{:.2f}".format if metric == "psnr" else "{:.3f}".format)
+    name = axis.replace(" (", ", ").rstrip(")")
+    if key.endswith("bytes"):
+        columns[Heading(key, name, gib, True)] = lambda spot: round(spot.cost * GIB)
+        columns[Heading("phase", show=phase_name)] = lambda spot: spot.phase
+    elif key:
+        columns[Heading(key, name, significant, True)] = lambda spot: spot.cost
     if key:
-        show = gib if memory else significant
-        headings += [
-            Heading(key, axis.replace(" (", ", ").rstrip(")"), show, number=True),
-            *([Heading("phase", "phase", lambda phase: PHASE_NAMES.get(phase, phase))] if memory else []),
-            Heading("cost_kind", "kind"),
-        ]
-    lines = []
-    for spot in spots:
-        p = spot.point
-        cells: tuple[Any, ...] = (p.task, p.method, p.variant, p.evaluations, p.train_steps, p.width)
-        cells += (len(p.subjects(METRIC)), len(p.seeds), *(p.mean(metric) for metric in metrics))
-        if key:
-            cells += (round(spot.cost * GIB), spot.phase, spot.kind) if memory else (spot.cost, spot.kind)
-        lines.append(Line(cells, library.references((*p.of_metric(METRIC), *spot.behind))))
-    return Table(headings, lines)
-
-
-def _metric(name: str) -> Callable[[float], str]:
-    digits = 2 if name == "psnr" else 3
-    return lambda value: f"{value:.{digits}f}"
+        columns[Heading("cost_kind", "kind")] = lambda spot: spot.kind
+    return table_of(spots, columns, sources=lambda spot: library.references(spot.records))
 
 
 def _panels(spots: Sequence[Spot]) -> list[list[Spot]]:
@@ -340,16 +334,13 @@ def _rank(panel: Sequence[Spot]) -> tuple[bool, int, int, int]:
 def _figure(
     panels: Sequence[Sequence[Spot]], colours: dict[str, str], axis: str, frontier: bool, column: Column
 ) -> Figure:
-    across = 1 if column == "single" else min(2, len(panels))
-    down = -(-len(panels) // across)
-    figure = style.new_figure(column, height=0.45 + 2.0 * down)
+    figure, grid = style.panels(column, len(panels), 2.0, head=0.45)
     methods = {spot.name: spot.point.method for panel in panels for spot in panel}
     marks = style.markers(methods)
     if len(set(methods.values())) > 1:  # variants of one method share its colour
         marks = {name: Marker(mark.shape, colours[methods[name]]) for name, mark in marks.items()}
     labels: list[list[Annotation]] = []
-    for place, panel in enumerate(panels):
-        axes = figure.add_subplot(down, across, place + 1)
+    for axes, panel in zip(grid, panels, strict=True):
         style.plain_axes(axes, "both", axis, "PSNR (dB)")
         axes.set_title(group_title([spot.point for spot in panel]), fontsize=SMALL)
         axes.set_xscale("log")
@@ -371,23 +362,15 @@ def _draw(axes: Axes, panel: Sequence[Spot], marks: dict[str, Marker], frontier:
     if frontier:
         best = _undominated(panel)
         axes.plot([s.cost for s in best], [s.quality for s in best], color="0.7", linewidth=0.9, zorder=1)
-    ends = []
-    for name in dict.fromkeys(spot.name for spot in panel):
-        marker = marks[name]
-        curve = sorted((spot for spot in panel if spot.name == name), key=lambda spot: spot.cost)
-        axes.plot(
-            [s.cost for s in curve],
-            [s.quality for s in curve],
-            color=marker.colour,
-            marker=marker.shape,
-            markersize=4,
-            markeredgewidth=0.9,
-            markerfacecolor=marker.colour if curve[0].kind == "measured" else "white",
-            linewidth=0.8,
-            zorder=2,
-        )
-        ends.append((curve[-1].cost, curve[-1].quality, name, marker.colour))
-    return [style.end_label(axes, *end) for end in ends]
+    labels = []
+    for name, spots in grouped(panel, lambda spot: spot.name).items():
+        curve, marker = sorted(spots, key=lambda spot: spot.cost), marks[name]
+        face = marker.colour if curve[0].kind == "measured" else "white"
+        look: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.9, "markerfacecolor": face, "linewidth": 0.8}
+        costs, values = [spot.cost for spot in curve], [spot.quality for spot in curve]
+        axes.plot(costs, values, color=marker.colour, marker=marker.shape, zorder=2, **look)
+        labels.append(style.end_label(axes, costs[-1], values[-1], name, marker.colour))
+    return labels
 
 
 def _undominated(spots: Sequence[Spot]) -> list[Spot]:

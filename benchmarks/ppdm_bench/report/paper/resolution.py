@@ -7,16 +7,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Annotation
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.capacity import CARDS, cubic, largest_set, size_of
+from ppdm_bench.report.figures.capacity import cards_entry, cards_with_room, cubic, largest_set, size_of
 from ppdm_bench.report.figures.style import MARKERS, SMALL, TEXT, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, all_phases, common
-from ppdm_bench.report.tables.render import Best, Heading, Line, Table
+from ppdm_bench.report.rows import PeakRow, all_phases, common, phase_name
+from ppdm_bench.report.tables.render import Best, Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
@@ -42,58 +41,40 @@ def show(library: Library) -> Shown:
     about = (
         "Peak of live tensor memory (peak_allocated) of one training step and of one sampling run on cubes of "
         f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted markers are hollow, measured ones filled. "
-        "Of a latent method, training includes the training of its autoencoder, and sampling includes decoding: the "
-        "largest peak counts. Curves that cover one another share a dashed line with alternating colours. Dashed grey "
-        "lines: nominal memory of common GPUs, of which driver and CUDA context need a part. The figure uses no images "
+        "For a latent method, training includes the training of its autoencoder, and sampling includes decoding: the "
+        "largest peak counts. Overlapping curves share a dashed line with alternating colours. Dashed grey lines: "
+        "nominal memory of common GPUs, part of which the driver and the CUDA context need. The figure uses no images "
         "and no seeds: memory depends only on sizes."
     )
     marks = _marks(rows, library)
     return Shown(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
 
 
-_PEAKS: Sequence[tuple[str, str, int, Best]] = (
-    ("peak_allocated", "allocated", 0, "min"),
-    ("peak_reserved", "reserved", 2, ""),  # not in LaTeX
-)
-
-
 def _table(rows: Sequence[PeakRow], library: Library) -> Table:
-    phases = all_phases(rows)
-    headings = [
-        Heading("method", "method"),
-        Heading("variant", "variant"),
-        Heading("width", "width", number=True),
-        Heading("voxels_per_axis", "size", lambda n: f"{n}³", number=True),
-        *(Heading(name, name.replace("_", " ")) for name in ("precision", "checkpointing")),
-        Heading("batch_size", "batch size", number=True),
-        Heading("device", "device"),
-        Heading("kind", "kind"),
-        *(
-            Heading(f"{phase}_{metric}_bytes", f"{PHASE_NAMES.get(phase, phase)} {name}, GiB", gib, True, rank, best)
-            for phase in phases
-            for metric, name, rank, best in _PEAKS
-        ),
-    ]
-    lines = [
-        Line(
-            (
-                row.method,
-                row.variant,
-                row.settings["width"],
-                size_of(row),
-                *(row.settings[name] for name in ("precision", "checkpointing", "batch_size", "device")),
-                row.kind,
-                *(_whole(row.value(phase, m)) for phase in phases for m in ("peak_allocated", "peak_reserved")),
-            ),
-            library.references(row.records.values()),
-        )
-        for row in sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
-    ]
-    return Table(headings, lines, within=("width", "voxels_per_axis", "precision", "checkpointing", "device", "kind"))
+    def setting(name: str, number: bool = False) -> Columns[PeakRow]:
+        return {Heading(name, number=number): lambda row: row.settings[name]}
 
+    def peak(phase: str, metric: str, text: str, rank: int, best: Best) -> Columns[PeakRow]:
+        heading = Heading(f"{phase}_{metric}_bytes", f"{phase_name(phase)} {text}, GiB", gib, True, rank, best)
+        return {heading: lambda row: None if (value := row.value(phase, metric)) is None else round(value)}
 
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
+    columns: Columns[PeakRow] = {
+        Heading("method"): lambda row: row.method,
+        Heading("variant"): lambda row: row.variant,
+        **setting("width", number=True),
+        Heading("voxels_per_axis", "size", "{}³".format, True): size_of,
+        **setting("precision"),
+        **setting("checkpointing"),
+        **setting("batch_size", number=True),
+        **setting("device"),
+        Heading("kind"): lambda row: row.kind,
+    }
+    for phase in all_phases(rows):
+        columns |= peak(phase, "peak_allocated", "allocated", 0, "min")
+        columns |= peak(phase, "peak_reserved", "reserved", 2, "")  # not in LaTeX
+    ordered = sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
+    within = ("width", "voxels_per_axis", "precision", "checkpointing", "device", "kind")
+    return table_of(ordered, columns, within, lambda row: library.references(row.records.values()))
 
 
 def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column) -> Figure:
@@ -107,7 +88,7 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
         axes.set(xscale="log", yscale="log")
         labels.append(_draw(axes, rows, phase, marks))
         axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.08)
-        axes.set_title(PHASE_NAMES[phase], fontsize=TEXT)
+        axes.set_title(phase_name(phase), fontsize=TEXT)
         style.log_ticks(axes.xaxis, style.spaced(sizes, 1.15), "{x:.0f}³")
     ends = [end for axes in panels for end in axes.get_ylim()]
     for axes in panels:  # one scale, so that the phases can be compared
@@ -118,8 +99,7 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
     entries: list[Any] = [
         style.points_entry(kind, Marker("o", "0.4"), **fills[kind]) for kind in dict.fromkeys(row.kind for row in rows)
     ]
-    card: dict[str, Any] = {"color": style.GREY, "linewidth": 0.6, "linestyle": style.DASHED}
-    style.legend(figure, [*entries, Line2D([], [], **card, label="memory of common GPUs")], columns=4)
+    style.legend(figure, [*entries, cards_entry()], columns=4)
     style.move_apart(figure, labels)
     for axes in panels:
         _cards(axes)
@@ -178,13 +158,8 @@ def _alike(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
 
 def _cards(axes: Axes) -> None:
     """Draw lines at the memory of common GPUs, as many as have room for their names."""
-    low, high = axes.get_ylim()
-    placed: list[float] = []
-    for card in CARDS:
-        place = axes.transData.transform((axes.get_xlim()[0], card))[1] * 72 / axes.figure.dpi
-        if low < card < high and all(abs(place - other) > 7.5 for other in placed):
-            placed.append(place)
-            axes.axhline(card, color=style.GREY, linewidth=0.5, linestyle=style.DASHED, zorder=0.8)
-            white: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-            text: dict[str, Any] = {"va": "center", "fontsize": SMALL - 1, "color": "0.35", "bbox": white}
-            axes.text(0.015, card, f"{card} GB", transform=axes.get_yaxis_transform(), zorder=0.85, **text)
+    for card in cards_with_room(axes, 1, gap=7.5):
+        axes.axhline(card, color=style.GREY, linewidth=0.5, linestyle=style.DASHED, zorder=0.8)
+        white: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        text: dict[str, Any] = {"va": "center", "fontsize": SMALL - 1, "color": "0.35", "bbox": white}
+        axes.text(0.015, card, f"{card} GB", transform=axes.get_yaxis_transform(), zorder=0.85, **text)

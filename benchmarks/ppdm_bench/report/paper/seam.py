@@ -18,8 +18,7 @@ from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, gradient_of, loss_p
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.scores import by_origin, group_title, most_evaluations
-from ppdm_bench.report.statistics import paired_difference
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 _ABOUT = {
     "seam_index": "Seam index in dB for the block grid of the puzzle: power of the error spectrum at the harmonics of "
@@ -49,7 +48,7 @@ def show(library: Library) -> Shown:
         lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric),
         lambda pair: pair.on,
     )
-    records = {id(r): r for pair in pairs for point in (pair.on, pair.off) for r in point.of_metric(pair.metric)}
+    records = {id(record): record for pair in pairs for record in pair.records}
     groups = by_origin((pair.on, group_title([pair.on, pair.off])) for pair in pairs)
     data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
     seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
@@ -63,43 +62,28 @@ def show(library: Library) -> Shown:
 
 
 def _table(pairs: Sequence[Toggled], library: Library) -> Table:
-    headings = [
-        Heading("task", "task"),
-        Heading("with", "with the loss"),
-        Heading("gradient_weight", "weight", lambda weight: f"{weight:g}", number=True),
-        Heading("mode", "mode"),
-        Heading("metric", "metric"),
-        Heading("evaluations", "evaluations", number=True),
-        Heading("subjects", "subjects", number=True),
-        Heading("off_db", "off, dB", _decibel, number=True),
-        Heading("on_db", "on, dB", _decibel, number=True),
-        Heading("difference_db", "on − off, dB", _decibel, number=True),
-        Heading("low_db", "low", _decibel, number=True),
-        Heading("high_db", "high", _decibel, number=True),
-    ]
-    lines = []
-    for pair in pairs:
-        both = pair.values(pair.metric)
-        found = paired_difference(*both) if both[0] else None
-        about = (pair.on.task, pair.on.label, gradient_of(pair.on.design), pair.on.design["loss"]["mode"], pair.metric)
-        numbers = (pair.off.mean(pair.metric), pair.on.mean(pair.metric), found and found.mean)
-        ends = (found and found.low, found and found.high)
-        sources = library.references((*pair.on.of_metric(pair.metric), *pair.off.of_metric(pair.metric)))
-        lines.append(Line((*about, pair.on.evaluations, len(both[0]), *numbers, *ends), sources))
-    return Table(headings, lines)
-
-
-def _decibel(value: float) -> str:
-    return f"{value:.2f}"
+    decibel = "{:.2f}".format
+    columns: Columns[Toggled] = {
+        Heading("task"): lambda pair: pair.on.task,
+        Heading("with", "with the loss"): lambda pair: pair.on.label,
+        Heading("gradient_weight", "weight", "{:g}".format, True): lambda pair: gradient_of(pair.on.design),
+        Heading("mode"): lambda pair: pair.on.design["loss"]["mode"],
+        Heading("metric"): lambda pair: pair.metric,
+        Heading("evaluations", number=True): lambda pair: pair.on.evaluations,
+        Heading("subjects", number=True): lambda pair: len(pair.values(pair.metric)[0]),
+        Heading("off_db", "off, dB", decibel, True): lambda pair: pair.off.mean(pair.metric),
+        Heading("on_db", "on, dB", decibel, True): lambda pair: pair.on.mean(pair.metric),
+        Heading("difference_db", "on − off, dB", decibel, True): lambda pair: pair.difference and pair.difference.mean,
+        Heading("low_db", "low", decibel, True): lambda pair: pair.difference and pair.difference.low,
+        Heading("high_db", "high", decibel, True): lambda pair: pair.difference and pair.difference.high,
+    }
+    return table_of(pairs, columns, sources=lambda pair: library.references(pair.records))
 
 
 def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
     groups = grouped(pairs, lambda pair: (pair.on.data, pair.measure))
-    across = min(3, len(groups)) if column == "double" else 1
-    down = -(-len(groups) // across)
-    figure = style.new_figure(column, height=0.8 + 1.7 * down)
-    for place, group in enumerate(groups.values()):
-        axes = figure.add_subplot(down, across, place + 1)
+    figure, grid = style.panels(column, len(groups), 1.7, head=0.8, across=3)
+    for axes, group in zip(grid, groups.values(), strict=True):
         style.plain_axes(axes, "y", y=f"{group[0].measure.replace('_', ' ')} (dB)")
         _draw(axes, group)
         axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)

@@ -1,1 +1,1 @@
-"""Tables: each module says its columns, and ``render`` and ``text`` write them."""
+"""Tables: each module defines the columns of one, and ``render`` writes them."""

@@ -13,13 +13,12 @@ from ppdm_bench.report.ablation_rows import (
     gather_ablation,
     most_evaluations,
     seam_measures,
-    seam_metric,
 )
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
-from ppdm_bench.report.tables.render import Cell, Heading, Page, Table, data_frame, table_of
-from ppdm_bench.units import gib, shape_text, significant
+from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, table_of
+from ppdm_bench.units import gib, plural, shape_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +91,7 @@ def headline(records: Sequence[Record]) -> str:
         f"Ablation of {rows[0].series.method}" if rows else "Ablation",
         shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
         f"{max(subjects)} subjects per task" if subjects else "",
-        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}" if seeds else "",
+        plural(len(seeds), "seed") if seeds else "",
     ]
     return ", ".join(filter(None, words)) + "."
 
@@ -105,67 +104,66 @@ def ablation_page(records: Sequence[Record]) -> Page:
     parts: list[str | Table] = [f"{headline(records)} {mean}"]
     for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
         some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
-        much = f"{amount:.0f} steps" if budget == "steps" else f"{significant(amount)} s of training, as timed before"
-        n = some[0].evaluations
-        head = f"{task}, {BUDGETS[budget]}: {much}; {n} network evaluation{'s' * (n != 1)} per volume."
+        much = (
+            f"{amount:.0f} steps"
+            if budget == "steps"
+            else f"{significant(amount)} s of training at the step times measured before"
+        )
+        n = some[0].evaluations or 0
+        head = f"{task}, {BUDGETS[budget]}: {much}; {plural(n, 'network evaluation')} per volume."
         parts += [head, table_of(some, _columns(some))]
     fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)
-    few = f"With {fewest} subject{'s' if fewest > 1 else ''} an interval is narrower than 95 %."
+    few = f"With {plural(fewest, 'subject')}, an interval covers less than 95 %."
     missing = {(row.label, row.status, row.reason) for row in everything if row.status != "ok"}
     reasons = [f"{label}: {status}: {reason}." for label, status, reason in sorted(missing)]
     return Page([*parts, *[few] * (fewest < ENOUGH), *reasons], ablation_table(records))
 
 
-def _columns(rows: Sequence[AblationRow]) -> dict[Heading, Callable[[AblationRow], Any]]:
+def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
     """The columns of one task and budget for people."""
     timed = "s per step: median of steps measured in turn before training."
     largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
     memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
-    columns: dict[Heading, Callable[[AblationRow], Any]] = {
-        Heading("cell", "cell"): lambda row: row.label,
-        Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): _cost("train_steps"),
-        Heading("pace_seconds", "s per step", significant, number=True, note=timed): _cost("step_seconds"),
-        Heading("train_gib", "GiB train", gib, number=True, best="min", note=memory): _peak("train"),
-        Heading("sample_gib", "GiB sample", gib, number=True, rank=1, best="min"): _peak("sample"),
+    columns: Columns[AblationRow] = {
+        Heading("cell"): lambda row: row.label,
+        Heading("train_steps", "steps", "{:.0f}".format, number=True, rank=1): lambda row: row.costs.get("train_steps"),
+        Heading("pace_seconds", "s per step", significant, number=True, note=timed): lambda row: row.costs.get(
+            "step_seconds"
+        ),
+        Heading("train_gib", "GiB train", gib, number=True, best="min", note=memory): lambda row: _peak(row, "train"),
+        Heading("sample_gib", "GiB sample", gib, number=True, rank=1, best="min"): lambda row: _peak(row, "sample"),
     }
     for metric in ("psnr", "ssim", "sharpness"):
         unit = rows[0].series.units.get(metric, "")
         resampled = f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
-        heading = Heading(
-            metric, metric_name(metric, unit), rank=int(metric != "psnr"), note=resampled * (metric in _COMPARED)
+        note = resampled * (metric in _COMPARED)
+        columns[Heading(metric, metric_name(metric, unit), rank=int(metric != "psnr"), note=note)] = _quality(
+            rows, metric
         )
-        columns[heading] = _quality(rows, lambda row, metric=metric: metric)  # type: ignore[misc]
     for measure in seam_measures(rows):
         name = metric_name(measure, "dB")
         lattice = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
-        heading = Heading(measure, name, rank=1, note=lattice)
-        columns[heading] = _quality(rows, lambda row, measure=measure: seam_metric(row, measure))  # type: ignore[misc]
+        columns[Heading(measure, name, rank=1, note=lattice)] = _quality(rows, measure)
     return columns
 
 
-def _cost(name: str) -> Callable[[AblationRow], Any]:
-    return lambda row: row.costs.get(name)
+def _peak(row: AblationRow, phase: str) -> float | None:
+    return row.peak(phase, "predicted")
 
 
-def _peak(phase: str) -> Callable[[AblationRow], Any]:
-    return lambda row: row.peak(phase, "predicted")
-
-
-def _quality(
-    rows: Sequence[AblationRow], metric_of: Callable[[AblationRow], str]
-) -> Callable[[AblationRow], Cell | None]:
+def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], TextCell | None]:
     """Return a function from a row to the mean of a metric with its sd and its difference from the default."""
 
-    def cell(row: AblationRow) -> Cell | None:
-        metric = metric_of(row)
-        values = [*row.series.subjects(metric).values()] if metric else []
-        if not metric or not values:
+    def cell(row: AblationRow) -> TextCell | None:
+        metric = row.metric(name)
+        values = [*row.series.subjects(metric).values()]
+        if not values:
             return None
         unit, found = row.series.units[metric], summary(values)
         text = number(found.mean, unit) + ("" if found.sd is None else f" ± {number(found.sd, unit)}")
         if metric in _COMPARED and (against := difference(row, rows, metric)) is not None:
             parts = filter(None, (signed(against.mean, unit), interval(against.low, against.high, unit)))
             text += f" ({'; '.join(parts)})"
-        return Cell(found.mean, text)
+        return TextCell(found.mean, text)
 
     return cell

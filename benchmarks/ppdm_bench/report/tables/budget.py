@@ -5,12 +5,12 @@ A method is judged over all phases of a purpose. For training, a learned represe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ppdm_bench.records import PURPOSES, Record
-from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
+from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
 from ppdm_bench.units import GIB, gib, setting_text, shape_text
 
 _DO = {"train": "train", "sample": "sample from"}
@@ -51,7 +51,7 @@ class Answers:
 
 
 @dataclass
-class Line:
+class PlanLine:
     """The answers for one method and one purpose, over all phases of the purpose.
 
     Attributes:
@@ -126,16 +126,16 @@ class Line:
         return notes
 
 
-def gather(records: Iterable[Record]) -> list[Line]:
+def gather(records: Iterable[Record]) -> list[PlanLine]:
     """Return one line per method and purpose, ranked: those that fit first, then by larger cube and smaller need."""
-    lines: dict[tuple[str, ...], Line] = {}
+    lines: dict[tuple[str, ...], PlanLine] = {}
     for record in records:
         if record.command != "plan" or "budget" not in record.options["plan"]:
             continue  # a duration is shown in its own table
         plan, name = record.options["plan"], record.label
         purpose = PURPOSES.get(record.phase, record.phase)
         key = (name, purpose, record.shape, record.batch_size, record.options.get("width"), plan)
-        line = lines.setdefault(tuple(map(str, key)), Line(name, purpose))
+        line = lines.setdefault(tuple(map(str, key)), PlanLine(name, purpose))
         answers = line.phases.setdefault(record.phase, Answers())
         option = record.precision, record.checkpointing
         same = option == (plan["asked"]["precision"], plan["asked"]["checkpointing"])
@@ -152,7 +152,7 @@ def gather(records: Iterable[Record]) -> list[Line]:
     )
 
 
-def plan_page(lines: Sequence[Line]) -> Page:
+def plan_page(lines: Sequence[PlanLine]) -> Page:
     """Return the request, the answer in words and the table; as data in bytes and voxels."""
     if not lines:
         return Page(["Nothing was asked."], data_frame([], _DTYPES))
@@ -161,7 +161,7 @@ def plan_page(lines: Sequence[Line]) -> Page:
     return Page([title_of(lines), *sentences(lines), table, *notes], data_frame([*map(_data, lines)], _DTYPES))
 
 
-def _columns(record: Record) -> dict[Heading, Callable[[Line], Any]]:
+def _columns(record: Record) -> Columns[PlanLine]:
     """The columns for people."""
     step = record.options["plan"]["step"]
     needs = (
@@ -175,27 +175,27 @@ def _columns(record: Record) -> dict[Heading, Callable[[Line], Any]]:
     options = "Fits with: each option that suffices by itself, in its mildest form, or else a combination."
     return {
         Heading("purpose", "to"): lambda line: line.purpose,
-        Heading("method", "method"): lambda line: line.method,
+        Heading("method"): lambda line: line.method,
         Heading("needs", "needs GiB", gib, number=True, best="min", note=needs): lambda line: line.value("needs"),
-        Heading("fits", "fits"): _verdict,
+        Heading("fits"): _verdict,
         Heading("largest_resolution", "largest cube", number=True, note=cubes): lambda line: _largest(
             line, "largest_resolution", "³"
         ),
-        Heading("smallest_factor", "smallest factor", number=True): lambda line: (
+        Heading("smallest_factor", number=True): lambda line: (
             None if (factor := line.value("smallest_factor")) is None else f"{factor:.0f}" if factor else "none"
         ),
-        Heading("largest_batch", "largest batch", number=True): lambda line: _largest(line, "largest_batch"),
-        Heading("fits_with", "fits with", note=options): lambda line: (
+        Heading("largest_batch", number=True): lambda line: _largest(line, "largest_batch"),
+        Heading("fits_with", note=options): lambda line: (
             None if line.fits or line.value("fits") is None else ", or ".join(line.options) or "no option"
         ),
     }
 
 
-def _verdict(line: Line) -> str:
+def _verdict(line: PlanLine) -> str:
     return line.record.status if line.value("fits") is None else "yes" if line.fits else "no"
 
 
-def _largest(line: Line, metric: str, unit: str = "") -> str | None:
+def _largest(line: PlanLine, metric: str, unit: str = "") -> str | None:
     """Return a largest value; it is a lower bound if no larger value was predicted not to fit."""
     value = line.value(metric)
     if not value:
@@ -205,7 +205,7 @@ def _largest(line: Line, metric: str, unit: str = "") -> str | None:
     return f"{'≥ ' if all(look['fits'] for look in looks) else ''}{value:.0f}{unit}"
 
 
-def _data(line: Line) -> dict[str, Any]:
+def _data(line: PlanLine) -> dict[str, Any]:
     record = line.record
     return {
         **{name: getattr(record, name) for name in ("batch_size", "precision", "checkpointing", "kind", "status")},
@@ -238,7 +238,7 @@ def _option_text(option: Option, asked: Record) -> str:
     return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != asked.checkpointing))
 
 
-def title_of(lines: Sequence[Line]) -> str:
+def title_of(lines: Sequence[PlanLine]) -> str:
     """Return the request in words."""
     first = lines[0].record
     words = [f"batch size {first.batch_size}", first.precision, setting_text("checkpointing", first.checkpointing)]
@@ -254,13 +254,13 @@ def _size(record: Record) -> str:
     return f"{edges.pop()}³" if len(edges) == 1 else shape_text(record.shape)
 
 
-def sentences(lines: Sequence[Line]) -> list[str]:
+def sentences(lines: Sequence[PlanLine]) -> list[str]:
     """Return the answer in words, one sentence per purpose."""
     purposes = dict.fromkeys(line.purpose for line in lines)
     return [_sentence([line for line in lines if line.purpose == purpose]) for purpose in purposes]
 
 
-def _sentence(lines: Sequence[Line]) -> str:
+def _sentence(lines: Sequence[PlanLine]) -> str:
     """The methods that fit, those that fit with each option, and the largest cubes of the others."""
     record, purpose = lines[0].record, lines[0].purpose
     able = [line.method for line in lines if line.fits]
@@ -271,7 +271,7 @@ def _sentence(lines: Sequence[Line]) -> str:
     return f"On {_budget(record)} at {_size(record)} " + "; ".join(parts) + "."
 
 
-def _reach(line: Line) -> str:
+def _reach(line: PlanLine) -> str:
     """The largest cube of a method that does not fit, without and with its options."""
     text = f"{line.method} fits up to {line.cube:.0f}³" if line.cube else f"{line.method} does not fit at any size"
     for option in {option: None for answers in line.phases.values() for option in answers.options}:

@@ -17,12 +17,12 @@ def _text(value: Any) -> str:
 
 
 _HEADINGS = [
-    Heading("method", "method"),
-    Heading("preset", "preset"),
+    Heading("method"),
+    Heading("preset"),
     Heading("parameters", "parameters", _text, number=True),
-    Heading("evaluations", "evaluations", number=True),
-    Heading("phases", "phases", rank=1),
-    Heading("representation", "representation"),
+    Heading("evaluations", number=True),
+    Heading("phases", rank=1),
+    Heading("representation"),
     Heading("kernel", "kernel", _text),
     *(Heading(name, name, rank=1) for name in ("target", "window", "source")),
 ]

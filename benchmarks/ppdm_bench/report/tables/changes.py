@@ -9,7 +9,7 @@ compared subject by subject.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -19,7 +19,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
-from ppdm_bench.report.tables.render import Heading, Page, table_of
+from ppdm_bench.report.tables.render import Columns, Heading, Page, table_of
 from ppdm_bench.units import gib, significant
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
@@ -30,6 +30,7 @@ _NEUTRAL = ("parameters", "train_steps", "first_call_seconds")
 # Options that differ between commits or between subjects, although the question is the same.
 _NOT_ASKED = ("resolved", "weights", "verified", "files")
 
+_ENVIRONMENT = ["gpu", "cpu", "threads", "torch", "cuda", "driver", "python", "platform", "ppdm", "commit", "capacity"]
 Key = tuple[Any, ...]
 
 # Fields by which evaluations are matched that have no counterpart with equal options, from many to few. Metrics of
@@ -109,19 +110,7 @@ def read_set(path: Path) -> list[Record]:
 def environments(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
     """Return the differences between the environments of the two sets, one line each."""
     lines = []
-    for name in (
-        "gpu",
-        "cpu",
-        "threads",
-        "torch",
-        "cuda",
-        "driver",
-        "python",
-        "platform",
-        "ppdm",
-        "commit",
-        "capacity",
-    ):
+    for name in _ENVIRONMENT:
         was, now = (sorted({str(r.env.get(name, "")) for r in records}) for records in (old, new))
         if was != now:
             lines.append(f"{name}: {', '.join(filter(None, was)) or '–'} → {', '.join(filter(None, now)) or '–'}")
@@ -252,7 +241,7 @@ def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, thr
     worse, share = loss(first.metric, was, now), abs(now - was) / abs(was) if was else float(now != was)
     sign = "worse" if worse > 0 else "better"
     if first.metric in _NEUTRAL:
-        return "unchanged", "no measure of worth" if now == was else "differs, but is no measure of worth"
+        return "unchanged", "neither better nor worse" if now == was else "differs, but is neither better nor worse"
     if first.kind == "predicted" or (first.unit == "B" and first.device.startswith("cpu")):
         return ("unchanged" if now == was else sign), "exact"
     if first.unit == "B":
@@ -348,12 +337,12 @@ def _value(value: float | None, unit: str) -> str | None:
     return f"{gib(value)} GiB" if unit == "B" else f"{significant(value, 4)} {unit if unit != '1' else ''}".strip()
 
 
-_COLUMNS: dict[Heading, Callable[[Change], Any]] = {
-    Heading("verdict", "verdict"): lambda change: change.verdict,
-    Heading("row", "row"): lambda change: change.label,
-    Heading("metric", "metric"): lambda change: change.metric,
-    Heading("old", "old", number=True): lambda change: _value(change.old, change.unit),
-    Heading("new", "new", number=True): lambda change: _value(change.new, change.unit),
+_COLUMNS: Columns[Change] = {
+    Heading("verdict"): lambda change: change.verdict,
+    Heading("row"): lambda change: change.label,
+    Heading("metric"): lambda change: change.metric,
+    Heading("old", number=True): lambda change: _value(change.old, change.unit),
+    Heading("new", number=True): lambda change: _value(change.new, change.unit),
     Heading("change", "change", "{:+.2%}".format, number=True): lambda change: change.share,
-    Heading("by", "by", rank=1): lambda change: change.how,
+    Heading("by", rank=1): lambda change: change.how,
 }

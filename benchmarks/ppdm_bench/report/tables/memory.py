@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.rows import PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
-from ppdm_bench.report.tables.render import NOTHING, Cell, Heading, Line, Page, Table, data_frame, frame_rows
+from ppdm_bench.report.rows import STATUS_NAMES, PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
+from ppdm_bench.report.tables.render import NOTHING, Heading, Line, Page, Table, TextCell, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 # Columns that every table has. Task and width are added if they are known, other conditions if they distinguish rows.
 _BASE = ("shape", "batch_size", "precision", "checkpointing")
-_FAILURES = {"oom": "OOM", "timeout": "timeout", "error": "error", "killed": "killed", "skipped": "skipped"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ _COLUMNS = (
     _Column(
         *("verified", "verified", _yes_or_no, "boolean", lambda c, phase: c.row.verified(phase)),
         rank=1,
-        note="Verified: run again in a process limited to the predicted memory.",
+        note="Verified: whether it ran again in a process limited to the predicted memory.",
     ),
     _Column("fits", "fits", _yes_or_no, "boolean", _fits),
     _Column("status", dtype="object", value=lambda c, phase: c.row.outcome(phase)[0], always=True),
@@ -183,7 +182,7 @@ def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
     """
     lines, settings = frame_rows(frame), [*_settings_of(frame), "kind"]
     differing = [name for name in settings if frame[name].nunique(dropna=False) > 1]
-    headings = [Heading("method", "method")]
+    headings = [Heading("method")]
     headings += [Heading(name, name.replace("_", " "), _setting) for name in differing]
     headings += [Heading("parameters", "parameters", count, number=True, rank=2)]
     headings += [heading for phase in _phases_of(frame) for heading in _phase_headings(frame, phase, assumed)]
@@ -196,7 +195,9 @@ def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Head
     measured = bool((frame["kind"] == "measured").any())  # predicted, it is another column plus a constant
     shown = {"peak_process": measured, "assumed": assumed}
     against = " or ".join(dict.fromkeys(filter(None, frame.get("ratio_reference", ()))))
-    notes = {"ratio": f"Ratio: to {against}, all other settings and the kind equal." if against else ""}
+    notes = {
+        "ratio": f"Ratio: relative to {against}, with the same kind and all other settings equal." if against else ""
+    }
     return [
         Heading(
             f"{phase}_{column.name}",
@@ -213,14 +214,14 @@ def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Head
 
 
 def _cell(line: dict[str, Any], key: str) -> Any:
-    """A value; that of a peak says how the run ended."""
+    """Return a value; a peak also shows how the run ended."""
     if key == "method":
         return f"{line['method']} {line['variant']}".strip()
     if not key.endswith("_peak_allocated"):
         return line[key]
-    failure = _FAILURES.get(line[key.replace("peak_allocated", "status")], "")
+    failure = STATUS_NAMES.get(line[key.replace("peak_allocated", "status")], "")
     words = ("" if line[key] is None else gib(line[key]), failure)
-    return Cell(line[key], " ".join(filter(None, words)) or NOTHING)
+    return TextCell(line[key], " ".join(filter(None, words)) or NOTHING)
 
 
 def _phases_of(frame: pd.DataFrame) -> list[str]:
@@ -255,8 +256,8 @@ def _remarks(frame: pd.DataFrame, lines: Sequence[dict[str, Any]]) -> list[str]:
         if line.get(f"{phase}_assumed") and line[f"{phase}_peak_allocated"]
     ]
     remarks = [
-        f"Up to {max(shares, default=0):.0%} of a predicted peak is assumed: it rests on a rule that no published "
-        "counter has shown yet (--assumed shows how much)."
+        f"Up to {max(shares, default=0):.0%} of a predicted peak is assumed: it follows a rule that no published "
+        "measurement confirms yet (--assumed shows how much)."
     ] * bool(shares)
     for line in lines:
         name = " ".join(filter(None, (line["method"], line["variant"], _setting(line["shape"]) if sized else "")))

@@ -18,7 +18,7 @@ from ppdm_bench.units import significant
 Run = dict[str, Any]
 Quartiles = Sequence[float]
 
-THRESHOLD = 0.1  # a smaller change is not told, however sure it is
+THRESHOLD = 0.1  # a smaller change is not reported, however sure it is
 _SAME_MACHINE = ("cpu", "threads", "torch")
 
 
@@ -58,8 +58,8 @@ def _short(values: Quartiles) -> list[float]:
 
 
 _NOTE = (
-    "Medians and quartiles. Ours / theirs: round by round, each of the others right before ours. Copy: the same bytes "
-    "moved without a permutation."
+    "Medians and quartiles. Ours / theirs: the ratio of each round, in which the other ran directly before ours. Copy: "
+    "the same bytes, copied without a permutation."
 )
 
 
@@ -71,9 +71,9 @@ def micro_page(run: Run) -> Page:
     found = run["benchmarks"].items()
     rows = [(name, one, beside) for name, one in found for beside in one["beside"].items() or [("", {})]]
     columns = {
-        Heading("benchmark", "benchmark"): lambda row: row[0],
+        Heading("benchmark"): lambda row: row[0],
         Heading("ours", "ours (ms)", note=_NOTE): lambda row: _milliseconds(row[1]["seconds"]),
-        Heading("beside", "beside"): lambda row: row[2][0],
+        Heading("beside"): lambda row: row[2][0],
         Heading("theirs", "theirs (ms)"): lambda row: (row[2][1] and _milliseconds(row[2][1]["seconds"])) or None,
         Heading("ratio", "ours / theirs"): lambda row: (row[2][1] and _range(row[2][1]["ratio"], "×")) or None,
         Heading("share", "share of copy bandwidth", "{:.0%}".format): lambda row: (
@@ -95,13 +95,13 @@ def _range(values: Quartiles, unit: str = "") -> str:
 def compare(run: Run, saved: Run) -> list[str]:
     """Report what became slower or faster than in a saved run, one sentence each.
 
-    A change is told if it is above 10 % and the middle halves of both do not overlap. On another machine, or with
-    another PyTorch, times say nothing: there only ratios to what ran beside are compared.
+    A change is reported if it is above 10 % and the interquartile ranges do not overlap. Times of another machine, or
+    of another PyTorch, cannot be compared: of those, only the ratios to the other libraries are.
     """
     differing = [n for n in _SAME_MACHINE if run["environment"][n] != saved["environment"][n]]
     both = [name for name in run["benchmarks"] if name in saved["benchmarks"]]
     found = [line for name in both for line in _changes(name, run, saved, times=not differing)]
-    what = f"ratios only, as another {', '.join(differing)} was there" if differing else "times and ratios"
+    what = f"ratios only, because the {', '.join(differing)} differs" if differing else "times and ratios"
     gone = [name for name in saved["benchmarks"] if name not in run["benchmarks"]]
     told = [f"Against the saved run ({what}): {len(found) or 'no'} changes in {len(both)} benchmarks."]
     return [*told, *found, *(f"{name}: not in this run" for name in gone)]
@@ -135,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         OSError: a file cannot be read or written.
     """
     parser = argparse.ArgumentParser(prog="ppdm_bench.report.tables.micro", description=__doc__)
-    parser.add_argument("run", type=Path, help="what pytest-benchmark wrote with --benchmark-json")
-    parser.add_argument("--saved", type=Path, help="the run to compare with, if it is there")
+    parser.add_argument("run", type=Path, help="JSON file that pytest-benchmark --benchmark-json wrote")
+    parser.add_argument("--saved", type=Path, help="saved run to compare with, if the file exists")
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
     asked = parser.parse_args(arguments)
     run = trimmed(json.loads(asked.run.read_text()))

@@ -9,8 +9,8 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
 from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
 from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
-from ppdm_bench.report.tables.render import Cell, Heading, Page, Table, data_frame, frame_rows, table_of
-from ppdm_bench.units import shape_text
+from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
+from ppdm_bench.units import plural, shape_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def headline(records: Sequence[Record]) -> str:
     words = [
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
-        _subjects(len({record.subject.partition("/")[0] for record in scored})),
+        plural(len({record.subject.partition("/")[0] for record in scored}), "subject"),
         shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
         f"preset {convention['preset']}" if "preset" in convention and not foreign else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",
@@ -132,9 +132,9 @@ def _means(rows: Sequence[_Row]) -> Table:
     cells: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = row["name"]
-        cells.setdefault(name, {"method": name, "evaluations": row["steps"]})[row["metric"]] = Cell(*_mean(row))
+        cells.setdefault(name, {"method": name, "evaluations": row["steps"]})[row["metric"]] = TextCell(*_mean(row))
     arrows = "Arrows: ↑ more is better, ↓ less is better, →1 near 1 is best."
-    headings = [Heading("method", "method"), Heading("evaluations", "evaluations", number=True)]
+    headings = [Heading("method"), Heading("evaluations", number=True)]
     for place, (metric, unit) in enumerate({row["metric"]: row["unit"] for row in rows}.items()):
         note = arrows if ideal(metric) != 0 else "→0: near 0 is best."
         headings.append(Heading(metric, metric_name(metric, unit), number=True, rank=int(place > 0), note=note))
@@ -163,10 +163,10 @@ def _p(p: float) -> str:
 
 
 _INTERVAL = f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
-_DIFFERENCE: dict[Heading, Callable[[_Row], Any]] = {
+_DIFFERENCE: Columns[_Row] = {
     Heading("name", "method"): _getter("name"),
-    Heading("metric", "metric"): lambda row: metric_name(row["metric"], row["unit"]),
-    Heading("difference", "difference", number=True): lambda row: signed(row["difference"], row["unit"]),
+    Heading("metric"): lambda row: metric_name(row["metric"], row["unit"]),
+    Heading("difference", number=True): lambda row: signed(row["difference"], row["unit"]),
     Heading("interval", "95 % interval", note=_INTERVAL): lambda row: interval(row["low"], row["high"], row["unit"]),
     Heading(
         *("p", "p", _p),
@@ -181,16 +181,12 @@ def _remarks(rows: Sequence[_Row], compared: Sequence[_Row]) -> list[str]:
     remarks = []
     if compared and (n := min(row["pairs"] for row in compared)) < ENOUGH:
         remarks.append(
-            f"With {_subjects(n)} p cannot fall below {_p(smallest_p(n))}: the test cannot reach 0.05, which takes "
-            f"{ENOUGH}, and the interval, if there is one, is narrower than 95 %."
+            f"With {plural(n, 'subject')}, p cannot fall below {_p(smallest_p(n))} (0.05 needs {ENOUGH} subjects), and "
+            "the interval, if there is one, covers less than 95 %."
         )
     if failed := sum(row["failed"] for row in rows):
-        remarks.append(f"{failed} value{'s' if failed > 1 else ''} could not be computed; the records say why.")
+        remarks.append(f"{plural(failed, 'value')} could not be computed; the records give the reasons.")
     return remarks
-
-
-def _subjects(n: int) -> str:
-    return f"{n} subject{'s' if n > 1 else ''}"
 
 
 def number(value: float, unit: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -30,10 +30,11 @@ _WIDEST_WORD = 40  # characters of a word that is not broken
 _IN_LATEX = 1  # the highest rank of a column that LaTeX has
 
 T = TypeVar("T")
+Columns = dict["Heading", Callable[[T], Any]]  # a function from an object to its value, by heading
 Best = Literal["", "max", "min"]
 
 
-class Cell(NamedTuple):
+class TextCell(NamedTuple):
     """A value with its own text, where the format of its column is not enough."""
 
     value: Any
@@ -46,7 +47,7 @@ class Heading:
 
     Attributes:
         key: its name in CSV, where values are raw.
-        text: its name for people, with the unit.
+        text: its name for people, with the unit; by default the key in words.
         show: formats a value for people.
         number: whether it holds numbers, which are aligned to the right.
         rank: 0 for what a reader needs first; a terminal leaves out the highest ranks first, LaTeX those above 1.
@@ -55,18 +56,21 @@ class Heading:
     """
 
     key: str
-    text: str
+    text: str = ""
     show: Callable[[Any], str] = str
     number: bool = False
     rank: int = 0
     best: Best = ""
     note: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.text or self.key.replace("_", " "))
+
     def cell(self, value: Any) -> str:
         """Return a value for people: a negative number with a minus sign, and a dash if there is no value."""
         if value is None or value == "":
             return NOTHING
-        shown = value.text if isinstance(value, Cell) else self.show(value)
+        shown = value.text if isinstance(value, TextCell) else self.show(value)
         return f"−{shown[1:]}" if self.number and shown.startswith("-") else shown
 
     def is_called(self, name: str) -> bool:
@@ -117,9 +121,22 @@ class Table:
         return self.only([h for place, h in enumerate(self.headings) if {row[place] for row in rows} != {NOTHING}])
 
 
-def table_of(rows: Sequence[T], columns: Mapping[Heading, Callable[[T], Any]], within: Collection[str] = ()) -> Table:
-    """Return a table of objects: each column has a heading and a function from an object to its value."""
-    return Table([*columns], [Line(tuple(value(row) for value in columns.values())) for row in rows], within)
+def table_of(
+    rows: Iterable[T],
+    columns: Columns[T],
+    within: Collection[str] = (),
+    sources: Callable[[T], tuple[str, ...]] = lambda row: (),
+) -> Table:
+    """Return a table of objects: each column has a heading and a function from an object to its value.
+
+    Args:
+        rows: one object for each row.
+        columns: a function from an object to its value, by heading.
+        within: as for :class:`Table`.
+        sources: a function from an object to the records that it comes from.
+    """
+    lines = [Line(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
+    return Table([*columns], lines, within)
 
 
 def data_frame(lines: Sequence[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
@@ -321,7 +338,7 @@ def _best(table: Table) -> set[tuple[int, int]]:
     groups = grouped(range(len(table.lines)), lambda y: tuple(table.lines[y].cells[place] for place in within))
     found, shown = set(), table.shown()
     for x, heading in enumerate(table.headings):
-        choose = {"max": max, "min": min}.get(heading.best or _arrow(heading.text))
+        choose = {"max": max, "↑": max, "min": min, "↓": min}.get(heading.best or heading.text[-1:])
         for places in groups.values() if choose else ():
             values = {y: value for y in places if (value := _value(table.lines[y].cells[x])) is not None}
             if choose and len(values) > 1:
@@ -330,12 +347,8 @@ def _best(table: Table) -> set[tuple[int, int]]:
     return found
 
 
-def _arrow(text: str) -> str:
-    return {"↑": "max", "↓": "min"}.get(text[-1:], "")
-
-
 def _value(value: Any) -> Any:
-    return value.value if isinstance(value, Cell) else value
+    return value.value if isinstance(value, TextCell) else value
 
 
 def _latex_cell(text: str, best: bool) -> str:

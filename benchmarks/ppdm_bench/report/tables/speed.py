@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.tables.render import Heading, Page, data_frame, table_of
+from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
 from ppdm_bench.report.timings import Pace, Timing, gather_times
 from ppdm_bench.units import count, setting_text, significant
 
@@ -52,7 +52,7 @@ def speed_page(records: Iterable[Record]) -> Page:
         records: long-form records; those that are not about time are ignored.
 
     Raises:
-        ValueError: no record is of a time.
+        ValueError: no record has a time.
     """
     paces = gather_times(records)
     table = table_of(paces, _columns(paces)).without_empty()  # no column for what nobody asked for
@@ -98,7 +98,7 @@ def _title(paces: Sequence[Pace]) -> str:
     return f"{kind}{'' if several else f' on {where}'}: {common([pace.row for pace in paces])}."
 
 
-def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
+def _columns(paces: Sequence[Pace]) -> Columns[Pace]:
     """The columns for people; the first calls are of interest only where a network is compiled in them."""
     first = any(pace.firsts and pace.row.settings["compile"] for pace in paces)
     compiled = "First: the call that compiles the network, once per process; the first volume has one evaluation."
@@ -106,9 +106,9 @@ def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
     medians = "Medians; steps/s with quartiles, all quartiles in the CSV." if measured else ""
     own = "ev.: network evaluations per volume; own: the number of the method."
     flop = "FLOP: convolutions and matrix products, counted; recomputation by checkpointing counts again."
-    columns: dict[Heading, Callable[[Pace], Any]] = {Heading("method", "method"): lambda pace: pace.row.name}
+    columns: Columns[Pace] = {Heading("method"): lambda pace: pace.row.name}
     for name in varying([pace.row for pace in paces]):
-        columns[Heading(name, name.replace("_", " "))] = _setting(name)
+        columns[Heading(name)] = _setting(name)
     columns[Heading("steps_per_second", "steps/s", note=medians)] = lambda pace: _steps_per_second(pace.step)
     if first:
         columns[Heading("first_step", "first step, s", rank=2, note=compiled)] = _first("train")
@@ -119,9 +119,13 @@ def _columns(paces: Sequence[Pace]) -> dict[Heading, Callable[[Pace], Any]]:
         columns[Heading("first_volume", "first volume, s", rank=2)] = _first("sample")
     for k in _asked_of_all(paces):
         columns[Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1)] = _seconds(k)
-    columns[Heading("seconds_own", "s/volume, own ev.", note=own)] = _own
+    columns[Heading("seconds_own", "s/volume, own ev.", note=own)] = lambda pace: (
+        f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
+    )
     columns[Heading("volumes_per_second", "volumes/s, own ev.", rank=1)] = _volumes_per_second
-    columns[Heading("sampling_limits", "sampling limited by", rank=2)] = _sampling_limits
+    columns[Heading("sampling_limits", "sampling limited by", rank=2)] = lambda pace: _limits(
+        next(reversed(pace.volumes.values()), None)
+    )
     columns[Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop)] = _sampling_rate
     return columns
 
@@ -158,10 +162,6 @@ def _volume(timing: Timing | None) -> str | None:
     return _failed(timing) if timing is None or timing.seconds is None else significant(timing.seconds)
 
 
-def _own(pace: Pace) -> str | None:
-    return f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
-
-
 def _volumes_per_second(pace: Pace) -> str | None:
     timing = pace.volumes.get(pace.own or 0)
     rate = None if timing is None else _per_second("sample", timing)
@@ -175,10 +175,6 @@ def _sampling_rate(pace: Pace) -> str | None:
 
 def _limits(timing: Timing | None) -> str | None:
     return ", ".join(f"{name} {share:.0%}" for name, share in timing.parts.items()) if timing and timing.parts else None
-
-
-def _sampling_limits(pace: Pace) -> str | None:
-    return _limits(next(reversed(pace.volumes.values()), None))
 
 
 def _rate(timing: Timing | None) -> str | None:

@@ -12,8 +12,8 @@ from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.planning.duration import duration_table, durations
-from ppdm_bench.planning.outlook import Case, NoOutlook, Question, ask_all, predictor
-from ppdm_bench.planning.questions import Answer, Bounds, phases_of, question
+from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, Question, ask_all, predictor
+from ppdm_bench.planning.questions import Bounds, CapacityAnswer, phases_of, question
 from ppdm_bench.planning.search import Found, Look
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import GIB, Target
@@ -25,7 +25,7 @@ from ppdm_bench.report.tables.render import Page
 
 
 @dataclass(frozen=True)
-class Plan:
+class CapacityPlan:
     """Requests of ``ppdm-bench plan``.
 
     Attributes:
@@ -58,7 +58,7 @@ class Plan:
         ]
 
 
-class Interrupted(KeyboardInterrupt):
+class PlanInterrupted(KeyboardInterrupt):
     """Ctrl-C during a plan; ``records`` hold the answers that were found before."""
 
     def __init__(self, records: list[Record]) -> None:
@@ -66,7 +66,7 @@ class Interrupted(KeyboardInterrupt):
         self.records = records
 
 
-def collect(plan: Plan, workers: int | None = None) -> list[Record]:
+def collect(plan: CapacityPlan, workers: int | None = None) -> list[Record]:
     """Answer all questions with a progress bar and return the records.
 
     Raises:
@@ -76,7 +76,7 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
     questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
     found: dict[int, list[Record]] = {}
 
-    def keep(number: int, answer: Answer | NoOutlook) -> None:
+    def keep(number: int, answer: CapacityAnswer | NoOutlook) -> None:
         one, phase = asked[number]
         if isinstance(answer, NoOutlook):
             found[number] = [_record(plan, one, one, phase, "fits", status="error", reason=str(answer))]
@@ -86,27 +86,27 @@ def collect(plan: Plan, workers: int | None = None) -> list[Record]:
     try:
         _answer(plan, questions, workers, keep)
     except KeyboardInterrupt:
-        raise Interrupted([record for _, records in sorted(found.items()) for record in records]) from None
+        raise PlanInterrupted([record for _, records in sorted(found.items()) for record in records]) from None
     records = [record for _, those in sorted(found.items()) for record in those]
     if plan.steps is not None and plan.sheet is not None:
         fitting = [asked[number] for number, those in sorted(found.items()) if those[0].value]
         try:
             records += durations(fitting, plan.steps, plan.sheet)
         except KeyboardInterrupt:
-            raise Interrupted(records) from None
+            raise PlanInterrupted(records) from None
     return records
 
 
 def _answer(
-    plan: Plan,
-    questions: Sequence[Question[Answer]],
+    plan: CapacityPlan,
+    questions: Sequence[Question[CapacityAnswer]],
     workers: int | None,
-    keep: Callable[[int, Answer | NoOutlook], None],
+    keep: Callable[[int, CapacityAnswer | NoOutlook], None],
 ) -> None:
     with progress() as bar, predictor(plan.target, workers) as submit:
         shown = bar.add_task("loading", total=len(questions))
 
-        def tell(answered: int, made: int, case: Case) -> None:
+        def tell(answered: int, made: int, case: OutlookCase) -> None:
             what = case.configuration
             text = f"{made} predictions; {what.name} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
@@ -149,7 +149,7 @@ def failures(records: Sequence[Record]) -> list[str]:
     return [record.reason for record in records if record.status == "error"]
 
 
-def _records(plan: Plan, answer: Answer) -> list[Record]:
+def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
     asked, phase, bounds = answer.asked, answer.phase, plan.bounds
 
     def edge(case: int) -> int:
@@ -173,7 +173,7 @@ def _records(plan: Plan, answer: Answer) -> list[Record]:
     return records
 
 
-def _verdict(plan: Plan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
+def _verdict(plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
     fits = _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1")
     needed = [] if look.brief else [_record(plan, asked, one, phase, "needs", value=look.need, unit="B")]
     host = [] if look.host is None else [_record(plan, asked, one, phase, "peak_host", value=look.host, unit="B")]
@@ -195,7 +195,9 @@ def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
     return value if found.bounded else value | {"reason": f"nothing beyond {named(found.limit)} was looked at"}
 
 
-def _record(plan: Plan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any) -> Record:
+def _record(
+    plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any
+) -> Record:
     """Return a record about ``one``, whose options may differ from those of the request ``asked``."""
     target = plan.target
     how = {

@@ -9,12 +9,12 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.speed import speed_page
-from ppdm_bench.timing.command import TIMES, Plan, Task, carry_out
+from ppdm_bench.timing.command import TIMES, TimingPlan, TimingTask, carry_out
 from ppdm_bench.timing.prediction import predicted_times
 from ppdm_bench.units import shape_text
 
 
-def collect(plan: Plan, folder: Path) -> list[Record]:
+def collect(plan: TimingPlan, folder: Path) -> list[Record]:
     """Run the plan with a progress bar; every record is on disk before the next task begins.
 
     Records that the folder already contains unchanged are not written again.
@@ -24,7 +24,7 @@ def collect(plan: Plan, folder: Path) -> list[Record]:
         # Starting a child process and measuring the ceiling take about as long as one timing.
         whole = OverallProgress(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
 
-        def show(task: Task) -> None:
+        def show(task: TimingTask) -> None:
             whole.show(task.text)
 
         for made in predicted_times(plan, plan.sheet, show) if plan.sheet else carry_out(plan, show, ledger.earlier):

@@ -1,0 +1,171 @@
+"""``ppdm-bench memory``: peak memory of every method, predicted and measured."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ppdm_bench.commands.options import (
+    BatchSize,
+    Checkpointing,
+    Columns,
+    Factors,
+    Gpu,
+    Json,
+    Launcher,
+    LauncherOptions,
+    Like,
+    Methods,
+    Precision,
+    Preset,
+    Results,
+    Shape,
+    Sources,
+    Start,
+    Variations,
+    Width,
+)
+from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
+from ppdm_bench.commands.terminal import alone_in, report_outcome, with_earlier
+from ppdm_bench.commands.values import (
+    as_usage,
+    comma_separated,
+    one_of,
+    read_budget,
+    read_names,
+    read_option,
+    read_seconds,
+)
+from ppdm_bench.records import PHASES
+
+if TYPE_CHECKING:
+    from ppdm_bench.records import Record
+
+
+MeasuringDevice = Annotated[
+    Literal["auto", "cuda", "cpu", "predict"],
+    typer.Option(help="Device; auto: measure if there is a GPU, else predict."),
+]
+
+
+def memory(
+    res: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
+        ),
+    ] = None,
+    shape: Shape = None,
+    like: Like = None,
+    method: Methods = None,
+    factor: Factors = "2,4,8",
+    phase: Annotated[
+        str, typer.Option(help="Phases: train, sample, autoencoder_train, decode. A method without a phase skips it.")
+    ] = ",".join(PHASES),
+    precision: Precision = "fp32",
+    checkpointing: Checkpointing = "none",
+    batch_size: BatchSize = 1,
+    sources: Sources = 1,
+    width: Width = None,
+    preset: Preset = "matched",
+    vary: Variations = None,
+    start: Start = None,
+    device: MeasuringDevice = "auto",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that may be used, such as 24GB: adds a verdict and limits measurements. Default: no limit."
+        ),
+    ] = None,
+    gpu: Gpu = None,
+    no_gate: Annotated[
+        bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            parser=read_seconds, metavar="SECONDS", help="Time limit of one measurement or one prediction, in seconds."
+        ),
+    ] = 600,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run each measured step again, limited to the predicted memory.")
+    ] = False,
+    assumed: Annotated[
+        bool,
+        typer.Option("--assumed", help="Show the part of each prediction that no published measurement confirms yet."),
+    ] = False,
+    constants: Annotated[
+        Path | None,
+        typer.Option(help="Predict with the context and workspace fitted in this file; default: built-in constants."),
+    ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="METHOD", help="Only plot the memory of this method over time; repeatable. Default: none."
+        ),
+    ] = None,
+    launcher: Launcher = None,
+    launcher_option: LauncherOptions = None,
+    columns: Columns = None,
+    out: Results = Path("runs/memory"),
+    json: Json = False,
+) -> None:
+    """Predict the peak memory of every method; with a GPU, measure it too."""
+    chosen = read_names("--columns", columns)
+    phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
+    capacity = read_option("--budget", read_budget, budget) if budget is not None else None
+    sizes, spacing = asked_sizes(res, shape, like)
+    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
+    jobs = asked_jobs(launcher, launcher_option)
+    if jobs is not None and (verify or explain):
+        raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
+    with redirect_stdout(sys.stderr):  # a user's own method may print
+        from ppdm_bench.configuration import check_phases
+        from ppdm_bench.devices import card_of, choose
+        from ppdm_bench.memory.command import MemoryPlan
+        from ppdm_bench.memory.constants import with_constants
+        from ppdm_bench.memory.jobs import Request, collect_jobs
+        from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
+        from ppdm_bench.memory.verify import unverified, verdict, verify_in
+
+        asked = asked_configurations(explain or method, sizes, wanted, start, vary)
+        as_usage(check_phases, asked, phases)
+        if gpu is not None:
+            capacity = as_usage(card_of, gpu, capacity).capacity
+        if jobs is None:
+            where, target = as_usage(choose, device, capacity, gpu)
+            target = as_usage(with_constants, constants, target)
+        if verify and (explain or where == "predict"):
+            raise typer.BadParameter("--verify repeats measurements; measure with --device cuda or cpu")
+        verified: list[Record] = []
+        lost: list[str] = []
+        with alone_in(out) as folder:
+            if jobs is not None:
+                request = Request(
+                    phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
+                )
+                records, lost = collect_jobs(asked, request, folder, jobs)
+                shown = with_earlier(records, folder)
+                text, written = present(shown, folder, capacity, assumed, chosen) if records else ("", [])
+            elif explain:
+                records, text, written = explain_all(
+                    MemoryPlan(asked, phases, "predict", target, spacing, timeout), folder
+                )
+            else:
+                plan = MemoryPlan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
+                records = collect(plan, folder)
+                verified = verify_in(folder, records, timeout) if verify else []
+                records = [*(record for record in records if record not in verified), *verified]
+                text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
+                text += verdict(verified)
+    if json:
+        from ppdm_bench.records import write_json_array
+
+        text = write_json_array(records)
+    print(text)
+    raise typer.Exit(
+        report_outcome(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout)
+    )
