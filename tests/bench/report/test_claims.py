@@ -217,6 +217,17 @@ def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
     assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
 
 
+def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_larger():
+    own = [
+        record
+        for task in TASKS
+        for steps, gain in ((1, 3), (PPDM.sampling.steps + 1, 2), (10, 1))
+        for record in scores(PPDM, task, shifted(gain), steps=steps)
+    ]
+    found = decided("frequency", [*own, *(r for task in TASKS for r in scores(WAVELET, task, SUBJECTS))])
+    assert [round(effect.value, 1) for effect in found.effects] == [2.0] * len(TASKS)
+
+
 def test_the_best_of_a_rival_counts_over_its_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]
@@ -251,7 +262,7 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     names = ("CLAIMS.md", "claims/claims.csv", "claims/reversibility.jsonl")
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
-    assert b"which is phantoms and small budgets" in first[0]
+    assert b"these are phantoms and small budgets" in first[0]
     assert b"Those that decide: command" in first[0]
     assert b"elsewhere" not in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
@@ -262,7 +273,7 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
 def test_the_page_names_own_data_where_there_are_some(tmp_path):
     kept(tmp_path / "set", of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)]))
     assert run("claims", tmp_path / "set", "--out", tmp_path / "out")[0] == 0
-    assert "which is phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
+    assert "these are phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
 
 
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])
