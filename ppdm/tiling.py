@@ -41,7 +41,7 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
-class Block:
+class VolumeBlock:
     """One block of a state: one interval for each axis."""
 
     intervals: tuple[Interval, Interval, Interval]
@@ -105,7 +105,7 @@ def number_of_blocks(shape: Shape, size: Shape | None, overlap: float) -> int:
     return prod(len(_places(whole, part, overlap)) for whole, part in extents)
 
 
-def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | None = None) -> list[Block]:
+def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | None = None) -> list[VolumeBlock]:
     """Divide a state into blocks that cover all of it; the last axis changes fastest.
 
     Args:
@@ -116,7 +116,7 @@ def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | 
         device: device of the weights.
     """
     d, h, w = (_intervals(whole, min(part, whole), overlap, device) for whole, part in zip(shape, size, strict=True))
-    return [Block(intervals) for intervals in product(d, h, w)]
+    return [VolumeBlock(intervals) for intervals in product(d, h, w)]
 
 
 def predict_in_blocks(

@@ -16,7 +16,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Shown
-from ppdm_bench.report.tables.render import Line, Table
+from ppdm_bench.report.tables.render import Table, TableRow
 
 Section = tuple[str, str, Shown, bytes]
 
@@ -125,7 +125,7 @@ def _table(table: Table, groups: dict[str, list[Record]]) -> str:
     return f"<table><thead><tr><th>records</th>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _links(line: Line, groups: dict[str, list[Record]]) -> str:
+def _links(line: TableRow, groups: dict[str, list[Record]]) -> str:
     links = []
     for number, source in enumerate(line.sources, start=1):
         # Picture data are not records: their file is named instead.

@@ -22,7 +22,7 @@ from ppdm_bench.report.paper import gallery
 from ppdm_bench.report.paper_figure import Missing
 from ppdm_bench.report.paper_registry import EXHIBITS
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.report.tables.render import Heading, Line, Table, escape_latex, to_csv, to_latex, to_markdown
+from ppdm_bench.report.tables.render import Heading, Table, TableRow, escape_latex, to_csv, to_latex, to_markdown
 
 pytestmark = pytest.mark.slow
 
@@ -260,7 +260,7 @@ def test_a_pickle_in_picture_data_is_not_opened(tmp_path):
 
 
 def test_tables_escape_what_their_format_knows():
-    table = Table([Heading("a_b", "a_b, %"), Heading("c", "c", number=True)], [Line(("x|y & z_1", None), ("f#1",))])
+    table = Table([Heading("a_b", "a_b, %"), Heading("c", "c", number=True)], [TableRow(("x|y & z_1", None), ("f#1",))])
     assert to_csv(table) == "a_b,c,records\nx|y & z_1,,f#1\n"
     assert to_markdown(table).splitlines()[-1] == "| x\\|y & z_1 | – |"
     assert r"x\textbar{}y \& z\_1 & -- \\" in to_latex(table)
@@ -268,7 +268,7 @@ def test_tables_escape_what_their_format_knows():
 
 
 def test_a_negative_number_has_a_minus_and_a_name_keeps_its_hyphen():
-    table = Table([Heading("a", "a"), Heading("b", "b", "{:+.1f}".format, number=True)], [Line(("-x", -2.5))])
+    table = Table([Heading("a", "a"), Heading("b", "b", "{:+.1f}".format, number=True)], [TableRow(("-x", -2.5))])
     assert to_csv(table).splitlines()[-1] == "-x,-2.5,"
     assert to_markdown(table).splitlines()[-1] == "| -x | −2.5 |"
     assert r"-x & $-$2.5 \\" in to_latex(table)
@@ -276,7 +276,7 @@ def test_a_negative_number_has_a_minus_and_a_name_keeps_its_hyphen():
 
 def test_a_table_longer_than_a_page_breaks_in_latex():
     def table(rows):
-        return to_latex(Table([Heading("a", "name")], [Line((str(row),)) for row in range(rows)]))
+        return to_latex(Table([Heading("a", "name")], [TableRow((str(row),)) for row in range(rows)]))
 
     short, long = table(50).splitlines(), table(51).splitlines()
     assert short[1] == r"\begin{tabular}{@{}l@{}}"
@@ -294,7 +294,7 @@ def test_latex_knows_every_sign_or_names_it():
 
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match="2 cells under 1 headings"):
-        Table([Heading("a", "a")], [Line((1, 2))])
+        Table([Heading("a", "a")], [TableRow((1, 2))])
 
 
 def test_published_peaks_are_told_apart_by_what_is_stated_of_them(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ppdm_bench.report.tables.render import Heading, Line, Page, Table, TextCell, to_csv, to_latex, to_text
+from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow, TextCell, to_csv, to_latex, to_text
 
 
 def table(**more):
@@ -13,7 +13,7 @@ def table(**more):
         Heading("ratio", "ratio to the reference", "{:.1f}×".format, number=True, rank=1, note="Ratio: to full."),
         Heading("reserved", "reserved GiB", "{:.2f}".format, number=True, rank=2),
     ]
-    lines = [Line(("full", "predicted", 8.0, 1.0, 9.5)), Line(("puzzle", "predicted", 2.0, 0.25, None))]
+    lines = [TableRow(("full", "predicted", 8.0, 1.0, 9.5)), TableRow(("puzzle", "predicted", 2.0, 0.25, None))]
     return Table(headings, lines, **more)
 
 
@@ -52,7 +52,7 @@ def test_columns_are_left_out_by_rank_with_their_values_and_notes():
 
 def test_long_words_are_folded_and_numbers_are_not():
     number = Heading("n", "n", number=True)
-    wide = Table([Heading("a", "a"), number], [Line(("many words of a reason " * 9, 123456789012))])
+    wide = Table([Heading("a", "a"), number], [TableRow(("many words of a reason " * 9, 123456789012))])
     text = to_text(wide, width=60)
     assert max(lengths(text)) <= 60
     assert "123456789012" in text
@@ -84,12 +84,14 @@ def test_latex_has_the_best_in_bold_and_no_word_repeated_in_every_row():
 def test_the_best_is_found_among_comparable_rows():
     headings = [Heading("task", "task"), Heading("psnr", "PSNR dB ↑", number=True), Heading("x", "x")]
     values = [("mri", 20), ("mri", 30), ("pet", 40), ("pet", 35), ("ct", 10)]
-    latex = to_latex(Table(headings, [Line((*value, n)) for n, value in enumerate(values)], within=["task"]))
+    latex = to_latex(Table(headings, [TableRow((*value, n)) for n, value in enumerate(values)], within=["task"]))
     assert [n for n in (20, 30, 40, 35, 10) if rf"\textbf{{{n}}}" in latex] == [30, 40]
 
 
 def test_a_cell_has_its_own_text_for_people_and_its_value_for_programs():
-    one = Table([Heading("peak", "peak GiB", "{:.1f}".format, number=True)], [Line((TextCell(155.0, "155.0 OOM"),))])
+    one = Table(
+        [Heading("peak", "peak GiB", "{:.1f}".format, number=True)], [TableRow((TextCell(155.0, "155.0 OOM"),))]
+    )
     assert to_csv(one) == "peak,records\n155,\n"
     assert "155.0 OOM" in to_text(one)
 

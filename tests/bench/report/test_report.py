@@ -279,9 +279,9 @@ def test_the_markdown_is_exact() -> None:
         "| full | measured | – | 16.00 | 1.00× | – | – | 5.00 | 1.00× |\n"
         "| puzzle r=2 | measured | 26.1 M | 2.00 | 0.125× | −5.00% | 2.50 | 0.500 | 0.100× |\n"
         "| puzzle r=2 | predicted | – | 1.90 | – | – | – | – | – |\n\n"
-        "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Ratio: to full, checkpointing none, all other "
-        "settings and the kind equal. Prediction error: predicted / measured − 1. Reserved: memory that the allocator "
-        "takes from the driver if nothing limits it; less can suffice.\n"
+        "GiB (2³⁰ bytes): peak of live tensors (peak_allocated). Ratio: relative to full, checkpointing none, with the "
+        "same kind and all other settings equal. Prediction error: predicted / measured − 1. Reserved: memory that the "
+        "allocator takes from the driver if nothing limits it; less can suffice.\n"
     )
 
 

@@ -8,7 +8,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
-from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
+from ppdm_bench.report.tables.render import Heading, Table, TableRow, to_markdown
 
 Decided = Sequence[tuple[Claim, Finding]]
 
@@ -28,7 +28,9 @@ def effects_table(decided: Decided) -> Table:
                 if effect
                 else (None,) * 8
             )
-            lines.append(Line((claim.key, finding.verdict, *cells, finding.scope), effect.sources if effect else ()))
+            lines.append(
+                TableRow((claim.key, finding.verdict, *cells, finding.scope), effect.sources if effect else ())
+            )
     return Table(headings, lines)
 
 
@@ -46,7 +48,7 @@ def to_claims_markdown(decided: Decided, library: Library) -> str:
     """Return the verdicts, then the rule, effects, records and scope of each claim."""
     summary = Table(
         [Heading(name) for name in ("claim", "verdict", "decided by")],
-        [Line((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
+        [TableRow((claim.sentence, f"**{finding.verdict}**", finding.basis)) for claim, finding in decided],
     )
     own = any(not point.is_synthetic for point in library.points)
     blocks = [
@@ -82,12 +84,12 @@ def _claim(claim: Claim, finding: Finding) -> str:
     return "\n\n".join(blocks)
 
 
-def _line(effect: Effect) -> Line:
+def _line(effect: Effect) -> TableRow:
     ends = (effect.low, effect.high)
     interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
     said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
     value = _number(effect.value, effect.unit) + ("×" if effect.unit == "×" else f" {effect.unit}")
-    return Line((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
+    return TableRow((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
 
 
 def _number(value: float, unit: str) -> str:

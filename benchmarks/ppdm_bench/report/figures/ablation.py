@@ -36,7 +36,7 @@ _WORDS |= {"cell": "within\nblocks", "all": "all\nvoxels"}
 _DIFFERENCES = ("psnr", "ssim", "sharpness")
 
 
-class Point(NamedTuple):
+class PlottedValue(NamedTuple):
     """A value with its interval, if it has one; predicted values are hollow."""
 
     value: float
@@ -45,7 +45,7 @@ class Point(NamedTuple):
     hollow: bool = False
 
 
-Quantity = Callable[[AblationRow], list[Point]]
+Quantity = Callable[[AblationRow], list[PlottedValue]]
 
 
 def ablation_figure(records: Sequence[Record]) -> Figure:
@@ -148,22 +148,22 @@ def _name(metric: str) -> str:
 
 
 def _of_metric(metric: str, rows: Sequence[AblationRow]) -> Quantity:
-    def points(row: AblationRow) -> list[Point]:
+    def points(row: AblationRow) -> list[PlottedValue]:
         found = difference(row, rows, row.metric(metric))
-        return [] if found is None else [Point(found.mean, found.low, found.high)]
+        return [] if found is None else [PlottedValue(found.mean, found.low, found.high)]
 
     return points
 
 
-def _memory(row: AblationRow) -> list[Point]:
+def _memory(row: AblationRow) -> list[PlottedValue]:
     peaks = {kind: row.peak("train", kind) for kind in ("predicted", "measured")}
-    return [Point(peak / GIB, hollow=kind == "predicted") for kind, peak in peaks.items() if peak is not None]
+    return [PlottedValue(peak / GIB, hollow=kind == "predicted") for kind, peak in peaks.items() if peak is not None]
 
 
-def _seconds(row: AblationRow) -> list[Point]:
+def _seconds(row: AblationRow) -> list[PlottedValue]:
     """As timed before the trainings, in turn, and so comparable; else as trained."""
     seconds = row.costs.get("step_seconds", row.step_seconds)
-    return [] if seconds is None else [Point(seconds)]
+    return [] if seconds is None else [PlottedValue(seconds)]
 
 
 def _draw(axes: Axes, levels: Sequence[Sequence[AblationRow]], quantity: Quantity, place: int, shift: float) -> None:

@@ -23,7 +23,7 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column, Marker
 from ppdm_bench.report.rows import gather_peaks, prediction_of
-from ppdm_bench.report.tables.render import Columns, Heading, Line, Table, table_of, to_markdown
+from ppdm_bench.report.tables.render import Columns, Heading, Table, TableRow, table_of, to_markdown
 from ppdm_bench.units import GIB, shape_text
 
 # The published counters and their names in tables and legends.
@@ -288,7 +288,7 @@ def measured_table(records: Iterable[Record]) -> str:
     rows = [*([*names, *_error_cells(own)] for names, own in groups.items()), ["all", "", *_error_cells(pairs)]]
     title = f"Relative error of predicted peaks, predicted / measured − 1{_machines(pairs)}."
     headings = [Heading(name, number=place > 1) for place, name in enumerate(head)]
-    return f"{title}\n\n{to_markdown(Table(headings, [Line(tuple(row)) for row in rows]))}\n{_MEASURED_NOTE}\n"
+    return f"{title}\n\n{to_markdown(Table(headings, [TableRow(tuple(row)) for row in rows]))}\n{_MEASURED_NOTE}\n"
 
 
 _MEASURED = ("peak_allocated", "peak_reserved")

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.breakdown import PARTS
 from ppdm_bench.report.figures.style import SMALL
-from ppdm_bench.report.tables.render import Heading, Line, Page, Table, data_frame
+from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow, data_frame
 from ppdm_bench.units import GIB
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
@@ -126,7 +126,7 @@ def timeline_page(timeline: MemoryTimeline) -> Page:
     held = sum(block.size for block in timeline.blocks)
     parts: list[str | Table] = [
         f"{timeline.name}: predicted peak {peak / GIB:.2f} GiB, {span.stage} of {span.part}.",
-        Table(headings, [Line(cells) for cells in lines]),
+        Table(headings, [TableRow(cells) for cells in lines]),
         f"Together {held / GIB:.2f} GiB, {held / peak:.1%} of the peak.",
     ]
     dtypes = dict.fromkeys(keys, "object") | {"rank": "Int64", "bytes": "Int64", "share": "float64"}

@@ -21,7 +21,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import gradient_of, same_but_for_loss
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.snapshot import Snapshot, View
-from ppdm_bench.report.tables.render import Heading, Line, Table
+from ppdm_bench.report.tables.render import Heading, Table, TableRow
 
 _BLOCKS = 12  # of the puzzle along an axis of a magnified picture
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # along D, H, W
@@ -102,7 +102,8 @@ def _table(cases: Sequence[LossPair]) -> Table:
                 about = (case.snapshot.task, case.snapshot.subject, loss, view.label, name)
                 source = f"{case.snapshot.place}#{view.config_id}"
                 lines += [
-                    Line((*about, float(k), float(p)), (source,)) for k, p in zip(*_relative(view, axis), strict=True)
+                    TableRow((*about, float(k), float(p)), (source,))
+                    for k, p in zip(*_relative(view, axis), strict=True)
                 ]
     headings = [Heading(name) for name in ("task", "subject", "loss", "method", "axis")]
     headings.append(Heading("cycles_per_voxel", "cycles/voxel", "{:.4f}".format, True))

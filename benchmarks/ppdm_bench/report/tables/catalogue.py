@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ppdm_bench.report.tables.render import Heading, Line, Page, Table
+from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow
 
 
 def _text(value: Any) -> str:
@@ -34,4 +34,4 @@ def catalogue_page(rows: Sequence[Mapping[str, Any]]) -> Page:
     Args:
         rows: from :func:`ppdm_bench.commands.methods.catalogue`.
     """
-    return Page([Table(_HEADINGS, [Line(tuple(row[heading.key] for heading in _HEADINGS)) for row in rows])])
+    return Page([Table(_HEADINGS, [TableRow(tuple(row[heading.key] for heading in _HEADINGS)) for row in rows])])

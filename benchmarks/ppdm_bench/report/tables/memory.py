@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppdm_bench.records import PHASES, Record
 from ppdm_bench.report.rows import STATUS_NAMES, PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
-from ppdm_bench.report.tables.render import NOTHING, Heading, Line, Page, Table, TextCell, data_frame, frame_rows
+from ppdm_bench.report.tables.render import NOTHING, Heading, Page, Table, TableRow, TextCell, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
     headings += [Heading(name, name.replace("_", " "), _setting) for name in differing]
     headings += [Heading("parameters", "parameters", count, number=True, rank=2)]
     headings += [heading for phase in _phases_of(frame) for heading in _phase_headings(frame, phase, assumed)]
-    rows = [Line(tuple(_cell(line, heading.key) for heading in headings)) for line in lines]
+    rows = [TableRow(tuple(_cell(line, heading.key) for heading in headings)) for line in lines]
     table = Table(headings, rows, within=settings).without_empty()
     return Page([_title(frame, settings), table, *_remarks(frame, lines)], frame)
 

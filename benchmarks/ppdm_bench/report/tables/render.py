@@ -79,7 +79,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Line:
+class TableRow:
     """A row: one value per column (None if there is none), and the records that it comes from."""
 
     cells: tuple[Any, ...]
@@ -98,7 +98,7 @@ class Table:
     """
 
     headings: Sequence[Heading]
-    lines: Sequence[Line]
+    lines: Sequence[TableRow]
     within: Collection[str] = ()
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class Table:
     def only(self, headings: Sequence[Heading]) -> Table:
         """Return the table with these of its columns, in this order."""
         places = [self.headings.index(heading) for heading in headings]
-        lines = [Line(tuple(line.cells[place] for place in places), line.sources) for line in self.lines]
+        lines = [TableRow(tuple(line.cells[place] for place in places), line.sources) for line in self.lines]
         return Table(headings, lines, self.within)
 
     def without_empty(self) -> Table:
@@ -135,7 +135,7 @@ def table_of(
         within: as for :class:`Table`.
         sources: a function from an object to the records that it comes from.
     """
-    lines = [Line(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
+    lines = [TableRow(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
     return Table([*columns], lines, within)
 
 
