@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppdm_bench import ScriptError, Target, predict_peak, predict_script
+from ppdm_bench.predictor.script import prediction
 from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script
 
 pytestmark = pytest.mark.slow
@@ -231,9 +232,11 @@ def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: s
     assert printed in rest
 
 
-def test_time_that_is_up_is_said(folder: Path) -> None:
-    error = failure(script("import time\ntime.sleep(100)"), timeout=8)
-    assert "no optimizer step within 8 s" in str(error)
+def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child measures its time from when PyTorch is imported, however long that takes on a busy machine."""
+    monkeypatch.setattr(prediction, "_GRACE", 600)
+    error = failure(script("import time\ntime.sleep(100)"), timeout=1)
+    assert "no optimizer step within 1 s" in str(error)
     with pytest.raises(ValueError, match="at least one optimizer step"):
         predict_script(["x.py"], 0)
     with pytest.raises(ValueError, match="target must be"):
