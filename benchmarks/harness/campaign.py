@@ -95,6 +95,11 @@ class Job:
         return self.evaluations == EVALUATIONS
 
     @property
+    def part(self) -> tuple[object, ...]:
+        """What is gathered as a whole: a tier, or the further seeds of a method."""
+        return (self.tier, self.method, self.settings) if self.seed else (self.tier,)
+
+    @property
     def name(self) -> str:
         """Name of its log."""
         return self.run if self.is_training else f"{self.run} e{self.evaluations}"
@@ -224,11 +229,12 @@ def carry_out(job: Job, folder: Path) -> None:
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     """Copy the records of complete tiers, one compressed file for each data set, and the step times.
 
-    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores.
+    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores. Of further
+    seeds, those of a method count as soon as it has them on all data.
     Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
     """
-    open_tiers = {job.tier for job in wanted if not is_done(job, folder)}
-    closed = [job for job in wanted if job.tier not in open_tiers and job.is_training]
+    open_parts = {job.part for job in wanted if not is_done(job, folder)}
+    closed = [job for job in wanted if job.part not in open_parts and job.is_training]
     for data in dict.fromkeys(job.data for job in closed):
         mine = [job for job in closed if job.data == data]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))

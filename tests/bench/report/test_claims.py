@@ -217,6 +217,17 @@ def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
     assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
 
 
+def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_larger():
+    own = [
+        record
+        for task in TASKS
+        for steps, gain in ((1, 3), (PPDM.sampling.steps + 1, 2), (10, 1))
+        for record in scores(PPDM, task, shifted(gain), steps=steps)
+    ]
+    found = decided("frequency", [*own, *(r for task in TASKS for r in scores(WAVELET, task, SUBJECTS))])
+    assert [round(effect.value, 1) for effect in found.effects] == [2.0] * len(TASKS)
+
+
 def test_the_best_of_a_rival_counts_over_its_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]

@@ -438,6 +438,21 @@ def test_time_of_a_task_belongs_to_its_own_volumes():
     assert [axes.get_xlabel() for axes in figure.axes] == ["time per volume (s)"]
 
 
+def test_times_are_those_of_the_device_that_has_the_most_and_predicted_ones_are_hollow():
+    records = [r for method in (PPDM, FULL_3D) for r in scores(method, TASKS[0], [30.0, 31.0])]
+    here = timing(PPDM, 4, [9.0])
+    card = [
+        replace(timing(method, 4, [1.0]), kind="predicted", env={"target_gpu": "A100"}) for method in (PPDM, FULL_3D)
+    ]
+    other = timing(PPDM.with_network(width=16), 4, [5.0])  # a network that has no score
+    shown, figure = exhibit("quality-seconds", [*records, *card, here, other])
+    assert "predicted time of one translation of 64×64×64 voxels (A100)" in shown.about
+    (axes,) = figure.axes
+    assert [line.get_markerfacecolor() for line in axes.lines if line.get_marker() != "None"] == ["white"] * 2
+    (axes,) = exhibit("quality-seconds", [*records, card[0], here])[1].axes
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "None"] == [9]  # measured comes first
+
+
 def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_names():
     records = [peak(m, size, (1 << 24) * size) for m in (PPDM, WAVELET) for size in (64, 128)]
     records += [peak(FULL_3D, size, (1 << 27) * size) for size in (64, 128)]
