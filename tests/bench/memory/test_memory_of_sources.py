@@ -9,9 +9,16 @@ from tiny_methods import tiny
 
 from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration, MethodError
+from ppdm_bench.isolation import sweep
+from ppdm_bench.isolation.runner import Answer
 from ppdm_bench.memory.workload import workload
+from ppdm_bench.planning import outlook
+from ppdm_bench.planning.outlook import Look
 from ppdm_bench.predictor.peak import measure_peak, predict_peak
+from ppdm_bench.records import Record
+from ppdm_bench.timing import worker
 from ppdm_bench.timing.arithmetic import step_flops, volume_flops
+from ppdm_bench.timing.clock import Protocol
 
 pytestmark = pytest.mark.slow
 
@@ -69,19 +76,53 @@ def test_operations_grow_with_the_sources():
     assert volume_flops(one, SHAPE, 1, [1])[1] < volume_flops(three, SHAPE, 1, [1])[1]
 
 
-def test_the_commands_take_a_number_of_sources():
-    words = ("--method", "ppdm", "--factor", 2, "--width", 8, "--sources", 3, "--json")
-    code, out, err = run("memory", "--res", 16, *words, "--device", "cpu", "--phase", "train", "--out", "memory")
+WORDS = ("--res", 16, "--method", "ppdm", "--factor", 2, "--width", 8, "--sources", 3, "--json")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_memory_is_of_a_number_of_sources():
+    code, out, err = run("memory", *WORDS, "--device", "cpu", "--phase", "train", "--out", "memory")
     assert code == 0, err
     peaks = {r["kind"]: r["value"] for r in json.loads(out) if r["metric"] == "peak_allocated"}
     assert peaks["predicted"] == peaks["measured"]
     assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
-    code, out, err = run("speed", "--res", 16, *words, "--device", "cpu", "--quick", "--out", "speed")
+
+
+@pytest.mark.usefixtures("unrendered")
+def test_times_are_of_a_number_of_sources(monkeypatch):
+    """The worker works in this process, without a warm-up; `test_speed` has a real run."""
+
+    def answered(module, request, timeout):
+        return Answer(**json.loads(json.dumps(worker._answer(request))))
+
+    monkeypatch.setattr(sweep, "run_child", answered)
+    monkeypatch.setattr("ppdm_bench.timing.clock._WARM_UP", Protocol(2, 0.0))
+    monkeypatch.setattr("ppdm_bench.timing.clock.QUICK", Protocol(3, 0.0))
+    code, out, err = run("speed", *WORDS, "--device", "cpu", "--quick", "--evaluations", 1, "--out", "speed")
+    assert code == 0, err
+    records = [Record(**row) for row in json.loads(out)]
+    assert {r.variant for r in records} == {"r=2 sources=3"}
+    method = Configuration("ppdm", (16, 16, 16), factor=2, width=8, sources=3).resolve()
+    counted = [r.value for r in records if r.metric == "step_flops"]
+    assert counted == [step_flops(method, (16, 16, 16), 1)]
+    assert {r.metric for r in records if r.samples} >= {"step_seconds", "volume_seconds"}
+
+
+def test_a_plan_is_of_a_number_of_sources(monkeypatch):
+    """Its predictions are made up: each needs 1 GiB for one volume."""
+    asked = []
+
+    def made_up(case, target):
+        asked.append(case.configuration)
+        need = case.configuration.batch_size << 30
+        return Look(need <= target.capacity, need)
+
+    monkeypatch.setattr(outlook, "_cores", lambda: 1)
+    monkeypatch.setattr(outlook, "predict", made_up)
+    code, out, err = run("plan", *WORDS, "--budget", "8GB", "--phase", "train")
     assert code == 0, err
     assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
-    code, out, err = run("plan", "--res", 16, *words, "--budget", "8GB", "--phase", "train")
-    assert code == 0, err
-    assert {r["variant"] for r in json.loads(out)} == {"r=2 sources=3"}
+    assert {configuration.sources for configuration in asked} == {3}
 
 
 @pytest.mark.parametrize("command", ["memory", "speed", "plan"])

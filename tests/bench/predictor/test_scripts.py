@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ppdm_bench import ScriptError, Target, predict_peak, predict_script
+from ppdm_bench.predictor.script import prediction
 from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script
 
 pytestmark = pytest.mark.slow
@@ -126,13 +127,13 @@ def test_lines_that_keep_memory_and_lines_that_read_made_up_values_are_named() -
 
 
 def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
-    narrow = predict_script(command("arguments"), 1, "cpu")
-    wide = predict_script(command("arguments", "--width", "64"), 1, "cpu")
-    assert wide.peak.breakdown["params"] > narrow.peak.breakdown["params"]
+    wide = predict_script(command("arguments", "--width", "64"), 1, "cpu").peak
+    assert wide.breakdown["params"] >= 2 * 100 * 64 * 4  # the default width of 16 has a quarter
     (folder / "package").mkdir()
-    (folder / "package" / "train.py").write_text(f"import runpy, sys\nrunpy.run_path({str(SCRIPTS / 'plain.py')!r})\n")
-    plain = predict_script(command("plain"), 1, "cpu").peak.peak_allocated
-    assert predict_script([sys.executable, "-m", "package.train"], 1, "cpu").peak.peak_allocated == plain
+    text = f"import runpy\nrunpy.run_path({str(SCRIPTS / 'arguments.py')!r}, run_name=__name__)\n"
+    (folder / "package" / "train.py").write_text(text)
+    module = predict_script([sys.executable, "-m", "package.train", "--width", "64"], 1, "cpu").peak
+    assert (module.breakdown["params"], module.peak_allocated) == (wide.breakdown["params"], wide.peak_allocated)
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     words = "RANK LOCAL_RANK WORLD_SIZE MASTER_PORT"
     script(f"print(*(os.environ[n] for n in '{words}'.split()), sys.argv, __name__)\nstep()\n")
@@ -231,9 +232,11 @@ def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: s
     assert printed in rest
 
 
-def test_time_that_is_up_is_said(folder: Path) -> None:
-    error = failure(script("import time\ntime.sleep(100)"), timeout=8)
-    assert "no optimizer step within 8 s" in str(error)
+def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child measures its time from when PyTorch is imported, however long that takes on a busy machine."""
+    monkeypatch.setattr(prediction, "_GRACE", 600)
+    error = failure(script("import time\ntime.sleep(100)"), timeout=1)
+    assert "no optimizer step within 1 s" in str(error)
     with pytest.raises(ValueError, match="at least one optimizer step"):
         predict_script(["x.py"], 0)
     with pytest.raises(ValueError, match="target must be"):
