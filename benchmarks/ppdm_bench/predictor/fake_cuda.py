@@ -36,6 +36,10 @@ _NOTHING = (
     "reset_accumulated_memory_stats",
     "set_sync_debug_mode",
     "_sleep",
+    "check_error",
+    "caching_allocator_enable",
+    "reset_accumulated_host_memory_stats",
+    "reset_peak_host_memory_stats",
 )
 # Functions of torch.cuda that take memory which no operator shows.
 _REFUSED = (
@@ -63,7 +67,9 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     major, minor = target.cudnn_version
     yield mock.patch.object(torch.backends.cudnn, "version", return_value=(major * 100 + minor) * 100)
     yield mock.patch.object(torch.backends.cudnn, "is_available", return_value=True)
+    yield mock.patch.object(torch.backends.cudnn, "is_acceptable", _suits_cudnn)
     yield mock.patch.object(torch.version, "cuda", "12.8")
+    yield mock.patch.object(torch.cuda.nccl, "version", lambda: (2, 27, 3))
     for name, kind in (("Stream", _Stream), ("Event", _Event)):
         yield mock.patch.object(torch, name, kind)
     for name in ("_record_memory_history", "_dump_snapshot"):
@@ -73,8 +79,9 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     for name in ("start", "stop"):
         yield mock.patch.object(torch.cuda.profiler, name, _nothing)
     for name in _REFUSED:
-        if hasattr(torch.cuda, name):
-            yield mock.patch.object(torch.cuda, name, _refusal(name))
+        for module in (torch.cuda, torch.cuda.memory):
+            if name in vars(module):
+                yield mock.patch.object(module, name, _refusal(name))
     for name, dtype in _TYPES.items():
         yield mock.patch.object(torch.cuda, name, TensorType(name, (), {"dtype": dtype}))
     yield mock.patch.object(torch, "Generator", _Generator)
@@ -126,6 +133,9 @@ def _facts(target: Target) -> dict[str, Any]:
         "list_gpu_processes": lambda *_, **__: "",
         "memory_snapshot": lambda *_, **__: [],
         "host_memory_stats": lambda: Counter(),
+        "host_memory_stats_as_nested_dict": lambda: {},
+        "current_solver_handle": lambda: 0,
+        "get_stream_from_external": lambda *_, **__: stream,
         **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate", "memory_usage"), _one),
     }
 
@@ -227,6 +237,10 @@ class _Driver:
         return lambda *_, **__: 0
 
 
+def _suits_cudnn(x: Tensor) -> bool:
+    return x.is_cuda and x.is_floating_point() and torch.backends.cudnn.enabled
+
+
 def _one(*_: Any, **__: Any) -> int:
     return 1
 
@@ -267,7 +281,7 @@ class TensorType(type):
     def __call__(cls, *of: Any) -> Tensor:
         if len(of) == 1 and isinstance(of[0], list | tuple) and not isinstance(of[0], torch.Size):
             return torch.tensor(of[0], dtype=cls.dtype, device="cuda")
-        return torch.empty(*of, dtype=cls.dtype, device="cuda")
+        return torch.empty(*of or (0,), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, x: object) -> bool:
         return isinstance(x, Tensor) and x.is_cuda and x.dtype is cls.dtype

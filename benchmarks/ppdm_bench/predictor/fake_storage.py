@@ -14,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
+from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, refused
@@ -158,10 +159,14 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 # Direct results of these kernels (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to thirty
 # operators each, a fifth of a prediction's time. The fake group norm also promotes the dtype if the input and its
-# affine parameters differ in dtype, which the real kernel does not do.
+# affine parameters differ in dtype, which the real kernel does not do. Fake recurrent layers keep nothing.
 _KNOWN: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.silu_backward.default: _silu_backward,
+    aten.mkldnn_rnn_layer.default: recurrent_rules.mkldnn_layer,
+    aten.mkldnn_rnn_layer_backward.default: recurrent_rules.mkldnn_layer_backward,
+    recurrent_rules.FORWARD: recurrent_rules.cudnn,
+    recurrent_rules.BACKWARD: recurrent_rules.cudnn_backward,
 }
 
 
