@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, refused
 
-__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake"]
+__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
 
 aten = torch.ops.aten
 
@@ -289,6 +290,19 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
     if kind is not Tensor:
         alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
     return alias
+
+
+@contextmanager
+def without_class(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Take the user's class from fake tensors in the block: PyTorch's fake kernels call methods of their arguments."""
+    classes = [(x, type(x)) for x in tensors if isinstance(x, _FakeSubclass)]
+    for x, _ in classes:
+        x.__class__ = FakeTensor
+    try:
+        yield
+    finally:
+        for x, kind in classes:
+            x.__class__ = kind
 
 
 def as_class_of(x: Tensor, real: Tensor) -> Tensor:

@@ -74,7 +74,12 @@ _MEANINGS = {
     "Torch not compiled with CUDA": "a thread of its own, or a function of a library, asks for CUDA itself; move the "
     "call to the main thread, or measure it",
     **dict.fromkeys(
-        ("module 'torch._C' has no attribute", "Storage device not recognized", "Tried to instantiate dummy base class"),
+        (
+            "module 'torch._C' has no attribute",
+            "Storage device not recognized",
+            "Tried to instantiate dummy base class",
+            "without ATen_cuda library",
+        ),
         "it calls a function of PyTorch that only a build with CUDA has; leave it out, or measure it",
     ),
     "Cannot access accelerator device": "a thread of its own, or a function of a library, asks for CUDA itself; move "

@@ -34,7 +34,7 @@ def mkldnn_layer(*args: Any) -> tuple[Tensor, ...]:
     output, h, c, workspace = aten.mkldnn_rnn_layer.default(*args)
     x, hidden = args[0], args[10]
     if torch.is_grad_enabled():
-        workspace = workspace.new_empty(mkldnn_workspace(*x.shape, hidden, x.element_size()))
+        workspace = workspace.new_empty(mkldnn_workspace(x.shape[0], x.shape[1], x.shape[2], hidden, x.element_size()))
     return output, h, c, workspace
 
 
@@ -143,7 +143,7 @@ def _layer(op: Any, mode: int) -> Callable[..., Any]:
     """A recurrent layer as CUDA composes it (ATen/native/RNN.cpp), with the arguments of the operator."""
 
     def packed(x: Tensor, batch_sizes: Tensor, *args: Any) -> Any:
-        return layer(x, *args, False, sizes=batch_sizes)
+        return layer(x, *args, batch_first=False, sizes=batch_sizes)  # type: ignore[misc]
 
     def layer(
         x: Tensor,

@@ -34,7 +34,7 @@ from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_
 from ppdm_bench.predictor.cuda_composites import is_composed
 from ppdm_bench.predictor.distributed import alone
 from ppdm_bench.predictor.fake_op_cache import Recall
-from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
+from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake, without_class
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
@@ -206,7 +206,7 @@ class Trace(TorchDispatchMode):
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self.below():
+        with self.below(), without_class(seen):
             if not (self.constants and self._fake_run):
                 return op(*args, **kwargs)
             out = self.constants.run(op, args, kwargs, seen, self._fake_run)
