@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
-from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, refused
+from ppdm_bench.predictor.sizes import PredictionError, marked, marked_array, number_patches, refused
 
 __all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
 
@@ -221,7 +221,7 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
         array = constants.array(x)
-        return marked_array(array) if is_integer(x) and not constants.knows(x) else array
+        return array if constants.knows(x) or x.dtype is torch.bool else marked_array(array)
 
     def to_list(x: Tensor) -> Any:
         value = constants.read(x, real_list)
@@ -242,6 +242,7 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         with constants.reading("branch"):
             return real_bool(x)
 
+    yield from number_patches()
     yield mock.patch.object(FakeTensor, "item", to_item)
     yield mock.patch.object(FakeTensor, "__bool__", to_bool)
     yield mock.patch.object(FakeTensor, "__int__", to_int)
