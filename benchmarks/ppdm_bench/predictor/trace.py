@@ -102,6 +102,7 @@ class Trace(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.kernels = kernels
+        self.early = 0  # bytes of batches that the workers of a loader may send before their turn
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit

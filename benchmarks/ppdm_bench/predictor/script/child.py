@@ -31,7 +31,7 @@ from ppdm_bench.predictor.peak import predicting
 from ppdm_bench.predictor.script.kept_floats import compiled, keep_floats
 from ppdm_bench.predictor.script.overlay import Overlay
 from ppdm_bench.predictor.sizes import PredictionError
-from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.predictor.timeline import Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
@@ -116,6 +116,11 @@ class Session:
         if timeline.marks[-1] == timeline.now and len(timeline.marks) > 1:
             timeline.marks.pop()
         timeline.here = None
+        if self.trace.early and self.trace.target is None:
+            self.notes.append(
+                "workers of a data loader may send batches before their turn, which is up to "
+                f"{self.trace.early / MIB:.1f} MiB more; it depends on their speed"
+            )
         told = dict(constants.told) if constants else {}
         started = tuple(dict.fromkeys(self.started))
         course = Course(outcome, detail, self._steps, timeline, told, started, tuple(self.notes))
