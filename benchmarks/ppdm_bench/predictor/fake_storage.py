@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
-from ppdm_bench.predictor.sizes import PredictionError, marked, marked_array, number_patches, refused
+from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, number_patches, refused
 
 __all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
 
@@ -221,7 +221,7 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
         array = constants.array(x)
-        return array if constants.knows(x) or x.dtype is torch.bool else marked_array(array)
+        return marked_array(array) if is_integer(x) and not constants.knows(x) else array
 
     def to_list(x: Tensor) -> Any:
         value = constants.read(x, real_list)
@@ -298,7 +298,7 @@ def without_class(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Take the user's class from fake tensors in the block: PyTorch's fake kernels call methods of their arguments."""
     classes = [(x, type(x)) for x in tensors if isinstance(x, _FakeSubclass)]
     for x, _ in classes:
-        x.__class__ = FakeTensor
+        x.__class__ = FakeTensor  # type: ignore[assignment]
     try:
         yield
     finally:

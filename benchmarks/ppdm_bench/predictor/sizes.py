@@ -2,8 +2,8 @@
 
 Code may log a number that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
 would silently be predicted too small. Therefore ``.item()``, ``.tolist()`` and ``.numpy()`` mark such numbers, and
-arithmetic keeps the mark. Functions that create or slice tensors check for marks. ``int()`` would lose the mark and
-raises an error immediately.
+arithmetic, ``math`` and NumPy keep the mark. Functions that create or slice tensors check for marks. ``int()`` would
+lose the mark and raises an error immediately.
 """
 
 import dis
@@ -50,6 +50,7 @@ class StandInFloat(float):
 
     item = tolist = lambda self: self  # as a NumPy number has it
     real = property(item)
+    ndim, shape, size = 0, (), 1
 
 
 class StandIn(StandInFloat):
@@ -58,7 +59,7 @@ class StandIn(StandInFloat):
     It is a float in truth, so that ``0.1 * n`` asks this class and not ``float`` for the result.
     """
 
-    __class__ = property(lambda self: int)  # type: ignore[assignment]  # code finds an integer
+    __class__ = property(lambda self: int)  # code finds an integer
     numerator = property(lambda self: self)
 
     def __index__(self) -> int:
@@ -159,16 +160,14 @@ def number_patches() -> Iterator[Any]:
     if numpy := sys.modules.get("numpy"):  # the package itself needs only PyTorch
         for name in ("zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tile", "repeat"):
             yield mock.patch.object(numpy, name, _sized(getattr(numpy, name)))
-        for name in ("array", "asarray"):
-            yield mock.patch.object(numpy, name, _keeping(getattr(numpy, name), marked_array))
 
 
-def _keeping(function: Callable[..., Any], mark: Callable[[Any], Any] = marked) -> Callable[..., Any]:
+def _keeping(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def kept(*args: Any, **kwargs: Any) -> Any:
         if not _has_mark(args, (StandInFloat, StandIn)):
             return function(*args, **kwargs)
-        return mark(function(*_unmarked(args), **kwargs))
+        return marked(function(*_unmarked(args), **kwargs))
 
     return kept
 

@@ -34,9 +34,8 @@ SIZES: dict[str, Callable[[Tensor], Any]] = {
     "a product": lambda n: math.prod([n.item(), 2]),
     "NumPy, up": lambda n: int(np.ceil(n.item() / 2)),
     "NumPy, root": lambda n: int(np.sqrt(n.item())),
-    "NumPy, array": lambda n: np.array([n.item(), 3]).max(),
-    "NumPy, of a tensor": lambda n: int((n * 1.0).numpy().max()),
-    "NumPy, rounded": lambda n: int(np.round((n * 1.0).numpy() * 0.5)),
+    "NumPy, of a tensor": lambda n: int(n.numpy().max() * 0.5),
+    "NumPy, rounded": lambda n: int(np.round(n.item() * 0.5)),
     "NumPy, zeros": lambda n: len(np.zeros(n.item())),
 }
 
@@ -65,6 +64,7 @@ def test_what_code_does_with_such_a_number_otherwise() -> None:
         assert (torch.ones(3, dtype=torch.int64) + n * 0.5).dtype is torch.float32
         assert torch.full((2,), n).dtype is torch.int64
         assert isinstance(n / 2, float)
+        assert np.array([share]).squeeze().ndim == np.array([n]).squeeze().ndim == 0  # as TensorBoard does
 
     predict_peak(lambda: None, step, 1, "cpu")
 
