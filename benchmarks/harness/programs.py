@@ -57,10 +57,6 @@ PROGRAMS = {
         *_MONAI, "modules/engines/unet_training_dict.py", "its own", "unet_training_dict.py",
         ("monai", "pytorch-ignite"),
     ),
-    "monai-ignite": Program(
-        *_MONAI, "3d_segmentation/ignite/unet_training_array.py", "its own", "unet_training_array.py",
-        ("monai", "pytorch-ignite"),
-    ),
     "dcgan": Program(
         *_EXAMPLES, "dcgan/main.py", "its own (fake)", "main.py --dataset fake --niter 1 --batchSize 16",
         ("torchvision",),
@@ -69,12 +65,8 @@ PROGRAMS = {
         *_EXAMPLES, "word_language_model", "WikiText-2 in the repository; valid.txt is train.txt too",
         "main.py --use-optimizer --lr 0.001 --epochs 1",
     ),
-    "language-transformer": Program(
-        *_EXAMPLES, "word_language_model", "WikiText-2 in the repository; valid.txt is train.txt too",
-        "main.py --use-optimizer --lr 0.001 --epochs 1 --model Transformer",
-    ),
     "nanogpt": Program(
-        "karpathy/nanoGPT", "3adf61e154c3fe3fca428ad6bc3818b27a3b8291", ".", "data/shakespeare_char/prepare.py",
+        "karpathy/nanoGPT", "3adf61e1", ".", "data/shakespeare_char/prepare.py",
         "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=2 "
         "--batch_size=12 --max_iters=10",
     ),
