@@ -539,8 +539,11 @@ class _in_earnest:
         self._inference.__enter__()
         self._unwatched = torch._C._DisableTorchDispatch()
         self._unwatched.__enter__()
+        self._unasked = torch._C.DisableTorchFunction()  # a default device would be asked too
+        self._unasked.__enter__()
 
     def __exit__(self, *error: object) -> None:
+        self._unasked.__exit__(None, None, None)
         self._unwatched.__exit__(*error)
         self._inference.__exit__(*error)
 

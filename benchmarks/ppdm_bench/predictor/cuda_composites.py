@@ -4,9 +4,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ppdm_bench.predictor.recurrent_rules import CUDA_LAYERS
 
 aten = torch.ops.aten
 
@@ -28,6 +31,11 @@ def cuda_composites() -> Iterator[None]:
         yield
     finally:
         library._destroy()
+
+
+def is_composed(op: Any) -> bool:
+    """Whether CUDA's decomposition of an operator is defined here."""
+    return op.name().removeprefix("aten::") in _COMPOSED
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
@@ -64,9 +72,10 @@ def _softmax_of(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return softmax
 
 
-_COMPOSED: dict[str, Callable[..., Tensor]] = {
+_COMPOSED: dict[str, Callable[..., Any]] = {
     "dropout": _dropout,
     "group_norm": _group_norm,
     "softmax.int": _softmax_of(aten._softmax.default),
     "log_softmax.int": _softmax_of(aten._log_softmax.default),
+    **CUDA_LAYERS,
 }

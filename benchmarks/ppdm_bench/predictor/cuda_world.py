@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils._device import _device_constructors
+from torch.utils._device import DeviceContext, _device_constructors
 
 from ppdm_bench.predictor.autocast import cuda_autocast
 from ppdm_bench.predictor.cuda_composites import cuda_composites
-from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches
+from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches, tensor_type
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
@@ -127,6 +127,8 @@ class _Devices(TorchFunctionMode):
 
     def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         named = _as_device(kwargs.get("device"))
+        if named is None and function in _device_constructors():
+            named = _default_device()
         if named is not None and named.type == "meta":
             return function(*args, **kwargs)
         if named is None and kwargs.get("pin_memory"):
@@ -181,9 +183,7 @@ class _Devices(TorchFunctionMode):
 
     def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
         """``x.type(...)``, which takes a tensor type of the device too."""
-        named: Any = (
-            getattr(torch.cuda, kind[11:]) if isinstance(kind, str) and kind.startswith("torch.cuda.") else kind
-        )
+        named: Any = tensor_type(kind)
         return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
 
     def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
@@ -245,6 +245,14 @@ def _overrides(x: Any) -> bool:
     """Whether the class of a value overrides PyTorch's functions."""
     override = getattr(type(x), "__torch_function__", None)
     return type(x) not in _PLAIN and override not in (None, torch._C._disabled_torch_function_impl)
+
+
+def _default_device() -> torch.device | None:
+    """The device of ``with torch.device(...)`` or ``torch.set_default_device``, if there is one."""
+    return next(
+        (mode.device for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)),
+        None,
+    )
 
 
 def _as_device(value: Any) -> torch.device | None:

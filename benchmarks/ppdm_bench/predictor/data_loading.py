@@ -2,7 +2,9 @@
 
 A data pipeline reads files and crops by what it finds in them, so its tensors are real ones. They lie in host memory
 until the code moves them. What a worker process would do is done here, one batch after another, and its memory is not
-followed, because it is the memory of another process. Only the batch arrives.
+followed, because it is the memory of another process. Only the batch arrives. In reality, batches of fast workers
+arrive before their turn and wait in this process; how many depends on the speed of the workers, so that only a bound
+is noted.
 """
 
 import copy
@@ -15,6 +17,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
 from torch.utils.data import DataLoader, dataloader
 from torch.utils.data._utils import pin_memory, worker
 
@@ -52,6 +56,7 @@ class _Workers(dataloader._BaseDataLoaderIter):
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
+        self._prefetch_factor = loader.prefetch_factor
         with self.followed.in_earnest(apart=True):
             self._workers = [_Worker(self, loader, number) for number in range(loader.num_workers)]
         self._reset(loader, first_iter=True)
@@ -73,8 +78,17 @@ class _Workers(dataloader._BaseDataLoaderIter):
                 del self._fetches[at]
                 self._turns = count(at)
                 continue
+            self._note(batch)
             return pin_memory.pin_memory(batch, self._pin_memory_device) if self._pin_memory else batch
         raise StopIteration
+
+    def _note(self, batch: Any) -> None:
+        """Note how many bytes of batches may arrive before their turn: of all that workers have been asked for."""
+        asked = self._num_workers * self._prefetch_factor
+        if self._dataset_kind == dataloader._DatasetKind.Map:
+            asked = min(asked, len(self._index_sampler))
+        size = sum(x.numel() * x.element_size() for x in tree_iter(batch) if isinstance(x, Tensor))
+        self.followed.early = max(self.followed.early, (asked - 1) * size)
 
 
 class _Worker:

@@ -36,6 +36,10 @@ _NOTHING = (
     "reset_accumulated_memory_stats",
     "set_sync_debug_mode",
     "_sleep",
+    "check_error",
+    "caching_allocator_enable",
+    "reset_accumulated_host_memory_stats",
+    "reset_peak_host_memory_stats",
 )
 # Functions of torch.cuda that take memory which no operator shows.
 _REFUSED = (
@@ -63,20 +67,35 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     major, minor = target.cudnn_version
     yield mock.patch.object(torch.backends.cudnn, "version", return_value=(major * 100 + minor) * 100)
     yield mock.patch.object(torch.backends.cudnn, "is_available", return_value=True)
+    yield mock.patch.object(torch.backends.cudnn, "is_acceptable", _suits_cudnn)
     yield mock.patch.object(torch.version, "cuda", "12.8")
+    yield mock.patch.object(torch.cuda.nccl, "version", return_value=(2, 27, 3))
+    if torch.distributed.is_available():
+        for module in (torch.distributed, torch.distributed.distributed_c10d):
+            yield mock.patch.object(module, "is_nccl_available", return_value=True)
+    yield mock.patch.object(torch.cuda, "default_generators", (_Generator(),))
+    for name in ("preferred_linalg_library", "preferred_blas_library", "preferred_rocm_fa_library"):
+        if hasattr(torch.backends.cuda, name):
+            yield mock.patch.object(torch.backends.cuda, name, _nothing)
+    yield mock.patch.object(
+        torch.autograd.profiler.profile, "__init__", _without_device(torch.autograd.profiler.profile)
+    )
     for name, kind in (("Stream", _Stream), ("Event", _Event)):
         yield mock.patch.object(torch, name, kind)
     for name in ("_record_memory_history", "_dump_snapshot"):
         yield mock.patch.object(torch.cuda.memory, name, _nothing)
+    yield mock.patch.object(torch.cuda.memory, "_snapshot", return_value={"segments": [], "device_traces": []})
     for name in ("range_push", "range_pop", "range_start", "range_end", "mark"):
         yield mock.patch.object(torch.cuda.nvtx, name, _nothing)
     for name in ("start", "stop"):
         yield mock.patch.object(torch.cuda.profiler, name, _nothing)
     for name in _REFUSED:
-        if hasattr(torch.cuda, name):
-            yield mock.patch.object(torch.cuda, name, _refusal(name))
+        for module in (torch.cuda, torch.cuda.memory):
+            if name in vars(module):
+                yield mock.patch.object(module, name, _refusal(name))
     for name, dtype in _TYPES.items():
         yield mock.patch.object(torch.cuda, name, TensorType(name, (), {"dtype": dtype}))
+    yield mock.patch.object(torch, "set_default_tensor_type", _set_default_tensor_type(torch.set_default_tensor_type))
     yield mock.patch.object(torch, "Generator", _Generator)
     yield mock.patch.object(Tensor, "record_stream", _nothing)
 
@@ -126,6 +145,9 @@ def _facts(target: Target) -> dict[str, Any]:
         "list_gpu_processes": lambda *_, **__: "",
         "memory_snapshot": lambda *_, **__: [],
         "host_memory_stats": lambda: Counter(),
+        "host_memory_stats_as_nested_dict": dict,
+        "current_solver_handle": lambda: 0,
+        "get_stream_from_external": lambda *_, **__: stream,
         **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate", "memory_usage"), _one),
     }
 
@@ -211,6 +233,13 @@ _PROPERTIES = {
     "is_integrated": 0,
     "is_multi_gpu_board": 0,
     "uuid": "00000000-0000-0000-0000-000000000000",
+    "gcnArchName": "",
+    "pci_bus_id": 0,
+    "pci_device_id": 0,
+    "pci_domain_id": 0,
+    "clock_rate": 1_500_000,
+    "memory_clock_rate": 5_000_000,
+    "memory_bus_width": 384,
 }
 
 
@@ -225,6 +254,10 @@ class _Driver:
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         return lambda *_, **__: 0
+
+
+def _suits_cudnn(x: Tensor) -> bool:
+    return x.is_cuda and x.is_floating_point() and torch.backends.cudnn.enabled
 
 
 def _one(*_: Any, **__: Any) -> int:
@@ -267,10 +300,38 @@ class TensorType(type):
     def __call__(cls, *of: Any) -> Tensor:
         if len(of) == 1 and isinstance(of[0], list | tuple) and not isinstance(of[0], torch.Size):
             return torch.tensor(of[0], dtype=cls.dtype, device="cuda")
-        return torch.empty(*of, dtype=cls.dtype, device="cuda")
+        return torch.empty(*of or (0,), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, x: object) -> bool:
         return isinstance(x, Tensor) and x.is_cuda and x.dtype is cls.dtype
+
+
+def tensor_type(named: Any) -> Any:
+    """The type that a name such as ``torch.cuda.FloatTensor`` means; other values as they are."""
+    return getattr(torch.cuda, named[11:]) if isinstance(named, str) and named.startswith("torch.cuda.") else named
+
+
+def _set_default_tensor_type(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def set_default_tensor_type(named: Any) -> None:
+        kind = tensor_type(named)
+        on_device = isinstance(kind, TensorType)
+        if on_device:
+            torch.set_default_dtype(kind.dtype)
+        else:
+            original(kind)
+        torch.set_default_device("cuda" if on_device else None)
+
+    return set_default_tensor_type
+
+
+def _without_device(profiler: Any) -> Callable[..., None]:
+    """The start of a profiler that records only the CPU, because there is no device."""
+    start = profiler.__init__
+
+    def init(self: Any, *args: Any, **options: Any) -> None:
+        start(self, *args, **{**options, "use_device": None})
+
+    return init
 
 
 def _no_state(*_: Any, **__: Any) -> Tensor:

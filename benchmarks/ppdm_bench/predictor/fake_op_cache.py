@@ -69,7 +69,8 @@ class Recall:
         if (suits := self._suits.get(op)) is None:
             suits = self._suits[op] = _suits(op)
         tensors: list[FakeTensor] = []
-        words: list[Any] = [op, self._run, torch.get_default_dtype(), torch.is_inference_mode_enabled()]
+        modes = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        words: list[Any] = [op, self._run, torch.get_default_dtype(), modes]
         if not suits or not self._read((args, kwargs), words, tensors):
             return self._run(op, args, kwargs)
         key = tuple(words)

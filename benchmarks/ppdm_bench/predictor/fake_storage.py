@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -14,11 +15,12 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
+from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
-from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, refused
+from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, number_patches, refused
 
-__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake"]
+__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
 
 aten = torch.ops.aten
 
@@ -158,10 +160,14 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 # Direct results of these kernels (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to thirty
 # operators each, a fifth of a prediction's time. The fake group norm also promotes the dtype if the input and its
-# affine parameters differ in dtype, which the real kernel does not do.
+# affine parameters differ in dtype, which the real kernel does not do. Fake recurrent layers keep nothing.
 _KNOWN: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.silu_backward.default: _silu_backward,
+    aten.mkldnn_rnn_layer.default: recurrent_rules.mkldnn_layer,
+    aten.mkldnn_rnn_layer_backward.default: recurrent_rules.mkldnn_layer_backward,
+    recurrent_rules.FORWARD: recurrent_rules.cudnn,
+    recurrent_rules.BACKWARD: recurrent_rules.cudnn_backward,
 }
 
 
@@ -236,6 +242,7 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
         with constants.reading("branch"):
             return real_bool(x)
 
+    yield from number_patches()
     yield mock.patch.object(FakeTensor, "item", to_item)
     yield mock.patch.object(FakeTensor, "__bool__", to_bool)
     yield mock.patch.object(FakeTensor, "__int__", to_int)
@@ -284,6 +291,19 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
     if kind is not Tensor:
         alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
     return alias
+
+
+@contextmanager
+def without_class(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Take the user's class from fake tensors in the block: PyTorch's fake kernels call methods of their arguments."""
+    classes = [(x, type(x)) for x in tensors if isinstance(x, _FakeSubclass)]
+    for x, _ in classes:
+        x.__class__ = FakeTensor  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for x, kind in classes:
+            x.__class__ = kind
 
 
 def as_class_of(x: Tensor, real: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.convolution_rules import HALF, Buffer, Moment, convolution_buffers
 from ppdm_bench.predictor.target import MIB, Target
 
@@ -30,6 +31,8 @@ def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any
     if op is aten._softmax_backward_data.default:
         # The kernel first computes ``grad · output``, which is as large as the gradient (ATen/native/cuda/SoftMax.cu).
         yield (Buffer("softmax backward", _bytes(args[0])),)
+    elif op in (recurrent_rules.FORWARD, recurrent_rules.BACKWARD):
+        yield recurrent_rules.cudnn_buffers(op, args)
     elif op is _FUSED_BACKWARD and args[1].dtype is torch.float32:
         # The memory-efficient backward first computes ``grad · output``, which is as large as the output
         # (ATen/native/transformers/cuda/attention_backward.cu). Its half-precision kernels need no such buffer.

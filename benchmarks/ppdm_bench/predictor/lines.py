@@ -73,6 +73,11 @@ def _stack() -> Iterator[tuple[CodeType, int]]:
         frame = frame.f_back
 
 
+def is_users(file: str) -> bool:
+    """Whether a file belongs to the user, and not to PyTorch, the standard library or an installed package."""
+    return _whose_file(file) == USER
+
+
 def _whose(code: CodeType) -> int:
     return _whose_file(code.co_filename)
 

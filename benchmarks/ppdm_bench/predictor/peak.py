@@ -73,6 +73,15 @@ _MEANINGS = {
     "call it on data of a DataLoader, leave it out, or measure it",
     "Torch not compiled with CUDA": "a thread of its own, or a function of a library, asks for CUDA itself; move the "
     "call to the main thread, or measure it",
+    **dict.fromkeys(
+        (
+            "module 'torch._C' has no attribute",
+            "Storage device not recognized",
+            "Tried to instantiate dummy base class",
+            "without ATen_cuda library",
+        ),
+        "it calls a function of PyTorch that only a build with CUDA has; leave it out, or measure it",
+    ),
     "Cannot access accelerator device": "a thread of its own, or a function of a library, asks for CUDA itself; move "
     "the call to the main thread, or measure it",
 }
@@ -98,7 +107,7 @@ class Peak:
         fits: whether ``needs`` is at most the capacity of the target's card; None if no capacity was given.
         refused: bytes of the first request that does not fit on the target's card, if there is one.
         assumed: bytes of the peak that depend on a rule that no published counter confirms for such a call, such as
-            cuDNN's copies in the backward pass. They are part of the workspace.
+            cuDNN's copies in the backward pass (part of the workspace), or what its recurrent layers keep.
         host: maximum bytes of live tensors in host memory: on CUDA of those that the code keeps there, such as a volume
             of which only blocks move to the card; on the CPU of all. 0 if only a counter was read.
         made_up: where the code read values that depend on data, and how often, in a prediction; they are constants, and
@@ -149,8 +158,7 @@ def predict_peak(
     such as ``loss < best``, is answered for 1, and all of them count as finite; ``Peak.made_up`` lists where. A size
     that depends on an unknown value raises an error. The data of a ``DataLoader`` are real.
 
-    The prediction does not cover the memory that cuDNN and oneDNN keep for a recurrent layer, or control flow that
-    depends on data (L-BFGS).
+    The prediction does not cover control flow that depends on data (L-BFGS).
 
     Args:
         build: creates the state, such as a network and its optimizer.

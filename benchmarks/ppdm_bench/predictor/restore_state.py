@@ -29,7 +29,7 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 @contextmanager
 def preserved() -> Iterator[None]:
     """Restore at the end the content of every module, optimizer, schedule and leaf tensor that exists now."""
-    generators = generator_states()
+    generators, dtype, device = generator_states(), torch.get_default_dtype(), _default_device()
     leaves, owners = _alive()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
     held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
@@ -51,6 +51,14 @@ def preserved() -> Iterator[None]:
         for leaf, gradient in gradients:
             leaf.grad = gradient
         restore_generators(generators)
+        torch.set_default_dtype(dtype)
+        if _default_device() != device:
+            torch.set_default_device(device)
+
+
+def _default_device() -> torch.device | None:
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return context and context.device
 
 
 def generator_states() -> tuple[Any, Any, Any]:

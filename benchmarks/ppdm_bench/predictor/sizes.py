@@ -2,15 +2,18 @@
 
 Code may log a number that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
 would silently be predicted too small. Therefore ``.item()``, ``.tolist()`` and ``.numpy()`` mark such numbers, and
-arithmetic keeps the mark. Functions that create or slice tensors check for marks. ``int()`` would lose the mark and
-raises an error immediately.
+arithmetic, ``math`` and NumPy keep the mark. Functions that create or slice tensors check for marks. ``int()`` would
+lose the mark and raises an error immediately.
 """
 
+import dis
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, wraps
 from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -23,27 +26,67 @@ class PredictionError(RuntimeError):
     """The code does something that a prediction cannot follow without data."""
 
 
-class StandIn(int):
-    """Stand-in for an integer that depends on data."""
-
-    def __int__(self) -> int:
-        raise refused("int()")
-
-
 class StandInFloat(float):
     """Stand-in for a number that depends on data, of which code may make an integer."""
 
     def __int__(self) -> int:
+        if _is_printed():
+            return int(float(self))
         raise refused("int()")
 
+    def __reduce__(self) -> Any:
+        return type(_exact(self)), (_exact(self),)
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        result = getattr(function, method)(*map(_exact, inputs), **kwargs)
+        return marked(result.item()) if not getattr(result, "ndim", 1) else result
+
     def __round__(self, digits: Any = None) -> Any:
-        return marked(float.__round__(self, digits))
+        return marked(round(_exact(self), digits))
 
-    def __ceil__(self) -> Any:
-        return marked(math.ceil(float.__add__(self, 0)))
+    def round(self, decimals: int = 0, **_: Any) -> Any:
+        """As that of a NumPy number, which ``numpy.round`` calls."""
+        return marked(round(_exact(self), decimals))
 
-    def __floor__(self) -> Any:
-        return marked(math.floor(float.__add__(self, 0)))
+    item = tolist = lambda self: self  # as a NumPy number has it
+    real = property(item)
+    ndim, shape, size = 0, (), 1
+
+
+class StandIn(StandInFloat):
+    """Stand-in for an integer that depends on data.
+
+    It is a float in truth, so that ``0.1 * n`` asks this class and not ``float`` for the result.
+    """
+
+    __class__ = property(lambda self: int)  # code finds an integer
+    numerator = property(lambda self: self)
+
+    def __index__(self) -> int:
+        return int(float(self))
+
+    def __repr__(self) -> str:
+        return repr(_exact(self))
+
+    def __format__(self, spec: str) -> str:
+        return format(_exact(self), spec)
+
+    def bit_length(self) -> Any:
+        """As that of an integer."""
+        return marked(_exact(self).bit_length())
+
+
+def _exact(value: Any) -> Any:
+    """A number without its mark."""
+    if type(value) is StandIn:
+        return int(float(value))
+    return float(value) if type(value) is StandInFloat else value
+
+
+def _is_printed() -> bool:
+    """Whether Python asks for an integer to print it (``"%d" % n``), which calls no function."""
+    frame = sys._getframe(2)
+    return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("BINARY")
 
 
 def refused(what: str) -> PredictionError:
@@ -56,9 +99,9 @@ def refused(what: str) -> PredictionError:
 
 
 def marked(value: Any) -> Any:
-    """Mark a number, or all numbers in nested lists."""
-    if isinstance(value, list):
-        return [marked(each) for each in value]
+    """Mark a number, or all numbers in nested lists and tuples."""
+    if type(value) in (list, tuple):
+        return type(value)(marked(each) for each in value)
     mark = _MARKS.get(type(value))
     return mark(value) if mark else value
 
@@ -66,24 +109,83 @@ def marked(value: Any) -> Any:
 _MARKS: Mapping[type, type] = {int: StandIn, float: StandInFloat}
 
 
-def _of_a_mark(kind: type, name: str) -> Callable[..., Any]:
-    exact = getattr(kind, name)
-
+def _of_a_mark(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
-        result = exact(self, *args)
-        if result is NotImplemented and kind is int:  # with a fraction
-            result = getattr(float, name, exact)(float(self), *args)
+        own, given = _exact(self), tuple(map(_exact, args))
+        result = getattr(own, name)(*given)
+        if result is NotImplemented and type(own) is int:  # with a fraction
+            result = getattr(float(own), name, lambda *_: NotImplemented)(*given)
         return marked(result)
 
     return method
 
 
-_KEPT = "add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow rpow neg pos abs"
-_KEPT_BY_INTEGERS = "round ceil floor trunc lshift rshift"
-for _kind, _mark in _MARKS.items():
-    _mark.item = lambda self: self  # type: ignore[attr-defined]  # as a NumPy number has it
-    for _name in [*_KEPT.split(), *(_KEPT_BY_INTEGERS.split() if _kind is int else [])]:
-        setattr(_mark, f"__{_name}__", _of_a_mark(_kind, f"__{_name}__"))
+_KEPT = (
+    "add sub mul truediv floordiv mod divmod pow radd rsub rmul rtruediv rfloordiv rmod rdivmod rpow neg pos abs ceil"
+)
+_KEPT_BY_INTEGERS = "lshift rlshift rshift rrshift and rand or ror xor rxor invert"
+for _mark, _names in ((StandInFloat, f"{_KEPT} floor trunc"), (StandIn, _KEPT_BY_INTEGERS)):
+    for _name in _names.split():
+        setattr(_mark, f"__{_name}__", _of_a_mark(f"__{_name}__"))
+
+
+def number_patches() -> Iterator[Any]:
+    """Patches of functions that make a number of another, or an array of a size, and would lose the mark."""
+    for name in (
+        "sqrt",
+        "cbrt",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log2",
+        "log10",
+        "log1p",
+        "pow",
+        "fabs",
+        "fmod",
+        "fsum",
+        "hypot",
+        "copysign",
+        "isqrt",
+        "gcd",
+        "lcm",
+        "comb",
+        "perm",
+        "prod",
+        "dist",
+    ):
+        if hasattr(math, name):
+            yield mock.patch.object(math, name, _keeping(getattr(math, name)))
+    if numpy := sys.modules.get("numpy"):  # the package itself needs only PyTorch
+        for name in ("zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tile", "repeat"):
+            yield mock.patch.object(numpy, name, _sized(getattr(numpy, name)))
+
+
+def _keeping(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        if not _has_mark(args, (StandInFloat, StandIn)):
+            return function(*args, **kwargs)
+        return marked(function(*_unmarked(args), **kwargs))
+
+    return kept
+
+
+def _sized(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        if _has_mark((args, kwargs.values()), (StandIn, StandInFloat)):
+            raise refused(f"numpy.{function.__name__}()")
+        return function(*args, **kwargs)
+
+    return made
+
+
+def _has_mark(value: Any, marks: tuple[type, ...]) -> bool:
+    if isinstance(value, list | tuple | type({}.values())):
+        return any(_has_mark(each, marks) for each in value)
+    return type(value) in marks
 
 
 @cache
@@ -168,6 +270,8 @@ class Guard(TorchFunctionMode):
             sizes = _slices(args[1]) if function is Tensor.__getitem__ else []
         if sizes and self._is_marked(sizes, (StandIn, StandInFloat) if function in _SCALED else (StandIn,)):
             raise refused(function.__name__)
+        if _has_mark((args, kwargs.values()), (StandIn, StandInFloat)):  # PyTorch would take an integer for a fraction
+            args, kwargs = _unmarked(tuple(args)), {name: _unmarked(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 
     def _is_marked(self, value: Any, marks: tuple[type, ...]) -> bool:
@@ -175,7 +279,13 @@ class Guard(TorchFunctionMode):
             return any(self._is_marked(each, marks) for each in value)
         if isinstance(value, FakeTensor):
             return value.dim() == 0 and is_integer(value) and not self._knows(value)
-        return isinstance(value, marks)
+        return type(value) in marks
+
+
+def _unmarked(value: Any) -> Any:
+    if type(value) in (list, tuple):
+        return type(value)(_unmarked(each) for each in value)
+    return _exact(value)
 
 
 def is_integer(x: Tensor) -> bool:

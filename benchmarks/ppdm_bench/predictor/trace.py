@@ -27,12 +27,14 @@ from torch.utils._python_dispatch import (
 )
 from torch.utils._pytree import tree_iter
 
+from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.allocator import rounded
 from ppdm_bench.predictor.constants import Constants, tensors_in
 from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
+from ppdm_bench.predictor.cuda_composites import is_composed
 from ppdm_bench.predictor.distributed import alone
 from ppdm_bench.predictor.fake_op_cache import Recall
-from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake
+from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake, without_class
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
@@ -100,6 +102,7 @@ class Trace(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.kernels = kernels
+        self.early = 0  # bytes of batches that the workers of a loader may send before their turn
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit
@@ -147,7 +150,8 @@ class Trace(TorchDispatchMode):
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
                 # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
-                return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+                key = "CPU" if self.target and is_composed(op) else "CompositeImplicitAutograd"
+                return op._op_dk(getattr(DispatchKey, key), *args, **kwargs)
         if (body := _python_body(op)) is not None:
             with self:
                 return body(*args, **kwargs)
@@ -176,6 +180,8 @@ class Trace(TorchDispatchMode):
             self._follow(x, kind, str(op), place)
         if place == "unknown":
             self._meet([*seen, *results])
+        if op is recurrent_rules.FORWARD and (number := self._number(out[3])) is not None:
+            self.timeline.blocks[number].basis = "assumed"
         if place != "host":
             moments = self._apply_rules(op, args, out, backward)
             if self.kernels is not None:
@@ -201,7 +207,7 @@ class Trace(TorchDispatchMode):
             raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self.below():
+        with self.below(), without_class(seen):
             if not (self.constants and self._fake_run):
                 return op(*args, **kwargs)
             out = self.constants.run(op, args, kwargs, seen, self._fake_run)
@@ -514,9 +520,10 @@ def _python_body(op: Any) -> Callable[..., Any] | None:
 
 @cache
 def _is_composite(op: Any) -> bool:
-    """Whether an operator only calls others, without a CPU kernel of its own."""
+    """Whether an operator only calls others, without a CPU kernel of its own, or of PyTorch."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    return has(op.name(), DispatchKey.CompositeImplicitAutograd) and not has(op.name(), DispatchKey.CPU)
+    own = has(op.name(), DispatchKey.CPU) and not is_composed(op)
+    return has(op.name(), DispatchKey.CompositeImplicitAutograd) and not own
 
 
 def _storage(x: Tensor) -> torch.UntypedStorage | None:

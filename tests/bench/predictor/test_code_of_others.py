@@ -83,6 +83,18 @@ def test_a_data_set_of_tensors_with_metadata() -> None:
     assert moved.peak_allocated > 0
 
 
+def test_layers_of_volumes_with_metadata() -> None:
+    volumes = [MetaTensor(torch.rand(1, 48, 48, 48)) for _ in range(2)]  # their convolution is one of oneDNN
+
+    def step(net: nn.Module) -> None:
+        for x in DataLoader(volumes, batch_size=2):  # type: ignore[arg-type]
+            net(x.to(torch.device("cpu"))).mean().backward()
+            net.zero_grad()
+
+    layers = lambda: nn.Sequential(nn.Conv3d(1, 4, 3), nn.PReLU(), nn.ConvTranspose3d(4, 1, 3, 2, 1, 1))  # noqa: E731
+    assert_same(layers, step)
+
+
 def test_real_tensors_are_copied_deep() -> None:
     x = {"x": torch.ones(300, 300)}
     step: Callable[[Any], Any] = lambda _: copy.deepcopy(x)["x"].add_(1)  # noqa: E731

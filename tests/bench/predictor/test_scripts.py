@@ -232,6 +232,46 @@ def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: s
     assert printed in rest
 
 
+def test_a_result_says_what_was_predicted_otherwise_than_written(folder: Path) -> None:
+    text = """
+loader = torch.utils.data.DataLoader([torch.zeros(1 << 18)] * 5, 1, num_workers=3)
+net = torch.nn.Linear(1 << 18, 1)
+step, opt = torch.compile(net), torch.optim.SGD(net.parameters(), lr=0.1)
+for _ in range(2):
+    for x in loader:
+        step(x).mean().backward()
+        opt.step()
+"""
+    found = predict_script(script(text), 3, target="cpu")
+    compiled, early = found.notes
+    assert "compiles code (torch.compile), which was run as written" in compiled
+    assert "up to 4.0 MiB more" in early  # five batches of 1 MiB, fewer than two for each of three workers
+    assert not measure_script(script(text), 3).notes[1:]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Landlock is a part of Linux")
+def test_files_that_a_c_library_writes_are_refused(folder: Path) -> None:
+    text = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fopen.restype = ctypes.c_void_p
+version = libc.syscall(444, None, 0, 1)
+for name in ("mine.txt", "new.txt"):
+    print(version, libc.fopen(os.path.join(os.environ["HERE"], name).encode(), b"w"), ctypes.get_errno())
+libc.fopen(b"/dev/null", b"w") or sys.exit("a device is no file")
+step()
+step()
+step()
+"""
+    Path("mine.txt").write_text("mine")
+    found = predict_script([f"HERE={Path.cwd()}", *script(text)], 3, target="cpu")
+    if found.output.startswith("-1"):
+        pytest.skip("this kernel has no Landlock")
+    assert [line.split()[1:] for line in found.output.splitlines()] == [["None", "13"]] * 2  # permission denied
+    assert Path("mine.txt").read_text() == "mine"
+    assert not Path("new.txt").exists()
+
+
 def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The child measures its time from when PyTorch is imported, however long that takes on a busy machine."""
     monkeypatch.setattr(prediction, "_GRACE", 600)

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,14 +28,18 @@ from ppdm_bench.predictor import lines
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predicting
+from ppdm_bench.predictor.script.kept_floats import compiled, keep_floats
 from ppdm_bench.predictor.script.overlay import Overlay
 from ppdm_bench.predictor.sizes import PredictionError
-from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.predictor.timeline import Timeline
 from ppdm_bench.predictor.trace import Trace, tracing
 
 ANSWER, OUTPUT, STEPS, REQUEST, FILES, TEMPORARY = "answer", "output", "steps", "request", "files", "tmp"
 
+_COMPILED = (
+    "the program compiles code (torch.compile), which was run as written, uncompiled; fused kernels often keep less"
+)
 _TURNS = 10  # steps of all optimizers together, in units of the steps asked for, after which a prediction ends
 
 
@@ -111,6 +116,11 @@ class Session:
         if timeline.marks[-1] == timeline.now and len(timeline.marks) > 1:
             timeline.marks.pop()
         timeline.here = None
+        if self.trace.early and self.trace.target is None:
+            self.notes.append(
+                "workers of a data loader may send batches before their turn, which is up to "
+                f"{self.trace.early / MIB:.1f} MiB more; it depends on their speed"
+            )
         told = dict(constants.told) if constants else {}
         started = tuple(dict.fromkeys(self.started))
         course = Course(outcome, detail, self._steps, timeline, told, started, tuple(self.notes))
@@ -162,14 +172,32 @@ def run(folder: Path) -> None:
         trace.timeline.here, session = lines.here, Session(trace, folder, request["steps"])
         if trace.constants:
             trace.constants.here = lines.reading
+            keep_floats(trace)
         register_optimizer_step_post_hook(session.after_step)
         watch = threading.Thread(target=session.watch, args=(request["parent"], request["timeout"]), daemon=True)
         watch.start()
         torch.multiprocessing.spawn = _spawn  # type: ignore[attr-defined]
+        _note_compiling(session)
         if not request["keep_files"]:
             Overlay(folder / FILES).enter()
         sys.addaudithook(session.audit)
         _outcome(session, request)
+
+
+def _note_compiling(session: Session) -> None:
+    """Say in the result that compiled code was predicted as written."""
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def compiling(*args: Any, **kwargs: Any) -> Any:
+            if _COMPILED not in session.notes:
+                session.notes.append(_COMPILED)
+            return function(*args, **kwargs)
+
+        return compiling
+
+    torch.compile = noted(torch.compile)
+    torch.nn.Module.compile = noted(torch.nn.Module.compile)  # type: ignore[method-assign]
 
 
 def _target(fields: dict[str, Any]) -> Target:
@@ -236,7 +264,7 @@ def _execute(text: str | bytes, file: str) -> None:
     main = sys.modules["__main__"] = ModuleType("__main__")
     if file != "-c":
         main.__file__ = file
-    exec(compile(text, file, "exec"), vars(main))  # noqa: S102 (the user's program)
+    exec(compiled(text, file), vars(main))  # noqa: S102 (the user's program)
 
 
 def _under_torchrun(words: list[str], session: Session) -> tuple[str, str, list[str]]:

@@ -1,0 +1,173 @@
+r"""Predict and measure training programs that others wrote, unmodified, on the CPU.
+
+    python benchmarks/harness/programs.py results/validation FOLDER ENVIRONMENT/bin/python [NAME ...]
+
+``FOLDER/NAME`` holds the files of a program at the commit that ``PROGRAMS`` names, and the data that it says;
+ENVIRONMENT has PyTorch (a build for the CPU) and the packages of the program. Nothing of the programs is part of this
+repository. Each program takes three optimizer steps twice: once predicted, once really. Records of other programs stay.
+
+Writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
+"""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ppdm.atomic_io import write_together
+from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script, predict_script
+from ppdm_bench.predictor.target import MIB
+
+STEPS, TIMEOUT = 3, 1800
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program of others.
+
+    Attributes:
+        repository, commit, path: where its files are from.
+        data: how its data came about.
+        command: its command line, without the interpreter.
+        packages: packages whose versions are recorded.
+    """
+
+    repository: str
+    commit: str
+    path: str
+    data: str
+    command: str
+    packages: tuple[str, ...] = ()
+
+
+_MONAI = "Project-MONAI/tutorials", "b3c6c998c931d78b61c4d32b37f962a987400f8a"
+_EXAMPLES = "pytorch/examples", "77f55b912142e11fcfdf5b530231fb9c52f181e8"
+
+PROGRAMS = {
+    "monai-unet": Program(
+        *_MONAI, "3d_segmentation/torch/unet_training_array.py", "its own", "unet_training_array.py", ("monai",)
+    ),
+    "monai-engine": Program(
+        *_MONAI, "modules/engines/unet_training_dict.py", "its own", "unet_training_dict.py",
+        ("monai", "pytorch-ignite"),
+    ),
+    "dcgan": Program(
+        *_EXAMPLES, "dcgan/main.py", "its own (fake)", "main.py --dataset fake --niter 1 --batchSize 16",
+        ("torchvision",),
+    ),
+    "language-lstm": Program(
+        *_EXAMPLES, "word_language_model", "WikiText-2 in the repository; valid.txt is train.txt too",
+        "main.py --use-optimizer --lr 0.001 --epochs 1",
+    ),
+    "nanogpt": Program(
+        "karpathy/nanoGPT", "3adf61e1", ".", "data/shakespeare_char/prepare.py",
+        "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=2 "
+        "--batch_size=12 --max_iters=10",
+    ),
+    "timm": Program(
+        "huggingface/pytorch-image-models", "aa4b5850", "train.py and timm", "a folder of made-up images, imgs",
+        "train.py --data-dir imgs --model resnet18 -b 8 --epochs 1 --num-classes 2 --img-size 96 --workers 2 "
+        "--no-prefetcher --device cpu",
+    ),
+}  # fmt: skip
+
+
+def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> None:
+    """Run programs and write their records."""
+    place = out / "programs.jsonl"
+    rows = {row["name"]: row for row in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
+    for name in names or PROGRAMS:
+        rows[name] = row = record(name, folder / name, interpreter)
+        print(f"{name}: {row['predicted'] / MIB:.2f} MiB predicted, {row['measured'] / MIB:.2f} measured", flush=True)
+        kept = [rows[each] for each in PROGRAMS if each in rows]
+        write_together(
+            {
+                place: "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept).encode(),
+                out / "programs.csv": as_csv(kept).encode(),
+                out / "programs.md": f"# Training programs of others\n\n{table(kept)}".encode(),
+            }
+        )
+
+
+def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
+    """Predict and measure a program; its peaks are in bytes."""
+    program, before = PROGRAMS[name], Path.cwd()
+    words = [interpreter, *program.command.split()]
+    os.chdir(folder)
+    try:
+        predicted = predict_script(words, STEPS, "cpu", timeout=TIMEOUT)
+        measured = measure_script(words, STEPS, timeout=TIMEOUT)
+    finally:
+        os.chdir(before)
+    return {
+        "name": name,
+        **asdict(program),
+        "versions": versions(interpreter, ("torch", *program.packages)),
+        "steps": STEPS,
+        "predicted": predicted.peak.peak_allocated,
+        "measured": measured.peak.peak_allocated,
+        "early": early(predicted),
+        "seconds_predicted": round(predicted.seconds, 1),
+        "seconds_measured": round(measured.seconds, 1),
+        "notes": list(predicted.notes),
+    }
+
+
+def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
+    """Versions of packages in an environment."""
+    code = f"import json, importlib.metadata as m; print(json.dumps({{p: m.version(p) for p in {list(packages)!r}}}))"
+    found: dict[str, str] = json.loads(
+        subprocess.run([interpreter, "-c", code], capture_output=True, check=True).stdout
+    )
+    return found
+
+
+def early(found: ScriptPrediction) -> float:
+    """MiB that the workers of loaders may send before their turn, as the prediction says."""
+    said = [note for note in found.notes if note.startswith("workers of a data loader")]
+    return float(said[0].partition("up to ")[2].split()[0]) if said else 0.0
+
+
+def difference(row: dict[str, Any]) -> str:
+    """The error of a prediction in per cent of the measured peak."""
+    return f"{100 * (row['predicted'] / row['measured'] - 1):+.2f} %".replace("-", "−")
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """The records as CSV, in bytes and seconds."""
+    fields = ["name", "repository", "commit", "path", "command", "predicted", "measured", "early"]
+    fields += ["seconds_predicted", "seconds_measured"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The records as a Markdown table."""
+    lines = [
+        "| program | command | predicted (MiB) | measured (MiB) | difference | early batches (MiB) | seconds |",
+        "|---|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        used = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
+        source = (
+            f"[{row['repository']}](https://github.com/{row['repository']}) {row['path']}, {row['commit'][:8]} ({used})"
+        )
+        lines.append(
+            f"| {source} | `python {row['command']}` | {row['predicted'] / MIB:.2f} | {row['measured'] / MIB:.2f} "
+            f"| {difference(row)} | {row['early']:.1f} "
+            f"| {row['seconds_predicted']:.0f}, {row['seconds_measured']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]).resolve(), sys.argv[3], sys.argv[4:])

@@ -1,0 +1,53 @@
+"""``float(x)`` in the user's files keeps the mark of a number that depends on data.
+
+Python makes a plain number of what ``__float__`` returns, so the call is replaced when a file is compiled:
+``float(x)`` becomes a call of :func:`kept`. Lines stay as they are. Installed packages are not changed.
+"""
+
+import ast
+import builtins
+from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
+from types import CodeType
+from typing import Any
+
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ppdm_bench.predictor.lines import is_users
+from ppdm_bench.predictor.sizes import StandInFloat, marked
+from ppdm_bench.predictor.trace import Trace
+
+_NAME = "__kept_float__"
+
+
+def compiled(text: str | bytes, file: str) -> CodeType:
+    """The code of a file of the user; unchanged unless :func:`keep_floats` was called."""
+    if not hasattr(builtins, _NAME):
+        return compile(text, file, "exec", dont_inherit=True)
+    tree: ast.Module = ast.fix_missing_locations(_Calls().visit(ast.parse(text, file)))
+    return compile(tree, file, "exec", dont_inherit=True)
+
+
+def keep_floats(trace: Trace) -> None:
+    """Compile the user's files in this way until the process ends."""
+    real, get_code = float, SourceFileLoader.get_code
+
+    def kept(function: Callable[[Any], Any], x: Any) -> Any:
+        value = function(x)
+        is_data = isinstance(x, FakeTensor) and trace.constants is not None and not trace.constants.knows(x)
+        return marked(value) if function is real and (is_data or isinstance(x, StandInFloat)) else value
+
+    def code_of_loader(loader: SourceFileLoader, name: str) -> CodeType | None:
+        path = loader.get_filename(name)
+        return compiled(loader.get_data(path), path) if is_users(path) else get_code(loader, name)
+
+    setattr(builtins, _NAME, kept)
+    SourceFileLoader.get_code = code_of_loader  # type: ignore[method-assign, assignment]
+
+
+class _Calls(ast.NodeTransformer):
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "float" and len(node.args) == 1 and not node.keywords:
+            return ast.copy_location(ast.Call(ast.Name(_NAME, ast.Load()), [node.func, *node.args], []), node)
+        return node

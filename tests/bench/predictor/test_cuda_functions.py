@@ -1,0 +1,192 @@
+"""The functions that scripts call at their top: each works without CUDA, or is refused in one sentence."""
+
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.cuda.comm
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from ppdm_bench.predictor import PredictionError, Target, predict_peak
+
+HOPPER = Target(torch="2.10.0")
+
+MODULES = [torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.amp, torch.cuda.nvtx, torch.cuda.profiler]
+MODULES += [torch.cuda.nccl, torch.cuda.comm, torch.cuda.tunable, torch.backends.cuda, torch.backends.cudnn]
+MODULES += [torch.accelerator]
+
+# What no training script calls, and what takes values that only other functions give.
+LEFT_OUT = {
+    "CudaError",
+    "cudart",
+    "SDPAParams",
+    "SDPBackend",
+    "mgpu_tune_gemm_in_file",
+    "sdp_kernel",
+    "check_error",
+    "scatter",
+    "broadcast",
+}
+LEFT_OUT |= {f"can_use_{kind}_attention" for kind in ("flash", "efficient", "cudnn")}
+
+REFUSED = "takes memory of its own|only a build with CUDA has|is of one device"
+
+
+def arguments(function: Callable[..., Any]) -> list[Any]:
+    """A plausible value for each argument that a function needs."""
+    x = torch.zeros(2, device="cuda")
+    known = {"enabled": True, "fraction": 0.5, "tensor": x, "obj": x, "msg": "here", "devices": [0], "device": 0}
+    known |= {"new_state": torch.zeros(16, dtype=torch.uint8), "inputs": [x], "outputs": [x], "tensors": [x]}
+    known |= {"new_states": [torch.zeros(16, dtype=torch.uint8)], "stream": torch.cuda.current_stream()}
+    known |= {"device_id": 0, "peer_device": 0, "filename": "file", "output": x, "root": 0}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [known.get(p.name, 1) for p in needed]
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    for module in MODULES:
+        for name in getattr(module, "__all__", None) or dir(module):
+            found = getattr(module, name, None)
+            if callable(found) and not name.startswith("_") and not inspect.isclass(found) and name not in LEFT_OUT:
+                home = getattr(found, "__module__", "") or ""
+                if home.startswith(("torch.", "ppdm_bench.")):
+                    yield f"{module.__name__}.{name}", found
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    try:
+        predict_peak(lambda: None, lambda _: call(), 1, HOPPER)
+    except PredictionError as error:
+        return str(error)
+    except Exception as error:
+        return f"raw {type(error).__name__}: {error}"
+    return ""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_every_function_of_cuda_works_or_is_refused_in_words() -> None:
+    def call(name: str) -> Callable[[], Any]:
+        def run() -> None:
+            module, _, function = name.rpartition(".")
+            found = getattr(next(each for each in MODULES if each.__name__ == module), function)
+            found(*arguments(found))
+
+        return run
+
+    names = [name for name, _ in functions()]
+    assert len(names) > 150
+    answers = {name: outcome(call(name)) for name in names}
+    assert not {name: answer for name, answer in answers.items() if answer.startswith("raw ")}
+    refused = [name for name, answer in answers.items() if answer]
+    assert len(refused) < 50
+    assert not {"torch.cuda.nccl.version", "torch.cuda.memory_summary", "torch.cuda.synchronize"} & set(refused)
+
+
+def train() -> None:
+    net, x = nn.Linear(100, 100), torch.randn(8, 100)
+    optimizer = torch.optim.Adam(net.parameters())
+    (net(x) + torch.tensor([1.0])).square().mean().backward()
+    optimizer.step()
+    assert (net.weight.device.type, x.device.type, torch.arange(3).device.type) == ("cuda",) * 3
+
+
+def by_tensor_type(kind: Any) -> Callable[[], None]:
+    def run() -> None:
+        torch.set_default_tensor_type(kind())
+        train()
+
+    return run
+
+
+def by_default_device() -> None:
+    torch.set_default_device("cuda")
+    train()
+
+
+def within_a_device() -> None:
+    with torch.device("cuda"):
+        train()
+
+
+DEFAULTS: dict[str, Callable[[], None]] = {
+    "name of a type": by_tensor_type(lambda: "torch.cuda.FloatTensor"),
+    "type": by_tensor_type(lambda: torch.cuda.FloatTensor),
+    "device": by_default_device,
+    "context": within_a_device,
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_tensors_are_on_the_default_device(name: str) -> None:
+    from ppdm_bench.predictor.peak import predicting
+
+    with predicting(HOPPER, home="host") as trace:  # as a script
+        DEFAULTS[name]()
+    weights = 100 * 100 * 4
+    assert trace.timeline.peak()[1] > 4 * weights
+    assert trace.timeline.host_peak(everywhere=False) < 2048  # numbers of steps, which Adam keeps on the host
+    assert (torch.get_default_device().type, torch.get_default_dtype()) == ("cpu", torch.float32)
+    assert torch.zeros(2).device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")
+def test_a_default_type_changes_the_type_too() -> None:
+    def step(_: Any) -> None:
+        torch.set_default_tensor_type(torch.cuda.HalfTensor)
+        assert torch.randn(3).dtype is torch.float16
+        torch.set_default_tensor_type(torch.DoubleTensor)
+        assert (torch.randn(3).dtype, torch.randn(3, device="cpu").device.type) == (torch.float64, "cpu")
+
+    predict_peak(lambda: None, step, 1, HOPPER)
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_what_scripts_ask_at_their_top() -> None:
+    def top() -> None:
+        assert torch.cuda.nccl.version() >= (2, 10)
+        assert torch.distributed.is_nccl_available()
+        torch.backends.cuda.preferred_linalg_library("cusolver")
+        torch.cuda.default_generators[0].manual_seed(1)
+        assert torch.cuda.get_device_properties(0).gcnArchName == ""
+        assert torch.cuda.memory._snapshot()["segments"] == []
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+            torch.zeros(3, device="cuda")
+        assert "zeros" in recorded.key_averages().table(sort_by="cuda_time_total")
+
+    assert outcome(top) == ""
+    assert "only a build with CUDA has" in outcome(lambda: torch.cuda.nccl.all_reduce([torch.zeros(2)]))
+    assert "only a build with CUDA has" in outcome(lambda: torch.backends.cuda.cufft_plan_cache.clear())
+
+
+@pytest.mark.parametrize("hook", ["fp16_compress_hook", "bf16_compress_hook", "allreduce_hook"])
+def test_hooks_that_compress_gradients(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+    from torch.nn.parallel import DistributedDataParallel
+
+    for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "1", "RANK": "0"}.items():
+        monkeypatch.setitem(os.environ, name, value)
+
+    def build() -> Any:
+        torch.distributed.init_process_group("nccl")
+        net = DistributedDataParallel(nn.Linear(300, 400).cuda())
+        net.register_comm_hook(None, getattr(default_hooks, hook))
+        return net, torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def step(state: Any) -> None:
+        state[0](torch.randn(8, 300, device="cuda")).mean().backward()
+        state[1].step()
+        state[1].zero_grad()
+
+    peak = predict_peak(build, step, 2, HOPPER).peak_allocated
+    buckets = 2 * 300 * 400 * 4
+    assert peak > buckets
