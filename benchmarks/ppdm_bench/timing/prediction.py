@@ -20,7 +20,7 @@ from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
-from ppdm_bench.predictor.timing import LIMITS, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.predictor.timing import LIMITS, RATIO, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.timing.command import TIMES, Plan, Task
 
@@ -69,9 +69,12 @@ def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: i
 
 
 def described_time(found: Duration) -> dict[str, Any]:
-    """Return the parts and the expected range of a predicted time, for the options of its record."""
+    """Return the parts and the expected range of a predicted time, for the options of its record.
+
+    ``ratio`` is the factor within which its ratio to another predicted time on the same card is expected.
+    """
     ends = [float(f"{end:.4g}") for end in found.interval]
-    return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends}
+    return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends, "ratio": RATIO}
 
 
 def _duration(kernels: Sequence[Kernel], sheet: Sheet) -> Duration:
