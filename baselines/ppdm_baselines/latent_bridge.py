@@ -25,7 +25,7 @@ MATCHED = Method(
     target="score",  # objective="grad", x_t − x0, here divided by its scale
     loss=Loss(p=1),  # loss_type="l1"
     network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
-    sampling=Sampling(steps=4),  # our choice: as many as PPDM, whose kernel is a bridge too
+    sampling=Sampling(steps=2),  # our choice: as many as PPDM, whose kernel is a bridge too
 )
 
 AUTHORS = replace(

@@ -95,6 +95,11 @@ class Job:
         return self.evaluations == EVALUATIONS
 
     @property
+    def part(self) -> tuple[object, ...]:
+        """What is gathered as a whole: a tier, or the further seeds of a method."""
+        return (self.tier, self.method, self.settings) if self.seed else (self.tier,)
+
+    @property
     def name(self) -> str:
         """Name of its log."""
         return self.run if self.is_training else f"{self.run} e{self.evaluations}"
@@ -134,12 +139,18 @@ def jobs(real: Path | None) -> list[Job]:
         for point, data in product(longer, everywhere):
             small = data.minutes == min(one.minutes for one in everywhere)  # hundreds of evaluations are slow on others
             made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
-    made += [Job("seeds", data, *point, seed=seed) for seed in (1, 2) for point in FIRST + REST for data in everywhere]
+    made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
         made += [Job("factors", data, "ppdm", settings, width=width) for data in small]
-    return made + [Job("gallery", data, name) for name in METHODS for data in large]
+    made += [Job("gallery", data, name) for name in METHODS for data in large]
+    return made + repetitions("more seeds", REST, everywhere)
+
+
+def repetitions(tier: str, points: Sequence[tuple[str, tuple[str, ...]]], everywhere: Sequence[Data]) -> list[Job]:
+    """The jobs of `points` with two further seeds."""
+    return [Job(tier, data, *point, seed=seed) for point in points for seed in (1, 2) for data in everywhere]
 
 
 def main() -> None:
@@ -218,11 +229,12 @@ def carry_out(job: Job, folder: Path) -> None:
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     """Copy the records of complete tiers, one compressed file for each data set, and the step times.
 
-    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores.
+    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores. Of further
+    seeds, those of a method count as soon as it has them on all data.
     Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
     """
-    open_tiers = {job.tier for job in wanted if not is_done(job, folder)}
-    closed = [job for job in wanted if job.tier not in open_tiers and job.is_training]
+    open_parts = {job.part for job in wanted if not is_done(job, folder)}
+    closed = [job for job in wanted if job.part not in open_parts and job.is_training]
     for data in dict.fromkeys(job.data for job in closed):
         mine = [job for job in closed if job.data == data]
         rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))

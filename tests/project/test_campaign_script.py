@@ -98,6 +98,8 @@ def test_records_are_gathered_without_the_bulk_of_learning_curves(jobs, tmp_path
     (tmp_path / "paces.jsonl").write_text("{}\n")
     campaign.gather(made, tmp_path, tmp_path / "results")
     assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # the tier is not complete
+    seeds = [replace(made[0], seed=1), replace(made[1], seed=1)]
+    assert len({job.part for job in [*made, *seeds]}) == 3  # further seeds are gathered method by method
     campaign.gather(made[:1], tmp_path, tmp_path / "results")
     rows = gzip.decompress((tmp_path / "results" / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines()
     found = [(row["metric"], "curve" in row["options"]) for row in map(json.loads, rows)]

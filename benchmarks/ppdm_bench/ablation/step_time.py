@@ -33,12 +33,14 @@ class StepTimes:
         base: identifier of the base method.
         shape: (D, H, W) of the volumes in voxels.
         batch_size: number of pairs in a step.
+        command: command that measures them.
     """
 
     cells: Sequence[Cell]
     base: str
     shape: Shape
     batch_size: int
+    command: str = "ablate"
 
     def measure(
         self,
@@ -134,7 +136,7 @@ class StepTimes:
         about = provenance(self._options(cell)) | cell.configuration(self.shape, self.batch_size).fields()
         record = Record(
             **about | outcome,
-            command="ablate",
+            command=self.command,
             phase="train",
             metric="step_seconds",
             stat="median",

@@ -13,7 +13,7 @@ from ppdm.evaluation.evaluate import Score, ceiling_scores, deviation_score, sco
 from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import provenance
-from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
+from ppdm_bench.evaluation.candidates import Candidate, to_picture
 from ppdm_bench.records import Record
 
 KEPT = 1 << 30  # bytes of predictions that are cached for pictures
@@ -55,7 +55,7 @@ class Assessment:
         if key in self._made:
             return self._made[key]
         made = candidate.predict(case)
-        pictured = any(candidate is one for one in most_evaluations(self.candidates))
+        pictured = any(candidate is one for one in to_picture(self.candidates))
         if pictured and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
             self._made[key] = made
         return made

@@ -19,6 +19,7 @@ from ppdm.evaluation.evaluate import ceiling, predict, predict_draws, untranslat
 from ppdm.evaluation.subjects import Case, CaseError, CaseFiles, read_prediction
 from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 
 INPUT = "input"
@@ -33,6 +34,7 @@ class Candidate:
         predict: returns the prediction of a case, (D, H, W), in the units of its target.
         options: all settings that affect the predictions, without the case, as JSON values.
         steps: network evaluations for one volume; None without a network.
+        own_steps: the number that its method uses unless another is asked for.
         precision: precision of the network's arithmetic.
         device: device on which predictions are made.
         seed: seed of the noise.
@@ -48,6 +50,7 @@ class Candidate:
     predict: Callable[[Case], Tensor]
     options: Mapping[str, Any]
     steps: int | None = None
+    own_steps: int | None = None
     precision: str = ""
     device: str = "cpu"
     seed: int | None = None
@@ -74,14 +77,13 @@ def the_input(scaling: Scaling) -> Candidate:
     return Candidate(INPUT, "", partial(untranslated, scaling), {"scaling": scaling.to_dict()}, untouched=True)
 
 
-def most_evaluations(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """For every method and variant except the input, the candidate with the most network evaluations."""
-    most: dict[str, Candidate] = {}
-    for candidate in candidates:
-        known = most.get(candidate.label)
-        if not candidate.untouched and (known is None or (candidate.steps or 0) > (known.steps or 0)):
-            most[candidate.label] = candidate
-    return list(most.values())
+def to_picture(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """For every method and variant except the input, the candidate with the method's own number of evaluations.
+
+    If this number was not asked for, it is the candidate with the most network evaluations.
+    """
+    alike = grouped((one for one in candidates if not one.untouched), lambda one: one.label)
+    return [max(several, key=lambda one: (one.steps == one.own_steps, one.steps or 0)) for several in alike.values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,6 +263,7 @@ def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
             "weights": run.weights,
         },
         steps=method.sampling.steps,
+        own_steps=run.trained.method.sampling.steps,
         precision=method.network.precision,
         device=next(trained.network.parameters()).device.type,
         seed=seed,

@@ -30,7 +30,7 @@ def paced(wanted: Sequence[Trial], paces: Path, device: str, tell: Callable[[str
         sources, shapes = subjects.sources(), subjects.shapes("train")
         methods = {trial.label: with_sources_of(trial.method, sources) for trial in trials}
         cells = [Cell(label, method) for label, method in methods.items()]
-        times = StepTimes(cells, "", shapes[len(shapes) // 2], trials[0].schedule.batch_size)
+        times = StepTimes(cells, "", shapes[len(shapes) // 2], trials[0].schedule.batch_size, command="quality")
         found = times.by_label(times.measure(device, RecordFile(paces), tell, of_any_machine=True))
         for label, record in found.items():
             if record.value is None:

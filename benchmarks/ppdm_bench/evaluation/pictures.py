@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ppdm.evaluation.subjects import Case, CaseFiles, read_case
 from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
+from ppdm_bench.evaluation.candidates import Candidate, to_picture
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.figures.quality import MANY
@@ -23,7 +23,7 @@ from ppdm_bench.report.scores import Scores, by_configuration
 def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw the best and the worst scan of every candidate, and return the written files.
 
-    If a candidate has several numbers of network evaluations, the largest one is drawn. The error images of the best
+    Of several numbers of network evaluations, the method's own is drawn, else the largest. The error images of the best
     and the worst scan share one scale, so that they can be compared. If there are more candidates than a figure can
     distinguish, only the best candidate is drawn.
 
@@ -34,7 +34,7 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """
     everything = {(series.label, series.evaluations): series for series in by_configuration(records)}
     drawn = []
-    for candidate in most_evaluations(plan.candidates):
+    for candidate in to_picture(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
         if series is not None and series.ranking:
             drawn.append((candidate, series))

@@ -11,7 +11,7 @@ from ppdm.evaluation.subjects import Case, read_case
 from ppdm.metrics.texture import error_spectrum
 from ppdm_bench.environment import environment
 from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate, most_evaluations
+from ppdm_bench.evaluation.candidates import Candidate, to_picture
 from ppdm_bench.records import Record, RecordError
 from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, read_snapshot, sections, write_snapshot
@@ -21,8 +21,8 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """Write ``snapshot.npz``: the first case of the plan, predicted by every candidate that has a score for it.
 
     The first case is used because this choice does not depend on the results; a case chosen by its result would favour
-    or disadvantage a candidate. If a candidate has several numbers of network evaluations, the largest one is used. The
-    predictions that an earlier file has of the same case stay in it.
+    or disadvantage a candidate. Of several numbers of network evaluations, the method's own is used, else the largest.
+    The predictions that an earlier file has of the same case stay in it.
 
     Args:
         plan: the evaluation that was carried out.
@@ -34,7 +34,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """
     first = plan.cases[0]
     scored = {(r.method, r.variant, r.steps): r for r in records if r.subject == first.name and r.value is not None}
-    wanted = [c for c in most_evaluations(plan.candidates) if (c.method, c.variant, c.steps) in scored]
+    wanted = [c for c in to_picture(plan.candidates) if (c.method, c.variant, c.steps) in scored]
     if not wanted:
         return []
     case = read_case(first, resample=plan.resample)

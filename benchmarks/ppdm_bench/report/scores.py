@@ -222,6 +222,11 @@ def _apart_from_steps(design: Mapping[str, Any]) -> str:
     return json.dumps({**design, "sampling": sampling}, sort_keys=True)
 
 
+def best_evaluations(items: Iterable[Scores], key: Callable[[Scores], Hashable]) -> list[Scores]:
+    """Return for each key the scores at the best number of network evaluations; of equal ones, the first."""
+    return [max(alike, key=lambda one: one.standing) for alike in grouped(items, key).values()]
+
+
 def most_evaluations(
     items: Iterable[T], key: Callable[[T], Hashable], of: Callable[[T], Any] = lambda item: item
 ) -> list[T]:

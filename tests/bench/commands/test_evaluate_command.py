@@ -108,6 +108,15 @@ def value(records, metric="psnr", **wanted):
 # --- what is left behind
 
 
+def test_pictures_are_of_a_methods_own_number_of_evaluations_or_else_of_the_largest():
+    def candidate(variant, steps, own):
+        return candidates.Candidate("m", variant, lambda case: case.target, {}, steps=steps, own_steps=own)
+
+    asked = [candidate("a", 1, 2), candidate("a", 2, 2), candidate("a", 4, 2), candidate("b", 1, 250)]
+    asked += [candidate("b", 25, 250), replace(candidate("c", None, None), untouched=True)]
+    assert [(one.variant, one.steps) for one in candidates.to_picture(asked)] == [("a", 2), ("b", 25)]
+
+
 def test_a_record_for_every_configuration_subject_and_metric(done):
     records = RecordFile(done[0] / "records.jsonl").read()
     assert len(records) == 3 * 3 * len(METRICS)  # configurations (input, two numbers of evaluations), subjects

@@ -119,6 +119,7 @@ def test_step_times_of_another_machine_count(place, monkeypatch):
     there = [
         replace(r, env={**r.env, "cpu": "another", "threads": 99}) for r in RecordFile(place / "here.jsonl").read()
     ]
+    assert {record.command for record in there} == {"quality"}  # not those of an ablation
     RecordFile(place / "there.jsonl").append(there)
     monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("it was measured again"))
     asked = []

@@ -62,7 +62,7 @@ def test_a_translation_in_draws_has_a_deviation_beside_it(pairs):
     [
         (("drawing", "--samples", 0), "expected a whole number of at least 2, got '0'"),
         (("drawing", "--samples", 1), "expected a whole number of at least 2, got '1'"),
-        (("plain", "--samples", 4), "has nothing to draw: its sampling in 4 steps uses no noise"),
+        (("plain", "--samples", 4), "has nothing to draw: its sampling in 2 steps uses no noise"),
         (("drawing", "--samples", 4, "--evaluations", 1), "nothing to draw: its sampling in 1 step uses no noise"),
     ],
 )

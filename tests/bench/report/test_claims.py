@@ -64,7 +64,7 @@ def activations(ratio):
 
 def times(factor):
     yield timing(FULL_3D, 4, [factor * (1 + 0.01 * n) for n in range(10)])
-    yield timing(PPDM, 4, [1 + 0.01 * n for n in range(10)])
+    yield timing(PPDM, PPDM.sampling.steps, [1 + 0.01 * n for n in range(10)])
 
 
 def foretold(factor, gpu="A100 80GB"):
@@ -137,6 +137,11 @@ def test_records_flip_a_verdict(key, supporting, refuting):
         assert found.verdict == verdict, found.why
         if records:
             assert all(source.startswith("set/records.jsonl#") for effect in found.effects for source in effect.sources)
+
+
+def test_a_case_that_was_checked_twice_is_one_case():
+    (effect,) = decided("reversible", [reversibility(0), replace(reversibility(0), env={"commit": "other"})]).effects
+    assert effect.what.endswith("of 100 in 1 cases")
 
 
 def test_latent_compression_is_known_by_its_representation():
@@ -237,6 +242,17 @@ def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
     assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
 
 
+def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_larger():
+    own = [
+        record
+        for task in TASKS
+        for steps, gain in ((1, 3), (PPDM.sampling.steps + 1, 2), (10, 1))
+        for record in scores(PPDM, task, shifted(gain), steps=steps)
+    ]
+    found = decided("frequency", [*own, *(r for task in TASKS for r in scores(WAVELET, task, SUBJECTS))])
+    assert [round(effect.value, 1) for effect in found.effects] == [2.0] * len(TASKS)
+
+
 def test_the_best_of_a_rival_counts_over_its_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]
@@ -262,7 +278,8 @@ def test_predicted_and_measured_memory_stand_apart():
 
 
 def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
-    kept(tmp_path / "set", [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, 0.5)])
+    decides_nothing = replace(peak(PPDM, 32, 1, metric="loss"), source="elsewhere")
+    kept(tmp_path / "set", [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, 0.5), decides_nothing])
     code, out, err = run("claims", tmp_path / "set", "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     assert "order-of-magnitude  supported (measured and predicted)" in out
@@ -271,6 +288,8 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     first = [(tmp_path / "out" / name).read_bytes() for name in names]
     assert b"| PSNR on mri-t1t2, ppdm r=4" in first[0]
     assert b"which is phantoms and small budgets" in first[0]
+    assert b"Those that decide: command" in first[0]
+    assert b"elsewhere" not in first[0]
     code, out, _ = run("claims", tmp_path / "set", "--out", tmp_path / "out", "--json")
     assert {row["verdict"] for row in json.loads(out) if row["claim"] == "compression"} == {"not measured"}
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == first

@@ -349,6 +349,21 @@ def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
     assert [line.cells[at] for line in shown.table.lines] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
 
 
+def test_a_method_has_its_best_number_of_evaluations_beside_its_memory():
+    records = [r for steps, gain in ((1, 5), (2, 7), (4, 6)) for r in scores(PPDM, TASKS[0], [gain] * 2, steps=steps)]
+    shown, _ = exhibit("quality-memory", [*records, peak(PPDM, 64, 1 << 30)])
+    at = [heading.key for heading in shown.table.headings].index("evaluations")
+    assert [line.cells[at] for line in shown.table.lines] == [2]
+
+
+def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():
+    wide = [peak(PPDM.with_network(width=width), size, size << 20) for width in (16, 64) for size in (32, 64)]
+    shown, _ = exhibit("memory-resolution", [*wide, peak(PPDM, 96, 96 << 20)])
+    assert "32³, 64³, 96³ voxels" in shown.about
+    assert len(shown.table.lines) == 5
+    assert "width 64" in shown.about
+
+
 def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representation():
     records = [
         record
@@ -365,7 +380,7 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     assert "2 of 3" in shown.about
 
 
-def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
+def test_seams_are_drawn_by_the_border_ratio_and_without_it_by_the_seam_index():
     index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
     records = [
         record
@@ -373,11 +388,12 @@ def test_seams_are_drawn_by_the_best_measure_of_each_data_set():
         for method, values in ((OFF, [5, 6]), (PPDM, [-2, -1]))
         for record in scores(method, task, values, metric=metric)
     ]
-    shown, figure = exhibit("seam-index", records)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["seam index (dB)", "border ratio (dB)"]
-    assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
-    assert [line.cells[4] for line in shown.table.lines] == [index[1], ratio[1]]
-    assert "Border ratio in dB" in shown.about
+    for wanted, label in ((ratio[1], "border ratio (dB)"), (index[1], "seam index (dB)")):
+        shown, figure = exhibit("seam-index", [r for r in records if wanted == ratio[1] or r.metric == wanted])
+        assert {axes.get_ylabel() for axes in figure.axes} == {label}
+        assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
+        assert {line.cells[4] for line in shown.table.lines} == {wanted}
+        assert label.split(" (")[0].capitalize() in shown.about
 
 
 def test_captions_tell_phantoms_from_own_data():
@@ -420,6 +436,21 @@ def test_time_of_a_task_belongs_to_its_own_volumes():
     shown, figure = exhibit("quality-seconds", [*records, *timed])
     assert {line.cells[0] for line in shown.table.lines} == {TASKS[0]}
     assert [axes.get_xlabel() for axes in figure.axes] == ["time per volume (s)"]
+
+
+def test_times_are_those_of_the_device_that_has_the_most_and_predicted_ones_are_hollow():
+    records = [r for method in (PPDM, FULL_3D) for r in scores(method, TASKS[0], [30.0, 31.0])]
+    here = timing(PPDM, 4, [9.0])
+    card = [
+        replace(timing(method, 4, [1.0]), kind="predicted", env={"target_gpu": "A100"}) for method in (PPDM, FULL_3D)
+    ]
+    other = timing(PPDM.with_network(width=16), 4, [5.0])  # a network that has no score
+    shown, figure = exhibit("quality-seconds", [*records, *card, here, other])
+    assert "predicted time of one translation of 64×64×64 voxels (A100)" in shown.about
+    (axes,) = figure.axes
+    assert [line.get_markerfacecolor() for line in axes.lines if line.get_marker() != "None"] == ["white"] * 2
+    (axes,) = exhibit("quality-seconds", [*records, card[0], here])[1].axes
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "None"] == [9]  # measured comes first
 
 
 def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_names():

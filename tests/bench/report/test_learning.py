@@ -47,7 +47,7 @@ def test_each_method_is_drawn_at_its_best_evaluations_over_its_time():
     assert [round(x, 3) for x in curves[0].get_xdata()] == [0.667, 1.333, 2.0]
     assert axes.get_xlabel() == "training time (min)"
     assert [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [5]
-    assert {text.get_text() for text in axes.texts} == {"ddpm3d", "ppdm r=2"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"ddpm3d", "ppdm r=2"}
     assert len({line.get_marker() for line in curves}) == 2  # not by colour alone
 
 

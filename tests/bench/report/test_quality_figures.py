@@ -65,7 +65,7 @@ def test_a_row_a_configuration_and_what_averages_hide_among_the_columns():
     assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("", "")}  # no keys of records
 
 
-def test_most_evaluations_count_and_few_configurations_stand_beside_the_input():
+def test_the_best_number_of_evaluations_counts_and_few_configurations_stand_beside_the_input():
     axes = subjects_figure(records(["a", "b"]), "t").axes[0]
     assert names(axes) == ["input", "ppdm a", "ppdm b"]
     expected = [[-100] * 3, [40, 40.1, 40.2], [41, 41.1, 41.2]]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.claims.claim import Effect, Evidence
 from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor_text, group_title, is_bridge
 from ppdm_bench.report.statistics import Difference, paired_difference
@@ -87,9 +88,10 @@ def best_duel(
 ) -> Duel | None:
     """Return the duel of a task, or None.
 
-    The claimed method is as registered, at its own number of network evaluations if it was scored there, else at the
-    most; the other is the best of its role by mean PSNR, over designs and evaluations. Of several data sets or budgets,
-    the one with the most subjects decides, then the most seeds, the smallest factor, and the most training steps.
+    The claimed method is as registered, at its own number of network evaluations, else at the next larger one that was
+    scored, else at the largest; the other is the best of its role by mean PSNR, over designs and evaluations. Of
+    several data sets or budgets, the one with the most subjects decides, then the most seeds, the smallest factor, and
+    the most training steps.
 
     Args:
         evidence: records and method.
@@ -113,18 +115,19 @@ def best_duel(
 
 
 def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Scores]:
-    """Return, for each design, data set and budget, the scores at the method's own evaluations, else at the most."""
-    wanted = (method.get("sampling") or {}).get("steps")
-    chosen: dict[str, Scores] = {}
-    for point in points:
-        key = json.dumps([point.data, point.train_steps, point.width, point.label, point.design.get("optimisation")])
-        rank = (point.evaluations == wanted, point.evaluations or 0)
-        known = chosen.get(key)
-        if known is None or rank > (known.evaluations == wanted, known.evaluations or 0):
-            chosen[key] = point
+    """Return, for each design, data set and budget, the scores at the method's own evaluations or the next to them."""
+    wanted = (method.get("sampling") or {}).get("steps") or 0
+
+    def training(point: Scores) -> str:
+        return json.dumps([point.data, point.train_steps, point.width, point.label, point.design.get("optimisation")])
+
+    def distance(point: Scores) -> tuple[bool, int]:
+        beyond = (point.evaluations or 0) - wanted
+        return beyond < 0, abs(beyond)
+
+    chosen = [min(same, key=distance) for same in grouped(points, training).values()]
     tuned = method.get("optimisation")
-    plain = [point for point in chosen.values() if point.design.get("optimisation") == tuned]
-    return plain or list(chosen.values())
+    return [point for point in chosen if point.design.get("optimisation") == tuned] or chosen
 
 
 def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
@@ -136,8 +139,7 @@ def _duel(own: Scores, other: Scores, metric: str = "psnr") -> Duel | None:
 
 
 def _weight(duel: Duel) -> tuple[int, int, int, int]:
-    # The smallest factor has the best quality, so the claim is tested on it first. It comes before the steps, because a
-    # larger factor has more of them in the same time.
+    # The factor comes before the steps, because a larger factor has more steps in the same time.
     factor = max(int(k) for k in factor_text(duel.own.design).split("x"))
     return duel.difference.n, len(duel.own.seeds), -factor, duel.own.train_steps or 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppdm_bench.grouping import grouped
+from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Heading, Line, Table, to_markdown
@@ -59,9 +60,14 @@ def to_claims_markdown(decided: Decided, library: Library) -> str:
         "stand in rows of their own.",
         to_markdown(summary).rstrip(),
         *(_claim(claim, finding) for claim, finding in decided),
-        f"Records: {len(library.records)}; {provenance(library.records)}",
+        f"{len(library.records)} records were read. Those that decide: {provenance(_deciding(decided, library))}",
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _deciding(decided: Decided, library: Library) -> list[Record]:
+    named = {source for _, finding in decided for effect in finding.effects for source in effect.sources}
+    return [record for record in library.records if library.reference(record) in named]
 
 
 def _claim(claim: Claim, finding: Finding) -> str:

@@ -37,13 +37,17 @@ def cubic(records: Iterable[Record]) -> list[PeakRow]:
     return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
 
 
-def largest_set(rows: Sequence[PeakRow]) -> list[PeakRow]:
+def largest_set(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[PeakRow]:
     """Return the rows of the setting with the most sizes; of equal ones, with the most rows, then the fewest options.
 
-    A setting is precision, checkpointing, batch size, preset, memory format, compilation, and CPU or GPU. Rows of
-    different settings are not points of one curve.
+    A setting is precision, checkpointing, batch size, preset, memory format, compilation, CPU or GPU, and, with
+    `of_one_width`, the width that was asked for. Rows of different settings are not points of one curve.
     """
-    return max(grouped(rows, _setting).values(), key=_rank, default=[])
+
+    def setting(row: PeakRow) -> tuple[object, ...]:
+        return (*_setting(row), row.settings["width"] if of_one_width else None)
+
+    return max(grouped(rows, setting).values(), key=_rank, default=[])
 
 
 def _rank(rows: Sequence[PeakRow]) -> tuple[object, ...]:

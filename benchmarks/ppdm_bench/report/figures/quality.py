@@ -15,7 +15,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import metric_label, plain_label, without_common_words
 from ppdm_bench.report.figures.style import TEXT
 from ppdm_bench.report.metrics import SEAMS, is_regional
-from ppdm_bench.report.scores import Scores, by_configuration, most_evaluations, unit_in
+from ppdm_bench.report.scores import Scores, best_evaluations, by_configuration, unit_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,9 +32,9 @@ _ROW, _FRAME = 0.17, 0.95  # inches
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     """Return one row per configuration and one column per metric, with a dot per subject and a bar at the mean.
 
-    Only the largest number of network evaluations of a configuration is shown. With more than six configurations, those
-    without a network (such as the input) are left out: their values would compress the scale of all others. Grey lines
-    are the mean of the first row with a network and, dashed, of the input.
+    Of a configuration, only the number of network evaluations with the best mean is shown. With more than six
+    configurations, those without a network (such as the input) are left out: their values would compress the scale of
+    all others. Grey lines are the mean of the first row with a network and, dashed, of the input.
 
     Args:
         records: long-form records of one data set; those without a subject are ignored.
@@ -46,7 +46,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     import seaborn  # takes more than a second to load
 
     everything, metrics = with_values(records)
-    shown = most_evaluations(everything, lambda series: (series.label, series.precision))
+    shown = best_evaluations(everything, lambda series: (series.label, series.precision))
     networks = [series for series in shown if series.evaluations is not None]
     shown = networks if len(networks) > MANY else shown
     columns = [metric for first in _FIRST for metric in metrics if metric.startswith(first)]
@@ -73,9 +73,10 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
         axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
         axes.xaxis.set_major_locator(MaxNLocator(4))
+    several = " Each at its best number of network evaluations." if len(shown) < len(everything) else ""
     style.title(
         figure,
-        f"{title} Dots: subjects; bars: means; lines: means of the first method and, dashed, of the input.",
+        f"{title}{several} Dots: subjects; bars: means; lines: means of the first method and, dashed, of the input.",
     )
     return figure
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -162,34 +161,35 @@ def _decibel(value: float) -> str:
 def _figure(
     panels: Sequence[Sequence[Curve]], marks: dict[str, Marker], inputs: dict[str, float], column: Column
 ) -> Figure:
-    across = 1 if column == "single" else min(2, len(panels))
+    across = 1 if column == "single" else min(3, len(panels))
     down = -(-len(panels) // across)
-    most = max(len(panel) for panel in panels)
-    figure = style.new_figure(column, height=0.5 + max(2.0, 0.35 + 0.13 * most) * down)
-    labels: list[list[Annotation]] = []
+    names = dict.fromkeys(curve.last.label for panel in panels for curve in panel)
+    columns = 3 if column == "double" else 1
+    figure = style.new_figure(column, height=0.5 + 2.2 * down + 0.16 * -(-len(names) // columns))
     for place, panel in enumerate(panels):
         axes = figure.add_subplot(down, across, place + 1)
         in_seconds = all(curve.seconds is not None for curve in panel)
         style.plain_axes(axes, "both", "training time (min)" if in_seconds else "training steps", "PSNR (dB)")
-        axes.set_title(group_title([panel[0].last]), fontsize=SMALL)
+        axes.set_title(group_title([panel[0].last]).replace(", ", "\n", 1), fontsize=SMALL)
         if (before := inputs.get(panel[0].last.data)) is not None:
             axes.axhline(before, color="0.6", linewidth=0.9, linestyle=style.DASHED, zorder=1)
-        labels.append(_draw(axes, panel, marks, in_seconds))
+        for curve in panel:
+            places = [curve.place(share, in_seconds) for share in curve.means]
+            axes.plot(places, [*curve.means.values()], **_look(marks[curve.last.label]), zorder=2)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=0)
     style.title(figure, "Learning curves: quality on val against training. Dashed: the input.")
-    style.move_apart(figure, labels)
+    entries = [Line2D([], [], **_look(marks[name]), label=plain_label(name)) for name in names]
+    style.legend(figure, entries, columns)
     return figure
 
 
-def _draw(axes: Axes, panel: Sequence[Curve], marks: dict[str, Marker], in_seconds: bool) -> list[Annotation]:
-    """Draw the curves and return their labels."""
-    ends = []
-    for curve in panel:
-        marker, means = marks[curve.last.label], curve.means
-        places = [curve.place(share, in_seconds) for share in means]
-        look: dict[str, Any] = {"color": marker.colour, "marker": marker.shape, "markersize": 3.5, "linewidth": 0.9}
-        axes.plot(places, [*means.values()], **look, markeredgewidth=0, zorder=2)
-        ends.append((places[-1], curve.end, plain_label(curve.last.label), marker.colour))
-    return [style.end_label(axes, *end) for end in ends]
+def _look(marker: Marker) -> dict[str, Any]:
+    return {
+        "color": marker.colour,
+        "marker": marker.shape,
+        "markersize": 3.5,
+        "linewidth": 0.9,
+        "markeredgewidth": 0,
+    }

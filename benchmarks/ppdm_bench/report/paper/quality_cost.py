@@ -21,9 +21,9 @@ from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.rows import PHASE_NAMES, PeakRow, common
-from ppdm_bench.report.scores import Scores, by_origin, factor_text, group_title, most_evaluations, resolved
+from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, factor_text, group_title, resolved
 from ppdm_bench.report.tables.render import Heading, Line, Table
-from ppdm_bench.units import GIB, gib, significant
+from ppdm_bench.units import GIB, gib, shape_text, significant
 
 METRIC = "psnr"
 _Peak = tuple[float, str, str, Record]  # bytes, phase, kind and record of the largest peak of a method
@@ -77,8 +77,8 @@ def show_memory(library: Library) -> Shown:
     Raises:
         Missing: there is no quality, or no memory of the trained methods.
     """
-    points = most_evaluations(_trained(library), lambda point: point.trained)
-    rows = largest_set(cubic(library.records))
+    points = best_evaluations(_trained(library), lambda point: point.trained)
+    rows = largest_set(cubic(library.records), of_one_width=False)
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
     found_peaks = [(row.method, found) for row in rows if (found := _largest_phase(row))]
@@ -97,47 +97,65 @@ def show_memory(library: Library) -> Shown:
     about = (
         f"PSNR against the peak of memory (peak_allocated) at {largest}³ voxels, {common(rows)}. The memory of a "
         "method is its largest peak over all phases: training, sampling, and for a latent method the training of its "
-        "autoencoder and decoding; the table names the phase. The memory is that of the networks whose quality is "
-        "shown if all of a data set have a record; otherwise it is that of the registered networks, and the quality is "
-        "that of smaller ones. A method without a record has the memory of a method with the same representation. "
-        "Hollow: predicted memory. Up and to the left is better; the grey "
-        f"line joins the points for which no other point is better in both. {_scope(points)}"
+        "autoencoder and decoding; the table names the phase. Quality is that of the best number of network "
+        "evaluations that was scored. The memory is that of the networks whose quality is shown if all of a data set "
+        "have a record; otherwise it is that of the registered networks, and the quality is that of smaller ones. A "
+        "method without a record has the memory of a method with the same representation. Hollow: predicted memory. Up "
+        "and to the left is better; the grey line joins the points for which no other point is better in both. "
+        f"{_scope(points)}"
     )
     return _shown(library, spots, about, f"largest peak of all phases at {largest}³ (GiB)", "peak_bytes", frontier=True)
 
 
 def show_seconds(library: Library) -> Shown:
-    """Return quality against the time per volume.
+    """Return quality against the time per volume, on the device that has the times of the most scores.
 
     Raises:
         Missing: there is no quality, or no time of a trained method for its number of evaluations.
     """
     points = _trained(library)
     times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
-    largest = max((r.shape for r in times if r.shape), default=())  # time matters most for large volumes
-    found: dict[tuple[str, str, int | None], Record] = {}
-    for record in times:
-        if record.shape == largest:
-            data = "" if largest else _data(record.task, record.options.get("data"))
-            found[data, _space(record.method, resolved(record)), record.steps] = record
-    spots = []
-    for point in points:
-        data = "" if largest else _data(*json.loads(point.data)[:2])
-        timed = found.get((data, _space(point.method, point.design), point.evaluations))
-        if timed is not None and timed.value is not None:
-            spots.append(Spot(point, float(timed.value), timed.kind, (timed,)))
+    timed = [_with_times(points, same) for same in grouped(times, _device).values()]
+    spots = max(timed, key=lambda spots: (len(spots), bool(spots) and spots[0].kind == "measured"), default=[])
     if not spots:
         raise Missing(
             "seconds a volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` makes "
             "them"
         )
-    size = "×".join(map(str, largest))
+    (record,) = spots[0].behind
+    shapes = {shape_text(r.shape) for spot in spots for r in spot.behind if r.shape}
+    size = f" of {shapes.pop()}" if len(shapes) == 1 else ""
     about = (
-        f"PSNR against the measured median time of one translation of {f'{size} voxels' if size else 'a volume'}; a "
-        f"line joins the numbers of network evaluations of one design. Up and to the left is better. {_scope(points)}"
+        f"PSNR against the {record.kind} time of one translation{f'{size} voxels' if size else ''} "
+        f"({_device(record)[1]}); a line joins the numbers of network evaluations of one design. Up and to the left is "
+        f"better. {_scope(points)}"
     )
-    axis = f"time per volume of {size} (s)" if size else "time per volume (s)"
-    return _shown(library, spots, about, axis, "volume_seconds")
+    return _shown(library, spots, about, f"time per volume{size} (s)", "volume_seconds")
+
+
+def _device(record: Record) -> tuple[str, str]:
+    """Return the kind of a time, and the device for which it is."""
+    env = record.env
+    return record.kind, str(env.get("target_gpu") or env.get("gpu") or f"{record.device}, {env.get('threads')} threads")
+
+
+def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[Spot]:
+    """Return the points with a time: that of the largest volume, which matters most, with their own network."""
+    largest = max((r.shape for r in times if r.shape), default=())
+    found: dict[tuple[str, str, int | None], Record] = {}
+    for record in times:
+        if record.shape == largest:
+            data = "" if largest else _data(record.task, record.options.get("data"))
+            design = resolved(record)
+            found[data, _space(record.method, design) + _network(design), record.steps] = record
+    spots = []
+    for point in points:
+        data = "" if largest else _data(*json.loads(point.data)[:2])
+        space = _space(point.method, point.design) + _network(point.design)
+        timed = found.get((data, space, point.evaluations))
+        if timed is not None and timed.value is not None:
+            spots.append(Spot(point, float(timed.value), timed.kind, (timed,)))
+    return spots
 
 
 def show_evaluations(library: Library) -> Shown:
@@ -343,7 +361,7 @@ def _figure(
         style.log_ticks(axes.xaxis, style.spaced(costs, 1.4) if whole else ())
     hollow = all(spot.kind != "measured" for panel in panels for spot in panel)
     what = axis.split(" (")[0] if axis.startswith("network") else f"the {axis.split(' (')[0]}"
-    style.title(figure, f"Quality against {what}.{' Hollow: predicted memory.' if hollow else ''}")
+    style.title(figure, f"Quality against {what}.{' Hollow: predicted.' if hollow else ''}")
     style.move_apart(figure, labels)
     return figure
 

@@ -62,6 +62,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
     headings = [
         Heading("method", "method"),
         Heading("variant", "variant"),
+        Heading("width", "width", number=True),
         Heading("voxels_per_axis", "size", lambda n: f"{n}³", number=True),
         *(Heading(name, name.replace("_", " ")) for name in ("precision", "checkpointing")),
         Heading("batch_size", "batch size", number=True),
@@ -78,6 +79,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
             (
                 row.method,
                 row.variant,
+                row.settings["width"],
                 size_of(row),
                 *(row.settings[name] for name in ("precision", "checkpointing", "batch_size", "device")),
                 row.kind,
@@ -87,7 +89,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
         )
         for row in sorted(rows, key=lambda row: (row.settings["device"] == "cpu", size_of(row)))
     ]
-    return Table(headings, lines, within=("voxels_per_axis", "precision", "checkpointing", "device", "kind"))
+    return Table(headings, lines, within=("width", "voxels_per_axis", "precision", "checkpointing", "device", "kind"))
 
 
 def _whole(value: float | None) -> int | None:

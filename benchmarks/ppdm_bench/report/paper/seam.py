@@ -15,6 +15,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, gradient_of, loss_pairs
+from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.paper_figure import Missing, Shown
 from ppdm_bench.report.scores import by_origin, group_title, most_evaluations
 from ppdm_bench.report.statistics import paired_difference
@@ -30,12 +31,14 @@ _ABOUT = {
 
 
 def show(library: Library) -> Shown:
-    """Return the pairs that differ only in the loss, each with its most evaluations.
+    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one.
 
     Raises:
         Missing: there are none.
     """
     everything = loss_pairs(library.points)
+    # The border ratio sees all seams that the seam index sees, and others.
+    everything = [pair for pair in everything if pair.measure == SEAMS[0]] or everything
     if not everything:
         raise Missing(
             "a method trained with the puzzle-gradient loss and the same without it, scored by a measure of seams; "
