@@ -2,30 +2,36 @@
 
     python benchmarks/harness/cpu_time.py                one training step of every method at 32³ and 48³
 
-The machine should be idle, and have as many threads as `OMP_NUM_THREADS` says. The rates are those of a product of two
-matrices and of a copy of a large tensor, measured in the same process. Nothing is fitted: convolutions are assumed to
-reach the rate of the matrix product and other kernels that of the copy. Of repeated times the least counts, because
-other processes can only add time.
+The rates are those of a product of two matrices and of a copy of a large tensor, measured in the same process. What
+real kernels reach of them is measured on single operators: convolutions of several widths, and an activation whose
+result is new memory. Nothing is fitted to steps. One thread computes, its processor time counts and not the time on the
+clock, and of repeated times the least, so that a busy machine disturbs little.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.predictor.timing import IDEAL, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.predictor.timing import IDEAL, Constants, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.timing.arithmetic import ceiling
-from ppdm_bench.timing.clock import QUICK, Protocol, Stopwatch, clock_of
+from ppdm_bench.timing.clock import QUICK, Protocol, Stopwatch
 from ppdm_bench.units import shape_text, significant
 
-# The measured rates are what kernels reach. A launch is the overhead of one call of PyTorch from Python.
-CALLED = replace(IDEAL, launch=5e-6)
+LAUNCH = 5e-6  # seconds: overhead of one call of PyTorch from Python
 ELEMENTS = 2**25  # of the copied tensor, 128 MiB: larger than any cache
+WIDTHS = (16, 32, 64, 128)  # of the measured convolutions
+EDGE = 16  # of their volumes, and
+BATCH = 2  # two of them, which PyTorch convolves by oneDNN at any size
+NEW = 2**21  # elements of the activation, 8 MiB
 
 
 def main() -> None:
@@ -35,11 +41,17 @@ def main() -> None:
     parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods")
     parser.add_argument("--width", type=int, default=16, help="channels at the finest level")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     rates = rates_of_this_cpu()
+    constants = constants_of_this_cpu(rates)
     print(f"{rates.peaks['fp32'] / 1e9:.0f} GFLOP/s, {rates.bandwidth / 1e9:.1f} GB/s")
+    of_width = ", ".join(
+        f"{constants.full['fp32'] + 2 * constants.narrow['fp32'] / n:.2f} of {n} channels" for n in WIDTHS
+    )
+    print(f"cost of a convolution's operations: {of_width}; of traffic: {constants.memory:.2f}")
     asked = [Configuration(m, (n, n, n), width=arguments.width) for m in arguments.method for n in arguments.res]
     errors = []
-    for one, predicted, measured in check(asked, rates):
+    for one, predicted, measured in check(asked, rates, constants):
         errors.append(predicted.seconds / measured - 1)
         what = f"{one.label} {shape_text(one.shape)}"
         told = f"{significant(predicted.seconds)} s, measured {significant(measured)} s ({errors[-1]:+.0%})"
@@ -49,26 +61,63 @@ def main() -> None:
 
 def rates_of_this_cpu() -> Rates:
     """Measure the rates of a matrix product and of a copy."""
-    clock = clock_of("cpu")
     source, to = torch.ones(ELEMENTS), torch.empty(ELEMENTS)
-    watch = Stopwatch(clock, QUICK, budget=30)
-    watch.warm_up(lambda: to.copy_(source))
-    seconds = min(watch.repeat(lambda: to.copy_(source)))
-    peak = max(ceiling("fp32", "cpu", clock).rates)
-    return Rates({"fp32": peak, "tf32": 0.0, "half": 0.0}, 2 * source.nbytes / seconds)
+    peak = max(ceiling("fp32", "cpu", processor).rates)
+    return Rates({"fp32": peak, "tf32": 0.0, "half": 0.0}, 2 * source.nbytes / least(lambda: to.copy_(source)))
+
+
+def constants_of_this_cpu(rates: Rates) -> Constants:
+    """Measure what convolutions and an activation reach of the rates.
+
+    The cost of a convolution's operations is the line ``full + narrow · (1 / columns + 1 / depth)`` through those of
+    several widths, forward and backward together.
+    """
+    costs = [_cost_of_convolution(width, rates) for width in WIDTHS]
+    narrow, full = np.polyfit([2 / width for width in WIDTHS], costs, 1)
+    x = torch.ones(NEW)
+    memory = least(lambda: F.silu(x)) * rates.bandwidth / (2 * x.nbytes)
+    at_least = {"full": max(float(full), 0.5), "narrow": max(float(narrow), 0.0)}
+    return replace(
+        IDEAL,
+        full=dict.fromkeys(IDEAL.full, at_least["full"]),
+        narrow=dict.fromkeys(IDEAL.narrow, at_least["narrow"]),
+        memory=max(memory, 1.0),
+        launch=LAUNCH,
+    )
+
+
+def _cost_of_convolution(width: int, rates: Rates) -> float:
+    """Time of a convolution, forward and backward, over the time of its operations at the peak."""
+    layer = torch.nn.Conv3d(width, width, 3, padding=1)
+    x = torch.randn(BATCH, width, EDGE, EDGE, EDGE, requires_grad=True)
+    seconds = least(lambda: layer(x).sum().backward())
+    return seconds * rates.peaks["fp32"] / (3 * 2 * 27 * width * x.numel())
+
+
+def processor(work: Callable[[], object]) -> float:
+    """Run some work and return its processor time in seconds."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def least(work: Callable[[], object], protocol: Protocol = QUICK, budget: float = 30.0) -> float:
+    """Least processor time of some work, in seconds."""
+    watch = Stopwatch(processor, protocol, budget)
+    watch.warm_up(work)
+    return min(watch.repeat(work))
 
 
 def check(
-    asked: Sequence[Configuration], rates: Rates, protocol: Protocol = QUICK
+    asked: Sequence[Configuration], rates: Rates, constants: Constants, protocol: Protocol = QUICK
 ) -> Iterator[tuple[Configuration, Duration, float]]:
     """Predict and measure one training step of each configuration, in seconds."""
     for one in asked:
         work = workload(one.resolve(), "train", one.shape, one.batch_size, "cpu")
         kernels = kernels_of_step(work.build, work.step, None, work.iterations)
-        predicted = Duration.of(KernelTable.of(kernels), rates, CALLED)
-        state, watch = work.build(), Stopwatch(clock_of("cpu"), protocol, budget=60)
-        watch.warm_up(lambda state=state, work=work: work.step(state))
-        yield one, predicted, min(watch.repeat(lambda state=state, work=work: work.step(state)))
+        predicted = Duration.of(KernelTable.of(kernels), rates, constants)
+        state = work.build()
+        yield one, predicted, least(lambda state=state, work=work: work.step(state), protocol, 60)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,14 @@ def everything() -> list[Made]:
             Made(name, _named(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
             for name in (f"validation/cpu-{size}" for size in (32, 48, 64))
         ),
+        *(
+            Made(
+                f"speed/{file.parent.name}",
+                _named(f"speed/{file.parent.name}/speed", "csv", "md", *PICTURE),
+                _speed(file),
+            )
+            for file in sorted(RESULTS.glob("speed/*/records.jsonl*"))
+        ),
         *_of_quality(),
         Made(
             "ablations",
@@ -193,6 +201,16 @@ def _plan(results: Path, to: Path) -> None:
     from ppdm_bench.planning.planning_output import present
 
     present(_records(results / "plan/records.jsonl"), to / "plan")
+
+
+def _speed(file: Path) -> Callable[[Path, Path], object]:
+    def make(results: Path, to: Path) -> None:
+        from ppdm_bench.timing.timing_output import present
+
+        place = Path("speed") / file.parent.name
+        present(_records(results / place / "records.jsonl"), to / place)
+
+    return make
 
 
 def _methods(results: Path, to: Path) -> None:

@@ -72,12 +72,17 @@ def predicted_sheet(asked: str, gpu: str | None, precisions: Sequence[str]) -> S
     if gpu is None and not torch.cuda.is_available():
         raise ValueError('a predicted time needs a card, and this machine has none; name one, such as --gpu "RTX 4090"')
     sheet = find_sheet(gpu or torch.cuda.get_device_name())
-    if "bf16" in precisions and not sheet.has_bf16:
-        instead = "fp16, which its tensor cores compute" if sheet.half else "fp32"
-        raise ValueError(
-            f"{sheet.name} does not compute in bf16, and PyTorch would emulate it slowly; take --precision {instead}"
-        )
+    if slow := emulated(sheet.name, sheet.compute_capability, precisions):
+        raise ValueError(slow)
     return sheet
+
+
+def emulated(gpu: str, compute_capability: tuple[int, int], precisions: Sequence[str]) -> str:
+    """Return a warning if a requested precision is not computed by the card itself; empty if all are."""
+    if "bf16" not in precisions or compute_capability >= (8, 0):
+        return ""
+    instead = "fp16, which its tensor cores compute" if compute_capability >= (7, 0) else "fp32"
+    return f"{gpu} does not compute in bf16, and PyTorch would emulate it slowly; take --precision {instead}"
 
 
 def _check_named(asked: str, gpu: str | None) -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ppdm.network.options import PRECISIONS, UNetOptions
 from ppdm.network.slabs import SlabbedConvolution, slabs_for
+from ppdm.network.small import SmallConvolution, convolve, convolve_backward, is_small
 
 aten = torch.ops.aten
 
@@ -74,6 +75,9 @@ class Convolution(nn.Module):
         dtype = self.arithmetic(x)
         weight, bias = self.parameters_in(dtype)
         seen = x.to(dtype, memory_format=self.layout)
+        if is_small(seen, weight):
+            small: Tensor = SmallConvolution.apply(seen, weight, bias, self.stride, self.padding)
+            return small.to(self.dtype)
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -176,20 +180,19 @@ class _RecomputedConvolution(Function):
         stride: int,
         padding: int,
     ) -> Tensor:
-        ctx.save_for_backward(x, scale, shift, weight, bias)
-        ctx.norm, ctx.convolution = (groups, eps), _geometry(x.ndim - 2, stride, padding)
+        ctx.save_for_backward(x, scale, shift, weight)
+        ctx.norm, ctx.convolution = (groups, eps), (stride, padding)
         activated = F.silu(_normalised(x, scale, shift, groups, eps)[0], inplace=True)
-        return torch.convolution(activated.to(weight.dtype), weight, bias, *ctx.convolution)
+        return convolve(activated.to(weight.dtype), weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, shift, weight, bias = ctx.saved_tensors
+        x, scale, shift, weight = ctx.saved_tensors
         activated = F.silu(_normalised(x, scale, shift, *ctx.norm)[0], inplace=True).to(weight.dtype)
         wanted = [True, True, True]
-        slope, of_weight, of_bias = aten.convolution_backward(
-            gradient, activated, weight, bias.shape, *ctx.convolution, wanted
-        )
+        slope, of_weight, of_bias = convolve_backward(gradient, activated, weight, wanted, *ctx.convolution)
+        assert slope is not None
         del activated
         slope = slope.to(x.dtype)
         normalised, mean, deviation = _normalised(x, scale, shift, *ctx.norm)
@@ -199,11 +202,6 @@ class _RecomputedConvolution(Function):
             slope, x.contiguous(), mean, deviation, scale, *_sizes(x), ctx.norm[0], wanted
         )
         return (*of_norm, of_weight, of_bias, None, None, None, None)
-
-
-def _geometry(dims: int, stride: int, padding: int) -> tuple[Any, ...]:
-    """Stride, padding, dilation, transposed, output padding and groups of a convolution."""
-    return [stride] * dims, [padding] * dims, [1] * dims, False, [0] * dims, 1
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

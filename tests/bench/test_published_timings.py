@@ -111,6 +111,7 @@ def test_the_committed_table_reaches_the_goal_on_the_half_that_judges() -> None:
     assert ratios[len(ratios) // 2] <= 0.12
     low, high = time_truth.interval(judged)
     assert (low, high) == pytest.approx(time_truth.INTERVAL, abs=0.01)
+    assert time_truth.ratio_interval(judged) == pytest.approx(time_truth.RATIO, abs=0.01)
 
 
 def test_a_fit_is_nearer_to_values_that_known_constants_made_than_its_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import cpu_time
 import pytest
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.predictor.timing import Rates
+from ppdm_bench.predictor.timing import IDEAL, Rates
 from ppdm_bench.timing.clock import Protocol
 
 
@@ -15,10 +15,26 @@ def rates(factor: float) -> Rates:
 def test_a_step_is_predicted_from_rates_and_measured() -> None:
     once = Protocol(repetitions=1, seconds=0.0)
     tiny = [Configuration("ppdm", (16, 16, 16), factor=2, width=8)]
-    ((one, slow, measured),) = cpu_time.check(tiny, rates(1), once)
-    ((_, fast, _),) = cpu_time.check(tiny, rates(4), once)
+    ((one, slow, measured),) = cpu_time.check(tiny, rates(1), IDEAL, once)
+    ((_, fast, _),) = cpu_time.check(tiny, rates(4), IDEAL, once)
     assert one == tiny[0]
     assert measured > 0
     work, of_fast = (d.parts["arithmetic"] + d.parts["bandwidth"] for d in (slow, fast))
     assert work == pytest.approx(4 * of_fast)
     assert slow.parts["launches"] == fast.parts["launches"]
+
+
+def test_narrow_convolutions_cost_what_single_convolutions_are_measured_to_cost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With made-up times of convolutions that reach half of the peak if wide, and less if narrow."""
+    monkeypatch.setattr(cpu_time, "_cost_of_convolution", lambda width, _: 2 + 16 / width)
+    monkeypatch.setattr(cpu_time, "least", lambda _: 3 * 2 * 4 * cpu_time.NEW / 1e10)
+    found = cpu_time.constants_of_this_cpu(rates(1))
+    assert (found.full["fp32"], found.narrow["fp32"], found.memory) == pytest.approx((2, 8, 3))
+
+
+def test_the_cost_of_a_convolution_is_its_time_over_that_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_time, "least", lambda _: 1.0)
+    operations = 3 * 2 * 27 * 16 * 16 * cpu_time.BATCH * cpu_time.EDGE**3
+    assert cpu_time._cost_of_convolution(16, rates(1)) == pytest.approx(1e10 / operations)

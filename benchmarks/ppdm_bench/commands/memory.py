@@ -28,7 +28,7 @@ from ppdm_bench.commands.options import (
     Width,
 )
 from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, report_outcome, with_earlier
+from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -81,6 +81,10 @@ def memory(
         ),
     ] = None,
     gpu: Gpu = None,
+    time: Annotated[
+        bool,
+        typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu."),
+    ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
@@ -122,9 +126,12 @@ def memory(
     jobs = asked_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
+    if time and (gpu is None or explain):
+        instead = "--explain shows it by operator" if explain else 'name it, such as --gpu "A100 80GB"'
+        raise typer.BadParameter(f"a time is predicted for a card: {instead}", param_hint="'--time'")
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.configuration import check_phases
-        from ppdm_bench.devices import card_of, choose
+        from ppdm_bench.devices import card_of, choose, emulated, predicted_sheet
         from ppdm_bench.memory.command import MemoryPlan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import Request, collect_jobs
@@ -133,8 +140,13 @@ def memory(
 
         asked = asked_configurations(explain or method, sizes, wanted, start, vary)
         as_usage(check_phases, asked, phases)
+        precisions = [one.precision for one in asked]
+        sheet = as_usage(predicted_sheet, "predict", gpu, precisions) if time else None
         if gpu is not None:
-            capacity = as_usage(card_of, gpu, capacity).capacity
+            card = as_usage(card_of, gpu, capacity)
+            capacity = card.capacity
+            if slow := emulated(card.gpu, card.compute_capability, precisions):
+                notify(slow)
         if jobs is None:
             where, target = as_usage(choose, device, capacity, gpu)
             target = as_usage(with_constants, constants, target)
@@ -145,7 +157,8 @@ def memory(
         with alone_in(out) as folder:
             if jobs is not None:
                 request = Request(
-                    phases, device, spacing, timeout, capacity, not no_gate, constants and constants.absolute(), gpu
+                    *(phases, device, spacing, timeout, capacity, not no_gate),
+                    *(constants and constants.absolute(), gpu, time),
                 )
                 records, lost = collect_jobs(asked, request, folder, jobs)
                 shown = with_earlier(records, folder)
@@ -155,7 +168,7 @@ def memory(
                     MemoryPlan(asked, phases, "predict", target, spacing, timeout), folder
                 )
             else:
-                plan = MemoryPlan(asked, phases, where, target, spacing, timeout, capacity, not no_gate)
+                plan = MemoryPlan(asked, phases, where, target, spacing, timeout, capacity, not no_gate, sheet)
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]

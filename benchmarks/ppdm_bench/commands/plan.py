@@ -90,7 +90,7 @@ def plan(
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
     (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
-        from ppdm_bench.devices import predicted_sheet
+        from ppdm_bench.devices import emulated, predicted_sheet
         from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
 
         settings = {
@@ -105,6 +105,8 @@ def plan(
         asked = asked_configurations(method, [size], settings, start)
         card = _card(capacity, gpu)
         sheet = None if steps is None else as_usage(predicted_sheet, "predict", gpu, [precision])
+        if card.gpu and (slow := emulated(card.gpu, card.compute_capability, [precision])):
+            notify(slow)
         folder = writable(out) if out is not None else None
         interrupted = False
         try:

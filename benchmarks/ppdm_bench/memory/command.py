@@ -13,9 +13,12 @@ from ppdm_bench.isolation.sweep import Sweep, SweepCase
 from ppdm_bench.memory.feasibility import shortage, skipping
 from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, uncompiled, workload
+from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.peak import Peak, PredictionError, predict_peak
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import Record, config_id
+from ppdm_bench.timing.command import TIMES
+from ppdm_bench.timing.prediction import time_records
 from ppdm_bench.units import shape_text
 
 WORKER = "ppdm_bench.memory.worker"
@@ -52,6 +55,7 @@ class MemoryPlan:
         timeout: time limit in seconds of one measurement and of one prediction.
         budget: memory budget in bytes, which also limits measurements; None uses the memory of the device.
         gate: whether to skip measurements that are predicted not to fit.
+        sheet: data sheet of the card; given, the time of what fits is predicted too.
     """
 
     configurations: Sequence[Configuration]
@@ -62,6 +66,7 @@ class MemoryPlan:
     timeout: float = 600
     budget: int | None = None
     gate: bool = True
+    sheet: Sheet | None = None
 
     @property
     def limit(self) -> int | None:
@@ -103,7 +108,17 @@ def carry_out(
         made = sweep.settled(case) or _predict(plan, task, case, sweep)
         if plan.gate and (short := next((r.reason for r in made if r.status == "oom"), "")):
             doubts[about] = skipping(short)
-        yield made
+        yield [*made, *_times(plan, task, case, made)]
+
+
+def _times(plan: MemoryPlan, task: MemoryTask, case: SweepCase, made: Sequence[Record]) -> list[Record]:
+    """Return the predicted time of a training step or of a volume that fits; empty if it is not asked or there."""
+    done = {record.metric for record in made if record.status == "ok"}
+    if plan.sheet is None or task.phase not in TIMES or TIMES[task.phase] in done or case.metric not in done:
+        return []
+    own = task.configuration.resolve().sampling.steps
+    common = {name: value for name, value in case.common.items() if name != "steps"}
+    return time_records(task.configuration, plan.sheet, [own], plan.timeout, common)
 
 
 def _case(plan: MemoryPlan, task: MemoryTask) -> SweepCase:

@@ -14,6 +14,7 @@ from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import MemoryPlan, Spacing
 from ppdm_bench.memory.constants import with_constants
 from ppdm_bench.memory.memory_output import collect
+from ppdm_bench.predictor.cards import find_sheet
 from ppdm_bench.records import Record, config_id
 
 
@@ -26,6 +27,7 @@ class Request:
         device: auto, cuda, cpu or predict.
         constants: file with fitted constants.
         gpu: name of a card to predict for; None means the card of the job.
+        times: whether to predict the time on that card too.
     """
 
     phases: Sequence[str]
@@ -36,6 +38,7 @@ class Request:
     gate: bool = True
     constants: Path | None = None
     gpu: str | None = None
+    times: bool = False
 
 
 def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
@@ -43,9 +46,9 @@ def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) 
     where, target = choose(request.device, request.budget, request.gpu)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
-    plan = MemoryPlan(
-        asked, request.phases, where, target, request.spacing, request.timeout, request.budget, request.gate
-    )
+    sheet = find_sheet(request.gpu) if request.times and request.gpu else None
+    how = (request.spacing, request.timeout, request.budget, request.gate, sheet)
+    plan = MemoryPlan(asked, request.phases, where, target, *how)
     with alone_in(folder):
         return collect(plan, folder)
 

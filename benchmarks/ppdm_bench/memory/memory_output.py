@@ -17,6 +17,7 @@ from ppdm_bench.report.figures.memory_timeline import save_timeline, timeline_pa
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.figures.time_by_operator import save_times, times_page
 from ppdm_bench.report.tables.memory import memory_page, memory_table
+from ppdm_bench.timing.command import TIMES
 from ppdm_bench.units import shape_text
 
 # Duration of a measurement relative to a prediction: the child process first starts Python and imports PyTorch.
@@ -89,7 +90,8 @@ def present(
 
 def failures(records: Sequence[Record]) -> list[str]:
     """Return one sentence for each failed task; running out of memory and skipped tasks are not failures."""
-    failed = [r for r in records if r.metric == "peak_allocated" and r.status not in ("ok", "oom", "skipped")]
+    metrics = ("peak_allocated", *TIMES.values())
+    failed = [r for r in records if r.metric in metrics and r.status not in ("ok", "oom", "skipped")]
     several = len({record.shape for record in records}) > 1
     return [f"{_name(record, several)}, {record.kind}: {record.reason}" for record in failed]
 

@@ -59,9 +59,14 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
     return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=told, **common)
 
 
+def durations_of(records: Sequence[Record]) -> list[Record]:
+    """Return the predicted durations among some records."""
+    return [record for record in records if record.metric in _OF.values() and record.status == "ok"]
+
+
 def duration_table(records: Sequence[Record]) -> Table | None:
     """Return a row for each configuration with a predicted duration; None without any."""
-    mine = [record for record in records if record.metric in _OF.values() and record.status == "ok"]
+    mine = durations_of(records)
     rows = list(dict.fromkeys((record.label, record.shape) for record in mine))
 
     def cell(row: tuple[Any, ...], metric: str) -> str | None:

@@ -11,7 +11,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.host import host_sentence
-from ppdm_bench.planning.duration import duration_table, durations
+from ppdm_bench.planning.duration import duration_table, durations, durations_of
 from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Bounds, CapacityAnswer, phases_of, question
 from ppdm_bench.planning.search import Found, Look
@@ -135,7 +135,7 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
 
 def _page(records: Sequence[Record]) -> Page:
     """Return the table and its summary, and the host memory below them."""
-    page = plan_page(gather(records))
+    page = plan_page(gather(records), durations_of(records))
     times, host = duration_table(records), host_sentence(records)
     return replace(page, parts=[*page.parts, *([times] if times else []), *([host] if host else [])])
 

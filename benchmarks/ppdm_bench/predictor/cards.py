@@ -4,7 +4,12 @@ Memory is the least total capacity that PyTorch reports for the card. It is less
 driver and error correction keep a part. Compute capabilities are those of https://developer.nvidia.com/cuda-gpus.
 
 Rates are those of the manufacturer for dense products (no sparsity), half precision with sums in fp32, as PyTorch
-computes. GeForce cards before the RTX 50 series do such products at half the rate of their advertised fp16 sums.
+computes. GeForce cards do such products at half the rate of their advertised fp16 sums.
+
+Each rate was compared with a public copy of its document, or with a quotation of it. `Sheet.doubt` names the figures
+for which none was found, and those on which documents disagree. A test derives every rate from the cores, the clock and
+the memory of the card (`Chip`). Documents about the B200 disagree (FP32 75 or 80 TFLOP/s, TF32 1,100 or 1,125, 7.7 or
+8 TB/s), and no kernels of its generation are known here, so it is not in the table.
 """
 
 import re
@@ -14,7 +19,7 @@ from difflib import get_close_matches
 
 from ppdm_bench.predictor.target import GIB, Target
 
-__all__ = ["CARDS", "SHEETS", "Card", "Sheet", "card_named", "find_card", "find_sheet"]
+__all__ = ["CARDS", "SHEETS", "Card", "Chip", "Sheet", "card_named", "find_card", "find_sheet"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,25 @@ CARDS = (
 
 
 @dataclass(frozen=True)
+class Chip:
+    """What the peak rates of a card follow from.
+
+    Attributes:
+        cores: ordinary cores; each does a multiplication and an addition in a cycle.
+        mhz: boost clock.
+        tensor: half-precision operations of the tensor cores for each fp32 operation of the others; 0 without them.
+        bus: width of the memory bus in bits.
+        gbps: data rate of the memory in Gbit/s for each bit of the bus.
+    """
+
+    cores: int
+    mhz: int
+    tensor: int
+    bus: int
+    gbps: float
+
+
+@dataclass(frozen=True)
 class Sheet:
     """Rates of a card from its data sheet.
 
@@ -82,7 +106,9 @@ class Sheet:
         half: TFLOP/s of the tensor cores in fp16, and in bf16 from Ampere on; 0 without them.
         bandwidth: GB/s of the memory.
         compute_capability: (major, minor).
+        chip: what these rates follow from.
         source: the document.
+        doubt: figures that no public copy of the document confirms, or on which documents disagree.
     """
 
     name: str
@@ -91,7 +117,9 @@ class Sheet:
     half: float
     bandwidth: float
     compute_capability: tuple[int, int]
+    chip: Chip
     source: str
+    doubt: str = ""
 
     @property
     def has_bf16(self) -> bool:
@@ -99,44 +127,61 @@ class Sheet:
         return self.compute_capability >= (8, 0)
 
 
+_HOPPER = "NVIDIA H100 data sheet"
+_AMPERE = "NVIDIA A100 data sheet"
 _VOLTA = "NVIDIA V100 data sheet"
 _TURING = "NVIDIA Turing GPU architecture whitepaper"
-_GA102 = "NVIDIA Ampere GA102 GPU architecture whitepaper"
+_GA102 = "NVIDIA Ampere GA102 GPU architecture whitepaper v2"
 _ADA = "NVIDIA Ada GPU architecture whitepaper"
 _BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper"
+_PRODUCT = "NVIDIA product page of the card"
 
-SHEETS = (
-    Sheet("H200", 66.9, 494.7, 989.4, 4800, (9, 0), "NVIDIA H200 data sheet"),
-    Sheet("H100 80GB", 66.9, 494.7, 989.4, 3350, (9, 0), "NVIDIA H100 data sheet, SXM"),
-    Sheet("H100 80GB PCIe", 51.2, 378.0, 756.0, 2000, (9, 0), "NVIDIA H100 data sheet, PCIe"),
-    Sheet("A100 80GB", 19.5, 156, 312, 2039, (8, 0), "NVIDIA A100 data sheet, SXM"),
-    Sheet("A100 80GB PCIe", 19.5, 156, 312, 1935, (8, 0), "NVIDIA A100 data sheet, PCIe"),
-    Sheet("A100 40GB", 19.5, 156, 312, 1555, (8, 0), "NVIDIA A100 data sheet, 40 GB"),
-    Sheet("A100 40GB PCIe", 19.5, 156, 312, 1555, (8, 0), "NVIDIA A100 data sheet, 40 GB PCIe"),
-    Sheet("A30", 10.3, 82, 165, 933, (8, 0), "NVIDIA A30 data sheet"),
-    Sheet("RTX 6000 Ada", 91.1, 182.1, 364.2, 960, (8, 9), _ADA),
-    Sheet("L40S", 91.6, 183, 362.05, 864, (8, 9), "NVIDIA L40S data sheet"),
-    Sheet("L40", 90.5, 90.5, 181.05, 864, (8, 9), "NVIDIA L40 data sheet"),
-    Sheet("A40", 37.4, 74.8, 149.7, 696, (8, 6), "NVIDIA A40 data sheet"),
-    Sheet("RTX A6000", 38.7, 77.4, 154.8, 768, (8, 6), _GA102),
-    Sheet("RTX A4000", 19.2, 38.3, 76.7, 448, (8, 6), "NVIDIA RTX A4000 data sheet"),
-    Sheet("A10", 31.2, 62.5, 125, 600, (8, 6), "NVIDIA A10 data sheet"),
-    Sheet("RTX 5090", 104.8, 104.8, 209.5, 1792, (12, 0), _BLACKWELL),
-    Sheet("RTX 4090", 82.6, 82.6, 165.2, 1008, (8, 9), _ADA),
-    Sheet("RTX 3090", 35.6, 35.6, 71, 936, (8, 6), _GA102),
-    Sheet("RTX 3080 10GB", 29.8, 29.8, 59.5, 760, (8, 6), _GA102),
-    Sheet("RTX 3070", 20.3, 20.3, 40.6, 448, (8, 6), _GA102),
-    Sheet("RTX 8000", 16.3, 0, 130.5, 672, (7, 5), _TURING),
-    Sheet("Quadro RTX 6000", 16.3, 0, 130.5, 672, (7, 5), _TURING),
-    Sheet("Titan RTX", 16.3, 0, 130.5, 672, (7, 5), "NVIDIA Titan RTX product page"),
-    Sheet("RTX 2080 Ti", 13.4, 0, 53.8, 616, (7, 5), _TURING),
-    Sheet("T4", 8.1, 0, 65, 320, (7, 5), "NVIDIA T4 data sheet"),
-    Sheet("V100 32GB", 15.7, 0, 125, 900, (7, 0), _VOLTA),
-    Sheet("V100 32GB PCIe", 14.0, 0, 112, 900, (7, 0), _VOLTA),
-    Sheet("V100 16GB", 15.7, 0, 125, 900, (7, 0), _VOLTA),
-    Sheet("GTX 1080 Ti", 11.3, 0, 0, 484, (6, 1), "NVIDIA GeForce GTX 1080 Ti product page"),
-    Sheet("Titan Xp", 12.15, 0, 0, 547.7, (6, 1), "NVIDIA Titan Xp product page"),
+_NO_COPY = "half and tf32: no public copy of this table was found"
+_RATIO = "half and tf32: from the ratio of other cards of the same series"
+_HALVED = "tf32: half of the half-precision rate, as for the other cards of the same series"
+_SUMS = (
+    "half and tf32: may count sums in fp16; the sheet of the L40, of the same generation, prints half as much per core"
 )
+
+# fmt: off
+SHEETS = (
+    Sheet("H200", 66.9, 494.7, 989.4, 4800, (9, 0), Chip(16896, 1980, 16, 6144, 6.25), "NVIDIA H200 data sheet"),
+    Sheet("H100 80GB", 66.9, 494.7, 989.4, 3350, (9, 0), Chip(16896, 1980, 16, 5120, 5.24), _HOPPER),
+    Sheet("H100 80GB PCIe", 51.2, 378.0, 756.0, 2000, (9, 0), Chip(14592, 1755, 16, 5120, 3.19), _HOPPER),
+    Sheet("A100 80GB", 19.5, 156, 312, 2039, (8, 0), Chip(6912, 1410, 16, 5120, 3.19), _AMPERE),
+    Sheet("A100 80GB PCIe", 19.5, 156, 312, 1935, (8, 0), Chip(6912, 1410, 16, 5120, 3.02), _AMPERE),
+    Sheet("A100 40GB", 19.5, 156, 312, 1555, (8, 0), Chip(6912, 1410, 16, 5120, 2.43), _AMPERE),
+    Sheet("A100 40GB PCIe", 19.5, 156, 312, 1555, (8, 0), Chip(6912, 1410, 16, 5120, 2.43), _AMPERE),
+    Sheet("A30", 10.3, 82, 165, 933, (8, 0), Chip(3584, 1440, 16, 3072, 2.43), "NVIDIA A30 data sheet"),
+    Sheet("RTX 6000 Ada", 91.1, 182.1, 364.2, 960, (8, 9), Chip(18176, 2505, 4, 384, 20), _ADA, _NO_COPY),
+    Sheet("L40S", 91.6, 183, 362.05, 864, (8, 9), Chip(18176, 2520, 4, 384, 18), "NVIDIA L40S data sheet", _SUMS),
+    Sheet("L40", 90.5, 90.5, 181.05, 864, (8, 9), Chip(18176, 2490, 2, 384, 18), "NVIDIA L40 data sheet"),
+    Sheet("L4", 30.3, 60, 121, 300, (8, 9), Chip(7424, 2040, 4, 192, 12.5), "NVIDIA L4 data sheet", _SUMS),
+    Sheet("A40", 37.4, 74.8, 149.7, 696, (8, 6), Chip(10752, 1740, 4, 384, 14.5), "NVIDIA A40 data sheet"),
+    Sheet("RTX A6000", 38.7, 77.4, 154.8, 768, (8, 6), Chip(10752, 1800, 4, 384, 16), _GA102),
+    Sheet("RTX A5000", 27.8, 55.6, 111.1, 768, (8, 6), Chip(8192, 1695, 4, 384, 16), _PRODUCT, _RATIO),
+    Sheet("RTX A4000", 19.2, 38.3, 76.7, 448, (8, 6), Chip(6144, 1560, 4, 256, 14), _PRODUCT, _HALVED),
+    Sheet("A10", 31.2, 62.5, 125, 600, (8, 6), Chip(9216, 1695, 4, 384, 12.5), "NVIDIA A10 data sheet"),
+    Sheet("RTX 5090", 104.8, 104.8, 209.5, 1792, (12, 0), Chip(21760, 2407, 2, 512, 28), _BLACKWELL),
+    Sheet("RTX 4090", 82.6, 82.6, 165.2, 1008, (8, 9), Chip(16384, 2520, 2, 384, 21), _ADA),
+    Sheet("RTX 4060", 15.1, 15.1, 30.2, 272, (8, 9), Chip(3072, 2460, 2, 128, 17), _PRODUCT, _RATIO),
+    Sheet("RTX 3090", 35.6, 35.6, 71, 936, (8, 6), Chip(10496, 1695, 2, 384, 19.5), _GA102),
+    Sheet("RTX 3080 10GB", 29.8, 29.8, 59.5, 760, (8, 6), Chip(8704, 1710, 2, 320, 19), _GA102),
+    Sheet("RTX 3070", 20.3, 20.3, 40.6, 448, (8, 6), Chip(5888, 1725, 2, 256, 14), _GA102),
+    Sheet("RTX 3060 12GB", 12.7, 12.7, 25.5, 360, (8, 6), Chip(3584, 1777, 2, 192, 15), _PRODUCT, _RATIO),
+    Sheet("RTX 8000", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _TURING),
+    Sheet("Quadro RTX 6000", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _TURING),
+    Sheet("Titan RTX", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _PRODUCT),
+    # At the clock of the reference design; the Founders Edition has 1635 MHz, 14.2 and 56.9 TFLOP/s.
+    Sheet("RTX 2080 Ti", 13.4, 0, 53.8, 616, (7, 5), Chip(4352, 1545, 4, 352, 14), _TURING),
+    Sheet("T4", 8.1, 0, 65, 320, (7, 5), Chip(2560, 1590, 8, 256, 10), "NVIDIA T4 data sheet"),
+    Sheet("V100 32GB", 15.7, 0, 125, 900, (7, 0), Chip(5120, 1530, 8, 4096, 1.755), _VOLTA),
+    Sheet("V100 32GB PCIe", 14.0, 0, 112, 900, (7, 0), Chip(5120, 1380, 8, 4096, 1.755), _VOLTA),
+    Sheet("V100 16GB", 15.7, 0, 125, 900, (7, 0), Chip(5120, 1530, 8, 4096, 1.755), _VOLTA),
+    Sheet("GTX 1080 Ti", 11.3, 0, 0, 484, (6, 1), Chip(3584, 1582, 0, 352, 11), _TURING),
+    Sheet("Titan Xp", 12.15, 0, 0, 547.7, (6, 1), Chip(3840, 1582, 0, 384, 11.41), _PRODUCT),
+)
+# fmt: on
 
 # Words of a device name that do not tell cards apart.
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|quadro|pcie?|sxm\d?|hbm\w*|gen)\b")

@@ -20,7 +20,7 @@ from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
-from ppdm_bench.predictor.timing import LIMITS, Duration, KernelTable, Rates, kernels_of_step
+from ppdm_bench.predictor.timing import LIMITS, RATIO, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, config_id
 from ppdm_bench.timing.command import TIMES, TimingPlan, TimingTask
 
@@ -69,9 +69,12 @@ def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: i
 
 
 def described_time(found: Duration) -> dict[str, Any]:
-    """Return the parts and the expected range of a predicted time, for the options of its record."""
+    """Return the parts and the expected range of a predicted time, for the options of its record.
+
+    ``ratio`` is the factor within which its ratio to another predicted time on the same card is expected.
+    """
     ends = [float(f"{end:.4g}") for end in found.interval]
-    return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends}
+    return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends, "ratio": RATIO}
 
 
 def _duration(kernels: Sequence[Kernel], sheet: Sheet) -> Duration:
@@ -86,6 +89,7 @@ def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> li
     configuration, counts = task.configuration, plan.counts(task)
     described = configuration.describe()
     common: dict[str, Any] = {
+        "options": described,
         "config_id": config_id(described),
         "command": "speed",
         **configuration.fields(),
@@ -95,27 +99,38 @@ def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> li
         "kind": "predicted",
         "env": environment() | {"target_gpu": sheet.name},
     }
-    metric = TIMES[task.phase]
     if short:
         about: list[dict[str, Any]] = [{"steps": k} for k in counts or (None,)]
-        skipped: dict[str, Any] = {"status": "skipped", "reason": short, "options": described}
-        return [Record(metric=metric, **one, **skipped, **common) for one in about]
+        return [Record(metric=TIMES[task.phase], status="skipped", reason=short, **one, **common) for one in about]
+    return time_records(configuration, sheet, counts, plan.timeout, common)
+
+
+def time_records(
+    configuration: Configuration, sheet: Sheet, counts: Sequence[int], timeout: float, common: Mapping[str, Any]
+) -> list[Record]:
+    """Predict a training step, or a volume of each number of network evaluations, as records.
+
+    Args:
+        configuration, sheet: what is predicted, and for which card.
+        counts: numbers of network evaluations; not used for training.
+        timeout: time limit of the prediction in seconds.
+        common: fields that all records share, with the phase, ``train`` or ``sample``, and the options.
+    """
+    metric = TIMES[common["phase"]]
     try:
-        with time_limit(plan.timeout):
+        with time_limit(timeout):
             found: dict[int | None, Duration] = {}
-            if task.phase == "train":
+            if common["phase"] == "train":
                 found[None] = step_duration(configuration, sheet)
             else:
                 found.update(volume_durations(configuration, sheet, counts).items())
     except TimeIsUpError as late:
-        return [Record(metric=metric, status="timeout", reason=str(late), options=described, **common)]
+        return [Record(metric=metric, status="timeout", reason=str(late), **common)]
     except Exception as error:  # the code of a method can raise any exception; the other tasks must still run
-        return [Record(metric=metric, status="error", reason=fault(error), options=described, **common)]
-    return [_record(metric, steps, one, common, described) for steps, one in found.items()]
+        return [Record(metric=metric, status="error", reason=fault(error), **common)]
+    return [_record(metric, steps, one, common) for steps, one in found.items()]
 
 
-def _record(
-    metric: str, steps: int | None, found: Duration, common: Mapping[str, Any], described: Mapping[str, Any]
-) -> Record:
-    options = {**described, "predicted_time": described_time(found)}
-    return Record(metric=metric, value=found.seconds, stat="model", n=1, steps=steps, options=options, **common)
+def _record(metric: str, steps: int | None, found: Duration, common: Mapping[str, Any]) -> Record:
+    own = {"options": {**common["options"], "predicted_time": described_time(found)}, "steps": steps}
+    return Record(metric=metric, value=found.seconds, stat="model", n=1, **{**common, **own})

@@ -1,15 +1,20 @@
 """``speed`` for a card that is not there: records, table, figure, and what is refused."""
 
+import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.memory.command import MemoryTask
+from ppdm_bench.memory.command import MemoryPlan, MemoryTask, carry_out
 from ppdm_bench.memory.explain import costs
+from ppdm_bench.memory.memory_output import failures
+from ppdm_bench.planning import planning_output as planned
 from ppdm_bench.planning.duration import duration_table, durations
+from ppdm_bench.planning.questions import Bounds
 from ppdm_bench.predictor.cards import find_card, find_sheet
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS
@@ -122,6 +127,92 @@ def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records:
 def test_a_plan_without_steps_or_bf16_is_refused(options: list[str]) -> None:
     words = refused(2, "plan", "--gpu", "T4", "--res", "32", "--method", "ppdm", *options)
     assert "--steps" in words or "does not compute in bf16" in words
+
+
+@pytest.mark.slow
+def test_the_file_of_a_plan_has_the_durations_in_columns(tmp_path: Path) -> None:
+    bounds = Bounds(step=16, edge=16, batch=1, factors=(1,))
+    asked = planned.CapacityPlan([TINY], None, find_card("T4").target(), (), bounds, 36_000, find_sheet("T4"))
+    planned.present(planned.collect(asked, workers=1), tmp_path)
+    train, sample = csv.DictReader((tmp_path / "plan.csv").read_text().splitlines())
+    hours = step_duration(TINY, find_sheet("T4")).seconds * 10
+    assert (train["purpose"], float(train["training_hours"])) == ("train", pytest.approx(hours, rel=1e-4))
+    assert (sample["purpose"], sample["training_hours"], train["volume_seconds"]) == ("sample", "", "")
+    assert float(sample["volume_seconds_low"]) < float(sample["volume_seconds"]) < float(sample["volume_seconds_high"])
+
+
+@pytest.mark.slow
+def test_the_table_of_memory_has_a_column_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppdm_bench.memory.memory_output.save", lambda *_: [])  # figures are tested elsewhere
+    asked = ["memory", "--res", "16", "--method", "ppdm", "--factor", "2", "--width", "8", "--out", tmp_path]
+    code, _, _ = run(*asked, "--gpu", "A100 80GB")
+    assert code == 0
+    (row,) = csv.DictReader((tmp_path / "memory.csv").read_text().splitlines())
+    assert "train_seconds" not in row
+    code, text, _ = run(*asked, "--gpu", "A100 80GB", "--time", "--columns", "train seconds,sample seconds")
+    assert code == 0
+    (row,) = csv.DictReader((tmp_path / "memory.csv").read_text().splitlines())
+    seconds = step_duration(TINY, A100).seconds
+    assert float(row["train_seconds"]) == pytest.approx(seconds, rel=1e-4)
+    assert float(row["sample_seconds_low"]) < float(row["sample_seconds"]) < float(row["sample_seconds_high"])
+    assert f"{significant(seconds)} ({significant(0.8 * seconds)} to" in text
+    assert "eight of ten published timings" in text
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_and_phases_without_a_time_have_none() -> None:
+    plan = MemoryPlan([TINY], ["train", "sample"], "predict", find_card("RTX 3070").target())
+    needs = [r.value for records in carry_out(plan) for r in records if r.metric == "needs"]
+    card = find_card("RTX 3070").target(capacity=round(sum(needs) / 2))
+    made = [record for records in carry_out(replace(plan, target=card, sheet=A100)) for record in records]
+    assert {r.phase for r in made if r.metric == "peak_allocated" and r.status == "oom"} == {"train"}
+    assert [r.metric for r in made if r.unit == "s"] == ["volume_seconds"]
+    latent = Configuration("latent", SHAPE, width=8)
+    plan = MemoryPlan([latent], ["autoencoder_train", "decode"], "predict", find_card("T4").target(), sheet=A100)
+    assert not [r for records in carry_out(plan) for r in records if r.unit == "s"]
+
+
+def test_a_time_that_cannot_be_predicted_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("ppdm_bench.timing.prediction.step_duration", fails)
+    plan = MemoryPlan([TINY], ["train"], "predict", find_card("A100 80GB").target(), sheet=A100)
+    made = [record for records in carry_out(plan) for record in records]
+    (fault,) = failures(made)
+    assert "no such kernel" in fault
+    assert next(r for r in made if r.metric == "peak_allocated").status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--time"], 'name it, such as --gpu "A100 80GB"'),
+        (["--time", "--gpu", "A100 80GB", "--explain", "ppdm"], "--explain shows it by operator"),
+        (["--time", "--gpu", "T4", "--precision", "bf16"], "T4 does not compute in bf16"),
+        (["--time", "--gpu", "T44"], "did you mean"),
+    ],
+)
+def test_a_time_without_a_card_for_it_is_refused(options: list[str], words: str, tmp_path: Path) -> None:
+    assert words in refused(2, "memory", "--res", "16", "--method", "ppdm", *options, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "work"),
+    [("memory", "ppdm_bench.memory.memory_output.collect"), ("plan", "ppdm_bench.planning.planning_output.collect")],
+)
+def test_memory_of_a_precision_that_a_card_emulates_is_predicted_with_a_warning(
+    command: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = MemoryPlan([TINY], ["train"], "predict", find_card("T4").target())
+    made = [record for records in carry_out(plan) for record in records]
+    monkeypatch.setattr(work, lambda *_: made if command == "memory" else [])
+    asked = [command, "--res", "16", "--method", "ppdm", "--gpu", "T4", "--out", tmp_path]
+    code, _, warned = run(*asked, "--precision", "bf16")
+    assert code == 0
+    assert "T4 does not compute in bf16, and PyTorch would emulate it slowly; take --precision fp16" in warned
+    assert "bf16" not in run(*asked, "--precision", "fp16")[2]
 
 
 def test_a_step_is_explained_by_operator(tmp_path: Path) -> None:

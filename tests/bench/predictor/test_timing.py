@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppdm_bench.predictor.cards import SHEETS, find_sheet
+from ppdm_bench.predictor.cards import CARDS, SHEETS, find_sheet
 from ppdm_bench.predictor.kernels import Kernel
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import FITTED, IDEAL, Duration, KernelTable, Rates, kernels_of_step, predict_time
@@ -172,6 +172,38 @@ def test_each_sheet_is_found_and_its_rates_are_in_order(sheet: Any) -> None:
     assert (sheet.half > 0) == (sheet.compute_capability >= (7, 0))
     assert (sheet.tf32 > 0) == (sheet.compute_capability >= (8, 0))
     assert sheet.tf32 <= sheet.half
+
+
+# Operations of the tensor cores for each of an ordinary core, by generation: professional cards, and GeForce cards.
+TENSOR = {
+    (6, 1): {0},
+    (7, 0): {8},
+    (7, 5): {8, 4},
+    (8, 0): {16},
+    (8, 6): {4, 2},
+    (8, 9): {4, 2},
+    (9, 0): {16},
+    (12, 0): {2},
+}
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.name)
+def test_the_rates_of_each_sheet_follow_from_its_cores_clock_and_memory(sheet: Any) -> None:
+    chip = sheet.chip
+    assert sheet.fp32 == pytest.approx(2 * chip.cores * chip.mhz / 1e6, rel=0.01)
+    assert sheet.bandwidth == pytest.approx(chip.bus * chip.gbps / 8, rel=0.03)
+    assert chip.tensor in TENSOR[sheet.compute_capability]
+    # The tensor cores of the H100 have a clock of their own, 8 % below the boost clock.
+    slower = 0.924 if sheet.compute_capability == (9, 0) else 1
+    assert sheet.half == pytest.approx(slower * chip.tensor * sheet.fp32, rel=0.02)
+    if sheet.tf32:
+        assert sheet.tf32 == pytest.approx(sheet.half / 2, rel=0.02)
+
+
+def test_every_card_with_known_memory_has_a_data_sheet_of_its_generation() -> None:
+    for card in CARDS:
+        assert find_sheet(card.name).name == card.name
+        assert find_sheet(card.name).compute_capability == card.compute_capability
 
 
 @pytest.mark.parametrize(

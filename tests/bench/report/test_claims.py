@@ -67,6 +67,31 @@ def times(factor):
     yield timing(PPDM, PPDM.sampling.steps, [1 + 0.01 * n for n in range(10)])
 
 
+def foretold(factor, gpu="A100 80GB"):
+    """Predicted times for a card: full 3-D takes `factor` times as long."""
+    for method, steps, seconds in ((FULL_3D, 4, factor), (PPDM, PPDM.sampling.steps, 1.0)):
+        record = timing(method, steps, [seconds])
+        told = {"interval": [0.8 * seconds, 1.45 * seconds], "ratio": 1.25}
+        fields = {"kind": "predicted", "value": seconds, "samples": (), "env": {"target_gpu": gpu}, "device": "cuda"}
+        yield replace(record, **fields, options=record.options | {"predicted_time": told})
+
+
+def test_predicted_times_stand_beside_the_claim_and_do_not_decide_it():
+    cards = [*foretold(8.0), *foretold(4.0, "RTX 4090")]
+    alone = decided("faster", cards)
+    assert alone.verdict == "not measured"
+    assert [(e.kind, e.value, e.low, e.high, e.passed) for e in alone.effects] == [
+        ("predicted", 8.0, 6.4, 10.0, None),
+        ("predicted", 4.0, 3.2, 5.0, None),
+    ]
+    assert alone.basis == ""
+    assert "the other way 0.125 (0.1 to 0.156)" in alone.effects[0].n
+    for measured, verdict in ((times(2.0), "supported"), (times(0.5), "not supported")):
+        found = decided("faster", [*measured, *cards])
+        assert (found.verdict, found.basis) == (verdict, "measured")
+        assert [e.kind for e in found.effects] == ["measured", "predicted", "predicted"]
+
+
 def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
     for task in tasks:
         yield from scores(OFF, task, [before + 0.1 * n for n in range(4)], metric=metric)

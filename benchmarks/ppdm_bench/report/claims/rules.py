@@ -100,20 +100,32 @@ def _saving(group: Ratios) -> Effect:
 
 
 def _faster(evidence: Evidence) -> Finding:
-    timed = [r for r in evidence.library.records if r.metric == "volume_seconds" and r.status == "ok" and r.samples]
+    timed = [r for r in evidence.library.records if r.metric == "volume_seconds" and r.status == "ok"]
+    effects = [_speed_up(evidence, *pair) for pair in _raced(evidence, [r for r in timed if r.samples])]
+    missing = ["seconds per volume of both with raw values (`speed`)"] if not effects else []
+    # Predicted times are shown beside the measured ones and decide nothing.
+    foretold = [r for r in timed if r.kind == "predicted" and "predicted_time" in r.options]
+    effects += [_predicted_speed_up(evidence, *pair) for pair in _raced(evidence, foretold)]
+    return concluded(effects, missing, "the largest volumes that were timed on each device, as listed")
+
+
+def _raced(evidence: Evidence, timed: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Return the method at its own evaluations and full 3-D, for the largest volumes that each device has of both."""
     own_steps = (evidence.method.get("sampling") or {}).get("steps")
-    effects = []
-    devices = dict.fromkeys((r.device, str(r.env.get("gpu") or r.env.get("cpu") or "")) for r in timed)
-    for device in devices:
-        here = [r for r in timed if (r.device, str(r.env.get("gpu") or r.env.get("cpu") or "")) == device]
+    raced: list[tuple[Record, Record]] = []
+    for device in dict.fromkeys(map(_device, timed)):
+        here = [r for r in timed if _device(r) == device]
         mine = [r for r in here if is_space_of(resolved(r), evidence.method) and r.steps == own_steps]
         pairs = [
             (own, other) for own in mine if factor_text(resolved(own)) != "1" for other in [_slower(own, here)] if other
         ]
         largest = max((volume(own.shape) for own, _ in pairs), default=0)
-        effects += [_speed_up(evidence, *pair) for pair in pairs if volume(pair[0].shape) == largest]
-    missing = ["seconds per volume of both with raw values (`speed`)"] if not effects else []
-    return concluded(effects, missing, "the largest volumes that were timed on each device, as listed")
+        raced += [pair for pair in pairs if volume(pair[0].shape) == largest]
+    return raced
+
+
+def _device(record: Record) -> tuple[str, str]:
+    return record.device, record.gpu or str(record.env.get("cpu") or "")
 
 
 def _slower(own: Record, timed: Sequence[Record]) -> Record | None:
@@ -131,13 +143,31 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
     outside = 50 * (1 - LEVEL)
     low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
     value = float(np.median(slow) / np.median(fast))
-    name = own.label
-    where = str(own.env.get("gpu") or own.device)
-    what = f"time of full 3-D ({other.steps} evaluations) over {name} ({own.steps}), {shape_text(own.shape)}, {where}"
     enough = min(fast.size, slow.size) >= 3
-    n = f"{fast.size} and {slow.size} repetitions; bootstrap 95 % of medians"
+    n = f"{fast.size} and {slow.size} repetitions; bootstrap 95 % of medians; {_inverse(value, low, high)}"
     sources = evidence.library.references((own, other))
-    return Effect(what, "measured", value, low, high, "×", n, low > 1 if enough else None, sources)
+    return Effect(_race(own, other), "measured", value, low, high, "×", n, low > 1 if enough else None, sources)
+
+
+def _predicted_speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
+    """Return the ratio of two predicted times; its interval is that of published ratios, and it decides nothing."""
+    value, factor = float(other.value or 0) / float(own.value or 1), float(own.options["predicted_time"]["ratio"])
+    ends = value / factor, value * factor
+    n = f"eight of ten published ratios lie within {factor:g} times of theirs; {_inverse(value, *ends)}"
+    return Effect(_race(own, other), "predicted", value, *ends, "×", n, None, evidence.library.references((own, other)))
+
+
+def _race(own: Record, other: Record) -> str:
+    where = own.gpu or own.device
+    ours = f"{own.label} ({own.steps})"
+    return (
+        f"time of full 3-D ({other.steps} evaluations) over {ours}, {shape_text(own.shape)}, {own.precision}, {where}"
+    )
+
+
+def _inverse(value: float, low: float, high: float) -> str:
+    """The ratio the other way round: the time of the method over that of full 3-D."""
+    return f"the other way {1 / value:.3g} ({1 / high:.3g} to {1 / low:.3g})"
 
 
 def _better_than(role: Role, name: str, evidence: Evidence) -> Finding:
@@ -263,7 +293,8 @@ CLAIMS = (
         "Inference is significantly faster than full 3-D.",
         "On each device, for the largest volumes timed: full 3-D's median time per volume over the method's at its own "
         "network evaluations is above 1 with its whole interval (bootstrap of the repetitions, 95 %). Full 3-D is "
-        "taken at as many evaluations, or else at the next larger number, which favours it.",
+        "taken at as many evaluations, or else at the next larger number, which favours it. Times predicted for cards "
+        "are shown beside the measured ones and decide nothing.",
         _faster,
     ),
     Claim(

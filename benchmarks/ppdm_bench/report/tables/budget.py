@@ -28,6 +28,8 @@ _DTYPES = {
     **dict.fromkeys(("largest_phase", "fits_with", "kind", "status"), "object"),
 }
 
+_ENDS = ("", "_low", "_high")  # of the columns of a predicted duration
+
 Option = tuple[str, str]  # precision and checkpointing
 
 
@@ -152,13 +154,23 @@ def gather(records: Iterable[Record]) -> list[PlanLine]:
     )
 
 
-def plan_page(lines: Sequence[PlanLine]) -> Page:
-    """Return the request, the answer in words and the table; as data in bytes and voxels."""
+def plan_page(lines: Sequence[PlanLine], durations: Sequence[Record] = ()) -> Page:
+    """Return the request, the answer in words and the table; as data in bytes and voxels.
+
+    Args:
+        lines: from :func:`gather`.
+        durations: predicted hours of training and seconds per volume, for columns of the data; each has a range in
+            which it is expected.
+    """
     if not lines:
         return Page(["Nothing was asked."], data_frame([], _DTYPES))
     table = table_of(lines, _columns(lines[0].record), within=["purpose"])
     notes = [note for line in lines for note in line.notes]
-    return Page([title_of(lines), *sentences(lines), table, *notes], data_frame([*map(_data, lines)], _DTYPES))
+    times = {(r.label, r.shape, PURPOSES[r.phase]): r for r in durations if r.value is not None}
+    data = [_data(line) | _time(times.get((line.method, line.record.shape, line.purpose))) for line in lines]
+    named = (f"{record.metric}{end}" for record in durations for end in _ENDS)
+    frame = data_frame(data, _DTYPES | dict.fromkeys(named, "float64"))
+    return Page([title_of(lines), *sentences(lines), table, *notes], frame)
 
 
 def _columns(record: Record) -> Columns[PlanLine]:
@@ -217,6 +229,14 @@ def _data(line: PlanLine) -> dict[str, Any]:
         "largest_phase": line.largest_phase,
         "fits_with": ", or ".join(line.options),
     }
+
+
+def _time(record: Record | None) -> dict[str, float | None]:
+    """A predicted duration, and the ends of the range in which it is expected."""
+    if record is None:
+        return {}
+    values = (record.value, *record.options["predicted_time"]["interval"])
+    return {f"{record.metric}{end}": value for end, value in zip(_ENDS, values, strict=True)}
 
 
 def _value(record: Record | None) -> float:

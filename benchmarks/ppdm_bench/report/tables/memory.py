@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ppdm_bench.records import PHASES, Record
 from ppdm_bench.report.rows import STATUS_NAMES, PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
 from ppdm_bench.report.tables.render import NOTHING, Heading, Page, Table, TableRow, TextCell, data_frame, frame_rows
-from ppdm_bench.units import count, gib, ratio, setting_text
+from ppdm_bench.units import count, gib, ratio, setting_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +86,15 @@ def _fits(compared: _Compared, phase: str) -> bool | None:
     return None if peak is None else peak <= budget
 
 
+def _seconds(compared: _Compared, phase: str, which: str) -> float | None:
+    """The predicted time of a step or a volume, or an end of the range in which it is expected."""
+    record = compared.row.records.get((phase, {"train": "step_seconds", "sample": "volume_seconds"}.get(phase, "")))
+    told = None if record is None else record.options.get("predicted_time")
+    if record is None or told is None:
+        return None
+    return record.value if which == "value" else float(told["interval"][which == "high"])
+
+
 def _yes_or_no(true: bool) -> str:
     return "yes" if true else "no"
 
@@ -120,6 +129,13 @@ _COLUMNS = (
         note="Verified: whether it ran again in a process limited to the predicted memory.",
     ),
     _Column("fits", "fits", _yes_or_no, "boolean", _fits),
+    _Column(
+        *("seconds", "seconds", significant, "float64", lambda c, phase: _seconds(c, phase, "value")),
+        note="Seconds: predicted time of a training step, and of a volume with the method's own number of network "
+        "evaluations; in brackets, the range in which eight of ten published timings lie.",
+    ),
+    _Column("seconds_low", dtype="float64", value=lambda c, phase: _seconds(c, phase, "low")),
+    _Column("seconds_high", dtype="float64", value=lambda c, phase: _seconds(c, phase, "high")),
     _Column("status", dtype="object", value=lambda c, phase: c.row.outcome(phase)[0], always=True),
     _Column("reason", dtype="object", value=lambda c, phase: c.row.outcome(phase)[1], always=True),
 )
@@ -130,7 +146,8 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
     followed by `peak_allocated`, `needs`, `peak_reserved`, `peak_process` and `peak_host` where recorded (bytes),
-    `assumed` (bytes of a predicted peak that rest on a rule which no published counter has shown yet), `ratio` (of
+    `assumed` (bytes of a predicted peak that rest on a rule which no published counter has shown yet), `seconds` (the
+    predicted time of a step or a volume, between `seconds_low` and `seconds_high`), `ratio` (of
     peak_allocated to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified`
     (whether it ran again within the memory predicted), `fits`, `status`, `reason`.
     A phase that was not run has an empty status.
@@ -217,6 +234,9 @@ def _cell(line: dict[str, Any], key: str) -> Any:
     """Return a value; a peak also shows how the run ended."""
     if key == "method":
         return f"{line['method']} {line['variant']}".strip()
+    if key.endswith("_seconds") and line[key] is not None:
+        ends = (significant(line[f"{key}_{end}"]) for end in ("low", "high"))
+        return TextCell(line[key], f"{significant(line[key])} ({' to '.join(ends)})")
     if not key.endswith("_peak_allocated"):
         return line[key]
     failure = STATUS_NAMES.get(line[key.replace("peak_allocated", "status")], "")
