@@ -53,6 +53,7 @@ include_patterns = [
     "results/metrics/agreement.md",
     "results/switches/switches.md",
     "results/training/kill_and_resume.md",
+    "results/validation/programs.md",
     "results/validation/rivals.md",
     "results/validation/timings.md",
     *(f"{name}.md" for name in TABLES),

@@ -37,6 +37,7 @@ RECORDS = (
     "harness/fuzz.json",
     "harness/soak.json",
     "switches/switches.csv",
+    "validation/programs.csv",
     "validation/rivals.csv",
     "validation/timings.csv",
 )
@@ -50,6 +51,7 @@ APART = {
     "explain/explain-*": "live memory and its holders over a step; records hold the parts at the peak alone",
     "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
     "switches/switches.md": "its caption says on what machine it was made, which the CSV does not",
+    "validation/programs.md": "the harness that runs the programs of others writes it with its records",
     "validation/rivals.md": "its reasons are what the tools said when they were asked",
     "metrics/agreement.md": "the script measures and prints it; there are no records",
     "harness/kills.md": "a transcript",

@@ -3,7 +3,9 @@
 On the CPU an LSTM is a oneDNN kernel that keeps a workspace (``set_workspace_sizes`` in oneDNN's rnn_utils.hpp). On
 CUDA every recurrent layer is a cuDNN kernel that keeps a reserve. Three published sizes agree with :func:`reserve` to
 the byte: 736,000,000 and 864,000,000 for an LSTM and a GRU of four layers (pytorch/pytorch#2895), and 801,177,600 for
-a GRU in both directions (SeanNaren/deepspeech.pytorch#172). They are from 2017, in fp32 and without dropout.
+a GRU in both directions (SeanNaren/deepspeech.pytorch#172). They are from 2017, in fp32 and without dropout. Of the
+first two the numbers of units and steps are not stated: they follow from the parameters and from the sizes themselves,
+so that only the ratio of the two is evidence.
 """
 
 from collections.abc import Callable, Mapping, Sequence

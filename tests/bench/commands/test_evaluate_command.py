@@ -161,7 +161,7 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
         "network.multipliers=[1], 1",
         "network.multipliers=[1], 2",
         "Difference from input",
-        "With 3 subjects p cannot fall below 0.25",
+        "With 3 subjects, p cannot fall below 0.25",
         f"written: {out / 'records.jsonl'}",
     ):
         assert words in text, words

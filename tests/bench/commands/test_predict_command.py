@@ -57,7 +57,7 @@ def test_the_text_tells_peak_verdict_parts_blocks_growth_and_made_up_values(tmp_
         assert line in out
     assert "train.py:13, backward, mm, 1000×2000 float32" in out
     names = {path.name for path in (tmp_path / "made").iterdir()} - {".lock"}
-    stems = {f"predict-train.{end}" for end in ("png", "pdf", "csv", "md")}
+    stems = {f"predict-train.{end}" for end in ("png", "pdf", "csv", "md", "tex")}
     assert names == {RECORDS, "predict-train-output.txt"} | stems
     assert (tmp_path / "made" / "predict-train-output.txt").read_text() == "step\nstep\n"
     records = {r.metric: r for r in RecordFile(tmp_path / "made" / RECORDS).read()}

@@ -133,10 +133,10 @@ def test_a_training_that_fails_loses_no_other(tmp_path):
 
 
 def test_the_methods_own_evaluations_are_made_once_where_they_are_asked_for_twice(tmp_path):
-    code, _, err = run(*SMALL, "--method", "ppdm", "--evaluations", "4,own,1", "--out", "out")
+    code, _, err = run(*SMALL, "--method", "ppdm", "--evaluations", "4,own,2,1", "--out", "out")
     assert code == 0, err
     records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
-    assert [record.steps for record in records if record.metric == "psnr" and record.subject == "s3"] == [None, 4, 1]
+    assert [record.steps for record in records if record.metric == "psnr" and record.subject == "s3"] == [None, 4, 2, 1]
 
 
 def test_the_split_to_choose_by(tmp_path):

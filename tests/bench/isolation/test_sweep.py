@@ -274,7 +274,7 @@ def test_what_ran_out_of_memory_before_speaks_for_what_is_larger_and_for_nothing
     assert asked == [8, 4, 4]
     other = case_of(16, tmp_path)
     for change in ({"phase": "sample"}, {"env": {"dirty": False, "gpu": "x"}}, {"options": {"name": "y"}}):
-        unlike = sweep.Case(other.metric, {**other.common, **change}, other.request)
+        unlike = sweep.SweepCase(other.metric, {**other.common, **change}, other.request)
         assert Sweep("m", 9, known).measure(unlike, records_of)[0].status == "ok"
 
 
@@ -289,7 +289,7 @@ def test_what_is_larger_is_so_along_every_axis(monkeypatch, tmp_path, shape, bat
     sweeper.measure(small, records_of)
     common = {**small.common, "config_id": "other", "shape": shape, "batch_size": batch_size}
     common["options"] = {**small.common["options"], "shape": list(shape), "batch_size": batch_size}
-    (first, *_) = sweeper.measure(sweep.Case(small.metric, common, {"size": 1}), records_of)
+    (first, *_) = sweeper.measure(sweep.SweepCase(small.metric, common, {"size": 1}), records_of)
     assert first.status == status
 
 
@@ -305,7 +305,7 @@ def test_a_doubt_skips_what_is_not_known_already(monkeypatch, tmp_path):
 def test_what_was_measured_with_changed_code_is_measured_again(monkeypatch, tmp_path):
     asked = child_of(monkeypatch)
     clean = case_of(4, tmp_path)
-    dirty = sweep.Case(clean.metric, {**clean.common, "env": {"dirty": True}}, clean.request)
+    dirty = sweep.SweepCase(clean.metric, {**clean.common, "env": {"dirty": True}}, clean.request)
     known = Sweep("m", 9).measure(dirty, records_of)
     Sweep("m", 9, known).measure(dirty, records_of)
     Sweep("m", 9, known).measure(clean, records_of)
@@ -315,7 +315,7 @@ def test_what_was_measured_with_changed_code_is_measured_again(monkeypatch, tmp_
 def test_a_case_of_several_parts_is_settled_when_all_are_there(monkeypatch, tmp_path):
     asked = child_of(monkeypatch)
     base = case_of(4, tmp_path)
-    case = sweep.Case(base.metric, base.common, base.request, ({"steps": 1}, {"steps": 4}))
+    case = sweep.SweepCase(base.metric, base.common, base.request, ({"steps": 1}, {"steps": 4}))
 
     def by_steps(answer, common):
         """The child left the longer one out, for lack of time."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from commands import refused, run
 
+from ppdm.method import Sampling
 from ppdm_bench.configuration import Configuration, configurations
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation import sweep
@@ -573,7 +574,7 @@ def test_a_task_says_what_it_does():
 
 
 def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
-    method = TINY.resolve()
+    method = replace(TINY.resolve(), sampling=Sampling(steps=2 * EVALUATIONS))
     works = []
     for evaluations in (EVALUATIONS, 2 * EVALUATIONS):
         monkeypatch.setattr("ppdm_bench.memory.workload.EVALUATIONS", evaluations)

@@ -10,7 +10,7 @@ from tiny_methods import tiny
 from ppdm_baselines import METHODS
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.isolation import sweep
-from ppdm_bench.isolation.runner import Answer
+from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning import outlook
 from ppdm_bench.planning.outlook import Look
@@ -93,7 +93,7 @@ def test_times_are_of_a_number_of_sources(monkeypatch):
     """The worker works in this process, without a warm-up; `test_speed` has a real run."""
 
     def answered(module, request, timeout):
-        return Answer(**json.loads(json.dumps(worker._answer(request))))
+        return ChildAnswer(**json.loads(json.dumps(worker._answer(request))))
 
     monkeypatch.setattr(sweep, "run_child", answered)
     monkeypatch.setattr("ppdm_bench.timing.clock._WARM_UP", Protocol(2, 0.0))

@@ -70,9 +70,10 @@ def _names(paces: Sequence[Pace]) -> list[str]:
 
 def _title(paces: Sequence[Pace]) -> str:
     shared = common([pace.row for pace in paces])
-    if any(timing.is_predicted for pace in paces for _, _, timing in pace.timings):
+    if cards := dict.fromkeys(t.record.gpu for pace in paces for _, _, t in pace.timings if t.is_predicted):
         return (
-            f"Predicted time per training step and per volume, with the same colours: {shared}. Lines: expected range."
+            f"Predicted time per training step and per volume on {' and '.join(cards)}, with the same colours: "
+            f"{shared}. Lines: expected range."
         )
     return f"Time per training step and per volume, with the same colours: {shared}. Medians and quartiles."
 
