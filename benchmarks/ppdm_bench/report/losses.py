@@ -10,7 +10,7 @@ from typing import Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
-from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, seam_metric
+from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, of_common_seeds, seam_metric
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 WITHOUT_SEAMS = 1.5  # dB that images without seams may reach in either measure, see the docstrings of `ppdm.metrics`
@@ -65,7 +65,7 @@ def same_but_for_loss(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def loss_pairs(points: Sequence[Scores]) -> list[Toggled]:
     """Return every pair of one data set, budget and number of evaluations that has a measure of seams."""
     return [
-        Toggled(on, off, metric)
+        Toggled(*of_common_seeds(on, off), metric)
         for off in points
         if factor_text(off.design) and not gradient_of(off.design)
         for on in points

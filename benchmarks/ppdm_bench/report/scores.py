@@ -8,8 +8,8 @@ a claim that asks for a bridge, or for a full-3-D model, finds every such method
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -106,6 +106,13 @@ class Scores:
         """The seeds of its trainings."""
         return sorted({seed for scans in self.scans.values() for seed, _ in scans if seed is not None})
 
+    def of(self, seeds: Collection[int]) -> Scores:
+        """Return the scores of these seeds alone."""
+        scans = {
+            name: {scan: v for scan, v in values.items() if scan[0] in seeds} for name, values in self.scans.items()
+        }
+        return replace(self, scans=scans, records=[record for record in self.records if _seed(record) in seeds])
+
     def subjects(self, metric: str) -> dict[str, float]:
         """Return the value of each subject: the mean over its scans and seeds."""
         return by_subject(self.scans.get(metric, {}))
@@ -141,6 +148,12 @@ class Scores:
     def of_metric(self, metric: str) -> list[Record]:
         """Return the records of a metric."""
         return [record for record in self.records if record.metric == metric]
+
+
+def of_common_seeds(one: Scores, other: Scores) -> tuple[Scores, Scores]:
+    """Return both with the seeds that both have, so that neither is a mean over more trainings; else as they are."""
+    common = {*one.seeds} & {*other.seeds}
+    return (one.of(common), other.of(common)) if common else (one, other)
 
 
 def by_subject(values: Mapping[Scan, float]) -> dict[str, float]:
@@ -187,9 +200,13 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
             named = () if one.design else (one.method, one.variant)
             draws = record.options.get("samples")
             key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named, draws)
-            found.setdefault(key, one).add(record, (record.options.get("training") or {}).get("seed"))
+            found.setdefault(key, one).add(record, _seed(record))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
+
+
+def _seed(record: Record) -> int | None:
+    return (record.options.get("training") or {}).get("seed")
 
 
 def is_of_curve(record: Record) -> bool:

@@ -253,6 +253,17 @@ def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_l
     assert [round(effect.value, 1) for effect in found.effects] == [2.0] * len(TASKS)
 
 
+def test_only_seeds_that_both_have_are_compared():
+    own = [r for task in TASKS for seed in (0, 1) for r in scores(PPDM, task, shifted(1 + 9 * seed), seed=seed)]
+    found = decided("frequency", [*own, *(r for task in TASKS for r in scores(WAVELET, task, SUBJECTS))])
+    assert [(round(effect.value, 1), effect.n.split(";")[0]) for effect in found.effects] == [
+        (1.0, "4 subjects, 1 seed")
+    ] * len(TASKS)
+    another = [r for task in TASKS for r in scores(OFF, task, [9.0] * 4, metric="border_ratio_r2", seed=1)]
+    found = decided("grid", [*grids(5, 2), *another])
+    assert "(without: 5.15 dB)" in found.effects[0].what
+
+
 def test_the_best_of_a_rival_counts_over_its_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]

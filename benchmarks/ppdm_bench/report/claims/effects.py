@@ -9,7 +9,16 @@ from typing import Any
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.report.claims.claim import Effect, Evidence
-from ppdm_bench.report.scores import Scores, alike, by_origin, design_of, factor_text, group_title, is_bridge
+from ppdm_bench.report.scores import (
+    Scores,
+    alike,
+    by_origin,
+    design_of,
+    factor_text,
+    group_title,
+    is_bridge,
+    of_common_seeds,
+)
 from ppdm_bench.report.statistics import Difference, paired_difference
 from ppdm_bench.units import plural
 
@@ -116,6 +125,7 @@ def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Sco
 
 
 def _duel(own: Scores, other: Scores) -> Duel | None:
+    own, other = of_common_seeds(own, other)
     ours, theirs = own.subjects("psnr"), other.subjects("psnr")
     both = [subject for subject in ours if subject in theirs]
     if len(both) < LEAST_SUBJECTS:

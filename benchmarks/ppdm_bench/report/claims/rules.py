@@ -31,7 +31,7 @@ from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, factor_text, resolved
 from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
-from ppdm_bench.units import shape_text
+from ppdm_bench.units import plural, shape_text
 
 HALF = 0.5  # "substantially"
 ORDER = 10.0  # "an order of magnitude"
@@ -218,7 +218,7 @@ def _loss_effect(evidence: Evidence, pair: Toggled, metric: str) -> Effect:
     name = f"{pair.measure.replace('_', ' ')} r{pair.lattice}" if is_of_seams else "PSNR"
     what = f"{name} on {pair.on.task}, with the loss − without (without: {before:.2f} dB)"
     decides = is_of_seams and before > WITHOUT_SEAMS
-    n = f"{found.n} subjects, {len(pair.on.seeds)} seeds; bootstrap 95 %"
+    n = f"{found.n} subjects, {plural(len(pair.on.seeds), 'seed')}; bootstrap 95 %"
     passed = found.high is not None and found.high < 0 if decides else None
     sources = evidence.library.references((*pair.on.of_metric(metric), *pair.off.of_metric(metric)))
     return Effect(what, "measured", found.mean, found.low, found.high, "dB", n, passed, sources)
