@@ -5,14 +5,14 @@ as two operations. Operations that activation checkpointing repeats are counted 
 optimizer are not counted, because memory traffic dominates their time.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ppdm.method import Method, sample, training_loss
 from ppdm.network.options import PRECISIONS
@@ -48,10 +48,28 @@ def count(work: Callable[[], object]) -> int:
     # Use plain matrix products for attention, because the counter does not support the fused kernels of the CPU.
     eager = torch.compiler.set_stance("force_eager")  # the counter does not support compiled code
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), eager:
-        counter = FlopCounterMode(display=False)
+        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward})
         with counter:
             work()
     return int(counter.get_total_flops())
+
+
+def _backward(
+    gradient: Sequence[int],
+    x: Sequence[int],
+    weight: Sequence[int],
+    bias: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    wanted: Sequence[bool],
+    out_shape: object,
+) -> int:
+    """Return the operations of a convolution's gradients; PyTorch's formula ignores groups in that of the weight."""
+    return sum(wanted[:2]) * conv_flop_count([*x], [*weight], [*gradient], transposed)
 
 
 def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
