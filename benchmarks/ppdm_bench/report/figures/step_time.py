@@ -48,6 +48,9 @@ def speed_figure(records: Iterable[Record]) -> Figure:
         if (step := pace.step) and step.seconds
     ]
     bars.set_xlim(0, 1.22 * max(ends, default=1))  # room for the labels
+    if not any(pace.step for pace in paces):  # the names and colours stay
+        bars.set_xticks([])
+        bars.set_xlabel("no training step was timed", fontsize=TEXT)
     if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
         _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
     else:  # a logarithmic axis needs values
@@ -117,5 +120,9 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
 
 def _log_axes(axes: Axes, counts: Sequence[int]) -> None:
     axes.set(xscale="log", yscale="log")
-    style.log_ticks(axes.xaxis, style.spaced(counts))
+    if len(counts) > 1:
+        style.log_ticks(axes.xaxis, style.spaced(counts))
+    else:  # a logarithmic scale would place its ticks elsewhere
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set_xticks([], minor=True)
     style.log_ticks(axes.yaxis)

@@ -113,15 +113,18 @@ def show_memory(library: Library) -> Shown:
 
 
 def show_seconds(library: Library) -> Shown:
-    """Return quality against the time per volume, on the device that has the times of the most scores.
+    """Return quality against the time per volume, on the device and at the size that have times of the most scores.
 
     Raises:
         Missing: there is no quality, or no time of a trained method for its number of evaluations.
     """
     points = _trained(library)
     times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
-    timed = [_with_times(points, same) for same in grouped(times, _device).values()]
-    spots = max(timed, key=lambda spots: (len(spots), bool(spots) and spots[0].kind == "measured"), default=[])
+    alike = grouped(times, lambda record: (*_device(record), record.shape))
+    timed = {key: _with_times(points, same) for key, same in alike.items()}
+    # The most scores; of equal ones those that were measured, then the largest volumes, whose time matters most.
+    best = max(timed, key=lambda key: (len(timed[key]), key[0] == "measured", key[2]), default=None)
+    spots = timed[best] if best else []
     if not spots:
         raise Missing(
             "seconds per volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` "
@@ -145,17 +148,16 @@ def _device(record: Record) -> tuple[str, str]:
 
 
 def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[Spot]:
-    """Return the points with a time: that of the largest volume, which matters most, with their own network."""
-    largest = max((r.shape for r in times if r.shape), default=())
+    """Return the points that have a time, which is that of their own network; `times` are those of one size."""
     found: dict[tuple[str, str, int | None], Record] = {}
     for record in times:
-        if record.shape == largest:
-            data = "" if largest else _data(record.task, record.options.get("data"))
-            design = resolved(record)
-            found[data, _space(record.method, design) + _network(design), record.steps] = record
+        data = "" if record.shape else _data(record.task, record.options.get("data"))
+        design = resolved(record)
+        found[data, _space(record.method, design) + _network(design), record.steps] = record
+    sized = bool(times[0].shape)
     spots = []
     for point in points:
-        data = "" if largest else _data(*json.loads(point.data)[:2])
+        data = "" if sized else _data(*json.loads(point.data)[:2])
         space = _space(point.method, point.design) + _network(point.design)
         timed = found.get((data, space, point.evaluations))
         if timed is not None and timed.value is not None:
