@@ -11,7 +11,7 @@ from typing import Any
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
-from ppdm_bench.report.scores import Scores, by_subject, seam_metric, setting
+from ppdm_bench.report.scores import Scores, by_subject, seam_metric, seed_of, setting
 from ppdm_bench.report.statistics import Difference, paired_difference
 
 COMMAND = "ablate"
@@ -142,7 +142,7 @@ def _latest(records: Sequence[Record]) -> list[Record]:
 
 
 def _seed(record: Record) -> int:
-    return int(record.options.get("training", {}).get("seed", 0))
+    return seed_of(record) or 0
 
 
 def _add(row: AblationRow, record: Record, seed: int) -> None:

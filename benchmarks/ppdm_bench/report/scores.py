@@ -111,7 +111,7 @@ class Scores:
         scans = {
             name: {scan: v for scan, v in values.items() if scan[0] in seeds} for name, values in self.scans.items()
         }
-        return replace(self, scans=scans, records=[record for record in self.records if _seed(record) in seeds])
+        return replace(self, scans=scans, records=[record for record in self.records if seed_of(record) in seeds])
 
     def subjects(self, metric: str) -> dict[str, float]:
         """Return the value of each subject: the mean over its scans and seeds."""
@@ -200,12 +200,13 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
             named = () if one.design else (one.method, one.variant)
             draws = record.options.get("samples")
             key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named, draws)
-            found.setdefault(key, one).add(record, _seed(record))
+            found.setdefault(key, one).add(record, seed_of(record))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
 
 
-def _seed(record: Record) -> int | None:
+def seed_of(record: Record) -> int | None:
+    """Return the seed of the training; None without one."""
     return (record.options.get("training") or {}).get("seed")
 
 

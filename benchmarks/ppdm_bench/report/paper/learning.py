@@ -19,7 +19,7 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import Scores, group_title, is_of_curve
+from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
@@ -79,8 +79,7 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
         curve, one = record.options["curve"], Scores.like(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
         about[key] = int(curve["of"]), one.seconds
-        seed = (record.options.get("training") or {}).get("seed")
-        found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed)
+        found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed_of(record))
     return [Curve(scores, *about[key]) for key, scores in found.items()]
 
 

@@ -143,8 +143,7 @@ def show_seconds(library: Library) -> Shown:
 
 def _device(record: Record) -> tuple[str, str]:
     """Return the kind of a time, and the device for which it is."""
-    env = record.env
-    return record.kind, str(env.get("target_gpu") or env.get("gpu") or f"{record.device}, {env.get('threads')} threads")
+    return record.kind, record.gpu or f"{record.device}, {record.env.get('threads')} threads"
 
 
 def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[Spot]:
