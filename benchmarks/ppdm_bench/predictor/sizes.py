@@ -158,6 +158,8 @@ def number_patches() -> Iterator[Any]:
         if hasattr(math, name):
             yield mock.patch.object(math, name, _keeping(getattr(math, name)))
     if numpy := sys.modules.get("numpy"):  # the package itself needs only PyTorch
+        for name in ("array", "asarray"):
+            yield mock.patch.object(numpy, name, _array_of(getattr(numpy, name)))
         for name in ("zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tile", "repeat"):
             yield mock.patch.object(numpy, name, _sized(getattr(numpy, name)))
 
@@ -178,6 +180,19 @@ def _sized(function: Callable[..., Any]) -> Callable[..., Any]:
         if _has_mark((args, kwargs.values()), (StandIn, StandInFloat)):
             raise refused(f"numpy.{function.__name__}()")
         return function(*args, **kwargs)
+
+    return made
+
+
+def _array_of(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make an array of numbers; one of integers is marked if one of them is."""
+
+    @wraps(function)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        if not _has_mark(args, (StandIn, StandInFloat)):
+            return function(*args, **kwargs)
+        array = function(*_unmarked(args), **kwargs)
+        return marked_array(array) if array.dtype.kind in "iu" else array
 
     return made
 

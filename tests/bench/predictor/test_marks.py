@@ -36,6 +36,8 @@ SIZES: dict[str, Callable[[Tensor], Any]] = {
     "NumPy, root": lambda n: int(np.sqrt(n.item())),
     "NumPy, of a tensor": lambda n: int(n.numpy().max() * 0.5),
     "NumPy, rounded": lambda n: int(np.round(n.item() * 0.5)),
+    "NumPy, an array": lambda n: np.array([3, n.item()])[1],
+    "NumPy, the size in an array": lambda n: list(np.asarray((n.item(), 3))),
     "NumPy, zeros": lambda n: len(np.zeros(n.item())),
 }
 
@@ -64,6 +66,7 @@ def test_what_code_does_with_such_a_number_otherwise() -> None:
         assert (torch.ones(3, dtype=torch.int64) + n * 0.5).dtype is torch.float32
         assert torch.full((2,), n).dtype is torch.int64
         assert isinstance(n / 2, float)
+        assert (np.array([n, 2]).dtype.kind, np.asarray([n, 0.5]).dtype.kind) == ("i", "f")
         assert np.array([share]).squeeze().ndim == np.array([n]).squeeze().ndim == 0  # as TensorBoard does
 
     predict_peak(lambda: None, step, 1, "cpu")
