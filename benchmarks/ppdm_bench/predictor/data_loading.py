@@ -3,18 +3,19 @@
 A data pipeline reads files and crops by what it finds in them, so its tensors are real ones. They lie in host memory
 until the code moves them. What a worker process would do is done here, one batch after another, and its memory is not
 followed, because it is the memory of another process. Only the batch arrives. In reality, batches of fast workers
-arrive before their turn and wait in this process; how many depends on the speed of the workers, so that only a bound
-is noted.
+arrive before their turn and wait in this process; how many depends on the speed of the workers, so that a prediction
+notes only a bound, and a measurement those that have arrived.
 """
 
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
 from unittest import mock
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, dataloader
 from torch.utils.data._utils import pin_memory, worker
 
 from ppdm_bench.predictor.restore_state import generator_states, restore_generators
+from ppdm_bench.predictor.timeline import Timeline
 from ppdm_bench.predictor.trace import Trace
 
 
@@ -43,6 +45,36 @@ def loader_patches(trace: Trace) -> Iterator[Any]:
     base = dataloader._BaseDataLoaderIter
     yield mock.patch.object(base, "__next__", in_earnest(base.__next__))
     yield mock.patch.object(dataloader, "_MultiProcessingDataLoaderIter", Workers)
+
+
+@contextmanager
+def watching_loaders(trace: Trace) -> Iterator[None]:
+    """In a measurement, record after each batch how many bytes of later batches have arrived."""
+    iterators = WeakSet[Any]()
+    workers = dataloader._MultiProcessingDataLoaderIter
+    real = workers._next_data
+
+    def next_data(self: Any) -> Any:
+        iterators.add(self)
+        try:
+            return real(self)
+        finally:
+            waiting = [info[1:] for each in iterators for info in each._task_info.values()]
+            trace.arrived.append((trace.timeline.now, _size(waiting)))
+
+    with mock.patch.object(workers, "_next_data", next_data):
+        yield
+
+
+def raised_by_early_batches(timeline: Timeline, arrived: Sequence[tuple[int, int]]) -> int:
+    """By how many bytes batches that arrived before their turn raise the peak; ``arrived`` as in :class:`Trace`."""
+    least = at = waiting = 0
+    for event, live in enumerate(timeline.live()):
+        while at < len(arrived) and arrived[at][0] <= event + 1:
+            waiting = arrived[at][1]
+            at += 1
+        least = max(least, live - waiting)
+    return timeline.peak()[1] - least
 
 
 class _Workers(dataloader._BaseDataLoaderIter):
@@ -79,16 +111,24 @@ class _Workers(dataloader._BaseDataLoaderIter):
                 self._turns = count(at)
                 continue
             self._note(batch)
-            return pin_memory.pin_memory(batch, self._pin_memory_device) if self._pin_memory else batch
+            if self._pin_memory:
+                batch = pin_memory.pin_memory(batch, self._pin_memory_device)
+            self._follow(batch)
+            return batch
         raise StopIteration
+
+    def _follow(self, batch: Any) -> None:
+        """Follow a batch from its arrival on, whether or not the code uses it."""
+        if not self.followed.is_elsewhere:
+            for x in _tensors(batch):
+                self.followed.loaded(x, None)
 
     def _note(self, batch: Any) -> None:
         """Note how many bytes of batches may arrive before their turn: of all that workers have been asked for."""
         asked = self._num_workers * self._prefetch_factor
         if self._dataset_kind == dataloader._DatasetKind.Map:
             asked = min(asked, len(self._index_sampler))
-        size = sum(x.numel() * x.element_size() for x in tree_iter(batch) if isinstance(x, Tensor))
-        self.followed.early = max(self.followed.early, (asked - 1) * size)
+        self.followed.early = max(self.followed.early, (asked - 1) * _size(batch))
 
 
 class _Worker:
@@ -125,6 +165,15 @@ class _Worker:
         finally:
             self._generators = generator_states()
             restore_generators(main)
+
+
+def _size(batch: Any) -> int:
+    """Bytes of the tensors in a batch."""
+    return sum(x.numel() * x.element_size() for x in _tensors(batch))
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    return (x for x in tree_iter(batch) if isinstance(x, Tensor))
 
 
 def _copied(data: Any) -> Any:

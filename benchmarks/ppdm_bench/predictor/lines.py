@@ -29,10 +29,10 @@ class Line(NamedTuple):
     number: int
 
 
-def here() -> Line | None:
-    """Return the line that is running; None if no frame is outside PyTorch and the standard library."""
+def here(frame: FrameType | None = None) -> Line | None:
+    """Return the line that is running, or of another thread's frame; None if all is PyTorch or the standard library."""
     library = None
-    for code, number in _stack():
+    for code, number in _stack(frame or sys._getframe(1)):
         whose = _whose(code)
         if whose == USER:
             return Line(code.co_filename, number)
@@ -46,7 +46,7 @@ def reading() -> Line | None:
 
     The seeds that PyTorch's samplers read do not count.
     """
-    for code, number in _stack():
+    for code, number in _stack(sys._getframe(1)):
         if code.co_filename.startswith(_SAMPLERS):
             return None
         if _whose(code) != INSIDE:
@@ -65,9 +65,8 @@ def of_traceback(traced: TracebackType | None) -> Line | None:
     return next(iter([*users[::-1], *frames[::-1]]), None)
 
 
-def _stack() -> Iterator[tuple[CodeType, int]]:
-    """The running frames, from the innermost on."""
-    frame: FrameType | None = sys._getframe(2)
+def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
+    """A frame and those that called it."""
     while frame is not None:
         yield frame.f_code, frame.f_lineno
         frame = frame.f_back

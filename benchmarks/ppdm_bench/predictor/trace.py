@@ -103,6 +103,7 @@ class Trace(TorchDispatchMode):
         super().__init__()
         self.kernels = kernels
         self.early = 0  # bytes of batches that the workers of a loader may send before their turn
+        self.arrived: list[tuple[int, int]] = []  # in a measurement: (events so far, bytes of such batches then)
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit
@@ -405,7 +406,7 @@ class Trace(TorchDispatchMode):
         self._enter(x)  # so that its gradient is followed
 
     def loaded(self, x: Tensor, place: Place | None) -> None:
-        """Record that a real tensor was read from a file; ``place`` is None if the code named no device."""
+        """Record that a file or a worker gave a real tensor; ``place`` is None if the code named no device."""
         if self.doubles is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
             return
         if place is not None and self.target:

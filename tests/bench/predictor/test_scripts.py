@@ -5,15 +5,20 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ppdm_bench import ScriptError, Target, predict_peak, predict_script
+from ppdm_bench.predictor import lines
 from ppdm_bench.predictor.script import prediction
+from ppdm_bench.predictor.script.child import Course
 from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script
+from ppdm_bench.predictor.timeline import Timeline
 
 pytestmark = pytest.mark.slow
 
@@ -246,7 +251,10 @@ for _ in range(2):
     compiled, early = found.notes
     assert "compiles code (torch.compile), which was run as written" in compiled
     assert "up to 4.0 MiB more" in early  # five batches of 1 MiB, fewer than two for each of three workers
-    assert not measure_script(script(text), 3).notes[1:]
+    assert found.early == 4 << 20
+    measured = measure_script(script(text), 3)
+    assert not measured.notes[1:]
+    assert measured.peak.peak_allocated - measured.early == found.peak.peak_allocated
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock is a part of Linux")
@@ -273,14 +281,39 @@ step()
 
 
 def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child measures its time from when PyTorch is imported, however long that takes on a busy machine."""
+    """Its time may be up before PyTorch is imported on a busy machine; it answers then."""
     monkeypatch.setattr(prediction, "_GRACE", 600)
     error = failure(script("import time\ntime.sleep(100)"), timeout=1)
-    assert "no optimizer step within 1 s" in str(error)
+    assert re.search(r"no optimizer step within 1 s.*; a larger --timeout", str(error))
     with pytest.raises(ValueError, match="at least one optimizer step"):
         predict_script(["x.py"], 0)
     with pytest.raises(ValueError, match="target must be"):
         predict_script(["x.py"], target="cuda")  # type: ignore[arg-type]
+
+
+def test_a_program_whose_time_is_up_says_how_far_it_came() -> None:
+    course = Course("timeout", "train.py:9", 2, Timeline())
+    how = "within 60 s and was at train.py:9; a larger --timeout gives it more"
+    assert prediction._ended(course, 3, 60) == f"the program took 2 of 3 optimizer steps {how}"
+    with pytest.raises(ScriptError, match=f"the program took no optimizer step {how}"):
+        prediction._check(replace(course, steps=0), 60, "")
+
+
+def test_the_line_of_another_thread_is_found() -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        inside.set()
+        leave.wait()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    inside.wait()
+    found = lines.here(sys._current_frames()[thread.ident or 0])
+    leave.set()
+    thread.join()
+    assert found is not None
+    assert (found.file, found.number - wait.__code__.co_firstlineno) in ((__file__, 1), (__file__, 2))
 
 
 def test_the_child_ends_with_its_parent(folder: Path) -> None:

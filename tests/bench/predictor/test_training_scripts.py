@@ -84,6 +84,15 @@ def test_a_loader_gives_what_it_gives_without_the_prediction(name: str) -> None:
     assert_same(conv, step)
 
 
+def test_a_batch_counts_from_its_arrival_on_even_if_it_is_not_used() -> None:
+    def step(state: State) -> None:
+        kept = next(iter(DataLoader(Volumes(), 5, num_workers=1)))
+        fit(state, torch.randn(1, 1, 8, 8, 16))
+        assert len(kept) == 5
+
+    assert_same(conv, step)
+
+
 def test_the_memory_of_workers_is_not_the_cards() -> None:
     def peak(**options: Any) -> int:
         def step(state: State) -> None:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ppdm_bench.predictor import lines
+from ppdm_bench.predictor.data_loading import raised_by_early_batches, watching_loaders
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predicting
@@ -50,12 +51,14 @@ class Course:
     Attributes:
         outcome: ``steps`` (it took all steps), ``ended``, ``exit``, ``input`` (it waited for some), ``raised``,
             ``made up`` (it raised after it read made-up values), ``refused`` or ``timeout``.
-        detail: the place and the error in words, or the code of ``sys.exit``.
+        detail: the place and the error in words, or the code of ``sys.exit``; for ``timeout``, the place.
         steps: optimizer steps; with several optimizers, of the one that took the fewest.
         timeline: allocations and releases.
         told: how often each line read a made-up value.
         started: other processes that it started.
         notes: what was predicted otherwise than written.
+        early: bytes of batches that the workers of loaders may send before their turn; in a measurement, by how many
+            bytes such batches raised the peak.
         torch: version of PyTorch.
     """
 
@@ -66,6 +69,7 @@ class Course:
     told: Mapping[Line | None, int] = field(default_factory=dict)
     started: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    early: int = 0
     torch: str = torch.__version__
 
 
@@ -116,14 +120,17 @@ class Session:
         if timeline.marks[-1] == timeline.now and len(timeline.marks) > 1:
             timeline.marks.pop()
         timeline.here = None
-        if self.trace.early and self.trace.target is None:
+        early = self.trace.early if self.trace.target is None else 0
+        if early:
             self.notes.append(
                 "workers of a data loader may send batches before their turn, which is up to "
-                f"{self.trace.early / MIB:.1f} MiB more; it depends on their speed"
+                f"{early / MIB:.1f} MiB more; it depends on their speed"
             )
+        if self.trace.arrived:
+            early = raised_by_early_batches(timeline, self.trace.arrived)
         told = dict(constants.told) if constants else {}
         started = tuple(dict.fromkeys(self.started))
-        course = Course(outcome, detail, self._steps, timeline, told, started, tuple(self.notes))
+        course = Course(outcome, detail, self._steps, timeline, told, started, tuple(self.notes), early)
         with os.fdopen(os.open(place.with_suffix(".part"), os.O_WRONLY | os.O_CREAT), "wb") as stream:
             pickle.dump(course, stream)
         os.replace(place.with_suffix(".part"), place)
@@ -136,12 +143,11 @@ class Session:
             os.kill(self._process, signal.SIGKILL)
         os._exit(0)
 
-    def watch(self, parent: int, seconds: float) -> None:
-        """End the process when the time is up, or when the parent has ended."""
-        deadline = time.monotonic() + seconds
+    def watch(self, parent: int, until: float) -> None:
+        """End the process when the time is up (by ``time.monotonic``, as the parent's), or the parent has ended."""
         while os.getppid() == parent:
-            if time.monotonic() > deadline:
-                self.end("timeout")
+            if time.monotonic() > until:
+                self.end("timeout", _place(lines.here(sys._current_frames().get(threading.main_thread().ident or 0))))
             time.sleep(0.2)
         os._exit(1)
 
@@ -168,13 +174,15 @@ def run(folder: Path) -> None:
     with ExitStack() as stack:
         follow = tracing(modules=modules) if request["measured"] else predicting(target, modules=modules, home="host")
         trace = stack.enter_context(follow)
+        if request["measured"]:
+            stack.enter_context(watching_loaders(trace))
         os.register_at_fork(after_in_child=stack.close)  # a process that loads data works on real tensors
         trace.timeline.here, session = lines.here, Session(trace, folder, request["steps"])
         if trace.constants:
             trace.constants.here = lines.reading
             keep_floats(trace)
         register_optimizer_step_post_hook(session.after_step)
-        watch = threading.Thread(target=session.watch, args=(request["parent"], request["timeout"]), daemon=True)
+        watch = threading.Thread(target=session.watch, args=(request["parent"], request["until"]), daemon=True)
         watch.start()
         torch.multiprocessing.spawn = _spawn  # type: ignore[attr-defined]
         _note_compiling(session)
@@ -217,7 +225,7 @@ def _outcome(session: Session, request: Mapping[str, Any]) -> None:
         told = bool(session.trace.constants and session.trace.constants.told)
         refused = isinstance(error, PredictionError)
         where = lines.of_traceback(error.__traceback__)
-        place = f"{_near(where.file)}:{where.number}: " if where else ""
+        place = f"{_place(where)}: " if where else ""
         if isinstance(error, EOFError):
             session.end("input", place)
         words = str(error) if refused else f"{type(error).__name__}: {error}"
@@ -225,9 +233,11 @@ def _outcome(session: Session, request: Mapping[str, Any]) -> None:
     session.end("ended")
 
 
-def _near(file: str) -> str:
-    near = os.path.relpath(file)
-    return file if near.startswith("..") else near
+def _place(line: Line | None) -> str:
+    if line is None:
+        return ""
+    near = os.path.relpath(line.file)
+    return f"{line.file if near.startswith('..') else near}:{line.number}"
 
 
 def _print(error: BaseException) -> None:

@@ -34,7 +34,8 @@ HOLDERS = 10
 LAST_LINES = 12  # of the program's output that an error shows
 
 _CRASH = "Extension modules:"  # a long line of Python's report of a crash
-_GRACE = 15  # seconds that a child may take to write its answer when its time is up
+_GRACE = 60  # seconds that a child may take to write its answer when its time is up
+_MORE = "a larger --timeout gives it more"
 
 
 class ScriptError(RuntimeError):
@@ -112,6 +113,8 @@ class ScriptPrediction:
         growth: lines whose blocks accumulate in every step, the fastest first; empty with fewer than three steps.
         holders: the ten largest blocks at the peak.
         made_up: lines that read values that depend on data, which a prediction has to make up.
+        early: on the CPU, bytes of batches that the workers of data loaders may send before their turn, and which the
+            peak does not include; in a measurement, by how many bytes such batches raised the peak.
         target: the target; None for the CPU.
         torch: version of PyTorch that ran the program.
         seconds: duration of the prediction.
@@ -126,6 +129,7 @@ class ScriptPrediction:
     growth: tuple[Growth, ...]
     holders: tuple[Holder, ...]
     made_up: tuple[MadeUp, ...]
+    early: int
     target: Target | None
     torch: str
     seconds: float
@@ -186,16 +190,15 @@ def _follow(
         "target": asdict(target) if isinstance(target, Target) else target,
         "measured": measured,
         "keep_files": keep_files,
-        "timeout": timeout,
         **{name: getattr(invocation, name) for name in ("kind", "program", "arguments")},
     }
     began, own = time.monotonic(), ""
     with TemporaryDirectory(prefix="predict-", ignore_cleanup_errors=True) as name:
         folder = Path(os.path.realpath(name))
-        code = _run(folder, invocation, request)
+        code = _run(folder, invocation, request, timeout)
         if code == NO_TORCH and re.fullmatch(r"python[\d.]*", next(word for word in command if "=" not in word)):
             own = f"{invocation.interpreter} has no PyTorch; the program ran with {sys.executable}"
-            code = _run(folder, replace(invocation, interpreter=sys.executable), request)
+            code = _run(folder, replace(invocation, interpreter=sys.executable), request, timeout)
         output = (folder / OUTPUT).read_text(errors="replace")
         course = _answer(folder)
         taken = int((folder / STEPS).read_text() or 0) if (folder / STEPS).exists() else 0
@@ -205,15 +208,17 @@ def _follow(
     on = None if target == "cpu" else target or Target()
     on = on and replace(on, torch=on.torch or course.torch)
     course.notes = tuple(filter(None, (own, *course.notes)))
-    return _described(tuple(command), course, steps, on, time.monotonic() - began, output)
+    if course.outcome != "steps":
+        course.notes += (_ended(course, steps, timeout),)
+    return _described(tuple(command), course, on, time.monotonic() - began, output)
 
 
 # --- the child
 
 
-def _run(folder: Path, invocation: Invocation, request: dict[str, Any]) -> int | None:
+def _run(folder: Path, invocation: Invocation, request: dict[str, Any], timeout: float) -> int | None:
     """Run the child; return its exit code, or None if it did not end in time."""
-    (folder / REQUEST).write_text(json.dumps(request))
+    (folder / REQUEST).write_text(json.dumps(request | {"until": time.monotonic() + timeout}))
     for name in (FILES, TEMPORARY):
         (folder / name).mkdir(exist_ok=True)
     env = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(invocation.variables)
@@ -224,7 +229,7 @@ def _run(folder: Path, invocation: Invocation, request: dict[str, Any]) -> int |
         words = [invocation.interpreter, *invocation.flags, str(launcher), str(folder)]
         streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
         with suppress(subprocess.TimeoutExpired), _group(words, env=env, **streams) as child:
-            return child.wait(request["timeout"] + _GRACE)
+            return child.wait(timeout + _GRACE)
     return None
 
 
@@ -256,7 +261,10 @@ def _without_answer(code: int | None, steps: int, invocation: Invocation, timeou
     if code == NO_TORCH:
         return f"the interpreter of the command, {invocation.interpreter}, has no PyTorch; give one that has it"
     if code is None:
-        return f"the program had not ended after {timeout:g} s, {after}; a larger --timeout gives it more"
+        return (
+            f"the time of {timeout:g} s was up {after}, and the process did not answer for {_GRACE} s more, perhaps in "
+            f"a call that does not return; {_MORE}"
+        )
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
@@ -282,7 +290,7 @@ def _check(course: Course, timeout: float, output: str) -> None:
     }.get(course.outcome, "")
     if not reason and not course.steps:
         if course.outcome == "timeout":
-            reason = f"the program took no optimizer step within {timeout:g} s; a larger --timeout gives it more"
+            reason = f"the program took no optimizer step within {timeout:g} s{_where(course)}; {_MORE}"
         else:
             reason = "the program ended without an optimizer step (of a torch.optim.Optimizer)"
     if not reason:
@@ -292,6 +300,18 @@ def _check(course: Course, timeout: float, output: str) -> None:
         reason += f". It started other processes, which a prediction does not follow ({shown}); if one of them trains, "
         reason += "give its command"
     raise ScriptError(reason, course.steps, output)
+
+
+def _ended(course: Course, asked: int, timeout: float) -> str:
+    """The note about a program that took fewer steps than asked for."""
+    taken = f"the program took {course.steps} of {asked} optimizer steps"
+    if course.outcome == "timeout":
+        return f"{taken} within {timeout:g} s{_where(course)}; {_MORE}"
+    return f"{taken}: it ended by itself"
+
+
+def _where(course: Course) -> str:
+    return f" and was at {course.detail}" if course.detail else ""
 
 
 def _after(steps: int) -> str:
@@ -306,7 +326,7 @@ def _shortened(words: str, most: int = 80) -> str:
 
 
 def _described(
-    command: tuple[str, ...], course: Course, asked: int, target: Target | None, seconds: float, output: str
+    command: tuple[str, ...], course: Course, target: Target | None, seconds: float, output: str
 ) -> ScriptPrediction:
     timeline = course.timeline
     peak = peak_of(timeline, target)
@@ -319,15 +339,11 @@ def _described(
     ends = [*timeline.marks[1:], *([timeline.ended or timeline.now] if course.outcome == "steps" else [])]
     live = list(timeline.live())
     alive = sorted(timeline.alive_at(timeline.peak()[0]), key=lambda block: -block.size)
-    notes = list(course.notes)
-    if course.outcome != "steps":
-        why = "its time was up" if course.outcome == "timeout" else "it ended by itself"
-        notes.append(f"the program took {course.steps} of {asked} optimizer steps: {why}")
     return ScriptPrediction(
         command=command,
         peak=peak,
         steps=course.steps,
-        notes=tuple(notes),
+        notes=course.notes,
         after_step=tuple(live[end - 1] for end in ends),
         growth=tuple(_growth(timeline, ends)),
         holders=tuple(_holder(block) for block in alive[:HOLDERS]),
@@ -335,6 +351,7 @@ def _described(
             MadeUp(line, times, line and decided_by(line))
             for line, times in sorted(course.told.items(), key=lambda each: -each[1])
         ),
+        early=course.early,
         target=target,
         torch=course.torch,
         seconds=seconds,
