@@ -4,12 +4,14 @@ r"""Predict and measure training programs that others wrote, unmodified, on the 
 
 ``FOLDER/NAME`` holds the files of a program at the commit that ``PROGRAMS`` names, and the data that it says;
 ENVIRONMENT has PyTorch (a build for the CPU) and the packages of the program. Nothing of the programs is part of this
-repository. Each program takes three optimizer steps twice: once predicted, once really. Records of other programs stay.
+repository. Each program takes up to three optimizer steps twice: predicted, and really. Records of other programs stay.
+MNIST is made up where a program says so: files of its format with 2,560 and 256 random images.
 
 Writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
 """
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm.atomic_io import write_together
-from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script, predict_script
+from ppdm_bench.predictor.script.prediction import measure_script, predict_script
 from ppdm_bench.predictor.target import MIB
 
 STEPS, TIMEOUT = 3, 1800
@@ -36,6 +38,7 @@ class Program:
         data: how its data came about.
         command: its command line, without the interpreter.
         packages: packages whose versions are recorded.
+        variables: words before the interpreter, which set environment variables.
     """
 
     repository: str
@@ -44,18 +47,40 @@ class Program:
     data: str
     command: str
     packages: tuple[str, ...] = ()
+    variables: str = ""
 
 
 _MONAI = "Project-MONAI/tutorials", "b3c6c998c931d78b61c4d32b37f962a987400f8a"
 _EXAMPLES = "pytorch/examples", "77f55b912142e11fcfdf5b530231fb9c52f181e8"
 
+_MNIST = "made up, in MNIST's format, in "
+
 PROGRAMS = {
     "monai-unet": Program(
-        *_MONAI, "3d_segmentation/torch/unet_training_array.py", "its own", "unet_training_array.py", ("monai",)
+        *_MONAI, "3d_segmentation/torch/unet_training_array.py", "its own", "unet_training_array.py",
+        ("monai", "torchvision"),
     ),
     "monai-engine": Program(
         *_MONAI, "modules/engines/unet_training_dict.py", "its own", "unet_training_dict.py",
-        ("monai", "pytorch-ignite"),
+        ("monai", "pytorch-ignite", "torchvision"),
+    ),
+    "nnunet": Program(
+        "MIC-DKFZ/nnUNet", "0e495086eb108ff79afe106291e8c15bd2f2bc3a", "nnunetv2",
+        "six made-up volumes of 52×56×48, planned and preprocessed by nnUNetv2_plan_and_preprocess",
+        "-m nnunetv2.run.run_training 2 3d_fullres 0 -device cpu",
+        ("batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures", "timm", "torchvision"),
+        "nnUNet_raw=raw nnUNet_preprocessed=pre nnUNet_results=res",
+    ),
+    "nanogpt": Program(
+        "karpathy/nanoGPT", "3adf61e154c3fe3fca428ad6bc3818b27a3b8291", ".", "data/shakespeare_char/prepare.py",
+        "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=2 "
+        "--batch_size=12 --max_iters=10",
+    ),
+    "timm": Program(
+        "huggingface/pytorch-image-models", "aa4b5850c1543fa488abf260f18390eda46cf85d", "train.py and timm",
+        "a folder of made-up images, imgs",
+        "train.py --data-dir imgs --model resnet18 -b 8 --epochs 1 --num-classes 2 --img-size 96 --workers 2 "
+        "--no-prefetcher --device cpu", ("torchvision",),
     ),
     "dcgan": Program(
         *_EXAMPLES, "dcgan/main.py", "its own (fake)", "main.py --dataset fake --niter 1 --batchSize 16",
@@ -65,15 +90,14 @@ PROGRAMS = {
         *_EXAMPLES, "word_language_model", "WikiText-2 in the repository; valid.txt is train.txt too",
         "main.py --use-optimizer --lr 0.001 --epochs 1",
     ),
-    "nanogpt": Program(
-        "karpathy/nanoGPT", "3adf61e1", ".", "data/shakespeare_char/prepare.py",
-        "train.py config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=2 "
-        "--batch_size=12 --max_iters=10",
+    "vae": Program(*_EXAMPLES, "vae/main.py", _MNIST + "../data", "main.py --epochs 1", ("torchvision",)),
+    "siamese": Program(
+        *_EXAMPLES, "siamese_network/main.py", _MNIST + "../data", "main.py --epochs 1 --batch-size 16",
+        ("torchvision",),
     ),
-    "timm": Program(
-        "huggingface/pytorch-image-models", "aa4b5850", "train.py and timm", "a folder of made-up images, imgs",
-        "train.py --data-dir imgs --model resnet18 -b 8 --epochs 1 --num-classes 2 --img-size 96 --workers 2 "
-        "--no-prefetcher --device cpu",
+    "forward-forward": Program(
+        *_EXAMPLES, "mnist_forward_forward/main.py", _MNIST + "data",
+        "main.py --epochs 2 --train_size 1000 --test_size 100", ("torchvision",),
     ),
 }  # fmt: skip
 
@@ -98,7 +122,7 @@ def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> Non
 def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
     """Predict and measure a program; its peaks are in bytes."""
     program, before = PROGRAMS[name], Path.cwd()
-    words = [interpreter, *program.command.split()]
+    words = [*program.variables.split(), interpreter, *program.command.split()]
     os.chdir(folder)
     try:
         predicted = predict_script(words, STEPS, "cpu", timeout=TIMEOUT)
@@ -109,10 +133,11 @@ def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
         "name": name,
         **asdict(program),
         "versions": versions(interpreter, ("torch", *program.packages)),
-        "steps": STEPS,
+        "steps": predicted.steps,
         "predicted": predicted.peak.peak_allocated,
         "measured": measured.peak.peak_allocated,
-        "early": early(predicted),
+        "may_arrive": predicted.early,
+        "arrived": measured.early,
         "seconds_predicted": round(predicted.seconds, 1),
         "seconds_measured": round(measured.seconds, 1),
         "notes": list(predicted.notes),
@@ -120,29 +145,42 @@ def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
 
 
 def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
-    """Versions of packages in an environment."""
-    code = f"import json, importlib.metadata as m; print(json.dumps({{p: m.version(p) for p in {list(packages)!r}}}))"
+    """Versions of packages in an environment, with the modules that differ from the published ones."""
+    code = (
+        f"{inspect.getsource(version)}\nimport json; print(json.dumps({{p: version(p) for p in {list(packages)!r}}}))"
+    )
     found: dict[str, str] = json.loads(
         subprocess.run([interpreter, "-c", code], capture_output=True, check=True).stdout
     )
     return found
 
 
-def early(found: ScriptPrediction) -> float:
-    """MiB that the workers of loaders may send before their turn, as the prediction says."""
-    said = [note for note in found.notes if note.startswith("workers of a data loader")]
-    return float(said[0].partition("up to ")[2].split()[0]) if said else 0.0
+def version(package: str) -> str:
+    """Version of a package, with the modules whose hash is not the one that it was installed with."""
+    from base64 import urlsafe_b64encode
+    from hashlib import sha256
+    from importlib.metadata import distribution
+
+    found = distribution(package)
+    altered = [
+        path.name
+        for path in found.files or []
+        if path.suffix == ".py"
+        and path.hash
+        and urlsafe_b64encode(sha256(path.read_binary()).digest()).decode().rstrip("=") != path.hash.value
+    ]
+    return f"{found.version} with another {', '.join(altered)}" if altered else found.version
 
 
-def difference(row: dict[str, Any]) -> str:
-    """The error of a prediction in per cent of the measured peak."""
-    return f"{100 * (row['predicted'] / row['measured'] - 1):+.2f} %".replace("-", "−")
+def difference(row: dict[str, Any], without: int = 0) -> str:
+    """The error of a prediction in per cent of the measured peak, which may be taken without some bytes."""
+    return f"{100 * (row['predicted'] / (row['measured'] - without) - 1):+.2f} %".replace("-", "−")
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """The records as CSV, in bytes and seconds."""
-    fields = ["name", "repository", "commit", "path", "command", "predicted", "measured", "early"]
-    fields += ["seconds_predicted", "seconds_measured"]
+    fields = ["name", "repository", "commit", "path", "variables", "command"]
+    fields += ["predicted", "measured", "may_arrive", "arrived", "seconds_predicted", "seconds_measured"]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -153,17 +191,20 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The records as a Markdown table."""
     lines = [
-        "| program | command | predicted (MiB) | measured (MiB) | difference | early batches (MiB) | seconds |",
-        "|---|---|---:|---:|---:|---:|---|",
+        "| program | command | predicted (MiB) | measured (MiB) | difference | early batches (MiB) "
+        "| difference without them | seconds |",
+        "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
         used = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
         source = (
             f"[{row['repository']}](https://github.com/{row['repository']}) {row['path']}, {row['commit'][:8]} ({used})"
         )
+        command = f"{row['variables']} python {row['command']}".strip()
+        early = f"{row['arrived'] / MIB:.1f} of {row['may_arrive'] / MIB:.1f}" if row["may_arrive"] else "none"
         lines.append(
-            f"| {source} | `python {row['command']}` | {row['predicted'] / MIB:.2f} | {row['measured'] / MIB:.2f} "
-            f"| {difference(row)} | {row['early']:.1f} "
+            f"| {source} | `{command}` | {row['predicted'] / MIB:.2f} | {row['measured'] / MIB:.2f} "
+            f"| {difference(row)} | {early} | {difference(row, row['arrived'])} "
             f"| {row['seconds_predicted']:.0f}, {row['seconds_measured']:.0f} |"
         )
     return "\n".join(lines) + "\n"
