@@ -49,20 +49,30 @@ def loader_patches(trace: Trace) -> Iterator[Any]:
 
 @contextmanager
 def watching_loaders(trace: Trace) -> Iterator[None]:
-    """In a measurement, record after each batch how many bytes of later batches have arrived."""
+    """In a measurement, record how many bytes of batches have arrived before their turn."""
     iterators = WeakSet[Any]()
     workers = dataloader._MultiProcessingDataLoaderIter
-    real = workers._next_data
+    get_data, next_data = workers._get_data, workers._next_data
 
-    def next_data(self: Any) -> Any:
+    def record(event: int, *arriving: Any) -> None:
+        waiting = [info[1:] for each in iterators for info in each._task_info.values()]
+        trace.arrived.append((event, _size([waiting, arriving])))
+
+    def get(self: Any) -> Any:
         iterators.add(self)
-        try:
-            return real(self)
-        finally:
-            waiting = [info[1:] for each in iterators for info in each._task_info.values()]
-            trace.arrived.append((trace.timeline.now, _size(waiting)))
+        began = trace.timeline.now
+        index, batch = get_data(self)
+        if index != self._rcvd_idx:
+            record(began, batch)
+        return index, batch
 
-    with mock.patch.object(workers, "_next_data", next_data):
+    def take(self: Any) -> Any:
+        try:
+            return next_data(self)
+        finally:
+            record(trace.timeline.now)
+
+    with mock.patch.object(workers, "_get_data", get), mock.patch.object(workers, "_next_data", take):
         yield
 
 

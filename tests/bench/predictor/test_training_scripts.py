@@ -22,8 +22,10 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
+from ppdm_bench.predictor.data_loading import raised_by_early_batches
 from ppdm_bench.predictor.peak import PredictionError, measure_peak, predict_peak
 from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timeline import Timeline
 
 HOPPER = Target(torch="2.10.0")
 State = tuple[nn.Module, torch.optim.Optimizer]
@@ -91,6 +93,19 @@ def test_a_batch_counts_from_its_arrival_on_even_if_it_is_not_used() -> None:
         assert len(kept) == 5
 
     assert_same(conv, step)
+
+
+def test_early_batches_raise_a_peak_only_where_they_wait() -> None:
+    timeline = Timeline()
+    early = timeline.born(4096, "inputs", "batch")  # 4096 alive, all of it early
+    waiting = [(0, 4096)]
+    timeline.born(1024, "inputs", "batch")  # 5120 alive, of which 1024 are not early
+    timeline.died(early)
+    waiting.append((timeline.now, 0))
+    assert raised_by_early_batches(timeline, waiting) == 4096
+    timeline.born(3072, "activations", "result")  # 4096 alive, none of it early
+    assert raised_by_early_batches(timeline, waiting) == 1024
+    assert raised_by_early_batches(timeline, []) == 0
 
 
 def test_the_memory_of_workers_is_not_the_cards() -> None:
