@@ -196,7 +196,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
-        used = ", ".join(f"{package} {version}" for package, version in row["versions"].items())
+        used = ", ".join(f"{package} {version}" for package, version in sorted(row["versions"].items()))
         source = (
             f"[{row['repository']}](https://github.com/{row['repository']}) {row['path']}, {row['commit'][:8]} ({used})"
         )

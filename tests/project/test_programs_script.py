@@ -13,8 +13,8 @@ RESULTS = Path("results/validation")
 
 ROW: dict[str, Any] = {
     "name": "a", "repository": "them/theirs", "commit": "0123456789", "path": "train.py", "command": "train.py -b 2",
-    "variables": "HOME=here", "versions": {"torch": "2.13.0"}, "predicted": 99 << 20, "measured": 100 << 20,
-    "arrived": 1 << 20, "may_arrive": 3 << 19,
+    "variables": "HOME=here", "versions": {"torch": "2.13.0", "monai": "1.6"},
+    "predicted": 99 << 20, "measured": 100 << 20, "arrived": 1 << 20, "may_arrive": 3 << 19,
     "seconds_predicted": 9.6, "seconds_measured": 30.2,
 }  # fmt: skip
 
@@ -22,7 +22,7 @@ ROW: dict[str, Any] = {
 def test_a_row_has_the_source_the_peaks_and_the_difference() -> None:
     assert (difference(ROW), difference(ROW, 2 << 20)) == ("−1.00 %", "+1.02 %")
     assert table([ROW]).splitlines()[2] == (
-        "| [them/theirs](https://github.com/them/theirs) train.py, 01234567 (torch 2.13.0) "
+        "| [them/theirs](https://github.com/them/theirs) train.py, 01234567 (monai 1.6, torch 2.13.0) "
         "| `HOME=here python train.py -b 2` | 99.00 | 100.00 | −1.00 % | 1.0 of 1.5 | +0.00 % | 10, 30 |"
     )
     assert next(csv.DictReader(io.StringIO(as_csv([ROW]))))["predicted"] == str(99 << 20)
