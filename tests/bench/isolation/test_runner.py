@@ -15,7 +15,7 @@ from processes import ended, wait_until
 from ppdm_bench.isolation import runner
 from ppdm_bench.isolation.runner import ChildAnswer, TimeIsUpError, run_child, time_limit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold]
 
 ANSWER = """
 import json, sys

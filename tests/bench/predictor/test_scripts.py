@@ -143,6 +143,7 @@ def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
     assert any("several processes" in note for note in made.notes)
 
 
+@pytest.mark.cold
 def test_the_script_sees_the_paths_that_python_gives(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "helper.py").write_text("import torch\nnet = torch.nn.Linear(3, 3)\n")
@@ -212,7 +213,12 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
         ("input('name? ')", "waits for input before its first", "name"),
         ("import subprocess\nsubprocess.run(['true'])", r"other processes, .*\(true\)", "It printed nothing"),
         ("os.execv('/bin/true', ['true'])", "replaces its process", "Traceback"),
-        ("import ctypes\nctypes.string_at(0)", "crashed before its first .* SIGSEGV", "string_at"),
+        pytest.param(
+            "import ctypes\nctypes.string_at(0)",
+            "crashed before its first .* SIGSEGV",
+            "string_at",
+            marks=pytest.mark.cold,
+        ),
         ("os._exit(3)", "ended its process before its first optimizer step with code 3", "It printed nothing"),
         ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "values that depend on data, which", "AssertionError"),
         ("step()\nstep()\nstep()", "put nothing on the CUDA device", "It printed nothing"),
@@ -283,6 +289,7 @@ def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) 
         predict_script(["x.py"], target="cuda")  # type: ignore[arg-type]
 
 
+@pytest.mark.cold
 def test_the_child_ends_with_its_parent(folder: Path) -> None:
     script("open('pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(100)")
     call = "predict_script([sys.executable, 'script.py'], keep_files=True)"
