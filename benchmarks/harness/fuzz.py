@@ -1,11 +1,11 @@
 """Fuzzing: corrupt valid input in thousands of ways and record the outcomes as a Markdown table and as JSON.
 
     python benchmarks/harness/fuzz.py                            all targets of hostile.py, each with its own case count
-    python benchmarks/harness/fuzz.py --only scan --cases 100    one target; the rest of the record stays unchanged
-    python benchmarks/harness/fuzz.py --only scan --case 17      one case again, with its traceback
+    python benchmarks/harness/fuzz.py --only scan --cases 100    one target; other targets in the record stay unchanged
+    python benchmarks/harness/fuzz.py --only scan --case 17      repeat one case and print its traceback
 
-Every case has its own random generator, seeded by ``SEED/target/number``. It runs with a time limit and a limit on the
-address space, which needs Linux. The exit code is 1 if there was a defect.
+Every case has its own random generator with the seed ``SEED/target/number``. It runs with limits on time and address
+space, which needs Linux. The exit code is 1 if there was a defect.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.report.atomic_io import replace_file
 
-SECONDS = 10.0  # for one case
-ROOM = BOMB - (1 << 27)  # bytes that a case may allocate in addition; smaller than the content of the bombs
+SECONDS = 10.0  # time limit of one case
+ROOM = BOMB - (1 << 27)  # bytes that a case may allocate; smaller than the content of a decompression bomb
 RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
-# Fixed defects that fuzzing, or work on it, found: the target, the input and the defect. A test covers each.
-MENDED = (
+# Defects that fuzzing, or work on it, found and that are fixed: target, input and effect. A test covers each.
+FIXED = (
     ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
     ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
     ("checkpoint", "a voxel size of 10^400 mm", "loaded, and overflowed when a scan was compared with it"),
@@ -145,10 +145,10 @@ def main() -> int:
     """Run the cases, write the record, and report the defects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--cases", type=int, help="of each target; default: its own number")
-    parser.add_argument("--case", type=int, help="this one alone, and nothing is written")
+    parser.add_argument("--cases", type=int, help="number of cases per target; default: that of the target")
+    parser.add_argument("--case", type=int, help="run only this case, and write nothing")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of fuzz.json and fuzz.md")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for fuzz.json and fuzz.md")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     path = asked.out / "fuzz.json"
@@ -208,11 +208,12 @@ def to_markdown(record: dict[str, Any]) -> str:
     )
     made = sorted({f"{t['made']['commit'][:12]}{' (changed)' * t['made']['dirty']}" for t in targets.values()})
     lines = [
-        "# Spoilt input\n",
-        f"Made by `benchmarks/harness/fuzz.py` at commit {', '.join(made)}. {cases:,} cases: {outcomes[0]:,} results, "
-        f"{outcomes[1]:,} refusals in words, {outcomes[2]:,} defects. A case may take {SECONDS:g} s and "
-        f"{ROOM >> 20} MiB; some of the compressed files hold {BOMB >> 20} MiB of zeros more than they announce.\n",
-        "| target | spoilt | cases | results | refusals | defects | slowest (s) | refused by |",
+        "# Corrupted input\n",
+        f"Written by `benchmarks/harness/fuzz.py` at commit {', '.join(made)}. {cases:,} cases: {outcomes[0]:,} "
+        f"results, {outcomes[1]:,} refusals with a message for users, {outcomes[2]:,} defects. Limits of a case: "
+        f"{SECONDS:g} s and {ROOM >> 20} MiB. Some compressed files contain {BOMB >> 20} MiB of zeros more than they "
+        "declare.\n",
+        "| target | corrupted input | cases | results | refusals | defects | slowest (s) | exceptions of refusals |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, target in targets.items():
@@ -221,11 +222,11 @@ def to_markdown(record: dict[str, Any]) -> str:
         cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; "
-        "`tests/core/test_hostile.py` keeps every one:\n",
-        "| target | input | what came of it |",
+        f"\n{len(FIXED)} defects were found by these cases, or while writing them, and are fixed; "
+        "`tests/core/test_hostile.py` tests each of them:\n",
+        "| target | input | effect |",
         "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in MENDED),
+        *(f"| {' | '.join(row)} |" for row in FIXED),
     ]
     return "\n".join(lines) + "\n"
 

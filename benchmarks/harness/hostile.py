@@ -1,7 +1,7 @@
-"""Fuzzing targets: all code that reads untrusted input, each with a test on corrupted valid input: :data:`TARGETS`.
+"""Fuzzing targets (:data:`TARGETS`): all code that reads untrusted input, with tests on corrupted valid input.
 
-A case must end in a result or a refusal (:func:`is_refusal`). Every other outcome is a defect: an error without a
-deliberate message, a :class:`Breach` of an invariant, a hang, or an allocation beyond the size that the input declares.
+A case must end with a result or a refusal (:func:`is_refusal`). Every other outcome is a defect: an error without a
+message for users, a :class:`Breach` of an invariant, a hang, or an allocation larger than the input declares.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ class Target:
         name: name in the records.
         spoilt: description of the corrupted input.
         cases: number of cases in a recorded run.
-        ready: makes valid input in a folder, once.
-        attack: corrupts the output of ``ready`` in an empty folder and runs the code; returns if there is a result.
+        ready: creates valid input in a folder, once per run.
+        attack: corrupts the result of ``ready`` in an empty folder and runs the code; returns if there is a result.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Target:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error is intended for users: raised deliberately, with a message, by the project or by typer."""
+    """Whether an error is intended for users: a ``raise`` with a message in the project's own code."""
     if not isinstance(error, ValueError | OSError | typer.BadParameter) or not str(error):
         return False
     frame = error.__traceback__
@@ -452,7 +452,7 @@ def _ready_snapshot(folder: Path) -> dict[str, Any]:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("about.npy", _array_header((BOMB,)) + bytes(BOMB))
     size, least = ((BOMB + len(_array_header((BOMB,)))).to_bytes(4, "little"), (4096).to_bytes(4, "little"))
-    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the second one declares a small size
+    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the second bomb declares a small size
     return {"bytes": place.read_bytes(), "members": members, "about": about, "bombs": bombs} | _marked(folder)
 
 

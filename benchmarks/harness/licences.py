@@ -1,9 +1,10 @@
-"""Licences, as stated by the packages, of all packages that the toolkit needs at run time or for development.
+"""List the licences of all packages that the toolkit needs at run time or for development, as the packages state them.
 
-Usage: python benchmarks/harness/licences.py > docs/licences.md
-with a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
-With --check it writes nothing and reports where docs/licences.md differs from the installed packages (`make lint`). It
-checks only packages that pyproject.toml and constraints.txt name, so that it passes with any build of PyTorch.
+    python benchmarks/harness/licences.py > docs/licences.md   write the list python benchmarks/harness/licences.py
+    --check              compare the list with the installed packages (`make lint`)
+
+To write the list, use a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
+The check covers only packages that pyproject.toml and constraints.txt name, so that it passes with any build.
 """
 
 import re
@@ -61,7 +62,7 @@ torchao states its licence only in its file LICENSE.
 
 
 def main() -> None:
-    """Print a table for running and one for development; fail if a licence is not known to be compatible."""
+    """Print one table for run time and one for development; fail if a licence is not known to be compatible."""
     if sys.argv[1:] == ["--check"]:
         sys.exit("\n".join(faults(listed(LIST.read_text()))) or 0)
     project = tomllib.loads(PROJECT.read_text())["project"]
@@ -106,7 +107,7 @@ def faults(table: Mapping[str, str]) -> Iterator[str]:
         said = table.get(f"**{name}**" if name in named else name)
         try:
             stated = licence(name)
-        except PackageNotFoundError:  # for another Python version, or of an extra that is not installed
+        except PackageNotFoundError:  # required by another Python version, or by an extra that is not installed
             stated = said
         if said is None:
             yield f"docs/licences.md does not list {name}"
@@ -152,7 +153,7 @@ def licence(name: str) -> str:
 
 
 def compatible(expression: str) -> bool:
-    """Whether all licences in the expression are compatible, also where it offers a choice."""
+    """Whether all licences in an SPDX expression are compatible, including all alternatives of a choice."""
     return set(re.split(r"[\s()]+", expression)) - {"AND", "OR", "WITH", ""} <= COMPATIBLE
 
 

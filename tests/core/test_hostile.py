@@ -320,7 +320,7 @@ def test_a_time_limit_that_is_none_does_not_stand():
 
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "constants.json").write_text(DEEP)
-    with pytest.raises(ConstantsError, match="holds no constants"):
+    with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(tmp_path / "constants.json")
     with pytest.raises(MethodError):
         Configuration("ppdm", (8, 8, 8), point=DEEP).resolve()
@@ -338,7 +338,7 @@ def test_constants_have_the_types_that_they_are_written_with(tmp_path, values):
     (tmp_path / "constants.json").write_text(json.dumps(sound))
     assert FittedConstants.read(tmp_path / "constants.json").workspace == 1
     (tmp_path / "constants.json").write_text(json.dumps(sound | values))
-    with pytest.raises(ConstantsError, match="holds no constants"):
+    with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(tmp_path / "constants.json")
 
 
