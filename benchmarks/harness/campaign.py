@@ -138,9 +138,8 @@ def jobs(real: Path | None) -> list[Job]:
         made += [Job(tier, data, *point) for point in points for data in everywhere]
         longer = [point for point in points if METHODS[point[0]].sampling.steps > MORE]
         for point, data in product(longer, everywhere):
-            small = data.minutes == min(
-                one.minutes for one in everywhere
-            )  # hundreds of evaluations are slow on the other data
+            # Hundreds of evaluations are slow on the other data.
+            small = data.minutes == min(one.minutes for one in everywhere)
             made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
     made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
@@ -164,30 +163,30 @@ def main() -> None:
     parser.add_argument("--until", help="last tier to run, list or gather; default: all tiers")
     parser.add_argument("--list", action="store_true", help="list finished jobs and remaining hours, and stop")
     parser.add_argument("--gather", type=Path, help="copy the records of complete tiers to this folder, and stop")
-    asked = parser.parse_args()
-    wanted = jobs(asked.real)
+    arguments = parser.parse_args()
+    wanted = jobs(arguments.real)
     tiers = list(dict.fromkeys(job.tier for job in wanted))
-    if asked.until is not None:
-        if asked.until not in tiers:
+    if arguments.until is not None:
+        if arguments.until not in tiers:
             parser.error(f"--until must be one of {', '.join(tiers)}")
-        tiers = tiers[: tiers.index(asked.until) + 1]
+        tiers = tiers[: tiers.index(arguments.until) + 1]
         wanted = [job for job in wanted if job.tier in tiers]
-    if asked.gather is not None:
-        gather(wanted, asked.folder, asked.gather)
-    elif asked.list:
+    if arguments.gather is not None:
+        gather(wanted, arguments.folder, arguments.gather)
+    elif arguments.list:
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
-            left = [job for job in mine if not is_done(job, asked.folder)]
+            left = [job for job in mine if not is_done(job, arguments.folder)]
             hours = sum(job.data.minutes for job in left if job.is_training) / 60
             print(f"{tier}: {len(mine) - len(left)} of {len(mine)} jobs done, {hours:.1f} core-hours of training left")
     else:
-        asked.folder.mkdir(parents=True, exist_ok=True)
+        arguments.folder.mkdir(parents=True, exist_ok=True)
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
-            with FileLock(asked.folder / "paces.lock"):
-                measure_paces(mine, asked.folder)
+            with FileLock(arguments.folder / "paces.lock"):
+                measure_paces(mine, arguments.folder)
             for job in mine:
-                carry_out(job, asked.folder)
+                carry_out(job, arguments.folder)
 
 
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:

@@ -54,8 +54,8 @@ def main() -> None:
     for one, predicted, measured in check(asked, rates, constants):
         errors.append(predicted.seconds / measured - 1)
         what = f"{one.label} {shape_text(one.shape)}"
-        told = f"{significant(predicted.seconds)} s, measured {significant(measured)} s ({errors[-1]:+.0%})"
-        print(f"{what}: predicted {told}, limited by {predicted.limit}", flush=True)
+        times = f"{significant(predicted.seconds)} s, measured {significant(measured)} s ({errors[-1]:+.0%})"
+        print(f"{what}: predicted {times}, limited by {predicted.limit}", flush=True)
     print(f"median error {median(map(abs, errors)):.0%}")
 
 

@@ -30,9 +30,8 @@ Key = tuple[str, str, str, str]  # kind, size, phase, status
 
 def main() -> int:
     """Print the transcripts."""
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # background jobs and their children ignore SIGINT by default
+    # Background jobs and their children ignore SIGINT by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = environment()
     print(
         "# A sweep that is killed in three ways and then finished\n\n"
@@ -95,8 +94,8 @@ def children(process: int) -> Iterator[int]:
 
 def print_errors(process: subprocess.Popen[str]) -> None:
     """Print the standard error of a command and its exit status."""
-    _, said = process.communicate()
-    print(f"{said}[ended with code {process.returncode}]", flush=True)
+    _, errors = process.communicate()
+    print(f"{errors}[ended with code {process.returncode}]", flush=True)
 
 
 def print_rows(file: RecordFile) -> list[Record]:

@@ -110,17 +110,17 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", action="store_true", help="only write the table of the existing rows")
-    asked = parser.parse_args()
-    file = asked.results / "learning.csv"
+    arguments = parser.parse_args()
+    file = arguments.results / "learning.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     known = [{key: row[key] for key in COLUMNS[:5]} for row in rows]
-    for case in [] if asked.table else cases():
+    for case in [] if arguments.table else cases():
         if case.labels not in known:
-            rows.append(measure(case, asked.folder))
+            rows.append(measure(case, arguments.folder))
             print(*rows[-1].values(), flush=True)
-            _write(asked.results, rows)
-            shutil.rmtree(asked.folder / RUNS)  # a checkpoint of width 64 takes half a gigabyte
-    _write(asked.results, rows)
+            _write(arguments.results, rows)
+            shutil.rmtree(arguments.folder / RUNS)  # a checkpoint of width 64 takes half a gigabyte
+    _write(arguments.results, rows)
 
 
 def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:

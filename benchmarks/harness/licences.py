@@ -104,17 +104,17 @@ def faults(table: Mapping[str, str]) -> Iterator[str]:
     } - named
     bold = {name.strip("*") for name in table if name.startswith("**")}
     for name in sorted(named | pinned):
-        said = table.get(f"**{name}**" if name in named else name)
+        documented = table.get(f"**{name}**" if name in named else name)
         try:
             stated = licence(name)
         except PackageNotFoundError:  # required by another Python version, or by an extra that is not installed
-            stated = said
-        if said is None:
+            stated = documented
+        if documented is None:
             yield f"docs/licences.md does not list {name}"
-        elif said != stated:
-            yield f"docs/licences.md has {said} for {name}, which states {stated}"
-        elif not compatible(said):
-            yield f"{name} is under {said}, which is not known to be compatible with ours"
+        elif documented != stated:
+            yield f"docs/licences.md has {documented} for {name}, which states {stated}"
+        elif not compatible(documented):
+            yield f"{name} is under {documented}, which is not known to be compatible with ours"
     for name in sorted(bold - named):
         yield f"docs/licences.md has {name} in bold, which pyproject.toml does not name"
 
@@ -147,9 +147,9 @@ def licence(name: str) -> str:
     )
     if expression:
         return str(expression[0])
-    said = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
-    said = said or [one.splitlines()[0] for one in words] or ["not stated"]
-    return " AND ".join(SPDX.get(one, one) for one in said)
+    stated = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
+    stated = stated or [one.splitlines()[0] for one in words] or ["not stated"]
+    return " AND ".join(SPDX.get(one, one) for one in stated)
 
 
 def compatible(expression: str) -> bool:

@@ -90,7 +90,7 @@ def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> Non
             {
                 place: "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept).encode(),
                 out / "programs.csv": as_csv(kept).encode(),
-                out / "programs.md": f"# Training programs of others\n\n{table(kept)}".encode(),
+                out / "programs.md": f"# Third-party training programs\n\n{table(kept)}".encode(),
             }
         )
 
@@ -130,8 +130,8 @@ def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
 
 def early(found: ScriptPrediction) -> float:
     """MiB of batches that the workers of data loaders may send ahead of use, from the notes of the prediction."""
-    said = [note for note in found.notes if note.startswith("workers of a data loader")]
-    return float(said[0].partition("up to ")[2].split()[0]) if said else 0.0
+    notes = [note for note in found.notes if note.startswith("workers of a data loader")]
+    return float(notes[0].partition("up to ")[2].split()[0]) if notes else 0.0
 
 
 def difference(row: dict[str, Any]) -> str:

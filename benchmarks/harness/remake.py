@@ -54,12 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as plan or figures/gallery; default: everything")
     parser.add_argument("--list", action="store_true", help="list all names and their files, and stop")
-    asked = parser.parse_args()
-    chosen = [made for made in everything() if not asked.names or any(has_name(made, name) for name in asked.names)]
+    arguments = parser.parse_args()
+    chosen = [
+        made for made in everything() if not arguments.names or any(has_name(made, name) for name in arguments.names)
+    ]
     if not chosen:
-        parser.error(f"no output has the name {' or '.join(asked.names)}; --list lists all names")
+        parser.error(f"no output has the name {' or '.join(arguments.names)}; --list lists all names")
     for made in chosen:
-        if asked.list:
+        if arguments.list:
             print(made.name, *made.files, sep="\n    ")
             continue
         try:

@@ -251,8 +251,8 @@ def table(found: Sequence[Found]) -> str:
             if isinstance(answer := one.answers[tool], str):
                 reasons.setdefault(answer, []).append(one.name)
         if reasons:
-            told = "; ".join(f"{reason} ({len(names)} of {len(found)})" for reason, names in reasons.items())
-            text += f"\n\n*{tool}* has no prediction for: {told}."
+            reasons_text = "; ".join(f"{reason} ({len(names)} of {len(found)})" for reason, names in reasons.items())
+            text += f"\n\n*{tool}* has no prediction for: {reasons_text}."
     return text
 
 

@@ -120,8 +120,8 @@ def long_prediction(folder: Path, temporary: Path) -> list[Sample]:
     samples: list[Sample] = []
     for first in range(0, ROWS, 5):
         sizes = [(8 + 2 * (n % 10), 8 + 2 * (n // 10 % 10), 8 + 2 * (n // 100)) for n in range(first, first + 5)]
-        asked = [Configuration("ppdm", size, factor=2, width=8) for size in sizes]
-        collect(MemoryPlan(asked, ["sample"], "predict", Target(), (), 600), folder)
+        configurations = [Configuration("ppdm", size, factor=2, width=8) for size in sizes]
+        collect(MemoryPlan(configurations, ["sample"], "predict", Target(), (), 600), folder)
         samples.append(sampled(first + 5, temporary))
     return samples
 
@@ -254,14 +254,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=(*LONG, *ENDED), default=[*LONG, *ENDED], metavar="PART")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for soak.json, soak.md and soak.png")
-    asked = parser.parse_args()
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # background jobs and their children ignore SIGINT by default
+    arguments = parser.parse_args()
+    # Background jobs and their children ignore SIGINT by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    path = asked.out / "soak.json"
+    path = arguments.out / "soak.json"
     record = json.loads(path.read_text()) if path.exists() else {}
-    for name in asked.only:
+    for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary
             began = time.monotonic()
@@ -274,7 +273,7 @@ def main() -> int:
     replace_file(path, (json.dumps(record) + "\n").encode())
     replace_file(path.with_suffix(".md"), to_markdown(record).encode())
     replace_file(path.with_suffix(".png"), to_png(record))
-    return int(any(record[name]["faults"] for name in asked.only))
+    return int(any(record[name]["faults"] for name in arguments.only))
 
 
 def watched(name: str, folder: Path, temporary: Path) -> dict[str, Any]:

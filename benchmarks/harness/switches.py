@@ -138,9 +138,8 @@ def table(found: Sequence[Found]) -> str:
         ratios = [a / b for a, b in zip(one.seconds, plain.seconds, strict=True)]
         sizes = [f"{one.memory[name] / GIB:.2f}" for name in names]
         same = "same bits" if one.difference == 0 else f"{one.difference:.1e}"
-        switch = (
-            " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"
-        )  # so that the cell can wrap
+        # Spaces around the plus sign let the cell wrap.
+        switch = " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"
         lines.append([switch, *sizes, f"{median(ratios):.2f}×", f"{one.first:.1f}", same])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -55,8 +55,8 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
         found, unit, count = Duration.combined([(steps / 3600, found)]), "h", None
     else:
         unit, count = "s", evaluations
-    told = options | {"predicted_time": described_time(found)}
-    return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=told, **common)
+    options_with_time = options | {"predicted_time": described_time(found)}
+    return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=options_with_time, **common)
 
 
 def durations_of(records: Sequence[Record]) -> list[Record]:

@@ -82,14 +82,12 @@ class _Devices(TorchFunctionMode):
         original_wrapper, original_pin = Tensor._make_wrapper_subclass, Tensor.pin_memory
 
         def pin_memory(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return (
-                x if self.trace.is_elsewhere else original_pin(x, *args, **kwargs)
-            )  # a thread that loads data has no mode
+            # A thread that loads data has no mode.
+            return x if self.trace.is_elsewhere else original_pin(x, *args, **kwargs)
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            return original_wrapper(
-                *args, **kwargs | {"device": CPU}
-            )  # the real device, as for the tensors that it wraps
+            # The real device, as for the tensors that it wraps.
+            return original_wrapper(*args, **kwargs | {"device": CPU})
 
         # PyTorch's Python functions pass the whole call to a mode, and the mode does not see the calls inside. Here it
         # must see the calls inside, so these functions must not detect the mode.

@@ -217,9 +217,8 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
-    yield mock.patch.object(
-        Tensor, "__deepcopy__", _deepcopy
-    )  # the original copies storages, which no dispatch mode sees
+    # The original copies storages, which no dispatch mode sees.
+    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)
     # Code that deep-copies the attributes of a tensor, such as MONAI, would copy the mode too.
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
     real_list = Tensor.tolist

@@ -21,9 +21,8 @@ STAGES = ("forward", "backward", "optimizer")
 OUTSIDE = "outside"  # work outside every module: the method's kernel, the loss, the moving average of the weights
 ROOT = "."  # the path of a network itself
 
-_MAX_SEQUENCE_NUMBER = (
-    2**62
-)  # AccumulateGrad nodes have a larger number, so that autograd runs them as soon as possible
+# AccumulateGrad nodes have a larger number, so that autograd runs them as soon as possible.
+_MAX_SEQUENCE_NUMBER = 2**62
 
 
 @dataclass(frozen=True)

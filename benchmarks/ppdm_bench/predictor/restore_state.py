@@ -86,9 +86,7 @@ def _live_objects() -> tuple[list[Tensor], list[Owner]]:
         if kind is Tensor or kind is nn.Parameter:
             if x.is_leaf:
                 leaves.append(x)
-        elif issubclass(kind, _OWNERS) and not issubclass(
-            kind, torch.jit.ScriptModule
-        ):  # a ScriptModule holds only real tensors
+        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # which has only real tensors
             owners.append(x)
     return leaves, owners
 

@@ -163,9 +163,8 @@ class Trace(TorchDispatchMode):
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
             self.timeline.enter_site(self._modules.site(backward, self._in_optimizer))
-        is_value = (
-            op is aten.lift_fresh.default
-        )  # `torch.tensor(...)`: the argument holds the value and is not followed
+        # `torch.tensor(...)`: the argument holds the value and is not followed.
+        is_value = op is aten.lift_fresh.default
         seen: list[Tensor] = []
         if not is_value:
             args, kwargs = self._registered(tuple(args), seen), self._registered(dict(kwargs), seen)
@@ -174,11 +173,30 @@ class Trace(TorchDispatchMode):
             # A Python function of PyTorch passed the simulated device of its input on.
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
-        place = place or self._unify_places(seen)
-        came = self._placed == "target" and all(
-            self.place(x) == "host" for x in seen
-        )  # the code moves data to the target
-        kind = "workspace" if self._in_optimizer else "activations" if backward or (seen and not came) else "inputs"
+        self._record(op, args, kwargs, out, seen, place or self._unify_places(seen), backward)
+        self._check_limit()
+        return out
+
+    def _record(
+        self,
+        op: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: Any,
+        seen: Sequence[Tensor],
+        place: Place,
+        backward: bool,
+    ) -> None:
+        """Record the results of an operator at a place, its temporary buffers, and the work of its kernels."""
+        # The code moves data to the target.
+        moved_to_target = self._placed == "target" and all(self.place(x) == "host" for x in seen)
+        kind = (
+            "workspace"
+            if self._in_optimizer
+            else "activations"
+            if backward or (seen and not moved_to_target)
+            else "inputs"
+        )
         results = list(tensors_in(out))
         for x in results:
             self._follow(x, kind, str(op), place)
@@ -191,8 +209,6 @@ class Trace(TorchDispatchMode):
             if self.kernels is not None:
                 site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
                 self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
-        self._check_limit()
-        return out
 
     def _run_parts(self, op: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a higher-order operator, such as flex attention, by its uncompiled implementation."""
@@ -242,9 +258,8 @@ class Trace(TorchDispatchMode):
                 self.loaded(x, None)
             for x in tensors_in(out):
                 self.loaded(x, self._placed if self.is_new(x) else None)
-            self._unify_places(
-                [*tensors_in(args), *tensors_in(out)]
-            )  # moving a batch reveals the place of its data set
+            # Moving a batch reveals the place of its data set.
+            self._unify_places([*tensors_in(args), *tensors_in(out)])
         if self.known_values:
             self.known_values.clear_arguments()
         return out
@@ -462,9 +477,8 @@ class Trace(TorchDispatchMode):
             return
         if x.grad is not None and self.fakes and not is_wrapper(x.grad) and self.fakes.is_real(x.grad):
             with self.inside_pytorch():
-                x.grad = self.fakes.take(
-                    x.grad
-                )  # without another reference, so that it is freed when the code releases it
+                # Without another reference, so that it is freed when the code releases it.
+                x.grad = self.fakes.take(x.grad)
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 

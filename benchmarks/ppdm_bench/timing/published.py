@@ -65,8 +65,8 @@ def halves(records: Sequence[Record]) -> Halves:
 
 def _key(record: Record) -> str:
     size = [record.shape, record.batch_size, record.precision, record.env["gpu"]]
-    told = ("run", "work", "plan", "network", "latent_size", "window", "layer")
-    what = {name.removesuffix("_size"): record.options.get(name) for name in told}
+    names = ("run", "work", "plan", "network", "latent_size", "window", "layer")
+    what = {name.removesuffix("_size"): record.options.get(name) for name in names}
     return hashlib.sha256(json.dumps([source_of(record), size, what], sort_keys=True).encode()).hexdigest()
 
 
@@ -103,12 +103,13 @@ class PublishedKernels:
         return record.options | size
 
     def _table(self, options: Mapping[str, Any], what: str, target: Target) -> KernelTable:
-        told = {name: value for name, value in options.items() if name not in (*_IGNORED, "work")}
+        used = {name: value for name, value in options.items() if name not in (*_IGNORED, "work")}
+        # The rules of temporary copies depend on these.
         place = [
             target.compute_capability >= (8, 0),
             target.allows_tf32,
-        ]  # the rules of temporary copies depend on these
-        key = json.dumps([told, what, place], sort_keys=True)
+        ]
+        key = json.dumps([used, what, place], sort_keys=True)
         if key not in self._tables:
             self._tables[key] = KernelTable.of(_kernels(options, what, target))
         return self._tables[key]
