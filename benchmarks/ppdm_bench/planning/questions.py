@@ -64,10 +64,10 @@ def phases_of(method: Method) -> tuple[str, ...]:
 
 
 def question(requested: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[CapacityAnswer]:
-    """Answer all questions for one method in one phase: first whether it fits, then the alternatives concurrently."""
+    """Answer all questions for one method in one phase: first whether it fits, then the others in parallel."""
     base = yield OutlookCase(requested, phase)
     parts: dict[str, Question[Any]] = {"cube": _cube(requested, phase, target, bounds, base)}
-    # # The batch size matters only for training: sampling can process volumes one by one, and larger batches predict
+    # The batch size matters only for training: sampling can process volumes one by one, and larger batches predict
     #     slowly.
     if phase.endswith("train"):
         parts["batch"] = _batch(requested, phase, target, bounds, base)

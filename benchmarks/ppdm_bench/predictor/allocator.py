@@ -59,7 +59,7 @@ class CachingAllocator:
         return self._used[name].size
 
     def replay(self, events: Iterable[Event]) -> bool:
-        """Apply allocations and releases in number; stop and return False at the first allocation that does not fit."""
+        """Apply allocations and releases in order; stop and return False at the first allocation that does not fit."""
         for name, size in events:
             if size == 0:
                 self._release(self._used.pop(name))

@@ -6,7 +6,7 @@ tensor to the target when it is already there is not a copy, as on a machine wit
 the prediction, such as volumes of a data set, has an unknown place. If the code moves such data to the target, then the
 data and everything computed only from it before the move count as on the host.
 
-Really, every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
+In fact, every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
 """
 
 import sys

@@ -145,7 +145,7 @@ class KnownValues:
         return _address(x) in self._known
 
     def is_known(self, x: Tensor) -> bool:
-        """Whether a size may depend on the values of a fake tensor."""
+        """Whether the values of a fake tensor are known, so that a size may depend on them."""
         known = self._known.get(_address(x))
         return known is not None and known.uncertainty < ANSWERED
 

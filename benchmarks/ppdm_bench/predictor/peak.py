@@ -97,10 +97,10 @@ class Peak:
         iterations: peak of each iteration.
         peak_reserved: maximum bytes reserved from the driver (``torch.cuda.max_memory_reserved``) on a card of
             unlimited capacity; None on the CPU.
-        needs: memory in bytes that the card must have free for the process; None on the CPU and for a measurement. It
-            is the smallest capacity with which the simulated allocator succeeds, to within 1 % or 1 MiB, plus the CUDA
-            context and a margin. The allocator returns free segments to the driver when memory is short, so this can be
-            less than ``peak_reserved`` plus the context.
+        needs: memory in bytes that the process needs on the card; None on the CPU and for a measurement. It is the
+            smallest capacity with which the simulated allocator succeeds, to within 1 % or 1 MiB, plus the CUDA context
+            and a margin. The allocator returns free segments to the driver when memory is short, so this can be less
+            than ``peak_reserved`` plus the context.
         fits: whether ``needs`` is at most the capacity of the target's card; None if no capacity was given.
         refused: bytes of the first request that does not fit on the target's card; None if every request fits.
         assumed: bytes of the peak that follow from rules that no published counter confirms for such a call, such as

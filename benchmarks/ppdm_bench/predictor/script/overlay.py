@@ -1,4 +1,4 @@
-"""Overlay file system: a script writes to a temporary folder, and reads from exists or from the real files.
+"""Overlay file system: a script writes to a temporary folder, and reads from there or from the real files.
 
 Python's functions that open, create, rename and remove files are replaced. On Linux, the kernel also refuses all other
 writes (Landlock), such as those of C libraries, so that the script cannot overwrite a file of the user.

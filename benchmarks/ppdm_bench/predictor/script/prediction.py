@@ -245,7 +245,7 @@ def _read_report(folder: Path) -> RunReport | None:
     if not (folder / ANSWER).exists():
         return None
     with open(folder / ANSWER, "rb") as stream:
-        report: RunReport = pickle.load(stream)  # noqa: S301 (written by our note child)
+        report: RunReport = pickle.load(stream)  # noqa: S301 (written by our own child)
     return report
 
 
