@@ -477,7 +477,7 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
     assert "25 (25%)" in text
     assert "≈501 est." in text
     assert "est.: an estimate" in text
-    assert "ppdm r=2, sample: a volume of 250 evaluations does not fit" in text
+    assert "ppdm r=2, sample: a volume of 250 evaluations cannot be repeated" in text
     assert "of 100FLOP/s" in text
     assert "Quick" not in text
     assert "Quick: fewer than the 10" in table.speed_page(answered(protocol=QUICK)).to_text()

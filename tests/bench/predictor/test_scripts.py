@@ -244,7 +244,7 @@ for _ in range(2):
 """
     found = predict_script(script(text), 3, target="cpu")
     compiled, early = found.notes
-    assert "compiles code (torch.compile), which was run as written" in compiled
+    assert "uses torch.compile, and the prediction ran the code uncompiled" in compiled
     assert "up to 4.0 MiB more" in early  # five batches of 1 MiB, fewer than two for each of three workers
     assert not measure_script(script(text), 3).notes[1:]
 
