@@ -236,7 +236,7 @@ class Trace(TorchDispatchMode):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether another thread runs than that of the prediction; the modes apply to one thread only."""
+        """Whether the calling thread is not that of the prediction; modes apply to one thread only."""
         return get_ident() != self._thread
 
     @contextmanager
@@ -414,7 +414,7 @@ class Trace(TorchDispatchMode):
         return self._number(x) is None
 
     def moved(self, x: Tensor, place: Place) -> None:
-        """Record that a real module was moved: its real tensor stays, and the fake storage of it changes its place."""
+        """Record that a real module was moved: its real tensor stays, and only its fake storage changes place."""
         if self.fakes is None:
             return
         if self.place(x) != place and (number := self._number(x)) is not None:
