@@ -158,7 +158,7 @@ def with_constants(path: Path | None, target: Target | None) -> Target | None:
     """Return the target with the constants of a file; without a file, return it unchanged.
 
     Raises:
-        ConstantsError: the file holds no constants, or there is no CUDA target.
+        ConstantsError: the file contains no constants, or there is no CUDA target.
     """
     if path is None:
         return target

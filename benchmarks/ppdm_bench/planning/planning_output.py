@@ -167,8 +167,8 @@ def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
         records.append(found(asked, "smallest_factor", answer.factor, factor))
     for one, prediction in answer.options.items():
         records += _verdict(plan, asked, one, phase, prediction)
-    if answer.leanest_cube:
-        records.append(found(answer.leanest_cube[0], "largest_resolution", answer.leanest_cube[1], edge))
+    if answer.least_memory_cube:
+        records.append(found(answer.least_memory_cube[0], "largest_resolution", answer.least_memory_cube[1], edge))
     return records
 
 

@@ -45,7 +45,7 @@ class CapacityAnswer:
             method without a factor.
         options: if the request does not fit, predictions of the same configuration with memory-saving options: for each
             single option up to the mildest value that suffices, or combinations if no single option suffices.
-        leanest_cube: if the request does not fit even with all options, these options and their largest cube.
+        least_memory_cube: if the request does not fit even with all options, these options and their largest cube.
     """
 
     requested: Configuration
@@ -55,7 +55,7 @@ class CapacityAnswer:
     batch: SearchResult | None
     factor: SearchResult | None
     options: Mapping[Configuration, CasePrediction] = field(default_factory=dict)
-    leanest_cube: tuple[Configuration, SearchResult] | None = None
+    least_memory_cube: tuple[Configuration, SearchResult] | None = None
 
 
 def phases_of(method: Method) -> tuple[str, ...]:
@@ -76,9 +76,9 @@ def question(requested: Configuration, phase: str, target: Target, bounds: Bound
     if not base.fits:
         parts["options"] = _options(requested, phase, target, bounds)
     found = dict(zip(parts, (yield list(parts.values())), strict=True))
-    options, leanest_cube = found.get("options", ({}, None))
+    options, least_memory_cube = found.get("options", ({}, None))
     return CapacityAnswer(
-        requested, phase, base, found["cube"], found.get("batch"), found.get("factor"), options, leanest_cube
+        requested, phase, base, found["cube"], found.get("batch"), found.get("factor"), options, least_memory_cube
     )
 
 
@@ -113,7 +113,7 @@ class Alternatives:
         return cls([group for group in (precision, recomputed) if group], combined)
 
     @property
-    def leanest(self) -> Configuration | None:
+    def least_memory(self) -> Configuration | None:
         """The configuration that needs the least memory; None if there is no alternative."""
         groups = [*self.single, self.combined] if self.combined else self.single
         return groups[-1][-1] if groups else None
@@ -193,20 +193,23 @@ def _options(
     option, values are tried in order, starting with the mildest, until one fits.
     """
     alternatives = Alternatives.of(requested, phase, target)
-    if (leanest := alternatives.leanest) is None:
+    if (least_memory := alternatives.least_memory) is None:
         return {}, None
-    predictions = {leanest: (yield OutlookCase(leanest, phase))}
-    if not predictions[leanest].fits:
-        return predictions, (leanest, (yield from _cube(leanest, phase, target, bounds, predictions[leanest])))
+    predictions = {least_memory: (yield OutlookCase(least_memory, phase))}
+    if not predictions[least_memory].fits:
+        return predictions, (
+            least_memory,
+            (yield from _cube(least_memory, phase, target, bounds, predictions[least_memory])),
+        )
     tried: dict[Configuration, CasePrediction] = {}
 
-    def mildest(group: Sequence[Configuration]) -> Question[None]:
+    def try_in_order(group: Sequence[Configuration]) -> Question[None]:
         for one in group:
             tried[one] = predictions.get(one) or (yield OutlookCase(one, phase, brief=True))
             if tried[one].fits:
                 return
 
-    yield [mildest(group) for group in alternatives.single]
+    yield [try_in_order(group) for group in alternatives.single]
     if not any(prediction.fits for prediction in tried.values()):
-        yield from mildest(alternatives.combined)
+        yield from try_in_order(alternatives.combined)
     return tried, None

@@ -170,7 +170,7 @@ def _layout_copies(call: _Call) -> Moment:
 
 
 def _basis(target: Target, call: _Call) -> Basis | None:
-    """Basis of the channels-last copies of this call; None if there are no copies."""
+    """Whether the channels-last copies of this call are proven or assumed; None if there are no copies."""
     dtype, dims = call.x.dtype, call.weight.dim() - 2
     if dtype is torch.float32:
         if target.compute_capability < (8, 0) or not target.allows_tf32:

@@ -221,7 +221,18 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
     yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)
     # Code that deep-copies the attributes of a tensor, such as MONAI, would copy the mode too.
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
-    real_list = Tensor.tolist
+    yield from number_patches()
+    yield from _value_patches(fakes, known_values)
+    yield mock.patch.object(FakeTensor, "__format__", _format)
+    yield mock.patch.object(nn.Module, "_apply", apply_to_module)
+    yield mock.patch.object(F, "one_hot", _one_hot)
+    yield mock.patch.object(Tensor, "as_subclass", _as_subclass)
+    yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
+
+
+def _value_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any]:
+    """Patches of the functions that read values of fake tensors; numbers that depend on data are marked."""
+    real_item, real_int, real_bool, real_list = Tensor.item, Tensor.__int__, Tensor.__bool__, Tensor.tolist
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
         array = known_values.array(x)
@@ -230,8 +241,6 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
     def to_list(x: Tensor) -> Any:
         value = known_values.read(x, real_list)
         return value if known_values.is_known(x) else marked(value)
-
-    real_item, real_int, real_bool = Tensor.item, Tensor.__int__, Tensor.__bool__
 
     def to_item(x: Tensor) -> Any:
         value = real_item(x)
@@ -246,24 +255,17 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
         with known_values.reading("branch"):
             return real_bool(x)
 
-    yield from number_patches()
-    yield mock.patch.object(FakeTensor, "item", to_item)
-    yield mock.patch.object(FakeTensor, "__bool__", to_bool)
-    yield mock.patch.object(FakeTensor, "__int__", to_int)
-    yield mock.patch.object(FakeTensor, "__index__", to_int)
-
     def real_to_list(x: Tensor) -> Any:
         fake = fakes.existing(x)
         return to_list(fake) if fake is not None and known_values.follows(fake) else real_list(x)
 
+    yield mock.patch.object(FakeTensor, "item", to_item)
+    yield mock.patch.object(FakeTensor, "__bool__", to_bool)
+    yield mock.patch.object(FakeTensor, "__int__", to_int)
+    yield mock.patch.object(FakeTensor, "__index__", to_int)
     yield mock.patch.object(Tensor, "tolist", real_to_list)
     yield mock.patch.object(FakeTensor, "numpy", to_numpy)
     yield mock.patch.object(FakeTensor, "tolist", to_list)
-    yield mock.patch.object(FakeTensor, "__format__", _format)
-    yield mock.patch.object(nn.Module, "_apply", apply_to_module)
-    yield mock.patch.object(F, "one_hot", _one_hot)
-    yield mock.patch.object(Tensor, "as_subclass", _as_subclass)
-    yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
 
 
 class _FakeSubclass(FakeTensor):

@@ -36,7 +36,7 @@ _SAMPLED_LIMIT = 16  # maximum elements of a sampled floating-point tensor: a de
 _READ_LIMIT = 1 << 24  # maximum elements that an operator may read to compute a known result
 CPU = torch.device("cpu")
 
-# Explains to people what code reads in place of an unknown value.
+# Text for users: what code reads instead of an unknown value.
 PLACEHOLDERS = "every unknown number is replaced by 1, also in comparisons"
 
 KNOWN, SAMPLED, ASSUMED, ANSWERED = range(4)  # the kinds of values that are stored; the most certain kind comes first

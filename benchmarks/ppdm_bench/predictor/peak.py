@@ -297,7 +297,9 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 def peak_of(timeline: Timeline, target: Target | None) -> Peak:
     """Return the peak of a timeline; with a target, simulate its allocator and decide whether the code fits."""
-    requests = timeline.events  # requested sizes: `assign_blocks` below replaces them by those of the assigned blocks
+    requests = (
+        timeline.events
+    )  # requested sizes, which `assign_blocks` below replaces by the sizes of the assigned blocks
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:
         card.replay(requests)

@@ -120,7 +120,10 @@ def test_alternatives_are_single_options_and_their_combinations_the_mildest_firs
     assert made(replace(TINY, precision="bf16", checkpointing="block"), "train") == [[("bf16", "conv")], []]
     turing = made(TINY, "train", compute_capability=(7, 5))
     assert turing == [[("fp16", "none")], recomputed, [("fp16", kind) for kind in leaner]]
-    assert Alternatives.of(replace(TINY, precision="bf16", checkpointing="conv"), "train", target_of(1)).leanest is None
+    assert (
+        Alternatives.of(replace(TINY, precision="bf16", checkpointing="conv"), "train", target_of(1)).least_memory
+        is None
+    )
 
 
 def made_up(case, target):
