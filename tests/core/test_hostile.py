@@ -312,7 +312,7 @@ def test_figures_of_records_whose_options_say_something_else_are_refused_in_word
 def test_a_time_limit_that_is_none_does_not_stand():
     common = {"config_id": "c", "env": {"dirty": False}, "options": {"timeout": "long"}, "kind": "measured"}
     record = Record(metric="peak_allocated", status="timeout", reason="so it is", **common)
-    assert not Sweep("none", 60, [record])._stands([record])
+    assert not Sweep("none", 60, [record])._is_final([record])
 
 
 # JSON
