@@ -1,12 +1,12 @@
-r"""Predict and measure training programs that others wrote, unmodified, on the CPU.
+r"""Predict and measure unmodified third-party training programs on the CPU.
 
     python benchmarks/harness/programs.py results/validation FOLDER ENVIRONMENT/bin/python [NAME ...]
 
-``FOLDER/NAME`` holds the files of a program at the commit that ``PROGRAMS`` names, and the data that it says;
-ENVIRONMENT has PyTorch (a build for the CPU) and the packages of the program. Nothing of the programs is part of this
-repository. Each program takes three optimizer steps twice: once predicted, once really. Records of other programs stay.
+``FOLDER/NAME`` contains the files of a program at the commit stated in ``PROGRAMS``, and its data. ENVIRONMENT has
+PyTorch (a CPU build) and the packages of the program. The programs are not part of this repository. Each program runs
+three optimizer steps under prediction, and again on real tensors. Records of other programs stay unchanged.
 
-Writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
+The script writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
 """
 
 import csv
@@ -29,11 +29,11 @@ STEPS, TIMEOUT = 3, 1800
 
 @dataclass(frozen=True)
 class Program:
-    """A program of others.
+    """A third-party program.
 
     Attributes:
-        repository, commit, path: where its files are from.
-        data: how its data came about.
+        repository, commit, path: source of its files.
+        data: origin of its data.
         command: its command line, without the interpreter.
         packages: packages whose versions are recorded.
     """
@@ -79,7 +79,7 @@ PROGRAMS = {
 
 
 def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> None:
-    """Run programs and write their records."""
+    """Predict and measure programs, and write their records."""
     place = out / "programs.jsonl"
     rows = {row["name"]: row for row in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
     for name in names or PROGRAMS:
@@ -90,7 +90,7 @@ def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> Non
             {
                 place: "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept).encode(),
                 out / "programs.csv": as_csv(kept).encode(),
-                out / "programs.md": f"# Training programs of others\n\n{table(kept)}".encode(),
+                out / "programs.md": f"# Third-party training programs\n\n{table(kept)}".encode(),
             }
         )
 
@@ -129,9 +129,9 @@ def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
 
 
 def early(found: ScriptPrediction) -> float:
-    """MiB that the workers of loaders may send before their turn, as the prediction says."""
-    said = [note for note in found.notes if note.startswith("workers of a data loader")]
-    return float(said[0].partition("up to ")[2].split()[0]) if said else 0.0
+    """MiB of batches that the workers of data loaders may send ahead of use, from the notes of the prediction."""
+    notes = [note for note in found.notes if note.startswith("workers of a data loader")]
+    return float(notes[0].partition("up to ")[2].split()[0]) if notes else 0.0
 
 
 def difference(row: dict[str, Any]) -> str:

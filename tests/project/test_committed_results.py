@@ -68,7 +68,7 @@ def uncollected():
     gc.enable()
 
 
-def marked(made: remake.Made) -> object:
+def marked(made: remake.Output) -> object:
     return pytest.param(made, id=made.name, marks=[pytest.mark.slow] * made.name.startswith(SLOW))
 
 

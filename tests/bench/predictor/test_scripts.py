@@ -210,7 +210,7 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
             "Traceb",
         ),
         ("print('usage')\nsys.exit(2)", r"sys.exit\(2\) before its first optimizer step", "usage"),
-        ("input('name? ')", "waits for input before its first", "name"),
+        ("input('name? ')", "reads standard input before its first", "name"),
         ("import subprocess\nsubprocess.run(['true'])", r"other processes, .*\(true\)", "It printed nothing"),
         ("os.execv('/bin/true', ['true'])", "replaces its process", "Traceback"),
         pytest.param(
@@ -219,12 +219,12 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
             "string_at",
             marks=pytest.mark.cold,
         ),
-        ("os._exit(3)", "ended its process before its first optimizer step with code 3", "It printed nothing"),
-        ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "values that depend on data, which", "AssertionError"),
+        ("os._exit(3)", "ended its process before its first optimizer step with exit code 3", "It printed nothing"),
+        ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "that depend on data, which", "AssertionError"),
         ("step()\nstep()\nstep()", "put nothing on the CUDA device", "It printed nothing"),
         (
             "import multiprocessing\np = multiprocessing.get_context('fork').Process(target=step)\np.start()\np.join()",
-            "trains in a process that it starts itself",
+            "trains in a process that it starts",
             "It printed nothing",
         ),
         ("torch.multiprocessing.spawn(print, nprocs=4)", "starts 4 processes", "Traceback"),
@@ -250,7 +250,7 @@ for _ in range(2):
 """
     found = predict_script(script(text), 3, target="cpu")
     compiled, early = found.notes
-    assert "compiles code (torch.compile), which was run as written" in compiled
+    assert "uses torch.compile, and the prediction ran the code uncompiled" in compiled
     assert "up to 4.0 MiB more" in early  # five batches of 1 MiB, fewer than two for each of three workers
     assert not measure_script(script(text), 3).notes[1:]
 

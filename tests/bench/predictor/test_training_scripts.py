@@ -354,7 +354,7 @@ def test_the_group_of_a_prediction_ends_with_it(alone: None) -> None:
 
 def test_more_processes_are_refused_in_words(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    with pytest.raises(PredictionError, match="is of one process, and the code starts a group of 4"):
+    with pytest.raises(PredictionError, match="covers one process, and the code starts a group of 4"):
         predict_peak(lambda: distributed.init_process_group("nccl"), lambda _: None, target=HOPPER)
 
 
