@@ -6,11 +6,14 @@ A child with another number of threads would also, rightly, be warned that its w
 import gc
 import os
 import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch._dynamo  # by any optimiser at its first step: import it before the first freeze
+import warm
 from matplotlib.figure import Figure
 
 # A shell that starts pytest in the background, `nohup` and cron have SIGINT ignored. Child processes inherit that, and
@@ -22,6 +25,17 @@ torch.set_num_threads(1)
 
 # Collecting cycles takes a tenth of the time of the tests otherwise: predictions make many objects and few cycles.
 gc.set_threshold(20_000, 20, 20)
+
+
+_WARM = SimpleNamespace(**(vars(subprocess) | {"Popen": warm.Popen}))
+
+
+@pytest.fixture(autouse=True)
+def _warm_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The product starts its children from a process that has imported PyTorch, except in tests marked `cold`."""
+    if not request.node.get_closest_marker("cold"):
+        monkeypatch.setattr("ppdm_bench.isolation.runner.subprocess", _WARM)
+        monkeypatch.setattr("ppdm_bench.predictor.script.prediction.subprocess", _WARM)
 
 
 @pytest.fixture

@@ -1,17 +1,17 @@
 """Cost of sampling in blocks and visibility of block borders: CSV, a Markdown table and a figure.
 
     python benchmarks/harness/blocks.py              everything, into results/blocks; about 10 minutes on one core
-    python benchmarks/harness/blocks.py --only 4     one of SETTINGS, counted from 0; rows of the others stay
-    python benchmarks/harness/blocks.py --draw       table and figure again, from the existing CSV
+    python benchmarks/harness/blocks.py --only 4     only setting 4 of SETTINGS, counted from 0; other rows stay
+    python benchmarks/harness/blocks.py --draw       only table and figure, from the existing CSV
 
-Test phantoms are translated as whole volumes and in blocks, by the models of results/models, which were trained on
-whole volumes of 48 voxels, and by a model that this script trains for the same number of steps on patches. Where blocks
-overlap, their predictions are averaged with equal weights (mean) or with weights that fall linearly to the border of a
-block (ramp, the method of the toolkit).
+Two kinds of models translate test phantoms as whole volumes and in blocks: those of results/models, trained on whole
+volumes of 48 voxels, and a model that this script trains on patches for the same number of steps. Where blocks overlap,
+their predictions are averaged with equal weights (mean) or with weights that decrease linearly towards the border of a
+block (ramp, as in the toolkit).
 
-Seam: let d be the change caused by blocks, blocked − whole. The steps |d(i) − d(i+1)| are taken between neighbouring
-voxels of the body, along all three axes. The seam is their mean over block borders, divided by their mean over all
-other borders of the puzzle's cells. A value of 1 means that block borders are not visible.
+Seam: d = blocked − whole is the change caused by blocks. The steps |d(i) − d(i+1)| between neighbouring voxels of the
+body are computed along all three axes. The seam is their mean over block borders divided by their mean over all other
+borders of the puzzle's cells. A value of 1 means that block borders are not visible.
 """
 
 import argparse
@@ -46,15 +46,15 @@ from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, legend, new_
 ROOT = Path(__file__).resolve().parents[2]
 MODELS, OUT = ROOT / "results/models", ROOT / "results/blocks"
 
-# (longest axis / block edge, overlap as a fraction of the block). Two blocks of two thirds of an axis are placed at its
-# ends, so that they always share half of their length, whatever the requested overlap.
+# (longest axis / block edge, overlap as a fraction of the block). Two blocks of two thirds of an axis are at its two
+# ends, so that they always overlap by half, for any requested overlap.
 OPTIONS = ((3, 0.0), (3, 0.25), (3, 0.5), (1.5, 0.25))
-STEPS, BATCH = 300, 2  # of the training on patches, as for the other models
+STEPS, BATCH = 300, 2  # of the training on patches, equal to those of the other models
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Input of the translations: a model, the number of voxels on the longest axis and the number of subjects."""
+    """A model, the number of voxels along the longest axis of the volumes, and the number of subjects."""
 
     task: str
     size: int
@@ -79,7 +79,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One translation; block 0 is the whole volume at once, without values for ``difference`` and ``seam``.
+    """One translation; block 0 means the whole volume at once, which has no ``difference`` and no ``seam``.
 
     Attributes:
         blocks: number of blocks.
@@ -105,8 +105,14 @@ class Row:
 def main() -> None:
     """Measure, except with ``--draw``, and write all files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", type=int, nargs="*", default=range(len(SETTINGS)), help="numbers of settings")
-    parser.add_argument("--draw", action="store_true", help="from the CSV that is there")
+    parser.add_argument(
+        "--only",
+        type=int,
+        nargs="*",
+        default=range(len(SETTINGS)),
+        help="numbers of the settings to measure; default: all",
+    )
+    parser.add_argument("--draw", action="store_true", help="write only table and figure, from the existing CSV")
     asked, place = parser.parse_args(), OUT / "blocks.csv"
     OUT.mkdir(exist_ok=True)
     for setting in () if asked.draw else [SETTINGS[number] for number in asked.only]:
@@ -116,7 +122,7 @@ def main() -> None:
     present(rows, OUT)
 
 
-# --- measuring
+# --- measurement
 
 
 def measured(setting: Setting) -> Iterator[Row]:
@@ -145,7 +151,7 @@ def in_blocks(trained: Trained, block: int, overlap: float, _: str = "") -> Trai
 
 
 def flat(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
-    """Equal weights, as a replacement for :func:`ppdm.tiling.ramp`."""
+    """Equal weights in place of those of :func:`ppdm.tiling.ramp`."""
     return torch.ones(size, device=device)
 
 
@@ -179,7 +185,7 @@ def row(
 
 
 def seam(trained: Trained, change: Tensor, body: Tensor) -> float:
-    """Seam of a change (D, H, W) inside the body: steps across block borders over steps across other cell borders.
+    """Seam of a change (D, H, W) inside the body: mean step at block borders over mean step at other cell borders.
 
     Raises:
         MetricError: there is no border inside the body.
@@ -225,7 +231,7 @@ def recipe_of(task: str, size: int) -> Recipe:
 
 @cache
 def on_patches(task: str) -> Trained:
-    """The model of a task, trained on patches of 32 voxels instead of whole volumes, with all other settings equal."""
+    """The model of a task, trained on patches of 32 voxels instead of whole volumes; other settings are equal."""
     like = load(MODELS / task)
     method = replace(like.method, window=Patch(16))
     made = (make_subject(recipe_of(task, 48), "train", number) for number in range(17))
@@ -240,7 +246,7 @@ def normalised(like: Trained, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return of_source.forward(source), of_target.forward(target)
 
 
-# --- what is written
+# --- output
 
 
 def write(place: Path, rows: Sequence[Row]) -> None:
@@ -293,11 +299,12 @@ def means(rows: Sequence[Row]) -> dict[tuple[str, int, int, float, str], dict[st
 def table(rows: Sequence[Row]) -> str:
     """The Markdown table: one row for each option, means over subjects."""
     lines = [
-        "# Sampling in blocks: what it costs, and whether borders show\n",
-        "Made by `benchmarks/harness/blocks.py`, which says what each column is; means over test phantoms, four "
-        "evaluations. Every value of a subject is in `blocks.csv`. The network sees blocks of so many voxels a side of "
-        "a volume whose longest axis is *volume*; the overlap is what was asked for, and blocks of two thirds of an "
-        "axis share half. *blend* is how predictions are weighted where blocks overlap: equally, or by a ramp.\n\n"
+        "# Sampling in blocks: quality, and visibility of block borders\n",
+        "`benchmarks/harness/blocks.py` wrote this page and defines the columns. Values are means over test phantoms, "
+        "with four network evaluations; `blocks.csv` contains the value of every subject. *volume* is the longest axis "
+        "of the volume and *block* the edge of the blocks that the network processes, in voxels. *overlap* is the "
+        "requested overlap; two blocks of two thirds of an axis always overlap by half. *blend* is the weighting of "
+        "predictions where blocks overlap: equal (mean) or decreasing towards the border (ramp).\n\n"
         "![Seams and PSNR](blocks.png)\n",
         "| model | volume | block | overlap | blend | blocks | PSNR dB | SSIM | difference % | seam |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
@@ -317,7 +324,7 @@ def present(rows: Sequence[Row], folder: Path) -> None:
 
 
 def draw(rows: Sequence[Row], folder: Path) -> None:
-    """Draw the seam and the loss of PSNR of every option, one colour for each model."""
+    """Draw the seam and the change of PSNR for every option, with one colour per model."""
     found = means(rows)
     models = list(dict.fromkeys(key[:2] for key in found))
     figure = new_figure("double", 3.9)
@@ -337,11 +344,11 @@ def draw(rows: Sequence[Row], folder: Path) -> None:
     legend(figure, handles(models), 2)
     for place in save(figure, folder / "blocks"):
         if place.suffix == ".pdf":
-            place.unlink()  # only the other picture format is kept
+            place.unlink()  # only the PNG is kept
 
 
 def points(axes: Axes, number: int, shift: float, values: dict[tuple[int, float, str], float]) -> None:
-    """Draw one point for each option: hollow for equal weights (mean), filled for weights by the ramp."""
+    """Draw two points per option: hollow for equal weights (mean), filled for ramp weights."""
     options = list(dict.fromkeys(key[:2] for key in values))
     for place, option in enumerate(options):
         mean, ramp = (values[*option, blend] for blend in ("mean", "ramp"))

@@ -1,15 +1,16 @@
-"""The evidence of the project: every method on every task at equal training time, in tiers, over days if need be.
+"""Train and evaluate every method on every task with equal training time, in tiers; this can take days.
 
-    OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; killed, it resumes
+    OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; it resumes when it was killed
     python benchmarks/harness/campaign.py FOLDER --until methods  the tiers up to this one
-    python benchmarks/harness/campaign.py FOLDER --list           what is done, and the hours that are left
-    python benchmarks/harness/campaign.py FOLDER --gather results/campaign    the records of the tiers that are complete
+    python benchmarks/harness/campaign.py FOLDER --list           list what is done and the hours that remain
+    python benchmarks/harness/campaign.py FOLDER --gather results/campaign    copy the records of complete tiers
 
-Each training is one `ppdm-bench quality` in a process with one thread. For several side by side give the same command
-several times: no two take the same training. At the start of a tier, the missing step times are measured, alternately,
-into FOLDER/paces.jsonl. From then on every budget is a number of steps, so that load changes nothing. Methods that take
-more network evaluations by themselves are scored with these too. After every tier the results are complete for what the
-tier adds. --real is the manifest of real pairs, on which all is done too.
+Each training is one `ppdm-bench quality` in a process with one thread. To train several methods in parallel, run the
+same command several times: no two processes take the same training. At the start of a tier, missing step times are
+measured, alternating between methods, and written to FOLDER/paces.jsonl. They convert every time budget to a number of
+steps, so that the load of the machine does not change the results. Methods whose default is more network evaluations
+are also scored with that number. The results of a tier are complete when it ends. --real is the manifest of real pairs,
+which are then used in addition to the phantoms.
 """
 
 import argparse
@@ -33,16 +34,16 @@ from ppdm_bench.evaluation.pacing import paced
 from ppdm_bench.evaluation.trials import trials
 from ppdm_bench.report.atomic_io import replace_file
 
-# Width 16, batches of one pair in bf16: on processors with AVX-512 BF16 the most updates per minute.
+# Width 16 and batches of one pair in bf16 give the most updates per minute on processors with AVX-512 BF16.
 BASE = ("network.precision=bf16",)
 WIDTH, PARTS, EVALUATIONS, MORE = 16, 6, "1,2,4", 25
 SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
-LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 pads 32 voxels to no more
+LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 needs no padding at 32 voxels
 
 FROM_NOISE = ("kernel=gaussian(schedule=cosine)", "target=x0")
 WITHOUT_LOSS = ("loss.mode=off", "loss.gradient=0")
 WITHOUT_PUZZLE = ("representation=identity",)
-# What most claims hold against each other comes first; `sparse` is full 3-D that predicts x0.
+# The methods that most claims compare come first; `sparse` is full 3-D that predicts x0.
 FIRST = (
     *(("ppdm", ()), ("ddpm3d", ()), ("sparse", ()), ("wavelet", ())),
     *(("ppdm", FROM_NOISE), ("ppdm", WITHOUT_LOSS), ("regression", ())),
@@ -53,7 +54,7 @@ FACTORS = tuple((factor, width) for factor in (1, 2, 4, 8) for width in ((16,) i
 
 @dataclass(frozen=True)
 class Data:
-    """A data set with the minutes of each training on it."""
+    """A data set, and the minutes of each training on it."""
 
     subjects: Subjects
     minutes: float
@@ -70,7 +71,7 @@ class Data:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Its options of the command line."""
+        """The command-line options for this data set."""
         one = self.subjects
         if isinstance(one, ManifestSubjects):
             return "--manifest", str(one.path)
@@ -79,7 +80,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Job:
-    """A training and its scores, or further scores of one, one call of ``ppdm-bench quality``."""
+    """One call of ``ppdm-bench quality``: a training with its scores, or additional scores of a training."""
 
     tier: str
     data: Data
@@ -91,22 +92,22 @@ class Job:
 
     @property
     def is_training(self) -> bool:
-        """Whether it trains; otherwise it scores what another job has trained."""
+        """Whether this job trains; otherwise it scores a network that another job trained."""
         return self.evaluations == EVALUATIONS
 
     @property
     def part(self) -> tuple[object, ...]:
-        """What is gathered as a whole: a tier, or the further seeds of a method."""
+        """Key of the jobs that are gathered together: a tier, or the additional seeds of a method."""
         return (self.tier, self.method, self.settings) if self.seed else (self.tier,)
 
     @property
     def name(self) -> str:
-        """Name of its log."""
+        """Name of the log file."""
         return self.run if self.is_training else f"{self.run} e{self.evaluations}"
 
     @property
     def run(self) -> str:
-        """Name of its folder."""
+        """Name of the output folder."""
         parts = (self.data.name, self.method, *self.settings, f"w{self.width}", f"s{self.seed}")
         return " ".join(parts).replace("/", "-")
 
@@ -123,11 +124,11 @@ class Job:
 
 
 def jobs(real: Path | None) -> list[Job]:
-    """All jobs, tier by tier; within a tier, one method after the other on all data."""
+    """All jobs in order of their tier; within a tier, one method after another on all data."""
     phantoms = [
         Data(PhantomSubjects("mri-t1t2", SUBJECTS, 32), 3.0),
         Data(PhantomSubjects("pet-joint", SUBJECTS, 32), 3.0),
-        Data(PhantomSubjects("pet-denoise", SUBJECTS, 48), 4.0),  # at 32³ there is next to no noise to remove
+        Data(PhantomSubjects("pet-denoise", SUBJECTS, 48), 4.0),  # at 32³ there is almost no noise to remove
     ]
     large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
     patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
@@ -137,7 +138,8 @@ def jobs(real: Path | None) -> list[Job]:
         made += [Job(tier, data, *point) for point in points for data in everywhere]
         longer = [point for point in points if METHODS[point[0]].sampling.steps > MORE]
         for point, data in product(longer, everywhere):
-            small = data.minutes == min(one.minutes for one in everywhere)  # hundreds of evaluations are slow on others
+            # Hundreds of evaluations are slow on the other data.
+            small = data.minutes == min(one.minutes for one in everywhere)
             made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
     made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
@@ -149,46 +151,46 @@ def jobs(real: Path | None) -> list[Job]:
 
 
 def repetitions(tier: str, points: Sequence[tuple[str, tuple[str, ...]]], everywhere: Sequence[Data]) -> list[Job]:
-    """The jobs of `points` with two further seeds."""
+    """The jobs of `points` with two additional seeds."""
     return [Job(tier, data, *point, seed=seed) for point in points for seed in (1, 2) for data in everywhere]
 
 
 def main() -> None:
-    """Carry out, list or gather."""
+    """Run, list or gather the jobs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--real", type=Path, help="manifest of real pairs")
-    parser.add_argument("--until", help="the last tier")
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--gather", type=Path)
-    asked = parser.parse_args()
-    wanted = jobs(asked.real)
+    parser.add_argument("--real", type=Path, help="manifest of real pairs to use in addition to phantoms")
+    parser.add_argument("--until", help="last tier to run, list or gather; default: all tiers")
+    parser.add_argument("--list", action="store_true", help="list finished jobs and remaining hours, and stop")
+    parser.add_argument("--gather", type=Path, help="copy the records of complete tiers to this folder, and stop")
+    arguments = parser.parse_args()
+    wanted = jobs(arguments.real)
     tiers = list(dict.fromkeys(job.tier for job in wanted))
-    if asked.until is not None:
-        if asked.until not in tiers:
+    if arguments.until is not None:
+        if arguments.until not in tiers:
             parser.error(f"--until must be one of {', '.join(tiers)}")
-        tiers = tiers[: tiers.index(asked.until) + 1]
+        tiers = tiers[: tiers.index(arguments.until) + 1]
         wanted = [job for job in wanted if job.tier in tiers]
-    if asked.gather is not None:
-        gather(wanted, asked.folder, asked.gather)
-    elif asked.list:
+    if arguments.gather is not None:
+        gather(wanted, arguments.folder, arguments.gather)
+    elif arguments.list:
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
-            left = [job for job in mine if not is_done(job, asked.folder)]
+            left = [job for job in mine if not is_done(job, arguments.folder)]
             hours = sum(job.data.minutes for job in left if job.is_training) / 60
             print(f"{tier}: {len(mine) - len(left)} of {len(mine)} jobs done, {hours:.1f} core-hours of training left")
     else:
-        asked.folder.mkdir(parents=True, exist_ok=True)
+        arguments.folder.mkdir(parents=True, exist_ok=True)
         for tier in tiers:
             mine = [job for job in wanted if job.tier == tier]
-            with FileLock(asked.folder / "paces.lock"):
-                measure_paces(mine, asked.folder)
+            with FileLock(arguments.folder / "paces.lock"):
+                measure_paces(mine, arguments.folder)
             for job in mine:
-                carry_out(job, asked.folder)
+                carry_out(job, arguments.folder)
 
 
 def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
-    """Measure the step times that are missing, those on one data set alternately."""
+    """Measure missing step times, alternating between the methods on each data set."""
     for data in dict.fromkeys(job.data for job in wanted):
         there = dict.fromkeys(replace(job, tier="", seed=0, evaluations="") for job in wanted if job.data == data)
         schedule = Schedule(minutes=data.minutes)
@@ -204,12 +206,12 @@ def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
 
 
 def is_done(job: Job, folder: Path) -> bool:
-    """Whether a job has ended well."""
+    """Whether a job has succeeded."""
     return (folder / "done" / job.name).exists()
 
 
 def carry_out(job: Job, folder: Path) -> None:
-    """Run a job unless it is done or another process runs it; a failure does not stop the others."""
+    """Run a job unless it is done or another process runs it; a failure does not stop the other jobs."""
     log, done = folder / "logs" / f"{job.name}.log", folder / "done" / job.name
     for place in (log, done):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -229,9 +231,9 @@ def carry_out(job: Job, folder: Path) -> None:
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     """Copy the records of complete tiers, one compressed file for each data set, and the step times.
 
-    An incomplete tier is left out, so that no claim is decided against a rival that lacks its best scores. Of further
-    seeds, those of a method count as soon as it has them on all data.
-    Of learning curves only PSNR is copied, which their figure shows: with all metrics they would be the largest part.
+    Incomplete tiers are not copied, so that no claim is decided while the best scores of a method are missing. The
+    additional seeds of a method are copied as soon as it has them on all data. Of learning curves, only PSNR is copied,
+    because the figure shows nothing else and the curves would be the largest part of the records.
     """
     open_parts = {job.part for job in wanted if not is_done(job, folder)}
     closed = [job for job in wanted if job.part not in open_parts and job.is_training]

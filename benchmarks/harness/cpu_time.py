@@ -2,10 +2,10 @@
 
     python benchmarks/harness/cpu_time.py                one training step of every method at 32³ and 48³
 
-The rates are those of a product of two matrices and of a copy of a large tensor, measured in the same process. What
-real kernels reach of them is measured on single operators: convolutions of several widths, and an activation whose
-result is new memory. Nothing is fitted to steps. One thread computes, its processor time counts and not the time on the
-clock, and of repeated times the least, so that a busy machine disturbs little.
+The peak rates are measured in the same process, by a product of two matrices and by the copy of a large tensor. Single
+operators show which part of the peak rates real kernels reach: convolutions of several widths, and an activation with a
+newly allocated result. No constant is fitted to training steps. The computation uses one thread. The time is the
+minimum processor time over repetitions, so that other load on the machine has little influence.
 """
 
 import argparse
@@ -27,18 +27,18 @@ from ppdm_bench.timing.clock import QUICK, Protocol, Stopwatch
 from ppdm_bench.units import shape_text, significant
 
 LAUNCH = 5e-6  # seconds: overhead of one call of PyTorch from Python
-ELEMENTS = 2**25  # of the copied tensor, 128 MiB: larger than any cache
-WIDTHS = (16, 32, 64, 128)  # of the measured convolutions
-EDGE = 16  # of their volumes, and
-BATCH = 2  # two of them, which PyTorch convolves by oneDNN at any size
+ELEMENTS = 2**25  # elements of the copied tensor, 128 MiB: larger than any cache
+WIDTHS = (16, 32, 64, 128)  # channels of the measured convolutions
+EDGE = 16  # edge of their volumes in voxels
+BATCH = 2  # batch size, for which PyTorch uses oneDNN at any size
 NEW = 2**21  # elements of the activation, 8 MiB
 
 
 def main() -> None:
-    """Print one line for each method and size, and the median error."""
+    """Print one line per method and size, and the median error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--res", type=int, nargs="+", default=[32, 48], help="edges of cubic volumes")
-    parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods")
+    parser.add_argument("--method", nargs="+", default=list(METHODS), help="methods to check; default: all")
     parser.add_argument("--width", type=int, default=16, help="channels at the finest level")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,8 +54,8 @@ def main() -> None:
     for one, predicted, measured in check(asked, rates, constants):
         errors.append(predicted.seconds / measured - 1)
         what = f"{one.label} {shape_text(one.shape)}"
-        told = f"{significant(predicted.seconds)} s, measured {significant(measured)} s ({errors[-1]:+.0%})"
-        print(f"{what}: predicted {told}, limited by {predicted.limit}", flush=True)
+        times = f"{significant(predicted.seconds)} s, measured {significant(measured)} s ({errors[-1]:+.0%})"
+        print(f"{what}: predicted {times}, limited by {predicted.limit}", flush=True)
     print(f"median error {median(map(abs, errors)):.0%}")
 
 
@@ -67,10 +67,10 @@ def rates_of_this_cpu() -> Rates:
 
 
 def constants_of_this_cpu(rates: Rates) -> Constants:
-    """Measure what convolutions and an activation reach of the rates.
+    """Measure the costs of convolutions and of an activation relative to the peak rates.
 
-    The cost of a convolution's operations is the line ``full + narrow · (1 / columns + 1 / depth)`` through those of
-    several widths, forward and backward together.
+    The cost of a convolution is a line ``full + narrow · (1 / columns + 1 / depth)``, fitted to several widths, for
+    forward and backward together.
     """
     costs = [_cost_of_convolution(width, rates) for width in WIDTHS]
     narrow, full = np.polyfit([2 / width for width in WIDTHS], costs, 1)
@@ -87,7 +87,7 @@ def constants_of_this_cpu(rates: Rates) -> Constants:
 
 
 def _cost_of_convolution(width: int, rates: Rates) -> float:
-    """Time of a convolution, forward and backward, over the time of its operations at the peak."""
+    """Time of a convolution, forward and backward, divided by the time of its operations at the peak rate."""
     layer = torch.nn.Conv3d(width, width, 3, padding=1)
     x = torch.randn(BATCH, width, EDGE, EDGE, EDGE, requires_grad=True)
     seconds = least(lambda: layer(x).sum().backward())
@@ -95,14 +95,14 @@ def _cost_of_convolution(width: int, rates: Rates) -> float:
 
 
 def processor(work: Callable[[], object]) -> float:
-    """Run some work and return its processor time in seconds."""
+    """Run ``work`` and return its processor time in seconds."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def least(work: Callable[[], object], protocol: Protocol = QUICK, budget: float = 30.0) -> float:
-    """Least processor time of some work, in seconds."""
+    """Minimum processor time of ``work`` in seconds over several repetitions."""
     watch = Stopwatch(processor, protocol, budget)
     watch.warm_up(work)
     return min(watch.repeat(work))

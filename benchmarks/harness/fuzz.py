@@ -1,11 +1,11 @@
 """Fuzzing: corrupt valid input in thousands of ways and record the outcomes as a Markdown table and as JSON.
 
     python benchmarks/harness/fuzz.py                            all targets of hostile.py, each with its own case count
-    python benchmarks/harness/fuzz.py --only scan --cases 100    one target; the rest of the record stays unchanged
-    python benchmarks/harness/fuzz.py --only scan --case 17      one case again, with its traceback
+    python benchmarks/harness/fuzz.py --only scan --cases 100    one target; other targets in the record stay unchanged
+    python benchmarks/harness/fuzz.py --only scan --case 17      repeat one case and print its traceback
 
-Every case has its own random generator, seeded by ``SEED/target/number``. It runs with a time limit and a limit on the
-address space, which needs Linux. The exit code is 1 if there was a defect.
+Every case has its own random generator with the seed ``SEED/target/number``. It runs with limits on time and address
+space, which needs Linux. The exit code is 1 if there was a defect.
 """
 
 import argparse
@@ -32,38 +32,38 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.report.atomic_io import replace_file
 
-SECONDS = 10.0  # for one case
-ROOM = BOMB - (1 << 27)  # bytes that a case may allocate in addition; smaller than the content of the bombs
+SECONDS = 10.0  # time limit of one case
+ROOM = BOMB - (1 << 27)  # bytes that a case may allocate; smaller than the content of a decompression bomb
 RESULT, REFUSAL, DEFECT = "result", "refusal", "defect"
-# Fixed defects that fuzzing, or work on it, found: the target, the input and the defect. A test covers each.
-MENDED = (
-    ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "built for hours, or overflowed in torch"),
+# Defects that fuzzing, or work on it, found and that are fixed: target, input and effect. A test covers each.
+FIXED = (
+    ("checkpoint", "a network of 10^12 channels or 10^9 blocks", "construction took hours, or torch overflowed"),
     ("checkpoint", "volumes of −1 channels", "PyTorch's RuntimeError"),
-    ("checkpoint", "a voxel size of 10^400 mm", "loaded, and overflowed when a scan was compared with it"),
+    ("checkpoint", "a voxel size of 10^400 mm", "loaded; a comparison with a scan overflowed"),
     (
         "training",
-        "a signed state whose step, seconds or log is no number",
-        "an error of its type, or steps without end",
+        "a state with a valid digest, whose step, seconds or log is not a number",
+        "a TypeError, or endless steps",
     ),
-    ("log", "a log without a last step", "an IndexError after a whole training"),
-    ("scan", "a header that nibabel mends", "nibabel's words on standard error, without the file's name"),
-    ("records", "a .gz file that expands without end", "all memory taken"),
-    ("records", "a value of 10^400, NaN or 1e999 in options", "read, and then neither drawn nor written again"),
-    ("records", "a `timeout` that is text", "a TypeError when the sweep was continued"),
-    ("records", "/dev/zero in the place of a file", "read without end"),
+    ("log", "a log without a last step", "an IndexError at the end of a training"),
+    ("scan", "a header that nibabel repairs", "nibabel's message on standard error, without the file name"),
+    ("records", "a .gz file that expands endlessly", "all memory was used"),
+    ("records", "a value of 10^400, NaN or 1e999 in options", "read, but could not be plotted or written again"),
+    ("records", "a `timeout` that is text", "a TypeError when the sweep resumed"),
+    ("records", "/dev/zero instead of a file", "read endlessly"),
     ("figures", "options that are not those of a command", "a KeyError or TypeError"),
-    ("snapshot", "an array that claims 10^12 bytes", "allocated before it was there"),
-    ("snapshot", "a member that expands beyond what it announces", "expanded whole"),
+    ("snapshot", "an array that claims 10^12 bytes", "allocated before the content was read"),
+    ("snapshot", "a member that expands beyond its declared size", "expanded completely"),
     (
         "snapshot",
         "damaged deflate, zip, array headers or JSON",
         "zlib.error, TokenError, AttributeError, RecursionError",
     ),
-    ("constants", "text, negative or broken numbers", "believed, or a TypeError"),
+    ("constants", "text, negative or broken numbers", "accepted, or a TypeError"),
     ("constants, recipe, point, variation", "JSON nested 100,000 deep", "a RecursionError"),
     ("variation", "`--vary +`", "an IndexError"),
     ("options", "`--budget 999…9GB`", "an OverflowError"),
-    ("options", "`--res`, `--factor` of 5,000 digits; lengths and minutes of 400", "Python's words, or infinity"),
+    ("options", "`--res`, `--factor` of 5,000 digits; lengths and minutes of 400", "a message of Python, or infinity"),
 )
 OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
 
@@ -77,14 +77,14 @@ class Tried:
     defects: dict[str, list[int]] = field(default_factory=dict)
     slowest: float = 0.0
 
-    def note(self, number: int, outcome: str, said: str, seconds: float) -> None:
+    def note(self, number: int, outcome: str, message: str, seconds: float) -> None:
         """Count a case."""
         self.outcomes[outcome] += 1
         self.slowest = max(self.slowest, seconds)
         if outcome == REFUSAL:
-            self.refusals[said] += 1
+            self.refusals[message] += 1
         if outcome == DEFECT:
-            self.defects.setdefault(said, []).append(number)
+            self.defects.setdefault(message, []).append(number)
 
 
 def try_target(target: Target, seed: int, numbers: range) -> Iterator[tuple[int, str, str, float]]:
@@ -96,11 +96,11 @@ def try_target(target: Target, seed: int, numbers: range) -> Iterator[tuple[int,
         for number in numbers:
             with tempfile.TemporaryDirectory(dir=name) as folder:
                 began = time.monotonic()
-                outcome, said = attempt(target, Random(f"{seed}/{target.name}/{number}"), Path(folder), sound)
+                outcome, message = attempt(target, Random(f"{seed}/{target.name}/{number}"), Path(folder), sound)
                 if (ready / MARK).exists():
                     (ready / MARK).unlink()
-                    outcome, said = DEFECT, "a pickle was loaded"
-                yield number, outcome, said, time.monotonic() - began
+                    outcome, message = DEFECT, "a pickle was loaded"
+                yield number, outcome, message, time.monotonic() - began
 
 
 def attempt(target: Target, random: Random, folder: Path, sound: Any) -> tuple[str, str]:
@@ -145,25 +145,29 @@ def main() -> int:
     """Run the cases, write the record, and report the defects."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=TARGETS, default=list(TARGETS), metavar="TARGET")
-    parser.add_argument("--cases", type=int, help="of each target; default: its own number")
-    parser.add_argument("--case", type=int, help="this one alone, and nothing is written")
+    parser.add_argument("--cases", type=int, help="number of cases per target; default: that of the target")
+    parser.add_argument("--case", type=int, help="run only this case, and write nothing")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of fuzz.json and fuzz.md")
-    asked = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for fuzz.json and fuzz.md")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    path = asked.out / "fuzz.json"
+    path = arguments.out / "fuzz.json"
     record = json.loads(path.read_text()) if path.exists() else {"targets": {}}
     failed = False
-    for name in asked.only:
+    for name in arguments.only:
         target = TARGETS[name]
-        numbers = range(asked.cases or target.cases) if asked.case is None else range(asked.case, asked.case + 1)
-        found = run(target, asked.seed, numbers)
+        numbers = (
+            range(arguments.cases or target.cases)
+            if arguments.case is None
+            else range(arguments.case, arguments.case + 1)
+        )
+        found = run(target, arguments.seed, numbers)
         failed |= bool(found.defects)
         print(f"{name}: {dict(found.outcomes)}, slowest {found.slowest:.2f} s")
-        for said, cases in found.defects.items():
-            print(f"  {len(cases):4} {said} (case {cases[0]})")
-        record["targets"][name] = described(target, asked.seed, found)
-    if asked.case is None:
+        for message, cases in found.defects.items():
+            print(f"  {len(cases):4} {message} (case {cases[0]})")
+        record["targets"][name] = described(target, arguments.seed, found)
+    if arguments.case is None:
         record["targets"] = {name: record["targets"][name] for name in TARGETS if name in record["targets"]}
         replace_file(path, (json.dumps(record, indent=1) + "\n").encode())
         replace_file(path.with_suffix(".md"), to_markdown(record).encode())
@@ -189,7 +193,7 @@ def described(target: Target, seed: int, found: Tried) -> dict[str, Any]:
         "cases": found.outcomes.total(),
         "outcomes": {name: found.outcomes[name] for name in (RESULT, REFUSAL, DEFECT)},
         "refusals": dict(found.refusals.most_common()),
-        "defects": {said: len(cases) for said, cases in found.defects.items()},
+        "defects": {message: len(cases) for message, cases in found.defects.items()},
         "slowest_seconds": round(found.slowest, 2),
         "seed": seed,
         "made": {name: code[name] for name in ("commit", "dirty", "torch", "python", "cpu")},
@@ -208,24 +212,31 @@ def to_markdown(record: dict[str, Any]) -> str:
     )
     made = sorted({f"{t['made']['commit'][:12]}{' (changed)' * t['made']['dirty']}" for t in targets.values()})
     lines = [
-        "# Spoilt input\n",
-        f"Made by `benchmarks/harness/fuzz.py` at commit {', '.join(made)}. {cases:,} cases: {outcomes[0]:,} results, "
-        f"{outcomes[1]:,} refusals in words, {outcomes[2]:,} defects. A case may take {SECONDS:g} s and "
-        f"{ROOM >> 20} MiB; some of the compressed files hold {BOMB >> 20} MiB of zeros more than they announce.\n",
-        "| target | spoilt | cases | results | refusals | defects | slowest (s) | refused by |",
+        "# Corrupted input\n",
+        f"Written by `benchmarks/harness/fuzz.py` at commit {', '.join(made)}. {cases:,} cases: {outcomes[0]:,} "
+        f"results, {outcomes[1]:,} refusals with a message for users, {outcomes[2]:,} defects. Limits of a case: "
+        f"{SECONDS:g} s and {ROOM >> 20} MiB. Some compressed files contain {BOMB >> 20} MiB of zeros more than they "
+        "declare.\n",
+        "| target | corrupted input | cases | results | refusals | defects | slowest (s) | exceptions of refusals |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, target in targets.items():
-        said = ", ".join(f"{kind} {count:,}" for kind, count in target["refusals"].items())
+        message = ", ".join(f"{kind} {count:,}" for kind, count in target["refusals"].items())
         counts = (target["cases"], *(target["outcomes"][outcome] for outcome in (RESULT, REFUSAL, DEFECT)))
-        cells = (name, target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", said)
+        cells = (
+            name,
+            target["spoilt"],
+            *(f"{count:,}" for count in counts),
+            f"{target['slowest_seconds']:.2f}",
+            message,
+        )
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
-        f"\nFound by these cases, or on the way to them, and mended: {len(MENDED)} defects; "
-        "`tests/core/test_hostile.py` keeps every one:\n",
-        "| target | input | what came of it |",
+        f"\n{len(FIXED)} defects were found by these cases, or while writing them, and are fixed; "
+        "`tests/core/test_hostile.py` tests each of them:\n",
+        "| target | input | effect |",
         "|---|---|---|",
-        *(f"| {' | '.join(row)} |" for row in MENDED),
+        *(f"| {' | '.join(row)} |" for row in FIXED),
     ]
     return "\n".join(lines) + "\n"
 

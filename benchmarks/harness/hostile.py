@@ -1,7 +1,7 @@
-"""Fuzzing targets: all code that reads untrusted input, each with a test on corrupted valid input: :data:`TARGETS`.
+"""Fuzzing targets (:data:`TARGETS`): all code that reads untrusted input, with tests on corrupted valid input.
 
-A case must end in a result or a refusal (:func:`is_refusal`). Every other outcome is a defect: an error without a
-deliberate message, a :class:`Breach` of an invariant, a hang, or an allocation beyond the size that the input declares.
+A case must end with a result or a refusal (:func:`is_refusal`). Every other outcome is a defect: an error without a
+message for users, a :class:`Breach` of an invariant, a hang, or an allocation larger than the input declares.
 """
 
 import contextlib
@@ -83,8 +83,8 @@ class Target:
         name: name in the records.
         spoilt: description of the corrupted input.
         cases: number of cases in a recorded run.
-        ready: makes valid input in a folder, once.
-        attack: corrupts the output of ``ready`` in an empty folder and runs the code; returns if there is a result.
+        ready: creates valid input in a folder, once per run.
+        attack: corrupts the result of ``ready`` in an empty folder and runs the code; returns if there is a result.
     """
 
     name: str
@@ -95,7 +95,7 @@ class Target:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error is intended for users: raised deliberately, with a message, by the project or by typer."""
+    """Whether an error is intended for users: a ``raise`` with a message in the project's own code."""
     if not isinstance(error, ValueError | OSError | typer.BadParameter) or not str(error):
         return False
     frame = error.__traceback__
@@ -166,13 +166,14 @@ def _read_scan(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
         geometry = read_geometry(path)
         volume = read_volume(path, announce=False)
     except ValueError as error:
-        ensure(str(path) in str(error), f"the file is not named: {error}")
+        ensure(str(path) in str(error), f"the message does not name the file: {error}")
         raise
-    ensure(volume.data.shape == geometry.shape and volume.data.dtype == np.float32, "shape or type")
+    ensure(volume.data.shape == geometry.shape and volume.data.dtype == np.float32, "wrong shape or dtype")
     ensure(bool(np.isfinite(volume.data).all()) and bool(np.isfinite(geometry.affine).all()), "values not finite")
     write_volume(folder / "again.nii", volume.data, volume)
     ensure(
-        bool(np.array_equal(read_volume(folder / "again.nii").data, volume.data)), "it is not written as it was read"
+        bool(np.array_equal(read_volume(folder / "again.nii").data, volume.data)),
+        "reading after writing gives other values",
     )
 
 
@@ -202,9 +203,9 @@ def _translate_scan(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
         made = translate(sound["trained"], path, output)
     finally:
         left = {entry.name for entry in folder.iterdir()} - {path.name, output.name}
-        ensure(not left, f"left behind: {left}")
+        ensure(not left, f"files remain: {left}")
     if made[0].fault:
-        ensure(not output.exists(), "an output beside a fault")
+        ensure(not output.exists(), "an output exists although there is a fault")
         raise ValueError(made[0].fault)
     read_volume(output)
 
@@ -254,11 +255,11 @@ def _read_tables(random: Random, folder: Path, sound: Mapping[str, Any]) -> None
     if random.random() < 0.5:
         (folder / "labels.tsv").write_bytes(_whole(random, spoilt_table(random, REGIONS, "\t"), sound))
         names = read_names(folder / "labels.nii.gz")
-        ensure(names is not None and all(names.values()), "a region without a name")
+        ensure(names is not None and all(names.values()), "a region has no name")
     else:
         (folder / "doses.csv").write_bytes(_whole(random, spoilt_table(random, DOSES, ","), sound))
         table = read_suv_table(folder / "doses.csv")
-        ensure(all(0 < factor < np.inf for factor in table.factors.values()), "a factor that is none")
+        ensure(all(0 < factor < np.inf for factor in table.factors.values()), "a factor is not positive and finite")
 
 
 # Checkpoints and the state of a training
@@ -296,7 +297,7 @@ def _load_checkpoint(random: Random, folder: Path, sound: Mapping[str, Any]) -> 
     try:
         trained = load(folder)
     except ValueError as error:
-        ensure(str(folder) in str(error), f"the file is not named: {error}")
+        ensure(str(folder) in str(error), f"the message does not name the file: {error}")
         raise
     if trained.method.sampling.steps <= 8:  # more steps would take too long
         made = translate_volume(trained, sound["scan"])
@@ -328,7 +329,7 @@ def _resume(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
         (folder / name).write_bytes(content)
     fit(sound["method"], sound["pairs"], steps=5, run=Run(folder, resume=True, save_steps=1))
     left = {entry.name for entry in folder.iterdir() if entry.name.startswith(".")} - {".lock"}
-    ensure(not left, f"left behind: {left}")
+    ensure(not left, f"files remain: {left}")
 
 
 def _read_log(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
@@ -336,7 +337,7 @@ def _read_log(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     rows.append(_whole(random, spoilt_json(random, json.loads(rows[-1])), sound))
     (folder / "log.jsonl").write_bytes(b"\n".join(rows))
     steps, seconds, _ = last_step(folder / "log.jsonl")
-    ensure(type(steps) is int and type(seconds) is float, "no step, or no seconds")
+    ensure(type(steps) is int and type(seconds) is float, "no number of steps or seconds")
 
 
 def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
@@ -351,7 +352,7 @@ def _sign(files: dict[str, bytes], states: Sequence[str]) -> None:
                 files[name] = json.dumps(content | {"sha256": digest.hexdigest()}).encode()
 
 
-# Records and the files beside them
+# Records and related files
 
 
 def _ready_records(folder: Path) -> dict[str, Any]:
@@ -363,7 +364,7 @@ def _ready_records(folder: Path) -> dict[str, Any]:
         Record(metric="peak_allocated", value=4096, kind=kind, status="ok", **shared)
         for kind in ("predicted", "measured")
     ]
-    rows += [Record(metric="peak_allocated", kind="measured", status="oom", reason="so it is", **shared)]
+    rows += [Record(metric="peak_allocated", kind="measured", status="oom", reason="made-up reason", **shared)]
     rows += [Record(metric="step_seconds", value=0.5, samples=(0.4, 0.5, 0.6), n=3, kind="measured", **shared)]
     rows += [
         Record(
@@ -392,12 +393,12 @@ def _read_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> Non
     _spoilt_records(random, path, sound)
     read = RecordFile(path).read()
     for record in read:
-        ensure(Record.from_json(record.to_json()) == record, "a record does not come back")
+        ensure(Record.from_json(record.to_json()) == record, "a record changes when it is written and read")
     if path.suffix == ".gz":
         return
     ledger = Ledger(folder)
     ledger.keep(Sweep("none", 60, ledger.earlier).settled(sound["case"]))
-    ensure(RecordFile(path).read() == read, "what an earlier run found out was written twice")
+    ensure(RecordFile(path).read() == read, "results of an earlier run were written again")
 
 
 def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
@@ -452,7 +453,7 @@ def _ready_snapshot(folder: Path) -> dict[str, Any]:
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("about.npy", _array_header((BOMB,)) + bytes(BOMB))
     size, least = ((BOMB + len(_array_header((BOMB,)))).to_bytes(4, "little"), (4096).to_bytes(4, "little"))
-    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the second one declares a small size
+    bombs = [bomb.getvalue(), bomb.getvalue().replace(size, least)]  # the second bomb declares a small size
     return {"bytes": place.read_bytes(), "members": members, "about": about, "bombs": bombs} | _marked(folder)
 
 
@@ -483,7 +484,7 @@ def _read_snapshot(random: Random, folder: Path, sound: Mapping[str, Any]) -> No
                 archive.writestr(member, content)
     snapshot = read_snapshot(path)
     for view in snapshot.views:
-        ensure(all(picture.ndim == 2 for picture in view.sections.values()), "a picture without two axes")
+        ensure(all(picture.ndim == 2 for picture in view.sections.values()), "a picture does not have two axes")
 
 
 def _ready_constants(folder: Path) -> dict[str, Any]:
@@ -494,7 +495,7 @@ def _read_constants(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
     path = folder / "constants.json"
     path.write_bytes(_whole(random, spoilt_json(random, sound["content"]), sound))
     found = FittedConstants.read(path)
-    ensure(type(found.workspace) is int and found.workspace >= 0, "a workspace that is none")
+    ensure(type(found.workspace) is int and found.workspace >= 0, "the workspace is not a valid number")
 
 
 def _interrupt(done: int, total: int) -> None:
@@ -571,10 +572,10 @@ def _read_option(random: Random, folder: Path, sound: Any) -> None:
     try:
         value = READERS[name](text)
     except (ValueError, typer.BadParameter) as error:
-        said = error.message if isinstance(error, typer.BadParameter) else str(error)
+        message = error.message if isinstance(error, typer.BadParameter) else str(error)
         ensure(
-            "expected" in said and "got" in said,
-            f"--{name} {text[:40]!r}: it is not said what is expected: {said[:99]}",
+            "expected" in message and "got" in message,
+            f"--{name} {text[:40]!r}: the message does not state what is expected: {message[:99]}",
         )
         raise
     numbers = value if isinstance(value, list | tuple) else (value,)
@@ -604,7 +605,7 @@ def _ready_configuration(folder: Path) -> dict[str, Any]:
 def _restore_point(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
     text = spoilt_json(random, sound["point"]).decode("utf-8", "replace")
     made = replace(sound["asked"], point=text).resolve()
-    ensure(type(made).from_dict(made.to_dict()) == made, "a point does not come back")
+    ensure(type(made).from_dict(made.to_dict()) == made, "a point changes when it is written and read")
 
 
 COMMANDS = (
@@ -657,32 +658,32 @@ def _command(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
         words = [str(place) if word == name else word for word in words]
     words = [word.replace("OUT", str(folder / "out")) if word.startswith("OUT") else word for word in words]
     with contextlib.chdir(folder):
-        code, said = run_command(words)
+        code, message = run_command(words)
     shown = " ".join(word[:40] for word in words)
-    confessed = re.search(r"^ppdm-bench: unexpected |Traceback \(most", said, re.MULTILINE)
-    ensure(confessed is None, f"{shown}: {said[-300:]}")
+    confessed = re.search(r"^ppdm-bench: unexpected |Traceback \(most", message, re.MULTILINE)
+    ensure(confessed is None, f"{shown}: {message[-300:]}")
     ensure(code in (0, 1, 2), f"{shown}: exit code {code}")
     ensure(
-        code == 0 or bool(said.strip()) or "compare" in words or "check" in words,
+        code == 0 or bool(message.strip()) or "compare" in words or "check" in words,
         f"{shown}: exit code {code} without a word",
     )
     named = {".lock", *(Path(word).name for word in words)}  # an output may have the name .OUT
     left = [path.name for path in folder.rglob(".*") if path.name not in named]
     ensure(not left, f"{shown}: left behind: {left}")
     if code:
-        raise ValueError(said)
+        raise ValueError(message)
 
 
 def run_command(words: Sequence[str]) -> tuple[int, str]:
     """Run a command in this process; return its exit code and standard error."""
-    said, arguments = io.StringIO(), sys.argv
+    stderr, arguments = io.StringIO(), sys.argv
     handlers = signal.getsignal(signal.SIGTERM), warnings.showwarning
     sys.argv = ["ppdm-bench", *words]
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
             cli.main()
     except SystemExit as end:
-        return int(end.code or 0), said.getvalue()
+        return int(end.code or 0), stderr.getvalue()
     finally:
         sys.argv, warnings.showwarning = arguments, handlers[1]
         signal.signal(signal.SIGTERM, handlers[0])

@@ -1,9 +1,9 @@
-"""Transcripts, in Markdown, of a sweep that is killed in three ways and then finished by the same command.
+"""Print Markdown transcripts of a sweep that is killed in three ways and then finished by the same command.
 
     python benchmarks/harness/kills.py > results/harness/kills.md
 
-Needs ``/proc`` and a checkout without uncommitted changes, because measurements of changed code are always repeated.
-Takes one or two minutes. The exit code is 1 if a row is missing, duplicated or changed.
+It needs ``/proc`` and a checkout without uncommitted changes, because measurements of changed code are always repeated.
+It takes one or two minutes. The exit code is 1 if a row is missing, duplicated or changed.
 """
 
 import os
@@ -22,7 +22,7 @@ from ppdm_bench.records import Record, RecordFile
 
 COMMAND = "memory --device cpu --res 16,24,32 --method ppdm --factor 2 --width 8 --phase sample --out out"
 
-# The process that is killed after the first measurement, and the signal.
+# The process to kill after the first measurement, and the signal.
 WAYS = [("the child", signal.SIGKILL), ("the command", signal.SIGKILL), ("the command", signal.SIGINT)]
 
 Key = tuple[str, str, str, str]  # kind, size, phase, status
@@ -30,19 +30,20 @@ Key = tuple[str, str, str, str]  # kind, size, phase, status
 
 def main() -> int:
     """Print the transcripts."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children
+    # Background jobs and their children ignore SIGINT by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = environment()
     print(
-        "# A sweep killed three ways, and finished\n\n"
-        f"Made by `benchmarks/harness/kills.py` at commit {code['commit'][:12]}{' (changed)' * code['dirty']}, PyTorch "
-        f"{code['torch']}, {code['cpu']}. Each is killed while its second of three measurements runs, and then the "
-        "same command is given again. Rows are those of `records.jsonl`, counted."
+        "# A sweep that is killed in three ways and then finished\n\n"
+        f"Written by `benchmarks/harness/kills.py` at commit {code['commit'][:12]}{' (changed)' * code['dirty']}, "
+        f"PyTorch {code['torch']}, {code['cpu']}. The sweep is killed while the second of three measurements runs; "
+        "then the same command runs again. The lists count the rows of `records.jsonl`."
     )
     return max([transcript(number, *way) for number, way in enumerate(WAYS, start=1)])
 
 
 def transcript(number: int, who: str, by: signal.Signals) -> int:
-    """Print the transcript, and return 1 if the rows afterwards are incorrect."""
+    """Print one transcript, and return 1 if the rows afterwards are incorrect."""
     print(f"\n## {number}. {by.name} to {who}\n\n```\n$ ppdm-bench {COMMAND}")
     with tempfile.TemporaryDirectory() as name:
         file = RecordFile(Path(name) / "out" / "records.jsonl")
@@ -51,23 +52,23 @@ def transcript(number: int, who: str, by: signal.Signals) -> int:
         child = victims["the child"]
         print(f"[{by.name} to {who}]", flush=True)
         os.kill(victims[who], by)
-        told(process)
+        print_errors(process)
         while Path(f"/proc/{child}").exists():
             time.sleep(0.1)
-        before = shown(file)
+        before = print_rows(file)
         print("```\n\n```\n$ ppdm-bench " + COMMAND, flush=True)
-        told(start(name))
-        after = shown(file)
+        print_errors(start(name))
+        after = print_rows(file)
     good = [record for record in after if record.status == "ok"]
     once = len({(r.kind, r.shape, r.phase, r.metric) for r in good}) == len(good)
     finished = len({(r.kind, r.shape, r.phase) for r in good if r.metric == "peak_allocated"}) == 6
     kept = after[: len(before)] == before
-    print(f"```\n\nRows that were there are unchanged: {kept}. Every measurement is there: {finished}, once: {once}.")
+    print(f"```\n\nEarlier rows are unchanged: {kept}. Every measurement exists: {finished}, exactly once: {once}.")
     return int(not (kept and finished and once))
 
 
 def start(folder: str) -> subprocess.Popen[str]:
-    """Start the command with a folder."""
+    """Start the command in a folder."""
     command = [sys.executable, "-m", "ppdm_bench", *shlex.split(COMMAND)]
     path = os.pathsep.join(str(Path(part).resolve()) for part in sys.path if part)
     env = os.environ | {"PYTHONPATH": path}
@@ -75,7 +76,7 @@ def start(folder: str) -> subprocess.Popen[str]:
 
 
 def child_at_work(command: int, file: RecordFile) -> int:
-    """The child of the second measurement, after it has run for a moment."""
+    """Return the process ID of the child of the second measurement, after it has run for one second."""
     while not any(record.kind == "measured" for record in file.read()):
         time.sleep(0.05)
     while not (found := list(children(command))):
@@ -91,13 +92,13 @@ def children(process: int) -> Iterator[int]:
             yield int(one)
 
 
-def told(process: subprocess.Popen[str]) -> None:
+def print_errors(process: subprocess.Popen[str]) -> None:
     """Print the standard error of a command and its exit status."""
-    _, said = process.communicate()
-    print(f"{said}[ended with code {process.returncode}]", flush=True)
+    _, errors = process.communicate()
+    print(f"{errors}[ended with code {process.returncode}]", flush=True)
 
 
-def shown(file: RecordFile) -> list[Record]:
+def print_rows(file: RecordFile) -> list[Record]:
     """Print the rows with their counts, and return them."""
     records = file.read()
     for (kind, size, phase, status), rows in Counter(map(key, records)).items():

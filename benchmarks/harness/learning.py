@@ -1,12 +1,11 @@
 """Train every registered method briefly with its default learning rate, at several widths, on every task of the paper.
 
     python benchmarks/harness/learning.py results/learning FOLDER          about two core-hours; it resumes
-    python benchmarks/harness/learning.py results/learning FOLDER --table  the table alone
+    python benchmarks/harness/learning.py results/learning FOLDER --table  only the table
 
-FOLDER receives the synthetic subjects and, until they are measured, the runs. Each loss is divided by the one that
-needs no training: that of returning the source, or for methods that predict noise, zeros. A share near 1 means that
-nothing was learnt.
-Writes ``learning.csv``, one row per training, and ``learning.md``.
+FOLDER is for the synthetic subjects and, temporarily, for the runs. Each loss is divided by the loss without training:
+that of returning the source or, for methods that predict noise, of returning zeros. A share near 1 means that the
+network learnt nothing. The script writes ``learning.csv``, one row per training, and ``learning.md``.
 """
 
 import argparse
@@ -28,19 +27,19 @@ from ppdm.simulation.tasks import find_task
 from ppdm.training.run import LOG
 from ppdm_baselines import METHODS
 
-# Voxel sizes in mm. Voxels of 8 mm average the noise of PET away; those of 5 mm leave something to denoise.
+# Voxel sizes in mm. Voxels of 8 mm average the noise of PET out; with 5 mm, noise remains for denoising.
 SPACINGS = {"mri-t1t2": 8.0, "pet-joint": 8.0, "pet-denoise": 5.0}
 TASKS, WIDTHS, FACTORS = tuple(SPACINGS), (16, 32, 64), (2, 4, 8)
-SIZE, SUBJECTS = 24, 24  # voxels along each axis; most subjects are for training
+SIZE, SUBJECTS = 24, 24  # voxels along each axis; number of subjects, most of them for training
 STEPS, BATCH, PRECISION = 150, 1, "bf16"
-FORMER = 1e-3  # PPDM's learning rate at every width, before the rule
+FORMER = 1e-3  # PPDM's former learning rate at every width, before the rule 0.016 / width
 RUNS = "runs"
 COLUMNS = ("method", "factor", "width", "task", "learning_rate", "loss", "untrained_loss", "share")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A training: the method with its options, its name in the table, and the task."""
+    """One training: method with options, name in the table, and task."""
 
     method: Method
     name: str
@@ -49,14 +48,14 @@ class Case:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The columns that identify it."""
+        """The columns that identify the training."""
         rate = f"{self.method.learning_rate:g}"
         width = str(self.method.width)
         return {"method": self.name, "factor": self.factor, "width": width, "task": self.task, "learning_rate": rate}
 
 
 def cases() -> Iterator[Case]:
-    """The trainings, cheap ones first."""
+    """All trainings, ordered by task and width."""
     for task in TASKS:
         for width in WIDTHS:
             for name, registered in METHODS.items():
@@ -67,12 +66,12 @@ def cases() -> Iterator[Case]:
                 former = replace(method, optimisation=replace(method.optimisation, learning_rate=FORMER))
                 for factor in FACTORS:
                     yield Case(method.with_factor(factor), name, str(factor), task)
-                    if width > WIDTHS[0]:  # at the smallest width, it is the rule's
+                    if width > WIDTHS[0]:  # at the smallest width, the rule gives the same rate
                         yield Case(former.with_factor(factor), name, str(factor), task)
 
 
 def measure(case: Case, folder: Path) -> dict[str, str]:
-    """Train, and return the row."""
+    """Train, and return the row of the table."""
     data, spacing = folder / case.task, SPACINGS[case.task]
     manifest = data / "pairs.csv"
     if not manifest.exists():
@@ -90,7 +89,7 @@ def measure(case: Case, folder: Path) -> dict[str, str]:
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """The shares as a Markdown table: a line per method and rate, a column per task and width."""
+    """The shares as a Markdown table: one line per method and rate, one column per task and width."""
     heads = [(task, str(width)) for task in TASKS for width in WIDTHS]
     lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
     for row in rows:
@@ -106,22 +105,22 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def main() -> None:
-    """Train what is missing, and write the two files after every training."""
+    """Run missing trainings, and write both files after each of them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--table", action="store_true", help="write the table of the trainings that are done")
-    asked = parser.parse_args()
-    file = asked.results / "learning.csv"
+    parser.add_argument("--table", action="store_true", help="only write the table of the existing rows")
+    arguments = parser.parse_args()
+    file = arguments.results / "learning.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     known = [{key: row[key] for key in COLUMNS[:5]} for row in rows]
-    for case in [] if asked.table else cases():
+    for case in [] if arguments.table else cases():
         if case.labels not in known:
-            rows.append(measure(case, asked.folder))
+            rows.append(measure(case, arguments.folder))
             print(*rows[-1].values(), flush=True)
-            _write(asked.results, rows)
-            shutil.rmtree(asked.folder / RUNS)  # checkpoints of width 64 have half a gigabyte
-    _write(asked.results, rows)
+            _write(arguments.results, rows)
+            shutil.rmtree(arguments.folder / RUNS)  # a checkpoint of width 64 takes half a gigabyte
+    _write(arguments.results, rows)
 
 
 def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -131,7 +130,7 @@ def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer.writerows(rows)
     about = (
         f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} in {PRECISION} at {SIZE}³, divided by the "
-        "loss that needs no training, by task and width. Less is better; bold: above 0.95, nothing was learnt.\n\n"
+        "loss without training, by task and width. Lower is better; bold: above 0.95, nothing was learnt.\n\n"
     )
     contents = {results / "learning.csv": text.getvalue(), results / "learning.md": about + table(rows)}
     results.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Licences, as stated by the packages, of all packages that the toolkit needs at run time or for development.
+"""List the licences of all packages that the toolkit needs at run time or for development, as the packages state them.
 
-Usage: python benchmarks/harness/licences.py > docs/licences.md
-with a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
-With --check it writes nothing and reports where docs/licences.md differs from the installed packages (`make lint`). It
-checks only packages that pyproject.toml and constraints.txt name, so that it passes with any build of PyTorch.
+    python benchmarks/harness/licences.py > docs/licences.md   write the list python benchmarks/harness/licences.py
+    --check              compare the list with the installed packages (`make lint`)
+
+To write the list, use a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
+The check covers only packages that pyproject.toml and constraints.txt name, so that it passes with any build.
 """
 
 import re
@@ -61,7 +62,7 @@ torchao states its licence only in its file LICENSE.
 
 
 def main() -> None:
-    """Print a table for running and one for development; fail if a licence is not known to be compatible."""
+    """Print one table for run time and one for development; fail if a licence is not known to be compatible."""
     if sys.argv[1:] == ["--check"]:
         sys.exit("\n".join(faults(listed(LIST.read_text()))) or 0)
     project = tomllib.loads(PROJECT.read_text())["project"]
@@ -103,17 +104,17 @@ def faults(table: Mapping[str, str]) -> Iterator[str]:
     } - named
     bold = {name.strip("*") for name in table if name.startswith("**")}
     for name in sorted(named | pinned):
-        said = table.get(f"**{name}**" if name in named else name)
+        documented = table.get(f"**{name}**" if name in named else name)
         try:
             stated = licence(name)
-        except PackageNotFoundError:  # for another Python version, or of an extra that is not installed
-            stated = said
-        if said is None:
+        except PackageNotFoundError:  # required by another Python version, or by an extra that is not installed
+            stated = documented
+        if documented is None:
             yield f"docs/licences.md does not list {name}"
-        elif said != stated:
-            yield f"docs/licences.md has {said} for {name}, which states {stated}"
-        elif not compatible(said):
-            yield f"{name} is under {said}, which is not known to be compatible with ours"
+        elif documented != stated:
+            yield f"docs/licences.md has {documented} for {name}, which states {stated}"
+        elif not compatible(documented):
+            yield f"{name} is under {documented}, which is not known to be compatible with ours"
     for name in sorted(bold - named):
         yield f"docs/licences.md has {name} in bold, which pyproject.toml does not name"
 
@@ -146,13 +147,13 @@ def licence(name: str) -> str:
     )
     if expression:
         return str(expression[0])
-    said = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
-    said = said or [one.splitlines()[0] for one in words] or ["not stated"]
-    return " AND ".join(SPDX.get(one, one) for one in said)
+    stated = [one.rpartition(" :: ")[2] for one in classifiers if one.startswith("License ::")]
+    stated = stated or [one.splitlines()[0] for one in words] or ["not stated"]
+    return " AND ".join(SPDX.get(one, one) for one in stated)
 
 
 def compatible(expression: str) -> bool:
-    """Whether all licences in the expression are compatible, also where it offers a choice."""
+    """Whether all licences in an SPDX expression are compatible, including all alternatives of a choice."""
     return set(re.split(r"[\s()]+", expression)) - {"AND", "OR", "WITH", ""} <= COMPATIBLE
 
 

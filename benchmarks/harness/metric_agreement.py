@@ -1,6 +1,6 @@
 """Deviation of PSNR and SSIM from scikit-image: a Markdown table on standard output.
 
-Usage: python benchmarks/harness/metric_agreement.py > results/metrics/agreement.md
+python benchmarks/harness/metric_agreement.py > results/metrics/agreement.md
 """
 
 from itertools import product
@@ -17,7 +17,7 @@ DTYPES = (np.float32, np.float64)
 
 
 def main() -> None:
-    """Print one row for each volume."""
+    """Print one row per volume."""
     print("# PSNR and SSIM against scikit-image\n")
     print("Its settings are Wang's: `gaussian_weights=True, sigma=1.5, use_sample_covariance=False`.")
     print("Made by `benchmarks/harness/metric_agreement.py`.\n")

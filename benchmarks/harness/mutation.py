@@ -1,4 +1,4 @@
-"""Corruption of valid input: bytes, JSON, text and NIfTI headers; a seeded generator selects each change."""
+"""Corruption of valid input: bytes, JSON, tables and NIfTI headers; a seeded generator selects each change."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def pickles(mark: Path) -> list[bytes]:
 
 
 def spoilt_bytes(random: Random, content: bytes) -> bytes:
-    """Apply a few random changes: flipped bits, changed runs, cuts, insertions, repeated parts, too large numbers."""
+    """Apply a few random changes: flip bits, overwrite, cut, insert or repeat parts, write very large numbers."""
     data = bytearray(content)
     for _ in range(random.choice((1, 1, 1, 2, 4, 16))):
         at = random.randrange(len(data) + 1)
@@ -88,7 +88,7 @@ def spoilt_bytes(random: Random, content: bytes) -> bytes:
 
 
 def spoilt_json(random: Random, content: Any) -> bytes:
-    """The JSON with values replaced and keys removed, added or nested too deeply; sometimes with corrupted bytes."""
+    """Replace values and remove, add or deeply nest keys of JSON; sometimes also corrupt its bytes."""
     content = copy.deepcopy(content)
     for _ in range(random.choice((1, 1, 2, 4))):
         content = _spoilt_value(random, content)
@@ -127,7 +127,7 @@ def _places(content: Any) -> Any:
 
 
 def spoilt_table(random: Random, rows: Sequence[Sequence[str]], separator: str) -> bytes:
-    """The table with cells replaced and rows removed, repeated or resized; sometimes with corrupted bytes."""
+    """Replace cells and remove, repeat or resize rows of a table; sometimes also corrupt its bytes."""
     table = [list(row) for row in rows]
     for _ in range(random.choice((1, 1, 2, 4))):
         row = random.choice(table)
@@ -148,7 +148,7 @@ def spoilt_table(random: Random, rows: Sequence[Sequence[str]], separator: str) 
 
 
 def spoilt_header(random: Random, header: Nifti1Header) -> Nifti1Header:
-    """A header with some fields set to invalid or rare values."""
+    """Set some fields of a header to invalid or rare values."""
     header = header.copy()
     block: Any = header.structarr
     for _ in range(random.choice((1, 1, 2, 3))):

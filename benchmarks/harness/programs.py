@@ -1,13 +1,13 @@
-r"""Predict and measure training programs that others wrote, unmodified, on the CPU.
+r"""Predict and measure unmodified third-party training programs on the CPU.
 
     python benchmarks/harness/programs.py results/validation FOLDER ENVIRONMENT/bin/python [NAME ...]
 
-``FOLDER/NAME`` holds the files of a program at the commit that ``PROGRAMS`` names, and the data that it says;
-ENVIRONMENT has PyTorch (a build for the CPU) and the packages of the program. Nothing of the programs is part of this
-repository. Each program takes up to three optimizer steps twice: predicted, and really. Records of other programs stay.
-MNIST is made up where a program says so: files of its format with 2,560 and 256 random images.
+``FOLDER/NAME`` contains the files of a program at the commit stated in ``PROGRAMS``, and its data. ENVIRONMENT has
+PyTorch (a CPU build) and the packages of the program. The programs are not part of this repository. Each program runs
+up to three optimizer steps under prediction, and again on real tensors. Records of other programs stay unchanged.
+Where the data is "made up, in MNIST's format", it is 2,560 training and 256 test images of random pixels.
 
-Writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
+The script writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
 """
 
 import csv
@@ -31,14 +31,14 @@ STEPS, TIMEOUT = 3, 1800
 
 @dataclass(frozen=True)
 class Program:
-    """A program of others.
+    """A third-party program.
 
     Attributes:
-        repository, commit, path: where its files are from.
-        data: how its data came about.
+        repository, commit, path: source of its files.
+        data: origin of its data.
         command: its command line, without the interpreter.
         packages: packages whose versions are recorded.
-        variables: words before the interpreter, which set environment variables.
+        variables: environment variables, as words before the interpreter.
     """
 
     repository: str
@@ -103,7 +103,7 @@ PROGRAMS = {
 
 
 def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> None:
-    """Run programs and write their records."""
+    """Predict and measure programs, and write their records."""
     place = out / "programs.jsonl"
     rows = {row["name"]: row for row in map(json.loads, place.read_text().splitlines())} if place.exists() else {}
     for name in names or PROGRAMS:
@@ -114,7 +114,7 @@ def main(out: Path, folder: Path, interpreter: str, names: Sequence[str]) -> Non
             {
                 place: "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept).encode(),
                 out / "programs.csv": as_csv(kept).encode(),
-                out / "programs.md": f"# Training programs of others\n\n{table(kept)}".encode(),
+                out / "programs.md": f"# Third-party training programs\n\n{table(kept)}".encode(),
             }
         )
 
@@ -136,8 +136,8 @@ def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
         "steps": predicted.steps,
         "predicted": predicted.peak.peak_allocated,
         "measured": measured.peak.peak_allocated,
-        "may_arrive": predicted.early,
-        "arrived": measured.early,
+        "may_arrive": predicted.prefetched,
+        "arrived": measured.prefetched,
         "seconds_predicted": round(predicted.seconds, 1),
         "seconds_measured": round(measured.seconds, 1),
         "notes": list(predicted.notes),
@@ -145,7 +145,7 @@ def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
 
 
 def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
-    """Versions of packages in an environment, with the modules that differ from the published ones."""
+    """Versions of packages in an environment; see :func:`version`."""
     code = (
         f"{inspect.getsource(version)}\nimport json; print(json.dumps({{p: version(p) for p in {list(packages)!r}}}))"
     )
@@ -156,24 +156,24 @@ def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
 
 
 def version(package: str) -> str:
-    """Version of a package, with the modules whose hash is not the one that it was installed with."""
+    """Version of a package, and its modules that were changed after the installation, by their hashes."""
     from base64 import urlsafe_b64encode
     from hashlib import sha256
     from importlib.metadata import distribution
 
     found = distribution(package)
-    altered = [
+    changed = [
         path.name
         for path in found.files or []
         if path.suffix == ".py"
         and path.hash
         and urlsafe_b64encode(sha256(path.read_binary()).digest()).decode().rstrip("=") != path.hash.value
     ]
-    return f"{found.version} with another {', '.join(altered)}" if altered else found.version
+    return f"{found.version} with another {', '.join(changed)}" if changed else found.version
 
 
 def difference(row: dict[str, Any], without: int = 0) -> str:
-    """The error of a prediction in per cent of the measured peak, which may be taken without some bytes."""
+    """The error of a prediction in per cent of the measured peak minus ``without`` bytes."""
     return f"{100 * (row['predicted'] / (row['measured'] - without) - 1):+.2f} %".replace("-", "−")
 
 
@@ -191,7 +191,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The records as a Markdown table."""
     lines = [
-        "| program | command | predicted (MiB) | measured (MiB) | difference | early batches (MiB) "
+        "| program | command | predicted (MiB) | measured (MiB) | difference | prefetched batches (MiB) "
         "| difference without them | seconds |",
         "|---|---|---:|---:|---:|---:|---:|---|",
     ]
@@ -201,10 +201,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"[{row['repository']}](https://github.com/{row['repository']}) {row['path']}, {row['commit'][:8]} ({used})"
         )
         command = f"{row['variables']} python {row['command']}".strip()
-        early = f"{row['arrived'] / MIB:.1f} of {row['may_arrive'] / MIB:.1f}" if row["may_arrive"] else "none"
+        prefetched = f"{row['arrived'] / MIB:.1f} of {row['may_arrive'] / MIB:.1f}" if row["may_arrive"] else "none"
         lines.append(
             f"| {source} | `{command}` | {row['predicted'] / MIB:.2f} | {row['measured'] / MIB:.2f} "
-            f"| {difference(row)} | {early} | {difference(row, row['arrived'])} "
+            f"| {difference(row)} | {prefetched} | {difference(row, row['arrived'])} "
             f"| {row['seconds_predicted']:.0f}, {row['seconds_measured']:.0f} |"
         )
     return "\n".join(lines) + "\n"

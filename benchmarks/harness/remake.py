@@ -1,12 +1,12 @@
-"""Regenerate the tables and figures under results/ from the records there.
+"""Regenerate the tables and figures in results/ from the records there.
 
     python benchmarks/harness/remake.py                  everything, about a minute on one core
     python benchmarks/harness/remake.py plan figures     outputs with these names, or in folders with these names
     python benchmarks/harness/remake.py --list           list all outputs
 
-Nothing is measured, predicted or trained; the commands do that and write the records. Use this script after a change
-to the code of tables or figures, or after adding records. `tests/project/test_committed_results.py` compares every
-committed file with the output of this script.
+The script does not measure, predict or train; the commands do that and write the records. Use it after a change to the
+code of tables or figures, or after adding records. `tests/project/test_committed_results.py` compares every committed
+file with the output of this script.
 """
 
 import argparse
@@ -30,18 +30,18 @@ from ppdm_bench.report.tables.micro import micro_page
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-COLUMNS: Sequence[style.Column] = ("single", "double")  # defaults of `figures`
+COLUMNS: Sequence[style.Column] = ("single", "double")  # the defaults of `ppdm-bench figures`
 PICTURE = ("png", "pdf")
 
 
 @dataclass(frozen=True)
-class Made:
-    """Files that are made together.
+class Output:
+    """Files that are generated together.
 
     Attributes:
-        name: name on the command line; if a folder has this name, the files belong to that folder.
-        files: files to keep, relative to results/.
-        make: writes these files, and possibly others, given results/ and the output folder that replaces it.
+        name: name on the command line; if a folder has this name, the files are in that folder.
+        files: files to copy into results/, relative to it.
+        make: function of results/ and an output folder; it writes these files, and possibly others, to the latter.
     """
 
     name: str
@@ -50,33 +50,35 @@ class Made:
 
 
 def main() -> None:
-    """Make the requested outputs, and replace the files that differ."""
+    """Generate the requested outputs, and replace the files that differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as plan or figures/gallery; default: everything")
-    parser.add_argument("--list", action="store_true", help="names and their files, and nothing is made")
-    asked = parser.parse_args()
-    chosen = [made for made in everything() if not asked.names or any(is_called(made, name) for name in asked.names)]
+    parser.add_argument("--list", action="store_true", help="list all names and their files, and stop")
+    arguments = parser.parse_args()
+    chosen = [
+        made for made in everything() if not arguments.names or any(has_name(made, name) for name in arguments.names)
+    ]
     if not chosen:
-        parser.error(f"nothing is called {' or '.join(asked.names)}; --list says what there is")
+        parser.error(f"no output has the name {' or '.join(arguments.names)}; --list lists all names")
     for made in chosen:
-        if asked.list:
+        if arguments.list:
             print(made.name, *made.files, sep="\n    ")
             continue
         try:
             changed = list(replaced(made))
         except Missing as missing:
-            print(f"{made.name}: not made, it needs {missing}", flush=True)
+            print(f"{made.name}: not generated, it needs {missing}", flush=True)
             continue
         print(f"{made.name}: {', '.join(changed) or 'nothing has changed'}", flush=True)
 
 
-def is_called(made: Made, name: str) -> bool:
-    """Whether a name is that of the output or of a folder above it."""
+def has_name(made: Output, name: str) -> bool:
+    """Whether ``name`` is the name of an output or of a folder that contains it."""
     return f"{made.name}/".startswith(f"{name.rstrip('/')}/")
 
 
-def replaced(made: Made) -> Iterator[str]:
-    """Make files outside results/, copy those that differ into it, and yield their names."""
+def replaced(made: Output) -> Iterator[str]:
+    """Generate files outside results/, copy those that differ into it, and yield their names."""
     with tempfile.TemporaryDirectory() as folder:
         made.make(RESULTS, Path(folder))
         for name in made.files:
@@ -86,85 +88,85 @@ def replaced(made: Made) -> Iterator[str]:
                 yield name
 
 
-def everything() -> list[Made]:
-    """All outputs that are made from records."""
+def everything() -> list[Output]:
+    """All outputs that are generated from records."""
     return [
-        Made(
+        Output(
             "memory",
-            _named("memory/memory", "csv", "md", *PICTURE)
-            + _named("memory/overview", *PICTURE)
-            + _named("memory/breakdown", *PICTURE),
+            _files("memory/memory", "csv", "md", *PICTURE)
+            + _files("memory/overview", *PICTURE)
+            + _files("memory/breakdown", *PICTURE),
             _memory,
         ),
-        Made("plan", _named("plan/plan", "csv", "md", *PICTURE), _plan),
-        Made("methods", ["methods/published.md"], _methods),
+        Output("plan", _files("plan/plan", "csv", "md", *PICTURE), _plan),
+        Output("methods", ["methods/published.md"], _methods),
         *(
-            Made(f"validation/{name}", _named(f"validation/{name}", "md", *PICTURE), partial(_published, name))
+            Output(f"validation/{name}", _files(f"validation/{name}", "md", *PICTURE), partial(_published, name))
             for name in ("published", "cudnn")
         ),
-        Made("validation/timings", _named("validation/timings", "md", *PICTURE), _timings),
-        Made("validation/reference", ["validation/reference.md"], _reference),
+        Output("validation/timings", _files("validation/timings", "md", *PICTURE), _timings),
+        Output("validation/reference", ["validation/reference.md"], _reference),
         *(
-            Made(name, _named(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
+            Output(name, _files(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
             for name in (f"validation/cpu-{size}" for size in (32, 48, 64))
         ),
         *(
-            Made(
+            Output(
                 f"speed/{file.parent.name}",
-                _named(f"speed/{file.parent.name}/speed", "csv", "md", *PICTURE),
+                _files(f"speed/{file.parent.name}/speed", "csv", "md", *PICTURE),
                 _speed(file),
             )
             for file in sorted(RESULTS.glob("speed/*/records.jsonl*"))
         ),
-        *_of_quality(),
-        Made(
+        *_quality_outputs(),
+        Output(
             "ablations",
-            _named("ablations/ablation", "csv", "md", *PICTURE) + _named("ablations/puzzle_or_bridge", *PICTURE),
+            _files("ablations/ablation", "csv", "md", *PICTURE) + _files("ablations/puzzle_or_bridge", *PICTURE),
             _ablations,
         ),
-        Made("blocks", _named("blocks/blocks", "md", "png"), _blocks),
-        Made("bench", ["bench/bench.md"], _bench),
-        Made("harness/fuzz", ["harness/fuzz.md"], _fuzz),
-        Made("harness/soak", _named("harness/soak", "md", "png"), _soak),
-        Made("claims", ["CLAIMS.md", "claims/claims.csv"], _claims),
-        *(Made(f"figures/{one.name}", _of_exhibit(one), partial(_exhibit, one)) for one in EXHIBITS),
+        Output("blocks", _files("blocks/blocks", "md", "png"), _blocks),
+        Output("bench", ["bench/bench.md"], _bench),
+        Output("harness/fuzz", ["harness/fuzz.md"], _fuzz),
+        Output("harness/soak", _files("harness/soak", "md", "png"), _soak),
+        Output("claims", ["CLAIMS.md", "claims/claims.csv"], _claims),
+        *(Output(f"figures/{one.name}", _exhibit_files(one), partial(_exhibit, one)) for one in EXHIBITS),
     ]
 
 
-def _of_quality() -> Iterator[Made]:
-    """Outputs of ``quality`` and ``evaluate``; only those of ``sweep`` have differences, relative to its default."""
+def _quality_outputs() -> Iterator[Output]:
+    """Outputs of ``quality`` and ``evaluate``; those of ``sweep`` show differences from its default method."""
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
-        files = _named(f"{name}/quality", "csv", "md") + _named(f"{name}/subjects", *PICTURE)
-        yield Made(name, files, partial(_quality, name, "ppdm r=2 default"))
+        files = _files(f"{name}/quality", "csv", "md") + _files(f"{name}/subjects", *PICTURE)
+        yield Output(name, files, partial(_quality, name, "ppdm r=2 default"))
     for task in tasks:
         name = f"sweep/full-3d/{task}"
-        yield Made(name, _named(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
+        yield Output(name, _files(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
     for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
         name = file.parent.relative_to(RESULTS).as_posix()
-        files = [*_named(f"{name}/quality", "csv", "md"), *_named(f"{name}/subjects", *PICTURE)]
-        yield Made(name, files, partial(_quality, name, "input"))
+        files = [*_files(f"{name}/quality", "csv", "md"), *_files(f"{name}/subjects", *PICTURE)]
+        yield Output(name, files, partial(_quality, name, "input"))
         if any(map(is_of_curve, _records(file))):
-            yield Made(f"{name}/curves", _named(f"{name}/curves", "csv", "md", *PICTURE), partial(_curves, name))
+            yield Output(f"{name}/curves", _files(f"{name}/curves", "csv", "md", *PICTURE), partial(_curves, name))
     name = "quality/quick"
-    yield Made(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
+    yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
     for task in tasks:
-        yield Made(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
+        yield Output(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
 
 
-def _named(stem: str, *ends: str) -> list[str]:
+def _files(stem: str, *ends: str) -> list[str]:
     return [f"{stem}.{end}" for end in ends]
 
 
-def _of_exhibit(exhibit: Exhibit) -> list[str]:
+def _exhibit_files(exhibit: Exhibit) -> list[str]:
     stem = f"figures/{exhibit.name}"
-    pictures = [name for column in exhibit.widths(COLUMNS) for name in _named(f"{stem}-{column}", *PICTURE)]
-    return [*pictures, *_named(stem, "csv", "md", "tex", "caption.md")]
+    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", *PICTURE)]
+    return [*pictures, *_files(stem, "csv", "md", "tex", "caption.md")]
 
 
 def _records(path: Path) -> list[Record]:
-    """Records of a file, compressed or not.
+    """Read the records of a file, which may be compressed.
 
     Raises:
         FileNotFoundError: neither file exists.
@@ -172,14 +174,14 @@ def _records(path: Path) -> list[Record]:
     for place in (path, path.with_name(f"{path.name}.gz")):
         if place.exists():
             return RecordFile(place).read()
-    raise FileNotFoundError(f"neither {path} nor {path.name}.gz is there")
+    raise FileNotFoundError(f"neither {path} nor {path.name}.gz exists")
 
 
 @cache
 def _library(results: Path) -> Library:
     """All records and picture data, which `figures` and `claims` read by default."""
     library = read_library([results])
-    gc.freeze()  # the millions of permanent objects would slow down every collection
+    gc.freeze()  # the garbage collector would scan millions of permanent objects
     return library
 
 
@@ -190,7 +192,7 @@ def _memory(results: Path, to: Path) -> None:
 
 
 def _memory_table(name: str, results: Path, to: Path) -> None:
-    """Write only the table; the figures of a validation are slow and not kept."""
+    """Write only the table; the figures of a validation are slow and not part of the repository."""
     from ppdm_baselines import REFERENCE
 
     frame = memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE)
@@ -223,7 +225,7 @@ def _methods(results: Path, to: Path) -> None:
 def _published(name: str, results: Path, to: Path) -> None:
     from ppdm_bench.memory.validate import PUBLISHED, present
 
-    path, look = next((path, look) for called, path, look in PUBLISHED if called == name)
+    path, look = next((path, look) for stem, path, look in PUBLISHED if stem == name)
     published, ours = results / "published" / path.name, results / "validation" / f"{name}.jsonl"
     present([*_records(published), *_records(ours)], to / "validation" / name, look)
 
@@ -258,7 +260,7 @@ def _curves(name: str, results: Path, to: Path) -> None:
 
 
 def _quality_table(name: str, results: Path, to: Path) -> None:
-    """Write only the table, for outputs whose figures are not kept."""
+    """Write only the table, for outputs whose figures are not part of the repository."""
     records = _records(results / name / "records.jsonl")
     quality_page(quality_table(records, reference="input"), headline(records)).save(to / name / "quality")
 

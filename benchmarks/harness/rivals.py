@@ -1,20 +1,19 @@
-r"""Compare our prediction with other tools that predict the memory of PyTorch code, on published counters.
+r"""Compare our prediction with other tools that predict the memory of PyTorch code, on published measurements.
 
     pip install --no-deps --target RIVALS torch-kitsune==0.7.0 accelerate==1.15.0 deepspeed==0.19.8 psutil==7.2.2 \
         hjson==3.1.0 msgpack==1.2.4
     python benchmarks/harness/rivals.py results/validation RIVALS
 
-RIVALS is a temporary folder outside the repository, because none of these tools is a dependency. Each tool runs in its
-most favourable setting:
+RIVALS is a temporary folder outside the repository, because none of these tools is a dependency. Each tool runs with
+its most favourable settings:
 
-- *MemTracker* (``torch.distributed._tools``) tracks the same runs with fake CPU tensors, because a build without CUDA
-  supports no others; autocast is that of the CPU.
-- *kitsune* receives the network, made callable with one tensor of any dtype, the dtype of its activations, and the
-  optimiser.
+- *MemTracker* (``torch.distributed._tools``) tracks the same runs on fake CPU tensors, because a build of PyTorch
+  without CUDA has no fake CUDA tensors; autocast follows the CPU's rules.
+- *kitsune* gets the network as a function of one tensor, the dtype of its activations, and the optimizer.
 - *accelerate* and *DeepSpeed* (ZeRO 2 on one GPU, no offloading) cover only model states: weights, gradients and
-  optimiser states; without training, the size of the weights by accelerate is used.
+  optimizer states; without training, the size of the weights by accelerate is used.
 
-Writes ``rivals.csv`` and ``rivals.md``.
+The script writes ``rivals.csv`` and ``rivals.md``.
 """
 
 import csv
@@ -40,7 +39,7 @@ from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record, RecordFile
 
 PUBLISHED = Path("results/published")
-FIRST = ("a1", "a2", "a3", "a4", "b1", "b2", "c1", "c2", "d1", "d2")  # of the values where cuDNN computes
+FIRST = ("a1", "a2", "a3", "a4", "b1", "b2", "c1", "c2", "d1", "d2")  # values of runs in which cuDNN computes
 OURS = "ours"
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -51,13 +50,14 @@ class CannotError(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """One published value and the prediction of each tool.
+    """One published value, and the prediction of each tool.
 
     Attributes:
         name: name of the run.
         counter: the published counter.
-        published: bytes; None for a run that ran out of `capacity`, also bytes.
-        answers: by the name of the tool, the predicted bytes or the reason why it has no prediction.
+        published: published bytes; None if the run ran out of memory.
+        capacity: bytes that the allocator of the card could use.
+        answers: by tool, the predicted bytes or the reason why there is no prediction.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Found:
         return None if isinstance(answer, str) or not self.published else answer / self.published - 1
 
     def cell(self, tool: str) -> str:
-        """Table cell: the error, or the verdict on a run that ran out of memory, or empty."""
+        """Table cell: the error, the verdict for a run that ran out of memory, or a dash."""
         answer, error = self.answers[tool], self.error(tool)
         if isinstance(answer, str):
             return "–"
@@ -105,7 +105,7 @@ def network_of(record: Record) -> tuple[nn.Module, tuple[int, ...]]:
         return network, tuple(options["x"][-1])
     if kind == "autoencoder":
         for module in network.modules():
-            module.__dict__.pop("forward", None)  # patch of an earlier release that cannot be copied
+            module.__dict__.pop("forward", None)  # a patched method that cannot be copied
         return _OneTensor(network, lambda made, x: getattr(made, options["call"])(x)), tuple(options["x"])
     size = (1, options["in_channels"], *options["spatial"])
     return _OneTensor(network, lambda made, x: made(x, timesteps=torch.zeros(1, device=x.device))), size
@@ -129,15 +129,18 @@ def ours(record: Record) -> int:
 
 
 def mem_tracker(record: Record) -> int:
-    """The peak by PyTorch's MemTracker."""
+    """The peak that PyTorch's MemTracker finds."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
     _only_allocated(record)
-    # MemTracker supports only parameters with gradients, so the run is built with them; the variable `gradients` keeps
-    # the true value.
+    # MemTracker supports only parameters that require gradients, so build the run with them; `gradients` is the true
+    # value.
     gradients = _trains(record) or record.options.get("gradients", False)
     build, step = published_runs.RUNS[record.options["step"]](record.options | {"gradients": True})
-    with FakeTensorMode(), patch.object(nn.Module, "to", lambda module, *_: module):  # they are already in place
+    with (
+        FakeTensorMode(),
+        patch.object(nn.Module, "to", lambda module, *_: module),
+    ):  # the modules already are on the device
         state = build()
         tracker = MemTracker()
         held = [each for each in (state if isinstance(state, tuple) else (state,)) if each is not None]
@@ -157,8 +160,8 @@ def kitsune(record: Record) -> int:
     if record.checkpointing != "none":
         raise CannotError("recomputation in the backward pass")
     optimiser = "adamw" if _trains(record) else "none"
-    # kitsune executes a network that it can trace. It can always trace a single layer; with fake tensors this needs no
-    # memory and gives the same prediction.
+    # kitsune executes a network that it can trace, and it can trace a single layer. Fake tensors need no memory for
+    # this and give the same prediction.
     with FakeTensorMode() if "onv" in record.options["step"] else nullcontext():
         network, size = network_of(record)
         found = predict_memory(network, size[1:], size[0], HALF[record.precision], optimiser, _trains(record))
@@ -207,7 +210,7 @@ def chosen() -> Iterator[Record]:
 
 
 def compare(records: Sequence[Record]) -> list[Found]:
-    """Run every tool for every value; the error of a tool is recorded as its answer."""
+    """Run every tool on every value; the error of a tool is recorded as its answer."""
     found = []
     for number, record in enumerate(records, start=1):
         answers: dict[str, int | str] = {}
@@ -217,7 +220,7 @@ def compare(records: Sequence[Record]) -> list[Found]:
                     answers[name] = tool(record)
             except CannotError as error:
                 answers[name] = str(error)
-            except Exception as error:  # every error of a rival is shown in the table
+            except Exception as error:  # the table shows every error of another tool
                 answers[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
         name = ", ".join(filter(None, (record.options.get("published"), record.method, record.variant)))
         size = "×".join(map(str, record.shape)) + (", checkpointing" if record.checkpointing != "none" else "")
@@ -229,7 +232,7 @@ def compare(records: Sequence[Record]) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """The Markdown table: errors, then median, worst and number of predictions, then reasons for missing values."""
+    """The Markdown table: errors, then median, worst error and number of predictions, then reasons for missing ones."""
     tools = list(found[0].answers)
     lines = [["value", "counter", "published GiB", *tools], ["---", "---", "---:", *["---:"] * len(tools)]]
     for one in found:
@@ -248,8 +251,8 @@ def table(found: Sequence[Found]) -> str:
             if isinstance(answer := one.answers[tool], str):
                 reasons.setdefault(answer, []).append(one.name)
         if reasons:
-            told = "; ".join(f"{reason} ({len(names)} of {len(found)})" for reason, names in reasons.items())
-            text += f"\n\n*{tool}* cannot take: {told}."
+            reasons_text = "; ".join(f"{reason} ({len(names)} of {len(found)})" for reason, names in reasons.items())
+            text += f"\n\n*{tool}* has no prediction for: {reasons_text}."
     return text
 
 
@@ -268,12 +271,12 @@ def caption() -> str:
     packages = ("torch", "torch-kitsune", "accelerate", "deepspeed")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return (
-        "Errors are predicted over published, less one. A run that ran out of memory has a verdict in place of an "
-        "error; it is right to run out. Ours applies what CUDA does, for the GPU and the releases of each source; "
-        "some of its rules were found on these very values. "
-        "MemTracker sees the tensors of the same runs, as the CPU makes them, and applies no rule of CUDA's. kitsune "
-        "adds the outputs of modules up, with 15 % for the allocator. accelerate and DeepSpeed give model states, a "
-        f"part of a peak. Made by benchmarks/harness/rivals.py ({versions})."
+        "An error is predicted / published − 1. For a run that ran out of memory, the table shows the verdict of the "
+        "tool; 'runs out' is correct. Our prediction applies CUDA's rules for the GPU and the releases of each source; "
+        "some of these rules were derived from the same published values. MemTracker tracks the tensors of the same "
+        "runs on the CPU, without CUDA's rules. kitsune sums the outputs of modules and adds 15 % for the allocator. "
+        "accelerate and DeepSpeed estimate model states, which are a part of the peak. "
+        f"Written by benchmarks/harness/rivals.py ({versions})."
     )
 
 

@@ -1,8 +1,8 @@
-"""Sweep whose children measure nothing, so that only the harness uses resources; :mod:`soak` runs and interrupts it.
+"""Sweep whose child processes measure nothing, so that only the sweep itself uses resources; :mod:`soak` runs it.
 
     python benchmarks/harness/rows.py FOLDER COUNT
 
-Run as a module, it is the child. Every tenth child fails, and every twenty-fifth child kills itself.
+Run without arguments, this file is the child process. Every 10th child fails, and every 25th kills itself.
 """
 
 import os
@@ -22,7 +22,7 @@ METRIC = "peak_allocated"
 
 
 def measure_rows(folder: Path, numbers: Iterable[int]) -> None:
-    """Measure the rows that earlier runs have not measured, as every command with child processes does."""
+    """Measure the rows that earlier runs have not measured, like every command with child processes."""
     with alone_in(folder):
         ledger = Ledger(folder)
         sweep = Sweep("rows", 60, ledger.earlier)
@@ -50,7 +50,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if status == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if status == "error":
-        raise ValueError("so it is")
+        raise ValueError("made-up error")
     return {"status": "ok", "metrics": {METRIC: request["row"], "params": 1}}
 
 
@@ -58,5 +58,5 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         serve(_answer)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as in the command line
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as the command line does
         measure_rows(Path(sys.argv[1]), range(int(sys.argv[2])))

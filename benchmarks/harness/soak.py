@@ -1,10 +1,10 @@
-"""Soak test: monitored long runs, and runs interrupted at random times; a Markdown report and its record as JSON.
+"""Soak test: monitor long runs, and interrupt runs at random times; write a Markdown report and its data as JSON.
 
     python benchmarks/harness/soak.py               everything, about twenty minutes
-    python benchmarks/harness/soak.py --only rows   one part; the rest of the record stays unchanged
+    python benchmarks/harness/soak.py --only rows   one part; the others stay unchanged in the record
 
-Needs ``/proc``. The exit code is 1 if memory, files or processes grow beyond their bounds, or if an interrupted and
-repeated run has missing or duplicate results.
+The script needs ``/proc``. The exit code is 1 if memory, files or processes grow beyond their bounds, or if an
+interrupted and repeated run has missing or duplicate results.
 """
 
 import argparse
@@ -42,8 +42,8 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.style import BLUE, SMALL, TEXT, new_figure, plain_axes
 
 STEPS, ROWS, INTERRUPTIONS = 2000, 500, 20
-MOST_GROWTH = 16 << 20  # bound in resident bytes: median of a run's last quarter minus that of its second quarter
-MOST_FILES = 0  # bound for additional open files, and for temporary files, over the same interval
+MOST_GROWTH = 16 << 20  # maximum growth of resident bytes, from the median of the second to that of the last quarter
+MOST_FILES = 0  # maximum number of additional open files, and of additional temporary files, in the same interval
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 OUT = Path(__file__).resolve().parents[2] / "results" / "harness"
 
@@ -52,7 +52,7 @@ TRAINING = (
     "train --task mri-t1t2 --subjects 4 --size 16 --width 8 --batch-size 2 --steps 600 --augment flip --save-every 5 "
     "--seed 7 --device cpu"
 )
-SWEPT = 120  # rows of the sweep that is interrupted
+SWEPT = 120  # rows of the interrupted sweep
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Sample:
 
 
 def sampled(at: int, temporary: Path) -> Sample:
-    """Current resources of this process, and the number of files in the temporary folder."""
+    """Current resources of this process, with the number of files in the temporary folder."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     children = sum(len(path.read_text().split()) for path in Path("/proc/self/task").glob("*/children"))
     files = len(os.listdir("/proc/self/fd"))
@@ -75,12 +75,12 @@ def sampled(at: int, temporary: Path) -> Sample:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """One sentence for each resource that grew beyond its bound."""
+    """One sentence for each resource that grew more than allowed."""
     quarter = len(samples) // 4
     settled, last = samples[quarter : 2 * quarter], samples[-quarter:]
     faults = []
     if (growth := growth_of(samples)) > MOST_GROWTH:
-        faults.append(f"resident memory grew by {growth / 2**20:.1f} MiB, allowed are {MOST_GROWTH >> 20}")
+        faults.append(f"resident memory grew by {growth / 2**20:.1f} MiB; {MOST_GROWTH >> 20} MiB are allowed")
     if max(s.open_files for s in last) - max(s.open_files for s in settled) > MOST_FILES:
         faults.append(f"open files grew from {settled[0].open_files} to {last[-1].open_files}")
     if any(s.children for s in samples):
@@ -116,18 +116,18 @@ def long_training(folder: Path, temporary: Path) -> list[Sample]:
 
 
 def long_prediction(folder: Path, temporary: Path) -> list[Sample]:
-    """Predict memory for many sizes, one sweep row each, in this process; take a sample every 5 rows."""
+    """Predict memory for many sizes in this process, one sweep row per size; take a sample every 5 rows."""
     samples: list[Sample] = []
     for first in range(0, ROWS, 5):
         sizes = [(8 + 2 * (n % 10), 8 + 2 * (n // 10 % 10), 8 + 2 * (n // 100)) for n in range(first, first + 5)]
-        asked = [Configuration("ppdm", size, factor=2, width=8) for size in sizes]
-        collect(MemoryPlan(asked, ["sample"], "predict", Target(), (), 600), folder)
+        configurations = [Configuration("ppdm", size, factor=2, width=8) for size in sizes]
+        collect(MemoryPlan(configurations, ["sample"], "predict", Target(), (), 600), folder)
         samples.append(sampled(first + 5, temporary))
     return samples
 
 
 def long_sweep(folder: Path, temporary: Path) -> list[Sample]:
-    """Run sweep rows, each in a child process; some children fail or die; take a sample every 5 rows."""
+    """Run sweep rows, each in a child process, some of which fail or die; take a sample every 5 rows."""
     samples: list[Sample] = []
 
     def numbers() -> Any:
@@ -146,7 +146,7 @@ def long_sweep(folder: Path, temporary: Path) -> list[Sample]:
 
 @dataclass(frozen=True)
 class Ended:
-    """Interruption of a run: the signal, the number of its own steps or rows before it, and the exit code."""
+    """Interruption of a run: the signal, the number of steps or rows that were done, and the exit code."""
 
     signal: str
     done: int
@@ -156,7 +156,7 @@ class Ended:
 def interrupted(
     start: Callable[[], "subprocess.Popen[bytes]"], progress: Callable[[], int], most: int, random: Random
 ) -> list[Ended]:
-    """Interrupt a run :data:`INTERRUPTIONS` times and restart it each time; one fifth of the signals hit its start."""
+    """Interrupt a run :data:`INTERRUPTIONS` times and restart it each time; 20 % of the signals arrive at its start."""
     ends = []
     while len(ends) < INTERRUPTIONS:
         before, process = progress(), start()
@@ -169,7 +169,7 @@ def interrupted(
         process.send_signal(number)
         ends.append(Ended(number.name, progress(), process.wait()))
         if process.returncode == 0:
-            raise RuntimeError("it had ended before it was ended: make it longer")
+            raise RuntimeError("the run ended before it was interrupted; make it longer")
     if code := start().wait():
         raise RuntimeError(f"the last run ended with code {code}")
     return ends
@@ -192,8 +192,8 @@ def ended_training(folder: Path, temporary: Path) -> tuple[list[Ended], list[str
     ends = interrupted(lambda: start("cut"), steps, 20, Random(0))
     whole, cut = ((folder / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     written = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    faults = [] if whole == cut else ["the weights are not those of a training that was not ended"]
-    faults += [] if written == list(range(1, 601)) else ["a step is missing in the log, or there twice"]
+    faults = [] if whole == cut else ["the weights differ from those of an uninterrupted training"]
+    faults += [] if written == list(range(1, 601)) else ["a step is missing or duplicated in the log"]
     there, left_there = ({path.name for path in (folder / name).iterdir()} for name in ("whole", "cut"))
     left = sorted(left_there - there)
     return ends, faults + ([f"left behind: {', '.join(left)}"] if left else []) + _left(temporary)
@@ -212,13 +212,13 @@ def ended_sweep(folder: Path, temporary: Path) -> tuple[list[Ended], list[str]]:
     ends = interrupted(start, found, 6, Random(1))
     counted = Counter((record.options["row"], record.metric) for record in file.read() if record.status == "ok")
     wanted = {(row, name) for row in range(SWEPT) if status_of(row) == "ok" for name in ("peak_allocated", "params")}
-    faults = [] if set(counted) == wanted else ["a row is missing, or there that ought not to be"]
-    faults += [] if set(counted.values()) == {1} else ["a row is there twice"]
+    faults = [] if set(counted) == wanted else ["rows are missing or unexpected"]
+    faults += [] if set(counted.values()) == {1} else ["a row is duplicated"]
     return ends, faults + _left(temporary)
 
 
 def _left(temporary: Path) -> list[str]:
-    """Files left by children of killed parents, which check for the parent every second. PyTorch's cache may stay."""
+    """Temporary files that remain after 3 s: children check every second for their parent. PyTorch's cache may stay."""
     time.sleep(3)
     left = sorted(path.name for path in temporary.iterdir() if not path.name.startswith("torchinductor"))
     return [f"temporary files left: {', '.join(left)}"] if left else []
@@ -238,7 +238,10 @@ def _process(*words: str) -> "subprocess.Popen[bytes]":
 LONG = {
     "training": (long_training, "steps of a training (8×8×8, width 8), a checkpoint every 20"),
     "prediction": (long_prediction, "predicted rows (`memory --device predict`), in one process"),
-    "rows": (long_sweep, "rows of a sweep, each with a child that measures nothing; every 10th fails, every 25th dies"),
+    "rows": (
+        long_sweep,
+        "rows of a sweep, each with a child that measures nothing; every 10th fails, every 25th is killed",
+    ),
 }
 ENDED = {
     "training ended": (ended_training, f"`ppdm-bench {TRAINING} --resume`"),
@@ -250,13 +253,14 @@ def main() -> int:
     """Run the parts, write the record, and report the faults."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=(*LONG, *ENDED), default=[*LONG, *ENDED], metavar="PART")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of soak.json, .md and .png")
-    asked = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and its children
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for soak.json, soak.md and soak.png")
+    arguments = parser.parse_args()
+    # Background jobs and their children ignore SIGINT by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    path = asked.out / "soak.json"
+    path = arguments.out / "soak.json"
     record = json.loads(path.read_text()) if path.exists() else {}
-    for name in asked.only:
+    for name in arguments.only:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as temporary:
             tempfile.tempdir = os.environ["TMPDIR"] = temporary
             began = time.monotonic()
@@ -269,7 +273,7 @@ def main() -> int:
     replace_file(path, (json.dumps(record) + "\n").encode())
     replace_file(path.with_suffix(".md"), to_markdown(record).encode())
     replace_file(path.with_suffix(".png"), to_png(record))
-    return int(any(record[name]["faults"] for name in asked.only))
+    return int(any(record[name]["faults"] for name in arguments.only))
 
 
 def watched(name: str, folder: Path, temporary: Path) -> dict[str, Any]:
@@ -310,11 +314,11 @@ def to_markdown(record: dict[str, Any]) -> str:
     """The record as two tables."""
     by = sorted({f"{p['made']['commit'][:12]}{' (changed)' * p['made']['dirty']}" for p in record.values()})
     lines = [
-        "# Long runs, and runs that were ended\n",
-        f"Made by `benchmarks/harness/soak.py` at commit {', '.join(by)}. Growth is from the median of the second "
-        f"quarter to that of the last; allowed are {MOST_GROWTH >> 20} MiB, {MOST_FILES} open or temporary files, "
-        "and no child between rows.\n",
-        "| what | samples | resident (MiB) | growth (MiB) | open files | children | temporary files | s | faults |",
+        "# Long runs, and interrupted runs\n",
+        f"Written by `benchmarks/harness/soak.py` at commit {', '.join(by)}. Growth is the difference between the "
+        f"medians of the last and of the second quarter; {MOST_GROWTH >> 20} MiB, {MOST_FILES} open or temporary "
+        "files, and no child process between rows are allowed.\n",
+        "| run | samples | resident (MiB) | growth (MiB) | open files | children | temporary files | s | faults |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for name in (name for name in LONG if name in record):
@@ -334,9 +338,9 @@ def to_markdown(record: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "\n![resident memory over steps and rows](soak.png)",
-        f"\nEach run below was ended {INTERRUPTIONS} times, by a signal and at a moment drawn from a seed, and given "
-        "again. In brackets is how far it was: steps in the log, or records.\n",
-        "| what | ends | lost or twice | s |",
+        f"\nEach run below was interrupted {INTERRUPTIONS} times, by a random signal at a random time, and started "
+        "again. In brackets: the steps in the log, or the records, at that time.\n",
+        "| run | interruptions | lost or duplicated | s |",
         "|---|---|---|---:|",
     ]
     for name in (name for name in ENDED if name in record):
@@ -344,8 +348,8 @@ def to_markdown(record: dict[str, Any]) -> str:
         ends = ", ".join(f"{end['signal']} ({end['done']})" for end in part["ends"])
         lines.append(f"| {ENDED[name][1]} | {ends} | {'; '.join(part['faults']) or 'nothing'} | {part['seconds']} |")
     lines += [
-        "\nFound in this way and mended: a command that was killed could leave the temporary folder through which it "
-        "talked to its child; they talk through files without a name now (`tests/bench/isolation/test_runner.py`)."
+        "\nThis test found one defect, which is fixed: a killed command could leave the temporary folder through which "
+        "it communicated with its child. They now use unnamed files (`tests/bench/isolation/test_runner.py`)."
     ]
     return "\n".join(lines) + "\n"
 

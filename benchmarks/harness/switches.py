@@ -1,11 +1,11 @@
-"""Comparison of every switch with a plain step: memory, time and gradients.
+"""Compare every option that saves memory or time with a step without it: memory, time and gradients.
 
     python benchmarks/harness/switches.py results/switches
 
-Memory is predicted for CUDA, at 256³ and with a U-Net of width 64. Time is measured for training steps of a small
-network on the CPU. Every round runs all switches in turn, so that other load affects all of them alike; keep the
-machine idle. Gradients are those of one loss at equal weights, times and noise, on the CPU. Writes ``switches.csv``,
-with every measured time, and ``switches.md``.
+Memory is predicted for CUDA at 256³ with a U-Net of width 64. Time is measured for training steps of a small network on
+the CPU. Every round runs all options one after another, so that other load affects all of them equally; keep the
+machine idle. Gradients are those of one loss with equal weights, times and noise, on the CPU. The script writes
+``switches.csv``, which contains every measured time, and ``switches.md``.
 """
 
 import csv
@@ -48,7 +48,7 @@ SWITCHES = (
 )
 MEMORY = {"r=4": METHODS["ppdm"].with_factor(4), "r=2": METHODS["ppdm"].with_factor(2), "full 3-D": METHODS["ddpm3d"]}
 EDGE, CARD = 256, Target(torch="2.13.0")
-# One level less than for memory, so that a step takes one second instead of ten.
+# One level fewer than for memory, so that a step takes one second instead of ten.
 TIMED = METHODS["ppdm"].with_factor(2).with_network(width=16, multipliers=(1, 2, 2))
 TIMED_EDGE, ROUNDS = 64, 10
 COMPARED, COMPARED_EDGE = TIMED.with_network(width=8), 16
@@ -56,14 +56,14 @@ COMPARED, COMPARED_EDGE = TIMED.with_network(width=8), 16
 
 @dataclass
 class Found:
-    """Effects of one switch.
+    """Effects of one option (*switch*).
 
     Attributes:
-        switch: in the syntax of ``--vary`` and ``--set``; empty for none.
-        memory: bytes of a training step, by the name of the method in this script, then bytes of sampling.
-        seconds: seconds of training steps, one for each round.
+        switch: the option in the syntax of ``--vary`` and ``--set``; empty for none.
+        memory: predicted peak bytes by method and phase.
+        seconds: seconds of one training step per round.
         first: seconds of the first step, which includes compilation.
-        difference: difference of the gradient relative to its length; 0 means bit-identical.
+        difference: norm of the gradient's difference divided by its norm; 0 means bit-identical.
     """
 
     switch: str
@@ -74,7 +74,7 @@ class Found:
 
 
 def switched(method: Method, switch: str) -> Method:
-    """The method with a switch set."""
+    """Return the method with an option set."""
     return vary(method, switch)[0].method if switch else method
 
 
@@ -87,12 +87,12 @@ def peaks(switch: str) -> Iterator[tuple[str, int]]:
 
 
 def gradient(method: Method) -> Tensor:
-    """The gradient of one loss, as one vector; weights and random samples are the same for all switches."""
+    """The gradient of one loss as one vector; weights and random samples are equal for all options."""
     training = Training.start(method, seed=0)
     with torch.no_grad():
         for number, weight in enumerate(training.network.parameters()):
             drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
-            weight.add_(0.02 * drawn)  # the last layers start at zero and would block the gradient
+            weight.add_(0.02 * drawn)  # the last layers are initialised to zero, which would block the gradient
     source, target = torch.randn(2, 1, 1, *[COMPARED_EDGE] * 3, generator=torch.Generator().manual_seed(1))
     training_loss(method, training.network, source, target, torch.Generator().manual_seed(2)).mean().backward()
     return torch.cat([weight.grad.flatten() for weight in training.network.parameters() if weight.grad is not None])
@@ -106,7 +106,7 @@ def step_seconds(training: Training, pair: Tensor) -> float:
 
 
 def measure(switches: Sequence[str]) -> list[Found]:
-    """Measure everything; times come last, with all switches in turn."""
+    """Measure everything; the times come last, one step per option in turn."""
     found = [Found(switch) for switch in switches]
     plain = gradient(COMPARED)
     pair = torch.randn(2, 1, 1, *[TIMED_EDGE] * 3)
@@ -129,7 +129,7 @@ def measure(switches: Sequence[str]) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """The Markdown table: memory and time relative to no switch (time: in the same round), and gradients."""
+    """The Markdown table: memory, time relative to no option in the same round, and gradients."""
     plain = found[0]
     names = list(plain.memory)
     heads = ["switch", *(f"{name} GiB" for name in names), "time of a step", "first step s", "gradient"]
@@ -138,7 +138,8 @@ def table(found: Sequence[Found]) -> str:
         ratios = [a / b for a, b in zip(one.seconds, plain.seconds, strict=True)]
         sizes = [f"{one.memory[name] / GIB:.2f}" for name in names]
         same = "same bits" if one.difference == 0 else f"{one.difference:.1e}"
-        switch = " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"  # so that it wraps
+        # Spaces around the plus sign let the cell wrap.
+        switch = " + ".join(f"`{part}`" for part in one.switch.split("+")) if one.switch else "none"
         lines.append([switch, *sizes, f"{median(ratios):.2f}×", f"{one.first:.1f}", same])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -149,12 +150,12 @@ def caption() -> str:
     about = ", ".join(f"{name} {env[name]}" for name in ("torch", "cpu", "threads", "commit") if env.get(name))
     return (
         f"Memory: **predicted** peak_allocated for CUDA at {EDGE}³, batch size 1, U-Net of width 64, torch "
-        f"{CARD.torch}; GiB are 2³⁰ bytes. A compiled network is predicted as if it were not: what it allocates its "
-        f"compiler decides. Time: **measured** on the CPU, training steps of PPDM r=2 at {TIMED_EDGE}³ with a U-Net of "
-        f"width {TIMED.network.width} and {len(TIMED.network.multipliers)} levels, the median over {ROUNDS} rounds of "
-        f"the ratio to no switch in the same round; the first step compiles where anything does. Gradient: the "
+        f"{CARD.torch}; GiB are 2³⁰ bytes. A compiled network is predicted as an uncompiled one; the compiler can "
+        f"change its memory. Time: **measured** on the CPU, training steps of PPDM r=2 at {TIMED_EDGE}³ with a U-Net "
+        f"of width {TIMED.network.width} and {len(TIMED.network.multipliers)} levels: median over {ROUNDS} rounds of "
+        f"the ratio to a step without the switch in the same round; the first step includes compilation. Gradient: "
         f"relative difference of the whole gradient from that without the switch, at {COMPARED_EDGE}³, width "
-        f"{COMPARED.network.width}, on the CPU. Made by benchmarks/harness/switches.py ({about})."
+        f"{COMPARED.network.width}, on the CPU. Written by benchmarks/harness/switches.py ({about})."
     )
 
 

@@ -1,11 +1,11 @@
-"""Judge predicted times by published ones: a table of every value, the errors of both halves, and a figure.
+"""Compare predicted with published times: a table of all values, the errors of both halves, and a figure.
 
-    python benchmarks/harness/time_truth.py results/validation        writes timings.csv, timings.md and a figure
-    python benchmarks/harness/time_truth.py --fit                     prints the constants fitted to the fitting half
+    python benchmarks/harness/time_truth.py results/validation        write timings.csv, timings.md and a figure
+    python benchmarks/harness/time_truth.py --fit                     print the constants fitted to the first half
 
 Every published step is rebuilt and traced without a GPU, which takes about four minutes. `ppdm_bench.timing.published`
-states the rule that divides the values into halves. The constants in `ppdm_bench.predictor.timing` are those that
-``--fit`` prints. As a harder test, each source is also predicted by constants that were fitted without it.
+defines how the values are divided into halves. The constants in `ppdm_bench.predictor.timing` are those that ``--fit``
+prints. As a harder test, each source is also predicted by constants that were fitted without it.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.predictor.timing import FITTED, INTERVAL, LIMITS, RATIO, Constants, Duration, Limit
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.timing.published import Published, can_be_rebuilt, halves, read_timings, source_of
+from ppdm_bench.timing.published import PublishedKernels, can_be_rebuilt, halves, read_timings, source_of
 from ppdm_bench.units import shape_text
 
-# Start, least and most of each fitted constant. The starts are typical values, chosen before any fit.
+# Start value, lower and upper bound of each constant. The start values are typical ones, chosen before any fit.
 BOUNDS = {
     "full half": (1.6, 1.1, 6),
     "full tf32": (1.6, 1.1, 6),
@@ -46,10 +46,10 @@ BOUNDS = {
     "launch": (1e-5, 2e-6, 6e-5),
 }
 
-# Weight of the logarithmic distance of a constant from its start, against one published value. Of 0.05, 0.15, 0.3, 0.5,
-# 1, 1.5, 2, 3 and 5 it has the least mean error on the fitting half when each source is predicted without it.
+# Weight of the logarithmic distance of a constant from its start value, relative to one published value. Of 0.05, 0.15,
+# 0.3, 0.5, 1, 1.5, 2, 3 and 5, it has the lowest mean error on the first half if each source is predicted without it.
 PRIOR = 1.5
-OUTLIER = 0.2  # logarithmic error from which the weight of a value falls
+OUTLIER = 0.2  # logarithmic error above which the weight of a value decreases
 
 Array = NDArray[np.float64]
 Predict = Callable[[Record, Constants], Duration]
@@ -62,8 +62,8 @@ class Judged:
     Attributes:
         record: the published value.
         half: ``fit`` or ``judge``.
-        predicted: with the constants of the package.
-        apart: seconds with constants fitted without the source of this value.
+        predicted: prediction with the constants of the package.
+        apart: seconds predicted with constants fitted without the source of this value.
     """
 
     record: Record
@@ -73,32 +73,32 @@ class Judged:
 
     @property
     def ratio(self) -> float:
-        """Predicted over published."""
+        """Predicted divided by published time."""
         return self.predicted.seconds / float(self.record.value or 0)
 
     @property
     def error(self) -> float:
-        """Relative error of the prediction, without sign."""
+        """Absolute relative error of the prediction."""
         return abs(self.ratio - 1)
 
     @property
     def apart_ratio(self) -> float:
-        """Predicted without the source of the value over published."""
+        """Time predicted without the source of the value, divided by the published time."""
         return self.apart / float(self.record.value or 0)
 
     @property
     def apart_error(self) -> float:
-        """Relative error of the prediction without the source of the value."""
+        """Absolute relative error of the prediction without the source of the value."""
         return abs(self.apart_ratio - 1)
 
 
 def main() -> None:
     """Write the table and the figure, or print fitted constants."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("out", type=Path, nargs="?", default=Path("results/validation"), help="folder of the files")
-    parser.add_argument("--fit", action="store_true", help="print constants fitted to the fitting half, and stop")
+    parser.add_argument("out", type=Path, nargs="?", default=Path("results/validation"), help="folder for the files")
+    parser.add_argument("--fit", action="store_true", help="print the constants fitted to the first half, and stop")
     arguments = parser.parse_args()
-    published, records = Published(), read_timings()
+    published, records = PublishedKernels(), read_timings()
     fitting, _ = halves(records)
     if arguments.fit:
         print(fitted(published.predict, fitting))
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def present(path: Path, records: Sequence[Record], out: Path) -> None:
-    """Write the page and the figure from the file of values."""
+    """Write page and figure from the CSV file of all values."""
     judged = list(read_judged(path, records))
     page = table(judged, [record for record in records if not can_be_rebuilt(record)])
     write_together({out / "timings.md": page.encode()})
@@ -119,7 +119,7 @@ def present(path: Path, records: Sequence[Record], out: Path) -> None:
 
 
 def read_judged(path: Path, records: Sequence[Record]) -> Iterator[Judged]:
-    """Return the predictions in a file of values, with their published records."""
+    """Yield the predictions in the CSV file, with their published records."""
     published = {record.config_id: record for record in records}
     for row in csv.DictReader(path.read_text().splitlines()):
         parts: dict[Limit, float] = {name: float(row[name]) for name in LIMITS}
@@ -140,27 +140,27 @@ def judge(predict: Predict, records: Sequence[Record]) -> list[Judged]:
 
 
 def fitted(predict: Predict, records: Sequence[Record]) -> Constants:
-    """Fit the constants to published values: least squares of logarithms, with little weight on outliers."""
+    """Fit the constants to published values by least squares of logarithms, with less weight for outliers."""
     start, least, most = (np.array(column) for column in zip(*BOUNDS.values(), strict=True))
     values = np.array([float(record.value or 0) for record in records])
 
-    def misses(guess: Array) -> Array:
+    def residuals(guess: Array) -> Array:
         constants = constants_of(guess)
         found = np.array([predict(record, constants).seconds for record in records])
-        return np.concatenate([_softened(np.log(found / values)), PRIOR * np.log(guess / start)])
+        return np.concatenate([_soft_residuals(np.log(found / values)), PRIOR * np.log(guess / start)])
 
-    found = least_squares(misses, start, bounds=(least, most), x_scale=start)
+    found = least_squares(residuals, start, bounds=(least, most), x_scale=start)
     return constants_of(found.x)
 
 
-def _softened(misses: Array) -> Array:
-    """Errors whose square grows linearly and not quadratically from `OUTLIER` on."""
-    square = 2 * (np.sqrt(1 + (misses / OUTLIER) ** 2) - 1)
-    return OUTLIER * np.sign(misses) * np.sqrt(square)
+def _soft_residuals(residuals: Array) -> Array:
+    """Transform errors so that their squares grow only linearly above `OUTLIER`."""
+    square = 2 * (np.sqrt(1 + (residuals / OUTLIER) ** 2) - 1)
+    return OUTLIER * np.sign(residuals) * np.sqrt(square)
 
 
 def constants_of(guess: Array) -> Constants:
-    """Constants from numbers in the order of `BOUNDS`."""
+    """Return constants from numbers in the order of `BOUNDS`."""
     value = dict(zip(BOUNDS, map(float, guess), strict=True))
     return replace(
         FITTED,
@@ -191,20 +191,20 @@ def comparable(judged: Sequence[Judged]) -> Iterator[tuple[Judged, Judged]]:
 
 
 def ratio_interval(judged: Sequence[Judged]) -> float:
-    """Factor within which eight of ten published ratios are predicted, each source by constants fitted without it."""
+    """Factor of error for 80 % of the published ratios, each source predicted by constants fitted without it."""
     halves = ([one for one in judged if one.half == half] for half in ("fit", "judge"))
-    misses = [abs(np.log(a.apart_ratio / b.apart_ratio)) for half in halves for a, b in comparable(half)]
-    return float(np.exp(np.quantile(misses, 0.8)))
+    residuals = [abs(np.log(a.apart_ratio / b.apart_ratio)) for half in halves for a, b in comparable(half)]
+    return float(np.exp(np.quantile(residuals, 0.8)))
 
 
 def interval(judged: Sequence[Judged]) -> tuple[float, float]:
-    """Published over predicted, 10 % and 90 % quantiles, each source predicted by constants fitted without it."""
+    """10 % and 90 % quantiles of published / predicted, each source predicted by constants fitted without it."""
     found = quantiles((float(one.record.value or 0) / one.apart for one in judged), n=10)
     return found[0], found[-1]
 
 
 def table(judged: Sequence[Judged], left_out: Sequence[Record]) -> str:
-    """Return the page: errors by half and source, every value, and what could not be rebuilt."""
+    """Return the page: errors by half and source, all values, and the values that could not be rebuilt."""
     (low, high), apart = interval(judged), ratio_interval(judged)
     lines = [
         "# Predicted times against published ones",
@@ -225,7 +225,7 @@ def table(judged: Sequence[Judged], left_out: Sequence[Record]) -> str:
         "|---|---|---|---:|---|---|---|---|---:|---:|---:|---|",
         *map(_line, judged),
         "",
-        "Published values that could not be rebuilt, and neither fit nor judge:",
+        "PublishedKernels values that could not be rebuilt, and neither fit nor judge:",
         "",
         *(f"- {r.method}: {r.options['read']}. {r.options['includes']}. {r.source}" for r in left_out),
     ]
@@ -274,7 +274,7 @@ def _line(one: Judged) -> str:
 
 
 def as_csv(judged: Sequence[Judged]) -> str:
-    """Return every value with its predictions and parts."""
+    """Return all values as CSV, with their predictions and the parts of the predicted time."""
     text = io.StringIO()
     names = ["config_id", "source", "method", "variant", "shape", "batch_size", "precision", "gpu", "torch", "half"]
     numbers = [
@@ -296,7 +296,7 @@ def as_csv(judged: Sequence[Judged]) -> str:
 
 
 def figure(judged: Sequence[Judged]) -> Figure:
-    """Return predicted against published seconds of the judging half, hollow because nothing was measured here."""
+    """Plot predicted against published seconds of the second half, with hollow points: nothing was measured here."""
     drawn = style.new_figure("single", 3.2)
     axes = drawn.subplots()
     judging = [one for one in judged if one.half == "judge"]

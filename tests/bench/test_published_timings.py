@@ -1,4 +1,4 @@
-"""Published timings: their sources, the rule that halves them, the rebuilt networks, and their predictions."""
+"""PublishedKernels timings: their sources, the rule that halves them, the rebuilt networks, and their predictions."""
 
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +15,7 @@ from torch import nn
 from ppdm_bench.predictor.cards import find_sheet
 from ppdm_bench.predictor.timing import Constants
 from ppdm_bench.records import Record
-from ppdm_bench.timing.published import Published, can_be_rebuilt, halves, read_timings, source_of
+from ppdm_bench.timing.published import PublishedKernels, can_be_rebuilt, halves, read_timings, source_of
 from ppdm_bench.timing.published_networks import RUNS, PlannedUNet
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -96,7 +96,7 @@ def test_the_plain_u_net_has_nnu_net_s_channels_strides_and_outputs() -> None:
 
 def test_published_steps_of_each_source_are_predicted_near_their_values() -> None:
     """One value of each source that trains or samples; the whole table is results/validation/timings.md."""
-    published = Published()
+    published = PublishedKernels()
     for run, most in (("nvidia nnunet", 0.35), ("conv3d", 0.7)):
         record = next(r for r in JUDGE if r.options["run"] == run)
         assert abs(published.predict(record).seconds / record.value - 1) < most
@@ -116,7 +116,7 @@ def test_the_committed_table_reaches_the_goal_on_the_half_that_judges() -> None:
 
 def test_a_fit_is_nearer_to_values_that_known_constants_made_than_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_truth, "PRIOR", 0.05)  # six values weigh less than a prior that is made for ninety
-    published, records = Published(), [r for r in FIT if r.options["run"] == "nvidia nnunet"][:6]
+    published, records = PublishedKernels(), [r for r in FIT if r.options["run"] == "nvidia nnunet"][:6]
     true = replace(time_truth.FITTED, memory=2.6, launch=4e-5)
     made = [replace(record, value=published.predict(record, true).seconds) for record in records]
 

@@ -312,7 +312,7 @@ def test_figures_of_records_whose_options_say_something_else_are_refused_in_word
 def test_a_time_limit_that_is_none_does_not_stand():
     common = {"config_id": "c", "env": {"dirty": False}, "options": {"timeout": "long"}, "kind": "measured"}
     record = Record(metric="peak_allocated", status="timeout", reason="so it is", **common)
-    assert not Sweep("none", 60, [record])._stands([record])
+    assert not Sweep("none", 60, [record])._is_final([record])
 
 
 # JSON
@@ -320,7 +320,7 @@ def test_a_time_limit_that_is_none_does_not_stand():
 
 def test_json_that_is_nested_without_end_is_refused(tmp_path):
     (tmp_path / "constants.json").write_text(DEEP)
-    with pytest.raises(ConstantsError, match="holds no constants"):
+    with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(tmp_path / "constants.json")
     with pytest.raises(MethodError):
         Configuration("ppdm", (8, 8, 8), point=DEEP).resolve()
@@ -338,7 +338,7 @@ def test_constants_have_the_types_that_they_are_written_with(tmp_path, values):
     (tmp_path / "constants.json").write_text(json.dumps(sound))
     assert FittedConstants.read(tmp_path / "constants.json").workspace == 1
     (tmp_path / "constants.json").write_text(json.dumps(sound | values))
-    with pytest.raises(ConstantsError, match="holds no constants"):
+    with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(tmp_path / "constants.json")
 
 

@@ -51,7 +51,7 @@ APART = {
     "explain/explain-*": "live memory and its holders over a step; records hold the parts at the peak alone",
     "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
     "switches/switches.md": "its caption says on what machine it was made, which the CSV does not",
-    "validation/programs.md": "the harness that runs the programs of others writes it with its records",
+    "validation/programs.md": "the harness that runs third-party programs writes it with its records",
     "validation/rivals.md": "its reasons are what the tools said when they were asked",
     "metrics/agreement.md": "the script measures and prints it; there are no records",
     "harness/kills.md": "a transcript",
@@ -68,7 +68,7 @@ def uncollected():
     gc.enable()
 
 
-def marked(made: remake.Made) -> object:
+def marked(made: remake.Output) -> object:
     return pytest.param(made, id=made.name, marks=[pytest.mark.slow] * made.name.startswith(SLOW))
 
 

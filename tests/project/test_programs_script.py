@@ -51,7 +51,7 @@ def test_every_program_says_where_it_is_from() -> None:
 
 def test_the_committed_table_is_that_of_its_records_and_the_documentation_has_it() -> None:
     rows = [json.loads(line) for line in (RESULTS / "programs.jsonl").read_text().splitlines()]
-    assert (RESULTS / "programs.md").read_text() == f"# Training programs of others\n\n{table(rows)}"
+    assert (RESULTS / "programs.md").read_text() == f"# Third-party training programs\n\n{table(rows)}"
     assert (RESULTS / "programs.csv").read_text() == as_csv(rows)
     assert table(rows) in Path("docs/predictor.md").read_text()
     errors = {row["name"]: row["predicted"] / (row["measured"] - row["arrived"]) - 1 for row in rows}

@@ -34,8 +34,8 @@ def test_errors_are_folded_and_what_was_not_taken_is_said() -> None:
         "| **worst** |  |  | +5.0% | +100.0% | −50.0% |",
         "| **ran** |  |  | 4 of 4 | 3 of 4 | 2 of 4 |",
     ]
-    assert lines[10] == "*other* cannot take: what is reserved (1 of 4)."
-    assert lines[12] == "*third* cannot take: a layer (2 of 4)."
+    assert lines[10] == "*other* has no prediction for: what is reserved (1 of 4)."
+    assert lines[12] == "*third* has no prediction for: a layer (2 of 4)."
 
 
 def test_the_file_holds_bytes_or_words() -> None:

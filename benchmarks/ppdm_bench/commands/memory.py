@@ -134,7 +134,7 @@ def memory(
         from ppdm_bench.devices import card_of, choose, emulated, predicted_sheet
         from ppdm_bench.memory.command import MemoryPlan
         from ppdm_bench.memory.constants import with_constants
-        from ppdm_bench.memory.jobs import Request, collect_jobs
+        from ppdm_bench.memory.jobs import JobOptions, collect_jobs
         from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
@@ -156,7 +156,7 @@ def memory(
         lost: list[str] = []
         with alone_in(out) as folder:
             if jobs is not None:
-                request = Request(
+                request = JobOptions(
                     *(phases, device, spacing, timeout, capacity, not no_gate),
                     *(constants and constants.absolute(), gpu, time),
                 )

@@ -1,1 +1,1 @@
-"""All measurements that need a GPU, in pieces that each take at most ten minutes."""
+"""All measurements that need a GPU, divided into pieces of at most ten minutes."""

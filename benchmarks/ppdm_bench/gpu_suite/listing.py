@@ -1,4 +1,4 @@
-"""List of the pieces, the most important first: each is an ordinary command with options for a small trial on a CPU."""
+"""List of the pieces, most important first: each is an ordinary command, with options for a small trial on a CPU."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +10,9 @@ from ppdm_baselines import METHODS, REFERENCE
 CARD = "NVIDIA H100 80GB"  # the estimates are for this GPU
 
 SIZES = (64, 128, 192, 256)
-LARGEST = 512  # only for the first method; the others are not designed for this size
+LARGEST = 512  # for the first method only; the others are not designed for this size
 
-# Minutes of one training; a piece trains one method and needs the remaining time to make subjects and to evaluate.
+# Minutes of one training. A piece trains one method; the remaining time is for creating subjects and evaluation.
 MINUTES = 5
 
 
@@ -25,8 +25,8 @@ class SuitePiece:
         purpose: description of the measurement.
         command: words of the command, without device and output folder.
         seconds: estimated duration on ``CARD``.
-        tiny: additional words for a small trial; of an option that is given twice, the last value applies.
-        folder: folder of the records; pieces with the same folder reuse each other's measurements.
+        tiny: additional words for a small trial; if an option is given twice, the last value applies.
+        folder: folder of the records; pieces with the same folder reuse measurements of each other.
         tiny_seconds: estimated duration of the small trial on two cores.
     """
 
@@ -39,12 +39,12 @@ class SuitePiece:
     tiny_seconds: int = 60
 
     def words(self, device: str, out: Path) -> tuple[str, ...]:
-        """The complete command: full size for ``cuda``, small for ``cpu``."""
+        """Return the complete command: full size for ``cuda``, small for ``cpu``."""
         tiny = self.tiny if device == "cpu" else ()
         return (*self.command, *tiny, "--device", device, "--out", str(out / self.folder))
 
     def estimate(self, device: str) -> int:
-        """Estimated seconds: full size on ``CARD``, or small on two cores."""
+        """Return the estimated seconds: full size on ``CARD``, or the small trial on two cores."""
         return self.tiny_seconds if device == "cpu" else self.seconds
 
 
@@ -58,7 +58,7 @@ def listing() -> list[SuitePiece]:
     return [
         *peaks,
         _speed(128, core, "fp32,bf16", "", 480),
-        *_switches(128, core),
+        *_options(128, core),
         *(_verified(piece) for piece in peaks),
         *(_memory(size, core, "block", "-block", 150 + size // 2) for size in SIZES),
         *(piece for pieces in compared for piece in pieces[: len(core)]),
@@ -87,11 +87,11 @@ def _memory(size: int, methods: Sequence[str], checkpointing: str, suffix: str, 
 
 
 def _verified(piece: SuitePiece) -> SuitePiece:
-    """The same piece with verification, in the same folder, so that existing measurements are reused."""
+    """Return the same piece with verification; it uses the same folder and so reuses existing measurements."""
     return replace(
         piece,
         name=piece.name.replace("memory", "verify"),
-        purpose=f"second verification: {piece.name} again, its processes capped at the predicted memory",
+        purpose=f"second verification: {piece.name} again, with each process limited to the predicted memory",
         command=(*piece.command, "--verify"),
     )
 
@@ -103,7 +103,7 @@ def _speed(
     options = {"--res": str(size), "--factor": "2,4", "--precision": precision, "--evaluations": evaluations}
     return SuitePiece(
         name,
-        f"training steps a second and seconds a volume of {_named(methods)} at {size}³, {precision}",
+        f"training steps per second and seconds per volume of {_named(methods)} at {size}³, {precision}",
         ("speed", *_each("--method", methods), *_pairs(options)),
         seconds,
         (*_SMALL, "--precision", "fp32", "--evaluations", "1", "--quick"),
@@ -112,7 +112,7 @@ def _speed(
 
 
 def _compared(task: str, methods: Sequence[str], size: int) -> list[SuitePiece]:
-    """One piece for each method; it also includes the earlier methods, already trained, so that it compares them."""
+    """Return one piece per method; each also contains the methods before it, already trained, to compare them."""
     folder = f"quality-{size}-{task}"
     options = {"--size": str(size), "--subjects": "20", "--minutes": str(MINUTES), "--evaluations": "1,2,4,10"}
     tiny = {"--size": "16", "--subjects": "3", "--minutes": "0.01", "--evaluations": "1", "--width": "8"}
@@ -129,18 +129,25 @@ def _compared(task: str, methods: Sequence[str], size: int) -> list[SuitePiece]:
     ]
 
 
-def _switches(size: int, methods: Sequence[str]) -> list[SuitePiece]:
-    """Memory and time of a step with each switch separately, and with the switches for speed combined."""
-    lean = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
-    fast = (*lean[1:], "network.channels_last=true+network.compile=true")
-    about = {"--res": str(size), "--factor": "4"}
+def _options(size: int, methods: Sequence[str]) -> list[SuitePiece]:
+    """Return pieces for memory and time of a step with each option separately, and with all faster options combined."""
+    memory_options = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
+    speed_options = (*memory_options[1:], "network.channels_last=true+network.compile=true")
+    common = {"--res": str(size), "--factor": "4"}
     tiny = (*_SMALL, "--precision", "fp32", "--set", "network.multipliers=[1,2]")
     memory, speed = f"memory-{size}-switches", f"speed-{size}-switches"
     return [
         SuitePiece(
             memory,
-            f"peaks of {_named(methods)} at {size}³ under every switch, bf16, each beside its prediction",
-            ("memory", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", lean)),
+            f"peak memory of {_named(methods)} at {size}³ with each memory-saving option, bf16, beside its prediction",
+            (
+                "memory",
+                *_each("--method", methods),
+                *_pairs(common),
+                "--precision",
+                "bf16",
+                *_each("--vary", memory_options),
+            ),
             540,
             tiny,
             memory,
@@ -148,9 +155,16 @@ def _switches(size: int, methods: Sequence[str]) -> list[SuitePiece]:
         ),
         SuitePiece(
             speed,
-            f"the time of a step and of a volume of {_named(methods)} at {size}³ with what makes it faster, bf16",
+            f"time of a step and of a volume of {_named(methods)} at {size}³ with each faster option, bf16",
             (
-                *("speed", *_each("--method", methods), *_pairs(about), "--precision", "bf16", *_each("--vary", fast)),
+                *(
+                    "speed",
+                    *_each("--method", methods),
+                    *_pairs(common),
+                    "--precision",
+                    "bf16",
+                    *_each("--vary", speed_options),
+                ),
                 *("--evaluations", "1,4", "--quick"),
             ),
             560,

@@ -1,4 +1,4 @@
-"""Run pieces in sequence, each in its own process, and record the result of each."""
+"""Run pieces one after another, each in its own process, and record the result of each."""
 
 import subprocess
 import sys
@@ -14,10 +14,10 @@ from ppdm_bench.isolation.runner import process
 from ppdm_bench.records import Record, RecordFile, config_id
 
 PIECES = "pieces.jsonl"
-LIMIT = 600.0  # seconds; no piece runs longer
+LIMIT = 600.0  # time limit of a piece in seconds
 
-_GRACE = 60.0  # seconds between SIGTERM and SIGKILL: a training first writes its checkpoint
-_SAME = ("gpu", "torch")  # a result from another GPU or PyTorch release does not count
+_GRACE = 60.0  # seconds between SIGTERM and SIGKILL, in which a training writes its checkpoint
+_SAME = ("gpu", "torch")  # a result of another GPU or PyTorch release does not count
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Place:
     Attributes:
         device: ``cuda``, or ``cpu`` for small trials.
         out: folder for ``pieces.jsonl`` and for the folders of the pieces.
-        quiet: whether the output of the pieces to standard output is suppressed.
+        quiet: whether to suppress the standard output of the pieces.
     """
 
     device: str
@@ -36,7 +36,7 @@ class Place:
 
 
 def state(place: Place, pieces: Sequence[SuitePiece]) -> dict[str, Record | None]:
-    """The record of the last run of each piece, by name; None for a piece that was not run.
+    """Return the record of the last run of each piece, by name; None for a piece that was not run.
 
     Only runs of the same command on the same GPU with the same PyTorch count; on a machine without a GPU, all runs on
     ``cuda`` count. The commit may differ, because otherwise committing the records would invalidate all pieces.
@@ -49,7 +49,7 @@ def state(place: Place, pieces: Sequence[SuitePiece]) -> dict[str, Record | None
 
 
 def in_order(pieces: Sequence[SuitePiece], before: dict[str, Record | None]) -> list[SuitePiece]:
-    """The remaining pieces; those that failed come last, so that they do not delay the others."""
+    """Return the remaining pieces; those that failed come last, so that they do not delay the others."""
     left = [piece for piece in pieces if not _ended(before[piece.name], "ok")]
     return sorted(left, key=lambda piece: _ended(before[piece.name], "error", "killed"))
 
@@ -106,7 +106,7 @@ def _options(piece: SuitePiece, place: Place) -> dict[str, Any]:
 def _run(words: Sequence[str], quiet: bool, limit: float) -> int | None:
     """The exit code of a ``ppdm-bench`` command; None if it exceeded the time limit and was terminated.
 
-    The command has always ended when this function returns, also after Ctrl-C.
+    When this function returns, also after Ctrl-C, the command has ended.
     """
     sys.stdout.flush()
     stdout = subprocess.DEVNULL if quiet else None
@@ -119,10 +119,10 @@ def _run(words: Sequence[str], quiet: bool, limit: float) -> int | None:
 
 def _outcome(code: int | None, limit: float) -> tuple[str, str]:
     if code is None:
-        return "timeout", f"it had not ended after {limit:.0f} s; it goes on from there when it is carried out again"
+        return "timeout", f"it had not ended after {limit:.0f} s; the next run resumes it"
     if code < 0:
         return "killed", f"the process was ended by signal {-code}"
-    return ("ok", "") if code == 0 else ("error", f"it ended with code {code}, and said why")
+    return ("ok", "") if code == 0 else ("error", f"it ended with code {code}; see its output")
 
 
 def _is_here(record: Record, place: Place) -> bool:

@@ -19,7 +19,7 @@ class ChildAnswer:
 
     Attributes:
         status: ok, oom, timeout, error or killed.
-        reason: explanation where the status is not ok; a remark, if any, where it is ok.
+        reason: reason of a failure; with status ok, a note or an empty text.
         metrics: values by metric name.
         env: environment of the child.
         evaluations: number of network evaluations in one iteration, if the child reported it.
@@ -35,21 +35,21 @@ class ChildAnswer:
 def run_child(module: str, request: Mapping[str, Any], timeout: float) -> ChildAnswer:
     """Run ``python -m module`` on a request and wait for its answer.
 
-    The child and its descendants have always ended when this function returns, also after Ctrl-C.
+    When this function returns, also after Ctrl-C, the child and its descendants have ended.
 
     Args:
         module: module that reads the request as JSON from standard input, writes an answer to the open file descriptor
             ``request["answer"]``, and exits when ``request["parent"]`` is no longer its parent process, see
             :func:`ppdm_bench.isolation.child.serve`.
         request: JSON values.
-        timeout: time limit in seconds; then the child and its descendants are killed.
+        timeout: time limit in seconds, after which the child and its descendants are killed.
     """
-    # Unnamed temporary files leave nothing on the disk, whichever process is killed.
+    # Unnamed temporary files leave nothing on the disk, even if a process is killed.
     with TemporaryFile() as asked, TemporaryFile() as answer, TemporaryFile() as errors:
         about = {"answer": answer.fileno(), "parent": os.getpid()}
         asked.write(json.dumps(dict(request) | about).encode())
         asked.seek(0)
-        # Files instead of pipes: a pipe stays open as long as any descendant of the child runs.
+        # Use files instead of pipes: a pipe stays open while any descendant of the child runs.
         streams: dict[str, Any] = {"stdin": asked, "stdout": subprocess.DEVNULL, "stderr": errors}
         try:
             with process([module], **streams, pass_fds=[answer.fileno()]) as child:
@@ -64,12 +64,12 @@ def run_child(module: str, request: Mapping[str, Any], timeout: float) -> ChildA
 
 
 class TimeIsUpError(BaseException):
-    """Time limit exceeded in this process. Not an Exception, so that code that catches Exception cannot continue."""
+    """The time limit of this process is exceeded; a BaseException, so that no ``except Exception`` catches it."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise an error inside the block when the time limit is exceeded; without effect outside the main thread.
+    """Raise an error inside the block when the time limit is exceeded; no effect outside the main thread.
 
     Raises:
         TimeIsUpError: the time limit is exceeded; the message is that of :func:`too_long`.
@@ -82,7 +82,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, ring)
-    # Repeat the alarm: Python discards an exception that is raised while a weak reference is cleared.
+    # Repeat the alarm, because Python discards an exception that is raised in the callback of a weak reference.
     signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
@@ -92,22 +92,22 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def too_long(seconds: float) -> str:
-    """The reason of a timeout, and the option that avoids it."""
-    return f"it had not ended after {seconds:g} s; a larger --timeout gives it more"
+    """Return the reason of a timeout, with the option that sets the limit."""
+    return f"it had not ended after {seconds:g} s; set a larger --timeout"
 
 
 @contextmanager
 def process(words: Sequence[str], grace: float = 0, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run ``python -m words`` during the block; at its end, the process and its descendants are killed.
+    """Run ``python -m words`` during the block; at the end, kill the process and its descendants.
 
-    The process starts in a new session, so that its descendants can be killed with it, and Ctrl-C does not reach it.
+    The process starts in a new session, so that its descendants can be killed with it and Ctrl-C does not reach it.
 
     Args:
         words: module and its arguments.
-        grace: seconds between SIGTERM and SIGKILL if the process still runs; 0 kills at once.
+        grace: seconds between SIGTERM and SIGKILL; 0 sends SIGKILL immediately.
         options: streams and file descriptors, as for :class:`subprocess.Popen`.
     """
-    # -P and the parent's path: no file in the current folder may shadow a module that the process needs.
+    # Use -P and the parent's path, so that no file in the current folder shadows a module that the process needs.
     command = [sys.executable, "-P", "-m", *words]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     child = subprocess.Popen(command, env=env, start_new_session=True, **options)
@@ -124,11 +124,11 @@ def process(words: Sequence[str], grace: float = 0, **options: Any) -> Iterator[
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
-    """Wait for a killed child without ``Popen.wait``, whose lock a signal may have left held by an interrupted call."""
+    """Wait for a killed child without ``Popen.wait``: a signal may have interrupted it while it held its lock."""
     if child.returncode is None:
         try:
             child.returncode = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
-        except ChildProcessError:  # the interrupted call had already reaped it without setting the return code
+        except ChildProcessError:  # the interrupted call has already reaped the child, but not set the return code
             child.returncode = -signal.SIGKILL
 
 
@@ -137,8 +137,8 @@ def _without_answer(code: int, errors: str) -> ChildAnswer:
         hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
         return ChildAnswer("killed", f"the process was ended by {_signal_name(-code)}{hint}")
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    said = f"its last words: {lines[-1]}" if lines else "it said nothing"
-    return ChildAnswer("error", f"the process ended with code {code} and without an answer; {said}")
+    output = f"its last line of output: {lines[-1]}" if lines else "it printed nothing"
+    return ChildAnswer("error", f"the process ended with code {code} and without an answer; {output}")
 
 
 def _signal_name(number: int) -> str:

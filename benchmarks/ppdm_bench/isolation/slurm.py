@@ -1,7 +1,7 @@
-"""Distribute work over cluster jobs with submitit, which submits, monitors and cancels them.
+"""Distribute work over jobs of a cluster with submitit, which submits, monitors and cancels them.
 
-The work of a job is a picklable function with its arguments. The function saves its results to its own files while it
-runs, so that a lost job resumes when it is started again.
+The work of a job is a picklable function with its arguments. It writes its results to its own files while it runs, so
+that a lost job can resume.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,17 +21,17 @@ _CLUSTER = "cluster"
 
 
 class LauncherError(RuntimeError):
-    """Jobs cannot be submitted; the message gives the reason."""
+    """Jobs cannot be submitted; the message states the reason."""
 
 
 @dataclass(frozen=True)
-class Ended(Generic[T]):
-    """Result of one piece of work.
+class JobResult(Generic[T]):
+    """Result of one job.
 
     Attributes:
-        number: index of the piece, from 0.
+        number: index of the job, from 0.
         found: return value of its function; None if it failed.
-        fault: reason of the failure, as one sentence.
+        fault: reason of the failure in one sentence.
     """
 
     number: int
@@ -41,22 +41,22 @@ class Ended(Generic[T]):
 
 @dataclass(frozen=True)
 class Attempt(Generic[T]):
-    """A function that runs in a job; an error is returned as a sentence, where submitit would report a traceback."""
+    """A function to run in a job; an error becomes one sentence instead of submitit's traceback."""
 
     work: Callable[[], T]
 
     def __call__(self) -> tuple[T | None, str]:
-        """Return the value of the function, or None and the reason of its failure."""
+        """Return the value of the function and an empty text, or None and the reason of the failure."""
         try:
             return self.work(), ""
         except (ValueError, OSError, RuntimeError) as error:
             return None, in_words(error)
 
 
-def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str, Any]) -> Iterator[Ended[T]]:
-    """Run each piece of work in its own job, and yield its result as soon as the job has ended.
+def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str, Any]) -> Iterator[JobResult[T]]:
+    """Run each function in its own job, and yield its result as soon as the job has ended.
 
-    No job remains when the generator ends, also after an error.
+    When the generator ends, also after an error, the remaining jobs are cancelled.
 
     Args:
         works: picklable functions without arguments.
@@ -74,32 +74,32 @@ def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str,
         from submitit.helpers import as_completed
     except ImportError:
         raise LauncherError(
-            "jobs are made by submitit, which is not installed; pip install 'ppdm[cluster]', or pip install submitit"
+            "jobs need submitit, which is not installed; run pip install 'ppdm[cluster]' or pip install submitit"
         ) from None
-    with _refusals():
+    with _submitit_errors():
         executor = submitit.AutoExecutor(folder / LOGS, cluster=options.get(_CLUSTER))
         parameters = {name: value for name, value in options.items() if name != _CLUSTER}
         executor.update_parameters(**{"name": "ppdm-bench", **parameters})
         with executor.batch():
             jobs = [executor.submit(Attempt(work)) for work in works]
-    left = dict(zip(jobs, range(len(jobs)), strict=True))
+    running = dict(zip(jobs, range(len(jobs)), strict=True))
     try:
-        for job in as_completed(list(left), poll_frequency=1):
-            number = left.pop(job)
+        for job in as_completed(list(running), poll_frequency=1):
+            number = running.pop(job)
             if job.exception() is None:
-                yield Ended(number, *job.result())
+                yield JobResult(number, *job.result())
             else:
-                yield Ended(number, None, f"its job {job.job_id} ended without a result; see {job.paths.stderr}")
+                yield JobResult(number, None, f"its job {job.job_id} ended without a result; see {job.paths.stderr}")
     finally:
-        for job in left:
+        for job in running:
             job.cancel()
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Convert submitit's exceptions, which have many types, to :class:`LauncherError` with their first line."""
+def _submitit_errors() -> Iterator[None]:
+    """Convert submitit's exceptions, which have many types, to a :class:`LauncherError` with their first line."""
     try:
         yield
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise LauncherError(f"submitit makes no jobs: {lines[0]}") from error
+        raise LauncherError(f"submitit cannot create the jobs: {lines[0]}") from error

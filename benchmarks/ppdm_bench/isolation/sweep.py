@@ -1,7 +1,7 @@
-"""Sweep: run cases in sequence, each in a fresh child process; save each result at once, so that a sweep can resume.
+"""Sweep: run cases one after another, each in a new child process, and save each result, so that a sweep can resume.
 
-The caller defines the request to a child and the records made from its answer. This module decides which cases are
-measured again, which are skipped and why, and when records are written; these rules are the same for every command.
+The caller defines the request to the child and the records made from its answer. This module decides which cases are
+measured again, which are skipped and why, and when records are written. The rules are the same for all commands.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,11 +16,12 @@ from ppdm_bench.units import setting_text, shape_text
 
 RECORDS = "records.jsonl"
 
-# Options that define the size of a case: of two otherwise equal cases, the one that is not smaller in any of them needs
-# at least as much memory. The puzzle factor is not one: a smaller factor has fewer weights and less padding.
+# Options that define the size of a case: if two cases are equal otherwise, and one is not smaller in any of these, it
+# needs at least as much memory. The puzzle factor is not one of them: a smaller factor has fewer weights and less
+# padding.
 SIZES = ("shape", "batch_size")
 
-_FINDINGS = {"ok", "oom"}
+_FINAL = {"ok", "oom"}
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class SweepCase:
     """One measurement in a child process, or one prediction.
 
     Attributes:
-        metric: main metric: the metric of the last record, and of the rows recorded after a failure.
+        metric: main metric: that of the last record, and of the records of a failure.
         common: fields that all records of the case share, including ``config_id``, ``options`` and ``env``.
         request: request to the child, as JSON values.
-        parts: if the case has several values of the metric, the fields that distinguish them, such as ``steps``.
+        parts: fields that distinguish several values of the metric in one case, such as ``steps``.
     """
 
     metric: str
@@ -40,13 +41,13 @@ class SweepCase:
     parts: Sequence[Mapping[str, Any]] = ({},)
 
     def failed(self, status: str, reason: str, **fields: Any) -> list[Record]:
-        """The records of a case without a result."""
+        """Return the records of a case without a result."""
         about = {"kind": "measured", **self.common, "status": status, "reason": reason, **fields}
         return [Record(metric=self.metric, **{**about, **part}) for part in self.parts]
 
 
 class Sweep:
-    """Measures cases, or records why a case is not measured.
+    """Measure cases, or record why a case is not measured.
 
     Args:
         worker: module that the children run, see :func:`ppdm_bench.isolation.runner.run_child`.
@@ -61,38 +62,38 @@ class Sweep:
         self._exhausted = [r for r in everything if r.status == "oom" and not r.env.get("dirty")]
 
     def settled(self, case: SweepCase) -> list[Record]:
-        """Valid records of a case from an earlier run of the same code in the same environment; empty if none.
+        """Return valid records of a case from an earlier run of the same code in the same environment; else nothing.
 
-        Success and out-of-memory remain valid; a timeout remains valid until the time limit is raised. A case is
-        repeated after an error or a kill, if it was skipped completely, or if its records are incomplete.
+        Success and out-of-memory remain valid; a timeout is valid until the time limit is increased. A case is measured
+        again after an error or a kill, if it was skipped completely, or if its records are incomplete.
         """
         if case.common["env"].get("dirty"):  # uncommitted changes: the code may differ from that of the earlier run
             return []
-        same = (record for record in self._known.get(case.common["config_id"], ()) if _is_of(record, case))
+        same = (record for record in self._known.get(case.common["config_id"], ()) if _matches(record, case))
         latest = {(record.metric, record.kind, record.steps): record for record in same}.values()
-        heads = [record for record in latest if record.metric == case.metric]
-        whole = all(any(_has(record, part) for record in heads) for part in case.parts)
-        return list(latest) if whole and self._stands(heads) else []
+        main_records = [record for record in latest if record.metric == case.metric]
+        whole = all(any(_has(record, part) for record in main_records) for part in case.parts)
+        return list(latest) if whole and self._is_final(main_records) else []
 
-    def _stands(self, heads: Sequence[Record]) -> bool:
-        statuses = {record.status for record in heads}
+    def _is_final(self, main_records: Sequence[Record]) -> bool:
+        statuses = {record.status for record in main_records}
         if statuses == {"timeout"}:
-            return all(_given(record) >= self.timeout for record in heads)
-        return bool(statuses & _FINDINGS) and statuses <= {*_FINDINGS, "skipped"}
+            return all(_exceeded_limit(record) >= self.timeout for record in main_records)
+        return bool(statuses & _FINAL) and statuses <= {*_FINAL, "skipped"}
 
     def measure(
         self, case: SweepCase, make: Callable[[ChildAnswer, dict[str, Any]], list[Record]], doubt: str = ""
     ) -> list[Record]:
-        """The records of a case: from an earlier run, skipped with a reason, or from a child process.
+        """Return the records of a case: from an earlier run, a skip with its reason, or from a child process.
 
         Args:
             case: the case to measure.
             make: makes the records from an answer of status ok and the fields that they share.
-            doubt: reason to skip the case; records of an earlier run are still returned. Empty to measure it.
+            doubt: reason to skip the case if there are no earlier records; empty to measure it.
         """
         if found := self.settled(case):
             return found
-        if reason := doubt or self._hopeless(case):
+        if reason := doubt or self._known_to_exceed_memory(case):
             return case.failed("skipped", reason)
         answer = run_child(self.worker, case.request, self.timeout)
         env = {**case.common["env"], **answer.env}
@@ -106,20 +107,22 @@ class Sweep:
         return case.failed(answer.status, answer.reason, env=env)
 
     def timed_out(self, case: SweepCase, reason: str) -> list[Record]:
-        """The records of a case that exceeded the time limit; they contain this limit."""
+        """Return the records of a case that exceeded the time limit; they contain the limit."""
         return case.failed("timeout", reason, options={**case.common["options"], "timeout": self.timeout})
 
-    def _hopeless(self, case: SweepCase) -> str:
-        """Reason why a case must run out of memory: a case that is not larger already did. Empty if there is none."""
+    def _known_to_exceed_memory(self, case: SweepCase) -> str:
+        """Return why a case must run out of memory: a case that is not larger already did; else an empty text."""
         for record in self._exhausted:
-            if record.metric == case.metric and _is_of(record, case, *SIZES) and _is_within(record, case):
+            if record.metric == case.metric and _matches(record, case, *SIZES) and _is_within(record, case):
                 size = (shape_text(record.shape), setting_text("batch_size", record.batch_size))
-                return f"the same at {', '.join(filter(None, size))} ran out of memory already, and this is no smaller"
+                return (
+                    f"the same case at {', '.join(filter(None, size))} ran out of memory, and this one is not smaller"
+                )
         return ""
 
 
-def _given(record: Record) -> float:
-    """Time limit, in seconds, of a case that exceeded it."""
+def _exceeded_limit(record: Record) -> float:
+    """Time limit in seconds that a recorded case exceeded."""
     seconds = record.options.get("timeout")
     return seconds if isinstance(seconds, int | float) else 0
 
@@ -128,7 +131,7 @@ def _has(record: Record, fields: Mapping[str, Any]) -> bool:
     return all(getattr(record, name) == value for name, value in fields.items())
 
 
-def _is_of(record: Record, case: SweepCase, *free: str) -> bool:
+def _matches(record: Record, case: SweepCase, *free: str) -> bool:
     """Whether a record has the fields and options of a case, except those in ``free`` and the time limit."""
     unlike = {"options", *free} | ({"config_id", "spacing"} if free else set())
     if not _has(record, {name: value for name, value in case.common.items() if name not in unlike}):
@@ -147,7 +150,7 @@ def _is_within(record: Record, case: SweepCase) -> bool:
 
 
 class Ledger:
-    """The records of a folder: earlier ones and those that a run adds; each is written to disk when it is kept.
+    """The records of a folder: earlier ones, and those that a run adds. :meth:`keep` writes them to disk immediately.
 
     Args:
         folder: folder of ``records.jsonl``; lock it against other processes with
@@ -163,7 +166,7 @@ class Ledger:
         self._contents = {record.content() for record in self.earlier}
 
     def keep(self, records: Sequence[Record]) -> Sequence[Record]:
-        """Add records, except those with content identical to an existing record; return all of them.
+        """Add records, except those whose content equals that of an existing record; return all given records.
 
         Raises:
             RecordError: the records cannot be written; some of them may already be written.

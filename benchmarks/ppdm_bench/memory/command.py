@@ -1,4 +1,4 @@
-"""``ppdm-bench memory``: predict every configuration, measure it if a device is available, and return records."""
+"""``ppdm-bench memory``: predict and, with a device, measure every configuration; the results are records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,14 +48,14 @@ class MemoryPlan:
     """Plan of a memory benchmark.
 
     Attributes:
-        configurations, phases: every combination is run; phases that a method lacks are omitted.
+        configurations, phases: every combination is run, except phases that a method does not have.
         device: measurement device, ``cuda`` or ``cpu``; ``predict`` measures nothing.
-        target: target of the prediction; None predicts for the CPU, without the rules of CUDA.
+        target: target of the prediction; None predicts for the CPU, without CUDA rules.
         spacing: voxel spacing in mm of the scan that gives the volume size; empty without a scan.
         timeout: time limit in seconds of one measurement and of one prediction.
-        budget: memory budget in bytes, which also limits measurements; None uses the memory of the device.
+        budget: memory budget in bytes, which also limits measurements; None means the memory of the device.
         gate: whether to skip measurements that are predicted not to fit.
-        sheet: data sheet of the card; given, the time of what fits is predicted too.
+        sheet: data sheet of the card, to also predict the time of what fits; None predicts no time.
     """
 
     configurations: Sequence[Configuration]
@@ -70,7 +70,7 @@ class MemoryPlan:
 
     @property
     def limit(self) -> int | None:
-        """Limit in bytes for the tensors of a measurement: the budget, on CUDA minus the size of the context.
+        """Limit in bytes for the tensors of a measurement: the budget, on CUDA minus the CUDA context.
 
         On CUDA, a budget above the memory of the device sets no limit.
         """
@@ -80,10 +80,10 @@ class MemoryPlan:
 
     @property
     def tasks(self) -> list[MemoryTask]:
-        """All tasks; predictions come first because they are quick and measurements are compared with them."""
+        """All tasks; predictions come first, because they are quick and can show that a measurement does not fit."""
         kinds = (False, True) if self.device != "predict" else (False,)
-        having = [(c, phase) for c in self.configurations for phase in self.phases if phase in c.resolve().phases]
-        return [MemoryTask(c, phase, kind) for kind in kinds for c, phase in having]
+        existing = [(c, phase) for c in self.configurations for phase in self.phases if phase in c.resolve().phases]
+        return [MemoryTask(c, phase, kind) for kind in kinds for c, phase in existing]
 
 
 def carry_out(
@@ -112,7 +112,7 @@ def carry_out(
 
 
 def _times(plan: MemoryPlan, task: MemoryTask, case: SweepCase, made: Sequence[Record]) -> list[Record]:
-    """Return the predicted time of a training step or of a volume that fits; empty if it is not asked or there."""
+    """Return the predicted time of a step or volume that fits; empty if it is not requested or already recorded."""
     done = {record.metric for record in made if record.status == "ok"}
     if plan.sheet is None or task.phase not in TIMES or TIMES[task.phase] in done or case.metric not in done:
         return []
@@ -141,12 +141,12 @@ def _case(plan: MemoryPlan, task: MemoryTask) -> SweepCase:
         "device": where,
         "env": environment() | (limited if task.measured or plan.target is None else target_environment(plan.target)),
     }
-    told = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
-    return SweepCase("peak_allocated", common, told)
+    request = {"configuration": configuration.to_dict(), "phase": task.phase, "device": where, "limit": plan.limit}
+    return SweepCase("peak_allocated", common, request)
 
 
 def predicted(plan: MemoryPlan, task: MemoryTask, predict: Callable[..., Peak] | None = None) -> list[Record]:
-    """Return the records of one prediction or of its failure; ``predict`` replaces :func:`predict_peak` if given."""
+    """Return the records of one prediction; ``predict``: function to call instead of :func:`predict_peak`."""
     return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
 
 
@@ -177,8 +177,8 @@ def _predict(
     if (host := translation_peak(peak, configuration, task.phase, case.common["device"])) is not None:
         records.append(Record(metric="peak_host", value=host, stat="max", n=1, **case.common))
     if peak.peak_reserved is not None:
-        outside = _outside(peak.peak_reserved, target)
-        records += [Record(metric=name, value=value, **of_peak) for name, value in outside.items()]
+        process_peak = _process_peak(peak.peak_reserved, target)
+        records += [Record(metric=name, value=value, **of_peak) for name, value in process_peak.items()]
         records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
     if peak.needs is not None:
         records.append(Record(metric="needs", value=peak.needs, **of_peak))
@@ -191,10 +191,10 @@ def _shortage(plan: MemoryPlan, peak: Peak) -> str:
         return shortage(plan.target, peak)
     if plan.budget is None or peak.peak_allocated <= plan.budget:
         return ""
-    return f"the budget is {plan.budget / GIB:.4g} GiB, and tensors alone take {peak.peak_allocated / GIB:.4g} GiB"
+    return f"the budget is {plan.budget / GIB:.4g} GiB, and the tensors take {peak.peak_allocated / GIB:.4g} GiB"
 
 
-def _outside(reserved: int, target: Target | None) -> dict[str, int]:
+def _process_peak(reserved: int, target: Target | None) -> dict[str, int]:
     """Return the process peak and the constant CUDA context, under the metric names of the measured values."""
     context = target.context if target else 0
     return {"peak_process": reserved + context, "context": context}

@@ -1,9 +1,9 @@
-"""Fit two constants for measured memory that no rule predicts: ``python -m ppdm_bench.memory.constants``.
+"""Fit two constants for memory that no rule predicts: ``python -m ppdm_bench.memory.constants``.
 
-The context (driver, CUDA, loaded modules) is the median of the measured values. The workspace is the median of the
-difference between measured and predicted peaks of allocated memory: memory of libraries that no rule explains. The
-constants are stored with the identifiers of their source records. A prediction uses them only on request
-(``ppdm-bench memory --constants``).
+The context (driver, CUDA, loaded modules) is the median of the measured values. The workspace is the median difference
+of measured and predicted peaks of allocated memory: memory of libraries that no rule explains. The file of the
+constants contains the identifiers of their source records. Predictions use the constants only on request (``ppdm-bench
+memory --constants``).
 """
 
 import argparse
@@ -20,11 +20,11 @@ from ppdm_bench.predictor.target import MIB, Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 
-LEAST = 3  # pairs; fewer cannot show the spread
+LEAST = 3  # minimum number of pairs; fewer do not show the spread
 
 
 class ConstantsError(ValueError):
-    """Failure to fit or read constants."""
+    """Constants cannot be fitted or read."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,17 @@ class FittedConstants:
             ConstantsError: the file cannot be read, or does not hold constants.
         """
         if path.exists() and not path.is_file():
-            raise ConstantsError(f"{path} holds no constants: it is not a file; name one that was made before")
+            raise ConstantsError(
+                f"{path} contains no constants: it is not a file; name a file that was written by "
+                "python -m ppdm_bench.memory.constants"
+            )
         try:
             made = restore(cls, json.loads(path.read_text()), {})
             made.of(Target())
             return made
         except (OSError, ValueError, RecursionError) as error:
             raise ConstantsError(
-                f"{path} holds no constants ({error}); make it by python -m ppdm_bench.memory.constants"
+                f"{path} contains no constants ({error}); write it with python -m ppdm_bench.memory.constants"
             ) from None
 
 
@@ -88,11 +91,11 @@ def fit(records: Sequence[Record], truth: str = "measured") -> FittedConstants:
     """Fit the constants to records of one GPU and one release of PyTorch.
 
     Args:
-        records: predictions and measurements on CUDA, which are paired by configuration and phase.
+        records: predictions and measurements on CUDA; they are paired by configuration and phase.
         truth: kind of the reference records: ``measured``, or ``published``, which only validation uses.
 
     Raises:
-        ConstantsError: there are too few pairs, or several GPUs or releases, or predictions that already use constants.
+        ConstantsError: there are too few pairs, several GPUs or releases, or predictions that already use constants.
     """
     usable = [r for r in records if r.status == "ok" and r.device == "cuda" and r.value is not None]
     predicted = {(r.config_id, r.phase): r for r in usable if r.kind == "predicted" and r.metric == "peak_allocated"}
@@ -116,12 +119,12 @@ def _check(pairs: Sequence[tuple[Record, Record]], truth: str) -> None:
     if len(pairs) < LEAST:
         raise ConstantsError(
             f"{len(pairs)} {truth} peaks on CUDA have a prediction of the same configuration and phase, and a fit "
-            f"needs at least {LEAST}: run ppdm-bench memory --device cuda"
+            f"needs at least {LEAST}; run ppdm-bench memory --device cuda"
         )
     for name in ("gpu", "torch"):
         if len(found := {str(true.env.get(name)) for true, _ in pairs}) > 1:
             raise ConstantsError(
-                f"the records are of several kinds of {name}: {', '.join(sorted(found))}; fit each alone"
+                f"the records have several values of {name}: {', '.join(sorted(found))}; fit each of them separately"
             )
     if any("fitted_workspace" in made.env for _, made in pairs):
         raise ConstantsError("some predictions were made with fitted constants; predict without --constants first")
@@ -155,12 +158,12 @@ def with_constants(path: Path | None, target: Target | None) -> Target | None:
     """Return the target with the constants of a file; without a file, return it unchanged.
 
     Raises:
-        ConstantsError: the file holds no constants, or there is no CUDA target.
+        ConstantsError: the file contains no constants, or there is no CUDA target.
     """
     if path is None:
         return target
     if target is None:
-        raise ConstantsError("constants are of CUDA, and with --device cpu nothing is predicted for CUDA")
+        raise ConstantsError("the constants are for CUDA, and --device cpu predicts nothing for CUDA")
     return FittedConstants.read(path).of(target)
 
 

@@ -1,6 +1,6 @@
-"""Memory timeline without a GPU: live memory during one step by category and module, and the largest blocks.
+"""Memory timeline without a GPU: live memory during one step by kind and module, and the largest blocks.
 
-For a card by name, also the time of the step by operator.
+For a card that is given by name, the module also predicts the time of the step by operator.
 """
 
 from bisect import bisect_left, bisect_right
@@ -24,28 +24,28 @@ from ppdm_bench.report.figures.memory_timeline import MemoryTimeline, Span, Time
 from ppdm_bench.report.figures.time_by_operator import Cost
 
 HOLDERS = 10
-NEGLIGIBLE = 1e-4  # fraction of the peak; the figure omits allocations and frees of smaller blocks
+NEGLIGIBLE = 1e-4  # fraction of the peak; the figure omits allocations and releases of smaller blocks
 
 
 def explain(plan: MemoryPlan, task: MemoryTask) -> tuple[list[Record], MemoryTimeline | None]:
-    """Return the records of a prediction and the memory timeline of its last iteration; None if it failed."""
+    """Return the records of a prediction, and the memory timeline of its last iteration (None if it failed)."""
     modules = UNetModules()
-    made: list[Peak] = []
+    peaks: list[Peak] = []
 
     def predict(build: Any, step: Any, iterations: int, target: Any) -> Peak:
-        made.append(predict_peak(build, step, iterations, target, modules))
-        return made[-1]
+        peaks.append(predict_peak(build, step, iterations, target, modules))
+        return peaks[-1]
 
     records = predicted(plan, task, predict)
-    if not made:
+    if not peaks:
         return records, None
-    timeline = made[-1].timeline
+    timeline = peaks[-1].timeline
     assert timeline is not None
     return records, course(timeline, modules, _name(task.configuration, task.phase))
 
 
 def costs(task: MemoryTask, target: Target) -> list[Cost]:
-    """Return the predicted time of a step by operator on a named card; empty if its data sheet is not known."""
+    """Return the predicted time of a step by operator; empty if the card has no known data sheet."""
     if target.gpu not in {sheet.name for sheet in SHEETS}:
         return []
     sheet, c = find_sheet(target.gpu), task.configuration
@@ -60,44 +60,44 @@ def costs(task: MemoryTask, target: Target) -> list[Cost]:
 
 
 def course(timeline: Timeline, modules: Modules, name: str) -> MemoryTimeline:
-    """Return the live memory over the last iteration of a timeline."""
+    """Return the live memory during the last iteration of a timeline."""
     start = timeline.marks[-1]
     live = _live(timeline, start)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
     peak = max(totals, default=0)
     highest = totals.index(peak) if peak else 0
-    kept = _kept(timeline, start, peak * NEGLIGIBLE, highest)
+    shown = _shown_events(timeline, start, peak * NEGLIGIBLE, highest)
     alive = sorted(timeline.alive_at(start + highest), key=lambda block: -block.size) if peak else []
     return MemoryTimeline(
         name,
-        live={kind: [values[event] for event in kept] for kind, values in live.items()},
-        spans=_spans(timeline, modules, start, kept),
-        peak=bisect_left(kept, highest),
+        live={kind: [values[event] for event in shown] for kind, values in live.items()},
+        spans=_spans(timeline, modules, start, shown),
+        peak=bisect_left(shown, highest),
         peak_size=peak,
         blocks=[_block(block, modules) for block in alive[:HOLDERS]],
     )
 
 
 def course_of_steps(timeline: Timeline, blocks: Sequence[TimelineBlock], name: str) -> MemoryTimeline:
-    """Return the live memory over all steps of a timeline, from the first event on."""
+    """Return the live memory during all steps of a timeline."""
     live = _live(timeline, 0)
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
     highest, peak = timeline.peak()
-    kept = _kept(timeline, 0, peak * NEGLIGIBLE, highest)
+    shown = _shown_events(timeline, 0, peak * NEGLIGIBLE, highest)
     stages = {"optimizer": "update"}
     starts = sorted({0, *timeline.marks, *(event for event, _ in timeline.sites)} & set(range(len(totals))))
     sites = dict(timeline.sites)
     spans, stage = list[Span](), "forward"
     for begin, end in pairwise([*starts, len(totals)]):
         stage = stages.get(sites[begin].stage, sites[begin].stage) if begin in sites else stage
-        first, last = bisect_left(kept, begin), bisect_left(kept, end)
+        first, last = bisect_left(shown, begin), bisect_left(shown, end)
         if last > first:
             spans.append(Span(first, last, stage, f"step {max(bisect_right(timeline.marks, begin), 1)}"))
     return MemoryTimeline(
         name,
-        live={kind: [values[event] for event in kept] for kind, values in live.items()},
+        live={kind: [values[event] for event in shown] for kind, values in live.items()},
         spans=spans,
-        peak=bisect_left(kept, highest),
+        peak=bisect_left(shown, highest),
         peak_size=peak,
         blocks=blocks,
         steps=len(timeline.marks),
@@ -118,19 +118,19 @@ def _live(timeline: Timeline, start: int) -> dict[str, list[int]]:
     return live
 
 
-def _kept(timeline: Timeline, start: int, least: float, highest: int) -> list[int]:
-    """Return the event indices, relative to the iteration, that the figure shows: large blocks and the peak."""
+def _shown_events(timeline: Timeline, start: int, least: float, highest: int) -> list[int]:
+    """Return the events that the figure shows, counted from ``start``: those of large blocks, and the peak."""
     events = timeline.all_events[start : timeline.ended]
     return [at for at, (number, _) in enumerate(events) if at == highest or timeline.blocks[number].size >= least]
 
 
-def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]) -> list[Span]:
-    """Return the spans between the events of the figure, each with its pass and its part of the network."""
+def _spans(timeline: Timeline, modules: Modules, start: int, shown: Sequence[int]) -> list[Span]:
+    """Return the spans of the figure, each with its pass and its part of the network."""
     ends = [*(event for event, _ in timeline.sites[1:]), timeline.now]
     sites = [(event, site) for (event, site), end in zip(timeline.sites, ends, strict=True) if end > start]
     stages = _stages([site for _, site in sites])
     parts = _parts([modules.part(site.path) for _, site in sites], stages)
-    places = [bisect_left(kept, max(event - start, 0)) for event, _ in sites] + [len(kept)]
+    places = [bisect_left(shown, max(event - start, 0)) for event, _ in sites] + [len(shown)]
     return [
         Span(begin, end, stage, part)
         for (begin, end), stage, part in zip(pairwise(places), stages, parts, strict=True)
@@ -139,7 +139,7 @@ def _spans(timeline: Timeline, modules: Modules, start: int, kept: Sequence[int]
 
 
 def _stages(sites: Sequence[Site]) -> list[str]:
-    """Return the passes in order; everything after the last backward pass is the weight update."""
+    """Return the pass of each site; all sites after the last backward pass belong to the weight update."""
     last = max((at for at, site in enumerate(sites) if site.stage == "backward"), default=len(sites))
     return ["update" if at > last else site.stage for at, site in enumerate(sites)]
 
@@ -147,21 +147,21 @@ def _stages(sites: Sequence[Site]) -> list[str]:
 def _parts(parts: Sequence[str], stages: Sequence[str]) -> list[str]:
     """Return a label for each site: the part of the network, or the work outside the network.
 
-    Joining a skip counts towards the next part; its gradient counts towards the previous part. Work outside the network
-    is labelled ``loss`` after the last forward call if a backward pass exists, else ``kernel``.
+    The concatenation of a skip connection belongs to the next part, and its gradient to the previous part. Work outside
+    the network has the label ``loss`` after the last forward call if there is a backward pass, else ``kernel``.
     """
     last = max((at for at, part in enumerate(parts) if part != OUTSIDE and stages[at] == "forward"), default=-1)
-    told: list[str] = []
+    labels: list[str] = []
     for at, (part, stage) in enumerate(zip(parts, stages, strict=True)):
         if stage == "update":
-            told.append("clipping, optimizer, average")
+            labels.append("clipping, optimizer, average")
         elif part == OUTSIDE:
-            told.append("loss" if at > last and "backward" in stages else "kernel")
+            labels.append("loss" if at > last and "backward" in stages else "kernel")
         elif part:
-            told.append(part)
+            labels.append(part)
         else:
-            told.append(told[-1] if stage == "backward" and told else next(filter(None, parts[at:]), OUTSIDE))
-    return told
+            labels.append(labels[-1] if stage == "backward" and labels else next(filter(None, parts[at:]), OUTSIDE))
+    return labels
 
 
 def _block(block: Block, modules: Modules) -> TimelineBlock:
@@ -181,7 +181,7 @@ def _name(configuration: Configuration, phase: str) -> str:
 
 
 def stem(configuration: Configuration, phase: str) -> str:
-    """Return the stem of the file names, such as ``explain-ppdm-r2``; options that are not defaults follow."""
+    """Return the stem of the file names, such as ``explain-ppdm-r2``, followed by options that are not defaults."""
     c = configuration
     other = (c.precision if c.precision != "fp32" else "", c.checkpointing if c.checkpointing != "none" else "")
     words = (c.name, c.variant, *other, phase if phase != "train" else "")

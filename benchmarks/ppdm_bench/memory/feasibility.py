@@ -1,4 +1,4 @@
-"""Feasibility gate: runs that are predicted not to fit on a card are skipped unless the user disables the gate."""
+"""Feasibility check: a run that is predicted not to fit on the card is skipped, unless the user gives --no-gate."""
 
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
@@ -10,7 +10,7 @@ from ppdm_bench.predictor.target import GIB, MARGIN, Target
 def doubt(configuration: Configuration, phase: str, card: Target, seconds: float) -> str:
     """Return why one phase of a configuration should be skipped.
 
-    The result is empty if the phase fits, or if the prediction fails.
+    The result is empty if the phase fits or cannot be predicted.
 
     Args:
         configuration, phase: the run to check.
@@ -27,12 +27,12 @@ def doubt(configuration: Configuration, phase: str, card: Target, seconds: float
 
 
 def skipping(short: str) -> str:
-    """Return the reason of a skipped run that is predicted not to fit."""
-    return f"predicted not to fit: {short}; --no-gate tries it"
+    """Return the reason to record for a run that is skipped because it does not fit."""
+    return f"predicted not to fit: {short}; --no-gate runs it anyway"
 
 
 def shortage(card: Target, peak: Peak) -> str:
-    """Return why a predicted peak does not fit on a card; empty if it fits or the card has no known capacity."""
+    """Return why a predicted peak does not fit on a card; empty if it fits, or if the capacity is not known."""
     if peak.fits is not False:
         return ""
     assert card.capacity is not None

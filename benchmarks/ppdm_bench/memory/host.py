@@ -1,7 +1,7 @@
-"""Host memory (RAM) of the process that translates one volume: read, scaled, sampled, written.
+"""Host memory (RAM) of a process that translates one volume: it reads, scales, samples and writes.
 
-:func:`host_peak` predicts what weights and volumes take, :func:`process_base` measures what Python and its libraries
-take, and :func:`host_sentence` says both. Run as a module, this file is the child process of the measurement.
+:func:`host_peak` predicts the memory of weights and volumes, :func:`process_base` measures the memory of Python and its
+libraries, and :func:`host_sentence` reports both. As a script, this module is the child process of the measurement.
 """
 
 from collections.abc import Sequence
@@ -18,42 +18,42 @@ from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import Record
 from ppdm_bench.units import gib, shape_text
 
-if TYPE_CHECKING:  # the child measures its own size, and does not need it
+if TYPE_CHECKING:  # the child process measures its own memory, so it must not import this
     from ppdm_bench.configuration import Configuration
 
 FLOAT = 4  # bytes of a voxel in memory
 
-_SECONDS = 120  # time limit of the measurement, which takes a few seconds
+_SECONDS = 120  # time limit; the measurement usually takes a few seconds
 
 
 def host_peak(peak: Peak, shape: Sequence[int], device: str, stored: int = FLOAT) -> int:
-    """Return the bytes of weights and volumes on the host at the peak of :func:`ppdm.translation.translate`.
+    """Return the peak bytes of weights and volumes on the host in :func:`ppdm.translation.translate`.
 
     Args:
         peak: prediction of sampling one volume.
         shape: shape of the volume (D, H, W).
         device: device of the network, ``cpu`` or ``cuda``.
-        stored: bytes of a voxel in the file, which is NIfTI: 2 for int16, 4 for float32.
+        stored: bytes per voxel in the NIfTI file: 2 for int16, 4 for float32.
     """
     voxels, weights = prod(shape), peak.breakdown.get("params", 0)
     volume = FLOAT * voxels
     kept = weights if device == "cpu" else 0
     return max(
-        2 * weights,  # loading: the file, and the tensors made from it
+        2 * weights,  # loading: content of the file, and the tensors
         kept + stored * voxels + volume,  # reading: voxels as stored, and as float32
         kept + 2 * volume,  # scaling: source and scaled source; writing: source and translation
-        volume + peak.host,  # sampling: source, and what stays on the host
+        volume + peak.host,  # sampling: source, and tensors that stay on the host
     )
 
 
 def translation_peak(peak: Peak, configuration: "Configuration", phase: str, device: str) -> int | None:
-    """Return :func:`host_peak` of a float32 file; None if the phase is not the sampling of one volume."""
+    """Return :func:`host_peak` for a float32 file; None if the phase is not the sampling of one volume."""
     is_translation = phase == "sample" and configuration.batch_size == 1
     return host_peak(peak, configuration.shape, device) if is_translation else None
 
 
 def host_sentence(records: Sequence[Record]) -> str:
-    """Return the RAM for a volume of the largest predicted shape in words; empty without such a prediction."""
+    """Return a sentence on the RAM for a volume of the largest predicted shape; empty without such a prediction."""
     known = [record for record in records if record.metric == "peak_host" and record.value is not None]
     if not known:
         return ""
@@ -81,7 +81,7 @@ def process_base(device: str) -> int | None:
     """Measure the resident memory of a process that has just translated a tiny volume on ``cpu`` or ``cuda``.
 
     Returns:
-        Bytes, or None if they cannot be measured: the counter is Linux's.
+        Bytes; None on systems other than Linux, where they cannot be measured.
     """
     return run_child("ppdm_bench.memory.host", {"device": device}, _SECONDS).metrics.get("base")
 
@@ -89,7 +89,7 @@ def process_base(device: str) -> int | None:
 def peak_resident() -> int:
     """Return the largest resident memory of this process so far in bytes.
 
-    ``getrusage`` would include what its parent had when it started this process.
+    ``getrusage`` is not used, because it includes the memory of the parent when it started this process.
 
     Raises:
         OSError: the system has no ``/proc``.

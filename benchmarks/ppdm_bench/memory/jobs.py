@@ -1,4 +1,4 @@
-"""``ppdm-bench memory`` on a cluster: one job per configuration, with the rules of a sweep."""
+"""``ppdm-bench memory`` on a cluster: one job per configuration, with the same rules as a sweep."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 from ppdm_bench.commands.terminal import alone_in, progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.devices import choose
-from ppdm_bench.isolation.slurm import JOBS, Ended, spread
+from ppdm_bench.isolation.slurm import JOBS, JobResult, spread
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import MemoryPlan, Spacing
 from ppdm_bench.memory.constants import with_constants
@@ -19,15 +19,15 @@ from ppdm_bench.records import Record, config_id
 
 
 @dataclass(frozen=True)
-class Request:
-    """Options shared by all jobs; each job resolves the device itself, because only the job can see it.
+class JobOptions:
+    """Options that all jobs share; each job determines its device, because only the job can see it.
 
     Attributes:
         phases, spacing, timeout, budget, gate: see :class:`ppdm_bench.memory.command.MemoryPlan`.
         device: auto, cuda, cpu or predict.
         constants: file with fitted constants.
-        gpu: name of a card to predict for; None means the card of the job.
-        times: whether to predict the time on that card too.
+        gpu: name of the card to predict for; None means the card of the job.
+        times: whether to also predict the time on that card.
     """
 
     phases: Sequence[str]
@@ -41,8 +41,8 @@ class Request:
     times: bool = False
 
 
-def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
-    """Run one job; valid results of an earlier job in the same folder are reused."""
+def run_job(request: JobOptions, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
+    """Run one job; it reuses valid results of an earlier job in the same folder."""
     where, target = choose(request.device, request.budget, request.gpu)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
@@ -54,11 +54,11 @@ def found_out(request: Request, configuration: Mapping[str, Any], folder: Path) 
 
 
 def collect_jobs(
-    configurations: Sequence[Configuration], request: Request, folder: Path, options: Mapping[str, Any]
+    configurations: Sequence[Configuration], request: JobOptions, folder: Path, options: Mapping[str, Any]
 ) -> tuple[list[Record], list[str]]:
-    """Return the records of every configuration and the faults of failed jobs.
+    """Run all jobs; return the records of every configuration and the reasons of failed jobs.
 
-    When a job ends, its records are merged into those of the folder.
+    When a job ends, its records are added to those of the folder.
 
     Args:
         configurations: one job each; the records of a job are stored in ``jobs/`` under its ``config_id``.
@@ -71,13 +71,11 @@ def collect_jobs(
     """
     folder = folder.absolute()
     places = [folder / JOBS / config_id(one.describe()) for one in configurations]
-    works = [
-        partial(found_out, request, one.to_dict(), place) for one, place in zip(configurations, places, strict=True)
-    ]
+    works = [partial(run_job, request, one.to_dict(), place) for one, place in zip(configurations, places, strict=True)]
     ledger = Ledger(folder)
     found: dict[int, list[Record]] = {}
     faults: dict[int, str] = {}
-    for ended in _shown(spread(works, folder, options), len(works)):
+    for ended in _with_progress(spread(works, folder, options), len(works)):
         if ended.found is None:
             faults[ended.number] = f"{configurations[ended.number].label}: {ended.fault}"
         else:
@@ -86,7 +84,7 @@ def collect_jobs(
     return [record for number in sorted(found) for record in found[number]], [faults[n] for n in sorted(faults)]
 
 
-def _shown(jobs: Iterator[Ended[list[Record]]], count: int) -> Iterator[Ended[list[Record]]]:
+def _with_progress(jobs: Iterator[JobResult[list[Record]]], count: int) -> Iterator[JobResult[list[Record]]]:
     with progress() as bar:
         shown = bar.add_task("jobs of the cluster", total=count)
         for ended in jobs:

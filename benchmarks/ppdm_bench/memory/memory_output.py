@@ -20,14 +20,14 @@ from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.timing.command import TIMES
 from ppdm_bench.units import shape_text
 
-# Duration of a measurement relative to a prediction: the child process first starts Python and imports PyTorch.
+# Duration of a measurement relative to that of a prediction: its child process starts Python and imports PyTorch.
 _WEIGHT = 10.0
 
 
 def collect(plan: MemoryPlan, folder: Path) -> list[Record]:
-    """Run the plan with a progress bar; every record is on disk before the next task begins.
+    """Run the plan with a progress bar; all records of a task are on disk before the next task begins.
 
-    Records that the folder already contains unchanged are not written again.
+    Records that are already in the folder are not written again.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
@@ -74,7 +74,7 @@ def present(
         folder: output folder.
         budget: memory budget in bytes for the column *fits*.
         assumed: whether the tables show the assumed part of each prediction.
-        columns: columns of the printed table; empty: those that fit.
+        columns: columns of the printed table; empty means those that fit into the terminal.
     """
     page = memory_page(memory_table(records, reference=REFERENCE, budget=budget), assumed=assumed)
     page = replace(page, parts=[*page.parts, *filter(None, [host_sentence(records)])])

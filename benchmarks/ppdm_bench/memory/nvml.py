@@ -1,7 +1,7 @@
-"""GPU memory of this process from the driver, which includes the context and libraries that PyTorch does not count.
+"""GPU memory of this process as the driver reports it, including the CUDA context and libraries outside PyTorch.
 
-The values come from NVML (module ``pynvml`` of the distribution nvidia-ml-py). If NVML is missing, or hides processes
-as in many containers, the values are absent and a note gives the reason.
+The values come from NVML (module ``pynvml`` of the package nvidia-ml-py). If NVML is missing, or does not list
+processes, as in many containers, there are no values, and a note states the reason.
 """
 
 import os
@@ -16,7 +16,7 @@ from ppdm_bench.environment import nvml
 
 
 class ProcessMemory:
-    """NVML memory of this process on the first CUDA device; create it before the process has a CUDA context.
+    """Memory of this process on the first CUDA device; create this object before the process has a CUDA context.
 
     Attributes:
         peak, last: largest and latest sample in bytes; 0 without a sample.
@@ -29,7 +29,7 @@ class ProcessMemory:
         try:
             self._running = _reader()
             self.others = len(self._running())
-        except Exception as error:  # NVML raises its own exception types, and others if its library is missing
+        except Exception as error:  # NVML raises its own exception types, and others if it is missing
             self._fault = str(error) or type(error).__name__
 
     def sample(self) -> None:
@@ -42,21 +42,21 @@ class ProcessMemory:
             self._fault = str(error) or type(error).__name__
             return
         mine = [process for process in running if process.pid == os.getpid()]
-        if mine:  # else NVML may report host process identifiers to a container, and one of them may be this process
+        if mine:  # else NVML may report process IDs of the host to a container, and this process may be one of them
             self.others = max(self.others, len(running) - len(mine))
         self.last = sum(process.usedGpuMemory or 0 for process in mine)
         self.peak = max(self.peak, self.last)
 
     def notes(self) -> list[str]:
-        """Return notes on the reliability of the values, or the reason why they are absent."""
+        """Return notes on the reliability of the values, or on the reason why there are none."""
         notes = []
         if self._fault:
             notes.append(f"the memory of the process is unknown: NVML is not available ({self._fault})")
         elif not self.peak:
             notes.append("the memory of the process is unknown: NVML does not show it here")
-        return [*notes, *self.company()]
+        return [*notes, *self.other_processes()]
 
-    def company(self) -> list[str]:
+    def other_processes(self) -> list[str]:
         """Return a note on other processes on the device, if there were any."""
         return [f"other processes on the GPU: {self.others}"] if self.others else []
 
@@ -64,14 +64,14 @@ class ProcessMemory:
 def _reader() -> Any:
     """Return a function that lists the processes on the device."""
     pynvml = nvml()
-    identity = str(torch.cuda.get_device_properties(0).uuid)  # CUDA's numbering of devices differs from NVML's
+    identity = str(torch.cuda.get_device_properties(0).uuid)  # CUDA and NVML number devices differently
     handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{identity.removeprefix('GPU-')}")
     return lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
 
 
 @contextmanager
-def watched_process(interval: float = 0.02) -> Iterator[ProcessMemory]:
-    """Sample the memory of this process from another thread, every ``interval`` seconds."""
+def sampled_process(interval: float = 0.02) -> Iterator[ProcessMemory]:
+    """Sample the memory of this process in another thread every ``interval`` seconds."""
     process, done = ProcessMemory(), threading.Event()
 
     def watch() -> None:

@@ -1,8 +1,8 @@
-"""Published memory of the baselines' source methods, compared with predictions for the authors' presets.
+"""Compare published memory of the methods that the baselines follow with predictions for the authors' presets.
 
 Run it with ``python -m ppdm_bench.memory.published``. Each published record names the registered method that follows
-it. Our networks do not match the published ones in every layer, and the sources do not define exactly which memory they
-count. Only the order of the methods is therefore comparable, not the values.
+it. Our networks differ from the published ones in some layers, and the sources do not define exactly which memory they
+count. Therefore only the order of the methods can be compared, not the values.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def predict(published: Sequence[Record]) -> list[Record]:
-    """Predict the phase of each published record that has a registered method, with the authors' preset in fp32."""
+    """Predict every published record that has a registered method, with the authors' preset in fp32."""
     asked = dict.fromkeys(
         (Configuration(record.options["beside"], _size(record), "authors"), record.phase)
         for record in published
@@ -55,7 +55,7 @@ def predict(published: Sequence[Record]) -> list[Record]:
 
 
 def predict_unfused(published: Sequence[Record]) -> list[Record]:
-    """Predict published networks that store all attention weights, using unfused attention; fused kernels do not."""
+    """Predict published networks with unfused attention, which stores all attention weights, with the same kernel."""
     with sdpa_kernel(SDPBackend.MATH):
         records = predict([record for record in published if record.options.get("unfused")])
     return [replace(record, variant=f"{record.variant} {UNFUSED}") for record in records]
@@ -91,7 +91,7 @@ def _peaks(predicted: Sequence[Record], unfused: bool) -> Peaks:
 
 
 def _orders(published: Sequence[Record], ours: Peaks, how: str) -> Iterator[str]:
-    """Compare the published order of methods, for each source, size and phase, with the predicted order."""
+    """For each source, size and phase, compare the published order of the methods with the predicted order."""
     predicted_too = (r for r in published if (r.options.get("beside"), r.shape, r.phase) in ours)
     groups = grouped(predicted_too, lambda record: (record.source, record.shape, record.phase))
     for (_, shape, phase), found in groups.items():

@@ -1,6 +1,7 @@
 """Code of the published runs: each published record names one of :data:`RUNS` and its options.
 
-The networks come from MONAI and diffusers. These are development dependencies, so each run imports them itself.
+The networks are from MONAI and diffusers. These are development dependencies, so the functions import them when they
+run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,9 @@ from ppdm_bench.predictor import Peak, Target, predict_peak
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record
 
-DEVICE = "cuda"  # device of the sources; change it for tools that need an existing device
+DEVICE = "cuda"  # device of the sources; other tools set another one, because they need an existing device
 
-# Release for sources that do not state one: the newest release before 2.9.0, which changed the memory behaviour.
+# Release for sources that do not state one: the last before 2.9.0, which changed the memory of convolutions.
 UNSTATED = "2.8.0"
 
 # Compute capabilities of the cards in the sources, from NVIDIA's table (developer.nvidia.com/cuda-gpus).
@@ -62,7 +63,7 @@ Run = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def _flow_step(options: Options) -> Run:
-    """Step A: rectified flow on an image with a label as condition; every named tensor lives until the step ends."""
+    """Step A: rectified flow on an image with a label as condition; all local tensors live until the step ends."""
 
     def volume(channels: int) -> Tensor:
         return torch.randn(1, channels, *options["spatial"], device=DEVICE)
@@ -133,7 +134,7 @@ def _dtype(options: Options) -> torch.dtype:
 
 
 def _repeated_conv3d(options: Options) -> Run:
-    """Repeat ``y = F.conv3d(x, w, b)`` while ``y`` holds the last result; inputs are made in fp32, then converted."""
+    """Repeat ``y = F.conv3d(x, w, b)`` while ``y`` holds the last result; inputs are converted from fp32."""
 
     def build() -> tuple[Tensor, ...]:
         sizes: Sequence[Sequence[int]] = (options["x"], options["weight"], options["weight"][:1])
@@ -150,7 +151,7 @@ def _repeated_conv3d(options: Options) -> Run:
 
 
 def _convolution(options: Options) -> Run:
-    """One call of ``nn.Conv2d`` or ``nn.Conv3d`` on the last of several inputs, which all stay alive."""
+    """One call of ``nn.Conv2d`` or ``nn.Conv3d`` on the last of several inputs; all inputs stay allocated."""
 
     def build() -> nn.Module:
         make: Callable[..., nn.Module] = nn.Conv3d if len(options["x"][0]) == 5 else nn.Conv2d
@@ -181,7 +182,7 @@ def _pooled_convolution(options: Options) -> Run:
 
 
 class _ConvolutionAndNorm(torch.autograd.Function):
-    """Fused convolution and batch normalisation that save only input and weight; the backward pass convolves again."""
+    """Fused convolution and batch normalisation: saves input and weight only, and convolves again in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -193,20 +194,20 @@ class _ConvolutionAndNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        y = F.conv2d(x, weight)  # alive until the backward pass ends, like the incoming gradient
-        before = _norm_backward(above, y, ctx.mean, ctx.deviation)
+        y = F.conv2d(x, weight)  # allocated until the backward pass ends, like the incoming gradient
+        before = _norm_backward(grad_output, y, ctx.mean, ctx.deviation)
         of_weight = F.conv2d(x.transpose(0, 1), before.transpose(0, 1)).transpose(0, 1)
         return F.conv_transpose2d(before, weight), of_weight
 
 
-def _norm_backward(above: Tensor, y: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
-    scale = ((y - _by_channel(mean)) * above).sum((0, 2, 3)) / deviation
-    shift = (above / _by_channel(deviation)).sum((0, 2, 3))
+def _norm_backward(grad_output: Tensor, y: Tensor, mean: Tensor, deviation: Tensor) -> Tensor:
+    scale = ((y - _by_channel(mean)) * grad_output).sum((0, 2, 3)) / deviation
+    shift = (grad_output / _by_channel(deviation)).sum((0, 2, 3))
     gradient = y * _by_channel(scale)
     gradient += _by_channel(shift)
-    gradient += above
+    gradient += grad_output
     return gradient
 
 
@@ -234,9 +235,9 @@ class _DigitNet(nn.Module):
 
 
 def _digits(options: Options) -> Run:
-    """Two training steps with Adadelta; a batch lives until the next one replaces it.
+    """Two training steps with Adadelta; a batch stays allocated until the next one replaces it.
 
-    ``held`` is the memory in bytes that other objects in the same process occupied.
+    The option ``held`` is the number of bytes that other objects of the same process use.
     """
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer, Tensor]:
@@ -260,8 +261,8 @@ def _digits(options: Options) -> Run:
 def _autoencoder(options: Options) -> Run:
     """One method of diffusers' ``AutoencoderKLQwenImage``, without gradients; the input exists before the step.
 
-    The source uses release 0.37.0. Later releases normalise in fp32, which fragments the allocator's segments
-    differently and reserves up to 15 % more memory from the driver. The weights are converted on the host.
+    The source uses release 0.37.0. Later releases normalise in fp32, which changes the fragmentation of the allocator's
+    segments: up to 15 % more memory is reserved from the driver. The weights are converted on the host.
     """
 
     def build() -> tuple[nn.Module, Tensor]:

@@ -26,7 +26,7 @@ def ours() -> Network:
 
 
 def monai() -> Network:
-    """Return the same functions for MONAI's network: equal widths, attention only in the middle, where it is fixed."""
+    """Return the same functions for MONAI's network, with equal widths and attention only in the middle block."""
 
     def make() -> nn.Module:
         return DiffusionModelUNet(

@@ -1,4 +1,4 @@
-"""What ``ppdm-bench predict`` makes of a prediction: text, records and a figure."""
+"""Output of ``ppdm-bench predict``: text, records and a figure."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from ppdm_bench.environment import provenance
 from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.explain import course_of_steps
 from ppdm_bench.memory.feasibility import shortage
-from ppdm_bench.predictor.constants import STAND_INS
+from ppdm_bench.predictor.known_values import PLACEHOLDERS
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import ROOT
 from ppdm_bench.predictor.script.prediction import Growth, Holder, MadeUp, ScriptPrediction
@@ -18,11 +18,11 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import memory_timeline
 from ppdm_bench.units import GIB, significant
 
-_SHOWN = 8  # lines of the text about growth and about made-up values
+_SHOWN = 8  # maximum number of lines about growth, and about made-up values
 
 
 def records_of(prediction: ScriptPrediction, options: dict[str, Any]) -> list[Record]:
-    """Return the records of a prediction; ``options`` is the command as it was given."""
+    """Return the records of a prediction; ``options``: the command and its options."""
     peak, target = prediction.peak, prediction.target
     common: dict[str, Any] = {
         "command": "predict",
@@ -34,12 +34,12 @@ def records_of(prediction: ScriptPrediction, options: dict[str, Any]) -> list[Re
         **provenance(options),
     }
     own = {"torch": prediction.torch} | (target_environment(target) if target else {})
-    common["env"] = common["env"] | own  # a new one, since all records of the process share theirs
+    common["env"] = common["env"] | own  # a copy, because all records of the process share the original
     short = shortage(target, peak) if target else ""
     verdict: dict[str, Any] = {"stat": "max", **({"status": "oom", "reason": short} if short else {})}
     made = [Record(metric=kind, value=size, stat="at peak", **common) for kind, size in peak.breakdown.items()]
     made += [
-        Record(metric="holder", value=h.size, stat=f"rank {rank}", subject=_held(h), **common)
+        Record(metric="holder", value=h.size, stat=f"rank {rank}", subject=_holder_text(h), **common)
         for rank, h in enumerate(prediction.holders, start=1)
     ]
     made += [
@@ -47,11 +47,11 @@ def records_of(prediction: ScriptPrediction, options: dict[str, Any]) -> list[Re
         for step, size in enumerate(prediction.after_step, start=1)
     ]
     made += [
-        Record(metric="growth_per_step", value=g.bytes_per_step, stat="mean", subject=_made(g), **common)
+        Record(metric="growth_per_step", value=g.bytes_per_step, stat="mean", subject=_growth_text(g), **common)
         for g in prediction.growth
     ]
     made += [
-        Record(metric="made_up_values", value=m.times, unit="1", stat="count", subject=_read(m), **common)
+        Record(metric="made_up_values", value=m.times, unit="1", stat="count", subject=_read_text(m), **common)
         for m in prediction.made_up
         if m.line
     ]
@@ -80,13 +80,13 @@ def text_of(prediction: ScriptPrediction) -> str:
     parts = [(kind, size) for kind, size in peak.breakdown.items() if size]
     words += [f"  {kind:12} {_bytes(size):>10}  {size / peak.peak_allocated:6.1%}" for kind, size in parts]
     words += ["", "largest blocks at the peak"]
-    words += [f"  {_bytes(h.size):>10}  {h.kind:11}  {_held(h)}" for h in prediction.holders]
+    words += [f"  {_bytes(h.size):>10}  {h.kind:11}  {_holder_text(h)}" for h in prediction.holders]
     words += ["", *_growth(prediction), *_made_up(prediction.made_up)]
     return "\n".join([*words, *(f"note: {note}" for note in prediction.notes)])
 
 
 def save(prediction: ScriptPrediction, folder: Path) -> list[Path]:
-    """Write the course over the steps (PNG, PDF), the largest blocks (CSV, Markdown) and the program's output.
+    """Write the memory timeline (PNG, PDF), the largest blocks (CSV, Markdown) and the program's output.
 
     Raises:
         OSError: a file cannot be written.
@@ -105,7 +105,7 @@ def save(prediction: ScriptPrediction, folder: Path) -> list[Path]:
 
 
 def program(command: Sequence[str]) -> str:
-    """Return the name of a command's program: its script, its module, or its first word."""
+    """Return the name of the program in a command: its script, its module, or its first word."""
     words = [word for word in command if "=" not in word] or list(command)
     if "-m" in words[:-1]:
         return words[words.index("-m") + 1]
@@ -123,12 +123,12 @@ def _target(prediction: ScriptPrediction) -> str:
 def _growth(prediction: ScriptPrediction) -> list[str]:
     alive = " -> ".join(_bytes(size) for size in prediction.after_step)
     if len(prediction.after_step) < 3:
-        return [f"alive after each step: {alive} (three steps show what grows)"]
+        return [f"live after each step: {alive} (growth needs at least three steps)"]
     if not prediction.growth:
-        return [f"alive after each step: {alive}; nothing grows from step to step"]
+        return [f"live after each step: {alive}; nothing grows from step to step"]
     total = sum(each.bytes_per_step for each in prediction.growth)
-    lines = [f"alive after each step: {alive}; {_bytes(total)} more in every step, kept from"]
-    lines += [f"  {_bytes(each.bytes_per_step)} per step  {_made(each)}" for each in prediction.growth[:_SHOWN]]
+    lines = [f"live after each step: {alive}; each step adds {_bytes(total)}, allocated at"]
+    lines += [f"  {_bytes(each.bytes_per_step)} per step  {_growth_text(each)}" for each in prediction.growth[:_SHOWN]]
     return lines
 
 
@@ -136,14 +136,14 @@ def _made_up(found: Sequence[MadeUp]) -> list[str]:
     named = [each for each in found if each.line]
     if not named:
         return []
-    lines = [f"values that depend on data were made up ({STAND_INS}) at"]
-    lines += [f"  {_read(each)}" for each in sorted(named, key=lambda each: each.branch is None)[:_SHOWN]]
+    lines = [f"values that depend on data were made up ({PLACEHOLDERS}) at"]
+    lines += [f"  {_read_text(each)}" for each in sorted(named, key=lambda each: each.branch is None)[:_SHOWN]]
     if len(named) > _SHOWN:
         lines.append(f"  and {len(named) - _SHOWN} other lines")
     return lines
 
 
-def _read(each: MadeUp) -> str:
+def _read_text(each: MadeUp) -> str:
     times = f"{each.times} time{'s' * (each.times > 1)}"
     if each.branch is None:
         return f"{_place(each.line)} ({times})"
@@ -151,14 +151,14 @@ def _read(each: MadeUp) -> str:
     return f"{_place(each.line)} ({times}), which decided a branch{where}"
 
 
-def _held(holder: Holder) -> str:
+def _holder_text(holder: Holder) -> str:
     shape = "×".join(map(str, holder.shape))
     module = "" if holder.module in ("", ROOT) else f"module {holder.module}"
     words = (_place(holder.line), module, holder.stage, holder.operator)
     return ", ".join(filter(None, (*words, f"{shape} {holder.dtype}".strip())))
 
 
-def _made(growth: Growth) -> str:
+def _growth_text(growth: Growth) -> str:
     blocks = f"{growth.blocks_per_step:.3g} block{'s' * (growth.blocks_per_step != 1)}"
     return f"{_place(growth.line)}, {growth.operator}, {blocks} per step"
 

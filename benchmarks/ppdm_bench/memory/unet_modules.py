@@ -1,4 +1,4 @@
-"""Names of the parts and levels of our U-Net, for :mod:`ppdm_bench.memory.explain`."""
+"""Names of the parts and levels of our U-Net for :mod:`ppdm_bench.memory.explain`."""
 
 from dataclasses import dataclass
 from math import log2, prod
@@ -11,16 +11,16 @@ from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules
 
 @dataclass
 class UNetModules(Modules):
-    """Module tracker that distinguishes the levels of a :class:`ppdm.UNet`."""
+    """Records the running module, and names the levels of a :class:`ppdm.UNet`."""
 
     watched: tuple[type[nn.Module], ...] = (UNet,)
 
     def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
         """Return the part of the network that a module belongs to, such as ``encoder level 0`` or ``middle``.
 
-        The decoder parts are named ``decoder level 0`` and so on. The U-Net module itself only joins skips in the
-        decoder: the shape of its output then gives the level, and without a shape the result is empty. For other
-        networks, the part is the first name of the path.
+        Decoder parts are named ``decoder level 0`` and so on. The U-Net module itself only concatenates skip
+        connections in the decoder: the shape of the result determines the level, and without a shape the part is empty.
+        For other networks, the part is the first name in the path.
         """
         if not path:
             return OUTSIDE
@@ -32,14 +32,14 @@ class UNetModules(Modules):
         return super().part(path, shape)
 
     def _unet_part(self, prefix: str, names: list[str]) -> str:
-        way = {"down": "encoder", "up": "decoder"}.get(names[0])
-        return self._level(way, prefix, self.sizes.get(_joined(prefix, *names[:2]), ())) if way else names[0]
+        side = {"down": "encoder", "up": "decoder"}.get(names[0])
+        return self._level(side, prefix, self.sizes.get(_joined(prefix, *names[:2]), ())) if side else names[0]
 
-    def _level(self, way: str, prefix: str, size: tuple[int, ...]) -> str:
+    def _level(self, side: str, prefix: str, size: tuple[int, ...]) -> str:
         finest = self.sizes.get(_joined(prefix, "stem"), ())
         if not size or len(size) != len(finest):
-            return way
-        return f"{way} level {round(log2(prod(finest) / prod(size)) / len(size))}"
+            return side
+        return f"{side} level {round(log2(prod(finest) / prod(size)) / len(size))}"
 
 
 def _joined(prefix: str, *names: str) -> str:

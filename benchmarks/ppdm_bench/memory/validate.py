@@ -1,8 +1,8 @@
 """Validate the prediction against published CUDA peaks: ``python -m ppdm_bench.memory.validate``.
 
 Each published record names a run, a GPU and a release of PyTorch. The runs are networks of MONAI and diffusers, which
-are development dependencies, and single convolutions. Each run is built as in its source and predicted for that GPU;
-this needs no GPU.
+are development dependencies, and single convolutions. Each run is built as in its source and predicted for its GPU; no
+GPU is needed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.agreement import Look, agreement_table, validation_figure
 from ppdm_bench.report.figures.style import save
 
-# Names of the tables and figures, files of their published records, and the property that distinguishes the points.
+# Names of tables and figures, files of the published records, and the property that distinguishes points in the figure.
 PUBLISHED: Sequence[tuple[str, Path, Look]] = (
     ("published", Path("results/published/monai_unet_peaks.jsonl"), "gpu"),
     ("cudnn", Path("results/published/cudnn_peaks.jsonl"), "origin"),

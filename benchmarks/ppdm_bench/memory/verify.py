@@ -1,7 +1,7 @@
-"""Second verification: each measurement runs again in a child process limited to the predicted memory.
+"""Second verification: repeat each measurement in a child process that is limited to the predicted memory.
 
-The first verification compares two numbers. The second answers the question of the user: does the run succeed on a card
-of that size?
+The first verification compares predicted and measured bytes. The second one answers the user's question: does the code
+run on a card of the predicted size?
 """
 
 from collections.abc import Sequence
@@ -37,8 +37,8 @@ def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[R
         timeout: time limit in seconds of one verification.
 
     Returns:
-        One record of ``verified_at`` per measurement: the value is the limit; the status is ok if the limit sufficed
-        and oom if it did not.
+        One record of ``verified_at`` per measurement: the value is the limit; the status is ok if the run succeeded
+        within the limit, and oom if it ran out of memory.
     """
     ledger, found, pairs = Ledger(folder), [], verifiable(records)
     sweep = Sweep(WORKER, timeout, ledger.earlier)
@@ -56,7 +56,7 @@ def verify_in(folder: Path, records: Sequence[Record], timeout: float) -> list[R
 def verifiable(records: Sequence[Record]) -> list[tuple[Record, int]]:
     """Return each measured peak with its predicted memory in bytes.
 
-    Measurements that were predicted to exceed the card are omitted, because the card itself is then the limit.
+    Measurements that were predicted not to fit on the card are omitted, because the card itself is then the limit.
     """
     predicted = {
         (record.config_id, record.phase, record.metric, record.device): int(record.value)
@@ -91,8 +91,8 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
 def verdict(verified: Sequence[Record]) -> str:
     """Return the results of the verifications as text; an empty string if there were none."""
     ran, short = ([r for r in verified if r.status == status] for status in ("ok", "oom"))
-    lines = [f"Second verification: {len(ran)} of {len(ran) + len(short)} ran within the memory that was predicted."]
-    lines += [f"{_name(record)} did not within {record.value:,} bytes: {record.reason}" for record in short]
+    lines = [f"Second verification: {len(ran)} of {len(ran) + len(short)} runs succeeded within the predicted memory."]
+    lines += [f"{_name(record)} failed within {record.value:,} bytes: {record.reason}" for record in short]
     return "\n".join([*lines, ""]) if ran or short else ""
 
 

@@ -7,7 +7,7 @@ import torch
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.child import failure, serve
-from ppdm_bench.memory.nvml import watched_process
+from ppdm_bench.memory.nvml import sampled_process
 from ppdm_bench.memory.workload import Workload, uncompiled, workload
 from ppdm_bench.predictor.peak import measure_peak
 from ppdm_bench.predictor.target import GIB
@@ -34,7 +34,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # the code of a method can raise any exception
         failed = failure(error)
         if limit is not None and failed["status"] == "oom":
-            failed["reason"] += f"; the budget lets tensors take {limit / GIB:.4g} GiB"
+            failed["reason"] += f"; the budget leaves {limit / GIB:.4g} GiB for tensors"
         return answer | failed
     return answer | {"status": "ok", "reason": "; ".join(notes), "metrics": metrics}
 
@@ -46,8 +46,8 @@ def _measure_cpu(work: Workload, limit: int | None) -> dict[str, int]:
 
 def _measure_cuda(work: Workload, limit: int | None) -> tuple[dict[str, int], list[str]]:
     """Return the counters of PyTorch and NVML, and notes on their reliability."""
-    with watched_process() as process:
-        # Run at least two iterations, so that the last one is warm for sampling too.
+    with sampled_process() as process:
+        # Run at least two iterations, also for sampling, so that the last one is after a warm-up.
         peak = measure_peak(work.build, work.step, max(work.iterations, 2), "cuda", limit)
         reserved_now = torch.cuda.memory_reserved()
         process.sample()

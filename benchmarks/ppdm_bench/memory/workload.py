@@ -10,7 +10,7 @@ from torch import Tensor
 from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
 from ppdm.training.loop import Training
 
-# A full sampling run has the same peak as a short one, because each evaluation frees the memory of the previous one.
+# Two network evaluations have the same peak as a full sampling run, because each evaluation frees its memory.
 EVALUATIONS = 2
 
 # Training stage of each training phase.
@@ -35,11 +35,10 @@ class Workload:
 
 
 def workload(method: Method, phase: str, shape: tuple[int, int, int], batch_size: int, device: str) -> Workload:
-    """Return the workload of a phase (one of ``method.phases``) on volumes (N, 1, D, H, W), on the device.
+    """Return the workload of a phase (one of ``method.phases``) on volumes (N, 1, D, H, W).
 
-    Several sources are (N, S, D, H, W).
-
-    A method that samples in blocks keeps its volume on the host, as in translation.
+    S sources have the shape (N, S, D, H, W). A method that samples in blocks keeps its volume on the host, as in
+    translation.
     """
 
     def volume(device: str = device, channels: int = 1) -> Tensor:
@@ -77,15 +76,11 @@ def _latent(method: Method, shape: tuple[int, int, int], batch_size: int, device
 
 
 def uncompiled(method: Method) -> str:
-    """Return a note for a peak found by tracing operators, if the real step is compiled and its peak can differ."""
-    return (
-        "of the network as it is written; compiled, it allocates what its compiler decides"
-        if method.network.compile
-        else ""
-    )
+    """Return a note on the peak if the network is compiled, because the traced peak is that of uncompiled code."""
+    return "for the uncompiled network; the compiler can change its memory" if method.network.compile else ""
 
 
 def fault(error: Exception) -> str:
-    """Return the reason of a failed phase on one line, with the exception type, because user code may have failed."""
+    """Return type and first line of an exception, which the code of a user may have raised."""
     lines = str(error).strip().splitlines()  # PyTorch's errors continue with a C++ stack trace
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

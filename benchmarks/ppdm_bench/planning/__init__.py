@@ -1,1 +1,1 @@
-"""Planning for a memory budget: answers come from a search over predictions, not from a formula."""
+"""Find the settings that fit into a memory budget, by a search over predictions."""

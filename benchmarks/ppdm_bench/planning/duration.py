@@ -1,4 +1,4 @@
-"""How long what fits a card would take: hours of training and seconds per volume, predicted."""
+"""Predicted duration of the configurations that fit on a card: hours of training and seconds per volume."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from ppdm_bench.timing.prediction import described_time, step_duration, volume_d
 from ppdm_bench.units import significant
 
 HOURS, VOLUME = "training_hours", "volume_seconds"
-_OF = {"train": HOURS, "sample": VOLUME}
+_METRICS = {"train": HOURS, "sample": VOLUME}
 
 
 def durations(fitting: Sequence[tuple[Configuration, str]], steps: int, sheet: Sheet) -> Iterator[Record]:
-    """Predict how long each configuration and phase takes that fits the card.
+    """Predict the duration of each configuration and phase that fits on the card.
 
     Args:
-        fitting: configurations with their phase, ``train`` or ``sample``; others have no time.
-        steps: training steps.
+        fitting: configurations with their phase; only the phases ``train`` and ``sample`` have a duration.
+        steps: number of training steps.
         sheet: data sheet of the card.
     """
     for configuration, phase in fitting:
-        if phase in _OF:
+        if phase in _METRICS:
             yield _record(configuration, phase, steps, sheet)
 
 
@@ -37,7 +37,7 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
         "command": "plan",
         **configuration.fields(),
         "phase": phase,
-        "metric": _OF[phase],
+        "metric": _METRICS[phase],
         "kind": "predicted",
         "device": "cuda",
         "env": environment() | {"target_gpu": sheet.name},
@@ -55,22 +55,22 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
         found, unit, count = Duration.combined([(steps / 3600, found)]), "h", None
     else:
         unit, count = "s", evaluations
-    told = options | {"predicted_time": described_time(found)}
-    return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=told, **common)
+    options_with_time = options | {"predicted_time": described_time(found)}
+    return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=options_with_time, **common)
 
 
 def durations_of(records: Sequence[Record]) -> list[Record]:
-    """Return the predicted durations among some records."""
-    return [record for record in records if record.metric in _OF.values() and record.status == "ok"]
+    """Select the predicted durations from the records."""
+    return [record for record in records if record.metric in _METRICS.values() and record.status == "ok"]
 
 
 def duration_table(records: Sequence[Record]) -> Table | None:
-    """Return a row for each configuration with a predicted duration; None without any."""
-    mine = durations_of(records)
-    rows = list(dict.fromkeys((record.label, record.shape) for record in mine))
+    """Return a table with one row per configuration with a predicted duration; None if there is none."""
+    durations_found = durations_of(records)
+    rows = list(dict.fromkeys((record.label, record.shape) for record in durations_found))
 
     def cell(row: tuple[Any, ...], metric: str) -> str | None:
-        record = next((r for r in mine if (r.label, r.shape) == row and r.metric == metric), None)
+        record = next((r for r in durations_found if (r.label, r.shape) == row and r.metric == metric), None)
         if record is None or record.value is None:
             return None
         low, high = record.options["predicted_time"]["interval"]
@@ -78,10 +78,10 @@ def duration_table(records: Sequence[Record]) -> Table | None:
 
     if not rows:
         return None
-    plan = mine[0].options["plan"]
+    plan = durations_found[0].options["plan"]
     note = (
-        f"Predicted for {plan['card']}: training of {plan['steps']:,} steps, and a volume with the method's own number "
-        "of evaluations. In brackets: the range in which eight of ten published timings lie."
+        f"Predicted for {plan['card']}: training for {plan['steps']:,} steps, and a volume with the method's own "
+        "number of evaluations. In brackets: the range in which eight of ten published timings lie."
     )
     return table_of(
         rows,

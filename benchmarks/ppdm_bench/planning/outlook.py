@@ -1,4 +1,4 @@
-"""Predictions for a plan: each is made once, and several run in parallel processes."""
+"""Predictions for a plan: each case is predicted once, in parallel processes."""
 
 import gc
 import importlib
@@ -18,7 +18,7 @@ import torch
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, workload
-from ppdm_bench.planning.search import Look
+from ppdm_bench.planning.search import CasePrediction
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import Target
 
@@ -31,8 +31,7 @@ class OutlookCase(NamedTuple):
 
     Attributes:
         configuration, phase: configuration and phase to predict.
-        brief: whether only the verdict is wanted, so that the prediction ends when it is clear that the case does not
-            fit.
+        brief: whether only the verdict is needed; the prediction then stops as soon as the case does not fit.
     """
 
     configuration: Configuration
@@ -40,16 +39,16 @@ class OutlookCase(NamedTuple):
     brief: bool = False
 
 
-# A generator that yields a case and receives its look, or yields questions to run concurrently and receives answers.
+# A generator that yields a case and receives its prediction, or yields a list of questions and receives the answers.
 Question = Generator["OutlookCase | list[Question[Any]]", Any, T]
-Submit = Callable[[OutlookCase], "Future[Look]"]
+Submit = Callable[[OutlookCase], "Future[CasePrediction]"]
 
 
 class NoOutlook(RuntimeError):
-    """A case that cannot be predicted; the message gives the reason."""
+    """A case cannot be predicted; the message gives the reason."""
 
 
-def predict(case: OutlookCase, target: Target) -> Look:
+def predict(case: OutlookCase, target: Target) -> CasePrediction:
     """Predict one case.
 
     Raises:
@@ -62,16 +61,16 @@ def predict(case: OutlookCase, target: Target) -> Look:
         peak = predict_peak(work.build, work.step, work.iterations, target, limit=limit)
     except Exception as error:  # the code of a method can raise any exception
         if limit is not None and isinstance(error, torch.OutOfMemoryError):
-            return Look(False, limit + target.beside, brief=True)
+            return CasePrediction(False, limit + target.beside, brief=True)
         raise NoOutlook(f"{configuration.label} {phase}: {fault(error)}") from None
     assert peak.needs is not None
     fixed = target.beside + sum(peak.breakdown[kind] for kind in _FIXED)
-    return Look(bool(peak.fits), peak.needs, fixed, host=translation_peak(peak, configuration, phase, "cuda"))
+    return CasePrediction(bool(peak.fits), peak.needs, fixed, host=translation_peak(peak, configuration, phase, "cuda"))
 
 
 @contextmanager
 def predictor(target: Target, workers: int | None = None) -> Iterator[Submit]:
-    """Yield the function that submits predictions: one worker runs in this process, several run in a process pool.
+    """Yield a function that submits predictions: with one worker to this process, else to a process pool.
 
     Args:
         target: target of the predictions.
@@ -98,8 +97,8 @@ def _begin() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     importlib.import_module("torch._dynamo")  # fake tensors would load it later
-    # PyTorch's own objects, about half a million, are never freed. Freezing them spares the garbage collector the scan.
-    # Garbage is collected once after each prediction instead of a hundred times during it.
+    # PyTorch's own objects, about half a million, are never freed; freeze them, so that the garbage collector skips
+    # them. Collect garbage once after each prediction instead of a hundred times during it.
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -112,15 +111,15 @@ def _begin() -> None:
     threading.Thread(target=follow_the_parent, daemon=True).start()
 
 
-def _predict_and_clear(case: OutlookCase, target: Target) -> Look:
+def _predict_and_clear(case: OutlookCase, target: Target) -> CasePrediction:
     try:
         return predict(case, target)
     finally:
         gc.collect()
 
 
-def _done(case: OutlookCase, target: Target) -> "Future[Look]":
-    future: Future[Look] = Future()
+def _done(case: OutlookCase, target: Target) -> "Future[CasePrediction]":
+    future: Future[CasePrediction] = Future()
     try:
         future.set_result(predict(case, target))
     except NoOutlook as error:
@@ -134,26 +133,26 @@ def ask_all(
     progress: Callable[[int, int, OutlookCase], None] = lambda *_: None,
     keep: Callable[[int, T | NoOutlook], None] = lambda *_: None,
 ) -> list[T | NoOutlook]:
-    """Answer questions concurrently; a case that several questions request is predicted only once.
+    """Answer questions concurrently; if several questions request the same case, it is predicted once.
 
     Args:
         questions: generators that yield the next request and return their answer.
         submit: function that submits a prediction.
-        progress: called with the number of answered questions, the number of finished predictions, and the latest case.
-        keep: called with the place of a question and its answer as soon as it is known, so that an interruption loses
+        progress: called with the number of answered questions, the number of finished predictions and the last case.
+        keep: called with the index of a question and its answer as soon as it is known, so that an interruption loses
             no answer.
 
     Returns:
-        The answers in order. If a case of a question or of its subquestions cannot be predicted, the error takes the
-        place of the answer.
+        The answers in the order of the questions. If a case of a question or of its subquestions cannot be predicted,
+        the answer is the error.
     """
     answers: dict[int, Any] = {}
-    futures: dict[OutlookCase, Future[Look]] = {}
-    waiting: dict[_Asked, OutlookCase] = {}
+    futures: dict[OutlookCase, Future[CasePrediction]] = {}
+    waiting: dict[_RunningQuestion, OutlookCase] = {}
 
-    def go_on(asked: _Asked, told: Any) -> None:
+    def advance(asked: _RunningQuestion, sent: Any) -> None:
         try:
-            wanted = asked.question.send(told)
+            wanted = asked.question.send(sent)
         except StopIteration as end:
             asked.answered(end.value)
             return
@@ -164,10 +163,10 @@ def ask_all(
         if wanted not in futures:
             futures[wanted] = submit(wanted)
 
-    def split(asked: _Asked, parts: Sequence[Question[Any]]) -> None:
+    def split(asked: _RunningQuestion, parts: Sequence[Question[Any]]) -> None:
         found: dict[int, Any] = {}
 
-        def take(place: int, answer: Any) -> None:
+        def collect(place: int, answer: Any) -> None:
             found[place] = answer
             if len(found) < len(parts):
                 return
@@ -175,17 +174,17 @@ def ask_all(
             if failed:
                 asked.answered(failed)
             else:
-                go_on(asked, [found[place] for place in range(len(parts))])
+                advance(asked, [found[place] for place in range(len(parts))])
 
         for place, part in enumerate(parts):
-            go_on(_Asked(part, partial(take, place)), None)
+            advance(_RunningQuestion(part, partial(collect, place)), None)
 
     def answered(number: int, answer: Any) -> None:
         answers[number] = answer
         keep(number, answer)
 
     for number, one in enumerate(questions):
-        go_on(_Asked(one, partial(answered, number)), None)
+        advance(_RunningQuestion(one, partial(answered, number)), None)
     while waiting:
         wait({futures[case] for case in waiting.values()}, return_when=FIRST_COMPLETED)
         for asked, case in [(asked, case) for asked, case in waiting.items() if futures[case].done()]:
@@ -195,13 +194,13 @@ def ask_all(
                     raise error
                 asked.answered(error)
             else:
-                go_on(asked, futures[case].result())
+                advance(asked, futures[case].result())
             progress(len(answers), sum(future.done() for future in futures.values()), case)
     return [answers[number] for number in range(len(questions))]
 
 
 @dataclass(eq=False)
-class _Asked:
+class _RunningQuestion:
     """A running question and the callback for its answer."""
 
     question: Question[Any]

@@ -14,7 +14,7 @@ from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.planning.duration import duration_table, durations, durations_of
 from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, Question, ask_all, predictor
 from ppdm_bench.planning.questions import Bounds, CapacityAnswer, phases_of, question
-from ppdm_bench.planning.search import Found, Look
+from ppdm_bench.planning.search import CasePrediction, SearchResult
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import PURPOSES, Record, config_id
@@ -30,13 +30,12 @@ class CapacityPlan:
 
     Attributes:
         configurations: requested configurations.
-        purposes: what the method is to do, ``train`` or ``sample``; each includes the phases of a learned
-            representation. None means both.
+        purposes: ``train`` or ``sample``, each with the phases of a learned representation; None means both.
         target: the card, with its capacity.
         spacing: voxel spacing in mm of the scan that gives the volume size.
         bounds: bounds of the search.
-        steps: training steps to predict the duration of; None predicts no time.
-        sheet: data sheet of the card, if steps are given.
+        steps: number of training steps, to predict the duration; None predicts no duration.
+        sheet: data sheet of the card; needed with ``steps``.
     """
 
     configurations: Sequence[Configuration]
@@ -59,7 +58,7 @@ class CapacityPlan:
 
 
 class PlanInterrupted(KeyboardInterrupt):
-    """Ctrl-C during a plan; ``records`` hold the answers that were found before."""
+    """Ctrl-C during a plan; ``records`` contains the answers found before."""
 
     def __init__(self, records: list[Record]) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ def collect(plan: CapacityPlan, workers: int | None = None) -> list[Record]:
     """Answer all questions with a progress bar and return the records.
 
     Raises:
-        Interrupted: Ctrl-C was received.
+        PlanInterrupted: Ctrl-C was received.
     """
     asked = plan.asked
     questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
@@ -106,18 +105,18 @@ def _answer(
     with progress() as bar, predictor(plan.target, workers) as submit:
         shown = bar.add_task("loading", total=len(questions))
 
-        def tell(answered: int, made: int, case: OutlookCase) -> None:
+        def show(answered: int, made: int, case: OutlookCase) -> None:
             what = case.configuration
             text = f"{made} predictions; {what.name} {case.phase} {'×'.join(map(str, what.shape))}"
             bar.update(shown, completed=answered, description=text)
 
-        ask_all(questions, submit, tell, keep)
+        ask_all(questions, submit, show, keep)
 
 
 def present(records: Sequence[Record], folder: Path | None, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
     """Return the table and its summary as text, and the written files; without a folder nothing is written.
 
-    The files also show earlier answers in the folder to the same request: budget, size, batch size and options.
+    The files also contain earlier answers in the folder to the same request: budget, size, batch size and options.
     """
     if folder is None:
         return _page(records).to_text(columns), []
@@ -134,7 +133,7 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
 
 
 def _page(records: Sequence[Record]) -> Page:
-    """Return the table and its summary, and the host memory below them."""
+    """Return the page: table, summary, durations and host memory."""
     page = plan_page(gather(records), durations_of(records))
     times, host = duration_table(records), host_sentence(records)
     return replace(page, parts=[*page.parts, *([times] if times else []), *([host] if host else [])])
@@ -150,7 +149,7 @@ def failures(records: Sequence[Record]) -> list[str]:
 
 
 def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
-    asked, phase, bounds = answer.asked, answer.phase, plan.bounds
+    asked, phase, bounds = answer.requested, answer.phase, plan.bounds
 
     def edge(case: int) -> int:
         return case * bounds.step
@@ -158,7 +157,7 @@ def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
     def factor(case: int) -> int:
         return bounds.factors[-case] if case else 0
 
-    def found(one: Configuration, metric: str, found: Found, named: Callable[[int], int]) -> Record:
+    def found(one: Configuration, metric: str, found: SearchResult, named: Callable[[int], int]) -> Record:
         return _record(plan, asked, one, phase, metric, **_found(found, named))
 
     records = [*_verdict(plan, asked, asked, phase, answer.fits), found(asked, "largest_resolution", answer.cube, edge)]
@@ -166,39 +165,45 @@ def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
         records.append(found(asked, "largest_batch", answer.batch, int))
     if answer.factor is not None:
         records.append(found(asked, "smallest_factor", answer.factor, factor))
-    for one, look in answer.options.items():
-        records += _verdict(plan, asked, one, phase, look)
-    if answer.leanest_cube:
-        records.append(found(answer.leanest_cube[0], "largest_resolution", answer.leanest_cube[1], edge))
+    for one, prediction in answer.options.items():
+        records += _verdict(plan, asked, one, phase, prediction)
+    if answer.least_memory_cube:
+        records.append(found(answer.least_memory_cube[0], "largest_resolution", answer.least_memory_cube[1], edge))
     return records
 
 
-def _verdict(plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, look: Look) -> list[Record]:
-    fits = _record(plan, asked, one, phase, "fits", value=int(look.fits), unit="1")
-    needed = [] if look.brief else [_record(plan, asked, one, phase, "needs", value=look.need, unit="B")]
-    host = [] if look.host is None else [_record(plan, asked, one, phase, "peak_host", value=look.host, unit="B")]
+def _verdict(
+    plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, prediction: CasePrediction
+) -> list[Record]:
+    fits = _record(plan, asked, one, phase, "fits", value=int(prediction.fits), unit="1")
+    needed = [] if prediction.brief else [_record(plan, asked, one, phase, "needs", value=prediction.need, unit="B")]
+    host = (
+        []
+        if prediction.host is None
+        else [_record(plan, asked, one, phase, "peak_host", value=prediction.host, unit="B")]
+    )
     return [fits, *needed, *host]
 
 
-def _found(found: Found, named: Callable[[int], int]) -> dict[str, Any]:
-    """Return the value of a search as fields of a record, with its two decisive predictions and a note if needed."""
-    ends = [case for case in (found.value, found.value + 1) if case in found.looks]
-    verified = [{"case": named(c), "fits": found.looks[c].fits, "needs": found.looks[c].need} for c in ends]
+def _found(found: SearchResult, named: Callable[[int], int]) -> dict[str, Any]:
+    """Return the result of a search as fields of a record, with its two decisive predictions and a note if needed."""
+    ends = [case for case in (found.value, found.value + 1) if case in found.predictions]
+    verified = [{"case": named(c), "fits": found.predictions[c].fits, "needs": found.predictions[c].need} for c in ends]
     value = {"value": named(found.value), "unit": "1", "options": {"verified": verified}}
     if found.exception is not None:
-        smaller = next(case for case, look in sorted(found.looks.items()) if not look.fits)
+        smaller = next(case for case, prediction in sorted(found.predictions.items()) if not prediction.fits)
         return value | {
             "reason": f"memory does not grow steadily: {named(found.exception)} fits too, {named(smaller)} does not"
         }
     if found.value == 0:
         return value | {"reason": f"not even {named(1)} fits"}
-    return value if found.bounded else value | {"reason": f"nothing beyond {named(found.limit)} was looked at"}
+    return value if found.bounded else value | {"reason": f"the search ended at {named(found.limit)}"}
 
 
 def _record(
     plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, metric: str, **content: Any
 ) -> Record:
-    """Return a record about ``one``, whose options may differ from those of the request ``asked``."""
+    """Return a record about ``one``, a configuration whose options may differ from the request ``asked``."""
     target = plan.target
     how = {
         "budget": target.capacity,
@@ -226,4 +231,4 @@ def too_small(target: Target) -> str | None:
     """Return why nothing can be planned for a card; None if planning is possible."""
     if target.capacity is None or target.capacity > target.beside:
         return None
-    return f"a budget must exceed {target.beside / GIB:.2f} GiB, which the CUDA context and the margin of safety take"
+    return f"a budget must exceed {target.beside / GIB:.2f} GiB, which the CUDA context and the safety margin need"

@@ -1,27 +1,27 @@
 """Search for the largest case that fits, with few predictions.
 
-A search is a generator: it yields the next case and receives a look, the result of its prediction. Every answer is
-verified: both the largest case that fits and the next larger case were predicted.
+A search is a generator: it yields the number of a case and receives the prediction of this case. The answer is certain:
+both the largest case that fits and the next larger case, which does not fit, were predicted.
 """
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 
-PATIENCE = 4  # number of looks chosen by estimates before the search switches to bisection
+PATIENCE = 4  # number of cases selected by estimates before the search switches to bisection
 
 
 @dataclass(frozen=True)
-class Look:
+class CasePrediction:
     """Prediction of one case.
 
     Attributes:
         fits: whether the case fits.
-        need: bytes that a card must have for the case (:attr:`ppdm_bench.predictor.peak.Peak.needs`); a lower bound if
-            the look is brief.
-        fixed: part of it in bytes that does not grow with the case, such as weights.
-        brief: whether the prediction stopped as soon as it was clear that the case does not fit.
+        need: memory in bytes that the card must have (:attr:`ppdm_bench.predictor.peak.Peak.needs`); only a lower bound
+            if ``brief``.
+        fixed: bytes of ``need`` that do not grow with the size of the case, such as weights.
+        brief: whether the prediction stopped early because the case does not fit.
         host: bytes of host memory (:func:`ppdm_bench.memory.host.translation_peak`); None if the case is not
-            the sampling of one volume, or the look is brief.
+            the sampling of one volume, or if ``brief``.
     """
 
     fits: bool
@@ -32,23 +32,26 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of a search.
 
     Attributes:
-        value: the largest case that fits; all smaller cases that were predicted fit too. 0 if not even case 1 fits.
-        looks: every predicted case.
-        limit: the largest case of the search.
+        value: largest case that fits, such that all smaller predicted cases fit too; 0 if case 1 does not fit.
+        predictions: prediction of every case that was predicted.
+        limit: upper limit of the search.
     """
 
     value: int
-    looks: Mapping[int, Look]
+    predictions: Mapping[int, CasePrediction]
     limit: int
 
     @property
     def exception(self) -> int | None:
-        """A case that fits although a smaller one does not, because memory does not grow with the case."""
-        return next((case for case, look in sorted(self.looks.items()) if look.fits and case > self.value), None)
+        """A case that fits although a smaller one does not, because memory does not always grow with the case."""
+        return next(
+            (case for case, prediction in sorted(self.predictions.items()) if prediction.fits and case > self.value),
+            None,
+        )
 
     @property
     def bounded(self) -> bool:
@@ -60,48 +63,48 @@ def largest(
     limit: int,
     capacity: int | None,
     size: Callable[[int], float],
-    known: Mapping[int, Look],
-    hint: tuple[float, Look] | None = None,
-) -> Generator[int, Look, Found]:
+    known: Mapping[int, CasePrediction],
+    hint: tuple[float, CasePrediction] | None = None,
+) -> Generator[int, CasePrediction, SearchResult]:
     """Search the cases 1, 2, … limit for the largest one that fits.
 
-    The next case is estimated: memory that is not fixed grows with the size of the case. A wrong estimate costs
-    additional looks but does not change the answer. If a larger case fits although a smaller one does not, the search
+    Estimates select the next case: memory that is not fixed is assumed to grow linearly with the size of the case. A
+    wrong estimate only costs additional predictions. If a larger case fits although a smaller one does not, the search
     continues below the smaller one.
 
     Args:
         limit: the largest case.
         capacity: memory of the card in bytes; None disables estimates.
         size: size of a case in any unit; it must grow with the case.
-        known: earlier looks by case.
-        hint: size and look of one more case, which helps the estimate.
+        known: earlier predictions by case.
+        hint: size and prediction of one additional case, to improve the estimate.
     """
-    looks = dict(known)
+    predictions = dict(known)
     while True:
-        above = min((case for case, look in looks.items() if not look.fits), default=limit + 1)
-        below = max((case for case, look in looks.items() if look.fits and case < above), default=0)
+        above = min((case for case, prediction in predictions.items() if not prediction.fits), default=limit + 1)
+        below = max((case for case, prediction in predictions.items() if prediction.fits and case < above), default=0)
         if above - below == 1:
-            return Found(below, looks, limit)
-        sized = [(size(case), look) for case, look in looks.items()] + ([hint] if hint else [])
-        guess = _estimate(limit, capacity, size, sized) if len(looks) - len(known) < PATIENCE else None
+            return SearchResult(below, predictions, limit)
+        sized = [(size(case), prediction) for case, prediction in predictions.items()] + ([hint] if hint else [])
+        guess = _estimate(limit, capacity, size, sized) if len(predictions) - len(known) < PATIENCE else None
         case = (below + above) // 2 if guess is None else min(max(guess, below + 1), above - 1)
-        looks[case] = yield case
+        predictions[case] = yield case
 
 
 def _estimate(
-    limit: int, capacity: int | None, size: Callable[[int], float], sized: list[tuple[float, Look]]
+    limit: int, capacity: int | None, size: Callable[[int], float], sized: list[tuple[float, CasePrediction]]
 ) -> int | None:
     """Estimate the largest case that fits, by linear extrapolation of memory over size.
 
-    The line runs through the two looks that are nearest to the capacity. With only one look, it runs through its fixed
-    memory at size 0.
+    The line passes through the two predictions that are nearest to the capacity. With only one prediction, it passes
+    through its fixed memory at size 0.
     """
     if capacity is None or not sized:
         return None
-    (known, look), *others = sorted(sized, key=lambda entry: abs(entry[1].need - capacity))
-    other, fixed = next(((size, one.need) for size, one in others if size != known), (0.0, look.fixed))
-    growing = (look.need - fixed) / (known - other)
+    (known, prediction), *others = sorted(sized, key=lambda entry: abs(entry[1].need - capacity))
+    other, fixed = next(((size, one.need) for size, one in others if size != known), (0.0, prediction.fixed))
+    growing = (prediction.need - fixed) / (known - other)
     if growing <= 0:
         return None
-    affordable = known + (capacity - look.need) / growing
+    affordable = known + (capacity - prediction.need) / growing
     return max((case for case in range(1, limit + 1) if size(case) <= affordable), default=0)

@@ -25,14 +25,14 @@ def rounded(size: int) -> int:
 class _Block:
     size: int
     small: bool
-    order: int
-    before: "_Block | None" = None
-    after: "_Block | None" = None
+    number: int
+    previous: "_Block | None" = None
+    next: "_Block | None" = None
     free: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
-        return self.size, self.order
+        return self.size, self.number
 
 
 class CachingAllocator:
@@ -42,15 +42,15 @@ class CachingAllocator:
         capacity: maximum bytes that can be reserved from the driver; None means no limit.
 
     Attributes:
-        reserved, peak_reserved: bytes reserved from the driver, currently and at the maximum.
-        refused: bytes of the request that did not fit, if there was one.
+        reserved, peak_reserved: bytes reserved from the driver: current value and maximum.
+        refused: bytes of the request that did not fit; None if every request fitted.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
         self.reserved = self.peak_reserved = 0
         self.refused: int | None = None
-        self._idle: dict[bool, list[tuple[tuple[int, int], _Block]]] = {True: [], False: []}
+        self._free_blocks: dict[bool, list[tuple[tuple[int, int], _Block]]] = {True: [], False: []}
         self._used: dict[int, _Block] = {}
         self._count = 0
 
@@ -84,38 +84,38 @@ class CachingAllocator:
         return True
 
     def _best_fit(self, size: int) -> _Block | None:
-        idle = self._idle[size <= MIB]
-        at = bisect_left(idle, (size, 0), key=lambda entry: entry[0])
-        return self._take(idle[at][1]) if at < len(idle) else None
+        free_blocks = self._free_blocks[size <= MIB]
+        at = bisect_left(free_blocks, (size, 0), key=lambda entry: entry[0])
+        return self._take(free_blocks[at][1]) if at < len(free_blocks) else None
 
     def _split(self, block: _Block, size: int) -> None:
         rest = block.size - size
         if rest < ROUND if block.small else rest <= MIB:
             return
         tail = self._block(rest, block.small)
-        tail.before, tail.after = block, block.after
-        if block.after:
-            block.after.before = tail
-        block.after, block.size = tail, size
+        tail.previous, tail.next = block, block.next
+        if block.next:
+            block.next.previous = tail
+        block.next, block.size = tail, size
         self._set_free(tail)
 
     def _release(self, block: _Block) -> None:
-        if block.before and block.before.free:
-            left = self._take(block.before)
-            block.size, block.before = block.size + left.size, left.before
-            if left.before:
-                left.before.after = block
-        if block.after and block.after.free:
-            right = self._take(block.after)
-            block.size, block.after = block.size + right.size, right.after
-            if right.after:
-                right.after.before = block
+        if block.previous and block.previous.free:
+            left = self._take(block.previous)
+            block.size, block.previous = block.size + left.size, left.previous
+            if left.previous:
+                left.previous.next = block
+        if block.next and block.next.free:
+            right = self._take(block.next)
+            block.size, block.next = block.size + right.size, right.next
+            if right.next:
+                right.next.previous = block
         self._set_free(block)
 
     def return_free_segments(self) -> None:
         """Return all entirely free segments to the driver (``torch.cuda.empty_cache``)."""
-        for idle in self._idle.values():
-            for _, block in [entry for entry in idle if not entry[1].before and not entry[1].after]:
+        for free_blocks in self._free_blocks.values():
+            for _, block in [entry for entry in free_blocks if not entry[1].previous and not entry[1].next]:
                 self._take(block)
                 self.reserved -= block.size
 
@@ -125,11 +125,11 @@ class CachingAllocator:
 
     def _set_free(self, block: _Block) -> None:
         block.free = True
-        insort(self._idle[block.small], (block.key, block), key=lambda entry: entry[0])
+        insort(self._free_blocks[block.small], (block.key, block), key=lambda entry: entry[0])
 
     def _take(self, block: _Block) -> _Block:
-        idle = self._idle[block.small]
-        del idle[bisect_left(idle, block.key, key=lambda entry: entry[0])]
+        free_blocks = self._free_blocks[block.small]
+        del free_blocks[bisect_left(free_blocks, block.key, key=lambda entry: entry[0])]
         block.free = False
         return block
 

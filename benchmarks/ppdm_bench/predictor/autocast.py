@@ -26,8 +26,8 @@ from ppdm_bench.predictor.kernel_rules import (
 def cuda_autocast() -> Iterator[None]:
     """Replace the CPU's autocast rules by CUDA's, and turn every autocast region into a CPU region.
 
-    The kernels are registered with the dispatcher, so they apply however an operator is called, also in blocks that
-    are recomputed in the backward pass.
+    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to recomputation in the
+    backward pass.
     """
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
     try:
@@ -44,7 +44,7 @@ def cuda_autocast() -> Iterator[None]:
 
 
 def _patches() -> Iterator[Any]:
-    """Turn every autocast region into a CPU region; queries about CUDA regions, as in checkpointing, answer for it."""
+    """Turn every autocast region into a CPU region; queries about CUDA, as by checkpointing, return its state."""
     init, get_dtype, is_enabled = autocast.__init__, torch.get_autocast_dtype, torch.is_autocast_enabled
 
     def enabled(device_type: str = "cuda") -> bool:
@@ -64,7 +64,7 @@ def _patches() -> Iterator[Any]:
 
 
 def _kernels() -> Iterator[tuple[str, Callable]]:
-    """Every operator that CUDA's autocast treats differently from the CPU's, with the kernel to register."""
+    """Yield every operator that the autocasts of CUDA and of the CPU treat differently, with the kernel to register."""
     on_cuda, on_cpu = _registered("AutocastCUDA"), _registered("AutocastCPU")
     for name in sorted(on_cuda - AUTOCAST_OTHER):
         if name in AUTOCAST_HALF:
@@ -73,9 +73,9 @@ def _kernels() -> Iterator[tuple[str, Callable]]:
         elif name in AUTOCAST_FP32_BY_DTYPE:
             yield name, partial(_run_to_fp32, _overload(name))
         else:
-            yield name, partial(_cast_and_run, _overload(name), _widest if name in AUTOCAST_PROMOTE else _fp32)
+            yield name, partial(_cast_and_run, _overload(name), _widest_dtype if name in AUTOCAST_PROMOTE else _fp32)
     for name in sorted(on_cpu - on_cuda):
-        if not name.endswith(".padding"):  # a convolution, which both run in half precision
+        if not name.endswith(".padding"):  # convolutions, which both run in half precision
             yield name, torch.library.fallthrough_kernel
 
 
@@ -91,23 +91,23 @@ def _overload(name: str) -> Any:
 
 
 def _cast_and_run(op: Callable, dtype_for: Callable[[list[Tensor]], torch.dtype], /, *args: Any, **kwargs: Any) -> Any:
-    eligible = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and _eligible(x)]
+    castable = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and _is_castable(x)]
     with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
-        if eligible:
-            dtype = dtype_for(eligible)
-            args, kwargs = tree_map_only(Tensor, lambda x: x.to(dtype) if _eligible(x) else x, (args, kwargs))
+        if castable:
+            dtype = dtype_for(castable)
+            args, kwargs = tree_map_only(Tensor, lambda x: x.to(dtype) if _is_castable(x) else x, (args, kwargs))
         return op(*args, **kwargs)
 
 
 def _run_to_fp32(op: Any, /, *args: Any, **kwargs: Any) -> Any:
-    given = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
-    if _eligible(args[0]) and given.get("dtype") is None:
-        given["dtype"] = torch.float32
+    arguments = dict(zip((argument.name for argument in op._schema.arguments), args, strict=False)) | kwargs
+    if _is_castable(args[0]) and arguments.get("dtype") is None:
+        arguments["dtype"] = torch.float32
     with torch._C._ExcludeDispatchKeyGuard(DispatchKeySet(DispatchKey.AutocastCPU)):
-        return op(**given)
+        return op(**arguments)
 
 
-def _eligible(x: Tensor) -> bool:
+def _is_castable(x: Tensor) -> bool:
     return x.is_floating_point() and x.dtype is not torch.float64
 
 
@@ -119,5 +119,5 @@ def _half(_: list[Tensor]) -> torch.dtype:
     return torch.get_autocast_dtype("cpu")
 
 
-def _widest(tensors: list[Tensor]) -> torch.dtype:
+def _widest_dtype(tensors: list[Tensor]) -> torch.dtype:
     return torch.float32 if any(x.dtype not in HALF for x in tensors) else tensors[0].dtype

@@ -1,14 +1,14 @@
-"""Cards by name: memory, compute capability, and the rates of their data sheets, each with its source.
+"""Cards by name: memory, compute capability, and rates from their data sheets, each with its source.
 
-Memory is the least total capacity that PyTorch reports for the card. It is less than the nominal size, because the
-driver and error correction keep a part. Compute capabilities are those of https://developer.nvidia.com/cuda-gpus.
+Memory is the smallest total capacity that PyTorch reports for the card. It is less than the nominal size, because the
+driver and error correction reserve a part. Compute capabilities are from https://developer.nvidia.com/cuda-gpus.
 
-Rates are those of the manufacturer for dense products (no sparsity), half precision with sums in fp32, as PyTorch
-computes. GeForce cards do such products at half the rate of their advertised fp16 sums.
+Rates are the manufacturer's for dense products (without sparsity); for half precision, with accumulation in fp32, as
+PyTorch computes. GeForce cards do such products at half the advertised rate, which is for accumulation in fp16.
 
-Each rate was compared with a public copy of its document, or with a quotation of it. `Sheet.doubt` names the figures
-for which none was found, and those on which documents disagree. A test derives every rate from the cores, the clock and
-the memory of the card (`Chip`). Documents about the B200 disagree (FP32 75 or 80 TFLOP/s, TF32 1,100 or 1,125, 7.7 or
+Each rate was compared with a public copy of its document or with a quotation. `Sheet.doubt` names the rates for which
+neither was found, and those on which documents disagree. A test computes every rate from the cores, the clock and the
+memory of the card (`Chip`). Documents about the B200 disagree (FP32 75 or 80 TFLOP/s, TF32 1,100 or 1,125, 7.7 or
 8 TB/s), and no kernels of its generation are known here, so it is not in the table.
 """
 
@@ -27,7 +27,7 @@ class Card:
     """A graphics card.
 
     Attributes:
-        name: name as it is sold, without the manufacturer.
+        name: product name without the manufacturer.
         gib: total memory in GiB, as PyTorch reports it.
         compute_capability: (major, minor).
         source: where the memory was reported; a GitHub thread is written as owner/name#number.
@@ -43,10 +43,10 @@ class Card:
         """Total memory in bytes."""
         return round(self.gib * GIB)
 
-    def target(self, **stated: object) -> Target:
-        """Return a prediction target for this card; ``stated`` are further fields of :class:`Target`."""
+    def target(self, **fields: object) -> Target:
+        """Return a prediction target for this card; ``fields`` are other fields of :class:`Target`."""
         own = {"gpu": self.name, "capacity": self.capacity, "compute_capability": self.compute_capability}
-        return Target(**own | stated)  # type: ignore[arg-type]
+        return Target(**own | fields)  # type: ignore[arg-type]
 
 
 CARDS = (
@@ -78,14 +78,15 @@ CARDS = (
 
 @dataclass(frozen=True)
 class Chip:
-    """What the peak rates of a card follow from.
+    """Hardware figures from which the peak rates of a card are computed.
 
     Attributes:
-        cores: ordinary cores; each does a multiplication and an addition in a cycle.
-        mhz: boost clock.
-        tensor: half-precision operations of the tensor cores for each fp32 operation of the others; 0 without them.
+        cores: CUDA cores; each does one multiplication and one addition per cycle.
+        mhz: boost clock in MHz.
+        tensor: half-precision rate of the tensor cores divided by the fp32 rate of the CUDA cores; 0 without tensor
+            cores.
         bus: width of the memory bus in bits.
-        gbps: data rate of the memory in Gbit/s for each bit of the bus.
+        gbps: data rate of the memory in Gbit/s per bit of the bus.
     """
 
     cores: int
@@ -97,18 +98,18 @@ class Chip:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Rates of a card from its data sheet.
+    """Peak rates of a card from its data sheet.
 
     Attributes:
-        name: name of the card; several sheets can belong to one card, such as those of its PCIe and SXM versions.
-        fp32: TFLOP/s of the ordinary cores in fp32.
-        tf32: TFLOP/s of the tensor cores in TF32; 0 without them.
-        half: TFLOP/s of the tensor cores in fp16, and in bf16 from Ampere on; 0 without them.
-        bandwidth: GB/s of the memory.
+        name: name of the card; one card can have several sheets, such as those of its PCIe and SXM versions.
+        fp32: TFLOP/s of the CUDA cores in fp32.
+        tf32: TFLOP/s of the tensor cores in TF32; 0 if they do not support it.
+        half: TFLOP/s of the tensor cores in fp16, and in bf16 from Ampere on; 0 without tensor cores.
+        bandwidth: memory bandwidth in GB/s.
         compute_capability: (major, minor).
-        chip: what these rates follow from.
+        chip: hardware figures that give these rates.
         source: the document.
-        doubt: figures that no public copy of the document confirms, or on which documents disagree.
+        doubt: rates that no public copy of the document confirms, or on which documents disagree; else empty.
     """
 
     name: str
@@ -123,7 +124,7 @@ class Sheet:
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the card computes in bf16: from Ampere on."""
+        """Whether the card has bf16 arithmetic: from Ampere on."""
         return self.compute_capability >= (8, 0)
 
 
@@ -172,7 +173,7 @@ SHEETS = (
     Sheet("RTX 8000", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _TURING),
     Sheet("Quadro RTX 6000", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _TURING),
     Sheet("Titan RTX", 16.3, 0, 130.5, 672, (7, 5), Chip(4608, 1770, 8, 384, 14), _PRODUCT),
-    # At the clock of the reference design; the Founders Edition has 1635 MHz, 14.2 and 56.9 TFLOP/s.
+    # Rates at the clock of the reference design; the Founders Edition has 1635 MHz, 14.2 and 56.9 TFLOP/s.
     Sheet("RTX 2080 Ti", 13.4, 0, 53.8, 616, (7, 5), Chip(4352, 1545, 4, 352, 14), _TURING),
     Sheet("T4", 8.1, 0, 65, 320, (7, 5), Chip(2560, 1590, 8, 256, 10), "NVIDIA T4 data sheet"),
     Sheet("V100 32GB", 15.7, 0, 125, 900, (7, 0), Chip(5120, 1530, 8, 4096, 1.755), _VOLTA),
@@ -183,9 +184,9 @@ SHEETS = (
 )
 # fmt: on
 
-# Words of a device name that do not tell cards apart.
-_NOISE = re.compile(r"\b(nvidia|geforce|tesla|quadro|pcie?|sxm\d?|hbm\w*|gen)\b")
-_VENDOR = re.compile(r"\b(nvidia|geforce|tesla|sxm\d?|hbm\w*|gen)\b")
+# Words of a device name that do not distinguish cards.
+_NOISE_WORDS = re.compile(r"\b(nvidia|geforce|tesla|quadro|pcie?|sxm\d?|hbm\w*|gen)\b")
+_VENDOR_WORDS = re.compile(r"\b(nvidia|geforce|tesla|sxm\d?|hbm\w*|gen)\b")
 
 
 def find_card(name: str) -> Card:
@@ -197,33 +198,35 @@ def find_card(name: str) -> Card:
     Raises:
         ValueError: no card or several cards have this name; the message lists the candidates.
     """
-    return CARDS[_find(name, [card.name for card in CARDS], _NOISE, "For another card, give its memory, such as 24GB")]
+    return CARDS[
+        _find(name, [card.name for card in CARDS], _NOISE_WORDS, "For another card, give its memory, such as 24GB")
+    ]
 
 
 def find_sheet(name: str) -> Sheet:
-    """Return the data sheet of this card; the name is read as by :func:`find_card`, and PCIe is told from SXM.
+    """Return the data sheet of this card; the name has the format of :func:`find_card`, but PCIe and SXM differ.
 
     Raises:
         ValueError: no sheet or several sheets have this name; the message lists the candidates.
     """
     names, advice = [sheet.name for sheet in SHEETS], "No data sheet of another card is known"
     try:
-        return SHEETS[_find(name, names, _VENDOR, advice)]
+        return SHEETS[_find(name, names, _VENDOR_WORDS, advice)]
     except ValueError:
-        return SHEETS[_find(name, names, _NOISE, advice)]
+        return SHEETS[_find(name, names, _NOISE_WORDS, advice)]
 
 
 def card_named(name: str) -> Card | None:
-    """Return the card with exactly this name, up to PCIe or SXM; None if its memory is not in the table."""
-    wanted = _words(name, _NOISE)
-    return next((card for card in CARDS if _words(card.name, _NOISE) == wanted), None)
+    """Return the card with exactly this name, except for PCIe or SXM; None if the table has no such card."""
+    wanted = _words(name, _NOISE_WORDS)
+    return next((card for card in CARDS if _words(card.name, _NOISE_WORDS) == wanted), None)
 
 
-def _find(name: str, names: Sequence[str], noise: re.Pattern[str], advice: str) -> int:
-    """Index of the card that a name means."""
-    wanted = _words(name, noise)
-    known = [_words(each, noise) for each in names]
-    found = [at for at, words in enumerate(known) if wanted and _holds(words, wanted)]
+def _find(name: str, names: Sequence[str], ignored: re.Pattern[str], advice: str) -> int:
+    """Return the index of the name that ``name`` means."""
+    wanted = _words(name, ignored)
+    known = [_words(each, ignored) for each in names]
+    found = [at for at, words in enumerate(known) if wanted and _contains(words, wanted)]
     exact = [at for at in found if known[at] == wanted]
     if len(found) == 1 or exact:
         return (exact or found)[0]
@@ -234,10 +237,10 @@ def _find(name: str, names: Sequence[str], noise: re.Pattern[str], advice: str) 
     raise ValueError(f"no card is known as {name!r}; {text} {advice}")
 
 
-def _words(name: str, noise: re.Pattern[str]) -> list[str]:
-    return re.findall(r"[a-z]+|\d+", noise.sub(" ", name.lower().replace("-", " ")))
+def _words(name: str, ignored: re.Pattern[str]) -> list[str]:
+    return re.findall(r"[a-z]+|\d+", ignored.sub(" ", name.lower().replace("-", " ")))
 
 
-def _holds(words: list[str], part: list[str]) -> bool:
-    """Whether the words contain the part as consecutive words."""
+def _contains(words: list[str], part: list[str]) -> bool:
+    """Whether ``part`` is a consecutive part of the words."""
     return any(words[start : start + len(part)] == part for start in range(len(words) - len(part) + 1))

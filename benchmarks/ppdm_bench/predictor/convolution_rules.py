@@ -1,17 +1,17 @@
 """Temporary buffers of a convolution on CUDA, in addition to its inputs and outputs.
 
-PyTorch either calls cuDNN or computes a convolution itself with a column matrix (``use_cudnn`` in
-ATen/native/Convolution.cpp). The two paths allocate different buffers:
+PyTorch either calls cuDNN or computes the convolution itself from a column matrix (``use_cudnn`` in
+ATen/native/Convolution.cpp). The two implementations allocate different buffers:
 
-- *layout copies* (both paths): a tensor in another memory layout than the convolution uses is copied first.
-- *columns* (PyTorch's own kernels): C_in · kernel volume · output voxels, one sample at a time.
-- *channels-last copies* (cuDNN): the tensor-core engines use the channels-last layout. For contiguous tensors they
-  allocate a workspace of the size of input, weight and output together, and free it after the call.
+- *layout copies* (both): a tensor whose memory layout differs from that of the convolution is copied first.
+- *columns* (PyTorch's own kernels): C_in · kernel volume · output voxels elements, for one sample at a time.
+- *channels-last copies* (cuDNN): the tensor-core engines use the channels-last layout. For contiguous tensors, they
+  allocate a workspace as large as input, weight and output together, and free it after the call.
 
 Published counters prove the last rule for the forward pass of 3-D convolutions (fp16, bf16, and fp32 with TF32) and
 2-D convolutions (fp16, bf16), from Ampere on, with more than three input channels and kernels larger than one voxel.
-With three input channels there are no copies. All other cases are conservative assumptions, and their buffers are
-marked ``assumed``.
+With three input channels there are no copies. The rules for all other cases are conservative assumptions, and their
+buffers are marked ``assumed``.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ class Buffer:
     Attributes:
         name: the rule.
         size: bytes.
-        basis: evidence for the rule in this case: published counters or PyTorch's source (``proven``), or ``assumed``.
+        basis: ``proven`` if published counters or PyTorch's source show the rule for this case, else ``assumed``.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Buffer:
     basis: Basis = "proven"
 
 
-Moment = tuple[Buffer, ...]  # buffers that are alive together
+Moment = tuple[Buffer, ...]  # buffers that are live at the same time
 
 
 @dataclass(frozen=True)
@@ -99,35 +99,35 @@ class _Call:
 
 
 def convolution_layout(op: OpOverload, args: Sequence[Any], out: Any) -> torch.memory_format | None:
-    """Memory layout on CUDA of a convolution's result or gradients; None for other operators."""
+    """Return the memory layout on CUDA of a convolution's result or gradients; None for other operators."""
     return _Call.of(op, args, out).layout if op in _CONVOLUTIONS else None
 
 
 def convolution_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:
-    """Buffers of one call, moment by moment; none for other operators."""
+    """Yield the buffers of a convolution: groups that are live at the same time. Other operators have none."""
     if op not in _CONVOLUTIONS:
         return
     call = _Call.of(op, args, out)
     copies = _layout_copies(call)
-    if _leaves_cudnn(target, call):
+    if _is_without_cudnn(target, call):
         yield (*copies, *_columns(call, "proven" if target.knows_cudnn else "assumed"))
     elif (basis := _basis(target, call)) is None:
         yield copies
     else:
-        for size in _copied(call):
+        for size in _copy_workspaces(call):
             yield (*copies, Buffer(CHANNELS_LAST_COPIES, size, basis))
 
 
-def _leaves_cudnn(target: Target, call: _Call) -> bool:
+def _is_without_cudnn(target: Target, call: _Call) -> bool:
     """Whether PyTorch computes the convolution without cuDNN (``use_cudnn`` in ATen/native/Convolution.cpp).
 
-    It does so in three cases:
+    The three cases are:
 
     - cuDNN is disabled;
     - more than 2³¹ - 1 elements per sample, with cuDNN older than 9.3 (pytorch/pytorch#95024, #123533);
-    - half precision in 3-D, with PyTorch 2.9.0 and any cuDNN, or with a later PyTorch and cuDNN 9.8 to 9.14. PyTorch
-      made this change because of wrong results (pytorch/pytorch#163539), and it caused a regression (#166643).
-      Channels-last tensors and kernels of one voxel are exempt.
+    - half precision in 3-D, with PyTorch 2.9.0 and any cuDNN, or with a later PyTorch and cuDNN 9.8 to 9.14, except
+      channels-last tensors and kernels of one voxel. PyTorch excluded cuDNN there because its results were wrong
+      (pytorch/pytorch#163539), which increased memory (#166643).
     """
     if not torch.backends.cudnn.enabled:
         return True
@@ -143,8 +143,8 @@ def _leaves_cudnn(target: Target, call: _Call) -> bool:
 def _columns(call: _Call, basis: Basis) -> Moment:
     """Buffer of vol2col (ATen/native/cuda/NaiveDilatedConvolution.cu), for all convolutions without cuDNN.
 
-    The kernel serves convolutions with and without dilation. A kernel of one voxel needs no columns: C_in · 1 · voxels
-    is the input itself. A transposed convolution (NaiveConvolutionTranspose3d.cu) needs C_out · kernel volume · input
+    PyTorch uses vol2col with and without dilation. A kernel of one voxel needs no columns, because they would equal the
+    input. A transposed convolution (NaiveConvolutionTranspose3d.cu) needs C_out · kernel volume · input
     voxels.
     """
     if call.kernel == 1 or call.is_depthwise:
@@ -154,11 +154,11 @@ def _columns(call: _Call, basis: Basis) -> Moment:
 
 
 def _layout_copies(call: _Call) -> Moment:
-    """Temporary copies of tensors that have another memory layout than the convolution uses.
+    """Temporary copies of tensors whose memory layout differs from that of the convolution.
 
     Source: ``_convolution`` and ``convolution_backward`` in ATen/native/Convolution.cpp. The backward pass copies the
     input only if it computes the weight's gradient. A typical case is the gradient of a mean, which is one expanded
-    number.
+    element.
     """
     needed = [call.weight]
     if call.gradients is None:
@@ -170,14 +170,14 @@ def _layout_copies(call: _Call) -> Moment:
 
 
 def _basis(target: Target, call: _Call) -> Basis | None:
-    """Evidence for the channels-last copies of this call; None if there are no copies."""
+    """Whether the channels-last copies of this call are proven or assumed; None if there are no copies."""
     dtype, dims = call.x.dtype, call.weight.dim() - 2
     if dtype is torch.float32:
         if target.compute_capability < (8, 0) or not target.allows_tf32:
             return None
     elif dtype not in HALF:
         return None
-    if call.layout is not torch.contiguous_format or call.is_depthwise or _shown_without(target, call):
+    if call.layout is not torch.contiguous_format or call.is_depthwise or _is_shown_without_copies(target, call):
         return None
     proven = (
         call.gradients is None
@@ -191,27 +191,27 @@ def _basis(target: Target, call: _Call) -> Basis | None:
     return "proven" if proven else "assumed"
 
 
-def _shown_without(target: Target, call: _Call) -> bool:
+def _is_shown_without_copies(target: Target, call: _Call) -> bool:
     """Whether published counters show that such a forward pass makes no copies.
 
     Three input channels: in fp16 in 3-D, the reserved memory of diffusers' autoencoder at nine sizes, exact to the MiB
     (InvokeAI pull request 9305); in fp32 in 2-D, pytorch/pytorch#69526. Kernels of one voxel: the same autoencoder on
-    an RTX 4090. On another card in that source, one size shows copies.
+    an RTX 4090. The same source shows copies for one size on another card.
     """
     if call.gradients is not None or call.transposed:
         return False
     return call.x.shape[1] == 3 or (call.kernel == 1 and target.compute_capability == (8, 9))
 
 
-def _copied(call: _Call) -> Iterator[int]:
-    """Bytes of the workspace: one value in the forward pass; in the backward pass, input gradient, weight gradient."""
+def _copy_workspaces(call: _Call) -> Iterator[int]:
+    """Bytes of the workspace: one value for forward; for backward, one for the gradient of input and one of weight."""
     whole = _bytes(call.x) + _bytes(call.weight) + _bytes(call.y)
     if call.gradients is None:
         yield whole
         return
     of_x, of_weight = call.gradients
     if of_x is not None:
-        # The trace already counts the weight's gradient, but cuDNN allocates it only after this step.
+        # The trace already counts the weight's gradient, but cuDNN allocates it only afterwards; subtract it.
         yield whole - (0 if of_weight is None else _bytes(call.weight))
     if of_weight is not None:
         yield whole

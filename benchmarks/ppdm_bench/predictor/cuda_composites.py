@@ -1,4 +1,4 @@
-"""CUDA's decomposition of operators that PyTorch decomposes differently on the CPU and on CUDA."""
+"""CUDA's decompositions of operators that PyTorch decomposes differently on the CPU."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,14 +18,14 @@ aten = torch.ops.aten
 def cuda_composites() -> Iterator[None]:
     """Use CUDA's decompositions until the end of the block.
 
-    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to blocks that are
-    recomputed in the backward pass.
+    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to recomputation in the
+    backward pass.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns about overridden kernels; here they are intended
-            for name, kernel in _COMPOSED.items():
+            for name, kernel in _DECOMPOSITIONS.items():
                 for key in ("CPU", "AutogradCPU"):
                     library.impl(name, kernel, key)
         yield
@@ -33,13 +33,13 @@ def cuda_composites() -> Iterator[None]:
         library._destroy()
 
 
-def is_composed(op: Any) -> bool:
+def has_cuda_decomposition(op: Any) -> bool:
     """Whether CUDA's decomposition of an operator is defined here."""
-    return op.name().removeprefix("aten::") in _COMPOSED
+    return op.name().removeprefix("aten::") in _DECOMPOSITIONS
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
-    """Fused kernel that keeps a boolean mask (ATen/native/Dropout.cpp); the CPU keeps a mask in the dtype of x."""
+    """Fused kernel that saves a boolean mask (ATen/native/Dropout.cpp); the CPU saves a mask in the dtype of x."""
     if train and 0 < p < 1 and x.numel():
         return aten.native_dropout.default(x, p, train)[0]
     if not train or p == 0 or not x.numel():
@@ -55,7 +55,7 @@ def _group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """Group normalisation of the input made contiguous; the result is contiguous too (ATen/native/group_norm.cpp)."""
+    """Make the input contiguous and normalise it; the result is contiguous (ATen/native/group_norm.cpp)."""
     n, c, *rest = x.shape
     if c % groups:
         raise RuntimeError(f"group_norm: {c} channels do not divide into {groups} groups")
@@ -64,7 +64,7 @@ def _group_norm(
 
 def _softmax_of(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-        """Convert fp16 to fp32 inside the kernel, without a copy (ATen/native/SoftMax.cpp); bf16 is copied first."""
+        """Convert fp16 to fp32 inside the kernel, without a copy; copy bf16 first (ATen/native/SoftMax.cpp)."""
         if x.dtype is torch.float16 and dtype is torch.float32:
             return kernel(x, dim, True)
         return kernel(x if dtype is None else x.to(dtype), dim, False)
@@ -72,7 +72,7 @@ def _softmax_of(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return softmax
 
 
-_COMPOSED: dict[str, Callable[..., Any]] = {
+_DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "dropout": _dropout,
     "group_norm": _group_norm,
     "softmax.int": _softmax_of(aten._softmax.default),

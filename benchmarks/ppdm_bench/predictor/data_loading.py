@@ -1,10 +1,10 @@
 """Data loaders: samplers, data sets, transforms and collate functions run on real data, in this process.
 
-A data pipeline reads files and crops by what it finds in them, so its tensors are real ones. They lie in host memory
-until the code moves them. What a worker process would do is done here, one batch after another, and its memory is not
-followed, because it is the memory of another process. Only the batch arrives. In reality, batches of fast workers
-arrive before their turn and wait in this process; how many depends on the speed of the workers, so that a prediction
-notes only a bound, and a measurement those that have arrived.
+A data pipeline reads files, and for example crops depend on their content, so its tensors are real. They are in host
+memory until the code moves them. This process does the work of worker processes, one batch after another. It does not
+record their memory, which belongs to other processes, but only the memory of the batch. In reality, fast workers send
+batches ahead of use, which wait in this process. Their number depends on the speed of the workers, so a prediction
+records only an upper bound. A measurement records the batches that really wait.
 """
 
 import copy
@@ -31,39 +31,39 @@ from ppdm_bench.predictor.trace import Trace
 def loader_patches(trace: Trace) -> Iterator[Any]:
     """Patches of ``torch.utils.data.DataLoader``."""
 
-    def in_earnest(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def on_real_data(method: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def run(self: Any) -> Any:
-            with trace.in_earnest():
+            with trace.on_real_tensors():
                 return method(self)
 
         return run
 
-    class Workers(_Workers):
+    class InProcessIterator(_InProcessIterator):
         followed = trace
 
-    yield mock.patch.object(DataLoader, "__iter__", in_earnest(DataLoader.__iter__))
+    yield mock.patch.object(DataLoader, "__iter__", on_real_data(DataLoader.__iter__))
     base = dataloader._BaseDataLoaderIter
-    yield mock.patch.object(base, "__next__", in_earnest(base.__next__))
-    yield mock.patch.object(dataloader, "_MultiProcessingDataLoaderIter", Workers)
+    yield mock.patch.object(base, "__next__", on_real_data(base.__next__))
+    yield mock.patch.object(dataloader, "_MultiProcessingDataLoaderIter", InProcessIterator)
 
 
 @contextmanager
 def watching_loaders(trace: Trace) -> Iterator[None]:
-    """In a measurement, record how many bytes of batches have arrived before their turn."""
+    """In a measurement, record in ``trace.waiting`` the bytes of batches that workers have sent ahead of use."""
     iterators = WeakSet[Any]()
     workers = dataloader._MultiProcessingDataLoaderIter
     get_data, next_data = workers._get_data, workers._next_data
 
     def record(event: int, *arriving: Any) -> None:
         waiting = [info[1:] for each in iterators for info in each._task_info.values()]
-        trace.arrived.append((event, _size([waiting, arriving])))
+        trace.waiting.append((event, _size([waiting, arriving])))
 
     def get(self: Any) -> Any:
         iterators.add(self)
-        began = trace.timeline.now
+        start = trace.timeline.now
         index, batch = get_data(self)
-        if index != self._rcvd_idx:
-            record(began, batch)
+        if index != self._rcvd_idx:  # not the batch that is used next
+            record(start, batch)
         return index, batch
 
     def take(self: Any) -> Any:
@@ -76,19 +76,19 @@ def watching_loaders(trace: Trace) -> Iterator[None]:
         yield
 
 
-def raised_by_early_batches(timeline: Timeline, arrived: Sequence[tuple[int, int]]) -> int:
-    """By how many bytes batches that arrived before their turn raise the peak; ``arrived`` as in :class:`Trace`."""
-    least = at = waiting = 0
+def raised_by_prefetched(timeline: Timeline, waiting: Sequence[tuple[int, int]]) -> int:
+    """Bytes by which batches sent ahead of use raise the peak; ``waiting`` is that of :class:`Trace`."""
+    peak_without = at = size = 0
     for event, live in enumerate(timeline.live()):
-        while at < len(arrived) and arrived[at][0] <= event + 1:
-            waiting = arrived[at][1]
+        while at < len(waiting) and waiting[at][0] <= event + 1:
+            size = waiting[at][1]
             at += 1
-        least = max(least, live - waiting)
-    return timeline.peak()[1] - least
+        peak_without = max(peak_without, live - size)
+    return timeline.peak()[1] - peak_without
 
 
-class _Workers(dataloader._BaseDataLoaderIter):
-    """Iterator of a data loader that does the work of its workers itself.
+class _InProcessIterator(dataloader._BaseDataLoaderIter):
+    """Iterator of a data loader that does the work of the workers in this process.
 
     Attributes:
         followed: the trace.
@@ -99,28 +99,28 @@ class _Workers(dataloader._BaseDataLoaderIter):
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
         self._prefetch_factor = loader.prefetch_factor
-        with self.followed.in_earnest(apart=True):
+        with self.followed.on_real_tensors(followed=False):
             self._workers = [_Worker(self, loader, number) for number in range(loader.num_workers)]
         self._reset(loader, first_iter=True)
 
     def _reset(self, loader: Any, first_iter: bool = False) -> None:
         super()._reset(loader, first_iter)
         self._fetches = [(each, each.fetcher(loader)) for each in self._workers]
-        self._turns = count()
+        self._batch_numbers = count()
 
     def _next_data(self) -> Any:
         while self._fetches:
             index = self._next_index()
-            at = next(self._turns) % len(self._fetches)
+            at = next(self._batch_numbers) % len(self._fetches)
             each, fetcher = self._fetches[at]
             try:
-                with self.followed.in_earnest(apart=True), each.running():
+                with self.followed.on_real_tensors(followed=False), each.active():
                     batch = fetcher.fetch(index)
             except StopIteration:  # an iterable data set of this worker has ended
                 del self._fetches[at]
-                self._turns = count(at)
+                self._batch_numbers = count(at)
                 continue
-            self._note(batch)
+            self._record_prefetched(batch)
             if self._pin_memory:
                 batch = pin_memory.pin_memory(batch, self._pin_memory_device)
             self._follow(batch)
@@ -128,28 +128,28 @@ class _Workers(dataloader._BaseDataLoaderIter):
         raise StopIteration
 
     def _follow(self, batch: Any) -> None:
-        """Follow a batch from its arrival on, whether or not the code uses it."""
+        """Follow a batch from its arrival, even if the code does not use it."""
         if not self.followed.is_elsewhere:
             for x in _tensors(batch):
                 self.followed.loaded(x, None)
 
-    def _note(self, batch: Any) -> None:
-        """Note how many bytes of batches may arrive before their turn: of all that workers have been asked for."""
-        asked = self._num_workers * self._prefetch_factor
+    def _record_prefetched(self, batch: Any) -> None:
+        """Record an upper bound in bytes of the batches that workers send ahead of use: all requested ones but one."""
+        in_flight = self._num_workers * self._prefetch_factor
         if self._dataset_kind == dataloader._DatasetKind.Map:
-            asked = min(asked, len(self._index_sampler))
-        self.followed.early = max(self.followed.early, (asked - 1) * _size(batch))
+            in_flight = min(in_flight, len(self._index_sampler))
+        self.followed.prefetched = max(self.followed.prefetched, (in_flight - 1) * _size(batch))
 
 
 class _Worker:
-    """A worker with its own copy of the data set and its own random generators."""
+    """A simulated worker with its own copy of the data set and its own random generators."""
 
     def __init__(self, iterator: Any, loader: Any, number: int) -> None:
         seed = iterator._base_seed + number
-        self.data = _copied(iterator._dataset)
+        self.data = _shallow_copy(iterator._dataset)
         self.info = worker.WorkerInfo(id=number, num_workers=loader.num_workers, seed=seed, dataset=self.data)
         self._generators: Any = None
-        with self.running():
+        with self.active():
             random.seed(seed)
             torch.default_generator.manual_seed(seed)
             if numpy := sys.modules.get("numpy"):
@@ -158,14 +158,14 @@ class _Worker:
                 loader.worker_init_fn(number)
 
     def fetcher(self, loader: Any) -> Any:
-        """An object that fetches batches; one for each pass over the data."""
+        """Return an object that fetches batches during one pass over the data."""
         create = dataloader._DatasetKind.create_fetcher
-        with self.running():
+        with self.active():
             return create(loader._dataset_kind, self.data, loader._auto_collation, loader.collate_fn, loader.drop_last)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run the block as this worker."""
+    def active(self) -> Iterator[None]:
+        """Run the block with this worker's information and random generators."""
         main = generator_states()
         if self._generators:
             restore_generators(self._generators)
@@ -186,8 +186,8 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
     return (x for x in tree_iter(batch) if isinstance(x, Tensor))
 
 
-def _copied(data: Any) -> Any:
-    """A copy, because workers set attributes such as the range that each of them reads."""
+def _shallow_copy(data: Any) -> Any:
+    """Copy a data set, because each worker may set attributes of its own, such as the range that it reads."""
     try:
         return copy.copy(data)
     except TypeError:  # it holds something that cannot be copied

@@ -1,7 +1,7 @@
-"""Distributed training with one process, and data parallelism on one device, without the libraries that communicate.
+"""Distributed training with one process, and data parallelism on one device, without communication libraries.
 
-A group of one process has nothing to send. The group of a prediction is therefore PyTorch's fake one, whatever backend
-the code names. The reducer of ``DistributedDataParallel`` runs as it is, so that its buckets are followed.
+A group of one process has nothing to send. A prediction therefore uses PyTorch's fake process group for any backend
+that the code names. The reducer of ``DistributedDataParallel`` runs unchanged, so that its buckets are recorded.
 """
 
 import os
@@ -16,20 +16,20 @@ from torch.nn.parallel import comm
 from torch.nn.parallel import distributed as ddp
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ppdm_bench.predictor.constants import tensors_in
+from ppdm_bench.predictor.known_values import tensors_in
 from ppdm_bench.predictor.sizes import PredictionError
 
 
 def distributed_patches() -> Iterator[Any]:
     """Patches of ``torch.distributed`` and ``torch.nn.parallel``."""
-    yield mock.patch.object(parallel_functions, "_streams", None)  # streams that PyTorch keeps for later calls
+    yield mock.patch.object(parallel_functions, "_streams", None)  # streams that PyTorch caches for later calls
     yield mock.patch.object(comm, "scatter", _scatter)
     if not distributed.is_available():
         return
     c10d: Any = distributed.distributed_c10d
-    begin = _beginning(c10d.init_process_group)
+    init = _init_process_group(c10d.init_process_group)
     for module in (distributed, c10d):
-        yield mock.patch.object(module, "init_process_group", begin)
+        yield mock.patch.object(module, "init_process_group", init)
         for name, stand_in in _OBJECTS.items():
             yield mock.patch.object(module, name, stand_in)
     yield mock.patch.object(ddp, "_verify_param_shape_across_processes", _nothing)
@@ -37,14 +37,14 @@ def distributed_patches() -> Iterator[Any]:
     rebuild = bindings.Reducer._rebuild_buckets
 
     def rebuild_buckets(reducer: Any) -> bool:
-        with _IndicesInEarnest():
+        with _RealIndices():
             return bool(rebuild(reducer))
 
     yield mock.patch.object(bindings.Reducer, "_rebuild_buckets", rebuild_buckets)
-    yield _Ended()
+    yield _GroupsDestroyed()
 
 
-def _beginning(begin: Callable[..., None]) -> Callable[..., None]:
+def _init_process_group(init: Callable[..., None]) -> Callable[..., None]:
     def init_process_group(
         backend: str | None = None,
         init_method: str | None = None,
@@ -57,12 +57,12 @@ def _beginning(begin: Callable[..., None]) -> Callable[..., None]:
         world = world_size if world_size > 0 else int(os.environ.get("WORLD_SIZE", 1))
         if world != 1:
             raise PredictionError(
-                f"a prediction is of one process, and the code starts a group of {world}; predict it with a world of 1 "
-                "(WORLD_SIZE=1), and share by hand what is split between processes"
+                f"a prediction covers one process, and the code starts a group of {world}; predict it with one process "
+                "(WORLD_SIZE=1), and divide by hand what is split between processes"
             )
         from torch.testing._internal.distributed.fake_pg import FakeStore
 
-        begin("fake", rank=0, world_size=1, store=FakeStore())
+        init("fake", rank=0, world_size=1, store=FakeStore())
         state: Any = distributed.distributed_c10d._world
         group = distributed.group.WORLD
         state.pg_map[group] = (distributed.Backend(backend or "nccl"), state.pg_map[group][1])
@@ -70,20 +70,20 @@ def _beginning(begin: Callable[..., None]) -> Callable[..., None]:
     return init_process_group
 
 
-def alone(op: Any, args: Sequence[Any]) -> Any:
-    """Run a collective operator in a group of one process, where a result is the input itself."""
+def run_collective(op: Any, args: Sequence[Any]) -> Any:
+    """Run a collective operator in a group of one process: copy each input to its result."""
     results, inputs = list(tensors_in(args[0])), list(tensors_in(args[1]))
     for result, x in zip(results, inputs, strict=False):
         result.copy_(x)
-    ended = torch.futures.Future[list[Tensor]]()
-    ended.set_result(results)
+    future = torch.futures.Future[list[Tensor]]()
+    future.set_result(results)
     bindings: Any = torch._C._distributed_c10d
-    work = bindings._create_work_from_future(ended).boxed()
+    work = bindings._create_work_from_future(future).boxed()
     return {0: None, 1: work, 2: (args[0], work)}[len(op._schema.returns)]
 
 
-class _Ended:
-    """Context that ends the groups that were begun within it."""
+class _GroupsDestroyed:
+    """Context manager that destroys the process groups created within it."""
 
     def __enter__(self) -> None:
         self._before = distributed.is_initialized()
@@ -93,8 +93,8 @@ class _Ended:
             distributed.destroy_process_group()
 
 
-class _IndicesInEarnest(TorchDispatchMode):
-    """Makes the integers with which the reducer orders its buckets in earnest, because it reads their memory."""
+class _RealIndices(TorchDispatchMode):
+    """Creates real tensors for the indices of the reducer's buckets, because the reducer reads their memory."""
 
     def __torch_dispatch__(
         self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -111,10 +111,10 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _scatter(tensor: Tensor, devices: Any = None, *_: Any, out: Any = None, **__: Any) -> tuple[Tensor, ...]:
-    """The batch of ``DataParallel`` on one device."""
+    """``scatter`` of ``DataParallel`` on one device: move the batch there."""
     if out is not None or len(devices) != 1:
         raise PredictionError(
-            "a prediction is of one device, and the code scatters a tensor over several; predict it with one"
+            "a prediction covers one device, and the code scatters a tensor over several; use one device"
         )
     return (tensor.cuda(devices[0]),)
 
@@ -132,7 +132,7 @@ def _scatter_objects(results: list[Any], values: list[Any], *_: Any, **__: Any) 
     results[0] = values[0]
 
 
-# Functions that send pickled objects as tensors, whose sizes depend on data.
+# Replacements of functions that send pickled objects as tensors, whose sizes depend on data.
 _OBJECTS: dict[str, Callable[..., None]] = {
     "all_gather_object": _all_gather,
     "gather_object": _gather,

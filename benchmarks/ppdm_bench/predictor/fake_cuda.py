@@ -1,4 +1,4 @@
-"""Stand-ins for functions that call the CUDA driver: a simulated device with memory counters and no computation."""
+"""Replacements of functions that call the CUDA driver: they simulate a device and its memory counters."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.predictor.trace import Trace
 
 NAME = "predicted CUDA device"
-_UNTOLD_CAPACITY = 80 * GIB  # the capacity that code sees if the target has none
+_DEFAULT_CAPACITY = 80 * GIB  # the capacity that code sees if the target has none
 
 _COUNTED = ("allocated", "active", "reserved", "requested")
 _NOTHING = (
@@ -41,7 +41,7 @@ _NOTHING = (
     "reset_accumulated_host_memory_stats",
     "reset_peak_host_memory_stats",
 )
-# Functions of torch.cuda that take memory which no operator shows.
+# Functions of torch.cuda that allocate memory without an operator.
 _REFUSED = (
     "CUDAGraph",
     "graph",
@@ -57,8 +57,12 @@ _REFUSED = (
 def driver_patches(trace: Trace) -> Iterator[Any]:
     """Patches of ``torch.cuda``, ``torch.accelerator`` and ``torch.Generator``."""
     target = trace.target or Target()
-    for name, stand_in in {**dict.fromkeys(_NOTHING, _nothing), **_facts(target), **_counters(trace, target)}.items():
-        for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may call it where it is defined
+    for name, stand_in in {
+        **dict.fromkeys(_NOTHING, _nothing),
+        **_properties(target),
+        **_counters(trace, target),
+    }.items():
+        for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may import it from where it is defined
             if name in vars(module):
                 yield mock.patch.object(module, name, stand_in)
     for name, stand_in in (_ACCELERATOR | _accelerator_memory(trace, target)).items():
@@ -67,7 +71,7 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     major, minor = target.cudnn_version
     yield mock.patch.object(torch.backends.cudnn, "version", return_value=(major * 100 + minor) * 100)
     yield mock.patch.object(torch.backends.cudnn, "is_available", return_value=True)
-    yield mock.patch.object(torch.backends.cudnn, "is_acceptable", _suits_cudnn)
+    yield mock.patch.object(torch.backends.cudnn, "is_acceptable", _is_acceptable)
     yield mock.patch.object(torch.version, "cuda", "12.8")
     yield mock.patch.object(torch.cuda.nccl, "version", return_value=(2, 27, 3))
     if torch.distributed.is_available():
@@ -100,14 +104,14 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     yield mock.patch.object(Tensor, "record_stream", _nothing)
 
 
-def _facts(target: Target) -> dict[str, Any]:
+def _properties(target: Target) -> dict[str, Any]:
     """Properties of the device that code can query."""
     major, minor = target.compute_capability
     properties = SimpleNamespace(
         name=NAME,
         major=major,
         minor=minor,
-        total_memory=target.capacity or _UNTOLD_CAPACITY,
+        total_memory=target.capacity or _DEFAULT_CAPACITY,
         **_PROPERTIES,
     )
     stream = _Stream()
@@ -153,42 +157,42 @@ def _facts(target: Target) -> dict[str, Any]:
 
 
 def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
-    """Memory counters; reserved equals allocated here, because the allocator model needs the complete sequence."""
+    """Memory counters. Reserved memory equals allocated memory: the allocator model needs the complete sequence."""
     timeline = trace.timeline
-    since = Counter[str]()
+    reset_at = Counter[str]()
 
     def reset(*_: Any, **__: Any) -> None:
-        since["event"] = timeline.now
+        reset_at["event"] = timeline.now
 
     def live(*_: Any, **__: Any) -> int:
         return timeline.peak_between(timeline.now, None)
 
-    def most(*_: Any, **__: Any) -> int:
-        return timeline.peak_between(since["event"], None)
+    def peak(*_: Any, **__: Any) -> int:
+        return timeline.peak_between(reset_at["event"], None)
 
     def information(*_: Any, **__: Any) -> tuple[int, int]:
-        total = target.capacity or _UNTOLD_CAPACITY
+        total = target.capacity or _DEFAULT_CAPACITY
         return max(total - target.context - live(), 0), total
 
     def statistics(*_: Any, **__: Any) -> Counter[str]:
         kinds = ("all", "large_pool", "small_pool")
         bytes_now = {f"{what}_bytes.{kind}.current": live() for what in _COUNTED for kind in kinds}
-        bytes_most = {f"{what}_bytes.{kind}.peak": most() for what in _COUNTED for kind in kinds}
+        bytes_most = {f"{what}_bytes.{kind}.peak": peak() for what in _COUNTED for kind in kinds}
         return Counter(bytes_now | bytes_most)  # counters that are not simulated, such as retries, are 0
 
     def summary(*_: Any, **__: Any) -> str:
-        return f"{NAME}: {live():,} bytes allocated, {most():,} at the most"
+        return f"{NAME}: {live():,} bytes allocated, {peak():,} at the peak"
 
     return {
         "memory_stats": statistics,
         "memory_summary": summary,
-        "max_memory_cached": most,
+        "max_memory_cached": peak,
         "memory_cached": live,
         "reset_max_memory_cached": reset,
         "memory_allocated": live,
-        "max_memory_allocated": most,
+        "max_memory_allocated": peak,
         "memory_reserved": live,
-        "max_memory_reserved": most,
+        "max_memory_reserved": peak,
         "reset_peak_memory_stats": reset,
         "reset_max_memory_allocated": reset,
         "mem_get_info": information,
@@ -198,7 +202,7 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
 
 
 def _accelerator_memory(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
-    """The memory counters under the names of ``torch.accelerator``."""
+    """Memory counters under the names of ``torch.accelerator``."""
     counters = _counters(trace, target)
     alike = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved", "memory_stats")
     return {
@@ -244,19 +248,19 @@ _PROPERTIES = {
 
 
 class _Device(nullcontext[None]):
-    """A context of the only device or stream."""
+    """Context manager that selects a device or stream; there is only one."""
 
     idx, prev_idx = 0, -1
 
 
 class _Driver:
-    """The CUDA runtime, all of whose functions succeed."""
+    """The CUDA runtime; every function returns success."""
 
     def __getattr__(self, name: str) -> Callable[..., int]:
         return lambda *_, **__: 0
 
 
-def _suits_cudnn(x: Tensor) -> bool:
+def _is_acceptable(x: Tensor) -> bool:
     return x.is_cuda and x.is_floating_point() and torch.backends.cudnn.enabled
 
 
@@ -269,10 +273,10 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _refusal(name: str) -> Callable[..., Any]:
-    def refuse(*_: Any, **__: Any) -> Any:  # of a class, because type hints of code name it
+    def refuse(*_: Any, **__: Any) -> Any:  # in a class, because code uses the name in type hints
         raise PredictionError(
-            f"torch.cuda.{name} takes memory of its own that a prediction does not follow; run the code without it, "
-            "or measure it"
+            f"torch.cuda.{name} allocates memory that a prediction does not follow; run the code without it, "
+            "or measure the code"
         )
 
     return type(name, (), {"__new__": refuse})
@@ -293,7 +297,7 @@ _TYPES = {
 
 
 class TensorType(type):
-    """A legacy tensor type on the device, such as ``torch.cuda.FloatTensor``."""
+    """Metaclass of the legacy tensor types, such as ``torch.cuda.FloatTensor``."""
 
     dtype: torch.dtype
 
@@ -306,14 +310,14 @@ class TensorType(type):
         return isinstance(x, Tensor) and x.is_cuda and x.dtype is cls.dtype
 
 
-def tensor_type(named: Any) -> Any:
-    """The type that a name such as ``torch.cuda.FloatTensor`` means; other values as they are."""
-    return getattr(torch.cuda, named[11:]) if isinstance(named, str) and named.startswith("torch.cuda.") else named
+def tensor_type(value: Any) -> Any:
+    """Return the type with a name such as ``torch.cuda.FloatTensor``; return other values unchanged."""
+    return getattr(torch.cuda, value[11:]) if isinstance(value, str) and value.startswith("torch.cuda.") else value
 
 
 def _set_default_tensor_type(original: Callable[[Any], None]) -> Callable[[Any], None]:
-    def set_default_tensor_type(named: Any) -> None:
-        kind = tensor_type(named)
+    def set_default_tensor_type(value: Any) -> None:
+        kind = tensor_type(value)
         on_device = isinstance(kind, TensorType)
         if on_device:
             torch.set_default_dtype(kind.dtype)
@@ -325,7 +329,7 @@ def _set_default_tensor_type(original: Callable[[Any], None]) -> Callable[[Any],
 
 
 def _without_device(profiler: Any) -> Callable[..., None]:
-    """The start of a profiler that records only the CPU, because there is no device."""
+    """Return a constructor of a profiler that records only the CPU."""
     start = profiler.__init__
 
     def init(self: Any, *args: Any, **options: Any) -> None:
@@ -354,7 +358,7 @@ _ACCELERATOR: dict[str, Callable[..., Any]] = {
 
 
 class _Generator(torch.Generator):
-    """A generator on the CPU, whatever device the code requests."""
+    """A random generator on the CPU for any device that the code requests."""
 
     def __new__(cls, device: Any = "cpu") -> Self:
         return super().__new__(cls, "cpu")  # type: ignore[call-arg]
@@ -382,7 +386,7 @@ class _Stream:
         return event or _Event()
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds between two events: 1, which code may divide by."""
+        """Milliseconds between two events: 1, so that code can divide by it."""
         return 1.0
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Fake tensors in place of real ones, and the corrections that let real code run on fake tensors."""
+"""Fake tensors that represent real ones, and corrections that let unmodified code run on fake tensors."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,17 +16,17 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor import recurrent_rules
-from ppdm_bench.predictor.constants import Constants, stand_in
 from ppdm_bench.predictor.host_kernels import convolution_backend
-from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, number_patches, refused
+from ppdm_bench.predictor.known_values import KnownValues, placeholder
+from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, number_patches, size_error
 
-__all__ = ["Doubles", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
+__all__ = ["FakeStorages", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
 
 aten = torch.ops.aten
 
 
-class Doubles:
-    """Doubles of real tensors: one fake storage for each real storage, as long as the real one exists.
+class FakeStorages:
+    """Fake storages that represent real ones: one for each real storage, as long as the real one exists.
 
     Attributes:
         converting: whether a module is being moved or converted.
@@ -35,60 +35,60 @@ class Doubles:
     def __init__(self, mode: FakeTensorMode) -> None:
         self.converting = False
         self._mode = mode
-        self._storages: dict[int, Tensor] = {}  # address of the real storage -> double of all its bytes
-        self._converted: dict[int, nn.Parameter] = {}  # id of a real parameter -> the fake one that replaced it
+        self._storages: dict[int, Tensor] = {}  # address of the real storage -> fake tensor of all its bytes
+        self._converted: dict[int, nn.Parameter] = {}  # id of a real parameter -> the fake parameter that replaced it
 
-    def lacks(self, x: Tensor) -> bool:
+    def is_real(self, x: Tensor) -> bool:
         """Whether x is real."""
         return not self._mode.is_our_fake(x)
 
     def of(self, x: Tensor) -> Tensor:
-        """The double of a real tensor; the doubles of two views of one storage share one storage too.
+        """Fake tensor of a real one; two views of one real storage give two views of one fake storage.
 
         Raises:
-            PredictionError: a tensor that is not on the CPU, or sparse.
+            PredictionError: the tensor is sparse or not on the CPU.
         """
         dense = x.layout is torch.strided and x.untyped_storage().device.type == "cpu"
         if not dense and torch.autograd.forward_ad._current_level >= 0:
             raise PredictionError(
                 "forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) made a tensor that a "
-                "prediction cannot follow; take reverse mode there, or measure this code"
+                "prediction cannot follow; use reverse mode, or measure this code"
             )
         if not dense:
             raise PredictionError(
-                f"a {x.layout} tensor on {x.device} was made before the prediction, which follows dense "
-                "tensors that were made on the CPU; make it in `build`, or move it there first"
+                f"a {x.layout} tensor on {x.device} was created before the prediction, which follows only dense "
+                "tensors on the CPU; create it in `build`, or move it to the CPU first"
             )
         with torch.inference_mode(False), torch.no_grad():
             flat = self.bytes_of(x)
             whole = flat.numel() // x.element_size() * x.element_size()
-            double = flat[:whole].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
-            return double.conj() if x.is_conj() else double
+            fake = flat[:whole].view(x.dtype).as_strided(x.shape, x.stride(), x.storage_offset())
+            return fake.conj() if x.is_conj() else fake
 
-    def known(self, x: Tensor) -> Tensor | None:
-        """The double of a real tensor, if there is one."""
+    def existing(self, x: Tensor) -> Tensor | None:
+        """Fake tensor of a real one if its storage already has a fake one; else None."""
         dense = type(x) is not FakeTensor and x.layout is torch.strided
         return self.of(x) if dense and x.untyped_storage()._cdata in self._storages else None
 
-    def adopt(self, x: Tensor) -> Tensor:
-        """The double of a real tensor, which exists only as long as the code keeps it."""
-        double = self.of(x)
+    def take(self, x: Tensor) -> Tensor:
+        """Fake tensor of a real one, to which this object keeps no reference, so that the code can free it."""
+        fake = self.of(x)
         self._storages.pop(x.untyped_storage()._cdata, None)
-        return double
+        return fake
 
     def convert(self, p: nn.Parameter, converted: Tensor) -> nn.Parameter:
-        """Replace a real parameter by a fake one; the real one stays unchanged and is restored later."""
-        self.adopt(p)
+        """Return a fake parameter that replaces a real one; the real one stays unchanged and is restored later."""
+        self.take(p)
         self._converted[id(p)] = nn.Parameter(converted, p.requires_grad)
         weakref.finalize(p, self._converted.pop, id(p), None).atexit = False
         return self._converted[id(p)]
 
     def converted(self, p: Any) -> Any:
-        """The fake parameter that replaced a real one, the same in all modules that share it; otherwise p."""
+        """The fake parameter that replaced p, which all modules that share p receive; p itself if there is none."""
         return self._converted.get(id(p), p)
 
     def replace_in(self, optimizer: Optimizer) -> None:
-        """Give an optimizer that was created before its network was converted the converted parameters."""
+        """Replace the parameters of an optimizer that was created before its network was converted."""
         if not self._converted:
             return
         for group in optimizer.param_groups:
@@ -97,7 +97,7 @@ class Doubles:
             optimizer.state[self._converted[id(p)]] = optimizer.state.pop(p)
 
     def bytes_of(self, x: Tensor) -> Tensor:
-        """The double of x's storage."""
+        """Fake tensor of type uint8 that covers the whole storage of x."""
         storage = x.untyped_storage()
         address = storage._cdata
         if address not in self._storages:
@@ -108,29 +108,31 @@ class Doubles:
 
 
 def run_fake(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator on fake tensors and correct its result to that of a real kernel.
+    """Run an operator on fake tensors, and correct the result where a real kernel gives another one.
 
     Raises:
         PredictionError: the result is sparse.
     """
     try:
-        out = _KNOWN.get(op, op)(*args, **kwargs)
+        out = _RESULTS.get(op, op)(*args, **kwargs)
     except DataDependentOutputException:
-        return stand_in(op, args)
+        return placeholder(op, args)
     except RuntimeError:
         if op is aten._local_scalar_dense.default:
-            return stand_in(op, args)
+            return placeholder(op, args)
         raise
     if any(isinstance(x, Tensor) and x.layout is not torch.strided for x in tree_iter(out)):
-        raise PredictionError(f"{op} gives a sparse tensor, whose size depends on data; use a dense one, or measure it")
+        raise PredictionError(
+            f"{op} returns a sparse tensor, whose size depends on data; use a dense tensor, or measure the code"
+        )
     return _as_real_kernel(op, args, out)
 
 
 def run_as_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator as :func:`run_fake` does, with the corrections that only apply to CPU kernels."""
+    """Run an operator as :func:`run_fake` does, and also apply the corrections for CPU kernels."""
     out = run_fake(op, args, kwargs)
     transposed = op is aten.convolution.default and out.dim() == 5 and args[6]
-    return _resized(args[0], out) if transposed and convolution_backend(args) == "SlowTranspose3d" else out
+    return _resized_from(args[0], out) if transposed and convolution_backend(args) == "SlowTranspose3d" else out
 
 
 def _group_norm_backward(
@@ -158,10 +160,11 @@ def _silu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
-# Direct results of these kernels (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to thirty
-# operators each, a fifth of a prediction's time. The fake group norm also promotes the dtype if the input and its
-# affine parameters differ in dtype, which the real kernel does not do. Fake recurrent layers keep nothing.
-_KNOWN: Mapping[Any, Callable[..., Any]] = {
+# Results that are created directly (ATen/native/group_norm.cpp, Activation.cpp). PyTorch's fake versions run up to
+# thirty operators each, which takes a fifth of a prediction's time. The fake group norm also promotes the dtype if
+# input and affine parameters differ in dtype, which the real kernel does not. Fake recurrent layers save nothing for
+# backward.
+_RESULTS: Mapping[Any, Callable[..., Any]] = {
     aten.native_group_norm_backward.default: _group_norm_backward,
     aten.silu_backward.default: _silu_backward,
     aten.mkldnn_rnn_layer.default: recurrent_rules.mkldnn_layer,
@@ -171,9 +174,9 @@ _KNOWN: Mapping[Any, Callable[..., Any]] = {
 }
 
 
-# Losses whose mean or sum stays in the storage of the unreduced loss: the output's storage has the size of the inputs
-# (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
-_UNREDUCED = (
+# Losses whose mean or sum keeps the storage of the unreduced loss, so that the output's storage is as large as the
+# inputs (ATen/native/BinaryOps.cpp, Loss.cpp and cuda/Loss.cu).
+_LOSSES = (
     aten.mse_loss.default,
     aten.smooth_l1_loss.default,
     aten.soft_margin_loss.default,
@@ -181,80 +184,45 @@ _UNREDUCED = (
 )
 
 
-# Kernels that allocate their output like the input and then resize it; its storage does not shrink
+# Kernels that allocate their output with the size of the input and then resize it, which does not shrink its storage
 # (ATen/native/Im2Col.cpp, Col2Im.cpp and their CUDA versions; NaiveConvolutionTranspose3d.cpp).
-_OF_INPUT = (aten.im2col.default, aten.col2im.default)
+_RESIZED = (aten.im2col.default, aten.col2im.default)
 
 
 def _as_real_kernel(op: Any, args: Sequence[Any], out: Any) -> Any:
-    """Correct results that a fake kernel gets wrong."""
-    if op in _UNREDUCED and out.dim() == 0:
+    """Correct the result of a fake kernel whose storage has another size than that of the real kernel."""
+    if op in _LOSSES and out.dim() == 0:
         return out.new_empty(torch.broadcast_shapes(args[0].shape, args[1].shape)).resize_(())
-    if op in _OF_INPUT:
-        return _resized(args[0], out)
+    if op in _RESIZED:
+        return _resized_from(args[0], out)
     return out
 
 
-def _resized(x: Tensor, out: Tensor) -> Tensor:
+def _resized_from(x: Tensor, out: Tensor) -> Tensor:
     """A result that is allocated with the size of the input and then resized."""
     return out if x.numel() <= out.numel() else x.new_empty(x.shape, dtype=out.dtype).resize_(out.shape)
 
 
-def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
-    """Patches of fake tensors where code could see a difference from real ones."""
+def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any]:
+    """Patches that hide differences between fake and real tensors from the code."""
 
     def apply_to_module(module: nn.Module, convert: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        before, doubles.converting = doubles.converting, True
+        before, fakes.converting = fakes.converting, True
         try:
             for child in module.children() if recurse else ():
                 child._apply(convert)
-            _convert(module, convert, doubles)
+            _convert(module, convert, fakes)
         finally:
-            doubles.converting = before
+            fakes.converting = before
         return module
 
     yield mock.patch.object(FakeTensor, "__deepcopy__", _deepcopy)
-    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)  # the original copies storages, which the mode misses
-    # Code that copies the attributes of a tensor to another, as MONAI does, also copies the mode.
+    # The original copies storages, which no dispatch mode sees.
+    yield mock.patch.object(Tensor, "__deepcopy__", _deepcopy)
+    # Code that deep-copies the attributes of a tensor, such as MONAI, would copy the mode too.
     yield mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True)
-    real_list = Tensor.tolist
-
-    def to_numpy(x: Tensor, *, force: bool = False) -> Any:
-        array = constants.array(x)
-        return marked_array(array) if is_integer(x) and not constants.knows(x) else array
-
-    def to_list(x: Tensor) -> Any:
-        value = constants.read(x, real_list)
-        return value if constants.knows(x) else marked(value)
-
-    real_item, real_int, real_bool = Tensor.item, Tensor.__int__, Tensor.__bool__
-
-    def to_item(x: Tensor) -> Any:
-        value = real_item(x)
-        return value if constants.knows(x) else marked(value)
-
-    def to_int(x: Tensor) -> int:
-        if x.numel() == 1 and x.dtype is not torch.bool and not constants.knows(x):
-            raise refused("int()")
-        return real_int(x)
-
-    def to_bool(x: Tensor) -> bool:
-        with constants.reading("branch"):
-            return real_bool(x)
-
     yield from number_patches()
-    yield mock.patch.object(FakeTensor, "item", to_item)
-    yield mock.patch.object(FakeTensor, "__bool__", to_bool)
-    yield mock.patch.object(FakeTensor, "__int__", to_int)
-    yield mock.patch.object(FakeTensor, "__index__", to_int)
-
-    def real_to_list(x: Tensor) -> Any:
-        double = doubles.known(x)
-        return to_list(double) if double is not None and constants.follows(double) else real_list(x)
-
-    yield mock.patch.object(Tensor, "tolist", real_to_list)
-    yield mock.patch.object(FakeTensor, "numpy", to_numpy)
-    yield mock.patch.object(FakeTensor, "tolist", to_list)
+    yield from _value_patches(fakes, known_values)
     yield mock.patch.object(FakeTensor, "__format__", _format)
     yield mock.patch.object(nn.Module, "_apply", apply_to_module)
     yield mock.patch.object(F, "one_hot", _one_hot)
@@ -262,12 +230,50 @@ def fake_patches(doubles: Doubles, constants: Constants) -> Iterator[Any]:
     yield mock.patch.object(GradScaler, "_maybe_opt_step", _finite_step)
 
 
+def _value_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any]:
+    """Patches of the functions that read values of fake tensors; numbers that depend on data are marked."""
+    real_item, real_int, real_bool, real_list = Tensor.item, Tensor.__int__, Tensor.__bool__, Tensor.tolist
+
+    def to_numpy(x: Tensor, *, force: bool = False) -> Any:
+        array = known_values.array(x)
+        return marked_array(array) if is_integer(x) and not known_values.is_known(x) else array
+
+    def to_list(x: Tensor) -> Any:
+        value = known_values.read(x, real_list)
+        return value if known_values.is_known(x) else marked(value)
+
+    def to_item(x: Tensor) -> Any:
+        value = real_item(x)
+        return value if known_values.is_known(x) else marked(value)
+
+    def to_int(x: Tensor) -> int:
+        if x.numel() == 1 and x.dtype is not torch.bool and not known_values.is_known(x):
+            raise size_error("int()")
+        return real_int(x)
+
+    def to_bool(x: Tensor) -> bool:
+        with known_values.reading("branch"):
+            return real_bool(x)
+
+    def real_to_list(x: Tensor) -> Any:
+        fake = fakes.existing(x)
+        return to_list(fake) if fake is not None and known_values.follows(fake) else real_list(x)
+
+    yield mock.patch.object(FakeTensor, "item", to_item)
+    yield mock.patch.object(FakeTensor, "__bool__", to_bool)
+    yield mock.patch.object(FakeTensor, "__int__", to_int)
+    yield mock.patch.object(FakeTensor, "__index__", to_int)
+    yield mock.patch.object(Tensor, "tolist", real_to_list)
+    yield mock.patch.object(FakeTensor, "numpy", to_numpy)
+    yield mock.patch.object(FakeTensor, "tolist", to_list)
+
+
 class _FakeSubclass(FakeTensor):
-    """A fake tensor whose results have its own class, as with real tensors of a subclass defined by the user."""
+    """A fake tensor of a subclass defined by the user: operators return the same class, as for real tensors."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "__dict__":  # code gives it the attributes of another, which may be a real one
-            value = {**value, **{name: each for name, each in vars(self).items() if name in _OF_FAKES}}
+        if name == "__dict__":  # code assigns the attributes of another tensor, possibly a real one
+            value = {**value, **{name: each for name, each in vars(self).items() if name in _FAKE_ATTRIBUTES}}
         super().__setattr__(name, value)
 
     @classmethod
@@ -283,10 +289,10 @@ def _fake_subclass(kind: type[Tensor]) -> type[Tensor]:
 
 
 def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
-    """Alias with a class of the user, such as a tensor with metadata; PyTorch can create it only of a plain tensor."""
+    """Alias of a tensor in a user's subclass, such as one with metadata; PyTorch can alias plain tensors only."""
     with torch._C.DisableTorchFunctionSubclass():
         alias: Tensor = aten.alias.default(x)
-    if type(alias) is not FakeTensor:  # real data of a loader
+    if type(alias) is not FakeTensor:  # real data of a data loader
         return _REAL_SUBCLASS(x, kind)
     if kind is not Tensor:
         alias.__class__ = _fake_subclass(kind)  # type: ignore[assignment]
@@ -295,7 +301,7 @@ def _as_subclass(x: Tensor, kind: type[Tensor]) -> Tensor:
 
 @contextmanager
 def without_class(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Take the user's class from fake tensors in the block: PyTorch's fake kernels call methods of their arguments."""
+    """Make the tensors plain fake tensors within the block: PyTorch's fake kernels call methods of their arguments."""
     classes = [(x, type(x)) for x in tensors if isinstance(x, _FakeSubclass)]
     for x, _ in classes:
         x.__class__ = FakeTensor  # type: ignore[assignment]
@@ -307,35 +313,35 @@ def without_class(tensors: Sequence[Tensor]) -> Iterator[None]:
 
 
 def as_class_of(x: Tensor, real: Tensor) -> Tensor:
-    """A real tensor with the class and the attributes of a fake one."""
+    """Give a real tensor the user's class and the attributes of a fake one."""
     if not isinstance(x, _FakeSubclass):
         return real
     result: Tensor = _REAL_SUBCLASS(real, type(x).__mro__[1])
-    vars(result).update({name: value for name, value in vars(x).items() if name not in _OF_FAKES})
+    vars(result).update({name: value for name, value in vars(x).items() if name not in _FAKE_ATTRIBUTES})
     return result
 
 
 _REAL_SUBCLASS = Tensor.as_subclass
 with FakeTensorMode():
-    _OF_FAKES = frozenset(vars(torch.empty(0)))  # the attributes of every fake tensor
+    _FAKE_ATTRIBUTES = frozenset(vars(torch.empty(0)))  # the attributes of every fake tensor
 
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
-    """One-hot encoding as for real tensors; for fake ones PyTorch compares with every class and needs more memory."""
+    """One-hot encoding as for real tensors; for fake ones, PyTorch compares with every class and uses more memory."""
     classes = int(x.max()) + 1 if num_classes < 0 else num_classes
     return x.new_zeros(*x.shape, classes).scatter_(-1, x.unsqueeze(-1), 1)
 
 
 @torch.no_grad()
-def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Doubles) -> None:
-    """Replace ``Module._apply`` for a module's own tensors; it would swap fake ones, which weak references forbid."""
+def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], fakes: FakeStorages) -> None:
+    """Convert a module's own tensors; ``Module._apply`` would swap them, which fails if weak references exist."""
     for name, held in module._parameters.items():
-        module._parameters[name] = p = doubles.converted(held)
+        module._parameters[name] = p = fakes.converted(held)
         if p is None or (converted := convert(p)) is p:
             continue
         gradient = None if p.grad is None else convert(p.grad)
-        if doubles.lacks(p):
-            module._parameters[name] = p = doubles.convert(p, converted)
+        if fakes.is_real(p):
+            module._parameters[name] = p = fakes.convert(p, converted)
         elif not torch._has_compatible_shallow_copy_type(p, converted):  # from the meta device
             module._parameters[name] = p = nn.Parameter(converted, p.requires_grad)
         else:
@@ -344,13 +350,13 @@ def _convert(module: nn.Module, convert: Callable[[Tensor], Tensor], doubles: Do
     for name, buffer in module._buffers.items():
         if buffer is not None and (converted := convert(buffer)) is not buffer:
             module._buffers[name] = converted
-            if doubles.lacks(buffer):
-                doubles.adopt(buffer)
+            if fakes.is_real(buffer):
+                fakes.take(buffer)
 
 
 @torch.no_grad()
 def _deepcopy(x: Tensor, memo: dict[int, Any]) -> Tensor:
-    """Copy a tensor with one clone; the attributes of a fake one hold the mode, which must not be copied."""
+    """Copy a tensor with one clone; the attributes of a fake tensor contain the mode, which must not be copied."""
     if id(x) not in memo:
         copied = x.clone()
         memo[id(x)] = nn.Parameter(copied) if isinstance(x, nn.Parameter) else copied
@@ -363,5 +369,5 @@ def _format(x: FakeTensor, spec: str) -> str:
 
 
 def _finite_step(scaler: GradScaler, optimizer: Optimizer, _: Any, *args: Any, **kwargs: Any) -> float | None:
-    """Optimizer step under the assumption that all gradients are finite."""
+    """Run the optimizer step; all gradients count as finite."""
     return optimizer.step(*args, **kwargs)

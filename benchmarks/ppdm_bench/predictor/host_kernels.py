@@ -1,12 +1,12 @@
 """Temporary buffers of CPU kernels, for the host memory of code that runs on the CPU.
 
-A trace follows tensors; these buffers are allocated inside a kernel. Convolutions have the only large ones:
+A trace does not see these buffers, because a kernel allocates them internally. Only those of convolutions are large:
 
-- oneDNN converts a contiguous input to blocks of 16 channels (those of AVX-512), computes the result in such blocks,
-  and converts it back. The input's copy is freed before the result is touched, so the larger of the two copies counts
-  (``ONEDNN_VERBOSE=1`` lists the conversions).
-- A convolution without oneDNN writes a column for every voxel of the result: C_in · kernel volume values for each
-  (ATen/native/ConvolutionMM3d.cpp, ConvolutionMM2d.cpp). Kernels of one voxel need none.
+- oneDNN converts a contiguous input to a layout with blocks of 16 channels (for AVX-512), computes the result in this
+  layout, and converts it back. It frees the copy of the input before it writes the final result, so only the larger of
+  the two copies counts (``ONEDNN_VERBOSE=1`` prints the conversions).
+- Without oneDNN, a convolution writes one column of C_in · kernel volume values for each output voxel
+  (ATen/native/ConvolutionMM3d.cpp, ConvolutionMM2d.cpp). A kernel of one voxel needs no columns.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHANNELS = 16  # of a block
+CHANNELS = 16  # channels of one block
 
 aten = torch.ops.aten
 
 
 def host_buffers(op: Any, args: Sequence[Any], out: Any) -> int:
-    """Bytes of the temporary buffers of one kernel call on the CPU; the tensors are fake."""
+    """Bytes of the temporary buffers of one kernel call on the CPU; the arguments are fake tensors."""
     if op is not aten.convolution.default:
         return 0
     x, weight, backend = args[0], args[1], convolution_backend(args)
@@ -53,5 +53,5 @@ def convolution_backend(args: Sequence[Any]) -> str:
 
 
 def _in_blocks(x: Tensor) -> int:
-    """Bytes of a tensor in oneDNN's layout, whose channels are padded to whole blocks."""
+    """Bytes of a tensor in oneDNN's layout, with channels padded to a multiple of the block size."""
     return x.numel() // x.shape[1] * -(-x.shape[1] // CHANNELS) * CHANNELS * x.element_size()

@@ -1,11 +1,11 @@
-"""Differences between CUDA and the CPU that change a memory peak, each as a named rule with its source.
+"""Differences between CUDA and the CPU that change peak memory: one named rule for each, with its source.
 
-A prediction runs the real code on fake CPU tensors. CUDA would allocate the same storages, with three differences:
+A prediction runs the real code on fake CPU tensors. CUDA allocates the same storages, with three differences:
 
 - temporary buffers of CUDA kernels (:func:`kernel_buffers`; for convolutions see
   :mod:`ppdm_bench.predictor.convolution_rules`);
 - workspaces that a library keeps after its first call (:class:`CublasWorkspaces`);
-- dtypes that CUDA's autocast chooses (:data:`AUTOCAST_HALF` and the sets after it, applied by
+- dtypes that CUDA's autocast selects (:data:`AUTOCAST_HALF` and the sets after it, applied by
   :mod:`ppdm_bench.predictor.autocast`).
 """
 
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 
 
 def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any) -> Iterator[Moment]:
-    """Temporary buffers of one kernel call on the target, without inputs and outputs, moment by moment."""
+    """Yield the temporary buffers of one kernel call on the target: groups of buffers that are live together."""
     yield from convolution_buffers(target, op, args, out)
     if op is aten._softmax_backward_data.default:
         # The kernel first computes ``grad · output``, which is as large as the gradient (ATen/native/cuda/SoftMax.cu).
@@ -44,17 +44,17 @@ def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any
 def attention_backend(
     target: Target, dtype: torch.dtype, head_dims: Sequence[int], masked: bool, enabled: Sequence[str] = ATTENTION
 ) -> str:
-    """Kernel that scaled_dot_product_attention selects: ``flash``, ``efficient`` or ``math``.
+    """Return the kernel that ``scaled_dot_product_attention`` selects: ``flash``, ``efficient`` or ``math``.
 
     The order is that of ATen/native/transformers/cuda/sdp_utils.cpp:
 
     - flash: half precision, no mask, equal head sizes up to 256, from Ampere on;
     - memory-efficient: fp32 or half precision (bf16 from Ampere on); head sizes are a multiple of 16 bytes, except for
-      fp32 before Ampere, which has no such condition;
-    - math: all other cases, with the complete matrix of attention weights in memory.
+      fp32 before Ampere, which accepts every head size;
+    - math: all other cases; it stores the complete matrix of attention weights.
 
-    cuDNN's kernel, which some releases prefer on Hopper, stores no attention weights either and counts as flash. Its
-    temporary buffers are unknown.
+    Some releases prefer cuDNN's kernel on Hopper. It does not store the attention weights either, so it counts as
+    flash. Its temporary buffers are unknown.
 
     Args:
         target: the card.
@@ -74,7 +74,7 @@ def attention_backend(
 
 
 def _attention_sums(query: Tensor) -> int:
-    """Bytes of the sums in flash attention's backward: the query's gradient in fp32 and one number per query.
+    """Bytes of the accumulators in flash attention's backward: the query's gradient in fp32, one fp32 sum per query.
 
     Source: ``mha_bwd`` in flash_api.cpp. The buffers are (N, heads, L, E) and (N, heads, L), with L rounded up to a
     multiple of 128 and the head size E to a multiple of 32, or to 256 if it is above 192.
@@ -84,7 +84,7 @@ def _attention_sums(query: Tensor) -> int:
     return int(4 * n * heads * -(-length // 128) * 128 * (rounded + 1))
 
 
-# The CPU's fused kernel represents CUDA's.
+# A prediction runs the CPU's fused kernel in place of CUDA's.
 _FUSED_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -105,12 +105,12 @@ MATRIX_PRODUCTS = (
 
 @dataclass
 class CublasWorkspaces:
-    """cuBLAS workspaces: one per handle, and PyTorch keeps one handle per thread (forward and backward).
+    """cuBLAS workspaces: PyTorch has one handle per thread (forward and backward), and one workspace per handle.
 
     PyTorch allocates a workspace with its own allocator at the first matrix product of a thread and keeps it
-    (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). cuBLASLt shares it; in
-    releases that do not unify the two, cuBLASLt has its own 1 MiB, which is not counted. A convolution that uses
-    columns is also a matrix product.
+    (ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and Blackwell, ``:4096:2:16:8`` elsewhere). cuBLASLt uses the
+    same workspace; in releases where it has its own of 1 MiB, that one is not counted. A convolution that uses columns
+    is also a matrix product.
     """
 
     target: Target
@@ -122,7 +122,7 @@ class CublasWorkspaces:
         return 32 * MIB if self.target.compute_capability[0] in (9, 10, 12) else 2 * 4096 * 1024 + 8 * 16 * 1024
 
     def taken_by(self, op: OpOverload, columns: bool, backward: bool) -> int:
-        """Bytes that this call allocates permanently; ``columns``: whether it is a convolution that uses columns."""
+        """Bytes of workspace that this call allocates; ``columns``: whether it is a convolution that uses columns."""
         if not (columns or op in MATRIX_PRODUCTS) or backward in self.taken:
             return 0
         self.taken.add(backward)

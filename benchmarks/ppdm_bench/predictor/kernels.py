@@ -1,12 +1,12 @@
-"""Work of each PyTorch kernel of a trace: floating-point operations, traffic, and launches.
+"""Work of each PyTorch kernel of a trace: floating-point operations, memory traffic, and launches.
 
-A kernel's operations are those of ``torch.utils.flop_counter``; a multiplication and an addition count as two. Its
-traffic is the bytes of its inputs and outputs, where
+The operations are counted as in ``torch.utils.flop_counter``: a multiplication and an addition are two operations. The
+traffic is the bytes of all inputs and outputs, with two additions:
 
-- normalisation reads its input once more for the statistics, and its backward pass reads both inputs once more;
-- a rule of :mod:`ppdm_bench.predictor.kernel_rules` that allocates a temporary copy also writes and reads it.
+- normalisation reads its input a second time for the statistics, and its backward pass reads both inputs a second time;
+- a temporary copy that a rule of :mod:`ppdm_bench.predictor.kernel_rules` adds is written and read once.
 
-Views, and tensors that are created without values, are no kernels.
+Views and uninitialised tensors need no kernel.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,21 +29,21 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """Work of one kernel, or of several equal ones.
+class KernelWork:
+    """Work of one kernel.
 
     Attributes:
-        kind: what limits it: arithmetic and traffic for products, traffic for ``memory`` and for the ``copy`` of
-            tensors into another memory layout.
-        name: PyTorch's operator.
-        dtype: dtype of the arithmetic, ``float32`` or a half precision; empty for memory.
+        kind: kind of work. Arithmetic or traffic limits convolutions, products and attention; traffic limits ``memory``
+            and ``copy``, which converts a tensor to another memory layout.
+        name: PyTorch's operator, or the rule that adds a buffer.
+        dtype: dtype of the arithmetic: ``half`` for fp16 and bf16, or such as ``float32``; empty for memory.
         flops: floating-point operations.
         traffic: bytes read and written.
-        columns, depth: of a product seen as (rows, depth) by (depth, columns): its narrow sizes. For a convolution
-            these are the channels that it writes and reads.
+        columns, depth: narrow sizes of a matrix product (rows × depth) · (depth × columns). For a convolution, they are
+            the channels that it writes and reads.
         stage: ``forward``, or the gradient that a convolution computes: ``input`` or ``weight``.
-        launched: whether the host launches it by itself; copies belong to the kernel before them.
-        site: the module, if modules are recorded.
+        launched: whether its launch takes time; the launch of a temporary copy belongs to the kernel that needs it.
+        site: the module that ran it; None if modules are not recorded.
     """
 
     kind: Kind
@@ -59,48 +59,50 @@ class Kernel:
 
     @property
     def operator(self) -> str:
-        """The operator without namespace and overload, or the rule."""
+        """Name of the operator without namespace and overload, or the rule."""
         return self.name.removeprefix("aten.").rpartition(".")[0] if self.name.startswith("aten.") else self.name
 
 
 def kernels_of(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, moments: Sequence[Moment]
-) -> Iterator[Kernel]:
-    """Kernels of one call of an operator; ``moments`` are the temporary buffers that its rules add."""
-    if _moves_nothing(op):
+) -> Iterator[KernelWork]:
+    """Yield the kernels of one operator call; ``moments`` are the temporary buffers that rules add to it."""
+    if _launches_no_kernel(op):
         return
     if op is aten.convolution.default:
         yield _convolution(op, args[0], args[1], out, args[6], args[8], "forward")
     elif op is aten.convolution_backward.default:
-        above, x, weight, transposed, groups = args[0], args[1], args[2], args[7], args[9]
+        grad_output, x, weight, transposed, groups = args[0], args[1], args[2], args[7], args[9]
         of_x, of_weight, of_bias = out
         if of_x is not None:
-            yield _convolution(op, x, weight, above, transposed, groups, "input")
+            yield _convolution(op, x, weight, grad_output, transposed, groups, "input")
         if of_weight is not None:
-            yield _convolution(op, x, weight, above, transposed, groups, "weight")
+            yield _convolution(op, x, weight, grad_output, transposed, groups, "weight")
         if of_bias is not None:
-            yield Kernel("memory", str(op), traffic=_bytes(above))
+            yield KernelWork("memory", str(op), traffic=_bytes(grad_output))
     elif (product := _product(op, args, out)) is not None:
         yield product
     else:
-        yield Kernel("memory", str(op), traffic=_traffic(op, args, kwargs, out))
+        yield KernelWork("memory", str(op), traffic=_traffic(op, args, kwargs, out))
     for moment in moments:
         for buffer in moment:
             copied = buffer.name == CHANNELS_LAST_COPIES
-            yield Kernel("copy" if copied else "memory", buffer.name, traffic=2 * buffer.size, launched=False)
+            yield KernelWork("copy" if copied else "memory", buffer.name, traffic=2 * buffer.size, launched=False)
 
 
-def at_site(kernels: Iterator[Kernel], site: Site | None) -> Iterator[Kernel]:
-    """The same kernels, attributed to a module."""
+def at_site(kernels: Iterator[KernelWork], site: Site | None) -> Iterator[KernelWork]:
+    """Yield the same kernels with their module."""
     for kernel in kernels:
         yield replace(kernel, site=site) if site else kernel
 
 
-def _convolution(op: Any, x: Tensor, weight: Tensor, y: Tensor, transposed: bool, groups: int, stage: str) -> Kernel:
+def _convolution(
+    op: Any, x: Tensor, weight: Tensor, y: Tensor, transposed: bool, groups: int, stage: str
+) -> KernelWork:
     reads, writes = (x.shape[1] // groups, y.shape[1] // groups)
     flops = conv_flop_count(list(x.shape), list(weight.shape), list(y.shape), transposed=transposed)
     depthwise = groups > 1 and reads == writes == 1
-    return Kernel(
+    return KernelWork(
         "depthwise" if depthwise else "convolution",
         str(op),
         _name(x.dtype),
@@ -112,8 +114,8 @@ def _convolution(op: Any, x: Tensor, weight: Tensor, y: Tensor, transposed: bool
     )
 
 
-def _product(op: Any, args: Sequence[Any], out: Any) -> Kernel | None:
-    """A matrix product or attention; None for other operators."""
+def _product(op: Any, args: Sequence[Any], out: Any) -> KernelWork | None:
+    """Work of a matrix product or of attention; None for other operators."""
     shapes = [x.shape for x in args if isinstance(x, Tensor)]
     if op in (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default):
         a, b = shapes[-2:]
@@ -131,9 +133,9 @@ def _product(op: Any, args: Sequence[Any], out: Any) -> Kernel | None:
     else:
         return None
     tensors = [x for x in args if isinstance(x, Tensor)]
-    made = [x for x in tree_iter(out) if isinstance(x, Tensor)]
-    traffic = sum(map(_bytes, [*tensors, *made]))
-    return Kernel(kind, str(op), _name(tensors[-1].dtype), int(flops), traffic, int(columns), int(depth))
+    results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+    traffic = sum(map(_bytes, [*tensors, *results]))
+    return KernelWork(kind, str(op), _name(tensors[-1].dtype), int(flops), traffic, int(columns), int(depth))
 
 
 _STATISTICS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
@@ -147,8 +149,12 @@ def _traffic(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) 
         inputs = inputs[1:]
     elif name.endswith("_like") or name.startswith("new_"):
         inputs = []
-    elif op._schema.is_mutable and not op._schema.returns:  # of many tensors, which the operator returns none of
-        written = [x for x, told in zip(args, op._schema.arguments, strict=False) if _is_written(told) for x in x]
+    elif (
+        op._schema.is_mutable and not op._schema.returns
+    ):  # such as foreach operators, which write to lists and return nothing
+        written = [
+            x for x, argument in zip(args, op._schema.arguments, strict=False) if _is_written(argument) for x in x
+        ]
     total = sum(map(_bytes, [*inputs, *written]))
     if any(kind in name for kind in _STATISTICS):
         total += sum(_bytes(x) for x in inputs if x.dim() > 1)
@@ -159,10 +165,10 @@ def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write and "List" in str(argument.type)
 
 
-# In-place operators that do not read what they overwrite.
+# In-place operators that do not read the tensor that they overwrite.
 _OVERWRITING = ("copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_")
 
-# Operators that allocate or describe a tensor and launch no kernel.
+# Operators that allocate a tensor or change its metadata, and launch no kernel.
 _NO_KERNEL = (
     aten.empty.memory_format,
     aten.empty_like.default,
@@ -178,16 +184,16 @@ _NO_KERNEL = (
 
 
 @cache
-def _moves_nothing(op: Any) -> bool:
-    """Whether an operator launches no kernel: every result is a view of an input, or a tensor without values."""
+def _launches_no_kernel(op: Any) -> bool:
+    """Whether an operator launches no kernel: it returns views or uninitialised tensors, or does not compute."""
     returns = op._schema.returns
     is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    is_note = not returns and not op._schema.is_mutable
-    return is_view or is_note or op in _NO_KERNEL or op.namespace == "profiler"
+    is_marker = not returns and not op._schema.is_mutable
+    return is_view or is_marker or op in _NO_KERNEL or op.namespace == "profiler"
 
 
 def _bytes(x: Tensor) -> int:
-    """Bytes that a kernel touches: an expanded tensor is read once."""
+    """Bytes that a kernel reads or writes; the elements of an expanded tensor count once."""
     if x.layout is not torch.strided:
         return 0
     elements = prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride)

@@ -1,8 +1,8 @@
-"""The currently running module, in the forward and in the backward pass.
+"""Find the module that is running, in the forward and in the backward pass.
 
-PyTorch's global hooks report modules and add nothing to the graph. A backward node has no module, but it has a
-sequence number, assigned in the order of creation. The module that was running when the number was assigned is the
-module of the node. Blocks that are recomputed in the backward pass get new numbers and are found in the same way.
+In the forward pass, PyTorch's global module hooks report it; they add no nodes to the autograd graph. In the backward
+pass, a node has a sequence number, which autograd assigned in the order of creation. The node belongs to the module
+that was running when its number was assigned. Recomputed nodes get new numbers, so the same rule applies to them.
 """
 
 from bisect import bisect_right
@@ -18,10 +18,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._pytree import tree_iter
 
 STAGES = ("forward", "backward", "optimizer")
-OUTSIDE = "outside"  # outside of every module: the method's kernel, the loss, the moving average of the weights
+OUTSIDE = "outside"  # work outside every module: the method's kernel, the loss, the moving average of the weights
 ROOT = "."  # the path of a network itself
 
-_LARGEST = 2**62  # nodes that accumulate gradients have larger numbers, so that they run as late as possible
+# AccumulateGrad nodes have a larger number, so that autograd runs them as soon as possible.
+_MAX_SEQUENCE_NUMBER = 2**62
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Modules:
     Attributes:
         networks: outermost path of every network of a type in ``watched``.
         sizes: spatial size of each module's last output, by its path.
-        watched: network types whose parts a subclass knows.
+        watched: types of networks whose parts a subclass can name.
     """
 
     watched: tuple[type[nn.Module], ...] = ()
@@ -50,10 +51,10 @@ class Modules:
     sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _names: "WeakKeyDictionary[nn.Module, str]" = field(default_factory=WeakKeyDictionary)
     _stack: list[str] = field(default_factory=list)
-    _numbers: list[int] = field(default_factory=list)  # the first sequence number ...
-    _paths: list[str] = field(default_factory=list)  # ... at which this module runs
+    _numbers: list[int] = field(default_factory=list)  # first sequence numbers, ascending
+    _paths: list[str] = field(default_factory=list)  # module that runs from the number at the same index on
     _last: str = ""
-    _parameters: dict[int, str] = field(default_factory=dict)  # by id, which is valid as long as the module exists
+    _parameters: dict[int, str] = field(default_factory=dict)  # name by id, which is valid while the module exists
 
     @contextmanager
     def followed(self) -> Iterator[None]:
@@ -69,16 +70,16 @@ class Modules:
             return Site("optimizer")
         if not backward:
             return Site("forward", self._stack[-1] if self._stack else "")
-        if not self._stack:  # otherwise a block is being recomputed, and its own modules run
+        if not self._stack:  # else a block is recomputed, and the forward hooks report its modules
             node = torch._C._current_autograd_node()
-            if node is not None and (number := node._sequence_nr()) < _LARGEST:
+            if node is not None and (number := node._sequence_nr()) < _MAX_SEQUENCE_NUMBER:
                 at = bisect_right(self._numbers, number) - 1
                 self._last = self._paths[at] if at >= 0 else ""
             return Site("backward", self._last)
         return Site("backward", self._stack[-1])
 
     def owner(self, parameter: Tensor) -> str:
-        """The name of a parameter in its network; empty if its network was not called."""
+        """Return the name of a parameter in its network; empty if the network was not called."""
         return self._parameters.get(id(parameter), "")
 
     def part(self, path: str, shape: tuple[int, ...] = ()) -> str:
@@ -98,15 +99,15 @@ class Modules:
                     self.networks.append(name)
             self._parameters |= {id(p): name for name, p in module.named_parameters()}
         self._stack.append(self._names[module] or ROOT)
-        self._note()
+        self._record()
 
     def _leave(self, module: nn.Module, _: Any, result: Any) -> None:
         self._stack.pop()
-        self._note()
+        self._record()
         first = next((x for x in tree_iter(result) if isinstance(x, Tensor)), None)
         if first is not None and first.dim() > 2:
             self.sizes[self._names[module]] = tuple(first.shape[2:])
 
-    def _note(self) -> None:
+    def _record(self) -> None:
         self._numbers.append(torch._C._autograd._get_sequence_nr())
         self._paths.append(self._stack[-1] if self._stack else "")

@@ -1,11 +1,11 @@
-"""Recurrent layers: what their kernels keep for the backward pass, which no fake kernel of PyTorch knows.
+"""Memory that recurrent layers save for the backward pass; PyTorch's fake kernels do not include it.
 
-On the CPU an LSTM is a oneDNN kernel that keeps a workspace (``set_workspace_sizes`` in oneDNN's rnn_utils.hpp). On
-CUDA every recurrent layer is a cuDNN kernel that keeps a reserve. Three published sizes agree with :func:`reserve` to
-the byte: 736,000,000 and 864,000,000 for an LSTM and a GRU of four layers (pytorch/pytorch#2895), and 801,177,600 for
-a GRU in both directions (SeanNaren/deepspeech.pytorch#172). They are from 2017, in fp32 and without dropout. Of the
-first two the numbers of units and steps are not stated: they follow from the parameters and from the sizes themselves,
-so that only the ratio of the two is evidence.
+On the CPU, an LSTM is a oneDNN kernel that saves a workspace (``set_workspace_sizes`` in oneDNN's rnn_utils.hpp). On
+CUDA, every recurrent layer is a cuDNN kernel that saves a so-called reserve. Three published sizes equal
+:func:`reserve` to the byte: 736,000,000 and 864,000,000 for an LSTM and a GRU with four layers (pytorch/pytorch#2895),
+and 801,177,600 for a bidirectional GRU (SeanNaren/deepspeech.pytorch#172). They are from 2017, in fp32 and without
+dropout. The first source does not state the numbers of units and steps: they were derived from the parameters and the
+sizes themselves, so only the ratio of its two sizes is evidence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 _PAGE = 4096
 RELU, TANH, LSTM, GRU = range(4)  # modes of cuDNN
-_KEPT = {RELU: 1, TANH: 1, LSTM: 5, GRU: 6}  # numbers that a cell keeps for each of its outputs
+_SAVED = {RELU: 1, TANH: 1, LSTM: 5, GRU: 6}  # numbers that a cell saves per output
 _CUDNN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 FORWARD, BACKWARD = aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default
@@ -32,7 +32,7 @@ FORWARD, BACKWARD = aten._cudnn_rnn.default, aten._cudnn_rnn_backward.default
 
 
 def mkldnn_layer(*args: Any) -> tuple[Tensor, ...]:
-    """oneDNN's LSTM layer with the workspace that it keeps for gradients; the arguments are the operator's."""
+    """oneDNN's LSTM layer with the workspace that it saves for backward; the arguments are those of the operator."""
     output, h, c, workspace = aten.mkldnn_rnn_layer.default(*args)
     x, hidden = args[0], args[10]
     if torch.is_grad_enabled():
@@ -41,13 +41,13 @@ def mkldnn_layer(*args: Any) -> tuple[Tensor, ...]:
 
 
 def mkldnn_layer_backward(*args: Any) -> tuple[Tensor, ...]:
-    """Gradients of oneDNN's LSTM layer; the two biases have a tensor each."""
+    """Gradients of oneDNN's LSTM layer, with one tensor for each of the two biases."""
     x, w, u, b, _, *states = aten.mkldnn_rnn_layer_backward.default(*args)
     return x, w, u, b, b.new_empty(b.shape), *states
 
 
 def mkldnn_workspace(steps: int, batch: int, features: int, hidden: int, size: int) -> int:
-    """Bytes of the workspace of one LSTM layer in one direction, whose numbers have a size in bytes."""
+    """Bytes of the workspace of one LSTM layer in one direction; ``size``: bytes of one number."""
     states = 2 * (steps + 1) * batch
     widest = max(features, hidden)
     of_states = states * _row(widest, 4)  # gradients, in fp32
@@ -64,7 +64,7 @@ def mkldnn_workspace(steps: int, batch: int, features: int, hidden: int, size: i
 
 
 def _row(width: int, size: int) -> int:
-    """Bytes of a row in oneDNN: a multiple of 64, and no multiple of 256 numbers."""
+    """Bytes of a row in oneDNN: a multiple of 64 bytes, but not a multiple of 256 numbers."""
     line = 64 // size
     width = -(-width // line) * line
     return (width + line if width % 256 == 0 else width) * size
@@ -74,15 +74,15 @@ def _row(width: int, size: int) -> int:
 
 
 def reserve(mode: int, outputs: int, layers: int, size: int) -> int:
-    """Bytes that cuDNN keeps for the backward pass.
+    """Bytes that cuDNN saves for the backward pass, including the outputs between the layers.
 
     Args:
-        mode: kind of the layer, a number of cuDNN.
-        outputs: hidden numbers of all steps, samples and directions of one layer.
-        layers: layers of the stack, between which the outputs are kept too.
-        size: bytes of a number.
+        mode: kind of the layer, as a number of cuDNN.
+        outputs: outputs of one layer: steps · samples · directions · hidden size.
+        layers: number of stacked layers.
+        size: bytes of one number.
     """
-    return outputs * (layers * _KEPT[mode] + layers - 1) * size
+    return outputs * (layers * _SAVED[mode] + layers - 1) * size
 
 
 def cudnn(
@@ -106,16 +106,16 @@ def cudnn(
     """Results of cuDNN's recurrent kernel."""
     directions = 1 + bidirectional
     output = x.new_empty((*x.shape[:-1], (projected or hidden) * directions))
-    kept = reserve(mode, prod(x.shape[:-1]) * hidden * directions, layers, x.element_size()) if train else 0
+    saved = reserve(mode, prod(x.shape[:-1]) * hidden * directions, layers, x.element_size()) if train else 0
     cell = x.new_empty(0) if c is None else c.new_empty(c.shape)
-    buffer = x.new_empty(0) if weight_buffer is None else weight_buffer  # none: the weights are one buffer already
-    return output, h.new_empty(h.shape), cell, x.new_empty(kept, dtype=torch.uint8), buffer
+    buffer = x.new_empty(0) if weight_buffer is None else weight_buffer  # None: the weights already are one buffer
+    return output, h.new_empty(h.shape), cell, x.new_empty(saved, dtype=torch.uint8), buffer
 
 
 def cudnn_backward(
     x: Tensor, weights: Sequence[Tensor], _: int, __: Any, h: Tensor, c: Tensor | None, *rest: Any
 ) -> Any:
-    """Gradients that cuDNN's recurrent kernel returns: of input, states and weights, where they are wanted."""
+    """Gradients that cuDNN's recurrent kernel returns: the requested ones of input, states and weights."""
     of_x, of_h, of_c, of_weights = rest[-1]
     return (
         x.new_empty(x.shape) if of_x else None,
@@ -126,10 +126,10 @@ def cudnn_backward(
 
 
 def cudnn_buffers(op: Any, args: Sequence[Any]) -> Moment:
-    """Temporary buffers: cuDNN's workspace, and the input in the order that cuDNN reads, with steps first.
+    """Temporary buffers: cuDNN's workspace, and a copy of a batch-first input with the steps first.
 
     The workspace holds the weights in another order, and two sets of outputs if there are two directions. The sizes
-    in the two issues are up to 14 MiB larger.
+    published in the two issues above are up to 14 MiB larger.
     """
     x, weights = args[0], args[1]
     hidden, batch_first, bidirectional = (args[i] for i in ((7, 10, 13) if op is FORWARD else (11, 14, 17)))
@@ -142,7 +142,7 @@ def cudnn_buffers(op: Any, args: Sequence[Any]) -> Moment:
 
 
 def _layer(op: Any, mode: int) -> Callable[..., Any]:
-    """A recurrent layer as CUDA composes it (ATen/native/RNN.cpp), with the arguments of the operator."""
+    """Return CUDA's decomposition of a recurrent layer (ATen/native/RNN.cpp), with the operator's arguments."""
 
     def packed(x: Tensor, batch_sizes: Tensor, *args: Any) -> Any:
         return layer(x, *args, batch_first=False, sizes=batch_sizes)  # type: ignore[misc]

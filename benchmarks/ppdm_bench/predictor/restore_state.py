@@ -1,7 +1,7 @@
 """Restores modules, optimizers, gradients and random generators after a prediction.
 
-With fake tensors no real tensor changes its values. But real modules and tensors that the code closes over receive
-fake ones: a gradient, a converted parameter, a reassigned buffer, the state of an optimizer.
+Operators on fake tensors do not change the values of real tensors. But real modules and tensors that the code closes
+over get references to fake ones: a gradient, a converted parameter, a reassigned buffer, the state of an optimizer.
 """
 
 import gc
@@ -27,12 +27,12 @@ _OWNERS = (nn.Module, Optimizer, LRScheduler, GradScaler)
 
 
 @contextmanager
-def preserved() -> Iterator[None]:
-    """Restore at the end the content of every module, optimizer, schedule and leaf tensor that exists now."""
+def state_restored() -> Iterator[None]:
+    """Restore every module, optimizer, schedule and leaf tensor that exists now at the end of the block."""
     generators, dtype, device = generator_states(), torch.get_default_dtype(), _default_device()
-    leaves, owners = _alive()
+    leaves, owners = _live_objects()
     gradients = [(leaf, leaf.grad) for leaf in leaves if leaf.grad is not None]
-    held = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
+    contents = [(mapping, dict(mapping)) for owner in owners for mapping in _mappings(owner)]
     training = [
         (owner, owner.training) for owner in owners if isinstance(owner, nn.Module) and "training" in vars(owner)
     ]
@@ -40,12 +40,12 @@ def preserved() -> Iterator[None]:
     try:
         yield
     finally:
-        for mapping, before in held:
+        for mapping, before in contents:
             mapping.clear()
             mapping.update(before)
         for module, mode in training:
             module.training = mode
-        for leaf in _alive()[0]:
+        for leaf in _live_objects()[0]:
             if isinstance(leaf.grad, FakeTensor):
                 leaf.grad = None
         for leaf, gradient in gradients:
@@ -62,7 +62,7 @@ def _default_device() -> torch.device | None:
 
 
 def generator_states() -> tuple[Any, Any, Any]:
-    """States of the global random generators of PyTorch, Python and, if the code uses it, NumPy."""
+    """States of the global random generators of PyTorch, Python and, if it is imported, NumPy."""
     numpy = sys.modules.get("numpy")  # the package needs only PyTorch; code that uses NumPy has imported it
     return torch.default_generator.get_state(), random.getstate(), numpy and numpy.random.get_state()
 
@@ -75,24 +75,24 @@ def restore_generators(states: tuple[Any, Any, Any]) -> None:
         sys.modules["numpy"].random.set_state(states[2])
 
 
-def _alive() -> tuple[list[Tensor], list[Owner]]:
-    """All real leaf tensors and all objects that own tensors and rates; only the garbage collector lists them."""
+def _live_objects() -> tuple[list[Tensor], list[Owner]]:
+    """All real leaf tensors, and all objects that own tensors; the garbage collector is the only list of them."""
     leaves: list[Tensor] = []
     owners: list[Owner] = []
     for x in gc.get_objects():
         kind = type(x)
-        if kind in _BUILTIN:  # nearly all objects; this check keeps the loop fast
+        if kind in _BUILTIN:  # most objects have these types; the check keeps the loop fast
             continue
         if kind is Tensor or kind is nn.Parameter:
             if x.is_leaf:
                 leaves.append(x)
-        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # it holds only real tensors
+        elif issubclass(kind, _OWNERS) and not issubclass(kind, torch.jit.ScriptModule):  # which has only real tensors
             owners.append(x)
     return leaves, owners
 
 
 def _mappings(owner: Owner) -> Iterator[MutableMapping[Any, Any]]:
-    """The dictionaries in which an owner holds tensors and the related numbers."""
+    """Dictionaries of an owner with its tensors and numbers, such as learning rates."""
     if isinstance(owner, nn.Module):
         for name in vars(owner).keys() & {"_parameters", "_buffers"}:
             yield vars(owner)[name]

@@ -1,7 +1,8 @@
-"""Tensors that code writes to files: checkpoints have the right size and names, and zeros where values are unknown.
+"""Tensors that code writes to files: checkpoints have the right names and sizes, with zeros for unknown values.
 
-A fake tensor is pickled as a real one, so ``torch.save``, pickle and safetensors write what others can read. Its memory
-is an anonymous map that nobody touches, and ``torch.save`` leaves a hole in its place, so neither memory nor disk fill.
+A fake tensor is pickled as a real one, so the files of ``torch.save``, pickle and safetensors are valid. Its storage is
+an anonymous memory map without pages in memory, and ``torch.save`` writes a hole for it, so a checkpoint fills neither
+memory nor disk.
 """
 
 import importlib
@@ -21,24 +22,24 @@ from ppdm_bench.predictor.trace import Trace
 
 
 def saving_patches(trace: Trace) -> Iterator[Any]:
-    """Patches of what writes tensors."""
-    written = _Written(trace)
+    """Patches of the functions that write tensors."""
+    real_tensors = _RealTensors(trace)
 
-    def reduced(x: FakeTensor, protocol: Any) -> Any:
-        with trace.real():
-            return written.real(x).__reduce_ex__(protocol)
+    def reduce(x: FakeTensor, protocol: Any) -> Any:
+        with trace.paused():
+            return real_tensors.real(x).__reduce_ex__(protocol)
 
-    yield mock.patch.object(FakeTensor, "__reduce_ex__", reduced)
+    yield mock.patch.object(FakeTensor, "__reduce_ex__", reduce)
     yield mock.patch.object(FakeTensor, "data_ptr", _address)
     save, rebuild = torch.serialization._save, torch._utils._rebuild_tensor
 
     def save_with_holes(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
-        save(value, _Holes(file), *args, **kwargs)
+        save(value, _SparseWriter(file), *args, **kwargs)
 
     def rebuild_tensor(storage: Any, *args: Any) -> Tensor:
         if trace.inside or trace.is_elsewhere:
             return rebuild(storage, *args)
-        with trace.real():
+        with trace.paused():
             x: Tensor = rebuild(storage, *args)
         trace.loaded(x, None)
         return x
@@ -46,8 +47,8 @@ def saving_patches(trace: Trace) -> Iterator[Any]:
     set_state = torch.set_rng_state
 
     def set_rng_state(state: Tensor) -> None:
-        with trace.real():
-            set_state(written.real(state))
+        with trace.paused():
+            set_state(real_tensors.real(state))
 
     yield mock.patch.object(torch, "set_rng_state", set_rng_state)
     yield mock.patch.object(torch.random, "set_rng_state", set_rng_state)
@@ -56,28 +57,28 @@ def saving_patches(trace: Trace) -> Iterator[Any]:
     with suppress(ImportError):
         safetensors = importlib.import_module("safetensors.torch")
         for name in ("save", "save_file"):
-            yield mock.patch.object(safetensors, name, written.saving(getattr(safetensors, name)))
+            yield mock.patch.object(safetensors, name, real_tensors.saving(getattr(safetensors, name)))
         yield mock.patch.object(safetensors, "storage_ptr", lambda x: x.untyped_storage()._cdata)
 
 
-class _Written:
-    """Real tensors in place of the fake ones that are being written; those that share a storage still do."""
+class _RealTensors:
+    """Creates real tensors to write in place of fake ones; tensors that share a storage still share one."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._storages = WeakValueDictionary[int, torch.UntypedStorage]()  # by address of the fake storage
 
     def saving(self, save: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of safetensors that writes a dictionary of tensors."""
+        """Wrap a function of safetensors that writes a dictionary of tensors."""
 
         def save_real(tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-            with self._trace.real():
+            with self._trace.paused():
                 return save({name: self.real(x) for name, x in tensors.items()}, *args, **kwargs)
 
         return save_real
 
     def real(self, x: Tensor) -> Tensor:
-        """A real tensor with the geometry of a fake one, and its values where they are known."""
+        """Return a real tensor with the shape and strides of a fake one, and with its values if they are known."""
         if not isinstance(x, FakeTensor):
             return x
         address = x.untyped_storage()._cdata
@@ -85,7 +86,7 @@ class _Written:
         if storage is None:
             storage = self._storages[address] = _zeros(x.untyped_storage().nbytes())
         made = torch.empty(0, dtype=x.dtype).set_(storage, int(x.storage_offset()), x.shape, x.stride())
-        values = self._trace.constants.values(x) if self._trace.constants else None
+        values = self._trace.known_values.values(x) if self._trace.known_values else None
         if values is not None:
             made.copy_(values)
             storage.is_hole = False  # type: ignore[attr-defined]
@@ -95,14 +96,14 @@ class _Written:
         )
 
 
-class _Holes:
-    """A file of ``torch.save`` in which storages without known values are holes."""
+class _SparseWriter:
+    """File writer of ``torch.save`` that writes holes for storages without known values."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     def write_record(self, name: str, content: Any, size: int) -> None:
-        """Write a part of the file."""
+        """Write one record of the file, or only its metadata for a hole."""
         if getattr(content, "is_hole", False):
             self._file.write_record_metadata(name, size)
         else:
@@ -113,7 +114,7 @@ class _Holes:
 
 
 def _address(x: FakeTensor) -> int:
-    """A number that is the same for tensors that start at the same place."""
+    """A simulated memory address: equal for tensors that start at the same position of one storage."""
     return int(x.untyped_storage()._cdata + x.storage_offset() * x.element_size())
 
 

@@ -1,9 +1,9 @@
 """Rejects sizes that depend on unknown values.
 
-Code may log a number that depends on data, such as the count of a mask, or divide by it. But a tensor of that size
-would silently be predicted too small. Therefore ``.item()``, ``.tolist()`` and ``.numpy()`` mark such numbers, and
-arithmetic, ``math`` and NumPy keep the mark. Functions that create or slice tensors check for marks. ``int()`` would
-lose the mark and raises an error immediately.
+Code may log a number that depends on data, such as the sum of a mask, or divide by it. It must not use the number as
+the size of a tensor: the placeholder is 1, so the predicted memory would be too small. Therefore ``.item()``,
+``.tolist()`` and ``.numpy()`` return marked numbers, and arithmetic, ``math`` and NumPy keep the mark. Functions that
+create or slice tensors check for marks. ``int()`` would remove the mark, so it raises an error.
 """
 
 import dis
@@ -23,77 +23,77 @@ from torch.overrides import TorchFunctionMode
 
 
 class PredictionError(RuntimeError):
-    """The code does something that a prediction cannot follow without data."""
+    """A prediction cannot follow the code, for example because a size depends on data."""
 
 
-class StandInFloat(float):
-    """Stand-in for a number that depends on data, of which code may make an integer."""
+class UnknownFloat(float):
+    """Placeholder for a floating-point number that depends on data; ``int()`` of it raises."""
 
     def __int__(self) -> int:
-        if _is_printed():
+        if _is_formatting():
             return int(float(self))
-        raise refused("int()")
+        raise size_error("int()")
 
     def __reduce__(self) -> Any:
-        return type(_exact(self)), (_exact(self),)
+        return type(_without_mark(self)), (_without_mark(self),)
 
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        result = getattr(function, method)(*map(_exact, inputs), **kwargs)
+        result = getattr(function, method)(*map(_without_mark, inputs), **kwargs)
         return marked(result.item()) if not getattr(result, "ndim", 1) else result
 
     def __round__(self, digits: Any = None) -> Any:
-        return marked(round(_exact(self), digits))
+        return marked(round(_without_mark(self), digits))
 
     def round(self, decimals: int = 0, **_: Any) -> Any:
-        """As that of a NumPy number, which ``numpy.round`` calls."""
-        return marked(round(_exact(self), decimals))
+        """Round like a NumPy number; ``numpy.round`` calls this."""
+        return marked(round(_without_mark(self), decimals))
 
-    item = tolist = lambda self: self  # as a NumPy number has it
+    item = tolist = lambda self: self  # NumPy numbers have these too
     real = property(item)
     ndim, shape, size = 0, (), 1
 
 
-class StandIn(StandInFloat):
-    """Stand-in for an integer that depends on data.
+class UnknownInt(UnknownFloat):
+    """Placeholder for an integer that depends on data.
 
-    It is a float in truth, so that ``0.1 * n`` asks this class and not ``float`` for the result.
+    It is a subclass of float, so that ``0.1 * n`` calls a method of this class and keeps the mark.
     """
 
-    __class__ = property(lambda self: int)  # code finds an integer
+    __class__ = property(lambda self: int)  # `isinstance(n, int)` is true
     numerator = property(lambda self: self)
 
     def __index__(self) -> int:
         return int(float(self))
 
     def __repr__(self) -> str:
-        return repr(_exact(self))
+        return repr(_without_mark(self))
 
     def __format__(self, spec: str) -> str:
-        return format(_exact(self), spec)
+        return format(_without_mark(self), spec)
 
     def bit_length(self) -> Any:
-        """As that of an integer."""
-        return marked(_exact(self).bit_length())
+        """Number of bits, as for an integer."""
+        return marked(_without_mark(self).bit_length())
 
 
-def _exact(value: Any) -> Any:
-    """A number without its mark."""
-    if type(value) is StandIn:
+def _without_mark(value: Any) -> Any:
+    """Remove the mark from a number."""
+    if type(value) is UnknownInt:
         return int(float(value))
-    return float(value) if type(value) is StandInFloat else value
+    return float(value) if type(value) is UnknownFloat else value
 
 
-def _is_printed() -> bool:
-    """Whether Python asks for an integer to print it (``"%d" % n``), which calls no function."""
+def _is_formatting() -> bool:
+    """Whether the integer is only formatted (``"%d" % n``), which Python does without a call."""
     frame = sys._getframe(2)
     return dis.opname[frame.f_code.co_code[frame.f_lasti]].startswith("BINARY")
 
 
-def refused(what: str) -> PredictionError:
-    """The error for code that uses an unknown value as a size."""
+def size_error(what: str) -> PredictionError:
+    """Return the error for code that uses an unknown value as a size, with the name of the function that got it."""
     return PredictionError(
-        f"this code cannot be predicted: {what} got a number that depends on data, of which a size may be made, and "
-        "a prediction has only shapes; give a fixed number in its place, read it with .item() if it is only logged, or "
+        f"this code cannot be predicted: {what} got a number that depends on data, which may become a size, and "
+        "a prediction has only shapes; use a fixed number instead, read it with .item() if it is only logged, or "
         "measure the code"
     )
 
@@ -106,12 +106,12 @@ def marked(value: Any) -> Any:
     return mark(value) if mark else value
 
 
-_MARKS: Mapping[type, type] = {int: StandIn, float: StandInFloat}
+_MARKS: Mapping[type, type] = {int: UnknownInt, float: UnknownFloat}
 
 
-def _of_a_mark(name: str) -> Callable[..., Any]:
+def _marked_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
-        own, given = _exact(self), tuple(map(_exact, args))
+        own, given = _without_mark(self), tuple(map(_without_mark, args))
         result = getattr(own, name)(*given)
         if result is NotImplemented and type(own) is int:  # with a fraction
             result = getattr(float(own), name, lambda *_: NotImplemented)(*given)
@@ -120,17 +120,17 @@ def _of_a_mark(name: str) -> Callable[..., Any]:
     return method
 
 
-_KEPT = (
+_MARKED_OPERATIONS = (
     "add sub mul truediv floordiv mod divmod pow radd rsub rmul rtruediv rfloordiv rmod rdivmod rpow neg pos abs ceil"
 )
-_KEPT_BY_INTEGERS = "lshift rlshift rshift rrshift and rand or ror xor rxor invert"
-for _mark, _names in ((StandInFloat, f"{_KEPT} floor trunc"), (StandIn, _KEPT_BY_INTEGERS)):
+_MARKED_INTEGER_OPERATIONS = "lshift rlshift rshift rrshift and rand or ror xor rxor invert"
+for _mark, _names in ((UnknownFloat, f"{_MARKED_OPERATIONS} floor trunc"), (UnknownInt, _MARKED_INTEGER_OPERATIONS)):
     for _name in _names.split():
-        setattr(_mark, f"__{_name}__", _of_a_mark(f"__{_name}__"))
+        setattr(_mark, f"__{_name}__", _marked_method(f"__{_name}__"))
 
 
 def number_patches() -> Iterator[Any]:
-    """Patches of functions that make a number of another, or an array of a size, and would lose the mark."""
+    """Patches of functions of ``math`` that would remove the mark, and of NumPy that create arrays of a size."""
     for name in (
         "sqrt",
         "cbrt",
@@ -156,65 +156,65 @@ def number_patches() -> Iterator[Any]:
         "dist",
     ):
         if hasattr(math, name):
-            yield mock.patch.object(math, name, _keeping(getattr(math, name)))
+            yield mock.patch.object(math, name, _marking(getattr(math, name)))
     if numpy := sys.modules.get("numpy"):  # the package itself needs only PyTorch
         for name in ("array", "asarray"):
-            yield mock.patch.object(numpy, name, _array_of(getattr(numpy, name)))
+            yield mock.patch.object(numpy, name, _marking_arrays(getattr(numpy, name)))
         for name in ("zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tile", "repeat"):
-            yield mock.patch.object(numpy, name, _sized(getattr(numpy, name)))
+            yield mock.patch.object(numpy, name, _checking_sizes(getattr(numpy, name)))
 
 
-def _keeping(function: Callable[..., Any]) -> Callable[..., Any]:
+def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
-    def kept(*args: Any, **kwargs: Any) -> Any:
-        if not _has_mark(args, (StandInFloat, StandIn)):
+    def marking(*args: Any, **kwargs: Any) -> Any:
+        if not _contains(args, (UnknownFloat, UnknownInt)):
             return function(*args, **kwargs)
         return marked(function(*_unmarked(args), **kwargs))
 
-    return kept
+    return marking
 
 
-def _sized(function: Callable[..., Any]) -> Callable[..., Any]:
+def _checking_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def made(*args: Any, **kwargs: Any) -> Any:
-        if _has_mark((args, kwargs.values()), (StandIn, StandInFloat)):
-            raise refused(f"numpy.{function.__name__}()")
+        if _contains((args, kwargs.values()), (UnknownInt, UnknownFloat)):
+            raise size_error(f"numpy.{function.__name__}()")
         return function(*args, **kwargs)
 
     return made
 
 
-def _array_of(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make an array of numbers; one of integers is marked if one of them is."""
+def _marking_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Create an array from numbers; an array of integers is marked if one of them is."""
 
     @wraps(function)
-    def made(*args: Any, **kwargs: Any) -> Any:
-        if not _has_mark(args, (StandIn, StandInFloat)):
+    def marking(*args: Any, **kwargs: Any) -> Any:
+        if not _contains(args, (UnknownInt, UnknownFloat)):
             return function(*args, **kwargs)
         array = function(*_unmarked(args), **kwargs)
         return marked_array(array) if array.dtype.kind in "iu" else array
 
-    return made
+    return marking
 
 
-def _has_mark(value: Any, marks: tuple[type, ...]) -> bool:
+def _contains(value: Any, marks: tuple[type, ...]) -> bool:
     if isinstance(value, list | tuple | type({}.values())):
-        return any(_has_mark(each, marks) for each in value)
+        return any(_contains(each, marks) for each in value)
     return type(value) in marks
 
 
 @cache
 def _array_type() -> type:
-    np: Any = import_module("numpy")  # which code that asks for an array has; the package itself needs only PyTorch
+    np: Any = import_module("numpy")  # code that creates arrays has NumPy; the package itself needs only PyTorch
 
-    class Unknown(np.ndarray):  # type: ignore[misc]
+    class UnknownArray(np.ndarray):  # type: ignore[misc]
         """An array of integers that depend on data; numbers taken from it are marked."""
 
         def __array_wrap__(self, array: Any, *_: Any) -> Any:
-            return _taken(array[()]) if array.ndim == 0 else np.asarray(array).view(Unknown)
+            return _marked_item(array[()]) if array.ndim == 0 else np.asarray(array).view(UnknownArray)
 
         def __getitem__(self, index: Any) -> Any:
-            return _taken(super().__getitem__(index))
+            return _marked_item(super().__getitem__(index))
 
         def item(self, *args: Any) -> Any:
             return marked(super().item(*args))
@@ -223,23 +223,23 @@ def _array_type() -> type:
             return marked(super().tolist())
 
         def __int__(self) -> int:
-            raise refused("int()")
+            raise size_error("int()")
 
         __index__ = __int__
 
-    def _taken(value: Any) -> Any:
+    def _marked_item(value: Any) -> Any:
         return marked(value.item()) if isinstance(value, np.integer | np.floating) else value
 
-    return Unknown
+    return UnknownArray
 
 
 def marked_array(array: Any) -> Any:
-    """A NumPy array whose numbers are marked."""
+    """Return a NumPy array whose elements are marked when code reads them."""
     return array.view(_array_type())
 
 
-# Functions that create, slice or reshape tensors, and the position of an argument that is not a size, if there is one.
-_SIZED: dict[Any, int | None] = {
+# Functions that create, slice or reshape tensors, with the position of an argument that is not a size, if there is one.
+_CREATES_SIZES: dict[Any, int | None] = {
     **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.arange, torch.linspace)),
     **dict.fromkeys((torch.eye, torch.randperm, torch.reshape, torch.narrow, torch.split, torch.chunk, torch.tile)),
     **dict.fromkeys((torch.topk, torch.unflatten, torch.repeat_interleave, F.pad, F.interpolate, F.one_hot)),
@@ -255,20 +255,24 @@ _SIZED: dict[Any, int | None] = {
 }
 
 
-# Functions whose result's size depends on a number that need not be an integer.
-_SCALED = {torch.arange, F.interpolate, *(each for each in _SIZED if each in vars(torch._C._nn).values())}
+# Functions that also compute a size from a floating-point number.
+_ACCEPTS_FLOAT_SIZES = {
+    torch.arange,
+    F.interpolate,
+    *(each for each in _CREATES_SIZES if each in vars(torch._C._nn).values()),
+}
 
 
-class Guard(TorchFunctionMode):
-    """Rejects sizes computed from marked numbers, and from tensors of integers that are not known.
+class SizeGuard(TorchFunctionMode):
+    """Function mode that rejects sizes computed from marked numbers or from unknown integer tensors.
 
     Args:
-        knows: whether the values of a fake tensor are known.
+        is_known: returns whether the values of a fake tensor are known.
     """
 
-    def __init__(self, knows: Callable[[Tensor], bool]) -> None:
+    def __init__(self, is_known: Callable[[Tensor], bool]) -> None:
         super().__init__()
-        self._knows = knows
+        self._is_known = is_known
 
     def __torch_function__(
         self,
@@ -278,14 +282,18 @@ class Guard(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if function in _SIZED:
-            sizes = [value for place, value in enumerate(args) if place != _SIZED[function]]
+        if function in _CREATES_SIZES:
+            sizes = [value for place, value in enumerate(args) if place != _CREATES_SIZES[function]]
             sizes += [value for name, value in kwargs.items() if name not in ("fill_value", "value")]
         else:
             sizes = _slices(args[1]) if function is Tensor.__getitem__ else []
-        if sizes and self._is_marked(sizes, (StandIn, StandInFloat) if function in _SCALED else (StandIn,)):
-            raise refused(function.__name__)
-        if _has_mark((args, kwargs.values()), (StandIn, StandInFloat)):  # PyTorch would take an integer for a fraction
+        if sizes and self._is_marked(
+            sizes, (UnknownInt, UnknownFloat) if function in _ACCEPTS_FLOAT_SIZES else (UnknownInt,)
+        ):
+            raise size_error(function.__name__)
+        if _contains(
+            (args, kwargs.values()), (UnknownInt, UnknownFloat)
+        ):  # PyTorch would treat a marked integer as a float
             args, kwargs = _unmarked(tuple(args)), {name: _unmarked(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 
@@ -293,14 +301,14 @@ class Guard(TorchFunctionMode):
         if isinstance(value, list | tuple):
             return any(self._is_marked(each, marks) for each in value)
         if isinstance(value, FakeTensor):
-            return value.dim() == 0 and is_integer(value) and not self._knows(value)
+            return value.dim() == 0 and is_integer(value) and not self._is_known(value)
         return type(value) in marks
 
 
 def _unmarked(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_unmarked(each) for each in value)
-    return _exact(value)
+    return _without_mark(value)
 
 
 def is_integer(x: Tensor) -> bool:

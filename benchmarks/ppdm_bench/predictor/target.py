@@ -1,4 +1,4 @@
-"""Target of a prediction: the card, its software versions and its capacity."""
+"""Target of a prediction: card, capacity, and versions of the software."""
 
 import re
 from dataclasses import dataclass
@@ -7,13 +7,14 @@ from typing import Self
 GIB = 2**30
 MIB = 2**20
 
-# Bytes added to each need. Predictions are too low more often than too high: of the 20 published peaks of a third-party
-# U-Net, 17 are above their prediction, by at most 0.08 GiB (results/validation/published.md).
+# Margin in bytes that is added to the predicted need. Predictions are too low more often than too high: of the 20
+# published peaks of a third-party U-Net, 17 exceed their prediction, by at most 0.08 GiB
+# (results/validation/published.md).
 MARGIN = 128 * MIB
 
-# cuDNN version that each PyTorch release on PyPI requires (`Requires-Dist` of its Linux wheels). Another index may ship
-# another version, so an explicit version is better. The 2.13 build that was checked has no CUDA; its entry is assumed
-# to follow its neighbours.
+# cuDNN version that each PyTorch release on PyPI requires (`Requires-Dist` of its Linux wheels). Wheels from another
+# index may have another version, so an explicit version is better. The build of 2.13 that was checked has no CUDA; its
+# entry is an assumption from its neighbours.
 _WHEEL_CUDNN = {
     (1, 13): (8, 5),
     (2, 0): (8, 5),
@@ -43,20 +44,20 @@ class Target:
     """Device and software of a memory prediction.
 
     Args:
-        torch: release of PyTorch, such as ``2.9.0``; the installed one if absent.
-        capacity: bytes of the card, including the context; None gives no verdict.
-        compute_capability: compute capability of the card: (9, 0) is Hopper, (8, 0) A100. It decides the size of
-            cuBLAS workspaces, and whether convolutions have tensor cores.
-        cudnn: version of cuDNN, (major, minor); if absent, the one that the release's wheels on PyPI require. For
+        torch: release of PyTorch, such as ``2.9.0``; None means the installed one.
+        capacity: memory of the card in bytes, including the CUDA context; with None, the prediction does not decide
+            whether code fits.
+        compute_capability: compute capability of the card: (9, 0) is Hopper, (8, 0) A100. It determines the size of
+            cuBLAS workspaces, and whether convolutions use tensor cores.
+        cudnn: version of cuDNN, (major, minor); None means the one that the release's wheels on PyPI require. For
             a release older than the table, the oldest entry is used, which is conservative.
-        tf32: whether cuDNN may compute fp32 convolutions in TF32; if absent, the current setting of
+        tf32: whether cuDNN may compute fp32 convolutions in TF32; None means the current setting of
             ``torch.backends.cudnn.allow_tf32`` (PyTorch's default is True).
-        context: bytes of the CUDA context and loaded modules, which no PyTorch counter includes. About half a GiB for
-            PyTorch on recent cards; it depends on card and driver, so a measured value is better.
-        workspace: bytes that the allocator holds throughout and that no rule explains, fitted to measurements
-            (:mod:`ppdm_bench.memory.constants`); 0 by default.
-
-        gpu: name of the card, if it is one of ``ppdm_bench.predictor.cards``; it changes no prediction.
+        context: bytes of the CUDA context and loaded modules, which no counter of PyTorch includes: about half a GiB on
+            recent cards. The value depends on card and driver, so a measured one is better.
+        workspace: bytes of allocated memory that no rule explains, fitted to measurements
+            (:mod:`ppdm_bench.memory.constants`); they are allocated all the time. 0 by default.
+        gpu: name of the card, if it is one of ``ppdm_bench.predictor.cards``; it does not change the prediction.
 
     Raises:
         ValueError: an invalid version or compute capability, a capacity that is not positive, or a context or
@@ -112,7 +113,7 @@ class Target:
 
     @property
     def knows_cudnn(self) -> bool:
-        """Whether the cuDNN version is explicit or known for the release; otherwise terms that need it are assumed."""
+        """Whether the version of cuDNN is explicit or known for the release; else rules that use it are assumptions."""
         return self.cudnn is not None or self.release[:2] in _WHEEL_CUDNN
 
     @property
@@ -126,12 +127,12 @@ class Target:
 
     @property
     def beside(self) -> int:
-        """Bytes that a card must have beside PyTorch's allocator: CUDA context and margin of the prediction."""
+        """Bytes that a card needs in addition to PyTorch's allocator: CUDA context and margin of the prediction."""
         return self.context + MARGIN
 
     @property
     def has_bf16(self) -> bool:
-        """Whether the card computes in bf16: from Ampere on. PyTorch emulates it on older cards, slowly."""
+        """Whether the card has bf16 arithmetic, from Ampere on. PyTorch emulates it on older cards, which is slow."""
         return self.compute_capability >= (8, 0)
 
     @property
@@ -141,7 +142,7 @@ class Target:
 
     @classmethod
     def of_this_machine(cls) -> Self:
-        """The first CUDA device and the installed PyTorch; the defaults if there is no device."""
+        """Target for the first CUDA device and the installed PyTorch; the default target if there is no device."""
         import torch
 
         if not torch.cuda.is_available():

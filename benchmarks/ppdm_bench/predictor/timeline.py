@@ -1,4 +1,4 @@
-"""Record of a trace: memory blocks with their allocations and releases, in order."""
+"""Record of a trace: memory blocks, and their allocations and releases in order."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ class Block:
     Attributes:
         size: bytes, after the allocator's rounding.
         kind: one of :data:`KINDS`.
-        name: the operator that allocated it, or the rule.
-        place: where it is. A block counts unless it is known to be on the host; the place may become known later.
+        name: the operator or rule that allocated it.
+        place: where it is. A block counts unless it is known to be on the host; a place can become known later.
         site: the module that allocated it, if modules are recorded.
         shape, dtype: shape and dtype of the first tensor that used the block.
         basis: ``assumed`` for a buffer of a rule that no published counter confirms for such a call.
-        counted: whether it was known at its allocation to be on the target, so that ``Timeline.alive`` counts it.
+        counted: whether ``Timeline.alive`` includes it: it was known at the allocation to be on the target.
         line: the line of the user's code that was running, if lines are recorded.
     """
 
@@ -50,8 +50,9 @@ class Block:
 class Timeline:
     """Blocks by number, and their allocations and releases in order.
 
-    ``alive`` counts the live bytes of blocks that were known at their allocation to be on the target, and ``most`` is
-    its maximum since the last reset. Both serve the memory limit, which cannot wait until all places are known.
+    ``alive`` is the number of live bytes in blocks that were known at their allocation to be on the target, and
+    ``most`` is its maximum since the last reset. The memory limit uses both, because it cannot wait until all places
+    are known.
     """
 
     blocks: list[Block] = field(default_factory=list)
@@ -59,22 +60,22 @@ class Timeline:
     alive: int = 0
     most: int = 0
     sites: list[tuple[int, Site]] = field(default_factory=list)  # (event, module that runs from this event on)
-    here: Callable[[], Line | None] | None = None  # tells the line that is running, if lines are recorded
-    ended: int | None = None  # end of the last iteration; later releases are of blocks that the code held to its end
+    current_line: Callable[[], Line | None] | None = None  # returns the running line; None: not recorded
+    ended: int | None = None  # event at which the last iteration ended; later events release what the code still held
     _events: list[Event] = field(default_factory=list)
 
-    def born(self, size: int, kind: str, name: str, place: Place = "target", basis: Basis = "proven") -> int:
+    def allocate(self, size: int, kind: str, name: str, place: Place = "target", basis: Basis = "proven") -> int:
         """Record an allocation and return the number of the block."""
         site = self.sites[-1][1] if self.sites else None
         block = Block(rounded(size), kind, name, place, site, basis=basis, counted=place == "target")
-        block.line = self.here() if self.here else None
+        block.line = self.current_line() if self.current_line else None
         self.blocks.append(block)
         self._events.append((len(self.blocks) - 1, block.size))
         self.alive += block.size * block.counted
         self.most = max(self.most, self.alive)
         return len(self.blocks) - 1
 
-    def died(self, number: int) -> None:
+    def free(self, number: int) -> None:
         """Record a release."""
         self._events.append((number, 0))
         self.alive -= self.blocks[number].size * self.blocks[number].counted
@@ -83,12 +84,12 @@ class Timeline:
         """Record the start of an iteration."""
         self.marks.append(self.now)
 
-    def reach(self, site: Site) -> None:
+    def enter_site(self, site: Site) -> None:
         """Record which module runs from now on."""
         if not self.sites or self.sites[-1][1] != site:
             self.sites.append((self.now, site))
 
-    def hand_out(self) -> CachingAllocator:
+    def assign_blocks(self) -> CachingAllocator:
         """Set every block on the target to the size that an unlimited allocator assigns, and return the allocator.
 
         PyTorch's counters count the assigned block and not the request; a remainder of up to 1 MiB is not split off.

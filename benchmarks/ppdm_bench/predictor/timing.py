@@ -2,15 +2,15 @@
 
 >>> predict_time(build, step, find_sheet("A100 80GB")).seconds  # doctest: +SKIP
 
-The real code runs on tensors without memory, as for :func:`ppdm_bench.predictor.peak.predict_peak`. Every kernel takes
+The real code runs on fake tensors, as for :func:`ppdm_bench.predictor.peak.predict_peak`. Every kernel takes
 
     max(operations / peak · cost(shape, type), traffic / bandwidth · cost(kind)) + launch
 
-seconds, and a step takes the sum over its kernels, in the order in which one stream executes them. Peak and bandwidth
-are those of the card's data sheet. A convolution's cost is ``full + narrow / columns + narrow / depth``: the narrower
-its channels, the less of the tensor cores it fills. The remaining constants (:class:`Constants`) are fitted to the
-fitting half of ``results/published/timings.jsonl``, by ``benchmarks/harness/time_truth.py --fit``; nothing was fitted
-to the half that judges them.
+seconds. A step takes the sum over its kernels, which one stream executes one after another. Peak and bandwidth are
+those of the card's data sheet. The cost of a product is ``full + narrow / columns + narrow / depth``: with fewer
+channels, it uses less of the tensor cores. The constants (:class:`Constants`) are fitted by
+``benchmarks/harness/time_truth.py --fit`` to one half of ``results/published/timings.jsonl``; the other half only
+validates them.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ppdm_bench.predictor.cards import Sheet
-from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.kernels import KernelWork
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predicting
 from ppdm_bench.predictor.target import Target
@@ -49,16 +49,16 @@ LIMITS: tuple[Limit, ...] = ("arithmetic", "bandwidth", "launches")
 
 @dataclass(frozen=True)
 class Constants:
-    """Fitted constants of the model of time; all are factors on the ideal time, except ``launch``.
+    """Fitted constants of the time model; all except ``launch`` are factors relative to the ideal time.
 
     Attributes:
-        full: by type of arithmetic, the cost of an operation of a wide product; 1 would reach the peak.
-        narrow: the same, what narrow products add, in channels.
-        generation: by compute capability, a factor on half precision; 1 for generations without published timings.
-        stage: by gradient, a factor on a convolution's arithmetic.
-        memory: cost of traffic of kernels that are not limited by arithmetic.
+        full: by type of arithmetic, the cost of an operation in a wide product; 1 means the peak rate.
+        narrow: by type of arithmetic, the additional cost of narrow products; it is divided by the widths, see above.
+        generation: by compute capability, a factor for half precision; 1 for generations without published timings.
+        stage: a factor for the arithmetic of a convolution, by pass: forward, or gradient of input or weight.
+        memory: cost of memory traffic.
         copy: cost of the traffic of copies into another memory layout.
-        launch: seconds that each kernel adds.
+        launch: seconds per kernel launch.
     """
 
     full: Mapping[str, float]
@@ -80,7 +80,7 @@ FITTED = Constants(
     copy=1.72,
     launch=1.08e-5,
 )
-# Every kernel reaches the rates of its device, and launches cost nothing.
+# Constants of an ideal device: every kernel reaches the peak rates, and launches take no time.
 IDEAL = Constants(
     full=dict.fromkeys(FITTED.full, 1.0),
     narrow=dict.fromkeys(FITTED.narrow, 0.0),
@@ -91,23 +91,23 @@ IDEAL = Constants(
     launch=0.0,
 )
 
-# True time over predicted time: 10 % and 90 % quantiles over the published timings, each source predicted by constants
-# that were fitted without it (`time_truth.py`). Most of them are U-Nets in fp16 on Volta to Ampere; steps of small
-# networks, which wait for the host, were published up to three times slower.
+# True time divided by predicted time: the 10 % and 90 % quantiles over the published timings, with each source
+# predicted by constants that were fitted without it (`time_truth.py`). Most timings are of U-Nets in fp16 on Volta to
+# Ampere. Steps of small networks, which wait for the host, took up to three times as long as predicted.
 INTERVAL = (0.80, 1.45)
-# Eight of ten published ratios of two networks or sizes on one card lie within this factor of the predicted ratio, when
-# their source is predicted by constants that were fitted without it (`time_truth.py`).
+# For two networks or sizes on one card, 80 % of the published time ratios lie within this factor of the predicted
+# ratio, with each source predicted by constants that were fitted without it (`time_truth.py`).
 RATIO = 1.28
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device can do at most.
+    """Peak rates of a device.
 
     Attributes:
-        peaks: operations per second by type of arithmetic: ``half``, ``tf32`` and ``fp32``; 0 if it has none.
-        bandwidth: bytes per second.
-        compute_capability: of a card; None for a CPU.
+        peaks: operations per second by type of arithmetic: ``half``, ``tf32`` and ``fp32``; 0 if it is not supported.
+        bandwidth: memory bandwidth in bytes per second.
+        compute_capability: compute capability of a card; None for a CPU.
     """
 
     peaks: Mapping[str, float]
@@ -120,8 +120,8 @@ class Rates:
         peaks = {"half": sheet.half * 1e12, "tf32": sheet.tf32 * 1e12 * tf32, "fp32": sheet.fp32 * 1e12}
         return cls(peaks, sheet.bandwidth * 1e9, sheet.compute_capability)
 
-    def arithmetic(self, kernel: Kernel) -> str:
-        """The type in which a product is computed; half precision without tensor cores is computed in fp32."""
+    def arithmetic(self, kernel: KernelWork) -> str:
+        """Type of arithmetic of a kernel; without tensor cores, half precision is computed in fp32."""
         if kernel.dtype == "half":
             return "half" if self.peaks["half"] else "fp32"
         return "tf32" if kernel.dtype == "float32" and self.peaks["tf32"] else "fp32"
@@ -129,15 +129,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class KernelTable:
-    """Kernels of a step as columns: each different kernel once, with its count.
+    """Kernels of a step as columns: each distinct kernel once, with its count.
 
     Attributes:
-        kernels: the different kernels.
-        counts, flops, traffic, narrowness, launched: one number for each kernel; ``narrowness`` is the sum of the
-            inverse widths of a product.
+        kernels: the distinct kernels.
+        counts, flops, traffic, narrowness, launched: one number per kernel; ``narrowness`` is
+            ``1 / columns + 1 / depth``.
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[KernelWork, ...]
     counts: Tensor
     flops: Tensor
     traffic: Tensor
@@ -145,7 +145,7 @@ class KernelTable:
     launched: Tensor
 
     @classmethod
-    def of(cls, kernels: Iterable[Kernel]) -> "KernelTable":
+    def of(cls, kernels: Iterable[KernelWork]) -> "KernelTable":
         """Count equal kernels."""
         counted = Counter(kernels)
 
@@ -162,7 +162,7 @@ class KernelTable:
         )
 
     def seconds(self, rates: Rates, constants: Constants) -> tuple[Tensor, Tensor, Tensor]:
-        """Seconds of arithmetic, of traffic, and of launches, for one call of each kernel."""
+        """Seconds of arithmetic, of memory traffic and of the launch, for one call of each kernel."""
         kinds = [rates.arithmetic(kernel) for kernel in self.kernels]
         older = constants.generation.get(rates.compute_capability or (0, 0), 1.0)
         factor = [
@@ -180,9 +180,9 @@ class KernelTable:
 
 
 class Share(NamedTuple):
-    """Seconds of all calls of one kernel, and what limits it."""
+    """Total seconds of all calls of one kernel, and what limits it."""
 
-    kernel: Kernel
+    kernel: KernelWork
     seconds: float
     limit: Limit
 
@@ -194,7 +194,7 @@ class Duration:
     Attributes:
         seconds: the time.
         parts: seconds by what limits them: ``arithmetic``, ``bandwidth`` and ``launches``.
-        by_kernel: the share of each different kernel.
+        by_kernel: seconds of each distinct kernel.
     """
 
     seconds: float
@@ -203,23 +203,23 @@ class Duration:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Seconds within which eight of ten published timings lie, each predicted without its own source."""
+        """Interval in seconds that contains 80 % of the published timings, each predicted without its own source."""
         return self.seconds * INTERVAL[0], self.seconds * INTERVAL[1]
 
     @property
     def limit(self) -> Limit:
-        """What limits the largest part."""
+        """What limits the largest part of the time."""
         return max(self.parts, key=lambda name: self.parts[name])
 
     def __str__(self) -> str:
-        """Return the time in words."""
+        """Return the time as text."""
         low, high = self.interval
         shares = ", ".join(f"{name} {part / self.seconds:.0%}" for name, part in self.parts.items())
         return f"predicted {self.seconds:.3g} s ({low:.3g} to {high:.3g}; {shares})"
 
     @classmethod
     def of(cls, table: KernelTable, rates: Rates, constants: Constants = FITTED) -> "Duration":
-        """The time of the kernels on a device."""
+        """Time of the kernels on a device."""
         arithmetic, traffic, launches = table.seconds(rates, constants)
         bound, started = arithmetic > traffic, table.counts * launches
         times = table.counts * torch.maximum(arithmetic, traffic)
@@ -237,7 +237,7 @@ class Duration:
 
     @classmethod
     def combined(cls, weighted: Iterable[tuple[float, "Duration"]]) -> "Duration":
-        """The weighted sum of times, part by part."""
+        """Weighted sum of durations, for each part separately."""
         terms = [*weighted]
         parts = {name: sum(weight * one.parts[name] for weight, one in terms) for name in LIMITS}
         return cls(sum(parts.values()), parts)
@@ -249,12 +249,12 @@ def kernels_of_step(
     target: Target | None,
     iterations: int = 2,
     modules: Modules | None = None,
-) -> list[Kernel]:
-    """Kernels of the last iteration of some code; without a target, on the CPU.
+) -> list[KernelWork]:
+    """Return the kernels of the last iteration of some code; without a target, those of the CPU.
 
     Args:
         build, step, iterations, modules: as for :func:`ppdm_bench.predictor.peak.predict_peak`.
-        target: card and software, which decide about copies into other memory layouts.
+        target: card and software, which determine the copies into other memory layouts.
 
     Raises:
         ValueError: iterations below 1.
@@ -262,7 +262,7 @@ def kernels_of_step(
     """
     if iterations < 1:
         raise ValueError(f"a time needs at least one iteration, got {iterations}")
-    kernels: list[Kernel] = []
+    kernels: list[KernelWork] = []
     with predicting(target or "cpu", modules=modules, kernels=kernels) as trace:
         state = build()
         for _ in range(iterations):
@@ -285,7 +285,7 @@ def predict_time(
     Args:
         build, step, iterations, modules: as for :func:`ppdm_bench.predictor.peak.predict_peak`.
         sheet: data sheet of the card, see :func:`ppdm_bench.predictor.cards.find_sheet`.
-        target: software of the prediction, the installed PyTorch if absent; its compute capability is the sheet's.
+        target: software to predict for; None means the installed PyTorch. The sheet gives the compute capability.
 
     Raises:
         ValueError: iterations below 1.

@@ -1,7 +1,7 @@
 """Records the allocation and release of every storage in any PyTorch code, with real or fake tensors.
 
-A :class:`Trace` intercepts every call of a PyTorch kernel and follows the storages of its inputs and outputs. It keeps
-no tensor alive that the code releases, and leaves no change on tensors and modules that existed before.
+A :class:`Trace` intercepts every call of a PyTorch kernel and follows the storages of its inputs and outputs. It holds
+no reference to a tensor, and it undoes its changes to tensors and modules that existed before.
 """
 
 import weakref
@@ -29,17 +29,17 @@ from torch.utils._pytree import tree_iter
 
 from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.allocator import rounded
-from ppdm_bench.predictor.constants import Constants, tensors_in
 from ppdm_bench.predictor.convolution_rules import COLUMNS, Moment, convolution_layout
-from ppdm_bench.predictor.cuda_composites import is_composed
-from ppdm_bench.predictor.distributed import alone
-from ppdm_bench.predictor.fake_op_cache import Recall
-from ppdm_bench.predictor.fake_storage import Doubles, fake_patches, run_as_cpu, run_fake, without_class
+from ppdm_bench.predictor.cuda_composites import has_cuda_decomposition
+from ppdm_bench.predictor.distributed import run_collective
+from ppdm_bench.predictor.fake_op_cache import FakeOpCache
+from ppdm_bench.predictor.fake_storage import FakeStorages, fake_patches, run_as_cpu, run_fake, without_class
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
-from ppdm_bench.predictor.kernels import Kernel, at_site, kernels_of
+from ppdm_bench.predictor.kernels import KernelWork, at_site, kernels_of
+from ppdm_bench.predictor.known_values import KnownValues, tensors_in
 from ppdm_bench.predictor.modules import Modules, Site
-from ppdm_bench.predictor.sizes import Guard, PredictionError
+from ppdm_bench.predictor.sizes import PredictionError, SizeGuard
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
 
@@ -53,13 +53,13 @@ def tracing(
     limit: int | None = None,
     modules: Modules | None = None,
     home: Place = "target",
-    kernels: list[Kernel] | None = None,
+    kernels: list[KernelWork] | None = None,
 ) -> Iterator["Trace"]:
     """Follow storages until the end of the block; the arguments are those of :class:`Trace`."""
     trace = Trace(fake, target, limit, modules, home, kernels)
     with trace.undo:
-        # Compiled code (a module or an optimiser's step) runs uncompiled: a dispatch mode does not see compiled
-        # kernels, and the compiler would need the device.
+        # Run compiled modules and optimizer steps uncompiled: a dispatch mode does not see compiled kernels, and the
+        # compiler needs the device.
         trace.undo.enter_context(torch.compiler.set_stance("force_eager"))
         if modules:
             trace.undo.enter_context(modules.followed())
@@ -68,10 +68,10 @@ def tracing(
             register_optimizer_step_post_hook(trace.after_optimizer),
         ):
             trace.undo.callback(hook.remove)
-        if trace.doubles and trace.constants:
-            for patch in fake_patches(trace.doubles, trace.constants):
+        if trace.fakes and trace.known_values:
+            for patch in fake_patches(trace.fakes, trace.known_values):
                 trace.undo.enter_context(patch)
-            trace.undo.enter_context(Guard(trace.constants.knows))
+            trace.undo.enter_context(SizeGuard(trace.known_values.is_known))
         trace.undo.callback(trace.stop)
         with trace:
             yield trace
@@ -81,14 +81,14 @@ class Trace(TorchDispatchMode):
     """Dispatch mode that follows storages while it is active.
 
     Args:
-        fake: the mode that creates tensors without memory, already entered; None follows real tensors.
+        fake: the active mode that creates fake tensors; None follows real tensors.
         target: the target whose CUDA rules are applied; None applies no rules.
         limit: maximum bytes of live tensors; an operator that exceeds it raises ``torch.OutOfMemoryError``. None means
             no limit.
-        modules: recorder of the running module, if every storage shall be attributed to a module.
-        home: place of a tensor for which the code names no device: the target, for code that names none at all, or the
-            host, as for a whole program.
-        kernels: receives the work of every kernel, if given.
+        modules: records the running module, so that every storage is attributed to one; None attributes none.
+        home: place of a tensor that the code creates without a device: ``target`` for functions, which usually name no
+            device, ``host`` for a whole program.
+        kernels: list to which the work of every kernel is appended, if given.
     """
 
     def __init__(
@@ -98,28 +98,28 @@ class Trace(TorchDispatchMode):
         limit: int | None = None,
         modules: Modules | None = None,
         home: Place = "target",
-        kernels: list[Kernel] | None = None,
+        kernels: list[KernelWork] | None = None,
     ) -> None:
         super().__init__()
         self.kernels = kernels
-        self.early = 0  # bytes of batches that the workers of a loader may send before their turn
-        self.arrived: list[tuple[int, int]] = []  # in a measurement: (events so far, bytes of such batches then)
+        self.prefetched = 0  # bytes of batches that the workers of a data loader may send ahead of use
+        self.waiting: list[tuple[int, int]] = []  # in a measurement: (event, bytes of such batches from then on)
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit
         self.target = target
         self._modules = modules
-        self.inside = False  # whether PyTorch's own code runs, which must see the real devices
-        self.doubles = Doubles(fake) if fake else None
-        self.constants = Constants(fake) if fake else None
-        self._fake_run = Recall(fake, run_fake if target else run_as_cpu) if fake else None
+        self.inside = False  # whether PyTorch's own code runs; it must see the real devices
+        self.fakes = FakeStorages(fake) if fake else None
+        self.known_values = KnownValues(fake) if fake else None
+        self._fake_run = FakeOpCache(fake, run_fake if target else run_as_cpu) if fake else None
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # address of a storage -> number of its block
-        self._deaths: dict[int, weakref.finalize] = {}
+        self._finalizers: dict[int, weakref.finalize] = {}
         self._placed: Place | None = None  # place of new blocks, if the code names it
-        self._together: dict[int, set[int]] = {}  # block of unknown place -> all blocks that must have the same place
+        self._same_place: dict[int, set[int]] = {}  # block of unknown place -> all blocks that share its place
         self._in_optimizer = False
-        self._earnest: bool | None = None  # whether real tensors are computed with, and whether they are followed
+        self._real: bool | None = None  # None: fake tensors; True: real tensors, followed; False: not followed
         self._thread = get_ident()
         self.undo = ExitStack()
 
@@ -127,11 +127,11 @@ class Trace(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # otherwise PyTorch wraps every call to disable the compiler, which takes a tenth of the time
+        return False  # else PyTorch wraps every call to disable the compiler, which takes 10 % of the time
 
     def stop(self) -> None:
         """Stop following storages."""
-        for death in self._deaths.values():
+        for death in self._finalizers.values():
             death.detach()
 
     # --- every operator
@@ -141,46 +141,68 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
-            return args[0].fake_device  # a fast path, because PyTorch queries it for every operator
+            return args[0].fake_device  # fast path: PyTorch queries the device for every operator
         if self.inside or op is torch.ops.prim.device.default:
             return op(*args, **kwargs)
         if isinstance(op, HigherOrderOperator):
             return self._run_parts(op, args, kwargs)
         if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
-            return NotImplemented  # a wrapper tensor then calls operators on its parts, which this mode sees
+            return NotImplemented  # the wrapper tensor then calls operators on its parts, and this mode sees those
         if torch.is_inference_mode_enabled() and _is_composite(op):
-            with self:  # in inference mode composite operators arrive undecomposed, which would hide their parts
-                # Calls the kernel and not `decompose`, which may use the Python decompositions made for compilers.
-                key = "CPU" if self.target and is_composed(op) else "CompositeImplicitAutograd"
+            with self:  # in inference mode, composite operators arrive before their decomposition
+                # Call the kernel instead of `decompose`, which may use the Python decompositions written for compilers.
+                key = "CPU" if self.target and has_cuda_decomposition(op) else "CompositeImplicitAutograd"
                 return op._op_dk(getattr(DispatchKey, key), *args, **kwargs)
         if (body := _python_body(op)) is not None:
             with self:
                 return body(*args, **kwargs)
-        if self._earnest is not None and not any(issubclass(kind, FakeTensor) for kind in types):
-            return self._run_in_earnest(op, args, kwargs)
-        if self.doubles and op.namespace == "c10d":
+        if self._real is not None and not any(issubclass(kind, FakeTensor) for kind in types):
+            return self._run_real(op, args, kwargs)
+        if self.fakes and op.namespace == "c10d":
             with self:
-                return alone(op, args)
+                return run_collective(op, args)
         backward = torch._C._current_graph_task_id() != -1
         if self._modules:
-            self.timeline.reach(self._modules.site(backward, self._in_optimizer))
-        made = op is aten.lift_fresh.default  # `torch.tensor(...)`: the argument is the value, not yet a tensor
+            self.timeline.enter_site(self._modules.site(backward, self._in_optimizer))
+        # `torch.tensor(...)`: the argument holds the value and is not followed.
+        is_value = op is aten.lift_fresh.default
         seen: list[Tensor] = []
-        if not made:
-            args, kwargs = self._entered(tuple(args), seen), self._entered(dict(kwargs), seen)
+        if not is_value:
+            args, kwargs = self._registered(tuple(args), seen), self._registered(dict(kwargs), seen)
         place = self._placed
-        if self.doubles and (device := kwargs.get("device")) is not None and device.type == "cuda":
-            # One of PyTorch's Python functions passed on the simulated device of its input.
+        if self.fakes and (device := kwargs.get("device")) is not None and device.type == "cuda":
+            # A Python function of PyTorch passed the simulated device of its input on.
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"
         out = self._run(op, args, kwargs, seen)
-        place = place or self._meet(seen)
-        came = self._placed == "target" and all(self.place(x) == "host" for x in seen)  # data that the code moves
-        kind = "workspace" if self._in_optimizer else "activations" if backward or (seen and not came) else "inputs"
+        self._record(op, args, kwargs, out, seen, place or self._unify_places(seen), backward)
+        self._check_limit()
+        return out
+
+    def _record(
+        self,
+        op: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: Any,
+        seen: Sequence[Tensor],
+        place: Place,
+        backward: bool,
+    ) -> None:
+        """Record the results of an operator at a place, its temporary buffers, and the work of its kernels."""
+        # The code moves data to the target.
+        moved_to_target = self._placed == "target" and all(self.place(x) == "host" for x in seen)
+        kind = (
+            "workspace"
+            if self._in_optimizer
+            else "activations"
+            if backward or (seen and not moved_to_target)
+            else "inputs"
+        )
         results = list(tensors_in(out))
         for x in results:
             self._follow(x, kind, str(op), place)
         if place == "unknown":
-            self._meet([*seen, *results])
+            self._unify_places([*seen, *results])
         if op is recurrent_rules.FORWARD and (number := self._number(out[3])) is not None:
             self.timeline.blocks[number].basis = "assumed"
         if place != "host":
@@ -188,16 +210,12 @@ class Trace(TorchDispatchMode):
             if self.kernels is not None:
                 site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
                 self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
-        self._check_limit()
-        return out
 
     def _run_parts(self, op: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Run an operator that consists of calls, such as flex attention, as PyTorch runs it uncompiled."""
+        """Run a higher-order operator, such as flex attention, by its uncompiled implementation."""
         kernel = op.py_kernels.get(DispatchKey.CompositeExplicitAutograd)
         if kernel is None:
-            raise PredictionError(
-                f"{op} runs only compiled, and neither a prediction nor a measurement of tensors follows compiled code"
-            )
+            raise PredictionError(f"{op} has no uncompiled implementation, and compiled code cannot be followed")
         with self:
             return kernel(*args, **kwargs)
 
@@ -205,54 +223,57 @@ class Trace(TorchDispatchMode):
         """Raise if the live bytes exceeded the limit since the last check."""
         most, self.timeline.most = self.timeline.most, 0
         if self.limit is not None and most > self.limit:
-            raise torch.OutOfMemoryError(f"out of memory: {most:,} bytes of tensors were alive, {self.limit:,} may be")
+            raise torch.OutOfMemoryError(
+                f"out of memory: {most:,} bytes of tensors are live, and the limit is {self.limit:,}"
+            )
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self.below(), without_class(seen):
-            if not (self.constants and self._fake_run):
+        with self.inside_pytorch(), without_class(seen):
+            if not (self.known_values and self._fake_run):
                 return op(*args, **kwargs)
-            out = self.constants.run(op, args, kwargs, seen, self._fake_run)
+            out = self.known_values.run(op, args, kwargs, seen, self._fake_run)
             layout = convolution_layout(op, args, out) if self.target else None
             return out if layout is None else _laid_out(out, layout)
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this thread is not the one of the prediction: no mode sees another thread."""
+        """Whether the calling thread is not that of the prediction; modes apply to one thread only."""
         return get_ident() != self._thread
 
     @contextmanager
-    def in_earnest(self, *, apart: bool = False) -> Iterator[None]:
-        """Compute with real tensors in the block; ``apart`` does not follow them."""
-        before = self._earnest
-        if self.doubles and not self.is_elsewhere:
-            self._earnest = not apart
+    def on_real_tensors(self, *, followed: bool = True) -> Iterator[None]:
+        """Compute with real tensors within the block; ``followed``: whether their storages are recorded."""
+        before = self._real
+        if self.fakes and not self.is_elsewhere:
+            self._real = followed
         try:
             yield
         finally:
-            self._earnest = before
+            self._real = before
 
-    def _run_in_earnest(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        with self.real():
+    def _run_real(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with self.paused():
             out = op(*args, **kwargs)
-        if self._earnest:
+        if self._real:
             for x in tensors_in(args):
                 self.loaded(x, None)
             for x in tensors_in(out):
                 self.loaded(x, self._placed if self.is_new(x) else None)
-            self._meet([*tensors_in(args), *tensors_in(out)])  # a batch that is moved shows where its data set is
-        if self.constants:
-            self.constants.part()
+            # Moving a batch reveals the place of its data set.
+            self._unify_places([*tensors_in(args), *tensors_in(out)])
+        if self.known_values:
+            self.known_values.clear_arguments()
         return out
 
     @contextmanager
-    def real(self) -> Iterator[None]:
-        """Leave the prediction in the block: calls run on real tensors, and nothing is followed."""
-        with self.below(), _disable_current_modes():
+    def paused(self) -> Iterator[None]:
+        """Suspend the prediction within the block: calls run on real tensors, and nothing is recorded."""
+        with self.inside_pytorch(), _disable_current_modes():
             yield
 
     @contextmanager
-    def below(self) -> Iterator[None]:
-        """Mark that PyTorch's own code runs, and no user code."""
+    def inside_pytorch(self) -> Iterator[None]:
+        """Mark within the block that PyTorch's own code runs, not the user's."""
         if self.is_elsewhere:
             yield
             return
@@ -263,66 +284,66 @@ class Trace(TorchDispatchMode):
             self.inside = before
 
     def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> list[Moment]:
-        """Record the temporary buffers of a kernel, and return them."""
+        """Record and return the temporary buffers of a kernel."""
         if self.target is None or self._cublas is None:
-            if self.doubles:
+            if self.fakes:
                 self._apply_host_rules(op, args, out)
             return []
         moments = list(kernel_buffers(self.target, op, args, out))
         through_columns = any(buffer.name == COLUMNS for moment in moments for buffer in moment)
         if size := self._cublas.taken_by(op, through_columns, backward):
-            self.timeline.born(size, "workspace", "cuBLAS")
+            self.timeline.allocate(size, "workspace", "cuBLAS")
         for moment in moments:
-            for number in [self.timeline.born(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
-                self.timeline.died(number)
+            for number in [self.timeline.allocate(b.size, "workspace", b.name, basis=b.basis) for b in moment]:
+                self.timeline.free(number)
         return moments
 
     def _apply_host_rules(self, op: Any, args: Sequence[Any], out: Any) -> None:
-        """Record buffers of CPU kernels at the place ``host``: the peak of tensors does not count them."""
-        with self.below():
+        """Record temporary buffers of CPU kernels as on the host, so that the peak of tensors excludes them."""
+        with self.inside_pytorch():
             size = host_buffers(op, args, out)
         if size:
-            self.timeline.died(self.timeline.born(size, "workspace", str(op), "host"))
+            self.timeline.free(self.timeline.allocate(size, "workspace", str(op), "host"))
 
     # --- storages
 
-    def _entered(self, value: Any, seen: list[Tensor]) -> Any:
-        """Enter every tensor in the arguments of an operator, and append it to `seen`."""
+    def _registered(self, value: Any, seen: list[Tensor]) -> Any:
+        """Register the tensors in an operator's arguments, append them to `seen`, and return the new arguments."""
         if isinstance(value, Tensor):
-            seen.append(self._enter(value))
+            seen.append(self._register(value))
             return seen[-1]
         if type(value) is dict:
-            return {name: self._entered(each, seen) for name, each in value.items()}
+            return {name: self._registered(each, seen) for name, each in value.items()}
         if type(value) is tuple or type(value) is list:
-            return type(value)(self._entered(each, seen) for each in value)
+            return type(value)(self._registered(each, seen) for each in value)
         return value
 
-    def _enter(self, x: Tensor) -> Tensor:
-        """Follow a tensor that the trace has not seen created; with fake tensors, replace a real one by its double."""
+    def _register(self, x: Tensor) -> Tensor:
+        """Follow a tensor that the trace did not see created; in a prediction, return the fake tensor of a real one."""
         if is_wrapper(x):
-            self._enter_parts(x)
+            self._register_parts(x)
             return x
-        double = x
+        fake = x
         place = self.home
-        if self.doubles and self.doubles.lacks(x):
-            with self.below():
-                double = self.doubles.of(x)
-            if self.constants:
-                self.constants.meet(double, x)
+        if self.fakes and self.fakes.is_real(x):
+            with self.inside_pytorch():
+                fake = self.fakes.of(x)
+            if self.known_values:
+                self.known_values.add_argument(fake, x)
             if not x.requires_grad and self.target and self.home == "target":
-                place = "unknown"  # data, which the code may still move to the target or use where it is
+                place = "unknown"  # data: the code may move it to the target later, or use it where it is
         is_parameter = isinstance(x, nn.Parameter)
-        self._follow(double, "params" if is_parameter else "inputs", "made before", place)
+        self._follow(fake, "params" if is_parameter else "inputs", "existed before", place)
         if is_parameter:
-            self._mark(double, "params", x)
+            self._mark(fake, "params", x)
         if x.requires_grad and x.is_leaf:
             self._watch_gradient(x)
-        return double
+        return fake
 
-    def _enter_parts(self, x: Tensor) -> None:
-        """Follow the tensors that a wrapper consists of, which have the kind of the wrapper."""
+    def _register_parts(self, x: Tensor) -> None:
+        """Follow the tensors that a wrapper tensor consists of; they have the kind of the wrapper."""
         for part in plain(x):
-            entered = self._enter(part)
+            entered = self._register(part)
             if isinstance(x, nn.Parameter):
                 self._mark(entered, "params", x)
         if x.requires_grad and x.is_leaf:
@@ -330,38 +351,38 @@ class Trace(TorchDispatchMode):
 
     def _follow(self, x: Tensor, kind: str, name: str, place: Place) -> None:
         storage = _storage(x)
-        if storage is None or (self.doubles is None and isinstance(x, FakeTensor)):  # PyTorch infers shapes with them
+        if storage is None or (self.fakes is None and isinstance(x, FakeTensor)):  # PyTorch uses these to infer shapes
             return
         address, size = storage._cdata, storage.nbytes()
         if address in self._numbers:
             block = self.timeline.blocks[self._numbers[address]]
             if block.size == rounded(size):
                 return
-            self._forget(address)  # it was resized in place
+            self._free(address)  # it was resized in place
             place = block.place
         elif size and _is_on_meta(x):
             return
         if size:
-            number = self._numbers[address] = self.timeline.born(size, kind, name, place)
+            number = self._numbers[address] = self.timeline.allocate(size, kind, name, place)
             block = self.timeline.blocks[number]
             block.shape, block.dtype = tuple(x.shape), str(x.dtype).removeprefix("torch.")
             if place == "unknown":
-                self._together[number] = {number}
-        if address not in self._deaths:
-            self._deaths[address] = weakref.finalize(storage, self._gone, address)
+                self._same_place[number] = {number}
+        if address not in self._finalizers:
+            self._finalizers[address] = weakref.finalize(storage, self._storage_freed, address)
 
-    def _gone(self, address: int) -> None:
-        self._deaths.pop(address, None)
-        if self.constants:
-            self.constants.forget(address)
+    def _storage_freed(self, address: int) -> None:
+        self._finalizers.pop(address, None)
+        if self.known_values:
+            self.known_values.forget(address)
         if address in self._numbers:
-            self._forget(address)
+            self._free(address)
 
-    def _forget(self, address: int) -> None:
-        self.timeline.died(self._numbers.pop(address))
+    def _free(self, address: int) -> None:
+        self.timeline.free(self._numbers.pop(address))
 
     def _mark(self, x: Tensor, kind: str, parameter: Tensor | None = None) -> None:
-        """Set the kind of a storage, and the parameter it belongs to; both apply from its allocation on."""
+        """Set the kind of a storage and the parameter that it belongs to, also for the time before this call."""
         if (number := self._number(x)) is None:
             return
         block = self.timeline.blocks[number]
@@ -370,62 +391,62 @@ class Trace(TorchDispatchMode):
             block.site = Site(block.site.stage if block.site else "forward", name)
 
     def _number(self, x: Tensor) -> int | None:
-        storage = _storage(self.doubles.bytes_of(x) if self.doubles and self.doubles.lacks(x) else x)
+        storage = _storage(self.fakes.bytes_of(x) if self.fakes and self.fakes.is_real(x) else x)
         return None if storage is None else self._numbers.get(storage._cdata)
 
     # --- places, for code that names devices
 
     def place(self, x: Tensor) -> Place:
-        """The place of x, as far as it is known."""
+        """Place of a tensor; ``unknown`` if it is not yet known."""
         number = self._number(x)
-        if self._earnest is False:  # no worker has the device
+        if self._real is False:  # worker processes of a data loader do not use the device
             return "host"
-        if self._earnest and self.doubles and self.doubles.lacks(x):  # data of a loader, unless moved
+        if self._real and self.fakes and self.fakes.is_real(x):  # data of a loader, unless moved
             return "target" if number is not None and self.timeline.blocks[number].place == "target" else "host"
         return self.home if number is None else self.timeline.blocks[number].place
 
     def came_from_host(self, x: Tensor) -> None:
-        """Record a move to the target: if the place of the tensor was unknown, it was the host."""
-        if (number := self._number(self._enter(x))) is not None:
-            self._settle(number, "host")
+        """Record a move to the target: a tensor whose place was unknown was on the host."""
+        if (number := self._number(self._register(x))) is not None:
+            self._set_place(number, "host")
 
     def is_new(self, x: Tensor) -> bool:
-        """Whether the trace has not yet seen a tensor."""
+        """Whether the trace does not follow a tensor yet."""
         return self._number(x) is None
 
     def moved(self, x: Tensor, place: Place) -> None:
-        """Record that a tensor of a real module was moved: the module keeps it, and only its double changes place."""
-        if self.doubles is None:
+        """Record that a real module was moved: its real tensor stays, and only its fake storage changes place."""
+        if self.fakes is None:
             return
         if self.place(x) != place and (number := self._number(x)) is not None:
-            self._settle(number, "host")
-            self._forget(self.doubles.bytes_of(x).untyped_storage()._cdata)
-        with self.below():
-            double = self.doubles.of(x)
-        self._follow(double, "params", "made before", place)
-        self._enter(x)  # so that its gradient is followed
+            self._set_place(number, "host")
+            self._free(self.fakes.bytes_of(x).untyped_storage()._cdata)
+        with self.inside_pytorch():
+            fake = self.fakes.of(x)
+        self._follow(fake, "params", "existed before", place)
+        self._register(x)  # also follows its gradient
 
     def loaded(self, x: Tensor, place: Place | None) -> None:
-        """Record that a file or a worker gave a real tensor; ``place`` is None if the code named no device."""
-        if self.doubles is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
+        """Follow a real tensor from a file or a worker; ``place`` is None if the code named no device."""
+        if self.fakes is None or x.layout is not torch.strided or x.untyped_storage().device.type != "cpu":
             return
         if place is not None and self.target:
-            with self.below():
-                double = self.doubles.of(x)
-            self._follow(double, "inputs", "made before", place)
-        self._enter(x)
+            with self.inside_pytorch():
+                fake = self.fakes.of(x)
+            self._follow(fake, "inputs", "existed before", place)
+        self._register(x)
 
     @contextmanager
     def placing(self, place: Place) -> Iterator[None]:
-        """Set the place of new blocks within the block."""
+        """Set the place of storages that are allocated within the ``with`` block."""
         before, self._placed = self._placed, place
         try:
             yield
         finally:
             self._placed = before
 
-    def _meet(self, tensors: Sequence[Tensor]) -> Place:
-        """Place of an operator's result: that of its inputs, which must all be in the same place."""
+    def _unify_places(self, tensors: Sequence[Tensor]) -> Place:
+        """Return the common place of an operator's tensors, and give it to those whose place was unknown."""
         numbers = [number for x in tensors if (number := self._number(x)) is not None]
         places = {self.timeline.blocks[number].place for number in numbers}
         if not places:
@@ -433,21 +454,21 @@ class Trace(TorchDispatchMode):
         if places == {"target"}:
             return "target"
         if places == {"unknown"}:
-            self._join(numbers)
+            self._link(numbers)
             return "unknown"
         place: Place = "target" if "target" in places else "host"
         for number in numbers:
-            self._settle(number, place)
+            self._set_place(number, place)
         return place
 
-    def _join(self, numbers: Sequence[int]) -> None:
-        joined = set[int]().union(*(self._together[number] for number in numbers))
-        self._together.update(dict.fromkeys(joined, joined))
+    def _link(self, numbers: Sequence[int]) -> None:
+        joined = set[int]().union(*(self._same_place[number] for number in numbers))
+        self._same_place.update(dict.fromkeys(joined, joined))
 
-    def _settle(self, number: int, place: Place) -> None:
-        for each in self._together.get(number, ()):
+    def _set_place(self, number: int, place: Place) -> None:
+        for each in self._same_place.get(number, ()):
             self.timeline.blocks[each].place = place
-            del self._together[each]
+            del self._same_place[each]
 
     # --- gradients and optimizers
 
@@ -455,56 +476,57 @@ class Trace(TorchDispatchMode):
         hooks = getattr(x, "_post_accumulate_grad_hooks", None) or {}
         if self._mark_gradient in hooks.values():
             return
-        if x.grad is not None and self.doubles and not is_wrapper(x.grad) and self.doubles.lacks(x.grad):
-            with self.below():
-                x.grad = self.doubles.adopt(x.grad)  # so that it is freed when the code releases it
+        if x.grad is not None and self.fakes and not is_wrapper(x.grad) and self.fakes.is_real(x.grad):
+            with self.inside_pytorch():
+                # Without another reference, so that it is freed when the code releases it.
+                x.grad = self.fakes.take(x.grad)
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 
     def _mark_gradient(self, x: Tensor) -> None:
         for part in () if x.grad is None else plain(x.grad):
-            self._mark(self._enter(part), "grads")
+            self._mark(self._register(part), "grads")
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Record the start of an optimizer step."""
         self._in_optimizer = True
-        if self.doubles and isinstance(optimizer, torch.optim.LBFGS):
+        if self.fakes and isinstance(optimizer, torch.optim.LBFGS):
             raise PredictionError(
-                "how many steps L-BFGS takes within one, and how many directions it keeps, depends on data; predict "
-                "the code with another optimizer, or measure it"
+                "the number of inner iterations of L-BFGS and of stored directions depends on data; predict the code "
+                "with another optimizer, or measure the code"
             )
-        if self.doubles:
-            self.doubles.replace_in(optimizer)
+        if self.fakes:
+            self.fakes.replace_in(optimizer)
         for group in optimizer.param_groups:
             for p in group["params"]:
-                self._enter(p)
+                self._register(p)
 
     def after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Record the end of an optimizer step; the tensors that it keeps are optimizer state."""
+        """Record the end of an optimizer step, and mark the tensors in its state as ``optimizer``."""
         self._in_optimizer = False
         for parameter, state in optimizer.state.items():
             for x in tree_iter(dict(state)):
                 for part in plain(x) if isinstance(x, Tensor) else ():
-                    self._mark(self._enter(part), "optimizer", parameter)
+                    self._mark(self._register(part), "optimizer", parameter)
 
 
 def is_wrapper(x: Any) -> bool:
-    """Whether a tensor wraps other tensors, such as a quantised one, and has no storage of its own."""
+    """Whether a tensor wraps other tensors and has no storage of its own, such as a quantised one."""
     return bool(is_traceable_wrapper_subclass(x))
 
 
 def plain(x: Any) -> Iterator[Tensor]:
-    """The tensors that a wrapper consists of; otherwise the tensor itself."""
+    """The tensors that a wrapper tensor consists of; for another tensor, the tensor itself."""
     if not is_wrapper(x):
         yield x
         return
     for name in x.__tensor_flatten__()[0]:
-        if isinstance(part := getattr(x, name), Tensor):  # a distributed tensor also names its mesh
+        if isinstance(part := getattr(x, name), Tensor):  # other parts, such as the mesh of a DTensor, are no tensors
             yield from plain(part)
 
 
 def _laid_out(out: Any, layout: torch.memory_format) -> Any:
-    """A convolution's result in CUDA's memory layout; for gradients, all but the bias gradient are converted."""
+    """Convert a convolution's result, or its gradients except that of the bias, to CUDA's memory layout."""
     if isinstance(out, tuple):
         return (*(None if x is None else _laid_out(x, layout) for x in out[:2]), *out[2:])
     if out.dim() < 4 or suggest_memory_format(out) is layout:
@@ -514,24 +536,24 @@ def _laid_out(out: Any, layout: torch.memory_format) -> Any:
 
 @cache
 def _python_body(op: Any) -> Callable[..., Any] | None:
-    """The Python function of a custom operator that has no fake implementation; its calls are followed instead."""
+    """The Python function of a custom operator without a fake implementation; its operators are followed instead."""
     definition: Any = OPDEFS.get(op._schema.name) if isinstance(op, torch._ops.OpOverload) else None
     return definition._init_fn if definition is not None and definition._abstract_fn is None else None
 
 
 @cache
 def _is_composite(op: Any) -> bool:
-    """Whether an operator only calls others, without a CPU kernel of its own, or of PyTorch."""
+    """Whether an operator only calls other operators and PyTorch has no CPU kernel for it."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
-    own = has(op.name(), DispatchKey.CPU) and not is_composed(op)
+    own = has(op.name(), DispatchKey.CPU) and not has_cuda_decomposition(op)
     return has(op.name(), DispatchKey.CompositeImplicitAutograd) and not own
 
 
 def _storage(x: Tensor) -> torch.UntypedStorage | None:
-    """The storage of a strided tensor; sparse and other layouts have none of their own."""
+    """The storage of a strided tensor; None for other layouts, such as sparse ones."""
     return x.untyped_storage() if x.layout is torch.strided else None
 
 
 def _is_on_meta(x: Tensor) -> bool:
-    """Whether a tensor is on the meta device, where the code deliberately allocates no memory."""
+    """Whether a tensor is on the meta device, which code uses on purpose to allocate no memory."""
     return (x.fake_device if isinstance(x, FakeTensor) else x.device).type == "meta"

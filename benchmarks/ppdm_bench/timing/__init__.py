@@ -1,1 +1,1 @@
-"""Time of training steps and of sampled volumes, their FLOPs, and the peak rate of the device."""
+"""Time and FLOPs of training steps and of sampled volumes, and the peak rate of the device."""

@@ -1,7 +1,7 @@
-"""Floating-point operations: counts for a training step and a volume, and the measured peak rate of the device.
+"""Floating-point operations of a training step and of a volume, and the measured peak rate of the device.
 
-PyTorch's ``FlopCounterMode`` counts convolutions, matrix products and attention. A multiplication and an addition count
-as two operations. Operations that activation checkpointing repeats are counted again. Normalisation, activation and the
+PyTorch's ``FlopCounterMode`` counts convolutions, matrix products and attention. A multiplication and an addition are
+two operations. Recomputation by activation checkpointing counts too. Normalisation, activation functions and the
 optimizer are not counted, because memory traffic dominates their time.
 """
 
@@ -30,7 +30,7 @@ class Ceiling:
 
     Attributes:
         rates: operations per second of each repetition.
-        what: description of the product.
+        what: description of the matrix product.
     """
 
     rates: tuple[float, ...]
@@ -40,7 +40,7 @@ class Ceiling:
 def count(work: Callable[[], object]) -> int:
     """Return the number of operations of ``work``, which must create its own tensors.
 
-    The tensors are fake: they have shapes but no memory, so counting is cheap.
+    The count uses fake tensors, which have shapes but no memory, so it is cheap.
 
     Raises:
         Exception: any exception of ``work``, including PyTorch's errors if the control flow depends on tensor values.
@@ -48,13 +48,15 @@ def count(work: Callable[[], object]) -> int:
     # Use plain matrix products for attention, because the counter does not support the fused kernels of the CPU.
     eager = torch.compiler.set_stance("force_eager")  # the counter does not support compiled code
     with FakeTensorMode(allow_non_fake_inputs=True), sdpa_kernel(SDPBackend.MATH), eager:
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _backward})
+        counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward}
+        )
         with counter:
             work()
     return int(counter.get_total_flops())
 
 
-def _backward(
+def _convolution_backward(
     gradient: Sequence[int],
     x: Sequence[int],
     weight: Sequence[int],
@@ -68,7 +70,7 @@ def _backward(
     wanted: Sequence[bool],
     out_shape: object,
 ) -> int:
-    """Return the operations of a convolution's gradients; PyTorch's formula ignores groups in that of the weight."""
+    """Return the operations of a convolution's backward pass; PyTorch's formula ignores groups for the weight."""
     return sum(wanted[:2]) * conv_flop_count([*x], [*weight], [*gradient], transposed)
 
 
@@ -86,7 +88,7 @@ def step_flops(method: Method, shape: Shape, batch_size: int) -> int:
 def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Iterable[int]) -> dict[int, int]:
     """Return the operations of sampling one batch of volumes, by number of network evaluations.
 
-    Each evaluation adds the same count, so the counts for one and two evaluations give all others.
+    Every evaluation adds the same count, so all counts follow from those for one and two evaluations.
     """
 
     def flops(steps: int) -> int:
@@ -99,29 +101,29 @@ def volume_flops(method: Method, shape: Shape, batch_size: int, evaluations: Ite
 
 
 def ceiling(precision: str, device: str, clock: Clock, size: int | None = None) -> Ceiling:
-    """Measure the product of two square matrices, in the same arithmetic as a network's convolutions on the device.
+    """Measure the rate of a product of two square matrices, in the arithmetic that convolutions use on the device.
 
     Args:
         precision: ``fp32``, ``bf16`` or ``fp16``. On CUDA, fp32 means TF32 if cuDNN's convolutions may use it.
         device: ``cuda`` or ``cpu``.
         clock: clock of the device.
-        size: edge of the matrices; by default large enough for the device, see ``SIZES``.
+        size: edge length of the matrices; the default depends on the device, see ``SIZES``.
     """
     n = size or SIZES[device]
     a, b = (torch.randn(n, n, device=device).to(PRECISIONS[precision]) for _ in range(2))
     product = torch.empty_like(a)
     tf32 = device == "cuda" and precision == "fp32" and torch.backends.cudnn.allow_tf32
-    watch = Stopwatch(clock, _CEILING, budget=60.0)
+    stopwatch = Stopwatch(clock, _CEILING, budget=60.0)
     with _as_convolutions(tf32):
-        watch.warm_up(lambda: torch.mm(a, b, out=product))
-        seconds = watch.repeat(lambda: torch.mm(a, b, out=product))
+        stopwatch.warm_up(lambda: torch.mm(a, b, out=product))
+        seconds = stopwatch.repeat(lambda: torch.mm(a, b, out=product))
     what = f"product of two {n}×{n} matrices in {'tf32' if tf32 else precision}"
     return Ceiling(tuple(2 * n**3 / s for s in seconds), what)
 
 
 @contextmanager
 def _as_convolutions(tf32: bool) -> Iterator[None]:
-    """Allow TF32 for matrix products as for convolutions; PyTorch's default allows it only for convolutions."""
+    """Allow TF32 for matrix products; PyTorch's default allows it only for convolutions."""
     before = torch.get_float32_matmul_precision()
     if tf32:
         torch.set_float32_matmul_precision("high")

@@ -1,4 +1,4 @@
-"""Time measurement: a clock, a warm-up, and repetitions until their number and total time are sufficient.
+"""Time measurement: a clock, a warm-up, and repetitions up to a minimum number and a minimum total time.
 
 All times are in seconds.
 """
@@ -12,13 +12,13 @@ import torch
 Work = Callable[[], object]
 Clock = Callable[[Work], float]
 
-FIRST = "first_call_seconds"  # metric of the first call, before the warm-up
-LEAST = 3  # smallest number of repetitions for a median, even if they take long
+FIRST = "first_call_seconds"  # metric: time of the first call, which is part of the warm-up
+LEAST = 3  # minimum number of repetitions for a median, also if the budget is used up
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Length of a measurement; both minimums must be reached.
+    """Length of a measurement, which ends when both minima are reached.
 
     Attributes:
         repetitions: minimum number of repetitions.
@@ -35,13 +35,13 @@ _WARM_UP = Protocol(repetitions=2, seconds=1.0)
 
 @dataclass
 class Stopwatch:
-    """Measures times within a time budget.
+    """Measure durations within a time budget.
 
     Attributes:
-        clock: runs some work and returns its duration.
+        clock: runs a function and returns its duration in seconds.
         protocol: required length of a measurement.
-        budget: total seconds for all work.
-        spent: seconds spent so far.
+        budget: seconds for all measurements.
+        spent: seconds used so far.
     """
 
     clock: Clock
@@ -50,19 +50,19 @@ class Stopwatch:
     spent: float = 0.0
 
     def time(self, work: Work) -> float:
-        """Run some work once and return its duration."""
+        """Run ``work`` once and return its duration."""
         seconds = self.clock(work)
         self.spent += seconds
         return seconds
 
     def repeat(self, work: Work) -> list[float]:
-        """Return the time of each repetition; stop early if the budget is used up, but not before ``LEAST``."""
+        """Return the duration of each repetition; if the budget is used up, stop after at least ``LEAST``."""
         return self._until(self.protocol, work)
 
     def warm_up(self, work: Work) -> list[float]:
-        """Run some work until caches, clocks and optimizer state are stable; return the times of at least two runs.
+        """Run ``work`` until caches, clocks and optimizer state are stable; return the durations of at least two runs.
 
-        The first run includes the compilation of the network and the selection of kernels.
+        The first run includes compilation of the network and selection of kernels.
         """
         return self._until(_WARM_UP, work)
 
@@ -81,7 +81,7 @@ class Stopwatch:
 
 
 def clock_of(device: str) -> Clock:
-    """Return the clock of a device: a monotonic clock on the CPU, events in the GPU stream on CUDA."""
+    """Return the clock of a device: a monotonic clock on the CPU, CUDA events on a GPU."""
     return _between_events if device == "cuda" else _monotonic
 
 

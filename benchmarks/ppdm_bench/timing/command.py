@@ -1,4 +1,4 @@
-"""``ppdm-bench speed``: the plan of a timing benchmark and its results as records."""
+"""``ppdm-bench speed``: plan of a timing benchmark, and its results as records."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -49,12 +49,12 @@ class TimingPlan:
     Attributes:
         configurations, phases: every combination is run.
         device: ``cuda`` or ``cpu``.
-        evaluations: numbers of network evaluations of a volume; None stands for the default of the method.
+        evaluations: numbers of network evaluations per volume; None means the default of the method.
         protocol: required length of a measurement.
         spacing: voxel spacing in mm of the scan that gives the volume size; empty without a scan.
         timeout: time limit in seconds for one phase of one configuration.
         card: phases that are predicted not to fit on this card are skipped; None runs every phase.
-        sheet: data sheet of a card to predict the times for; None measures them.
+        sheet: data sheet of the card to predict times for; None measures times.
     """
 
     configurations: Sequence[Configuration]
@@ -73,7 +73,7 @@ class TimingPlan:
         return [TimingTask(c, phase) for c in self.configurations for phase in self.phases]
 
     def counts(self, task: TimingTask) -> list[int]:
-        """Return the requested numbers of network evaluations of a volume, ascending; empty for training."""
+        """Return the requested numbers of network evaluations per volume in ascending order; empty for training."""
         if task.phase == "train":
             return []
         own = task.configuration.resolve().sampling.steps
@@ -95,7 +95,7 @@ def carry_out(
     for task in plan.tasks:
         progress(task)
         case = _case(plan, task)
-        yield sweep.settled(case) or sweep.measure(case, partial(_timed, plan, task), _doubt(plan, task))
+        yield sweep.settled(case) or sweep.measure(case, partial(_records, plan, task), _doubt(plan, task))
 
 
 def _doubt(plan: TimingPlan, task: TimingTask) -> str:
@@ -128,21 +128,21 @@ def _case(plan: TimingPlan, task: TimingTask) -> SweepCase:
     return SweepCase(TIMES[task.phase], common, request, [{"steps": k} for k in counts or (None,)])
 
 
-def _timed(plan: TimingPlan, task: TimingTask, answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
-    """Return the records made from the answer of a child process.
+def _records(plan: TimingPlan, task: TimingTask, answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
+    """Return the records for the answer of a child process.
 
-    They hold the ceiling, the time of the first call, FLOPs, and for each run a time and its share of the ceiling. A
-    number of evaluations that was not run gives a skipped record and an estimate that is marked as such.
+    They contain the ceiling, the time of the first call, FLOPs, and for each run its time and its share of the ceiling.
+    A number of evaluations that was not run gets a skipped record and an extrapolated estimate.
     """
-    common = {name: value for name, value in common.items() if name != "reason"}  # each record has its own reason
+    common = {name: value for name, value in common.items() if name != "reason"}  # every record gets its own reason
     metrics: Mapping[str, Any] = answer.metrics
     times, flops = _by_evaluations(metrics[TIMES[task.phase]]), _by_evaluations(metrics.get(FLOPS[task.phase], {}))
     ceiling = metrics["matmul"]
     best = max(ceiling["rates"])
-    records = [_rate(ceiling, common), *_first(task, metrics, common)]
+    records = [_ceiling_record(ceiling, common), *_first_call(task, metrics, common)]
     for steps, samples in times.items():
         about = common | {"steps": steps, "kind": "measured"}
-        note = "; ".join(filter(None, (answer.reason, _fewer(samples, plan.protocol))))
+        note = "; ".join(filter(None, (answer.reason, _repetitions_note(samples, plan.protocol))))
         seconds = median(samples)
         records.append(_statistic(TIMES[task.phase], samples, "median", seconds, about | {"reason": note}))
         if steps in flops:
@@ -153,55 +153,55 @@ def _timed(plan: TimingPlan, task: TimingTask, answer: ChildAnswer, common: dict
     counted = common | {"kind": "predicted", "stat": "count", "n": 1}
     records += [Record(metric=FLOPS[task.phase], value=n, steps=k, **counted) for k, n in flops.items()]
     missing = [k for k in plan.counts(task) if k not in times]
-    return records + [record for k in missing for record in _not_run(plan, k, times, common)]
+    return records + [record for k in missing for record in _skipped_and_estimated(plan, k, times, common)]
 
 
 def _by_evaluations(found: Any) -> dict[int | None, Any]:
-    """Restore integer keys (evaluations) after JSON; training has no evaluations, so the only key is None."""
+    """Convert the keys (evaluations) from JSON strings to integers; training gets the only key None."""
     return {int(k): value for k, value in found.items()} if isinstance(found, Mapping) else {None: found}
 
 
 def _statistic(metric: str, samples: Samples, stat: str, value: float, about: Mapping[str, Any]) -> Record:
-    # Seven digits exceed the resolution of any clock and take half the space of full precision in JSON.
+    # Seven digits are finer than the resolution of the clocks, and take half the space of full precision in JSON.
     rounded = tuple(float(f"{x:.7g}") for x in samples)
     return Record(metric=metric, value=value, stat=stat, n=len(samples), samples=rounded, **about)
 
 
-def _rate(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
+def _ceiling_record(ceiling: Mapping[str, Any], common: Mapping[str, Any]) -> Record:
     about = {**common, "kind": "measured", "reason": ceiling["what"]}
     return _statistic("matmul_flops_per_second", ceiling["rates"], "max", max(ceiling["rates"]), about)
 
 
-def _first(task: TimingTask, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
-    """Return the record of the first training step or first volume of one evaluation; it includes compilation."""
+def _first_call(task: TimingTask, metrics: Mapping[str, Any], common: Mapping[str, Any]) -> list[Record]:
+    """Return the record of the first training step, or of the first volume (one evaluation), with compilation."""
     if FIRST not in metrics:
         return []
     about = {**common, "steps": None if task.phase == "train" else 1, "kind": "measured"}
     return [Record(metric=FIRST, value=metrics[FIRST], stat="first", n=1, **about)]
 
 
-def _fewer(samples: Samples, protocol: Protocol) -> str:
+def _repetitions_note(samples: Samples, protocol: Protocol) -> str:
     if len(samples) >= protocol.repetitions:
         return ""
-    return f"{len(samples)} repetitions and not {protocol.repetitions}, as the time limit holds no more"
+    return f"{len(samples)} instead of {protocol.repetitions} repetitions, because of the time limit"
 
 
-def _not_run(
+def _skipped_and_estimated(
     plan: TimingPlan, evaluations: int, times: Mapping[int | None, Samples], common: Mapping[str, Any]
 ) -> list[Record]:
-    """Return a skipped record for evaluations that exceed the time limit, and an extrapolated estimate."""
+    """Return a skipped record for a number of evaluations that exceeds the time limit, and an estimate."""
     points = {k: median(samples) for k, samples in times.items() if k is not None}
     slope, intercept = linear_regression(list(points), list(points.values()))
     about = {**common, "steps": evaluations}
-    why = f"a volume of {evaluations} evaluations does not fit the time limit of {plan.timeout:g} s often enough"
+    why = f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s"
     line = intercept + slope * evaluations
-    how = f"not run: the line through the times of {', '.join(map(str, points))} evaluations, continued"
+    how = f"not run: extrapolated linearly from the times of {', '.join(map(str, points))} evaluations"
     return [
         Record(
             metric=TIMES["sample"],
             kind="measured",
             status="skipped",
-            reason=f"{why}; a longer --timeout measures it",
+            reason=f"{why}; set a longer --timeout",
             **about,
         ),
         Record(

@@ -1,7 +1,6 @@
-"""``ppdm-bench speed --device predict``: times for a card that need not be there, as records.
+"""``ppdm-bench speed --device predict``: predicted times for any card, as records.
 
-A volume's time grows by the same amount with each network evaluation, so the times of one and of two evaluations give
-all others.
+Every network evaluation adds the same time to a volume, so all times follow from those of one and two evaluations.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.memory.feasibility import doubt
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.predictor.cards import Sheet
-from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.kernels import KernelWork
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS, RATIO, Duration, KernelTable, Rates, kernels_of_step
@@ -28,9 +27,9 @@ from ppdm_bench.timing.command import TIMES, TimingPlan, TimingTask
 def predicted_times(
     plan: TimingPlan, sheet: Sheet, progress: Callable[[TimingTask], None] = lambda _: None
 ) -> Iterator[list[Record]]:
-    """Predict the tasks of a plan in order, and yield the records of each.
+    """Predict the tasks of a plan in order, and yield the records of each task.
 
-    What is predicted not to fit the plan's card gets a skipped record.
+    A task that is predicted not to fit on the plan's card gets a skipped record.
     """
     for task in plan.tasks:
         progress(task)
@@ -43,20 +42,20 @@ def step_duration(configuration: Configuration, sheet: Sheet, modules: Modules |
     return _duration(step_kernels(configuration, sheet, modules), sheet)
 
 
-def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> list[Kernel]:
-    """Kernels of one training step of the diffusion stage, with the making of its batch."""
+def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> list[KernelWork]:
+    """Return the kernels of one training step of the diffusion stage, including the creation of its batch."""
     size = (configuration.shape, configuration.batch_size)
     work = workload(configuration.resolve(), "train", *size, "cuda")
     return kernels_of_step(work.build, work.step, _target(sheet), work.iterations, modules)
 
 
 def volume_durations(configuration: Configuration, sheet: Sheet, counts: Sequence[int]) -> dict[int, Duration]:
-    """Predict the sampling of one batch, by number of network evaluations."""
+    """Predict the time to sample one batch, by number of network evaluations."""
     one, two = (_duration(_sampling_kernels(configuration, sheet, k), sheet) for k in (1, 2))
     return {k: Duration.combined([(2 - k, one), (k - 1, two)]) for k in counts}
 
 
-def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: int) -> list[Kernel]:
+def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: int) -> list[KernelWork]:
     method = configuration.resolve()
     changed: Method = replace(method, sampling=replace(method.sampling, steps=evaluations))
     place = "cpu" if method.samples_from_host(configuration.shape) else "cuda"
@@ -71,13 +70,13 @@ def _sampling_kernels(configuration: Configuration, sheet: Sheet, evaluations: i
 def described_time(found: Duration) -> dict[str, Any]:
     """Return the parts and the expected range of a predicted time, for the options of its record.
 
-    ``ratio`` is the factor within which its ratio to another predicted time on the same card is expected.
+    ``ratio`` is the expected error, as a factor, of the ratio of two predicted times on the same card.
     """
     ends = [float(f"{end:.4g}") for end in found.interval]
     return {"parts": {name: float(f"{found.parts[name]:.4g}") for name in LIMITS}, "interval": ends, "ratio": RATIO}
 
 
-def _duration(kernels: Sequence[Kernel], sheet: Sheet) -> Duration:
+def _duration(kernels: Sequence[KernelWork], sheet: Sheet) -> Duration:
     return Duration.of(KernelTable.of(kernels), Rates.of(sheet, _target(sheet).allows_tf32))
 
 
@@ -108,13 +107,14 @@ def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> li
 def time_records(
     configuration: Configuration, sheet: Sheet, counts: Sequence[int], timeout: float, common: Mapping[str, Any]
 ) -> list[Record]:
-    """Predict a training step, or a volume of each number of network evaluations, as records.
+    """Predict a training step, or a volume for each number of network evaluations, and return records.
 
     Args:
-        configuration, sheet: what is predicted, and for which card.
+        configuration: the configuration to predict.
+        sheet: data sheet of the card.
         counts: numbers of network evaluations; not used for training.
         timeout: time limit of the prediction in seconds.
-        common: fields that all records share, with the phase, ``train`` or ``sample``, and the options.
+        common: fields that all records share; they include the phase (``train`` or ``sample``) and the options.
     """
     metric = TIMES[common["phase"]]
     try:

@@ -1,11 +1,11 @@
-"""Published timings as records, their two halves, and their prediction.
+"""Published timings as records, their division into two halves, and their prediction.
 
-``results/published/timings.jsonl`` holds one record for each value that was read, in seconds: its source, the words
-that were read (``options["read"]``), what they include, and the configuration. ``options["work"]`` counts the
-iterations in the value by kind, such as 250 of training and 50 of validation in an epoch of nnU-Net.
+``results/published/timings.jsonl`` contains one record for each published value, in seconds: its source, the quoted
+text (``options["read"]``), what the time includes, and the configuration. ``options["work"]`` is the number of
+iterations by kind in the value, such as 250 of training and 50 of validation in an epoch of nnU-Net.
 
-A record with an empty ``options["run"]`` cannot be rebuilt from what was read, for instance because its source names no
-card. It is kept, and neither fits nor judges.
+A record with an empty ``options["run"]`` cannot be rebuilt, for instance because its source does not name the card. It
+is listed, but it is used neither for the fit nor for the validation.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.predictor.cards import find_sheet
-from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.kernels import KernelWork
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import FITTED, Constants, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, RecordFile
@@ -23,8 +23,8 @@ from ppdm_bench.timing.published_networks import RUNS
 
 TIMINGS = Path("results/published/timings.jsonl")
 
-# Options that do not change what is computed.
-_ASIDE = ("read", "includes", "gpu_text", "container", "scheduler", "plan")
+# Options that do not change the computation.
+_IGNORED = ("read", "includes", "gpu_text", "container", "scheduler", "plan")
 
 Halves = tuple[list[Record], list[Record]]
 
@@ -35,22 +35,22 @@ def read_timings(path: Path = TIMINGS) -> list[Record]:
 
 
 def can_be_rebuilt(record: Record) -> bool:
-    """Whether the record has enough configuration to predict it."""
+    """Whether the record contains enough information to predict it."""
     return record.options["run"] in RUNS
 
 
 def source_of(record: Record) -> str:
-    """The repository or paper of a record."""
+    """Return the repository or paper of a record."""
     parts = record.source.split(": ")[0].split("/")
     return "/".join(parts[3:5]) if "github.com" in record.source else parts[-1].split(",")[0]
 
 
 def halves(records: Sequence[Record]) -> Halves:
-    """Split records into the half that fits the constants and the half that judges them.
+    """Split records into the half for the fit of the constants and the half for their validation.
 
-    The rule: within each source, configurations (network, size, batch, precision and card, without the versions of the
-    software) are ordered by the SHA-256 of their description, and every other one fits, from the first on. Values of
-    one configuration with several versions of the software stay together.
+    Within each source, the configurations (network, size, batch, precision and card, without software versions) are
+    sorted by the SHA-256 of their description. The first, third, fifth, ... are for the fit, the others for the
+    validation. Values of one configuration with several software versions are in the same half.
     """
     fit: list[Record] = []
     judge: list[Record] = []
@@ -65,13 +65,13 @@ def halves(records: Sequence[Record]) -> Halves:
 
 def _key(record: Record) -> str:
     size = [record.shape, record.batch_size, record.precision, record.env["gpu"]]
-    told = ("run", "work", "plan", "network", "latent_size", "window", "layer")
-    what = {name.removesuffix("_size"): record.options.get(name) for name in told}
+    names = ("run", "work", "plan", "network", "latent_size", "window", "layer")
+    what = {name.removesuffix("_size"): record.options.get(name) for name in names}
     return hashlib.sha256(json.dumps([source_of(record), size, what], sort_keys=True).encode()).hexdigest()
 
 
 def target_of(record: Record) -> Target:
-    """The card and the software of a published timing."""
+    """Return the card and the software of a published timing."""
     major, minor = map(int, str(record.env.get("cudnn") or "9.1").split("."))
     return Target(
         torch=str(record.env["torch"]),
@@ -81,14 +81,14 @@ def target_of(record: Record) -> Target:
     )
 
 
-class Published:
-    """Kernels of published timings; equal work is traced once."""
+class PublishedKernels:
+    """Kernels of published timings; equal work is traced only once."""
 
     def __init__(self) -> None:
         self._tables: dict[str, KernelTable] = {}
 
     def parts(self, record: Record) -> Iterator[tuple[int, KernelTable]]:
-        """The iterations in a published value: how many, and the kernels of one."""
+        """Yield the number of iterations of each kind in a published value, and the kernels of one iteration."""
         target, work = target_of(record), record.options["work"]
         for what, count in work.items():
             yield count, self._table(self._options(record), what, target)
@@ -103,14 +103,18 @@ class Published:
         return record.options | size
 
     def _table(self, options: Mapping[str, Any], what: str, target: Target) -> KernelTable:
-        told = {name: value for name, value in options.items() if name not in (*_ASIDE, "work")}
-        place = [target.compute_capability >= (8, 0), target.allows_tf32]  # what the rules of copies depend on
-        key = json.dumps([told, what, place], sort_keys=True)
+        used = {name: value for name, value in options.items() if name not in (*_IGNORED, "work")}
+        # The rules of temporary copies depend on these.
+        place = [
+            target.compute_capability >= (8, 0),
+            target.allows_tf32,
+        ]
+        key = json.dumps([used, what, place], sort_keys=True)
         if key not in self._tables:
             self._tables[key] = KernelTable.of(_kernels(options, what, target))
         return self._tables[key]
 
 
-def _kernels(options: Mapping[str, Any], what: str, target: Target) -> list[Kernel]:
+def _kernels(options: Mapping[str, Any], what: str, target: Target) -> list[KernelWork]:
     build, step = RUNS[options["run"]](options, what)
     return kernels_of_step(build, step, target)

@@ -1,7 +1,7 @@
 """Networks and steps of the published timings: each record names one of :data:`RUNS` and its options.
 
-The networks follow the configuration in the sources; no code is copied. Some come from MONAI, which is a development
-dependency, so each run imports it itself.
+The networks follow the configurations in the sources; no code is copied. Some are MONAI's, which is a development
+dependency, so the functions import it when they run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +16,19 @@ DEVICE = "cuda"
 
 Options = Mapping[str, Any]
 Step = Callable[[Any], Any]
-Run = tuple[Callable[[], Any], Step]  # as for `predict_peak`: what creates the state, and one iteration
+Run = tuple[Callable[[], Any], Step]  # `build` and `step` as for `predict_peak`
 
 
 class PlannedUNet(nn.Module):
-    """A plain U-Net of nnU-Net's kind: two convolutions a stage, strided downwards, transposed upwards.
+    """A plain U-Net like nnU-Net's: two convolutions per stage, strided in the encoder, transposed in the decoder.
 
     Args:
         in_channels, classes: channels of input and output.
-        strides, kernels: of each stage below the first, and of each stage.
-        bias: whether convolutions have a bias.
-        heads: whether all decoder stages but the lowest two give an output, finest first.
-        norm: makes the normalisation of a number of channels.
+        strides: stride of each stage except the first.
+        kernels: kernel size of each stage.
+        bias: whether convolutions have a bias; transposed convolutions and heads have the opposite.
+        heads: whether every decoder stage has an output (deep supervision), or only the finest one.
+        norm: creates the normalisation layer for a number of channels.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class PlannedUNet(nn.Module):
         super().__init__()
         channels = [min(32 * 2**level, 320) for level in range(len(kernels))]
 
-        def pair(reads: int, writes: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Sequential:
+        def conv_block(reads: int, writes: int, kernel: Sequence[int], stride: Sequence[int]) -> nn.Sequential:
             padding = [k // 2 for k in kernel]
             layers: list[nn.Module] = []
             for first, steps in ((reads, stride), (writes, [1] * 3)):
@@ -53,12 +54,12 @@ class PlannedUNet(nn.Module):
             return nn.Sequential(*layers)
 
         down = zip([in_channels, *channels], channels, kernels, [[1] * 3, *strides], strict=False)
-        self.down = nn.ModuleList(pair(*each) for each in down)
+        self.down = nn.ModuleList(conv_block(*each) for each in down)
         self.up, self.merge = nn.ModuleList(), nn.ModuleList()
         for at in reversed(range(len(strides))):
             stride = _three(strides[at])
             self.up.append(nn.ConvTranspose3d(channels[at + 1], channels[at], stride, stride, bias=not bias))
-            self.merge.append(pair(2 * channels[at], channels[at], kernels[at + 1], [1] * 3))
+            self.merge.append(conv_block(2 * channels[at], channels[at], kernels[at + 1], [1] * 3))
         levels = range(len(strides)) if heads else [0]
         self.heads = nn.ModuleList(nn.Conv3d(channels[at], classes, 1, bias=not bias) for at in reversed(levels))
 
@@ -82,20 +83,25 @@ def _three(values: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _dice_and_entropy(output: Tensor, target: Tensor) -> Tensor:
-    """Sum of soft Dice and cross entropy as nnU-Net's first version computes it, with four products of masks."""
-    chance = torch.softmax(output, 1)
+    """Sum of soft Dice and cross entropy as in the first version of nnU-Net, with four products of masks."""
+    probability = torch.softmax(output, 1)
     axes = [0, *range(2, output.dim())]
     with torch.no_grad():
-        marked = torch.zeros(output.shape, device=DEVICE)
-        marked.scatter_(1, target.long(), 1)
-    products = (chance * marked, chance * (1 - marked), (1 - chance) * marked, (1 - chance) * (1 - marked))
+        one_hot = torch.zeros(output.shape, device=DEVICE)
+        one_hot.scatter_(1, target.long(), 1)
+    products = (
+        probability * one_hot,
+        probability * (1 - one_hot),
+        (1 - probability) * one_hot,
+        (1 - probability) * (1 - one_hot),
+    )
     hit, false, missed, _ = (x.sum(axes) for x in products)
     dice = (2 * hit + 1e-5) / (2 * hit + false + missed + 1e-5)
     return F.cross_entropy(output, target[:, 0].long()) - dice[1:].mean()
 
 
 def _nnunet(options: Options, what: str) -> Run:
-    """A training or a validation iteration of nnU-Net's first version, with deep supervision and clipped gradients."""
+    """A training or validation iteration of the first version of nnU-Net: deep supervision, gradient clipping."""
     size, batch = options["shape"], options["batch"]
 
     def build() -> Any:
@@ -148,8 +154,7 @@ def _nnunet(options: Options, what: str) -> Run:
 def _nvidia(options: Options, what: str) -> Run:
     """A training step with Adam, or a forward pass, of NVIDIA's nnU-Net.
 
-    NVIDIA's fused normalisation of channels-last tensors is represented by batch normalisation, which has the same
-    traffic.
+    Batch normalisation replaces NVIDIA's fused normalisation of channels-last tensors; its memory traffic is equal.
     """
     last = options.get("channels_last", False)
     layout = torch.channels_last_3d if last else torch.contiguous_format

@@ -15,13 +15,13 @@ from ppdm_bench.units import shape_text
 
 
 def collect(plan: TimingPlan, folder: Path) -> list[Record]:
-    """Run the plan with a progress bar; every record is on disk before the next task begins.
+    """Run the plan with a progress bar; all records of a task are on disk before the next task begins.
 
-    Records that the folder already contains unchanged are not written again.
+    Records that are already in the folder are not written again.
     """
     ledger, records = Ledger(folder), []
     with progress() as bar:
-        # Starting a child process and measuring the ceiling take about as long as one timing.
+        # Starting a child process and measuring the ceiling together take about as long as one timing.
         whole = OverallProgress(bar, [1 + max(len(plan.counts(task)), 1) for task in plan.tasks])
 
         def show(task: TimingTask) -> None:

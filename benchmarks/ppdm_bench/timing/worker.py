@@ -15,14 +15,14 @@ from ppdm.training.trainer import Training
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.child import failure, serve
-from ppdm_bench.memory.nvml import watched_process
+from ppdm_bench.memory.nvml import sampled_process
 from ppdm_bench.memory.workload import fault
 from ppdm_bench.timing.arithmetic import Ceiling, ceiling, step_flops, volume_flops
 from ppdm_bench.timing.clock import FIRST, LEAST, Protocol, Stopwatch, Work, clock_of
 
-# Share of the time limit for timing; the rest is for starting PyTorch, measuring the ceiling and counting FLOPs.
+# Fraction of the time limit for timing; the rest is for importing PyTorch, measuring the ceiling and counting FLOPs.
 SHARE = 0.8
-ANCHORS = (1, 4)  # evaluations used to extrapolate the time of more, if too few others could be measured
+ANCHORS = (1, 4)  # evaluations to extrapolate from, if too few requested numbers could be timed
 
 
 def main() -> None:
@@ -45,8 +45,8 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     size = (configuration.shape, configuration.batch_size)
     watch = Stopwatch(clock_of(device), Protocol(**request["protocol"]), SHARE * request["timeout"])
     with ExitStack() as stack:
-        # A long interval keeps the overhead low; other processes on a GPU usually run longer than that.
-        process = stack.enter_context(watched_process(interval=1.0)) if device == "cuda" else None
+        # A long interval keeps the overhead low, and other processes on the GPU usually run longer than this.
+        process = stack.enter_context(sampled_process(interval=1.0)) if device == "cuda" else None
         best = ceiling(method.network.precision, device, watch.clock)
         if request["phase"] == "train":
             first, times = _time_step(watch, _training(method, *size, device))
@@ -58,19 +58,19 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
             flops, notes = _counted("volume_flops", lambda: volume_flops(method, *size, {*by_count, *counts}))
         if process:
             process.sample()
-            notes += process.company()
+            notes += process.other_processes()
     return metrics | {FIRST: first} | flops | _described(best), notes
 
 
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
-    """Return one training step on a batch (N, 1, D, H, W); with several stages, the last one (diffusion) is timed."""
+    """Return one training step on a batch (N, 1, D, H, W), in the last stage (diffusion) if there are several."""
     training = Training.start(method, device=device, stage=len(method.stages) - 1)
     source, target = (torch.randn(batch_size, c, *shape, device=device) for c in (len(method.sources), 1))
     return lambda: training.step(source, target, method.learning_rate)
 
 
 def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Callable[[int], Work]:
-    """Return a function that maps a number of network evaluations to sampling a batch (N, 1, D, H, W)."""
+    """Return a function that returns, for a number of network evaluations, the sampling of a batch (N, 1, D, H, W)."""
     network = method.build().to(device).eval().requires_grad_(False)
     source = torch.randn(batch_size, len(method.sources), *shape, device=device)
 
@@ -92,8 +92,8 @@ def time_volumes(
 ) -> tuple[float, dict[int, list[float]]]:
     """Time the first volume, and volumes after the warm-up for each number of evaluations that the budget allows.
 
-    If the budget does not allow a requested number, two smaller numbers are timed for the extrapolation, unless at
-    least two are already available. The first volume takes one evaluation.
+    If the budget does not allow a requested number, two small numbers are timed for the extrapolation, unless two
+    numbers are already timed. The first volume uses one evaluation.
 
     Args:
         watch: stopwatch with the time budget.
@@ -106,7 +106,7 @@ def time_volumes(
     first, *_, one = watch.warm_up(work(1))
     found: dict[int, list[float]] = {}
     for k in sorted(counts):
-        # A volume of one evaluation includes the fixed cost per volume, so k times its time is an upper bound.
+        # The time with one evaluation includes the fixed cost per volume, so k times this time is an upper bound.
         if watch.affords(LEAST * k * one):
             found[k] = watch.repeat(work(k))
     for k in ANCHORS if set(counts) - found.keys() else ():
@@ -116,7 +116,7 @@ def time_volumes(
 
 
 def _counted(name: str, count: Callable[[], Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return FLOPs, or a note if counting fails: a user-defined method may need tensor values; its times stay valid."""
+    """Return FLOPs, or a note if counting fails because a user's method reads tensor values; times stay valid."""
     try:
         return {name: count()}, []
     except Exception as error:

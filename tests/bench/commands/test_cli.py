@@ -186,8 +186,11 @@ def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle()
         ("measured", 24, "oom"),
         ("measured", 32, "skipped"),
     ]
-    assert "bytes of tensors were alive, 3,145,728 may be; the budget lets tensors take 0.00293 GiB" in peaks[4].reason
-    assert peaks[5].reason.startswith("the same at 24×24×24, batch size 1 ran out of memory already")
+    assert (
+        "bytes of tensors are live, and the limit is 3,145,728; the budget leaves 0.00293 GiB for tensors"
+        in peaks[4].reason
+    )
+    assert peaks[5].reason.startswith("the same case at 24×24×24, batch size 1 ran out of memory")
     rows = [line.split() for line in out.splitlines() if line.startswith("ppdm r=2  ")]
     measured = {row[2]: row for row in rows if row[3] == "measured"}
     fits = {size: next((cell for cell in row if cell in ("yes", "no")), "–") for size, row in measured.items()}

@@ -108,7 +108,7 @@ def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, t
     assert (code, ran) == (1, ["a", "b", "c", "d"])
     assert "a: error, 0 s\nb: timeout, 0 s\nc: killed, 0 s\nd: ok, 0 s" in out
     assert "a: it ended with code 1" in err
-    assert "b: it had not ended after 600 s; it goes on" in err
+    assert "b: it had not ended after 600 s; the next run resumes it" in err
     assert "c: the process was ended by signal 9" in err
     code, out, err = run("gpu", "--list", "--device", "cpu", "--out", tmp_path)
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["failed", "begun", "failed", "done"]

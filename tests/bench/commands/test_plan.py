@@ -15,7 +15,7 @@ from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, ask_all, predict, predictor
 from ppdm_bench.planning.planning_output import CapacityPlan, collect, failures, present
 from ppdm_bench.planning.questions import Alternatives, Bounds, question
-from ppdm_bench.planning.search import Look, largest
+from ppdm_bench.planning.search import CasePrediction, largest
 from ppdm_bench.predictor.cards import find_card
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target
@@ -29,7 +29,7 @@ def searched(verdict, limit=40, capacity=None, needs=lambda k: k, known=()):
     """Run a search on a made-up predictor; what was found and the cases that were looked at, in order."""
 
     def look(k):
-        return Look(verdict(k), needs(k))
+        return CasePrediction(verdict(k), needs(k))
 
     search, seen = largest(limit, capacity, float, {k: look(k) for k in known}), []
     try:
@@ -48,8 +48,8 @@ def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, capacity)
     found, _ = searched(lambda k: k <= most, known=known, capacity=capacity)
     assert found.value == most
     assert found.exception is None
-    assert most == 0 or found.looks[most].fits
-    assert most == 40 or not found.looks[most + 1].fits
+    assert most == 0 or found.predictions[most].fits
+    assert most == 40 or not found.predictions[most + 1].fits
     assert found.bounded == (most < 40)
 
 
@@ -120,7 +120,10 @@ def test_alternatives_are_single_options_and_their_combinations_the_mildest_firs
     assert made(replace(TINY, precision="bf16", checkpointing="block"), "train") == [[("bf16", "conv")], []]
     turing = made(TINY, "train", compute_capability=(7, 5))
     assert turing == [[("fp16", "none")], recomputed, [("fp16", kind) for kind in leaner]]
-    assert Alternatives.of(replace(TINY, precision="bf16", checkpointing="conv"), "train", target_of(1)).leanest is None
+    assert (
+        Alternatives.of(replace(TINY, precision="bf16", checkpointing="conv"), "train", target_of(1)).least_memory
+        is None
+    )
 
 
 def made_up(case, target):
@@ -128,7 +131,7 @@ def made_up(case, target):
     configuration = case.configuration
     need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
     need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
-    return Look(need + target.beside <= target.capacity, need + target.beside)
+    return CasePrediction(need + target.beside <= target.capacity, need + target.beside)
 
 
 @pytest.fixture
@@ -306,7 +309,7 @@ def test_each_single_option_that_suffices_is_found(monkeypatch):
     def enough(case, target):
         one = case.configuration
         fits = one.precision == "bf16" or one.checkpointing in ("block", "conv")
-        return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
+        return CasePrediction(fits, target.capacity - 1 if fits else target.capacity + 1)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
     records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
@@ -320,7 +323,7 @@ def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
     def enough(case, target):
         one = case.configuration
         fits = one.precision == "bf16" and one.checkpointing != "none"
-        return Look(fits, target.capacity - 1 if fits else target.capacity + 1)
+        return CasePrediction(fits, target.capacity - 1 if fits else target.capacity + 1)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", enough)
     records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
@@ -341,7 +344,7 @@ def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
         if len(cubes) > patience:
             raise KeyboardInterrupt
         need = (one.shape[0] if one.method == "ddpm3d" else 1) * MIB
-        return Look(True, need)
+        return CasePrediction(True, need)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", interrupted)
@@ -386,7 +389,7 @@ def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
         one = case.configuration
         need = {"train": 100, "autoencoder_train": 300, "sample": 50, "decode": 60}[case.phase] * MIB
         need = need * one.shape[0] // 64 // (1 + (one.precision == "bf16")) + target.beside
-        return Look(need <= target.capacity, need)
+        return CasePrediction(need <= target.capacity, need)
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", by_phase)
     latent = Configuration("latent", (64,) * 3)

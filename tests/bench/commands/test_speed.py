@@ -263,7 +263,7 @@ def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
         (250, None, "skipped"),
     ]
     assert "longer --timeout" in of(records, "volume_seconds", steps=250).reason
-    assert of(records, "volume_seconds", steps=4).reason.startswith("4 repetitions and not 10")
+    assert of(records, "volume_seconds", steps=4).reason.startswith("4 instead of 10 repetitions")
     guess = of(records, "volume_seconds_estimate")
     assert (guess.value, guess.steps, guess.kind, guess.stat) == (pytest.approx(501), 250, "predicted", "extrapolated")
     assert "not run" in guess.reason
@@ -391,7 +391,9 @@ def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp
     wanted = [(n, k, status) for n, status in ((8, "ok"), (16, "oom"), (24, "skipped")) for k in (1, 4)]
     records = collect(asked, tmp_path)
     assert (outcomes(records), children) == (wanted, [8, 16])
-    assert records[-1].reason == "the same at 16×16×16, batch size 1 ran out of memory already, and this is no smaller"
+    assert (
+        records[-1].reason == "the same case at 16×16×16, batch size 1 ran out of memory, and this one is not smaller"
+    )
     assert failures(records) == []
     frame = table.speed_page(records).data
     assert frame["shape"].tolist() == [f"{n}x{n}x{n}" for n in (8, 8, 16, 16, 24, 24)]
@@ -404,7 +406,7 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
     (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
     assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
     assert record[0].reason.startswith("predicted not to fit: it needs 0.70 GiB")
-    assert record[0].reason.endswith("--no-gate tries it")
+    assert record[0].reason.endswith("--no-gate runs it anyway")
     for card in (None, large):
         (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=card))
         assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]
@@ -475,7 +477,7 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
     assert "25 (25%)" in text
     assert "≈501 est." in text
     assert "est.: an estimate" in text
-    assert "ppdm r=2, sample: a volume of 250 evaluations does not fit" in text
+    assert "ppdm r=2, sample: a volume of 250 evaluations cannot be repeated" in text
     assert "of 100FLOP/s" in text
     assert "Quick" not in text
     assert "Quick: fewer than the 10" in table.speed_page(answered(protocol=QUICK)).to_text()

@@ -49,7 +49,7 @@ def test_no_job_is_left_when_nobody_waits_any_longer(tmp_path):
 
 def test_what_submitit_refuses_is_told_in_a_sentence(tmp_path):
     with pytest.raises(
-        LauncherError, match=r"^submitit makes no jobs: Unknown argument 'portion' for executor 'slurm'"
+        LauncherError, match=r"^submitit cannot create the jobs: Unknown argument 'portion' for executor 'slurm'"
     ):
         next(spread([refuses], tmp_path, {**LOCAL, "slurm_portion": "gpu"}))
 

@@ -96,7 +96,7 @@ def test_whatever_becomes_of_a_child_is_a_row_and_the_rest_goes_on(folder):
     assert code == 0
     assert folder.statuses == {4: "ok", 5: "error", 6: "timeout", 7: "killed", 8: "oom", 9: "skipped"}
     (skipped,) = [r for r in folder.file.read() if r.status == "skipped"]
-    assert skipped.reason == "the same at 8×8×8, batch size 1 ran out of memory already, and this is no smaller"
+    assert skipped.reason == "the same case at 8×8×8, batch size 1 ran out of memory, and this one is not smaller"
     # Again, now that nothing fails: a timeout stands until there is more time, an out-of-memory stands.
     folder.run([4, 5, 6, 7, 8, 9], timeout=3)
     assert folder.statuses == {4: "ok", 5: "ok", 6: "timeout", 7: "ok", 8: "oom", 9: "skipped"}

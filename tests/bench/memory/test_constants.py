@@ -124,7 +124,7 @@ def test_a_fitted_workspace_is_a_term_by_name() -> None:
 def test_files_that_hold_none(tmp_path: Path, text: str) -> None:
     path = tmp_path / "constants.json"
     path.write_text(text)
-    with pytest.raises(ConstantsError, match="holds no constants"):
+    with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(path)
 
 

@@ -234,7 +234,7 @@ def test_memory_that_runs_out_on_the_cpu_is_an_oom(tmp_path, monkeypatch):
         ),
         (RuntimeError("CUDA error: out of memory\nCUDA kernel errors"), "CUDA error: out of memory CUDA kernel errors"),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "CUBLAS_STATUS_ALLOC_FAILED when calling"),
-        (MemoryError(), "the system's memory does not suffice"),
+        (MemoryError(), "the memory of the system is not sufficient"),
     ],
 )
 def test_the_words_of_those_who_run_out_of_memory(monkeypatch, error, reason):
@@ -296,7 +296,7 @@ def gpu(monkeypatch):
             return Peak(GIB, iterations=(GIB, GIB // 2), peak_reserved=2 * GIB)
 
         monkeypatch.setattr(worker, "measure_peak", measured)
-        monkeypatch.setattr(nvml, "watched_process", nvml.watched_process)
+        monkeypatch.setattr(nvml, "sampled_process", nvml.sampled_process)
         request = {"configuration": TINY.to_dict(), "phase": "sample", "device": "cuda"}
         return worker._answer(request), seen, fake
 
@@ -458,10 +458,10 @@ def peaks(records):
 def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
     found = peaks(records_of(plan(device="cpu", budget=2**20)))
     assert found["predicted"].status == "oom"
-    assert found["predicted"].reason.startswith("the budget is 0.0009766 GiB, and tensors alone take 0.00")
+    assert found["predicted"].reason.startswith("the budget is 0.0009766 GiB, and the tensors take 0.00")
     assert found["predicted"].value > 2**20
     assert (found["measured"].status, children) == ("skipped", [])
-    assert found["measured"].reason == f"predicted not to fit: {found['predicted'].reason}; --no-gate tries it"
+    assert found["measured"].reason == f"predicted not to fit: {found['predicted'].reason}; --no-gate runs it anyway"
     assert failures(found.values()) == []
     found = peaks(records_of(plan(device="cpu", budget=2**20, gate=False)))
     assert (found["measured"].status, len(children)) == ("ok", 1)
@@ -501,7 +501,10 @@ def test_prediction_and_limit_agree_to_the_byte():
     assert (answer["status"], answer["metrics"]["peak_allocated"]) == ("ok", peak)
     answer = worker._answer(request | {"limit": peak - 1})
     assert answer["status"] == "oom"
-    assert f"out of memory: {peak:,} bytes of tensors were alive, {peak - 1:,} may be; the budget" in answer["reason"]
+    assert (
+        f"out of memory: {peak:,} bytes of tensors are live, and the limit is {peak - 1:,}; the budget"
+        in answer["reason"]
+    )
 
 
 def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
@@ -551,7 +554,7 @@ def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monke
         ("predicted", "timeout", 2),
         ("measured", "timeout", 2),
     ]
-    assert all("2 s; a larger --timeout" in sentence for sentence in failures(records))
+    assert all("2 s; set a larger --timeout" in sentence for sentence in failures(records))
     sys.modules.pop("sleeps", None)
 
 

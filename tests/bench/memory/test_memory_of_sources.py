@@ -13,7 +13,7 @@ from ppdm_bench.isolation import sweep
 from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.planning import outlook
-from ppdm_bench.planning.outlook import Look
+from ppdm_bench.planning.outlook import CasePrediction
 from ppdm_bench.predictor.peak import measure_peak, predict_peak
 from ppdm_bench.records import Record
 from ppdm_bench.timing import worker
@@ -115,7 +115,7 @@ def test_a_plan_is_of_a_number_of_sources(monkeypatch):
     def made_up(case, target):
         asked.append(case.configuration)
         need = case.configuration.batch_size << 30
-        return Look(need <= target.capacity, need)
+        return CasePrediction(need <= target.capacity, need)
 
     monkeypatch.setattr(outlook, "_cores", lambda: 1)
     monkeypatch.setattr(outlook, "predict", made_up)

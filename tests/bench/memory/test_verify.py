@@ -95,8 +95,8 @@ def test_what_does_not_suffice_is_a_finding_and_what_fails_is_none(children):
     assert (late.status, killed.status) == ("timeout", "killed")
     ran = verify(peak(), GIB, sweep)
     assert verdict([short, ran, killed]) == (
-        "Second verification: 1 of 2 ran within the memory that was predicted.\n"
-        "ppdm r=4 train fp32 did not within 1,073,741,824 bytes: out of memory\n"
+        "Second verification: 1 of 2 runs succeeded within the predicted memory.\n"
+        "ppdm r=4 train fp32 failed within 1,073,741,824 bytes: out of memory\n"
     )
     assert unverified([short, ran, late, killed]) == [
         "ppdm r=4 train fp32, verification: too long",
@@ -144,7 +144,7 @@ def test_it_runs_for_real_and_no_byte_less_would_do(tmp_path):
     assert (verified.status, verified.value) == ("ok", limit)
     less = verify(measured, limit - 1, Sweep("no.worker", 60))
     assert less.status == "oom"
-    assert f"{limit - 1:,} may be" in less.reason
+    assert f"the limit is {limit - 1:,}" in less.reason
 
 
 def test_what_was_not_measured_cannot_be_verified(tmp_path):

@@ -121,7 +121,7 @@ def test_what_holds_after_every_event(events: list[tuple[int, int]]) -> None:
         assert allocator.reserved >= sum(live.values())
         assert {name: block.size >= live[name] for name, block in allocator._used.items()} == dict.fromkeys(live, True)
         in_use = sum(block.size for block in allocator._used.values())
-        idle = sum(block.size for blocks in allocator._idle.values() for _, block in blocks)
+        idle = sum(block.size for blocks in allocator._free_blocks.values() for _, block in blocks)
         assert in_use + idle == allocator.reserved  # no byte is in two blocks, none is lost
         peaks.append(allocator.peak_reserved)
     assert all(a <= b for a, b in pairwise(peaks))
@@ -158,12 +158,12 @@ def test_a_long_sequence() -> None:
 
 def test_growth_is_counted_from_an_emptied_cache() -> None:
     timeline = Timeline()
-    kept, gone = (timeline.born(size, "params", "made") for size in (4 * MIB, 30 * MIB))
-    timeline.died(gone)
-    timeline.born(100 * MIB, "inputs", "on the host", place="host")
+    kept, gone = (timeline.allocate(size, "params", "made") for size in (4 * MIB, 30 * MIB))
+    timeline.free(gone)
+    timeline.allocate(100 * MIB, "inputs", "on the host", place="host")
     timeline.mark()
-    inside = timeline.born(12 * MIB, "activations", "in what the segment of 20 MiB has left")
-    timeline.died(inside)
-    timeline.born(30 * MIB, "activations", "in a new segment, for the first was given back")
-    timeline.died(kept)
+    inside = timeline.allocate(12 * MIB, "activations", "in what the segment of 20 MiB has left")
+    timeline.free(inside)
+    timeline.allocate(30 * MIB, "activations", "in a new segment, for the first was given back")
+    timeline.free(kept)
     assert timeline.reserved_growth() == 30 * MIB

@@ -219,13 +219,13 @@ def test_forward_mode_is_refused_in_words() -> None:
 
 def test_another_device_is_refused_in_words() -> None:
     for name in (lambda: torch.zeros(2).to("cuda:1"), lambda: torch.zeros(2, device="cuda:3"), lambda: conv().cuda(1)):
-        with pytest.raises(PredictionError, match=r"cuda:0, and got cuda:\d"):
+        with pytest.raises(PredictionError, match=r"cuda:0, and the code uses cuda:\d"):
             once(name)
 
 
 @pytest.mark.parametrize("name", ["CUDAGraph", "graph", "make_graphed_callables"])
 def test_graphs_of_cuda_are_refused_in_words(name: str) -> None:
-    with pytest.raises(PredictionError, match=f"torch.cuda.{name} takes memory"):
+    with pytest.raises(PredictionError, match=f"torch.cuda.{name} allocates memory"):
         once(lambda: getattr(torch.cuda, name)())
 
 
@@ -295,7 +295,7 @@ def test_more_of_torch_cuda(name: str) -> None:
 
 
 def test_pools_of_memory_are_refused_in_words() -> None:
-    with pytest.raises(PredictionError, match=r"torch\.cuda\.use_mem_pool takes memory"):
+    with pytest.raises(PredictionError, match=r"torch\.cuda\.use_mem_pool allocates memory"):
         once(lambda: torch.cuda.use_mem_pool(None))
 
 
@@ -314,7 +314,7 @@ def test_custom_operators_without_a_fake_are_followed() -> None:
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "jagged": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged), "nested"),
     "nested": (lambda: torch.nested.nested_tensor([torch.ones(2, 3)]), "nested"),
-    "lazy": (lambda: nn.LazyLinear(3), "nn.Linear in place of nn.LazyLinear"),
+    "lazy": (lambda: nn.LazyLinear(3), "nn.Linear instead of nn.LazyLinear"),
     "L-BFGS": (lambda: torch.optim.LBFGS(nn.Linear(2, 2).parameters()).step(lambda: 1.0), "L-BFGS"),
 }
 

@@ -33,7 +33,7 @@ LEFT_OUT = {
 }
 LEFT_OUT |= {f"can_use_{kind}_attention" for kind in ("flash", "efficient", "cudnn")}
 
-REFUSED = "takes memory of its own|only a build with CUDA has|is of one device"
+REFUSED = "allocates memory that|only a build with CUDA has|covers one device"
 
 
 def arguments(function: Callable[..., Any]) -> list[Any]:

@@ -1,11 +1,11 @@
-"""Operators made again from notes: everything is as PyTorch's fake tensors have it, and what is not plain is left."""
+"""Results that the cache recreates equal those of PyTorch's fake tensors; other calls are not cached."""
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ppdm_bench.predictor import fake_op_cache as recall
-from ppdm_bench.predictor.fake_op_cache import Recall
+from ppdm_bench.predictor import fake_op_cache
+from ppdm_bench.predictor.fake_op_cache import FakeOpCache
 from ppdm_bench.predictor.fake_storage import run_fake
 from ppdm_bench.predictor.peak import predict_peak
 
@@ -25,10 +25,10 @@ class Counted:
 
 @pytest.fixture
 def noted(monkeypatch):
-    monkeypatch.setattr(recall, "_NOTES", {})
+    monkeypatch.setattr(fake_op_cache, "_RESULTS", {})
     with FakeTensorMode() as mode:
         run = Counted()
-        yield Recall(mode, run), run
+        yield FakeOpCache(mode, run), run
 
 
 def test_a_new_tensor_is_made_again(noted):
@@ -81,7 +81,7 @@ def test_constants_are_run(noted):
         assert earnest.calls == calls
 
 
-def test_predictions_do_not_depend_on_notes(monkeypatch):
+def test_predictions_do_not_depend_on_the_cache(monkeypatch):
     def build():
         net = torch.nn.Sequential(
             torch.nn.Conv3d(1, 4, 3, padding=1), torch.nn.GroupNorm(2, 4), torch.nn.Conv3d(4, 1, 3)
@@ -94,9 +94,9 @@ def test_predictions_do_not_depend_on_notes(monkeypatch):
         optimizer.step()
         optimizer.zero_grad()
 
-    with_notes = [predict_peak(build, step, 3) for _ in range(2)]
-    monkeypatch.setattr(recall, "_suits", lambda op: False)
+    with_cache = [predict_peak(build, step, 3) for _ in range(2)]
+    monkeypatch.setattr(fake_op_cache, "_is_cacheable", lambda op: False)
     without = predict_peak(build, step, 3)
-    for peak in with_notes:
+    for peak in with_cache:
         assert peak == without
         assert peak.timeline.events == without.timeline.events

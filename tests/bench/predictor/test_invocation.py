@@ -65,8 +65,8 @@ def test_variables_before_the_command_are_set() -> None:
         (["python", "nope.py"], r"nope\.py is missing"),
         (["nope.py"], r"nope\.py is missing"),
         (["python", "bin"], "a folder without __main__"),
-        (["nope"], "no command of this machine"),
-        (["shell"], "no Python program"),
+        (["nope"], "neither a command of this machine"),
+        (["shell"], "not a Python program"),
     ],
 )
 def test_what_cannot_be_started_is_refused(folder: Path, words: list[str], said: str) -> None:

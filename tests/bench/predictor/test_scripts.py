@@ -16,7 +16,7 @@ import torch
 from ppdm_bench import ScriptError, Target, predict_peak, predict_script
 from ppdm_bench.predictor import lines
 from ppdm_bench.predictor.script import prediction
-from ppdm_bench.predictor.script.child import Course
+from ppdm_bench.predictor.script.child import RunReport
 from ppdm_bench.predictor.script.prediction import ScriptPrediction, measure_script
 from ppdm_bench.predictor.timeline import Timeline
 
@@ -148,6 +148,7 @@ def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
     assert any("several processes" in note for note in made.notes)
 
 
+@pytest.mark.cold
 def test_the_script_sees_the_paths_that_python_gives(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "helper.py").write_text("import torch\nnet = torch.nn.Linear(3, 3)\n")
@@ -214,16 +215,21 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
             "Traceb",
         ),
         ("print('usage')\nsys.exit(2)", r"sys.exit\(2\) before its first optimizer step", "usage"),
-        ("input('name? ')", "waits for input before its first", "name"),
+        ("input('name? ')", "reads standard input before its first", "name"),
         ("import subprocess\nsubprocess.run(['true'])", r"other processes, .*\(true\)", "It printed nothing"),
         ("os.execv('/bin/true', ['true'])", "replaces its process", "Traceback"),
-        ("import ctypes\nctypes.string_at(0)", "crashed before its first .* SIGSEGV", "string_at"),
-        ("os._exit(3)", "ended its process before its first optimizer step with code 3", "It printed nothing"),
-        ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "values that depend on data, which", "AssertionError"),
+        pytest.param(
+            "import ctypes\nctypes.string_at(0)",
+            "crashed before its first .* SIGSEGV",
+            "string_at",
+            marks=pytest.mark.cold,
+        ),
+        ("os._exit(3)", "ended its process before its first optimizer step with exit code 3", "It printed nothing"),
+        ("step()\nassert torch.randn(999).sum() != 1, 'odd'", "that depend on data, which", "AssertionError"),
         ("step()\nstep()\nstep()", "put nothing on the CUDA device", "It printed nothing"),
         (
             "import multiprocessing\np = multiprocessing.get_context('fork').Process(target=step)\np.start()\np.join()",
-            "trains in a process that it starts itself",
+            "trains in a process that it starts",
             "It printed nothing",
         ),
         ("torch.multiprocessing.spawn(print, nprocs=4)", "starts 4 processes", "Traceback"),
@@ -248,13 +254,13 @@ for _ in range(2):
         opt.step()
 """
     found = predict_script(script(text), 3, target="cpu")
-    compiled, early = found.notes
-    assert "compiles code (torch.compile), which was run as written" in compiled
-    assert "up to 4.0 MiB more" in early  # five batches of 1 MiB, fewer than two for each of three workers
-    assert found.early == 4 << 20
+    compiled, prefetched = found.notes
+    assert "uses torch.compile, and the prediction ran the code uncompiled" in compiled
+    assert "up to 4.0 MiB more" in prefetched  # five batches of 1 MiB, fewer than two for each of three workers
+    assert found.prefetched == 4 << 20
     measured = measure_script(script(text), 3)
     assert not measured.notes[1:]
-    assert measured.peak.peak_allocated - measured.early == found.peak.peak_allocated
+    assert measured.peak.peak_allocated - measured.prefetched == found.peak.peak_allocated
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock is a part of Linux")
@@ -281,22 +287,22 @@ step()
 
 
 def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its time may be up before PyTorch is imported on a busy machine; it answers then."""
+    """On a busy machine the time limit may end before PyTorch is imported; the child still writes its report."""
     monkeypatch.setattr(prediction, "_GRACE", 600)
     error = failure(script("import time\ntime.sleep(100)"), timeout=1)
-    assert re.search(r"no optimizer step within 1 s.*; a larger --timeout", str(error))
+    assert re.search(r"no optimizer step within 1 s.*; set a larger --timeout", str(error))
     with pytest.raises(ValueError, match="at least one optimizer step"):
         predict_script(["x.py"], 0)
     with pytest.raises(ValueError, match="target must be"):
         predict_script(["x.py"], target="cuda")  # type: ignore[arg-type]
 
 
-def test_a_program_whose_time_is_up_says_how_far_it_came() -> None:
-    course = Course("timeout", "train.py:9", 2, Timeline())
-    how = "within 60 s and was at train.py:9; a larger --timeout gives it more"
-    assert prediction._ended(course, 3, 60) == f"the program took 2 of 3 optimizer steps {how}"
+def test_the_time_limit_message_says_how_far_the_program_came() -> None:
+    report = RunReport("timeout", "train.py:9", 2, Timeline())
+    how = "within 60 s and was at train.py:9; set a larger --timeout"
+    assert prediction._fewer_steps(report, 3, 60) == f"the program took 2 of 3 optimizer steps {how}"
     with pytest.raises(ScriptError, match=f"the program took no optimizer step {how}"):
-        prediction._check(replace(course, steps=0), 60, "")
+        prediction._raise_if_failed(replace(report, steps=0), 60, "")
 
 
 def test_the_line_of_another_thread_is_found() -> None:
@@ -309,13 +315,14 @@ def test_the_line_of_another_thread_is_found() -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     inside.wait()
-    found = lines.here(sys._current_frames()[thread.ident or 0])
+    found = lines.current_line(sys._current_frames()[thread.ident or 0])
     leave.set()
     thread.join()
     assert found is not None
     assert (found.file, found.number - wait.__code__.co_firstlineno) in ((__file__, 1), (__file__, 2))
 
 
+@pytest.mark.cold
 def test_the_child_ends_with_its_parent(folder: Path) -> None:
     script("open('pid', 'w').write(str(os.getpid()))\nimport time\ntime.sleep(100)")
     call = "predict_script([sys.executable, 'script.py'], keep_files=True)"

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from ppdm_bench.predictor.cards import CARDS, SHEETS, find_sheet
-from ppdm_bench.predictor.kernels import Kernel
+from ppdm_bench.predictor.kernels import KernelWork
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import FITTED, IDEAL, Duration, KernelTable, Rates, kernels_of_step, predict_time
 
 A100 = find_sheet("A100 80GB")
 
 
-def kernels(step: Any, *made: Any, target: Target | None = None) -> list[Kernel]:
+def kernels(step: Any, *made: Any, target: Target | None = None) -> list[KernelWork]:
     return kernels_of_step(lambda: made, lambda state: step(*state), target, iterations=1)
 
 
@@ -74,24 +74,29 @@ def test_copies_into_another_layout_are_kernels_on_the_card_alone() -> None:
     ("kernel", "rates", "seconds", "limit"),
     [
         (
-            Kernel("convolution", "c", "half", flops=312 * 10**12, traffic=1, columns=64, depth=64),
+            KernelWork("convolution", "c", "half", flops=312 * 10**12, traffic=1, columns=64, depth=64),
             {},
             1.0,
             "arithmetic",
         ),
-        (Kernel("convolution", "c", "float32", flops=156 * 10**12, columns=64, depth=64), {}, 1.0, "arithmetic"),
+        (KernelWork("convolution", "c", "float32", flops=156 * 10**12, columns=64, depth=64), {}, 1.0, "arithmetic"),
         (
-            Kernel("convolution", "c", "float32", flops=195 * 10**11, columns=64, depth=64),
+            KernelWork("convolution", "c", "float32", flops=195 * 10**11, columns=64, depth=64),
             {"tf32": False},
             1.0,
             "arithmetic",
         ),
-        (Kernel("memory", "add", traffic=2039 * 10**9), {}, 1.0, "bandwidth"),
-        (Kernel("convolution", "c", "half", flops=1, traffic=2039 * 10**9, columns=1, depth=1), {}, 1.0, "bandwidth"),
+        (KernelWork("memory", "add", traffic=2039 * 10**9), {}, 1.0, "bandwidth"),
+        (
+            KernelWork("convolution", "c", "half", flops=1, traffic=2039 * 10**9, columns=1, depth=1),
+            {},
+            1.0,
+            "bandwidth",
+        ),
     ],
 )
 def test_a_kernel_takes_the_larger_of_arithmetic_and_traffic(
-    kernel: Kernel, rates: dict[str, bool], seconds: float, limit: str
+    kernel: KernelWork, rates: dict[str, bool], seconds: float, limit: str
 ) -> None:
     found = Duration.of(KernelTable.of([kernel]), Rates.of(A100, **rates), IDEAL)
     assert found.seconds == pytest.approx(seconds)
@@ -99,23 +104,23 @@ def test_a_kernel_takes_the_larger_of_arithmetic_and_traffic(
 
 
 def test_launches_narrow_channels_and_repeated_kernels_add_time() -> None:
-    wide = Kernel("convolution", "c", "half", flops=10**12, columns=256, depth=256)
+    wide = KernelWork("convolution", "c", "half", flops=10**12, columns=256, depth=256)
     narrow = replace(wide, columns=8, depth=8)
     rates = Rates.of(A100)
     assert 2 < seconds_of([narrow], rates) / seconds_of([wide], rates) < 6
     assert seconds_of([wide] * 3, rates) == pytest.approx(3 * seconds_of([wide], rates))
-    empty = Kernel("memory", "add")
+    empty = KernelWork("memory", "add")
     assert seconds_of([empty] * 1000, rates) == pytest.approx(1000 * FITTED.launch)
     assert Duration.of(KernelTable.of([empty]), rates).limit == "launches"
     assert seconds_of([replace(empty, launched=False)], rates) == 0
 
 
-def seconds_of(found: list[Kernel], rates: Rates) -> float:
+def seconds_of(found: list[KernelWork], rates: Rates) -> float:
     return Duration.of(KernelTable.of(found), rates).seconds
 
 
 def test_half_precision_without_tensor_cores_is_computed_in_fp32() -> None:
-    kernel = Kernel("convolution", "c", "half", flops=10**12, columns=64, depth=64)
+    kernel = KernelWork("convolution", "c", "half", flops=10**12, columns=64, depth=64)
     pascal = Rates.of(find_sheet("GTX 1080 Ti"))
     assert pascal.arithmetic(kernel) == "fp32"
     assert seconds_of([kernel], pascal) == pytest.approx(1.92 / 11.3, rel=0.01)

@@ -395,7 +395,7 @@ def test_a_trace_agrees_with_the_allocations_of_the_profiler() -> None:
     own = [0]
     for number, size in trace.timeline.events:
         block = trace.timeline.blocks[number]
-        if block.name != "made before":
+        if block.name != "existed before":
             own.append(own[-1] + (size or -block.size))
     assert max(own) == pytest.approx(witnessed, rel=0.05)  # which counts bytes that are not rounded to 512
 
@@ -407,7 +407,9 @@ def test_a_limit_is_what_may_be_alive_at_once_to_the_byte():
     build, step = training()
     peak = measure_peak(build, step).peak_allocated
     assert measure_peak(build, step, limit=peak).peak_allocated == peak
-    with pytest.raises(torch.OutOfMemoryError, match=f"{peak:,} bytes of tensors were alive, {peak - 1:,} may be"):
+    with pytest.raises(
+        torch.OutOfMemoryError, match=f"{peak:,} bytes of tensors are live, and the limit is {peak - 1:,}"
+    ):
         measure_peak(build, step, limit=peak - 1)
 
 

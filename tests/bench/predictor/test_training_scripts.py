@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
-from ppdm_bench.predictor.data_loading import raised_by_early_batches
+from ppdm_bench.predictor.data_loading import raised_by_prefetched
 from ppdm_bench.predictor.peak import PredictionError, measure_peak, predict_peak
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Timeline
@@ -86,7 +86,7 @@ def test_a_loader_gives_what_it_gives_without_the_prediction(name: str) -> None:
     assert_same(conv, step)
 
 
-def test_a_batch_counts_from_its_arrival_on_even_if_it_is_not_used() -> None:
+def test_a_batch_counts_from_its_arrival_even_if_the_code_does_not_use_it() -> None:
     def step(state: State) -> None:
         kept = next(iter(DataLoader(Volumes(), 5, num_workers=1)))
         fit(state, torch.randn(1, 1, 8, 8, 16))
@@ -95,17 +95,17 @@ def test_a_batch_counts_from_its_arrival_on_even_if_it_is_not_used() -> None:
     assert_same(conv, step)
 
 
-def test_early_batches_raise_a_peak_only_where_they_wait() -> None:
+def test_prefetched_batches_raise_a_peak_only_while_they_wait() -> None:
     timeline = Timeline()
-    early = timeline.born(4096, "inputs", "batch")  # 4096 alive, all of it early
+    prefetched = timeline.allocate(4096, "inputs", "batch")  # 4096 live, all of it prefetched
     waiting = [(0, 4096)]
-    timeline.born(1024, "inputs", "batch")  # 5120 alive, of which 1024 are not early
-    timeline.died(early)
+    timeline.allocate(1024, "inputs", "batch")  # 5120 live, of which 1024 are not prefetched
+    timeline.free(prefetched)
     waiting.append((timeline.now, 0))
-    assert raised_by_early_batches(timeline, waiting) == 4096
-    timeline.born(3072, "activations", "result")  # 4096 alive, none of it early
-    assert raised_by_early_batches(timeline, waiting) == 1024
-    assert raised_by_early_batches(timeline, []) == 0
+    assert raised_by_prefetched(timeline, waiting) == 4096
+    timeline.allocate(3072, "activations", "result")  # 4096 live, none of it prefetched
+    assert raised_by_prefetched(timeline, waiting) == 1024
+    assert raised_by_prefetched(timeline, []) == 0
 
 
 def test_the_memory_of_workers_is_not_the_cards() -> None:
@@ -378,7 +378,7 @@ def test_the_group_of_a_prediction_ends_with_it(alone: None) -> None:
 
 def test_more_processes_are_refused_in_words(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
-    with pytest.raises(PredictionError, match="is of one process, and the code starts a group of 4"):
+    with pytest.raises(PredictionError, match="covers one process, and the code starts a group of 4"):
         predict_peak(lambda: distributed.init_process_group("nccl"), lambda _: None, target=HOPPER)
 
 

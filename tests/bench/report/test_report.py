@@ -106,7 +106,7 @@ def test_a_row_a_configuration_and_a_column_a_phase() -> None:
 
 
 def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() -> None:
-    note = "of the network as it is written"
+    note = "for the uncompiled network; the compiler can change its memory"
     frame = table.memory_table([*SMALL, peak("compiled", "train", 2, reason=note)])
     assert (cell(frame, "train_status", method="compiled"), cell(frame, "train_reason", method="compiled")) == (
         "ok",

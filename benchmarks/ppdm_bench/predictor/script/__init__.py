@@ -1,5 +1,5 @@
-"""Peak memory of an unmodified training script: it runs in a child process under prediction, for a few optimizer steps.
+"""Peak memory of an unmodified training script: a child process runs it on fake tensors for a few optimizer steps.
 
-``invocation`` reads the command line, ``prediction`` starts the child and reports, ``launch`` and ``child`` run in it,
-``overlay`` keeps the files that the script writes away from their places.
+``invocation`` parses the command line, ``prediction`` starts the child process and returns the result, ``launch`` and
+``child`` run in the child process, and ``overlay`` redirects the files that the script writes to a temporary folder.
 """

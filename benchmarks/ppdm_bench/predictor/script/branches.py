@@ -1,4 +1,4 @@
-"""Finds out from a program's text whether a value that a line reads decides a branch."""
+"""Find in a program's source code whether a value that a line reads decides a branch."""
 
 import ast
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from ppdm_bench.predictor.lines import Line
 
 
 def decided_by(line: Line) -> Line | None:
-    """Return the line of the branch that a value read at a line decides, as far as the text tells; else None.
+    """Return the line of the branch that a value read at ``line`` decides; None if no such branch is found.
 
-    It is the branch whose condition contains the line, or the first one in the same function whose condition names a
-    variable that the line's statement assigns.
+    This is the branch whose condition contains the line, or the first branch in the same function whose condition uses
+    a variable that the line assigns.
     """
     tree = _tree(line.file)
     if tree is None:
@@ -47,7 +47,7 @@ def _conditions(tree: ast.Module) -> Iterator[ast.expr]:
 
 
 def _assigned(tree: ast.Module, number: int) -> set[str]:
-    """Names that the assignments around a line assign."""
+    """Names that the assignments at a line assign to."""
     found = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.NamedExpr) and (
@@ -59,7 +59,7 @@ def _assigned(tree: ast.Module, number: int) -> set[str]:
 
 
 def _scope(tree: ast.Module, number: int) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    """The innermost function around a line."""
+    """The innermost function that contains a line; None at module level."""
     around = [
         node
         for node in ast.walk(tree)

@@ -1,4 +1,4 @@
-"""The child process: runs the program under prediction, counts optimizer steps, and ends the process after the last."""
+"""The child process: run the program under prediction, count optimizer steps, and exit after the last one."""
 
 import faulthandler
 import json
@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ppdm_bench.predictor import lines
-from ppdm_bench.predictor.data_loading import raised_by_early_batches, watching_loaders
+from ppdm_bench.predictor.data_loading import raised_by_prefetched, watching_loaders
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.peak import predicting
@@ -39,26 +39,26 @@ from ppdm_bench.predictor.trace import Trace, tracing
 ANSWER, OUTPUT, STEPS, REQUEST, FILES, TEMPORARY = "answer", "output", "steps", "request", "files", "tmp"
 
 _COMPILED = (
-    "the program compiles code (torch.compile), which was run as written, uncompiled; fused kernels often keep less"
+    "the program uses torch.compile, and the prediction ran the code uncompiled; compiled code often needs less memory"
 )
-_TURNS = 10  # steps of all optimizers together, in units of the steps asked for, after which a prediction ends
+_MAX_RATIO = 10  # the prediction ends after this many times the requested steps, over all optimizers together
 
 
 @dataclass
-class Course:
-    """What a program did in its child process.
+class RunReport:
+    """What a program did in the child process.
 
     Attributes:
-        outcome: ``steps`` (it took all steps), ``ended``, ``exit``, ``input`` (it waited for some), ``raised``,
-            ``made up`` (it raised after it read made-up values), ``refused`` or ``timeout``.
-        detail: the place and the error in words, or the code of ``sys.exit``; for ``timeout``, the place.
-        steps: optimizer steps; with several optimizers, of the one that took the fewest.
+        outcome: ``steps`` (it took all steps), ``ended``, ``exit`` (``sys.exit`` with an error), ``input`` (it read
+            standard input), ``raised``, ``made up`` (it raised after it read made-up values), ``refused`` (it cannot be
+            predicted) or ``timeout``.
+        detail: line and text of the error, or the argument of ``sys.exit``; for ``timeout``, the line that was running.
+        steps: optimizer steps; with several optimizers, those of the one that took the fewest.
         timeline: allocations and releases.
-        told: how often each line read a made-up value.
-        started: other processes that it started.
-        notes: what was predicted otherwise than written.
-        early: bytes of batches that the workers of loaders may send before their turn; in a measurement, by how many
-            bytes such batches raised the peak.
+        made_up: number of reads of made-up values by line.
+        started: command lines of other processes that it started.
+        notes: differences between the prediction and the program.
+        prefetched: as in :class:`ppdm_bench.predictor.script.prediction.ScriptPrediction`.
         torch: version of PyTorch.
     """
 
@@ -66,73 +66,71 @@ class Course:
     detail: str
     steps: int
     timeline: Timeline
-    told: Mapping[Line | None, int] = field(default_factory=dict)
+    made_up: Mapping[Line | None, int] = field(default_factory=dict)
     started: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    early: int = 0
+    prefetched: int = 0
     torch: str = torch.__version__
 
 
-class Session:
-    """One run of a program.
+class ScriptRun:
+    """One run of a program: count its steps, and write the report at the end.
 
     Args:
-        trace: the prediction that it runs in.
-        folder: where the answer goes.
-        steps: optimizer steps to take.
+        trace: the trace that records the program.
+        folder: folder for the report.
+        steps: optimizer steps after which the run ends.
     """
 
     def __init__(self, trace: Trace, folder: Path, steps: int) -> None:
         self.trace = trace
         self.started: list[str] = []
         self.notes: list[str] = []
-        self._folder, self._asked, self._process = folder, steps, os.getpid()
+        self._folder, self._requested, self._process = folder, steps, os.getpid()
         self._counts: weakref.WeakKeyDictionary[Optimizer, int] = weakref.WeakKeyDictionary()
-        self._steps = self._turns = 0
-        self._answering = threading.Lock()
+        self._steps = self._all_steps = 0
+        self._report_lock = threading.Lock()
         self._steps_file = os.open(folder / STEPS, os.O_WRONLY | os.O_CREAT)
         trace.timeline.mark()
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Count a step; end the process after the last one."""
+        """Count an optimizer step; end the process after the last one."""
         if os.getpid() != self._process:
-            os.kill(self._process, signal.SIGSTOP)  # it waits for this process, or would answer too
-            self.end(
-                "refused", "the program trains in a process that it starts itself, which a prediction cannot follow"
-            )
+            os.kill(self._process, signal.SIGSTOP)  # stop the parent, which would also write a report
+            self.end("refused", "the program trains in a process that it starts, which a prediction cannot follow")
         self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
-        self._turns += 1
-        if (fewest := min(self._counts.values())) <= self._steps and self._turns < _TURNS * self._asked:
+        self._all_steps += 1
+        if (fewest := min(self._counts.values())) <= self._steps and self._all_steps < _MAX_RATIO * self._requested:
             return
         self._steps = max(fewest, self._steps)
         os.pwrite(self._steps_file, str(self._steps).encode(), 0)
-        if self._steps >= self._asked or self._turns >= _TURNS * self._asked:
+        if self._steps >= self._requested or self._all_steps >= _MAX_RATIO * self._requested:
             self.end("steps")
         self.trace.timeline.mark()
 
     def end(self, outcome: str, detail: str = "") -> None:
-        """Write the answer and end the process at once, whatever the program would do."""
-        self._answering.acquire()  # and never release: one thread answers, the others wait for the end
+        """Write the report and end the process immediately; no other code of the program runs."""
+        self._report_lock.acquire()  # never released: one thread writes the report, and other threads wait for the end
         place = self._folder / ANSWER
-        timeline, constants = self.trace.timeline, self.trace.constants
+        timeline, known_values = self.trace.timeline, self.trace.known_values
         if timeline.ended is None:
             timeline.ended = timeline.now
         if timeline.marks[-1] == timeline.now and len(timeline.marks) > 1:
             timeline.marks.pop()
-        timeline.here = None
-        early = self.trace.early if self.trace.target is None else 0
-        if early:
+        timeline.current_line = None
+        prefetched = self.trace.prefetched if self.trace.target is None else 0
+        if prefetched:
             self.notes.append(
-                "workers of a data loader may send batches before their turn, which is up to "
-                f"{early / MIB:.1f} MiB more; it depends on their speed"
+                "workers of a data loader may send batches ahead of use, which takes up to "
+                f"{prefetched / MIB:.1f} MiB more; it depends on their speed"
             )
-        if self.trace.arrived:
-            early = raised_by_early_batches(timeline, self.trace.arrived)
-        told = dict(constants.told) if constants else {}
+        if self.trace.waiting:
+            prefetched = raised_by_prefetched(timeline, self.trace.waiting)
+        made_up = dict(known_values.reads_by_line) if known_values else {}
         started = tuple(dict.fromkeys(self.started))
-        course = Course(outcome, detail, self._steps, timeline, told, started, tuple(self.notes), early)
+        report = RunReport(outcome, detail, self._steps, timeline, made_up, started, tuple(self.notes), prefetched)
         with os.fdopen(os.open(place.with_suffix(".part"), os.O_WRONLY | os.O_CREAT), "wb") as stream:
-            pickle.dump(course, stream)
+            pickle.dump(report, stream)
         os.replace(place.with_suffix(".part"), place)
         for printed in (sys.stdout, sys.stderr):
             try:
@@ -143,20 +141,21 @@ class Session:
             os.kill(self._process, signal.SIGKILL)
         os._exit(0)
 
-    def watch(self, parent: int, until: float) -> None:
-        """End the process when the time is up (by ``time.monotonic``, as the parent's), or the parent has ended."""
+    def watch(self, parent: int, deadline: float) -> None:
+        """End the process at the deadline, a time of ``time.monotonic``, or when the parent process has ended."""
         while os.getppid() == parent:
-            if time.monotonic() > until:
-                self.end("timeout", _place(lines.here(sys._current_frames().get(threading.main_thread().ident or 0))))
+            if time.monotonic() > deadline:
+                main = sys._current_frames().get(threading.main_thread().ident or 0)
+                self.end("timeout", _file_and_number(lines.current_line(main)))
             time.sleep(0.2)
         os._exit(1)
 
     def audit(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Note the processes that the program starts. ``os.exec`` would replace this one."""
+        """Record the processes that the program starts, and refuse ``os.exec``, which would replace this process."""
         if event == "os.exec":
             raise PredictionError(
-                "the program replaces its process by another (os.exec), which a prediction does not follow; set up "
-                "first what it sets up there, and predict it then"
+                "the program replaces its process by another one (os.exec), which a prediction does not follow; "
+                "prepare the environment first, and predict the command that it executes"
             )
         if event in ("subprocess.Popen", "os.posix_spawn", "os.system"):
             words = arguments[1] if event == "subprocess.Popen" else arguments[0]
@@ -165,8 +164,8 @@ class Session:
             self.started.append(os.fsdecode(words))
 
 
-def run(folder: Path) -> None:
-    """Run the request in a folder. The process ends here."""
+def run_request(folder: Path) -> None:
+    """Run the request in a folder; the process ends in this function."""
     request = json.loads((folder / REQUEST).read_text())
     faulthandler.enable()
     target = _target(request["target"]) if isinstance(request["target"], dict) else request["target"]
@@ -176,30 +175,30 @@ def run(folder: Path) -> None:
         trace = stack.enter_context(follow)
         if request["measured"]:
             stack.enter_context(watching_loaders(trace))
-        os.register_at_fork(after_in_child=stack.close)  # a process that loads data works on real tensors
-        trace.timeline.here, session = lines.here, Session(trace, folder, request["steps"])
-        if trace.constants:
-            trace.constants.here = lines.reading
+        os.register_at_fork(after_in_child=stack.close)  # forked processes, which load data, use real tensors
+        trace.timeline.current_line, run = lines.current_line, ScriptRun(trace, folder, request["steps"])
+        if trace.known_values:
+            trace.known_values.current_line = lines.reading_line
             keep_floats(trace)
-        register_optimizer_step_post_hook(session.after_step)
-        watch = threading.Thread(target=session.watch, args=(request["parent"], request["until"]), daemon=True)
+        register_optimizer_step_post_hook(run.after_step)
+        watch = threading.Thread(target=run.watch, args=(request["parent"], request["deadline"]), daemon=True)
         watch.start()
         torch.multiprocessing.spawn = _spawn  # type: ignore[attr-defined]
-        _note_compiling(session)
+        _note_compiling(run)
         if not request["keep_files"]:
             Overlay(folder / FILES).enter()
-        sys.addaudithook(session.audit)
-        _outcome(session, request)
+        sys.addaudithook(run.audit)
+        _run_program(run, request)
 
 
-def _note_compiling(session: Session) -> None:
-    """Say in the result that compiled code was predicted as written."""
+def _note_compiling(run: ScriptRun) -> None:
+    """Add a note to the result if the program compiles code."""
 
     def noted(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
         def compiling(*args: Any, **kwargs: Any) -> Any:
-            if _COMPILED not in session.notes:
-                session.notes.append(_COMPILED)
+            if _COMPILED not in run.notes:
+                run.notes.append(_COMPILED)
             return function(*args, **kwargs)
 
         return compiling
@@ -209,31 +208,32 @@ def _note_compiling(session: Session) -> None:
 
 
 def _target(fields: dict[str, Any]) -> Target:
-    for name in ("compute_capability", "cudnn"):  # JSON has only lists
+    for name in ("compute_capability", "cudnn"):  # JSON turned these tuples into lists
         fields[name] = fields[name] and tuple(fields[name])
     return Target(**fields)
 
 
-def _outcome(session: Session, request: Mapping[str, Any]) -> None:
+def _run_program(run: ScriptRun, request: Mapping[str, Any]) -> None:
     try:
-        _program(request, session)()
+        _program(request, run)()
     except SystemExit as leaving:
         code = leaving.code
-        session.end("ended" if code in (None, 0) else "exit", "" if code is None else str(code))
+        run.end("ended" if code in (None, 0) else "exit", "" if code is None else str(code))
     except BaseException as error:
         _print(error)
-        told = bool(session.trace.constants and session.trace.constants.told)
+        made_up = bool(run.trace.known_values and run.trace.known_values.reads_by_line)
         refused = isinstance(error, PredictionError)
-        where = lines.of_traceback(error.__traceback__)
-        place = f"{_place(where)}: " if where else ""
+        where = lines.line_of_traceback(error.__traceback__)
+        place = f"{_file_and_number(where)}: " if where else ""
         if isinstance(error, EOFError):
-            session.end("input", place)
+            run.end("input", place)
         words = str(error) if refused else f"{type(error).__name__}: {error}"
-        session.end("refused" if refused else "made up" if told else "raised", place + words.partition("\n")[0])
-    session.end("ended")
+        run.end("refused" if refused else "made up" if made_up else "raised", place + words.partition("\n")[0])
+    run.end("ended")
 
 
-def _place(line: Line | None) -> str:
+def _file_and_number(line: Line | None) -> str:
+    """A line as ``file:number``, with a relative path if the file is below the working folder; "" for no line."""
     if line is None:
         return ""
     near = os.path.relpath(line.file)
@@ -241,18 +241,18 @@ def _place(line: Line | None) -> str:
 
 
 def _print(error: BaseException) -> None:
-    """Print a traceback as Python does, which has no frames before the program."""
+    """Print a traceback as Python does, without the frames that started the program."""
     traced = error.__traceback__
     while traced and traced.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
         traced = traced.tb_next
     traceback.print_exception(error.with_traceback(traced or error.__traceback__))
 
 
-def _program(request: Mapping[str, Any], session: Session) -> Callable[[], Any]:
-    """The program of a request, as a function that runs it as Python would."""
+def _program(request: Mapping[str, Any], run: ScriptRun) -> Callable[[], Any]:
+    """Return a function that runs the requested program as Python would."""
     kind, program, arguments = request["kind"], request["program"], list(request["arguments"])
     if kind == "torchrun":
-        kind, program, arguments = _under_torchrun(arguments, session)
+        kind, program, arguments = _under_torchrun(arguments, run)
     sys.argv = [program, *arguments]
     safe = sys.flags.safe_path
     if kind == "script" and os.path.isdir(program):
@@ -270,22 +270,22 @@ def _program(request: Mapping[str, Any], session: Session) -> Callable[[], Any]:
 
 
 def _execute(text: str | bytes, file: str) -> None:
-    """Run the text of a program as the main module. ``runpy.run_path`` would give it another ``sys.argv`` or file."""
+    """Run source code as the main module; ``runpy.run_path`` would change ``sys.argv`` or ``__file__``."""
     main = sys.modules["__main__"] = ModuleType("__main__")
     if file != "-c":
         main.__file__ = file
     exec(compiled(text, file), vars(main))  # noqa: S102 (the user's program)
 
 
-def _under_torchrun(words: list[str], session: Session) -> tuple[str, str, list[str]]:
-    """Read the options of torchrun, set its variables for a world of one process, and return its program."""
+def _under_torchrun(words: list[str], run: ScriptRun) -> tuple[str, str, list[str]]:
+    """Parse the options of torchrun, set its variables for one process, and return kind, program and arguments."""
     from torch.distributed.run import parse_args
 
     asked = parse_args(words)
     if (asked.nproc_per_node, asked.nnodes) not in (("1", "1"), ("1", "1:1")):
-        session.notes.append(
-            "torchrun starts several processes; this is one process in a world of 1, as DistributedDataParallel has it "
-            "on each GPU (a model that is sharded over processes takes less)"
+        run.notes.append(
+            "torchrun starts several processes; the prediction is for one process with a world size of 1, like each "
+            "process of DistributedDataParallel (a model that is sharded over processes needs less)"
         )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -300,10 +300,10 @@ def _under_torchrun(words: list[str], session: Session) -> tuple[str, str, list[
 
 
 def _spawn(fn: Callable[..., Any], args: tuple[Any, ...] = (), nprocs: int = 1, *_: Any, **__: Any) -> None:
-    """``torch.multiprocessing.spawn`` of one process: its function runs in this process."""
+    """Replace ``torch.multiprocessing.spawn`` of one process: run its function in this process."""
     if nprocs != 1:
         raise PredictionError(
-            f"torch.multiprocessing.spawn starts {nprocs} processes, and a prediction is of one; run the program with "
+            f"torch.multiprocessing.spawn starts {nprocs} processes, and a prediction covers one; run the program with "
             "one process"
         )
     fn(0, *args)

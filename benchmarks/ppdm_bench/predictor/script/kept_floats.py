@@ -1,7 +1,8 @@
-"""``float(x)`` in the user's files keeps the mark of a number that depends on data.
+"""Make ``float(x)`` in the user's files return a marked number if ``x`` depends on data.
 
-Python makes a plain number of what ``__float__`` returns, so the call is replaced when a file is compiled:
-``float(x)`` becomes a call of :func:`kept`. Lines stay as they are. Installed packages are not changed.
+Python converts the result of ``__float__`` to a plain float, which has no mark. Therefore, when a file of the user is
+compiled, ``float(x)`` is replaced by a call of :func:`marked_float`. Line numbers do not change. Installed packages are
+not changed.
 """
 
 import ast
@@ -14,14 +15,14 @@ from typing import Any
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ppdm_bench.predictor.lines import is_users
-from ppdm_bench.predictor.sizes import StandInFloat, marked
+from ppdm_bench.predictor.sizes import UnknownFloat, marked
 from ppdm_bench.predictor.trace import Trace
 
 _NAME = "__kept_float__"
 
 
 def compiled(text: str | bytes, file: str) -> CodeType:
-    """The code of a file of the user; unchanged unless :func:`keep_floats` was called."""
+    """Compile a file of the user; calls of ``float`` are replaced only after :func:`keep_floats`."""
     if not hasattr(builtins, _NAME):
         return compile(text, file, "exec", dont_inherit=True)
     tree: ast.Module = ast.fix_missing_locations(_Calls().visit(ast.parse(text, file)))
@@ -29,19 +30,19 @@ def compiled(text: str | bytes, file: str) -> CodeType:
 
 
 def keep_floats(trace: Trace) -> None:
-    """Compile the user's files in this way until the process ends."""
+    """Replace calls of ``float`` in the user's files until the process ends."""
     real, get_code = float, SourceFileLoader.get_code
 
-    def kept(function: Callable[[Any], Any], x: Any) -> Any:
+    def marked_float(function: Callable[[Any], Any], x: Any) -> Any:
         value = function(x)
-        is_data = isinstance(x, FakeTensor) and trace.constants is not None and not trace.constants.knows(x)
-        return marked(value) if function is real and (is_data or isinstance(x, StandInFloat)) else value
+        is_data = isinstance(x, FakeTensor) and trace.known_values is not None and not trace.known_values.is_known(x)
+        return marked(value) if function is real and (is_data or isinstance(x, UnknownFloat)) else value
 
     def code_of_loader(loader: SourceFileLoader, name: str) -> CodeType | None:
         path = loader.get_filename(name)
         return compiled(loader.get_data(path), path) if is_users(path) else get_code(loader, name)
 
-    setattr(builtins, _NAME, kept)
+    setattr(builtins, _NAME, marked_float)
     SourceFileLoader.get_code = code_of_loader  # type: ignore[method-assign, assignment]
 
 

@@ -1,6 +1,6 @@
-"""First file that the child process runs: it imports the predictor without any change to the search path.
+"""Entry point of the child process: import the predictor without changing the module search path.
 
-The interpreter is that of the user's command. It needs PyTorch, and may belong to an environment without this package.
+The interpreter is the one in the user's command. Its environment needs PyTorch, but not this package.
 """
 
 import sys
@@ -8,7 +8,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 PACKAGE = "ppdm_bench"
-NO_TORCH = 90  # exit code
+NO_TORCH = 90  # exit code of an interpreter without PyTorch
 
 
 def start() -> None:
@@ -26,9 +26,9 @@ def start() -> None:
     assert found.loader is not None
     sys.modules[PACKAGE] = package = module_from_spec(found)
     found.loader.exec_module(package)
-    from ppdm_bench.predictor.script.child import run
+    from ppdm_bench.predictor.script.child import run_request
 
-    run(Path(sys.argv[1]))
+    run_request(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Files that a script writes go into a folder of their own; what it reads falls through to the real files.
+"""Overlay file system: a script writes to a temporary folder, and reads from there or from the real files.
 
-Python's functions that open, make, rename and remove files are replaced. On Linux the kernel (Landlock) refuses all
-other writes, such as those of a C library, so that no file of the user is ever overwritten.
+Python's functions that open, create, rename and remove files are replaced. On Linux, the kernel also refuses all other
+writes (Landlock), such as those of C libraries, so that the script cannot overwrite a file of the user.
 """
 
 import builtins
@@ -22,12 +22,12 @@ from typing import Any
 
 import torch
 
-_PLACES = ("/dev/", "/proc/", "/sys/")  # are no files
+_SPECIAL = ("/dev/", "/proc/", "/sys/")  # folders without ordinary files
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-# Functions that write to one path, and functions that read one.
+# Functions with one path that write to it, and functions with one path that read it.
 _CHANGES = ("truncate", "chmod", "chown", "utime", "setxattr", "removexattr")
-_LOOKS = ("stat", "lstat", "access", "listdir", "readlink", "chdir", "getxattr", "listxattr", "statvfs")
+_READS = ("stat", "lstat", "access", "listdir", "readlink", "chdir", "getxattr", "listxattr", "statvfs")
 
 _real = {name: getattr(os, name) for name in dir(os) if callable(getattr(os, name))}
 _real_path = {name: getattr(os.path, name) for name in ("abspath", "join", "dirname")}
@@ -35,10 +35,12 @@ _open = builtins.open
 
 
 class Overlay:
-    """A folder that holds the files that the process writes.
+    """A folder to which the writes of this process are redirected.
+
+    A *place* is the absolute path that the program uses; *above* is the corresponding path in the folder.
 
     Args:
-        root: the folder; it exists and is empty.
+        root: the folder, which exists and is empty.
     """
 
     def __init__(self, root: Path) -> None:
@@ -48,47 +50,47 @@ class Overlay:
     # --- paths
 
     def place(self, path: Any, folder: int | None = None) -> str | None:
-        """The path that the process means, as an absolute one; None for what is no file."""
+        """Return the absolute path that the program means; None if it is not redirected, such as ``/dev/null``."""
         if isinstance(path, int) or path is None:
             return None
         text = os.fsdecode(os.fspath(path))
         if folder is not None and not text.startswith("/"):
             text = _real["readlink"](f"/proc/self/fd/{folder}") + "/" + text
         text = os.path.abspath(text)
-        if text.startswith(self.root + "/"):  # the process was told of a file in the folder
+        if text.startswith(self.root + "/"):  # a path in the overlay that the program got from a function
             text = text[len(self.root) :]
-        inside = text.startswith((*_PLACES, os.path.dirname(self.root) + "/"))
+        inside = text.startswith((*_SPECIAL, os.path.dirname(self.root) + "/"))
         return None if inside else text
 
     def above(self, place: str) -> str:
-        """The path of a file in the folder."""
+        """Return the path in the overlay that corresponds to a place."""
         return self.root + place
 
-    def seen(self, place: str) -> str:
-        """The path at which the process finds a file: in the folder, or the real one."""
+    def read_path(self, place: str) -> str:
+        """Return the path to read a file from: in the overlay if it was written or removed, else the real one."""
         above = self.above(place)
         if _exists(above):
             return above
         hidden = place in self._removed or any(str(each) in self._removed for each in Path(place).parents)
         return above if hidden else place
 
-    def written(self, place: str, *, copied: bool) -> str:
-        """The path to write a file to; ``copied`` first copies what is there.
+    def write_path(self, place: str, *, copied: bool) -> str:
+        """Return the path in the overlay to write a file to; ``copied``: first copy the existing content.
 
         Raises:
-            FileNotFoundError: the folder that shall hold the file does not exist.
+            FileNotFoundError: the folder of the file does not exist.
         """
         above, folder = self.above(place), os.path.dirname(place)
-        if not _is_folder(self.seen(folder)):
+        if not _is_folder(self.read_path(folder)):
             raise FileNotFoundError(2, "No such file or directory", place)
         self._make(folder)
-        below = self.seen(place)
+        below = self.read_path(place)
         if copied and below != above and _exists(below):
             self._copy(below, above)
         return above
 
     def _make(self, folder: str) -> None:
-        """Make a folder and those above it in the overlay."""
+        """Create a folder and its parents in the overlay."""
         missing = []
         while folder != "/" and not _exists(self.above(folder)):
             missing.append(folder)
@@ -114,12 +116,12 @@ class Overlay:
         if place is None or kwargs.get("opener") or len(args) > 5:
             return _open(file, mode, *args, **kwargs)
         if not set(mode) & set("wax+"):
-            return _open(self.seen(place), mode, *args, **kwargs)
-        if "x" in mode and _exists(self.seen(place)):
+            return _open(self.read_path(place), mode, *args, **kwargs)
+        if "x" in mode and _exists(self.read_path(place)):
             raise FileExistsError(17, "File exists", str(file))
-        if "r" in mode and not _exists(self.seen(place)):
+        if "r" in mode and not _exists(self.read_path(place)):
             raise FileNotFoundError(2, "No such file or directory", str(file))
-        return _open(self.written(place, copied="a" in mode or "r" in mode), mode, *args, **kwargs)
+        return _open(self.write_path(place, copied="a" in mode or "r" in mode), mode, *args, **kwargs)
 
     def open_descriptor(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         """``os.open``."""
@@ -128,23 +130,23 @@ class Overlay:
         if place is None:
             return opened(path, flags, mode, dir_fd=dir_fd)
         if not flags & _WRITES:
-            return opened(self.seen(place), flags, mode)
-        there = _exists(self.seen(place))
-        if there and flags & os.O_CREAT and flags & os.O_EXCL:
+            return opened(self.read_path(place), flags, mode)
+        exists = _exists(self.read_path(place))
+        if exists and flags & os.O_CREAT and flags & os.O_EXCL:
             raise FileExistsError(17, "File exists", str(path))
-        if not there and not flags & os.O_CREAT:
+        if not exists and not flags & os.O_CREAT:
             raise FileNotFoundError(2, "No such file or directory", str(path))
-        return opened(self.written(place, copied=not flags & os.O_TRUNC), flags & ~os.O_EXCL, mode)
+        return opened(self.write_path(place, copied=not flags & os.O_TRUNC), flags & ~os.O_EXCL, mode)
 
     def mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
         """``os.mkdir``."""
         place = self.place(path, dir_fd)
         if place is None:
             _real["mkdir"](path, mode, dir_fd=dir_fd)
-        elif _exists(self.seen(place)):
+        elif _exists(self.read_path(place)):
             raise FileExistsError(17, "File exists", str(path))
         else:
-            _real["mkdir"](self.written(place, copied=False), mode)
+            _real["mkdir"](self.write_path(place, copied=False), mode)
 
     def remove(self, path: Any, *, dir_fd: int | None = None) -> None:
         """``os.remove``, ``os.unlink`` and ``os.rmdir``."""
@@ -152,8 +154,8 @@ class Overlay:
         if place is None:
             _real["rmdir" if _is_folder(os.fspath(path)) else "remove"](path, dir_fd=dir_fd)
             return
-        seen, above = self.seen(place), self.above(place)
-        if not _exists(seen):
+        read_path, above = self.read_path(place), self.above(place)
+        if not _exists(read_path):
             raise FileNotFoundError(2, "No such file or directory", str(path))
         if _exists(above):
             _real["rmdir" if _is_folder(above) else "remove"](above)
@@ -161,27 +163,33 @@ class Overlay:
 
     def rename(self, source: Any, target: Any, **folders: Any) -> None:
         """``os.rename`` and ``os.replace``."""
-        came, goes = self.place(source, folders.get("src_dir_fd")), self.place(target, folders.get("dst_dir_fd"))
-        if came is None or goes is None:
+        source_place, target_place = (
+            self.place(source, folders.get("src_dir_fd")),
+            self.place(target, folders.get("dst_dir_fd")),
+        )
+        if source_place is None or target_place is None:
             _real["replace"](
-                source if came is None else self.written(came, copied=True),
-                target if goes is None else (self.written(goes, copied=False)),
-                **folders if came is None and goes is None else {},
+                source if source_place is None else self.write_path(source_place, copied=True),
+                target if target_place is None else (self.write_path(target_place, copied=False)),
+                **folders if source_place is None and target_place is None else {},
             )
             return
-        if not _exists(self.seen(came)):
+        if not _exists(self.read_path(source_place)):
             raise FileNotFoundError(2, "No such file or directory", str(source))
-        moved, to = self.written(came, copied=True), self.written(goes, copied=False)
+        moved, to = self.write_path(source_place, copied=True), self.write_path(target_place, copied=False)
         _real["replace"](moved, to)
-        self._removed.add(came)
+        self._removed.add(source_place)
 
     def link(self, source: Any, target: Any, *args: Any, **kwargs: Any) -> None:
-        """``os.symlink`` and ``os.link``: a symbolic link in the folder to what the process sees."""
-        came, goes = self.place(source), self.place(target)
-        if goes is None:
+        """``os.symlink`` and ``os.link``: create a symbolic link in the overlay to the file that the program sees."""
+        source_place, target_place = self.place(source), self.place(target)
+        if target_place is None:
             _real["symlink"](source, target)
         else:
-            _real["symlink"](source if came is None else self.seen(came), self.written(goes, copied=False))
+            _real["symlink"](
+                source if source_place is None else self.read_path(source_place),
+                self.write_path(target_place, copied=False),
+            )
 
     def scandir(self, path: Any = ".") -> Any:
         """``os.scandir``."""
@@ -199,8 +207,8 @@ class Overlay:
             yield from scan(path)
             return
         above, names = self.above(place), set[str]()
-        if self.seen(place) == place or not _is_folder(above):  # nothing was written there
-            for entry in scan(path if self.seen(place) == place else above):
+        if self.read_path(place) == place or not _is_folder(above):  # the overlay has no such folder
+            for entry in scan(path if self.read_path(place) == place else above):
                 if f"{place.rstrip('/')}/{entry.name}" not in self._removed:
                     yield entry
             return
@@ -220,66 +228,68 @@ class Overlay:
     def enter(self) -> None:
         """Replace Python's functions until the process ends."""
         builtins.open = io.open = tarfile.bltn_open = self.open  # type: ignore[attr-defined]
-        made: dict[str, Callable[..., Any]] = {
+        replacements: dict[str, Callable[..., Any]] = {
             "open": self.open_descriptor,
             "mkdir": self.mkdir,
             **dict.fromkeys(("remove", "unlink", "rmdir"), self.remove),
             **dict.fromkeys(("rename", "replace"), self.rename),
             **dict.fromkeys(("symlink", "link"), self.link),
-            **{name: self._changing(name) for name in _CHANGES if name in _real},
-            **{name: self._looking(name) for name in _LOOKS if name in _real},
+            **{name: self._redirected_write(name) for name in _CHANGES if name in _real},
+            **{name: self._redirected_read(name) for name in _READS if name in _real},
             "listdir": self.listdir,
             "scandir": self.scandir,
             "getcwd": self.getcwd,
         }
-        for name, function in made.items():
-            for kept in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
-                if _real[name] in kept:
-                    kept.add(function)
+        for name, function in replacements.items():
+            for supported in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+                if _real[name] in supported:
+                    supported.add(function)
             setattr(os, name, function)
         shutil._use_fd_functions = False  # type: ignore[attr-defined]
-        torch.save = self._of_path(torch.save, 1, self._saving)
-        torch.load = self._of_path(torch.load, 0, self._reading)
-        torch.jit.save = self._of_path(torch.jit.save, 1, self._saving)
+        torch.save = self._redirecting(torch.save, 1, self._save_path)
+        torch.load = self._redirecting(torch.load, 0, self._load_path)
+        torch.jit.save = self._redirecting(torch.jit.save, 1, self._save_path)
         with suppress(ImportError):
             files: Any = import_module("safetensors.torch")
-            files.serialize_file = self._of_path(files.serialize_file, 1, self._saving)
+            files.serialize_file = self._redirecting(files.serialize_file, 1, self._save_path)
         if sys.platform == "linux":
             _allow_writes_below(os.path.dirname(self.root), "/dev", "/proc")
 
-    def _changing(self, name: str) -> Callable[..., Any]:
-        return self._of_path(_real[name], 0, lambda place: self.written(place, copied=True))
+    def _redirected_write(self, name: str) -> Callable[..., Any]:
+        return self._redirecting(_real[name], 0, lambda place: self.write_path(place, copied=True))
 
-    def _looking(self, name: str) -> Callable[..., Any]:
-        return self._of_path(_real[name], 0, self.seen)
+    def _redirected_read(self, name: str) -> Callable[..., Any]:
+        return self._redirecting(_real[name], 0, self.read_path)
 
-    def _saving(self, place: str) -> str:
-        return self.written(place, copied=False)
+    def _save_path(self, place: str) -> str:
+        return self.write_path(place, copied=False)
 
-    def _reading(self, place: str) -> str:
-        return self.seen(place)
+    def _load_path(self, place: str) -> str:
+        return self.read_path(place)
 
-    def _of_path(self, function: Callable[..., Any], position: int, turn: Callable[[str], str]) -> Callable[..., Any]:
-        """A function whose argument at a position is a path, or something else, that it then leaves as it is."""
+    def _redirecting(
+        self, function: Callable[..., Any], position: int, redirect: Callable[[str], str]
+    ) -> Callable[..., Any]:
+        """Wrap a function: redirect its argument at a position if it is a path, and pass other values unchanged."""
 
         @wraps(function)
-        def turned(*args: Any, **kwargs: Any) -> Any:
+        def redirected(*args: Any, **kwargs: Any) -> Any:
             path = args[position] if position < len(args) else None
             is_path = isinstance(path, str | bytes | os.PathLike)
             place = self.place(path, kwargs.get("dir_fd")) if is_path else None
             if place is not None:
-                args = (*args[:position], turn(place), *args[position + 1 :])
+                args = (*args[:position], redirect(place), *args[position + 1 :])
                 kwargs.pop("dir_fd", None)
             return function(*args, **kwargs)
 
-        return turned
+        return redirected
 
 
 class _Entries:
     """The iterator that ``os.scandir`` returns."""
 
     def __init__(self, entries: Iterator[os.DirEntry[Any]]) -> None:
-        self._first = list(entries)  # so that a missing folder raises at once
+        self._first = list(entries)  # read now, so that a missing folder raises here
         self._rest = iter(self._first)
 
     def __iter__(self) -> Iterator[os.DirEntry[Any]]:
@@ -313,15 +323,15 @@ def _is_folder(path: Any) -> bool:
 
 
 def _allow_writes_below(*folders: str) -> None:
-    """Let the kernel refuse every write elsewhere, for this process and its children (Landlock, Linux 5.13 and later).
+    """Make the kernel refuse all writes outside these folders by this process and its children (Landlock, Linux 5.13).
 
-    Constants: include/uapi/linux/landlock.h. Without Landlock nothing happens.
+    The numbers are from include/uapi/linux/landlock.h. Without Landlock, nothing changes.
     """
     call = ctypes.CDLL(None, use_errno=True).syscall
     version = call(444, None, 0, 1)
     if version < 1:
         return
-    last = {1: 12, 2: 13}.get(version, 14)  # bits of the rights; reading and executing are bits 0, 2 and 3
+    last = {1: 12, 2: 13}.get(version, 14)  # last bit of the rights; bits 0, 2 and 3 are for execution and reading
     writes = sum(1 << bit for bit in (1, *range(4, last + 1)))
     about = struct.pack("=Q", writes)
     rules = call(444, about, len(about), 0)
@@ -332,6 +342,6 @@ def _allow_writes_below(*folders: str) -> None:
             opened = _real["open"](folder, os.O_PATH)
             call(445, rules, 1, struct.pack("=Qi", writes, opened), 0)
             _real["close"](opened)
-    ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # no new privileges, which the kernel requires
+    ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS, which Landlock requires
     call(446, rules, 0)
     _real["close"](rules)

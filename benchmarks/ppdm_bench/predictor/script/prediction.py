@@ -1,4 +1,4 @@
-"""``predict_script``: runs a training command in a child process under prediction, and describes its memory."""
+"""``predict_script``: run a training command in a child process under prediction, and return its memory."""
 
 import json
 import os
@@ -17,12 +17,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from ppdm_bench.predictor.constants import STAND_INS
+from ppdm_bench.predictor.known_values import PLACEHOLDERS
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Site
 from ppdm_bench.predictor.peak import Peak, peak_of
 from ppdm_bench.predictor.script.branches import decided_by
-from ppdm_bench.predictor.script.child import ANSWER, FILES, OUTPUT, REQUEST, STEPS, TEMPORARY, Course
+from ppdm_bench.predictor.script.child import ANSWER, FILES, OUTPUT, REQUEST, STEPS, TEMPORARY, RunReport
 from ppdm_bench.predictor.script.invocation import Invocation, read_command
 from ppdm_bench.predictor.script.launch import NO_TORCH
 from ppdm_bench.predictor.target import Target
@@ -31,44 +31,44 @@ from ppdm_bench.predictor.timeline import Block, Timeline
 __all__ = ["Growth", "Holder", "MadeUp", "ScriptError", "ScriptPrediction", "measure_script", "predict_script"]
 
 HOLDERS = 10
-LAST_LINES = 12  # of the program's output that an error shows
+LAST_LINES = 12  # lines of the program's output in an error message
 
-_CRASH = "Extension modules:"  # a long line of Python's report of a crash
-_GRACE = 60  # seconds that a child may take to write its answer when its time is up
-_MORE = "a larger --timeout gives it more"
+_CRASH = "Extension modules:"  # start of a long line in Python's crash report
+_GRACE = 60  # seconds after the time limit in which the child may write its report
+_MORE_TIME = "set a larger --timeout"
 
 
 class ScriptError(RuntimeError):
-    """A program whose memory could not be predicted.
+    """The memory of a program could not be predicted.
 
     Attributes:
-        steps: optimizer steps that it took.
-        output: what it printed.
+        steps: optimizer steps that the program took.
+        output: output of the program.
     """
 
     def __init__(self, reason: str, steps: int = 0, output: str = "") -> None:
         last = [line for line in output.splitlines() if line.strip() and not line.startswith(_CRASH)][-LAST_LINES:]
-        said = (
+        shown_output = (
             "\n".join(["The last lines of its output:", *(f"  {line}" for line in last)])
             if last
             else "It printed nothing."
         )
-        super().__init__(f"{reason}\n{said}")
+        super().__init__(f"{reason}\n{shown_output}")
         self.steps, self.output = steps, output
 
 
 @dataclass(frozen=True)
 class Holder:
-    """One block of memory at the peak.
+    """One block of memory that is live at the peak.
 
     Attributes:
         size: bytes.
         kind: params, grads, optimizer, inputs, activations or workspace.
-        module: path of the module that allocated it; of the parameter, for its gradient and optimizer state.
+        module: path of the module that allocated it; for a gradient or optimizer state, name of the parameter.
         stage: forward, backward or optimizer.
-        line: the line of the program that was running.
+        line: line of the program that allocated it.
         operator: operator or rule that allocated it.
-        shape, dtype: of the first tensor in it.
+        shape, dtype: shape and dtype of the first tensor in it.
     """
 
     size: int
@@ -83,7 +83,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Growth:
-    """A line whose blocks accumulate: the bytes and blocks that each step adds, and the operator that makes them."""
+    """A line whose blocks accumulate: bytes and blocks that each step adds, and the operator that allocates them."""
 
     line: Line | None
     operator: str
@@ -93,7 +93,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class MadeUp:
-    """A line that read a value that depends on data, how often, and the line of the branch that it decides, if any."""
+    """A line that read made-up values: number of reads, and line of the branch that the value decides, if any."""
 
     line: Line | None
     times: int
@@ -106,19 +106,19 @@ class ScriptPrediction:
 
     Attributes:
         command: the command line.
-        peak: the peak over all steps; ``peak.timeline`` has every block with its line.
+        peak: peak over all steps; ``peak.timeline`` contains every block with its line.
         steps: optimizer steps that the program took.
-        notes: what the prediction does not cover, such as a program that ended early.
-        after_step: bytes alive at the end of each step.
-        growth: lines whose blocks accumulate in every step, the fastest first; empty with fewer than three steps.
+        notes: limits of the prediction, such as that the program ended early.
+        after_step: live bytes at the end of each step.
+        growth: lines whose blocks accumulate in every step, fastest growth first; empty with fewer than three steps.
         holders: the ten largest blocks at the peak.
-        made_up: lines that read values that depend on data, which a prediction has to make up.
-        early: on the CPU, bytes of batches that the workers of data loaders may send before their turn, and which the
-            peak does not include; in a measurement, by how many bytes such batches raised the peak.
+        made_up: lines that read values that depend on data, for which a prediction uses placeholders.
+        prefetched: on the CPU, upper bound in bytes of the batches that workers of data loaders may send ahead of use;
+            the peak does not include them. In a measurement, bytes by which such batches raised the peak.
         target: the target; None for the CPU.
         torch: version of PyTorch that ran the program.
         seconds: duration of the prediction.
-        output: what the program printed.
+        output: output of the program.
     """
 
     command: tuple[str, ...]
@@ -129,7 +129,7 @@ class ScriptPrediction:
     growth: tuple[Growth, ...]
     holders: tuple[Holder, ...]
     made_up: tuple[MadeUp, ...]
-    early: int
+    prefetched: int
     target: Target | None
     torch: str
     seconds: float
@@ -143,22 +143,23 @@ def predict_script(
     keep_files: bool = False,
     timeout: float = 600,
 ) -> ScriptPrediction:
-    """Predict the peak memory of a training command, without memory and without a GPU.
+    """Predict the peak memory of a training command, on fake tensors and without a GPU.
 
-    The program runs unmodified in a child process, as :func:`ppdm_bench.predictor.peak.predict_peak` runs functions.
-    After some optimizer steps the child ends at once. Files that the program writes disappear, and it reads no input.
+    The program runs unmodified in a child process, with fake tensors as in
+    :func:`ppdm_bench.predictor.peak.predict_peak`. The process ends immediately after the last requested optimizer
+    step. Files that the program writes are deleted, and its standard input is empty.
 
     Args:
         command: the command line, such as ``["python", "train.py", "--epochs", "3"]``; ``python -m``, ``torchrun``
             with one process, and console scripts work too. Its interpreter needs PyTorch and not this package.
-        steps: optimizer steps to take; growth needs three.
+        steps: optimizer steps to run; ``growth`` needs at least three.
         target: as for :func:`ppdm_bench.predictor.peak.predict_peak`.
-        keep_files: let the program write its files where it wants.
-        timeout: seconds after which the child is ended.
+        keep_files: whether the program writes its files to their real places.
+        timeout: time limit of the child process in seconds.
 
     Raises:
         ValueError: a command that cannot be started, fewer than one step, or an invalid target.
-        ScriptError: the program failed, or took no step; the message has the last lines of its output.
+        ScriptError: the program failed or took no step; the message contains the last lines of its output.
     """
     if target is not None and not isinstance(target, Target) and target != "cpu":
         raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
@@ -168,7 +169,7 @@ def predict_script(
 def measure_script(
     command: Sequence[str], steps: int = 3, keep_files: bool = False, timeout: float = 600
 ) -> ScriptPrediction:
-    """Run a training command really, on the CPU, and measure its peak; arguments and errors as for `predict_script`."""
+    """Run a training command on real tensors on the CPU and measure its peak; arguments as for `predict_script`."""
     return _follow(command, steps, "cpu", keep_files, timeout, measured=True)
 
 
@@ -182,7 +183,7 @@ def _follow(
     measured: bool = False,
 ) -> ScriptPrediction:
     if steps < 1:
-        raise ValueError(f"a script is followed for at least one optimizer step, got {steps}")
+        raise ValueError(f"a prediction of a script needs at least one optimizer step, got {steps}")
     invocation = read_command(command)
     request: dict[str, Any] = {
         "parent": os.getpid(),
@@ -192,33 +193,33 @@ def _follow(
         "keep_files": keep_files,
         **{name: getattr(invocation, name) for name in ("kind", "program", "arguments")},
     }
-    began, own = time.monotonic(), ""
+    began, note = time.monotonic(), ""
     with TemporaryDirectory(prefix="predict-", ignore_cleanup_errors=True) as name:
         folder = Path(os.path.realpath(name))
         code = _run(folder, invocation, request, timeout)
         if code == NO_TORCH and re.fullmatch(r"python[\d.]*", next(word for word in command if "=" not in word)):
-            own = f"{invocation.interpreter} has no PyTorch; the program ran with {sys.executable}"
+            note = f"{invocation.interpreter} has no PyTorch; the program ran with {sys.executable}"
             code = _run(folder, replace(invocation, interpreter=sys.executable), request, timeout)
         output = (folder / OUTPUT).read_text(errors="replace")
-        course = _answer(folder)
+        report = _read_report(folder)
         taken = int((folder / STEPS).read_text() or 0) if (folder / STEPS).exists() else 0
-    if course is None:
-        raise ScriptError(_without_answer(code, taken, invocation, timeout), taken, output)
-    _check(course, timeout, output)
+    if report is None:
+        raise ScriptError(_no_report(code, taken, invocation, timeout), taken, output)
+    _raise_if_failed(report, timeout, output)
     on = None if target == "cpu" else target or Target()
-    on = on and replace(on, torch=on.torch or course.torch)
-    course.notes = tuple(filter(None, (own, *course.notes)))
-    if course.outcome != "steps":
-        course.notes += (_ended(course, steps, timeout),)
-    return _described(tuple(command), course, on, time.monotonic() - began, output)
+    on = on and replace(on, torch=on.torch or report.torch)
+    report.notes = tuple(filter(None, (note, *report.notes)))
+    if report.outcome != "steps":
+        report.notes += (_fewer_steps(report, steps, timeout),)
+    return _prediction(tuple(command), report, on, time.monotonic() - began, output)
 
 
 # --- the child
 
 
 def _run(folder: Path, invocation: Invocation, request: dict[str, Any], timeout: float) -> int | None:
-    """Run the child; return its exit code, or None if it did not end in time."""
-    (folder / REQUEST).write_text(json.dumps(request | {"until": time.monotonic() + timeout}))
+    """Run the child process; return its exit code, or None if it exceeded the time limit."""
+    (folder / REQUEST).write_text(json.dumps(request | {"deadline": time.monotonic() + timeout}))
     for name in (FILES, TEMPORARY):
         (folder / name).mkdir(exist_ok=True)
     env = os.environ | {"PYTHONUNBUFFERED": "1"} | dict(invocation.variables)
@@ -235,7 +236,7 @@ def _run(folder: Path, invocation: Invocation, request: dict[str, Any], timeout:
 
 @contextmanager
 def _group(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command during the block; at its end, also after Ctrl-C, it and its descendants are killed."""
+    """Run a command during the block; at the end, also after Ctrl-C, kill it and its descendants."""
     child = subprocess.Popen(words, start_new_session=True, **options)
     try:
         yield child
@@ -245,73 +246,70 @@ def _group(words: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[by
         child.wait()
 
 
-def _answer(folder: Path) -> Course | None:
+def _read_report(folder: Path) -> RunReport | None:
     if not (folder / ANSWER).exists():
         return None
     with open(folder / ANSWER, "rb") as stream:
-        course: Course = pickle.load(stream)  # noqa: S301 (written by our own child)
-    return course
+        report: RunReport = pickle.load(stream)  # noqa: S301 (written by our own child)
+    return report
 
 
-# --- what happened
+# --- errors
 
 
-def _without_answer(code: int | None, steps: int, invocation: Invocation, timeout: float) -> str:
+def _no_report(code: int | None, steps: int, invocation: Invocation, timeout: float) -> str:
     after = _after(steps)
     if code == NO_TORCH:
-        return f"the interpreter of the command, {invocation.interpreter}, has no PyTorch; give one that has it"
+        return f"the interpreter of the command, {invocation.interpreter}, has no PyTorch; use one that has it"
     if code is None:
         return (
-            f"the time of {timeout:g} s was up {after}, and the process did not answer for {_GRACE} s more, perhaps in "
-            f"a call that does not return; {_MORE}"
+            f"the program exceeded the time limit of {timeout:g} s, {after}, and did not respond for another "
+            f"{_GRACE} s, perhaps in a call that does not return; {_MORE_TIME}"
         )
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-        return f"the interpreter crashed {after}: it was ended by {name}{hint}"
-    return f"the program ended its process {after} with code {code}, so that nothing could be recorded"
+        return f"the interpreter crashed {after}: {name} ended it{hint}"
+    return f"the program ended its process {after} with exit code {code}, so nothing could be recorded"
 
 
-def _check(course: Course, timeout: float, output: str) -> None:
-    """Raise if the program failed, or took no step.
-
-    Raises:
-        ScriptError: in words.
-    """
-    after = _after(course.steps)
+def _raise_if_failed(report: RunReport, timeout: float, output: str) -> None:
+    """Raise a :class:`ScriptError` if the program failed or took no step."""
+    after = _after(report.steps)
     reason = {
-        "refused": f"{course.detail} ({after})",
-        "raised": f"the program raised an error {after}: {course.detail}",
-        "made up": f"the program raised an error {after}: {course.detail}; it had read values that depend on data, "
-        f"which a prediction makes up ({STAND_INS}), and this may be the cause",
-        "input": f"{course.detail}the program waits for input {after}, and a prediction gives none; pass an option "
-        "that answers the question",
-        "exit": f"the program called sys.exit({course.detail}) {after}",
-    }.get(course.outcome, "")
-    if not reason and not course.steps:
-        if course.outcome == "timeout":
-            reason = f"the program took no optimizer step within {timeout:g} s{_where(course)}; {_MORE}"
+        "refused": f"{report.detail} ({after})",
+        "raised": f"the program raised an error {after}: {report.detail}",
+        "made up": f"the program raised an error {after}: {report.detail}; a possible cause is that it had read values "
+        f"that depend on data, which a prediction makes up ({PLACEHOLDERS})",
+        "input": f"{report.detail}the program reads standard input {after}, which is empty in a prediction; pass an "
+        "option that replaces the input",
+        "exit": f"the program called sys.exit({report.detail}) {after}",
+    }.get(report.outcome, "")
+    if not reason and not report.steps:
+        if report.outcome == "timeout":
+            reason = f"the program took no optimizer step within {timeout:g} s{_running(report)}; {_MORE_TIME}"
         else:
             reason = "the program ended without an optimizer step (of a torch.optim.Optimizer)"
     if not reason:
         return
-    if course.started and not course.steps:
-        shown = "; ".join(_shortened(words) for words in course.started[:3])
+    if report.started and not report.steps:
+        shown = "; ".join(_shortened(words) for words in report.started[:3])
         reason += f". It started other processes, which a prediction does not follow ({shown}); if one of them trains, "
-        reason += "give its command"
-    raise ScriptError(reason, course.steps, output)
+        reason += "predict its command"
+    raise ScriptError(reason, report.steps, output)
 
 
-def _ended(course: Course, asked: int, timeout: float) -> str:
-    """The note about a program that took fewer steps than asked for."""
-    taken = f"the program took {course.steps} of {asked} optimizer steps"
-    if course.outcome == "timeout":
-        return f"{taken} within {timeout:g} s{_where(course)}; {_MORE}"
+def _fewer_steps(report: RunReport, requested: int, timeout: float) -> str:
+    """Note about a program that took fewer optimizer steps than requested."""
+    taken = f"the program took {report.steps} of {requested} optimizer steps"
+    if report.outcome == "timeout":
+        return f"{taken} within {timeout:g} s{_running(report)}; {_MORE_TIME}"
     return f"{taken}: it ended by itself"
 
 
-def _where(course: Course) -> str:
-    return f" and was at {course.detail}" if course.detail else ""
+def _running(report: RunReport) -> str:
+    """The line that was running at the time limit, for a message."""
+    return f" and was at {report.detail}" if report.detail else ""
 
 
 def _after(steps: int) -> str:
@@ -322,38 +320,38 @@ def _shortened(words: str, most: int = 80) -> str:
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
-# --- the description
+# --- the prediction
 
 
-def _described(
-    command: tuple[str, ...], course: Course, target: Target | None, seconds: float, output: str
+def _prediction(
+    command: tuple[str, ...], report: RunReport, target: Target | None, seconds: float, output: str
 ) -> ScriptPrediction:
-    timeline = course.timeline
+    timeline = report.timeline
     peak = peak_of(timeline, target)
     if not peak.peak_allocated:
         raise ScriptError(
-            "the program put nothing on the CUDA device, so it works on the CPU; --device cpu predicts that",
-            course.steps,
+            "the program put nothing on the CUDA device, so it trains on the CPU; use --device cpu to predict that",
+            report.steps,
             output,
         )
-    ends = [*timeline.marks[1:], *([timeline.ended or timeline.now] if course.outcome == "steps" else [])]
+    ends = [*timeline.marks[1:], *([timeline.ended or timeline.now] if report.outcome == "steps" else [])]
     live = list(timeline.live())
-    alive = sorted(timeline.alive_at(timeline.peak()[0]), key=lambda block: -block.size)
+    live_bytes = sorted(timeline.alive_at(timeline.peak()[0]), key=lambda block: -block.size)
     return ScriptPrediction(
         command=command,
         peak=peak,
-        steps=course.steps,
-        notes=course.notes,
+        steps=report.steps,
+        notes=report.notes,
         after_step=tuple(live[end - 1] for end in ends),
         growth=tuple(_growth(timeline, ends)),
-        holders=tuple(_holder(block) for block in alive[:HOLDERS]),
+        holders=tuple(_holder(block) for block in live_bytes[:HOLDERS]),
         made_up=tuple(
             MadeUp(line, times, line and decided_by(line))
-            for line, times in sorted(course.told.items(), key=lambda each: -each[1])
+            for line, times in sorted(report.made_up.items(), key=lambda each: -each[1])
         ),
-        early=course.early,
+        prefetched=report.prefetched,
         target=target,
-        torch=course.torch,
+        torch=report.torch,
         seconds=seconds,
         output=output,
     )
@@ -365,23 +363,23 @@ def _holder(block: Block) -> Holder:
 
 
 def _growth(timeline: Timeline, ends: Sequence[int]) -> Iterator[Growth]:
-    """Lines of which more bytes are alive at the end of every step than at the end of the one before."""
+    """Lines whose live bytes are larger at the end of every step than at the end of the previous step."""
     if len(ends) < 3:
         return
-    alive, blocks = Counter[tuple[Line | None, str]](), Counter[tuple[Line | None, str]]()
+    live_bytes, blocks = Counter[tuple[Line | None, str]](), Counter[tuple[Line | None, str]]()
     at_end: list[tuple[Counter[Any], Counter[Any]]] = []
     for event, (number, size) in enumerate([*timeline.all_events, (0, 0)]):
         while len(at_end) < len(ends) and event == ends[len(at_end)]:
-            at_end.append((alive.copy(), blocks.copy()))
+            at_end.append((live_bytes.copy(), blocks.copy()))
         if event == timeline.now:
             break
         block = timeline.blocks[number]
         if block.place != "host":
             key = block.line, block.operator
-            alive[key] += size or -block.size
+            live_bytes[key] += size or -block.size
             blocks[key] += 1 if size else -1
     steps = len(ends) - 1
-    growing = [key for key in alive if all(a[0][key] < b[0][key] for a, b in pairwise(at_end))]
+    growing = [key for key in live_bytes if all(a[0][key] < b[0][key] for a, b in pairwise(at_end))]
     first, last = at_end[0], at_end[-1]
     found = [
         Growth(key[0], key[1], (last[0][key] - first[0][key]) // steps, (last[1][key] - first[1][key]) / steps)

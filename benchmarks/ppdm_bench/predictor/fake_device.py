@@ -1,12 +1,12 @@
 """Runs code written for CUDA without CUDA: the device of every tensor is simulated.
 
-During a prediction every tensor counts as on the target unless the code moves it explicitly to the host (``.cpu()``,
-``.to("cpu")``, ``device="cpu"``). Most code names no devices, and code that does uses one device for all its tensors.
-A move to the target of a tensor that is already there is therefore not a copy, as on a machine with CUDA. Only data
-that existed before the prediction, such as volumes of a data set, has an unknown place. If the code moves such data to
-the target, the data and everything computed only from it before the move are counted on the host.
+During a prediction, a tensor counts as on the target unless the code puts it on the host explicitly (``.cpu()``,
+``.to("cpu")``, ``device="cpu"``). This suits most code: it names no device, or one device for all its tensors. Moving a
+tensor to the target when it is already there is not a copy, as on a machine with CUDA. Only data that existed before
+the prediction, such as volumes of a data set, has an unknown place. If the code moves such data to the target, then the
+data and everything computed only from it before the move count as on the host.
 
-In reality every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
+In fact, every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
 """
 
 import sys
@@ -36,8 +36,8 @@ CPU = torch.device("cpu")
 
 
 @contextmanager
-def cuda_world(trace: Trace) -> Iterator[None]:
-    """Make this process look to Python code as if its tensors were on a CUDA device."""
+def fake_cuda_device(trace: Trace) -> Iterator[None]:
+    """Simulate a CUDA device for the Python code of this process until the end of the block."""
     devices = _Devices(trace)
     with ExitStack() as stack:
         for patch in (*driver_patches(trace), *devices.patches()):
@@ -49,7 +49,7 @@ def cuda_world(trace: Trace) -> Iterator[None]:
 
 
 class _Devices(TorchFunctionMode):
-    """Intercepts every call that names or queries a device."""
+    """Function mode that intercepts every call that names or queries a device."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
@@ -57,17 +57,17 @@ class _Devices(TorchFunctionMode):
         self._moves = dict(_MOVES)
 
     def patches(self) -> Iterator[Any]:
-        """Patches of code that a function mode does not see: fake tensors' device property and the autograd engine."""
-        told = FakeTensor.device.fget  # type: ignore[attr-defined]
+        """Patches of functions that a function mode does not see, such as the backward pass."""
+        real_device = FakeTensor.device.fget  # type: ignore[attr-defined]
         engine = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
-        pushed = torch._C._autograd._push_saved_tensors_default_hooks
+        original_push = torch._C._autograd._push_saved_tensors_default_hooks
         optimizer = sys.modules["torch.optim.optimizer"]  # `torch.optim` hides its name
 
         def device(tensor: FakeTensor) -> torch.device:
-            return told(tensor) if self.trace.inside else self._device(tensor)
+            return real_device(tensor) if self.trace.inside else self._device(tensor)
 
-        def within(function: Callable[..., Any]) -> Callable[..., Any]:
-            # PyTorch leaves the mode for a call that the mode intercepts, but code that the call runs needs the mode.
+        def in_mode(function: Callable[..., Any]) -> Callable[..., Any]:
+            # PyTorch disables the mode while the mode handles a call; the code that this call runs needs the mode too.
             def run(*args: Any, **kwargs: Any) -> Any:
                 if self in _get_current_function_mode_stack():
                     return function(*args, **kwargs)
@@ -77,29 +77,31 @@ class _Devices(TorchFunctionMode):
             return run
 
         def push_hooks(pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
-            pushed(within(pack), within(unpack))
+            original_push(in_mode(pack), in_mode(unpack))
 
-        wrapped, pinned = Tensor._make_wrapper_subclass, Tensor.pin_memory
+        original_wrapper, original_pin = Tensor._make_wrapper_subclass, Tensor.pin_memory
 
         def pin_memory(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return x if self.trace.is_elsewhere else pinned(x, *args, **kwargs)  # no mode sees a thread that loads data
+            # A thread that loads data has no mode.
+            return x if self.trace.is_elsewhere else original_pin(x, *args, **kwargs)
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            return wrapped(*args, **kwargs | {"device": CPU})  # the real device, the same as that of its parts
+            # The real device, as for the tensors that it wraps.
+            return original_wrapper(*args, **kwargs | {"device": CPU})
 
-        # PyTorch's Python functions first offer the whole call to a mode and then leave the mode for the calls inside.
-        # Here the mode must see the calls inside, so the functions must not find it.
+        # PyTorch's Python functions pass the whole call to a mode, and the mode does not see the calls inside. Here it
+        # must see the calls inside, so these functions must not detect the mode.
         for module in (torch.nn.functional, torch.functional, torch._tensor):
             for name in ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"):
                 if hasattr(module, name):
                     yield mock.patch.object(module, name, _of_subclasses(name))
         yield mock.patch.object(Tensor, "_make_wrapper_subclass", staticmethod(wrapper))
-        self._moves[pin_memory] = _Devices.pin_memory  # the mode is told the function that stands in its place
+        self._moves[pin_memory] = _Devices.pin_memory  # the function mode receives the replaced function
         yield mock.patch.object(Tensor, "pin_memory", pin_memory)
         yield mock.patch.object(FakeTensor, "device", property(device))
-        # Optimizers use their foreach path for CUDA tensors of the types in this list; fake tensors must be in it.
+        # Optimizers use the foreach implementation for CUDA tensors of the types in this list; add fake tensors to it.
         yield mock.patch.object(optimizer, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor])
-        yield mock.patch.object(torch.autograd, "_engine_run_backward", within(engine))
+        yield mock.patch.object(torch.autograd, "_engine_run_backward", in_mode(engine))
         yield mock.patch.object(torch._C._autograd, "_push_saved_tensors_default_hooks", push_hooks)
 
     def __torch_function__(
@@ -112,8 +114,8 @@ class _Devices(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if self.trace.inside:
             return function(*args, **kwargs)
-        if function in _ANSWERS:
-            return _ANSWERS[function](self._device(args[0]))
+        if function in _DEVICE_QUERIES:
+            return _DEVICE_QUERIES[function](self._device(args[0]))
         if function in self._moves:
             return self._moves[function](self, *args, **kwargs)
         if function is torch.device and args and type(args[0]) is int:
@@ -122,10 +124,10 @@ class _Devices(TorchFunctionMode):
             numbered: list[Any] = [_as_device(a) if type(a) is int else a for a in args]
             return function(*numbered, **kwargs)
         if function is F.scaled_dot_product_attention:
-            return self._attend(dict(zip(_ATTENTION, args, strict=False)) | kwargs)
-        return self._make(function, args, kwargs)
+            return self._attention(dict(zip(_ATTENTION, args, strict=False)) | kwargs)
+        return self._create(function, args, kwargs)
 
-    def _make(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _create(self, function: Callable, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         named = _as_device(kwargs.get("device"))
         if named is None and function in _device_constructors():
             named = _default_device()
@@ -137,22 +139,22 @@ class _Devices(TorchFunctionMode):
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})
         if function in _device_constructors():
-            kwargs["device"] = CPU  # explicit, because the default device may be CUDA
+            kwargs["device"] = CPU  # explicitly, because the default device may be CUDA
         return function(*args, **kwargs)
 
-    def _attend(self, given: dict[str, Any]) -> Tensor:
-        """Attention with the CPU kernel that stores the attention weights exactly if CUDA's kernel does."""
-        shown = [given[name] for name in ("query", "key", "value")]
-        dtype = shown[0].dtype
+    def _attention(self, given: dict[str, Any]) -> Tensor:
+        """Attention by a CPU kernel that stores the attention weights if and only if CUDA's kernel does."""
+        tensors = [given[name] for name in ("query", "key", "value")]
+        dtype = tensors[0].dtype
         if torch.is_autocast_enabled("cuda") and dtype is not torch.float64:
             dtype = torch.get_autocast_dtype("cuda")
         masked = given.get("attn_mask") is not None
         allowed = [name for name, is_enabled in _ENABLED.items() if is_enabled()]
-        sizes = [x.shape[-1] for x in shown]
+        sizes = [x.shape[-1] for x in tensors]
         fused = attention_backend(self.trace.target or Target(), dtype, sizes, masked, allowed) != "math"
         if fused:
-            # CUDA's fused kernels recompute dropout from a seed. The CPU has no such kernel and would store all the
-            # weights.
+            # CUDA's fused kernels recompute the dropout mask from a seed. The CPU has no such kernel: with dropout it
+            # would store all attention weights.
             given["dropout_p"] = 0.0
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH] if fused else SDPBackend.MATH):
             return F.scaled_dot_product_attention(**given)
@@ -160,7 +162,7 @@ class _Devices(TorchFunctionMode):
     # --- moves
 
     def to(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """``x.to(...)``: handles the device here and leaves the rest to PyTorch."""
+        """``x.to(...)``: handle the device here, and let PyTorch do the rest."""
         named = _as_device(kwargs.pop("device", None))
         if isinstance(other := args[0] if args else kwargs.pop("other", None), Tensor):
             named, kwargs["dtype"], args = self._device(other), other.dtype, args[1:]
@@ -169,7 +171,7 @@ class _Devices(TorchFunctionMode):
         kwargs |= dict(zip(("dtype", "non_blocking", "copy"), args, strict=False))
         if named is not None and self._is_of_real_module(x) and kwargs.get("dtype") not in (None, x.dtype):
             if self.trace.is_new(x):
-                self.trace.moved(x, "host")  # it is converted during the move, so only the result is on the target
+                self.trace.moved(x, "host")  # the move also converts it, so only the result is on the target
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return x.to(kwargs["dtype"])
         moved = x if named is None else self._move(x, named)
@@ -182,7 +184,7 @@ class _Devices(TorchFunctionMode):
         return converted
 
     def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
-        """``x.type(...)``, which takes a tensor type of the device too."""
+        """``x.type(...)``, which also accepts tensor types of CUDA."""
         named: Any = tensor_type(kind)
         return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
 
@@ -217,8 +219,8 @@ class _Devices(TorchFunctionMode):
 
     def _is_of_real_module(self, x: Tensor) -> bool:
         """Whether x was created before the prediction and belongs to a module that is being moved or converted."""
-        doubles = self.trace.doubles
-        return doubles is not None and doubles.converting and doubles.lacks(x)
+        fakes = self.trace.fakes
+        return fakes is not None and fakes.converting and fakes.is_real(x)
 
     def _device(self, x: Tensor) -> torch.device:
         x = next(plain(x))  # a wrapper tensor is on the device of its parts
@@ -228,21 +230,21 @@ class _Devices(TorchFunctionMode):
 
 
 def _of_subclasses(name: str) -> Callable[..., bool]:
-    """Version of a PyTorch override check that considers tensor subclasses and ignores modes."""
+    """Return a variant of a PyTorch override check that ignores function modes and considers tensor subclasses only."""
     original = getattr(torch.overrides, name)
 
-    def asked(*args: Any) -> bool:
+    def has_override(*args: Any) -> bool:
         tensors = args[0] if name == "has_torch_function" else args
         return any(type(x) not in _PLAIN for x in tensors) and bool(original(*args)) and any(map(_overrides, tensors))
 
-    return asked
+    return has_override
 
 
 _PLAIN = {Tensor, nn.Parameter, FakeTensor, type(None)}
 
 
 def _overrides(x: Any) -> bool:
-    """Whether the class of a value overrides PyTorch's functions."""
+    """Whether the class of a value overrides ``__torch_function__``."""
     override = getattr(type(x), "__torch_function__", None)
     return type(x) not in _PLAIN and override not in (None, torch._C._disabled_torch_function_impl)
 
@@ -262,7 +264,7 @@ def _as_device(value: Any) -> torch.device | None:
         value = torch.device("cuda", value) if isinstance(value, int) else torch.device(value)
     if value.type == "cuda" and value.index:
         raise PredictionError(
-            f"a prediction is of one device, cuda:0, and got {value}; predict the code of each device on its own"
+            f"a prediction covers one device, cuda:0, and the code uses {value}; predict each device separately"
         )
     return value
 
@@ -283,7 +285,7 @@ _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.pin_memory: _Devices.pin_memory,
 }
 
-_ANSWERS: Mapping[Callable, Callable[[torch.device], Any]] = {
+_DEVICE_QUERIES: Mapping[Callable, Callable[[torch.device], Any]] = {
     Tensor.device.__get__: lambda device: device,
     Tensor.is_cuda.__get__: lambda device: device.type == "cuda",  # type: ignore[attr-defined]
     Tensor.is_cpu.__get__: lambda device: device.type == "cpu",  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""Tensors that code reads from files with ``torch.load`` or safetensors: really read, and counted from then on.
+"""Weights that code reads from files with ``torch.load`` or safetensors: the files are really read.
 
-They stay real tensors on the CPU until the code releases them, whatever device the code requests. Only their doubles
-are counted on that device.
+The loaded tensors are real and stay on the CPU until the code releases them. If the code requests another device, their
+fake tensors count as on that device.
 """
 
 import importlib
@@ -25,21 +25,21 @@ def file_patches(trace: Trace) -> Iterator[Any]:
     def loads(load: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(load)
         def read(file: Any, map_location: Any, *args: Any, **kwargs: Any) -> Any:
-            if _types(map_location) == {"meta"}:
+            if _device_types(map_location) == {"meta"}:
                 return load(file, map_location, *args, **kwargs)
-            with trace.real():
+            with trace.paused():
                 loaded = load(file, "cpu", *args, **kwargs)
-            return _follow(trace, loaded, _types(map_location))
+            return _follow(trace, loaded, _device_types(map_location))
 
         return read
 
-    made = torch.asarray
+    original_asarray = torch.asarray
 
     def asarray(x: Any, *args: Any, **kwargs: Any) -> Tensor:
         if not isinstance(x, torch.UntypedStorage):
-            return made(x, *args, **kwargs)
-        with trace.real():  # safetensors reads this way if code imported its function before the patch
-            return made(x, *args, **kwargs)
+            return original_asarray(x, *args, **kwargs)
+        with trace.paused():  # safetensors calls this if code imported its functions before the patch
+            return original_asarray(x, *args, **kwargs)
 
     yield mock.patch.object(torch, "asarray", asarray)
     for name in ("_load", "_legacy_load"):
@@ -53,19 +53,19 @@ def file_patches(trace: Trace) -> Iterator[Any]:
         view = files._view2torch
 
         def views(*args: Any, **kwargs: Any) -> Any:
-            with trace.real():
+            with trace.paused():
                 loaded = view(*args, **kwargs)
             return _follow(trace, loaded, {"cpu"})
 
         yield mock.patch.object(files, "_view2torch", views)
-        # Patch it in every module that imported it: the original writes to device addresses, which would crash Python.
+        # Patch every module that imported it: the original writes to device addresses, which would crash the process.
         for module in list(sys.modules.values()):
             if getattr(module, "__dict__", {}).get("safe_open") is SafeFile.original:
                 yield mock.patch.object(module, "safe_open", SafeFile)
 
 
 class _SafeFile:
-    """Replacement of ``safetensors.safe_open``, which creates tensors that dispatch modes do not see.
+    """Replacement of ``safetensors.safe_open``, whose tensors no dispatch mode sees.
 
     Attributes:
         followed: the trace.
@@ -76,7 +76,7 @@ class _SafeFile:
     original: Callable[..., Any]
 
     def __init__(self, filename: Any, framework: str = "pt", device: Any = "cpu", **kwargs: Any) -> None:
-        self._types = _types(device if not isinstance(device, int) else "cuda")
+        self._device_types = _device_types(device if not isinstance(device, int) else "cuda")
         self._file = type(self).original(filename, framework=framework, device="cpu", **kwargs)
 
     def __enter__(self) -> Self:
@@ -91,17 +91,17 @@ class _SafeFile:
 
     def _followed(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.followed.real():
+            with self.followed.paused():
                 loaded = method(*args, **kwargs)
             if type(loaded).__name__ == "PySafeSlice":
                 return _Slice(loaded, self._followed(loaded.__getitem__))
-            return _follow(self.followed, loaded, self._types)
+            return _follow(self.followed, loaded, self._device_types)
 
         return call
 
 
 class _Slice:
-    """A tensor in a file that is read in parts."""
+    """A tensor in a file of which code reads a slice."""
 
     def __init__(self, part: Any, read: Callable[..., Any]) -> None:
         self.get_shape, self.get_dtype = part.get_shape, part.get_dtype
@@ -111,10 +111,10 @@ class _Slice:
         return self._read(index)
 
 
-def _types(location: Any) -> set[str]:
+def _device_types(location: Any) -> set[str]:
     """Device types that a location names; empty if it names none."""
     if isinstance(location, Mapping):
-        return set().union(*(_types(each) for each in location.values()))
+        return set().union(*(_device_types(each) for each in location.values()))
     return {torch.device(location).type} if isinstance(location, str | torch.device) else set()
 
 

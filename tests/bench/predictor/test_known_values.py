@@ -340,5 +340,5 @@ MORE_SIZES: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", MORE_SIZES)
 def test_more_sizes_that_depend_on_data_are_refused(name: str) -> None:
-    with pytest.raises(PredictionError, match=r"test_constants_of_code.py:\d+: .*depends on data"):
+    with pytest.raises(PredictionError, match=r"test_known_values.py:\d+: .*depends on data"):
         seen(MORE_SIZES[name])
