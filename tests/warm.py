@@ -144,13 +144,10 @@ def _run(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["env"])
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        mode, buffering = ("r", -1) if name == "stdin" else ("w", 1 if name == "stderr" else -1)
-        setattr(sys, name, open(number, mode, buffering, closefd=False))
     if os.environ.get("PYTHONUNBUFFERED"):
-        sys.stdout.reconfigure(write_through=True)
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
     words = _program(request["words"])
-    library = [place for place in sys.path if place.startswith(sys.base_prefix) or place.startswith(sys.prefix)]
+    library = [place for place in sys.path if place.startswith((sys.base_prefix, sys.prefix))]
     paths = request["env"].get("PYTHONPATH", "")
     sys.path[:] = [*filter(None, paths.split(os.pathsep)), *library]
     importlib.invalidate_caches()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import typer
+import warm
 from commands import refused, run
 from dicom_series import dicom, image, tilt
 from processes import ended, wait_until
@@ -382,7 +383,7 @@ def test_an_end_from_outside_leaves_complete_records_and_no_child(tmp_path, numb
     (tmp_path / "hangs.py").write_text(HANGS)
     words = ("memory", "--width", "8", "--phase", "sample", "--res", "16", "--factor", "2", "--device", "cpu")
     command = [sys.executable, "-m", "ppdm_bench", *words, "--method", "hangs:MINE"]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = warm.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert wait_until(Path("pid").exists)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

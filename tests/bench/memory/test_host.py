@@ -40,6 +40,7 @@ def prediction(method, edge, device="cpu"):
     return predict_peak(work.build, work.step, work.iterations, "cpu" if device == "cpu" else Target())
 
 
+@pytest.mark.cold
 @needs_proc
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -151,6 +152,7 @@ def test_only_what_stays_on_the_host_counts_there():
     assert peak.breakdown["inputs"] < 10**5
 
 
+@pytest.mark.cold
 @needs_proc
 @pytest.mark.slow
 def test_the_base_is_that_of_a_real_process_and_measured_once(monkeypatch):

@@ -38,11 +38,10 @@ def test_sampling_fits(name: str, factor: int | None, precision: str, limit: flo
     assert predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated <= limit * GIB
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_each_kind_of_recomputation_saves_more(precision: str) -> None:
+def test_each_kind_of_recomputation_saves_more() -> None:
     peaks = []
     for checkpointing in ("none", "norm", "block", "conv"):
-        network = {"precision": precision, "checkpointing": checkpointing, "multipliers": (1, 2), "residual_blocks": 1}
+        network = {"precision": "bf16", "checkpointing": checkpointing, "multipliers": (1, 2), "residual_blocks": 1}
         work = workload(METHODS["ppdm"].with_factor(2).with_network(**network), "train", (128, 128, 128), 1, "cuda")
         peaks.append(predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated)
     none, norm, block, conv = peaks

@@ -42,10 +42,7 @@ SMALL = {
     "ppdm r=2": PPDM.with_network(width=8),
     "ppdm r=4": PPDM.with_factor(4).with_network(width=16, multipliers=(1, 2)),
     "ddpm3d": METHODS["ddpm3d"].with_network(width=8),
-} | {
-    name: METHODS[name].with_network(width=16, multipliers=(1, 2))
-    for name in ("wavelet", "patch", "slice25d", "regression")
-}
+}  # `test_baselines` has every method with a smaller network
 
 
 def size(method: Method) -> int:
