@@ -74,8 +74,11 @@ def _is_served(words: list[str], env: dict[str, str]) -> bool:
 
 
 def _program(words: list[str]) -> list[str]:
-    """``-m``, a module and its arguments, or a file and its arguments; empty for anything else."""
-    words = words[1:] if words[:1] == ["-P"] else words
+    """``-m``, a module and its arguments, or a file and its arguments; empty for anything else.
+
+    ``-P`` may precede a module, but not a file, which reads it in ``sys.flags``: these are those of the warm process.
+    """
+    words = words[1:] if words[:2] == ["-P", "-m"] else words
     return words if words and (words[0] == "-m" or not words[0].startswith("-")) else []
 
 
@@ -90,9 +93,7 @@ def _warm() -> socket.socket:
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with there:
-        server = subprocess.Popen(
-            [sys.executable, "-P", __file__, str(there.fileno())], pass_fds=[there.fileno()], env=env
-        )
+        server = subprocess.Popen([sys.executable, __file__, str(there.fileno())], pass_fds=[there.fileno()], env=env)
     atexit.register(server.wait)
     atexit.register(here.close)
     return here
@@ -156,8 +157,7 @@ def _run(request: dict[str, Any]) -> None:
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv[:] = words
-        if "-P" not in request["words"]:
-            sys.path.insert(0, str(Path(words[0]).resolve().parent))
+        sys.path.insert(0, str(Path(words[0]).resolve().parent))
         runpy.run_path(words[0], run_name="__main__")
 
 
