@@ -75,7 +75,7 @@ class Convolution(nn.Module):
         dtype = self.arithmetic(x)
         weight, bias = self.parameters_in(dtype)
         seen = x.to(dtype, memory_format=self.layout)
-        if is_small(seen, weight):
+        if is_small(seen, weight, self.stride):
             small: Tensor = SmallConvolution.apply(seen, weight, bias, self.stride, self.padding)
             return small.to(self.dtype)
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)

@@ -2,11 +2,12 @@
 
 PyTorch computes a 3-D convolution of one small volume in fp32 without oneDNN: it writes a matrix of all neighbourhoods,
 27 times as large as the volume, and multiplies it (``ConvParams::use_mkldnn`` in ATen's Convolution.cpp). On one thread
-this takes 2 to 9 times as long. A convolution in groups always goes to oneDNN. So the volume is repeated, and each copy
-is convolved into half of the channels. These are the same operations, and results differ only by rounding.
+this takes 2 to 9 times as long. A batch of two always goes to oneDNN. So the volume is cut into two halves along its
+depth, each with the neighbours that it needs, and they are convolved as a batch. These are the same operations, and
+results differ only by rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,20 +20,21 @@ __all__ = ["SmallConvolution", "convolve", "convolve_backward", "is_small"]
 aten = torch.ops.aten
 
 _LARGE = 20480  # channels × depth × height above which PyTorch takes oneDNN
+_WITHIN = [0, 1, 1]  # padding of a half, which brings the planes above and below it
 
 
-def is_small(x: Tensor, weight: Tensor) -> bool:
+def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
     """Whether PyTorch would convolve x (N, C, D, H, W) without oneDNN, although oneDNN is faster.
 
     Kernels of one voxel are matrix products and need no oneDNN. Tensors with their channels innermost in memory are
-    left to PyTorch, which returns the same layout.
+    left to PyTorch, which returns the same layout, and so are volumes whose result has no two halves.
     """
     is_one_volume = x.device.type == "cpu" and x.dtype is torch.float32 and x.ndim == 5 and len(x) == 1
     return (
         is_one_volume
         and x.shape[1] * x.shape[2] * x.shape[3] <= _LARGE
-        and 1 < weight.shape[-1] <= 3
-        and len(weight) % 2 == 0
+        and weight.shape[-1] == 3
+        and _depth(x, stride) % 2 == 0
         and x.is_contiguous()
         and weight.is_contiguous()
     )
@@ -40,25 +42,31 @@ def is_small(x: Tensor, weight: Tensor) -> bool:
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Convolve x (N, C, *spatial) without a graph."""
-    small = is_small(x, weight)
-    return torch.convolution(_repeated(x) if small else x, weight, bias, *_geometry(x, stride, padding, 1 + small))
+    if not is_small(x, weight, stride):
+        return torch.convolution(x, weight, bias, *_geometry(x, stride, [padding] * (x.ndim - 2)))
+    out = torch.convolution(_halves(x, stride), weight, bias, *_geometry(x, stride, _WITHIN))
+    return torch.cat(out.split(1), dim=2)
 
 
 def convolve_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], stride: int, padding: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return those of the gradients of x, weight and bias that are wanted."""
-    small = is_small(x, weight)
-    of_x, of_weight, of_bias = aten.convolution_backward(
-        gradient,
-        _repeated(x) if small else x,
-        weight,
-        [len(weight)],
-        *_geometry(x, stride, padding, 1 + small),
-        list(wanted),
+    if not is_small(x, weight, stride):
+        how = _geometry(x, stride, [padding] * (x.ndim - 2))
+        of_all: tuple[Tensor | None, ...] = aten.convolution_backward(
+            gradient, x, weight, [len(weight)], *how, list(wanted)
+        )
+        return of_all[0], of_all[1], of_all[2]
+    gradients = torch.cat(gradient.chunk(2, dim=2))
+    of_halves, of_weight, of_bias = aten.convolution_backward(
+        gradients, _halves(x, stride), weight, [len(weight)], *_geometry(x, stride, _WITHIN), list(wanted)
     )
-    if small and of_x is not None:
-        of_x = of_x.view(2, *x.shape[1:]).sum(0, keepdim=True)
+    if of_halves is None:
+        return None, of_weight, of_bias
+    of_x = torch.zeros_like(x)
+    for half, (whole, part) in zip(of_halves, _spans(x, stride), strict=True):
+        of_x[0, :, whole] += half[:, part]
     return of_x, of_weight, of_bias
 
 
@@ -78,12 +86,28 @@ class SmallConvolution(Function):
         return *convolve_backward(gradient, x, weight, ctx.needs_input_grad[:3], *ctx.how), None, None
 
 
-def _repeated(x: Tensor) -> Tensor:
-    """The volume twice, as twice as many channels."""
-    return torch.cat([x, x], dim=1)
+def _depth(x: Tensor, stride: int) -> int:
+    """Depth of the result of a kernel of three voxels."""
+    return (x.shape[2] - 1) // stride + 1
 
 
-def _geometry(x: Tensor, stride: int, padding: int, groups: int) -> tuple[Any, ...]:
+def _halves(x: Tensor, stride: int) -> Tensor:
+    """The two halves of x with the neighbours of their border and zeros outside x, as a batch."""
+    halves = x.new_zeros(2, x.shape[1], (_depth(x, stride) // 2 - 1) * stride + 3, *x.shape[3:])
+    for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
+        half[:, part] = x[0, :, whole]
+    return halves
+
+
+def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
+    """For each half, its planes in x, and the same planes in the half."""
+    outputs = _depth(x, stride) // 2
+    for first in (-1, outputs * stride - 1):
+        start, end = max(first, 0), min(first + (outputs - 1) * stride + 3, x.shape[2])
+        yield slice(start, end), slice(start - first, end - first)
+
+
+def _geometry(x: Tensor, stride: int, padding: list[int]) -> tuple[Any, ...]:
     """Stride, padding, dilation, transposed, output padding and groups of a convolution."""
     dims = x.ndim - 2
-    return [stride] * dims, [padding] * dims, [1] * dims, False, [0] * dims, groups
+    return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1
