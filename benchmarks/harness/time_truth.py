@@ -225,7 +225,7 @@ def table(judged: Sequence[Judged], left_out: Sequence[Record]) -> str:
         "|---|---|---|---:|---|---|---|---|---:|---:|---:|---|",
         *map(_line, judged),
         "",
-        "PublishedKernels values that could not be rebuilt, and neither fit nor judge:",
+        "Published values that could not be rebuilt, and neither fit nor judge:",
         "",
         *(f"- {r.method}: {r.options['read']}. {r.options['includes']}. {r.source}" for r in left_out),
     ]

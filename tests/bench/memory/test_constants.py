@@ -66,7 +66,7 @@ def test_without_nvml_the_context_stays_the_target_s() -> None:
     ("spoil", "message"),
     [
         (lambda rows: rows[:6], "2 measured peaks on CUDA have a prediction"),
-        (lambda rows: [*rows[:-2], replace(rows[-2], env={"gpu": "A100", "torch": "2.10.0"})], "several kinds of gpu"),
+        (lambda rows: [*rows[:-2], replace(rows[-2], env={"gpu": "A100", "torch": "2.10.0"})], "several values of gpu"),
         (lambda rows: [replace(rows[0], env={"fitted_workspace": 1}), *rows[1:]], "with fitted constants"),
     ],
 )

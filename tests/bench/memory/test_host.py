@@ -46,10 +46,8 @@ def prediction(method, edge, device="cpu"):
 @pytest.mark.parametrize(
     ("name", "block", "edge", "dtype"),
     [
-        ("ppdm", None, 128, "int16"),
         ("ppdm", None, 208, "float32"),
         ("patch", 64, 128, "int16"),
-        ("patch", 104, 208, "float32"),
     ],
 )
 def test_a_real_translation_takes_what_was_predicted_within_15_percent(tmp_path, name, block, edge, dtype):

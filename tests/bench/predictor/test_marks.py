@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ppdm_bench import ScriptError, predict_script
-from ppdm_bench.predictor import PredictionError, predict_peak
+from ppdm_bench.predictor import PredictionError, lines, predict_peak
 
 SIZES: dict[str, Callable[[Tensor], Any]] = {
     "itself": lambda n: n.item(),
@@ -88,3 +89,9 @@ def test_float_in_a_script_keeps_the_mark(size: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(textwrap.dedent(text).replace("SIZE", size))
     with pytest.raises(ScriptError, match=r"train.py:8: .*int\(\) got a number that depends on data"):
         predict_script(["python", str(tmp_path / "train.py")], target="cpu")
+
+
+def test_float_is_replaced_in_packages_and_not_in_pytorch_or_the_standard_library() -> None:
+    assert not lines.is_internal(nibabel.__file__)
+    assert lines.is_internal(torch.__file__)
+    assert lines.is_internal(textwrap.__file__)

@@ -1,8 +1,8 @@
-"""Make ``float(x)`` in the user's files return a marked number if ``x`` depends on data.
+"""Make ``float(x)`` in a script and in installed packages return a marked number if ``x`` depends on data.
 
-Python converts the result of ``__float__`` to a plain float, which has no mark. Therefore, when a file of the user is
-compiled, ``float(x)`` is replaced by a call of :func:`marked_float`. Line numbers do not change. Installed packages are
-not changed.
+Python converts the result of ``__float__`` to a plain float, which has no mark. Therefore, when a file is compiled,
+``float(x)`` is replaced by a call of :func:`marked_float`. Line numbers do not change. PyTorch and the standard library
+are not changed.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ppdm_bench.predictor.lines import is_users
+from ppdm_bench.predictor.lines import is_internal
 from ppdm_bench.predictor.sizes import UnknownFloat, marked
 from ppdm_bench.predictor.trace import Trace
 
@@ -22,7 +22,7 @@ _NAME = "__kept_float__"
 
 
 def compiled(text: str | bytes, file: str) -> CodeType:
-    """Compile a file of the user; calls of ``float`` are replaced only after :func:`keep_floats`."""
+    """Compile a file; calls of ``float`` are replaced only after :func:`keep_floats`."""
     if not hasattr(builtins, _NAME):
         return compile(text, file, "exec", dont_inherit=True)
     tree: ast.Module = ast.fix_missing_locations(_Calls().visit(ast.parse(text, file)))
@@ -30,7 +30,7 @@ def compiled(text: str | bytes, file: str) -> CodeType:
 
 
 def keep_floats(trace: Trace) -> None:
-    """Replace calls of ``float`` in the user's files until the process ends."""
+    """Replace calls of ``float`` in files that are imported from now on, until the process ends."""
     real, get_code = float, SourceFileLoader.get_code
 
     def marked_float(function: Callable[[Any], Any], x: Any) -> Any:
@@ -40,7 +40,9 @@ def keep_floats(trace: Trace) -> None:
 
     def code_of_loader(loader: SourceFileLoader, name: str) -> CodeType | None:
         path = loader.get_filename(name)
-        return compiled(loader.get_data(path), path) if is_users(path) else get_code(loader, name)
+        if is_internal(path) or b"float(" not in (text := loader.get_data(path)):
+            return get_code(loader, name)
+        return compiled(text, path)
 
     setattr(builtins, _NAME, marked_float)
     SourceFileLoader.get_code = code_of_loader  # type: ignore[method-assign, assignment]
