@@ -75,6 +75,11 @@ def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
         frame = frame.f_back
 
 
+def is_users(file: str) -> bool:
+    """Whether a file belongs to the user, and not to PyTorch, the standard library or an installed package."""
+    return _owner_of_file(file) == USER
+
+
 def is_internal(file: str) -> bool:
     """Whether a file belongs to PyTorch, the standard library or the predictor, and not to a program or a package."""
     return _owner_of_file(file) == INTERNAL

@@ -1,8 +1,8 @@
 """Make ``float(x)`` in a script and in installed packages return a marked number if ``x`` depends on data.
 
 Python converts the result of ``__float__`` to a plain float, which has no mark. Therefore, when a file is compiled,
-``float(x)`` is replaced by a call of :func:`marked_float`. Line numbers do not change. PyTorch and the standard library
-are not changed.
+``float(x)`` is replaced by a call of :func:`marked_float`. Line numbers do not change. Files of installed packages are
+changed if they mention torch: changing all of them would double the time of imports.
 """
 
 import ast
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ppdm_bench.predictor.lines import is_internal
+from ppdm_bench.predictor.lines import is_internal, is_users
 from ppdm_bench.predictor.sizes import UnknownFloat, marked
 from ppdm_bench.predictor.trace import Trace
 
@@ -40,9 +40,10 @@ def keep_floats(trace: Trace) -> None:
 
     def code_of_loader(loader: SourceFileLoader, name: str) -> CodeType | None:
         path = loader.get_filename(name)
-        if is_internal(path) or b"float(" not in (text := loader.get_data(path)):
-            return get_code(loader, name)
-        return compiled(text, path)
+        text = b"" if is_internal(path) else loader.get_data(path)
+        if b"float(" in text and (b"torch" in text or is_users(path)):
+            return compiled(text, path)
+        return get_code(loader, name)
 
     setattr(builtins, _NAME, marked_float)
     SourceFileLoader.get_code = code_of_loader  # type: ignore[method-assign, assignment]
