@@ -252,6 +252,7 @@ def test_a_weight_of_the_discriminator_that_is_not_finite_is_noticed() -> None:
     assert not training.is_finite()
 
 
+@pytest.mark.slow
 def test_operations_of_a_step_include_the_discriminators() -> None:
     """Three evaluations, one gradient of an input, and two of weights and of all layers' inputs but the first one's."""
     discriminator = GAN.build_discriminator()

@@ -128,6 +128,7 @@ def test_a_tensor_that_belongs_to_a_graph_is_translated():
     assert not translate_volume(trained(), source).requires_grad
 
 
+@pytest.mark.slow
 def test_training_takes_any_array(array):
     small = np.s_[:8, :8, :8]
     plain, given = (tuple(x[small] / 100 for x in (one, one[::-1])) for one in (PLAIN, array))

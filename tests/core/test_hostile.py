@@ -269,6 +269,7 @@ def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
         Trained(PPDM, network, SUVScaling(), (1, 1, 10**400), 1, 0)
 
 
+@pytest.mark.slow
 def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
     method = PPDM.with_network(width=8, multipliers=(1,) * 16, residual_blocks=32)
     began = time.process_time()

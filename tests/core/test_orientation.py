@@ -145,6 +145,7 @@ scans = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(scan=scans)
 @example(scan=Scan(axes="LPS", turned=(45.0, 0.0, 0.0)))

@@ -88,6 +88,7 @@ def test_the_network_is_shown_all_sources_and_a_state_between_target_and_mean(re
     torch.testing.assert_close(state, encode(between))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("blocks", [False, True])
 def test_an_untrained_bridge_returns_the_mean_or_the_source_that_it_starts_from(channels: int, blocks: bool) -> None:
@@ -177,6 +178,7 @@ def three(seed: int) -> tuple[Tensor, Tensor]:
     return torch.stack([volumes(8, 8, 8, seed=seed), volumes(8, 8, 8, seed=seed + 50), source]), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [THREE, LATENT], ids=["ppdm", "latent"])
 def test_the_same_loop_trains_on_several_sources(method: Method) -> None:
     pairs, reports = [three(seed) for seed in range(3)], []
@@ -186,6 +188,7 @@ def test_the_same_loop_trains_on_several_sources(method: Method) -> None:
     assert reports[-1].validation_loss is not None
 
 
+@pytest.mark.slow
 def test_what_only_the_last_source_shows_is_learned() -> None:
     method = replace(THREE, optimisation=replace(PPDM.optimisation, learning_rate=5e-3, ema=0.9, warmup=5))
     pairs = [three(seed) for seed in range(2)]

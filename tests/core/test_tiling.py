@@ -162,6 +162,7 @@ def test_a_block_that_covers_all_changes_no_bit(name: str) -> None:
         assert torch.equal(sample(method.in_blocks(block), net, source, generator()), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch", "wavelet", "regression", "ddpm3d"])
 def test_a_seed_fixes_what_is_sampled_in_blocks(name: str) -> None:
     method = tiny(METHODS[name]).in_blocks(8)

@@ -96,6 +96,7 @@ def test_pet_keeps_the_stored_units(tmp_path):
     np.testing.assert_allclose(read_volume(tmp_path / "suv.nii").data, scan(), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_trained_method_brings_its_target_nearer(tmp_path):
     source = scan(0, (8, 8, 8))
     for name, data in (("a", source), ("b", 900 - 8 * source)):

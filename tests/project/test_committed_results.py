@@ -22,7 +22,17 @@ if not remake.RESULTS.exists():
     pytest.skip("there are no results beside these tests", allow_module_level=True)
 
 EVERYTHING = remake.everything()
-SLOW = ("ablations", "claims", "figures/", "memory", "sweep/")  # seconds each, on one core
+SLOW = (
+    "ablations",
+    "claims",
+    "figures/",
+    "memory",
+    "sweep/",
+    "quality",
+    "validation",
+    "campaign",
+    "explain",
+)  # seconds each
 
 # What the rest is made from.
 RECORDS = (

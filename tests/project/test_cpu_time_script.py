@@ -12,6 +12,7 @@ def rates(factor: float) -> Rates:
     return Rates({"fp32": factor * 1e10, "tf32": 0.0, "half": 0.0}, factor * 1e10)
 
 
+@pytest.mark.slow
 def test_a_step_is_predicted_from_rates_and_measured() -> None:
     once = Protocol(repetitions=1, seconds=0.0)
     tiny = [Configuration("ppdm", (16, 16, 16), factor=2, width=8)]

@@ -253,6 +253,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     assert (code, "2 of them done" in err) == (0, True), err
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
     original = trials.train_run

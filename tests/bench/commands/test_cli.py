@@ -452,6 +452,7 @@ def test_the_command_line_and_the_help_of_every_command_import_nothing_heavy():
 # --- methods, env
 
 
+@pytest.mark.slow
 def test_methods_lists_every_preset():
     code, out, _ = run("methods", "--json")
     rows = json.loads(out)

@@ -40,6 +40,7 @@ def records() -> list[Record]:
     return [record for made in predicted_times(plan, A100) for record in made]
 
 
+@pytest.mark.slow
 def test_each_time_is_marked_as_predicted_with_its_card_its_range_and_its_parts(records: list[Record]) -> None:
     assert [(r.metric, r.steps) for r in records] == [
         ("step_seconds", None),
@@ -82,6 +83,7 @@ def test_predicted_times_are_drawn_hollow(records: list[Record]) -> None:
     assert curves.lines[0].get_markerfacecolor() == "white"
 
 
+@pytest.mark.slow
 def test_a_configuration_that_does_not_fit_the_card_has_no_time() -> None:
     small = find_card("RTX 3070").target(capacity=660 * 2**20)
     plan = TimingPlan([TINY], ["train"], "predict", [1], FULL, card=small)
@@ -90,12 +92,14 @@ def test_a_configuration_that_does_not_fit_the_card_has_no_time() -> None:
     assert "--no-gate" in record.reason
 
 
+@pytest.mark.slow
 def test_more_channels_take_longer() -> None:
     wider = Configuration("ppdm", SHAPE, factor=2, width=32)
     parts, of_wider = (step_duration(one, A100).parts for one in (TINY, wider))
     assert of_wider["arithmetic"] + of_wider["bandwidth"] > 2 * (parts["arithmetic"] + parts["bandwidth"])
 
 
+@pytest.mark.slow
 def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> None:
     options = ["--method", "ppdm", "--factor", "2", "--width", "8", "--res", "16", "--evaluations", "1,2", "--no-gate"]
     code, text, _ = run("speed", "--gpu", "RTX 4090", *options, "--json", "--out", tmp_path)
@@ -106,6 +110,7 @@ def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> Non
     assert {"speed.csv", "speed.png", "records.jsonl"} <= {path.name for path in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records: list[Record]) -> None:
     found = list(durations([(TINY, "train"), (TINY, "sample"), (TINY, "decode")], 36_000, A100))
     assert [(r.metric, r.unit) for r in found] == [("training_hours", "h"), ("volume_seconds", "s")]
@@ -172,6 +177,7 @@ def test_what_does_not_fit_and_phases_without_a_time_have_none() -> None:
     assert not [r for records in carry_out(plan) for r in records if r.unit == "s"]
 
 
+@pytest.mark.slow
 def test_a_time_that_cannot_be_predicted_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("no such kernel")
@@ -198,6 +204,7 @@ def test_a_time_without_a_card_for_it_is_refused(options: list[str], words: str,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "work"),
     [("memory", "ppdm_bench.memory.memory_output.collect"), ("plan", "ppdm_bench.planning.planning_output.collect")],
@@ -215,6 +222,7 @@ def test_memory_of_a_precision_that_a_card_emulates_is_predicted_with_a_warning(
     assert "bf16" not in run(*asked, "--precision", "fp16")[2]
 
 
+@pytest.mark.slow
 def test_a_step_is_explained_by_operator(tmp_path: Path) -> None:
     task = MemoryTask(TINY, "train", measured=False)
     found = costs(task, find_card("A100 80GB").target())

@@ -147,6 +147,7 @@ def test_the_figure_draws_every_part_once_and_marks_the_peak() -> None:
         timeline_figure(empty)
 
 
+@pytest.mark.slow
 def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     first, second = ([path.read_bytes() for path in save_timeline(course(), tmp_path / name)] for name in ("a", "b"))
     assert first == second
@@ -162,6 +163,7 @@ def test_names_of_files() -> None:
     assert stem(other, "sample") == "explain-ddpm3d-bf16-block-sample"
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     asked = [
         "memory",

@@ -148,6 +148,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor]]] = 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_that_make_tensors_on_the_device_of_their_input(name: str) -> None:
     build, forward = FUNCTIONS[name]

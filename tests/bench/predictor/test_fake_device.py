@@ -417,6 +417,7 @@ def test_cublas_takes_a_workspace_a_thread_once(target: Target, size: int) -> No
     assert taken(lambda: (x.requires_grad_() @ x).sum().backward()) == [size, size]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "ratio"), [({}, 5), ({"foreach": True}, 5), ({"foreach": False}, 4.075), ({"fused": True}, 4)], ids=str
 )

@@ -74,6 +74,7 @@ def test_weights_are_read_and_let_go(files: Path, name: str) -> None:
     assert predict_peak(build, step, target="cpu").peak_allocated == measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_weights_lie_where_they_were_read_to(files: Path, name: str) -> None:
     allocated: list[int] = []

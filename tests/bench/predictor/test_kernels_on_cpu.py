@@ -24,6 +24,7 @@ CHANNELS = [(2, 16, 1), (1, 4, 1), (4, 4, 2), (1, 1, 1)]
 SHAPES = [(3, 1, 2), (1, 1, 1), (2, 2, 1), (3, 2, 3)]  # kernel, stride, batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dims", "last"), [(1, False), (2, False), (2, True), (3, False), (3, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
@@ -83,6 +84,7 @@ MODES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
 def test_every_interpolation(mode: Any) -> None:
     def step(state: Any) -> None:
@@ -115,6 +117,7 @@ KERNELS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernels_that_keep_more_than_their_result(name: str) -> None:
     measured = measure_peak(lambda: None, lambda _: KERNELS[name](), 1).peak_allocated

@@ -241,6 +241,7 @@ SIZES: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
 def test_sizes_that_depend_on_data_are_refused(target: Any) -> None:
     for name, make in SIZES.items():

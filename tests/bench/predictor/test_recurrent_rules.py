@@ -39,6 +39,7 @@ def train(state: Any, x: Tensor) -> None:
     optimizer.zero_grad()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_on_the_cpu(name: str) -> None:

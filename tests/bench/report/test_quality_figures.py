@@ -116,6 +116,7 @@ def test_settings_have_words(label, words):
     assert plain_label(label) == words
 
 
+@pytest.mark.slow
 def test_all_names_are_inside_the_figure(tmp_path):
     names = [f"r=2 optimisation.learning_rate=0.001+window.concatenate=false+kernel.gamma={k}" for k in range(8)]
     figure = subjects_figure(records(names), "t")

@@ -504,6 +504,7 @@ def test_an_unknown_width_is_said() -> None:
         style.new_figure("triple", 1)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_same_records_make_the_same_picture(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     paths = [save(memory_figure(SMALL + PREDICTED), tmp_path / name / "memory.v1") for name in "ab"]

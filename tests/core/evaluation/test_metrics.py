@@ -620,6 +620,7 @@ def ms_ssim_reference(p, g, inside):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(20, 33, 18), (30, 101, 24)])
 def test_synthrad2025_differs_in_its_similarity(shape):
     p, g = volumes(*shape, scale=3000, offset=-1500)

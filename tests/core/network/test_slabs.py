@@ -122,6 +122,7 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize("mode", CHECKPOINTING)

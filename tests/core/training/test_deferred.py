@@ -57,6 +57,7 @@ def steps(log):
 # --- a step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_no_step_of_any_method_makes_the_host_wait(name):
     method = METHODS[name].with_network(width=8, multipliers=(1, 2))
@@ -160,6 +161,7 @@ class Looks(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 def test_nothing_else_in_the_loop_looks_at_what_lies_on_the_device(unhurried):
     with Looks() as looks:
         fit(TINY, PAIRS, steps=30, batch_size=2, accumulate=2, augment=Flip("dhw"))

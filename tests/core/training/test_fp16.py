@@ -154,6 +154,7 @@ def test_accumulated_batches_have_the_gradient_of_one_in_fp32():
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
+@pytest.mark.slow
 def test_every_stage_has_a_scale_of_its_own_that_is_restored():
     method = METHODS["latent"].with_network(width=8, multipliers=(1, 2), precision="fp16")
     training, resumed = Training.start(method), Training.start(method)
@@ -171,6 +172,7 @@ def test_every_stage_has_a_scale_of_its_own_that_is_restored():
             training.advance([target])
 
 
+@pytest.mark.slow
 def test_the_prediction_of_a_step_is_the_measurement():
     work = workload(HALF, "train", (16, 16, 16), 1, "cpu")
     predicted = predict_peak(work.build, work.step, work.iterations, "cpu")

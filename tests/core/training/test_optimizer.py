@@ -81,6 +81,7 @@ def test_moments_take_two_bytes_a_weight(torchao):
     assert all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in training.tensors().values())
 
 
+@pytest.mark.slow
 def test_it_learns_much_as_adamw_does(torchao):
     eight, whole = (trained(method, 10) for method in (EIGHT, tuned(EIGHT, optimiser="adamw")))
     assert not same(eight.network, whole.network)

@@ -113,6 +113,7 @@ def test_a_time_budget_and_a_stop_leave_one_batch_unused():
     assert len(pairs.after_the_survey) == 2 * 2 + 2
 
 
+@pytest.mark.slow
 def test_pairs_are_never_read_by_two_threads_at_once():
     pairs = Pairs()
     fit(LATENT, pairs, steps=5, validation=pairs, validate_every=1)

@@ -56,6 +56,7 @@ def test_the_loss_that_needs_no_training_is_that_of_the_source_or_of_zeros():
     assert untrained_loss(x0) == pytest.approx(wanted, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_that_learns_nothing_says_so_and_one_that_learns_does_not(tmp_path):
     stuck = last_report(tuned(TINY, learning_rate=1e-12), steps=3, log=tmp_path / "log.jsonl")
     assert "no better than an untrained one: its loss is" in untrained_note(tmp_path / "log.jsonl")
