@@ -50,6 +50,7 @@ class Card:
 
 
 CARDS = (
+    Card("H200", 139.81, (9, 0), "vllm-project/vllm#34553"),
     Card("H100 80GB", 79.10, (9, 0), "pytorch/torchtitan#1789"),
     Card("A100 80GB", 79.14, (8, 0), "lianqi1008/Control-GIC#6"),
     Card("A100 40GB", 39.50, (8, 0), "TianheWu/CoSeR#10"),

@@ -46,7 +46,7 @@ def test_each_card_is_found_by_its_name_and_has_a_source(card: object) -> None:
         ("A100", "A100 80GB or A100 40GB"),
         ("V100", "V100 32GB or V100 16GB"),
         ("RTX 4900", "did you mean RTX 4090"),
-        ("MI300X", "known cards are H100 80GB"),
+        ("MI300X", "known cards are H200, H100 80GB"),
         ("", "known cards are"),
         ("RTX", "can be"),
         ("NVIDIA", "known cards are"),
