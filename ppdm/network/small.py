@@ -20,7 +20,6 @@ __all__ = ["SmallConvolution", "convolve", "convolve_backward", "is_small"]
 aten = torch.ops.aten
 
 _LARGE = 20480  # channels × depth × height above which PyTorch takes oneDNN
-_WITHIN = [0, 1, 1]  # padding of a half, which brings the planes above and below it
 
 
 def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -42,36 +41,29 @@ def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Convolve x (N, C, *spatial) without a graph."""
-    if not is_small(x, weight, stride):
-        return torch.convolution(x, weight, bias, *_geometry(x, stride, [padding] * (x.ndim - 2)))
-    out = torch.convolution(_halves(x, stride), weight, bias, *_geometry(x, stride, _WITHIN))
-    return torch.cat(out.split(1), dim=2)
+    small = is_small(x, weight, stride)
+    out = torch.convolution(_halves(x, stride) if small else x, weight, bias, *_geometry(x, stride, padding, small))
+    return torch.cat(out.split(1), dim=2) if small else out
 
 
 def convolve_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, wanted: Sequence[bool], stride: int, padding: int
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return those of the gradients of x, weight and bias that are wanted."""
-    if not is_small(x, weight, stride):
-        how = _geometry(x, stride, [padding] * (x.ndim - 2))
-        of_all: tuple[Tensor | None, ...] = aten.convolution_backward(
-            gradient, x, weight, [len(weight)], *how, list(wanted)
-        )
-        return of_all[0], of_all[1], of_all[2]
-    gradients = torch.cat(gradient.chunk(2, dim=2))
-    of_halves, of_weight, of_bias = aten.convolution_backward(
-        gradients, _halves(x, stride), weight, [len(weight)], *_geometry(x, stride, _WITHIN), list(wanted)
+    small = is_small(x, weight, stride)
+    of_x, of_weight, of_bias = aten.convolution_backward(
+        torch.cat(gradient.chunk(2, dim=2)) if small else gradient,
+        _halves(x, stride) if small else x,
+        weight,
+        [len(weight)],
+        *_geometry(x, stride, padding, small),
+        list(wanted),
     )
-    if of_halves is None:
-        return None, of_weight, of_bias
-    of_x = torch.zeros_like(x)
-    for half, (whole, part) in zip(of_halves, _spans(x, stride), strict=True):
-        of_x[0, :, whole] += half[:, part]
-    return of_x, of_weight, of_bias
+    return _joined(of_x, x, stride) if small and of_x is not None else of_x, of_weight, of_bias
 
 
 class SmallConvolution(Function):
-    """A small convolution that keeps its input once for the backward pass, not its repetition."""
+    """A small convolution that keeps its input once for the backward pass, not its halves."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
@@ -99,6 +91,14 @@ def _halves(x: Tensor, stride: int) -> Tensor:
     return halves
 
 
+def _joined(halves: Tensor, x: Tensor, stride: int) -> Tensor:
+    """The gradient of x from that of its halves, which share planes."""
+    joined = torch.zeros_like(x)
+    for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
+        joined[0, :, whole] += half[:, part]
+    return joined
+
+
 def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
     """For each half, its planes in x, and the same planes in the half."""
     outputs = _depth(x, stride) // 2
@@ -107,7 +107,7 @@ def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, end), slice(start - first, end - first)
 
 
-def _geometry(x: Tensor, stride: int, padding: list[int]) -> tuple[Any, ...]:
-    """Stride, padding, dilation, transposed, output padding and groups of a convolution."""
+def _geometry(x: Tensor, stride: int, padding: int, small: bool) -> tuple[Any, ...]:
+    """Stride, padding, dilation, transposed, output padding and groups; halves bring the planes above and below."""
     dims = x.ndim - 2
-    return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1
+    return [stride] * dims, [0 if small else padding, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1
