@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from processes import wait_until
 
 from ppdm_bench import ScriptError, Target, predict_peak, predict_script
 from ppdm_bench.predictor import lines
@@ -330,18 +330,11 @@ def test_the_child_ends_with_its_parent(folder: Path) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         Path("pid").unlink(missing_ok=True)
         parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ, stderr=subprocess.DEVNULL)
-        wait_for(lambda: Path("pid").exists() and Path("pid").read_text() != "")
+        assert wait_until(lambda: Path("pid").exists() and Path("pid").read_text() != "")
         parent.send_signal(number)
         parent.wait()
         child = int(Path("pid").read_text())
-        wait_for(lambda child=child: not Path(f"/proc/{child}").exists())
-
-
-def wait_for(happened, most: float = 60) -> None:
-    end = time.monotonic() + most
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+        assert wait_until(lambda child=child: not Path(f"/proc/{child}").exists())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in a file of Linux")
