@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 python benchmarks/harness/campaign.py FOLDER    about 15 core-hours; it resumes when it was killed
     python benchmarks/harness/campaign.py FOLDER --until methods  the tiers up to this one
     python benchmarks/harness/campaign.py FOLDER --list           list what is done and the hours that remain
-    python benchmarks/harness/campaign.py FOLDER --gather results/campaign    copy the records of complete tiers
+    python benchmarks/harness/campaign.py FOLDER --gather results/campaign    add the records of what is complete
+    python benchmarks/harness/campaign.py FOLDER --continue results/campaign  do not repeat what was gathered there
 
 Each training is one `ppdm-bench quality` in a process with one thread. To train several methods in parallel, run the
 same command several times: no two processes take the same training. At the start of a tier, missing step times are
 measured, alternating between methods, and written to FOLDER/paces.jsonl. They convert every time budget to a number of
 steps, so that the load of the machine does not change the results. Methods whose default is more network evaluations
-are also scored with that number. The results of a tier are complete when it ends. --real is the manifest of real pairs,
-which are then used in addition to the phantoms.
+are also scored with that number. --real is the manifest of real pairs, which are then used in addition to the phantoms.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -97,8 +96,9 @@ class Job:
 
     @property
     def part(self) -> tuple[object, ...]:
-        """Key of the jobs that are gathered together: a tier, or the additional seeds of a method."""
-        return (self.tier, self.method, self.settings) if self.seed else (self.tier,)
+        """Key of the jobs that are gathered together: a tier whose points are compared, or all jobs of a method."""
+        together = self.tier in ("claims", "factors")
+        return (self.tier,) if together else (self.tier, self.method, self.settings)
 
     @property
     def name(self) -> str:
@@ -135,12 +135,13 @@ def jobs(real: Path | None) -> list[Job]:
     everywhere = [*phantoms, *patients]
     made = []
     for tier, points in (("claims", FIRST), ("methods", REST)):
-        made += [Job(tier, data, *point) for point in points for data in everywhere]
-        longer = [point for point in points if METHODS[point[0]].sampling.steps > MORE]
-        for point, data in product(longer, everywhere):
-            # Hundreds of evaluations are slow on the other data.
-            small = data.minutes == min(one.minutes for one in everywhere)
-            made.append(Job(tier, data, *point, evaluations=f"{MORE},own" if small else str(MORE)))
+        for point in points:
+            made += [Job(tier, data, *point) for data in everywhere]
+            if METHODS[point[0]].sampling.steps > MORE:
+                # Hundreds of evaluations are slow on the other data.
+                small = [data for data in everywhere if data.minutes == min(one.minutes for one in everywhere)]
+                more = [f"{MORE},own" if data in small else str(MORE) for data in everywhere]
+                made += [Job(tier, data, *point, evaluations=text) for data, text in zip(everywhere, more, strict=True)]
     made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
@@ -162,7 +163,8 @@ def main() -> None:
     parser.add_argument("--real", type=Path, help="manifest of real pairs to use in addition to phantoms")
     parser.add_argument("--until", help="last tier to run, list or gather; default: all tiers")
     parser.add_argument("--list", action="store_true", help="list finished jobs and remaining hours, and stop")
-    parser.add_argument("--gather", type=Path, help="copy the records of complete tiers to this folder, and stop")
+    parser.add_argument("--gather", type=Path, help="add the records of what is complete to this folder, and stop")
+    parser.add_argument("--continue", type=Path, dest="before", help="folder of gathered records not to make again")
     arguments = parser.parse_args()
     wanted = jobs(arguments.real)
     tiers = list(dict.fromkeys(job.tier for job in wanted))
@@ -171,6 +173,8 @@ def main() -> None:
             parser.error(f"--until must be one of {', '.join(tiers)}")
         tiers = tiers[: tiers.index(arguments.until) + 1]
         wanted = [job for job in wanted if job.tier in tiers]
+    if arguments.before is not None:
+        continue_from(arguments.before, arguments.folder)
     if arguments.gather is not None:
         gather(wanted, arguments.folder, arguments.gather)
     elif arguments.list:
@@ -228,23 +232,42 @@ def carry_out(job: Job, folder: Path) -> None:
     print(f"{job.tier}: {job.name}: {'done' if code == 0 else f'failed with {code}, see {log}'}", flush=True)
 
 
-def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
-    """Copy the records of complete tiers, one compressed file for each data set, and the step times.
+def continue_from(results: Path, folder: Path) -> None:
+    """Take over the step times of gathered records, and mark their jobs as done."""
+    (folder / "done").mkdir(parents=True, exist_ok=True)
+    for name in _gathered(results):
+        (folder / "done" / name).touch()
+    if not (folder / "paces.jsonl").exists():
+        replace_file(folder / "paces.jsonl", gzip.decompress((results / "paces.jsonl.gz").read_bytes()))
 
-    Incomplete tiers are not copied, so that no claim is decided while the best scores of a method are missing. The
-    additional seeds of a method are copied as soon as it has them on all data. Of learning curves, only PSNR is copied,
-    because the figure shows nothing else and the curves would be the largest part of the records.
+
+def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
+    """Add records to the compressed file of each data set, copy the step times, and list the jobs in ``jobs.txt``.
+
+    What is compared is added together, when all of it is done, so that no claim is decided while the best scores of a
+    method are missing. Jobs in ``jobs.txt`` are not added again. Of learning curves, only PSNR is copied, because the
+    figure shows nothing else and the curves would be the largest part of the records.
     """
+    before = _gathered(results)
     open_parts = {job.part for job in wanted if not is_done(job, folder)}
-    closed = [job for job in wanted if job.part not in open_parts and job.is_training]
+    closed = [job for job in wanted if job.part not in open_parts and job.name not in before]
     for data in dict.fromkeys(job.data for job in closed):
-        mine = [job for job in closed if job.data == data]
-        rows = dict.fromkeys(row for job in mine for row in _rows(job, folder))
-        if rows:
-            place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
+        mine = [job for job in closed if job.data == data and job.is_training]
+        place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
+        there = gzip.decompress(place.read_bytes()).splitlines(keepends=True) if place.exists() else []
+        rows = dict.fromkeys([*there, *(row for job in mine for row in _rows(job, folder))])
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
     replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
+    names = [*before, *(job.name for job in closed)]
+    replace_file(results / "jobs.txt", "".join(f"{name}\n" for name in names).encode())
+    print(f"{len(closed)} jobs added, {len(before)} were there")
+
+
+def _gathered(results: Path) -> list[str]:
+    """Names of the jobs whose records are in the folder of results."""
+    file = results / "jobs.txt"
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 def _rows(job: Job, folder: Path) -> Iterator[bytes]:

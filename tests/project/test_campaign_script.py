@@ -96,11 +96,34 @@ def test_records_are_gathered_without_the_bulk_of_learning_curves(jobs, tmp_path
     made, _ = jobs
     campaign.carry_out(made[0], tmp_path)
     (tmp_path / "paces.jsonl").write_text("{}\n")
+    compared = [replace(job, tier="claims") for job in made]
+    campaign.gather(compared, tmp_path, tmp_path / "results")
+    assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # not all that is compared is done
+    assert len({job.part for job in [*made, *compared]}) == 3  # other tiers are gathered method by method
     campaign.gather(made, tmp_path, tmp_path / "results")
-    assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # the tier is not complete
-    seeds = [replace(made[0], seed=1), replace(made[1], seed=1)]
-    assert len({job.part for job in [*made, *seeds]}) == 3  # further seeds are gathered method by method
-    campaign.gather(made[:1], tmp_path, tmp_path / "results")
-    rows = gzip.decompress((tmp_path / "results" / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines()
-    found = [(row["metric"], "curve" in row["options"]) for row in map(json.loads, rows)]
-    assert found == [("psnr", False), ("psnr", True), ("ssim", False)]
+    found = [(row["method"], row["metric"], "curve" in row["options"]) for row in _rows(tmp_path / "results")]
+    assert found == [("ppdm", "psnr", False), ("ppdm", "psnr", True), ("ppdm", "ssim", False)]
+
+
+def test_what_was_gathered_is_neither_made_nor_gathered_again(jobs, tmp_path):
+    made, ran = jobs
+    campaign.carry_out(made[0], tmp_path)
+    (tmp_path / "paces.jsonl").write_text("{}\n")
+    campaign.gather(made, tmp_path, tmp_path / "results")
+    later = tmp_path / "later"
+    campaign.continue_from(tmp_path / "results", later)
+    assert (later / "paces.jsonl").read_text() == "{}\n"
+    campaign.carry_out(made[0], later)
+    assert ran == ["ppdm"]
+    (later / "done" / made[1].name).touch()
+    (tmp_path / "runs").rename(later / "runs")
+    (later / "runs" / made[0].run).rename(later / "runs" / made[1].run)
+    campaign.gather(made, later, tmp_path / "results")
+    assert (tmp_path / "results" / "jobs.txt").read_text().splitlines() == [job.name for job in made]
+    assert len(_rows(tmp_path / "results")) == 3  # equal rows once
+
+
+def _rows(results):
+    return list(
+        map(json.loads, gzip.decompress((results / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines())
+    )
