@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ppdm.network.normalisation import Normalisation, add_to_channels, innermost, normalise, normalise_backward
 from ppdm.network.options import PRECISIONS, UNetOptions
 from ppdm.network.slabs import SlabbedConvolution, slabs_for
 from ppdm.network.small import SmallConvolution, convolve, convolve_backward, is_small
@@ -74,11 +75,15 @@ class Convolution(nn.Module):
             return self.in_slabs(x, slabs)
         dtype = self.arithmetic(x)
         weight, bias = self.parameters_in(dtype)
-        seen = x.to(dtype, memory_format=self.layout)
+        seen = x.to(dtype, memory_format=self.layout_of(x, dtype))
         if is_small(seen, weight, self.stride):
             small: Tensor = SmallConvolution.apply(seen, weight, bias, self.stride, self.padding)
             return small.to(self.dtype)
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
+
+    def layout_of(self, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
+        """Return the layout of the convolution's input: oneDNN would rearrange other inputs in bf16 in every call."""
+        return innermost(x.ndim) if x.device.type == "cpu" and dtype is torch.bfloat16 else self.layout
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the weight and the bias in the given dtype."""
@@ -102,20 +107,6 @@ class Convolution(nn.Module):
         """
         faulty = self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
         return torch.float32 if faulty else self.dtype
-
-
-class Normalisation(nn.GroupNorm):
-    """Group normalisation in the dtype of its input; the kernel computes the statistics in fp32."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x."""
-        if x.is_cuda:
-            x = x.contiguous()  # CUDA's kernel needs this layout and would make a hidden copy
-        return F.group_norm(x, self.num_groups, *self.parameters_in(x.dtype), self.eps)
-
-    def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return scale and shift in the given dtype; CUDA's kernel, unlike the CPU's, does not accept mixed dtypes."""
-        return self.weight.to(dtype), self.bias.to(dtype)
 
 
 class NormalisedConvolution(nn.Module):
@@ -182,36 +173,23 @@ class _RecomputedConvolution(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, scale, shift, weight)
         ctx.norm, ctx.convolution = (groups, eps), (stride, padding)
-        activated = F.silu(_normalised(x, scale, shift, groups, eps)[0], inplace=True)
+        activated = F.silu(normalise(x, scale, shift, groups, eps)[0], inplace=True)
         return convolve(activated.to(weight.dtype), weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, shift, weight = ctx.saved_tensors
-        activated = F.silu(_normalised(x, scale, shift, *ctx.norm)[0], inplace=True).to(weight.dtype)
-        wanted = [True, True, True]
-        slope, of_weight, of_bias = convolve_backward(gradient, activated, weight, wanted, *ctx.convolution)
+        activated = F.silu(normalise(x, scale, shift, *ctx.norm)[0], inplace=True).to(weight.dtype)
+        slope, of_weight, of_bias = convolve_backward(gradient, activated, weight, [True] * 3, *ctx.convolution)
         assert slope is not None
         del activated
         slope = slope.to(x.dtype)
-        normalised, mean, deviation = _normalised(x, scale, shift, *ctx.norm)
+        normalised, mean, deviation = normalise(x, scale, shift, *ctx.norm)
         aten.silu_backward.grad_input(slope, normalised, grad_input=slope)
         del normalised
-        of_norm = aten.native_group_norm_backward(
-            slope, x.contiguous(), mean, deviation, scale, *_sizes(x), ctx.norm[0], wanted
-        )
+        of_norm = normalise_backward(slope, x, mean, deviation, scale, ctx.norm[0])
         return (*of_norm, of_weight, of_bias, None, None, None, None)
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Number of samples, channels and voxels."""
-    return x.shape[0], x.shape[1], x.shape[2:].numel()
-
-
-def _normalised(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalised x, and the mean and the reciprocal standard deviation of each group."""
-    return torch.native_group_norm(x.contiguous(), scale, shift, *_sizes(x), groups, eps)
 
 
 class ResidualBlock(nn.Module):
@@ -249,7 +227,7 @@ class ResidualBlock(nn.Module):
             if self.adaptive:
                 modulation = shift.chunk(2, dim=1)
             else:
-                h += shift  # in place: only this function uses the convolution's output
+                add_to_channels(h, shift)  # in place: only this function uses the convolution's output
         h = self.second(h, *modulation)
         h += self.shortcut(self.resize(x)) if shortcut is None else shortcut
         return h if self.attention is None else self.attention(h)
@@ -361,7 +339,7 @@ class Parts:
         """Memory layout of the convolutions' inputs and weights."""
         if not self.options.channels_last:
             return torch.preserve_format
-        return torch.channels_last if self.dims == 2 else torch.channels_last_3d
+        return innermost(self.dims + 2)
 
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
         # No slabs in training without checkpointing, which favours speed over memory. No slabs in a compiled network:
