@@ -53,7 +53,8 @@ class _Innermost(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return *normalise_backward(gradient, *ctx.saved_tensors, ctx.groups), None, None
+        x, mean, deviation, scale = ctx.saved_tensors
+        return *normalise_backward(gradient, x, mean, deviation, scale, ctx.groups), None, None
 
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -68,7 +69,7 @@ def normalise_backward(
     """Return the gradients of x, scale and shift from that of the result of :func:`normalise`."""
     if not _is_innermost(x):
         wanted = [True, True, True]
-        return aten.native_group_norm_backward(  # type: ignore[no-any-return]
+        return aten.native_group_norm_backward(
             gradient, x.contiguous(), mean, deviation, scale, *_sizes(x), groups, wanted
         )
     n, channels, voxels = _sizes(x)
