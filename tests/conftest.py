@@ -38,6 +38,12 @@ def _warm_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("ppdm_bench.predictor.script.prediction.subprocess", _WARM)
 
 
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands predict in this process: the start of another one takes longer than what most tests predict."""
+    monkeypatch.setattr("ppdm_bench.isolation.pool.available_cores", lambda: 1)
+
+
 @pytest.fixture
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn, but not rendered: that takes far longer than most commands. Their files are empty."""
@@ -59,7 +65,7 @@ def quick_anatomies(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ANATOMIES:
         monkeypatch.setitem(ANATOMIES, name, noise)
-    monkeypatch.setattr("ppdm.simulation.generation._cores", lambda: 1)
+    monkeypatch.setattr("ppdm.simulation.generation.available_cores", lambda: 1)
 
 
 def pytest_collection_finish() -> None:

@@ -181,7 +181,7 @@ def _difference(found: Any, wanted: Any, path: str = "") -> str:
 
 def _all_made(recipe: Recipe, who: list[tuple[str, int]], folder: Path, jobs: int | None) -> Iterator[None]:
     """Generate subjects in parallel; yields once per finished subject."""
-    jobs = min(len(who), jobs or _cores())
+    jobs = min(len(who), jobs or available_cores())
     if jobs <= 1:
         for split, index in who:
             _make_one(recipe, split, index, folder)
@@ -198,7 +198,8 @@ def _all_made(recipe: Recipe, who: list[tuple[str, int]], folder: Path, jobs: in
             pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, do not start the remaining subjects
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ppdm import Method
+from ppdm.simulation.generation import available_cores
 from ppdm.training.distributed import Ranks, joined
 from ppdm.training.log import StepReport, best_validation, untrained_note
 from ppdm.training.loop import Interrupted
@@ -168,8 +169,7 @@ def use_threads(threads: int | None, device: str) -> str:
     """Set the number of CPU threads, if one is given; return advice if the machine is too loaded for them."""
     if threads is not None:
         torch.set_num_threads(threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return advice_on_threads(torch.get_num_threads(), os.getloadavg()[0], cores) if device == "cpu" else ""
+    return advice_on_threads(torch.get_num_threads(), os.getloadavg()[0], available_cores()) if device == "cpu" else ""
 
 
 def advice_on_threads(threads: int, load: float, cores: int) -> str:

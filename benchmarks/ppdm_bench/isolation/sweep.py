@@ -45,6 +45,10 @@ class SweepCase:
         about = {"kind": "measured", **self.common, "status": status, "reason": reason, **fields}
         return [Record(metric=self.metric, **{**about, **part}) for part in self.parts]
 
+    def timed_out(self, timeout: float, reason: str) -> list[Record]:
+        """Return the records of a case that exceeded the time limit of ``timeout`` seconds; they contain the limit."""
+        return self.failed("timeout", reason, options={**self.common["options"], "timeout": timeout})
+
 
 class Sweep:
     """Measure cases, or record why a case is not measured.
@@ -101,14 +105,10 @@ class Sweep:
             made = make(answer, {**case.common, "env": env, "reason": answer.reason})
             return sorted(made, key=lambda record: record.metric == case.metric)
         if answer.status == "timeout":
-            return self.timed_out(case, answer.reason)
+            return case.timed_out(self.timeout, answer.reason)
         if answer.status == "oom":
             self._exhausted += case.failed("oom", answer.reason)
         return case.failed(answer.status, answer.reason, env=env)
-
-    def timed_out(self, case: SweepCase, reason: str) -> list[Record]:
-        """Return the records of a case that exceeded the time limit; they contain the limit."""
-        return case.failed("timeout", reason, options={**case.common["options"], "timeout": self.timeout})
 
     def _known_to_exceed_memory(self, case: SweepCase) -> str:
         """Return why a case must run out of memory: a case that is not larger already did; else an empty text."""

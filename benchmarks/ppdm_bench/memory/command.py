@@ -8,6 +8,7 @@ from typing import Any
 from ppdm_bench.commands.methods import parameter_count
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
+from ppdm_bench.isolation.pool import pool, workers_for
 from ppdm_bench.isolation.runner import ChildAnswer, TimeIsUpError, time_limit
 from ppdm_bench.isolation.sweep import Sweep, SweepCase
 from ppdm_bench.memory.feasibility import shortage, skipping
@@ -22,6 +23,8 @@ from ppdm_bench.timing.prediction import time_records
 from ppdm_bench.units import shape_text
 
 WORKER = "ppdm_bench.memory.worker"
+
+_MANY = 8  # predictions for which it pays to start processes
 
 Spacing = tuple[float, float, float]
 
@@ -99,16 +102,37 @@ def carry_out(
     """
     sweep = Sweep(WORKER, plan.timeout, known)
     doubts: dict[tuple[Configuration, str], str] = {}
+    predictions = _predictions(plan, sweep)
     for task in plan.tasks:
         progress(task)
-        case, about = _case(plan, task), (task.configuration, task.phase)
+        about = task.configuration, task.phase
         if task.measured:
-            yield sweep.measure(case, partial(_measured, task), doubts.get(about, ""))
+            yield sweep.measure(_case(plan, task), partial(_measured, task), doubts.get(about, ""))
             continue
-        made = sweep.settled(case) or _predict(plan, task, case, sweep)
+        made = next(predictions)
         if plan.gate and (short := next((r.reason for r in made if r.status == "oom"), "")):
             doubts[about] = skipping(short)
-        yield [*made, *_times(plan, task, case, made)]
+        yield made
+
+
+def _predictions(plan: MemoryPlan, sweep: Sweep) -> Iterator[list[Record]]:
+    """Yield the records of each prediction in the order of the tasks; many predictions run in parallel processes."""
+    tasks = [task for task in plan.tasks if not task.measured]
+    cases = [_case(plan, task) for task in tasks]
+    settled = [sweep.settled(case) for case in cases]
+    arguments = partial(_prediction, plan), tasks, cases, settled
+    new = settled.count([])
+    if new < _MANY or (workers := workers_for(new)) == 1:
+        yield from map(*arguments)
+        return
+    with pool(workers) as processes:
+        yield from processes.map(*arguments)
+
+
+def _prediction(plan: MemoryPlan, task: MemoryTask, case: SweepCase, settled: list[Record]) -> list[Record]:
+    """Return the records of an earlier run, or predict; then add the predicted time."""
+    made = settled or _predict(plan, task, case)
+    return [*made, *_times(plan, task, case, made)]
 
 
 def _times(plan: MemoryPlan, task: MemoryTask, case: SweepCase, made: Sequence[Record]) -> list[Record]:
@@ -147,11 +171,11 @@ def _case(plan: MemoryPlan, task: MemoryTask) -> SweepCase:
 
 def predicted(plan: MemoryPlan, task: MemoryTask, predict: Callable[..., Peak] | None = None) -> list[Record]:
     """Return the records of one prediction; ``predict``: function to call instead of :func:`predict_peak`."""
-    return _predict(plan, task, _case(plan, task), Sweep(WORKER, plan.timeout), predict)
+    return _predict(plan, task, _case(plan, task), predict)
 
 
 def _predict(
-    plan: MemoryPlan, task: MemoryTask, case: SweepCase, sweep: Sweep, predict: Callable[..., Peak] | None = None
+    plan: MemoryPlan, task: MemoryTask, case: SweepCase, predict: Callable[..., Peak] | None = None
 ) -> list[Record]:
     configuration, target = task.configuration, plan.target
     size = (configuration.shape, configuration.batch_size)
@@ -160,7 +184,7 @@ def _predict(
         with time_limit(plan.timeout):
             peak = (predict or predict_peak)(work.build, work.step, work.iterations, target or "cpu")
     except TimeIsUpError as late:
-        return sweep.timed_out(case, str(late))
+        return case.timed_out(plan.timeout, str(late))
     except PredictionError as error:
         return case.failed("error", str(error))
     except Exception as error:  # the code of a method can raise any exception; the other tasks must still run

@@ -83,7 +83,7 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
     # Sweep.measure would skip larger cases after an oom; here each case has its own limit, so none may be skipped.
     answer = run_child(WORKER, request, sweep.timeout)
     if answer.status == "timeout":
-        return sweep.timed_out(case, answer.reason)[0]
+        return case.timed_out(sweep.timeout, answer.reason)[0]
     env = {**case.common["env"], **answer.env}
     return case.failed(answer.status, answer.reason, env=env, value=limit, stat="limit", n=1)[0]
 

@@ -1,13 +1,7 @@
 """Predictions for a plan: each case is predicted once, in parallel processes."""
 
-import gc
-import importlib
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ppdm_bench.configuration import Configuration
+from ppdm_bench.isolation.pool import pool, workers_for
 from ppdm_bench.memory.host import translation_peak
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.planning.search import CasePrediction
@@ -76,46 +71,12 @@ def predictor(target: Target, workers: int | None = None) -> Iterator[Submit]:
         target: target of the predictions.
         workers: number of processes; by default the number of available cores, at most eight.
     """
-    workers = workers or min(8, _cores())
+    workers = workers or workers_for()
     if workers == 1:
         yield lambda case: _done(case, target)
         return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
-    try:
-        yield lambda case: pool.submit(_predict_and_clear, case, target)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _begin() -> None:
-    """Initialise a worker: use one core, leave Ctrl-C to the parent process, and exit when the parent exits."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    importlib.import_module("torch._dynamo")  # fake tensors would load it later
-    # PyTorch's own objects, about half a million, are never freed; freeze them, so that the garbage collector skips
-    # them. Collect garbage once after each prediction instead of a hundred times during it.
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-
-    def follow_the_parent() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow_the_parent, daemon=True).start()
-
-
-def _predict_and_clear(case: OutlookCase, target: Target) -> CasePrediction:
-    try:
-        return predict(case, target)
-    finally:
-        gc.collect()
+    with pool(workers) as processes:
+        yield lambda case: processes.submit(predict, case, target)
 
 
 def _done(case: OutlookCase, target: Target) -> "Future[CasePrediction]":

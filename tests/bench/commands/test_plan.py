@@ -214,7 +214,6 @@ def test_a_question_asks_others_side_by_side():
 
 def test_the_command_prints_records(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--phase", "sample")
     code, out, err = run(*words, "--json")
@@ -241,7 +240,6 @@ def test_predictions_are_those_of_memory():
 
 
 def test_host_memory_is_said_for_sampling_one_volume(monkeypatch):
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.memory.host.process_base", lambda device: GIB)
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
     look = predict(OutlookCase(configuration, "sample"), target)
@@ -269,7 +267,6 @@ def predicted(configuration, phase, target):
 
 
 def test_methods_of_ones_own_presets_and_factors(monkeypatch):
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--json")
     own = json.loads(run(*words, "--method", "ppdm.model:PPDM")[1])
@@ -346,7 +343,6 @@ def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
         need = (one.shape[0] if one.method == "ddpm3d" else 1) * MIB
         return CasePrediction(True, need)
 
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", interrupted)
     words = ["plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--out", tmp_path]
     words += ["--method", "regression", "--method", "ddpm3d"]
@@ -361,7 +357,6 @@ def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
 
 
 def test_a_card_is_planned_for_by_its_name(monkeypatch):
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--res", 64, "--method", "ppdm", "--phase", "sample")
     rows = json.loads(run(*words, "--gpu", "2080 Ti", "--json")[1])
@@ -373,7 +368,6 @@ def test_a_card_is_planned_for_by_its_name(monkeypatch):
 
 
 def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_read(monkeypatch):
-    monkeypatch.setattr("ppdm_bench.planning.outlook._cores", lambda: 1)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--method", "latent")
     code, out, err = run(*words, "--for", "train", "--json")

@@ -67,6 +67,18 @@ def test_on_the_cpu_the_prediction_is_the_measurement(on_cpu):
     assert predicted == measured
 
 
+def test_many_predictions_in_parallel_are_those_of_one_process(monkeypatch):
+    several = plan([TINY, replace(TINY, batch_size=2)], ("train", "sample"), target=Target(torch="2.11.0"))
+    expected = records_of(several)
+    monkeypatch.setattr("ppdm_bench.memory.command._MANY", 2)
+    monkeypatch.setattr("ppdm_bench.isolation.pool.available_cores", lambda: 2)
+    made_here = []
+    monkeypatch.setattr("ppdm_bench.memory.command._predict", lambda *_: made_here.append(1))
+    found = records_of(several)
+    assert [record.content() for record in found] == [record.content() for record in expected]
+    assert not made_here
+
+
 def test_predictions_come_first(on_cpu):
     kinds = [record.kind for record in on_cpu]
     assert kinds == sorted(kinds, reverse=True)

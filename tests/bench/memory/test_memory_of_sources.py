@@ -119,7 +119,6 @@ def test_a_plan_is_of_a_number_of_sources(monkeypatch):
         need = case.configuration.batch_size << 30
         return CasePrediction(need <= target.capacity, need)
 
-    monkeypatch.setattr(outlook, "_cores", lambda: 1)
     monkeypatch.setattr(outlook, "predict", made_up)
     code, out, err = run("plan", *WORDS, "--budget", "8GB", "--phase", "train")
     assert code == 0, err
