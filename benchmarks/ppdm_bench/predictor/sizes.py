@@ -198,7 +198,7 @@ def _marking_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     return marking
 
 
-_COLLECTIONS: tuple[type, ...] = (list, tuple, type({}.values()))
+_COLLECTIONS: tuple[type[Iterable[Any]], ...] = (list, tuple, type({}.values()))
 
 
 def _contains(values: Iterable[Any], marks: tuple[type, ...]) -> bool:
