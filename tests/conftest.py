@@ -9,19 +9,19 @@ import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-import torch._dynamo  # by any optimiser at its first step: import it before the first freeze
 import warm
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # A shell that starts pytest in the background, `nohup` and cron have SIGINT ignored. Child processes inherit that, and
 # tests that interrupt a command would wait forever. A handler of our own is not inherited: children get the default.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
 
 # Collecting cycles takes a tenth of the time of the tests otherwise: predictions make many objects and few cycles.
 gc.set_threshold(20_000, 20, 20)
@@ -48,7 +48,7 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn, but not rendered: that takes far longer than most commands. Their files are empty."""
 
-    def rendered(figure: Figure, _: str) -> bytes:
+    def rendered(figure: "Figure", _: str) -> bytes:
         assert figure.axes
         return b""
 
@@ -66,6 +66,16 @@ def quick_anatomies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ANATOMIES:
         monkeypatch.setitem(ANATOMIES, name, noise)
     monkeypatch.setattr("ppdm.simulation.generation.available_cores", lambda: 1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import PyTorch where tests run, and not in the process that only hands them out to the workers."""
+    if getattr(config.option, "tx", None) and not hasattr(config, "workerinput"):
+        return
+    import torch
+    import torch._dynamo  # by any optimiser at its first step: import it before the first freeze
+
+    torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:

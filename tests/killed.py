@@ -22,8 +22,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import rich.progress  # noqa: F401 - a command would import it, and an optimiser the second next, in every fork
 import torch
-import torch._dynamo  # an optimiser would import it, in every fork
+import torch._dynamo
 
 from ppdm.training import trainer
 from ppdm.training.log import Log

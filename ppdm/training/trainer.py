@@ -45,6 +45,8 @@ class Training:
     discriminator: nn.Module | None = None
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
+    _weights: list[list[nn.Parameter]] = field(init=False, repr=False)  # of each trained module, for every step
+    _averages: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._enter(self.stage, self.began)
@@ -85,9 +87,10 @@ class Training:
         """Start a stage with a new optimiser for the weights that it trains."""
         self.stage, self.began = stage, began
         options = self.method.optimisation
-        weights = (weight for module in self.trained_modules for weight in module.parameters())
-        self.optimizer = optimizer_class(options)(weights, options.weight_decay)
-        device = next(self.trained.parameters()).device.type
+        self._weights = [list(module.parameters()) for module in self.trained_modules]
+        self._averages = list(self.method.part(self.average, self.method.stages[self.stage]).parameters())
+        self.optimizer = optimizer_class(options)((one for each in self._weights for one in each), options.weight_decay)
+        device = self._weights[0][0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=self.method.network.precision == "fp16")
 
     @property
@@ -158,7 +161,7 @@ class Training:
         """
         self.scaler.unscale_(self.optimizer.inner)
         clip = self.method.optimisation.clip
-        norms = [nn.utils.clip_grad_norm_(one.parameters(), clip, foreach=True) for one in self.trained_modules]
+        norms = [nn.utils.clip_grad_norm_(weights, clip, foreach=True) for weights in self._weights]
         norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
         self.optimizer.step(learning_rate, self.scaler)
         self.scaler.update()
@@ -169,8 +172,7 @@ class Training:
     @torch.no_grad()
     def _update_average(self, norm: Tensor) -> None:
         rate = 1 - average_decay(self.method.optimisation.ema, self.done - self.began)
-        averages: list[Tensor] = list(self.method.part(self.average, self.method.stages[self.stage]).parameters())
-        weights: list[Tensor] = list(self.trained.parameters())
+        averages, weights = self._averages, list[Tensor](self._weights[0])
         if self.scaler.is_enabled():  # a rate of 0 on the device skips a step without a wait
             torch._foreach_lerp_(averages, weights, [rate * norm.isfinite()] * len(weights))
         else:  # one call updates many weights in one kernel, as `torch.optim.swa_utils` does

@@ -32,10 +32,12 @@ EVERY_STAGE = pytest.mark.parametrize(
     [(method, stage) for method in ALL.values() for stage in method.stages],
     ids=[f"{name} {stage}" for name, method in ALL.items() for stage in method.stages],
 )
-# What trains or applies an autoencoder alone depends on the representation: once for each, not for each method.
+# What trains or applies an autoencoder alone depends on the representation: once for each, not for each method. All
+# else once for each method, with the authors' network if there is one. It differs from the matched network in
+# attention, resampling, skips or conditioning, and `ppdm`, `gan3d` and `regression` have the matched network.
 PHASES = {
-    (phase, method.representation if phase in ("autoencoder_train", "decode") else name): (name, phase)
-    for name, method in reversed(ALL.items())
+    (phase, method.representation if phase in ("autoencoder_train", "decode") else method.name): (name, phase)
+    for name, method in ALL.items()
     for phase in method.phases
 }
 EVERY_PHASE = pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def _init_process_group(init: Callable[..., None]) -> Callable[..., None]:
 
 def run_collective(op: Any, args: Sequence[Any]) -> Any:
     """Run a collective operator in a group of one process: copy each input to its result."""
-    results, inputs = list(tensors_in(args[0])), list(tensors_in(args[1]))
+    results, inputs = tensors_in(args[0]), tensors_in(args[1])
     for result, x in zip(results, inputs, strict=False):
         result.copy_(x)
     future = torch.futures.Future[list[Tensor]]()

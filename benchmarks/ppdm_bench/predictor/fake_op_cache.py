@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_
 
 CPU = torch.device("cpu")
 
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = {int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format}
 _TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view}
 
 
@@ -95,7 +95,9 @@ class FakeOpCache:
         elif kind is tuple or kind is list or kind is torch.Size:
             parts.append(len(value))
             for each in value:
-                if not self._extend_key(each, parts, tensors):
+                if type(each) in _PLAIN:  # as below; a call for each number would take as long as the operator
+                    parts += (type(each), each)
+                elif not self._extend_key(each, parts, tensors):
                     return False
         elif kind is dict:
             parts.append(tuple(value))

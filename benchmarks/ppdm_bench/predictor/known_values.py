@@ -314,7 +314,7 @@ class KnownValues:
 
     def _run_on_known(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
         """Run an operator on the known values after the fake run, and store the result; False if it stays unknown."""
-        results = list(tensors_in(out))
+        results = tensors_in(out)
         if not traits.written and results and all(self._known.get(_address(x)) is not None for x in results):
             return True  # views of storages whose values are already known
         if not all(type(x) is FakeTensor and x.fake_device == CPU for x in results) or not inputs.are_small():
@@ -333,7 +333,7 @@ class KnownValues:
             except (RuntimeError, IndexError, TypeError, ValueError):
                 return False  # the CPU lacks the kernel, or a value is invalid; the real run of the code reports it
             uncertainty = max(inputs.uncertainty, SAMPLED if traits.random else KNOWN)
-            real_results = list(tensors_in(real))
+            real_results = tensors_in(real)
             if len(real_results) != len(results):
                 return False
             if uncertainty:
@@ -584,13 +584,11 @@ def _without_pinning(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "pin_memory"}
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """All tensors in nested tuples and lists, such as an operator's arguments or its result."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for each in value:
-            yield from tensors_in(each)
+        return [value]
+    return [x for each in value for x in tensors_in(each)] if isinstance(value, tuple | list) else []
 
 
 def _flattened(out: Any) -> Iterator[Any]:

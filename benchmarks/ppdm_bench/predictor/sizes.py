@@ -9,7 +9,7 @@ create or slice tensors check for marks. ``int()`` would remove the mark, so it 
 import dis
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from importlib import import_module
 from typing import Any
@@ -107,6 +107,7 @@ def marked(value: Any) -> Any:
 
 
 _MARKS: Mapping[type, type] = {int: UnknownInt, float: UnknownFloat}
+_NUMBERS = (UnknownInt, UnknownFloat)
 
 
 def _marked_method(name: str) -> Callable[..., Any]:
@@ -167,7 +168,7 @@ def number_patches() -> Iterator[Any]:
 def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def marking(*args: Any, **kwargs: Any) -> Any:
-        if not _contains(args, (UnknownFloat, UnknownInt)):
+        if not _contains(args, _NUMBERS):
             return function(*args, **kwargs)
         return marked(function(*_unmarked(args), **kwargs))
 
@@ -177,7 +178,7 @@ def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
 def _checking_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(function)
     def made(*args: Any, **kwargs: Any) -> Any:
-        if _contains((args, kwargs.values()), (UnknownInt, UnknownFloat)):
+        if _contains(args, _NUMBERS) or _contains(kwargs.values(), _NUMBERS):
             raise size_error(f"numpy.{function.__name__}()")
         return function(*args, **kwargs)
 
@@ -189,7 +190,7 @@ def _marking_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def marking(*args: Any, **kwargs: Any) -> Any:
-        if not _contains(args, (UnknownInt, UnknownFloat)):
+        if not _contains(args, _NUMBERS):
             return function(*args, **kwargs)
         array = function(*_unmarked(args), **kwargs)
         return marked_array(array) if array.dtype.kind in "iu" else array
@@ -197,10 +198,15 @@ def _marking_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
     return marking
 
 
-def _contains(value: Any, marks: tuple[type, ...]) -> bool:
-    if isinstance(value, list | tuple | type({}.values())):
-        return any(_contains(each, marks) for each in value)
-    return type(value) in marks
+_COLLECTIONS: tuple[type[Iterable[Any]], ...] = (list, tuple, type({}.values()))
+
+
+def _contains(values: Iterable[Any], marks: tuple[type, ...]) -> bool:
+    """Whether a value, or one in a list or tuple among them, has a mark."""
+    for each in values:  # noqa: SIM110 - every call of PyTorch is checked, and a generator takes twice as long
+        if type(each) in marks or (isinstance(each, _COLLECTIONS) and _contains(each, marks)):
+            return True
+    return False
 
 
 @cache
@@ -263,6 +269,9 @@ _ACCEPTS_FLOAT_SIZES = {
 }
 
 
+_GETITEM = Tensor.__getitem__  # each look-up on the class would take as long as the check
+
+
 class SizeGuard(TorchFunctionMode):
     """Function mode that rejects sizes computed from marked numbers or from unknown integer tensors.
 
@@ -286,14 +295,11 @@ class SizeGuard(TorchFunctionMode):
             sizes = [value for place, value in enumerate(args) if place != _CREATES_SIZES[function]]
             sizes += [value for name, value in kwargs.items() if name not in ("fill_value", "value")]
         else:
-            sizes = _slices(args[1]) if function is Tensor.__getitem__ else []
-        if sizes and self._is_marked(
-            sizes, (UnknownInt, UnknownFloat) if function in _ACCEPTS_FLOAT_SIZES else (UnknownInt,)
-        ):
+            sizes = _slices(args[1]) if function is _GETITEM else []
+        if sizes and self._is_marked(sizes, _NUMBERS if function in _ACCEPTS_FLOAT_SIZES else (UnknownInt,)):
             raise size_error(function.__name__)
-        if _contains(
-            (args, kwargs.values()), (UnknownInt, UnknownFloat)
-        ):  # PyTorch would treat a marked integer as a float
+        # PyTorch would treat a marked integer as a float.
+        if _contains(args, _NUMBERS) or (kwargs and _contains(kwargs.values(), _NUMBERS)):
             args, kwargs = _unmarked(tuple(args)), {name: _unmarked(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
 

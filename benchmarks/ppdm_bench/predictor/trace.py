@@ -6,7 +6,7 @@ no reference to a tensor, and it undoes its changes to tensors and modules that 
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from threading import get_ident
 from typing import Any
@@ -44,6 +44,9 @@ from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline
 
 aten = torch.ops.aten
+
+_DEVICE = torch.ops.prim.device.default
+_FAKE = {FakeTensor}
 
 
 @contextmanager
@@ -115,7 +118,7 @@ class Trace(TorchDispatchMode):
         self._fake_run = FakeOpCache(fake, run_fake if target else run_as_cpu) if fake else None
         self._cublas = CublasWorkspaces(target) if target else None
         self._numbers: dict[int, int] = {}  # address of a storage -> number of its block
-        self._finalizers: dict[int, weakref.finalize] = {}
+        self._watched: dict[int, weakref.ref] = {}  # address of a storage -> reference that reports its end
         self._placed: Place | None = None  # place of new blocks, if the code names it
         self._same_place: dict[int, set[int]] = {}  # block of unknown place -> all blocks that share its place
         self._in_optimizer = False
@@ -131,22 +134,21 @@ class Trace(TorchDispatchMode):
 
     def stop(self) -> None:
         """Stop following storages."""
-        for death in self._finalizers.values():
-            death.detach()
+        self._watched.clear()
 
     # --- every operator
 
     def __torch_dispatch__(
         self, op: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if op is torch.ops.prim.device.default and type(args[0]) is FakeTensor:
+        if op is _DEVICE and type(args[0]) is FakeTensor:
             return args[0].fake_device  # fast path: PyTorch queries the device for every operator
-        if self.inside or op is torch.ops.prim.device.default:
+        kwargs = dict(kwargs or {})
+        if self.inside or op is _DEVICE:
             return op(*args, **kwargs)
         if isinstance(op, HigherOrderOperator):
             return self._run_parts(op, args, kwargs)
-        if any(is_traceable_wrapper_subclass_type(kind) for kind in types):
+        if any(map(_is_wrapper_type, types)):
             return NotImplemented  # the wrapper tensor then calls operators on its parts, and this mode sees those
         if torch.is_inference_mode_enabled() and _is_composite(op):
             with self:  # in inference mode, composite operators arrive before their decomposition
@@ -168,7 +170,7 @@ class Trace(TorchDispatchMode):
         is_value = op is aten.lift_fresh.default
         seen: list[Tensor] = []
         if not is_value:
-            args, kwargs = self._registered(tuple(args), seen), self._registered(dict(kwargs), seen)
+            args, kwargs = self._registered(tuple(args), seen), self._registered(kwargs, seen)
         place = self._placed
         if self.fakes and (device := kwargs.get("device")) is not None and device.type == "cuda":
             # A Python function of PyTorch passed the simulated device of its input on.
@@ -198,7 +200,7 @@ class Trace(TorchDispatchMode):
             if backward or (seen and not moved_to_target)
             else "inputs"
         )
-        results = list(tensors_in(out))
+        results = tensors_in(out)
         for x in results:
             self._follow(x, kind, str(op), place)
         if place == "unknown":
@@ -228,7 +230,7 @@ class Trace(TorchDispatchMode):
             )
 
     def _run(self, op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], seen: Sequence[Tensor]) -> Any:
-        with self.inside_pytorch(), without_class(seen):
+        with self.inside_pytorch(), nullcontext() if {*map(type, seen)} <= _FAKE else without_class(seen):
             if not (self.known_values and self._fake_run):
                 return op(*args, **kwargs)
             out = self.known_values.run(op, args, kwargs, seen, self._fake_run)
@@ -260,7 +262,7 @@ class Trace(TorchDispatchMode):
             for x in tensors_in(out):
                 self.loaded(x, self._placed if self.is_new(x) else None)
             # Moving a batch reveals the place of its data set.
-            self._unify_places([*tensors_in(args), *tensors_in(out)])
+            self._unify_places(tensors_in(args) + tensors_in(out))
         if self.known_values:
             self.known_values.clear_arguments()
         return out
@@ -271,17 +273,9 @@ class Trace(TorchDispatchMode):
         with self.inside_pytorch(), _disable_current_modes():
             yield
 
-    @contextmanager
-    def inside_pytorch(self) -> Iterator[None]:
+    def inside_pytorch(self) -> "_Inside":
         """Mark within the block that PyTorch's own code runs, not the user's."""
-        if self.is_elsewhere:
-            yield
-            return
-        before, self.inside = self.inside, True
-        try:
-            yield
-        finally:
-            self.inside = before
+        return _Inside(self)
 
     def _apply_rules(self, op: Any, args: Sequence[Any], out: Any, backward: bool) -> list[Moment]:
         """Record and return the temporary buffers of a kernel."""
@@ -312,15 +306,16 @@ class Trace(TorchDispatchMode):
         if isinstance(value, Tensor):
             seen.append(self._register(value))
             return seen[-1]
-        if type(value) is dict:
+        kind = type(value)
+        if kind is dict:
             return {name: self._registered(each, seen) for name, each in value.items()}
-        if type(value) is tuple or type(value) is list:
-            return type(value)(self._registered(each, seen) for each in value)
+        if kind is tuple or kind is list:
+            return kind([self._registered(each, seen) for each in value])
         return value
 
     def _register(self, x: Tensor) -> Tensor:
         """Follow a tensor that the trace did not see created; in a prediction, return the fake tensor of a real one."""
-        if is_wrapper(x):
+        if type(x) is not FakeTensor and is_wrapper(x):
             self._register_parts(x)
             return x
         fake = x
@@ -368,11 +363,11 @@ class Trace(TorchDispatchMode):
             block.shape, block.dtype = tuple(x.shape), str(x.dtype).removeprefix("torch.")
             if place == "unknown":
                 self._same_place[number] = {number}
-        if address not in self._finalizers:
-            self._finalizers[address] = weakref.finalize(storage, self._storage_freed, address)
+        if address not in self._watched:
+            self._watched[address] = weakref.ref(storage, lambda _: self._storage_freed(address))
 
     def _storage_freed(self, address: int) -> None:
-        self._finalizers.pop(address, None)
+        self._watched.pop(address, None)
         if self.known_values:
             self.known_values.forget(address)
         if address in self._numbers:
@@ -497,17 +492,39 @@ class Trace(TorchDispatchMode):
             )
         if self.fakes:
             self.fakes.replace_in(optimizer)
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                self._register(p)
+        with torch._C.DisableTorchFunction():  # the function modes would look at every attribute that is read here
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    self._register(p)
 
     def after_optimizer(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Record the end of an optimizer step, and mark the tensors in its state as ``optimizer``."""
         self._in_optimizer = False
-        for parameter, state in optimizer.state.items():
-            for x in tree_iter(dict(state)):
-                for part in plain(x) if isinstance(x, Tensor) else ():
-                    self._mark(self._register(part), "optimizer", parameter)
+        with torch._C.DisableTorchFunction():
+            for parameter, state in optimizer.state.items():
+                for x in tree_iter(dict(state)):
+                    for part in plain(x) if isinstance(x, Tensor) else ():
+                        self._mark(self._register(part), "optimizer", parameter)
+
+
+class _Inside:
+    """Context of :meth:`Trace.inside_pytorch`; every operator enters it, and a generator takes three times as long."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._elsewhere = trace.is_elsewhere
+
+    def __enter__(self) -> None:
+        if not self._elsewhere:
+            self._before, self._trace.inside = self._trace.inside, True
+
+    def __exit__(self, *_: object) -> None:
+        if not self._elsewhere:
+            self._trace.inside = self._before
+
+
+def _is_wrapper_type(kind: type) -> bool:
+    return kind is not FakeTensor and bool(is_traceable_wrapper_subclass_type(kind))
 
 
 def is_wrapper(x: Any) -> bool:

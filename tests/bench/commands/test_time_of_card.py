@@ -30,7 +30,8 @@ from ppdm_bench.timing.prediction import predicted_times, step_duration, volume_
 from ppdm_bench.units import significant
 
 SHAPE = (16, 16, 16)
-TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
+TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # with two levels
+OPTIONS = ["--method", "tiny_training:TINY", "--factor", "2", "--width", "8", "--res", "16"]
 A100 = find_sheet("A100 80GB")
 
 
@@ -101,7 +102,7 @@ def test_more_channels_take_longer() -> None:
 
 @pytest.mark.slow
 def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> None:
-    options = ["--method", "ppdm", "--factor", "2", "--width", "8", "--res", "16", "--evaluations", "1,2", "--no-gate"]
+    options = [*OPTIONS, "--evaluations", "1,2", "--no-gate"]
     code, text, _ = run("speed", "--gpu", "RTX 4090", *options, "--json", "--out", tmp_path)
     assert code == 0
     found = json.loads(text)
@@ -121,7 +122,7 @@ def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records:
     table = duration_table(found)
     assert table is not None
     ((name, hours, seconds),) = table.shown()
-    assert name == "ppdm r=2"
+    assert name == TINY.label
     assert hours.startswith(significant(found[0].value) + " (")
     assert seconds.startswith(significant(found[1].value) + " (")
     assert gather(found) == []  # they are no answers about memory
@@ -149,7 +150,7 @@ def test_the_file_of_a_plan_has_the_durations_in_columns(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_table_of_memory_has_a_column_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ppdm_bench.memory.memory_output.save", lambda *_: [])  # figures are tested elsewhere
-    asked = ["memory", "--res", "16", "--method", "ppdm", "--factor", "2", "--width", "8", "--out", tmp_path]
+    asked = ["memory", *OPTIONS, "--out", tmp_path]
     code, _, _ = run(*asked, "--gpu", "A100 80GB")
     assert code == 0
     (row,) = csv.DictReader((tmp_path / "memory.csv").read_text().splitlines())

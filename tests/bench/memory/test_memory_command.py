@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 GIB = 2**30
 SHAPE = (9, 16, 8)
-TINY = Configuration("ppdm", SHAPE, factor=2, width=8)
+TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # with two levels
 BREAKDOWN = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
 
 
@@ -86,7 +86,7 @@ def test_predictions_come_first(on_cpu):
 
 def test_records_are_complete(on_cpu, for_cuda):
     for record in (*on_cpu, *for_cuda):
-        assert (record.command, record.method, record.variant, record.shape) == ("memory", "ppdm", "r=2", SHAPE)
+        assert (record.command, record.method, record.variant, record.shape) == ("memory", "tiny", "r=2", SHAPE)
         assert (record.batch_size, record.precision, record.checkpointing) == (1, "fp32", "none")
         assert record.steps == (EVALUATIONS if record.phase == "sample" else None)
         assert (record.status, record.reason) == ("ok", "")
@@ -138,7 +138,7 @@ def test_host_memory_is_a_column_and_a_sentence(for_cuda, tmp_path, monkeypatch)
     found = values(for_cuda, phase="sample")["peak_host"]
     text, _ = present(for_cuda, tmp_path, None, columns=["sample host GiB"])
     assert gib(found) in text
-    assert f"Host RAM, besides the card: {gib(GIB + found)} GiB to translate one volume of 9×16×8 (ppdm r=2" in text
+    assert f"Host RAM, besides the card: {gib(GIB + found)} GiB to translate one volume of 9×16×8 (tiny r=2" in text
     assert "Host RAM, besides the card" in (tmp_path / "memory.md").read_text()
     with open(tmp_path / "memory.csv") as stream:
         (row,) = csv.DictReader(stream)
@@ -196,7 +196,7 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
     records = records_of(plan([Configuration(own_method, SHAPE, width=8), TINY]))
     assert records[0].status == "error"
     assert records[0].reason == "KeyError: 'nothing here'"
-    assert values(records, method="ppdm")["peak_allocated"] > 0
+    assert values(records, method="tiny")["peak_allocated"] > 0
     (sentence,) = failures(records)
     assert sentence == "broken r=2 sample, predicted: KeyError: 'nothing here'"
 
@@ -468,16 +468,17 @@ def peaks(records):
 
 
 def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
-    found = peaks(records_of(plan(device="cpu", budget=2**20)))
+    deep = [replace(TINY, method="ppdm")]
+    found = peaks(records_of(plan(deep, device="cpu", budget=2**20)))
     assert found["predicted"].status == "oom"
     assert found["predicted"].reason.startswith("the budget is 0.0009766 GiB, and the tensors take 0.00")
     assert found["predicted"].value > 2**20
     assert (found["measured"].status, children) == ("skipped", [])
     assert found["measured"].reason == f"predicted not to fit: {found['predicted'].reason}; --no-gate runs it anyway"
     assert failures(found.values()) == []
-    found = peaks(records_of(plan(device="cpu", budget=2**20, gate=False)))
+    found = peaks(records_of(plan(deep, device="cpu", budget=2**20, gate=False)))
     assert (found["measured"].status, len(children)) == ("ok", 1)
-    found = peaks(records_of(plan(device="cpu", budget=2**30)))
+    found = peaks(records_of(plan(deep, device="cpu", budget=2**30)))
     assert [found[kind].status for kind in ("predicted", "measured")] == ["ok", "ok"]
 
 
@@ -572,7 +573,7 @@ def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monke
 
 def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
     text, written = present(for_cuda, tmp_path, 24 * GIB)
-    assert "ppdm r=2" in text
+    assert "tiny r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
     assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
 
@@ -585,7 +586,7 @@ def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
 
 
 def test_a_task_says_what_it_does():
-    assert MemoryTask(TINY, "train", True).text == "measuring ppdm r=2 train 9×16×8 fp32 none"
+    assert MemoryTask(TINY, "train", True).text == "measuring tiny r=2 train 9×16×8 fp32 none"
 
 
 def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
