@@ -82,8 +82,13 @@ class Convolution(nn.Module):
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
 
     def layout_of(self, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
-        """Return the layout of the convolution's input: oneDNN would rearrange other inputs in bf16 in every call."""
-        return innermost(x.ndim) if x.device.type == "cpu" and dtype is torch.bfloat16 else self.layout
+        """Return the layout of the convolution's input: oneDNN would rearrange other inputs in bf16 in every call.
+
+        A compiled network keeps the usual layout: with the channels innermost, the gradients below an upsampling were
+        zero (torch 2.13).
+        """
+        arranges = x.device.type == "cpu" and dtype is torch.bfloat16 and not torch.compiler.is_compiling()
+        return innermost(x.ndim) if arranges else self.layout
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the weight and the bias in the given dtype."""

@@ -73,3 +73,9 @@ def test_bf16_convolutions_on_the_cpu_work_with_the_channels_innermost() -> None
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
     expected = F.conv3d(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16(), padding=1)
     assert torch.allclose(out, expected, atol=1e-2)
+
+
+def test_a_compiled_network_keeps_the_usual_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    layer = Convolution(3, 2, 4, kernel=3, stride=1, dtype=torch.bfloat16)
+    assert layer(torch.randn(1, 2, 4, 4, 4)).is_contiguous()
