@@ -7,24 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    Columns,
-    Device,
-    Json,
-    Metrics,
-    PhantomCount,
-    PhantomGrid,
-    PhantomSeed,
-    PhantomSize,
-    Resample,
-    SamplePrecision,
-    Samples,
-    SampleSeed,
-    SourceIntensity,
-    Split,
-    TargetIntensity,
-    TaskName,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
 from ppdm_bench.commands.values import (
@@ -45,15 +28,15 @@ def evaluate(
     manifest: Annotated[
         Path | None, typer.Option(help="CSV file of the pairs to translate. Give this or --task.")
     ] = None,
-    task: TaskName = None,
-    split: Split = "test",
-    subjects: PhantomCount = None,
-    size: PhantomSize = None,
-    grid: PhantomGrid = None,
-    data_seed: PhantomSeed = None,
-    resample: Resample = False,
-    source_intensity: SourceIntensity = None,
-    target_intensity: TargetIntensity = None,
+    task: options.TaskName = None,
+    split: options.Split = "test",
+    subjects: options.PhantomCount = None,
+    size: options.PhantomSize = None,
+    grid: options.PhantomGrid = None,
+    data_seed: options.PhantomSeed = None,
+    resample: options.Resample = False,
+    source_intensity: options.SourceIntensity = None,
+    target_intensity: options.TargetIntensity = None,
     predictions: Annotated[
         list[Path] | None,
         typer.Option(
@@ -98,10 +81,10 @@ def evaluate(
     evaluations: Annotated[
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
-    seed: SampleSeed = 0,
-    samples: Samples = None,
-    device: Device = "auto",
-    precision: SamplePrecision = None,
+    seed: options.SampleSeed = 0,
+    samples: options.Samples = None,
+    device: options.Device = "auto",
+    precision: options.SamplePrecision = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -125,10 +108,10 @@ def evaluate(
         str | None,
         typer.Option(help="Block grids on which seams are measured, such as 2,4; default: those of the methods."),
     ] = None,
-    metrics: Metrics = None,
-    columns: Columns = None,
+    metrics: options.Metrics = None,
+    columns: options.Columns = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
@@ -199,8 +182,8 @@ def _check_mode(
 ) -> None:
     """Check that the options fit together: what is scored, and one source of targets."""
     run_only, of_pairs, of_folders = (
-        [name.replace("_", "-") for name, value in options.items() if value is not None]
-        for options in (of_runs, pairs, folders)
+        [name.replace("_", "-") for name, value in given.items() if value is not None]
+        for given in (of_runs, pairs, folders)
     )
     if not runs and not predictions:
         raise typer.BadParameter("give what is evaluated: runs, folders of --predictions, or both")

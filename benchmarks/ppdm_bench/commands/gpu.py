@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Json
+from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
 from ppdm_bench.commands.values import positive
 
@@ -41,7 +41,7 @@ def gpu(
     out: Annotated[
         Path | None, typer.Option(help="Folder with one folder per part; default: results/gpu, in miniature runs/gpu.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Run everything that needs a GPU, in parts of at most ten minutes. The same command again continues."""
     folder = out or Path("runs/gpu" if device == "cpu" else "results/gpu")

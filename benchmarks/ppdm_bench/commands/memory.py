@@ -7,26 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Columns,
-    Factors,
-    Gpu,
-    Json,
-    Launcher,
-    LauncherOptions,
-    Like,
-    Methods,
-    Precision,
-    Preset,
-    Results,
-    Shape,
-    Sources,
-    Start,
-    Variations,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
 from ppdm_bench.commands.values import (
@@ -58,21 +39,21 @@ def memory(
             help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
         ),
     ] = None,
-    shape: Shape = None,
-    like: Like = None,
-    method: Methods = None,
-    factor: Factors = "2,4,8",
+    shape: options.Shape = None,
+    like: options.Like = None,
+    method: options.Methods = None,
+    factor: options.Factors = "2,4,8",
     phase: Annotated[
         str, typer.Option(help="Phases: train, sample, autoencoder_train, decode. A method without a phase skips it.")
     ] = ",".join(PHASES),
-    precision: Precision = "fp32",
-    checkpointing: Checkpointing = "none",
-    batch_size: BatchSize = 1,
-    sources: Sources = 1,
-    width: Width = None,
-    preset: Preset = "matched",
-    vary: Variations = None,
-    start: Start = None,
+    precision: options.Precision = "fp32",
+    checkpointing: options.Checkpointing = "none",
+    batch_size: options.BatchSize = 1,
+    sources: options.Sources = 1,
+    width: options.Width = None,
+    preset: options.Preset = "matched",
+    vary: options.Variations = None,
+    start: options.Start = None,
     device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
@@ -80,7 +61,7 @@ def memory(
             help="Memory that may be used, such as 24GB: adds a verdict and limits measurements. Default: no limit."
         ),
     ] = None,
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     time: Annotated[
         bool,
         typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu."),
@@ -111,11 +92,11 @@ def memory(
             metavar="METHOD", help="Only plot the memory of this method over time; repeatable. Default: none."
         ),
     ] = None,
-    launcher: Launcher = None,
-    launcher_option: LauncherOptions = None,
-    columns: Columns = None,
-    out: Results = Path("runs/memory"),
-    json: Json = False,
+    launcher: options.Launcher = None,
+    launcher_option: options.LauncherOptions = None,
+    columns: options.Columns = None,
+    out: options.Results = Path("runs/memory"),
+    json: options.Json = False,
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""
     chosen = read_names("--columns", columns)

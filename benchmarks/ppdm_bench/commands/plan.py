@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Columns,
-    Gpu,
-    Json,
-    Like,
-    Methods,
-    Precision,
-    Preset,
-    Shape,
-    Sources,
-    Start,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_sizes
 from ppdm_bench.commands.terminal import notify, report_outcome, writable
 from ppdm_bench.commands.values import (
@@ -43,7 +29,7 @@ def plan(
     budget: Annotated[
         str | None, typer.Option(help="Memory that may be used, such as 24GB. Default: all memory of the card.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     res: Annotated[
         int | None,
         typer.Option(
@@ -52,21 +38,21 @@ def plan(
             help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
         ),
     ] = None,
-    shape: Shape = None,
-    like: Like = None,
-    method: Methods = None,
+    shape: options.Shape = None,
+    like: options.Like = None,
+    method: options.Methods = None,
     purpose: Annotated[
         str | None,
         typer.Option("--phase", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
     ] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
-    precision: Precision = "fp32",
-    checkpointing: Checkpointing = "none",
-    batch_size: BatchSize = 1,
-    sources: Sources = 1,
-    width: Width = None,
-    preset: Preset = "matched",
-    start: Start = None,
+    precision: options.Precision = "fp32",
+    checkpointing: options.Checkpointing = "none",
+    batch_size: options.BatchSize = 1,
+    sources: options.Sources = 1,
+    width: options.Width = None,
+    preset: options.Preset = "matched",
+    start: options.Start = None,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -75,11 +61,11 @@ def plan(
             help="Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.",
         ),
     ] = None,
-    columns: Columns = None,
+    columns: options.Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     chosen = read_names("--columns", columns)

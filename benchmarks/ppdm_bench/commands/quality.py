@@ -10,27 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Columns,
-    Device,
-    Json,
-    Launcher,
-    LauncherOptions,
-    Manifests,
-    Methods,
-    Metrics,
-    Minutes,
-    PhantomGrid,
-    Resample,
-    Runs,
-    Samples,
-    Split,
-    Start,
-    Tasks,
-    Variations,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_jobs, asked_reference, asked_sets
 from ppdm_bench.commands.terminal import (
     INTERRUPTED,
@@ -75,15 +55,15 @@ _TRAINING, _EVALUATING = 100.0, 10.0
 
 
 def quality(
-    task: Tasks = None,
-    manifest: Manifests = None,
-    method: Methods = None,
-    vary: Variations = None,
-    start: Start = None,
+    task: options.Tasks = None,
+    manifest: options.Manifests = None,
+    method: options.Methods = None,
+    vary: options.Variations = None,
+    start: options.Start = None,
     steps: Annotated[
         int | None, integer("Training steps of each training; default: 2000 (--quick: 2 minutes instead).")
     ] = None,
-    minutes: Minutes = None,
+    minutes: options.Minutes = None,
     paces: Annotated[
         Path | None,
         typer.Option(
@@ -106,10 +86,10 @@ def quality(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
-    grid: PhantomGrid = None,
-    resample: Resample = False,
-    width: Width = None,
-    batch_size: BatchSize = 1,
+    grid: options.PhantomGrid = None,
+    resample: options.Resample = False,
+    width: options.Width = None,
+    batch_size: options.BatchSize = 1,
     seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
     evaluations: Annotated[
         str | None,
@@ -118,17 +98,17 @@ def quality(
             "method's number."
         ),
     ] = None,
-    samples: Samples = None,
-    split: Split = "test",
+    samples: options.Samples = None,
+    split: options.Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
-    launcher: Launcher = None,
-    launcher_option: LauncherOptions = None,
-    metrics: Metrics = None,
-    columns: Columns = None,
-    out: Runs = Path("runs/quality"),
-    json: Json = False,
+    launcher: options.Launcher = None,
+    launcher_option: options.LauncherOptions = None,
+    metrics: options.Metrics = None,
+    columns: options.Columns = None,
+    out: options.Runs = Path("runs/quality"),
+    json: options.Json = False,
 ) -> None:
     """Train methods on tasks under one budget and evaluate them. The same command again continues."""
     default = QUICK if quick else FULL
