@@ -17,8 +17,8 @@ from ppdm_bench.commands.values import (
     comma_separated,
     count,
     integer,
+    number,
     one_of,
-    positive,
     read_evaluations,
     read_names,
     read_option,
@@ -85,10 +85,9 @@ def ablate(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Training time, for the comparison at equal time; default: with --configurations space the time of "
+        number(
+            "minutes",
+            "Training time, for the comparison at equal time; default: with --configurations space the time of "
             "the method, else none.",
         ),
     ] = None,

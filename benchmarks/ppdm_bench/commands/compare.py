@@ -25,8 +25,7 @@ def compare(
     ] = "5%",
     columns: options.Columns = None,
     json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
+        bool, typer.Option("--json", help="Print one record for each number as one JSON array and nothing else.")
     ] = False,
 ) -> None:
     """Show what became worse between two sets of records, beyond the noise.

@@ -14,11 +14,15 @@ from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
     count,
-    positive,
+    number,
     read_factor,
     read_names,
     read_option,
 )
+
+
+def _folder(description: str) -> Any:
+    return typer.Option(metavar="DIR", help=description)
 
 
 def evaluate(
@@ -39,44 +43,25 @@ def evaluate(
     target_intensity: options.TargetIntensity = None,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of existing predictions, each file named after its subject; alone or beside runs, "
-            "repeatable. Default: none.",
+        _folder(
+            "Folder of existing predictions, each file named after its subject; alone or beside runs, "
+            "repeatable. Default: none."
         ),
     ] = None,
     targets: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the targets, with the same file names; default: those of --manifest or --task.",
-        ),
+        Path | None, _folder("Folder of the targets, with the same file names; default: those of --manifest or --task.")
     ] = None,
-    sources: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the sources, with the same file names; default: none."),
-    ] = None,
+    sources: Annotated[Path | None, _folder("Folder of the sources, with the same file names; default: none.")] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of masks, with the same file names; metrics count only voxels inside. Default: none.",
-        ),
+        _folder("Folder of masks, with the same file names; metrics count only voxels inside. Default: none."),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none.",
-        ),
+        _folder("Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none."),
     ] = None,
     suv_factor: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("a factor"),
-            metavar="FACTOR",
-            help="The folders contain PET: factor from stored values to SUV. Default: no PET.",
-        ),
+        float | None, number("a factor", "The folders contain PET: factor from stored values to SUV. Default: no PET.")
     ] = None,
     evaluations: Annotated[
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
@@ -97,10 +82,9 @@ def evaluate(
     ] = None,
     data_range: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("a span"),
-            metavar="SPAN",
-            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
+        number(
+            "a span",
+            "Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
             "always 4024.",
         ),
     ] = None,

@@ -10,7 +10,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
-from ppdm_bench.commands.values import positive
+from ppdm_bench.commands.values import number
 
 if TYPE_CHECKING:
     from ppdm_bench.gpu_suite.listing import SuitePiece
@@ -29,12 +29,7 @@ def gpu(
         typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are left."),
     ] = None,
     minutes: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Stop before a part that does not fit into this time; default: no limit.",
-        ),
+        float | None, number("minutes", "Stop before a part that does not fit into this time; default: no limit.")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the parts in miniature.")] = "cuda",

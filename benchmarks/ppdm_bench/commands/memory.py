@@ -17,7 +17,7 @@ from ppdm_bench.commands.values import (
     read_budget,
     read_names,
     read_option,
-    read_seconds,
+    time_limit,
 )
 from ppdm_bench.records import PHASES
 
@@ -63,18 +63,12 @@ def memory(
     ] = None,
     gpu: options.Gpu = None,
     time: Annotated[
-        bool,
-        typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu."),
+        bool, typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu.")
     ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            parser=read_seconds, metavar="SECONDS", help="Time limit of one measurement or one prediction, in seconds."
-        ),
-    ] = 600,
+    timeout: Annotated[float, time_limit("Time limit of one measurement or one prediction, in seconds.")] = 600,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run each measured step again, limited to the predicted memory.")
     ] = False,

@@ -13,7 +13,7 @@ from ppdm_bench.commands.terminal import notify, report_outcome, writable
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
-    count,
+    integer,
     one_of,
     read_budget,
     read_factor,
@@ -31,12 +31,7 @@ def plan(
     ] = None,
     gpu: options.Gpu = None,
     res: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
-        ),
+        int | None, integer("Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.")
     ] = None,
     shape: options.Shape = None,
     like: options.Like = None,
@@ -54,12 +49,7 @@ def plan(
     preset: options.Preset = "matched",
     start: options.Start = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.",
-        ),
+        int | None, integer("Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.")
     ] = None,
     columns: options.Columns = None,
     out: Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, read_seconds
+from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, time_limit
 
 
 def predict(
@@ -32,9 +32,7 @@ def predict(
     keep_files: Annotated[
         bool, typer.Option("--keep-files", help="Let the program write its files. Default: they disappear.")
     ] = False,
-    timeout: Annotated[
-        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Time limit of the program, in seconds.")
-    ] = 600,
+    timeout: Annotated[float, time_limit("Time limit of the program, in seconds.")] = 600,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, figure and the program's output; default: write nothing.")
     ] = None,

@@ -18,7 +18,7 @@ from ppdm_bench.commands.values import (
     read_evaluations,
     read_names,
     read_option,
-    read_seconds,
+    time_limit,
 )
 
 if TYPE_CHECKING:
@@ -61,12 +61,7 @@ def speed(
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also time what is predicted not to fit the GPU. Default: skip it.")
     ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
-        ),
-    ] = 600,
+    timeout: Annotated[float, time_limit("Time limit for one phase of one configuration, in seconds.")] = 600,
     columns: options.Columns = None,
     out: options.Results = Path("runs/speed"),
     json: options.Json = False,

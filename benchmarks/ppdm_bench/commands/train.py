@@ -9,7 +9,7 @@ import typer
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_subjects
 from ppdm_bench.commands.terminal import INTERRUPTED, notify
-from ppdm_bench.commands.values import as_usage, integer, positive, read_factor, read_flips, read_option, read_pace
+from ppdm_bench.commands.values import as_usage, integer, number, read_factor, read_flips, read_option, read_pace
 
 
 def train(
@@ -45,20 +45,16 @@ def train(
     steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+        number(
+            "minutes",
+            "Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
             "equal. Default: none.",
         ),
     ] = None,
     batch_size: options.BatchSize = 1,
     accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("a rate"), metavar="RATE", help="Learning rate after the warm-up; default: the method's."
-        ),
+        float | None, number("a rate", "Learning rate after the warm-up; default: the method's.")
     ] = None,
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")

@@ -8,7 +8,7 @@ import typer
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import read_places
 from ppdm_bench.commands.terminal import notify, progress
-from ppdm_bench.commands.values import as_usage, count, integer, read_block, read_option
+from ppdm_bench.commands.values import as_usage, integer, read_block, read_option
 
 
 def translate(
@@ -35,11 +35,10 @@ def translate(
     seed: options.SampleSeed = 0,
     samples: Annotated[
         int | None,
-        typer.Option(
-            parser=count(2),
-            metavar="N",
-            help="Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+        integer(
+            "Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
             "NAME_std beside it their standard deviation. Default: one draw.",
+            2,
         ),
     ] = None,
     device: options.Device = "auto",

@@ -243,6 +243,16 @@ def integer(description: str, least: int = 1) -> Any:
     return typer.Option(parser=count(least), metavar="N", help=description)
 
 
+def number(what: str, description: str) -> Any:
+    """Return an option for a positive number, such as ``minutes`` or ``a rate``."""
+    return typer.Option(parser=positive(what), metavar=what.split()[-1].upper(), help=description)
+
+
+def time_limit(description: str) -> Any:
+    """Return an option for a time limit in seconds."""
+    return typer.Option(parser=read_seconds, metavar="SECONDS", help=description)
+
+
 def completed(*words: str) -> Callable[[str], list[str]]:
     """Return a completion with these words; in a comma-separated list it completes the last value."""
 
