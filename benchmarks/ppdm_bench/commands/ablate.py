@@ -11,7 +11,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_jobs, asked_sets
-from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_outcome
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_results
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -174,12 +174,7 @@ def ablate(
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, faults, sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, faults, json))
 
 
 def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":

@@ -9,7 +9,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
-from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
+from ppdm_bench.commands.terminal import alone_in, progress, report_results
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -153,12 +153,7 @@ def evaluate(
                 lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
             )
             text, written = present(plan, records, against, folder, earlier, **look)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, failures(records), json))
 
 
 def _check_mode(

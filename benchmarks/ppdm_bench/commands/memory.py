@@ -9,7 +9,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -149,11 +149,5 @@ def memory(
                 records = [*(record for record in records if record not in verified), *verified]
                 text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
                 text += verdict(verified)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(
-        report_outcome(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout)
-    )
+    failed = failures(records) + unverified(verified) + lost
+    raise typer.Exit(report_results(text, records, written, failed, json))

@@ -68,6 +68,7 @@ def plan(
     with redirect_stdout(sys.stderr):
         from ppdm_bench.devices import emulated, predicted_sheet
         from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
+        from ppdm_bench.records import write_json_array
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -90,19 +91,13 @@ def plan(
         except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
+    print(write_json_array(records) if json else text)
     failed = failures(records)
-    if interrupted:
-        if written:
-            report_outcome(written, failed, sys.stderr if json else sys.stdout)
-        raise KeyboardInterrupt
     if written:
-        raise typer.Exit(report_outcome(written, failed, sys.stderr if json else sys.stdout))
-    for failure in failed:
+        report_outcome(written, failed, sys.stderr if json else sys.stdout)
+    if interrupted:
+        raise KeyboardInterrupt
+    for failure in failed if not written else ():
         notify(failure)
     raise typer.Exit(1 if failed else 0)
 

@@ -10,7 +10,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -88,12 +88,7 @@ def speed(
                 notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
             text, written = present(with_earlier(records, folder), folder, chosen)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, failures(records), json))
 
 
 def _place(

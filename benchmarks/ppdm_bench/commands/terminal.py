@@ -62,6 +62,16 @@ def report_outcome(written: Sequence[Path], failed: Sequence[str], stream: TextI
     return 1 if failed else 0
 
 
+def report_results(
+    text: str, records: "Sequence[Record]", written: Sequence[Path], failed: Sequence[str], json: bool
+) -> int:
+    """Print the tables, or with ``json`` the records; report files and failures, and return the exit code."""
+    from ppdm_bench.records import write_json_array
+
+    print(write_json_array(records) if json else text)
+    return report_outcome(written, failed, sys.stderr if json else sys.stdout)
+
+
 def in_words(error: BaseException) -> str:
     """The message of an error for people; an unexpected error is reported as a bug."""
     if hasattr(error, "format_message"):  # an error of Typer
