@@ -39,7 +39,7 @@ def show(library: Library) -> Shown:
         "rounding of their sources; runs published as out of memory are left out. The figure uses no images and no "
         "seeds."
     )
-    records = {id(record): record for pair in pairs for record in (pair.found, pair.predicted)}
+    records = [record for pair in pairs for record in (pair.found, pair.predicted)]
 
     def draw(column: Column) -> Figure:
         between = " " if column == "double" else "\n"
@@ -52,7 +52,7 @@ def show(library: Library) -> Shown:
             legend_columns=1,
         )
 
-    return Shown(_table(pairs, library), draw, about, list(records.values()))
+    return Shown(_table(pairs, library), draw, about, records)
 
 
 def _table(pairs: Sequence[ComparedPeak], library: Library) -> Table:

@@ -19,7 +19,7 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of
+from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
@@ -99,7 +99,6 @@ def show(library: Library) -> Shown:
         raise Missing("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
     panels = list(grouped(best, lambda curve: curve.last.data).values())
-    seeds = sorted({seed for curve in curves for seed in curve.last.seeds})
     timed = all(curve.seconds is not None for curve in curves)
     about = (
         "PSNR of the averaged weights at fixed shares of each training, on subjects of the split val, against "
@@ -111,18 +110,13 @@ def show(library: Library) -> Shown:
         + ". Each method is shown at the number of network evaluations that is best at its end; the table has all. "
         "Grey: the input. The learning rate falls to 0 only at the end. "
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
-        f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+        f"{seeds_text(curve.last for curve in curves)}."
     )
     methods = style.method_markers(library.records)  # a method has one colour in all figures
     shapes = style.markers(curve.last.label for curve in curves)
     marks = {c.last.label: Marker(shapes[c.last.label].shape, methods[c.last.method].colour) for c in curves}
-    records = {id(record): record for curve in curves for record in curve.records}
-    return Shown(
-        _table(curves, library),
-        lambda column: _figure(panels, marks, inputs, column),
-        about,
-        list(records.values()),
-    )
+    records = [record for curve in curves for record in curve.records]
+    return Shown(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 
 
 def _apart_from_evaluations(curve: Curve) -> str:
