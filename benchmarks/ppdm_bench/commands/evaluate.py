@@ -10,15 +10,7 @@ import typer
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
 from ppdm_bench.commands.terminal import alone_in, progress, report_results
-from ppdm_bench.commands.values import (
-    as_usage,
-    comma_separated,
-    count,
-    number,
-    read_factor,
-    read_names,
-    read_option,
-)
+from ppdm_bench.commands.values import as_usage, comma_separated, count, number, read_factor, read_names, read_option
 
 
 def _folder(description: str) -> Any:
@@ -101,7 +93,7 @@ def evaluate(
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
-    phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
@@ -126,10 +118,7 @@ def evaluate(
         how = as_usage(Measuring, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
-            source = asked_subjects(
-                *(manifest, task, resample, source_intensity, target_intensity),
-                **phantoms,  # type: ignore[arg-type]
-            )
+            source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
             sampling = RunSampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
@@ -148,9 +137,7 @@ def evaluate(
         against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(
-                plan,
-                folder,
-                lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+                plan, folder, lambda text, done, total: bar.update(shown, completed=done, total=total, description=text)
             )
             text, written = present(plan, records, against, folder, earlier, **look)
     raise typer.Exit(report_results(text, records, written, failures(records), json))

@@ -12,15 +12,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_jobs, asked_reference, asked_sets
-from ppdm_bench.commands.terminal import (
-    INTERRUPTED,
-    OverallProgress,
-    alone_in,
-    leads,
-    notify,
-    progress,
-    under_torchrun,
-)
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, leads, notify, progress, under_torchrun
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -130,6 +122,7 @@ def quality(
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, RunSampling
         from ppdm_bench.evaluation.curves import SPLIT
+        from ppdm_bench.evaluation.jobs import train_in_jobs
         from ppdm_bench.evaluation.trials import check_resumable, trials
 
         _check_curve(curve, steps, minutes, paces, jobs is not None)
@@ -170,7 +163,8 @@ def quality(
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
-                        outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
+                        whole.show(f"{len(plan)} trainings in jobs")
+                        outcomes = train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, own, reference, out, whole, look) for one in sets]
@@ -271,15 +265,6 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: OverallProg
         whole.ended()
         outcomes.append(outcome)
     return outcomes
-
-
-def _trained_in_jobs(
-    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: OverallProgress
-) -> list["Outcome"]:
-    from ppdm_bench.evaluation.jobs import train_in_jobs
-
-    whole.show(f"{len(plan)} trainings in jobs")
-    return train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
 
 
 def _evaluated(

@@ -119,18 +119,10 @@ def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
     if others := {record.config_id for record in earlier} - {record.config_id for record in records}:
         several = "s" if len(others) > 1 else ""
         notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
+    names = ("config_id", "kind", "phase", "metric", "stat", "steps", "device", "gpu")
     answers = {}
     for record in (*earlier, *records):
-        question = (
-            record.config_id,
-            record.kind,
-            record.phase,
-            record.metric,
-            record.stat,
-            record.steps,
-            record.device,
-        )
-        answers[*question, record.gpu, record.env.get("torch")] = record
+        answers[*(getattr(record, name) for name in names), record.env.get("torch")] = record
     return list(answers.values())
 
 

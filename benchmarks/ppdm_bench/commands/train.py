@@ -97,17 +97,8 @@ def train(
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
-    source = asked_subjects(
-        manifest,
-        task,
-        resample,
-        source_intensity=source_intensity,
-        target_intensity=target_intensity,
-        subjects=subjects,
-        size=size,
-        grid=grid,
-        data_seed=data_seed,
-    )
+    phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:
