@@ -16,11 +16,7 @@ from ppdm_bench.units import gib, shape_text
 
 
 def show(library: Library) -> Shown:
-    """Return all pairs of allocated memory.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return all pairs of allocated memory."""
     published = [p for p in published_pairs(library.records) if p.found.metric == "peak_allocated" and p.finished]
     pairs = [*measured_pairs(record for record in library.records if record.command == "memory"), *published]
     if not pairs:

@@ -78,11 +78,7 @@ class Spot:
 
 
 def show_memory(library: Library) -> Shown:
-    """Return quality against the largest peak of memory over all phases of a method.
-
-    Raises:
-        Missing: there is no quality, or no memory of the trained methods.
-    """
+    """Return quality against the largest peak of memory over all phases of a method."""
     points = best_evaluations(_trained(library), lambda point: point.trained)
     rows = largest_set(cubic(library.records), of_one_width=False)
     largest = max((size_of(row) for row in rows), default=0)
@@ -110,11 +106,7 @@ def show_memory(library: Library) -> Shown:
 
 
 def show_seconds(library: Library) -> Shown:
-    """Return quality against the time per volume, on the device and at the size that have times of the most scores.
-
-    Raises:
-        Missing: there is no quality, or no time of a trained method for its number of evaluations.
-    """
+    """Return quality against the time per volume, on the device and at the size that have times of the most scores."""
     points = _trained(library)
     times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
     alike = grouped(times, lambda record: (*_device(record), record.shape))
@@ -160,11 +152,7 @@ def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[Spot]
 
 
 def show_evaluations(library: Library) -> Shown:
-    """Return quality against network evaluations.
-
-    Raises:
-        Missing: there are no scores for two numbers of evaluations.
-    """
+    """Return quality against network evaluations."""
     points = [point for point in _trained(library) if point.evaluations]
     if len({point.evaluations for point in points}) < 2:
         raise Missing(

@@ -30,11 +30,7 @@ _ABOUT = {
 
 
 def show(library: Library) -> Shown:
-    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one."""
     everything = loss_pairs(library.points)
     # The border ratio sees all seams that the seam index sees, and others.
     everything = [pair for pair in everything if pair.measure == SEAMS[0]] or everything
@@ -44,9 +40,7 @@ def show(library: Library) -> Shown:
             "`ppdm-bench ablate` makes them"
         )
     pairs = most_evaluations(
-        everything,
-        lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric),
-        lambda pair: pair.on,
+        everything, lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric), lambda pair: pair.on
     )
     groups = by_origin((pair.on, group_title([pair.on, pair.off])) for pair in pairs)
     data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
