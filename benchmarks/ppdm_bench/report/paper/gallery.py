@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.image_grid import ImageGrid
 from ppdm_bench.report.figures.names import plain_label
@@ -40,17 +41,9 @@ Scores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, 
 
 
 def show(library: Library) -> Shown:
-    """Return the snapshot of each task with the most methods, then with the most variants.
-
-    Raises:
-        Missing: there are no picture data.
-    """
-    best: dict[str, Snapshot] = {}
-    for snapshot in library.snapshots:
-        known = best.get(snapshot.task)
-        if known is None or _breadth(snapshot) > _breadth(known):
-            best[snapshot.task] = snapshot
-    shown = [snapshot for snapshot in best.values() if _methods(snapshot)]
+    """Return the snapshot of each task with the most methods, then with the most variants."""
+    best = [max(same, key=_breadth) for same in grouped(library.snapshots, lambda snapshot: snapshot.task).values()]
+    shown = [snapshot for snapshot in best if _methods(snapshot)]
     # Beside a task that compares methods, a task with variants of one method would only add rows.
     shown = [snapshot for snapshot in shown if _breadth(snapshot)[0] > 1] or shown
     if not shown:
@@ -83,12 +76,9 @@ def _method(view: View) -> str:
 def _methods(snapshot: Snapshot) -> list[View]:
     """Return the first design of each method, and further designs as far as there is room."""
     views = snapshot.of("prediction")
-    first: dict[str, View] = {}
-    for view in views:
-        first.setdefault(_method(view), view)
-    further = [view for view in views if all(view is not one for one in first.values())]
-    chosen = [*first.values(), *further][:MOST]
-    return [view for view in views if any(view is one for one in chosen)]
+    first = {id(own[0]) for own in grouped(views, _method).values()}
+    chosen = {id(view) for view in sorted(views, key=lambda view: id(view) not in first)[:MOST]}
+    return [view for view in views if id(view) in chosen]
 
 
 def _text(view: View) -> str:
@@ -112,14 +102,9 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
             and library.places[id(r)].rpartition("/")[0] == folder
         ]
         for view in (*snapshot.of("input"), *_methods(snapshot)):
+            asked = view.config_id, view.steps
             own = [
-                r
-                for r in records
-                if (
-                    r.config_id == view.config_id and r.steps == view.steps
-                    if view.config_id
-                    else r.method == view.label
-                )
+                r for r in records if ((r.config_id, r.steps) == asked if view.config_id else r.method == view.label)
             ]
             if own and own[-1].value is not None:
                 scores[id(view)] = float(own[-1].value), (own[-1].options.get("training") or {}).get("steps")

@@ -75,7 +75,8 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     """Return the learning curves in records, one for each data set, design, budget and number of evaluations."""
     found: dict[str, dict[float, Scores]] = {}
     about: dict[str, tuple[int, float | None]] = {}
-    for record in sorted((one for one in records if _is_on_curve(one)), key=lambda one: one.options["curve"]["share"]):
+    scored = [one for one in records if is_of_curve(one) and one.metric == METRIC and one.value is not None]
+    for record in sorted(scored, key=lambda one: one.options["curve"]["share"]):
         curve, one = record.options["curve"], Scores.like(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
         about[key] = int(curve["of"]), one.seconds
@@ -83,16 +84,8 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     return [Curve(scores, *about[key]) for key, scores in found.items()]
 
 
-def _is_on_curve(record: Record) -> bool:
-    return is_of_curve(record) and record.metric == METRIC and record.value is not None
-
-
 def show(library: Library) -> Shown:
-    """Return the learning curves of every data set, each method at its best number of evaluations.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return the learning curves of every data set, each method at its best number of evaluations."""
     curves = [curve for curve in curves_of(library.records) if curve.total]
     inputs = {curve.last.data: curve.end for curve in curves_of(library.records) if not curve.total}
     if not curves:
