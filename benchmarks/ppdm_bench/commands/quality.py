@@ -130,8 +130,9 @@ def quality(
         sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = asked_reference(reference)
-        sized = width or default.get("width")
-        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        plan = as_usage(
+            trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"), start or []
+        )
         own = [find_method(name) for name in names]
         check_sets(sets, split, batch_size)
         validated = [] if curve is None else [SPLIT]
@@ -171,13 +172,7 @@ def quality(
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
-    found = [result for result in results if result]
-    _report(found, json)
-    faults = [outcome.fault for outcome in outcomes if outcome.fault]
-    faults += [failure for result in found for failure in result.failures]
-    for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):
-        notify(sentence)
-    raise typer.Exit(1 if faults else 0)
+    raise typer.Exit(_report([result for result in results if result], outcomes, json))
 
 
 def _check_reference(
@@ -308,12 +303,18 @@ def _evaluated(
     return _Result(records, text, written, failures(records))
 
 
-def _report(results: Sequence[_Result], json: bool) -> None:
-    if json:
-        from ppdm_bench.records import write_json_array
+def _report(results: Sequence[_Result], outcomes: Sequence["Outcome"], json: bool) -> int:
+    """Print the tables or the records, report files, notes and faults, and return the exit code."""
+    from ppdm_bench.records import write_json_array
 
+    if json:
         print(write_json_array([record for result in results for record in result.records]))
     for result in results:
         if not json:
             print(result.text)
         print("written: " + ", ".join(map(str, result.written)), file=sys.stderr if json else sys.stdout)
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    faults += [failure for result in results for failure in result.failures]
+    for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):
+        notify(sentence)
+    return 1 if faults else 0
