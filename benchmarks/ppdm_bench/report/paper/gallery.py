@@ -18,10 +18,10 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, PlaneName
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.figures.volumes import (
-    COLOUR_MAPS,
     HU_WINDOWS,
     Colours,
     colour_bar,
+    draw_picture,
     write_directions,
     write_on_image,
 )
@@ -175,7 +175,7 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
             row = rows.index(view.label)
             for number, (tissue, limits) in enumerate(_windows(snapshot, view).items()):
                 axes = grid.cell(row, first + number, size)
-                _draw(axes, view.sections[plane], colours, limits, size)
+                draw_picture(axes, view.sections[plane], colours, limits, size)
                 if view.role != "prediction":
                     write_directions(axes, PLANES[plane], colours)
                 if tissue and view.role == "target":
@@ -184,7 +184,8 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
                     _write_score(axes, view, scores, colours)
             if view.role == "prediction":
                 reach = _reach(snapshot)
-                _draw(grid.cell(row, last, size), _error(snapshot, view, plane), "error", (-reach, reach), size)
+                picture = _error(snapshot, view, plane)
+                draw_picture(grid.cell(row, last, size), picture, "error", (-reach, reach), size)
         if place == 0 or len(shown) > 1:
             _bars(grid, snapshot, rows, last, size, colours)
     grid.footnote(CONVENTION)
@@ -238,13 +239,6 @@ def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> No
     place: dict[str, Any] = {"ha": "left", "va": "bottom", "linespacing": 1.1, "fontsize": 6, "bbox": ground}
     if words:
         write_on_image(axes, 0.02, 0.02 if view.role == "prediction" else 0.14, "\n".join(words), colours, **place)
-
-
-def _draw(
-    axes: Axes, picture: np.ndarray, colours: Colours, limits: tuple[float, float], size: tuple[float, float]
-) -> None:
-    low, high = limits
-    axes.imshow(picture, cmap=COLOUR_MAPS[colours], vmin=low, vmax=high, extent=(0.0, size[0], 0.0, size[1]))
 
 
 def _windows(snapshot: Snapshot, view: View) -> dict[str, tuple[float, float]]:
