@@ -9,30 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    Columns,
-    Device,
-    Json,
-    Launcher,
-    LauncherOptions,
-    Manifests,
-    MethodName,
-    PhantomGrid,
-    Resample,
-    Runs,
-    Split,
-    Tasks,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_jobs, asked_sets
-from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_outcome
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, notify, progress, report_results
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
     count,
     integer,
+    number,
     one_of,
-    positive,
     read_evaluations,
     read_names,
     read_option,
@@ -88,9 +74,9 @@ def ablate(
             "change.",
         ),
     ] = None,
-    method: MethodName = "ppdm",
-    task: Tasks = None,
-    manifest: Manifests = None,
+    method: options.MethodName = "ppdm",
+    task: options.Tasks = None,
+    manifest: options.Manifests = None,
     seeds: Annotated[
         str | None, typer.Option(help="Random seeds, one training each; default: 0 (quick), 0,1,2 (full).")
     ] = None,
@@ -99,10 +85,9 @@ def ablate(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Training time, for the comparison at equal time; default: with --configurations space the time of "
+        number(
+            "minutes",
+            "Training time, for the comparison at equal time; default: with --configurations space the time of "
             "the method, else none.",
         ),
     ] = None,
@@ -112,9 +97,9 @@ def ablate(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 32 (quick), 64 (full).", 4)
     ] = None,
-    grid: PhantomGrid = None,
-    resample: Resample = False,
-    width: Width = None,
+    grid: options.PhantomGrid = None,
+    resample: options.Resample = False,
+    width: options.Width = None,
     batch_size: Annotated[
         int | None, integer("Batch size; default: 2, or 1 if scans of --manifest have several sizes.")
     ] = None,
@@ -124,7 +109,7 @@ def ablate(
             help="Network evaluations per volume; own means the method's number. Default: 1,4 (quick), 1,4,10 (full)."
         ),
     ] = None,
-    split: Split = "test",
+    split: options.Split = "test",
     memory_res: Annotated[
         str | None, typer.Option(help="Also predict memory at these cubic sizes, such as 128,256; default: none.")
     ] = None,
@@ -133,12 +118,12 @@ def ablate(
         typer.Option(help="Defaults for options not given; auto: full with a GPU or with cluster jobs, else quick."),
     ] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Same as --profile quick.")] = False,
-    device: Device = "auto",
-    launcher: Launcher = None,
-    launcher_option: LauncherOptions = None,
-    columns: Columns = None,
-    out: Runs = Path("runs/ablations"),
-    json: Json = False,
+    device: options.Device = "auto",
+    launcher: options.Launcher = None,
+    launcher_option: options.LauncherOptions = None,
+    columns: options.Columns = None,
+    out: options.Runs = Path("runs/ablations"),
+    json: options.Json = False,
 ) -> None:
     """Run ablations of puzzle factor, loss, bridge or any other field. The same command again continues."""
     chosen = read_names("--columns", columns)
@@ -189,12 +174,7 @@ def ablate(
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, faults, sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, faults, json))
 
 
 def _start(name: str, changes: Sequence[str], width: int | None) -> "Method":

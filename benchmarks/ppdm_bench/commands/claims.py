@@ -46,6 +46,7 @@ def claims(
 
 def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
     """Decide every claim, write the table and the page, and return the verdicts and the files."""
+    from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
     from ppdm_bench.report.atomic_io import replace_file
     from ppdm_bench.report.claims.claim import Evidence
@@ -54,13 +55,10 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
     from ppdm_bench.report.library import believed
     from ppdm_bench.report.tables.render import to_csv
 
-    evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), _tasks())
+    evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), list(PAPER_TASKS))
     with believed("the claims"):
         decided = [(claim, claim.decide(evidence)) for claim in CLAIMS]
-    contents = {
-        "claims/claims.csv": to_csv(effects_table(decided)),
-        "CLAIMS.md": to_claims_markdown(decided, library),
-    }
+    contents = {"claims/claims.csv": to_csv(effects_table(decided)), "CLAIMS.md": to_claims_markdown(decided, library)}
     return decided, [replace_file(out / name, text.encode()) for name, text in contents.items()]
 
 
@@ -80,9 +78,3 @@ def _checked_again(file: "RecordFile") -> None:
 
 def _results(records: "Sequence[Record]") -> list[str]:
     return [replace(record, env={}).content() for record in records]
-
-
-def _tasks() -> list[str]:
-    from ppdm.simulation.tasks import PAPER_TASKS
-
-    return list(PAPER_TASKS)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import Columns
+from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import notify
 from ppdm_bench.commands.values import read_names, read_option
 
@@ -23,10 +23,9 @@ def compare(
             metavar="SHARE", help="Smallest relative difference of a time or a score that counts: 5% or 0.05."
         ),
     ] = "5%",
-    columns: Columns = None,
+    columns: options.Columns = None,
     json: Annotated[
-        bool,
-        typer.Option("--json", help="Print one record for each number as one JSON array and nothing else."),
+        bool, typer.Option("--json", help="Print one record for each number as one JSON array and nothing else.")
     ] = False,
 ) -> None:
     """Show what became worse between two sets of records, beyond the noise.

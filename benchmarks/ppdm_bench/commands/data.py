@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
-from ppdm_bench.commands.options import Grid, Resample, Task
+from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import notify, progress, writable
 from ppdm_bench.commands.values import (
     as_usage,
@@ -65,11 +65,11 @@ def list_() -> None:
 
 @app.command()
 def make(
-    task: Annotated[Task, typer.Argument(metavar="TASK", help=f"Task: {', '.join(get_args(Task))}.")],
+    task: Annotated[options.Task, typer.Argument(metavar="TASK", help=f"Task: {', '.join(get_args(options.Task))}.")],
     out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.", callback=_expanded)],
     subjects: Annotated[int, integer("Number of subjects, over all splits.")] = 10,
     size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
-    grid: Annotated[Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
+    grid: Annotated[options.Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
     shape: Annotated[
         str | None, typer.Option(help="Size in voxels, DxHxW, with --spacing; default: from --size and --grid.")
     ] = None,
@@ -184,7 +184,7 @@ def manifest(
 @app.command()
 def check(
     manifest: Manifest,
-    resample: Resample = False,
+    resample: options.Resample = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
     """Report every problem of every pair in one pass. Exit code 1 if there is an error."""
@@ -207,7 +207,7 @@ def montage(
     manifest: Manifest,
     out: Picture,
     subject: Annotated[str | None, typer.Option(help="Subject to draw; default: the first.")] = None,
-    resample: Resample = False,
+    resample: options.Resample = False,
 ) -> None:
     """Draw three planes of a pair."""
     from ppdm.data.manifest import load_pair, read_manifest
@@ -236,7 +236,7 @@ def sheet(
         int, typer.Option("--subjects", parser=count(), metavar="N", help="Largest number of subjects.")
     ] = 12,
     plane: Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Plane.")] = "axial",
-    resample: Resample = False,
+    resample: options.Resample = False,
 ) -> None:
     """Draw a contact sheet: one plane of many pairs, sources and targets side by side."""
     from ppdm.data.formats import stem

@@ -7,35 +7,14 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    Columns,
-    Device,
-    Json,
-    Metrics,
-    PhantomCount,
-    PhantomGrid,
-    PhantomSeed,
-    PhantomSize,
-    Resample,
-    SamplePrecision,
-    Samples,
-    SampleSeed,
-    SourceIntensity,
-    Split,
-    TargetIntensity,
-    TaskName,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
-from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-from ppdm_bench.commands.values import (
-    as_usage,
-    comma_separated,
-    count,
-    positive,
-    read_factor,
-    read_names,
-    read_option,
-)
+from ppdm_bench.commands.terminal import alone_in, progress, report_results
+from ppdm_bench.commands.values import as_usage, comma_separated, count, number, read_factor, read_names, read_option
+
+
+def _folder(description: str) -> Any:
+    return typer.Option(metavar="DIR", help=description)
 
 
 def evaluate(
@@ -45,63 +24,44 @@ def evaluate(
     manifest: Annotated[
         Path | None, typer.Option(help="CSV file of the pairs to translate. Give this or --task.")
     ] = None,
-    task: TaskName = None,
-    split: Split = "test",
-    subjects: PhantomCount = None,
-    size: PhantomSize = None,
-    grid: PhantomGrid = None,
-    data_seed: PhantomSeed = None,
-    resample: Resample = False,
-    source_intensity: SourceIntensity = None,
-    target_intensity: TargetIntensity = None,
+    task: options.TaskName = None,
+    split: options.Split = "test",
+    subjects: options.PhantomCount = None,
+    size: options.PhantomSize = None,
+    grid: options.PhantomGrid = None,
+    data_seed: options.PhantomSeed = None,
+    resample: options.Resample = False,
+    source_intensity: options.SourceIntensity = None,
+    target_intensity: options.TargetIntensity = None,
     predictions: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of existing predictions, each file named after its subject; alone or beside runs, "
-            "repeatable. Default: none.",
+        _folder(
+            "Folder of existing predictions, each file named after its subject; alone or beside runs, "
+            "repeatable. Default: none."
         ),
     ] = None,
     targets: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the targets, with the same file names; default: those of --manifest or --task.",
-        ),
+        Path | None, _folder("Folder of the targets, with the same file names; default: those of --manifest or --task.")
     ] = None,
-    sources: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Folder of the sources, with the same file names; default: none."),
-    ] = None,
+    sources: Annotated[Path | None, _folder("Folder of the sources, with the same file names; default: none.")] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of masks, with the same file names; metrics count only voxels inside. Default: none.",
-        ),
+        _folder("Folder of masks, with the same file names; metrics count only voxels inside. Default: none."),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none.",
-        ),
+        _folder("Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none."),
     ] = None,
     suv_factor: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("a factor"),
-            metavar="FACTOR",
-            help="The folders contain PET: factor from stored values to SUV. Default: no PET.",
-        ),
+        float | None, number("a factor", "The folders contain PET: factor from stored values to SUV. Default: no PET.")
     ] = None,
     evaluations: Annotated[
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
     ] = None,
-    seed: SampleSeed = 0,
-    samples: Samples = None,
-    device: Device = "auto",
-    precision: SamplePrecision = None,
+    seed: options.SampleSeed = 0,
+    samples: options.Samples = None,
+    device: options.Device = "auto",
+    precision: options.SamplePrecision = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -114,10 +74,9 @@ def evaluate(
     ] = None,
     data_range: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("a span"),
-            metavar="SPAN",
-            help="Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
+        number(
+            "a span",
+            "Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
             "always 4024.",
         ),
     ] = None,
@@ -125,16 +84,16 @@ def evaluate(
         str | None,
         typer.Option(help="Block grids on which seams are measured, such as 2,4; default: those of the methods."),
     ] = None,
-    metrics: Metrics = None,
-    columns: Columns = None,
+    metrics: options.Metrics = None,
+    columns: options.Columns = None,
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
     counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
-    phantoms = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
     pairs = {"manifest": manifest, "task": task, **phantoms}
@@ -159,10 +118,7 @@ def evaluate(
         how = as_usage(Measuring, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
-            source = asked_subjects(
-                *(manifest, task, resample, source_intensity, target_intensity),
-                **phantoms,  # type: ignore[arg-type]
-            )
+            source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
             sampling = RunSampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
@@ -181,17 +137,10 @@ def evaluate(
         against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
         with alone_in(out) as folder:
             records = collect(
-                plan,
-                folder,
-                lambda text, done, total: bar.update(shown, completed=done, total=total, description=text),
+                plan, folder, lambda text, done, total: bar.update(shown, completed=done, total=total, description=text)
             )
             text, written = present(plan, records, against, folder, earlier, **look)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, failures(records), json))
 
 
 def _check_mode(
@@ -199,8 +148,8 @@ def _check_mode(
 ) -> None:
     """Check that the options fit together: what is scored, and one source of targets."""
     run_only, of_pairs, of_folders = (
-        [name.replace("_", "-") for name, value in options.items() if value is not None]
-        for options in (of_runs, pairs, folders)
+        [name.replace("_", "-") for name, value in given.items() if value is not None]
+        for given in (of_runs, pairs, folders)
     )
     if not runs and not predictions:
         raise typer.BadParameter("give what is evaluated: runs, folders of --predictions, or both")

@@ -1,7 +1,6 @@
 """``ppdm-bench figures``: every figure and table of a paper, made only from records."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -12,7 +11,6 @@ from ppdm_bench.commands.values import comma_separated, one_of, read_option
 
 if TYPE_CHECKING:
     from ppdm_bench.report.figures.style import Column
-    from ppdm_bench.report.library import Library
     from ppdm_bench.report.paper_figure import Shown
 
 RESULTS = Path("results")
@@ -37,7 +35,9 @@ def figures(
     widths = read_option("--column", comma_separated(one_of("single", "double")), column)
     columns = cast("list[Column]", widths)
 
+    from ppdm_bench.report.atomic_io import replace_file
     from ppdm_bench.report.library import believed, read_library
+    from ppdm_bench.report.page import page
     from ppdm_bench.report.paper_figure import Missing, written
     from ppdm_bench.report.paper_registry import EXHIBITS
 
@@ -61,24 +61,10 @@ def figures(
                 )
             bar.advance(task)
     if html:
-        files.append(_page(library, shown, absent, folder))
-    _report(files, absent)
-
-
-def _page(
-    library: "Library", shown: "Sequence[tuple[str, str, Shown, bytes]]", absent: Sequence[str], folder: Path
-) -> Path:
-    from ppdm_bench.report.atomic_io import replace_file
-    from ppdm_bench.report.page import page
-
-    return replace_file(folder / "report.html", page(library, shown, absent).encode())
-
-
-def _report(files: Sequence[Path], absent: Sequence[str]) -> None:
-    """Report the figures that were made and those that were not. It is an error only if none was made."""
+        files.append(replace_file(folder / "report.html", page(library, shown, absent).encode()))
     for path in files:
         print(path)
     for sentence in absent:
         notify(f"not drawn: {sentence}")
-    if not files:
+    if not files:  # it is an error only if no figure was made
         sys.exit(1)

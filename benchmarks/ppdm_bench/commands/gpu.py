@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Json
+from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
-from ppdm_bench.commands.values import positive
+from ppdm_bench.commands.values import number
 
 if TYPE_CHECKING:
     from ppdm_bench.gpu_suite.listing import SuitePiece
@@ -29,19 +29,14 @@ def gpu(
         typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are left."),
     ] = None,
     minutes: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Stop before a part that does not fit into this time; default: no limit.",
-        ),
+        float | None, number("minutes", "Stop before a part that does not fit into this time; default: no limit.")
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the parts in miniature.")] = "cuda",
     out: Annotated[
         Path | None, typer.Option(help="Folder with one folder per part; default: results/gpu, in miniature runs/gpu.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Run everything that needs a GPU, in parts of at most ten minutes. The same command again continues."""
     folder = out or Path("runs/gpu" if device == "cpu" else "results/gpu")

@@ -7,28 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Columns,
-    Factors,
-    Gpu,
-    Json,
-    Launcher,
-    LauncherOptions,
-    Like,
-    Methods,
-    Precision,
-    Preset,
-    Results,
-    Shape,
-    Sources,
-    Start,
-    Variations,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -36,7 +17,7 @@ from ppdm_bench.commands.values import (
     read_budget,
     read_names,
     read_option,
-    read_seconds,
+    time_limit,
 )
 from ppdm_bench.records import PHASES
 
@@ -58,21 +39,21 @@ def memory(
             help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
         ),
     ] = None,
-    shape: Shape = None,
-    like: Like = None,
-    method: Methods = None,
-    factor: Factors = "2,4,8",
+    shape: options.Shape = None,
+    like: options.Like = None,
+    method: options.Methods = None,
+    factor: options.Factors = "2,4,8",
     phase: Annotated[
         str, typer.Option(help="Phases: train, sample, autoencoder_train, decode. A method without a phase skips it.")
     ] = ",".join(PHASES),
-    precision: Precision = "fp32",
-    checkpointing: Checkpointing = "none",
-    batch_size: BatchSize = 1,
-    sources: Sources = 1,
-    width: Width = None,
-    preset: Preset = "matched",
-    vary: Variations = None,
-    start: Start = None,
+    precision: options.Precision = "fp32",
+    checkpointing: options.Checkpointing = "none",
+    batch_size: options.BatchSize = 1,
+    sources: options.Sources = 1,
+    width: options.Width = None,
+    preset: options.Preset = "matched",
+    vary: options.Variations = None,
+    start: options.Start = None,
     device: MeasuringDevice = "auto",
     budget: Annotated[
         str | None,
@@ -80,20 +61,14 @@ def memory(
             help="Memory that may be used, such as 24GB: adds a verdict and limits measurements. Default: no limit."
         ),
     ] = None,
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     time: Annotated[
-        bool,
-        typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu."),
+        bool, typer.Option("--time", help="Also predict seconds per training step and per volume on the card of --gpu.")
     ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            parser=read_seconds, metavar="SECONDS", help="Time limit of one measurement or one prediction, in seconds."
-        ),
-    ] = 600,
+    timeout: Annotated[float, time_limit("Time limit of one measurement or one prediction, in seconds.")] = 600,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run each measured step again, limited to the predicted memory.")
     ] = False,
@@ -111,11 +86,11 @@ def memory(
             metavar="METHOD", help="Only plot the memory of this method over time; repeatable. Default: none."
         ),
     ] = None,
-    launcher: Launcher = None,
-    launcher_option: LauncherOptions = None,
-    columns: Columns = None,
-    out: Results = Path("runs/memory"),
-    json: Json = False,
+    launcher: options.Launcher = None,
+    launcher_option: options.LauncherOptions = None,
+    columns: options.Columns = None,
+    out: options.Results = Path("runs/memory"),
+    json: options.Json = False,
 ) -> None:
     """Predict the peak memory of every method; with a GPU, measure it too."""
     chosen = read_names("--columns", columns)
@@ -174,11 +149,5 @@ def memory(
                 records = [*(record for record in records if record not in verified), *verified]
                 text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
                 text += verdict(verified)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(
-        report_outcome(written, failures(records) + unverified(verified) + lost, sys.stderr if json else sys.stdout)
-    )
+    failed = failures(records) + unverified(verified) + lost
+    raise typer.Exit(report_results(text, records, written, failed, json))

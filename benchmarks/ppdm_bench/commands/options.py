@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from ppdm_bench.commands.values import _known_methods, completed, count, integer, positive
+from ppdm_bench.commands.values import _known_methods, completed, integer, number
 from ppdm_bench.predictor.cards import CARDS
 
 # Values for completion and help. The modules that define them import PyTorch.
@@ -39,7 +39,6 @@ Like = Annotated[
 Gpu = Annotated[
     str | None,
     typer.Option(
-        "--gpu",
         metavar="NAME",
         autocompletion=lambda incomplete: [card.name for card in CARDS if incomplete.lower() in card.name.lower()],
         help='Card to predict for, such as "RTX 4090". Default: the card of this machine.',
@@ -47,8 +46,7 @@ Gpu = Annotated[
 ]
 
 Precision = Annotated[
-    str,
-    typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS)),
+    str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS))
 ]
 BatchSize = Annotated[int, integer("Batch size.")]
 Sources = Annotated[
@@ -64,26 +62,17 @@ Preset = Annotated[
 SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
 Samples = Annotated[
     int | None,
-    typer.Option(
-        "--samples",
-        parser=count(2),
-        metavar="N",
-        help="Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.",
+    integer(
+        "Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.", 2
     ),
 ]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]
-Minutes = Annotated[
-    float | None,
-    typer.Option(
-        parser=positive("minutes"), metavar="MINUTES", help="Time of each training, instead of --steps; default: none."
-    ),
-]
+Minutes = Annotated[float | None, number("minutes", "Time of each training, instead of --steps; default: none.")]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
-        "--task",
         help="Synthetic task; repeatable. Default: the paper's three, or none with --manifest.",
         autocompletion=completed(*get_args(Task)),
     ),
@@ -91,31 +80,23 @@ Tasks = Annotated[
 Manifests = Annotated[
     list[Path] | None,
     typer.Option(
-        "--manifest",
         help="CSV file of your own pairs, beside --task or instead; repeatable. Results are named after the file. "
-        "Default: none.",
+        "Default: none."
     ),
 ]
 MethodName = Annotated[
     str,
-    typer.Option(
-        "--method",
-        help="Registered method, or your own: its name or module:ATTRIBUTE.",
-        autocompletion=_known_methods,
-    ),
+    typer.Option(help="Registered method, or your own: its name or module:ATTRIBUTE.", autocompletion=_known_methods),
 ]
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        "--method",
         help="Registered method, or your own: its name or module:ATTRIBUTE; repeatable. Default: all registered "
         "methods.",
         autocompletion=_known_methods,
     ),
 ]
-Factors = Annotated[
-    str, typer.Option("--factor", help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")
-]
+Factors = Annotated[str, typer.Option(help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")]
 Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
 Columns = Annotated[
     str | None,

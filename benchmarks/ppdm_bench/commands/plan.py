@@ -7,27 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Columns,
-    Gpu,
-    Json,
-    Like,
-    Methods,
-    Precision,
-    Preset,
-    Shape,
-    Sources,
-    Start,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_sizes
 from ppdm_bench.commands.terminal import notify, report_outcome, writable
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
-    count,
+    integer,
     one_of,
     read_budget,
     read_factor,
@@ -43,43 +29,33 @@ def plan(
     budget: Annotated[
         str | None, typer.Option(help="Memory that may be used, such as 24GB. Default: all memory of the card.")
     ] = None,
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     res: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.",
-        ),
+        int | None, integer("Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.")
     ] = None,
-    shape: Shape = None,
-    like: Like = None,
-    method: Methods = None,
+    shape: options.Shape = None,
+    like: options.Like = None,
+    method: options.Methods = None,
     purpose: Annotated[
         str | None,
         typer.Option("--phase", metavar="PHASES", help="Phases: train, sample; default: all phases of a method."),
     ] = None,
     factor: Annotated[str | None, typer.Option(help="Puzzle factors, such as 2,4; default: the methods' own.")] = None,
-    precision: Precision = "fp32",
-    checkpointing: Checkpointing = "none",
-    batch_size: BatchSize = 1,
-    sources: Sources = 1,
-    width: Width = None,
-    preset: Preset = "matched",
-    start: Start = None,
+    precision: options.Precision = "fp32",
+    checkpointing: options.Checkpointing = "none",
+    batch_size: options.BatchSize = 1,
+    sources: options.Sources = 1,
+    width: options.Width = None,
+    preset: options.Preset = "matched",
+    start: options.Start = None,
     steps: Annotated[
-        int | None,
-        typer.Option(
-            parser=count(),
-            metavar="N",
-            help="Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.",
-        ),
+        int | None, integer("Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.")
     ] = None,
-    columns: Columns = None,
+    columns: options.Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, table and figure; default: write nothing.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
     chosen = read_names("--columns", columns)
@@ -92,6 +68,7 @@ def plan(
     with redirect_stdout(sys.stderr):
         from ppdm_bench.devices import emulated, predicted_sheet
         from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
+        from ppdm_bench.records import write_json_array
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -114,19 +91,13 @@ def plan(
         except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
+    print(write_json_array(records) if json else text)
     failed = failures(records)
-    if interrupted:
-        if written:
-            report_outcome(written, failed, sys.stderr if json else sys.stdout)
-        raise KeyboardInterrupt
     if written:
-        raise typer.Exit(report_outcome(written, failed, sys.stderr if json else sys.stdout))
-    for failure in failed:
+        report_outcome(written, failed, sys.stderr if json else sys.stdout)
+    if interrupted:
+        raise KeyboardInterrupt
+    for failure in failed if not written else ():
         notify(failure)
     raise typer.Exit(1 if failed else 0)
 

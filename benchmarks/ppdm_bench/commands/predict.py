@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import Gpu, Json
+from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, read_seconds
+from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, time_limit
 
 
 def predict(
@@ -17,7 +17,7 @@ def predict(
         list[str] | None,
         typer.Argument(metavar="-- COMMAND", help="The training command, such as: -- python train.py --epochs 3"),
     ] = None,
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     capacity: Annotated[
         str | None, typer.Option(help="Memory of the card, such as 24GB. Default: all of --gpu, or no verdict.")
     ] = None,
@@ -32,13 +32,11 @@ def predict(
     keep_files: Annotated[
         bool, typer.Option("--keep-files", help="Let the program write its files. Default: they disappear.")
     ] = False,
-    timeout: Annotated[
-        float, typer.Option(parser=read_seconds, metavar="SECONDS", help="Time limit of the program, in seconds.")
-    ] = 600,
+    timeout: Annotated[float, time_limit("Time limit of the program, in seconds.")] = 600,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, figure and the program's output; default: write nothing.")
     ] = None,
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Predict the peak memory of a training script: does it fit a card, and where does the memory go?
 
@@ -65,8 +63,8 @@ def predict(
         with progress() as bar:
             bar.add_task(f"predicting {program(words)}", total=None)
             prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
-        options = {"command": words, "steps": steps, "keep_files": keep_files}
-        records = records_of(prediction, options)
+        asked = {"command": words, "steps": steps, "keep_files": keep_files}
+        records = records_of(prediction, asked)
         written = []
         if out is not None:
             with alone_in(out) as folder:

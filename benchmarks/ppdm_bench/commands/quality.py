@@ -10,37 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Columns,
-    Device,
-    Json,
-    Launcher,
-    LauncherOptions,
-    Manifests,
-    Methods,
-    Metrics,
-    Minutes,
-    PhantomGrid,
-    Resample,
-    Runs,
-    Samples,
-    Split,
-    Start,
-    Tasks,
-    Variations,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_jobs, asked_reference, asked_sets
-from ppdm_bench.commands.terminal import (
-    INTERRUPTED,
-    OverallProgress,
-    alone_in,
-    leads,
-    notify,
-    progress,
-    under_torchrun,
-)
+from ppdm_bench.commands.terminal import INTERRUPTED, OverallProgress, alone_in, leads, notify, progress, under_torchrun
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -75,15 +47,15 @@ _TRAINING, _EVALUATING = 100.0, 10.0
 
 
 def quality(
-    task: Tasks = None,
-    manifest: Manifests = None,
-    method: Methods = None,
-    vary: Variations = None,
-    start: Start = None,
+    task: options.Tasks = None,
+    manifest: options.Manifests = None,
+    method: options.Methods = None,
+    vary: options.Variations = None,
+    start: options.Start = None,
     steps: Annotated[
         int | None, integer("Training steps of each training; default: 2000 (--quick: 2 minutes instead).")
     ] = None,
-    minutes: Minutes = None,
+    minutes: options.Minutes = None,
     paces: Annotated[
         Path | None,
         typer.Option(
@@ -106,10 +78,10 @@ def quality(
     size: Annotated[
         int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64 (--quick: 32).", 4)
     ] = None,
-    grid: PhantomGrid = None,
-    resample: Resample = False,
-    width: Width = None,
-    batch_size: BatchSize = 1,
+    grid: options.PhantomGrid = None,
+    resample: options.Resample = False,
+    width: options.Width = None,
+    batch_size: options.BatchSize = 1,
     seeds: Annotated[str, typer.Option(help="Random seeds, such as 0,1,2; one training for each.")] = "0",
     evaluations: Annotated[
         str | None,
@@ -118,17 +90,17 @@ def quality(
             "method's number."
         ),
     ] = None,
-    samples: Samples = None,
-    split: Split = "test",
+    samples: options.Samples = None,
+    split: options.Split = "test",
     reference: Annotated[str | None, typer.Option(help="Row that differences refer to; default: the input.")] = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Small profile: two methods, minutes on two cores.")] = False,
-    launcher: Launcher = None,
-    launcher_option: LauncherOptions = None,
-    metrics: Metrics = None,
-    columns: Columns = None,
-    out: Runs = Path("runs/quality"),
-    json: Json = False,
+    launcher: options.Launcher = None,
+    launcher_option: options.LauncherOptions = None,
+    metrics: options.Metrics = None,
+    columns: options.Columns = None,
+    out: options.Runs = Path("runs/quality"),
+    json: options.Json = False,
 ) -> None:
     """Train methods on tasks under one budget and evaluate them. The same command again continues."""
     default = QUICK if quick else FULL
@@ -150,6 +122,7 @@ def quality(
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, RunSampling
         from ppdm_bench.evaluation.curves import SPLIT
+        from ppdm_bench.evaluation.jobs import train_in_jobs
         from ppdm_bench.evaluation.trials import check_resumable, trials
 
         _check_curve(curve, steps, minutes, paces, jobs is not None)
@@ -157,8 +130,9 @@ def quality(
         sets = asked_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = asked_reference(reference)
-        sized = width or default.get("width")
-        plan = as_usage(trials, sets, names, vary or [], schedule, from_seeds, sized, start or [])
+        plan = as_usage(
+            trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"), start or []
+        )
         own = [find_method(name) for name in names]
         check_sets(sets, split, batch_size)
         validated = [] if curve is None else [SPLIT]
@@ -190,20 +164,15 @@ def quality(
                     if jobs is None:
                         outcomes = _trained(plan, out, sampling.device, whole)
                     else:
-                        outcomes = _trained_in_jobs(plan, out, device, jobs, whole)
+                        whole.show(f"{len(plan)} trainings in jobs")
+                        outcomes = train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
                 results = [_evaluated(one, outcomes, split, sampling, own, reference, out, whole, look) for one in sets]
         except Interrupted as stopped:
             notify(f"{stopped}; the same command continues from there")
             raise typer.Exit(INTERRUPTED) from None
-    found = [result for result in results if result]
-    _report(found, json)
-    faults = [outcome.fault for outcome in outcomes if outcome.fault]
-    faults += [failure for result in found for failure in result.failures]
-    for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):
-        notify(sentence)
-    raise typer.Exit(1 if faults else 0)
+    raise typer.Exit(_report([result for result in results if result], outcomes, json))
 
 
 def _check_reference(
@@ -293,15 +262,6 @@ def _trained(plan: Sequence["Trial"], out: Path, device: str, whole: OverallProg
     return outcomes
 
 
-def _trained_in_jobs(
-    plan: Sequence["Trial"], out: Path, device: str, jobs: dict[str, Any], whole: OverallProgress
-) -> list["Outcome"]:
-    from ppdm_bench.evaluation.jobs import train_in_jobs
-
-    whole.show(f"{len(plan)} trainings in jobs")
-    return train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
-
-
 def _evaluated(
     subjects: "Subjects",
     outcomes: Sequence["Outcome"],
@@ -343,12 +303,18 @@ def _evaluated(
     return _Result(records, text, written, failures(records))
 
 
-def _report(results: Sequence[_Result], json: bool) -> None:
-    if json:
-        from ppdm_bench.records import write_json_array
+def _report(results: Sequence[_Result], outcomes: Sequence["Outcome"], json: bool) -> int:
+    """Print the tables or the records, report files, notes and faults, and return the exit code."""
+    from ppdm_bench.records import write_json_array
 
+    if json:
         print(write_json_array([record for result in results for record in result.records]))
     for result in results:
         if not json:
             print(result.text)
         print("written: " + ", ".join(map(str, result.written)), file=sys.stderr if json else sys.stdout)
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    faults += [failure for result in results for failure in result.failures]
+    for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):
+        notify(sentence)
+    return 1 if faults else 0

@@ -8,26 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Columns,
-    Factors,
-    Gpu,
-    Json,
-    Like,
-    Methods,
-    Precision,
-    Preset,
-    Results,
-    Shape,
-    Sources,
-    Start,
-    Variations,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_configurations, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome, with_earlier
+from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
 from ppdm_bench.commands.values import (
     as_usage,
     comma_separated,
@@ -35,7 +18,7 @@ from ppdm_bench.commands.values import (
     read_evaluations,
     read_names,
     read_option,
-    read_seconds,
+    time_limit,
 )
 
 if TYPE_CHECKING:
@@ -50,43 +33,38 @@ def speed(
             metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128. Give this, --shape or --like."
         ),
     ] = None,
-    shape: Shape = None,
-    like: Like = None,
-    method: Methods = None,
-    factor: Factors = "2,4,8",
+    shape: options.Shape = None,
+    like: options.Like = None,
+    method: options.Methods = None,
+    factor: options.Factors = "2,4,8",
     phase: Annotated[str, typer.Option(help="Phases: train, sample.")] = "train,sample",
     evaluations: Annotated[
         str | None,
         typer.Option(help="Network evaluations per volume; default: 1,4,10,own, where own means the method's number."),
     ] = None,
-    precision: Precision = "fp32",
-    checkpointing: Checkpointing = "none",
-    batch_size: BatchSize = 1,
-    sources: Sources = 1,
-    width: Width = None,
-    preset: Preset = "matched",
-    vary: Variations = None,
-    start: Start = None,
+    precision: options.Precision = "fp32",
+    checkpointing: options.Checkpointing = "none",
+    batch_size: options.BatchSize = 1,
+    sources: options.Sources = 1,
+    width: options.Width = None,
+    preset: options.Preset = "matched",
+    vary: options.Variations = None,
+    start: options.Start = None,
     device: Annotated[
         Literal["auto", "cuda", "cpu", "predict"],
         typer.Option(help="Device; auto: a GPU if there is one; predict: times for the card of --gpu, without it."),
     ] = "auto",
-    gpu: Gpu = None,
+    gpu: options.Gpu = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few repetitions and 1,4 network evaluations: rough times, not a result.")
     ] = False,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also time what is predicted not to fit the GPU. Default: skip it.")
     ] = False,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            parser=read_seconds, metavar="SECONDS", help="Time limit for one phase of one configuration, in seconds."
-        ),
-    ] = 600,
-    columns: Columns = None,
-    out: Results = Path("runs/speed"),
-    json: Json = False,
+    timeout: Annotated[float, time_limit("Time limit for one phase of one configuration, in seconds.")] = 600,
+    columns: options.Columns = None,
+    out: options.Results = Path("runs/speed"),
+    json: options.Json = False,
 ) -> None:
     """Time training steps and volumes. The same command again repeats nothing."""
     chosen = read_names("--columns", columns)
@@ -110,12 +88,7 @@ def speed(
                 notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
             text, written = present(with_earlier(records, folder), folder, chosen)
-    if json:
-        from ppdm_bench.records import write_json_array
-
-        text = write_json_array(records)
-    print(text)
-    raise typer.Exit(report_outcome(written, failures(records), sys.stderr if json else sys.stdout))
+    raise typer.Exit(report_results(text, records, written, failures(records), json))
 
 
 def _place(

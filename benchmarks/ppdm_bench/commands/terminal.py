@@ -62,6 +62,16 @@ def report_outcome(written: Sequence[Path], failed: Sequence[str], stream: TextI
     return 1 if failed else 0
 
 
+def report_results(
+    text: str, records: "Sequence[Record]", written: Sequence[Path], failed: Sequence[str], json: bool
+) -> int:
+    """Print the tables, or with ``json`` the records; report files and failures, and return the exit code."""
+    from ppdm_bench.records import write_json_array
+
+    print(write_json_array(records) if json else text)
+    return report_outcome(written, failed, sys.stderr if json else sys.stdout)
+
+
 def in_words(error: BaseException) -> str:
     """The message of an error for people; an unexpected error is reported as a bug."""
     if hasattr(error, "format_message"):  # an error of Typer
@@ -109,18 +119,10 @@ def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
     if others := {record.config_id for record in earlier} - {record.config_id for record in records}:
         several = "s" if len(others) > 1 else ""
         notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
+    names = ("config_id", "kind", "phase", "metric", "stat", "steps", "device", "gpu")
     answers = {}
     for record in (*earlier, *records):
-        question = (
-            record.config_id,
-            record.kind,
-            record.phase,
-            record.metric,
-            record.stat,
-            record.steps,
-            record.device,
-        )
-        answers[*question, record.gpu, record.env.get("torch")] = record
+        answers[*(getattr(record, name) for name in names), record.env.get("torch")] = record
     return list(answers.values())
 
 

@@ -6,26 +6,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ppdm_bench.commands.options import (
-    BatchSize,
-    Checkpointing,
-    Device,
-    MethodName,
-    PhantomCount,
-    PhantomGrid,
-    PhantomSeed,
-    PhantomSize,
-    Preset,
-    Resample,
-    SourceIntensity,
-    Start,
-    TargetIntensity,
-    TaskName,
-    Width,
-)
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import asked_subjects
 from ppdm_bench.commands.terminal import INTERRUPTED, notify
-from ppdm_bench.commands.values import as_usage, integer, positive, read_factor, read_flips, read_option, read_pace
+from ppdm_bench.commands.values import as_usage, integer, number, read_factor, read_flips, read_option, read_pace
 
 
 def train(
@@ -37,14 +21,14 @@ def train(
             "columns such as source.t1,source.t2. Give this or --task."
         ),
     ] = None,
-    task: TaskName = None,
-    subjects: PhantomCount = None,
-    size: PhantomSize = None,
-    grid: PhantomGrid = None,
-    data_seed: PhantomSeed = None,
-    resample: Resample = False,
-    source_intensity: SourceIntensity = None,
-    target_intensity: TargetIntensity = None,
+    task: options.TaskName = None,
+    subjects: options.PhantomCount = None,
+    size: options.PhantomSize = None,
+    grid: options.PhantomGrid = None,
+    data_seed: options.PhantomSeed = None,
+    resample: options.Resample = False,
+    source_intensity: options.SourceIntensity = None,
+    target_intensity: options.TargetIntensity = None,
     bridge_from: Annotated[
         str | None,
         typer.Option(
@@ -52,29 +36,25 @@ def train(
             help="Where a bridge with several sources starts: mean, or the name of a source; default: the method's.",
         ),
     ] = None,
-    method: MethodName = "ppdm",
-    preset: Preset = "matched",
+    method: options.MethodName = "ppdm",
+    preset: options.Preset = "matched",
     factor: Annotated[
         str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
     ] = None,
-    width: Width = None,
+    width: options.Width = None,
     steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(
-            parser=positive("minutes"),
-            metavar="MINUTES",
-            help="Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+        number(
+            "minutes",
+            "Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
             "equal. Default: none.",
         ),
     ] = None,
-    batch_size: BatchSize = 1,
+    batch_size: options.BatchSize = 1,
     accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            parser=positive("a rate"), metavar="RATE", help="Learning rate after the warm-up; default: the method's."
-        ),
+        float | None, number("a rate", "Learning rate after the warm-up; default: the method's.")
     ] = None,
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
@@ -83,8 +63,8 @@ def train(
         Literal["fp32", "bf16", "fp16"],
         typer.Option(help="Precision of convolutions; fp16 with loss scaling, for cards before Ampere."),
     ] = "fp32",
-    checkpointing: Checkpointing = "none",
-    start: Start = None,
+    checkpointing: options.Checkpointing = "none",
+    start: options.Start = None,
     seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
     validate_every: Annotated[
         int | None, integer("Steps between validation losses on the split val; default: no validation.")
@@ -111,23 +91,14 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
     ] = False,
-    device: Device = "auto",
+    device: options.Device = "auto",
 ) -> None:
     """Train a method on pairs of scans, or on synthetic subjects."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
     axes = read_option("--augment", read_flips, augment)
     save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
-    source = asked_subjects(
-        manifest,
-        task,
-        resample,
-        source_intensity=source_intensity,
-        target_intensity=target_intensity,
-        subjects=subjects,
-        size=size,
-        grid=grid,
-        data_seed=data_seed,
-    )
+    phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
+    source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:

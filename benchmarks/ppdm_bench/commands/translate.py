@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from ppdm_bench.commands.options import Device, SamplePrecision, SampleSeed
+from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import read_places
 from ppdm_bench.commands.terminal import notify, progress
-from ppdm_bench.commands.values import as_usage, count, integer, read_block, read_option
+from ppdm_bench.commands.values import as_usage, integer, read_block, read_option
 
 
 def translate(
@@ -32,18 +32,17 @@ def translate(
     ] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
     evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
-    seed: SampleSeed = 0,
+    seed: options.SampleSeed = 0,
     samples: Annotated[
         int | None,
-        typer.Option(
-            parser=count(2),
-            metavar="N",
-            help="Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+        integer(
+            "Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
             "NAME_std beside it their standard deviation. Default: one draw.",
+            2,
         ),
     ] = None,
-    device: Device = "auto",
-    precision: SamplePrecision = None,
+    device: options.Device = "auto",
+    precision: options.SamplePrecision = None,
     block: Annotated[
         str | None,
         typer.Option(

@@ -1,6 +1,7 @@
 """Readers of the values of options that Typer has no type for.
 
-Every error states the value that was given and the values that are expected.
+A text that cannot be read is a ``ValueError``, or a usage error of Typer if Typer itself calls the reader. Every error
+states the value that was given and the values that are expected.
 """
 
 import re
@@ -83,11 +84,7 @@ def count(least: int = 1) -> Callable[[str | int], int]:
 
 
 def read_evaluations(text: str) -> int | None:
-    """Read a number of network evaluations; ``own`` gives None, the method's number.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read a number of network evaluations; ``own`` gives None, the method's number."""
     if text == "own":
         return None
     if not re.fullmatch(_POSITIVE, text):
@@ -116,11 +113,7 @@ def positive(what: str) -> Callable[[str | float], float]:
 
 
 def read_pace(text: str) -> tuple[int | None, float | None]:
-    """Read an interval: a number of steps (``200``) or of minutes (``5min``).
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read an interval: a number of steps (``200``) or of minutes (``5min``)."""
     if re.fullmatch(_POSITIVE, text):
         return int(text), None
     match = re.fullmatch(rf"({_DECIMAL})\s*min", text)
@@ -130,11 +123,7 @@ def read_pace(text: str) -> tuple[int | None, float | None]:
 
 
 def read_flips(text: str) -> str:
-    """Read the flipped axes: ``none``, ``flip`` (left-right), or chosen axes such as ``flip:dhw``.
-
-    Raises:
-        ValueError: the text is none of these.
-    """
+    """Read the flipped axes: ``none``, ``flip`` (left-right), or chosen axes such as ``flip:dhw``."""
     match = re.fullmatch(r"none|flip(?::([dhw]{1,3}))?", text)
     axes = "" if not match or text == "none" else match[1] or "d"
     if not match or len(set(axes)) < len(axes):
@@ -167,42 +156,26 @@ def _read_axes(text: str, number: str, expected: str, *counts: int, several: boo
 
 
 def read_factor(text: str) -> int | tuple[int, int, int]:
-    """Read a puzzle factor: ``2``, or one per axis: ``1x2x2``.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read a puzzle factor: ``2``, or one per axis: ``1x2x2``."""
     return _one_or_three(
         _read_axes(text, _NUMBER, "a positive factor such as 2, or one per axis such as 1x2x2", 1, 3, several=True)
     )
 
 
 def read_shape(text: str) -> tuple[int, int, int]:
-    """Read a shape in voxels, depth, height and width: ``160x192x160``.
-
-    Raises:
-        ValueError: the text is no shape.
-    """
+    """Read a shape in voxels, depth, height and width: ``160x192x160``."""
     d, h, w = map(int, _read_axes(text, _NUMBER, "three positive sizes DxHxW in voxels such as 160x192x160", 3))
     return d, h, w
 
 
 def read_block(text: str) -> int | tuple[int, int, int]:
-    """Read the size of a block in voxels: ``128``, or one per axis: ``64x128x128``.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read the size of a block in voxels: ``128``, or one per axis: ``64x128x128``."""
     expected = "a number of voxels such as 128, or three DxHxW such as 64x128x128"
     return _one_or_three(_read_axes(text, _NUMBER, expected, 1, 3))
 
 
 def read_lengths(text: str) -> tuple[float, float, float]:
-    """Read a voxel size in mm: ``2``, or one per axis: ``2x2x4``.
-
-    Raises:
-        ValueError: the text is neither.
-    """
+    """Read a voxel size in mm: ``2``, or one per axis: ``2x2x4``."""
     expected = "one or three positive lengths in mm such as 2 or 2x2x4"
     parts = _read_axes(text, rf"(?=.*[1-9]){_DECIMAL}", expected, 1, 3)
     d, h, w = [float(part) for part in parts] * (3 // len(parts))
@@ -215,22 +188,14 @@ def _one_or_three(parts: Sequence[str]) -> int | tuple[int, int, int]:
 
 
 def read_dose(text: str) -> int:
-    """Read a dose factor; the counts are divided by it.
-
-    Raises:
-        ValueError: it is no whole number from 2 up.
-    """
+    """Read a dose factor; the counts are divided by it."""
     if not re.fullmatch(_WHOLE, text) or int(text) < 2:
         raise ValueError(f"expected a dose factor, a whole number from 2 up such as 20, got {text!r}")
     return int(text)
 
 
 def read_budget(text: str) -> int:
-    """Read the memory of a card in bytes: ``24GB``. Cards are sold in GB of 2^30 bytes, so GB and GiB mean the same.
-
-    Raises:
-        ValueError: it is none, or less than 1 MB.
-    """
+    """Read the memory of a card in bytes: ``24GB``. Cards are sold in GB of 2^30 bytes, so GB and GiB mean the same."""
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*(G|M)(?:I?B)?", text.strip(), re.IGNORECASE)
     size = round(float(match[1]) * (GIB if match[2].upper() == "G" else MIB)) if match else 0
     if size < MIB:
@@ -241,6 +206,16 @@ def read_budget(text: str) -> int:
 def integer(description: str, least: int = 1) -> Any:
     """Return an option for an integer from ``least`` upwards. Typer's own ``min`` does not repeat the value given."""
     return typer.Option(parser=count(least), metavar="N", help=description)
+
+
+def number(what: str, description: str) -> Any:
+    """Return an option for a positive number, such as ``minutes`` or ``a rate``."""
+    return typer.Option(parser=positive(what), metavar=what.split()[-1].upper(), help=description)
+
+
+def time_limit(description: str) -> Any:
+    """Return an option for a time limit in seconds."""
+    return typer.Option(parser=read_seconds, metavar="SECONDS", help=description)
 
 
 def completed(*words: str) -> Callable[[str], list[str]]:

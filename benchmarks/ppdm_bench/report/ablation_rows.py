@@ -12,7 +12,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, by_subject, seam_metric, seed_of, setting
-from ppdm_bench.report.statistics import Difference, paired_difference
+from ppdm_bench.report.statistics import Difference, common_difference
 
 COMMAND = "ablate"
 BUDGETS = {"steps": "equal steps", "time": "equal time"}
@@ -120,11 +120,8 @@ def difference(row: AblationRow, rows: Sequence[AblationRow], metric: str) -> Di
     if row.cell["default"] or default is None:
         return None
     mine, theirs = (one.series.scans.get(metric, {}) for one in (row, default))
-    both = [scan for scan in mine if scan in theirs]
-    if not both:
-        return None
-    means = (by_subject({scan: values[scan] for scan in both}) for values in (mine, theirs))
-    return paired_difference(*([*values.values()] for values in means))
+    means = (by_subject({scan: values[scan] for scan in mine if scan in theirs}) for values in (mine, theirs))
+    return common_difference(*means)
 
 
 def seam_measures(rows: Sequence[AblationRow]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, alike, design_of, factor_text, of_common_seeds, seam_metric
-from ppdm_bench.report.statistics import Difference, paired_difference
+from ppdm_bench.report.statistics import Difference, common_difference
 
 WITHOUT_SEAMS = 1.5  # dB that images without seams may reach in either measure, see the docstrings of `ppdm.metrics`
 
@@ -32,8 +32,7 @@ class Toggled:
     @cached_property
     def difference(self) -> Difference | None:
         """The difference that the loss makes in the metric; None without a subject that has both."""
-        on, off = self.values(self.metric)
-        return paired_difference(on, off) if on else None
+        return common_difference(self.on.subjects(self.metric), self.off.subjects(self.metric))
 
     @property
     def measure(self) -> str:

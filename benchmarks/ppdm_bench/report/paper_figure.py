@@ -40,8 +40,9 @@ class Shown:
 
     @property
     def caption(self) -> str:
-        """The caption with the sources."""
-        made = f"Made from {len(self.records)} records: {provenance(self.records)}" if self.records else ""
+        """The caption with the sources; a record behind several values counts once."""
+        records = {id(record): record for record in self.records}.values()
+        made = f"Made from {len(records)} records: {provenance(records)}" if records else ""
         return "\n\n".join(filter(None, (self.about, made, self.notes)))
 
 

@@ -38,6 +38,15 @@ class PeakRow:
         """Method and variant: `ppdm r=4`."""
         return f"{self.method} {self.variant}".strip()
 
+    def words(self, settings: Iterable[str]) -> str:
+        """Return some of its settings in words."""
+        return ", ".join(filter(None, (setting_text(name, self.settings[name]) for name in settings)))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is for the CPU."""
+        return str(self.settings["device"]).startswith("cpu")
+
     @property
     def phases(self) -> list[str]:
         """The phases with a recorded peak, training and sampling first."""
@@ -132,7 +141,7 @@ def varying(rows: Sequence[PeakRow]) -> list[str]:
 def common(rows: Sequence[PeakRow]) -> str:
     """Return the common settings of all rows in words: `256×256×256, batch size 1, fp32`."""
     shared = [name for name in SETTINGS if len({row.settings[name] for row in rows}) == 1]
-    return ", ".join(filter(None, (setting_text(name, rows[0].settings[name]) for name in shared))) if rows else ""
+    return rows[0].words(shared) if rows else ""
 
 
 def reference_of(row: PeakRow, rows: Iterable[PeakRow], method: str) -> PeakRow | None:
@@ -161,12 +170,8 @@ def prediction_of(row: PeakRow, rows: Iterable[PeakRow]) -> PeakRow | None:
         return None
     same = [r for r in rows if r.kind == "predicted" and (r.method, r.variant) == (row.method, row.variant)]
     free = ("device", "gpu", "torch")
-    return next((r for r in reversed(same) if _agree(row, r, free) and _on_cpu(r) == _on_cpu(row)), None)
+    return next((r for r in reversed(same) if _agree(row, r, free) and r.on_cpu == row.on_cpu), None)
 
 
 def _agree(one: PeakRow, other: PeakRow, free: tuple[str, ...]) -> bool:
     return all(value == other.settings[name] for name, value in one.settings.items() if name not in free)
-
-
-def _on_cpu(row: PeakRow) -> bool:
-    return str(row.settings["device"]).startswith("cpu")

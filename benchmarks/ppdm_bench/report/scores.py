@@ -339,6 +339,12 @@ def group_title(points: Sequence[Scores]) -> str:
     return ", ".join(filter(None, (first.task, where, size)))
 
 
+def seeds_text(scores: Iterable[Scores]) -> str:
+    """Return the seeds of scores in words: `seeds 0, 1`."""
+    seeds = sorted({seed for one in scores for seed in one.seeds})
+    return f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}"
+
+
 def by_origin(texts: Iterable[tuple[Scores, str]]) -> dict[str, list[str]]:
     """Return texts about scores by the origin of their data, `phantoms` and `own data`, each text once."""
     found: dict[str, dict[str, None]] = {"phantoms": {}, "own data": {}}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+
+K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -78,6 +81,12 @@ def paired_difference(
     differences = _finite(values) - _finite(reference)
     low, high = _bootstrap(differences, resamples, seed) if differences.size > 1 else (None, None)
     return Difference(differences.size, float(differences.mean()), low, high, signed_rank_p(differences))
+
+
+def common_difference(values: Mapping[K, float], reference: Mapping[K, float]) -> Difference | None:
+    """Return the paired difference over the subjects that both have; None if there are none."""
+    both = [subject for subject in values if subject in reference]
+    return paired_difference([values[s] for s in both], [reference[s] for s in both]) if both else None
 
 
 def signed_rank_p(differences: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from statistics import quantiles
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import PeakRow, settings_of
+from ppdm_bench.report.scores import resolved
 
 _TIMES = ("step_seconds", "volume_seconds")
 _ESTIMATE = "volume_seconds_estimate"
@@ -119,7 +120,8 @@ def gather_times(records: Iterable[Record]) -> list[Pace]:
 def _pace(group: list[Record]) -> Pace:
     first = group[0]
     row = PeakRow("measured", first.method, first.variant, settings_of(first), {})
-    pace = Pace(row, _own(first), first.options.get("protocol", {}).get("repetitions"))
+    own = (resolved(first).get("sampling") or {}).get("steps")
+    pace = Pace(row, own if isinstance(own, int) else None, first.options.get("protocol", {}).get("repetitions"))
     latest = {(record.metric, record.steps): record for record in group}
     for (metric, steps), record in sorted(latest.items(), key=lambda item: item[0][1] or 0):
         if metric in _TIMES:
@@ -141,9 +143,3 @@ def _timing(record: Record, latest: dict[tuple[str, int | None], Record]) -> Tim
     flops = value("step_flops" if record.metric == "step_seconds" else "volume_flops")
     estimate = latest.get((_ESTIMATE, record.steps)) if record.status != "ok" else None
     return Timing(record, flops, value("flops_share"), estimate)
-
-
-def _own(record: Record) -> int | None:
-    resolved = record.options.get("resolved")
-    steps = resolved.get("sampling", {}).get("steps") if isinstance(resolved, dict) else None
-    return steps if isinstance(steps, int) else None

@@ -19,7 +19,7 @@ from ppdm_bench.report.scores import (
     is_bridge,
     of_common_seeds,
 )
-from ppdm_bench.report.statistics import Difference, paired_difference
+from ppdm_bench.report.statistics import Difference, common_difference
 from ppdm_bench.units import plural
 
 Role = Callable[[Mapping[str, Any]], bool]
@@ -126,11 +126,8 @@ def _as_sampled(points: Sequence[Scores], method: Mapping[str, Any]) -> list[Sco
 
 def _duel(own: Scores, other: Scores) -> Duel | None:
     own, other = of_common_seeds(own, other)
-    ours, theirs = own.subjects("psnr"), other.subjects("psnr")
-    both = [subject for subject in ours if subject in theirs]
-    if len(both) < LEAST_SUBJECTS:
-        return None
-    return Duel(own, other, paired_difference([ours[s] for s in both], [theirs[s] for s in both]))
+    found = common_difference(own.subjects("psnr"), other.subjects("psnr"))
+    return Duel(own, other, found) if found and found.n >= LEAST_SUBJECTS else None
 
 
 def _weight(duel: Duel) -> tuple[int, int, int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
@@ -38,11 +37,6 @@ class Ratios:
     sources: tuple[str, ...]
 
 
-def volume(shape: Iterable[int]) -> int:
-    """Return the number of voxels of a shape."""
-    return prod(shape)
-
-
 def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> list[Ratios]:
     """Return the ratios of a metric at the training peak.
 
@@ -60,20 +54,16 @@ def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> 
         other = against.get(_setting(own))
         if other is not None and is_space_of(resolved(own), evidence.method) and factor_text(resolved(own)) != "1":
             groups.setdefault((factor_text(resolved(own)), own.kind, _where(own)), []).append((own, other))
-    if largest:
-        groups = {key: _at_largest(pairs) for key, pairs in groups.items()}
+    for pairs in groups.values() if largest else ():
+        most = max(prod(own.shape) for own, _ in pairs)
+        pairs[:] = [pair for pair in pairs if prod(pair[0].shape) == most]
     return [_ratios(evidence, key, pairs) for key, pairs in sorted(groups.items())]
-
-
-def _at_largest(pairs: list[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
-    most = max(volume(own.shape) for own, _ in pairs)
-    return [pair for pair in pairs if volume(pair[0].shape) == most]
 
 
 def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Record, Record]]) -> Ratios:
     factor, kind, where = key
     own = pairs[0][0]
-    shapes = dict.fromkeys(shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: volume(pair[0].shape)))
+    shapes = dict.fromkeys(shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: prod(pair[0].shape)))
     lists = (
         shapes,
         dict.fromkeys(r.precision for r, _ in pairs),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod, sqrt
 from statistics import fmean, stdev
 
 import numpy as np
@@ -26,7 +26,7 @@ from ppdm_bench.report.claims.effects import (
     is_space_of,
     scope_of,
 )
-from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios, volume
+from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios
 from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, factor_text, resolved
@@ -79,12 +79,11 @@ def _order_of_magnitude(evidence: Evidence) -> Finding:
         missing = [f"quality of r={factor} and of full 3-D on {task}" for task, duel in duels.items() if not duel]
         verdicts.append(concluded(own, missing, scope_of(_points(duels.values()))))
         effects += own
-    for verdict in ("supported", "not measured"):
-        for found in verdicts:
-            if found.verdict == verdict:
-                return Finding(
-                    found.verdict, found.why, tuple(effects), "; ".join(filter(None, (found.scope, MEMORY_SCOPE)))
-                )
+    passed = [found for verdict in ("supported", "not measured") for found in verdicts if found.verdict == verdict]
+    if passed:
+        return replace(
+            passed[0], effects=tuple(effects), scope="; ".join(filter(None, (passed[0].scope, MEMORY_SCOPE)))
+        )
     if verdicts:
         why = "no factor passes both: " + " | ".join(found.why for found in verdicts)
         scopes = "; ".join(dict.fromkeys(found.scope for found in verdicts if found.scope))
@@ -119,8 +118,8 @@ def _raced(evidence: Evidence, timed: Sequence[Record]) -> list[tuple[Record, Re
         pairs = [
             (own, other) for own in mine if factor_text(resolved(own)) != "1" for other in [_slower(own, here)] if other
         ]
-        largest = max((volume(own.shape) for own, _ in pairs), default=0)
-        raced += [pair for pair in pairs if volume(pair[0].shape) == largest]
+        largest = max((prod(own.shape) for own, _ in pairs), default=0)
+        raced += [pair for pair in pairs if prod(pair[0].shape) == largest]
     return raced
 
 
@@ -244,7 +243,7 @@ def _stability(evidence: Evidence, duel: Duel) -> Effect | None:
 
     value = stdev(ours) / stdev(theirs)
     ends = f.ppf([(1 + LEVEL) / 2, (1 - LEVEL) / 2], len(ours) - 1, len(theirs) - 1)
-    low, high = (value / math.sqrt(end) for end in np.asarray(ends).tolist())
+    low, high = (value / sqrt(end) for end in np.asarray(ends).tolist())
     what = f"sd of PSNR over seeds on {duel.own.task}, with the bridge over from noise"
     n = f"{len(ours)} and {len(theirs)} seeds; 95 % by F"
     sources = evidence.library.references((*duel.own.of_metric("psnr"), *duel.other.of_metric("psnr")))

@@ -12,16 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import (
-    AblationRow,
-    difference,
-    gather_ablation,
-    most_evaluations,
-    seam_measures,
-)
+from ppdm_bench.report.ablation_rows import AblationRow, difference, gather_ablation, most_evaluations, seam_measures
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
-from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
+from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT, Marker
 from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import GIB, plural
 
@@ -69,7 +63,8 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     columns = _columns(rows)
     if not columns:
         raise ValueError("there is nothing to draw: no cell beside the default has a value at equal steps")
-    tasks = list(dict.fromkeys(row.task for row in rows))
+    tasks = dict.fromkeys(row.task for row in rows)
+    marks = {task: Marker(MARKERS[n % len(MARKERS)], SERIES[n % len(SERIES)]) for n, task in enumerate(tasks)}
     quantities: dict[str, Quantity] = {
         **{_name(metric): _of_metric(metric, rows) for metric in (*_DIFFERENCES, *seam_measures(rows)[:1])},
         "training\nmemory (GiB)": _memory,
@@ -86,10 +81,10 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
             _mark_default(axes, levels)
             if not logarithmic:
                 axes.axhline(0, color="0.6", linewidth=0.8, zorder=1)
-            for place, task in enumerate(tasks):
-                shift = 0.22 * (place - (len(tasks) - 1) / 2)
+            for place, (task, marker) in enumerate(marks.items()):
+                shift = 0.22 * (place - (len(marks) - 1) / 2)
                 own = [[row for row in level if row.task == task] for level in levels.values()]
-                _draw(axes, own, quantity, place, shift)
+                _draw(axes, own, quantity, marker, shift)
             if logarithmic:
                 _logarithmic(axes)
             else:
@@ -105,7 +100,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         f"{headline(records)} {rows[0].amount:.0f} steps, {plural(n, 'network evaluation')}. Quality: "
         f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
-    style.legend(figure, [_mark(place, label=task) for place, task in enumerate(tasks)], columns=4)
+    style.legend(figure, [Line2D([], [], **_look(marker), label=task) for task, marker in marks.items()], columns=4)
     return figure
 
 
@@ -166,12 +161,14 @@ def _seconds(row: AblationRow) -> list[PlottedValue]:
     return [] if seconds is None else [PlottedValue(seconds)]
 
 
-def _draw(axes: Axes, levels: Sequence[Sequence[AblationRow]], quantity: Quantity, place: int, shift: float) -> None:
+def _draw(
+    axes: Axes, levels: Sequence[Sequence[AblationRow]], quantity: Quantity, marker: Marker, shift: float
+) -> None:
     for x, row in ((x + shift, row) for x, level in enumerate(levels) for row in level):
         for point in quantity(row):
             if point.low is not None and point.high is not None:
-                axes.plot([x, x], [point.low, point.high], color=_colour(place), linewidth=1.0, zorder=2)
-            axes.plot([x], [point.value], **_style(place, point.hollow), zorder=3)
+                axes.plot([x, x], [point.low, point.high], color=marker.colour, linewidth=1.0, zorder=2)
+            axes.plot([x], [point.value], **_look(marker, point.hollow), zorder=3)
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -182,24 +179,15 @@ def _logarithmic(axes: Axes) -> None:
     style.log_ticks(axes.yaxis, most=5)  # a row is one inch high
 
 
-def _colour(place: int) -> str:
-    return SERIES[place % len(SERIES)]
-
-
-def _style(place: int, hollow: bool = False) -> dict[str, Any]:
-    colour = _colour(place)
+def _look(marker: Marker, hollow: bool = False) -> dict[str, Any]:
     return {
         "linestyle": "",
-        "marker": MARKERS[place % len(MARKERS)],
+        "marker": marker.shape,
         "markersize": 3.5,
-        "color": colour,
-        "markerfacecolor": "white" if hollow else colour,
+        "color": marker.colour,
+        "markerfacecolor": "white" if hollow else marker.colour,
         "markeredgewidth": 0.9,
     }
-
-
-def _mark(place: int, **style: Any) -> Line2D:
-    return Line2D([], [], **_style(place), **style)
 
 
 def _name_levels(axes: Axes, levels: dict[str, list[AblationRow]]) -> None:

@@ -313,10 +313,6 @@ def _gib(record: Record | None) -> float | None:
     return None if record is None or record.value is None else record.value / GIB
 
 
-def _percent(value: float) -> str:
-    return f"{value:+.2f} %".replace("-", "−")
-
-
 def _run(record: Record) -> str:
     """Return the name of a published run: method (of several), variant, size, checkpointing and step."""
     size = "×".join(map(str, record.shape))
@@ -350,7 +346,7 @@ def _summary(pairs: Sequence[ComparedPeak]) -> Iterator[tuple[str, str, str]]:
     for name, part in {"": pairs, "conditions stated: ": stated if stated != pairs else []}.items():
         if part:
             middle, worst = median(abs(pair.error) for pair in part), max((pair.error for pair in part), key=abs)
-            yield f"{name}n = {len(part)}", f"median error {middle:.2f} %", f"worst {_percent(worst)}"
+            yield f"{name}n = {len(part)}", f"median error {middle:.2f} %", f"worst {worst:+.2f} %".replace("-", "−")
 
 
 def _scatter(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: str) -> None:

@@ -17,7 +17,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import few_names
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.rows import PeakRow, common, gather_peaks, phase_name, varying
-from ppdm_bench.units import GIB, setting_text, significant
+from ppdm_bench.units import GIB, significant
 
 _MOST = 18  # stacks
 
@@ -93,18 +93,12 @@ def _few(rows: Sequence[PeakRow]) -> list[PeakRow]:
 def _stacks(rows: Sequence[PeakRow], characters: int) -> list[Stack]:
     """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
     differing = varying(rows)
-    stacks = (
-        Stack(style.folded(_label(row, phase, differing), characters), row.kind, parts)
-        for row in rows
-        for phase in row.phases
-        if (parts := _parts(row, phase))
-    )
+    stacks = []
+    for row, phase in ((one, phase) for one in rows for phase in one.phases):
+        if parts := _parts(row, phase):
+            label = ", ".join(filter(None, (row.name, phase_name(phase), row.words(differing))))
+            stacks.append(Stack(style.folded(label, characters), row.kind, parts))
     return [stack for group in grouped(stacks, lambda stack: stack.label).values() for stack in group]
-
-
-def _label(row: PeakRow, phase: str, differing: Iterable[str]) -> str:
-    words = (row.name, phase_name(phase), *(setting_text(name, row.settings[name]) for name in differing))
-    return ", ".join(filter(None, words))
 
 
 def _parts(row: PeakRow, phase: str) -> dict[str, float]:
@@ -131,8 +125,7 @@ def _draw(axes: Axes, stacks: Sequence[Stack], share: bool, labelled: bool) -> N
             left += size * scale
         if labelled:
             text = f"{significant(stack.peak)} GiB" if share else significant(stack.peak)
-            label: dict[str, Any] = {"textcoords": "offset points", "va": "center_baseline", "fontsize": SMALL}
-            axes.annotate(text, (left, place), xytext=(3, 0), annotation_clip=False, **label)
+            style.write_beside(axes, left, place, text, 3)
     highest = max(stack.peak for stack in stacks)
     axes.set_xlim(0, 100 if share else highest * 1.18)
     axes.set_ylim(len(stacks) - 0.4, -0.6)

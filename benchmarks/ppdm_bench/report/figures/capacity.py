@@ -71,8 +71,11 @@ def largest_set(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[P
     `of_one_width`, the width that was asked for. Rows of different settings are not points of one curve.
     """
 
+    names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * of_one_width]
+
     def setting(row: PeakRow) -> tuple[object, ...]:
-        return (*_setting(row), row.settings["width"] if of_one_width else None)
+        preset = next((record.options.get("preset") for record in row.records.values()), None)
+        return (*(row.settings[name] for name in names), preset, row.on_cpu)
 
     return max(grouped(rows, setting).values(), key=_rank, default=[])
 
@@ -80,14 +83,4 @@ def largest_set(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[P
 def _rank(rows: Sequence[PeakRow]) -> tuple[object, ...]:
     first = rows[0]
     plain = first.settings["checkpointing"] == "none", first.settings["precision"] == "fp32"
-    return len({size_of(row) for row in rows}), not _on_cpu(first), len(rows), plain
-
-
-def _setting(row: PeakRow) -> tuple[object, ...]:
-    names = ("precision", "checkpointing", "batch_size", "channels_last", "compile")
-    preset = next((record.options.get("preset") for record in row.records.values()), None)
-    return (*(row.settings[name] for name in names), preset, _on_cpu(row))
-
-
-def _on_cpu(row: PeakRow) -> bool:
-    return str(row.settings["device"]).startswith("cpu")
+    return len({size_of(row) for row in rows}), not first.on_cpu, len(rows), plain

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import SMALL, TEXT
+from ppdm_bench.report.figures.style import TEXT
 from ppdm_bench.report.tables.budget import PlanLine, title_of
 
 _COLOURS = {"train": style.BLUE, "sample": style.ORANGE}
@@ -36,15 +36,7 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     for line in drawn:
         place, edge = places[line.method] + purposes.index(line.purpose), line.cube or 0
         axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.purpose)))
-        axes.annotate(
-            f"{edge:.0f}³" if edge else "none",
-            (edge, place),
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center_baseline",
-            fontsize=SMALL,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        )
+        style.write_beside(axes, edge, place, f"{edge:.0f}³" if edge else "none", 3, **style.ON_WHITE)
     middle = (len(purposes) - 1) / 2
     names = [style.folded(method, 40) for method in methods]
     axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
@@ -53,11 +45,11 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)
     axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
     for edge in _wanted(drawn):
-        axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.9)
+        axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
     handles = [Patch(facecolor=_colour(purpose), label=_NAMES.get(purpose, purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
-    asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))]
+    asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
     style.legend(figure, [*handles, *(asked if _wanted(drawn) else [])], columns=5)
     return figure
 

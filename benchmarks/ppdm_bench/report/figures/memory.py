@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,7 @@ from ppdm_bench.report.rows import (
     reference_of,
     varying,
 )
-from ppdm_bench.units import GIB, ratio, setting_text, significant
+from ppdm_bench.units import GIB, ratio, significant
 
 _KINDS = ("measured", "predicted", "published")
 _FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
@@ -36,22 +35,8 @@ _LINE = 0.145  # inches
 
 
 @dataclass(frozen=True)
-class DotRow:
-    """The dots of one name, phase and kind, with one row for each kind of checkpointing.
-
-    Attributes:
-        place: distance from the top in lines.
-    """
-
-    place: float
-    phase: str
-    kind: str
-    rows: Sequence[PeakRow]
-
-
-@dataclass(frozen=True)
 class Dot:
-    """One peak; `size` in GiB is None if the run failed."""
+    """One peak, at a distance from the top in lines; a line has the dots of one name, phase and kind."""
 
     row: PeakRow
     phase: str
@@ -59,9 +44,14 @@ class Dot:
 
     @property
     def size(self) -> float | None:
-        """The peak in GiB."""
+        """The peak in GiB, None if the run failed."""
         peak = self.row.value(self.phase, "peak_allocated")
         return None if peak is None else peak / GIB
+
+    @property
+    def outcome(self) -> str:
+        """How the run ended."""
+        return self.row.outcome(self.phase)[0]
 
 
 def memory_figure(records: Iterable[Record], *, reference: str = "") -> Figure:
@@ -84,17 +74,17 @@ def memory_figure(records: Iterable[Record], *, reference: str = "") -> Figure:
     groups = _named(rows, characters=40)
     shown = few_names(groups)
     lines, names = _places({name: groups[name] for name in shown})
-    dots = [Dot(row, line.phase, line.place) for line in lines for row in line.rows]
-    figure = style.new_figure("double", height=1.3 + _LINE * (lines[-1].place + 1))
+    dots, last = [dot for line in lines for dot in line], lines[-1][0].place
+    figure = style.new_figure("double", height=1.3 + _LINE * (last + 1))
     axes = figure.add_subplot()
     style.plain_axes(axes, "x", "peak allocated memory (GiB, log axis)")
-    axes.set_ylim(lines[-1].place + 0.8, -0.8)
+    axes.set_ylim(last + 0.8, -0.8)
     axes.set_yticks([place for place, _ in names], [name for _, name in names], fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     style.title(figure, _title(rows, reference, len(groups) - len(shown)))
     style.legend(figure, _legend(dots), columns=6)
     sizes = [dot.size for dot in dots if dot.size]
-    left = min(sizes, default=1) / (3 if any(len(line.rows) > 1 for line in lines) else 1.6)
+    left = min(sizes, default=1) / (3 if any(len(line) > 1 for line in lines) else 1.6)
     axes.set(xscale="log", xlim=(left, 1.1 * max(sizes, default=1)))
     texts = [text for line in lines for text in _draw(axes, line, rows, reference)]
     _make_room(figure, axes, texts)
@@ -120,30 +110,25 @@ def headline(records: Sequence[Record]) -> list[Record]:
 def _named(rows: Sequence[PeakRow], characters: int) -> dict[str, list[PeakRow]]:
     """Return the rows by name; settings other than checkpointing that differ are part of the name."""
     differing = [name for name in varying(rows) if name != "checkpointing"]
-
-    def name_of(row: PeakRow) -> str:
-        settings = ", ".join(filter(None, (setting_text(name, row.settings[name]) for name in differing)))
-        return "\n".join((style.folded(row.name, characters), *textwrap.wrap(settings, characters)))
-
-    return grouped(rows, name_of)
+    return grouped(rows, lambda row: style.folded_row(row, differing, characters))
 
 
-def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[DotRow], list[tuple[float, str]]]:
-    """Return a line for each name, phase and kind from the top, and the places of the names."""
-    lines: list[DotRow] = []
+def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[list[Dot]], list[tuple[float, str]]]:
+    """Return the dots of each name, phase and kind from the top, and the places of the names."""
+    lines: list[list[Dot]] = []
     names: list[tuple[float, str]] = []
     top = 0.0
     for name, group in groups.items():
         kinds = [kind for kind in _KINDS if any(row.kind == kind for row in group)]
         found = [
-            (phase, kind, own)
+            (phase, own)
             for phase in all_phases(group)
             for kind in kinds
             if (own := [row for row in group if row.kind == kind and phase in row.phases])
         ]
         # A line of a name is as high as a line of dots.
         first = top + max(0.0, (name.count("\n") + 1 - len(found)) / 2)
-        lines += [DotRow(first + i, *one) for i, one in enumerate(found)]
+        lines += [[Dot(row, phase, first + i) for row in own] for i, (phase, own) in enumerate(found)]
         names.append((first + (len(found) - 1) / 2, name))
         top = 2 * names[-1][0] - top + 1.7
     return lines, names
@@ -169,19 +154,18 @@ def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
     }
 
 
-def _draw(axes: Axes, line: DotRow, rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
+def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
     """Draw the dots of a line and the labels of its ends; return the labels on the right with their sizes."""
-    dots = [Dot(row, line.phase, line.place) for row in line.rows]
     found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
-    left = axes.get_xlim()[0]
+    left, place = axes.get_xlim()[0], dots[0].place
     if found:
-        axes.plot([left, found[-1][0]], [line.place] * 2, color="0.85", linewidth=0.6, zorder=1)
+        axes.plot([left, found[-1][0]], [place] * 2, color="0.85", linewidth=0.6, zorder=1)
     for dot in dots:
-        look = _look(line.kind, line.phase, dot.row.settings["checkpointing"])
+        look = _look(dot.row.kind, dot.phase, dot.row.settings["checkpointing"])
         if dot.size is not None:
-            axes.plot([dot.size], [line.place], zorder=3, **look)
+            axes.plot([dot.size], [place], zorder=3, **look)
         else:
-            axes.plot([left], [line.place], **look | {"marker": "X"}, clip_on=False, zorder=3)
+            axes.plot([left], [place], **look | {"marker": "X"}, clip_on=False, zorder=3)
     failed = [dot for dot in dots if dot.size is None]
     texts = []
     if found:
@@ -203,22 +187,13 @@ def _value(dot: Dot, rows: Sequence[PeakRow], reference: str) -> str:
 
 
 def _status(dot: Dot) -> str:
-    return STATUS_NAMES.get(dot.row.outcome(dot.phase)[0], "")
+    return STATUS_NAMES.get(dot.outcome, "")
 
 
 def _write(axes: Axes, dot: Dot, text: str, ha: str) -> Text:
-    return axes.annotate(
-        text,
-        (dot.size or axes.get_xlim()[0], dot.place),
-        xytext=(5 if ha == "left" else -5, 0),
-        textcoords="offset points",
-        ha=ha,
-        va="center_baseline",
-        fontsize=SMALL,
-        color="black" if dot.row.outcome(dot.phase)[0] == "ok" else style.VERMILION,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
-        annotation_clip=False,
-    )
+    colour = "black" if dot.outcome == "ok" else style.VERMILION
+    x, right = dot.size or axes.get_xlim()[0], 5 if ha == "left" else -5
+    return style.write_beside(axes, x, dot.place, text, right, ha=ha, color=colour, **style.ON_WHITE)
 
 
 def _make_room(figure: Figure, axes: Axes, labelled: Sequence[tuple[float, Text]]) -> None:
@@ -257,7 +232,7 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
         if checkpointing != "none":
             look = _look("predicted", "", checkpointing) | {"color": "0.4"}
             handles.append(Line2D([], [], **look, label=f"{checkpointing} checkpointing"))
-    if empty := {dot.row.outcome(dot.phase)[0] == "skipped" for dot in dots if dot.size is None}:
+    if empty := {dot.outcome == "skipped" for dot in dots if dot.size is None}:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
         handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
     if any((dot.size or 0) > min(CARDS) for dot in dots):

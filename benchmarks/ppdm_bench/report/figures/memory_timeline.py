@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.breakdown import PARTS
 from ppdm_bench.report.figures.style import SMALL
 from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow, data_frame
-from ppdm_bench.units import GIB
+from ppdm_bench.units import GIB, shape_text
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
 _TINY = 6.0  # points
@@ -107,21 +108,10 @@ def timeline_page(timeline: MemoryTimeline) -> Page:
         Heading("share", show="{:.1%}".format, number=True),
         *(Heading(name) for name in ("kind", "part", "module", "pass", "made_by", "shape", "dtype")),
     ]
-    lines = [
-        (
-            rank,
-            b.size,
-            b.size / peak,
-            b.kind,
-            b.part,
-            b.module,
-            b.stage,
-            b.operator,
-            "×".join(map(str, b.shape)),
-            b.dtype,
-        )
-        for rank, b in enumerate(timeline.blocks, start=1)
-    ]
+    lines = []
+    for rank, block in enumerate(timeline.blocks, start=1):
+        size, *words, shape, dtype = astuple(block)  # in the order of the headings
+        lines.append((rank, size, size / peak, *words, shape_text(shape), dtype))
     keys = [heading.key for heading in headings]
     held = sum(block.size for block in timeline.blocks)
     parts: list[str | Table] = [
@@ -170,14 +160,8 @@ def _mark_peak(axes: Axes, timeline: MemoryTimeline) -> None:
     peak, span = timeline.peak_size / GIB, timeline.at_peak
     axes.axvline(timeline.peak, color="black", linewidth=0.7, linestyle=style.DASHED)
     right = timeline.peak > timeline.spans[-1].end / 2
-    axes.annotate(
-        f"peak {peak:.2f} GiB: {span.stage}, {span.part}",
-        (timeline.peak, peak),
-        xytext=(-4 if right else 4, 4),
-        textcoords="offset points",
-        ha="right" if right else "left",
-        fontsize=SMALL,
-    )
+    text, offset = f"peak {peak:.2f} GiB: {span.stage}, {span.part}", -4 if right else 4
+    style.write_beside(axes, timeline.peak, peak, text, offset, 4, va="baseline", ha="right" if right else "left")
 
 
 def _bands(axes: Axes, spans: Sequence[Span], row: str) -> None:
@@ -217,14 +201,8 @@ def _narrow_labels(axes: Axes, labels: Mapping[tuple[float, str], float], end: f
 
 
 def _merged(spans: Sequence[Span], parts: bool) -> list[Span]:
-    made: list[Span] = []
-    for span in spans:
-        part = span.part if parts else ""
-        if made and (made[-1].stage, made[-1].part) == (span.stage, part):
-            made[-1] = Span(made[-1].start, span.end, span.stage, part)
-        else:
-            made.append(Span(span.start, span.end, span.stage, part))
-    return made
+    runs = (list(run) for _, run in groupby(spans, lambda span: (span.stage, span.part if parts else "")))
+    return [replace(run[0], end=run[-1].end) for run in runs]
 
 
 def _short(part: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
 from ppdm_bench.report.rows import common, varying
 from ppdm_bench.report.timings import Pace, gather_times
-from ppdm_bench.units import setting_text, significant
+from ppdm_bench.units import significant
 
 
 def speed_figure(records: Iterable[Record]) -> Figure:
@@ -32,7 +31,8 @@ def speed_figure(records: Iterable[Record]) -> Figure:
         ValueError: no record has a time.
     """
     paces = gather_times(records)
-    names = _names(paces)
+    differing = varying([pace.row for pace in paces])
+    names = [style.folded_row(pace.row, differing, 30) for pace in paces]
     figure = style.new_figure("double", height=max(2.6, 1.1 + 0.2 * sum(name.count("\n") + 1 for name in names)))
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.15))
     style.plain_axes(bars, "x", "time per training step (s)")
@@ -64,13 +64,6 @@ def speed_figure(records: Iterable[Record]) -> Figure:
     return figure
 
 
-def _names(paces: Sequence[Pace]) -> list[str]:
-    differing = varying([pace.row for pace in paces])
-    words = [", ".join(filter(None, (setting_text(s, pace.row.settings[s]) for s in differing))) for pace in paces]
-    names = [style.folded(pace.row.name, 30) for pace in paces]
-    return ["\n".join((name, *textwrap.wrap(text, 30))) for name, text in zip(names, words, strict=True)]
-
-
 def _title(paces: Sequence[Pace]) -> str:
     shared = common([pace.row for pace in paces])
     if cards := dict.fromkeys(t.record.gpu for pace in paces for _, _, t in pace.timings if t.is_predicted):
@@ -99,7 +92,7 @@ def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
     failed = "" if timing is None else timing.record.status.replace("oom", "OOM")
     text = failed if seconds is None else significant(seconds)
     right = max(seconds or 0.0, end)
-    axes.annotate(text, (right, place), (6, 0), textcoords="offset points", va="center_baseline", fontsize=SMALL)
+    style.write_beside(axes, right, place, text, 6)
 
 
 def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:

@@ -28,6 +28,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarForm
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.rows import PeakRow
 
 Column = Literal["single", "double"]
 
@@ -46,6 +47,7 @@ PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "d
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
 HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
+ON_WHITE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}  # of text over lines
 
 # Fill patterns of bars by the kind of value, independent of the colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
@@ -125,6 +127,11 @@ def folded(name: str, characters: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def folded_row(row: PeakRow, settings: Iterable[str], characters: int) -> str:
+    """Return the name of a row and some of its settings in lines of at most `characters` where possible."""
+    return "\n".join((folded(row.name, characters), *textwrap.wrap(row.words(settings), characters)))
+
+
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
     """Place the legend below the axes, where it covers no data."""
     figure.legend(
@@ -188,20 +195,18 @@ def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
     return Line2D([], [], **{"marker": marker.shape, "color": marker.colour, "label": label, **HOLLOW, **style})
 
 
+def write_beside(
+    axes: Axes, x: float, y: float, text: str, right: float, above: float = 0.0, **style: Any
+) -> Annotation:
+    """Write a text some points right of and above a data point; negative: left and below."""
+    look = {"va": "center_baseline", "fontsize": SMALL, "annotation_clip": False, **style}
+    return axes.annotate(text, (x, y), (right, above), textcoords="offset points", **look)
+
+
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
     """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-    return axes.annotate(
-        text,
-        (x, y),
-        xytext=(12, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=SMALL,
-        color="0.15",
-        arrowprops=line,
-        annotation_clip=False,
-    )
+    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line)
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:

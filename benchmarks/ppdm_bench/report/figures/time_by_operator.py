@@ -47,8 +47,7 @@ def time_figure(name: str, costs: Sequence[Cost]) -> Figure:
             width = 1000 * sum(cost.seconds for cost in those if cost.limit == limit)
             axes.barh(place, width, left=left, height=0.62, **style.bar_style("predicted", colour))
             left += width
-        text = f"{left / total / 10:.1f} %"
-        axes.annotate(text, (left, place), (4, 0), textcoords="offset points", va="center", fontsize=SMALL)
+        style.write_beside(axes, left, place, f"{left / total / 10:.1f} %", 4, va="center")
     axes.set_yticks(range(len(rows)), [operator for operator, _ in rows], fontsize=SMALL)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.12 * 1000 * max(sum(cost.seconds for cost in those) for _, those in rows))

@@ -129,11 +129,7 @@ def draw_pair(
 
 
 def draw_montage(
-    rows: Sequence[DisplayedVolume],
-    spacing: Spacing,
-    *,
-    title: str,
-    at: tuple[int, int, int] | None = None,
+    rows: Sequence[DisplayedVolume], spacing: Spacing, *, title: str, at: tuple[int, int, int] | None = None
 ) -> Figure:
     """Return an axial, a coronal and a sagittal slice of every volume, with one row per volume.
 
@@ -168,7 +164,7 @@ def draw_montage(
         grid.caption(0, i, f"{plane.name}, {index + 1}/{shape[plane.through]}")
         for number, volume in enumerate(rows):
             axes = grid.cell(number, i, size)
-            _draw(axes, volume, plane, index, size)
+            draw_picture(axes, plane.picture(volume.array, index), volume.colours, volume.limits, size)
             write_directions(axes, plane, volume.colours)
     for number, volume in enumerate(rows):
         grid.name(number, volume.name)
@@ -220,7 +216,8 @@ def contact_sheet(
         row, place = divmod(number, columns)
         grid.caption(row, place, volume.name)
         axes = grid.cell(row, place, size)
-        _draw(axes, volume, cut, volume.array.shape[cut.through] // 2, size)
+        middle = cut.picture(volume.array, volume.array.shape[cut.through] // 2)
+        draw_picture(axes, middle, volume.colours, volume.limits, size)
         if number == 0:
             write_directions(axes, cut, volume.colours)
     grid.footnote(f"{plane.capitalize()} slices through the middle. {CONVENTION}")
@@ -283,14 +280,7 @@ def _one_shape(rows: Sequence[DisplayedVolume]) -> tuple[int, int, int]:
     return d, h, w
 
 
-def _draw(axes: Axes, volume: DisplayedVolume, plane: Plane, index: int, size: tuple[float, float]) -> None:
+def draw_picture(axes: Axes, picture: np.ndarray, colours: Colours, limits: Window, size: tuple[float, float]) -> None:
     """Draw a slice with coordinates in mm from the lower left corner."""
-    low, high = volume.limits
-    axes.imshow(
-        plane.picture(volume.array, index),
-        cmap=COLOUR_MAPS[volume.colours],
-        vmin=low,
-        vmax=high,
-        extent=(0.0, size[0], 0.0, size[1]),
-        interpolation="antialiased",
-    )
+    look: dict[str, Any] = {"cmap": COLOUR_MAPS[colours], "interpolation": "antialiased"}
+    axes.imshow(picture, vmin=limits[0], vmax=limits[1], extent=(0.0, size[0], 0.0, size[1]), **look)

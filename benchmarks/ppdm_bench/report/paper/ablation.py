@@ -29,11 +29,7 @@ _METRICS = ("psnr", "ssim", "sharpness")
 
 
 def show_axes(library: Library) -> Shown:
-    """Return the ablation along the axes of the paper.
-
-    Raises:
-        Missing: only the default was trained.
-    """
+    """Return the ablation along the axes of the paper."""
     about = (
         "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; seams "
         "are those of the block grid of the representation. Memory: peak of one training step, predicted for CUDA "
@@ -43,11 +39,7 @@ def show_axes(library: Library) -> Shown:
 
 
 def show_space(library: Library) -> Shown:
-    """Return every representation with and without a bridge, at equal steps and at equal time.
-
-    Raises:
-        Missing: fewer than two representations were trained both with and without a bridge.
-    """
+    """Return every representation with and without a bridge, at equal steps and at equal time."""
     about = "Does the puzzle or the bridge matter? Each representation with and without the Brownian bridge."
     return _shown(library, space_figure, about)
 

@@ -16,11 +16,7 @@ from ppdm_bench.units import gib, shape_text
 
 
 def show(library: Library) -> Shown:
-    """Return all pairs of allocated memory.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return all pairs of allocated memory."""
     published = [p for p in published_pairs(library.records) if p.found.metric == "peak_allocated" and p.finished]
     pairs = [*measured_pairs(record for record in library.records if record.command == "memory"), *published]
     if not pairs:
@@ -39,7 +35,7 @@ def show(library: Library) -> Shown:
         "rounding of their sources; runs published as out of memory are left out. The figure uses no images and no "
         "seeds."
     )
-    records = {id(record): record for pair in pairs for record in (pair.found, pair.predicted)}
+    records = [record for pair in pairs for record in (pair.found, pair.predicted)]
 
     def draw(column: Column) -> Figure:
         between = " " if column == "double" else "\n"
@@ -52,7 +48,7 @@ def show(library: Library) -> Shown:
             legend_columns=1,
         )
 
-    return Shown(_table(pairs, library), draw, about, list(records.values()))
+    return Shown(_table(pairs, library), draw, about, records)
 
 
 def _table(pairs: Sequence[ComparedPeak], library: Library) -> Table:

@@ -14,11 +14,7 @@ from ppdm_bench.units import gib
 
 
 def show(library: Library) -> Shown:
-    """Return the parts of every peak of one setting and size.
-
-    Raises:
-        Missing: no breakdown was recorded.
-    """
+    """Return the parts of every peak of one setting and size."""
     rows = [row for row in cubic(library.records) if any(metric == "activations" for _, metric in row.records)]
     rows = largest_set(rows)
     largest = max((size_of(row) for row in rows), default=0)

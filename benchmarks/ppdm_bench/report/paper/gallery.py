@@ -11,16 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.image_grid import ImageGrid
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES, PlaneName
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.figures.volumes import (
-    COLOUR_MAPS,
     HU_WINDOWS,
     Colours,
     colour_bar,
+    draw_picture,
     write_directions,
     write_on_image,
 )
@@ -40,17 +41,9 @@ Scores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, 
 
 
 def show(library: Library) -> Shown:
-    """Return the snapshot of each task with the most methods, then with the most variants.
-
-    Raises:
-        Missing: there are no picture data.
-    """
-    best: dict[str, Snapshot] = {}
-    for snapshot in library.snapshots:
-        known = best.get(snapshot.task)
-        if known is None or _breadth(snapshot) > _breadth(known):
-            best[snapshot.task] = snapshot
-    shown = [snapshot for snapshot in best.values() if _methods(snapshot)]
+    """Return the snapshot of each task with the most methods, then with the most variants."""
+    best = [max(same, key=_breadth) for same in grouped(library.snapshots, lambda snapshot: snapshot.task).values()]
+    shown = [snapshot for snapshot in best if _methods(snapshot)]
     # Beside a task that compares methods, a task with variants of one method would only add rows.
     shown = [snapshot for snapshot in shown if _breadth(snapshot)[0] > 1] or shown
     if not shown:
@@ -83,12 +76,9 @@ def _method(view: View) -> str:
 def _methods(snapshot: Snapshot) -> list[View]:
     """Return the first design of each method, and further designs as far as there is room."""
     views = snapshot.of("prediction")
-    first: dict[str, View] = {}
-    for view in views:
-        first.setdefault(_method(view), view)
-    further = [view for view in views if all(view is not one for one in first.values())]
-    chosen = [*first.values(), *further][:MOST]
-    return [view for view in views if any(view is one for one in chosen)]
+    first = {id(own[0]) for own in grouped(views, _method).values()}
+    chosen = {id(view) for view in sorted(views, key=lambda view: id(view) not in first)[:MOST]}
+    return [view for view in views if id(view) in chosen]
 
 
 def _text(view: View) -> str:
@@ -112,14 +102,9 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
             and library.places[id(r)].rpartition("/")[0] == folder
         ]
         for view in (*snapshot.of("input"), *_methods(snapshot)):
+            asked = view.config_id, view.steps
             own = [
-                r
-                for r in records
-                if (
-                    r.config_id == view.config_id and r.steps == view.steps
-                    if view.config_id
-                    else r.method == view.label
-                )
+                r for r in records if ((r.config_id, r.steps) == asked if view.config_id else r.method == view.label)
             ]
             if own and own[-1].value is not None:
                 scores[id(view)] = float(own[-1].value), (own[-1].options.get("training") or {}).get("steps")
@@ -190,7 +175,7 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
             row = rows.index(view.label)
             for number, (tissue, limits) in enumerate(_windows(snapshot, view).items()):
                 axes = grid.cell(row, first + number, size)
-                _draw(axes, view.sections[plane], colours, limits, size)
+                draw_picture(axes, view.sections[plane], colours, limits, size)
                 if view.role != "prediction":
                     write_directions(axes, PLANES[plane], colours)
                 if tissue and view.role == "target":
@@ -199,7 +184,8 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
                     _write_score(axes, view, scores, colours)
             if view.role == "prediction":
                 reach = _reach(snapshot)
-                _draw(grid.cell(row, last, size), _error(snapshot, view, plane), "error", (-reach, reach), size)
+                picture = _error(snapshot, view, plane)
+                draw_picture(grid.cell(row, last, size), picture, "error", (-reach, reach), size)
         if place == 0 or len(shown) > 1:
             _bars(grid, snapshot, rows, last, size, colours)
     grid.footnote(CONVENTION)
@@ -253,13 +239,6 @@ def _write_score(axes: Axes, view: View, scores: Scores, colours: Colours) -> No
     place: dict[str, Any] = {"ha": "left", "va": "bottom", "linespacing": 1.1, "fontsize": 6, "bbox": ground}
     if words:
         write_on_image(axes, 0.02, 0.02 if view.role == "prediction" else 0.14, "\n".join(words), colours, **place)
-
-
-def _draw(
-    axes: Axes, picture: np.ndarray, colours: Colours, limits: tuple[float, float], size: tuple[float, float]
-) -> None:
-    low, high = limits
-    axes.imshow(picture, cmap=COLOUR_MAPS[colours], vmin=low, vmax=high, extent=(0.0, size[0], 0.0, size[1]))
 
 
 def _windows(snapshot: Snapshot, view: View) -> dict[str, tuple[float, float]]:

@@ -42,11 +42,7 @@ class LossPair:
 
 
 def show(library: Library) -> Shown:
-    """Return one row per task.
-
-    Raises:
-        Missing: no picture data have such a pair.
-    """
+    """Return one row per task."""
     cases = [case for snapshot in library.snapshots for case in _cases(snapshot)[:1]]
     cases = list({case.snapshot.task: case for case in cases}.values())
     if not cases:

@@ -19,7 +19,7 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of
+from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
@@ -75,7 +75,8 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     """Return the learning curves in records, one for each data set, design, budget and number of evaluations."""
     found: dict[str, dict[float, Scores]] = {}
     about: dict[str, tuple[int, float | None]] = {}
-    for record in sorted((one for one in records if _is_on_curve(one)), key=lambda one: one.options["curve"]["share"]):
+    scored = [one for one in records if is_of_curve(one) and one.metric == METRIC and one.value is not None]
+    for record in sorted(scored, key=lambda one: one.options["curve"]["share"]):
         curve, one = record.options["curve"], Scores.like(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
         about[key] = int(curve["of"]), one.seconds
@@ -83,23 +84,14 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     return [Curve(scores, *about[key]) for key, scores in found.items()]
 
 
-def _is_on_curve(record: Record) -> bool:
-    return is_of_curve(record) and record.metric == METRIC and record.value is not None
-
-
 def show(library: Library) -> Shown:
-    """Return the learning curves of every data set, each method at its best number of evaluations.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return the learning curves of every data set, each method at its best number of evaluations."""
     curves = [curve for curve in curves_of(library.records) if curve.total]
     inputs = {curve.last.data: curve.end for curve in curves_of(library.records) if not curve.total}
     if not curves:
         raise Missing("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
     panels = list(grouped(best, lambda curve: curve.last.data).values())
-    seeds = sorted({seed for curve in curves for seed in curve.last.seeds})
     timed = all(curve.seconds is not None for curve in curves)
     about = (
         "PSNR of the averaged weights at fixed shares of each training, on subjects of the split val, against "
@@ -111,18 +103,13 @@ def show(library: Library) -> Shown:
         + ". Each method is shown at the number of network evaluations that is best at its end; the table has all. "
         "Grey: the input. The learning rate falls to 0 only at the end. "
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
-        f"seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+        f"{seeds_text(curve.last for curve in curves)}."
     )
     methods = style.method_markers(library.records)  # a method has one colour in all figures
     shapes = style.markers(curve.last.label for curve in curves)
     marks = {c.last.label: Marker(shapes[c.last.label].shape, methods[c.last.method].colour) for c in curves}
-    records = {id(record): record for curve in curves for record in curve.records}
-    return Shown(
-        _table(curves, library),
-        lambda column: _figure(panels, marks, inputs, column),
-        about,
-        list(records.values()),
-    )
+    records = [record for curve in curves for record in curve.records]
+    return Shown(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 
 
 def _apart_from_evaluations(curve: Curve) -> str:

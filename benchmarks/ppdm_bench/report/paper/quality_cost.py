@@ -20,13 +20,12 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PeakRow, common, phase_name
+from ppdm_bench.report.rows import common, phase_name
 from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, factor_text, group_title, resolved
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib, plural, shape_text, significant
 
 METRIC = "psnr"
-_Peak = tuple[float, str, str, Record]  # bytes, phase, kind and record of the largest peak of a method
 
 
 @dataclass(frozen=True)
@@ -36,21 +35,22 @@ class Spot:
     Attributes:
         point: the quality.
         cost: value on the horizontal axis.
-        kind: kind of the cost, measured or predicted.
-        behind: the records of the cost.
-        phase: phase of the cost, if it has one.
+        behind: the record of the cost; None for network evaluations.
     """
 
     point: Scores
     cost: float
-    kind: str
-    behind: tuple[Record, ...]
-    phase: str = ""
+    behind: Record | None = None
+
+    @property
+    def kind(self) -> str:
+        """Kind of the cost, measured or predicted."""
+        return self.behind.kind if self.behind else "measured"
 
     @property
     def records(self) -> list[Record]:
         """The records of quality and cost."""
-        return [*self.point.of_metric(METRIC), *self.behind]
+        return [*self.point.of_metric(METRIC), *filter(None, [self.behind])]
 
     @property
     def quality(self) -> float:
@@ -61,7 +61,8 @@ class Spot:
     def name(self) -> str:
         """Method and representation, as written in the figure."""
         variant = self.point.variant.replace("default", "").strip()
-        return plain_label(f"{self.point.method} {variant or _factor(self.point)}".strip())
+        factor = factor_text(self.point.design)
+        return plain_label(f"{self.point.method} {variant or (factor and f'r={factor}')}".strip())
 
     @property
     def space(self) -> str:
@@ -77,24 +78,16 @@ class Spot:
 
 
 def show_memory(library: Library) -> Shown:
-    """Return quality against the largest peak of memory over all phases of a method.
-
-    Raises:
-        Missing: there is no quality, or no memory of the trained methods.
-    """
+    """Return quality against the largest peak of memory over all phases of a method."""
     points = best_evaluations(_trained(library), lambda point: point.trained)
     rows = largest_set(cubic(library.records), of_one_width=False)
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
-    found_peaks = [(row.method, found) for row in rows if (found := _largest_phase(row))]
+    peaks = [row.records[phase, "peak_allocated"] for row in rows if (phase := row.largest_phase())]
     sets = grouped(points, lambda point: point.data).values()
-    by_point = {id(point): peak for same in sets for point, peak in _with_peaks(same, found_peaks)}
-    spots = [
-        Spot(point, size / GIB, kind, (record,), phase)
-        for point in points
-        if id(point) in by_point
-        for size, phase, kind, record in [by_point[id(point)]]
-    ]
+    by_point = {id(point): peak for same in sets for point, peak in _with_peaks(same, peaks)}
+    found = [(point, by_point[id(point)]) for point in points if id(point) in by_point]
+    spots = [Spot(point, (peak.value or 0.0) / GIB, peak) for point, peak in found]
     if not spots:
         raise Missing(
             "peak training memory of the methods whose quality was recorded; `ppdm-bench memory --res 256` makes it"
@@ -113,29 +106,23 @@ def show_memory(library: Library) -> Shown:
 
 
 def show_seconds(library: Library) -> Shown:
-    """Return quality against the time per volume, on the device and at the size that have times of the most scores.
-
-    Raises:
-        Missing: there is no quality, or no time of a trained method for its number of evaluations.
-    """
+    """Return quality against the time per volume, on the device and at the size that have times of the most scores."""
     points = _trained(library)
     times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
     alike = grouped(times, lambda record: (*_device(record), record.shape))
     timed = {key: _with_times(points, same) for key, same in alike.items()}
     # The most scores; of equal ones those that were measured, then the largest volumes, whose time matters most.
     best = max(timed, key=lambda key: (len(timed[key]), key[0] == "measured", key[2]), default=None)
-    spots = timed[best] if best else []
-    if not spots:
+    if best is None or not timed[best]:
         raise Missing(
             "seconds per volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` "
             "makes them"
         )
-    (record,) = spots[0].behind
-    shapes = {shape_text(r.shape) for spot in spots for r in spot.behind if r.shape}
-    size = f" of {shapes.pop()}" if len(shapes) == 1 else ""
+    spots, (kind, device, shape) = timed[best], best
+    size = f" of {shape_text(shape)}" if shape else ""
     about = (
-        f"PSNR against the {record.kind} time of one translation{f'{size} voxels' if size else ''} "
-        f"({_device(record)[1]}); a line joins the numbers of network evaluations of one design. Up and to the left is "
+        f"PSNR against the {kind} time of one translation{f'{size} voxels' if size else ''} "
+        f"({device}); a line joins the numbers of network evaluations of one design. Up and to the left is "
         f"better. {_scope(points)}"
     )
     return _shown(library, spots, about, f"time per volume{size} (s)", "volume_seconds")
@@ -160,22 +147,18 @@ def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[Spot]
         space = _space(point.method, point.design) + _network(point.design)
         timed = found.get((data, space, point.evaluations))
         if timed is not None and timed.value is not None:
-            spots.append(Spot(point, float(timed.value), timed.kind, (timed,)))
+            spots.append(Spot(point, float(timed.value), timed))
     return spots
 
 
 def show_evaluations(library: Library) -> Shown:
-    """Return quality against network evaluations.
-
-    Raises:
-        Missing: there are no scores for two numbers of evaluations.
-    """
+    """Return quality against network evaluations."""
     points = [point for point in _trained(library) if point.evaluations]
     if len({point.evaluations for point in points}) < 2:
         raise Missing(
             "quality at two numbers of network evaluations; `ppdm-bench quality --evaluations 1,2,4,10` makes it"
         )
-    spots = [Spot(point, float(point.evaluations or 1), "measured", ()) for point in points]
+    spots = [Spot(point, float(point.evaluations or 1)) for point in points]
     about = (
         "PSNR against network evaluations per volume: means over subjects; a line joins the numbers of network "
         f"evaluations of one design. {_scope(points)}"
@@ -190,22 +173,20 @@ def _trained(library: Library) -> list[Scores]:
     return points
 
 
-def _with_peaks(points: Sequence[Scores], peaks: Sequence[tuple[str, _Peak]]) -> list[tuple[Scores, _Peak]]:
+def _with_peaks(points: Sequence[Scores], peaks: Sequence[Record]) -> list[tuple[Scores, Record]]:
     """Return the points of a data set that have a peak: that of their own network if all have it, else the first."""
-    own: dict[str, _Peak] = {}
-    first: dict[str, _Peak] = {}
-    for method, peak in [*peaks, *(("", peak) for _, peak in peaks)]:
-        design = resolved(peak[-1])
+    own: dict[str, Record] = {}
+    first: dict[str, Record] = {}
+    for method, peak in [*((peak.method, peak) for peak in peaks), *(("", peak) for peak in peaks)]:
+        design = resolved(peak)
         own.setdefault(_space(method, design) + _network(design), peak)
         first.setdefault(_space(method, design), peak)
-    found = []
+    exact, near = [], []
     for point in points:
         names = [_space(method, point.design) for method in (point.method, "")]
-        exact = next((own[key] for name in names if (key := name + _network(point.design)) in own), None)
-        found.append((point, exact, next((first[name] for name in names if name in first), None)))
-    if all(exact for _, exact, _ in found):
-        return [(point, exact) for point, exact, _ in found if exact]
-    return [(point, peak) for point, _, peak in found if peak]
+        exact += [(point, own[key]) for name in names if (key := name + _network(point.design)) in own][:1]
+        near += [(point, first[name]) for name in names if name in first][:1]
+    return exact if len(exact) == len(points) else near
 
 
 def _network(design: Mapping[str, Any]) -> str:
@@ -216,14 +197,6 @@ def _network(design: Mapping[str, Any]) -> str:
     return json.dumps(network, sort_keys=True)
 
 
-def _largest_phase(row: PeakRow) -> _Peak | None:
-    """Return bytes, phase, kind and record of the largest peak of a row."""
-    if (phase := row.largest_phase()) is None:
-        return None
-    record = row.records[phase, "peak_allocated"]
-    return record.value or 0.0, phase, row.kind, record
-
-
 def _space(method: str, design: Mapping[str, Any]) -> str:
     """Return what memory and time depend on at one size: representation and window."""
     return json.dumps([method, design.get("representation"), (design.get("window") or {}).get("type")], sort_keys=True)
@@ -231,11 +204,6 @@ def _space(method: str, design: Mapping[str, Any]) -> str:
 
 def _data(task: str, data: Any) -> str:
     return json.dumps([task, data], sort_keys=True)
-
-
-def _factor(point: Scores) -> str:
-    factor = factor_text(point.design)
-    return f"r={factor}" if factor else ""
 
 
 def _scope(points: Sequence[Scores]) -> str:
@@ -255,8 +223,6 @@ def _scope(points: Sequence[Scores]) -> str:
 def _shown(
     library: Library, spots: Sequence[Spot], about: str, axis: str, key: str, *, frontier: bool = False
 ) -> Shown:
-    # Several points share a record of memory or time.
-    records = {id(record): record for spot in spots for record in spot.records}
     panels = _panels(spots)
     drawn = {spot.curve for group in panels for spot in group}
     about += (
@@ -268,7 +234,7 @@ def _shown(
         _table(library, spots, axis, key),
         lambda column: _figure(panels, colours, axis, frontier, column),
         about,
-        list(records.values()),
+        [record for spot in spots for record in spot.records],
     )
 
 
@@ -292,7 +258,7 @@ def _table(library: Library, spots: Sequence[Spot], axis: str, key: str) -> Tabl
     name = axis.replace(" (", ", ").rstrip(")")
     if key.endswith("bytes"):
         columns[Heading(key, name, gib, True)] = lambda spot: round(spot.cost * GIB)
-        columns[Heading("phase", show=phase_name)] = lambda spot: spot.phase
+        columns[Heading("phase", show=phase_name)] = lambda spot: spot.behind and spot.behind.phase
     elif key:
         columns[Heading(key, name, significant, True)] = lambda spot: spot.cost
     if key:

@@ -23,11 +23,7 @@ _ALIKE = 1.06  # ratio of values whose curves cover one another
 
 
 def show(library: Library) -> Shown:
-    """Return the curves of all methods for one setting; the table has every setting.
-
-    Raises:
-        Missing: no setting was recorded at two cubic sizes.
-    """
+    """Return the curves of all methods for one setting; the table has every setting."""
     everything = cubic(library.records)
     rows = largest_set(everything)
     sizes = sorted({size_of(row) for row in rows})
@@ -78,9 +74,7 @@ def _table(rows: Sequence[PeakRow], library: Library) -> Table:
 
 
 def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column) -> Figure:
-    figure = style.new_figure(column, height=3.2 if column == "double" else 5.6)
-    shape = (1, len(_PANELS)) if column == "double" else (len(_PANELS), 1)
-    panels = figure.subplots(*shape, squeeze=False).flatten()
+    figure, panels = style.panels(column, len(_PANELS), 2.4, head=0.8)
     sizes = sorted({size_of(row) for row in rows})
     labels: list[list[Annotation]] = []
     for axes, phase in zip(panels, _PANELS, strict=True):

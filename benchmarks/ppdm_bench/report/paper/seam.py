@@ -17,7 +17,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, gradient_of, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.scores import by_origin, group_title, most_evaluations
+from ppdm_bench.report.scores import by_origin, group_title, most_evaluations, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 _ABOUT = {
@@ -30,11 +30,7 @@ _ABOUT = {
 
 
 def show(library: Library) -> Shown:
-    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one.
-
-    Raises:
-        Missing: there are none.
-    """
+    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one."""
     everything = loss_pairs(library.points)
     # The border ratio sees all seams that the seam index sees, and others.
     everything = [pair for pair in everything if pair.measure == SEAMS[0]] or everything
@@ -44,21 +40,18 @@ def show(library: Library) -> Shown:
             "`ppdm-bench ablate` makes them"
         )
     pairs = most_evaluations(
-        everything,
-        lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric),
-        lambda pair: pair.on,
+        everything, lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric), lambda pair: pair.on
     )
-    records = {id(record): record for pair in pairs for record in pair.records}
     groups = by_origin((pair.on, group_title([pair.on, pair.off])) for pair in pairs)
     data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
-    seeds = sorted({seed for pair in pairs for seed in (*pair.on.seeds, *pair.off.seeds)})
     about = (
         f"{' '.join(text for measure, text in _ABOUT.items() if measure in {pair.measure for pair in pairs})} A thin "
         "line joins the values of one subject without and with the puzzle-gradient loss, at equal training and network "
         "evaluations; bars are means; w is the weight of the loss. "
-        f"{data}; seed{'s' * (len(seeds) != 1)} {', '.join(map(str, seeds))}."
+        f"{data}; {seeds_text(scores for pair in pairs for scores in (pair.on, pair.off))}."
     )
-    return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, list(records.values()))
+    records = [record for pair in pairs for record in pair.records]
+    return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, records)
 
 
 def _table(pairs: Sequence[Toggled], library: Library) -> Table:

@@ -34,41 +34,27 @@ Option = tuple[str, str]  # precision and checkpointing
 
 
 @dataclass
-class Answers:
-    """The answers for one phase of one method.
-
-    Attributes:
-        asked: records of the requested configuration, by metric.
-        options: records with memory-saving options, by option, then by metric.
-    """
-
-    asked: dict[str, Record] = field(default_factory=dict)
-    options: dict[Option, dict[str, Record]] = field(default_factory=dict)
-
-    def suffices(self, option: Option) -> bool:
-        """Whether the phase fits with an option, or already with a part of it."""
-        record = self.asked["fits"]
-        parts = {(record.precision, record.checkpointing): self.asked} | self.options
-        return any(records["fits"].value for part, records in parts.items() if _includes(option, part, record))
-
-
-@dataclass
 class PlanLine:
     """The answers for one method and one purpose, over all phases of the purpose.
 
     Attributes:
         purpose: ``train`` or ``sample``.
-        phases: answers by phase.
+        asked: the requested option; the others save memory.
+        phases: records by phase, option and metric.
     """
 
     method: str
     purpose: str
-    phases: dict[str, Answers] = field(default_factory=dict)
+    asked: Option
+    phases: dict[str, dict[Option, dict[str, Record]]] = field(default_factory=dict)
+
+    def found(self, metric: str) -> dict[str, Record]:
+        """The records of a metric for the requested configuration, by phase."""
+        return {phase: of[self.asked][metric] for phase, of in self.phases.items() if metric in of[self.asked]}
 
     def value(self, metric: str) -> float | None:
         """The value for the requested configuration: that of the phase that limits the method; None if unknown."""
-        records = [answers.asked.get(metric) for answers in self.phases.values()]
-        values = [record.value for record in records if record is not None and record.value is not None]
+        values = [record.value for record in self.found(metric).values() if record.value is not None]
         if (metric == "fits" and len(values) < len(self.phases)) or not values:
             return None
         if metric == "needs" or (metric == "smallest_factor" and all(values)):
@@ -86,45 +72,61 @@ class PlanLine:
         return self.value("largest_resolution")
 
     @property
+    def needs(self) -> dict[str, float]:
+        """The need of each phase; 0 if unknown."""
+        return {phase: _value(of[self.asked].get("needs")) for phase, of in self.phases.items()}
+
+    @property
     def largest_phase(self) -> str:
         """The phase that needs most."""
-        return max(self.phases, key=lambda phase: _value(self.phases[phase].asked.get("needs")))
+        return max(self.needs, key=self.needs.__getitem__)
+
+    @property
+    def tried(self) -> list[Option]:
+        """The options that save memory."""
+        return [*dict.fromkeys(option for of in self.phases.values() for option in of if option != self.asked)]
 
     @property
     def options(self) -> list[str]:
         """Each option that suffices by itself, or else each combination, in words."""
         if self.fits:
             return []
-        record = self.record
-        tried = {option for answers in self.phases.values() for option in answers.options}
-        enough = [one for one in tried if all(answers.suffices(one) for answers in self.phases.values())]
-        least = [a for a in enough if not any(b != a and _includes(a, b, record) for b in enough)]
-        words = sorted((_option_text(one, record) for one in least), key=lambda text: (text.count(" and "), text))
+        enough = [one for one in self.tried if all(self._suffices(one, phase) for phase in self.phases)]
+        least = [a for a in enough if not any(b != a and self._includes(a, b) for b in enough)]
+        words = sorted(map(self.option_text, least), key=lambda text: (text.count(" and "), text))
         factor = self.value("smallest_factor")
         return [*words, f"a factor of {factor:.0f}"] if factor else words
+
+    def _suffices(self, option: Option, phase: str) -> bool:
+        """Whether a phase fits with an option, or already with a part of it."""
+        return any(of["fits"].value for part, of in self.phases[phase].items() if self._includes(option, part))
+
+    def _includes(self, option: Option, part: Option) -> bool:
+        """Whether an option saves at least as much as its part: the same precision, and as much recomputation."""
+        strength, enough = (_CHECKPOINTING.index(checkpointing) for _, checkpointing in (part, option))
+        return part[0] in (self.asked[0], option[0]) and strength <= enough
+
+    def option_text(self, option: Option) -> str:
+        """Return what an option changes, in words."""
+        precision, checkpointing = option
+        words = [precision] * (precision != self.asked[0])
+        return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != self.asked[1]))
 
     @property
     def record(self) -> Record:
         """The record of a verdict, which holds the request; one without an answer comes first."""
-        return min(
-            (answers.asked["fits"] for answers in self.phases.values()), key=lambda record: record.status == "ok"
-        )
+        return min(self.found("fits").values(), key=lambda record: record.status == "ok")
 
     @property
     def notes(self) -> list[str]:
         """Reasons for answers that need one, and the phase that limits a method with several."""
-        found = [
-            (phase, record)
-            for phase, answers in self.phases.items()
-            for group in (answers.asked, *answers.options.values())
-            for record in group.values()
-        ]
+        found = [(p, r) for p, of in self.phases.items() for group in of.values() for r in group.values()]
         # A value of 0 is shown as "none" in its column.
         noted = [(phase, record) for phase, record in found if record.reason and record.value != 0]
         notes = [f"{self.method}, {phase}, {r.metric.replace('_', ' ')}: {r.reason}" for phase, r in noted]
         if len(self.phases) > 1 and self.value("needs") is not None:
-            needs = [f"{p.replace('_', ' ')} {gib(_value(a.asked.get('needs')))}" for p, a in self.phases.items()]
-            notes.append(f"{self.method} has several phases, and the largest counts (GiB): {', '.join(needs)}.")
+            needs = ", ".join(f"{phase.replace('_', ' ')} {gib(size)}" for phase, size in self.needs.items())
+            notes.append(f"{self.method} has several phases, and the largest counts (GiB): {needs}.")
         return notes
 
 
@@ -136,15 +138,14 @@ def gather(records: Iterable[Record]) -> list[PlanLine]:
             continue  # a duration is shown in its own table
         plan, name = record.options["plan"], record.label
         purpose = PURPOSES.get(record.phase, record.phase)
+        asked = plan["asked"]["precision"], plan["asked"]["checkpointing"]
         key = (name, purpose, record.shape, record.batch_size, record.options.get("width"), plan)
-        line = lines.setdefault(tuple(map(str, key)), PlanLine(name, purpose))
-        answers = line.phases.setdefault(record.phase, Answers())
-        option = record.precision, record.checkpointing
-        same = option == (plan["asked"]["precision"], plan["asked"]["checkpointing"])
-        (answers.asked if same else answers.options.setdefault(option, {}))[record.metric] = record
+        line = lines.setdefault(tuple(map(str, key)), PlanLine(name, purpose, asked))
+        phase = line.phases.setdefault(record.phase, {asked: {}})
+        phase.setdefault((record.precision, record.checkpointing), {})[record.metric] = record
     order = list(dict.fromkeys(PURPOSES.values()))
     return sorted(
-        (line for line in lines.values() if all("fits" in answers.asked for answers in line.phases.values())),
+        (line for line in lines.values() if len(line.found("fits")) == len(line.phases)),
         key=lambda line: (
             order.index(line.purpose) if line.purpose in order else len(order),
             not line.fits,
@@ -212,7 +213,7 @@ def _largest(line: PlanLine, metric: str, unit: str = "") -> str | None:
     value = line.value(metric)
     if not value:
         return None if value is None else "none"
-    found = [answers.asked[metric] for answers in line.phases.values() if metric in answers.asked]
+    found = line.found(metric).values()
     looks = [look for record in found if record.value == value for look in record.options["verified"]]
     return f"{'≥ ' if all(look['fits'] for look in looks) else ''}{value:.0f}{unit}"
 
@@ -241,21 +242,6 @@ def _time(record: Record | None) -> dict[str, float | None]:
 
 def _value(record: Record | None) -> float:
     return 0 if record is None or record.value is None else record.value
-
-
-def _includes(option: Option, part: Option, asked: Record) -> bool:
-    """Whether an option saves at least as much as its part: the same precision, and as much recomputation."""
-    return part[0] in (asked.precision, option[0]) and _strength(part[1]) <= _strength(option[1])
-
-
-def _strength(checkpointing: str) -> int:
-    return _CHECKPOINTING.index(checkpointing)
-
-
-def _option_text(option: Option, asked: Record) -> str:
-    precision, checkpointing = option
-    words = [precision] * (precision != asked.precision)
-    return " and ".join(words + [f"{checkpointing} checkpointing"] * (checkpointing != asked.checkpointing))
 
 
 def title_of(lines: Sequence[PlanLine]) -> str:
@@ -294,11 +280,9 @@ def _sentence(lines: Sequence[PlanLine]) -> str:
 def _reach(line: PlanLine) -> str:
     """The largest cube of a method that does not fit, without and with its options."""
     text = f"{line.method} fits up to {line.cube:.0f}³" if line.cube else f"{line.method} does not fit at any size"
-    for option in {option: None for answers in line.phases.values() for option in answers.options}:
-        cubes = [
-            _value((answers.options.get(option) or answers.asked).get("largest_resolution"))
-            for answers in line.phases.values()
-        ]
-        if min(cubes) > (line.cube or 0):
-            text += f", with {_option_text(option, line.record)} up to {min(cubes):.0f}³"
+    for option in line.tried:
+        phases = line.phases.values()
+        cube = min(_value((of.get(option) or of[line.asked]).get("largest_resolution")) for of in phases)
+        if cube > (line.cube or 0):
+            text += f", with {line.option_text(option)} up to {cube:.0f}³"
     return text

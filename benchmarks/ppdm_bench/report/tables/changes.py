@@ -32,6 +32,7 @@ _NOT_ASKED = ("resolved", "weights", "verified", "files")
 
 _ENVIRONMENT = ["gpu", "cpu", "threads", "torch", "cuda", "driver", "python", "platform", "ppdm", "commit", "capacity"]
 Key = tuple[Any, ...]
+Group = dict[str, Record]  # all records of one number by subject: a single record, or one per subject
 
 # Fields by which evaluations are matched that have no counterpart with equal options, from many to few. Metrics of
 # different conventions or data ranges are never compared.
@@ -83,17 +84,6 @@ class Change:
         return self.verdict not in ("only old", "only new")
 
 
-@dataclass
-class _Group:
-    """All records of one number: a single record, or one per subject."""
-
-    records: dict[str, Record] = field(default_factory=dict)
-
-    @property
-    def any(self) -> Record:
-        return next(iter(self.records.values()))
-
-
 def read_set(path: Path) -> list[Record]:
     """The records of a file, or of all ``records.jsonl`` (also compressed, ``.gz``) of a folder and below.
 
@@ -124,43 +114,38 @@ def changes(old: Iterable[Record], new: Iterable[Record], threshold: float = 0.0
         old, new: records; of repeated records, the last one counts.
         threshold: relative difference from which on a time or a mean counts.
     """
-    found = []
-    for one, other in _matched(_groups(old), _groups(new)):
-        if one and other:
-            found.append(_compared(one, other, threshold))
-        elif group := one or other:
-            value, record, names = _mean(group.records), group.any, tuple(filter(None, group.records))
-            what = (_label(record), record.metric, record.unit)
-            if one:
-                found.append(Change(*what, "only old", value, None, record=record, subjects=Subjects(only_old=names)))
-            else:
-                found.append(Change(*what, "only new", None, value, record=record, subjects=Subjects(only_new=names)))
+    pairs = _matched(_groups(old), _groups(new))
+    found = [_compared(one, other, threshold) if one and other else _unmatched(one, other) for one, other in pairs]
     return sorted(found, key=lambda change: VERDICTS.index(change.verdict))
 
 
-def _groups(records: Iterable[Record]) -> dict[Key, _Group]:
-    groups: dict[Key, _Group] = {}
+def _groups(records: Iterable[Record]) -> dict[Key, Group]:
+    groups: dict[Key, Group] = {}
     for record in records:
-        groups.setdefault(_key(record), _Group()).records[record.subject] = record
+        groups.setdefault(_key(record), {})[record.subject] = record
     return groups
 
 
-def _matched(before: dict[Key, _Group], after: dict[Key, _Group]) -> list[tuple[_Group | None, _Group | None]]:
-    """Pair the groups of both sets: by all options, then evaluations by fewer fields; the rest stays single."""
-    pairs: list[tuple[_Group | None, _Group | None]] = []
+def _first(group: Group) -> Record:
+    return next(iter(group.values()))
+
+
+def _matched(before: dict[Key, Group], after: dict[Key, Group]) -> list[tuple[Group, Group]]:
+    """Pair the groups of both sets: by all options, then evaluations by fewer fields; the rest has an empty partner."""
+    pairs: list[tuple[Group, Group]] = []
     for level in (None, *_LEVELS):
         old, new = (groups if level is None else _unique(groups, level) for groups in (before, after))
-        met = [(old[key], new[key]) for key in old if key in new and old[key].records.keys() & new[key].records.keys()]
+        met = [(old[key], new[key]) for key in old if key in new and old[key].keys() & new[key].keys()]
         done = {id(group) for pair in met for group in pair}
         before, after = ({k: g for k, g in groups.items() if id(g) not in done} for groups in (before, after))
         pairs += met
-    return [*pairs, *((group, None) for group in before.values()), *((None, group) for group in after.values())]
+    return [*pairs, *((group, {}) for group in before.values()), *(({}, group) for group in after.values())]
 
 
-def _unique(groups: dict[Key, _Group], level: tuple[str, ...]) -> dict[Key, _Group]:
+def _unique(groups: dict[Key, Group], level: tuple[str, ...]) -> dict[Key, Group]:
     """The groups of evaluations that no other group equals in these fields."""
-    scored = (group for group in groups.values() if group.any.subject)
-    found = grouped(scored, lambda group: _evaluation(group.any, level))
+    scored = (group for group in groups.values() if _first(group).subject)
+    found = grouped(scored, lambda group: _evaluation(_first(group), level))
     return {key: same[0] for key, same in found.items() if len(same) == 1}
 
 
@@ -197,41 +182,43 @@ def _label(record: Record) -> str:
     return ", ".join(filter(None, (*words, record.kind)))
 
 
-def _mean(records: dict[str, Record]) -> float | None:
-    values = [record.value for record in records.values() if record.value is not None]
-    return fmean(values) if values else None
+def _unmatched(one: Group, other: Group) -> Change:
+    group = one or other
+    values = [record.value for record in group.values() if record.value is not None]
+    mean, names = fmean(values) if values else None, tuple(filter(None, group))
+    if one:
+        return replace(_change(_first(group), "only old", mean, None), subjects=Subjects(only_old=names))
+    return replace(_change(_first(group), "only new", None, mean), subjects=Subjects(only_new=names))
 
 
-def _compared(one: _Group, other: _Group, threshold: float) -> Change:
-    both = [subject for subject in one.records if subject in other.records]
-    change = _decided(one, other, both, threshold)
-    if (was := _name(one.any)) != _name(other.any):
+def _compared(one: Group, other: Group, threshold: float) -> Change:
+    both = [subject for subject in one if subject in other]
+    change = _decided([(one[subject], other[subject]) for subject in both], _first(other), threshold)
+    if (was := _name(_first(one))) != _name(_first(other)):
         change = replace(change, how=f"{change.how}; old: {was}")
-    rest = [tuple(name for name in group.records if name not in both) for group in (one, other)]
+    rest = [tuple(name for name in group if name not in both) for group in (one, other)]
     return replace(change, subjects=Subjects(tuple(filter(None, both)), *rest))
 
 
-def _decided(one: _Group, other: _Group, both: Sequence[str], threshold: float) -> Change:
-    pairs = [(one.records[subject], other.records[subject]) for subject in both]
-    failed = [
-        [record.status != "ok" and record.kind == "measured" for record in side] for side in zip(*pairs, strict=True)
+def _decided(pairs: Sequence[tuple[Record, Record]], record: Record, threshold: float) -> Change:
+    failed = [[one.status != "ok" and one.kind == "measured" for one in pair] for pair in pairs]
+    broken = sum(now - was for was, now in failed)
+    whole = [
+        pair for pair, bad in zip(pairs, failed, strict=True) if not any(bad) and all(r.value is not None for r in pair)
     ]
-    broken, mended = sum(failed[1]) - sum(failed[0]), sum(failed[0]) - sum(failed[1])
-    whole = [(a, b) for a, b, x, y in zip(*zip(*pairs, strict=True), *failed, strict=True) if not x and not y]
-    whole = [(a, b) for a, b in whole if a.value is not None and b.value is not None]
     was, now = (
         (fmean(float(r.value or 0) for r in side) for side in zip(*whole, strict=True)) if whole else (None, None)
     )
-    if broken > 0 or mended > 0:
+    if broken:
         status = f"status {pairs[0][0].status} → {pairs[0][1].status}" if len(pairs) == 1 else f"{broken:+d} failures"
-        return replace(_change(other.any, "worse" if broken > 0 else "better", was, now, status), share=None)
+        return replace(_change(record, "worse" if broken > 0 else "better", was, now, status), share=None)
     if was is None or now is None:
-        return _change(other.any, "unchanged", None, None, "no value in either")
-    verdict, how = _verdict([(a, b) for a, b in whole], was, now, threshold)
-    return _change(other.any, verdict, was, now, how)
+        return _change(record, "unchanged", None, None, "no value in either")
+    verdict, how = _verdict(whole, was, now, threshold)
+    return _change(record, verdict, was, now, how)
 
 
-def _change(record: Record, verdict: str, was: float | None, now: float | None, how: str) -> Change:
+def _change(record: Record, verdict: str, was: float | None, now: float | None, how: str = "") -> Change:
     share = now / was - 1 if was and now is not None else None
     return Change(_label(record), record.metric, record.unit, verdict, was, now, share, how, record)
 

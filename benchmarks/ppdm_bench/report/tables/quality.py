@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
 from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
-from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, paired_difference, smallest_p, summary
+from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, common_difference, smallest_p, summary
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
 from ppdm_bench.units import plural, shape_text
 
@@ -118,11 +118,9 @@ def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
 
 
 def _compared(values: dict[str, float], metric: str, against: Scores | None) -> _Row:
-    reference = {} if against is None else against.subjects(metric)
-    both = [subject for subject in values if subject in reference]
-    if against is None or not both:
+    found = against and common_difference(values, against.subjects(metric))
+    if not against or not found:
         return {"reference": ""}
-    found = paired_difference([values[s] for s in both], [reference[s] for s in both])
     difference = {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p}
     return {"reference": against.label, "pairs": found.n} | difference
 

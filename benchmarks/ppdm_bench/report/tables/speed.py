@@ -106,28 +106,25 @@ def _columns(paces: Sequence[Pace]) -> Columns[Pace]:
     medians = "Medians; steps/s with quartiles, all quartiles in the CSV." if measured else ""
     own = "ev.: network evaluations per volume; own: the number of the method."
     flop = "FLOP: convolutions and matrix products, counted; recomputation by checkpointing counts again."
-    columns: Columns[Pace] = {Heading("method"): lambda pace: pace.row.name}
-    for name in varying([pace.row for pace in paces]):
-        columns[Heading(name)] = _setting(name)
-    columns[Heading("steps_per_second", "steps/s", note=medians)] = lambda pace: _steps_per_second(pace.step)
-    if first:
-        columns[Heading("first_step", "first step, s", rank=2, note=compiled)] = _first("train")
     limits = "Limited by: shares of the predicted time that wait for arithmetic, for memory, or for launches."
-    columns[Heading("training_limits", "training limited by", rank=1, note=limits)] = lambda pace: _limits(pace.step)
-    columns[Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop)] = lambda pace: _rate(pace.step)
-    if first:
-        columns[Heading("first_volume", "first volume, s", rank=2)] = _first("sample")
-    for k in _asked_of_all(paces):
-        columns[Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1)] = _seconds(k)
-    columns[Heading("seconds_own", "s/volume, own ev.", note=own)] = lambda pace: (
-        f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
-    )
-    columns[Heading("volumes_per_second", "volumes/s, own ev.", rank=1)] = _volumes_per_second
-    columns[Heading("sampling_limits", "sampling limited by", rank=2)] = lambda pace: _limits(
-        next(reversed(pace.volumes.values()), None)
-    )
-    columns[Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop)] = _sampling_rate
-    return columns
+    return {
+        Heading("method"): lambda pace: pace.row.name,
+        **{Heading(name): _setting(name) for name in varying([pace.row for pace in paces])},
+        Heading("steps_per_second", "steps/s", note=medians): lambda pace: _steps_per_second(pace.step),
+        Heading("first_step", "first step, s", rank=2, note=compiled): _first("train", first),
+        Heading("training_limits", "training limited by", rank=1, note=limits): lambda pace: _limits(pace.step),
+        Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop): lambda pace: _rate(pace.step),
+        Heading("first_volume", "first volume, s", rank=2): _first("sample", first),
+        **{Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1): _seconds(k) for k in _asked_of_all(paces)},
+        Heading("seconds_own", "s/volume, own ev.", note=own): lambda pace: (
+            f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
+        ),
+        Heading("volumes_per_second", "volumes/s, own ev.", rank=1): _volumes_per_second,
+        Heading("sampling_limits", "sampling limited by", rank=2): lambda pace: _limits(
+            next(reversed(pace.volumes.values()), None)
+        ),
+        Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop): _sampling_rate,
+    }
 
 
 def _asked_of_all(paces: Sequence[Pace]) -> list[int]:
@@ -140,8 +137,8 @@ def _setting(name: str) -> Callable[[Pace], str]:
     return lambda pace: setting_text(name, pace.row.settings[name])
 
 
-def _first(phase: str) -> Callable[[Pace], str | None]:
-    return lambda pace: significant(pace.firsts[phase]) if phase in pace.firsts else None
+def _first(phase: str, shown: bool) -> Callable[[Pace], str | None]:
+    return lambda pace: significant(pace.firsts[phase]) if shown and phase in pace.firsts else None
 
 
 def _seconds(evaluations: int) -> Callable[[Pace], str | None]:
