@@ -75,7 +75,10 @@ class Convolution(nn.Module):
             return self.in_slabs(x, slabs)
         dtype = self.arithmetic(x)
         weight, bias = self.parameters_in(dtype)
-        seen = x.to(dtype, memory_format=self.layout_of(x, dtype))
+        layout = self.layout_of(x, dtype)
+        if layout is torch.contiguous_format:
+            weight = weight.contiguous()
+        seen = x.to(dtype, memory_format=layout)
         if is_small(seen, weight, self.stride):
             small: Tensor = SmallConvolution.apply(seen, weight, bias, self.stride, self.padding)
             return small.to(self.dtype)
@@ -84,11 +87,12 @@ class Convolution(nn.Module):
     def layout_of(self, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
         """Return the layout of the convolution's input: oneDNN would rearrange other inputs in bf16 in every call.
 
-        A compiled network keeps the usual layout: with the channels innermost, the gradients below an upsampling were
-        zero (torch 2.13).
+        A compiled network has the usual layout there, also with ``channels_last``: with the channels innermost, the
+        gradients below an upsampling were zero (torch 2.13).
         """
-        arranges = x.device.type == "cpu" and dtype is torch.bfloat16 and not torch.compiler.is_compiling()
-        return innermost(x.ndim) if arranges else self.layout
+        if x.device.type != "cpu" or dtype is not torch.bfloat16:
+            return self.layout
+        return torch.contiguous_format if torch.compiler.is_compiling() else innermost(x.ndim)
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the weight and the bias in the given dtype."""

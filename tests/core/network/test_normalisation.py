@@ -75,7 +75,10 @@ def test_bf16_convolutions_on_the_cpu_work_with_the_channels_innermost() -> None
     assert torch.allclose(out, expected, atol=1e-2)
 
 
-def test_a_compiled_network_keeps_the_usual_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("layout", [torch.preserve_format, torch.channels_last_3d])
+def test_a_compiled_bf16_network_has_the_usual_layout(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
+) -> None:
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
-    layer = Convolution(3, 2, 4, kernel=3, stride=1, dtype=torch.bfloat16)
-    assert layer(torch.randn(1, 2, 4, 4, 4)).is_contiguous()
+    layer = Convolution(3, 2, 4, kernel=3, stride=1, dtype=torch.bfloat16, layout=layout)
+    assert layer(torch.randn(1, 2, 4, 4, 4).to(memory_format=torch.channels_last_3d)).is_contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -78,8 +79,15 @@ def markers(names: Iterable[str]) -> dict[str, Marker]:
 
 
 def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
-    """Assign a marker to every method with a resolved design, the same in all figures of a paper."""
-    return markers(record.method for record in records if record.options.get("resolved"))
+    """Assign a marker to every method with a resolved design, the same in all figures of a paper.
+
+    Methods with results of the most commands come first: they are compared most often and should share no colour.
+    """
+    commands = defaultdict[str, set[str]](set)
+    for record in records:
+        if record.options.get("resolved"):
+            commands[record.method].add(record.command)
+    return markers(sorted(commands, key=lambda name: -len(commands[name])))
 
 
 def new_figure(column: Column, height: float) -> Figure:
@@ -204,9 +212,9 @@ def write_beside(
 
 
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
-    """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
+    """Write a name right of a data point, on white, with a thin line of the colour to it; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line)
+    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line, **ON_WHITE)
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
