@@ -44,6 +44,7 @@ RECORDS = (
     "models/*/options.json",
     "bench/bench.json",
     "blocks/blocks.csv",
+    "campaign/jobs.txt",
     "harness/fuzz.json",
     "harness/soak.json",
     "switches/switches.csv",
