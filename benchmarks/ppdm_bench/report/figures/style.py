@@ -212,9 +212,9 @@ def write_beside(
 
 
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
-    """Write a name right of a data point, on white, with a thin line of the colour to it; see :func:`move_apart`."""
+    """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line, **ON_WHITE)
+    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line)
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
