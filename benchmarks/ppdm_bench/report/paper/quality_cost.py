@@ -310,6 +310,7 @@ def _figure(
     for axes, panel in zip(grid, panels, strict=True):
         style.plain_axes(axes, "both", axis, "PSNR (dB)")
         axes.set_title(group_title([spot.point for spot in panel]), fontsize=SMALL)
+        axes.margins(y=0.15)  # labels that are moved apart stay below the title
         axes.set_xscale("log")
         labels.append(_draw(axes, panel, marks, frontier))
         axes.yaxis.set_major_locator(MaxNLocator(5))
