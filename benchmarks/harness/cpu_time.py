@@ -26,7 +26,6 @@ from ppdm_bench.timing.arithmetic import ceiling
 from ppdm_bench.timing.clock import QUICK, Protocol, Stopwatch
 from ppdm_bench.units import shape_text, significant
 
-LAUNCH = 5e-6  # seconds: overhead of one call of PyTorch from Python
 ELEMENTS = 2**25  # elements of the copied tensor, 128 MiB: larger than any cache
 WIDTHS = (16, 32, 64, 128)  # channels of the measured convolutions
 EDGE = 16  # edge of their volumes in voxels
@@ -82,7 +81,7 @@ def constants_of_this_cpu(rates: Rates) -> Constants:
         full=dict.fromkeys(IDEAL.full, at_least["full"]),
         narrow=dict.fromkeys(IDEAL.narrow, at_least["narrow"]),
         memory=max(memory, 1.0),
-        launch=LAUNCH,
+        launch=_overhead(),
     )
 
 
@@ -92,6 +91,15 @@ def _cost_of_convolution(width: int, rates: Rates) -> float:
     x = torch.randn(BATCH, width, EDGE, EDGE, EDGE, requires_grad=True)
     seconds = least(lambda: layer(x).sum().backward())
     return seconds * rates.peaks["fp32"] / (3 * 2 * 27 * width * x.numel())
+
+
+def _overhead() -> float:
+    """Seconds of a kernel that has almost nothing to compute: the mean of convolutions, norms and activations at 4³."""
+    parts = ((torch.nn.Conv3d(16, 16, 3, padding=1), torch.nn.GroupNorm(8, 16), torch.nn.SiLU()) for _ in range(8))
+    network = torch.nn.Sequential(*(part for three in parts for part in three))
+    x = torch.randn(BATCH, 16, 4, 4, 4)
+    kernels = kernels_of_step(lambda: network, lambda net: net(x).sum().backward(), None, 1)
+    return least(lambda: network(x).sum().backward()) / len(kernels)
 
 
 def processor(work: Callable[[], object]) -> float:

@@ -35,6 +35,12 @@ def test_narrow_convolutions_cost_what_single_convolutions_are_measured_to_cost(
     assert (found.full["fp32"], found.narrow["fp32"], found.memory) == pytest.approx((2, 8, 3))
 
 
+def test_the_overhead_is_that_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 layers have 24 kernels forward and as many backward, and few others."""
+    monkeypatch.setattr(cpu_time, "least", lambda _: 1.0)
+    assert 1 / 80 < cpu_time._overhead() <= 1 / 48
+
+
 def test_the_cost_of_a_convolution_is_its_time_over_that_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_time, "least", lambda _: 1.0)
     operations = 3 * 2 * 27 * 16 * 16 * cpu_time.BATCH * cpu_time.EDGE**3
