@@ -48,8 +48,8 @@ class UNetOptions:
         channels_last: whether convolutions receive their tensors with the channels innermost in memory. The tensor
             cores of a GPU need this layout in half precision. Group normalisation returns the channels outermost, so
             each convolution needs a copy: a copy of one slab if it is computed in slabs (``ppdm/network/slabs.py``),
-            else a copy of the whole tensor, which is kept for the backward pass. On the CPU, bf16 always has
-            this layout (``ppdm/network/normalisation.py``).
+            else a copy of the whole tensor, which is kept for the backward pass. On the CPU, bf16 has this
+            layout in any case, unless it is compiled (``ppdm/network/normalisation.py``).
         compile: whether to compile the network at its first call (``torch.compile``), once for each input shape. A
             compiled network does not use slabs.
 
