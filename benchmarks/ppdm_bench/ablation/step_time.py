@@ -70,7 +70,11 @@ class StepTimes:
 
     def by_label(self, found: Mapping[str, Record]) -> dict[str, Record]:
         """Return the record of each cell by its label, taken from records by ``config_id``."""
-        return {cell.label: self._of(cell, found[self._id(cell)]) for cell in self.cells}
+        return {cell.label: self.of(cell, found) for cell in self.cells}
+
+    def of(self, cell: Cell, found: Mapping[str, Record]) -> Record:
+        """Return the record of one of the cells, taken from records by ``config_id``."""
+        return self._labelled(cell, found[self._id(cell)])
 
     def of_one_machine(self, device: str, records: Sequence[Record]) -> dict[str, Record]:
         """Return the records, by ``config_id``, of any one machine that has measured every cell; empty without one.
@@ -97,7 +101,7 @@ class StepTimes:
     def _id(self, cell: Cell) -> str:
         return config_id(self._options(cell))
 
-    def _of(self, cell: Cell, record: Record) -> Record:
+    def _labelled(self, cell: Cell, record: Record) -> Record:
         """Return the record for a cell with the same training step, such as one with another learning rate."""
         return replace(record, variant=cell.label, options=record.options | {"cell": cell.describe(self.base)})
 
@@ -144,7 +148,7 @@ class StepTimes:
             kind="measured",
             device=device,
         )
-        return self._of(cell, record)
+        return self._labelled(cell, record)
 
 
 def _known(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Record]:

@@ -28,15 +28,18 @@ def paced(wanted: Sequence[Trial], paces: Path, device: str, tell: Callable[[str
     steps = {}
     for subjects, trials in grouped(wanted, lambda trial: trial.subjects).items():
         sources, shapes = subjects.sources(), subjects.shapes("train")
-        methods = {trial.label: with_sources_of(trial.method, sources) for trial in trials}
-        cells = [Cell(label, method) for label, method in methods.items()]
-        times = StepTimes(cells, "", shapes[len(shapes) // 2], trials[0].schedule.batch_size, command="quality")
-        found = times.by_label(times.measure(device, RecordFile(paces), tell, of_any_machine=True))
-        for label, record in found.items():
+        # Trials can share a label, such as those of two widths.
+        cells = {trial.method: Cell(trial.label, with_sources_of(trial.method, sources)) for trial in trials}
+        size = trials[0].schedule.batch_size
+        times = StepTimes(tuple(cells.values()), "", shapes[len(shapes) // 2], size, command="quality")
+        found = times.measure(device, RecordFile(paces), tell, of_any_machine=True)
+        for method, cell in cells.items():
+            record = times.of(cell, found)
             if record.value is None:
-                raise ValueError(f"{label} on {subjects}: {record.reason}; leave it out, or choose smaller volumes")
-            steps[subjects.task, label] = record.value
-    return [_in_steps(trial, steps[trial.subjects.task, trial.label]) for trial in wanted]
+                fault = f"{cell.label} on {subjects}: {record.reason}"
+                raise ValueError(f"{fault}; leave it out, or choose smaller volumes")
+            steps[subjects, method] = record.value
+    return [_in_steps(trial, steps[trial.subjects, trial.method]) for trial in wanted]
 
 
 def _in_steps(trial: Trial, pace: float) -> Trial:
