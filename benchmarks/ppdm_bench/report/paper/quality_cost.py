@@ -125,7 +125,8 @@ def show_seconds(library: Library) -> Shown:
         f"({device}); a line joins the numbers of network evaluations of one design. Up and to the left is "
         f"better. {_scope(points)}"
     )
-    return _shown(library, spots, about, f"time per volume{size}, {device} (s)", "volume_seconds")
+    card = f", {device}" if kind == "predicted" else ""
+    return _shown(library, spots, about, f"time per volume{size}{card} (s)", "volume_seconds")
 
 
 def _device(record: Record) -> tuple[str, str]:
