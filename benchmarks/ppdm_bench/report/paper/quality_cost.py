@@ -306,7 +306,7 @@ def _figure(
     methods = {spot.name: spot.point.method for panel in panels for spot in panel}
     marks = style.markers(methods)
     if len(set(methods.values())) > 1:  # variants of one method share its colour
-        marks = {name: Marker(mark.shape, colours[methods[name]]) for name, mark in marks.items()}
+        marks = style.markers_of_colours({name: colours[method] for name, method in methods.items()})
     labels: list[list[Annotation]] = []
     for axes, panel in zip(grid, panels, strict=True):
         style.plain_axes(axes, "both", axis, "PSNR (dB)")
