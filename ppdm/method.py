@@ -26,7 +26,7 @@ from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representa
 from ppdm.serialization import Axes, describe, later, restore
 from ppdm.slices import Slices
 from ppdm.sources import MEAN, SOURCE, check_sources
-from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
+from ppdm.tiling import OnEvaluation, Shape, Size, no_callback, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
 # Training stages.
@@ -525,7 +525,7 @@ def sample(
     network: nn.Module,
     source: Tensor,
     generator: torch.Generator | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> Tensor:
     """Sample a target volume for each source, in ``method.sampling.steps`` steps.
 

@@ -41,7 +41,7 @@ from ppdm.data.volume import (
 )
 from ppdm.method import Method, reconstruct, sample
 from ppdm.sources import described_sources
-from ppdm.tiling import Size, Tell, nothing
+from ppdm.tiling import OnEvaluation, Size, no_callback
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
@@ -160,7 +160,7 @@ def translate_volume(
     *,
     seed: int = 0,
     suv_factor: float | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> Tensor:
     """Translate one volume in memory.
 
@@ -209,7 +209,7 @@ def translate_draws(
     *,
     seed: int = 0,
     suv_factor: float | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> tuple[Tensor, Tensor]:
     """Translate one volume several times; the mean and the standard deviation of the draws, voxel by voxel.
 

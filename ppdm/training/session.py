@@ -21,8 +21,8 @@ from ppdm.training.state import State
 from ppdm.training.trainer import Training
 from ppdm.training.validation import compared_with_untrained, validation_loss
 
-# Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
-_SETTLED_ON = 8
+# Number of training pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
+_CALIBRATION_PAIRS = 8
 
 # Number of training pairs on which the result is compared with an untrained network.
 _COMPARED_ON = 4
@@ -222,7 +222,7 @@ class Session:
     def _advance(self) -> None:
         self.reader.rest()
         with self.ranks.together():
-            self.trainer.advance(batch([pair], self.device)[1] for pair in islice(self.pairs, _SETTLED_ON))
+            self.trainer.advance(batch([pair], self.device)[1] for pair in islice(self.pairs, _CALIBRATION_PAIRS))
 
     def _report(self, rate: float) -> Callable[..., StepReport]:
         """Return a function of the loss and the gradient norm that makes the report of the last step."""

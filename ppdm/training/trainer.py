@@ -112,15 +112,15 @@ class Training:
         """Move to the next stage; the averaged weights of the finished stage replace its trained weights.
 
         Args:
-            targets: volumes (N, C, D, H, W) on the network's device, from which the representation is settled.
+            targets: volumes (N, C, D, H, W) on the network's device, on which the representation is calibrated.
 
         Raises:
-            TrainingError: the representation cannot be settled, because it maps all volumes to the same latent.
+            TrainingError: the representation cannot be calibrated, because it maps all volumes to the same latent.
         """
         averaged = self.method.part(self.average, self.method.stages[self.stage])
         assert isinstance(averaged, LearnedCodec)
         try:
-            averaged.settle(pad_to_multiple(volume, self.method.multiple) for volume in targets)
+            averaged.calibrate(pad_to_multiple(volume, self.method.multiple) for volume in targets)
         except ValueError as error:
             raise TrainingError(f"The stage of the representation ended after step {self.done}, and {error}.") from None
         self.trained.load_state_dict(averaged.state_dict())

@@ -61,7 +61,7 @@ def test_the_loss_is_the_l1_error_and_the_divergence_of_a_normal_distribution() 
 def test_latents_are_in_standard_deviations_once_they_are_settled() -> None:
     net, x = made(), volumes(4, 1, 8, 8, 8)
     before, decoded = net.encode(x), net.decode(net.encode(x))
-    net.settle(iter([x[:2], x[2:]]))
+    net.calibrate(iter([x[:2], x[2:]]))
     assert net.encode(x).std().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(net.encode(x) * before.std(), before)
     torch.testing.assert_close(net.decode(net.encode(x)), decoded)  # the same volume, whatever the latent's unit
@@ -78,7 +78,7 @@ def test_latents_that_do_not_vary_are_refused() -> None:
     for parameter in net.moments.parameters():
         torch.nn.init.zeros_(parameter)
     with pytest.raises(ValueError, match="standard deviation of 0"):
-        net.settle([volumes(1, 1, 4, 4, 4)])
+        net.calibrate([volumes(1, 1, 4, 4, 4)])
 
 
 @pytest.mark.parametrize("checkpointing", ["norm", "block"])
@@ -123,10 +123,10 @@ def test_it_is_monais_autoencoder() -> None:
     ("options", "message"),
     [
         ({"width": 0}, "width must be a positive integer"),
-        ({"attention": (True, False, False, False)}, "attention has 4 levels, multipliers 3"),
+        ({"attention": (True, False, False, False)}, "attention has 4 levels and multipliers 3"),
         ({"latent_channels": 0}, "latent_channels must be a positive integer up to 65536, got 0"),
         ({"kl": -1.0}, "must not be negative"),
-        ({"share": 1.0}, "a share in \\(0, 1\\) of a training, got 1.0"),
+        ({"share": 1.0}, r"share must be a fraction of the training in \(0, 1\), got 1.0"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict, message: str) -> None:

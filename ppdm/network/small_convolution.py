@@ -2,9 +2,9 @@
 
 PyTorch computes a 3-D convolution of one small volume in fp32 without oneDNN: it writes a matrix of all neighbourhoods,
 27 times as large as the volume, and multiplies it (``ConvParams::use_mkldnn`` in ATen's Convolution.cpp). On one thread
-this takes 2 to 9 times as long. A batch of two always goes to oneDNN. So the volume is cut into two halves along its
-depth, each with the neighbours that it needs, and they are convolved as a batch. These are the same operations, and
-results differ only by rounding.
+this takes 2 to 9 times as long as oneDNN, which PyTorch always uses for a batch of two. So the volume is cut into two
+halves along its depth, each with the neighbours that it needs, and they are convolved as a batch. The operations are
+the same, and results differ only by rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ __all__ = ["SmallConvolution", "convolve", "convolve_backward", "is_small"]
 
 aten = torch.ops.aten
 
-_LARGE = 20480  # channels × depth × height above which PyTorch takes oneDNN
+_LARGE = 20480  # channels × depth × height above which PyTorch uses oneDNN
 
 
 def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -68,14 +68,14 @@ class SmallConvolution(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = stride, padding
+        ctx.geometry = stride, padding
         return convolve(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return *convolve_backward(gradient, x, weight, ctx.needs_input_grad[:3], *ctx.how), None, None
+        return *convolve_backward(gradient, x, weight, ctx.needs_input_grad[:3], *ctx.geometry), None, None
 
 
 def _depth(x: Tensor, stride: int) -> int:
