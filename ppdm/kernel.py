@@ -84,7 +84,7 @@ class _Bridge(_Path):
         return 1 - tau, tau, self._gamma * (tau * (1 - tau)).clamp_min(0).sqrt()
 
     def scale(self, t: Tensor) -> Tensor:
-        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the motion from 0 to t, not yet tied at y."""
+        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the path from 0 to t, not tied to y."""
         return self._gamma * self.clock(t).sqrt()
 
     def start(self, y: Tensor, draw: Draw) -> Tensor:

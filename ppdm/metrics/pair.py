@@ -74,9 +74,9 @@ def single(name: str, *volumes: Tensor | None) -> None:
     """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only."""
     given = [x for x in volumes if x is not None]
     if any(not isinstance(x, Tensor) or x.ndim != 3 or x.shape != given[0].shape for x in given):
-        mend = "" if all(isinstance(x, Tensor) for x in given) else f" {AS_TENSOR}."
+        remedy = "" if all(isinstance(x, Tensor) for x in given) else f"; {AS_TENSOR}"
         got = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in given)
-        raise MetricError(f"{name} is of one subject: expected tensors (D, H, W), all of one shape, got {got}.{mend}")
+        raise MetricError(f"{name} takes one subject: expected tensors (D, H, W) of one shape, got {got}{remedy}.")
 
 
 def checked_range(data_range: float) -> float:

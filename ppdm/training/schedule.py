@@ -69,8 +69,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise TrainingError(
-                f"Give the duration as steps or as minutes, exactly one of them; got {self.steps!r} and "
-                f"{self.minutes!r}."
+                f"Give exactly one of steps and minutes; got steps {self.steps!r} and minutes {self.minutes!r}."
             )
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0), ("validate_every", 1)):
             value = getattr(self, name)

@@ -22,7 +22,7 @@ _SCALER_STATE = ("scale", "_growth_tracker")  # of GradScaler.state_dict; the re
 
 @dataclass
 class Training:
-    """Mutable state of a training run; :meth:`step` is one iteration, the same for every method.
+    """Mutable state of a training run; :meth:`step` is one iteration and is the same for every method.
 
     Attributes:
         method: the point in the design space.
@@ -100,7 +100,7 @@ class Training:
 
     @property
     def trained_modules(self) -> list[nn.Module]:
-        """What the stage trains: its part of the network and, with an adversarial loss, the discriminator."""
+        """The trained modules: the stage's part of the network and, with an adversarial loss, the discriminator."""
         return [self.trained] if self.discriminator is None else [self.trained, self.discriminator]
 
     @property
@@ -122,7 +122,10 @@ class Training:
         try:
             averaged.calibrate(pad_to_multiple(volume, self.method.multiple) for volume in targets)
         except ValueError as error:
-            raise TrainingError(f"The stage of the representation ended after step {self.done}, and {error}.") from None
+            raise TrainingError(
+                f"The representation stage ended after step {self.done}, but {error}; train longer, or at another "
+                "learning rate."
+            ) from None
         self.trained.load_state_dict(averaged.state_dict())
         self._enter(self.stage + 1, self.done)
 
@@ -173,7 +176,7 @@ class Training:
     def _update_average(self, norm: Tensor) -> None:
         rate = 1 - average_decay(self.method.optimisation.ema, self.done - self.began)
         averages, weights = self._averages, list[Tensor](self._weights[0])
-        if self.scaler.is_enabled():  # a rate of 0 on the device skips a step without a wait
+        if self.scaler.is_enabled():  # a rate of 0, computed on the device, skips the step without waiting for it
             torch._foreach_lerp_(averages, weights, [rate * norm.isfinite()] * len(weights))
         else:  # one call updates many weights in one kernel, as `torch.optim.swa_utils` does
             torch._foreach_lerp_(averages, weights, rate)
