@@ -205,7 +205,7 @@ class Method:
         return self.window.blocks(self.latent_shape(shape))
 
     def evaluations(self, shape: Shape) -> int:
-        """Number of network evaluations for a volume (D, H, W): one per step and block."""
+        """Return the number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
 
     @property

@@ -126,7 +126,7 @@ def translate(
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
     output, ending = user_path(output_path), checked_suffix(suffix)
-    folder, work, closed = plan_files(checked_sources(trained.method.sources, input_path), output, ending)
+    folder, work, unlistable = plan_files(checked_sources(trained.method.sources, input_path), output, ending)
     trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
     check_samples(trained.method, samples)
     written = [(place, *([deviation_file(place)] if samples else [])) for _, place in work]
@@ -151,7 +151,9 @@ def translate(
             progress(done, total)
         seconds, deviation = time.perf_counter() - started, next(iter(places[1:]), None)
         results.append(Translation(scans[0], places[0], seconds, fault, deviation))
-    return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
+    return results + [
+        Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in unlistable
+    ]
 
 
 def translate_volume(

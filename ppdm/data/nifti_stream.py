@@ -25,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from ppdm.data.formats import SCANS, SUFFIXES, hint, suffix_of
 
 # Suppresses nibabel's log messages about repaired header fields, which do not contain the file's name.
-_UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
+_SILENT_LOGGER = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 _CHUNK = 1 << 24  # bytes read at a time
 DEFLATE_RATIO = 1032  # maximum number of bytes that one byte of gzip data expands to
@@ -52,7 +52,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is compressed, according to its first bytes; names are wrong at times.
+    """Whether a file is compressed, according to its first bytes; its name may be wrong.
 
     Raises:
         OSError: the file cannot be read.
@@ -101,7 +101,7 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
         if magic == kind.single_magic + b"\0" and len(block) >= kind.sizeof_hdr:
             header = kind(block[: kind.sizeof_hdr], check=False)
             _check_voxel_size(path, header)
-            header.check_fix(logger=_UNHEARD)
+            header.check_fix(logger=_SILENT_LOGGER)
             return header
     mend = hint(block) or "convert it to NIfTI"
     raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {mend}.")
@@ -111,7 +111,9 @@ def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:
     """Refuse a voxel size of 0 if there is no sform; nibabel would silently replace it by 1 mm."""
     sizes = raw["pixdim"][1:4]
     if raw["sform_code"] == 0 and (sizes == 0).any():
-        raise VolumeError(f"{path} has voxels of {sizes.tolist()} mm and no sform; write their size into the header.")
+        raise VolumeError(
+            f"{path} has voxels of {sizes.tolist()} mm and no sform; write the voxel size into its header."
+        )
 
 
 def _check_values(path: Path, header: Nifti1Header) -> None:

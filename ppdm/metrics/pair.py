@@ -130,15 +130,15 @@ def _check_volumes(prediction: Tensor, target: Tensor) -> None:
 
 def _check_device(name: str, x: Tensor, target: Tensor) -> None:
     if x.device != target.device:
-        raise MetricError(f"{name} is on {x.device} and the target on {target.device}; bring both to one device.")
+        raise MetricError(f"{name} is on {x.device} and the target on {target.device}; move both to one device.")
 
 
 def _check_finite(name: str, x: Tensor) -> None:
     bad = sum(int((~sample[part].isfinite()).sum()) for sample in x for part in slabs(sample))
     if bad:
         raise MetricError(
-            f"{name} has {bad} of {x.numel()} voxels that are NaN or infinite; a score of the rest would hide that, so "
-            "mend the volume first."
+            f"{name} has {bad} of {x.numel()} voxels that are NaN or infinite; a score of the others would hide that, "
+            "so repair the volume first."
         )
 
 
@@ -152,5 +152,7 @@ def _checked_mask(mask: Tensor, target: Tensor) -> Tensor:
     inside = _as_batch(mask.detach() > 0)
     if empty := [n for n, sample in enumerate(inside) if not sample.any()]:
         where = f" in sample {empty[0]}" if target.ndim == 5 else ""
-        raise MetricError(f"mask has no voxel above 0{where}, so there is nothing to average; leave it out or mend it.")
+        raise MetricError(
+            f"mask has no voxel above 0{where}, so there is nothing to average; leave it out or repair it."
+        )
     return inside.expand(_as_batch(target).shape)

@@ -128,5 +128,5 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Number of samples, channels and voxels."""
+    """Return the numbers of samples, channels and voxels."""
     return x.shape[0], x.shape[1], x.shape[2:].numel()

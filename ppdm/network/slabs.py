@@ -213,7 +213,7 @@ def _laid_out(part: Tensor, slab: Slab, dtype: torch.dtype, layout: torch.memory
 
 
 def _geometry(weight: Tensor, stride: int) -> tuple[Any, ...]:
-    """Stride, padding (none on the first axis), dilation, transposed, output padding and groups of a convolution."""
+    """Return stride, padding (0 on the first axis), dilation, transposed, output padding and groups."""
     dims = weight.ndim - 2
     padding = [0] + [weight.shape[2] // 2] * (dims - 1)
     return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1

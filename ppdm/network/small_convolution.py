@@ -84,7 +84,7 @@ def _depth(x: Tensor, stride: int) -> int:
 
 
 def _halves(x: Tensor, stride: int) -> Tensor:
-    """The two halves of x with the neighbours of their border and zeros outside x, as a batch."""
+    """Return the two halves of x as a batch, with the neighbours of their border and zeros outside x."""
     halves = x.new_zeros(2, x.shape[1], (_depth(x, stride) // 2 - 1) * stride + 3, *x.shape[3:])
     for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
         half[:, part] = x[0, :, whole]
@@ -92,7 +92,7 @@ def _halves(x: Tensor, stride: int) -> Tensor:
 
 
 def _joined(halves: Tensor, x: Tensor, stride: int) -> Tensor:
-    """The gradient of x from that of its halves, which share planes."""
+    """Return the gradient of x from that of its halves, which share planes."""
     joined = torch.zeros_like(x)
     for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
         joined[0, :, whole] += half[:, part]
@@ -100,7 +100,7 @@ def _joined(halves: Tensor, x: Tensor, stride: int) -> Tensor:
 
 
 def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
-    """For each half, its planes in x, and the same planes in the half."""
+    """For each half, yield its planes in x, and the same planes in the half."""
     outputs = _depth(x, stride) // 2
     for first in (-1, outputs * stride - 1):
         start, end = max(first, 0), min(first + (outputs - 1) * stride + 3, x.shape[2])
@@ -108,6 +108,6 @@ def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _geometry(x: Tensor, stride: int, padding: int, small: bool) -> tuple[Any, ...]:
-    """Stride, padding, dilation, transposed, output padding and groups; halves bring the planes above and below."""
+    """Return stride, padding, dilation, transposed, output padding and groups; halves bring their own padding."""
     dims = x.ndim - 2
     return [stride] * dims, [0 if small else padding, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1

@@ -245,7 +245,7 @@ class Training:
 
 
 def average_decay(ema: float, k: int) -> float:
-    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``; early weights then lose influence quickly."""
+    """Return the decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that early weights fade quickly."""
     return min(ema, (1 + k) / (10 + k))
 
 

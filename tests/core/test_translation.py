@@ -245,7 +245,7 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("in", "full", r"2 outputs exist, such as .*full/a\.nii"),
         ("in", "link.nii", "is a file and .* a folder"),
         ("in", "new.nii.gz", "is a file and .* a folder of scans; name a folder"),
-        ("in", "old.nii/out", r"out cannot be made \(Not a directory"),
+        ("in", "old.nii/out", r"out cannot be created \(Not a directory"),
         ("empty", "out", r"holds no scan \(NIfTI, MetaImage, NRRD or DICOM\)"),
     ],
 )

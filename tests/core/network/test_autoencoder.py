@@ -13,7 +13,7 @@ from ppdm.checkpoint import Trained
 from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import Volume
-from ppdm.evaluation.evaluate import ceiling, ceiling_scores, convention
+from ppdm.evaluation.evaluate import convention, reconstruct_target, reconstruction_scores
 from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.kernel import Brownian
 from ppdm.loss import Loss
@@ -246,7 +246,7 @@ def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None
     with torch.no_grad():
         decoded = codec.decode(codec.encode(padded))
     expected = scale.inverse(crop(decoded, target.shape)[0, 0])
-    (score,) = ceiling_scores(convention(100.0), ceiling(trained, case), case)
+    (score,) = reconstruction_scores(convention(100.0), reconstruct_target(trained, case), case)
     assert score.metric == "reconstruction_psnr"
     assert score.value == pytest.approx(
         float(10 * torch.log10(100.0**2 / (expected - target).square().mean())), abs=1e-3
