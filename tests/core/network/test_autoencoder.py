@@ -202,7 +202,7 @@ def test_a_training_in_minutes_takes_a_step_in_each_stage() -> None:
 
 
 def test_fewer_steps_than_stages_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 1 in all"):
+    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 1 in total"):
         fit(METHOD, PAIRS, steps=1)
 
 
@@ -224,7 +224,7 @@ def _reports(method: Method):
 
 
 def test_a_gradient_loss_of_the_volume_is_refused() -> None:
-    with pytest.raises(ValueError, match="a learned representation decodes no errors"):
+    with pytest.raises(ValueError, match="a learned representation cannot decode an error"):
         replace(METHODS["ppdm"], representation=TINY)
     bridge = replace(METHODS["ppdm"], representation=TINY, loss=Loss(), kernel=Brownian())
     assert bridge.phases == ("train", "sample", "autoencoder_train", "decode")
