@@ -621,7 +621,11 @@ def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) 
 
 @torch.no_grad()
 def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
-    """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly."""
+    """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly.
+
+    Raises:
+        ValueError: the shape is not (N, C, D, H, W).
+    """
     _check_volume(volume)
     z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
     return decode(method, network, z, volume.shape[2:])

@@ -57,6 +57,9 @@ class Pair:
         named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
             without a name.
         source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
+
+    Raises:
+        ManifestError: a name, the split or the factor is invalid, or the pair is both PET and CT.
     """
 
     subject: str

@@ -33,6 +33,9 @@ class Range:
 
     Args:
         low, high: physical values, finite, low < high.
+
+    Raises:
+        IntensityError: low and high do not meet these conditions.
     """
 
     kind: ClassVar[str] = "range"
@@ -72,6 +75,9 @@ class HounsfieldWindow(Range):
 
     Args:
         low, high: HU, finite, low < high.
+
+    Raises:
+        IntensityError: low and high do not meet these conditions.
     """
 
     kind: ClassVar[str] = "hounsfield"
@@ -114,6 +120,9 @@ class LogSUV:
     Args:
         factor: SUV per stored unit: 1000 · weight in kg / (dose in Bq, decayed to the scan); 1 if the file holds SUV.
         ceiling: the SUV that maps to +1. A ceiling of 20 includes most lesions (SUV 4 to 15) and the brain (8).
+
+    Raises:
+        IntensityError: factor or ceiling is not a positive finite number.
     """
 
     kind: ClassVar[str] = "log_suv"

@@ -76,6 +76,9 @@ class Volume:
             is native: in the axis order of the file, with trailing axes of length 1.
         replaced: number of NaN or infinite voxels that were replaced by 0.
         itk_geometry: the native geometry of a file of another format, exact in float64; None for NIfTI.
+
+    Raises:
+        VolumeError: data are not float32, or do not have the shape in the header.
     """
 
     data: np.ndarray
@@ -100,6 +103,9 @@ class Volume:
         """Make a volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, world origin at the centre.
 
         The array is copied; it may have any real type, byte order and strides.
+
+        Raises:
+            VolumeError: the array does not have three axes, is empty, or the spacing is not positive.
         """
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")

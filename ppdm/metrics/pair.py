@@ -71,7 +71,11 @@ def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> S
 
 
 def single(name: str, *volumes: Tensor | None) -> None:
-    """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only."""
+    """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only.
+
+    Raises:
+        MetricError: an argument is not a tensor, or is of another shape.
+    """
     given = [x for x in volumes if x is not None]
     if any(not isinstance(x, Tensor) or x.ndim != 3 or x.shape != given[0].shape for x in given):
         remedy = "" if all(isinstance(x, Tensor) for x in given) else f"; {AS_TENSOR}"
@@ -80,7 +84,11 @@ def single(name: str, *volumes: Tensor | None) -> None:
 
 
 def checked_range(data_range: float) -> float:
-    """Check that the span of the intensity scale is finite and positive; return it as a float."""
+    """Check that the span of the intensity scale is finite and positive; return it as a float.
+
+    Raises:
+        MetricError: it is not.
+    """
     if isinstance(data_range, bool) or not isinstance(data_range, int | float) or not 0 < data_range < math.inf:
         raise MetricError(
             f"data_range must be a positive number, got {data_range!r}: give the span of the task's intensity scale "

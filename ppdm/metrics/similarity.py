@@ -32,7 +32,11 @@ class SlidingWindow:
 
     @classmethod
     def gaussian(cls, size: int = SSIM_WINDOW, sigma: float = 1.5) -> "SlidingWindow":
-        """Make the Gaussian window of section III-C of the paper."""
+        """Make the Gaussian window of section III-C of the paper.
+
+        Raises:
+            MetricError: size is not an odd integer from 3 up, or sigma is not positive.
+        """
         if type(size) is not int or size < 3 or size % 2 == 0 or not sigma > 0:
             raise MetricError(
                 f"SSIM's window must be an odd integer from 3 up, and its sigma positive; got {size} and {sigma}."
@@ -116,7 +120,11 @@ def similarity(
     k: tuple[float, float] = (0.01, 0.03),
     local: "Map | None" = None,
 ) -> Tensor:
-    """Mean structural similarity with any window, see :func:`ssim`, or the mean of another map."""
+    """Compute the mean structural similarity with any window, see :func:`ssim`, or the mean of another map.
+
+    Raises:
+        MetricError: a volume is smaller than the window, or the mask has no voxel where the window fits.
+    """
     size = len(window.weights)
     if min(pair.target.shape[2:]) < size:
         raise MetricError(

@@ -65,6 +65,9 @@ def connected_regions(mask: Tensor) -> Tensor:
 
     Returns:
         (D, H, W) int64: 0 outside; components numbered from 1 in the order of their first voxels.
+
+    Raises:
+        MetricError: the mask is not a tensor (D, H, W).
     """
     single("connected_regions", mask)
     labels, _ = ndimage.label((mask > 0).cpu().numpy(), np.ones((3, 3, 3)))

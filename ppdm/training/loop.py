@@ -144,9 +144,12 @@ def train(
 ) -> nn.Module:
     """Train as :func:`fit` does, given a schedule.
 
-    When ``stop`` returns true, the loop finishes the step, saves a checkpoint and raises `Interrupted`. After each
-    number of steps in ``keep_after``, ``on_keep`` receives the report and the averaged network, except in stages before
-    the last, where there is no complete method; the training itself stays the same.
+    After each number of steps in ``keep_after``, ``on_keep`` receives the report and the averaged network, except in
+    stages before the last, where there is no complete method; the training itself stays the same.
+
+    Raises:
+        Interrupted: ``stop`` returned true; the loop has finished the step and saved a checkpoint.
+        TrainingError, RankError, RunError, CheckpointError: as for :func:`fit`.
     """
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()

@@ -53,6 +53,9 @@ class Run:
         asked: additional options that must be equal on resume, besides the method, the schedule and the pairs, as JSON
             values; for example the name of a task.
         notes: information about the run that may change on resume, such as the path of a manifest.
+
+    Raises:
+        RunError: on entering the context, another process trains in the folder, or it cannot be written.
     """
 
     def __init__(
