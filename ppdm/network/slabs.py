@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ppdm.network.small_convolution import aten_settings
+
 aten = torch.ops.aten
 
 # Maximum number of slabs, and minimum bytes of input and output in a slab: smaller slabs would leave a GPU idle.
@@ -162,12 +164,12 @@ class SlabbedConvolution(Function):
         ctx.save_for_backward(x, weight, scale, shift)
         ctx.settings = norm, stride, dtype, layout, slabs
         before = NoOperation() if scale is None or shift is None else NormAndActivation(x, scale, shift, *norm)
-        cast, offset, geometry = weight.to(dtype), bias.to(dtype), _geometry(weight, stride)
+        cast, offset, settings = weight.to(dtype), bias.to(dtype), _settings(weight, stride)
         out = x.new_empty(output_shape(x, weight, stride), dtype=dtype)
         for slab in cut(x.shape[2], weight.shape[2], stride, slabs):
             # No local variables, so that a slab is freed before the next one is computed.
             out[:, :, slab.outputs] = torch.convolution(
-                _laid_out(before(x[:, :, slab.inputs]), slab, dtype, layout), cast, offset, *geometry
+                _laid_out(before(x[:, :, slab.inputs]), slab, dtype, layout), cast, offset, *settings
             )
         return out
 
@@ -180,7 +182,7 @@ class SlabbedConvolution(Function):
         needed = scale is not None or ctx.needs_input_grad[0]
         of_x = torch.zeros_like(x) if needed else None
         of_weight, of_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-        cast, geometry = weight.to(dtype), _geometry(weight, stride)
+        cast, settings = weight.to(dtype), _settings(weight, stride)
         for slab in cut(x.shape[2], weight.shape[2], stride, slabs):
             part = x[:, :, slab.inputs]
             slope, *found = aten.convolution_backward(
@@ -188,7 +190,7 @@ class SlabbedConvolution(Function):
                 _laid_out(before(part), slab, dtype, layout),
                 cast,
                 [len(weight)],
-                *geometry,
+                *settings,
                 [needed, True, True],
             )
             of_weight += found[0]
@@ -212,8 +214,5 @@ def _laid_out(part: Tensor, slab: Slab, dtype: torch.dtype, layout: torch.memory
     return part.to(dtype, memory_format=layout)
 
 
-def _geometry(weight: Tensor, stride: int) -> tuple[Any, ...]:
-    """Return stride, padding (0 on the first axis), dilation, transposed, output padding and groups."""
-    dims = weight.ndim - 2
-    padding = [0] + [weight.shape[2] // 2] * (dims - 1)
-    return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1
+def _settings(weight: Tensor, stride: int) -> tuple[Any, ...]:
+    return aten_settings(weight.ndim - 2, stride, weight.shape[2] // 2, pads_first=False)

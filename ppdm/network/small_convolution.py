@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["SmallConvolution", "convolve", "convolve_backward", "is_small"]
+__all__ = ["SmallConvolution", "aten_settings", "convolve", "convolve_backward", "is_small"]
 
 aten = torch.ops.aten
 
@@ -42,7 +42,8 @@ def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Convolve x (N, C, *spatial) without a graph."""
     small = is_small(x, weight, stride)
-    out = torch.convolution(_halves(x, stride) if small else x, weight, bias, *_geometry(x, stride, padding, small))
+    settings = aten_settings(x.ndim - 2, stride, padding, pads_first=not small)
+    out = torch.convolution(_halves(x, stride) if small else x, weight, bias, *settings)
     return torch.cat(out.split(1), dim=2) if small else out
 
 
@@ -56,7 +57,7 @@ def convolve_backward(
         _halves(x, stride) if small else x,
         weight,
         [len(weight)],
-        *_geometry(x, stride, padding, small),
+        *aten_settings(x.ndim - 2, stride, padding, pads_first=not small),
         list(wanted),
     )
     return _joined(of_x, x, stride) if small and of_x is not None else of_x, of_weight, of_bias
@@ -107,7 +108,10 @@ def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, end), slice(start - first, end - first)
 
 
-def _geometry(x: Tensor, stride: int, padding: int, small: bool) -> tuple[Any, ...]:
-    """Return stride, padding, dilation, transposed, output padding and groups; halves bring their own padding."""
-    dims = x.ndim - 2
-    return [stride] * dims, [0 if small else padding, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1
+def aten_settings(dims: int, stride: int, padding: int, pads_first: bool) -> tuple[Any, ...]:
+    """Return stride, padding, dilation, transposed, output padding and groups, as ATen's convolutions take them.
+
+    Without ``pads_first``, the first spatial axis is not padded, because the input already has these rows.
+    """
+    first = padding if pads_first else 0
+    return [stride] * dims, [first, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1
