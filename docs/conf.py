@@ -91,6 +91,7 @@ OTHERS = [
     "pandas",
     "pathlib",
     "pd",
+    "re",
     "torch",
     "typer",
     "typing",

@@ -30,7 +30,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for temporary in beside.values():
             temporary.unlink(missing_ok=True)
     for folder in {place.parent for place in contents}:
-        _secure_names(folder)
+        _flush_names(folder)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*") if re.fullmatch(r"\..+\.[0-9a-f]{32}", path.name)]
 
 
-def _secure_names(folder: Path) -> None:
+def _flush_names(folder: Path) -> None:
     """Flush the file names in a folder to the disk, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -48,6 +48,9 @@ class Trained:
         steps: number of training steps.
         seed: seed of the training run.
         channels: number of channels of source and target.
+
+    Raises:
+        ValueError: spacing is not three positive numbers, or steps, seed or channels is out of range.
     """
 
     method: Method

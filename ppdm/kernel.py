@@ -84,7 +84,7 @@ class _Bridge(_Path):
         return 1 - tau, tau, self._gamma * (tau * (1 - tau)).clamp_min(0).sqrt()
 
     def scale(self, t: Tensor) -> Tensor:
-        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the motion from 0 to t, not yet tied at y."""
+        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the path from 0 to t, not tied to y."""
         return self._gamma * self.clock(t).sqrt()
 
     def start(self, y: Tensor, draw: Draw) -> Tensor:
@@ -104,6 +104,9 @@ class Brownian(_Bridge):
 
     Args:
         gamma: γ, in standard deviations of the normalised target; positive.
+
+    Raises:
+        ValueError: gamma is not positive.
     """
 
     gamma: float = 0.5
@@ -127,6 +130,9 @@ class I2SB(_Bridge):
     Args:
         beta_min: β at both ends.
         beta_max: value that β would reach at t = 1 without the mirroring (0.3 in the paper).
+
+    Raises:
+        ValueError: not 0 < beta_min <= beta_max.
     """
 
     beta_min: float = 0.1
@@ -160,6 +166,9 @@ class Linear(_Bridge):
 
     Args:
         noise: standard deviation of the noise added to the source; 0 gives the plain line.
+
+    Raises:
+        ValueError: noise is negative.
     """
 
     noise: float = 0.0
@@ -193,6 +202,9 @@ class Gaussian(_Path):
         schedule: ``cosine`` (Nichol & Dhariwal, arXiv 2102.09672, eq. 17), ``linear`` (Ho et al., arXiv 2006.11239: β
             from 1e-4 to 0.02 over 1000 steps, in continuous time), ``scaled`` (latent diffusion: √β linear, β from
             0.0015 to 0.0195, as in MONAI) or ``flow`` (rectified flow, arXiv 2209.03003: α = 1−t, σ = t).
+
+    Raises:
+        ValueError: the schedule is unknown.
     """
 
     schedule: str = "cosine"

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from ppdm.network.options import MOST_CHANNELS
 from ppdm.serialization import later
 
-_WIDEST = MOST_CHANNELS // 8  # the coarsest level of the discriminator is eight times as wide
+_MOST_WIDTH = MOST_CHANNELS // 8  # the coarsest level of the discriminator is eight times as wide as the finest
 
 MODES = ("off", "all", "cell")
 WEIGHTS = ("none", "scale")
@@ -29,9 +29,10 @@ WEIGHTS = ("none", "scale")
 
 @dataclass(frozen=True)
 class Loss:
-    """Training loss: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p`` on the volume, and adversarial.
+    """Training loss: ``mean|output − target|^p + λ·Σ_axis mean|∂_axis(x̂0 − x0)|^p``, and an optional adversarial loss.
 
-    The gradient of the difference is the difference of the gradients, so finite differences of one volume suffice.
+    The second term is computed on the volume. The gradient of the difference is the difference of the gradients, so
+    finite differences of one volume suffice.
 
     Args:
         p: 1 or 2, for both terms.
@@ -71,9 +72,9 @@ class Loss:
             )
         if not 0 <= self.adversarial < math.inf:
             raise ValueError(f"the weight of the adversarial term must not be negative, got {self.adversarial}")
-        if type(self.discriminator_width) is not int or not 1 <= self.discriminator_width <= _WIDEST:
+        if type(self.discriminator_width) is not int or not 1 <= self.discriminator_width <= _MOST_WIDTH:
             raise ValueError(
-                f"discriminator_width must be a positive integer up to {_WIDEST}, got {self.discriminator_width!r}"
+                f"discriminator_width must be a positive integer up to {_MOST_WIDTH}, got {self.discriminator_width!r}"
             )
 
     def reconstruction(self, error: Tensor) -> Tensor:
@@ -94,9 +95,9 @@ class Loss:
     def adversarial_term(self, discriminator: nn.Module, predicted: Tensor, target: Tensor, source: Tensor) -> Tensor:
         """Return the losses of the network and of the discriminator, for each subject, (N,) (arXiv 1611.07004).
 
-        The network's is the cross-entropy of its prediction being judged real, times the weight; the discriminator's
-        is half of those of the target being judged real and the prediction not. Each reaches only the weights of its
-        own network.
+        The loss of the network is the cross-entropy of its prediction with the label "real", times the weight. The loss
+        of the discriminator is the mean of two cross-entropies: the target's with "real", and the prediction's with
+        "not real". Each loss has gradients only for the weights of its own network.
 
         Args:
             discriminator: computes logits from a volume and the source.
@@ -106,7 +107,7 @@ class Loss:
         fixed = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
         judged = functional_call(discriminator, fixed, (predicted, source))
         real, unreal = discriminator(target, source), discriminator(predicted.detach(), source)
-        return self.adversarial * _surprise(judged) + (_surprise(real) + _surprise(-unreal)) / 2
+        return self.adversarial * _real_entropy(judged) + (_real_entropy(real) + _real_entropy(-unreal)) / 2
 
 
 # Both terms are summed over the volume in this many portions, so that temporary tensors have the size of one portion.
@@ -157,14 +158,14 @@ class _DifferencePower(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        found, upstream = torch.zeros_like(x), gradient.reshape(-1, 1, 1, 1, 1)
+        of_x, upstream = torch.zeros_like(x), gradient.reshape(-1, 1, 1, 1, 1)
         for after, before, number in _crossings(x.shape, ctx.every):
             difference = x[after] - x[before]
             slope = difference.mul_(2 / number) if ctx.p == 2 else difference.sign_().div_(number)
             slope.mul_(upstream)
-            found[after] += slope
-            found[before] -= slope
-        return found, None, None
+            of_x[after] += slope
+            of_x[before] -= slope
+        return of_x, None, None
 
 
 Index = tuple[slice, ...]
@@ -197,8 +198,8 @@ def _crossings(shape: Sequence[int], every: Sequence[int]) -> Iterator[tuple[Ind
                 yield (*portion, slice(r, None, r)), (*portion, slice(r - 1, -1, r)), number
 
 
-def _surprise(logits: Tensor) -> Tensor:
-    """Return the mean cross-entropy of being judged real for each subject, (N,)."""
+def _real_entropy(logits: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits with the label "real" for each subject, (N,)."""
     return F.softplus(-logits).flatten(1).mean(1)
 
 

@@ -26,7 +26,7 @@ from ppdm.representation import REPRESENTATIONS, Codec, LearnedCodec, Representa
 from ppdm.serialization import Axes, describe, later, restore
 from ppdm.slices import Slices
 from ppdm.sources import MEAN, SOURCE, check_sources
-from ppdm.tiling import Shape, Size, Tell, nothing, sizes_of
+from ppdm.tiling import OnEvaluation, Shape, Size, no_callback, sizes_of
 from ppdm.window import Patch, Piece, Whole, Window
 
 # Training stages.
@@ -164,8 +164,8 @@ class Method:
             )
         if self.representation.is_learned and self.loss.gradient:
             raise ValueError(
-                "the gradient loss is of the error's volume, and a learned representation decodes no errors; use "
-                "Loss(gradient=0, mode='off')"
+                "the gradient loss needs the error as a volume, but a learned representation cannot decode an error of "
+                "latents; use Loss(gradient=0, mode='off')"
             )
         if self.representation.is_learned and self.loss.adversarial:
             raise ValueError(
@@ -185,7 +185,7 @@ class Method:
 
     @property
     def variant(self) -> str:
-        """Label that distinguishes methods of the same name in a table, such as ``r=4``."""
+        """Label that distinguishes methods of the same name in a table, such as ``r=4``; empty if there is none."""
         return self.representation.label
 
     @property
@@ -205,15 +205,15 @@ class Method:
         return self.window.blocks(self.latent_shape(shape))
 
     def evaluations(self, shape: Shape) -> int:
-        """Number of network evaluations for a volume (D, H, W): one per step and block."""
+        """Return the number of network evaluations for a volume (D, H, W): one per step and block."""
         return self.sampling.steps * self.blocks(shape)
 
     @property
     def is_random(self) -> bool:
         """Whether samplings with different seeds may differ.
 
-        It follows from the states of one voxel, with noise and without: a method is random if the start or a step adds
-        noise. A bridge with one step is not, because its only step ends at the estimate of the target.
+        A method is random if the start or a step adds noise. This is tested by sampling one voxel with noise and
+        without. A bridge with one step is not random, because its only step ends at the estimate of the target.
         """
         without, noisy = (_states(self, torch.full((1,) * 5, value)) for value in (0.0, 1.0))
         return any(not torch.equal(a, b) for a, b in zip(without, noisy, strict=True))
@@ -235,8 +235,8 @@ class Method:
         """
         if self.representation.is_learned:
             raise ValueError(
-                f"{self.name} learns its representation, which encodes and decodes volumes whole; blocks of its latent "
-                "would save nothing"
+                f"{self.name} learns its representation, which encodes and decodes whole volumes, so blocks of its "
+                "latent would save no memory; sample without blocks"
             )
         return replace(self, window=self.window.in_blocks(self.latent_shape(sizes_of(block, "a block")), overlap))
 
@@ -277,14 +277,13 @@ class Method:
         """Build the network that judges predictions in training, in fp32; None if the loss is not adversarial."""
         if not self.loss.adversarial:
             return None
-        network = self.network
-        how = UNetOptions(
+        options = UNetOptions(
             width=self.loss.discriminator_width,
             multipliers=(1, 2, 4, 8),
-            precision=network.precision,
-            checkpointing=network.checkpointing,
+            precision=self.network.precision,
+            checkpointing=self.network.checkpointing,
         )
-        return PatchDiscriminator((1 + len(self.sources)) * channels, how)
+        return PatchDiscriminator((1 + len(self.sources)) * channels, options)
 
     def part(self, network: nn.Module, stage: str) -> nn.Module:
         """Return the part of the :meth:`build` result that the given stage trains."""
@@ -445,7 +444,7 @@ def training_loss(
 def representation_loss(
     method: Method, network: nn.Module, source: Tensor, target: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Compute the loss of one step of the representation stage, on a source or, half of the time, the target.
+    """Compute the loss of one step of the representation stage, on the target or, equally often, on a source.
 
     Args:
         method: a point in the design space with a learned representation.
@@ -465,7 +464,7 @@ def representation_loss(
     if len(method.sources) > 1:
         which = (coin * 2 * len(method.sources)).long().clamp_max(len(method.sources) - 1)
         source = source.unflatten(1, (len(method.sources), -1))[torch.arange(len(source), device=which.device), which]
-    volume = torch.where(_against(coin, source) < 0.5, source, target)
+    volume = torch.where(_broadcastable(coin, source) < 0.5, source, target)
     return learned.loss(pad_to_multiple(volume, method.multiple), generator)
 
 
@@ -485,7 +484,7 @@ def _piece_loss(
     y = method.end(condition)
     times = _training_times(method, x0, generator)
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-    t = _against(times, x0)
+    t = _broadcastable(times, x0)
     x_t = method.kernel.at(x0, y, t, noise)
     wanted = target_of(method.target, method.kernel, x0, x_t, y, t, noise)
     volumes = [] if discriminator is None else [codec.decode(x0), _decoded(method, codec, condition)]
@@ -510,11 +509,11 @@ def _piece_loss(
 
 def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return random times (N,) in (0, 1]: sampling starts at t = 1, but never evaluates the network at t = 0."""
-    how, steps = method.optimisation, method.sampling.steps
+    options, steps = method.optimisation, method.sampling.steps
     times = 1 - torch.rand(x0.shape[0], generator=generator, device=x0.device)
-    elsewhere = 1 - how.at_start
+    elsewhere = 1 - options.at_start  # fraction of the times that are not set to 1
     uniform = times / elsewhere if elsewhere else torch.ones_like(times)
-    if how.at_steps:
+    if options.at_steps:
         uniform = (uniform * steps).ceil() * method.sampling.start / steps
     return torch.where(times > elsewhere, 1.0, uniform)
 
@@ -525,7 +524,7 @@ def sample(
     network: nn.Module,
     source: Tensor,
     generator: torch.Generator | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> Tensor:
     """Sample a target volume for each source, in ``method.sampling.steps`` steps.
 
@@ -548,7 +547,7 @@ def sample(
         ValueError: the shape is not (N, C, D, H, W), or the channels are not those of the method's sources.
     """
     _check_source(method, source)
-    kernel, how = method.kernel, method.sampling
+    kernel, sampling = method.kernel, method.sampling
     codec, diffusion = method.codec(network), method.part(network, DIFFUSION)
     condition = _condition(method, codec, source)
     y = method.end(condition)
@@ -556,14 +555,14 @@ def sample(
     def draw() -> Tensor:
         return torch.randn(y.shape, generator=generator, device=y.device)
 
-    stepped = _stepped_by_planes if method.window.blocks(y.shape[2:]) > 1 else _stepped
-    times = torch.full((y.shape[0],), how.start, device=y.device)
-    x = kernel.start(y, draw) if how.start == 1 else kernel.at(y, y, _against(times, y), draw())
-    for k in range(how.steps - 1, -1, -1):
-        later = torch.full_like(times, how.start * k / how.steps)
-        t, s = _against(times, y), _against(later, y)
+    step = _step_by_planes if method.window.blocks(y.shape[2:]) > 1 else _step
+    times = torch.full((y.shape[0],), sampling.start, device=y.device)
+    x = kernel.start(y, draw) if sampling.start == 1 else kernel.at(y, y, _broadcastable(times, y), draw())
+    for k in range(sampling.steps - 1, -1, -1):
+        next_times = torch.full_like(times, sampling.start * k / sampling.steps)
+        t, s = _broadcastable(times, y), _broadcastable(next_times, y)
         # The prediction is not bound to a name, so that it is freed before the next evaluation.
-        x = stepped(
+        x = step(
             method,
             codec,
             method.window.apply(diffusion, x, times, condition, progress),
@@ -571,21 +570,21 @@ def sample(
             y,
             t,
             s,
-            draw() if how.stochastic else None,
+            draw() if sampling.stochastic else None,
         )
-        times = later
+        times = next_times
     return decode(method, network, x, source.shape[2:])
 
 
 def _states(method: Method, noise: Tensor) -> Iterator[Tensor]:
-    """Yield the states of sampling of a voxel whose source and estimated target are 0; the noise is always the same."""
-    kernel, how, y = method.kernel, method.sampling, torch.zeros_like(noise)
-    t = torch.full_like(noise, how.start)
-    x = kernel.start(y, lambda: noise) if how.start == 1 else kernel.at(y, y, t, noise)
+    """Yield the states in sampling a voxel whose source and estimated target are 0; the noise is always the same."""
+    kernel, sampling, y = method.kernel, method.sampling, torch.zeros_like(noise)
+    t = torch.full_like(noise, sampling.start)
+    x = kernel.start(y, lambda: noise) if sampling.start == 1 else kernel.at(y, y, t, noise)
     yield x
-    for k in range(how.steps - 1, -1, -1):
-        s = torch.full_like(t, how.start * k / how.steps)
-        x = kernel.step(x, y, y, t, s, noise if how.stochastic else None)
+    for k in range(sampling.steps - 1, -1, -1):
+        s = torch.full_like(t, sampling.start * k / sampling.steps)
+        x = kernel.step(x, y, y, t, s, noise if sampling.stochastic else None)
         yield x
         t = s
 
@@ -596,17 +595,17 @@ def _estimate(method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor
     return x0 if method.sampling.clamp is None else codec.clamp(x0, method.sampling.clamp)
 
 
-def _stepped(
+def _step(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
     """Take one step from t to s, given the network's output at t."""
     return method.kernel.step(x, _estimate(method, codec, output, x, y, t), y, t, s, noise)
 
 
-def _stepped_by_planes(
+def _step_by_planes(
     method: Method, codec: Codec, output: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor, noise: Tensor | None
 ) -> Tensor:
-    """Do the same as ``_stepped`` in place in ``output``, plane by plane; each latent voxel is independent."""
+    """Take the same step plane by plane and in place in ``output``, which saves memory; voxels are independent."""
     for d in range(output.shape[2]):
         plane = (slice(None), slice(None), slice(d, d + 1))
         x0 = _estimate(method, codec, output[plane], x[plane], y[plane], t)
@@ -622,7 +621,11 @@ def decode(method: Method, network: nn.Module, z: Tensor, shape: Sequence[int]) 
 
 @torch.no_grad()
 def reconstruct(method: Method, network: nn.Module, volume: Tensor) -> Tensor:
-    """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly."""
+    """Encode and decode volumes (N, C, D, H, W): the result of a diffusion that predicts the target latent exactly.
+
+    Raises:
+        ValueError: the shape is not (N, C, D, H, W).
+    """
     _check_volume(volume)
     z = method.codec(network).encode(pad_to_multiple(volume, method.multiple))
     return decode(method, network, z, volume.shape[2:])
@@ -667,6 +670,6 @@ def _check_volume(volume: Tensor) -> None:
         raise ValueError(f"expected volumes (N, C, D, H, W), got the shape {tuple(volume.shape)}")
 
 
-def _against(times: Tensor, x: Tensor) -> Tensor:
-    """Reshape (N,) to (N, 1, …, 1), to broadcast against x."""
+def _broadcastable(times: Tensor, x: Tensor) -> Tensor:
+    """Reshape (N,) to (N, 1, …, 1), which broadcasts against x."""
     return times.reshape(-1, *[1] * (x.ndim - 1))

@@ -105,7 +105,7 @@ def factor_of(factor: Factor, x: Tensor) -> tuple[int, ...]:
 
     Raises:
         ValueError: x does not have 2 or 3 spatial axes, or the factor is not a positive integer or one per axis.
-        TypeError: x is no tensor.
+        TypeError: x is not a tensor.
     """
     check_tensor("a volume to puzzle", x)
     dims = x.ndim - 2

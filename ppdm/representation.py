@@ -50,8 +50,8 @@ class LearnedCodec(nn.Module, ABC):
         """Return the loss of the representation stage, (N,), for volumes (N, C, D, H, W)."""
 
     @abstractmethod
-    def settle(self, volumes: Iterable[Tensor]) -> None:
-        """Compute values that depend on the trained weights, at the end of the stage, from targets (N, C, D, H, W)."""
+    def calibrate(self, volumes: Iterable[Tensor]) -> None:
+        """At the end of the stage, compute constants that depend on the weights, from targets (N, C, D, H, W)."""
 
 
 class Representation(Protocol):
@@ -83,7 +83,7 @@ class Representation(Protocol):
         """Return the codec, given the result of :meth:`build`."""
 
 
-class Given:
+class FixedRepresentation:
     """A representation that is not learned and is its own codec."""
 
     is_learned = False
@@ -100,7 +100,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Identity(Given):
+class Identity(FixedRepresentation):
     """The identity: the latent is the volume."""
 
     @property
@@ -125,7 +125,7 @@ class Identity(Given):
 
 
 @dataclass(frozen=True)
-class Puzzle(Given):
+class Puzzle(FixedRepresentation):
     """Lossless rearrangement of voxels into channels (PPDM, arXiv 2606.15323), without trainable weights.
 
     Args:
@@ -167,7 +167,7 @@ class Puzzle(Given):
 
 
 @dataclass(frozen=True)
-class Haar(Given):
+class Haar(FixedRepresentation):
     """One level of the orthonormal Haar wavelet transform: eight bands of half the resolution (WDM, arXiv 2402.19043).
 
     The bands of a channel are in the order LLL, LLH, LHL, LHH, HLL, HLH, HHL, HHH; the letters refer to D, H, W. LLL is

@@ -12,7 +12,6 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 Axes = Mapping[str, Mapping[str, type]]  # for each field with several possible types: type by name
 
-
 _LATER = "later"
 _GROUP = "ppdm.axes"  # entry points of other packages, named "axis.type", such as "network.my-net"
 _registered: dict[str, dict[str, type]] = {}
@@ -33,12 +32,14 @@ def register(axis: str, name: str, kind: type) -> None:
         ValueError: the name is invalid or stands for another type, or the type is not a frozen dataclass.
     """
     if not re.fullmatch(r"[a-z0-9]+([-_][a-z0-9]+)*", name):
-        raise ValueError(f"the name of a type has lower-case letters, digits and hyphens, got {name!r}")
+        raise ValueError(f"the name of a type consists of lower-case letters, digits and hyphens, got {name!r}")
     if not is_dataclass(kind) or not kind.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"{kind.__name__} must be a frozen dataclass, so that its fields can be written to a file")
     known = _registered.setdefault(axis, {}).setdefault(name, kind)
     if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
-        raise ValueError(f"the {axis} {name!r} is {known.__qualname__} of {known.__module__}; choose another name")
+        raise ValueError(
+            f"the {axis} {name!r} is already {known.__qualname__} of {known.__module__}; choose another name"
+        )
     _registered[axis][name] = kind  # the module may have been imported again
 
 

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ppdm.tiling import Shape, Size, Tell, nothing
+from ppdm.tiling import OnEvaluation, Shape, Size, no_callback
 from ppdm.window import MakeNetwork, Piece
 
 _LETTERS = "dhw"
@@ -68,14 +68,16 @@ class Slices:
         predict = partial(self._predict, view=view, around=self._around(y, axis, at))
         return Piece(_slices(x0, axis, at), _slices(y, axis, at), predict)
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
+    def apply(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, on_evaluation: OnEvaluation = no_callback
+    ) -> Tensor:
         mean, at_once = torch.zeros_like(x_t), max(self.batch // len(x_t), 1)
         for view in self.views:
             size = x_t.shape[_axis(view)]
             for places in (range(k, min(k + at_once, size)) for k in range(0, size, at_once)):
                 part = mean.movedim(_axis(view), 1)[:, places.start : places.stop]
                 part += self._apply(network, view, places, x_t, t, y) / len(self.views)
-        told()
+        on_evaluation()
         return mean
 
     def blocks(self, shape: Shape) -> int:

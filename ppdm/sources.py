@@ -26,5 +26,5 @@ def check_sources(names: Sequence[str], bridge_from: str = MEAN) -> None:
 
 
 def described_sources(names: Sequence[str]) -> str:
-    """The number and the names of sources, for messages: ``3 sources (t1n, t1c, t2w)``."""
+    """Return the number and the names of sources, for messages: ``3 sources (t1n, t1c, t2w)``."""
     return f"{len(names)} sources ({', '.join(names)})" if len(names) > 1 else "one source" if names else "no source"

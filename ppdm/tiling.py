@@ -1,4 +1,4 @@
-"""Tiling: prediction in overlapping blocks, whose results are merged.
+"""Tiling: prediction in overlapping blocks, which are merged.
 
 The state stays on its device, which may be the host; one block at a time moves to the network's device. The memory
 used on that device therefore does not grow with the volume.
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 Size = int | tuple[int, int, int]
 Shape = Sequence[int]
 Place = tuple[slice, slice, slice]
-See = Callable[[Tensor, Tensor, Tensor, Place], Tensor]  # (x_t, t, y, place in the state) -> like x_t
-Tell = Callable[[], None]
+PredictPart = Callable[[Tensor, Tensor, Tensor, Place], Tensor]  # (x_t, t, y, place in the state) -> like x_t
+OnEvaluation = Callable[[], None]  # called after every network evaluation, to show progress
 
 
-def nothing() -> None:
-    """Progress callback that does nothing."""
+def no_callback() -> None:
+    """Do nothing after an evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ def check_overlap(overlap: float | None, name: str) -> None:
         ValueError: the overlap is out of range.
     """
     if overlap is not None and not 0 <= overlap < 1:
-        raise ValueError(f"{name} overlap by a share in [0, 1) of their size, got {overlap}")
+        raise ValueError(f"{name} must overlap by a share in [0, 1) of their size, got {overlap}")
 
 
 def check_multiple(size: Size | None, network: int, name: str) -> None:
@@ -120,30 +120,37 @@ def blocks_of(shape: Shape, size: Shape, overlap: float, device: torch.device | 
 
 
 def predict_in_blocks(
-    see: See, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, size: Shape | None, overlap: float, told: Tell
+    predict_part: PredictPart,
+    network: nn.Module,
+    x_t: Tensor,
+    t: Tensor,
+    y: Tensor,
+    size: Shape | None,
+    overlap: float,
+    on_evaluation: OnEvaluation,
 ) -> Tensor:
     """Predict for a state in blocks, or at once if one block covers it; the result is on the state's device.
 
     Args:
-        see: predicts for a part of the state that is on the network's device.
-        network: the network used by ``see``.
+        predict_part: predicts for a part of the state that is on the network's device.
+        network: the network used by ``predict_part``.
         x_t, y: the state and the source, on the same device.
         t: (N,).
         size, overlap: as for :func:`blocks_of`; without a size, the whole state is one block.
-        told: called after every block.
+        on_evaluation: called after every block.
     """
     shape = x_t.shape[2:]
     if size is None or number_of_blocks(shape, size, overlap) == 1:
         d, h, w = map(slice, shape)
-        prediction = see(x_t, t, y, (d, h, w))
-        told()
+        prediction = predict_part(x_t, t, y, (d, h, w))
+        on_evaluation()
         return prediction
     device = next((p.device for p in network.parameters()), x_t.device)
     t, total = t.to(device), torch.zeros_like(x_t)
     for block in blocks_of(shape, size, overlap, x_t.device):
         there, part, source = (z[..., *block.place] for z in (total, x_t, y))
-        there.lerp_(see(part.to(device), t, source.to(device), block.place).to(total), block.share())
-        told()
+        there.lerp_(predict_part(part.to(device), t, source.to(device), block.place).to(total), block.share())
+        on_evaluation()
     return total
 
 

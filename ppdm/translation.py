@@ -41,7 +41,7 @@ from ppdm.data.volume import (
 )
 from ppdm.method import Method, reconstruct, sample
 from ppdm.sources import described_sources
-from ppdm.tiling import Size, Tell, nothing
+from ppdm.tiling import OnEvaluation, Size, no_callback
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
@@ -126,7 +126,7 @@ def translate(
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
     output, ending = user_path(output_path), checked_suffix(suffix)
-    folder, work, closed = plan_files(checked_sources(trained.method.sources, input_path), output, ending)
+    folder, work, unlistable = plan_files(checked_sources(trained.method.sources, input_path), output, ending)
     trained = adapt(trained, steps=steps, device=device, precision=precision, block=block, overlap=overlap)
     check_samples(trained.method, samples)
     written = [(place, *([deviation_file(place)] if samples else [])) for _, place in work]
@@ -151,7 +151,9 @@ def translate(
             progress(done, total)
         seconds, deviation = time.perf_counter() - started, next(iter(places[1:]), None)
         results.append(Translation(scans[0], places[0], seconds, fault, deviation))
-    return results + [Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in closed]
+    return results + [
+        Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in unlistable
+    ]
 
 
 def translate_volume(
@@ -160,7 +162,7 @@ def translate_volume(
     *,
     seed: int = 0,
     suv_factor: float | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> Tensor:
     """Translate one volume in memory.
 
@@ -196,7 +198,7 @@ def translate_volume(
     result = sample(trained.method, trained.network, y, generator, progress)[0, 0].cpu().contiguous()
     del y
     _map_planes(scales[0][1].inverse, result, result)
-    if not torch.stack(result.aminmax()).isfinite().all():  # without a whole volume of verdicts
+    if not torch.stack(result.aminmax()).isfinite().all():  # without a temporary volume of booleans
         bad, precision = int((~result.isfinite()).sum()), trained.method.network.precision
         raise TranslationError(f"The translation has {bad} voxels that are not finite in {precision}; try fp32.")
     return result
@@ -209,9 +211,9 @@ def translate_draws(
     *,
     seed: int = 0,
     suv_factor: float | None = None,
-    progress: Tell = nothing,
+    progress: OnEvaluation = no_callback,
 ) -> tuple[Tensor, Tensor]:
-    """Translate one volume several times; the mean and the standard deviation of the draws, voxel by voxel.
+    """Translate one volume several times; return the mean and the standard deviation of the draws, voxel by voxel.
 
     Draw 0 is that of :func:`translate_volume` with the same seed; each further draw has a seed that follows from the
     seed and its number. The moments are updated draw by draw in float64 (Welford, Technometrics 4(3), 1962), so four
@@ -241,7 +243,7 @@ def translate_draws(
 
 
 def seed_of(seed: int, draw: int) -> int:
-    """The seed of a draw: of draw 0 the seed itself, of others a number below 2**63 that follows from both."""
+    """Return the seed of a draw: for draw 0 the seed itself, for others a number below 2**63 derived from both."""
     return seed if draw == 0 else int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1
 
 
@@ -255,13 +257,15 @@ def check_samples(method: Method, samples: int | None) -> None:
         return
     if type(samples) is not int or samples < 2:
         raise TranslationError(
-            f"A mean and a deviation need 2 draws or more, got {samples!r} (samples, --samples); leave it out for one."
+            f"A mean and a standard deviation need 2 draws or more, got {samples!r} (samples, --samples); leave it out "
+            "for a single draw."
         )
     if not method.is_random:
         count = f"{method.sampling.steps} step{'s' if method.sampling.steps > 1 else ''}"
         raise TranslationError(
             f"{method.name} has nothing to draw: its sampling in {count} uses no noise, so every draw is the same "
-            "(samples, --samples); choose a method whose sampling does, such as one with sampling.stochastic=true."
+            "(samples, --samples); choose a method whose sampling uses noise, such as one with "
+            "sampling.stochastic=true."
         )
 
 
@@ -311,7 +315,9 @@ def adapt(
     """
     method = trained.method
     if block is None and overlap is not None:
-        raise TranslationError(f"An overlap of {overlap} is of blocks; give their size as well (block, --block).")
+        raise TranslationError(
+            f"An overlap of {overlap} applies only to blocks; give their size as well (block, --block)."
+        )
     try:
         if block is not None:
             method = method.in_blocks(block) if overlap is None else method.in_blocks(block, overlap)
@@ -320,7 +326,7 @@ def adapt(
         if precision is not None:
             method = method.with_network(precision=precision)
     except ValueError as error:
-        raise TranslationError(f"The method cannot be used so: {error}.") from None
+        raise TranslationError(f"The method does not support these options: {error}.") from None
     weights = trained.network.state_dict()
     network = assemble(method, trained.channels, weights if device is None else _moved(weights, device))
     return replace(trained, method=method, network=network)
@@ -348,13 +354,13 @@ def _evaluations(method: Method, source: Path) -> int:
 
 
 def _map_planes(change: Callable[[Tensor], Tensor], volume: Tensor, out: Tensor) -> None:
-    """Write the elementwise change of a volume (D, H, W) to `out`; a whole volume would need temporary volumes."""
+    """Apply an elementwise function to a volume (D, H, W) plane by plane, without temporary volumes; write to `out`."""
     for plane, place in zip(volume, out, strict=True):
         place.copy_(change(plane))
 
 
-def _smaller(method: Method, volume: Volume) -> str:
-    """Return an option, for a message, that makes the network see less at once."""
+def _smaller_blocks(method: Method, volume: Volume) -> str:
+    """Return an option, for a message, with which the network processes less at once."""
     shape = volume.data.shape
     return f"--block {max(shape) // 2}" if method.blocks(shape) == 1 else "a smaller --block"
 
@@ -392,14 +398,14 @@ def _translate_file(
     except torch.OutOfMemoryError as error:
         raise TranslationError(
             f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
-            f"({str(error).split('. ')[0]}); try {_smaller(trained.method, volume)}, bf16, or the CPU."
+            f"({str(error).split('. ')[0]}); try {_smaller_blocks(trained.method, volume)}, bf16, or the CPU."
         ) from None
     make_folder(outputs[0].parent)
     _write_together(dict(zip(outputs, results, strict=True)), volume)
 
 
 def _write_together(results: Mapping[Path, Tensor], like: Volume) -> None:
-    """Write a translation, the first result, and what belongs to it: all of them, or nothing."""
+    """Write a translation, which is the first result, and the files that belong to it: all files or none."""
     written: list[Path] = []
     try:
         for output, result in reversed(list(results.items())):  # the translation last

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from ppdm.serialization import later
 from ppdm.tiling import (
+    OnEvaluation,
     Place,
     Shape,
     Size,
-    Tell,
     check_multiple,
     check_overlap,
-    nothing,
+    no_callback,
     number_of_blocks,
     predict_in_blocks,
     sizes_of,
@@ -62,11 +62,13 @@ class Window(Protocol):
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         """Select the pieces for one training step: for each network, the same number of pieces of every subject."""
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
+    def apply(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, on_evaluation: OnEvaluation = no_callback
+    ) -> Tensor:
         """Predict for the whole state, for sampling.
 
-        With prediction in blocks, the state may be on another device than the network. ``told`` is called after every
-        block, or once without blocks.
+        With prediction in blocks, the state may be on another device than the network. ``on_evaluation`` is called
+        after every block, or once without blocks.
         """
 
     def blocks(self, shape: Shape) -> int:
@@ -86,8 +88,8 @@ class Whole:
 
     Args:
         concatenate: whether the network receives the source in addition to the state. Without it, a noise-free bridge
-            can remain at its start; with it, such a bridge learns a division (see the notes on the bridge in the
-            README). Several sources are always concatenated, because the state cannot hold them all.
+            can remain at its start; with it, such a bridge learns a division (docs/limitations.md). Several sources are
+            always concatenated, because the state cannot hold them all.
         block: block size for sampling, in voxels of the latent, one number or (D, H, W), limited to the size of the
             volume; if absent, the network sees the whole volume.
         overlap: fraction in [0, 1) of the block size that neighbouring blocks share.
@@ -114,11 +116,13 @@ class Whole:
     def draw(self, x0: Tensor, y: Tensor, generator: torch.Generator | None) -> list[Piece]:
         return [Piece(x0, y, self._predict)]
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
-        def see(x_t: Tensor, t: Tensor, y: Tensor, _: Place) -> Tensor:
+    def apply(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, on_evaluation: OnEvaluation = no_callback
+    ) -> Tensor:
+        def predict_part(x_t: Tensor, t: Tensor, y: Tensor, _: Place) -> Tensor:
             return self._predict(network, x_t, t, y)
 
-        return predict_in_blocks(see, network, x_t, t, y, self._size, self.overlap, told)
+        return predict_in_blocks(predict_part, network, x_t, t, y, self._size, self.overlap, on_evaluation)
 
     def _predict(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
         prediction: Tensor = network([x_t, y] if self.concatenate or y.shape[1] > x_t.shape[1] else x_t, t)
@@ -163,7 +167,9 @@ class Patch:
         _ = self._sizes((1, 1, 1)), self._seen((1, 1, 1))
         check_overlap(self.overlap, "patches")
         if self.block is not None and self.overlap is None:
-            raise ValueError(f"blocks of {self.block} need an overlap, a share in [0, 1) of their size such as 0.25")
+            raise ValueError(
+                f"blocks of {self.block} need an overlap: give a share in [0, 1) of their size, such as 0.25"
+            )
 
     def multiple(self, network: int) -> tuple[int, int, int]:
         check_multiple(self.size, network, "a patch")
@@ -179,14 +185,18 @@ class Patch:
         axes = [line[at] for line, at in zip(_coordinates(x0), places, strict=True)]
         return [Piece(_crop(x0, places), _crop(y, places), partial(self._predict, axes=axes))]
 
-    def apply(self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, told: Tell = nothing) -> Tensor:
+    def apply(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, y: Tensor, on_evaluation: OnEvaluation = no_callback
+    ) -> Tensor:
         lines = _coordinates(x_t)
 
-        def see(x_t: Tensor, t: Tensor, y: Tensor, place: Place) -> Tensor:
+        def predict_part(x_t: Tensor, t: Tensor, y: Tensor, place: Place) -> Tensor:
             axes = [line[None, at].to(x_t.device) for line, at in zip(lines, place, strict=True)]
             return self._predict(network, x_t, t, y, axes=axes)
 
-        return predict_in_blocks(see, network, x_t, t, y, self._seen(x_t.shape[2:]), self.overlap or 0, told)
+        return predict_in_blocks(
+            predict_part, network, x_t, t, y, self._seen(x_t.shape[2:]), self.overlap or 0, on_evaluation
+        )
 
     def blocks(self, shape: Shape) -> int:
         return number_of_blocks(shape, self._seen(shape), self.overlap or 0)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from ppdm.training.distributed import ALONE, Ranks, own_gpu
+from ppdm.training.distributed import SINGLE_RANK, Ranks, own_gpu
 from ppdm_bench.predictor.cards import Sheet, find_card, find_sheet
 from ppdm_bench.predictor.target import GIB, Target
 
@@ -92,7 +92,7 @@ def _check_named(asked: str, gpu: str | None) -> None:
         )
 
 
-def training_device(asked: str, ranks: Ranks = ALONE) -> str:
+def training_device(asked: str, ranks: Ranks = SINGLE_RANK) -> str:
     """Return the device of training and translation, ``cuda`` or ``cpu``; with several ranks, each uses its own GPU.
 
     Raises:

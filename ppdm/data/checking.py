@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ppdm.data.contents import Beside, Contents, examine, examine_labels, examine_mask, geometry_of
+from ppdm.data.contents import Annotation, Contents, as_text, examine, examine_labels, examine_mask, geometry_of
 from ppdm.data.geometry import Geometry
-from ppdm.data.manifest import Pair
+from ppdm.data.manifest import Pair, mixed_units
 from ppdm.data.resample import share_outside
 from ppdm.data.volume import VolumeError, check_same_grid
 
@@ -122,17 +122,17 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
             remark instead of a fault.
     """
     faults: list[str] = []
-    beside_faults: list[str] = []
-    look = partial(examine, suv_factor=pair.suv_factor)
-    of_source = partial(look, in_hu=pair.source_intensity is not None)
-    read = [_read(of_source, path, faults) for path in pair.sources.values()]
+    annotation_faults: list[str] = []
+    examine_scan = partial(examine, suv_factor=pair.suv_factor)
+    examine_source = partial(examine_scan, in_hu=pair.source_intensity is not None)
+    read = [_read(examine_source, path, faults) for path in pair.sources.values()]
     grid = read[0][1]
     mask, labels = (
-        _read_beside(examine_it, path, grid, pair.source, beside_faults) if path else None
-        for examine_it, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
+        _read_annotation(examine_file, path, grid, pair.source, annotation_faults) if path else None
+        for examine_file, path in ((examine_mask, pair.mask), (examine_labels, pair.labels))
     )
-    of_target = partial(look, in_hu=pair.target_intensity is not None, mask=mask, labels=labels)
-    read.append(_read(of_target, pair.target, faults))
+    examine_target = partial(examine_scan, in_hu=pair.target_intensity is not None, mask=mask, labels=labels)
+    read.append(_read(examine_target, pair.target, faults))
     scans, grids = zip(*read, strict=True)
     *sources, target = scans
     faults += [scan.fault for scan in scans if scan and scan.fault]
@@ -148,8 +148,8 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     for one, twin in combinations(filter(None, scans), 2):
         if one.content == twin.content:
             faults.append(f"{one.path} and {twin.path} hold the same voxels, expected two images; check the names.")
-    faults += beside_faults
-    if target and not beside_faults:
+    faults += annotation_faults
+    if target and not annotation_faults:
         faults += target.faults_inside
     named = dict(zip(pair.sources, sources, strict=True))
     return Report(pair.subject, pair.split, named, target, tuple(faults), tuple(remarks))
@@ -174,11 +174,11 @@ def check_pairs(
     for pair in pairs:
         reports.append(check_pair(pair, resample=resample))
         progress(len(reports), len(pairs))
-    leaks, doubles = _same_content(reports)
-    odd = _unlike_the_others(reports, [pair.suv_factor or 1.0 for pair in pairs])
+    leaks, repeats = _same_content(reports)
+    outliers = _outliers(reports, [pair.suv_factor or 1.0 for pair in pairs])
     return Findings(
         tuple(
-            replace(report, faults=(*report.faults, *leaks[i]), remarks=(*report.remarks, *doubles[i], *odd[i]))
+            replace(report, faults=(*report.faults, *leaks[i]), remarks=(*report.remarks, *repeats[i], *outliers[i]))
             for i, report in enumerate(reports)
         ),
         (*faults, *mixed_units(pairs)),
@@ -188,10 +188,12 @@ def check_pairs(
 # One pair
 
 
-def _read(look: Callable[[Path], Contents], path: Path, faults: list[str]) -> tuple[Contents | None, Geometry | None]:
+def _read(
+    examine_scan: Callable[[Path], Contents], path: Path, faults: list[str]
+) -> tuple[Contents | None, Geometry | None]:
     """Read a scan and its grid; the grid needs only a readable header. Read errors are appended to `faults`."""
     try:
-        scan = look(path)
+        scan = examine_scan(path)
     except VolumeError as error:
         faults.append(str(error))
         return None, geometry_of(path)
@@ -206,38 +208,28 @@ def _grid_fault(a: Geometry | None, b: Geometry | None, paths: tuple[Path, Path]
         yield str(error)
 
 
-def _read_beside(
-    examine_it: Callable[[Path], Beside], path: Path, grid: Geometry | None, source: Path, faults: list[str]
-) -> Beside | None:
+def _read_annotation(
+    examine_file: Callable[[Path], Annotation], path: Path, grid: Geometry | None, source: Path, faults: list[str]
+) -> Annotation | None:
     """Read a mask or labels; faults of the file, of its values and of its grid are appended to `faults`."""
     try:
-        beside = examine_it(path)
+        annotation = examine_file(path)
     except VolumeError as error:
         faults.append(str(error))
         faults += _grid_fault(grid, geometry_of(path), (source, path))
         return None
-    faults += beside.faults
-    faults += _grid_fault(grid, beside.geometry, (source, path))
-    return beside
+    faults += annotation.faults
+    faults += _grid_fault(grid, annotation.geometry, (source, path))
+    return annotation
 
 
 # All pairs
 
 
-def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
-    """The fault of pairs of which only some have an ``suv_factor``, if there is one."""
-    without = [pair.subject for pair in pairs if pair.suv_factor is None]
-    if 0 < len(without) < len(pairs):
-        yield (
-            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
-            f"{without[0]}); give it for all (PET) or for none (MRI)."
-        )
-
-
 def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list[str]]]:
-    """For every report, its images that are also in another split (faults) or of another subject (remarks)."""
+    """For every report, return its images that are also in another split (faults) or of another subject (remarks)."""
     leaks: list[list[str]] = [[] for _ in reports]
-    doubles: list[list[str]] = [[] for _ in reports]
+    repeats: list[list[str]] = [[] for _ in reports]
     first: dict[str, tuple[Report, Contents]] = {}
     for i, report in enumerate(reports):
         for scan in report.readable:
@@ -250,12 +242,12 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
                     f"{same}, which is in {owner.split}, and this one in {report.split}; keep it in one split."
                 )
             elif owner.subject != report.subject:
-                doubles[i].append(f"{same} of subject {owner.subject}, so it counts twice.")
-    return leaks, doubles
+                repeats[i].append(f"{same} of subject {owner.subject}, so it counts twice.")
+    return leaks, repeats
 
 
-def _unlike_the_others(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
-    """For every report, the properties of its scans that are far from the median; `units` converts values to SUV."""
+def _outliers(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
+    """For every report, describe the properties of its scans that are far from the median; `units` converts to SUV."""
     remarks: list[list[str]] = [[] for _ in reports]
     for role in dict.fromkeys(name for report in reports for name in report.scans):
         scans = {i: scan for i, report in enumerate(reports) if (scan := report.scans.get(role))}
@@ -279,11 +271,7 @@ def _far_from_median(values: Mapping[int, tuple[float, ...]], limit: float) -> d
         return {}
     median = np.median(list(values.values()), axis=0)
     return {
-        i: f"{_numbers(value)}, the median of all pairs {_numbers(median)}"
+        i: f"{as_text(value)}, the median of all pairs {as_text(median)}"
         for i, value in values.items()
         if np.abs(np.log(np.asarray(value) / median)).max() > np.log(limit)
     }
-
-
-def _numbers(values: Sequence[float] | np.ndarray) -> str:
-    return " × ".join(f"{value:.3g}" for value in values)

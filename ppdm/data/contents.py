@@ -5,7 +5,7 @@ unusual that a user should notice and may accept. The voxels are not kept in mem
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,15 +54,15 @@ class Contents:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
-    """Contents of a mask or of labels, which lie on the grid of a source.
+class Annotation:
+    """Contents of a mask or label file, which lies on the grid of a source.
 
     Attributes:
         path: the file.
         geometry: the grid.
         values: boolean mask, or numbers of regions, (D, H, W); None if they are unusable.
         names: names of the regions; None if there is no table or no region.
-        faults: why it is unusable.
+        faults: why the file is unusable; empty if it is usable.
         remarks: unusual properties.
     """
 
@@ -79,8 +79,8 @@ def examine(
     suv_factor: float | None = None,
     *,
     in_hu: bool = False,
-    mask: Beside | None = None,
-    labels: Beside | None = None,
+    mask: Annotation | None = None,
+    labels: Annotation | None = None,
 ) -> Contents:
     """Read and describe a source or target.
 
@@ -97,7 +97,7 @@ def examine(
     data = volume.data
     low, high = float(data.min()), float(data.max())
     window, flat = _window(data)
-    fault = _worthless(volume) or ("" if suv_factor else flat)
+    fault = _fault_of_image(volume) or ("" if suv_factor else flat)
     remarks = list(_remarks_on_file(volume))
     if suv_factor and not fault:
         fault = _without_uptake(high, suv_factor)
@@ -118,7 +118,7 @@ def examine(
     )
 
 
-def examine_mask(path: Path) -> Beside:
+def examine_mask(path: Path) -> Annotation:
     """Read a mask.
 
     Raises:
@@ -128,12 +128,12 @@ def examine_mask(path: Path) -> Beside:
     inside = volume.data > 0
     empty = f"{path}: no voxel of the mask lies above 0, expected the region of interest as 1; export it again."
     faults = () if inside.any() else (empty,)
-    return Beside(
+    return Annotation(
         path, volume.geometry, None if faults else inside, None, faults, _remark_on_invalid(path, volume.replaced)
     )
 
 
-def examine_labels(path: Path) -> Beside:
+def examine_labels(path: Path) -> Annotation:
     """Read labels and the table of their names, with all faults.
 
     Raises:
@@ -151,7 +151,7 @@ def examine_labels(path: Path) -> Beside:
         faults.insert(0, str(error))
     geometry = labels.geometry if labels else read_geometry(path)
     remarks = _remark_on_invalid(path, labels.replaced) if labels else ()
-    return Beside(path, geometry, labels.numbers if labels and not faults else None, names, tuple(faults), remarks)
+    return Annotation(path, geometry, labels.numbers if labels and not faults else None, names, tuple(faults), remarks)
 
 
 def resembles_hu(data: np.ndarray) -> bool:
@@ -169,8 +169,8 @@ def _without_uptake(high: float, suv_factor: float) -> str:
     return ""
 
 
-def _faults_in_mask(data: np.ndarray, mask: Beside | None) -> Iterator[str]:
-    """Errors relative to a constant are not defined."""
+def _faults_in_mask(data: np.ndarray, mask: Annotation | None) -> Iterator[str]:
+    """Yield a fault if the image is constant in the mask, because relative errors are then not defined."""
     if mask is None or mask.values is None or mask.values.shape != data.shape:
         return
     inside = data[mask.values]
@@ -178,8 +178,8 @@ def _faults_in_mask(data: np.ndarray, mask: Beside | None) -> Iterator[str]:
         yield f"every voxel in the mask {mask.path} is {inside[0]:g}, expected an image; check the mask."
 
 
-def _faults_in_regions(data: np.ndarray, labels: Beside | None) -> Iterator[str]:
-    """A relative bias of uptake is not defined in a region without uptake, nor in a lesion without."""
+def _faults_in_regions(data: np.ndarray, labels: Annotation | None) -> Iterator[str]:
+    """Yield a fault for each region or lesion without uptake, where a relative bias is not defined."""
     if labels is None or labels.values is None or labels.values.shape != data.shape:
         return
     found, region = np.unique(labels.values, return_inverse=True)
@@ -204,7 +204,7 @@ def _remark_on_invalid(path: Path, count: int) -> tuple[str, ...]:
 
 
 def geometry_of(path: Path) -> Geometry | None:
-    """The grid of a file whose voxels may be unreadable; None if its header is unreadable too."""
+    """Return the grid of a file whose voxels may be unreadable; None if its header is unreadable too."""
     try:
         return read_geometry(path)
     except VolumeError:
@@ -212,14 +212,15 @@ def geometry_of(path: Path) -> Geometry | None:
 
 
 def _window(data: np.ndarray) -> tuple[Range | None, str]:
-    """The range for training, or the reason why there is none."""
+    """Return the range for training, or None and the reason why there is none."""
     try:
         return percentile_range(data), ""
     except IntensityError as error:
         return None, str(error)
 
 
-def _worthless(volume: Volume) -> str:
+def _fault_of_image(volume: Volume) -> str:
+    """Return why a volume is no image: no finite voxel, or a single value; empty if it is one."""
     data = volume.data
     if volume.replaced == data.size:
         return f"none of its {data.size} voxels is finite, expected an image; {_MEND}"
@@ -237,11 +238,11 @@ def _remarks_on_file(volume: Volume) -> Iterator[str]:
     slope, stored = volume.header.get_slope_inter()[0], volume.header.get_data_dtype()
     if stored.kind in "iu" and slope not in (None, 1.0):
         yield f"stored as {stored.name} with slope {slope:g}, so its values come in steps of {abs(slope):g}"
-    # A frame is the only geometry of a file of another format; its qform, which has no shear, is not in the file.
-    if volume.frame is None and (distance := disagreement(volume.header)) > DISAGREEMENT_MM:
+    # A file of another format has a single geometry; the qform of its header, which has no shear, is not in the file.
+    if volume.itk_geometry is None and (distance := disagreement(volume.header)) > DISAGREEMENT_MM:
         yield f"its sform, used here, and its qform lie up to {distance:.3g} mm apart, and others may use the qform"
     if max(volume.spacing) > ANISOTROPY * min(volume.spacing):
-        yield f"its voxels of {_sizes(volume.spacing)} mm are far from cubes"
+        yield f"its voxels of {as_text(volume.spacing)} mm are far from cubes"
 
 
 def _remarks_on_uptake(data: np.ndarray, window: Range | None, factor: float) -> Iterator[str]:
@@ -256,7 +257,8 @@ def _remarks_on_uptake(data: np.ndarray, window: Range | None, factor: float) ->
         )
 
 
-def _sizes(values: tuple[float, float, float]) -> str:
+def as_text(values: Iterable[float]) -> str:
+    """Return numbers for a message, such as ``1 × 1 × 2.5``."""
     return " × ".join(f"{value:.3g}" for value in values)
 
 

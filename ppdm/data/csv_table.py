@@ -38,7 +38,7 @@ class CsvTable:
     decimal_comma: bool = False
 
     def faults_of_header(self, required: tuple[str, ...], optional: tuple[str, ...]) -> list[str]:
-        """What makes the header unusable: missing, repeated or misspelt columns; other columns are allowed."""
+        """Return the faults of the header: missing, repeated or misspelt columns; other columns are allowed."""
         known = required + optional
         found = ", ".join(repr(name) for name in self.header) or "none"
         plain = {_plain(name): name for name in known}
@@ -66,7 +66,7 @@ class CsvTable:
         ]
 
     def row(self, cells: list[str]) -> dict[str, str]:
-        """The cells of a row by column.
+        """Return the cells of a row by column.
 
         Raises:
             ValueError: the row has more or fewer cells than the header, or a cell in a column without a name.
@@ -78,7 +78,7 @@ class CsvTable:
         return {name: cell for name, cell in zip(self.header, cells, strict=True) if name}
 
     def number(self, cell: str) -> float:
-        """The number in a cell.
+        """Return the number in a cell.
 
         Raises:
             ValueError: the cell is no number.
@@ -140,7 +140,7 @@ def _text(path: Path, what: str) -> str:
 
 
 def _matches(text: str, separator: str, required: tuple[str, ...]) -> int:
-    """How many required columns the first line that is not blank has with this separator."""
+    """Return how many required columns the first line that is not blank has with this separator."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     try:
         cells = next(csv.reader([first], delimiter=separator), [])
@@ -154,7 +154,7 @@ def _unquoted(cell: str) -> str:
 
 
 def _trimmed(cells: list[str], width: int) -> list[str]:
-    """The cells without empty ones at the end, but at least `width` of those that are there."""
+    """Remove empty cells at the end, but keep at least `width` cells if there are so many."""
     while len(cells) > width and not cells[-1]:
         cells = cells[:-1]
     return cells

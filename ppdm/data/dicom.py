@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppdm.data.formats import dicom_files
-from ppdm.data.geometry import Frame
+from ppdm.data.geometry import ItkGeometry
 from ppdm.data.itk import in_words, simple_itk
 from ppdm.data.nifti_stream import VolumeError, check_affine, check_memory
 
@@ -48,16 +48,16 @@ class Series:
         path: the folder or file that was named.
         files: the slices in spatial order.
         shape: columns, rows and slices.
-        frame: the geometry.
+        itk_geometry: the geometry.
     """
 
     path: Path
     files: tuple[Path, ...]
     shape: tuple[int, int, int]
-    frame: Frame
+    itk_geometry: ItkGeometry
 
     def voxels(self) -> np.ndarray:
-        """Physical values, float32 (columns, rows, slices).
+        """Read the physical values, float32 (columns, rows, slices).
 
         Raises:
             VolumeError: a slice cannot be read, or the volume does not fit into memory.
@@ -98,7 +98,7 @@ def read_series(path: Path) -> Series:
 
 
 def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
-    """The images of a folder by series; a file of no series is refused, because a slice may be lost with it."""
+    """Return the images of a folder by series; refuse files of no series, because a slice could be lost."""
     reader = sitk.ImageSeriesReader
     with in_words(folder, "DICOM"):
         groups = {
@@ -191,13 +191,13 @@ def _volume(path: Path, slices: list[_Slice]) -> Series:
     columns = np.column_stack([first.directions * first.spacing, step])
     spacing = np.linalg.norm(columns, axis=0)
     with np.errstate(all="ignore"):
-        frame = Frame(slices[0].position, spacing, columns / spacing)
-        check_affine(path, frame.affine)
-    return Series(path, tuple(one.path for one in slices), (*first.size, len(slices)), frame)
+        itk_geometry = ItkGeometry(slices[0].position, spacing, columns / spacing)
+        check_affine(path, itk_geometry.affine)
+    return Series(path, tuple(one.path for one in slices), (*first.size, len(slices)), itk_geometry)
 
 
 def _step(path: Path, slices: list[_Slice], normal: np.ndarray) -> np.ndarray:
-    """The vector from one slice to the next, mm; refuses uneven distances."""
+    """Return the vector from one slice to the next in mm; refuse uneven distances."""
     if len(slices) < 2:
         raise VolumeError(f"{path} has one slice, expected a volume of at least two; {_WHOLE}.")
     positions = np.array([one.position @ normal for one in slices])

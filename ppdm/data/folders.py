@@ -20,8 +20,8 @@ def scan_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], li
     """
     scans: list[str] = []
     others: list[str] = []
-    closed: list[str] = []
-    for place, names in _walk(Path(folder), closed):
+    unlistable: list[str] = []
+    for place, names in _walk(Path(folder), unlistable):
         series, plain = False, []
         for name in names:
             if suffix_of(name):
@@ -32,26 +32,26 @@ def scan_files(folder: str | os.PathLike[str]) -> tuple[list[str], list[str], li
                 plain.append((place / name).as_posix())
         others += [] if series else plain
         scans += [place.as_posix()] if series else []
-    return sorted(scans), sorted(others), sorted(closed)
+    return sorted(scans), sorted(others), sorted(unlistable)
 
 
-def _walk(folder: Path, closed: list[str]) -> Iterator[tuple[PurePath, list[str]]]:
-    """Every folder, relative to the first, with its files that are not hidden."""
+def _walk(folder: Path, unlistable: list[str]) -> Iterator[tuple[PurePath, list[str]]]:
+    """Yield every folder, relative to the first, with its files that are not hidden."""
     entered = {os.path.realpath(folder)}
-    places = os.walk(folder, onerror=lambda error: closed.append(str(error.filename)), followlinks=True)
+    places = os.walk(folder, onerror=lambda error: unlistable.append(str(error.filename)), followlinks=True)
     for place, folders, names in places:
         # Sorted, so that the same one of two links is followed in every run.
         shown = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in shown if _leads_on(os.path.join(place, name), entered)]
+        folders[:] = [name for name in shown if _is_entered(os.path.join(place, name), entered)]
         yield PurePath(os.path.relpath(place, folder)), sorted(name for name in names if not name.startswith("."))
 
 
-def _leads_on(place: str, entered: set[str]) -> bool:
+def _is_entered(place: str, entered: set[str]) -> bool:
     """Whether to enter a folder; a link is skipped if its target is, or is inside, a folder in ``entered``."""
     if not os.path.islink(place):
         return True
-    goal = os.path.realpath(place)
-    if any(Path(goal).is_relative_to(known) for known in entered):
+    destination = os.path.realpath(place)
+    if any(Path(destination).is_relative_to(known) for known in entered):
         return False
-    entered.add(goal)
+    entered.add(destination)
     return True

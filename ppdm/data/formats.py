@@ -19,17 +19,17 @@ _MAGIC = b"DICM"  # at byte 128 of every DICOM file (PS3.10, section 7.1)
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a volume's file name in lower case, such as ``.nii.gz``; empty for other names."""
+    """Return the suffix of a volume's file name in lower case, such as ``.nii.gz``; empty for other names."""
     return next((suffix for suffix in reversed(SUFFIXES) if name.lower().endswith(suffix)), "")
 
 
 def stem(name: str) -> str:
-    """A file name without the suffix of a volume."""
+    """Return a file name without the suffix of a volume."""
     return name[: len(name) - len(suffix_of(name))]
 
 
 def hint(content: bytes) -> str:
-    """A remedy for a file whose name belongs to another format than its first bytes; empty if these say nothing."""
+    """Return a remedy for a file whose first bytes show another format than its name; empty if they show none."""
     if content[128:132] == _MAGIC:
         return "it is DICOM: let its name end in .dcm"
     kinds = {b"NRRD000": "NRRD: rename it to .nrrd", b"ObjectType": "MetaImage: rename it to .mha"}
@@ -50,7 +50,7 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
 
 
 def dicom_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The DICOM files directly in a folder, sorted by name; none if it cannot be listed."""
+    """Yield the DICOM files directly in a folder, sorted by name; none if it cannot be listed."""
     try:
         names = sorted(os.listdir(folder))
     except OSError:
@@ -64,7 +64,7 @@ def is_dicom_scan(path: str | os.PathLike[str]) -> bool:
 
 
 def scans_in(folder: Path) -> dict[str, list[Path]]:
-    """The scans directly in a folder, by name without suffix: its files, and subfolders that hold a DICOM series."""
+    """Return the scans directly in a folder by name without suffix: files, and subfolders with a DICOM series."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (suffix_of(path.name) or (path.is_dir() and is_dicom_scan(path))):

@@ -49,7 +49,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
+class ItkGeometry:
     """Geometry as ITK states it, in LPS+ coordinates and float64.
 
     Attributes:
@@ -63,8 +63,8 @@ class Frame:
     direction: np.ndarray
 
     @classmethod
-    def of(cls, affine: np.ndarray) -> "Frame":
-        """The frame of an affine (4, 4) that maps voxel indices to RAS+ coordinates in mm."""
+    def of(cls, affine: np.ndarray) -> "ItkGeometry":
+        """Return the geometry of an affine (4, 4) that maps voxel indices to RAS+ coordinates in mm."""
         lps = _LPS @ affine
         spacing = np.linalg.norm(lps[:3, :3], axis=0)
         return cls(lps[:3, 3], spacing, lps[:3, :3] / spacing)
@@ -77,7 +77,7 @@ class Frame:
         return _LPS @ lps
 
     def header(self, shape: tuple[int, ...]) -> Nifti1Header:
-        """A NIfTI header with this geometry, rounded to float32: NIfTI-1 unless an axis is too long for it."""
+        """Return a NIfTI header with this geometry, rounded to float32: NIfTI-1 unless an axis is too long for it."""
         header = (Nifti1Header if max(shape) < 1 << 15 else Nifti2Header)()
         header.set_data_shape(shape)
         header.set_xyzt_units("mm")
@@ -87,7 +87,7 @@ class Frame:
 
 
 def orientation(affine: np.ndarray) -> np.ndarray:
-    """The closest canonical axis of each axis of a file and its sign, as nibabel's ``io_orientation``, (3, 2).
+    """Return the closest canonical axis of each file axis and its sign, as nibabel's ``io_orientation``, (3, 2).
 
     Ties are decided in one way: two files on one grid, whose affines differ by rounding, have the same orientation even
     if their axes lie at 45 degrees to the canonical axes.
@@ -108,7 +108,7 @@ def orientation(affine: np.ndarray) -> np.ndarray:
 
 
 def canonical_geometry(affine: np.ndarray, shape: tuple[int, int, int]) -> Geometry:
-    """The grid of a file in RAS+ order, from its affine in mm and its shape."""
+    """Return the grid of a file in RAS+ order, from its affine in mm and its shape."""
     axes = orientation(affine)
     d, h, w = (shape[axis] for axis in np.argsort(axes[:, 0]))
     return Geometry((d, h, w), affine @ inv_ornt_aff(axes, shape))
@@ -121,7 +121,7 @@ def spatial_shape(header: Nifti1Header) -> tuple[int, int, int]:
 
 
 def affine_in_mm(header: Nifti1Header) -> np.ndarray:
-    """The affine that the codes of a header select, in mm."""
+    """Return the affine that the codes of a header select, in mm."""
     return _in_mm(header.get_best_affine(), header)
 
 
@@ -140,6 +140,6 @@ def disagreement(header: Nifti1Header) -> float:
 
 
 def _in_mm(affine: np.ndarray, header: Nifti1Header) -> np.ndarray:
-    """The affine in mm; an unknown unit is treated as mm."""
+    """Return the affine in mm; an unknown unit is treated as mm."""
     factor = _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
     return np.diag([factor, factor, factor, 1.0]) @ affine

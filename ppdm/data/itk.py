@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ppdm.data.formats import METAIMAGE, suffix_of
-from ppdm.data.geometry import Frame
+from ppdm.data.geometry import ItkGeometry
 from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory, check_place
 
@@ -20,7 +20,7 @@ _COMPRESSED_ONCE = (".mha", ".nrrd")  # one file; the files of voxels beside the
 
 
 def simple_itk(path: Path, kind: str) -> Any:
-    """The module SimpleITK, with its warnings on the terminal switched off.
+    """Import SimpleITK and switch off its warnings on the terminal.
 
     Raises:
         VolumeError: it is not installed; the message states the command that installs it.
@@ -46,7 +46,7 @@ def in_words(path: Path, kind: str) -> Iterator[None]:
         raise VolumeError(f"{path} cannot be read as {kind} ({cause}); copy or export it again.") from None
 
 
-def read_itk_header(path: Path) -> tuple[tuple[int, ...], Frame, Any]:
+def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
     """Read and check the header of a MetaImage or NRRD file.
 
     Returns:
@@ -68,15 +68,15 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], Frame, Any]:
     shape = tuple(reader.GetSize())
     voxel = _voxel_bytes(path, sitk, reader)
     check_axes(path, shape)
-    frame = _frame(reader, len(shape))
+    itk_geometry = _itk_geometry(reader, len(shape))
     with np.errstate(all="ignore"):
-        check_affine(path, frame.affine)
+        check_affine(path, itk_geometry.affine)
     _check_size(path, data, int(np.prod(shape, dtype=object)) * voxel)
-    return shape, frame, reader
+    return shape, itk_geometry, reader
 
 
 def read_itk_voxels(path: Path, reader: Any) -> np.ndarray:
-    """The voxels as stored, in the axis order of the file, from the reader of :func:`read_itk_header`."""
+    """Return the voxels as stored, in the axis order of the file, from the reader of :func:`read_itk_header`."""
     sitk = simple_itk(path, "an image")
     shape, voxel = tuple(reader.GetSize()), _voxel_bytes(path, sitk, reader)
     check_memory(path, shape, voxel)
@@ -84,7 +84,7 @@ def read_itk_voxels(path: Path, reader: Any) -> np.ndarray:
         return np.asarray(sitk.GetArrayFromImage(reader.Execute())).T
 
 
-def write_itk(path: Path, native: np.ndarray, frame: Frame) -> None:
+def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None:
     """Write float32 voxels in the axis order of the file; three axes, or more with trailing ones of length 1.
 
     Raises:
@@ -93,9 +93,9 @@ def write_itk(path: Path, native: np.ndarray, frame: Frame) -> None:
     """
     sitk = simple_itk(path, "MetaImage or NRRD")
     image = sitk.GetImageFromArray(native.reshape(native.shape[:3]).T)
-    image.SetOrigin(frame.origin.tolist())
-    image.SetSpacing(frame.spacing.tolist())
-    image.SetDirection(frame.direction.ravel().tolist())
+    image.SetOrigin(itk_geometry.origin.tolist())
+    image.SetSpacing(itk_geometry.spacing.tolist())
+    image.SetDirection(itk_geometry.direction.ravel().tolist())
     for _ in native.shape[3:]:
         image = sitk.JoinSeries([image])
     try:
@@ -105,7 +105,7 @@ def write_itk(path: Path, native: np.ndarray, frame: Frame) -> None:
 
 
 def companion(path: Path) -> Path | None:
-    """The data file that :func:`write_itk` writes beside a header of this name; None for formats of one file."""
+    """Return the data file that :func:`write_itk` writes beside a header of this name; None for formats of one file."""
     return path.with_suffix(".raw") if suffix_of(path.name) in (".mhd", ".nhdr") else None
 
 
@@ -125,9 +125,9 @@ def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:
     return sizes[kind]
 
 
-def _frame(reader: Any, axes: int) -> Frame:
+def _itk_geometry(reader: Any, axes: int) -> ItkGeometry:
     direction = np.reshape(reader.GetDirection(), (axes, axes))
-    return Frame(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction[:3, :3])
+    return ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction[:3, :3])
 
 
 def _check_size(path: Path, data: Path, needed: int) -> None:

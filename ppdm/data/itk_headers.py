@@ -28,7 +28,7 @@ _LINE = re.compile(r"\s*([A-Za-z][\w .-]{0,99}?)\s*=\s*([^\0]*?)\s*")
 
 
 def data_file(path: Path) -> Path:
-    """The file that holds the voxels of a MetaImage or NRRD header; the header itself if they follow it.
+    """Return the file that holds the voxels of a MetaImage or NRRD header; the header itself if they follow it.
 
     Raises:
         VolumeError: the header is not of its format, or names several files or one outside its folder.
@@ -96,7 +96,7 @@ def _are_lengths(numbers: list[str]) -> bool:
 
 
 def _nrrd(path: Path, lines: list[str]) -> str:
-    """The name of the data file in a header, or LOCAL if the voxels follow it."""
+    """Return the name of the data file in a header, or LOCAL if the voxels follow it."""
     if not re.fullmatch(r"NRRD000\d\r?", lines[0]):
         mend = hint("\n".join(lines).encode("latin-1")) or "convert or download it again"
         raise VolumeError(f"{path} is not a NRRD file (its header was not found); {mend}.")

@@ -57,6 +57,9 @@ class Pair:
         named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
             without a name.
         source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
+
+    Raises:
+        ManifestError: a name, the split or the factor is invalid, or the pair is both PET and CT.
     """
 
     subject: str
@@ -152,9 +155,9 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
     """Write pairs as a manifest that :func:`read_manifest` reads back as the same pairs.
 
     Paths of files inside the manifest's folder are relative to it, so that the folder can be moved. All other paths are
-    absolute. The columns `mask`, `labels` and `suv_factor` are written if any pair has a value for them, and after them
-    every column in the `extra` of a pair. The write is
-    atomic: the file is complete or absent. If `read_manifest` would refuse the new file, an old file is kept.
+    absolute. Optional columns are written if any pair has a value for them, and after them every column in the `extra`
+    of a pair. The write is atomic: the file is complete or absent. If `read_manifest` would refuse the new file, an old
+    file is kept.
 
     Raises:
         ManifestError: there are no pairs, `read_manifest` would refuse them (the message gives the faults), a name is
@@ -190,6 +193,16 @@ def with_intensities(
     given = {"source_intensity": source, "target_intensity": target}
     changes: dict[str, Any] = {name: window for name, window in given.items() if window is not None}
     return [replace(pair, **changes) for pair in pairs]
+
+
+def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a fault if only some of the pairs have an ``suv_factor``."""
+    without = [pair.subject for pair in pairs if pair.suv_factor is None]
+    if 0 < len(without) < len(pairs):
+        yield (
+            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
+            f"{without[0]}); give it for all (PET) or for none (MRI)."
+        )
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, ...]:
@@ -232,7 +245,7 @@ def _error(path: Path, faults: list[str]) -> ManifestError:
 
 
 def _names(header: Sequence[str]) -> list[str]:
-    """The columns of the sources: ``source``, or one column for each of several."""
+    """Return the columns of the sources: ``source``, or one column for each of several."""
     return [column for column in header if column.startswith(_NAMED)] or [SOURCE]
 
 
@@ -252,13 +265,13 @@ def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[st
 
 
 def _sources_of(pairs: Sequence[Pair]) -> list[str]:
-    """The columns of the sources of all pairs."""
+    """Return the columns of the sources of all pairs."""
     first = pairs[0] if pairs else None
     for pair in pairs:
         if first is not None and [*pair.named] != [*first.named]:
             raise ManifestError(
                 f"subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
-                f"{', '.join(pair.sources)}; all pairs of a manifest have the same."
+                f"{', '.join(pair.sources)}; give all pairs of a manifest the same sources in the same order."
             )
     return [_NAMED + name for name in first.named] if first and first.named else [SOURCE]
 
@@ -333,9 +346,9 @@ def _pair(table: CsvTable, row: dict[str, str], folder: Path) -> Pair:
 
 
 def _cells(pair: Pair, columns: Sequence[str], folder: Path) -> list[str]:
-    """The cells of a row, empty if the pair has no value; a subject that the reader would strip is refused."""
+    """Return the cells of a row, empty if the pair has no value; refuse a subject that the reader would strip."""
     if pair.subject != pair.subject.strip():
-        raise ManifestError(f"subject {pair.subject!r} begins or ends with a blank; take it off.")
+        raise ManifestError(f"subject {pair.subject!r} begins or ends with a blank; remove the blank.")
     named = {_NAMED + name: path for name, path in pair.named.items()}
     return [_cell(named[column] if column in named else getattr(pair, column), folder) for column in columns]
 
@@ -365,7 +378,7 @@ def _from_folder(path: Path, folder: Path) -> str:
 
 
 def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
-    """Subjects and volumes that are in two splits; training data must not be used for testing."""
+    """Yield the subjects and volumes that are in two splits; training data must not be used for testing."""
     first: dict[str, tuple[int, str]] = {}
     for line, pair in pairs.items():
         files = (f"file {os.path.realpath(path)}" for path in pair.scans)
@@ -376,7 +389,7 @@ def _leaks(pairs: dict[int, Pair]) -> Iterator[str]:
 
 
 def _mixed_intensities(pairs: dict[int, Pair]) -> Iterator[str]:
-    """Pairs whose volumes would be scaled differently than those of the first row."""
+    """Yield the pairs whose volumes would be scaled differently from those of the first row."""
     for column in INTENSITY_COLUMNS:
         windows = {line: getattr(pair, column) for line, pair in pairs.items()}
         first = next(iter(windows), 0)

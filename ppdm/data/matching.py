@@ -22,7 +22,7 @@ def is_pattern(path: Path) -> bool:
 
 
 def fixed_folder(pattern: Path) -> Path:
-    """The folder in which all matches of a pattern lie: its parts before the first star."""
+    """Return the folder in which all matches of a pattern lie: its parts before the first star."""
     parts = pattern.parts
     first = next(k for k, part in enumerate(parts) if "*" in part)
     return Path(*parts[:first])
@@ -53,7 +53,7 @@ def matched(patterns: Mapping[str, Path]) -> list[dict[str, Path]]:
 
 
 def _matches(pattern: Path) -> dict[tuple[str, ...], Path]:
-    """The paths that match, by the texts of their stars."""
+    """Return the paths that match, by the texts of their stars."""
     text = pattern.as_posix()
     expression = re.compile(re.escape(text).replace(r"\*", "([^/]*)"))
     paths = glob.glob(glob.escape(text).replace("[*]", "*"))

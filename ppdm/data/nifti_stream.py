@@ -25,7 +25,7 @@ from nibabel.spatialimages import HeaderDataError
 from ppdm.data.formats import SCANS, SUFFIXES, hint, suffix_of
 
 # Suppresses nibabel's log messages about repaired header fields, which do not contain the file's name.
-_UNHEARD = logging.Logger("nibabel", logging.CRITICAL + 1)
+_SILENT_LOGGER = logging.Logger("nibabel", logging.CRITICAL + 1)
 
 _CHUNK = 1 << 24  # bytes read at a time
 DEFLATE_RATIO = 1032  # maximum number of bytes that one byte of gzip data expands to
@@ -37,7 +37,11 @@ class VolumeError(ValueError):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a file as a stream of decompressed bytes; errors of the file system and of gzip become a VolumeError."""
+    """Open a file as a stream of decompressed bytes.
+
+    Raises:
+        VolumeError: the file system or gzip reports an error, also while the stream is read.
+    """
     check_place(path)
     try:
         opener: Any = gzip.open if is_gzip(path) else open
@@ -52,7 +56,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_gzip(path: Path) -> bool:
-    """Whether a file is compressed, according to its first bytes; names are wrong at times.
+    """Whether a file is compressed, according to its first bytes; its name may be wrong.
 
     Raises:
         OSError: the file cannot be read.
@@ -62,7 +66,11 @@ def is_gzip(path: Path) -> bool:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a path that does not exist or is not a file."""
+    """Check that a path is a file.
+
+    Raises:
+        VolumeError: it does not exist or is not a file.
+    """
     if not os.path.exists(path):
         raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
     if not os.path.isfile(path):
@@ -70,7 +78,11 @@ def check_place(path: Path) -> None:
 
 
 def check_suffix(path: Path, other: str = "") -> None:
-    """Refuse a name that does not end like a volume; `other` is a further possibility for the message."""
+    """Check that a name has the suffix of a volume; `other` is a further possibility for the message.
+
+    Raises:
+        VolumeError: it has another suffix.
+    """
     if not suffix_of(path.name):
         raise VolumeError(
             f"{path}: got a name ending in {path.suffix!r}, expected {', '.join(SUFFIXES)}{other}; convert or "
@@ -79,7 +91,11 @@ def check_suffix(path: Path, other: str = "") -> None:
 
 
 def read_header(path: Path, stream: BinaryIO) -> Nifti1Header:
-    """Read and check a header: three axes, further ones only of length 1, and a valid affine. Skip extensions."""
+    """Read and check a header: three axes, further ones only of length 1, and a valid affine. Skip extensions.
+
+    Raises:
+        VolumeError: the header is damaged, or does not meet these conditions.
+    """
     block = stream.read(Nifti2Header.sizeof_hdr)
     try:
         with np.errstate(all="ignore"):  # a header may hold any numbers; checks follow, so no warnings
@@ -101,7 +117,7 @@ def _parse_header(path: Path, block: bytes) -> Nifti1Header:
         if magic == kind.single_magic + b"\0" and len(block) >= kind.sizeof_hdr:
             header = kind(block[: kind.sizeof_hdr], check=False)
             _check_voxel_size(path, header)
-            header.check_fix(logger=_UNHEARD)
+            header.check_fix(logger=_SILENT_LOGGER)
             return header
     mend = hint(block) or "convert it to NIfTI"
     raise VolumeError(f"{path} is not a NIfTI file (no header of NIfTI-1 or NIfTI-2 was found); {mend}.")
@@ -111,7 +127,9 @@ def _check_voxel_size(path: Path, raw: Nifti1Header) -> None:
     """Refuse a voxel size of 0 if there is no sform; nibabel would silently replace it by 1 mm."""
     sizes = raw["pixdim"][1:4]
     if raw["sform_code"] == 0 and (sizes == 0).any():
-        raise VolumeError(f"{path} has voxels of {sizes.tolist()} mm and no sform; write their size into the header.")
+        raise VolumeError(
+            f"{path} has voxels of {sizes.tolist()} mm and no sform; write the voxel size into its header."
+        )
 
 
 def _check_values(path: Path, header: Nifti1Header) -> None:
@@ -123,7 +141,11 @@ def _check_values(path: Path, header: Nifti1Header) -> None:
 
 
 def check_axes(path: Path, shape: tuple[int, ...]) -> None:
-    """Refuse a shape without three axes; further axes must have length 1."""
+    """Check that a shape has three axes; further axes must have length 1.
+
+    Raises:
+        VolumeError: it has another shape.
+    """
     volumes = math.prod(shape[3:])
     if len(shape) > 3 and volumes > 1 and min(shape) >= 1:
         raise VolumeError(
@@ -138,7 +160,11 @@ def check_axes(path: Path, shape: tuple[int, ...]) -> None:
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:
-    """Refuse an affine that is not finite or singular."""
+    """Check that an affine (4, 4) is finite and not singular.
+
+    Raises:
+        VolumeError: it is not.
+    """
     fault = "" if np.isfinite(affine).all() else "values that are not finite"
     # Volume spanned by the normalised axes: 0 if axes are parallel, NaN if the length of one is zero or infinite.
     volume = abs(np.linalg.det(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)))
@@ -157,7 +183,11 @@ def _check_file_size(path: Path, header: Nifti1Header) -> None:
 
 
 def check_memory(path: Path, shape: Sequence[int], voxel: int) -> None:
-    """Refuse a volume that does not fit into the memory of this machine; `voxel` is the bytes of one as stored."""
+    """Check that a volume fits into the memory of this machine; `voxel` is the size of a stored voxel in bytes.
+
+    Raises:
+        VolumeError: it does not fit.
+    """
     # As stored, in a buffer that grows by an eighth, and as float32 in canonical order.
     needed = math.prod(shape) * (voxel + voxel / 8 + 4)
     if needed > _physical_memory():
@@ -188,7 +218,11 @@ def _too_short(path: Path, header: Nifti1Header, held: int) -> VolumeError:
 
 
 def read_voxels(path: Path, stream: BinaryIO, header: Nifti1Header) -> np.ndarray:
-    """Read the voxels as stored, in native order; memory never exceeds the data in the stream."""
+    """Read the voxels as stored, in native order; memory never exceeds the data in the stream.
+
+    Raises:
+        VolumeError: the stream ends too early.
+    """
     count = _stored_bytes(header)
     stream.seek(_data_offset(header))
     stored = bytearray()

@@ -33,6 +33,9 @@ class Range:
 
     Args:
         low, high: physical values, finite, low < high.
+
+    Raises:
+        IntensityError: low and high do not meet these conditions.
     """
 
     kind: ClassVar[str] = "range"
@@ -50,15 +53,15 @@ class Range:
         return 2.0 / (self.high - self.low)
 
     def forward(self, array: Array) -> Array:
-        """Physical values to network values; any shape."""
+        """Convert physical values to network values; any shape."""
         return (array - self.low) * self._gain - 1.0
 
     def inverse(self, array: Array) -> Array:
-        """Network values to physical values; any shape."""
+        """Convert network values to physical values; any shape."""
         return (array + 1.0) / self._gain + self.low
 
     def to_dict(self) -> dict[str, Any]:
-        """The scale as JSON values; `intensity_from_dict` reads them."""
+        """Return the scale as JSON values; `intensity_from_dict` reads them."""
         return {"kind": self.kind, **asdict(self)}
 
 
@@ -72,6 +75,9 @@ class HounsfieldWindow(Range):
 
     Args:
         low, high: HU, finite, low < high.
+
+    Raises:
+        IntensityError: low and high do not meet these conditions.
     """
 
     kind: ClassVar[str] = "hounsfield"
@@ -96,11 +102,11 @@ class HounsfieldWindow(Range):
         return cls(float(match[1]), float(match[2])) if match[1] else cls()
 
     def forward(self, array: Array) -> Array:
-        """HU to network values in [-1, 1]; any shape."""
+        """Convert HU to network values in [-1, 1]; any shape."""
         return super().forward(array.clip(self.low, self.high))
 
     def inverse(self, array: Array) -> Array:
-        """Network values to HU inside the window; any shape."""
+        """Convert network values to HU inside the window; any shape."""
         return super().inverse(array).clip(self.low, self.high)
 
 
@@ -114,6 +120,9 @@ class LogSUV:
     Args:
         factor: SUV per stored unit: 1000 · weight in kg / (dose in Bq, decayed to the scan); 1 if the file holds SUV.
         ceiling: the SUV that maps to +1. A ceiling of 20 includes most lesions (SUV 4 to 15) and the brain (8).
+
+    Raises:
+        IntensityError: factor or ceiling is not a positive finite number.
     """
 
     kind: ClassVar[str] = "log_suv"
@@ -130,15 +139,15 @@ class LogSUV:
         return 2.0 / math.log1p(self.ceiling)
 
     def forward(self, array: Array) -> Array:
-        """Stored values to network values; any shape."""
+        """Convert stored values to network values; any shape."""
         return _elementwise("log1p", (array * self.factor).clip(0.0)) * self._gain - 1.0
 
     def inverse(self, array: Array) -> Array:
-        """Network values to stored values; any shape."""
+        """Convert network values to stored values; any shape."""
         return _elementwise("expm1", ((array + 1.0) / self._gain).clip(0.0)) / self.factor
 
     def to_dict(self) -> dict[str, Any]:
-        """The scale as JSON values; `intensity_from_dict` reads them."""
+        """Return the scale as JSON values; `intensity_from_dict` reads them."""
         return {"kind": self.kind, **asdict(self)}
 
 
@@ -162,7 +171,7 @@ def intensity_from_dict(d: Mapping[str, Any]) -> Intensity:
 
 
 def percentile_range(array: np.ndarray, low: float = 0.1, high: float = 99.9) -> Range:
-    """The range between two percentiles of an image of any shape, background included.
+    """Return the range between two percentiles of an image of any shape, background included.
 
     Args:
         array: finite physical values.
@@ -186,7 +195,7 @@ def percentile_range(array: np.ndarray, low: float = 0.1, high: float = 99.9) ->
 
 
 def pooled_range(ranges: Sequence[Range]) -> Range:
-    """One range for all targets: the median of `low` and the median of `high` over the training subjects.
+    """Return one range for all targets: the medians of `low` and of `high` over the training subjects.
 
     A few scans with unusual scaling hardly change the median, but would change the mean or the extremes.
 

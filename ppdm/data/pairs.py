@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 
 from ppdm.data.contents import NOT_HU, resembles_hu
-from ppdm.data.manifest import Pair, load_pair, read_manifest
+from ppdm.data.manifest import Pair, load_pair, mixed_units, read_manifest
 from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
@@ -65,7 +65,11 @@ class TrainingSet(Sequence[ArrayPair]):
         in_suv = _is_pet(self.pairs)
         self.sources = _source_names(self.pairs)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
-            raise PairsError("These pairs and those that the scaling is of must both be PET (suv_factor) or both MRI.")
+            wanted, got = ("PET", "MRI or CT") if isinstance(scaling, SUVScaling) else ("MRI or CT", "PET")
+            raise PairsError(
+                f"The scaling is for {wanted}, but these pairs are {got}; an suv_factor marks PET, so give pairs "
+                "of one modality."
+            )
         source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
         not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
@@ -141,13 +145,9 @@ class TrainingSet(Sequence[ArrayPair]):
 def _is_pet(pairs: Sequence[Pair]) -> bool:
     if not pairs:
         raise PairsError("There are no pairs to train on; mark rows of the manifest with the split 'train'.")
-    without = [pair.subject for pair in pairs if pair.suv_factor is None]
-    if without and len(without) < len(pairs):
-        raise PairsError(
-            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
-            f"{without[0]}); give it for all (PET) or for none (MRI)."
-        )
-    return not without
+    for fault in mixed_units(pairs):
+        raise PairsError(fault)
+    return pairs[0].suv_factor is not None
 
 
 def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
@@ -162,7 +162,7 @@ def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
 
 
 def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:
-    """The window in HU of all sources or targets; None if they are not CT."""
+    """Return the window in HU of all sources or targets; None if they are not CT."""
     windows: list[HounsfieldWindow | None] = [getattr(pair, f"{role}_intensity") for pair in pairs]
     if other := next((i for i, window in enumerate(windows) if window != windows[0]), None):
         raise PairsError(
@@ -179,7 +179,7 @@ def _warn_of_units(paths: Sequence[Path]) -> None:
 
 
 def _range(path: Path, volume: np.ndarray, scaling: Scaling | None = None) -> Range:
-    """The range that maps to [-1, +1], from percentiles of the volume; a given scaling sets the percentiles."""
+    """Return the range that maps to [-1, +1], from percentiles of the volume or those of a given scaling."""
     ends = (scaling.low, scaling.high) if isinstance(scaling, PercentileScaling) else ()
     try:
         return percentile_range(volume, *ends)

@@ -22,7 +22,7 @@ from ppdm.data.volume import read_exact
 LESIONS = ("lesion", "lesions")  # each connected component of these is a separate region
 
 ROUNDING = 1e-3  # largest distance of a label from a whole number
-COARSEST_STEP = 0.5  # of integers times a fraction that still tell whole numbers from others
+COARSEST_STEP = 0.5  # largest step of integers times a fraction that still distinguishes whole numbers
 
 _HEADER = ("index", "name")
 
@@ -46,7 +46,7 @@ class Labels:
     replaced: int = 0
 
     def on(self, grid: Geometry, name: str) -> "Labels":
-        """The labels on another grid, from the nearest voxels, with `name` in messages.
+        """Return the labels on another grid, from the nearest voxels; `name` is for messages.
 
         Raises:
             VolumeError: the two grids have no place in common.
@@ -68,7 +68,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def whole_numbers(labels: np.ndarray, path: Path, rounding: float = ROUNDING) -> np.ndarray:
-    """The numbers of regions, rounded, as int64 in C order.
+    """Return the numbers of regions, rounded, as int64 in C order.
 
     Args:
         labels: finite values of a label volume, of any shape and real type.
@@ -82,7 +82,7 @@ def whole_numbers(labels: np.ndarray, path: Path, rounding: float = ROUNDING) ->
         rounded = np.rint(labels)
         if float(np.abs(labels - rounded).max()) > rounding:
             raise RegionError(
-                f"{path} holds values that are no whole numbers from 0 on, expected numbers of regions; save it as "
+                f"{path} holds values that are not whole numbers from 0 up, expected numbers of regions; save it as "
                 "integers without scaling."
             )
         labels = rounded
@@ -154,27 +154,27 @@ def read_names(labels: Path) -> dict[int, str] | None:
 
 
 def names_table(names: Mapping[int, str]) -> bytes:
-    """The content of a table for :func:`read_names`."""
+    """Return the content of a table for :func:`read_names`."""
     lines = ["\t".join(_HEADER), *(f"{index}\t{name}" for index, name in names.items())]
     return ("\n".join(lines) + "\n").encode()
 
 
 def names_file(labels: Path) -> Path:
-    """The table of a label volume, beside it; it need not exist."""
+    """Return the table of a label volume, beside it; it need not exist."""
     return labels.with_name(table_name(labels.name))
 
 
 def table_name(labels: str) -> str:
-    """The file name of the table of a label volume, such as ``labels.tsv``."""
+    """Return the file name of the table of a label volume, such as ``labels.tsv``."""
     return stem(labels) + ".tsv"
 
 
 def _plain(name: str, number: str) -> str:
-    """A form for metric names, in any script: ``left_kidney`` for `Left kidney`, the number if only signs are left."""
+    """Return a form for metric names, in any script: ``left_kidney`` for `Left kidney`; the number if that is empty."""
     letters = (letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in _composed(name).lower())
     return "_".join("".join(letters).split()) or (number if name else "")
 
 
 def _composed(text: str) -> str:
-    """One form of letters that Unicode can write in several ways, such as é."""
+    """Return one form of letters that Unicode can write in several ways, such as é."""
     return unicodedata.normalize("NFKC", text)

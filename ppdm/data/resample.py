@@ -16,7 +16,7 @@ from ppdm.data.geometry import Geometry
 from ppdm.data.volume import Volume, VolumeError, check_same_grid
 
 Order = Literal[0, 1, 2, 3, 4, 5]
-OUTSIDE_TOLD = 0.05
+OUTSIDE_REPORTED = 0.05  # share of voxels outside the field of view above which there is a warning
 
 _EDGE = 1e-6  # in voxels; tolerance for rounding errors at the edge
 
@@ -50,7 +50,7 @@ def resample_to(volume: Volume, like: Volume, order: Order = 1, *, name: str = "
 
 
 def nearest(labels: np.ndarray, grid: Geometry, like: Geometry, name: str) -> np.ndarray:
-    """The nearest labels at the voxels of another grid, 0 outside the field of view; integers of any size are exact.
+    """Return the nearest labels at the voxels of another grid, 0 outside the field of view; integers are exact.
 
     Args:
         labels: integers from 0 on, (D, H, W).
@@ -81,7 +81,7 @@ def _resampled(data: np.ndarray, grid: Geometry, like: Geometry, order: Order, n
 
 
 def share_outside(volume: Volume | Geometry, like: Volume | Geometry) -> float:
-    """The share of the voxels of `like`, 0 to 1, whose centres are outside the field of view of `volume`."""
+    """Return the share of the voxels of `like`, 0 to 1, whose centres are outside the field of view of `volume`."""
     grid, other = (item.geometry if isinstance(item, Volume) else item for item in (volume, like))
     return 0.0 if _one_grid(grid, other) else float(_outside(grid, other).mean())
 
@@ -97,10 +97,10 @@ def _one_grid(a: Geometry, b: Geometry) -> bool:
 def _report(share: float, name: str) -> None:
     if share == 1:
         raise VolumeError(
-            f"{name} and the grid it is to be resampled to have no place in common; check the affines of the "
-            "two files, or register them first."
+            f"{name} and the grid that it is resampled to do not overlap; check the affines of the two files, or "
+            "register them first."
         )
-    if share > OUTSIDE_TOLD:
+    if share > OUTSIDE_REPORTED:
         warnings.warn(
             f"{name}: {share:.1%} of the voxels it is resampled to lie outside of its field of view and are 0.",
             stacklevel=3,
@@ -108,12 +108,12 @@ def _report(share: float, name: str) -> None:
 
 
 def _voxel_to_voxel(volume: Geometry, like: Geometry) -> np.ndarray:
-    """The matrix from voxel indices of `like` to those of `volume`, (4, 4)."""
+    """Return the matrix from voxel indices of `like` to those of `volume`, (4, 4)."""
     return np.linalg.solve(volume.affine, like.affine)
 
 
 def _outside(volume: Geometry, like: Geometry) -> np.ndarray:
-    """The voxels of `like` that are outside the field of view of `volume`, bool (D', H', W')."""
+    """Return the voxels of `like` that are outside the field of view of `volume`, bool (D', H', W')."""
     outside = np.zeros(like.shape, bool)
     for size, position in zip(volume.shape, _positions(volume, like), strict=True):
         outside |= (position < -0.5 - _EDGE) | (position > size - 0.5 + _EDGE)
@@ -121,7 +121,7 @@ def _outside(volume: Geometry, like: Geometry) -> np.ndarray:
 
 
 def _positions(volume: Geometry, like: Geometry) -> Iterator[np.ndarray]:
-    """For each axis of `volume`, the positions of the voxels of `like` along it, in voxels, (D', H', W')."""
+    """For each axis of `volume`, yield the positions of the voxels of `like` along it, in voxels, (D', H', W')."""
     d, h, w = np.ogrid[tuple(slice(size) for size in like.shape)]
     for along_d, along_h, along_w, offset in _voxel_to_voxel(volume, like)[:3]:
         yield along_d * d + along_h * h + along_w * w + offset

@@ -54,12 +54,12 @@ class PercentileScaling:
         return "HU" if isinstance(self.target, HounsfieldWindow) else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The scaling as JSON values; `source` only if there is one, as in files of earlier versions."""
+        """Return the scaling as JSON values; `source` only if there is one, as in files of earlier versions."""
         whole = {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
         return whole if self.source is None else {**whole, "source": self.source.to_dict()}
 
     def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
-        """The scales of a source (physical values, any shape) and of its target.
+        """Return the scales of a source (physical values, any shape) and of its target.
 
         Raises:
             IntensityError: the source has no contrast, or a factor was given although the data are not PET.
@@ -95,11 +95,11 @@ class SUVScaling:
         LogSUV(ceiling=self.ceiling)
 
     def to_dict(self) -> dict[str, Any]:
-        """The scaling as JSON values."""
+        """Return the scaling as JSON values."""
         return {"kind": self.kind, "stored": self.stored, "ceiling": self.ceiling}
 
     def scales(self, source: np.ndarray, suv_factor: float | None = None) -> tuple[Intensity, Intensity]:
-        """The scale of a source and of its target, both in the stored units of the source.
+        """Return the scale of a source and of its target, both in the stored units of the source.
 
         Raises:
             IntensityError: the factor is required but missing, or it is not positive.

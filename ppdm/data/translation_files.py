@@ -54,8 +54,8 @@ def checked_sources(
     unknown = [f"{name} is unknown" for name in given if name not in names]
     if missing or unknown:
         raise TranslationError(
-            f"The method was trained on {described_sources(names)}, and of those given {', '.join(unknown + missing)}; "
-            f"give {_wanted(names)}."
+            f"The method was trained on {described_sources(names)}, but {', '.join(unknown + missing)}; give "
+            f"{_wanted(names)}."
         )
     return {name: user_path(given[name]) for name in names}
 
@@ -80,7 +80,7 @@ def plan_files(named: Mapping[str, Path], output: Path, suffix: str | None) -> t
         if output.exists() and output.samefile(source):
             raise TranslationError(f"{output} is the input itself and would be overwritten; name another output.")
         if len(sources) > 1 and source.is_dir() and not is_dicom_scan(source):
-            raise TranslationError(f"{source} is a folder; of several sources, give a file or a pattern of each.")
+            raise TranslationError(f"{source} is a folder; for several sources, give a file or a pattern for each.")
     source = sources[0]
     if source.is_dir() and not (suffix_of(output.name) and not output.is_dir() and is_dicom_scan(source)):
         return True, *_plan_folder(source, output, suffix)
@@ -132,7 +132,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TranslationError(f"{folder} cannot be made ({error.strerror}); name a folder that can.") from None
+        raise TranslationError(f"{folder} cannot be created ({error.strerror}); name another folder.") from None
 
 
 def check_writable(folder: Path) -> None:
@@ -176,24 +176,26 @@ def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) 
 
 def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[Work], list[Path]]:
     """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
-    names, _, closed = scan_files(source)
+    names, _, unlistable = scan_files(source)
     inside = os.path.abspath(output)  # translations of an earlier run are no inputs
     names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
     if not names:
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(map(Path, closed))
+    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(
+        map(Path, unlistable)
+    )
 
 
 def _output_name(folder: Path, name: str, suffix: str | None) -> Path:
-    """The place of an output in the output folder; the folder itself, named ``.``, may be a DICOM series."""
+    """Return the place of an output in the output folder; the folder itself, named ``.``, may be a DICOM series."""
     place = Path(folder.resolve().name if name == "." else name)
     return place.with_name(stem(place.name) + (suffix or suffix_of(place.name) or ".nii.gz"))
 
 
 def _files(scan: Path) -> tuple[Path, ...]:
-    """The files of a scan that an output could replace, which has another suffix than DICOM."""
+    """Return the files of a scan that an output could replace; no output has the suffix of a DICOM file."""
     try:
         return files_of_scan(scan) if suffix_of(scan.name) else ()
     except VolumeError:

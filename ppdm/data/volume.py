@@ -30,7 +30,7 @@ from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
 from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
-from ppdm.data.geometry import Frame, Geometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
+from ppdm.data.geometry import Geometry, ItkGeometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
 from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
 from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
@@ -75,13 +75,16 @@ class Volume:
         header: the header as read (NIfTI-1 or NIfTI-2), or one with the geometry of a file of another format. Its shape
             is native: in the axis order of the file, with trailing axes of length 1.
         replaced: number of NaN or infinite voxels that were replaced by 0.
-        frame: the native geometry of a file of another format, exact in float64; None for NIfTI.
+        itk_geometry: the native geometry of a file of another format, exact in float64; None for NIfTI.
+
+    Raises:
+        VolumeError: data are not float32, or do not have the shape in the header.
     """
 
     data: np.ndarray
     header: Nifti1Header
     replaced: int = 0
-    frame: Frame | None = None
+    itk_geometry: ItkGeometry | None = None
 
     def __post_init__(self) -> None:
         shape = self.geometry.shape
@@ -100,6 +103,9 @@ class Volume:
         """Make a volume without a file: (D, H, W) in RAS+ order, `spacing` in mm, world origin at the centre.
 
         The array is copied; it may have any real type, byte order and strides.
+
+        Raises:
+            VolumeError: the array does not have three axes, is empty, or the spacing is not positive.
         """
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")
@@ -122,7 +128,7 @@ class Volume:
     @property
     def native_affine(self) -> np.ndarray:
         """Voxel indices in the axis order of the file to mm, float64 (4, 4)."""
-        return affine_in_mm(self.header) if self.frame is None else self.frame.affine
+        return affine_in_mm(self.header) if self.itk_geometry is None else self.itk_geometry.affine
 
     @property
     def affine(self) -> np.ndarray:
@@ -156,13 +162,13 @@ def read_volume(path: str | os.PathLike[str], *, announce: bool = True) -> Volum
             several series, or SimpleITK is needed and not installed.
     """
     path = user_path(path)
-    header, frame, stored = _read(path)
+    header, itk_geometry, stored = _read(path)
     data = _float32(stored, *header.get_slope_inter())
     del stored
     replaced = _replace_invalid(data)
     if replaced and announce:
         warnings.warn(f"{path}: {replaced} NaN or infinite voxels were replaced by 0.", stacklevel=2)
-    return Volume(data, header, replaced, frame)
+    return Volume(data, header, replaced, itk_geometry)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,15 +189,15 @@ class ExactValues:
 
 
 def read_exact(path: str | os.PathLike[str]) -> ExactValues:
-    """Read a scan whose values are numbers of things, such as labels, which float32 would merge above 2**24.
+    """Read a scan whose values are identifiers, such as labels; float32 would merge those above 2**24.
 
     Integers stay exact if slope and intercept are integers; other values are float64. DICOM is read as float32.
 
     Raises:
         VolumeError: as in read_volume.
     """
-    header, frame, stored = _read(user_path(path))
-    affine = affine_in_mm(header) if frame is None else frame.affine
+    header, itk_geometry, stored = _read(user_path(path))
+    affine = affine_in_mm(header) if itk_geometry is None else itk_geometry.affine
     slope, intercept = header.get_slope_inter()
     values, step = _exact(stored, 1.0 if slope is None else slope, intercept or 0.0)
     replaced = _replace_invalid(values) if values.dtype.kind == "f" else 0
@@ -209,19 +215,19 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
     path = user_path(path)
     if is_dicom_scan(path):
         series = read_series(path)
-        return canonical_geometry(series.frame.affine, series.shape)
+        return canonical_geometry(series.itk_geometry.affine, series.shape)
     check_place(path)
     check_suffix(path, " or a DICOM header")
     if suffix_of(path.name) not in NIFTI:
-        shape, frame, _ = read_itk_header(path)
-        return canonical_geometry(frame.affine, (shape[0], shape[1], shape[2]))
+        shape, itk_geometry, _ = read_itk_header(path)
+        return canonical_geometry(itk_geometry.affine, (shape[0], shape[1], shape[2]))
     with opened(path) as stream:
         header = read_header(path, stream)
         return canonical_geometry(affine_in_mm(header), spatial_shape(header))
 
 
 def files_of_scan(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """All files that hold a scan: one, a header and its data file, or the slices of a DICOM series.
+    """Return all files that hold a scan: one, a header and its data file, or the slices of a DICOM series.
 
     Raises:
         VolumeError: the data file or the series cannot be found.
@@ -235,7 +241,7 @@ def files_of_scan(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def user_path(path: str | os.PathLike[str]) -> Path:
-    """The path with ``~`` replaced by the home folder."""
+    """Return the path with ``~`` replaced by the home folder."""
     return Path(os.path.expanduser(path))
 
 
@@ -246,7 +252,7 @@ def read_shape(path: str | os.PathLike[str]) -> tuple[tuple[int, int, int], tupl
 
 
 def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) -> None:
-    """Write a canonical (D, H, W) array as float32 with the native shape and geometry of `like`.
+    """Write a canonical array (D, H, W) as float32 with the native shape and geometry of `like`.
 
     The suffix selects the format: NIfTI, MetaImage or NRRD. The write is atomic: each file is complete or absent.
     Header fields that describe the values of `like` (scaling, display window, intent, extensions) are not copied,
@@ -270,11 +276,11 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
             # Pass the header's own affine: nibabel rewrites the geometry fields only if affine and header differ.
             nib.save(_IMAGE_CLASS[type(header)](native, header.get_best_affine(), header), temporary)
         else:
-            write_itk(temporary, native, like.frame or Frame.of(like.native_affine))
+            write_itk(temporary, native, like.itk_geometry or ItkGeometry.of(like.native_affine))
 
 
 def written_files(path: Path) -> tuple[Path, ...]:
-    """The files that :func:`write_volume` writes for a name: one, or a header and its data file."""
+    """Return the files that :func:`write_volume` writes for a name: one, or a header and its data file."""
     beside = companion(path)
     return (path,) if beside is None else (beside, path)
 
@@ -300,23 +306,23 @@ def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str
         )
 
 
-def _read(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
-    """The header, the frame unless the file is NIfTI, and the voxels as stored: a view in canonical order."""
-    header, frame, stored = _read_native(path)
-    affine = affine_in_mm(header) if frame is None else frame.affine
+def _read(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
+    """Return the header, the ITK geometry (None for NIfTI), and the voxels as stored: a view in canonical order."""
+    header, itk_geometry, stored = _read_native(path)
+    affine = affine_in_mm(header) if itk_geometry is None else itk_geometry.affine
     native = stored.reshape(spatial_shape(header), order="F")
-    return header, frame, cast(np.ndarray, apply_orientation(native, orientation(affine)))
+    return header, itk_geometry, cast(np.ndarray, apply_orientation(native, orientation(affine)))
 
 
-def _read_native(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
+def _read_native(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
     if is_dicom_scan(path):
         series = read_series(path)
-        return series.frame.header(series.shape), series.frame, series.voxels()
+        return series.itk_geometry.header(series.shape), series.itk_geometry, series.voxels()
     check_place(path)
     check_suffix(path, " or a DICOM header")
     if suffix_of(path.name) not in NIFTI:
-        shape, frame, reader = read_itk_header(path)
-        return frame.header(shape), frame, read_itk_voxels(path, reader)
+        shape, itk_geometry, reader = read_itk_header(path)
+        return itk_geometry.header(shape), itk_geometry, read_itk_voxels(path, reader)
     with opened(path) as stream:
         header = read_header(path, stream)
         check_memory(path, header.get_data_shape(), header.get_data_dtype().itemsize)
@@ -324,7 +330,7 @@ def _read_native(path: Path) -> tuple[Nifti1Header, Frame | None, np.ndarray]:
 
 
 def _float32(stored: np.ndarray, slope: float | None, intercept: float | None) -> np.ndarray:
-    """Physical values, float32 and C-contiguous."""
+    """Return the physical values, float32 and C-contiguous."""
     data = np.empty(stored.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # values that overflow float32 are replaced later
         if slope is None or intercept is None or (slope, intercept) == (1.0, 0.0):
@@ -336,7 +342,7 @@ def _float32(stored: np.ndarray, slope: float | None, intercept: float | None) -
 
 
 def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float]:
-    """Values and step of :class:`ExactValues`, still with NaN and infinity."""
+    """Return values and step of :class:`ExactValues`, still with NaN and infinity."""
     integers = stored.dtype.kind in "iu"
     if integers and slope.is_integer() and intercept.is_integer():
         ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
@@ -351,7 +357,7 @@ def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
 
 
 def _planes(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """The planes of a volume across the axis along which its memory is most spread."""
+    """Yield the planes of a volume across the axis along which its memory is most spread."""
     axis = int(np.argmax(np.abs(array.strides)))
     for k in range(array.shape[axis]):
         yield (*[slice(None)] * axis, slice(k, k + 1))

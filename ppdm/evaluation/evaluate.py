@@ -12,9 +12,9 @@ The conventions below are fixed before any prediction is made, so that numbers a
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
   different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
-- With several draws, their mean is scored, and whether their deviation tells where the error is
-  (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
-- If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`ceiling`).
+- With several draws, their mean is scored. A further score shows whether their standard deviation is large where the
+  error is large (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
+- If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`reconstruct_target`).
 - The untranslated input is scored too (:func:`untranslated`), as a baseline.
 """
 
@@ -52,7 +52,7 @@ from ppdm.sources import described_sources
 from ppdm.translation import other_spacing, reconstruct_volume, translate_draws, translate_volume
 
 PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
-CEILING = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
+RECONSTRUCTION = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
 UPTAKE = ("suv_mean_bias", "suv_max_bias")
 
 
@@ -68,7 +68,7 @@ def predict(trained: Trained, case: EvaluationCase, seed: int = 0) -> Tensor:
 
 
 def predict_draws(trained: Trained, case: EvaluationCase, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Translate a case's source several times; the mean and the standard deviation, as :func:`predict`.
+    """Translate a case's source several times; return the mean and the standard deviation, each as :func:`predict`.
 
     Raises:
         CaseError: the case has no source.
@@ -78,7 +78,7 @@ def predict_draws(trained: Trained, case: EvaluationCase, samples: int, seed: in
     return translate_draws(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
-def ceiling(trained: Trained, case: EvaluationCase) -> Tensor:
+def reconstruct_target(trained: Trained, case: EvaluationCase) -> Tensor:
     """Encode and decode the case's target; returns (D, H, W) float32 on the CPU, in the target's units.
 
     Raises:
@@ -91,9 +91,8 @@ def ceiling(trained: Trained, case: EvaluationCase) -> Tensor:
 def untranslated(scaling: Scaling, case: EvaluationCase) -> Tensor:
     """Return the source as a prediction: unchanged in PET and from CT to CT, else mapped to the range of the targets.
 
-    The map, which is linear, is that of the scaling. The input of a network is scaled in the same way, so the
-    difference in score is the contribution of the method. Of several sources, the prediction is the mean of what they
-    give.
+    The linear map is that of the scaling. The input of a network is scaled in the same way, so the difference in score
+    is the contribution of the method. With several sources, the prediction is the mean of the mapped sources.
 
     Raises:
         CaseError: the case has no source.
@@ -109,7 +108,7 @@ def untranslated(scaling: Scaling, case: EvaluationCase) -> Tensor:
 
 
 def data_range(scaling: Scaling) -> float:
-    """The data range of PSNR and SSIM: the range of the scaling's targets in MRI, 0 to its ceiling in PET.
+    """Return the data range of PSNR and SSIM: the range of the scaling's targets in MRI, 0 to its ceiling in PET.
 
     It is fixed before evaluation: by the training targets in MRI, by a constant in PET (20 SUV) and in CT (4024 HU,
     whatever the window of the training). It does not depend on the scored images.
@@ -120,14 +119,17 @@ def data_range(scaling: Scaling) -> float:
 
 
 def lattices(methods: Iterable[Method]) -> list[Factor]:
-    """The lattices at which the output of any of the methods may show a grid; 2 if no method has a lattice."""
+    """Return the lattices at which the output of any of the methods may show a grid; 2 if no method has a lattice.
+
+    A lattice is the grid of puzzle cells, given by its puzzle factor.
+    """
     cells = dict.fromkeys(method.representation.cell for method in methods)
     found: list[Factor] = [cell[0] if len(set(cell)) == 1 else cell for cell in cells if max(cell) > 1]
     return found or [2]
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
-    """The project's preset with a seam index and a border ratio for each lattice, such as ``border_ratio_r1x2x2``.
+    """Return the project's preset, with a seam index and a border ratio per lattice, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
@@ -166,24 +168,24 @@ def scores(preset: Preset, prediction: Tensor, case: EvaluationCase) -> list[Sco
     return found + (list(_uptake(prediction, case)) if preset.uptake and case.in_suv else [])
 
 
-def ceiling_scores(preset: Preset, reconstruction: Tensor, case: EvaluationCase) -> list[Score]:
-    """The preset's PSNR of a reconstructed target, ``reconstruction_psnr``; empty if the preset has no PSNR."""
+def reconstruction_scores(preset: Preset, reconstruction: Tensor, case: EvaluationCase) -> list[Score]:
+    """Return the preset's PSNR of a reconstructed target, ``reconstruction_psnr``; empty if the preset has no PSNR."""
     chosen = [
         {name: metric for name, metric in metrics.items() if name.startswith(PSNR)}
         for metrics in (preset.metrics, preset.masked)
     ]
     found = scores(replace(preset, metrics=chosen[0], masked=chosen[1], uptake=False), reconstruction, case)
-    return [replace(score, metric=CEILING + score.metric) for score in found]
+    return [replace(score, metric=RECONSTRUCTION + score.metric) for score in found]
 
 
 def deviation_score(deviation: Tensor, prediction: Tensor, case: EvaluationCase) -> Score:
-    """The rank correlation of the deviation over several draws and the error, ``deviation_rank``, inside the mask."""
+    """Return the rank correlation of the deviation over draws and the error, ``deviation_rank``, inside the mask."""
     return _score(DEVIATION_RANK, partial(deviation_rank, deviation, prediction, case.target, case.mask))
 
 
 def unit_of(metric: str, volumes: str = "") -> str:
-    """The unit of a metric, from its name in a preset and from the unit of the volumes."""
-    metric = metric.removeprefix(CEILING)
+    """Return the unit of a metric, from its name in a preset and from the unit of the volumes."""
+    metric = metric.removeprefix(RECONSTRUCTION)
     if metric.startswith((PSNR, SEAM, BORDER)):
         return "dB"
     return "%" if metric.endswith("_error") or metric.startswith(UPTAKE) else volumes if metric == "mae" else "1"
@@ -239,12 +241,12 @@ def check_kind(trained: Trained, cases: Sequence[CaseFiles], name: str) -> None:
 
 def _source(case: EvaluationCase) -> Tensor:
     if case.source is None:
-        raise CaseError(f"{case.name} has no source, which a prediction is made from; give one.")
+        raise CaseError(f"{case.name} has no source, and a prediction needs one; give a source.")
     return case.source
 
 
 def _source_for(trained: Trained, case: EvaluationCase) -> Tensor:
-    """The source of a case, or its sources in the order of the method; a warning if the voxel sizes differ."""
+    """Return the source of a case, or its sources in the order of the method; warn if the voxel sizes differ."""
     source = _source(case)
     if len(trained.method.sources) > 1:
         source = source[[case.source_names.index(name) for name in trained.method.sources]]
@@ -272,7 +274,7 @@ def _border(factor: Factor, prediction: Tensor, target: Tensor, mask: Tensor | N
 
 
 def _uptake(prediction: Tensor, case: EvaluationCase) -> Iterator[Score]:
-    """Bias of SUVmean and SUVmax in each region of the case; the mean over lesions if there are several."""
+    """Yield the bias of SUVmean and SUVmax in each region of the case; the mean over lesions if there are several."""
     if case.labels_fault:
         yield from (Score(f"{metric}_labels", None, case.labels_fault) for metric in UPTAKE)
     if case.labels is None:

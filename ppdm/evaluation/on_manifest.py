@@ -45,7 +45,7 @@ def evaluate(
         evaluations: network evaluations per volume; the method's own if absent.
         seed: random seed of stochastic methods.
         samples: draws per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
-            ``deviation_rank`` says whether their deviation tells where the error is.
+            ``deviation_rank`` shows whether their standard deviation is large where the error is large.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
         compared: other methods of a comparison, so that seams are measured at the lattices of all.
         device: device of the network, if ``trained`` is a folder.

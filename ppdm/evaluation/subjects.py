@@ -69,7 +69,7 @@ class CaseFiles:
         return "SUV" if self.suv_factor is not None else "HU" if window else ""
 
     def digest(self, *others: Path) -> str:
-        """12 hexadecimal digits that depend on the content of these files and of the others given.
+        """Return 12 hexadecimal digits that depend on the content of these files and of the others given.
 
         Raises:
             OSError: a file cannot be read.
@@ -85,7 +85,10 @@ class CaseFiles:
 
 
 def files_of(pairs: Sequence[Pair]) -> list[CaseFiles]:
-    """The files of pairs; scans of one subject are named by their source files, or by numbers if those are equal."""
+    """Return the files of pairs as cases.
+
+    Several scans of one subject are named by their source files, or by numbers if those names are equal.
+    """
     scans: dict[str, list[Pair]] = {}
     for pair in pairs:
         scans.setdefault(pair.subject, []).append(pair)
@@ -188,7 +191,7 @@ def read_case(files: CaseFiles, *, resample: bool = False) -> EvaluationCase:
 
 
 def _read_regions(path: Path, grid: Volume, owner: Path, resample: bool) -> tuple[Tensor, Mapping[int, str] | None]:
-    """Labels on the grid of a volume, whose file is `owner`, and the table of their names."""
+    """Return labels on the grid of a volume, whose file is `owner`, and the table of their names."""
     labels = read_labels(path)
     if labels.replaced:
         warnings.warn(f"{path}: {labels.replaced} NaN or infinite voxels are in no region.", stacklevel=3)
@@ -209,7 +212,9 @@ def read_prediction(path: Path, case: EvaluationCase) -> Tensor:
     """
     volume = read_volume(path, announce=False)
     if volume.replaced:
-        raise CaseError(f"{path} has {volume.replaced} NaN or infinite voxels; a prediction has none, so mend it.")
+        raise CaseError(
+            f"{path} has {volume.replaced} NaN or infinite voxels; repair it, because a score must not ignore them."
+        )
     check_same_grid(case.grid, volume, (f"The target of {case.name}", str(path)))
     return torch.from_numpy(volume.data) * (1.0 if case.suv_factor is None else case.suv_factor)
 

@@ -7,7 +7,7 @@ outside it before SSIM.
 Sources: github.com/SynthRAD2023/metrics, functions/image_metrics.py at fe7e385; arXiv 2403.08447;
 github.com/SynthRAD2025/metrics, functions/image_metrics.py at 0beef65.
 
-Axes: a volume (D, H, W).
+Axes: a volume (D, H, W). :func:`ppdm.metrics.pair.checked` describes the errors.
 """
 
 import torch

@@ -71,16 +71,24 @@ def checked(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> S
 
 
 def single(name: str, *volumes: Tensor | None) -> None:
-    """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only."""
+    """Check that all arguments are single volumes (D, H, W) of one shape, for metrics of one subject only.
+
+    Raises:
+        MetricError: an argument is not a tensor, or is of another shape.
+    """
     given = [x for x in volumes if x is not None]
     if any(not isinstance(x, Tensor) or x.ndim != 3 or x.shape != given[0].shape for x in given):
-        mend = "" if all(isinstance(x, Tensor) for x in given) else f" {AS_TENSOR}."
+        remedy = "" if all(isinstance(x, Tensor) for x in given) else f"; {AS_TENSOR}"
         got = ", ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__ for x in given)
-        raise MetricError(f"{name} is of one subject: expected tensors (D, H, W), all of one shape, got {got}.{mend}")
+        raise MetricError(f"{name} takes one subject: expected tensors (D, H, W) of one shape, got {got}{remedy}.")
 
 
 def checked_range(data_range: float) -> float:
-    """Check that the span of the intensity scale is finite and positive; return it as a float."""
+    """Check that the span of the intensity scale is finite and positive; return it as a float.
+
+    Raises:
+        MetricError: it is not.
+    """
     if isinstance(data_range, bool) or not isinstance(data_range, int | float) or not 0 < data_range < math.inf:
         raise MetricError(
             f"data_range must be a positive number, got {data_range!r}: give the span of the task's intensity scale "
@@ -130,15 +138,15 @@ def _check_volumes(prediction: Tensor, target: Tensor) -> None:
 
 def _check_device(name: str, x: Tensor, target: Tensor) -> None:
     if x.device != target.device:
-        raise MetricError(f"{name} is on {x.device} and the target on {target.device}; bring both to one device.")
+        raise MetricError(f"{name} is on {x.device} and the target on {target.device}; move both to one device.")
 
 
 def _check_finite(name: str, x: Tensor) -> None:
     bad = sum(int((~sample[part].isfinite()).sum()) for sample in x for part in slabs(sample))
     if bad:
         raise MetricError(
-            f"{name} has {bad} of {x.numel()} voxels that are NaN or infinite; a score of the rest would hide that, so "
-            "mend the volume first."
+            f"{name} has {bad} of {x.numel()} voxels that are NaN or infinite; a score of the others would hide that, "
+            "so repair the volume first."
         )
 
 
@@ -152,5 +160,7 @@ def _checked_mask(mask: Tensor, target: Tensor) -> Tensor:
     inside = _as_batch(mask.detach() > 0)
     if empty := [n for n, sample in enumerate(inside) if not sample.any()]:
         where = f" in sample {empty[0]}" if target.ndim == 5 else ""
-        raise MetricError(f"mask has no voxel above 0{where}, so there is nothing to average; leave it out or mend it.")
+        raise MetricError(
+            f"mask has no voxel above 0{where}, so there is nothing to average; leave it out or repair it."
+        )
     return inside.expand(_as_batch(target).shape)

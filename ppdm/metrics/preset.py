@@ -66,7 +66,7 @@ class Preset:
 
 
 def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
-    """The project's own convention, with the metrics as defined in :mod:`ppdm.metrics`.
+    """Return the project's own convention, with the metrics as defined in :mod:`ppdm.metrics`.
 
     Args:
         data_range: span of the task's intensity scale, fixed.
@@ -98,7 +98,7 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
 
 
 def ct_preset() -> Preset:
-    """The project's own convention for CT: MAE, PSNR and SSIM of SynthRAD2023, and the sharpness of the project.
+    """Return the project's own convention for CT: MAE, PSNR and SSIM of SynthRAD2023, and the sharpness.
 
     Relative errors (NMAE, NRMSE) are left out: zero HU is water, so that a norm of HU has no meaning.
     """

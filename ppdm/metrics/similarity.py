@@ -14,9 +14,8 @@ from torch import Tensor
 from ppdm.metrics.pair import SLAB, MetricError, ScoredPair, checked, checked_range, wide
 
 SSIM_WINDOW = 11  # voxels along each axis, section III-C of the paper
-Map = Callable[
-    ["SlidingWindow", Sequence[float], Tensor, Tensor], Tensor
-]  # window, C1 and C2, prediction, target -> a map
+# window, C1 and C2, prediction, target -> a map
+Map = Callable[["SlidingWindow", Sequence[float], Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class SlidingWindow:
 
     Attributes:
         weights: the weights along each axis; their number is odd and they add up to 1.
-        sample: divide variances by n − 1 instead of n, where n is the number of voxels of the window.
+        sample: whether to divide variances by n − 1 instead of n, where n is the number of voxels of the window.
     """
 
     weights: tuple[float, ...]
@@ -33,9 +32,15 @@ class SlidingWindow:
 
     @classmethod
     def gaussian(cls, size: int = SSIM_WINDOW, sigma: float = 1.5) -> "SlidingWindow":
-        """Make the Gaussian window of section III-C of the paper."""
+        """Make the Gaussian window of section III-C of the paper.
+
+        Raises:
+            MetricError: size is not an odd integer from 3 up, or sigma is not positive.
+        """
         if type(size) is not int or size < 3 or size % 2 == 0 or not sigma > 0:
-            raise MetricError(f"SSIM's window is an odd integer from 3 and its sigma positive, got {size} and {sigma}.")
+            raise MetricError(
+                f"SSIM's window must be an odd integer from 3 up, and its sigma positive; got {size} and {sigma}."
+            )
         bell = [exp(-((k - size // 2) ** 2) / (2 * sigma**2)) for k in range(size)]
         return cls(tuple(w / sum(bell) for w in bell))
 
@@ -56,7 +61,7 @@ class SlidingWindow:
         return n / (n - 1) if self.sample else 1.0
 
     def mean(self, x: Tensor) -> Tensor:
-        """The weighted mean around every voxel of (C, D, H, W); each spatial axis becomes ``2·half`` voxels shorter.
+        """Return the weighted mean around every voxel of (C, D, H, W); each axis becomes ``2·half`` voxels shorter.
 
         It sums shifted volumes, because a convolution on CUDA may round to TF32. The rounding error of TF32 exceeds the
         variances to be computed.
@@ -104,7 +109,7 @@ def ssim(
     """
     span = checked_range(data_range)
     if not (k1 > 0 and k2 > 0):
-        raise MetricError(f"SSIM's constants must be positive, got k1 = {k1} and k2 = {k2}; the paper has .01 and .03.")
+        raise MetricError(f"SSIM's constants must be positive, got k1 {k1} and k2 {k2}; the paper has 0.01 and 0.03.")
     return similarity(checked(prediction, target, mask), span, SlidingWindow.gaussian(window, sigma), (k1, k2))
 
 
@@ -115,12 +120,16 @@ def similarity(
     k: tuple[float, float] = (0.01, 0.03),
     local: "Map | None" = None,
 ) -> Tensor:
-    """Mean structural similarity with any window, see :func:`ssim`, or the mean of another map."""
+    """Compute the mean structural similarity with any window, see :func:`ssim`, or the mean of another map.
+
+    Raises:
+        MetricError: a volume is smaller than the window, or the mask has no voxel where the window fits.
+    """
     size = len(window.weights)
     if min(pair.target.shape[2:]) < size:
         raise MetricError(
             f"SSIM's window of {size}×{size}×{size} voxels does not fit into {tuple(pair.target.shape[2:])}; "
-            "give larger volumes or a smaller window (and say so: it is another number then)."
+            "give larger volumes, or a smaller window and say so, because the value is then not comparable."
         )
     constants = [(each * span) ** 2 for each in k]
     chosen = local or _similarity_map
@@ -175,7 +184,7 @@ def _similarity_map(window: SlidingWindow, constants: Sequence[float], p: Tensor
 
 
 def weighted_map(weight: float) -> Map:
-    """The map ``L^w · C^w · S^w`` of luminance, contrast and structure (Wang 2003, eq. 7); negative factors count as 0.
+    """Return a function for the map ``L^w · C^w · S^w`` (Wang 2003, eq. 7); negative factors count as 0.
 
     With w = 1 it is SSIM where the covariance is not negative.
     """

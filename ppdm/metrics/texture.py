@@ -135,7 +135,7 @@ def _check_size(r: tuple[int, ...], size: tuple[int, ...]) -> None:
 
 
 def _quotients(prediction: Tensor, target: Tensor, axis: int, r: int) -> Tensor:
-    """The power at each harmonic divided by the power near it, along an axis of a sample (C, D, H, W); (r//2,)."""
+    """Return the power at each harmonic divided by the power near it, along an axis of (C, D, H, W); (r//2,)."""
     cells = target.shape[axis] // r  # also the number of bins from one harmonic to the next
     power = _spectrum(prediction, target, axis, cells * r)
     floor = (FLOOR * power.mean()).clamp_min(torch.finfo(power.dtype).tiny)
@@ -151,7 +151,7 @@ def _spectrum(prediction: Tensor, target: Tensor, axis: int, n: int) -> Tensor:
     """Mean power spectrum of the first n voxels of the error's lines along an axis: (n//2 + 1,)."""
     window = torch.hann_window(n, dtype=torch.float32, device=target.device)
     power = wide(window.new_zeros(n // 2 + 1))
-    for part in slabs(target, dim=_another(axis)):
+    for part in slabs(target, dim=_other_axis(axis)):
         error = prediction[part].float() - target[part].float()
         spectra = torch.fft.rfft(error.movedim(axis, -1)[..., :n] * window)
         power += wide(spectra.abs()).square().sum(dim=(0, 1, 2))
@@ -177,16 +177,16 @@ def _border_level(name: str, x: Tensor, mask: Tensor | None, r: tuple[int, ...])
 
 
 def _gradient_energy(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Sum of squared differences in a sample (C, D, H, W)."""
+    """Return the sum of squared differences in a sample (C, D, H, W)."""
     return torch.stack([_differences(x, mask, axis)[0].sum() for axis in (1, 2, 3)]).sum()
 
 
 def _differences(x: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
-    """Sum and number of the squared differences at each of the n − 1 places along an axis of (C, D, H, W)."""
+    """Return sum and number of the squared differences at each of the n − 1 places along an axis of (C, D, H, W)."""
     places = x.shape[axis] - 1
     energy, number = (wide(x.new_zeros(places)) for _ in range(2))
     others = [k for k in range(4) if k != axis]
-    for part in slabs(x, dim=_another(axis)):
+    for part in slabs(x, dim=_other_axis(axis)):
         squares = wide(x[part]).diff(dim=axis).square_()
         if mask is None:
             number += squares.numel() // max(places, 1)
@@ -198,6 +198,6 @@ def _differences(x: Tensor, mask: Tensor | None, axis: int) -> tuple[Tensor, Ten
     return energy, number
 
 
-def _another(axis: int) -> int:
-    """Return another axis, along which slabs can be cut without cutting the lines along the given axis."""
+def _other_axis(axis: int) -> int:
+    """Return an axis along which slabs can be cut without cutting the lines along the given axis."""
     return 2 if axis == 1 else 1

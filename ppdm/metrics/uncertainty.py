@@ -1,4 +1,4 @@
-"""Whether an estimate of uncertainty tells where a prediction is wrong.
+"""A metric of uncertainty: whether an estimate of it is large where a prediction is wrong.
 
 Axes: a volume (D, H, W).
 """

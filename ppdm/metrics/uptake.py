@@ -45,7 +45,7 @@ def suv_bias(prediction: Tensor, target: Tensor, labels: Tensor) -> dict[int, Up
     inside = labels > 0
     numbers, region = labels[inside].unique(return_inverse=True)
     if not len(numbers):
-        raise MetricError("labels have no region: no voxel is above 0; leave the subject out or mend its labels.")
+        raise MetricError("labels have no region: no voxel is above 0; leave the subject out or repair its labels.")
     p_max, p_mean = _maximum_and_mean(pair.prediction[0, 0][inside], region, len(numbers))
     g_max, g_mean = _maximum_and_mean(pair.target[0, 0][inside], region, len(numbers))
     if (bad := (g_max <= 0) | (g_mean <= 0)).any():
@@ -65,6 +65,9 @@ def connected_regions(mask: Tensor) -> Tensor:
 
     Returns:
         (D, H, W) int64: 0 outside; components numbered from 1 in the order of their first voxels.
+
+    Raises:
+        MetricError: the mask is not a tensor (D, H, W).
     """
     single("connected_regions", mask)
     labels, _ = ndimage.label((mask > 0).cpu().numpy(), np.ones((3, 3, 3)))
@@ -81,5 +84,7 @@ def _maximum_and_mean(values: Tensor, region: Tensor, regions: int) -> tuple[Ten
 def _whole(labels: Tensor) -> Tensor:
     whole = labels.to(torch.int64)
     if not torch.equal(whole.to(labels.dtype), labels) or int(whole.min()) < 0:
-        raise MetricError("labels must be whole numbers, 0 outside and positive in the regions; got others.")
+        raise MetricError(
+            "labels must be whole numbers, 0 outside and positive in the regions; got negative numbers or fractions."
+        )
     return whole

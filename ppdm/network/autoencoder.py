@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ppdm.network.layers import Parts, without_autocast
+from ppdm.network.layers import LayerFactory, without_autocast
 from ppdm.network.options import MOST_CHANNELS, UNetOptions
 from ppdm.representation import Codec, LearnedCodec
 
@@ -40,7 +40,7 @@ class Autoencoder:
         share: fraction of the training steps or time for the autoencoder; the rest is for the diffusion model.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value is out of range.
     """
 
     width: int = 32
@@ -55,7 +55,10 @@ class Autoencoder:
     def __post_init__(self) -> None:
         self._options(UNetOptions())
         if len(self.attention) > len(self.multipliers):
-            raise ValueError(f"attention has {len(self.attention)} levels, multipliers {len(self.multipliers)}")
+            raise ValueError(
+                f"attention has {len(self.attention)} levels and multipliers {len(self.multipliers)}; give at most one "
+                "attention value per level"
+            )
         if type(self.latent_channels) is not int or not 1 <= self.latent_channels <= MOST_CHANNELS:
             raise ValueError(
                 f"latent_channels must be a positive integer up to {MOST_CHANNELS}, got {self.latent_channels!r}"
@@ -63,7 +66,7 @@ class Autoencoder:
         if not 0 <= self.kl < math.inf:
             raise ValueError(f"the weight of the KL term must not be negative, got {self.kl}")
         if not 0 < self.share < 1:
-            raise ValueError(f"the autoencoder takes a share in (0, 1) of a training, got {self.share}")
+            raise ValueError(f"share must be a fraction of the training in (0, 1), got {self.share}")
 
     is_learned: ClassVar[bool] = True
 
@@ -84,7 +87,7 @@ class Autoencoder:
 
     def codec(self, learned: LearnedCodec | None) -> Codec:
         if learned is None:
-            raise ValueError("an autoencoder encodes with weights; none were given")
+            raise ValueError("an autoencoder needs trained weights, got none; pass the result of build()")
         return learned
 
     def _options(self, network: UNetOptions) -> UNetOptions:
@@ -105,24 +108,24 @@ class AutoencoderKL(LearnedCodec):
 
     Args:
         channels: number of channels of the volumes.
-        how: sizes of the network and weight of the KL term.
+        representation: sizes of the network and weight of the KL term.
         options: options of its layers.
 
     Attributes:
         deviation: standard deviation of the latents of the training targets; :meth:`encode` divides by it. It is 1
-            until :meth:`settle` is called.
+            until :meth:`calibrate` is called.
     """
 
     deviation: Tensor
 
-    def __init__(self, channels: int, how: Autoencoder, options: UNetOptions) -> None:
+    def __init__(self, channels: int, representation: Autoencoder, options: UNetOptions) -> None:
         super().__init__()
-        self.how = how
-        make = Parts(3, options, timed=False)
-        self.encoder = _encoder(make, channels, how.latent_channels)
-        self.moments = make.convolution(how.latent_channels, 2 * how.latent_channels, kernel=1)
-        self.opening = make.convolution(how.latent_channels, how.latent_channels, kernel=1)
-        self.decoder = _decoder(make, how.latent_channels, channels)
+        self.representation, latent_channels = representation, representation.latent_channels
+        make = LayerFactory(3, options, timed=False)
+        self.encoder = _encoder(make, channels, latent_channels)
+        self.moments = make.convolution(latent_channels, 2 * latent_channels, kernel=1)
+        self.opening = make.convolution(latent_channels, latent_channels, kernel=1)
+        self.decoder = _decoder(make, latent_channels, channels)
         self.register_buffer("deviation", torch.ones(()))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -141,10 +144,10 @@ class AutoencoderKL(LearnedCodec):
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         reconstruction = self._decoded(mean + (log_variance / 2).exp() * noise)
         divergence = (mean.square() + log_variance.exp() - log_variance - 1).flatten(1).sum(1) / 2
-        return (reconstruction - x).abs().flatten(1).mean(1) + self.how.kl * divergence
+        return (reconstruction - x).abs().flatten(1).mean(1) + self.representation.kl * divergence
 
     @torch.no_grad()
-    def settle(self, volumes: Iterable[Tensor]) -> None:
+    def calibrate(self, volumes: Iterable[Tensor]) -> None:
         """Measure the standard deviation of the latents of the given targets.
 
         Raises:
@@ -158,7 +161,7 @@ class AutoencoderKL(LearnedCodec):
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the log-variance of q(z|x)."""
-        cell = self.how.cell
+        cell = self.representation.cell
         if any(s % r for s, r in zip(x.shape[2:], cell, strict=True)):
             raise ValueError(f"sizes {tuple(x.shape[2:])} must be multiples of {cell}; pad with pad_to_multiple")
         with without_autocast(x.device.type):
@@ -171,7 +174,7 @@ class AutoencoderKL(LearnedCodec):
         return volume
 
 
-def _encoder(make: Parts, c_in: int, c_out: int) -> nn.Sequential:
+def _encoder(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
     widths, attention = _levels(make)
     parts: list[nn.Module] = [make.convolution(c_in, widths[0])]
     channels = widths[0]
@@ -184,7 +187,7 @@ def _encoder(make: Parts, c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(*parts, *_middle(make, channels), make.normalised_convolution(channels, c_out))
 
 
-def _decoder(make: Parts, c_in: int, c_out: int) -> nn.Sequential:
+def _decoder(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
     widths, attention = _levels(make)
     channels = widths[-1]
     parts: list[nn.Module] = [make.convolution(c_in, channels), *_middle(make, channels)]
@@ -197,10 +200,10 @@ def _decoder(make: Parts, c_in: int, c_out: int) -> nn.Sequential:
     return nn.Sequential(*parts, make.normalised_convolution(channels, c_out))
 
 
-def _levels(make: Parts) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+def _levels(make: LayerFactory) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     widths = make.options.channels
     return widths, make.options.attention or (False,) * len(widths)
 
 
-def _middle(make: Parts, channels: int) -> list[nn.Module]:
+def _middle(make: LayerFactory, channels: int) -> list[nn.Module]:
     return [make.block(channels, channels, any(make.options.attention)), make.block(channels, channels, False)]

@@ -6,7 +6,7 @@ Axes: volumes (N, C, D, H, W); logits (N, 1, D/16, H/16, W/16), rounded up.
 import torch
 from torch import Tensor, nn
 
-from ppdm.network.layers import Parts, without_autocast
+from ppdm.network.layers import LayerFactory, without_autocast
 from ppdm.network.options import UNetOptions
 
 
@@ -25,7 +25,7 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, in_channels: int, options: UNetOptions) -> None:
         super().__init__()
-        make = Parts(3, options, timed=False)
+        make = LayerFactory(3, options, timed=False)
         self.dtype = make.dtype
         layers: list[nn.Module] = []
         channels = in_channels
@@ -35,7 +35,7 @@ class PatchDiscriminator(nn.Module):
                 layers.append(make.norm(width))
             layers.append(nn.LeakyReLU(0.2, inplace=True))
             channels = width
-        # Its name is that of all weights, in a run's checkpoints and in the timeline of memory.
+        # The attribute's name is the prefix of all weights in a run's checkpoints and in memory timelines.
         self.discriminator = nn.Sequential(*layers, make.convolution(channels, 1))
 
     def forward(self, *volumes: Tensor) -> Tensor:

@@ -15,10 +15,16 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ppdm.network.normalisation import Normalisation, add_to_channels, innermost, normalise, normalise_backward
+from ppdm.network.normalisation import (
+    Normalisation,
+    add_to_channels,
+    channels_last_format,
+    normalise,
+    normalise_backward,
+)
 from ppdm.network.options import PRECISIONS, UNetOptions
 from ppdm.network.slabs import SlabbedConvolution, slabs_for
-from ppdm.network.small import SmallConvolution, convolve, convolve_backward, is_small
+from ppdm.network.small_convolution import SmallConvolution, convolve, convolve_backward, is_small
 
 aten = torch.ops.aten
 
@@ -85,14 +91,15 @@ class Convolution(nn.Module):
         return self.convolve(seen, weight, bias, self.stride, self.padding).to(self.dtype)
 
     def layout_of(self, x: Tensor, dtype: torch.dtype) -> torch.memory_format:
-        """Return the layout of the convolution's input: oneDNN would rearrange other inputs in bf16 in every call.
+        """Return the layout of the convolution's input.
 
-        A compiled network has the usual layout there, also with ``channels_last``: with the channels innermost, the
+        In bf16 on the CPU it is channels last, because oneDNN would rearrange other inputs in every call. Only a
+        compiled network has contiguous tensors there, even with the option ``channels_last``: with channels last, the
         gradients below an upsampling were zero (torch 2.13).
         """
         if x.device.type != "cpu" or dtype is not torch.bfloat16:
             return self.layout
-        return torch.contiguous_format if torch.compiler.is_compiling() else innermost(x.ndim)
+        return torch.contiguous_format if torch.compiler.is_compiling() else channels_last_format(x.ndim)
 
     def parameters_in(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the weight and the bias in the given dtype."""
@@ -105,8 +112,8 @@ class Convolution(nn.Module):
 
     def in_slabs(self, x: Tensor, slabs: int, *activated: Any) -> Tensor:
         """Convolve by :class:`SlabbedConvolution`; ``activated`` is a norm's scale, shift and (groups, eps)."""
-        how = *(activated or (None, None, None)), self.stride, self.dtype, self.layout, slabs
-        out: Tensor = SlabbedConvolution.apply(x, self.weight, self.bias, *how)
+        settings = *(activated or (None, None, None)), self.stride, self.dtype, self.layout, slabs
+        out: Tensor = SlabbedConvolution.apply(x, self.weight, self.bias, *settings)
         return out
 
     def arithmetic(self, x: Tensor) -> torch.dtype:
@@ -127,17 +134,17 @@ class NormalisedConvolution(nn.Module):
 
     def forward(self, x: Tensor, *modulation: Tensor) -> Tensor:
         """Apply all steps to x (N, C, *spatial); the modulation, if given, is a scale and a shift (N, C, 1, …)."""
-        slabs = self.convolution.slabs_of(x) if self.resize is same else 1
+        slabs = self.convolution.slabs_of(x) if self.resize is no_resize else 1
         if slabs > 1 and (self.recompute or not torch.is_grad_enabled()):
             return self._in_slabs(slabs, x, *modulation)
         if not (self.recompute and torch.is_grad_enabled()):
             return self._apply_all(x, *modulation)
-        if modulation or self.resize is not same or self.convolution.layout is not torch.preserve_format:
+        if modulation or self.resize is not no_resize or self.convolution.layout is not torch.preserve_format:
             return recomputed(self._apply_all, x, *modulation)
         dtype = self.convolution.arithmetic(x)
         parameters = (*self.norm.parameters_in(x.dtype), *self.convolution.parameters_in(dtype))
-        how = (self.norm.num_groups, self.norm.eps, self.convolution.stride, self.convolution.padding)
-        out: Tensor = _RecomputedConvolution.apply(x, *parameters, *how)
+        settings = (self.norm.num_groups, self.norm.eps, self.convolution.stride, self.convolution.padding)
+        out: Tensor = _RecomputedConvolution.apply(x, *parameters, *settings)
         return out.to(self.convolution.dtype)
 
     def _in_slabs(self, slabs: int, x: Tensor, *modulation: Tensor) -> Tensor:
@@ -205,19 +212,25 @@ class ResidualBlock(nn.Module):
     """Residual block with an optional time input between its convolutions and optional self-attention at the end."""
 
     def __init__(
-        self, make: "Parts", c_in: int, c_out: int, attend: bool, joins: bool, resize: "Resize | None" = None
+        self,
+        make: "LayerFactory",
+        c_in: int,
+        c_out: int,
+        attend: bool,
+        takes_skip: bool,
+        resize: "Resize | None" = None,
     ) -> None:
         super().__init__()
-        self.joins = joins  # whether the input includes a skip connection
-        self.resize = resize or same
+        self.takes_skip = takes_skip  # whether the input includes a skip connection
+        self.resize = resize or no_resize
         self.first = make.normalised_convolution(c_in, c_out, self.resize)
         self.adaptive = make.options.adaptive
         self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out) if make.timed else None
         self.second = make.normalised_convolution(c_out, c_out)
         self.shortcut = nn.Identity() if c_in == c_out else make.convolution(c_in, c_out, kernel=1)
         self.attention = make.attention(c_out) if attend else None
-        # UNet._risen recomputes a block with a skip connection, together with the layers before it.
-        self.recompute = make.options.recomputes_blocks and not joins
+        # The U-Net itself recomputes a block with a skip connection, together with the layers before it.
+        self.recompute = make.options.recomputes_blocks and not takes_skip
 
     def forward(self, x: Tensor, *embedding: Tensor) -> Tensor:
         """Apply the block to x (N, C, *spatial); embedding (N, 4w) is the embedded time, if the block is timed."""
@@ -290,7 +303,7 @@ class Upsample(nn.Module):
 Resize = Callable[[Tensor], Tensor]
 
 
-def same(x: Tensor) -> Tensor:
+def no_resize(x: Tensor) -> Tensor:
     """Return x unchanged."""
     return x
 
@@ -331,7 +344,7 @@ def recomputed_if(wanted: bool, function: Callable[..., Tensor], *inputs: Tensor
     return recomputed(function, *inputs) if wanted and torch.is_grad_enabled() else function(*inputs)
 
 
-class Parts:
+class LayerFactory:
     """Factory of a network's layers: passes each layer only the options that it uses.
 
     Args:
@@ -348,7 +361,7 @@ class Parts:
         """Memory layout of the convolutions' inputs and weights."""
         if not self.options.channels_last:
             return torch.preserve_format
-        return innermost(self.dims + 2)
+        return channels_last_format(self.dims + 2)
 
     def convolution(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> Convolution:
         # No slabs in training without checkpointing, which favours speed over memory. No slabs in a compiled network:
@@ -362,21 +375,21 @@ class Parts:
         groups = max((g for g in range(1, min(common, channels // 2) + 1) if common % g == 0), default=1)
         return Normalisation(groups, channels)
 
-    def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = same) -> NormalisedConvolution:
+    def normalised_convolution(self, c_in: int, c_out: int, resize: Resize = no_resize) -> NormalisedConvolution:
         recompute = self.options.recomputes_norms
         return NormalisedConvolution(self.norm(c_in), self.convolution(c_in, c_out), recompute, resize)
 
-    def block(self, c_in: int, c_out: int, attend: bool, joins: bool = False) -> ResidualBlock:
-        return ResidualBlock(self, c_in, c_out, attend, joins)
+    def block(self, c_in: int, c_out: int, attend: bool, takes_skip: bool = False) -> ResidualBlock:
+        return ResidualBlock(self, c_in, c_out, attend, takes_skip)
 
     def downsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
-            return ResidualBlock(self, channels, channels, attend=False, joins=False, resize=halved)
+            return ResidualBlock(self, channels, channels, attend=False, takes_skip=False, resize=halved)
         return Downsample(self.convolution(channels, channels, stride=2))
 
     def upsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
-            return ResidualBlock(self, channels, channels, attend=False, joins=False, resize=doubled)
+            return ResidualBlock(self, channels, channels, attend=False, takes_skip=False, resize=doubled)
         return Upsample(self.convolution(channels, channels), self.options.checkpointing != "none")
 
     def attention(self, channels: int) -> Attention:

@@ -1,7 +1,8 @@
-"""Group normalisation, also fast where the channels are innermost in memory, as oneDNN wants them for bf16 on the CPU.
+"""Group normalisation that is also fast for channels-last tensors on the CPU, which oneDNN needs for bf16.
 
-PyTorch's backward pass for that layout on the CPU takes 15 to 50 times as long as for the usual one, so it is written
-here with sums and products. Axes: N batch, C channels, then the spatial axes.
+In a channels-last tensor, the channels are innermost in memory. PyTorch's backward pass for that layout on the CPU
+takes 15 to 50 times as long as for contiguous tensors, so it is written here with sums and products. Axes: N batch, C
+channels, then the spatial axes.
 """
 
 from typing import Any
@@ -12,13 +13,13 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Normalisation", "add_to_channels", "innermost", "normalise", "normalise_backward"]
+__all__ = ["Normalisation", "add_to_channels", "channels_last_format", "normalise", "normalise_backward"]
 
 aten = torch.ops.aten
 
 
-def innermost(ndim: int) -> torch.memory_format:
-    """Return the layout of a tensor (N, C, *spatial) with its channels innermost in memory."""
+def channels_last_format(ndim: int) -> torch.memory_format:
+    """Return PyTorch's channels-last format for tensors (N, C, *spatial) with this number of axes, 4 or 5."""
     return torch.channels_last if ndim == 4 else torch.channels_last_3d
 
 
@@ -30,8 +31,8 @@ class Normalisation(nn.GroupNorm):
         if x.is_cuda:
             x = x.contiguous()  # CUDA's kernel needs this layout and would make a hidden copy
         scale, shift = self.parameters_in(x.dtype)
-        if _is_innermost(x) and torch.is_grad_enabled():
-            out: Tensor = _Innermost.apply(x, scale, shift, self.num_groups, self.eps)
+        if _is_channels_last(x) and torch.is_grad_enabled():
+            out: Tensor = _ChannelsLastNormalisation.apply(x, scale, shift, self.num_groups, self.eps)
             return out
         return F.group_norm(x, self.num_groups, scale, shift, self.eps)
 
@@ -40,8 +41,8 @@ class Normalisation(nn.GroupNorm):
         return self.weight.to(dtype), self.bias.to(dtype)
 
 
-class _Innermost(Function):
-    """Group normalisation of a tensor with its channels innermost."""
+class _ChannelsLastNormalisation(Function):
+    """Group normalisation of a channels-last tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> Tensor:
@@ -59,7 +60,7 @@ class _Innermost(Function):
 
 def normalise(x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the normalised x, and the mean and the reciprocal standard deviation (N, groups) of each group."""
-    x = x if _is_innermost(x) else x.contiguous()
+    x = x if _is_channels_last(x) else x.contiguous()
     return torch.native_group_norm(x, scale, shift, *_sizes(x), groups, eps)
 
 
@@ -67,7 +68,7 @@ def normalise_backward(
     gradient: Tensor, x: Tensor, mean: Tensor, deviation: Tensor, scale: Tensor, groups: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, scale and shift from that of the result of :func:`normalise`."""
-    if not _is_innermost(x):
+    if not _is_channels_last(x):
         wanted = [True, True, True]
         return aten.native_group_norm_backward(
             gradient, x.contiguous(), mean, deviation, scale, *_sizes(x), groups, wanted
@@ -80,16 +81,16 @@ def normalise_backward(
         return _in_rows(values.to(x.dtype).reshape(n, channels, *[1] * (x.ndim - 2)), x.shape[-1])
 
     def sum_of_channels(rows: Tensor) -> Tensor:
-        # (N, C) in two steps: PyTorch converts all rows if a sum over all axes is to be more exact than they are.
+        # (N, C) in two steps: for one sum in a wider dtype, PyTorch would first convert all rows to it.
         return rows.flatten(1, -2).sum(1).reshape(n, -1, channels).sum(1, dtype=exact)
 
     def mean_of_group(sums: Tensor) -> Tensor:
         means = (sums * scale).reshape(n, groups, -1).sum(2) / (voxels * channels // groups)
         return means.repeat_interleave(channels // groups, dim=1)
 
-    # Without the mean, rounded, x loses no digits to a mean that is much larger than the deviation.
+    # x minus the rounded mean keeps its precision, even if the mean is much larger than the deviation.
     rounded = mean.to(x.dtype)
-    rows = _in_rows(gradient.contiguous(memory_format=innermost(x.ndim)))
+    rows = _in_rows(gradient.contiguous(memory_format=channels_last_format(x.ndim)))
     centred = _in_rows(x) - rows_of_channels(rounded)
     of_shift, rest = sum_of_channels(rows), mean - rounded
     of_scale = (sum_of_channels(centred * rows) - rest * of_shift) * deviation
@@ -105,26 +106,27 @@ def normalise_backward(
 
 def add_to_channels(x: Tensor, values: Tensor) -> None:
     """Add values (N, C, 1, …) to x in place."""
-    if _is_innermost(x):
+    if _is_channels_last(x):
         x, values = _in_rows(x), _in_rows(values, x.shape[-1])
     x += values
 
 
 def _in_rows(x: Tensor, repeats: int = 1) -> Tensor:
-    """View x (N, C, …, W), its channels innermost, as (N, …, W·C), or repeat its channels (N, C, 1, …).
+    """View a channels-last x (N, C, …, W) as (N, …, W·C), or repeat its channels (N, C, 1, …).
 
-    PyTorch's elementwise kernels are slow where one value for each channel meets fewer channels than a vector holds.
+    PyTorch's elementwise kernels are slow at broadcasting one value per channel if a vector register holds more values
+    than there are channels.
     """
     last = x.movedim(1, -1)
     return last.repeat(*[1] * (x.ndim - 2), repeats, 1).flatten(-2) if repeats > 1 else last.flatten(-2)
 
 
-def _is_innermost(x: Tensor) -> bool:
-    """Whether x lies on the CPU with its channels innermost in memory."""
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether x is a channels-last tensor on the CPU, and not also contiguous."""
     is_cpu = x.device.type == "cpu" and x.ndim in (4, 5)
-    return is_cpu and not x.is_contiguous() and x.is_contiguous(memory_format=innermost(x.ndim))
+    return is_cpu and not x.is_contiguous() and x.is_contiguous(memory_format=channels_last_format(x.ndim))
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Number of samples, channels and voxels."""
+    """Return the numbers of samples, channels and voxels."""
     return x.shape[0], x.shape[1], x.shape[2:].numel()

@@ -46,10 +46,10 @@ class UNetOptions:
             block, so that only one convolution's input is in memory at a time). Unless it is ``none``, a GPU computes
             large convolutions in slabs (``ppdm/network/slabs.py``). Without gradients it always does so.
         channels_last: whether convolutions receive their tensors with the channels innermost in memory. The tensor
-            cores of a GPU need this layout in half precision. Group normalisation returns the channels outermost, so
-            each convolution needs a copy: a copy of one slab if it is computed in slabs (``ppdm/network/slabs.py``),
-            else a copy of the whole tensor, which is kept for the backward pass. On the CPU, bf16 has this
-            layout in any case, unless it is compiled (``ppdm/network/normalisation.py``).
+            cores of a GPU need this layout in half precision. Group normalisation returns contiguous tensors, so each
+            convolution needs a copy: a copy of one slab if it is computed in slabs (``ppdm/network/slabs.py``), else a
+            copy of the whole tensor, which is kept for the backward pass. On the CPU, bf16 always has this layout,
+            unless the network is compiled (``ppdm/network/normalisation.py``).
         compile: whether to compile the network at its first call (``torch.compile``), once for each input shape. A
             compiled network does not use slabs.
 
@@ -71,7 +71,7 @@ class UNetOptions:
     checkpointing: str = "none"
     channels_last: bool = later(False)
     compile: bool = later(False)
-    written_without_type: ClassVar[bool] = True  # files from before there were other networks name no type
+    written_without_type: ClassVar[bool] = True  # files older than other kinds of networks name no type
 
     def __post_init__(self) -> None:
         for name in ("width", "residual_blocks", "head_channels", "norm_groups"):
@@ -83,18 +83,18 @@ class UNetOptions:
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         m, a = self.multipliers, self.attention
         if not isinstance(m, tuple) or not m or not all(type(k) is int and k > 0 for k in m):
-            raise ValueError(f"multipliers must be a tuple of positive integers, one a level, got {m!r}")
+            raise ValueError(f"multipliers must be a tuple of positive integers, one per level, got {m!r}")
         if len(m) > MOST_LEVELS or max(self.channels) > MOST_CHANNELS:
             raise ValueError(
-                f"a network has up to {MOST_LEVELS} levels of up to {MOST_CHANNELS} channels, got {len(m)} levels, "
-                f"of width {self.width} times up to {max(m)}"
+                f"a network has at most {MOST_LEVELS} levels of at most {MOST_CHANNELS} channels, got {len(m)} levels "
+                f"of up to {max(self.channels)} channels (width {self.width} times {max(m)})"
             )
         if not isinstance(a, tuple) or not all(type(k) is bool for k in a):
-            raise ValueError(f"attention must be a tuple of True and False, one a level, got {a!r}")
+            raise ValueError(f"attention must be a tuple of True and False, one per level, got {a!r}")
         if a and len(a) not in (len(m), len(m) + 1):
             raise ValueError(
-                f"attention has {len(a)} levels, multipliers {len(m)}; give one each, and one more for the middle if "
-                "it differs"
+                f"attention has {len(a)} levels and multipliers {len(m)}; give one value per level, and one more for "
+                "the middle if it differs"
             )
         for name, allowed in (
             ("skips", SKIPS),

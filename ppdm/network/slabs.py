@@ -19,17 +19,19 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from ppdm.network.small_convolution import aten_settings
+
 aten = torch.ops.aten
 
 # Maximum number of slabs, and minimum bytes of input and output in a slab: smaller slabs would leave a GPU idle.
-MOST, LEAST = 4, 1 << 24
+MOST_SLABS, LEAST_BYTES = 4, 1 << 24
 
 
 class Slab(NamedTuple):
-    """Output rows, the input rows that they depend on, and the numbers of zero rows before and after those."""
+    """Output rows, the input rows that they depend on, and the numbers of rows of zero padding before and after."""
 
-    made: slice
-    seen: slice
+    outputs: slice
+    inputs: slice
     before: int
     after: int
 
@@ -60,18 +62,18 @@ def slabs_for(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype) -> int
     if not x.is_cuda or x.ndim < 5:
         return 1
     size = dtype.itemsize * (x.numel() + prod(output_shape(x, weight, stride)))
-    return min(max(size // LEAST, 1), MOST)
+    return min(max(size // LEAST_BYTES, 1), MOST_SLABS)
 
 
-class Plain:
-    """No operation before the convolution."""
+class NoOperation:
+    """No operation before the convolution; its subclass is an operation that runs slab by slab with it."""
 
     def __call__(self, part: Tensor) -> Tensor:
         """Return the convolution's input for a slab of x."""
         return part
 
-    def through(self, slope: Tensor, part: Tensor) -> Tensor:
-        """Backpropagate the gradient of a slab's convolution input to the sum for x; may work in place."""
+    def backward(self, slope: Tensor, part: Tensor) -> Tensor:
+        """Turn the gradient of a slab's convolution input into its share of the sum for x; may work in place."""
         return slope
 
     def finish(self, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -79,7 +81,7 @@ class Plain:
         return None, None
 
 
-class Activation(Plain):
+class NormAndActivation(NoOperation):
     """``silu(norm(x))`` before the convolution, with group statistics of the whole x in the dtype of the scale.
 
     Args:
@@ -90,7 +92,7 @@ class Activation(Plain):
 
     def __init__(self, x: Tensor, scale: Tensor, shift: Tensor, groups: int, eps: float) -> None:
         # Each group is within one portion, so that the cast copy is only as large as a slab.
-        portions = x.reshape(x.shape[0], groups, -1).chunk(MOST, dim=1)
+        portions = x.reshape(x.shape[0], groups, -1).chunk(MOST_SLABS, dim=1)
         found = [torch.var_mean(portion.to(scale.dtype), dim=2, correction=0) for portion in portions]
         variance, mean = (torch.cat(each, dim=1) for each in zip(*found, strict=True))
         self.x, self.scale, self.groups = x, scale, groups
@@ -104,7 +106,7 @@ class Activation(Plain):
     def __call__(self, part: Tensor) -> Tensor:
         return F.silu(self._normalised(part), inplace=True)
 
-    def through(self, slope: Tensor, part: Tensor) -> Tensor:
+    def backward(self, slope: Tensor, part: Tensor) -> Tensor:
         aten.silu_backward.grad_input(slope, self._normalised(part), grad_input=slope)
         space = tuple(range(2, part.ndim))
         self.of_shift += slope.sum(space, dtype=self.scale.dtype)
@@ -120,7 +122,7 @@ class Activation(Plain):
         a, b = (self._group_mean(self.scale * sums) for sums in (self.of_shift, of_scale))
         by_x = -b * self.deviation.square()
         by_x, rest = (_by_voxel(v, slope) for v in (by_x, -by_x * self.mean - a * self.deviation))
-        for portion, part in zip(slope.chunk(MOST, dim=2), self.x.chunk(MOST, dim=2), strict=True):
+        for portion, part in zip(slope.chunk(MOST_SLABS, dim=2), self.x.chunk(MOST_SLABS, dim=2), strict=True):
             torch.addcmul(torch.addcmul(rest, part, by_x), portion, self.slope, out=portion)
         return of_scale, self.of_shift
 
@@ -160,14 +162,14 @@ class SlabbedConvolution(Function):
         slabs: int,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, scale, shift)
-        ctx.how = norm, stride, dtype, layout, slabs
-        before = Plain() if scale is None or shift is None else Activation(x, scale, shift, *norm)
-        cast, offset, how = weight.to(dtype), bias.to(dtype), _geometry(weight, stride)
+        ctx.settings = norm, stride, dtype, layout, slabs
+        before = NoOperation() if scale is None or shift is None else NormAndActivation(x, scale, shift, *norm)
+        cast, offset, settings = weight.to(dtype), bias.to(dtype), _settings(weight, stride)
         out = x.new_empty(output_shape(x, weight, stride), dtype=dtype)
         for slab in cut(x.shape[2], weight.shape[2], stride, slabs):
             # No local variables, so that a slab is freed before the next one is computed.
-            out[:, :, slab.made] = torch.convolution(
-                _laid_out(before(x[:, :, slab.seen]), slab, dtype, layout), cast, offset, *how
+            out[:, :, slab.outputs] = torch.convolution(
+                _laid_out(before(x[:, :, slab.inputs]), slab, dtype, layout), cast, offset, *settings
             )
         return out
 
@@ -175,27 +177,27 @@ class SlabbedConvolution(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale, shift = ctx.saved_tensors
-        norm, stride, dtype, layout, slabs = ctx.how
-        before = Plain() if scale is None else Activation(x, scale, shift, *norm)
+        norm, stride, dtype, layout, slabs = ctx.settings
+        before = NoOperation() if scale is None else NormAndActivation(x, scale, shift, *norm)
         needed = scale is not None or ctx.needs_input_grad[0]
         of_x = torch.zeros_like(x) if needed else None
         of_weight, of_bias = torch.zeros_like(weight), weight.new_zeros(len(weight))
-        cast, how = weight.to(dtype), _geometry(weight, stride)
+        cast, settings = weight.to(dtype), _settings(weight, stride)
         for slab in cut(x.shape[2], weight.shape[2], stride, slabs):
-            part = x[:, :, slab.seen]
+            part = x[:, :, slab.inputs]
             slope, *found = aten.convolution_backward(
-                gradient[:, :, slab.made],
+                gradient[:, :, slab.outputs],
                 _laid_out(before(part), slab, dtype, layout),
                 cast,
                 [len(weight)],
-                *how,
+                *settings,
                 [needed, True, True],
             )
             of_weight += found[0]
             of_bias += found[1]
             if of_x is not None:
                 slope = slope[:, :, slab.before : slope.shape[2] - slab.after].to(x.dtype)
-                of_x[:, :, slab.seen] += before.through(slope, part)
+                of_x[:, :, slab.inputs] += before.backward(slope, part)
             del slope
         return of_x, of_weight, of_bias, *(before.finish(of_x) if of_x is not None else (None, None)), *[None] * 5
 
@@ -212,8 +214,5 @@ def _laid_out(part: Tensor, slab: Slab, dtype: torch.dtype, layout: torch.memory
     return part.to(dtype, memory_format=layout)
 
 
-def _geometry(weight: Tensor, stride: int) -> tuple[Any, ...]:
-    """Stride, padding (none on the first axis), dilation, transposed, output padding and groups of a convolution."""
-    dims = weight.ndim - 2
-    padding = [0] + [weight.shape[2] // 2] * (dims - 1)
-    return [stride] * dims, padding, [1] * dims, False, [0] * dims, 1
+def _settings(weight: Tensor, stride: int) -> tuple[Any, ...]:
+    return aten_settings(weight.ndim - 2, stride, weight.shape[2] // 2, pads_first=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ppdm.network.layers import Parts, TimeEmbedding, recomputed, start_at_zero, without_autocast
+from ppdm.network.layers import LayerFactory, TimeEmbedding, recomputed, start_at_zero, without_autocast
 from ppdm.network.options import UNetOptions
 
 
@@ -35,7 +35,7 @@ class UNet(nn.Module):
             raise ValueError(f"a U-Net has 2 or 3 spatial dimensions, got {dims}")
         self.in_channels, self.dims, self.options = in_channels, dims, options or UNetOptions()
         o = self.options
-        make = Parts(dims, o)
+        make = LayerFactory(dims, o)
         attention = o.attention or (False,) * len(o.channels)
         levels = list(zip(o.channels, attention, strict=False))  # an extra entry is for the middle
 
@@ -62,7 +62,8 @@ class UNet(nn.Module):
                 skip = skips.pop()
                 # With additive skips, the block's output needs the channels of the next skip, not those of the level.
                 after = wanted if o.skips == "concat" else skips[-1] if skips else o.width
-                self.up.append(make.block(channels + skip if o.skips == "concat" else skip, after, attend, joins=True))
+                joined = channels + skip if o.skips == "concat" else skip
+                self.up.append(make.block(joined, after, attend, takes_skip=True))
                 channels = after
             if level:
                 self.up.append(make.upsampling(channels))
@@ -89,41 +90,40 @@ class UNet(nn.Module):
         embedding = self.time(t)  # (N, 4w)
         # (N, w, *spatial), from here on in the network's precision
         h = self.stem(torch.cat([x.to(self.stem.dtype) for x in seen], dim=1) if len(seen) > 1 else seen[0])
-        held = [h]
+        stack = [h]  # the skip connections and, on top, the current tensor
         for part in self.down:
             h = part(h, embedding)
-            held.append(h)
+            stack.append(h)
         for part in self.middle:
             h = part(h, embedding)
-        held.append(h)
-        rise: list[nn.Module] = []
+        stack.append(h)
+        group: list[nn.Module] = []  # the layers up to and including the block that takes the next skip connection
         for part in self.up:
-            rise.append(part)
-            if getattr(part, "joins", False):
-                h = self._risen(rise, held, embedding)
-                held.append(h)
-                rise = []
-        return self.head(held.pop()).float().contiguous()
+            group.append(part)
+            if getattr(part, "takes_skip", False):
+                h = self._apply_group(group, stack, embedding)
+                stack.append(h)
+                group = []
+        return self.head(stack.pop()).float().contiguous()
 
-    def _risen(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
-        """Apply the layers in ``rise`` to the last held tensor, up to and including the block that joins the next skip.
-
-        They are recomputed in the backward pass if the options ask for it.
-        """
+    def _apply_group(self, group: list[nn.Module], stack: list[Tensor], embedding: Tensor) -> Tensor:
+        """Apply a group of layers of the upward path; the backward pass recomputes it if the options ask for it."""
         if not (self.options.recomputes_blocks and torch.is_grad_enabled()):
-            return self._rise(rise, held, embedding)
-        h, skip = held.pop(), held.pop()
-        return recomputed(lambda skip, h, embedding: self._rise(rise, [skip, h], embedding), skip, h, embedding)
+            return self._apply_layers(group, stack, embedding)
+        h, skip = stack.pop(), stack.pop()
+        return recomputed(
+            lambda skip, h, embedding: self._apply_layers(group, [skip, h], embedding), skip, h, embedding
+        )
 
-    def _rise(self, rise: list[nn.Module], held: list[Tensor], embedding: Tensor) -> Tensor:
-        """Apply the layers in ``rise``; one expression pops and joins the tensors, so that no variable keeps them."""
-        *doubling, block = rise
+    def _apply_layers(self, group: list[nn.Module], stack: list[Tensor], embedding: Tensor) -> Tensor:
+        """Apply the layers in order; one expression pops and joins the tensors, so that no variable keeps them."""
+        *doubling, block = group
         for part in doubling:
-            held.append(part(held.pop(), embedding))
-        return block(self._joined(held), embedding)
+            stack.append(part(stack.pop(), embedding))
+        return block(self._pop_joined(stack), embedding)
 
-    def _joined(self, held: list[Tensor]) -> Tensor:
-        h, skip = held.pop(), held.pop()
+    def _pop_joined(self, stack: list[Tensor]) -> Tensor:
+        h, skip = stack.pop(), stack.pop()
         return torch.cat([h, skip], dim=1) if self.options.skips == "concat" else torch.lerp(h, skip, 0.5)
 
     def _check(self, seen: Sequence[Tensor]) -> None:

@@ -49,7 +49,7 @@ def make_set(
     jobs: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> list[Pair]:
-    """Generate those subjects of a recipe that a folder does not hold yet.
+    """Generate the subjects of a recipe that a folder does not hold yet.
 
     Args:
         recipe: description of the set.
@@ -87,7 +87,7 @@ def cached_set(
 
 
 def cache_folder() -> Path:
-    """Default folder of sets: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
+    """Return the default folder of sets: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppdm"
@@ -103,7 +103,7 @@ class CachedSet:
 
 
 def cached_sets() -> list[CachedSet]:
-    """All sets in the cache, sorted by name."""
+    """Return all sets in the cache, sorted by name."""
     folders = sorted(path.parent for path in cache_folder().glob(f"*/{RECIPE}"))
     return [
         CachedSet(
@@ -158,8 +158,8 @@ def _claim(folder: Path, recipe: Recipe) -> None:
                 f"{folder} holds another set ({_difference(found, origin)}); give another folder, or delete that one"
             )
         return
-    if strangers := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
-        raise GenerationError(f"{folder} is not empty (it holds {strangers[0]!r}) and is no set; give another folder")
+    if unknown := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
+        raise GenerationError(f"{folder} is not empty (it holds {unknown[0]!r}) and is no set; give another folder")
     write_together({path: (json.dumps(origin, indent=1) + "\n").encode()})
 
 
@@ -171,7 +171,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """Text on the first value in which two descriptions differ."""
+    """Return a phrase on the first value in which two descriptions differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in [*wanted, *found]:
             if found.get(name) != wanted.get(name):
@@ -180,7 +180,7 @@ def _difference(found: Any, wanted: Any, path: str = "") -> str:
 
 
 def _all_made(recipe: Recipe, who: list[tuple[str, int]], folder: Path, jobs: int | None) -> Iterator[None]:
-    """Generate subjects in parallel; yields once per finished subject."""
+    """Generate subjects in parallel; yield once per finished subject."""
     jobs = min(len(who), jobs or available_cores())
     if jobs <= 1:
         for split, index in who:

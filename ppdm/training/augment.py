@@ -32,15 +32,15 @@ class Flip:
     def __post_init__(self) -> None:
         letters = set(self.axes) if isinstance(self.axes, str) else set()
         if not letters or letters - set(_AXES) or len(letters) < len(self.axes):
-            raise ValueError(f"flips are along some of the axes d, h and w, each once, got {self.axes!r}")
+            raise ValueError(f"flips take some of the axes d, h and w, each at most once, got {self.axes!r}")
 
     def __call__(
         self, source: Tensor, target: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Apply the same flips to both volumes (N, C, D, H, W); the generator is on their device."""
-        coins = torch.rand(len(source), len(self.axes), generator=generator, device=source.device) < 0.5
-        for axis, heads in zip(self.axes, coins.T, strict=True):
-            # Select on the device: reading the coins would make the host wait for the device.
-            turned = heads[:, None, None, None, None]
-            source, target = (torch.where(turned, volume.flip(_AXES[axis]), volume) for volume in (source, target))
+        chosen = torch.rand(len(source), len(self.axes), generator=generator, device=source.device) < 0.5
+        for axis, is_flipped in zip(self.axes, chosen.T, strict=True):
+            # Select on the device: reading the random numbers would make the host wait for the device.
+            flipped = is_flipped[:, None, None, None, None]
+            source, target = (torch.where(flipped, volume.flip(_AXES[axis]), volume) for volume in (source, target))
         return source, target

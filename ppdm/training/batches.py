@@ -74,8 +74,8 @@ def survey(
     if len({shape[0] for shape in shapes}) > 1 or (batch_size > 1 and len(shapes) > 1):
         (a, i), (b, j) = list(shapes.items())[:2]
         raise TrainingError(
-            f"Pair {i} has the shape {a} and pair {j} {b}: a batch of {batch_size} needs one shape, and channels must "
-            "always agree; crop the volumes alike, or train with batch_size 1."
+            f"Pair {i} has the shape {a} and pair {j} {b}: a batch of {batch_size} needs one shape, and all pairs need "
+            "the same number of channels; crop the volumes to one size, or train with batch_size 1."
         )
     return Survey(len(pairs), next(iter(shapes))[0], seen.hexdigest() if digest else "")
 
@@ -124,19 +124,19 @@ class ReadAhead:
         return self
 
     def __next__(self) -> Batch:
-        self._ask()
+        self._request_next()
         if self._next is None:
             raise StopIteration
         batch, self._next = self._next.result(), None
-        self._ask()
+        self._request_next()
         return batch
 
-    def rest(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until the thread is idle, so that other code may read the same pairs."""
         if self._next is not None:
             wait([self._next])
 
-    def _ask(self) -> None:
+    def _request_next(self) -> None:
         if self._next is None and (indices := next(self._wanted, None)) is not None:
             self._next = self._thread.submit(self._read, indices)
 

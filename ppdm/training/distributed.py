@@ -84,7 +84,7 @@ class Ranks:
         """Return the mean of a tensor over the ranks; the tensor may be overwritten."""
         if self.world == 1:
             return value
-        with _heard():
+        with _reporting_lost_ranks():
             dist.all_reduce(value)
         return value.div_(self.world)
 
@@ -93,7 +93,7 @@ class Ranks:
         if self.world == 1:
             return flag
         flags = torch.tensor(int(flag))
-        with _heard():
+        with _reporting_lost_ranks():
             dist.all_reduce(flags)
         return bool(flags)
 
@@ -102,7 +102,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
-        with _heard():
+        with _reporting_lost_ranks():
             dist.all_gather_object(values, value)
         return values
 
@@ -114,13 +114,13 @@ class Ranks:
         """
         if self.world == 1:
             return call()
-        found: list[Any] = [None]
+        result: list[Any] = [None]
         with self.together():
             if self.is_first:
-                found = [call()]
-        with _heard():
-            dist.broadcast_object_list(found)
-        return found[0]
+                result = [call()]
+        with _reporting_lost_ranks():
+            dist.broadcast_object_list(result)
+        return result[0]
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -134,21 +134,21 @@ class Ranks:
         if self.world == 1:
             yield
             return
-        met: Exception | None = None
+        own: Exception | None = None
         try:
             yield
         except Exception as error:
-            met = error
-        if not self.any(met is not None):
+            own = error
+        if not self.any(own is not None):
             return
-        faults = self.gather("" if met is None else str(met) or type(met).__name__)
-        if met is not None and self.is_first:
-            raise met
+        faults = self.gather("" if own is None else str(own) or type(own).__name__)
+        if own is not None and self.is_first:
+            raise own
         rank = next(rank for rank, fault in enumerate(faults) if fault)
-        raise RankError(f"Rank {rank} of {self.world} failed: {faults[rank]}") from met
+        raise RankError(f"Rank {rank} of {self.world} failed: {faults[rank]}") from own
 
 
-ALONE = Ranks()
+SINGLE_RANK = Ranks()
 
 
 @contextmanager
@@ -159,9 +159,9 @@ def joined() -> Iterator[Ranks]:
         RankLostError: the other processes cannot be reached.
     """
     if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
-        yield ALONE
+        yield SINGLE_RANK
         return
-    with _heard():
+    with _reporting_lost_ranks():
         dist.init_process_group()  # gloo for CPU tensors, NCCL for GPU tensors
     try:
         yield Ranks.here()
@@ -175,13 +175,13 @@ def own_gpu() -> int:
     Raises:
         ValueError: there are more processes than GPUs.
     """
-    here, processes, there = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
-    if here >= there:
+    index, processes, gpus = int(os.environ["LOCAL_RANK"]), os.environ["LOCAL_WORLD_SIZE"], torch.cuda.device_count()
+    if index >= gpus:
         raise ValueError(
-            f"{processes} processes were started on a machine with {there} GPUs, and each needs its own; give torchrun "
-            f"--nproc-per-node {there}."
+            f"{processes} processes were started on a machine with {gpus} GPUs, and each needs its own; give torchrun "
+            f"--nproc-per-node {gpus}."
         )
-    return here
+    return index
 
 
 class _SharedSamples(TorchFunctionMode):
@@ -217,7 +217,7 @@ class _SharedSamples(TorchFunctionMode):
 
 
 @contextmanager
-def _heard() -> Iterator[None]:
+def _reporting_lost_ranks() -> Iterator[None]:
     """Convert a communication error to a :class:`RankLostError`."""
     try:
         yield

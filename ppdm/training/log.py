@@ -88,7 +88,7 @@ class Log:
         except OSError as error:
             raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); make room.") from None
 
-    def secure(self) -> int:
+    def flush(self) -> int:
         """Flush every line to the disk; return the file size in bytes."""
         if self._stream is None:
             return 0
@@ -125,7 +125,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def untrained_note(path: str | os.PathLike[str]) -> str:
-    """Return a sentence if a log ends with the loss of a network that was never trained, within 5 %, else nothing."""
+    """Return a sentence if the loss at the end of a log is not at least 5 % below that of no training; else nothing."""
     last: dict[str, Any] = {}
     with suppress(OSError):  # without a log, nothing is known
         last = (read_log(path) or [{}])[-1]

@@ -144,9 +144,12 @@ def train(
 ) -> nn.Module:
     """Train as :func:`fit` does, given a schedule.
 
-    When ``stop`` returns true, the loop finishes the step, saves a checkpoint and raises `Interrupted`. After each
-    number of steps in ``keep_after``, ``on_keep`` receives the report and the averaged network, except in stages before
-    the last, where there is no complete method; the training itself stays the same.
+    After each number of steps in ``keep_after``, ``on_keep`` receives the report and the averaged network, except in
+    stages before the last, where there is no complete method; the training itself stays the same.
+
+    Raises:
+        Interrupted: ``stop`` returned true; the loop has finished the step and saved a checkpoint.
+        TrainingError, RankError, RunError, CheckpointError: as for :func:`fit`.
     """
     _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
@@ -155,7 +158,7 @@ def train(
         inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
         inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
         inputs |= {"keep_after": keep_after, "on_keep": on_keep}
-        session = _opened(opened, method, pairs, schedule, ranks, **inputs)
+        session = _open_session(opened, method, pairs, schedule, ranks, **inputs)
         with session.reporting_errors():
             while not session.ended:
                 session.step()
@@ -179,7 +182,7 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
     return {"method": method.to_dict(), **schedule.describe()}
 
 
-def _opened(
+def _open_session(
     opened: ExitStack,
     method: Method,
     pairs: Sequence[ArrayPair],
@@ -197,16 +200,16 @@ def _opened(
     on_keep: Callable[[StepReport, nn.Module], None],
 ) -> Session:
     """Open the run's folder, its log and the reader, and restore the latest checkpoint, if there is one."""
-    kept = run if ranks.is_first else None
+    own_run = run if ranks.is_first else None
     with ranks.together():
-        seen, held = _surveyed(method, pairs, validation, schedule, digest=kept is not None)
-        if kept is not None:
-            opened.enter_context(kept)
-        trainer = Training.start(method, seen.channels, schedule.seed, device)
+        surveyed, held = _survey_all(method, pairs, validation, schedule, digest=own_run is not None)
+        if own_run is not None:
+            opened.enter_context(own_run)
+        trainer = Training.start(method, surveyed.channels, schedule.seed, device)
         weights = "" if init_from is None else _warm_start(trainer, init_from)
-    data = {"pairs": seen.describe(), "validation_pairs": held.describe() if held else None}
+    data = {"pairs": surveyed.describe(), "validation_pairs": held.describe() if held else None}
     options = describe(method, schedule) | data | {"init_from": weights or None}
-    last = ranks.by_first(lambda: _begin(kept, options, _environment(method, device, ranks)))
+    last = ranks.by_first(lambda: _begin(own_run, options, _environment(method, device, ranks)))
     with ranks.together():
         if last is not None:
             assert run is not None
@@ -222,7 +225,7 @@ def _opened(
         trainer=trainer,
         reader=opened.enter_context(_reader(pairs, schedule, trainer.done, device, ranks)),
         log=stream,
-        run=kept,
+        run=own_run,
         ranks=ranks,
         schedule=schedule,
         pairs=pairs,
@@ -235,8 +238,8 @@ def _opened(
         last=last.report if last else None,
         lowest=best[1] if best else math.inf,
     )
-    if kept is not None and kept.extended_from is not None:
-        _warn_of_learning_rate(session, kept.extended_from)
+    if own_run is not None and own_run.extended_from is not None:
+        _warn_of_learning_rate(session, own_run.extended_from)
     return session
 
 
@@ -251,8 +254,8 @@ def _reader(
 
 
 def _interrupted(session: Session) -> Interrupted:
-    kept = "nothing was saved" if session.run is None else session.run.last_checkpoint()
-    return Interrupted(f"stopped after step {session.trainer.done} as requested; {kept}")
+    saved = "nothing was saved" if session.run is None else session.run.last_checkpoint()
+    return Interrupted(f"stopped after step {session.trainer.done} as requested; {saved}")
 
 
 def _begin(run: Run | None, options: Mapping[str, Any], environment: Mapping[str, Any]) -> State | None:
@@ -276,8 +279,8 @@ def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
         training.initialise(weights)
     except ValueError as error:
         raise CheckpointError(
-            f"{path} holds another network than that of {training.method.name} as it is trained here ({error}); "
-            "train with the network options of that checkpoint, or start from random weights."
+            f"{path} holds another network than that of {training.method.name} in this training ({error}); train with "
+            "the network options of that checkpoint, or start from random weights."
         ) from None
     return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
@@ -297,21 +300,25 @@ def _restore(training: Training, state: State, folder: Path) -> None:
         training.restore(state.tensors, state.report.step)
     except ValueError as error:
         raise CheckpointError(
-            f"The checkpoint of step {state.report.step} in {folder} is of another network: {error}; files of two "
-            "runs were mixed, start again in another folder."
+            f"The checkpoint of step {state.report.step} in {folder} belongs to another network: {error}; files of two "
+            "runs were mixed. Start again in another folder."
         ) from None
 
 
-def _surveyed(
+def _survey_all(
     method: Method, pairs: Sequence[ArrayPair], validation: Sequence[ArrayPair], schedule: Schedule, digest: bool
 ) -> tuple[Survey, Survey | None]:
-    seen = survey(pairs, schedule.batch_size, sources=method.sources, digest=digest)
+    """Check the training pairs and, if the schedule has validations, the validation pairs."""
+    surveyed = survey(pairs, schedule.batch_size, sources=method.sources, digest=digest)
     if schedule.validate_every is None:
-        return seen, None
+        return surveyed, None
     held = survey(validation, sources=method.sources, digest=digest, purpose="validate on")
-    if held.channels != seen.channels:
-        raise TrainingError(f"Pairs to train on have {seen.channels} channels, those to validate on {held.channels}.")
-    return seen, held
+    if held.channels != surveyed.channels:
+        raise TrainingError(
+            f"Pairs to train on have {surveyed.channels} channels, and pairs to validate on {held.channels}; give both "
+            "the same number of channels."
+        )
+    return surveyed, held
 
 
 def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Mapping[str, Any]:
@@ -344,15 +351,15 @@ def _check_request(
     if method.network.precision == "fp16" and method.optimisation.optimiser != "adamw":
         raise TrainingError(
             f"fp16 needs loss scaling, which {method.optimisation.optimiser} does not support without waiting for the "
-            "accelerator at every step; take the optimiser adamw, or train in bf16 or fp32."
+            "accelerator at every step; use the optimiser adamw, or train in bf16 or fp32."
         )
     if schedule.steps is not None and schedule.steps < len(method.stages):
         raise TrainingError(
             f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
-            f"each; got {schedule.steps} in all."
+            f"each; got {schedule.steps} in total."
         )
     if len(validation) and schedule.validate_every is None:
-        raise TrainingError("Validation pairs were given without validate_every; give that too.")
+        raise TrainingError("Validation pairs were given without validate_every; give validate_every too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
 

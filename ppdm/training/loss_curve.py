@@ -10,7 +10,7 @@ from ppdm.atomic_io import replacing
 from ppdm.training.log import read_log
 
 _POINTS = 50  # points of the mean loss; the loss of single steps varies with their times and noise
-_TRAINED, _VALIDATED = "#0173b2", "#d55e00"  # of seaborn's palette "colorblind"
+_TRAINED, _VALIDATED = "#0173b2", "#d55e00"  # from seaborn's palette "colorblind"
 
 
 def save_loss_curve(log: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
@@ -29,7 +29,7 @@ def save_loss_curve(log: str | os.PathLike[str], path: str | os.PathLike[str]) -
     rows = read_log(log) if Path(log).exists() else []
     if not rows:
         return
-    from matplotlib.figure import Figure  # here, since a training that draws nothing need not load it
+    from matplotlib.figure import Figure  # imported here, because a training that draws nothing does not need it
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     steps, losses = np.array([(row["step"], row["loss"]) for row in rows]).T

@@ -66,15 +66,15 @@ def train(
 
     Raises:
         ManifestError, PairsError, VolumeError: the manifest or a volume has faults.
-        IntensityError: an intensity is none.
-        ValueError: ``bridge_from``, or the sources of the method, are not those of the manifest.
+        IntensityError: ``source_intensity`` or ``target_intensity`` is invalid.
+        ValueError: ``bridge_from`` or the sources of the method do not match the sources of the manifest.
         RunError, TrainingError, CheckpointError: as for :func:`~ppdm.training.loop.fit`.
     """
     schedule = Schedule(steps, minutes, batch_size, accumulate, augment, seed, validate_every)
     texts = {"source": source_intensity, "target": target_intensity}
     windows = {role: HounsfieldWindow.parse(text) for role, text in texts.items() if text is not None}
     intensities = {f"{role}_intensity": str(window) for role, window in windows.items()}
-    asked = {"task": None, "resample": resample, **intensities}  # as the command
+    asked = {"task": None, "resample": resample, **intensities}  # as the command does, which can resume this run
     notes = {"manifest": os.path.abspath(manifest)}
     run = Run(out, resume=resume, asked=asked, notes=notes)
     listed = with_intensities(read_manifest(manifest), **windows)
@@ -110,13 +110,13 @@ def with_sources_of(method: Method, names: tuple[str, ...], bridge_from: str | N
     if method.sources not in ((SOURCE,), names):
         raise ValueError(
             f"{method.name} has {described_sources(method.sources)}, and the pairs have {described_sources(names)}; "
-            "give both the same, in the same order"
+            "give both the same sources in the same order"
         )
     return method.with_sources(names, bridge_from)
 
 
 def finished_steps(run: Run, method: Method, schedule: Schedule, *, keep_last: bool) -> int | None:
-    """Return the steps of a finished run with the same options; files left by a later kill are removed.
+    """Return the steps of a finished run with the same options; remove files that a process killed later left behind.
 
     None means that the run must be trained: it is new, unfinished, or given more steps.
 
@@ -169,7 +169,7 @@ def training_sets(
 
 
 def kept_model(folder: Path, step: int) -> Path:
-    """Return the folder in that of a run that has the model after a number of steps."""
+    """Return the folder, inside the folder of a run, of the model after a number of steps."""
     return folder / AFTER / f"{step:06d}"
 
 

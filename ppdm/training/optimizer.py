@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ppdm.method import Optimisation
 from ppdm.training.schedule import TrainingError
 
-_BLOCK, _LEAST = 256, 4096  # torchao keeps other moments in fp32: too small, or not whole blocks
+_BLOCK, _LEAST = 256, 4096  # torchao keeps moments in fp32 if they are smaller, or not a multiple of the block
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PARTS = ("codes", "scale", "qmap")  # parts of an 8-bit moment, named "moment:part"
 
@@ -70,7 +70,7 @@ class AdamW8bit(AdamW):
                 from torchao.optim import AdamW8bit as Torchao
         except ImportError as error:
             raise TrainingError(
-                f"The optimiser adamw8bit needs torchao ({error}); pip install 'ppdm[eightbit]', or take adamw."
+                f"The optimiser adamw8bit needs torchao ({error}); pip install 'ppdm[eightbit]', or use adamw."
             ) from None
         self.inner = Torchao(parameters, weight_decay=weight_decay, block_size=_BLOCK)
 
@@ -80,7 +80,7 @@ class AdamW8bit(AdamW):
 
     def step(self, rate: float, scaler: torch.amp.GradScaler) -> None:
         (group,) = self.inner.param_groups
-        group["lr"].fill_(rate)  # a tensor on the host: another number would make torchao compile again
+        group["lr"].fill_(rate)  # a tensor on the host: for another Python number, torchao would compile again
         # On the CPU, compiling takes longer than a training.
         on_cpu = group["params"][0].device.type == "cpu"
         with torch.compiler.set_stance("force_eager") if on_cpu else nullcontext():

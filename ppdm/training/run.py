@@ -53,6 +53,9 @@ class Run:
         asked: additional options that must be equal on resume, besides the method, the schedule and the pairs, as JSON
             values; for example the name of a task.
         notes: information about the run that may change on resume, such as the path of a manifest.
+
+    Raises:
+        RunError: on entering the context, another process trains in the folder, or it cannot be written.
     """
 
     def __init__(
@@ -79,9 +82,11 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise RunError(f"Another process is training in {self.folder}; wait for it, or give another.") from None
+            raise RunError(
+                f"Another process is training in {self.folder}; wait for it, or give another folder."
+            ) from None
         except OSError as error:
-            raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
+            raise self._unwritable(error) from None
         return self
 
     def __exit__(
@@ -105,7 +110,7 @@ class Run:
         if there and not self.resume:
             raise RunError(
                 f"{self.folder} holds a run already ({', '.join(there)}); resume it, give another folder, or delete "
-                "them first."
+                "these files first."
             )
         if there:
             self._compare(_as_json({**self.asked, **asked}))
@@ -136,7 +141,10 @@ class Run:
                     {"schema": SCHEMA, "options": options, "notes": self.notes, "environment": environment}
                 )
         except OSError as error:
-            raise RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.") from None
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(f"The folder {self.folder} cannot be written ({error.strerror}); give another.")
 
     def latest(self) -> State | None:
         """Load the newest valid checkpoint; return None if there is no checkpoint.
@@ -158,7 +166,9 @@ class Run:
             self._sound, self._saved_at = [path], state.report.seconds
             return state
         if faults:
-            raise CheckpointError(f"{'; '.join(faults)}; there is no other checkpoint: start again in another folder.")
+            raise CheckpointError(
+                f"{'; '.join(faults)}; there is no other checkpoint, so start again in another folder."
+            )
         return None
 
     def due(self, step: int, seconds: float, ended: bool) -> bool:
@@ -195,7 +205,7 @@ class Run:
         return f"the last good checkpoint is {self._sound[-1]}"
 
     def clear(self, *, keep_last: bool = False) -> None:
-        """Remove the checkpoints after the final model has been saved; the last one allows to add steps later."""
+        """Remove the checkpoints after the final model has been saved; with the last one, steps can be added later."""
         self._sound = self._states()[-1:] if keep_last else []
         self._remove(keep=self._sound)
 

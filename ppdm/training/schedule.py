@@ -69,8 +69,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
             raise TrainingError(
-                f"Give the duration as steps or as minutes, exactly one of them; got {self.steps!r} and "
-                f"{self.minutes!r}."
+                f"Give exactly one of steps and minutes; got steps {self.steps!r} and minutes {self.minutes!r}."
             )
         for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("seed", 0), ("validate_every", 1)):
             value = getattr(self, name)
@@ -123,10 +122,10 @@ class Schedule:
 
 
 def learning_rate(optimisation: Optimisation, k: int, steps: int, width: int | None = None) -> float:
-    """Linear warm-up to ``optimisation.rate(width)``, then half a cosine down to 0 at k = steps (arXiv 1608.03983).
+    """Return the rate of step k: warm-up to ``optimisation.rate(width)``, then half a cosine to 0 (arXiv 1608.03983).
 
-    The warm-up takes ``optimisation.warmup`` steps, but at most a tenth of all steps: otherwise a short run could end
-    before the warm-up does.
+    The linear warm-up takes ``optimisation.warmup`` steps, but at most a tenth of all steps: otherwise a short run
+    could end before the warm-up does.
     """
     warmup, rate = min(optimisation.warmup, steps // 10), optimisation.rate(width)
     if k < warmup:
@@ -135,7 +134,7 @@ def learning_rate(optimisation: Optimisation, k: int, steps: int, width: int | N
 
 
 def timed_learning_rate(optimisation: Optimisation, k: int, share: float, width: int | None = None) -> float:
-    """Learning rate for a time budget: half a cosine in the share of the time used, times a linear warm-up.
+    """Return the rate for a time budget: half a cosine in the share of the time used, times a linear warm-up.
 
     The warm-up ends after ``optimisation.warmup`` steps or a tenth of the time, whichever comes first.
     """

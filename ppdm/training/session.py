@@ -13,7 +13,7 @@ from torch import nn
 
 from ppdm.training.batches import ArrayPair, ReadAhead, batch, moved
 from ppdm.training.deferred import PendingReports, reading_interval
-from ppdm.training.distributed import ALONE, RankLostError, Ranks
+from ppdm.training.distributed import SINGLE_RANK, RankLostError, Ranks
 from ppdm.training.log import Log, StepReport
 from ppdm.training.run import Run
 from ppdm.training.schedule import Part, Schedule, TrainingError, parts, step_generator
@@ -21,8 +21,8 @@ from ppdm.training.state import State
 from ppdm.training.trainer import Training
 from ppdm.training.validation import compared_with_untrained, validation_loss
 
-# Number of pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
-_SETTLED_ON = 8
+# Number of training pairs whose targets determine the scale of an autoencoder's latents; MONAI uses the first batch.
+_CALIBRATION_PAIRS = 8
 
 # Number of training pairs on which the result is compared with an untrained network.
 _COMPARED_ON = 4
@@ -149,7 +149,7 @@ class Session:
                 self.log.write(report)
                 self.show(report)
             self.last = report
-        # Each overflow halves the scale. It is read only after one, when the steps have ended on the device.
+        # Each overflow halves the scale. It is read only after an overflow: the read waits for the device.
         if self.last and self._skipped > before and (scale := self.trainer.scaler.get_scale()) < 1:
             raise self._diverged(self.last, f"gradients still overflowed in fp16 when the loss scale fell to {scale:g}")
 
@@ -158,7 +158,7 @@ class Session:
         return (self.last and self.last.skipped) or 0
 
     def _checked(self, report: StepReport) -> StepReport:
-        """Return the report of a step with finite values; in fp16, a step whose gradients overflowed was skipped.
+        """Check the values of a report; in fp16, mark a step as skipped if its gradients overflowed.
 
         Raises:
             TrainingError: the loss is not finite, or the gradient norm in another precision.
@@ -172,7 +172,7 @@ class Session:
         return replace(report, gradient_norm=None, skipped=self._skipped + 1)
 
     def save(self, stopping: bool = False) -> None:
-        """Write a checkpoint of the last reported step, if one is due or the training is stopping.
+        """Write a checkpoint of the last reported step if one is due or the training is stopping.
 
         Raises:
             TrainingError: a weight is not finite; the final weights are checked even if they are not written.
@@ -184,7 +184,7 @@ class Session:
             if (self.ended or saves) and not self.trainer.is_finite():
                 raise self._diverged(self.last, "a weight is not finite")
             if self.run is not None and saves:
-                self.run.save(State(self.last, self.log.secure(), self.trainer.tensors()))
+                self.run.save(State(self.last, self.log.flush(), self.trainer.tensors()))
 
     @contextmanager
     def reporting_errors(self) -> Iterator[None]:
@@ -195,7 +195,7 @@ class Session:
             raise  # do not read: the device may wait forever for an operation that needs the lost rank
         except Exception:
             with suppress(RuntimeError):  # raised if the device has failed permanently
-                self.report(ALONE)
+                self.report(SINGLE_RANK)
             raise
 
     @property
@@ -220,9 +220,9 @@ class Session:
         return self.trainer.is_last and self.trainer.done in self.keep_after
 
     def _advance(self) -> None:
-        self.reader.rest()
+        self.reader.wait_until_idle()
         with self.ranks.together():
-            self.trainer.advance(batch([pair], self.device)[1] for pair in islice(self.pairs, _SETTLED_ON))
+            self.trainer.advance(batch([pair], self.device)[1] for pair in islice(self.pairs, _CALIBRATION_PAIRS))
 
     def _report(self, rate: float) -> Callable[..., StepReport]:
         """Return a function of the loss and the gradient norm that makes the report of the last step."""
@@ -241,7 +241,7 @@ class Session:
         )
 
     def _validation_loss(self, ranks: Ranks) -> float:
-        self.reader.rest()
+        self.reader.wait_until_idle()
         method, stage = self.trainer.method, self.trainer.method.stages[self.trainer.stage]
         return validation_loss(
             method, self.trainer.average, self.validation, self.schedule.seed, self.device, stage, ranks
@@ -249,7 +249,7 @@ class Session:
 
     def _compared(self, report: StepReport, ranks: Ranks) -> StepReport:
         """Return the last report with the loss of the result, and the loss that needs no training."""
-        self.reader.rest()
+        self.reader.wait_until_idle()
         reached, untrained = compared_with_untrained(
             self.trainer.method,
             self.trainer.average,

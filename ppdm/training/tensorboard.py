@@ -25,8 +25,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise TrainingError(
-                f"TensorBoard is not installed ({error}); pip install tensorboard, or leave it out: the log and the "
-                "picture of the losses need nothing more."
+                f"TensorBoard is not installed ({error}); pip install tensorboard, or train without it: the log and "
+                "the picture of the losses do not need it."
             ) from None
         self._make: Any = SummaryWriter
         self._folder = folder
@@ -48,7 +48,7 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, report.step)
 
     def close(self) -> None:
-        """Write what is pending."""
+        """Write pending values and close the event file."""
         if self._writer is not None:
             self._writer.close()
 

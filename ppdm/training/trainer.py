@@ -22,7 +22,7 @@ _SCALER_STATE = ("scale", "_growth_tracker")  # of GradScaler.state_dict; the re
 
 @dataclass
 class Training:
-    """Mutable state of a training run; :meth:`step` is one iteration, the same for every method.
+    """Mutable state of a training run; :meth:`step` is one iteration and is the same for every method.
 
     Attributes:
         method: the point in the design space.
@@ -100,7 +100,7 @@ class Training:
 
     @property
     def trained_modules(self) -> list[nn.Module]:
-        """What the stage trains: its part of the network and, with an adversarial loss, the discriminator."""
+        """The trained modules: the stage's part of the network and, with an adversarial loss, the discriminator."""
         return [self.trained] if self.discriminator is None else [self.trained, self.discriminator]
 
     @property
@@ -112,17 +112,20 @@ class Training:
         """Move to the next stage; the averaged weights of the finished stage replace its trained weights.
 
         Args:
-            targets: volumes (N, C, D, H, W) on the network's device, from which the representation is settled.
+            targets: volumes (N, C, D, H, W) on the network's device, on which the representation is calibrated.
 
         Raises:
-            TrainingError: the representation cannot be settled, because it maps all volumes to the same latent.
+            TrainingError: the representation cannot be calibrated, because it maps all volumes to the same latent.
         """
         averaged = self.method.part(self.average, self.method.stages[self.stage])
         assert isinstance(averaged, LearnedCodec)
         try:
-            averaged.settle(pad_to_multiple(volume, self.method.multiple) for volume in targets)
+            averaged.calibrate(pad_to_multiple(volume, self.method.multiple) for volume in targets)
         except ValueError as error:
-            raise TrainingError(f"The stage of the representation ended after step {self.done}, and {error}.") from None
+            raise TrainingError(
+                f"The representation stage ended after step {self.done}, but {error}; train longer, or at another "
+                "learning rate."
+            ) from None
         self.trained.load_state_dict(averaged.state_dict())
         self._enter(self.stage + 1, self.done)
 
@@ -173,7 +176,7 @@ class Training:
     def _update_average(self, norm: Tensor) -> None:
         rate = 1 - average_decay(self.method.optimisation.ema, self.done - self.began)
         averages, weights = self._averages, list[Tensor](self._weights[0])
-        if self.scaler.is_enabled():  # a rate of 0 on the device skips a step without a wait
+        if self.scaler.is_enabled():  # a rate of 0, computed on the device, skips the step without waiting for it
             torch._foreach_lerp_(averages, weights, [rate * norm.isfinite()] * len(weights))
         else:  # one call updates many weights in one kernel, as `torch.optim.swa_utils` does
             torch._foreach_lerp_(averages, weights, rate)
@@ -242,7 +245,7 @@ class Training:
 
 
 def average_decay(ema: float, k: int) -> float:
-    """Decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``; early weights then lose influence quickly."""
+    """Return the decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that early weights fade quickly."""
     return min(ema, (1 + k) / (10 + k))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ppdm.method import DIFFUSION, STAGE_LOSSES, Guess, Method, guess_source, guess_zero
 from ppdm.training.batches import ArrayPair, batch
-from ppdm.training.distributed import ALONE, Ranks
+from ppdm.training.distributed import SINGLE_RANK, Ranks
 from ppdm.training.schedule import validation_generator
 
 DRAWS = 4  # number of random times and noises for each pair
@@ -24,7 +24,7 @@ def validation_loss(
     seed: int = 0,
     device: str | torch.device = "cpu",
     stage: str = DIFFUSION,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
     guess: Guess | None = None,
 ) -> float:
     """Compute the mean training loss over pairs, with times and noises that are the same at every call.
@@ -59,7 +59,7 @@ def compared_with_untrained(
     pairs: Sequence[ArrayPair],
     seed: int = 0,
     device: str | torch.device = "cpu",
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_RANK,
 ) -> tuple[float, float]:
     """Compute the loss of a network, and the loss that needs no training, for :func:`validation_loss`'s arguments.
 

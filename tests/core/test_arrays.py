@@ -171,7 +171,9 @@ def test_metrics_refuse_arrays_and_their_advice_works_for_all(metric, array):
     ],
 )
 def test_functions_of_tensors_refuse_arrays_in_words(call, array):
-    with pytest.raises(TypeError, match=r"must be a torch tensor, got ndarray; torch\.from_numpy"):
+    with pytest.raises(
+        TypeError, match=r"must be a torch tensor, got ndarray; convert an array x with torch\.from_numpy"
+    ):
         call(array[None, None])
 
 

@@ -80,7 +80,7 @@ def test_faults_of_a_manifest(tmp_path: Path, changes: list[tuple[str, str]], se
 def test_pairs_of_different_sources_are_not_written_and_not_trained_on(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     pairs = [*read_manifest(three_sources(tmp_path)), *read_manifest(three_sources(tmp_path / "one", ("t1n",)))]
-    with pytest.raises(ManifestError, match=r"s0 has the sources t1n, t1c, t2w, and subject s0 t1n; all pairs"):
+    with pytest.raises(ManifestError, match=r"s0 has the sources t1n, t1c, t2w, and subject s0 t1n; give all pairs"):
         write_manifest(tmp_path / "both.csv", pairs)
     assert not (tmp_path / "both.csv").exists()
     with pytest.raises(PairsError, match="give all pairs the same sources in the same order"):
@@ -221,9 +221,9 @@ def test_translation_takes_the_sources_by_name(trained: tuple[Path, Trained], tm
     [
         (
             ("t1n", "t2w"),
-            r"3 sources \(t1n, t1c, t2w\), and of those given t1c is missing; give --source t1n=FILE --sou",
+            r"3 sources \(t1n, t1c, t2w\), but t1c is missing; give --source t1n=FILE --sou",
         ),
-        (("t1n", "t1c", "t2w", "flair"), "of those given flair is unknown"),
+        (("t1n", "t1c", "t2w", "flair"), "but flair is unknown"),
         (("t1n", "t1c", "flair"), "flair is unknown, t2w is missing"),
     ],
 )

@@ -228,7 +228,7 @@ def test_a_block_that_the_network_cannot_halve_is_refused_when_the_method_is_mad
 def test_what_cannot_be_cut_says_why() -> None:
     with pytest.raises(ValueError, match=r"slices are not cut into blocks; a smaller window\.batch"):
         METHODS["slice25d"].in_blocks(64)
-    with pytest.raises(ValueError, match="latent learns its representation, which encodes and decodes volumes whole"):
+    with pytest.raises(ValueError, match="latent learns its representation, which encodes and decodes whole volumes"):
         METHODS["latent"].in_blocks(64)
 
 

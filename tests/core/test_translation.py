@@ -245,7 +245,7 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("in", "full", r"2 outputs exist, such as .*full/a\.nii"),
         ("in", "link.nii", "is a file and .* a folder"),
         ("in", "new.nii.gz", "is a file and .* a folder of scans; name a folder"),
-        ("in", "old.nii/out", r"out cannot be made \(Not a directory"),
+        ("in", "old.nii/out", r"out cannot be created \(Not a directory"),
         ("empty", "out", r"holds no scan \(NIfTI, MetaImage, NRRD or DICOM\)"),
     ],
 )
@@ -442,7 +442,7 @@ def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path):
         ({"suv_factor": 2.0}, "leave the factor out"),
         ({"block": 0}, "a block is a positive integer"),
         ({"block": 8, "overlap": 1.0}, r"overlap by a share in \[0, 1\)"),
-        ({"overlap": 0.5}, "of blocks; give their size as well"),
+        ({"overlap": 0.5}, "applies only to blocks; give their size as well"),
     ],
 )
 def test_refuses_options(tmp_path, options, sentence):

@@ -8,9 +8,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ppdm.data.checking import check_pairs, mixed_units
+from ppdm.data.checking import check_pairs
 from ppdm.data.geometry import Geometry
-from ppdm.data.manifest import SPLITS, ManifestError, Pair, read_manifest, with_intensities
+from ppdm.data.manifest import SPLITS, ManifestError, Pair, mixed_units, read_manifest, with_intensities
 from ppdm.data.normalise import HounsfieldWindow
 from ppdm.data.volume import check_same_grid, read_geometry
 from ppdm.evaluation.subjects import CaseError, files_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppdm.data.volume import VolumeError
-from ppdm.evaluation.evaluate import Score, ceiling_scores, deviation_score, scores, unit_of
+from ppdm.evaluation.evaluate import Score, deviation_score, reconstruction_scores, scores, unit_of
 from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import provenance
@@ -124,7 +124,7 @@ def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str
         if candidate.deviation is not None:
             found.append(deviation_score(candidate.deviation(case), prediction, case))
         if candidate.ceiling is not None:
-            found += ceiling_scores(plan.preset, candidate.ceiling(case), case)
+            found += reconstruction_scores(plan.preset, candidate.ceiling(case), case)
     except torch.OutOfMemoryError as error:
         return _without_value(plan, common | {"status": "oom", "reason": str(error).split(". ")[0]})
     except (ValueError, RuntimeError) as error:  # volumes and methods can fail in many ways

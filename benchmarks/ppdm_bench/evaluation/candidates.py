@@ -15,7 +15,7 @@ from ppdm.checkpoint import Trained, load
 from ppdm.data.formats import SCANS
 from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.evaluation.evaluate import ceiling, predict, predict_draws, untranslated
+from ppdm.evaluation.evaluate import predict, predict_draws, reconstruct_target, untranslated
 from ppdm.evaluation.subjects import CaseError, CaseFiles, EvaluationCase, read_prediction
 from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
@@ -268,7 +268,7 @@ def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
         device=next(trained.network.parameters()).device.type,
         seed=seed,
         origin=run.place,
-        ceiling=partial(ceiling, trained) if method.representation.is_learned else None,
+        ceiling=partial(reconstruct_target, trained) if method.representation.is_learned else None,
     )
 
 

@@ -67,7 +67,7 @@ def pairs_from_folder(
     except (ManifestError, SplitError, SUVError) as error:
         raise LayoutError(str(error)) from None
     if layout.activity and suv_table is None:
-        remarks.append("No table of doses was given: the pairs have no suv_factor, activities are taken as they are.")
+        remarks.append("No table of doses was given: the pairs have no suv_factor, and activities are not converted.")
     return pairs, remarks + ([layout.remark] if layout.remark else [])
 
 
@@ -80,11 +80,11 @@ def _adapted(
         layout = LAYOUTS[layout]
     given = (source,) if isinstance(source, str) else source or ()
     kinds = tuple(layout.aliases.get(kind, kind) for kind in given)
-    goal = layout.aliases.get(target, target) if target else layout.target
-    if goal in kinds and len(kinds) > 1:
-        raise LayoutError(f"The target {goal} is also a source of {', '.join(kinds)}; leave it out there.")
+    target = layout.aliases.get(target, target) if target else layout.target
+    if target in kinds and len(kinds) > 1:
+        raise LayoutError(f"The target {target} is also one of the sources {', '.join(kinds)}; remove it there.")
     patterns = (pattern,) if pattern else layout.patterns
-    return replace(layout, source=kinds or layout.source, target=goal, patterns=patterns)
+    return replace(layout, source=kinds or layout.source, target=target, patterns=patterns)
 
 
 # Files
@@ -102,14 +102,14 @@ class _Scan:
 
 
 def _listed(folder: Path) -> tuple[list[str], list[str]]:
-    """The scans of the folder, and remarks on subfolders that could not be listed."""
+    """Return the scans of the folder, and remarks on subfolders that could not be listed."""
     if not folder.is_dir():
         raise LayoutError(f"{folder} is not a folder; name the one that holds the data set.")
-    images, others, closed = scan_files(folder)
+    images, others, unlistable = scan_files(folder)
     if not images:
         seen = f"{len(others)} other files, such as {_examples(others)}" if others else "no file at all"
         raise LayoutError(f"{folder} holds no scan ({SCANS}) but {seen}; name another folder, or convert them.")
-    return images, [f"{name} could not be listed and was passed by." for name in closed]
+    return images, [f"{name} could not be listed and was skipped; check its rights." for name in unlistable]
 
 
 def _read(name: str, layout: Layout) -> _Scan | None:
@@ -122,7 +122,7 @@ def _read(name: str, layout: Layout) -> _Scan | None:
 
 
 def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan]:
-    """The scans whose files exist; a link may point to a file that was never downloaded."""
+    """Return the scans whose files exist; a link may point to a file that was never downloaded."""
     lost = {scan.name for scan in scans if not os.path.exists(folder / scan.name)}
     if lost:
         remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
@@ -160,7 +160,7 @@ class _Visit:
 
 
 def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]]:
-    """The visits that form pairs, and remarks on the other visits."""
+    """Return the visits that form pairs, and remarks on the other visits."""
     found: dict[tuple[str, str, str], list[_Scan]] = defaultdict(list)
     for scan in scans:
         found[scan.subject, scan.session, scan.split].append(scan)
@@ -181,7 +181,7 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
 
 
 def _one(kind: str, key: Sequence[str], scans: list[_Scan], layout: Layout, notes: dict[str, list[str]]) -> str | None:
-    """The single file of a kind; otherwise None, and a note with the reason."""
+    """Return the single file of a kind; otherwise add a note with the reason and return None."""
     who = " ".join(part for part in key if part)
     fits = _fitting(kind, scans, layout)
     exact = [scan for scan in fits if scan.kind == kind] or fits

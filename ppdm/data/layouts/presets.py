@@ -78,7 +78,7 @@ class Layout:
         kinds = self.sources
         if not self.patterns or not kinds or not all(kinds) or not self.target or len(set(kinds)) < len(kinds):
             raise LayoutError(
-                f"Layout {self.name} translates {self.source!r} to {self.target!r}; name two kinds that differ."
+                f"Layout {self.name} translates {self.source!r} to {self.target!r}; name two different kinds."
             )
         for pattern in self.patterns:
             _compiled(pattern)
@@ -136,8 +136,8 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 (_BRATS,),
                 "t1n",
                 "t2w",
-                origin="Five digits a patient, three a time point; t1n native T1, t1c with contrast, t2w T2, t2f "
-                "FLAIR: verified in descriptions of the challenge and public code.",
+                origin="Five digits name the patient and three the time point; t1n native T1, t1c with contrast, t2w "
+                "T2, t2f FLAIR: verified in descriptions of the challenge and public code.",
             ),
             Layout(
                 "brasyn",
@@ -186,7 +186,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "participant (KUL-recon-lab/2025_ud_pet_kul) keeps the training set; both read there. The full dose "
                 "is NORMAL in the challenge's DICOM folders; that a flat file is called so is a guess.",
                 remark="UDPET's own files hold Bq/mL, decay-corrected to the start of each acquisition (those of "
-                "one subject start seconds apart: .3 % of SUV). Files that hold log(1 + SUV) already take no factor.",
+                "one subject start seconds apart: 0.3 % of SUV). Files that already hold log(1 + SUV) take no factor.",
             ),
             Layout(
                 "synthrad2023",

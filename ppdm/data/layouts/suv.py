@@ -47,7 +47,7 @@ def suv_factor(weight_kg: float, dose_bq: float, seconds: float, half_life_s: fl
         raise SUVError(f"seconds is {seconds}, expected the time since injection, 0 or more.")
     left = dose_bq * 0.5 ** (seconds / half_life_s)
     if not (left > 0 and math.isfinite(1000 * weight_kg / left)):
-        raise SUVError(f"after {seconds} s no activity is left of {dose_bq} Bq; is the time in the unit asked for?")
+        raise SUVError(f"after {seconds} s no activity is left of {dose_bq} Bq; check the unit of the time.")
     return 1000 * weight_kg / left
 
 
@@ -62,7 +62,7 @@ class SUVTable:
     factors: Mapping[tuple[str, str], float]
 
     def factor(self, subject: str, session: str = "", sessions: int = 1) -> float | None:
-        """The factor of one visit of a subject with `sessions` visits, or None if the table has no matching row.
+        """Return the factor of one visit of a subject with `sessions` visits, or None if the table has no matching row.
 
         A row without a session applies only to a subject with one visit, since it cannot distinguish injections.
         """

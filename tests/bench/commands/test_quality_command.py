@@ -209,7 +209,7 @@ def test_points_are_near_the_one_that_is_started_from():
         (("--method", "pdpm"), "did you mean ppdm?"),
         (("--vary", "kernel.beta=1"), "a method has no kernel.beta"),
         (("--set", "kernel.gamma=1,2"), "--set takes one value"),
-        (("--steps", "2", "--minutes", "1"), "exactly one of them"),
+        (("--steps", "2", "--minutes", "1"), "exactly one of steps and minutes"),
         (("--evaluations", "0"), "'--evaluations': expected a number of network evaluations such as 4, or own"),
         (("--grid", "round"), "'round' is not one of 'cubic', 'oblong', 'thick'"),
         (("--split", "dev"), "is not one of 'train', 'val', 'test'"),

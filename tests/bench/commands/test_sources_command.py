@@ -138,5 +138,6 @@ def test_data_manifest_writes_a_column_for_each_source(tmp_path):
     words = ("--layout", "brats-gli-2023", "--source", "t1n,t2w", "--target", "t1c", "--out", "two.csv")
     assert run("data", "manifest", ".", *words)[0] == 0
     assert (tmp_path / "two.csv").read_text().splitlines()[0] == "subject,split,source.t1n,source.t2w,target"
-    assert "The target t1c is also a source" in refused(1, "data", "manifest", ".", *words[:3], "t1n,t1c", *words[4:])
+    sentence = refused(1, "data", "manifest", ".", *words[:3], "t1n,t1c", *words[4:])
+    assert "The target t1c is also one of the sources" in sentence
     assert "t1n, t1c, t2w to t2f" in run("data", "list")[1]

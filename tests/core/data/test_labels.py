@@ -108,7 +108,7 @@ def test_labels_that_nibabel_scaled_into_integers_are_themselves(tmp_path, large
 
 def test_fractions_that_were_scaled_into_integers_are_refused(tmp_path):
     image = np.random.default_rng(0).random(SHAPE) * 1000
-    with pytest.raises(RegionError, match="no whole numbers"):
+    with pytest.raises(RegionError, match="not whole numbers"):
         read_labels(save_nifti(tmp_path / "l.nii", image, stored=np.int16))
 
 
@@ -116,7 +116,7 @@ def test_fractions_that_were_scaled_into_integers_are_refused(tmp_path):
 def test_floats_that_hold_integers(tmp_path, dtype):
     largest = 2**24 if dtype is np.float32 else 2**53
     assert numbers_in(save_nifti(tmp_path / "l.nii", regions(1.0000001, largest, dtype=dtype))) == [0, 1, largest]
-    with pytest.raises(RegionError, match="no whole numbers"):
+    with pytest.raises(RegionError, match="not whole numbers"):
         read_labels(save_nifti(tmp_path / "m.nii", regions(1.01, dtype=dtype)))
     with pytest.raises(RegionError, match="below"):
         read_labels(save_nifti(tmp_path / "n.nii", regions(1e19, dtype=dtype)))
@@ -245,7 +245,7 @@ def spoil_labels(folder, how):
 
 
 FAULTS = {
-    "fractions": "no whole numbers",
+    "fractions": "not whole numbers",
     "negative": "holds the values -2 to 1",
     "empty": "no voxel of the labels lies above 0",
     "too large": "below 2**63",

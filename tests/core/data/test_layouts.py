@@ -244,8 +244,8 @@ def test_a_visit_without_one_of_the_sources_is_left_out(tmp_path):
 
 def test_kinds_of_sources_that_cannot_be(tmp_path):
     tree(tmp_path, *BRATS)
-    assert "The target t2f is also a source of t1n, t2f" in complaint(tmp_path, "brasyn", source=["t1n", "t2f"])
-    assert "name two kinds that differ" in complaint(tmp_path, "brasyn", source=["t1n", "t1n"])
+    assert "The target t2f is also one of the sources t1n, t2f" in complaint(tmp_path, "brasyn", source=["t1n", "t2f"])
+    assert "name two different kinds" in complaint(tmp_path, "brasyn", source=["t1n", "t1n"])
     assert "no visit has one file of t1 and one of t2w and one of t2f" in complaint(
         tmp_path, "brasyn", source=["t1", "t2w"]
     )
@@ -326,7 +326,7 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path, monkeypatch):
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", closed)
-    assert found(tmp_path, OWN)[1] == [f"{tmp_path / 's2'} could not be listed and was passed by."]
+    assert found(tmp_path, OWN)[1] == [f"{tmp_path / 's2'} could not be listed and was skipped; check its rights."]
 
 
 # Patterns of one's own
@@ -421,7 +421,7 @@ def test_folders_that_fit_nothing_are_refused_with_examples(tmp_path):
 def test_options_that_cannot_be_are_refused(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii")
     assert "There is no layout 'BIDS'; choose one of bids, bids-pet" in complaint(tmp_path, "BIDS")
-    assert "translates 'a' to 'a'; name two kinds that differ" in complaint(tmp_path, OWN, target="a")
+    assert "translates 'a' to 'a'; name two different kinds" in complaint(tmp_path, OWN, target="a")
     assert "found a (1), b (1)" in complaint(tmp_path, OWN, target="c")
     assert "add up to 1; got (0.5, 0.1, 0.1)" in complaint(tmp_path, OWN, fractions=(0.5, 0.1, 0.1))
 

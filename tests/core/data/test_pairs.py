@@ -103,5 +103,5 @@ def test_a_set_takes_the_scaling_of_another(tmp_path):
     np.testing.assert_array_equal(held[0][0], alone[0][0])  # a source has its own percentiles in any case
     raw = 300 * (pair(2, (8, 6, 4))[1] + 1)
     np.testing.assert_allclose(held[0][1], training_set.scaling.target.forward(raw), atol=1e-5)
-    with pytest.raises(PairsError, match="both be PET"):
+    with pytest.raises(PairsError, match="scaling is for PET, but these pairs are MRI or CT"):
         TrainingSet(alone.pairs, scaling=SUVScaling())

@@ -168,7 +168,7 @@ def test_a_small_share_outside_is_not_warned_of():
 
 
 def test_volumes_without_a_common_place_are_refused():
-    with pytest.raises(VolumeError, match=r"far\.nii .* have no place in common; check the affines"):
+    with pytest.raises(VolumeError, match=r"far\.nii .* do not overlap; check the affines"):
         resample_to(large(shifted=(500, 0, 0)), large(), name="far.nii")
     assert share_outside(large(shifted=(500, 0, 0)), large()) == 1
 

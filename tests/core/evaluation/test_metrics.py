@@ -542,7 +542,7 @@ def test_the_rank_correlation_has_its_ends():
     [
         (lambda s, p, g: (torch.ones_like(s), p, g), "the deviation or the error is the same at every voxel"),
         (lambda s, p, g: (s, g, g), "the deviation or the error is the same at every voxel"),
-        (lambda s, p, g: (s[1:], p, g), "deviation_rank is of one subject"),
+        (lambda s, p, g: (s[1:], p, g), "deviation_rank takes one subject"),
         (lambda s, p, g: (s * nan, p, g), "NaN or infinite"),
         (lambda s, p, g: (s, p, g, torch.zeros_like(g)), "mask has no voxel above 0"),
     ],
@@ -716,7 +716,7 @@ def test_the_default_preset_holds_the_metrics_of_the_same_names():
 def test_presets_refuse_in_words(preset):
     x = torch.rand(12, 12, 12)
     for bad in (x[None, None], x.numpy()):
-        with pytest.raises(MetricError, match="is of one subject"):
+        with pytest.raises(MetricError, match="takes one subject"):
             preset(bad, bad)
     with pytest.raises(MetricError, match="one shape"):
         preset(x, x, torch.ones(12, 12, 11))

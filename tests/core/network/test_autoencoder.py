@@ -13,7 +13,7 @@ from ppdm.checkpoint import Trained
 from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import Volume
-from ppdm.evaluation.evaluate import ceiling, ceiling_scores, convention
+from ppdm.evaluation.evaluate import convention, reconstruct_target, reconstruction_scores
 from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.kernel import Brownian
 from ppdm.loss import Loss
@@ -61,7 +61,7 @@ def test_the_loss_is_the_l1_error_and_the_divergence_of_a_normal_distribution() 
 def test_latents_are_in_standard_deviations_once_they_are_settled() -> None:
     net, x = made(), volumes(4, 1, 8, 8, 8)
     before, decoded = net.encode(x), net.decode(net.encode(x))
-    net.settle(iter([x[:2], x[2:]]))
+    net.calibrate(iter([x[:2], x[2:]]))
     assert net.encode(x).std().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(net.encode(x) * before.std(), before)
     torch.testing.assert_close(net.decode(net.encode(x)), decoded)  # the same volume, whatever the latent's unit
@@ -78,7 +78,7 @@ def test_latents_that_do_not_vary_are_refused() -> None:
     for parameter in net.moments.parameters():
         torch.nn.init.zeros_(parameter)
     with pytest.raises(ValueError, match="standard deviation of 0"):
-        net.settle([volumes(1, 1, 4, 4, 4)])
+        net.calibrate([volumes(1, 1, 4, 4, 4)])
 
 
 @pytest.mark.parametrize("checkpointing", ["norm", "block"])
@@ -123,10 +123,10 @@ def test_it_is_monais_autoencoder() -> None:
     ("options", "message"),
     [
         ({"width": 0}, "width must be a positive integer"),
-        ({"attention": (True, False, False, False)}, "attention has 4 levels, multipliers 3"),
+        ({"attention": (True, False, False, False)}, "attention has 4 levels and multipliers 3"),
         ({"latent_channels": 0}, "latent_channels must be a positive integer up to 65536, got 0"),
         ({"kl": -1.0}, "must not be negative"),
-        ({"share": 1.0}, "a share in \\(0, 1\\) of a training, got 1.0"),
+        ({"share": 1.0}, r"share must be a fraction of the training in \(0, 1\), got 1.0"),
     ],
 )
 def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
@@ -202,7 +202,7 @@ def test_a_training_in_minutes_takes_a_step_in_each_stage() -> None:
 
 
 def test_fewer_steps_than_stages_are_refused() -> None:
-    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 1 in all"):
+    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 1 in total"):
         fit(METHOD, PAIRS, steps=1)
 
 
@@ -224,7 +224,7 @@ def _reports(method: Method):
 
 
 def test_a_gradient_loss_of_the_volume_is_refused() -> None:
-    with pytest.raises(ValueError, match="a learned representation decodes no errors"):
+    with pytest.raises(ValueError, match="a learned representation cannot decode an error"):
         replace(METHODS["ppdm"], representation=TINY)
     bridge = replace(METHODS["ppdm"], representation=TINY, loss=Loss(), kernel=Brownian())
     assert bridge.phases == ("train", "sample", "autoencoder_train", "decode")
@@ -246,7 +246,7 @@ def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None
     with torch.no_grad():
         decoded = codec.decode(codec.encode(padded))
     expected = scale.inverse(crop(decoded, target.shape)[0, 0])
-    (score,) = ceiling_scores(convention(100.0), ceiling(trained, case), case)
+    (score,) = reconstruction_scores(convention(100.0), reconstruct_target(trained, case), case)
     assert score.metric == "reconstruction_psnr"
     assert score.value == pytest.approx(
         float(10 * torch.log10(100.0**2 / (expected - target).square().mean())), abs=1e-3

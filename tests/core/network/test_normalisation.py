@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ppdm.network.layers import Convolution
-from ppdm.network.normalisation import Normalisation, add_to_channels, innermost
+from ppdm.network.normalisation import Normalisation, add_to_channels, channels_last_format
 
 SIZES = [(1, 6, 4, 6), (2, 6, 3, 5), (1, 6, 4, 5, 6), (3, 6, 2, 4, 3), (2, 6, 3, 3, 1)]
 TOLERANCES = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
@@ -34,7 +34,7 @@ def test_the_layout_does_not_change_the_gradients(
         norm.bias.normal_()
     x, slope = (2 + 3 * torch.randn(size)).to(dtype), torch.randn(size).to(dtype)
     expected = gradients(norm, x, slope)
-    layout = innermost(len(size))
+    layout = channels_last_format(len(size))
     if gradient_is_innermost:
         slope = slope.to(memory_format=layout)
     found = gradients(norm, x.to(memory_format=layout), slope)
@@ -50,7 +50,7 @@ def test_a_large_mean_costs_no_more_digits_than_in_the_usual_layout(mean: float)
     torch.manual_seed(0)
     x, slope = ((each + torch.randn(1, 4, 8, 8, 8)).bfloat16() for each in (mean, 0))
     exact = gradients(Normalisation(2, 4).double(), x.double(), slope.double())
-    norm, layout = Normalisation(2, 4).bfloat16(), innermost(5)
+    norm, layout = Normalisation(2, 4).bfloat16(), channels_last_format(5)
     usual = gradients(norm, x, slope)
     found = gradients(norm, x.to(memory_format=layout), slope.to(memory_format=layout))
     for one, other, truth in zip(found[1:], usual[1:], exact[1:], strict=True):
@@ -60,7 +60,7 @@ def test_a_large_mean_costs_no_more_digits_than_in_the_usual_layout(mean: float)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_value_for_each_channel_is_added_in_any_layout(size: tuple[int, ...]) -> None:
     x, values = torch.randn(size), torch.randn(*size[:2], *[1] * (len(size) - 2))
-    for layout in (torch.contiguous_format, innermost(len(size))):
+    for layout in (torch.contiguous_format, channels_last_format(len(size))):
         out = x.clone(memory_format=layout)
         add_to_channels(out, values)
         assert torch.equal(out, x + values)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import ppdm.network.layers
 from ppdm.network.autoencoder import Autoencoder
 from ppdm.network.options import CHECKPOINTING, UNetOptions
-from ppdm.network.slabs import LEAST, MOST, SlabbedConvolution, cut, slabs_for
+from ppdm.network.slabs import LEAST_BYTES, MOST_SLABS, SlabbedConvolution, cut, slabs_for
 from ppdm.network.unet import UNet
 
 SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4, head_channels=4, attention=(False, True))
@@ -68,10 +68,10 @@ def test_results_and_gradients_are_those_of_the_whole(
 def test_slabs_cover_the_output_once(depth: int, kernel: int, stride: int) -> None:
     for number in (1, 2, 5, 8):
         slabs = list(cut(depth, kernel, stride, number))
-        rows = [row for slab in slabs for row in range(slab.made.start, slab.made.stop)]
+        rows = [row for slab in slabs for row in range(slab.outputs.start, slab.outputs.stop)]
         assert rows == list(range((depth - 1) // stride + 1))
         assert len(slabs) == min(number, len(rows))
-        assert all(slab.made.stop > slab.made.start for slab in slabs)
+        assert all(slab.outputs.stop > slab.outputs.start for slab in slabs)
 
 
 class OnCuda:
@@ -89,11 +89,11 @@ class OnCuda:
 
 def test_what_is_large_is_cut_on_a_gpu() -> None:
     weight = torch.empty(64, 64, 3, 3, 3, device="meta")
-    edges = {16: 1, 64: 4, 256: MOST}
+    edges = {16: 1, 64: 4, 256: MOST_SLABS}
     assert {edge: slabs_for(OnCuda(1, 64, edge, edge, edge), weight, 1, torch.bfloat16) for edge in edges} == edges  # type: ignore[arg-type]
     slices = torch.empty(64, 64, 3, 3, device="meta")
     assert slabs_for(OnCuda(64, 64, 256, 256), slices, 1, torch.bfloat16) == 1  # type: ignore[arg-type]
-    assert 4 * LEAST == 2 * 2 * 64 * 64**3
+    assert 4 * LEAST_BYTES == 2 * 2 * 64 * 64**3
     assert slabs_for(torch.empty(1, 64, 256, 256, 256, device="meta"), weight, 1, torch.bfloat16) == 1
 
 

@@ -165,7 +165,7 @@ def test_skips_carry_what_the_bottom_cannot(skips: str) -> None:
 def test_an_added_skip_is_half_the_sum() -> None:
     net = network(replace(SMALL, skips="add"))
     h, skip = inputs(1, 8, 2, 2, 2)[0], inputs(1, 8, 2, 2, 2, seed=2)[0]
-    assert torch.allclose(net._joined([skip, h]), (h + skip) / 2)
+    assert torch.allclose(net._pop_joined([skip, h]), (h + skip) / 2)
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -374,7 +374,7 @@ def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
         ({"multipliers": ()}, r"multipliers .* got \(\)"),
         ({"multipliers": (1, 0)}, r"multipliers .* got \(1, 0\)"),
         ({"multipliers": [1, 2]}, r"multipliers must be a tuple .* got \[1, 2\]"),
-        ({"attention": (True,)}, "attention has 1 levels, multipliers 4"),
+        ({"attention": (True,)}, "attention has 1 levels and multipliers 4"),
         ({"attention": "abcd"}, "attention must be a tuple of True and False.* got 'abcd'"),
         ({"attention": (0, 0, 0, 1)}, "attention must be a tuple of True and False"),
         ({"skips": "mul"}, "skips must be one of concat, add, got 'mul'"),

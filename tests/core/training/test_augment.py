@@ -42,5 +42,5 @@ def test_augmentation_is_of_the_step_and_changes_the_weights():
 
 @pytest.mark.parametrize("axes", ["", "x", "dd", "dhwd", None, ("d",)])
 def test_refuses_flips_that_are_none(axes):
-    with pytest.raises(ValueError, match="axes d, h and w, each once"):
+    with pytest.raises(ValueError, match="axes d, h and w, each at most once"):
         Flip(axes)

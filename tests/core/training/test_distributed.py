@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import manifest
 
-from ppdm.training.distributed import ALONE, Ranks, own_gpu
+from ppdm.training.distributed import SINGLE_RANK, Ranks, own_gpu
 from ppdm_bench.records import RecordFile
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def test_all_end_by_one_clock(came):
 def test_shares_put_together_are_the_batch():
     shares = [Ranks(rank, 3).share([5, 2, 7, 1, 0, 4]) for rank in range(3)]
     assert shares == [[5, 2], [7, 1], [0, 4]]
-    assert ALONE.share([5, 2]) == [5, 2]
+    assert SINGLE_RANK.share([5, 2]) == [5, 2]
 
 
 @pytest.mark.parametrize(

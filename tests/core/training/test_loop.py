@@ -284,8 +284,8 @@ def test_running_out_of_memory_is_said_in_words():
         ({"seed": -1}, "seed must be an integer of at least 0"),
         ({"accumulate": 0}, "accumulate must be an integer of at least 1"),
         ({"validate_every": 0}, "validate_every must be an integer of at least 1"),
-        ({"minutes": 1}, "as minutes, exactly one of them; got 1 and 1"),
-        ({"steps": None}, "as minutes, exactly one of them; got None and None"),
+        ({"minutes": 1}, "exactly one of steps and minutes; got steps 1 and minutes 1"),
+        ({"steps": None}, "exactly one of steps and minutes; got steps None and minutes None"),
         ({"steps": None, "minutes": 0}, "minutes must be a positive number, got 0"),
         ({"steps": None, "minutes": math.nan}, "minutes must be a positive number, got nan"),
         ({"validate_every": 1}, "no pairs to validate on"),
@@ -437,7 +437,7 @@ def with_nan():
         ([(np.zeros((8, 8)), np.zeros((8, 8)))], 1, r"Pair 0 to train on has the shapes"),
         ([pair(), with_nan()], 1, "Pair 1 to train on holds values that are not finite"),
         ([pair(), pair(1), pair(2, (4, 8, 8))], 2, r"pair 2 \(1, 4, 8, 8\): a batch of 2 needs one shape"),
-        ([pair(), tuple(np.stack([v, v]) for v in pair())], 1, "channels must always agree"),
+        ([pair(), tuple(np.stack([v, v]) for v in pair())], 1, "all pairs need the same number of channels"),
     ],
 )
 def test_refuses_pairs_before_the_first_step(pairs, batch_size, sentence):
@@ -447,7 +447,7 @@ def test_refuses_pairs_before_the_first_step(pairs, batch_size, sentence):
 
 def test_refuses_fp16_with_8_bit_moments():
     method = tuned(TINY.with_network(precision="fp16"), optimiser="adamw8bit")
-    with pytest.raises(TrainingError, match="take the optimiser adamw, or train in bf16 or fp32"):
+    with pytest.raises(TrainingError, match="use the optimiser adamw, or train in bf16 or fp32"):
         fit(method, [pair()], steps=1)
 
 

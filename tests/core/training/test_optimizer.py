@@ -50,7 +50,7 @@ def test_it_is_varied_like_any_other_value():
 
 def test_without_torchao_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(TrainingError, match=r"adamw8bit needs torchao .*pip install .*ppdm\[eightbit\].*or take adamw"):
+    with pytest.raises(TrainingError, match=r"adamw8bit needs torchao .*pip install .*ppdm\[eightbit\].*or use adamw"):
         Training.start(EIGHT)
 
 

@@ -170,10 +170,10 @@ def test_batches_come_in_order_and_are_asked_for_one_ahead():
         for place, (source, _) in enumerate(reader):
             assert source.tolist() == [place]
             assert asked == list(range(min(place + 2, 4)))
-            reader.rest()
+            reader.wait_until_idle()
             assert read == [[index] for index in asked]
         assert list(reader) == []
-        reader.rest()
+        reader.wait_until_idle()
 
 
 def test_on_the_cpu_nothing_is_copied_or_pinned(monkeypatch):

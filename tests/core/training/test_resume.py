@@ -271,7 +271,8 @@ def test_a_checkpoint_of_another_network_is_refused(half, tmp_path):
         go(tmp_path / "wide", method=TINY.with_network(width=16), dies_after=5)
     for name in states(4):
         (half / name).write_bytes((tmp_path / "wide" / name).read_bytes())
-    with pytest.raises(CheckpointError, match=r"step 4 in .*run is of another network: .*files of two runs were mixed"):
+    mixed = r"step 4 in .*run belongs to another network: .*files of two runs were mixed"
+    with pytest.raises(CheckpointError, match=mixed):
         go(half)
 
 

@@ -2,9 +2,9 @@
 
 PyTorch computes a 3-D convolution of one small volume in fp32 without oneDNN: it writes a matrix of all neighbourhoods,
 27 times as large as the volume, and multiplies it (``ConvParams::use_mkldnn`` in ATen's Convolution.cpp). On one thread
-this takes 2 to 9 times as long. A batch of two always goes to oneDNN. So the volume is cut into two halves along its
-depth, each with the neighbours that it needs, and they are convolved as a batch. These are the same operations, and
-results differ only by rounding.
+this takes 2 to 9 times as long as oneDNN, which PyTorch always uses for a batch of two. So the volume is cut into two
+halves along its depth, each with the neighbours that it needs, and they are convolved as a batch. The operations are
+the same, and results differ only by rounding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-__all__ = ["SmallConvolution", "convolve", "convolve_backward", "is_small"]
+__all__ = ["SmallConvolution", "aten_settings", "convolve", "convolve_backward", "is_small"]
 
 aten = torch.ops.aten
 
-_LARGE = 20480  # channels × depth × height above which PyTorch takes oneDNN
+_LARGE = 20480  # channels × depth × height above which PyTorch uses oneDNN
 
 
 def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
@@ -42,7 +42,8 @@ def is_small(x: Tensor, weight: Tensor, stride: int) -> bool:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
     """Convolve x (N, C, *spatial) without a graph."""
     small = is_small(x, weight, stride)
-    out = torch.convolution(_halves(x, stride) if small else x, weight, bias, *_geometry(x, stride, padding, small))
+    settings = aten_settings(x.ndim - 2, stride, padding, pads_first=not small)
+    out = torch.convolution(_halves(x, stride) if small else x, weight, bias, *settings)
     return torch.cat(out.split(1), dim=2) if small else out
 
 
@@ -56,7 +57,7 @@ def convolve_backward(
         _halves(x, stride) if small else x,
         weight,
         [len(weight)],
-        *_geometry(x, stride, padding, small),
+        *aten_settings(x.ndim - 2, stride, padding, pads_first=not small),
         list(wanted),
     )
     return _joined(of_x, x, stride) if small and of_x is not None else of_x, of_weight, of_bias
@@ -68,14 +69,14 @@ class SmallConvolution(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.how = stride, padding
+        ctx.geometry = stride, padding
         return convolve(x, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return *convolve_backward(gradient, x, weight, ctx.needs_input_grad[:3], *ctx.how), None, None
+        return *convolve_backward(gradient, x, weight, ctx.needs_input_grad[:3], *ctx.geometry), None, None
 
 
 def _depth(x: Tensor, stride: int) -> int:
@@ -84,7 +85,7 @@ def _depth(x: Tensor, stride: int) -> int:
 
 
 def _halves(x: Tensor, stride: int) -> Tensor:
-    """The two halves of x with the neighbours of their border and zeros outside x, as a batch."""
+    """Return the two halves of x as a batch, with the neighbours of their border and zeros outside x."""
     halves = x.new_zeros(2, x.shape[1], (_depth(x, stride) // 2 - 1) * stride + 3, *x.shape[3:])
     for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
         half[:, part] = x[0, :, whole]
@@ -92,7 +93,7 @@ def _halves(x: Tensor, stride: int) -> Tensor:
 
 
 def _joined(halves: Tensor, x: Tensor, stride: int) -> Tensor:
-    """The gradient of x from that of its halves, which share planes."""
+    """Return the gradient of x from that of its halves, which share planes."""
     joined = torch.zeros_like(x)
     for half, (whole, part) in zip(halves, _spans(x, stride), strict=True):
         joined[0, :, whole] += half[:, part]
@@ -100,14 +101,17 @@ def _joined(halves: Tensor, x: Tensor, stride: int) -> Tensor:
 
 
 def _spans(x: Tensor, stride: int) -> Iterator[tuple[slice, slice]]:
-    """For each half, its planes in x, and the same planes in the half."""
+    """For each half, yield its planes in x, and the same planes in the half."""
     outputs = _depth(x, stride) // 2
     for first in (-1, outputs * stride - 1):
         start, end = max(first, 0), min(first + (outputs - 1) * stride + 3, x.shape[2])
         yield slice(start, end), slice(start - first, end - first)
 
 
-def _geometry(x: Tensor, stride: int, padding: int, small: bool) -> tuple[Any, ...]:
-    """Stride, padding, dilation, transposed, output padding and groups; halves bring the planes above and below."""
-    dims = x.ndim - 2
-    return [stride] * dims, [0 if small else padding, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1
+def aten_settings(dims: int, stride: int, padding: int, pads_first: bool) -> tuple[Any, ...]:
+    """Return stride, padding, dilation, transposed, output padding and groups, as ATen's convolutions take them.
+
+    Without ``pads_first``, the first spatial axis is not padded, because the input already has these rows.
+    """
+    first = padding if pads_first else 0
+    return [stride] * dims, [first, *[padding] * (dims - 1)], [1] * dims, False, [0] * dims, 1

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppdm.network import small
+from ppdm.network import small_convolution
 from ppdm.network.layers import Convolution
 from ppdm.network.options import UNetOptions
-from ppdm.network.small import SmallConvolution, convolve, is_small
+from ppdm.network.small_convolution import SmallConvolution, convolve, is_small
 from ppdm.network.unet import UNet
 
 
@@ -98,13 +98,13 @@ def test_a_network_gives_the_same_by_both_paths(checkpointing: str, monkeypatch:
         return [out.detach(), *(p.grad.clone() for p in net.parameters() if p.grad is not None)]
 
     ours = results()
-    for module in ("small", "layers"):
+    for module in ("small_convolution", "layers"):
         monkeypatch.setattr(f"ppdm.network.{module}.is_small", lambda *_: False)
     theirs = results()
     assert len(ours) == len(theirs) > 10
     for one, other in zip(ours, theirs, strict=True):
         assert (one - other).norm() <= 1e-4 * other.norm() + 1e-6
-    assert small.is_small is not is_small  # the second run took the other path
+    assert small_convolution.is_small is not is_small  # the second run took the other path
 
 
 def test_without_a_graph_a_large_volume_is_convolved_as_it_is() -> None:
