@@ -523,16 +523,16 @@ def _claim_set(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 READERS: Mapping[str, Callable[[str], Any]] = {
     "factor": values.read_factor,
     "shape": values.read_shape,
-    "lengths": values.read_lengths,
+    "lengths": values.read_spacing,
     "budget": values.read_budget,
     "dose": values.read_dose,
-    "pace": values.read_pace,
-    "flips": values.read_flips,
+    "pace": values.read_interval,
+    "flips": values.read_flip_axes,
     "evaluations": values.read_evaluations,
     "seconds": values.read_seconds,
-    "count": values.count(),
-    "positive": values.positive("a rate"),
-    "list": values.comma_separated(values.count(0)),
+    "count": values.whole_number(),
+    "positive": values.positive_number("a rate"),
+    "list": values.comma_separated(values.whole_number(0)),
     "one of": values.one_of("fp32", "bf16"),
 }
 WORDS = (

@@ -6,7 +6,7 @@ from itertools import product
 
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.configuration import Shape
-from ppdm_bench.devices import choose
+from ppdm_bench.devices import measuring_device
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import MemoryPlan, carry_out
 from ppdm_bench.records import Record, RecordFile, config_id
@@ -32,7 +32,7 @@ def peaks(
         file: file of the records.
         tell: called with a text on the next activity.
     """
-    where, target = choose("auto", None)
+    where, target = measuring_device("auto", None)
     kinds = {"predicted"} if where == "predict" else {"predicted", "measured"}
     known = [record for record in file.read() if not record.subject]
     for shape, cell, phase in product(shapes, cells, PHASES):

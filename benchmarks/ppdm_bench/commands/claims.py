@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.commands.figures import RESULTS, RecordPaths
-from ppdm_bench.commands.terminal import writable
+from ppdm_bench.commands.terminal import ensure_writable
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record, RecordFile
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def claims(
     records: RecordPaths = None,
-    out: Annotated[Path, typer.Option(help="Folder for CLAIMS.md and for claims/, its table and records.")] = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder for CLAIMS.md, and for claims/ with table and records.")] = RESULTS,
     json: Annotated[bool, typer.Option("--json", help="Print the effects as one JSON array and nothing else.")] = False,
 ) -> None:
     """Compare the claims of the paper's abstract with records: supported, not supported or not measured."""
@@ -29,8 +29,8 @@ def claims(
     from ppdm_bench.report.library import read_library
 
     paths = list(records or [RESULTS])
-    file = RecordFile(writable(out) / "claims" / "reversibility.jsonl")
-    _checked_again(file)
+    file = RecordFile(ensure_writable(out) / "claims" / "reversibility.jsonl")
+    _record_reversibility(file)
     within = any(path.is_dir() and file.path.resolve().is_relative_to(path.resolve()) for path in paths)
     decided, written = present(read_library(paths if within else [*paths, file.path]), out)
     written = [file.path, *written]
@@ -45,7 +45,7 @@ def claims(
 
 
 def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
-    """Decide every claim, write the table and the page, and return the verdicts and the files."""
+    """Decide every claim, write the table and the page, and return the verdicts and the written files."""
     from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
     from ppdm_bench.report.atomic_io import replace_file
@@ -62,11 +62,11 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
     return decided, [replace_file(out / name, text.encode()) for name, text in contents.items()]
 
 
-def _checked_again(file: "RecordFile") -> None:
-    """Check reversibility and write its records, unless the file has the same results already.
+def _record_reversibility(file: "RecordFile") -> None:
+    """Check reversibility and write the records, unless the file already has the same results.
 
-    The environment does not count as a difference: a commit or a machine that confirms the results leaves the file and
-    the page as they are.
+    Another environment is no difference: if another commit or machine confirms the results, file and page stay as they
+    are.
     """
     from ppdm_bench.commands.reversibility import check_reversibility
     from ppdm_bench.report.atomic_io import replace_file

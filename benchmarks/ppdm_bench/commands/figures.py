@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from ppdm_bench.commands.terminal import notify, progress, writable
+from ppdm_bench.commands.terminal import ensure_writable, notify, progress
 from ppdm_bench.commands.values import comma_separated, one_of, read_option
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def figures(
     column: Annotated[str, typer.Option(help="Widths: single (3.5 inches), double (7.16 inches).")] = "single,double",
     html: Annotated[bool, typer.Option("--html", help="Also write report.html, one page with everything.")] = False,
 ) -> None:
-    """Draw every figure of a paper from records, with table and caption, and name the records that are missing."""
+    """Draw every figure of a paper from records, with its table and caption, and report missing records."""
     widths = read_option("--column", comma_separated(one_of("single", "double")), column)
     columns = cast("list[Column]", widths)
 
@@ -42,7 +42,7 @@ def figures(
     from ppdm_bench.report.paper_registry import EXHIBITS
 
     library = read_library(records or [RESULTS])
-    folder, files, absent = writable(out), list[Path](), list[str]()
+    folder, files, absent = ensure_writable(out), list[Path](), list[str]()
     shown: list[tuple[str, str, Shown, bytes]] = []
     with progress() as bar:
         task = bar.add_task("", total=len(EXHIBITS))
@@ -66,5 +66,5 @@ def figures(
         print(path)
     for sentence in absent:
         notify(f"not drawn: {sentence}")
-    if not files:  # it is an error only if no figure was made
+    if not files:  # one missing figure is no error, but no figure at all is
         sys.exit(1)

@@ -16,7 +16,7 @@ from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
-from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
+from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects, require_pairs
 from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import (
     Candidate,
@@ -118,7 +118,7 @@ def compare_runs(
     split: str,
     how: Measuring,
     sampling: RunSampling,
-    progress: Progress,
+    progress: ProgressCallback,
     predictions: Sequence[Path] = (),
     known: Sequence[Method] = (),
     earlier: Sequence[Record] = (),

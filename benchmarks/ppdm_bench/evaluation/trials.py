@@ -16,7 +16,7 @@ from ppdm_bench.evaluation.assessment import Assessment
 from ppdm_bench.evaluation.candidates import Candidate
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.variation import Assignment, moved, read_one, settled, vary, written
+from ppdm_bench.variation import Assignment, assignments_text, effective, parse_assignments, vary, with_assignments
 
 RUNS = "runs"
 
@@ -106,7 +106,7 @@ def trials(
     Raises:
         ValueError: a method or a variation does not exist.
     """
-    start = settled(one for text in starts for one in read_one(text))
+    start = effective(one for text in starts for one in parse_assignments(text))
     points = [point for name in methods for point in _points(_sized(find_method(name), width), start, variations)]
     return [
         Trial(variation, method, subjects, replace(schedule, seed=seed))
@@ -221,9 +221,9 @@ def _sized(method: Method, width: int | None) -> Method:
 
 def _points(method: Method, start: Sequence[Assignment], variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
     """The start method and its variations, without duplicates, each with a distinguishing label."""
-    method = moved(method, start) if start else method
+    method = with_assignments(method, start) if start else method
     seen = {}
     for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:
         if point not in seen:
             seen[point] = label
-            yield "+".join(filter(None, (written(start), label))), point
+            yield "+".join(filter(None, (assignments_text(start), label))), point

@@ -539,7 +539,7 @@ def test_what_is_no_run_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "give what is evaluated: runs, folders of --predictions, or both"),
+        ((), "there is nothing to evaluate: give runs, folders of --predictions, or both"),
         (("RUN", "--predictions", "p", "--targets", "t"), "--targets is for --predictions only; with runs"),
         (("--predictions", "p", "--targets", "t", "--task", "pet-joint"), "only; with --manifest and --task, it comes"),
         (("RUN",), "--manifest pairs.csv, or --task with a name"),
@@ -551,7 +551,7 @@ def test_what_is_no_run_is_refused(data, tmp_path):
         ),
         (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
         (("RUN", "--task", "ct"), "'ct' is not one of"),
-        (("--predictions", "p"), "give the targets of the predictions: --targets, --manifest or --task"),
+        (("--predictions", "p"), "the predictions have no targets: give --targets, --manifest or --task"),
         (
             ("--predictions", "p", "--targets", "t", "--evaluations", "4"),
             "--evaluations is for runs, and only --predictions were given",

@@ -131,7 +131,7 @@ def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path)
     ran.clear()
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path / "other", "--minutes", "0.9")
     assert (code, ran) == (1, [])
-    assert "no part fits into 0.9 minutes: a takes about 1.0 min; give more --minutes" in err
+    assert "no part fits into 0.9 minutes: a takes about 1.0 min; increase --minutes" in err
 
 
 def test_a_piece_that_is_asked_for_is_done_again(done, tmp_path):

@@ -108,7 +108,7 @@ def test_minutes_become_steps_by_the_step_times_of_a_file(place, monkeypatch):
 def test_time_for_fewer_steps_than_parts_is_refused(place, monkeypatch):
     monkeypatch.setattr(step_time, "_step", lambda *_: 0.75)
     sentence = refused(2, *QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--curve", 5)
-    assert "has time for 4 steps, too few for 5 validations (--curve); give more --minutes" in sentence
+    assert "has 4 steps, too few for 5 validations (--curve); increase --minutes" in sentence
     assert not (place / "out").exists()
 
 
@@ -124,7 +124,7 @@ def test_step_times_of_another_machine_count(place, monkeypatch):
     monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("it was measured again"))
     asked = []
     monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given[2].steps) or "")
-    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
     assert run(*paced, "there.jsonl")[0] == 0
     assert asked == [3]
 

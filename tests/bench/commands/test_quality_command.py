@@ -154,7 +154,7 @@ def test_records_as_json():
 def test_quick_says_so(monkeypatch):
     asked = []
     monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given) or "")
-    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
     code, _, err = run("quality", "--quick", "--device", "cpu", "--out", "out")
     assert code == 0
     assert "quick profile" in err

@@ -194,8 +194,8 @@ def test_a_time_that_cannot_be_predicted_is_a_failure(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--time"], 'name it, such as --gpu "A100 80GB"'),
-        (["--time", "--gpu", "A100 80GB", "--explain", "ppdm"], "--explain shows it by operator"),
+        (["--time"], 'name one, such as --gpu "A100 80GB"'),
+        (["--time", "--gpu", "A100 80GB", "--explain", "ppdm"], "leave it out, --explain predicts times too"),
         (["--time", "--gpu", "T4", "--precision", "bf16"], "T4 does not compute in bf16"),
         (["--time", "--gpu", "T44"], "did you mean"),
     ],
