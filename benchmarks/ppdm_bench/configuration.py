@@ -299,6 +299,11 @@ def find_method(name: str, preset: str = "matched") -> Method:
     return _own_method(name) if _is_own(name) else PRESETS[preset][name]
 
 
+def with_width(method: Method, width: int | None) -> Method:
+    """Return the method with this width; None, or a method without a network, changes nothing."""
+    return method if width is None or method.width is None else method.with_network(width=width)
+
+
 def variant_of(method: Method, known: Sequence[Method] = ()) -> str:
     """Return how a method differs from the registered one of its name, which distinguishes the rows of a table.
 

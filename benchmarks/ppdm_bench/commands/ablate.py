@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ppdm import Method
-    from ppdm_bench.ablation.plan import Ablation, Work
-    from ppdm_bench.ablation.run import Done
+    from ppdm_bench.ablation.plan import Ablation, CellTraining
+    from ppdm_bench.ablation.run import CellResult
     from ppdm_bench.commands.pair_sources import Subjects
-    from ppdm_bench.evaluation.assessment import Assessment
+    from ppdm_bench.evaluation.scoring import EvaluationPlan
     from ppdm_bench.records import Record
 
 # About twenty minutes on two idle cores. The network has three levels: with four levels, the largest factor would pad
@@ -138,7 +138,7 @@ def ablate(
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_bench.ablation.ablation_output import present
-        from ppdm_bench.ablation.cells import cells
+        from ppdm_bench.ablation.cells import plan_cells
         from ppdm_bench.ablation.plan import Ablation
         from ppdm_bench.commands.pair_sources import check_contents, check_sets
         from ppdm_bench.devices import training_device
@@ -159,7 +159,7 @@ def ablate(
         evaluations = default["evaluations"] if evaluations is None else evaluations
         plan = Ablation(
             base=start,
-            cells=or_usage_error(cells, start, [one for one in grids if one != "none"], vary or []),
+            cells=or_usage_error(plan_cells, start, [one for one in grids if one != "none"], vary or []),
             sets=sets,
             schedule=or_usage_error(Schedule, steps or default["steps"], None, batch),
             seeds=read_option(
@@ -185,11 +185,10 @@ def ablate(
 
 def _base_method(name: str, changes: Sequence[str], width: int | None) -> "Method":
     """Return the method that the configurations vary."""
-    from ppdm_bench.configuration import find_method
+    from ppdm_bench.configuration import find_method, with_width
     from ppdm_bench.variation import parse_assignments, with_assignments
 
-    method = find_method(name)
-    method = method if width is None or method.width is None else method.with_network(width=width)
+    method = with_width(find_method(name), width)
     for text in changes:
         method = with_assignments(method, parse_assignments(text))
     return method
@@ -220,22 +219,22 @@ def _carry_out(
 ) -> tuple[list["Record"], list[str], list[Path]]:
     """Measure, train and score; return all requested records, the failures, and the files of picture data."""
     from ppdm_bench.ablation import run
-    from ppdm_bench.ablation.plan import memory_each, works
+    from ppdm_bench.ablation.plan import memory_seconds, plan_trainings
     from ppdm_bench.evaluation.trials import check_resumable
 
     _introduce(plan, quick)
     with progress() as bar:
-        pace = _step_times(plan, out, bar, device, jobs)
-        wanted, each = works(plan, pace), memory_each(plan)
+        step_times = _step_times(plan, out, bar, device, jobs)
+        wanted, each = plan_trainings(plan, step_times), memory_seconds(plan)
         check_resumable([work.trial for work in wanted], out)
-        _announce(plan, wanted, pace, sum(each), out, quick, jobs is not None)
+        _announce(plan, wanted, step_times, sum(each), out, quick, jobs is not None)
         scoring = [_SCORING] * len(wanted) if jobs is not None else []
         whole = OverallProgress(bar, [*each, *(work.seconds for work in wanted), *scoring])
-        records = [*pace.values(), *run.left_out(plan, pace, out)]
+        records = [*step_times.values(), *run.record_left_out(plan, step_times, out)]
         faults: list[str] = []
-        scored: list[Assessment] = []
+        scored: list[EvaluationPlan] = []
         for done in chain(
-            run.remembered(plan, out, whole.show), _train_and_score(plan, wanted, out, whole, device, jobs)
+            run.record_memory(plan, out, whole.show), _train_and_score(plan, wanted, out, whole, device, jobs)
         ):
             records += done.records
             faults += [done.fault] if done.fault else []
@@ -243,21 +242,21 @@ def _carry_out(
                 notify(done.note)
             scored += [done.scored] if done.scored else []
             whole.ended()
-    return records, faults, run.keep_pictures(scored, records, out)
+    return records, faults, run.save_picture_data(scored, records, out)
 
 
 def _step_times(
     plan: "Ablation", out: Path, bar: "Progress", device: str, jobs: dict[str, Any] | None
 ) -> dict[str, "Record"]:
     """Return the record ``step_seconds`` of each configuration, by its label."""
-    from ppdm_bench.ablation.jobs import paces_in_job
+    from ppdm_bench.ablation.jobs import step_times_in_job
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
 
     shown = bar.add_task("step times of all configurations in a job", total=None)
     try:
         if jobs is not None:
-            return paces_in_job(plan, out, device, jobs)
+            return step_times_in_job(plan, out, device, jobs)
         file, where = RecordFile(out / RECORDS), plan.sampling.device
         found = plan.step_times.measure(where, file, lambda text: bar.update(shown, description=text))
         return plan.step_times.by_label(found)
@@ -267,18 +266,18 @@ def _step_times(
 
 def _train_and_score(
     plan: "Ablation",
-    wanted: Sequence["Work"],
+    wanted: Sequence["CellTraining"],
     out: Path,
     whole: OverallProgress,
     device: str,
     jobs: dict[str, Any] | None,
-) -> Iterator["Done"]:
+) -> Iterator["CellResult"]:
     from ppdm_bench.ablation import run
-    from ppdm_bench.ablation.jobs import trained_in_jobs
+    from ppdm_bench.ablation.jobs import train_in_jobs_and_score
 
     if jobs is None:
-        return run.trained(plan, wanted, out, whole.show)
-    return trained_in_jobs(plan, wanted, out, device, jobs, whole.show, whole.ended)
+        return run.train_and_score(plan, wanted, out, whole.show)
+    return train_in_jobs_and_score(plan, wanted, out, device, jobs, whole.show, whole.ended)
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:
@@ -296,8 +295,8 @@ def _introduce(plan: "Ablation", quick: bool) -> None:
 
 def _announce(
     plan: "Ablation",
-    wanted: Sequence["Work"],
-    pace: dict[str, "Record"],
+    wanted: Sequence["CellTraining"],
+    step_times: dict[str, "Record"],
     memory: float,
     out: Path,
     quick: bool,
@@ -307,7 +306,7 @@ def _announce(
     from ppdm.checkpoint import NAME
 
     left = [work for work in wanted if not (work.trial.folder(out) / NAME).exists()]
-    steps = sorted((float(record.value), label) for label, record in pace.items() if record.value is not None)
+    steps = sorted((float(record.value), label) for label, record in step_times.items() if record.value is not None)
     fast, slow = (f"{seconds:.3g} s ({label})" for seconds, label in (steps[0], steps[-1])) if steps else ("", "")
     minutes = (memory + sum(work.seconds for work in left)) / 60
     whose = " of all machines" if spread else ""

@@ -119,8 +119,8 @@ def evaluate(
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import (
-            NOTHING_TO_DRAW,
-            Measuring,
+            SAMPLES_NEED_NOISE,
+            MetricOptions,
             RunSampling,
             compare_folders,
             compare_runs,
@@ -128,7 +128,7 @@ def evaluate(
         )
         from ppdm_bench.evaluation.evaluation_output import collect, earlier_records, failures, present
 
-        how = or_usage_error(Measuring, convention, data_range, grids)
+        how = or_usage_error(MetricOptions, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
             source = requested_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
@@ -146,7 +146,7 @@ def evaluate(
         else:
             plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
         if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
-            raise typer.BadParameter(NOTHING_TO_DRAW)
+            raise typer.BadParameter(SAMPLES_NEED_NOISE)
         against = or_usage_error(reference_label, plan.candidates, requested_reference(reference), earlier)
         with locked_folder(out) as folder:
             records = collect(

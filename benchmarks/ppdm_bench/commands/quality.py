@@ -130,10 +130,10 @@ def quality(
         from ppdm_bench.commands.pair_sources import check_contents, check_sets, require_pairs
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
-        from ppdm_bench.evaluation.comparison import NOTHING_TO_DRAW, RunSampling
-        from ppdm_bench.evaluation.curves import SPLIT
+        from ppdm_bench.evaluation.comparison import SAMPLES_NEED_NOISE, RunSampling
+        from ppdm_bench.evaluation.curves import CURVE_SPLIT
         from ppdm_bench.evaluation.jobs import train_in_jobs
-        from ppdm_bench.evaluation.trials import check_resumable, trials
+        from ppdm_bench.evaluation.trials import check_resumable, plan_trials
 
         _check_curve(curve, steps, minutes, paces, jobs is not None)
         schedule = or_usage_error(Schedule, steps, minutes, batch_size)
@@ -141,11 +141,11 @@ def quality(
         names = method or ([next(iter(METHODS)), REFERENCE] if quick else list(METHODS))
         reference = requested_reference(reference)
         plan = or_usage_error(
-            trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"), start or []
+            plan_trials, sets, names, vary or [], schedule, from_seeds, width or default.get("width"), start or []
         )
         own = [find_method(name) for name in names]
         check_sets(sets, split, batch_size)
-        validated = [] if curve is None else [SPLIT]
+        validated = [] if curve is None else [CURVE_SPLIT]
         for one, name in product(sets, validated):
             require_pairs(one, {name: len(one.shapes(name))}, name, "mark some rows with it, or leave --curve out")
         if paces is not None:
@@ -157,7 +157,7 @@ def quality(
             check_contents(sets, [split, *validated], [out / one.task for one in sets])
         sampled = RunSampling(steps=wanted, samples=samples)
         if samples is not None and not any(sampled.draws(one.method) for one in plan):
-            raise typer.BadParameter(NOTHING_TO_DRAW)
+            raise typer.BadParameter(SAMPLES_NEED_NOISE)
         if quick:
             notify(
                 "quick profile: few or small volumes, short training; it shows that everything works, not which method "
@@ -230,11 +230,11 @@ def _with_steps_for_minutes(plan: "Sequence[Trial]", paces: Path, device: str, l
     Raises:
         typer.BadParameter: a trial has fewer steps than its learning curve has parts.
     """
-    from ppdm_bench.evaluation.pacing import paced
+    from ppdm_bench.evaluation.steps_for_minutes import with_steps_for_minutes
 
     with progress() as bar:
         shown = bar.add_task("step times", total=None)
-        made = paced(plan, paces, device, lambda text: bar.update(shown, description=text))
+        made = with_steps_for_minutes(plan, paces, device, lambda text: bar.update(shown, description=text))
     for trial in made:
         if (steps := trial.schedule.steps or 0) < least:
             raise typer.BadParameter(
@@ -284,10 +284,10 @@ def _evaluate(
     look: dict[str, list[str]],
 ) -> _Result | None:
     """Compare the runs of one task with one another; return None if every training failed."""
-    from ppdm_bench.evaluation.comparison import Measuring, compare_runs, reference_label
+    from ppdm_bench.evaluation.comparison import MetricOptions, compare_runs, reference_label
     from ppdm_bench.evaluation.curves import score_curves
     from ppdm_bench.evaluation.evaluation_output import collect, draw_curves, earlier_records, failures, present
-    from ppdm_bench.evaluation.trials import keep_costs, with_budgets
+    from ppdm_bench.evaluation.trials import record_costs, with_budgets
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
 
@@ -297,12 +297,12 @@ def _evaluate(
         return None
     folder = out / subjects.task
     earlier = earlier_records(folder)
-    asked = ([one.run for one in own], subjects, split, Measuring(), sampling, lambda done, total: None)
+    asked = ([one.run for one in own], subjects, split, MetricOptions(), sampling, lambda done, total: None)
     plan = with_budgets(compare_runs(*asked, known=known, earlier=earlier), own)
     against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()
-    keep_costs(plan, folder)
+    record_costs(plan, folder)
     text, written = present(plan, records, against, folder, earlier, **look)
     points, lacking = score_curves(own, sampling, folder, lambda text: whole.show(text, 1.0))
     for sentence in lacking:

@@ -128,8 +128,8 @@ def train(
     resolved = or_usage_error(with_sources_of, resolved, source.sources(), bridge_from)
     flips = Flip(axes) if axes else None
     schedule = or_usage_error(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
-    pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
-    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
+    save_interval: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
+    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **save_interval)
     board = out / "tensorboard" if tensorboard else None
     try:
         result = train_with_progress(resolved, source, schedule, run, device, threads, board, init_from)

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
-from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate, to_picture
+from ppdm_bench.evaluation.candidates import Candidate, candidates_to_draw
+from ppdm_bench.evaluation.scoring import EvaluationPlan
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.figures.quality import MANY
@@ -20,12 +20,12 @@ from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.scores import Scores, by_configuration
 
 
-def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
+def draw_extremes(plan: EvaluationPlan, records: Sequence[Record], folder: Path) -> list[Path]:
     """Draw the best and the worst scan of every candidate, and return the written files.
 
-    Of several numbers of network evaluations, the method's own is drawn, else the largest. The error images of the best
-    and the worst scan share one scale, so that they can be compared. If there are more candidates than a figure can
-    distinguish, only the best candidate is drawn.
+    A candidate with several numbers of network evaluations is drawn at the method's own number, else at the largest.
+    The error images of the best and the worst scan have one scale, so that they can be compared. If there are more than
+    `MANY` candidates, only the best one is drawn.
 
     Args:
         plan: the evaluation that was carried out.
@@ -34,16 +34,16 @@ def draw_extremes(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """
     everything = {(series.label, series.evaluations): series for series in by_configuration(records)}
     drawn = []
-    for candidate in to_picture(plan.candidates):
+    for candidate in candidates_to_draw(plan.candidates):
         series = everything.get((candidate.label, candidate.steps))
         if series is not None and series.ranking:
             drawn.append((candidate, series))
     if len(drawn) > MANY:
         drawn = [max(drawn, key=lambda one: one[1].standing)]
-    return [path for candidate, series in drawn for path in _draw(plan, candidate, series, folder)]
+    return [path for candidate, series in drawn for path in _draw_candidate(plan, candidate, series, folder)]
 
 
-def _draw(plan: Assessment, candidate: Candidate, series: Scores, folder: Path) -> list[Path]:
+def _draw_candidate(plan: EvaluationPlan, candidate: Candidate, series: Scores, folder: Path) -> list[Path]:
     ranked = series.ranked(series.ranking)
     chosen = {"best": ranked[0], "worst": ranked[-1]} if len(ranked) > 1 else {"best": ranked[0]}
     files = {case.name: case for case in plan.cases}
@@ -60,7 +60,7 @@ def _draw(plan: Assessment, candidate: Candidate, series: Scores, folder: Path) 
     return written
 
 
-def _predicted(plan: Assessment, candidate: Candidate, files: CaseFiles) -> tuple[EvaluationCase, np.ndarray]:
+def _predicted(plan: EvaluationPlan, candidate: Candidate, files: CaseFiles) -> tuple[EvaluationCase, np.ndarray]:
     case = read_case(files, resample=plan.resample)
     return case, plan.predict(candidate, case).numpy()
 
@@ -69,7 +69,7 @@ def _montage(case: EvaluationCase, prediction: np.ndarray, name: str, title: str
     target = case.target.numpy()
     colours: Colours = "pet" if case.in_suv else "gray"
     wanted = DisplayedVolume(target, "target", colours, None, case.unit)
-    if case.unit == "HU":  # window by window, so that prediction and target lie one below the other
+    if case.unit == "HU":  # alternate, so that the target follows the prediction in each window
         pairs = zip(ct_rows(prediction, name), ct_rows(target, "target"), strict=True)
         rows = [row for pair in pairs for row in pair]
     else:

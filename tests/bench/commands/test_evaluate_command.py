@@ -19,7 +19,7 @@ from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
-from ppdm_bench.evaluation import assessment, candidates, pictures
+from ppdm_bench.evaluation import candidates, pictures, scoring
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.metrics import metric_name
@@ -114,7 +114,7 @@ def test_pictures_are_of_a_methods_own_number_of_evaluations_or_else_of_the_larg
 
     asked = [candidate("a", 1, 2), candidate("a", 2, 2), candidate("a", 4, 2), candidate("b", 1, 250)]
     asked += [candidate("b", 25, 250), replace(candidate("c", None, None), untouched=True)]
-    assert [(one.variant, one.steps) for one in candidates.to_picture(asked)] == [("a", 2), ("b", 25)]
+    assert [(one.variant, one.steps) for one in candidates.candidates_to_draw(asked)] == [("a", 2), ("b", 25)]
 
 
 def test_a_record_for_every_configuration_subject_and_metric(done):
@@ -430,8 +430,8 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
             (tmp_path / kind).mkdir(exist_ok=True)
             (tmp_path / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{name}.nii.gz").read_bytes())
     scored = []
-    original = assessment.scores
-    monkeypatch.setattr(assessment, "scores", lambda *given: scored.append(given[2].name) or original(*given))
+    original = scoring.scores
+    monkeypatch.setattr(scoring, "scores", lambda *given: scored.append(given[2].name) or original(*given))
     words = (
         "evaluate",
         "--predictions",
@@ -461,7 +461,7 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
 @pytest.mark.parametrize(("room", "again"), [(1 << 20, 0), (0, 3)], ids=["kept", "no room"])
 def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_path, monkeypatch):
     """Of the run with one and two evaluations: the best, the worst and the first subject are drawn with two."""
-    monkeypatch.setattr(assessment, "KEPT", room)
+    monkeypatch.setattr(scoring, "CACHE_BYTES", room)
     made = []
     original = candidates.predict
     monkeypatch.setattr(
