@@ -14,7 +14,7 @@ from ppdm_bench.commands.terminal import ensure_writable
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record, RecordFile
-    from ppdm_bench.report.claims.text import Decided
+    from ppdm_bench.report.claims.text import Verdicts
     from ppdm_bench.report.library import Library
 
 
@@ -37,14 +37,14 @@ def claims(
     if json:
         table = effects_table(decided)
         keys = [heading.key for heading in table.headings]
-        rows = [dict(zip(keys, line.cells, strict=True)) | {"records": list(line.sources)} for line in table.lines]
+        rows = [dict(zip(keys, line.cells, strict=True)) | {"records": list(line.sources)} for line in table.rows]
         print(dumps(rows, indent=1))
     else:
         print(to_claims_text(decided))
     print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
 
 
-def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
+def present(library: "Library", out: Path) -> "tuple[Verdicts, list[Path]]":
     """Decide every claim, write the table and the page, and return the verdicts and the written files."""
     from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
@@ -52,11 +52,11 @@ def present(library: "Library", out: Path) -> "tuple[Decided, list[Path]]":
     from ppdm_bench.report.claims.claim import Evidence
     from ppdm_bench.report.claims.rules import CLAIMS
     from ppdm_bench.report.claims.text import effects_table, to_claims_markdown
-    from ppdm_bench.report.library import believed
+    from ppdm_bench.report.library import reporting_altered_records
     from ppdm_bench.report.tables.render import to_csv
 
     evidence = Evidence(library, next(iter(METHODS.values())).to_dict(), list(PAPER_TASKS))
-    with believed("the claims"):
+    with reporting_altered_records("the claims"):
         decided = [(claim, claim.decide(evidence)) for claim in CLAIMS]
     contents = {"claims/claims.csv": to_csv(effects_table(decided)), "CLAIMS.md": to_claims_markdown(decided, library)}
     return decided, [replace_file(out / name, text.encode()) for name, text in contents.items()]

@@ -36,11 +36,11 @@ def compare(
     chosen = read_names("--columns", columns)
     share = read_option("--threshold", _read_share, threshold)
 
-    from ppdm_bench.report.library import believed
-    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_set, to_records
+    from ppdm_bench.report.library import reporting_altered_records
+    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_records, to_records
 
-    before, after = read_set(old), read_set(new)
-    with believed("the comparison"):
+    before, after = read_records(old), read_records(new)
+    with reporting_altered_records("the comparison"):
         found, notes = changes(before, after, share), environments(before, after)
     if json:
         from ppdm_bench.records import to_json_array

@@ -11,7 +11,7 @@ from ppdm_bench.commands.values import comma_separated, one_of, read_option
 
 if TYPE_CHECKING:
     from ppdm_bench.report.figures.style import Column
-    from ppdm_bench.report.paper_figure import Shown
+    from ppdm_bench.report.paper_figure import FigureContent
 
 RESULTS = Path("results")
 
@@ -36,23 +36,23 @@ def figures(
     columns = cast("list[Column]", widths)
 
     from ppdm_bench.report.atomic_io import replace_file
-    from ppdm_bench.report.library import believed, read_library
+    from ppdm_bench.report.library import read_library, reporting_altered_records
     from ppdm_bench.report.page import page
-    from ppdm_bench.report.paper_figure import Missing, written
-    from ppdm_bench.report.paper_registry import EXHIBITS
+    from ppdm_bench.report.paper_figure import MissingRecords, write_paper_figure
+    from ppdm_bench.report.paper_registry import PAPER_FIGURES
 
     library = read_library(records or [RESULTS])
     folder, files, absent = ensure_writable(out), list[Path](), list[str]()
-    shown: list[tuple[str, str, Shown, bytes]] = []
+    shown: list[tuple[str, str, FigureContent, bytes]] = []
     with progress() as bar:
-        task = bar.add_task("", total=len(EXHIBITS))
-        for exhibit in EXHIBITS:
+        task = bar.add_task("", total=len(PAPER_FIGURES))
+        for exhibit in PAPER_FIGURES:
             bar.update(task, description=exhibit.title)
             try:
-                with believed(exhibit.title):
+                with reporting_altered_records(exhibit.title):
                     made = exhibit.show(library)
-                    drawn = written(exhibit, made, folder, columns)
-            except Missing as missing:
+                    drawn = write_paper_figure(exhibit, made, folder, columns)
+            except MissingRecords as missing:
                 absent.append(f"{exhibit.name}: it needs {missing}")
             else:
                 files += drawn.values()

@@ -12,11 +12,11 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
+from ppdm_bench.report.figures.quality import MAX_CONFIGURATIONS, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper.learning import show as learning_curves
-from ppdm_bench.report.scores import configuration_of, is_of_curve, setting
+from ppdm_bench.report.scores import configuration_of, data_and_convention, is_of_curve
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 from ppdm_bench.report.tables.render import to_csv, to_markdown
 
@@ -56,13 +56,15 @@ def with_earlier_scores(records: Sequence[Record], earlier: Sequence[Record]) ->
     configurations with other data, another convention or changed files are left out, because their numbers cannot be
     compared. A message reports how many are shown and how many are not.
     """
-    now = {setting(record) for record in records}
+    now = {data_and_convention(record) for record in records}
     files = {record.subject: _files_digest(record) for record in records}
     known = {configuration_of(record) for record in records}
     groups = {key: group for key, group in grouped(earlier, configuration_of).items() if key not in known}
 
     def is_comparable(group: Sequence[Record]) -> bool:
-        return all(setting(r) in now and files.get(r.subject) in (_files_digest(r), None, "") for r in group)
+        return all(
+            data_and_convention(r) in now and files.get(r.subject) in (_files_digest(r), None, "") for r in group
+        )
 
     shown = {key: group for key, group in groups.items() if is_comparable(group)}
     for keys, what in (
@@ -141,7 +143,7 @@ def tabulate(
 def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     labels = {(record.method, record.variant) for record in records if record.steps}
     written = [*save(subjects_figure(records, title), folder / "subjects")]
-    if len(labels) <= MANY and len({record.steps for record in records if record.steps}) > 1:
+    if len(labels) <= MAX_CONFIGURATIONS and len({record.steps for record in records if record.steps}) > 1:
         written += save(evaluations_figure(records, title), folder / "evaluations")
     return written
 

@@ -292,7 +292,7 @@ def test_rows_of_other_data_are_left_out_with_a_message(data, tmp_path):
     write(tmp_path / f"{SUBJECTS[0]}-b.nii.gz", scan(5))
     code, _, err = run("evaluate", data / "still", *words)
     assert code == 0, err
-    assert "do not show 2 rows of earlier commands in this folder, which are of other data" in err
+    assert "do not show 2 rows of earlier commands in this folder, which have other data" in err
     assert {row["name"] for row in table(tmp_path / "out")} == {"input", f"{NAME} still"}
     assert {view.label for view in read_snapshot(tmp_path / "out" / "snapshot.npz").of("prediction")} == {
         f"{NAME} still"
@@ -367,7 +367,7 @@ def test_files_without_counterpart_are_named(data, tmp_path):
     write(tmp_path / "pred" / "s3.nii", scan(0))
     assert "(s9)" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     write(tmp_path / "pred" / "s3.nii.gz", scan(0))
-    assert "s3.nii and s3.nii.gz; keep one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
+    assert "s3.nii and s3.nii.gz; remove one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     (tmp_path / "none").mkdir()
     assert "holds no scan" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
     assert "is not a folder" in refused(1, "evaluate", "--predictions", tmp_path / "nowhere", *words)

@@ -112,7 +112,7 @@ def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, t
     assert "c: the process was ended by signal 9" in err
     code, out, err = run("gpu", "--list", "--device", "cpu", "--out", tmp_path)
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["failed", "begun", "failed", "done"]
-    assert "3 of them are left to do" in out
+    assert "the parts that are left take 3 min" in out
     ran.clear()
     codes.clear()
     assert run("gpu", "--device", "cpu", "--out", tmp_path)[0] == 0

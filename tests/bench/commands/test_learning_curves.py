@@ -72,7 +72,7 @@ def test_models_on_the_way_are_scored_on_val_and_stand_in_no_other_table(place):
     assert all(row["psnr_0.333"] and row["psnr_0.667"] and row["psnr_1.000"] and row["late_gain_db"] for row in rows)
     assert "s2" not in (place / "out" / "pairs" / "quality.md").read_text()
     library = read_library([place / "out"])
-    assert {subject for point in library.points for subject in point.subjects("psnr")} == {"s4", "s5"}
+    assert {subject for point in library.points for subject in point.subject_means("psnr")} == {"s4", "s5"}
 
 
 def test_the_same_command_again_adds_nothing(place, monkeypatch):
