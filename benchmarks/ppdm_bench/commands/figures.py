@@ -46,19 +46,17 @@ def figures(
     shown: list[tuple[str, str, FigureContent, bytes]] = []
     with progress() as bar:
         task = bar.add_task("", total=len(PAPER_FIGURES))
-        for exhibit in PAPER_FIGURES:
-            bar.update(task, description=exhibit.title)
+        for figure in PAPER_FIGURES:
+            bar.update(task, description=figure.title)
             try:
-                with reporting_altered_records(exhibit.title):
-                    made = exhibit.show(library)
-                    drawn = write_paper_figure(exhibit, made, folder, columns)
+                with reporting_altered_records(figure.title):
+                    made = figure.show(library)
+                    drawn = write_paper_figure(figure, made, folder, columns)
             except MissingRecords as missing:
-                absent.append(f"{exhibit.name}: it needs {missing}")
+                absent.append(f"{figure.name}: it needs {missing}")
             else:
                 files += drawn.values()
-                shown.append(
-                    (exhibit.name, exhibit.title, made, drawn[f"{exhibit.widths(columns)[-1]}.png"].read_bytes())
-                )
+                shown.append((figure.name, figure.title, made, drawn[f"{figure.widths(columns)[-1]}.png"].read_bytes()))
             bar.advance(task)
     if html:
         files.append(replace_file(folder / "report.html", page(library, shown, absent).encode()))

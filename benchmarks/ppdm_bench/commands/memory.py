@@ -97,7 +97,7 @@ def memory(
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     sizes, spacing = requested_sizes(res, shape, like)
-    wanted = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
+    settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     jobs = requested_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
@@ -113,9 +113,9 @@ def memory(
         from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = requested_configurations(explain or method, sizes, wanted, start, vary)
-        or_usage_error(check_phases, asked, phases)
-        precisions = [one.precision for one in asked]
+        configurations = requested_configurations(explain or method, sizes, settings, start, vary)
+        or_usage_error(check_phases, configurations, phases)
+        precisions = [one.precision for one in configurations]
         sheet = or_usage_error(predicted_sheet, "predict", gpu, precisions) if time else None
         if gpu is not None:
             card = or_usage_error(card_of, gpu, capacity)
@@ -135,15 +135,15 @@ def memory(
                     *(phases, device, spacing, timeout, capacity, not no_gate),
                     *(constants and constants.absolute(), gpu, time),
                 )
-                records, lost = collect_jobs(asked, request, folder, jobs)
+                records, lost = collect_jobs(configurations, request, folder, jobs)
                 shown = with_earlier_records(records, folder)
                 text, written = present(shown, folder, capacity, assumed, chosen) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(
-                    MemoryPlan(asked, phases, "predict", target, spacing, timeout), folder
+                    MemoryPlan(configurations, phases, "predict", target, spacing, timeout), folder
                 )
             else:
-                plan = MemoryPlan(asked, phases, where, target, spacing, timeout, capacity, not no_gate, sheet)
+                plan = MemoryPlan(configurations, phases, where, target, spacing, timeout, capacity, not no_gate, sheet)
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]

@@ -80,7 +80,7 @@ def plan(
             "batch_size": batch_size,
             "sources": sources,
         }
-        asked = requested_configurations(method, [size], settings, start)
+        configurations = requested_configurations(method, [size], settings, start)
         card = _card(capacity, gpu)
         sheet = None if steps is None else or_usage_error(predicted_sheet, "predict", gpu, [precision])
         if card.gpu and (slow := emulation_warning(card.gpu, card.compute_capability, [precision])):
@@ -88,7 +88,7 @@ def plan(
         folder = ensure_writable(out) if out is not None else None
         interrupted = False
         try:
-            records = collect(CapacityPlan(asked, purposes, card, spacing, steps=steps, sheet=sheet))
+            records = collect(CapacityPlan(configurations, purposes, card, spacing, steps=steps, sheet=sheet))
         except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])

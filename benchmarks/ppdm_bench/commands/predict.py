@@ -63,8 +63,8 @@ def predict(
         with progress() as bar:
             bar.add_task(f"predicting {program(words)}", total=None)
             prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
-        asked = {"command": words, "steps": steps, "keep_files": keep_files}
-        records = records_of(prediction, asked)
+        settings = {"command": words, "steps": steps, "keep_files": keep_files}
+        records = records_of(prediction, settings)
         written = []
         if out is not None:
             with locked_folder(out) as folder:

@@ -156,7 +156,7 @@ def quality(
         if is_first_process():
             check_contents(sets, [split, *validated], [out / one.task for one in sets])
         sampled = RunSampling(steps=wanted, samples=samples)
-        if samples is not None and not any(sampled.draws(one.method) for one in plan):
+        if samples is not None and not any(sampled.samples_differ(one.method) for one in plan):
             raise typer.BadParameter(SAMPLES_NEED_NOISE)
         if quick:
             notify(
@@ -186,7 +186,7 @@ def quality(
 
 
 def _check_reference(
-    asked: str | None, plan: "Sequence[Trial]", known: "Sequence[Method]", samples: int | None, out: Path
+    reference: str | None, plan: "Sequence[Trial]", known: "Sequence[Method]", samples: int | None, out: Path
 ) -> None:
     """Check before the training that the tables will have the row from which differences are taken.
 
@@ -196,14 +196,14 @@ def _check_reference(
     from ppdm_bench.evaluation.candidates import INPUT, row_name
     from ppdm_bench.evaluation.evaluation_output import earlier_records
 
-    if asked is None or Path(asked) in [trial.folder(out) for trial in plan]:
+    if reference is None or Path(reference) in [trial.folder(out) for trial in plan]:
         return
     labels = [f"{one.method.name} {row_name(one.method, one.schedule.seed, known)}".strip() for one in plan]
     means = [] if samples is None else [f"{label} mean of {samples}" for label in labels]
     earlier = [record.label for one in {t.subjects.task for t in plan} for record in earlier_records(out / one)]
-    if asked not in (INPUT, *labels, *means, *earlier):
+    if reference not in (INPUT, *labels, *means, *earlier):
         there = ", ".join(dict.fromkeys([INPUT, *labels, *earlier]))
-        raise typer.BadParameter(f"there is no {asked!r} to take differences from; there are {there}")
+        raise typer.BadParameter(f"there is no {reference!r} to take differences from; there are {there}")
 
 
 def _check_curve(
@@ -297,8 +297,8 @@ def _evaluate(
         return None
     folder = out / subjects.task
     earlier = earlier_records(folder)
-    asked = ([one.run for one in own], subjects, split, MetricOptions(), sampling, lambda done, total: None)
-    plan = with_budgets(compare_runs(*asked, known=known, earlier=earlier), own)
+    arguments = ([one.run for one in own], subjects, split, MetricOptions(), sampling, lambda done, total: None)
+    plan = with_budgets(compare_runs(*arguments, known=known, earlier=earlier), own)
     against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
     whole.ended()

@@ -72,16 +72,16 @@ def speed(
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
     sizes, spacing = requested_sizes(res, shape, like)
-    wanted = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
+    settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import TimingPlan
         from ppdm_bench.timing.timing_output import collect, failures, present
 
-        asked = requested_configurations(method, sizes, wanted, start, vary)
-        where, sheet, card = _device_and_card(device, gpu, [one.precision for one in asked], no_gate)
+        configurations = requested_configurations(method, sizes, settings, start, vary)
+        where, sheet, card = _device_and_card(device, gpu, [one.precision for one in configurations], no_gate)
         protocol = QUICK if quick else FULL
-        plan = TimingPlan(asked, phases, where, counts, protocol, spacing, timeout, card, sheet)
+        plan = TimingPlan(configurations, phases, where, counts, protocol, spacing, timeout, card, sheet)
         with locked_folder(out) as folder:
             if quick and sheet is None:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"

@@ -120,9 +120,9 @@ def train(
     from ppdm_bench.commands.training_run import train_with_progress
     from ppdm_bench.configuration import Configuration, with_variations
 
-    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
-    (asked,) = or_usage_error(with_variations, [asked], start or [], [], notify)
-    resolved = or_usage_error(asked.resolve)
+    configuration = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
+    (configuration,) = or_usage_error(with_variations, [configuration], start or [], [], notify)
+    resolved = or_usage_error(configuration.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
     resolved = or_usage_error(with_sources_of, resolved, source.sources(), bridge_from)

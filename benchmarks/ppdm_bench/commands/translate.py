@@ -36,8 +36,8 @@ def translate(
     samples: Annotated[
         int | None,
         integer_option(
-            "Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
-            "NAME_std beside it their standard deviation. Default: one draw.",
+            "Samples per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+            "NAME_std beside it their standard deviation. Default: one sample.",
             2,
         ),
     ] = None,

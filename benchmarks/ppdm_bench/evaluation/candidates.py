@@ -42,7 +42,7 @@ class Candidate:
         untouched: whether the prediction is the unchanged input.
         origin: run or folder from which the candidate comes.
         ceiling: returns the target of a case after encoding and decoding by a learned representation; None without one.
-        deviation: returns the standard deviation of the draws whose mean is the prediction; None for one draw.
+        deviation: returns the standard deviation of the samples whose mean is the prediction; None for one sample.
     """
 
     method: str
@@ -161,7 +161,7 @@ def run_candidates(
     if samples is None:
         return made
     return [
-        _with_draws(candidate, _Draws(one, samples, seed)) if one.method.is_random else candidate
+        _with_samples(candidate, _Samples(one, samples, seed)) if one.method.is_random else candidate
         for candidate, one in zip(made, adapted, strict=True)
     ]
 
@@ -273,7 +273,7 @@ def _trained_candidate(run: RunToScore, trained: Trained, seed: int) -> Candidat
     )
 
 
-class _Draws:
+class _Samples:
     """Mean and standard deviation of several samples. The last case is cached, so that it is sampled once for both."""
 
     def __init__(self, trained: Trained, samples: int, seed: int) -> None:
@@ -288,13 +288,13 @@ class _Draws:
         return self._last[1]
 
 
-def _with_draws(candidate: Candidate, draws: _Draws) -> Candidate:
+def _with_samples(candidate: Candidate, several: _Samples) -> Candidate:
     return replace(
         candidate,
-        variant=f"{candidate.variant} mean of {draws.samples}".strip(),
-        predict=lambda case: draws.moments(case)[0],
-        deviation=lambda case: draws.moments(case)[1],
-        options={**candidate.options, "samples": draws.samples},
+        variant=f"{candidate.variant} mean of {several.samples}".strip(),
+        predict=lambda case: several.moments(case)[0],
+        deviation=lambda case: several.moments(case)[1],
+        options={**candidate.options, "samples": several.samples},
     )
 
 

@@ -100,7 +100,7 @@ class RunSampling:
     seed: int = 0
     samples: int | None = None
 
-    def draws(self, method: Method) -> bool:
+    def samples_differ(self, method: Method) -> bool:
         """Whether several samples are requested and differ, for any of the numbers of network evaluations."""
         counts = [method.sampling.steps if count is None else count for count in self.steps]
         points = (replace(method, sampling=replace(method.sampling, steps=count)) for count in counts)
@@ -189,24 +189,24 @@ def compare_folders(
     return EvaluationPlan(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
 
 
-def reference_label(candidates: Sequence[Candidate], asked: str | None, earlier: Sequence[Record] = ()) -> str:
-    """Return the label of the row from which differences are taken; ``asked`` is its label, or its run or folder.
+def reference_label(candidates: Sequence[Candidate], reference: str | None, earlier: Sequence[Record] = ()) -> str:
+    """Return the label of the row that differences are taken from; ``reference`` is its label, run or folder.
 
-    It may also be a label of earlier records that the tables show. Without ``asked``, it is the first candidate.
+    It may also be a label of earlier records that the tables show. Without ``reference``, it is the first candidate.
 
     Raises:
         ValueError: no candidate has this label or path.
     """
-    if asked is None:
+    if reference is None:
         return candidates[0].label
     for candidate in candidates:
-        if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
+        if reference == candidate.label or (candidate.origin is not None and Path(reference) == candidate.origin):
             return candidate.label
     before = [record.label for record in earlier if record.subject]
-    if asked in before:
-        return asked
+    if reference in before:
+        return reference
     known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
-    raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
+    raise ValueError(f"there is no {reference!r} to take differences from; there are {known}")
 
 
 def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]:

@@ -63,8 +63,8 @@ _NAMES = {
 
 def metric_name(metric: str, unit: str = "") -> str:
     """Return a metric for people, with an arrow in the better direction: ``PSNR dB ↑``, ``seam index r=4 dB ↓``."""
-    lattice = re.fullmatch(rf"(?:{'|'.join(SEAMS)})_r(.+)", metric)
-    which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
+    grid = re.fullmatch(rf"(?:{'|'.join(SEAMS)})_r(.+)", metric)
+    which = f" r={grid[1].replace('x', '×')}" if grid else f" {region(metric)}" if is_regional(metric) else ""
     name = _NAMES.get(base(metric), base(metric).replace("_", " ")) + which
     arrow = "↑" if is_higher_better(metric) else f"→{best:g}" if (best := ideal(metric)) is not None else "↓"
     return " ".join(filter(None, (name, unit if unit != "1" else "", arrow)))

@@ -88,9 +88,9 @@ def _claim_section(claim: Claim, finding: Finding) -> str:
 def _effect_row(effect: Effect) -> TableRow:
     ends = (effect.low, effect.high)
     interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
-    said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
+    rule = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
     value = _number(effect.value, effect.unit) + ("×" if effect.unit == "×" else f" {effect.unit}")
-    return TableRow((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
+    return TableRow((effect.what, effect.kind, value, interval, effect.n, rule, _references(effect.sources)))
 
 
 def _number(value: float, unit: str) -> str:
@@ -100,9 +100,9 @@ def _number(value: float, unit: str) -> str:
 
 def _references(sources: Sequence[str]) -> str:
     """Return the configurations of each file, and the number of those that are left out."""
-    said = []
+    parts = []
     for file, found in grouped(sources, lambda source: source.partition("#")[0]).items():
         names = [source.partition("#")[2] for source in found]
         more = f" and {len(names) - _SHOWN_REFERENCES} more" if len(names) > _SHOWN_REFERENCES else ""
-        said.append(f"`{file}`: {', '.join(names[:_SHOWN_REFERENCES])}{more}")
-    return "; ".join(said)
+        parts.append(f"`{file}`: {', '.join(names[:_SHOWN_REFERENCES])}{more}")
+    return "; ".join(parts)

@@ -114,6 +114,6 @@ def _draw(axes: Axes, pairs: Sequence[LossPair]) -> None:
 
 
 def _pair_label(pair: LossPair) -> str:
-    lattice = pair.block_grid.replace("x", "×")
+    block_grid = pair.block_grid.replace("x", "×")
     where = {"all": "all voxels", "cell": "within blocks"}.get(pair.on.design["loss"]["mode"], "")
-    return f"r={lattice}, w={gradient_of(pair.on.design):g}\n{where}"
+    return f"r={block_grid}, w={gradient_of(pair.on.design):g}\n{where}"

@@ -142,8 +142,8 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         )
     for measure in seam_measures(rows):
         name = metric_name(measure, "dB")
-        lattice = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
-        columns[Heading(measure, name, rank=1, note=lattice)] = _quality(rows, measure)
+        note = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
+        columns[Heading(measure, name, rank=1, note=note)] = _quality(rows, measure)
     return columns
 
 
