@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.commands.terminal import alone_in, in_words, notify
+from ppdm_bench.commands.terminal import error_text, locked_folder, notify
 from ppdm_bench.isolation.child import serve
 from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
@@ -21,7 +21,7 @@ from ppdm_bench.records import Record, config_id
 
 
 def main(folder: Path, sizes: list[int]) -> None:
-    with alone_in(folder):
+    with locked_folder(folder):
         ledger = Ledger(folder)
         sweep = Sweep("sweeping", float(os.environ.get("TIMEOUT", "60")), ledger.earlier)
         for size in sizes:
@@ -72,5 +72,5 @@ if __name__ == "__main__":
         try:
             main(Path(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")])
         except (ValueError, OSError) as error:
-            notify(in_words(error))
+            notify(error_text(error))
             sys.exit(1)

@@ -30,8 +30,8 @@ from ppdm.data.manifest import SPLITS
 from ppdm.training.schedule import Schedule
 from ppdm_baselines import METHODS
 from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, Subjects
-from ppdm_bench.evaluation.pacing import paced
-from ppdm_bench.evaluation.trials import trials
+from ppdm_bench.evaluation.steps_for_minutes import with_steps_for_minutes
+from ppdm_bench.evaluation.trials import plan_trials
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.snapshot import SUFFIX, read_snapshot, write_snapshot
 
@@ -206,9 +206,11 @@ def measure_paces(wanted: Sequence[Job], folder: Path) -> None:
         plan = [
             trial
             for job in there
-            for trial in trials([data.subjects], [job.method], [], schedule, [0], job.width, [*BASE, *job.settings])
+            for trial in plan_trials(
+                [data.subjects], [job.method], [], schedule, [0], job.width, [*BASE, *job.settings]
+            )
         ]
-        for trial in paced(plan, folder / "paces.jsonl", "cpu", lambda text: None):
+        for trial in with_steps_for_minutes(plan, folder / "paces.jsonl", "cpu", lambda text: None):
             print(
                 f"{data.subjects}, {trial.label}, width {trial.method.width}: {trial.schedule.steps} steps", flush=True
             )

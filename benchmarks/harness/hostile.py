@@ -56,11 +56,11 @@ from ppdm_bench.memory.constants import FittedConstants
 from ppdm_bench.records import Record, RecordFile, config_id
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.rules import CLAIMS
-from ppdm_bench.report.library import believed, provenance, read_library
-from ppdm_bench.report.paper_figure import Missing
-from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.library import provenance, read_library, reporting_altered_records
+from ppdm_bench.report.paper_figure import MissingRecords
+from ppdm_bench.report.paper_registry import PAPER_FIGURES
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
-from ppdm_bench.report.tables.changes import changes, changes_page, read_set, to_records
+from ppdm_bench.report.tables.changes import changes, changes_page, read_records, to_records
 from ppdm_bench.variation import vary
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
@@ -407,7 +407,7 @@ def _report_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> N
         _spoilt_records(random, folder / name / "records.jsonl", sound)
     library = read_library([folder / "old"])
     provenance(library.records)
-    found = changes(read_set(folder / "old"), read_set(folder / "new"), 0.05)
+    found = changes(read_records(folder / "old"), read_records(folder / "new"), 0.05)
     changes_page(found, []).to_text()
     to_records(found)
 
@@ -433,9 +433,9 @@ def _make_figures(random: Random, folder: Path, sound: Mapping[str, Any]) -> Non
     (folder / "records.jsonl").write_bytes(b"\n".join(lines))
     library = read_library([folder])
     evidence = Evidence(library, PPDM.to_dict(), ["mri-t1t2"])
-    with believed("a figure"):
-        for exhibit in EXHIBITS:
-            with contextlib.suppress(Missing):
+    with reporting_altered_records("a figure"):
+        for exhibit in PAPER_FIGURES:
+            with contextlib.suppress(MissingRecords):
                 exhibit.show(library)
         for claim in CLAIMS:
             claim.decide(evidence)
@@ -523,16 +523,16 @@ def _claim_set(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
 READERS: Mapping[str, Callable[[str], Any]] = {
     "factor": values.read_factor,
     "shape": values.read_shape,
-    "lengths": values.read_lengths,
+    "lengths": values.read_spacing,
     "budget": values.read_budget,
     "dose": values.read_dose,
-    "pace": values.read_pace,
-    "flips": values.read_flips,
+    "pace": values.read_interval,
+    "flips": values.read_flip_axes,
     "evaluations": values.read_evaluations,
     "seconds": values.read_seconds,
-    "count": values.count(),
-    "positive": values.positive("a rate"),
-    "list": values.comma_separated(values.count(0)),
+    "count": values.whole_number(),
+    "positive": values.positive_number("a rate"),
+    "list": values.comma_separated(values.whole_number(0)),
     "one of": values.one_of("fp32", "bf16"),
 }
 WORDS = (

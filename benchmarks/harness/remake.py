@@ -22,8 +22,8 @@ from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
-from ppdm_bench.report.paper_figure import Exhibit, Missing, written
-from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.paper_figure import MissingRecords, PaperFigure, write_paper_figure
+from ppdm_bench.report.paper_registry import PAPER_FIGURES
 from ppdm_bench.report.scores import is_of_curve
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.report.tables.micro import micro_page
@@ -66,7 +66,7 @@ def main() -> None:
             continue
         try:
             changed = list(replaced(made))
-        except Missing as missing:
+        except MissingRecords as missing:
             print(f"{made.name}: not generated, it needs {missing}", flush=True)
             continue
         print(f"{made.name}: {', '.join(changed) or 'nothing has changed'}", flush=True)
@@ -129,7 +129,7 @@ def everything() -> list[Output]:
         Output("harness/fuzz", ["harness/fuzz.md"], _fuzz),
         Output("harness/soak", _files("harness/soak", "md", "png"), _soak),
         Output("claims", ["CLAIMS.md", "claims/claims.csv"], _claims),
-        *(Output(f"figures/{one.name}", _exhibit_files(one), partial(_exhibit, one)) for one in EXHIBITS),
+        *(Output(f"figures/{one.name}", _exhibit_files(one), partial(_exhibit, one)) for one in PAPER_FIGURES),
     ]
 
 
@@ -159,7 +159,7 @@ def _files(stem: str, *ends: str) -> list[str]:
     return [f"{stem}.{end}" for end in ends]
 
 
-def _exhibit_files(exhibit: Exhibit) -> list[str]:
+def _exhibit_files(exhibit: PaperFigure) -> list[str]:
     stem = f"figures/{exhibit.name}"
     pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", *PICTURE)]
     return [*pictures, *_files(stem, "csv", "md", "tex", "caption.md")]
@@ -303,8 +303,8 @@ def _claims(results: Path, to: Path) -> None:
     present(_library(results), to)
 
 
-def _exhibit(exhibit: Exhibit, results: Path, to: Path) -> None:
-    written(exhibit, exhibit.show(_library(results)), to / "figures", COLUMNS)
+def _exhibit(exhibit: PaperFigure, results: Path, to: Path) -> None:
+    write_paper_figure(exhibit, exhibit.show(_library(results)), to / "figures", COLUMNS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.commands.terminal import alone_in
+from ppdm_bench.commands.terminal import locked_folder
 from ppdm_bench.isolation.child import serve
 from ppdm_bench.isolation.runner import ChildAnswer
 from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
@@ -23,7 +23,7 @@ METRIC = "peak_allocated"
 
 def measure_rows(folder: Path, numbers: Iterable[int]) -> None:
     """Measure the rows that earlier runs have not measured, like every command with child processes."""
-    with alone_in(folder):
+    with locked_folder(folder):
         ledger = Ledger(folder)
         sweep = Sweep("rows", 60, ledger.earlier)
         for number in numbers:

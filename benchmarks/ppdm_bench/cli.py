@@ -16,27 +16,27 @@ import typer
 from ppdm_bench.commands import data
 from ppdm_bench.commands.ablate import ablate
 from ppdm_bench.commands.claims import claims
+from ppdm_bench.commands.command_names import Command, OrderedGroup
 from ppdm_bench.commands.compare import compare
 from ppdm_bench.commands.evaluate import evaluate
 from ppdm_bench.commands.figures import figures
 from ppdm_bench.commands.gpu import gpu
 from ppdm_bench.commands.memory import memory
 from ppdm_bench.commands.options import Columns, Methods
-from ppdm_bench.commands.order import Command, OrderedGroup
 from ppdm_bench.commands.plan import plan
 from ppdm_bench.commands.predict import predict
 from ppdm_bench.commands.quality import quality
 from ppdm_bench.commands.speed import speed
-from ppdm_bench.commands.terminal import INTERRUPTED, fail, leads, notify, show_warning, under_torchrun
+from ppdm_bench.commands.terminal import INTERRUPTED, fail, is_first_process, notify, show_warning, under_torchrun
 from ppdm_bench.commands.train import train
 from ppdm_bench.commands.translate import translate
-from ppdm_bench.commands.values import as_usage, read_names
+from ppdm_bench.commands.values import or_usage_error, read_names
 
 # Used for ``python -m ppdm_bench`` too, because shell completion refers to the installed command.
 NAME = "ppdm-bench"
 
-# Commands that may run as several processes: those that share the work, and those that write nothing.
-SHARED, SILENT = ("train", "quality"), ("env", "methods")
+# Commands that may run as several processes: some share the work, the others write nothing.
+DISTRIBUTED, READ_ONLY = ("train", "quality"), ("env", "methods")
 
 # Base class of usage errors; this expression works with every version of typer.
 UsageError = typer.BadParameter.__base__
@@ -62,7 +62,7 @@ def main() -> None:
         # The user names the shell; with shell detection enabled, Typer would ignore that name.
         os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     warnings.showwarning = show_warning
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that no child is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # an exit also ends child processes
     try:
         # --debug is accepted at any position: users append it to a command that failed.
         code = app([word for word in arguments if word != "--debug"], prog_name=NAME, standalone_mode=False)
@@ -72,7 +72,8 @@ def main() -> None:
         code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         notify("interrupted; everything written before is complete")
-        code = INTERRUPTED if leads() else 0  # as for an error: the leading process may still write a checkpoint
+        # As for an error: the first process may still be writing a checkpoint.
+        code = INTERRUPTED if is_first_process() else 0
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -96,7 +97,7 @@ def options(
         typer.Option(
             "--import",
             metavar="MODULE",
-            help="Module to import first, which makes types of your own known; repeatable. Default: none.",
+            help="Module to import first, so that it can register your own types; repeatable. Default: none.",
         ),
     ] = None,
 ) -> None:
@@ -105,12 +106,12 @@ def options(
         from ppdm_bench.configuration import import_module
 
         for module in modules:
-            as_usage(import_module, module)
+            or_usage_error(import_module, module)
     command = context.invoked_subcommand
-    if under_torchrun() and command not in (*SHARED, *SILENT):
+    if under_torchrun() and command not in (*DISTRIBUTED, *READ_ONLY):
         raise typer.BadParameter(
-            f"under torchrun every process would do all of {command} and write the same files; start it without "
-            f"torchrun, which is for {' and '.join(SHARED)}"
+            f"under torchrun, every process would run all of {command} and write the same files; start it without "
+            f"torchrun, which is for {' and '.join(DISTRIBUTED)}"
         )
 
 
@@ -125,7 +126,7 @@ def methods(
         from ppdm_bench.commands.methods import catalogue
         from ppdm_bench.report.tables.catalogue import catalogue_page
 
-        rows = as_usage(catalogue, method)
+        rows = or_usage_error(catalogue, method)
     if json:
         print(dumps(rows, indent=1))
     else:
@@ -134,7 +135,7 @@ def methods(
 
 @app.command()
 def env(json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
-    """Show the environment that is recorded beside every number."""
+    """Show the environment that every record contains."""
     from ppdm_bench.environment import environment, nvml_note
 
     found = environment()

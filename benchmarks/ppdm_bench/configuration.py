@@ -18,25 +18,35 @@ from ppdm import Method
 from ppdm.pixel_puzzle import Factor
 from ppdm_baselines import PRESETS
 from ppdm_bench.grouping import grouped
-from ppdm_bench.variation import Assignment, VariationError, difference, moved, plain, read, read_one, settled, written
+from ppdm_bench.variation import (
+    Assignment,
+    VariationError,
+    assignments_text,
+    difference,
+    effective,
+    parse_assignments,
+    parse_value,
+    parse_variation,
+    with_assignments,
+)
 
 Shape = tuple[int, int, int]
 
-# Fields of a method that are also options of a configuration. Both ways of setting them give the same configuration.
-_OPTIONS = {
+# Fields of a method that are options of a configuration too. Both ways of setting them give the same configuration.
+_OPTION_OF_FIELD = {
     "representation.factor": "factor",
     "network.width": "width",
     "network.precision": "precision",
     "network.checkpointing": "checkpointing",
 }
-# A row of quality has these in columns of their own, or shares them with its table.
-_NOT_IN_NAMES = ("network.width", "network.precision", "sampling.steps", "sources")
-# Descriptions omit these fields at these values. Identifiers then equal those from before the fields existed.
-_LEFT_OUT = {"point": "", "setting": "", "sources": 1}
+# The name of a row in a quality table omits these fields: they have their own column, or are equal in all rows.
+_UNNAMED_FIELDS = ("network.width", "network.precision", "sampling.steps", "sources")
+# Descriptions omit these fields if they have these values, so that older records keep their identifiers.
+_OMITTED_DEFAULTS = {"point": "", "setting": "", "sources": 1}
 
 
 class MethodError(ValueError):
-    """An unknown method, or an option that the method does not have."""
+    """The method is unknown, or it does not have an option that was set."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class Configuration:
         batch_size: volumes per batch.
         point: output of :meth:`ppdm.Method.to_dict` as JSON: an unregistered method that replaces the one named by
             ``method``.
-        setting: other fields that differ from the method, in the notation of :mod:`ppdm_bench.variation`; it never
-            contains the options above, see :meth:`varied`.
-        sources: number of sources, if it is not the method's own number; their names are ``source1``, ``source2``, ….
+        setting: other fields that differ from the method, in the notation of :mod:`ppdm_bench.variation`. The options
+            above are never among them, see :meth:`varied`.
+        sources: number of sources; more than one replaces the sources of the method by ``source1``, ``source2``, ….
     """
 
     method: str
@@ -80,24 +90,26 @@ class Configuration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
-        return {n: value for n, value in asdict(self).items() if n not in _LEFT_OUT or value != _LEFT_OUT[n]}
+        return {
+            n: value for n, value in asdict(self).items() if n not in _OMITTED_DEFAULTS or value != _OMITTED_DEFAULTS[n]
+        }
 
     def varied(self, assignments: Sequence[Assignment]) -> "Configuration":
-        """Return a copy with these fields set; a field that has an option is set through the option.
+        """Return a copy with these fields set; a field that is also an option is set through that option.
 
         Raises:
             MethodError: a field does not exist, or the resulting method is invalid.
         """
         options: dict[str, Any] = {}
-        others = read_one(self.setting) if self.setting else []
+        others = parse_assignments(self.setting) if self.setting else []
         for name, value in assignments:
             if name == "representation":
                 options["factor"] = None
-            if name in _OPTIONS and plain(value) is not None:
-                options[_OPTIONS[name]] = plain(value)
+            if name in _OPTION_OF_FIELD and parse_value(value) is not None:
+                options[_OPTION_OF_FIELD[name]] = parse_value(value)
             else:
                 others.append((name, value))
-        made = replace(self, setting=written(settled(others)), **options)
+        made = replace(self, setting=assignments_text(effective(others)), **options)
         made.resolve()
         return made
 
@@ -110,7 +122,7 @@ class Configuration:
         try:
             method = Method.from_dict(json.loads(self.point)) if self.point else find_method(self.method, self.preset)
             if self.setting:
-                method = moved(method, read_one(self.setting))
+                method = with_assignments(method, parse_assignments(self.setting))
             if self.factor is not None:
                 method = method.with_factor(self.factor)
             if self.sources > 1:
@@ -189,7 +201,7 @@ def configurations(
     """
     made = [
         Configuration(name, shape, preset, factor, width, precision, recomputed, batch_size, sources=sources)
-        for name, preset in _points(methods, presets)
+        for name, preset in _methods_with_presets(methods, presets)
         for factor in (factors if factors and find_method(name, preset).has_factor else (None,))
         for precision, recomputed in product(precisions, checkpointing)
     ]
@@ -198,73 +210,73 @@ def configurations(
     return list(dict.fromkeys(made))
 
 
-def around(
-    asked: Sequence[Configuration], starts: Sequence[str], variations: Sequence[str], tell: Callable[[str], None]
+def with_variations(
+    bases: Sequence[Configuration], settings: Sequence[str], variations: Sequence[str], notify: Callable[[str], None]
 ) -> list[Configuration]:
-    """Return the configurations at their start values, each followed by its variations, without duplicates.
+    """Return the configurations with the settings applied, each followed by its variations, without duplicates.
 
     Args:
-        asked: configurations.
-        starts: ``name=value``; each is set in all configurations.
-        variations: ``name=a,b``; each value gives one more configuration.
-        tell: called with one sentence for each point that is skipped because some methods do not support it.
+        bases: the configurations to vary.
+        settings: values of ``--set``, ``name=value``; each is set in all configurations.
+        variations: values of ``--vary``, ``name=a,b``; each value gives one more configuration.
+        notify: called with one sentence for each point that is skipped because some methods do not support it.
 
     Raises:
         ValueError: a text cannot be parsed, or none of the methods supports a point.
     """
-    for text in starts:
-        asked = list(dict.fromkeys(_all_varied(asked, read_one(text), tell).values()))
-    near = [_all_varied(asked, point, tell) for text in variations for point in read(text)]
+    for text in settings:
+        bases = list(dict.fromkeys(_all_varied(bases, parse_assignments(text), notify).values()))
+    varied = [_all_varied(bases, point, notify) for text in variations for point in parse_variation(text)]
     made = [
         one
-        for centre in asked
-        for one in (centre, *(points[centre] for points in near if centre in points))
-        if one is centre or one.resolve() != centre.resolve()
+        for base in bases
+        for one in (base, *(points[base] for points in varied if base in points))
+        if one is base or one.resolve() != base.resolve()
     ]
     return list(dict.fromkeys(made))
 
 
 def _all_varied(
-    asked: Sequence[Configuration], assignments: Sequence[Assignment], tell: Callable[[str], None]
+    bases: Sequence[Configuration], assignments: Sequence[Assignment], notify: Callable[[str], None]
 ) -> dict[Configuration, Configuration]:
     """Map each configuration to its copy with these fields set; omit configurations that do not support them."""
     found: dict[Configuration, Configuration] = {}
     faults: dict[str, str] = {}
-    for one in asked:
+    for one in bases:
         try:
             found[one] = one.varied(assignments)
         except MethodError as error:
             faults[f"{one.name} {one.resolve().variant}".strip()] = str(error)
-    point = written(assignments)
+    point = assignments_text(assignments)
     if faults and not found:
         raise MethodError(f"{point}: {next(iter(faults.values()))}")
-    # The part after ";" lists the choices of one method; it is dropped, so that methods share a sentence.
+    # The part after ";" lists the choices of one method. It is dropped, so that several methods share one sentence.
     for reason, names in grouped(faults, lambda name: faults[name].partition(";")[0]).items():
-        tell(f"left out: {point} of {', '.join(names)}: {reason}")
+        notify(f"left out: {point} of {', '.join(names)}: {reason}")
     return found
 
 
-def check_phases(asked: Sequence[Configuration], phases: Sequence[str]) -> None:
+def check_phases(wanted: Sequence[Configuration], phases: Sequence[str]) -> None:
     """Check that at least one method has one of the phases.
 
     Raises:
         MethodError: no method has any of the phases.
     """
-    having = dict.fromkeys(phase for configuration in asked for phase in configuration.resolve().phases)
-    if not having.keys() & set(phases):
-        raise MethodError(f"none of the methods has the phase {', '.join(phases)}; they have {', '.join(having)}")
+    available = dict.fromkeys(phase for configuration in wanted for phase in configuration.resolve().phases)
+    if not available.keys() & set(phases):
+        raise MethodError(f"none of the methods has the phase {', '.join(phases)}; they have {', '.join(available)}")
 
 
-def _points(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple[str, str]]:
+def _methods_with_presets(methods: Sequence[str] | None, presets: Sequence[str]) -> list[tuple[str, str]]:
     """Return pairs of method and available preset; a requested method must have at least one of the presets."""
     for preset in presets:
         if preset not in PRESETS:
             raise MethodError(f"there is no preset {preset!r}; there are {', '.join(PRESETS)}")
-    asked = methods or [name for preset in presets for name in PRESETS[preset]]
-    names = list(dict.fromkeys(identifier(name) for name in asked))
+    wanted = methods or [name for preset in presets for name in PRESETS[preset]]
+    names = list(dict.fromkeys(identifier(name) for name in wanted))
     for name in names:
         if not set(presets_of(name)) & set(presets):
-            find_method(name, presets[0])
+            find_method(name, presets[0])  # raises the error
     return [(name, preset) for name in names for preset in presets if preset in presets_of(name)]
 
 
@@ -281,18 +293,24 @@ def find_method(name: str, preset: str = "matched") -> Method:
     Raises:
         MethodError: the name is unknown (the message suggests the nearest one), or the method lacks the preset.
     """
-    if preset not in (having := presets_of(name)):
-        raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(having)}")
+    if preset not in (available := presets_of(name)):
+        raise MethodError(f"{name} has no preset {preset!r}; it has {', '.join(available)}")
     name = identifier(name)
     return _own_method(name) if _is_own(name) else PRESETS[preset][name]
 
 
-def variant_of(method: Method, known: Sequence[Method] = ()) -> str:
-    """Return how a method differs from the registered one of its name, which tells apart the rows of a table.
+def with_width(method: Method, width: int | None) -> Method:
+    """Return the method with this width; None, or a method without a network, changes nothing."""
+    return method if width is None or method.width is None else method.with_network(width=width)
 
-    It is the label of the representation, such as ``r=2``, and every other field with another value, in the notation of
-    :mod:`ppdm_bench.variation`: ``r=2 kernel.gamma=0.25``, ``representation=haar``. Of several presets, the nearest
-    counts, and is named unless it is ``matched``. Width, precision and number of network evaluations do not count.
+
+def variant_of(method: Method, known: Sequence[Method] = ()) -> str:
+    """Return how a method differs from the registered one of its name, which distinguishes the rows of a table.
+
+    The text begins with the label of the representation, such as ``r=2``. Every other field with a different value
+    follows in the notation of :mod:`ppdm_bench.variation`: ``r=2 kernel.gamma=0.25``, ``representation=haar``. Of
+    several presets, the most similar one is used, and is named unless it is ``matched``. Width, precision and number of
+    network evaluations are omitted.
 
     Args:
         method: the method.
@@ -301,25 +319,24 @@ def variant_of(method: Method, known: Sequence[Method] = ()) -> str:
     starts = [("", one) for one in known] + [
         ("" if p == "matched" else p, m) for p in PRESETS for m in PRESETS[p].values()
     ]
-    found = [(preset, _told(method, start)) for preset, start in starts if start.name == method.name]
+    found = [(preset, _named_differences(method, start)) for preset, start in starts if start.name == method.name]
     nearest = min(found, key=lambda one: len(one[1]), default=("", []))
-    return " ".join(filter(None, (method.variant, nearest[0], written(nearest[1]))))
+    return " ".join(filter(None, (method.variant, nearest[0], assignments_text(nearest[1]))))
 
 
-def _told(method: Method, start: Method) -> list[Assignment]:
-    """The differences that a name states; a label of the representation stands for its type and its fields."""
+def _named_differences(method: Method, start: Method) -> list[Assignment]:
+    """Return the differences that a name states; the label of a representation replaces its type and its fields."""
     try:
         found = difference(method, start)
-    except ValueError:  # a value of a type that is not known cannot be described
+    except ValueError:  # a value of an unregistered type cannot be described
         return []
-    same = [*_NOT_IN_NAMES]
+    unnamed = [*_UNNAMED_FIELDS]
     if method.learning_rate == start.optimisation.rate(method.width):
-        same.append("optimisation.learning_rate")
-    axis = "representation"
+        unnamed.append("optimisation.learning_rate")
     return [
         (name, value)
         for name, value in found
-        if name not in same and not (method.variant and name.partition(".")[0] == axis)
+        if name not in unnamed and not (method.variant and name.partition(".")[0] == "representation")
     ]
 
 
@@ -355,7 +372,7 @@ def _hint(name: str) -> str:
     known = list(dict.fromkeys(known for methods in PRESETS.values() for known in methods))
     if nearest := difflib.get_close_matches(name, known, n=1):
         return f"did you mean {nearest[0]}?"
-    return f"there are {', '.join(known)}, or module:ATTRIBUTE of your own"
+    return f"there are {', '.join(known)}; give your own method as module:ATTRIBUTE"
 
 
 def _is_own(name: str) -> bool:
@@ -369,36 +386,36 @@ def _in_current_folder(name: str) -> list[str]:
     found = []
     for path in sorted(Path.cwd().glob("*.py")):
         if path.stem.isidentifier() and mention.search(path.read_text(errors="ignore")):
-            module = _load(path.stem)
+            module = _import(path.stem)
             own = {f"{path.stem}:{key}": value for key, value in vars(module).items() if isinstance(value, Method)}
             found += [place for place, value in own.items() if _named(value, place).name == name]
     return found
 
 
 def import_module(name: str) -> None:
-    """Import a module that registers types of your own (:func:`ppdm.register`), also from the current folder.
+    """Import a module that registers the user's own types (:func:`ppdm.register`), also from the current folder.
 
     Raises:
         MethodError: the module cannot be imported.
     """
-    _load(name)
+    _import(name)
 
 
 def _own_method(name: str) -> Method:
-    value = _load(name)
+    value = _import(name)
     if not isinstance(value, Method):
         raise MethodError(f"{name} is of type {type(value).__name__}, expected a ppdm.Method")
     return _named(value, name)
 
 
 def _named(method: Method, place: str) -> Method:
-    """Return the method with a name that no registered method has: its own, that of its attribute, or its place."""
+    """Return the method with an unregistered name: its own, that of its attribute, or ``module:ATTRIBUTE``."""
     registered = {name for methods in PRESETS.values() for name in methods}
     names = (method.name, place.partition(":")[2].lower().replace("_", "-"), place)
     return replace(method, name=next(name for name in names if name not in registered))
 
 
-def _load(name: str) -> Any:
+def _import(name: str) -> Any:
     """Import ``module`` and return it, or the attribute of ``module:ATTRIBUTE``."""
     module, colon, attribute = name.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Selection of the device of a command, from the request and the available hardware."""
+"""Selection of the device for a command: from the requested device and the available hardware."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from ppdm_bench.predictor.target import GIB, Target
 
 
 def card_of(gpu: str | None, capacity: int | None) -> Target:
-    """Return the card that is meant: a card by name or the one of this machine, or a part of its memory.
+    """Return the target card: a named card, or the card of this machine, with all or a part of its memory.
 
     Args:
         gpu: name of a card (:func:`ppdm_bench.predictor.cards.find_card`); None means the card of this machine.
@@ -32,33 +32,33 @@ def card_of(gpu: str | None, capacity: int | None) -> Target:
     return named.target(capacity=capacity or named.capacity)
 
 
-def choose(asked: str, capacity: int | None, gpu: str | None = None) -> tuple[str, Target | None]:
+def measuring_device(device: str, capacity: int | None, gpu: str | None = None) -> tuple[str, Target | None]:
     """Return the device of memory measurements and the target of predictions.
 
     The device is ``cuda``, ``cpu``, or ``predict``, which measures nothing.
 
     Args:
-        asked: auto, cuda, cpu or predict.
-        capacity, gpu: the card, see :func:`card_of`. A card by name is predicted, not measured.
+        device: auto, cuda, cpu or predict.
+        capacity, gpu: the card, see :func:`card_of`. With a named card, memory is predicted and not measured.
 
     Raises:
-        RuntimeError: ``cuda`` without a device.
+        RuntimeError: ``cuda`` was requested, and there is no GPU.
         ValueError: the card is unknown, or a named card is to be measured.
     """
-    _check_named(asked, gpu)
-    if asked == "cpu":
+    _check_card_and_device(device, gpu)
+    if device == "cpu":
         return "cpu", None
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
         raise RuntimeError("there is no CUDA device to measure on; --device predict needs none")
-    return ("cuda" if there and asked != "predict" and gpu is None else "predict"), card_of(gpu, capacity)
+    return ("cuda" if available and device != "predict" and gpu is None else "predict"), card_of(gpu, capacity)
 
 
-def predicted_sheet(asked: str, gpu: str | None, precisions: Sequence[str]) -> Sheet | None:
-    """Return the data sheet of the card that times are predicted for; None if they are measured.
+def predicted_sheet(device: str, gpu: str | None, precisions: Sequence[str]) -> Sheet | None:
+    """Return the data sheet of the card for which times are predicted; None if times are measured.
 
     Args:
-        asked: auto, cuda, cpu or predict.
+        device: auto, cuda, cpu or predict.
         gpu: name of the card; None with ``predict`` means the card of this machine.
         precisions: precisions of the requested configurations.
 
@@ -66,44 +66,44 @@ def predicted_sheet(asked: str, gpu: str | None, precisions: Sequence[str]) -> S
         ValueError: no card is named and this machine has none, the card is unknown or does not compute in bf16, or a
             named card is to be measured.
     """
-    _check_named(asked, gpu)
-    if gpu is None and asked != "predict":
+    _check_card_and_device(device, gpu)
+    if gpu is None and device != "predict":
         return None
     if gpu is None and not torch.cuda.is_available():
         raise ValueError('a predicted time needs a card, and this machine has none; name one, such as --gpu "RTX 4090"')
     sheet = find_sheet(gpu or torch.cuda.get_device_name())
-    if slow := emulated(sheet.name, sheet.compute_capability, precisions):
+    if slow := emulation_warning(sheet.name, sheet.compute_capability, precisions):
         raise ValueError(slow)
     return sheet
 
 
-def emulated(gpu: str, compute_capability: tuple[int, int], precisions: Sequence[str]) -> str:
-    """Return a warning if a requested precision is not computed by the card itself; empty if all are."""
+def emulation_warning(gpu: str, compute_capability: tuple[int, int], precisions: Sequence[str]) -> str:
+    """Return a warning if the card cannot compute in bf16 and bf16 is requested; else an empty string."""
     if "bf16" not in precisions or compute_capability >= (8, 0):
         return ""
     instead = "fp16, which its tensor cores compute" if compute_capability >= (7, 0) else "fp32"
     return f"{gpu} does not compute in bf16, and PyTorch would emulate it slowly; take --precision {instead}"
 
 
-def _check_named(asked: str, gpu: str | None) -> None:
-    if gpu is not None and asked in ("cuda", "cpu"):
+def _check_card_and_device(device: str, gpu: str | None) -> None:
+    if gpu is not None and device in ("cuda", "cpu"):
         raise ValueError(
-            f"--gpu names a card to predict for, and --device {asked} measures on this machine; leave one out"
+            f"--gpu names a card to predict for, and --device {device} measures on this machine; leave one out"
         )
 
 
-def training_device(asked: str, ranks: Ranks = SINGLE_RANK) -> str:
-    """Return the device of training and translation, ``cuda`` or ``cpu``; with several ranks, each uses its own GPU.
+def training_device(device: str, ranks: Ranks = SINGLE_RANK) -> str:
+    """Return the device for training and translation, ``cuda`` or ``cpu``; each of several ranks uses its own GPU.
 
     Raises:
-        RuntimeError: ``cuda`` without a device.
+        RuntimeError: ``cuda`` was requested, and there is no GPU.
         ValueError: a machine has more ranks than GPUs, or another rank has no device.
     """
     with ranks.together():
-        there = torch.cuda.is_available()
-        if asked == "cuda" and not there:
+        available = torch.cuda.is_available()
+        if device == "cuda" and not available:
             raise RuntimeError("there is no CUDA device; use --device cpu")
-        device = "cuda" if asked != "cpu" and there else "cpu"
-        if device == "cuda" and ranks.world > 1:
+        chosen = "cuda" if device != "cpu" and available else "cpu"
+        if chosen == "cuda" and ranks.world > 1:
             torch.cuda.set_device(own_gpu())
-    return device
+    return chosen

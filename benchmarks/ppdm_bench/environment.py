@@ -1,4 +1,4 @@
-"""Environment that is stored in every record."""
+"""The environment that every record contains: versions, hardware and commit."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ from ppdm_bench.records import config_id
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return versions, hardware and the commit as JSON values; unavailable values are empty strings or absent."""
+    """Return versions, hardware and the commit as JSON values; an unavailable value is an empty string or absent."""
     import torch
 
     from ppdm import __version__
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def provenance(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record that state its origin: options, their identifier, and the environment.
+    """Return the fields of a record that state its origin: its options, their identifier, and the environment.
 
     Raises:
         RecordError: an option is not a JSON value.
@@ -90,7 +90,7 @@ def _git() -> tuple[str, bool]:
         # Accept only a checkout of this project: an installed package may be inside another repository.
         if not git("ls-files", "--", Path(__file__).name):
             return "", False
-        # Ignore results: records that a run adds do not change the code of the next run.
+        # Ignore results/: records that a run adds there do not change the code of the next run.
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)results")
         return git("rev-parse", "HEAD"), bool(changed)
     except (OSError, subprocess.SubprocessError):
@@ -108,7 +108,7 @@ def nvml() -> Any:
 def nvml_note() -> str:
     """Return why NVML is not available; an empty string if it is."""
     if "torch" not in sys.modules:
-        import torch  # noqa: F401  load its CUDA libraries first, so that NVML finds the same driver
+        import torch  # noqa: F401  loads its CUDA libraries first, so that NVML finds the same driver
     try:
         nvml()
     except Exception as error:

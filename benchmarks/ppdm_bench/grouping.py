@@ -1,4 +1,4 @@
-"""Items grouped by a key."""
+"""Grouping of items by a key."""
 
 from collections.abc import Callable, Hashable, Iterable
 from typing import TypeVar
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Return the items of each key; keys and items stay in order, and items of one key need not be neighbours."""
+    """Return the items of each key in their order; unlike ``itertools.groupby``, it needs no sorted items."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)

@@ -30,16 +30,16 @@ __all__ = [
     "RecordFile",
     "RecordWarning",
     "config_id",
-    "write_json_array",
+    "to_json_array",
 ]
 
-SCHEMA = 2  # schema 2 added the field `samples`
+SCHEMA = 2  # version 2 added the field `samples`
 
-_MOST_EXPANDED = 1 << 26  # bytes; the largest file so far has ten million
+_MAX_EXPANDED_BYTES = 1 << 26  # the largest file so far has ten million
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
-# Purpose of each phase. A method fits for a purpose only if all phases of the purpose fit.
+# The purpose that each phase serves. A method fits a card for a purpose if all phases of the purpose fit.
 PURPOSES = {"train": "train", "autoencoder_train": "train", "sample": "sample", "decode": "sample"}
 STATUSES = ("ok", "oom", "timeout", "error", "killed", "skipped")
 
@@ -60,15 +60,15 @@ UNITS = {
 
 
 class RecordError(ValueError):
-    """A record with invalid content, or a record file that cannot be read or written."""
+    """The content of a record is invalid, or a record file cannot be read or written."""
 
 
 class LaterSchemaError(RecordError):
-    """A valid record of a later version, which this version cannot interpret."""
+    """A later version of ppdm wrote the record, and this version cannot read it."""
 
 
 class RecordWarning(UserWarning):
-    """Warning that unreadable lines of a record file were skipped."""
+    """Unreadable lines of a record file were skipped."""
 
 
 def _now() -> str:
@@ -138,8 +138,8 @@ class Record:
     def __post_init__(self) -> None:
         # JSON has only lists. Tuples make a record that was read equal to the record that was written.
         for name in ("shape", "spacing"):
-            object.__setattr__(self, name, _three(name, getattr(self, name)))
-        object.__setattr__(self, "samples", _numbers("samples", self.samples))
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        object.__setattr__(self, "samples", _finite_numbers("samples", self.samples))
         object.__setattr__(self, "unit", self.unit or UNITS.get(self.metric, ""))
         _check_types(self)
         _check_choices(self)
@@ -152,17 +152,17 @@ class Record:
 
     @property
     def gpu(self) -> str:
-        """Name of the GPU that the record is about: of a prediction, the card that it was made for; may be empty."""
+        """Name of the measured GPU, or of the card for which the value is predicted; may be empty."""
         return str(self.env.get("target_gpu") or self.env.get("gpu") or "")
 
     def to_json(self) -> str:
         """Return the record as one line of JSON, without the newline."""
-        return _dump({f.name: getattr(self, f.name) for f in fields(self)})
+        return _to_json({f.name: getattr(self, f.name) for f in fields(self)})
 
     def content(self) -> str:
-        """Return the record as JSON without `created` and `run_id`, to find records with equal content."""
+        """Return the record as JSON without `created` and `run_id`; records with equal content give equal text."""
         moment = ("created", "run_id")
-        return _dump({f.name: getattr(self, f.name) for f in fields(self) if f.name not in moment})
+        return _to_json({f.name: getattr(self, f.name) for f in fields(self) if f.name not in moment})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -173,7 +173,7 @@ class Record:
             RecordError: the text is not a JSON object, or the object is not a valid record.
         """
         try:
-            content = json.loads(text, parse_float=_finite, parse_constant=_finite)
+            content = json.loads(text, parse_float=_parse_finite, parse_constant=_parse_finite)
         except (ValueError, RecursionError) as error:
             raise RecordError(f"not a line of JSON ({error})") from None
         if not isinstance(content, dict):
@@ -190,16 +190,16 @@ _FLAGS = tuple(f.name for f in fields(Record) if f.type == "bool")
 _COUNTS = ("batch_size", "steps", "n")
 
 
-def _three(name: str, value: object) -> tuple[Any, ...]:
+def _three_numbers(name: str, value: object) -> tuple[Any, ...]:
     numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if len(numbers) not in (0, 3) or not all(_is_number(x) and x > 0 for x in numbers):
         raise RecordError(f"`{name}` is three positive numbers (D, H, W) or empty, got {value!r}")
     if name == "shape" and not all(isinstance(x, int) for x in numbers):
-        raise RecordError(f"`shape` counts voxels in whole numbers, got {value!r}")
+        raise RecordError(f"`shape` is three whole numbers of voxels (D, H, W), got {value!r}")
     return numbers
 
 
-def _numbers(name: str, value: object) -> tuple[Any, ...]:
+def _finite_numbers(name: str, value: object) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)) or not all(_is_number(x) for x in value):
         raise RecordError(f"`{name}` is a list of finite numbers, got {value!r}")
     return tuple(value)
@@ -210,10 +210,10 @@ def _is_number(value: object) -> bool:
     return (type(value) is int or isinstance(value, float)) and abs(value) <= float_info.max
 
 
-def _finite(text: str) -> float:
-    """Parse a JSON number; reject NaN, Infinity and 1e999, which Python reads but the record writer refuses."""
+def _parse_finite(text: str) -> float:
+    """Parse a JSON number; refuse NaN, Infinity and 1e999, which Python reads but JSON does not have."""
     if not abs(value := float(text)) <= float_info.max:
-        raise ValueError(f"{text} is no finite number")
+        raise ValueError(f"{text} is not a finite number")
     return value
 
 
@@ -246,7 +246,7 @@ def _check_value(record: Record) -> None:
     if value is not None and metric in UNITS and value < 0:
         raise RecordError(f"`{metric}` cannot be negative, got {value!r}")
     if record.status == "ok" and value is None:
-        raise RecordError(f"a record of status ok needs a value; for `{metric}` give one, or the status it ended with")
+        raise RecordError(f"a record of status ok needs a value; give one for `{metric}`, or another status")
     if record.status != "ok" and not record.reason:
         raise RecordError(f"a record of status {record.status} needs a `reason`: say in words what happened")
 
@@ -254,16 +254,18 @@ def _check_value(record: Record) -> None:
 def _check_fields(content: Mapping[str, Any], known: set[str]) -> None:
     schema = content.get("schema")
     if type(schema) is not int:
-        raise RecordError(f"a record states its schema as a whole number, got {schema!r}")
+        raise RecordError(f"the schema of a record is a whole number, got {schema!r}")
     if schema > SCHEMA:
         raise LaterSchemaError(
             f"the record has schema {schema}, this version reads up to {SCHEMA}: read it with a later version of ppdm"
         )
     if unknown := sorted(content.keys() - known):
-        raise RecordError(f"schema {schema} has no field {', '.join(unknown)}: the record was altered or is not ours")
+        raise RecordError(
+            f"schema {schema} has no field {', '.join(unknown)}: the record was altered, or another program wrote it"
+        )
 
 
-def _dump(content: object, **style: Any) -> str:
+def _to_json(content: object, **style: Any) -> str:
     try:
         return json.dumps(content, allow_nan=False, **style)
     except (TypeError, ValueError) as error:
@@ -278,12 +280,12 @@ def config_id(options: Mapping[str, Any]) -> str:
     Raises:
         RecordError: an option is not a JSON value.
     """
-    canonical = _dump(dict(options), sort_keys=True, separators=(",", ":"))
+    canonical = _to_json(dict(options), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def write_json_array(records: Iterable[Record]) -> str:
-    """Return the records as one JSON array with one record per line; `--json` prints it."""
+def to_json_array(records: Iterable[Record]) -> str:
+    """Return the records as one JSON array with one record per line, as `--json` prints it."""
     lines = ",\n".join(record.to_json() for record in records)
     return f"[\n{lines}\n]" if lines else "[]"
 
@@ -309,7 +311,7 @@ class RecordFile:
         if not rows:
             return
         if self.path.suffix == ".gz":
-            raise RecordError(f"{self.path} is compressed and is kept as it is; add records to one that is not")
+            raise RecordError(f"{self.path} is compressed and therefore read-only; add the records to another file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -318,7 +320,9 @@ class RecordFile:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise RecordError(f"cannot write records to {self.path}: {_plain(error)}; give another place") from None
+            raise RecordError(
+                f"cannot write records to {self.path}: {_os_error_text(error)}; give another place"
+            ) from None
 
     def read(self) -> list[Record]:
         """Return every complete record in file order; an empty list if the file does not exist yet.
@@ -329,16 +333,16 @@ class RecordFile:
         Raises:
             RecordError: the file cannot be read, or holds records of a later schema.
         """
-        if self.path.is_char_device():  # reading a device may never end, unlike reading a pipe
+        if self.path.is_char_device():  # unlike a pipe, a device such as /dev/zero may have no end
             raise RecordError(f"cannot read records from {self.path}: it is a device; name a file")
         try:
             content = self._expanded() if self.path.suffix == ".gz" else self.path.read_bytes()
         except FileNotFoundError:
             return []
         except (EOFError, zlib.error) as error:  # truncated or corrupted
-            raise RecordError(f"cannot read records from {self.path}: it is no whole gzip file ({error})") from None
+            raise RecordError(f"cannot read records from {self.path}: the gzip file is damaged ({error})") from None
         except OSError as error:
-            raise RecordError(f"cannot read records from {self.path}: {_plain(error)}") from None
+            raise RecordError(f"cannot read records from {self.path}: {_os_error_text(error)}") from None
         records: list[Record] = []
         unreadable: list[str] = []
         for number, line in enumerate(content.split(b"\n"), start=1):
@@ -356,11 +360,11 @@ class RecordFile:
     def _expanded(self) -> bytes:
         """Return the content of a compressed file; the size limit protects against exhausting memory."""
         with gzip.open(self.path) as stream:
-            content = stream.read(_MOST_EXPANDED + 1)
-        if len(content) > _MOST_EXPANDED:
+            content = stream.read(_MAX_EXPANDED_BYTES + 1)
+        if len(content) > _MAX_EXPANDED_BYTES:
             raise RecordError(
-                f"{self.path} expands to more than {_MOST_EXPANDED >> 20} MiB, which no file of records did yet; if it "
-                "is one, expand it with gunzip and name the result"
+                f"{self.path} expands to more than {_MAX_EXPANDED_BYTES >> 20} MiB, the limit for compressed records; "
+                "if it contains records, expand it with gunzip and name the result"
             )
         return content
 
@@ -371,17 +375,17 @@ class RecordFile:
 
 
 def _write_rows(descriptor: int, rows: bytes) -> None:
-    # A concurrent append can look like an incomplete line. The extra newline then only adds a blank line.
+    # If another process is appending, the last line may only look incomplete. The newline then adds a blank line.
     end = os.lseek(descriptor, 0, os.SEEK_END)
     if end:
         os.lseek(descriptor, end - 1, os.SEEK_SET)
         rows = rows if os.read(descriptor, 1) == b"\n" else b"\n" + rows
     if (written := os.write(descriptor, rows)) < len(rows):
-        raise OSError(f"only {written} of {len(rows)} bytes were taken, the disk may be full")
+        raise OSError(f"only {written} of {len(rows)} bytes were written; the disk may be full")
     os.fsync(descriptor)
 
 
-def _plain(error: OSError) -> str:
+def _os_error_text(error: OSError) -> str:
     if isinstance(error, FileExistsError | NotADirectoryError):
         return "a file stands where a folder is needed"
     return (error.strerror or str(error)).lower()

@@ -1,10 +1,10 @@
-"""Text formats of numbers and settings: bytes as GiB, counts, ratios, and configurations in words."""
+"""Numbers and settings as text: bytes as GiB, counts, ratios, and the settings of a configuration in words."""
 
 from __future__ import annotations
 
 GIB = 2**30
 
-# Settings of a configuration in display order. CONDITIONS are shown only if they distinguish rows.
+# Settings of a configuration, in the order of display. CONDITIONS are shown only if rows differ in them.
 SETTINGS = ("shape", "batch_size", "precision", "checkpointing", "task", "width")
 CONDITIONS = ("channels_last", "compile", "device", "gpu", "torch")
 
@@ -19,7 +19,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def gib(size: float) -> str:
-    """Return bytes as GiB for a table: two decimals from 1 GiB, three significant digits below."""
+    """Return bytes as GiB for a table: two decimals from 1 GiB on, three significant digits below 1 GiB."""
     return f"{size / GIB:.2f}" if size >= GIB else significant(size / GIB)
 
 

@@ -5,7 +5,7 @@
     loss.mode=off+loss.gradient=0,cell      several fields at once; a value without a name belongs to the first field
     representation.factor=2,1x2x2           a comma separates alternatives, x separates axes
 
-The dataclasses validate every point, so an invalid point is rejected before any training starts.
+The dataclasses of a method validate every point, so an invalid point is rejected before any training starts.
 """
 
 import json
@@ -23,7 +23,7 @@ Assignment = tuple[str, str]  # a field, such as kernel.gamma, and its value as 
 
 
 class VariationError(ValueError):
-    """A variation that cannot be parsed, or an invalid point; the message names the input and the expected form.
+    """A variation cannot be parsed, or a point is invalid; the message names the input and the expected form.
 
     Attributes:
         reason: the message without the point.
@@ -36,7 +36,7 @@ class VariationError(ValueError):
 
 @dataclass(frozen=True)
 class Point:
-    """A variation of a method, with a label for the difference, such as ``kernel.gamma=0.25``."""
+    """A varied method; the label states the difference, such as ``kernel.gamma=0.25``."""
 
     label: str
     method: Method
@@ -48,10 +48,10 @@ def vary(method: Method, text: str) -> list[Point]:
     Raises:
         VariationError: the text cannot be parsed, a field does not exist, or a point is invalid.
     """
-    return [Point(written(one), moved(method, one)) for one in read(text)]
+    return [Point(assignments_text(one), with_assignments(method, one)) for one in parse_variation(text)]
 
 
-def read(text: str) -> list[list[Assignment]]:
+def parse_variation(text: str) -> list[list[Assignment]]:
     """Parse a variation into one list of assignments per alternative, without checking that fields and values exist.
 
     A repeated alternative counts once, with a warning.
@@ -71,36 +71,36 @@ def read(text: str) -> list[list[Assignment]]:
     return found
 
 
-def read_one(text: str) -> list[Assignment]:
+def parse_assignments(text: str) -> list[Assignment]:
     """Parse the assignments of ``--set``.
 
     Raises:
         VariationError: the text cannot be parsed, or has several values.
     """
-    first, *others = read(text)
+    first, *others = parse_variation(text)
     if others:
-        raise VariationError(f"--set takes one value, got {text!r}; several are for --vary")
+        raise VariationError(f"--set takes one value, got {text!r}; use --vary for several values")
     return first
 
 
-def settled(assignments: Iterable[Assignment]) -> list[Assignment]:
-    """Return the effective assignments: the last one per field; setting an axis drops its earlier field values."""
+def effective(assignments: Iterable[Assignment]) -> list[Assignment]:
+    """Return the assignments that have an effect: the last one per field; setting an axis resets its fields."""
     kept: list[Assignment] = []
     for name, value in assignments:
         kept = [*(one for one in kept if one[0] != name and not one[0].startswith(f"{name}.")), (name, value)]
     return kept
 
 
-def written(assignments: Sequence[Assignment]) -> str:
-    """Return assignments as text in the form that :func:`read` parses."""
+def assignments_text(assignments: Sequence[Assignment]) -> str:
+    """Return assignments as text in the form that :func:`parse_variation` parses."""
     return "+".join(f"{name}={value}" for name, value in assignments)
 
 
 def difference(method: Method, start: Method) -> list[Assignment]:
-    """Return the assignments by which :func:`moved` turns the start into the method; names do not count.
+    """Return the assignments by which :func:`with_assignments` turns the start into the method, except for its name.
 
     Raises:
-        ValueError: a method has values of a type that is not known, so that it cannot be described.
+        ValueError: a method has a value of an unregistered type, so that it cannot be described.
     """
     ours, theirs = (describe(one, AXES, complete=True) for one in (method, start))
     found: list[Assignment] = []
@@ -117,18 +117,18 @@ def _changes(name: str, ours: Any, theirs: Any) -> Iterator[Assignment]:
         for key, value in ours.items():
             yield from _changes(f"{name}.{key}", value, theirs.get(key))
     elif ours != theirs:
-        yield name, _text(ours)
+        yield name, _value_text(ours)
 
 
 def _axis_text(kind: str, value: Any) -> str:
-    """Return the value of an axis in the form that :func:`_axis_value` parses."""
+    """Return the value of an axis in the form that :func:`_parse_axis` parses."""
     changed = ((one.name, getattr(value, one.name)) for one in fields(value) if getattr(value, one.name) != one.default)
-    inside = ",".join(f"{name}={_text(part)}" for name, part in changed)
+    inside = ",".join(f"{name}={_value_text(part)}" for name, part in changed)
     return f"{kind}({inside})" if inside else kind
 
 
-def _text(value: Any) -> str:
-    """Return a value in the form that :func:`plain` parses."""
+def _value_text(value: Any) -> str:
+    """Return a value in the form that :func:`parse_value` parses."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -152,53 +152,56 @@ def _split(text: str, separator: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def moved(method: Method, assignments: Sequence[Assignment]) -> Method:
-    """Return the method with these fields set.
+def with_assignments(method: Method, assignments: Sequence[Assignment]) -> Method:
+    """Return a copy of the method with these fields set.
 
     Raises:
-        VariationError: a field does not exist, or the point is invalid.
+        VariationError: a field does not exist, or the resulting method is invalid.
     """
     try:
         content = describe(method, AXES, complete=True)
         for name, value in assignments:
-            _set(content, name, _axis_value(name, value) if name in AXES else plain(value))
+            _set_field(content, name, _parse_axis(name, value) if name in AXES else parse_value(value))
         return Method.from_dict(content)
     except (ValueError, TypeError) as error:
-        raise VariationError(str(error), written(assignments)) from None
+        raise VariationError(str(error), assignments_text(assignments)) from None
 
 
-def _set(content: dict[str, Any], name: str, value: Any) -> None:
+def _set_field(content: dict[str, Any], name: str, value: Any) -> None:
     *parts, last = name.split(".")
     place: Any = content
     for part in parts:
         place = place.get(part) if isinstance(place, Mapping) else None
     if not isinstance(place, dict) or last not in place:
-        raise VariationError(f"a method has no {name}; it has {', '.join(_names(content))}")
+        raise VariationError(f"a method has no {name}; it has {', '.join(_field_names(content))}")
     place[last] = value
 
 
-def _names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _field_names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the names of all fields that can be varied."""
     return [
         found
         for name, value in content.items()
         if name not in ("name", "type")
-        for found in [f"{prefix}{name}", *(_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else ())]
+        for found in [
+            f"{prefix}{name}",
+            *(_field_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else ()),
+        ]
     ]
 
 
-def _axis_value(axis: str, text: str) -> dict[str, Any]:
-    """Parse an axis value such as ``gaussian(schedule=flow)`` into its dictionary description."""
+def _parse_axis(axis: str, text: str) -> dict[str, Any]:
+    """Parse an axis value such as ``gaussian(schedule=flow)`` into the dictionary that describes it."""
     match = re.fullmatch(r"([a-z0-9_]+)(?:\((.*)\))?", text)
     if match is None or match[1] not in AXES[axis]:
         raise VariationError(f"there is no {axis} {text!r}; there are {', '.join(AXES[axis])}")
     fields = dict(_assignment(part, "") for part in _split(match[2] or "", ","))
-    value: Any = AXES[axis][match[1]](**{name: plain(written) for name, written in fields.items()})
+    value: Any = AXES[axis][match[1]](**{name: parse_value(written) for name, written in fields.items()})
     assert is_dataclass(value)
     return {"type": match[1]} | describe(value, AXES)
 
 
-def plain(text: str) -> Any:
+def parse_value(text: str) -> Any:
     """Parse a value as JSON, or numbers per axis such as ``1x2x2``; return any other text unchanged.
 
     Lists become tuples, as in the dataclasses.

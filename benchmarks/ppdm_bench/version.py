@@ -1,4 +1,4 @@
-"""Version of the distribution, read without importing the package ``ppdm``, whose modules import PyTorch."""
+"""Version of the distribution. It is read as text, because importing the package ``ppdm`` would import PyTorch."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -11,19 +11,19 @@ from ppdm.kernel import I2SB, Brownian
 from ppdm.representation import Haar, Puzzle
 from ppdm_baselines import METHODS, PRESETS, REFERENCE
 from ppdm_bench import configuration
-from ppdm_bench.commands.requested import asked_reference
+from ppdm_bench.commands.requested import requested_reference
 from ppdm_bench.configuration import (
     Configuration,
     MethodError,
-    around,
     configurations,
     find_method,
     identifier,
     presets_of,
     variant_of,
+    with_variations,
 )
 from ppdm_bench.records import config_id
-from ppdm_bench.variation import VariationError, moved, read_one
+from ppdm_bench.variation import VariationError, parse_assignments, with_assignments
 
 SHAPE = (16, 17, 18)
 MINE = replace(PPDM, name="mine")
@@ -119,7 +119,7 @@ def test_a_factor_where_there_is_none_is_refused():
 def near(methods, starts=(), variations=(), **options):
     """The configurations, and what was told."""
     told = []
-    return around(configurations(methods, SHAPE, **options), starts, variations, told.append), told
+    return with_variations(configurations(methods, SHAPE, **options), starts, variations, told.append), told
 
 
 def test_each_variation_alone_around_every_configuration():
@@ -177,7 +177,7 @@ def test_what_some_methods_cannot_have_is_left_out_of_them_and_told():
     [
         ((), ["kernel.beta=1"], "a method has no kernel.beta; it has representation, "),
         (["kernel.beta=1"], (), "a method has no kernel.beta"),
-        (["kernel.gamma=1,2"], (), "--set takes one value, got 'kernel.gamma=1,2'; several are for --vary"),
+        (["kernel.gamma=1,2"], (), "--set takes one value, got 'kernel.gamma=1,2'; use --vary for several values"),
         ((), ["network.precision=fp8"], "precision must be one of fp32"),
         ((), ["network.checkpointing=[[1]]"], "checkpointing must be one of none"),
         ((), ["network.width=null"], "width must be int, got None"),
@@ -250,10 +250,10 @@ def test_an_installed_package_announces_its_methods(own_folder, monkeypatch):
 
 @pytest.mark.usefixtures("own_folder")
 def test_the_reference_of_differences_may_be_named_by_its_place():
-    assert asked_reference("my_named_methods:LATENT r=2") == "my-latent r=2"
-    assert [asked_reference(text) for text in (None, "ppdm r=4", "runs/a")] == [None, "ppdm r=4", "runs/a"]
+    assert requested_reference("my_named_methods:LATENT r=2") == "my-latent r=2"
+    assert [requested_reference(text) for text in (None, "ppdm r=4", "runs/a")] == [None, "ppdm r=4", "runs/a"]
     with pytest.raises(typer.BadParameter, match="cannot be loaded"):
-        asked_reference("my_named_methods:ABSENT")
+        requested_reference("my_named_methods:ABSENT")
 
 
 def test_the_current_folder_hides_nothing_that_is_installed(tmp_path, monkeypatch):
@@ -307,12 +307,12 @@ def test_a_name_that_leads_nowhere(name):
     ],
 )
 def test_a_row_is_named_by_what_differs_from_the_registered_method(name, text, variant):
-    method = moved(METHODS[name], read_one(text)) if text else METHODS[name]
+    method = with_assignments(METHODS[name], parse_assignments(text)) if text else METHODS[name]
     assert variant_of(method) == variant
 
 
 def test_the_rate_that_the_width_decides_is_no_difference():
-    explicit = moved(METHODS["ppdm"], read_one("optimisation.learning_rate=0.001"))
+    explicit = with_assignments(METHODS["ppdm"], parse_assignments("optimisation.learning_rate=0.001"))
     assert variant_of(explicit.with_network(width=16)) == "r=2"
     assert variant_of(explicit.with_network(width=64)) == "r=2 optimisation.learning_rate=0.001"
 
@@ -320,10 +320,13 @@ def test_the_rate_that_the_width_decides_is_no_difference():
 def test_a_row_of_another_preset_names_it_and_what_differs_from_it():
     authors = find_method("ddpm3d", "authors")
     assert variant_of(authors) == "authors"
-    assert variant_of(moved(authors, read_one("kernel=gaussian(schedule=linear)"))) == "authors kernel.schedule=linear"
+    assert (
+        variant_of(with_assignments(authors, parse_assignments("kernel=gaussian(schedule=linear)")))
+        == "authors kernel.schedule=linear"
+    )
 
 
 def test_a_method_of_ones_own_is_named_by_what_differs_from_it():
     own = replace(METHODS["ppdm"], name="mine", kernel=Brownian(gamma=3.0))
-    near = moved(own, read_one("kernel.gamma=1"))
+    near = with_assignments(own, parse_assignments("kernel.gamma=1"))
     assert (variant_of(near), variant_of(own, [own]), variant_of(near, [own])) == ("r=2", "r=2", "r=2 kernel.gamma=1")

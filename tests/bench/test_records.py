@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppdm_bench.records import SCHEMA, Record, RecordError, RecordFile, RecordWarning, config_id, write_json_array
+from ppdm_bench.records import SCHEMA, Record, RecordError, RecordFile, RecordWarning, config_id, to_json_array
 
 FULL = Record(
     run_id="run",
@@ -174,8 +174,8 @@ def test_config_id_knows_the_content_and_not_its_order() -> None:
 
 
 def test_the_json_array_is_one_array() -> None:
-    assert [content["value"] for content in json.loads(write_json_array([simple(1), simple(2)]))] == [1, 2]
-    assert json.loads(write_json_array([])) == []
+    assert [content["value"] for content in json.loads(to_json_array([simple(1), simple(2)]))] == [1, 2]
+    assert json.loads(to_json_array([])) == []
 
 
 # Files
@@ -218,7 +218,7 @@ def test_a_compressed_file_is_read_and_kept_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl.gz"
     path.write_bytes(gzip.compress(plain.path.read_bytes()))
     assert RecordFile(path).read() == plain.read()
-    with pytest.raises(RecordError, match="kept as it is"):
+    with pytest.raises(RecordError, match="therefore read-only"):
         RecordFile(path).append([FULL])
     whole = path.read_bytes()
     for damaged in (whole[:-9], b"no gzip", whole[:20] + b"\0" * 9 + whole[29:]):

@@ -9,7 +9,7 @@ from ppdm.kernel import I2SB, Brownian, Gaussian
 from ppdm.loss import Loss
 from ppdm.representation import Identity, Puzzle
 from ppdm_baselines import METHODS
-from ppdm_bench.variation import VariationError, difference, moved, read_one, vary, written
+from ppdm_bench.variation import VariationError, assignments_text, difference, parse_assignments, vary, with_assignments
 
 
 def _methods(text):
@@ -86,6 +86,6 @@ def test_a_repeated_alternative_counts_once_with_a_warning():
 def test_a_difference_leads_from_one_method_to_another(start):
     for method in METHODS.values():
         there = difference(method, start)
-        assert replace(moved(start, there), name=method.name) == method
-        assert read_one(written(there) or "target=x0") == (there or [("target", "x0")])
+        assert replace(with_assignments(start, there), name=method.name) == method
+        assert parse_assignments(assignments_text(there) or "target=x0") == (there or [("target", "x0")])
     assert difference(start, start) == []

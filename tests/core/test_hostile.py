@@ -31,7 +31,7 @@ from ppdm.training.schedule import TrainingError
 from ppdm.training.state import read_state
 from ppdm_baselines import METHODS
 from ppdm_bench.commands.pair_sources import PhantomSubjects
-from ppdm_bench.commands.values import read_budget, read_factor, read_lengths, read_pace, read_shape
+from ppdm_bench.commands.values import read_budget, read_factor, read_interval, read_shape, read_spacing
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.isolation.sweep import Sweep
 from ppdm_bench.memory.constants import ConstantsError, FittedConstants
@@ -173,7 +173,7 @@ def test_an_array_of_picture_data_is_not_allocated_before_it_is_there(tmp_path, 
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     (tmp_path / "snapshot.npz").write_bytes(_snapshot_of(header.getvalue() + b"{}"))
-    with fuzz.limited_memory(), pytest.raises(RecordError, match="holds no picture data"):
+    with fuzz.limited_memory(), pytest.raises(RecordError, match="contains no picture data"):
         read_snapshot(tmp_path / "snapshot.npz")
 
 
@@ -188,7 +188,7 @@ def test_a_member_of_picture_data_is_not_expanded_beyond_what_may_be(tmp_path, c
     size = (BOMB + len(header.getvalue())).to_bytes(4, "little")
     (tmp_path / "snapshot.npz").write_bytes(archive.getvalue().replace(size, claimed.to_bytes(4, "little")))
     del archive
-    with fuzz.limited_memory(), pytest.raises(RecordError, match="holds no picture data"):
+    with fuzz.limited_memory(), pytest.raises(RecordError, match="contains no picture data"):
         read_snapshot(tmp_path / "snapshot.npz")
 
 
@@ -200,7 +200,7 @@ def test_picture_data_of_another_kind_is_refused(tmp_path, content):
     np.save(array, np.frombuffer(content, np.uint8))
     for spoilt in (_snapshot_of(array.getvalue()), _snapshot_of(content), _snapshot_of(array.getvalue())[:-30]):
         (tmp_path / "snapshot.npz").write_bytes(spoilt)
-        with pytest.raises(RecordError, match="holds no picture data"):
+        with pytest.raises(RecordError, match="contains no picture data"):
             read_snapshot(tmp_path / "snapshot.npz")
 
 
@@ -219,9 +219,9 @@ def test_a_scan_does_not_expand_beyond_what_it_announces(tmp_path):
     ("read", "text"),
     [
         (read_budget, "9" * 400 + "GB"),
-        (read_lengths, "9" * 400),
-        (read_pace, "9" * 400 + "min"),
-        (read_pace, "9" * 5000),
+        (read_spacing, "9" * 400),
+        (read_interval, "9" * 400 + "min"),
+        (read_interval, "9" * 5000),
         (read_shape, "9" * 5000 + ",1,1"),
         (read_factor, "9" * 5000),
     ],
@@ -287,7 +287,7 @@ def test_a_record_holds_no_number_that_a_float_cannot_stand_for():
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
 def test_a_record_that_could_not_be_written_again_is_not_read(number):
     line = Record(metric="a", value=1, kind="measured").to_json()
-    with pytest.raises(RecordError, match="no finite number"):
+    with pytest.raises(RecordError, match="not a finite number"):
         Record.from_json(line.replace('"options": {}', f'"options": {{"a": {number}}}'))
 
 

@@ -43,9 +43,9 @@ def test_a_job_is_a_command_that_is_understood(tmp_path, monkeypatch):
         asked.extend(plan)
         return [replace(one, schedule=replace(one.schedule, minutes=None, steps=600)) for one in plan]
 
-    monkeypatch.setattr("ppdm_bench.evaluation.pacing.paced", paced)
-    monkeypatch.setattr("ppdm_bench.commands.quality._trained", lambda *_: [])
-    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    monkeypatch.setattr("ppdm_bench.evaluation.steps_for_minutes.with_steps_for_minutes", paced)
+    monkeypatch.setattr("ppdm_bench.commands.quality._train", lambda *_: [])
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
     job = next(job for job in PHANTOMS if job.settings)
     assert run(*job.words(tmp_path)[3:])[0] == 0
     (trial,) = asked

@@ -15,7 +15,7 @@ from PIL import Image
 from regenerating import PICTURES, difference, otherwise_drawn, tracked
 
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report.paper_figure import Missing
+from ppdm_bench.report.paper_figure import MissingRecords
 from ppdm_bench.units import gib
 
 if not remake.RESULTS.exists():
@@ -89,7 +89,7 @@ def test_files_are_what_their_records_make(made, tmp_path):
     kept = [name for name in made.files if (remake.RESULTS / name).exists()]
     try:
         made.make(remake.RESULTS, tmp_path)
-    except Missing as missing:
+    except MissingRecords as missing:
         if kept:
             pytest.fail(f"results/{kept[0]} is kept, but cannot be made: it needs {missing}")
         pytest.skip(f"not kept, and not made: it needs {missing}")

@@ -1,1 +1,1 @@
-"""``ppdm-bench ablate``: cells around a method, with the cost and the quality of each."""
+"""``ppdm-bench ablate``: variations of a method (cells), with the cost and the quality of each."""

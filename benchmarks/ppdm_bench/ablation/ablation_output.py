@@ -12,7 +12,7 @@ from ppdm_bench.report.tables.ablation import ablation_page
 
 
 def present(records: Sequence[Record], folder: Path, columns: Sequence[str] = ()) -> tuple[str, list[Path]]:
-    """Write tables and figures into the folder; return the tables as text and the written files."""
+    """Write tables and figures into the folder; return the tables as text, and the written files."""
     page = ablation_page(records)
     written = [folder / RECORDS, *page.save(folder / "ablation", columns)]
     for name, draw in (("ablation", ablation_figure), ("puzzle_or_bridge", space_figure)):

@@ -1,4 +1,4 @@
-"""Plan of an ablation from the step times of its cells: the trainings, their steps and their estimated duration."""
+"""Plan of an ablation: from the step times of the cells, the trainings with their steps and estimated durations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from ppdm_bench.evaluation.comparison import RunSampling
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.records import Record, config_id
 
-# Seconds, without network evaluation: to read, write and score one predicted volume; to predict memory once.
+# Seconds to read, write and score one predicted volume (without its network evaluations), and to predict memory once.
 _SCORING, _PREDICTION = 0.3, 3.0
 
 
@@ -30,7 +30,7 @@ class Ablation:
         sets: the subjects of each task.
         schedule: steps and batch size of every training at equal steps.
         seeds: seeds of the trainings.
-        minutes: duration of every training at equal time; if absent, the time that the base needs for its steps.
+        minutes: duration of every training at equal time; None means the time that the base needs for its steps.
         sampling: sampling settings.
         split: the split whose subjects are scored.
         memory_shapes: additional volume shapes for which memory is predicted.
@@ -48,7 +48,7 @@ class Ablation:
 
     @property
     def identity(self) -> str:
-        """Identifier of the base method in records; cells of different bases are different cells."""
+        """Identifier of the base method in records, which distinguishes cells of different bases."""
         return config_id(self.base.to_dict())
 
     @property
@@ -58,7 +58,7 @@ class Ablation:
 
     @property
     def step_times(self) -> StepTimes:
-        """Measurement of the step times, at the training volume of median size of the first set."""
+        """How step times are measured: for the training volume of median size of the first set."""
         return StepTimes(self.present, self.identity, self.shape, self.schedule.batch_size)
 
     @property
@@ -69,7 +69,7 @@ class Ablation:
 
     @property
     def shapes(self) -> list[Shape]:
-        """All volume shapes for which memory is predicted: the largest to score and to train on, and those asked for.
+        """All volume shapes for which memory is predicted: the largest of each set, and ``memory_shapes``.
 
         Tables show the first.
         """
@@ -78,13 +78,13 @@ class Ablation:
 
     @property
     def grids(self) -> list[Factor]:
-        """The lattices on which seams are measured, equal for all cells: those of cells that the volumes can hold."""
+        """The block grids for the seams of every cell: those of all cells for which the volumes are large enough."""
         found = lattices(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 
     @property
     def too_large(self) -> list[Factor]:
-        """The lattices for which the volumes are too small to compute the seam index."""
+        """The block grids for which the volumes are too small to compute the seam index."""
         return [factor for factor in lattices(cell.method for cell in self.present) if not self._has_room(factor)]
 
     def _has_room(self, factor: Factor) -> bool:
@@ -94,14 +94,14 @@ class Ablation:
 
 
 @dataclass(frozen=True)
-class Work:
+class CellTraining:
     """One training of one cell.
 
     Attributes:
         cell: the cell.
         trial: the training.
-        budgets: the budgets that it covers: ``steps`` with their number, ``time`` with its seconds, or both if the time
-            allows exactly that number of steps.
+        budgets: the budgets that it fulfils: ``steps`` with their number, ``time`` with its seconds, or both if the
+            time allows exactly that number of steps.
         seconds: estimated duration, evaluation included.
     """
 
@@ -111,68 +111,68 @@ class Work:
     seconds: float
 
 
-def works(plan: Ablation, paces: Mapping[str, Record]) -> list[Work]:
-    """Every training, task by task; cells without a measured step time have none.
+def plan_trainings(plan: Ablation, step_times: Mapping[str, Record]) -> list[CellTraining]:
+    """Return every training, task by task; a cell without a measured step time has none.
 
     Args:
         plan: the ablation.
-        paces: records ``step_seconds`` by the labels of the cells.
+        step_times: records ``step_seconds`` by the labels of the cells.
     """
     return [
-        _work(plan, cell, subjects, seed, steps, budgets, paces)
+        _training(plan, cell, subjects, seed, steps, budgets, step_times)
         for subjects in plan.sets
         for seed in plan.seeds
         for cell in plan.present
-        if paces[cell.label].value is not None
-        for steps, budgets in _budgets(plan, cell, paces).items()
+        if step_times[cell.label].value is not None
+        for steps, budgets in _budgets(plan, cell, step_times).items()
     ]
 
 
-def memory_each(plan: Ablation) -> list[float]:
-    """Estimated seconds of each memory prediction."""
+def memory_seconds(plan: Ablation) -> list[float]:
+    """Return the estimated seconds of each memory prediction."""
     return [_PREDICTION] * (len(PHASES) * len(plan.present) * len(plan.shapes))
 
 
-def equal_time(plan: Ablation, paces: Mapping[str, Record]) -> float:
-    """Duration of every training at equal time, in seconds."""
+def equal_time(plan: Ablation, step_times: Mapping[str, Record]) -> float:
+    """Return the duration of every training at equal time, in seconds."""
     steps = plan.schedule.steps
     assert steps is not None
-    return 60 * plan.minutes if plan.minutes is not None else steps * _pace(paces[plan.cells[0].label])
+    return 60 * plan.minutes if plan.minutes is not None else steps * _seconds_per_step(step_times[plan.cells[0].label])
 
 
-def _budgets(plan: Ablation, cell: Cell, paces: Mapping[str, Record]) -> dict[int, dict[str, float]]:
-    """The numbers of steps for which a cell is trained, with the budgets that each covers."""
+def _budgets(plan: Ablation, cell: Cell, step_times: Mapping[str, Record]) -> dict[int, dict[str, float]]:
+    """Return the numbers of steps for which a cell is trained, each with the budgets that it fulfils."""
     steps = plan.schedule.steps
     assert steps is not None
     found: dict[int, dict[str, float]] = {steps: {"steps": steps}}
-    known = paces[plan.cells[0].label].value is not None
+    known = step_times[plan.cells[0].label].value is not None
     if plan.minutes is not None or (cell.timed and known):
-        seconds = equal_time(plan, paces)
-        fitting = max(1, round(seconds / _pace(paces[cell.label])))
+        seconds = equal_time(plan, step_times)
+        fitting = max(1, round(seconds / _seconds_per_step(step_times[cell.label])))
         found.setdefault(fitting, {})["time"] = seconds
     return found
 
 
-def _work(
+def _training(
     plan: Ablation,
     cell: Cell,
     subjects: Subjects,
     seed: int,
     steps: int,
     budgets: Mapping[str, float],
-    paces: Mapping[str, Record],
-) -> Work:
-    pace = _pace(paces[cell.label])
-    # A forward pass costs a third of a training step. It processes one volume instead of a batch, which saves little
-    # time for small volumes on a CPU, so that the batch size is ignored.
+    step_times: Mapping[str, Record],
+) -> CellTraining:
+    step_seconds = _seconds_per_step(step_times[cell.label])
+    # A forward pass takes a third of a training step. It processes one volume and not a batch; the estimate ignores
+    # this, because it saves little time for small volumes on a CPU.
     evaluations = sum(k or cell.method.sampling.steps for k in plan.sampling.steps)
     cases = len(subjects.shapes(plan.split))
-    sampling = cases * (evaluations * pace / 3 + _SCORING * len(plan.sampling.steps))
+    sampling = cases * (evaluations * step_seconds / 3 + _SCORING * len(plan.sampling.steps))
     schedule = replace(plan.schedule, steps=steps, seed=seed)
     trial = Trial(f"{cell.label} {steps} steps", cell.method, subjects, schedule)
-    return Work(cell, trial, budgets, steps * pace + sampling)
+    return CellTraining(cell, trial, budgets, steps * step_seconds + sampling)
 
 
-def _pace(record: Record) -> float:
+def _seconds_per_step(record: Record) -> float:
     assert record.value is not None
     return float(record.value)

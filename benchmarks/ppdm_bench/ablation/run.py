@@ -1,4 +1,4 @@
-"""Execution of an ablation: each cell is trained, scored and recorded before the next one begins."""
+"""Execution of an ablation: each cell is trained, scored and recorded before the next cell begins."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,48 +12,52 @@ from torch import Tensor
 from ppdm.evaluation.subjects import EvaluationCase
 from ppdm.training.log import StepReport
 from ppdm_bench.ablation.cells import Cell
-from ppdm_bench.ablation.memory import peaks
-from ppdm_bench.ablation.plan import Ablation, Work
+from ppdm_bench.ablation.memory import record_peaks
+from ppdm_bench.ablation.plan import Ablation, CellTraining
 from ppdm_bench.environment import provenance
-from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.candidates import Candidate
-from ppdm_bench.evaluation.comparison import Measuring, compare_runs
+from ppdm_bench.evaluation.comparison import MetricOptions, compare_runs
 from ppdm_bench.evaluation.evaluation_output import failures
-from ppdm_bench.evaluation.snapshots import keep_snapshot
-from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, keep_costs
+from ppdm_bench.evaluation.scoring import EvaluationPlan, carry_out
+from ppdm_bench.evaluation.snapshots import save_snapshot
+from ppdm_bench.evaluation.trials import Outcome, Trial, carry_out_trials, record_costs
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile, config_id
 
-Tell = Callable[[str, float], None]  # current activity, and the completed fraction of it
+ShowProgress = Callable[[str, float], None]  # current activity, and the completed fraction of it
 
 
 @dataclass(frozen=True)
-class Done:
+class CellResult:
     """Result of one training, or of one memory prediction.
 
     Attributes:
         records: the records of the result.
         fault: reason of a failure, as one sentence.
-        scored: evaluation of a training, for pictures of all trainings.
-        note: what the user should know about a training that ended; empty if there is nothing.
+        scored: evaluation of a training, from which pictures are made when all trainings have ended.
+        note: advice about a finished training; empty if there is none.
     """
 
     records: Sequence[Record]
     fault: str = ""
-    scored: Assessment | None = None
+    scored: EvaluationPlan | None = None
     note: str = ""
 
 
-def remembered(plan: Ablation, out: Path, tell: Tell) -> Iterator[Done]:
-    """Peak memory of every cell, phase by phase."""
+def record_memory(plan: Ablation, out: Path, show_progress: ShowProgress) -> Iterator[CellResult]:
+    """Record the peak memory of every cell, phase by phase."""
     file = RecordFile(out / RECORDS)
     batch_size = plan.schedule.batch_size
-    for records in peaks(plan.present, plan.identity, plan.shapes, batch_size, file, lambda text: tell(text, 0.0)):
+    for records in record_peaks(
+        plan.present, plan.identity, plan.shapes, batch_size, file, lambda text: show_progress(text, 0.0)
+    ):
         bad = [record for record in records if record.status not in ("ok", "oom")]
-        yield Done(records, f"{bad[0].variant}, memory: {bad[0].reason}" if bad else "")
+        yield CellResult(records, f"{bad[0].variant}, memory: {bad[0].reason}" if bad else "")
 
 
-def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> Iterator[Done]:
+def train_and_score(
+    plan: Ablation, wanted: Sequence[CellTraining], out: Path, show_progress: ShowProgress
+) -> Iterator[CellResult]:
     """Run every training and score it when it has ended; finished trainings and scores are reused.
 
     Raises:
@@ -62,47 +66,47 @@ def trained(plan: Ablation, wanted: Sequence[Work], out: Path, tell: Tell) -> It
     """
 
     def preparing(made: int, total: int) -> None:
-        tell(f"making subjects, {made} of {total}", 0.0)
+        show_progress(f"making subjects, {made} of {total}", 0.0)
 
     def show(trial: Trial, report: StepReport) -> None:
         text = f"{trial.subjects.task}, {trial.variation}: loss {report.loss:.4f}"
-        tell(text, 0.9 * min(report.share, 1.0))
+        show_progress(text, 0.9 * min(report.share, 1.0))
 
     outcomes = carry_out_trials([work.trial for work in wanted], out, plan.sampling.device, preparing, show)
-    yield from scored(plan, wanted, outcomes, out, tell)
+    yield from score_outcomes(plan, wanted, outcomes, out, show_progress)
 
 
-def scored(
-    plan: Ablation, wanted: Sequence[Work], outcomes: Iterable[Outcome], out: Path, tell: Tell
-) -> Iterator[Done]:
+def score_outcomes(
+    plan: Ablation, wanted: Sequence[CellTraining], outcomes: Iterable[Outcome], out: Path, show_progress: ShowProgress
+) -> Iterator[CellResult]:
     """Score and record the result of every training; a lost job is reported, but not recorded as a result."""
     ledger = Ledger(out)
     for work, outcome in zip(wanted, outcomes, strict=True):
         if outcome.lost:
-            yield Done([], outcome.fault)
+            yield CellResult([], outcome.fault)
         elif outcome.fault:
-            yield Done(ledger.keep([_failed(plan, work, outcome.fault)]), outcome.fault)
+            yield CellResult(ledger.keep([_failed_training(plan, work, outcome.fault)]), outcome.fault)
         else:
-            assessment, records = _scored(plan, work, outcome.run, out, ledger, lambda text: tell(text, 0.9))
-            yield Done(records, "; ".join(failures(records)), assessment, outcome.note)
+            assessment, records = _score(plan, work, outcome.run, out, ledger, lambda text: show_progress(text, 0.9))
+            yield CellResult(records, "; ".join(failures(records)), assessment, outcome.note)
 
 
-def keep_pictures(scored: Sequence[Assessment], records: Sequence[Record], out: Path) -> list[Path]:
-    """Write picture data, one file for each task: the first subject, predicted by the first training of every cell."""
+def save_picture_data(scored: Sequence[EvaluationPlan], records: Sequence[Record], out: Path) -> list[Path]:
+    """Write picture data, one file per task: the first subject, predicted by the first training of every cell."""
     written = []
     for task in dict.fromkeys(one.task for one in scored):
         of_task = [one for one in scored if one.task == task]
         cells = {one.candidates[0].label: one.candidates for one in reversed(of_task) if one.candidates}
         everything = [candidate for candidates in reversed(cells.values()) for candidate in candidates]
         known = [record for record in records if record.task == task]
-        written += keep_snapshot(replace(of_task[0], candidates=everything), known, out / task)
+        written += save_snapshot(replace(of_task[0], candidates=everything), known, out / task)
     return written
 
 
-def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> Sequence[Record]:
-    """A record with the reason for every task and cell that is not trained."""
+def record_left_out(plan: Ablation, step_times: Mapping[str, Record], out: Path) -> Sequence[Record]:
+    """Record the reason for every task and cell that is not trained."""
     reasons = {cell.label: cell.reason for cell in plan.cells if cell.reason}
-    reasons |= {label: record.reason for label, record in paces.items() if record.status != "ok"}
+    reasons |= {label: record.reason for label, record in step_times.items() if record.status != "ok"}
     of = {cell.label: cell for cell in plan.cells}
     more = {"budgets": {"steps": plan.schedule.steps}}
     made = [
@@ -113,29 +117,31 @@ def left_out(plan: Ablation, paces: Mapping[str, Record], out: Path) -> Sequence
     return Ledger(out).keep(made)
 
 
-def _scored(
-    plan: Ablation, work: Work, run: Path, out: Path, ledger: Ledger, tell: Callable[[str], None]
-) -> tuple[Assessment, list[Record]]:
-    measuring = Measuring(grids=plan.grids)
+def _score(
+    plan: Ablation, work: CellTraining, run: Path, out: Path, ledger: Ledger, show_progress: Callable[[str], None]
+) -> tuple[EvaluationPlan, list[Record]]:
+    measuring = MetricOptions(grids=plan.grids)
     subjects = work.trial.subjects
     found = compare_runs([run], subjects, plan.split, measuring, plan.sampling, lambda done, total: None)
     seconds: dict[int | None, list[float]] = {}
-    candidates = [_of_cell(plan, work, one, seconds) for one in found.candidates if not one.untouched]
+    candidates = [_as_cell_candidate(plan, work, one, seconds) for one in found.candidates if not one.untouched]
     assessment = replace(found, candidates=candidates, command="ablate")
     records: list[Record] = []
-    for made in carry_out(assessment, lambda text: tell(f"{subjects.task}, {text}"), ledger.earlier):
+    for made in carry_out(assessment, lambda text: show_progress(f"{subjects.task}, {text}"), ledger.earlier):
         records += ledger.keep(made)
     paced = [_volume_seconds(assessment, one, seconds[one.steps]) for one in candidates if seconds.get(one.steps)]
-    records += ledger.keep(paced) or _paced_before(assessment, ledger.earlier)
-    return assessment, [*records, *keep_costs(assessment, out)]
+    records += ledger.keep(paced) or _earlier_volume_seconds(assessment, ledger.earlier)
+    return assessment, [*records, *record_costs(assessment, out)]
 
 
-def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int | None, list[float]]) -> Candidate:
-    """The candidate with the label of the cell; its predictions are timed."""
+def _as_cell_candidate(
+    plan: Ablation, work: CellTraining, candidate: Candidate, seconds: dict[int | None, list[float]]
+) -> Candidate:
+    """Return the candidate with the label of the cell; its predictions are timed."""
 
     def predict(case: EvaluationCase) -> Tensor:
         began = time.perf_counter()
-        volume = candidate.predict(case)  # the result is on the CPU, so the device has finished
+        volume = candidate.predict(case)  # it returns a CPU tensor, so that the device has finished
         seconds.setdefault(candidate.steps, []).append(time.perf_counter() - began)
         return volume
 
@@ -144,8 +150,8 @@ def _of_cell(plan: Ablation, work: Work, candidate: Candidate, seconds: dict[int
     return replace(candidate, variant=work.cell.label, predict=predict, options=options)
 
 
-def _volume_seconds(assessment: Assessment, candidate: Candidate, seconds: Sequence[float]) -> Record:
-    """Seconds of one translation as a user experiences it, reading and scaling included."""
+def _volume_seconds(assessment: EvaluationPlan, candidate: Candidate, seconds: Sequence[float]) -> Record:
+    """Return the record of the seconds per translation, including reading and scaling."""
     return Record(
         **assessment.fields(candidate, _timed_options(assessment, candidate)),
         metric="volume_seconds",
@@ -156,17 +162,17 @@ def _volume_seconds(assessment: Assessment, candidate: Candidate, seconds: Seque
     )
 
 
-def _timed_options(assessment: Assessment, candidate: Candidate) -> dict[str, Any]:
+def _timed_options(assessment: EvaluationPlan, candidate: Candidate) -> dict[str, Any]:
     return {**candidate.options, "data": dict(assessment.data), "sampling_seed": candidate.seed}
 
 
-def _paced_before(assessment: Assessment, earlier: Sequence[Record]) -> list[Record]:
-    """The records ``volume_seconds`` that were measured when these candidates were scored earlier."""
+def _earlier_volume_seconds(assessment: EvaluationPlan, earlier: Sequence[Record]) -> list[Record]:
+    """Return the records ``volume_seconds`` that an earlier run measured when it scored these candidates."""
     wanted = [config_id(_timed_options(assessment, candidate)) for candidate in assessment.candidates]
     return [one for one in earlier if one.metric == "volume_seconds" and one.config_id in wanted]
 
 
-def _failed(plan: Ablation, work: Work, fault: str) -> Record:
+def _failed_training(plan: Ablation, work: CellTraining, fault: str) -> Record:
     more = {"budgets": dict(work.budgets), "training": {"seed": work.trial.schedule.seed}}
     return _without_value(plan, work.cell, work.trial.subjects.task, "error", fault, more)
 

@@ -1,7 +1,7 @@
-"""Step time of each cell; the cells are measured in turn, so that other load on the machine affects all of them alike.
+"""Step time of each cell; the cells are measured in turn, so that other load on the machine affects all cells alike.
 
-Equal time is converted to the number of steps that fit at this step time. A training limited by the clock would run
-fewer steps on a busy machine and could not be reproduced; a training with a fixed number of steps can.
+Equal time is converted to the number of steps that fit into it at this step time. A training that the clock limits runs
+fewer steps on a busy machine and cannot be reproduced; a training with a fixed number of steps can.
 """
 
 import time
@@ -26,14 +26,14 @@ _MACHINE = ("cpu", "threads", "torch", "gpu")  # a step time is valid only on th
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Step times of cells: records ``step_seconds``, which cells with the same training step share.
+    """Measurement of the step times of cells as records ``step_seconds``; cells with the same training step share one.
 
     Attributes:
         cells: the cells that are not skipped.
         base: identifier of the base method.
         shape: (D, H, W) of the volumes in voxels.
         batch_size: number of pairs in a step.
-        command: command that measures them.
+        command: name of the calling command in the records.
     """
 
     cells: Sequence[Cell]
@@ -46,24 +46,24 @@ class StepTimes:
         self,
         device: str,
         file: RecordFile,
-        tell: Callable[[str], None] = lambda text: None,
+        show_progress: Callable[[str], None] = lambda text: None,
         *,
         of_any_machine: bool = False,
     ) -> dict[str, Record]:
-        """Return the records by ``config_id``, from the file if this machine has measured them.
+        """Return the records by ``config_id``; those that this machine has already measured come from the file.
 
-        Therefore a resumed run keeps its numbers of steps. A cell that does not fit into the memory of the device has a
-        record without a value.
+        Therefore a resumed run keeps its numbers of steps. The record of a cell that does not fit into the memory of
+        the device has no value.
 
         Args:
             device: cuda or cpu.
             file: file of the records.
-            tell: called with a text on the next measurement.
-            of_any_machine: whether records of other machines in the file count too.
+            show_progress: called with a text on the next measurement.
+            of_any_machine: whether records of other machines in the file are used too.
         """
-        known = _known(file, device, of_any_machine)
+        known = _known_records(file, device, of_any_machine)
         missing = {self._id(cell): cell for cell in self.cells if self._id(cell) not in known}
-        times = self._seconds(missing, device, tell)
+        times = self._seconds(missing, device, show_progress)
         new = {name: self._record(missing[name], found, device) for name, found in times.items()}
         file.append(new.values())
         return {name: (known | new)[name] for name in map(self._id, self.cells)}
@@ -77,7 +77,7 @@ class StepTimes:
         return self._labelled(cell, found[self._id(cell)])
 
     def of_one_machine(self, device: str, records: Sequence[Record]) -> dict[str, Record]:
-        """Return the records, by ``config_id``, of any one machine that has measured every cell; empty without one.
+        """Return the records, by ``config_id``, of one machine that has measured every cell; empty if there is none.
 
         Args:
             device: cuda, cpu, or auto for either.
@@ -102,30 +102,32 @@ class StepTimes:
         return config_id(self._options(cell))
 
     def _labelled(self, cell: Cell, record: Record) -> Record:
-        """Return the record for a cell with the same training step, such as one with another learning rate."""
+        """Return the record with the label of the cell; cells that differ in the learning rate share a measurement."""
         return replace(record, variant=cell.label, options=record.options | {"cell": cell.describe(self.base)})
 
-    def _seconds(self, cells: Mapping[str, Cell], device: str, tell: Callable[[str], None]) -> dict[str, list[float]]:
+    def _seconds(
+        self, cells: Mapping[str, Cell], device: str, show_progress: Callable[[str], None]
+    ) -> dict[str, list[float]]:
         """Return the seconds of a step in each round; empty for a cell that does not fit into memory.
 
-        For a method with several stages, this is the mean over a training: the step time of each stage is weighted by
-        its share of the steps.
+        For a method with several stages, they are the mean over a training: the step time of each stage is weighted by
+        the share of its steps.
         """
         trainings: dict[str, list[Training]] = {}
         times: dict[str, list[float]] = {name: [] for name in cells}
-        sources = max((len(cell.method.sources) for cell in cells.values()), default=1)  # every cell has as many
+        sources = max((len(cell.method.sources) for cell in cells.values()), default=1)  # equal for all cells
         pair = [torch.randn(self.batch_size, c, *self.shape, device=device) for c in (sources, 1)]
         for done, (name, cell) in product(range(ROUNDS + 1), cells.items()):
             if done and name not in trainings:
                 continue
-            tell(f"measuring the pace, round {done + 1} of {ROUNDS + 1}: {cell.label}")
+            show_progress(f"measuring step times, round {done + 1} of {ROUNDS + 1}: {cell.label}")
             try:
                 if not done:
                     stages = range(len(cell.method.stages))
                     trainings[name] = [Training.start(cell.method, device=device, stage=stage) for stage in stages]
                 first = cell.method.representation.share
                 shares = (first, 1 - first) if first else (1.0,)
-                seconds = sum(w * _step(one, pair, device) for w, one in zip(shares, trainings[name], strict=True))
+                seconds = sum(w * _time_step(one, pair, device) for w, one in zip(shares, trainings[name], strict=True))
             except torch.OutOfMemoryError:
                 trainings.pop(name, None)
                 times[name] = []
@@ -151,7 +153,7 @@ class StepTimes:
         return self._labelled(cell, record)
 
 
-def _known(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Record]:
+def _known_records(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Record]:
     here = environment()
     return {
         record.config_id: record
@@ -161,8 +163,8 @@ def _known(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Rec
     }
 
 
-def _step(training: Training, pair: Sequence[torch.Tensor], device: str) -> float:
-    # The processor time of a single thread is the time on an idle core, whatever else runs on the machine.
+def _time_step(training: Training, pair: Sequence[torch.Tensor], device: str) -> float:
+    # Processor time of a single thread does not depend on the other processes of the machine, unlike elapsed time.
     alone = device == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if alone else time.perf_counter
     began = clock()

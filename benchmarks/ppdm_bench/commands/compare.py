@@ -1,4 +1,4 @@
-"""``ppdm-bench compare``: what became worse between two sets of records."""
+"""``ppdm-bench compare``: which numbers became worse between two sets of records."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ from ppdm_bench.commands import options
 from ppdm_bench.commands.terminal import notify
 from ppdm_bench.commands.values import read_names, read_option
 
-NOTHING_COMPARED = 3  # exit code, apart from that of a regression (1) and of wrong usage (2)
+NOTHING_COMPARED = 3  # exit code; 1 means a regression, and 2 wrong usage
 
 
 def compare(
@@ -30,22 +30,22 @@ def compare(
 ) -> None:
     """Show what became worse between two sets of records, beyond the noise.
 
-    Evaluations are matched by method and subject. Exit codes: 0 nothing became worse, 1 something did, 3 the sets have
-    nothing in common that could be compared.
+    Evaluations are matched by method and subject. Exit codes: 0 nothing became worse, 1 something became worse, 3 no
+    record of one set has a counterpart in the other.
     """
     chosen = read_names("--columns", columns)
     share = read_option("--threshold", _read_share, threshold)
 
-    from ppdm_bench.report.library import believed
-    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_set, to_records
+    from ppdm_bench.report.library import reporting_altered_records
+    from ppdm_bench.report.tables.changes import changes, changes_page, environments, read_records, to_records
 
-    before, after = read_set(old), read_set(new)
-    with believed("the comparison"):
+    before, after = read_records(old), read_records(new)
+    with reporting_altered_records("the comparison"):
         found, notes = changes(before, after, share), environments(before, after)
     if json:
-        from ppdm_bench.records import write_json_array
+        from ppdm_bench.records import to_json_array
 
-        print(write_json_array(to_records(found)))
+        print(to_json_array(to_records(found)))
     else:
         print(changes_page(found, notes).to_text(chosen), end="")
     if not any(change.compared for change in found):
@@ -54,10 +54,10 @@ def compare(
             "options, task and metric, evaluations by method and subject"
         )
         raise typer.Exit(NOTHING_COMPARED)
-    raise typer.Exit(int(any(_counts(change.verdict, change.share, share) for change in found)))
+    raise typer.Exit(int(any(_is_regression(change.verdict, change.share, share) for change in found)))
 
 
-def _counts(verdict: str, change: float | None, threshold: float) -> bool:
+def _is_regression(verdict: str, change: float | None, threshold: float) -> bool:
     """Whether a change fails the comparison; an exact value may be worse by less than the threshold."""
     return verdict == "worse" and (change is None or abs(change) > threshold)
 

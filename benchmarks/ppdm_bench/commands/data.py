@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.terminal import notify, progress, writable
+from ppdm_bench.commands.terminal import ensure_writable, notify, progress
 from ppdm_bench.commands.values import (
-    as_usage,
     comma_separated,
-    count,
-    integer,
+    integer_option,
+    or_usage_error,
     read_dose,
-    read_lengths,
     read_option,
     read_shape,
+    read_spacing,
+    whole_number,
 )
 
 if TYPE_CHECKING:
@@ -28,16 +28,16 @@ app = typer.Typer(help="Synthetic subjects, manifests of your own scans, and che
 
 MANIFEST = "pairs.csv"
 
-_SHORT = 15  # longest title in letters above one of six pictures in a row
+_LONGEST_TITLE = 15  # letters that fit above one of six pictures in a row
 
 
 def _expanded(path: Path) -> Path:
-    """The path with ``~`` replaced by the home folder, which shells leave as it is in ``--out=~/x``."""
+    """Return the path with ``~`` replaced by the home folder: shells do not replace it in ``--out=~/x``."""
     return Path(os.path.expanduser(path))
 
 
 Picture = Annotated[Path, typer.Option(help="Picture without suffix; PNG and PDF are written.", callback=_expanded)]
-Manifest = Annotated[Path, typer.Argument(help="CSV of pairs.")]
+Manifest = Annotated[Path, typer.Argument(help="CSV file of the pairs.")]
 
 
 @app.command("list")
@@ -67,9 +67,9 @@ def list_() -> None:
 def make(
     task: Annotated[options.Task, typer.Argument(metavar="TASK", help=f"Task: {', '.join(get_args(options.Task))}.")],
     out: Annotated[Path, typer.Option(help="Folder of the set; an existing set is continued.", callback=_expanded)],
-    subjects: Annotated[int, integer("Number of subjects, over all splits.")] = 10,
-    size: Annotated[int | None, integer("Longest axis in voxels; default: 64.", 4)] = None,
-    grid: Annotated[options.Grid, typer.Option(help="Grid; thick: axial slices 2.5 times as thick.")] = "cubic",
+    subjects: Annotated[int, integer_option("Number of subjects, over all splits.")] = 10,
+    size: Annotated[int | None, integer_option("Longest axis in voxels; default: 64.", 4)] = None,
+    grid: Annotated[options.Grid, typer.Option(help="Grid; thick: axial slices are 2.5 times as thick.")] = "cubic",
     shape: Annotated[
         str | None, typer.Option(help="Size in voxels, DxHxW, with --spacing; default: from --size and --grid.")
     ] = None,
@@ -81,26 +81,25 @@ def make(
     dose: Annotated[
         str | None,
         typer.Option(
-            help="PET: dose factors, such as 4,20,100, by which the counts of the source are divided; "
-            "default: the task's."
+            help="PET: dose factors that divide the counts of the source, such as 4,20,100; default: the task's."
         ),
     ] = None,
     field_strength: Annotated[
         float | None, typer.Option(metavar="TESLA", help="MRI: field strength, 1.5 or 3; default: 1.5.")
     ] = None,
-    seed: Annotated[int, integer("Random seed of the set.", 0)] = 0,
-    jobs: Annotated[int | None, integer("Processes; default: all cores.")] = None,
+    seed: Annotated[int, integer_option("Random seed of the set.", 0)] = 0,
+    jobs: Annotated[int | None, integer_option("Processes; default: all cores.")] = None,
 ) -> None:
     """Make synthetic subjects of a task: NIfTI pairs and their manifest."""
     doses = read_option("--dose", comma_separated(read_dose), dose) if dose is not None else None
     voxels = read_option("--shape", read_shape, shape) if shape is not None else None
-    edges = read_option("--spacing", read_lengths, spacing) if spacing is not None else None
+    edges = read_option("--spacing", read_spacing, spacing) if spacing is not None else None
 
     from ppdm.data.manifest import write_manifest
     from ppdm.simulation.generation import make_set
 
-    recipe = as_usage(_recipe, task, anatomy, size, grid, voxels, edges, doses, field_strength, seed)
-    writable(out)
+    recipe = or_usage_error(_recipe, task, anatomy, size, grid, voxels, edges, doses, field_strength, seed)
+    ensure_writable(out)
     with progress() as bar:
         shown = bar.add_task("making subjects", total=subjects)
         pairs = make_set(
@@ -108,7 +107,7 @@ def make(
         )
     write_manifest(out / MANIFEST, pairs)
     print(
-        f"{subjects} subjects ({_splits(pairs)}) of "
+        f"{subjects} subjects ({_split_counts(pairs)}) of "
         f"{'×'.join(map(str, recipe.grid.shape))} voxels of {'×'.join(f'{mm:g}' for mm in recipe.grid.spacing)} mm\n"
         f"written: {out / MANIFEST}, {len(pairs)} pairs"
     )
@@ -125,10 +124,10 @@ def _recipe(
     field_strength: float | None,
     seed: int,
 ) -> "Recipe":
-    """The recipe that the options describe.
+    """Return the recipe that the options describe.
 
     Raises:
-        ValueError: incompatible options, or an invalid value.
+        ValueError: the options are incompatible, or a value is invalid.
     """
     from ppdm.simulation.phantom import Grid
     from ppdm.simulation.tasks import find_task
@@ -163,7 +162,7 @@ def manifest(
     suv_table: Annotated[
         Path | None, typer.Option(help="CSV file of weights and doses, for activities in Bq/mL; default: none.")
     ] = None,
-    seed: Annotated[int, integer("Random seed of sampled splits.", 0)] = 0,
+    seed: Annotated[int, integer_option("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
     """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
     kinds = read_option("--source", comma_separated(str), source) if source is not None else None
@@ -171,14 +170,15 @@ def manifest(
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
 
-    writable(out.absolute().parent)
+    ensure_writable(out.absolute().parent)
     pairs, remarks = pairs_from_folder(
         folder, layout, source=kinds, target=target, pattern=pattern, seed=seed, suv_table=suv_table
     )
     write_manifest(out, pairs)
     for remark in remarks:
         notify(remark)
-    print(f"{len(pairs)} pairs of {len({pair.subject for pair in pairs})} subjects ({_splits(pairs)})\nwritten: {out}")
+    subjects = {pair.subject for pair in pairs}
+    print(f"{len(pairs)} pairs of {len(subjects)} subjects ({_split_counts(pairs)})\nwritten: {out}")
 
 
 @app.command()
@@ -187,7 +187,7 @@ def check(
     resample: options.Resample = False,
     json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Report every problem of every pair in one pass. Exit code 1 if there is an error."""
+    """Report every fault of every pair in one pass. The exit code is 1 if there is a fault."""
     from ppdm.data.checking import check_pairs
     from ppdm.data.manifest import manifest_faults
     from ppdm_bench.commands.findings import findings_rows, findings_text
@@ -214,8 +214,8 @@ def montage(
     from ppdm_bench.report.figures.style import save
     from ppdm_bench.report.figures.volumes import draw_pair
 
-    pair = _chosen(read_manifest(manifest), subject)
-    writable(out.absolute().parent)
+    pair = _chosen_pair(read_manifest(manifest), subject)
+    ensure_writable(out.absolute().parent)
     *sources, target = load_pair(pair, resample=resample)
     factor = pair.suv_factor or 1.0
     figure = draw_pair(
@@ -223,7 +223,7 @@ def montage(
         target.data * factor,
         sources[0].spacing,
         title=f"{pair.subject}: {', '.join(path.name for path in pair.sources.values())} to {pair.target.name}",
-        **_look(pair),
+        **_display_options(pair),
     )
     print("written: {}, {}".format(*save(figure, out)))
 
@@ -233,7 +233,7 @@ def sheet(
     manifest: Manifest,
     out: Picture,
     limit: Annotated[
-        int, typer.Option("--subjects", parser=count(), metavar="N", help="Largest number of subjects.")
+        int, typer.Option("--subjects", parser=whole_number(), metavar="N", help="Largest number of subjects.")
     ] = 12,
     plane: Annotated[Literal["axial", "coronal", "sagittal"], typer.Option(help="Plane.")] = "axial",
     resample: options.Resample = False,
@@ -245,7 +245,7 @@ def sheet(
     from ppdm_bench.report.figures.volumes import contact_sheet
 
     pairs = read_manifest(manifest)
-    writable(out.absolute().parent)
+    ensure_writable(out.absolute().parent)
     volumes, names, spacings = [], [], []
     for pair in pairs[:limit]:
         for volume, path in zip(load_pair(pair, resample=resample), pair.scans, strict=True):
@@ -254,22 +254,23 @@ def sheet(
             spacings.append(volume.spacing)
     if len(set(spacings)) > 1:
         raise ValueError(
-            f"a contact sheet has one scale, and the pairs have voxels of {len(set(spacings))} sizes in mm"
+            f"a contact sheet has one scale, but the pairs have voxels of {len(set(spacings))} sizes in mm; give a "
+            "manifest of pairs with one voxel size"
         )
     title = f"{manifest.name} in {manifest.absolute().parent.name}, {min(limit, len(pairs))} of {len(pairs)} pairs"
-    colours = _look(pairs[0])["colours"]
-    columns = 6 if max(map(len, names)) <= _SHORT else 4
+    colours = _display_options(pairs[0])["colours"]
+    columns = 6 if max(map(len, names)) <= _LONGEST_TITLE else 4
     figure = contact_sheet(volumes, spacings[0], names, columns, title=title, plane=plane, colours=colours)
     print("written: {}, {}".format(*save(figure, out)))
 
 
-def _look(pair: "Pair") -> dict[str, Any]:
+def _display_options(pair: "Pair") -> dict[str, Any]:
     if pair.suv_factor:
         return {"colours": "pet", "unit": "SUV"}
     return {"colours": "gray", "in_hu": (pair.source_intensity is not None, pair.target_intensity is not None)}
 
 
-def _chosen(pairs: "list[Pair]", subject: str | None) -> "Pair":
+def _chosen_pair(pairs: "list[Pair]", subject: str | None) -> "Pair":
     for pair in pairs:
         if subject in (None, pair.subject):
             return pair
@@ -277,6 +278,6 @@ def _chosen(pairs: "list[Pair]", subject: str | None) -> "Pair":
     raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {known}, ...", param_hint="'--subject'")
 
 
-def _splits(pairs: "list[Pair]") -> str:
+def _split_counts(pairs: "list[Pair]") -> str:
     names = ("train", "val", "test")
     return ", ".join(f"{len({pair.subject for pair in pairs if pair.split == name})} {name}" for name in names)

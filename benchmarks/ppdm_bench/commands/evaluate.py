@@ -1,4 +1,4 @@
-"""``ppdm-bench evaluate``: runs and existing predictions against targets, subject by subject."""
+"""``ppdm-bench evaluate``: scores of runs and of existing predictions, subject by subject."""
 
 import sys
 from contextlib import redirect_stdout
@@ -8,9 +8,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import asked_intensities, asked_reference, asked_subjects
-from ppdm_bench.commands.terminal import alone_in, progress, report_results
-from ppdm_bench.commands.values import as_usage, comma_separated, count, number, read_factor, read_names, read_option
+from ppdm_bench.commands.requested import requested_intensities, requested_reference, requested_subjects
+from ppdm_bench.commands.terminal import locked_folder, progress, report_results
+from ppdm_bench.commands.values import (
+    comma_separated,
+    number_option,
+    or_usage_error,
+    read_factor,
+    read_names,
+    read_option,
+    whole_number,
+)
 
 
 def _folder(description: str) -> Any:
@@ -36,7 +44,7 @@ def evaluate(
     predictions: Annotated[
         list[Path] | None,
         _folder(
-            "Folder of existing predictions, each file named after its subject; alone or beside runs, "
+            "Folder of existing predictions, each file named after its subject; without runs or beside them, "
             "repeatable. Default: none."
         ),
     ] = None,
@@ -53,7 +61,8 @@ def evaluate(
         _folder("Folder of labelled regions, with the same file names; PET uptake is compared in each. Default: none."),
     ] = None,
     suv_factor: Annotated[
-        float | None, number("a factor", "The folders contain PET: factor from stored values to SUV. Default: no PET.")
+        float | None,
+        number_option("a factor", "The folders contain PET: factor from stored values to SUV. Default: no PET."),
     ] = None,
     evaluations: Annotated[
         str | None, typer.Option(help="Network evaluations per volume, such as 1,2,4; default: the method's.")
@@ -65,18 +74,18 @@ def evaluate(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="Row that differences refer to: its name, run or folder; default: the first, usually the input."
+            help="Row that differences are taken from: its name, run or folder; default: the first, usually the input."
         ),
     ] = None,
     convention: Annotated[
         Literal["synthrad2023", "synthrad2025", "brasyn", "udpet"] | None,
-        typer.Option(help="Metric convention of a challenge; default: the project's own."),
+        typer.Option(help="Convention of a challenge for the metrics; default: the project's own."),
     ] = None,
     data_range: Annotated[
         float | None,
-        number(
+        number_option(
             "a span",
-            "Data range for PSNR and SSIM; default: 20 for SUV, else that of the training targets. That of CT is "
+            "Data range for PSNR and SSIM; default: 20 for SUV, else the range of the training targets. For CT it is "
             "always 4024.",
         ),
     ] = None,
@@ -89,9 +98,13 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for records, tables and pictures.")] = Path("runs/evaluation"),
     json: options.Json = False,
 ) -> None:
-    """Score translations: metrics of every subject, paired differences, pictures of the best and the worst."""
+    """Score translations: metrics of each subject, paired differences, pictures of the best and worst subjects."""
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
-    counts = read_option("--evaluations", comma_separated(count()), evaluations) if evaluations is not None else [None]
+    counts = (
+        read_option("--evaluations", comma_separated(whole_number()), evaluations)
+        if evaluations is not None
+        else [None]
+    )
     grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
     phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     beside = {"source": sources, "mask": masks, "labels": labels}
@@ -99,15 +112,15 @@ def evaluate(
     pairs = {"manifest": manifest, "task": task, **phantoms}
     of_runs = {"evaluations": evaluations, "precision": precision, "samples": samples}
     _check_mode(bool(runs), bool(predictions), of_runs, pairs, folders)
-    intensities = asked_intensities(source_intensity, target_intensity)
+    intensities = requested_intensities(source_intensity, target_intensity)
     if suv_factor is not None and intensities:
         raise typer.BadParameter("--suv-factor is for PET, and --target-intensity for CT; give one of the two")
 
     with redirect_stdout(sys.stderr), progress() as bar:
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import (
-            NOTHING_TO_DRAW,
-            Measuring,
+            SAMPLES_NEED_NOISE,
+            MetricOptions,
             RunSampling,
             compare_folders,
             compare_runs,
@@ -115,10 +128,10 @@ def evaluate(
         )
         from ppdm_bench.evaluation.evaluation_output import collect, earlier_records, failures, present
 
-        how = as_usage(Measuring, convention, data_range, grids)
+        how = or_usage_error(MetricOptions, convention, data_range, grids)
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
-            source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
+            source = requested_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
             sampling = RunSampling(training_device(device), counts, precision, seed, samples)
             plan = compare_runs(
                 runs or [],
@@ -133,9 +146,9 @@ def evaluate(
         else:
             plan = compare_folders(predictions or [], targets, beside, suv_factor, how, intensities)
         if samples is not None and not any(candidate.deviation for candidate in plan.candidates):
-            raise typer.BadParameter(NOTHING_TO_DRAW)
-        against = as_usage(reference_label, plan.candidates, asked_reference(reference), earlier)
-        with alone_in(out) as folder:
+            raise typer.BadParameter(SAMPLES_NEED_NOISE)
+        against = or_usage_error(reference_label, plan.candidates, requested_reference(reference), earlier)
+        with locked_folder(out) as folder:
             records = collect(
                 plan, folder, lambda text, done, total: bar.update(shown, completed=done, total=total, description=text)
             )
@@ -146,17 +159,17 @@ def evaluate(
 def _check_mode(
     runs: bool, predictions: bool, of_runs: dict[str, Any], pairs: dict[str, Any], folders: dict[str, Any]
 ) -> None:
-    """Check that the options fit together: what is scored, and one source of targets."""
+    """Check that the options are compatible: there is something to score, and one source of targets."""
     run_only, of_pairs, of_folders = (
         [name.replace("_", "-") for name, value in given.items() if value is not None]
         for given in (of_runs, pairs, folders)
     )
     if not runs and not predictions:
-        raise typer.BadParameter("give what is evaluated: runs, folders of --predictions, or both")
+        raise typer.BadParameter("there is nothing to evaluate: give runs, folders of --predictions, or both")
     if run_only and not runs:
-        raise typer.BadParameter(f"--{run_only[0]} is for runs, and only --predictions were given")
+        raise typer.BadParameter(f"--{run_only[0]} is for runs, and only --predictions were given; leave it out")
     if of_folders and (runs or of_pairs):
         beside = "runs" if runs else "--manifest and --task"
         raise typer.BadParameter(f"--{of_folders[0]} is for --predictions only; with {beside}, it comes from the pairs")
     if "targets" not in of_folders and not of_pairs and not runs:
-        raise typer.BadParameter("give the targets of the predictions: --targets, --manifest or --task")
+        raise typer.BadParameter("the predictions have no targets: give --targets, --manifest or --task")

@@ -6,7 +6,7 @@ from ppdm.data.checking import Findings, Report
 
 
 def findings_text(findings: Findings) -> str:
-    """The findings as text: one line per pair, its errors and warnings below it, and their numbers."""
+    """Return the findings as text: one line per pair, its faults and remarks below it, and their numbers at the end."""
     lines = [f"fault: {fault}" for fault in findings.faults]
     for report in findings.reports:
         lines.append(_line(report))
@@ -19,7 +19,7 @@ def findings_text(findings: Findings) -> str:
 
 
 def findings_rows(findings: Findings) -> list[dict[str, Any]]:
-    """The findings as JSON values: one row per pair, after one for errors of the manifest itself."""
+    """Return the findings as JSON values: one row per pair, after a row for faults of the manifest itself."""
     whole = [{"subject": None, "faults": list(findings.faults)}] if findings.faults else []
     return whole + [
         {
@@ -46,7 +46,7 @@ def _line(report: Report) -> str:
 
 
 def _ranges(report: Report) -> dict[str, Any]:
-    """Smallest and largest value of each of several sources, by name."""
+    """Return the smallest and the largest value of each source by its name, if there are several sources."""
     if len(report.sources) == 1:
         return {}
     return {"source_ranges": {name: scan and (scan.low, scan.high) for name, scan in report.sources.items()}}

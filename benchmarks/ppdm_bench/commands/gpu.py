@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.terminal import alone_in, notify, report_outcome
-from ppdm_bench.commands.values import number
+from ppdm_bench.commands.terminal import locked_folder, notify, report_outcome
+from ppdm_bench.commands.values import number_option
 
 if TYPE_CHECKING:
     from ppdm_bench.gpu_suite.listing import SuitePiece
@@ -26,10 +26,11 @@ NO_GPU = (
 def gpu(
     piece: Annotated[
         list[str] | None,
-        typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are left."),
+        typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are not done."),
     ] = None,
     minutes: Annotated[
-        float | None, number("minutes", "Stop before a part that does not fit into this time; default: no limit.")
+        float | None,
+        number_option("minutes", "Stop before a part that does not fit into this time; default: no limit."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
     device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the parts in miniature.")] = "cuda",
@@ -38,7 +39,7 @@ def gpu(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Run everything that needs a GPU, in parts of at most ten minutes. The same command again continues."""
+    """Run everything that needs a GPU, in parts of at most ten minutes. Run the same command again to continue."""
     folder = out or Path("runs/gpu" if device == "cpu" else "results/gpu")
     with redirect_stdout(sys.stderr):
         import torch
@@ -48,26 +49,26 @@ def gpu(
 
         pieces = listing()
         place = Place(device, folder, quiet=json)
-        wanted = _chosen(pieces, piece or [])
+        wanted = _chosen_parts(pieces, piece or [])
         if not show and device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(NO_GPU)
     if show:
         print(_list(wanted, state(place, pieces), device))
         return
-    with alone_in(folder):
-        ended = _carried_out(wanted if piece else in_order(wanted, state(place, pieces)), place, minutes)
+    with locked_folder(folder):
+        ended = _carry_out(wanted if piece else in_order(wanted, state(place, pieces)), place, minutes)
         code = _report(ended, folder, json)
     raise typer.Exit(code)
 
 
-def _chosen(pieces: Sequence["SuitePiece"], names: Sequence[str]) -> list["SuitePiece"]:
+def _chosen_parts(pieces: Sequence["SuitePiece"], names: Sequence[str]) -> list["SuitePiece"]:
     import difflib
 
     known = {piece.name: piece for piece in pieces}
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "--list shows them"
+            hint = f"did you mean {nearest[0]}?" if nearest else "--list shows all parts"
             raise typer.BadParameter(f"there is no part {name!r}; {hint}", param_hint="'--piece'")
     return [known[name] for name in dict.fromkeys(names)] if names else list(pieces)
 
@@ -83,7 +84,7 @@ def _list(pieces: Sequence["SuitePiece"], before: Mapping[str, "Record | None"],
     ]
     machine = "tiny on two CPU cores" if device == "cpu" else f"on one {CARD}"
     left = sum(p.estimate(device) for p in pieces if states[p.name] != "done") / 60
-    return "\n".join([*lines, f"Minutes are estimates {machine}; {left:.0f} of them are left to do."])
+    return "\n".join([*lines, f"Minutes are estimates {machine}; the parts that are left take {left:.0f} min."])
 
 
 def _state(record: "Record | None") -> str:
@@ -92,7 +93,7 @@ def _state(record: "Record | None") -> str:
     return {"ok": "done", "timeout": "begun"}.get(record.status, "failed")
 
 
-def _carried_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float | None) -> list["Record"]:
+def _carry_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float | None) -> list["Record"]:
     from ppdm_bench.gpu_suite.running import carry_out
 
     if not pieces:
@@ -107,7 +108,7 @@ def _carried_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float 
     if left := pieces[len(ended) :]:
         need = f"{left[0].name} takes about {left[0].estimate(place.device) / 60:.1f} min"
         if not ended:
-            raise RuntimeError(f"no part fits into {minutes:g} minutes: {need}; give more --minutes")
+            raise RuntimeError(f"no part fits into {minutes:g} minutes: {need}; increase --minutes")
         notify(f"stopped because the remaining time is too short: {need}; {len(left)} parts are left")
     return ended
 
@@ -116,10 +117,10 @@ def _report(ended: Sequence["Record"], folder: Path, json: bool) -> int:
     """Print the results, report the state of each part, and return the exit code."""
     from ppdm_bench.gpu_suite.running import PIECES
     from ppdm_bench.gpu_suite.summary import records_of, summarise
-    from ppdm_bench.records import write_json_array
+    from ppdm_bench.records import to_json_array
 
     text, written = summarise(folder)
-    print(write_json_array([*records_of(folder), *ended]) if json else text, end="\n" if json else "")
+    print(to_json_array([*records_of(folder), *ended]) if json else text, end="\n" if json else "")
     stream = sys.stderr if json else sys.stdout
     for record in ended:
         print(f"{record.options['piece']}: {record.status}, {record.value:.0f} s", file=stream)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import asked_configurations, asked_jobs, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
+from ppdm_bench.commands.requested import requested_configurations, requested_jobs, requested_settings, requested_sizes
+from ppdm_bench.commands.terminal import locked_folder, notify, report_results, with_earlier_records
 from ppdm_bench.commands.values import (
-    as_usage,
     comma_separated,
     one_of,
+    or_usage_error,
     read_budget,
     read_names,
     read_option,
-    time_limit,
+    seconds_option,
 )
 from ppdm_bench.records import PHASES
 
@@ -68,7 +68,7 @@ def memory(
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also measure what is predicted not to fit. Default: skip it.")
     ] = False,
-    timeout: Annotated[float, time_limit("Time limit of one measurement or one prediction, in seconds.")] = 600,
+    timeout: Annotated[float, seconds_option("Time limit of one measurement or one prediction, in seconds.")] = 600,
     verify: Annotated[
         bool, typer.Option("--verify", help="Run each measured step again, limited to the predicted memory.")
     ] = False,
@@ -96,58 +96,58 @@ def memory(
     chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
-    jobs = asked_jobs(launcher, launcher_option)
+    sizes, spacing = requested_sizes(res, shape, like)
+    settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
+    jobs = requested_jobs(launcher, launcher_option)
     if jobs is not None and (verify or explain):
         raise typer.BadParameter("--verify and --explain run on this machine; leave --launcher out")
     if time and (gpu is None or explain):
-        instead = "--explain shows it by operator" if explain else 'name it, such as --gpu "A100 80GB"'
-        raise typer.BadParameter(f"a time is predicted for a card: {instead}", param_hint="'--time'")
+        remedy = "leave it out, --explain predicts times too" if explain else 'name one, such as --gpu "A100 80GB"'
+        raise typer.BadParameter(f"a time is predicted for a card: {remedy}", param_hint="'--time'")
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.configuration import check_phases
-        from ppdm_bench.devices import card_of, choose, emulated, predicted_sheet
+        from ppdm_bench.devices import card_of, emulation_warning, measuring_device, predicted_sheet
         from ppdm_bench.memory.command import MemoryPlan
         from ppdm_bench.memory.constants import with_constants
         from ppdm_bench.memory.jobs import JobOptions, collect_jobs
         from ppdm_bench.memory.memory_output import collect, explain_all, failures, present
         from ppdm_bench.memory.verify import unverified, verdict, verify_in
 
-        asked = asked_configurations(explain or method, sizes, wanted, start, vary)
-        as_usage(check_phases, asked, phases)
-        precisions = [one.precision for one in asked]
-        sheet = as_usage(predicted_sheet, "predict", gpu, precisions) if time else None
+        configurations = requested_configurations(explain or method, sizes, settings, start, vary)
+        or_usage_error(check_phases, configurations, phases)
+        precisions = [one.precision for one in configurations]
+        sheet = or_usage_error(predicted_sheet, "predict", gpu, precisions) if time else None
         if gpu is not None:
-            card = as_usage(card_of, gpu, capacity)
+            card = or_usage_error(card_of, gpu, capacity)
             capacity = card.capacity
-            if slow := emulated(card.gpu, card.compute_capability, precisions):
+            if slow := emulation_warning(card.gpu, card.compute_capability, precisions):
                 notify(slow)
         if jobs is None:
-            where, target = as_usage(choose, device, capacity, gpu)
-            target = as_usage(with_constants, constants, target)
+            where, target = or_usage_error(measuring_device, device, capacity, gpu)
+            target = or_usage_error(with_constants, constants, target)
         if verify and (explain or where == "predict"):
             raise typer.BadParameter("--verify repeats measurements; measure with --device cuda or cpu")
         verified: list[Record] = []
         lost: list[str] = []
-        with alone_in(out) as folder:
+        with locked_folder(out) as folder:
             if jobs is not None:
                 request = JobOptions(
                     *(phases, device, spacing, timeout, capacity, not no_gate),
                     *(constants and constants.absolute(), gpu, time),
                 )
-                records, lost = collect_jobs(asked, request, folder, jobs)
-                shown = with_earlier(records, folder)
+                records, lost = collect_jobs(configurations, request, folder, jobs)
+                shown = with_earlier_records(records, folder)
                 text, written = present(shown, folder, capacity, assumed, chosen) if records else ("", [])
             elif explain:
                 records, text, written = explain_all(
-                    MemoryPlan(asked, phases, "predict", target, spacing, timeout), folder
+                    MemoryPlan(configurations, phases, "predict", target, spacing, timeout), folder
                 )
             else:
-                plan = MemoryPlan(asked, phases, where, target, spacing, timeout, capacity, not no_gate, sheet)
+                plan = MemoryPlan(configurations, phases, where, target, spacing, timeout, capacity, not no_gate, sheet)
                 records = collect(plan, folder)
                 verified = verify_in(folder, records, timeout) if verify else []
                 records = [*(record for record in records if record not in verified), *verified]
-                text, written = present(with_earlier(records, folder), folder, capacity, assumed, chosen)
+                text, written = present(with_earlier_records(records, folder), folder, capacity, assumed, chosen)
                 text += verdict(verified)
     failed = failures(records) + unverified(verified) + lost
     raise typer.Exit(report_results(text, records, written, failed, json))

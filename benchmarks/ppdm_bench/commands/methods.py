@@ -1,4 +1,4 @@
-"""``ppdm-bench methods``: the registered methods, described from their values."""
+"""``ppdm-bench methods``: the registered methods, with the properties of each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from ppdm_bench.configuration import find_method, presets_of
 
 
 def catalogue(names: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return one row per method and preset: parameters for one channel, network evaluations per volume, phases.
+    """Return one row per method and preset, with its parameters (one input channel), evaluations and phases.
 
     Args:
-        names: registered methods, or a user's own as ``module:ATTRIBUTE``; by default all registered methods.
+        names: registered methods, or the user's own as ``module:ATTRIBUTE``; by default all registered methods.
 
     Raises:
         MethodError: a name is unknown.

@@ -1,4 +1,4 @@
-"""Options that several commands share.
+"""Options that commands share.
 
 This module does not import PyTorch, so that ``--help`` starts fast.
 """
@@ -8,10 +8,10 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from ppdm_bench.commands.values import _known_methods, completed, integer, number
+from ppdm_bench.commands.values import complete_method, completion, integer_option, number_option
 from ppdm_bench.predictor.cards import CARDS
 
-# Values for completion and help. The modules that define them import PyTorch.
+# Values for completion and help; they are repeated here, because the modules that define them import PyTorch.
 PRESETS = ("matched", "authors")
 PRECISIONS = ("fp32", "bf16", "fp16")
 CHECKPOINTING = ("none", "norm", "block", "conv")
@@ -21,12 +21,12 @@ Grid = Literal["cubic", "oblong", "thick"]
 # Options of several commands.
 Json = Annotated[bool, typer.Option("--json", help="Print the records as one JSON array and nothing else.")]
 Device = Annotated[Literal["auto", "cuda", "cpu"], typer.Option(help="Device; auto: a GPU if there is one.")]
-Width = Annotated[int | None, integer("Channels at the finest level of the U-Net; default: the method's.")]
+Width = Annotated[int | None, integer_option("Channels at the finest level of the U-Net; default: the method's.")]
 Checkpointing = Annotated[
     str,
     typer.Option(
-        help="Activation checkpointing: none, norm, block or conv, from the most memory to the least.",
-        autocompletion=completed(*CHECKPOINTING),
+        help="Activation checkpointing: none, norm, block or conv, in the order of decreasing memory.",
+        autocompletion=completion(*CHECKPOINTING),
     ),
 ]
 Shape = Annotated[
@@ -46,58 +46,57 @@ Gpu = Annotated[
 ]
 
 Precision = Annotated[
-    str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completed(*PRECISIONS))
+    str, typer.Option(help="Precision of convolutions: fp32, bf16 or fp16.", autocompletion=completion(*PRECISIONS))
 ]
-BatchSize = Annotated[int, integer("Batch size.")]
+BatchSize = Annotated[int, integer_option("Batch size.")]
 Sources = Annotated[
-    int, integer("Number of sources that the method translates from, such as 3 for T1, T1c and T2 to FLAIR.")
+    int, integer_option("Number of sources that the method translates from, such as 3 for T1, T1c and T2 to FLAIR.")
 ]
 Preset = Annotated[
     str,
     typer.Option(
         help="Preset: matched (one U-Net for all methods) or authors (the network of each paper).",
-        autocompletion=completed(*PRESETS),
+        autocompletion=completion(*PRESETS),
     ),
 ]
-SampleSeed = Annotated[int, integer("Random seed; it matters only for stochastic methods.", 0)]
+SampleSeed = Annotated[int, integer_option("Random seed; it matters only for stochastic methods.", 0)]
 Samples = Annotated[
     int | None,
-    integer(
-        "Draws per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.", 2
+    integer_option(
+        "Samples per volume, 2 or more, of methods whose sampling uses noise; their mean is scored. Default: one.", 2
     ),
 ]
 SamplePrecision = Annotated[
     Literal["fp32", "bf16", "fp16"] | None, typer.Option(help="Precision of convolutions; default: as trained.")
 ]
-Minutes = Annotated[float | None, number("minutes", "Time of each training, instead of --steps; default: none.")]
+Minutes = Annotated[float | None, number_option("minutes", "Time of each training, instead of --steps; default: none.")]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(
         help="Synthetic task; repeatable. Default: the paper's three, or none with --manifest.",
-        autocompletion=completed(*get_args(Task)),
+        autocompletion=completion(*get_args(Task)),
     ),
 ]
 Manifests = Annotated[
     list[Path] | None,
     typer.Option(
-        help="CSV file of your own pairs, beside --task or instead; repeatable. Results are named after the file. "
+        help="CSV file of your own pairs, with or without --task; repeatable. Results are named after the file. "
         "Default: none."
     ),
 ]
 MethodName = Annotated[
     str,
-    typer.Option(help="Registered method, or your own: its name or module:ATTRIBUTE.", autocompletion=_known_methods),
+    typer.Option(help="Registered method, or your own by name or module:ATTRIBUTE.", autocompletion=complete_method),
 ]
 Methods = Annotated[
     list[str] | None,
     typer.Option(
-        help="Registered method, or your own: its name or module:ATTRIBUTE; repeatable. Default: all registered "
-        "methods.",
-        autocompletion=_known_methods,
+        help="Registered method, or your own by name or module:ATTRIBUTE; repeatable. Default: all registered methods.",
+        autocompletion=complete_method,
     ),
 ]
 Factors = Annotated[str, typer.Option(help="Puzzle factors, such as 2,4; 1x2x2 is one factor with a number per axis.")]
-Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; choose settings by val.")]
+Split = Annotated[Literal["train", "val", "test"], typer.Option(help="Split to score; use val to choose settings.")]
 Columns = Annotated[
     str | None,
     typer.Option(metavar="NAME,NAME", help="Columns of the printed table and of its LaTeX; default: those that fit."),
@@ -109,17 +108,18 @@ Metrics = Annotated[
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]
 
-# Which phantoms a command works on, or how a manifest's pairs are read.
+# Options of synthetic subjects, and of how the pairs of a manifest are read.
 TaskName = Annotated[Task | None, typer.Option(help="Synthetic task. Give this or --manifest.")]
-PhantomCount = Annotated[int | None, integer("Synthetic subjects, over all splits; default: 10.")]
-PhantomSize = Annotated[int | None, integer("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
+PhantomCount = Annotated[int | None, integer_option("Synthetic subjects, over all splits; default: 10.")]
+PhantomSize = Annotated[int | None, integer_option("Longest axis of the synthetic volumes in voxels; default: 64.", 4)]
 PhantomGrid = Annotated[Grid | None, typer.Option(help="Grid of the synthetic volumes; default: cubic.")]
-PhantomSeed = Annotated[int | None, integer("Random seed of the synthetic set; default: 0.", 0)]
+PhantomSeed = Annotated[int | None, integer_option("Random seed of the synthetic set; default: 0.", 0)]
 Resample = Annotated[bool, typer.Option("--resample", help="Resample onto the grid of the (first) source.")]
 SourceIntensity = Annotated[
     str | None,
     typer.Option(
-        metavar="ct[:LOW,HIGH]", help="The sources are CT, as for --target-intensity; default: as the manifest says."
+        metavar="ct[:LOW,HIGH]",
+        help="The sources are CT; the value is as for --target-intensity. Default: as the manifest says.",
     ),
 ]
 TargetIntensity = Annotated[
@@ -144,12 +144,12 @@ Start = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Change the method that everything starts from, such as network.multipliers=[1,2,2]; repeatable. "
+        help="Change this field in every configuration, such as network.multipliers=[1,2,2]; repeatable. "
         "Default: no change.",
     ),
 ]
 
-# How work is spread over a cluster.
+# Options of cluster jobs.
 Launcher = Annotated[
     Literal["submitit"] | None,
     typer.Option(help="Run each configuration as a cluster job; default: one after the other."),

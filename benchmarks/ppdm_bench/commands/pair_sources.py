@@ -1,4 +1,4 @@
-"""Sources of the pairs of a command: a manifest of the user's scans, or synthetic subjects of a task."""
+"""The pairs that a command works on: a manifest of the user's scans, or synthetic subjects of a task."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from ppdm_bench.commands.terminal import progress
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import RecordFile
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 Shape = tuple[int, int, int]
 
 
@@ -47,14 +47,14 @@ class ManifestSubjects:
 
     @property
     def task(self) -> str:
-        """Name of the data in records and folders: that of the file, without ``.csv``."""
+        """Name of the data in records and folders: the name of the file without ``.csv``."""
         return self.path.stem
 
-    def pairs(self, progress: Progress) -> list[Pair]:
+    def pairs(self, progress: ProgressCallback) -> list[Pair]:
         """Return every pair of every split.
 
         Raises:
-            ManifestError: the manifest is invalid, or its PET is to be read as CT.
+            ManifestError: the manifest is invalid, or a CT window is given for PET.
         """
         return with_intensities(self._rows, source=self.source_intensity, target=self.target_intensity)
 
@@ -67,13 +67,13 @@ class ManifestSubjects:
         return tuple(self._rows[0].sources)
 
     def describe(self) -> Mapping[str, Any]:
-        """Return the options that a resumed run must share. Paths are left out, because files may have moved."""
+        """Return the options that a resumed run must share. Paths are left out, because files may move."""
         windows = {"source_intensity": self.source_intensity, "target_intensity": self.target_intensity}
         given = {name: str(window) for name, window in windows.items() if window is not None}
         return {"task": None, "resample": self.resample, **given}
 
     def identify(self) -> Mapping[str, Any]:
-        """Return the description of the data in records, which distinguishes the results of a changed manifest."""
+        """Return what identifies the data in records; a changed manifest or file gives another identity."""
         return {**self.describe(), "manifest": self.task, "digest": self.digest}
 
     @cached_property
@@ -95,7 +95,7 @@ class ManifestSubjects:
 
     @cached_property
     def _rows(self) -> list[Pair]:
-        """The pairs as the manifest lists them; it is read once, because reading looks for every file."""
+        """The pairs as the manifest lists them; read once, because reading checks that every file exists."""
         return read_manifest(self.path)
 
     @cached_property
@@ -104,10 +104,10 @@ class ManifestSubjects:
         return [(pair.split, read_geometry(pair.source)) for pair in self._rows]
 
     def check(self) -> None:
-        """Check what the headers of all files can tell: that each pair is on one grid, and all are PET or none is.
+        """Check the headers of all files: each pair must be on one grid, and all pairs must be PET, or none.
 
         Raises:
-            ManifestError: the manifest is invalid, or only some pairs have a factor.
+            ManifestError: the manifest is invalid, or only some pairs have an SUV factor.
             VolumeError: a header cannot be read, or the files of a pair are on different grids.
         """
         for fault in mixed_units(self._rows):
@@ -118,11 +118,11 @@ class ManifestSubjects:
                 if not self.resample:
                     check_same_grid(grid, other, (str(pair.source), str(path)))
 
-    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
-        """Check the voxels of the pairs of splits; the progress counts pairs.
+    def check_contents(self, splits: Sequence[str], progress: ProgressCallback) -> None:
+        """Check the voxels of the pairs of these splits; ``progress`` counts pairs.
 
         Raises:
-            ManifestError: a pair has a fault (:mod:`ppdm.data.checking`); the message has the first.
+            ManifestError: a pair has a fault (:mod:`ppdm.data.checking`); the message gives the first.
         """
         pairs = [pair for pair in self.pairs(progress) if pair.split in splits]
         found = check_pairs(pairs, resample=self.resample, progress=progress)
@@ -133,23 +133,23 @@ class ManifestSubjects:
             raise ManifestError(faults[0] + (f" `{command}` lists {others} more." if others else ""))
 
     def notes(self) -> Mapping[str, Any]:
-        """Return further information for the options file of a run."""
+        """Return information that the options file of a run contains, and that a resumed run need not share."""
         return {"manifest": str(self.path.absolute())}
 
 
 @dataclass(frozen=True)
 class PhantomSubjects:
-    """Synthetic subjects of a task, generated on first use and cached.
+    """Synthetic subjects of a task, simulated on first use and cached.
 
     Attributes:
         task: a name in :data:`ppdm.simulation.tasks.TASKS`.
         subjects: number of subjects, over all splits.
         size: voxels along the longest axis of a grid over the anatomy.
-        data_seed: random seed of the whole set.
+        data_seed: random seed of the set.
         grid: cubic, oblong or thick; see :meth:`ppdm.simulation.phantom.Grid.covering`.
 
     Raises:
-        ValueError: the task does not exist, or there is no grid of that size.
+        ValueError: the task does not exist, or the size does not suit the grid.
     """
 
     task: str
@@ -170,8 +170,8 @@ class PhantomSubjects:
         task = find_task(self.task)
         return task.recipe(Grid.covering(task.anatomy, self.size, self.grid), seed=self.data_seed)
 
-    def pairs(self, progress: Progress) -> list[Pair]:
-        """Return every pair of every split; the progress counts subjects."""
+    def pairs(self, progress: ProgressCallback) -> list[Pair]:
+        """Return every pair of every split; ``progress`` counts subjects."""
         return cached_set(self.recipe(), self.subjects, progress=progress)
 
     def sources(self) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ class PhantomSubjects:
         return {"task": asdict(self), "resample": self.resample}
 
     def identify(self) -> Mapping[str, Any]:
-        """Return the description of the data in records."""
+        """Return what identifies the data in records."""
         return self.describe()
 
     def shapes(self, split: str) -> list[Shape]:
@@ -193,10 +193,10 @@ class PhantomSubjects:
         return [recipe.grid.shape] * (split_sizes(self.subjects)[split] * len(recipe.pairs))
 
     def check(self) -> None:
-        """Do nothing: a recipe is valid, see the class."""
+        """Do nothing: the constructor has checked the recipe."""
 
-    def check_contents(self, splits: Sequence[str], progress: Progress) -> None:
-        """Do nothing: what a recipe makes is sound."""
+    def check_contents(self, splits: Sequence[str], progress: ProgressCallback) -> None:
+        """Do nothing: simulated volumes have no faults."""
 
     def notes(self) -> Mapping[str, Any]:
         """Return an empty mapping: the recipe describes the subjects completely."""
@@ -207,7 +207,7 @@ Subjects = ManifestSubjects | PhantomSubjects
 
 
 def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
-    """Check, before anything is trained, that sets can be trained on and scored; no voxels are read.
+    """Check before any training that the sets can be used for training and scoring; no voxels are read.
 
     Args:
         sets: the sets.
@@ -240,7 +240,7 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
 def check_contents(sets: Sequence[Subjects], splits: Sequence[str], folders: Sequence[Path]) -> None:
     """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
 
-    Mending a file after the training would come too late: the training is then one of other data.
+    This comes before the training, because a file that is mended later makes it a training on other data.
 
     Args:
         sets: as for :func:`check_sets`.
@@ -265,7 +265,7 @@ def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remed
     """Check that a split has pairs.
 
     Raises:
-        CaseError: it has none; the message gives the number of pairs of every split and the remedy.
+        CaseError: the split has no pairs; the message gives the number of pairs in every split, and the remedy.
     """
     if not counts.get(split):
         there = ", ".join(f"{counts.get(name, 0)} in {name}" for name in SPLITS)
@@ -273,10 +273,10 @@ def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remed
 
 
 def distinct_sets(sets: Sequence[Subjects]) -> list[Subjects]:
-    """Return the sets without repetitions; each has a name of its own, since results are kept by name.
+    """Return the sets without duplicates; each needs its own name, because results are stored by name.
 
     Raises:
-        ValueError: two sets have one name, or a manifest has the name of a synthetic task.
+        ValueError: two sets have one name, or the name of a manifest is that of a synthetic task or begins with a dot.
     """
     named: dict[str, Subjects] = {}
     for one in sets:

@@ -1,4 +1,4 @@
-"""``ppdm-bench plan``: what can be run on a card."""
+"""``ppdm-bench plan``: which methods, sizes and batches fit a card."""
 
 import sys
 from contextlib import redirect_stdout
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import asked_configurations, asked_sizes
-from ppdm_bench.commands.terminal import notify, report_outcome, writable
+from ppdm_bench.commands.requested import requested_configurations, requested_sizes
+from ppdm_bench.commands.terminal import ensure_writable, notify, report_outcome
 from ppdm_bench.commands.values import (
-    as_usage,
     comma_separated,
-    integer,
+    integer_option,
     one_of,
+    or_usage_error,
     read_budget,
     read_factor,
     read_names,
@@ -31,7 +31,7 @@ def plan(
     ] = None,
     gpu: options.Gpu = None,
     res: Annotated[
-        int | None, integer("Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.")
+        int | None, integer_option("Edge of cubic volumes in voxels, such as 256. Give this, --shape or --like.")
     ] = None,
     shape: options.Shape = None,
     like: options.Like = None,
@@ -49,7 +49,8 @@ def plan(
     preset: options.Preset = "matched",
     start: options.Start = None,
     steps: Annotated[
-        int | None, integer("Training steps: also predict their hours on --gpu, and seconds per volume. Default: none.")
+        int | None,
+        integer_option("Training steps: also predict their hours on --gpu, and seconds per volume. Default: none."),
     ] = None,
     columns: options.Columns = None,
     out: Annotated[
@@ -57,18 +58,18 @@ def plan(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Find what fits a card: the methods that fit at a size, and the largest volume and batch that do."""
+    """Find what fits a card: the methods that fit at a size, and the largest volume and batch that fit."""
     chosen = read_names("--columns", columns)
     capacity = read_option("--budget", read_budget, budget) if budget is not None else None
     purposes = (
         read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
     )
     factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
-    (size,), spacing = asked_sizes(None if res is None else str(res), shape, like)
+    (size,), spacing = requested_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
-        from ppdm_bench.devices import emulated, predicted_sheet
+        from ppdm_bench.devices import emulation_warning, predicted_sheet
         from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
-        from ppdm_bench.records import write_json_array
+        from ppdm_bench.records import to_json_array
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -79,19 +80,19 @@ def plan(
             "batch_size": batch_size,
             "sources": sources,
         }
-        asked = asked_configurations(method, [size], settings, start)
+        configurations = requested_configurations(method, [size], settings, start)
         card = _card(capacity, gpu)
-        sheet = None if steps is None else as_usage(predicted_sheet, "predict", gpu, [precision])
-        if card.gpu and (slow := emulated(card.gpu, card.compute_capability, [precision])):
+        sheet = None if steps is None else or_usage_error(predicted_sheet, "predict", gpu, [precision])
+        if card.gpu and (slow := emulation_warning(card.gpu, card.compute_capability, [precision])):
             notify(slow)
-        folder = writable(out) if out is not None else None
+        folder = ensure_writable(out) if out is not None else None
         interrupted = False
         try:
-            records = collect(CapacityPlan(asked, purposes, card, spacing, steps=steps, sheet=sheet))
+            records = collect(CapacityPlan(configurations, purposes, card, spacing, steps=steps, sheet=sheet))
         except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])
-    print(write_json_array(records) if json else text)
+    print(to_json_array(records) if json else text)
     failed = failures(records)
     if written:
         report_outcome(written, failed, sys.stderr if json else sys.stdout)
@@ -103,14 +104,14 @@ def plan(
 
 
 def _card(capacity: int | None, gpu: str | None) -> "Target":
-    """Return the card to plan for: the named one or that of this machine, with its own memory or with the budget."""
+    """Return the card to plan for: a named one or that of this machine, with all of its memory or with the budget."""
     from ppdm_bench.devices import card_of
     from ppdm_bench.planning.planning_output import too_small
 
-    card = as_usage(card_of, gpu, capacity)
+    card = or_usage_error(card_of, gpu, capacity)
     if card.capacity is None:
         raise typer.BadParameter(
-            'this machine has no GPU whose memory could be the budget; give one, such as 24GB, or --gpu "RTX 4090"',
+            'this machine has no GPU whose memory could be the budget; give a budget such as 24GB, or --gpu "RTX 4090"',
             param_hint="'--budget'",
         )
     if reason := too_small(card):

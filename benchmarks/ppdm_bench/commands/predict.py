@@ -1,4 +1,4 @@
-"""``ppdm-bench predict``: the peak memory of an unmodified training script."""
+"""``ppdm-bench predict``: predict the peak memory of an unmodified training script."""
 
 import sys
 from contextlib import redirect_stdout
@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.terminal import alone_in, progress, report_outcome
-from ppdm_bench.commands.values import as_usage, integer, read_budget, read_option, time_limit
+from ppdm_bench.commands.terminal import locked_folder, progress, report_outcome
+from ppdm_bench.commands.values import integer_option, or_usage_error, read_budget, read_option, seconds_option
 
 
 def predict(
@@ -28,11 +28,11 @@ def predict(
     device: Annotated[
         Literal["cuda", "cpu"], typer.Option(help="Device to predict for; cpu applies no rules of CUDA.")
     ] = "cuda",
-    steps: Annotated[int, integer("Optimizer steps to take; three show what grows.")] = 3,
+    steps: Annotated[int, integer_option("Optimizer steps to take; three show growth from step to step.")] = 3,
     keep_files: Annotated[
-        bool, typer.Option("--keep-files", help="Let the program write its files. Default: they disappear.")
+        bool, typer.Option("--keep-files", help="Let the program write its files. Default: they are deleted.")
     ] = False,
-    timeout: Annotated[float, time_limit("Time limit of the program, in seconds.")] = 600,
+    timeout: Annotated[float, seconds_option("Time limit of the program, in seconds.")] = 600,
     out: Annotated[
         Path | None, typer.Option(help="Folder for records, figure and the program's output; default: write nothing.")
     ] = None,
@@ -48,7 +48,7 @@ def predict(
     from ppdm_bench.predictor.script.invocation import read_command
 
     words = command or []
-    as_usage(read_command, words)
+    or_usage_error(read_command, words)
     with redirect_stdout(sys.stderr):
         from dataclasses import replace
 
@@ -56,20 +56,20 @@ def predict(
         from ppdm_bench.isolation.sweep import RECORDS, Ledger
         from ppdm_bench.memory.script import program, records_of, save, text_of
         from ppdm_bench.predictor.script.prediction import predict_script
-        from ppdm_bench.records import write_json_array
+        from ppdm_bench.records import to_json_array
 
-        card = as_usage(card_of, gpu, size)
-        target = as_usage(replace, card, torch=torch) if device == "cuda" else None
+        card = or_usage_error(card_of, gpu, size)
+        target = or_usage_error(replace, card, torch=torch) if device == "cuda" else None
         with progress() as bar:
             bar.add_task(f"predicting {program(words)}", total=None)
             prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
-        asked = {"command": words, "steps": steps, "keep_files": keep_files}
-        records = records_of(prediction, asked)
+        settings = {"command": words, "steps": steps, "keep_files": keep_files}
+        records = records_of(prediction, settings)
         written = []
         if out is not None:
-            with alone_in(out) as folder:
+            with locked_folder(out) as folder:
                 Ledger(folder).keep(records)
                 written = [folder / RECORDS, *save(prediction, folder)]
-    print(write_json_array(records) if json else text_of(prediction))
+    print(to_json_array(records) if json else text_of(prediction))
     if written:
         report_outcome(written, [], sys.stderr if json else sys.stdout)

@@ -1,4 +1,4 @@
-"""What options that belong together ask for: sizes, configurations, pairs, intensities, jobs.
+"""Values that several options request together: sizes, configurations, pairs, intensities, jobs.
 
 Every error states the value that was given and the values that are expected.
 """
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ppdm_bench.commands.terminal import notify, under_torchrun
-from ppdm_bench.commands.values import as_usage, comma_separated, count, read_factor, read_option, read_shape
+from ppdm_bench.commands.values import (
+    comma_separated,
+    or_usage_error,
+    read_factor,
+    read_option,
+    read_shape,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     from ppdm.data.normalise import HounsfieldWindow
@@ -18,7 +25,7 @@ if TYPE_CHECKING:
     from ppdm_bench.configuration import Configuration
 
 
-def asked_sizes(
+def requested_sizes(
     res: str | None, shape: str | None, like: Path | None
 ) -> tuple[list[tuple[int, int, int]], tuple[float, float, float] | tuple[()]]:
     """Return the volume sizes in voxels (D, H, W), the smallest first, and the voxel size in mm if a scan gives it.
@@ -36,10 +43,10 @@ def asked_sizes(
         return [size], spacing
     if shape is not None:
         return [read_option("--shape", read_shape, shape)], ()
-    return [(n, n, n) for n in sorted(set(read_option("--res", comma_separated(count()), res or "")))], ()
+    return [(n, n, n) for n in sorted(set(read_option("--res", comma_separated(whole_number()), res or "")))], ()
 
 
-def asked_settings(
+def requested_settings(
     preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int = 1
 ) -> dict[str, Any]:
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
@@ -58,32 +65,32 @@ def asked_settings(
     }
 
 
-def asked_configurations(
+def requested_configurations(
     methods: Sequence[str] | None,
     sizes: Sequence[tuple[int, int, int]],
     settings: Mapping[str, Any],
     start: Sequence[str] | None,
     variations: Sequence[str] | None = None,
 ) -> "list[Configuration]":
-    """Return all configurations that the options describe. Impossible combinations are left out and reported.
+    """Return all configurations that the options describe. Unsupported combinations are left out and reported.
 
     Args:
         methods: names; None for all registered methods.
         sizes: volume sizes in voxels.
-        settings: see :func:`asked_settings`.
+        settings: see :func:`requested_settings`.
         start, variations: values of ``--set`` and ``--vary``.
 
     Raises:
         typer.BadParameter: a method, an option or a point does not exist.
     """
-    from ppdm_bench.configuration import around, configurations
+    from ppdm_bench.configuration import configurations, with_variations
 
-    made = [one for size in sizes for one in as_usage(configurations, methods, size, **settings)]
-    return as_usage(around, made, start or [], variations or [], notify)
+    made = [one for size in sizes for one in or_usage_error(configurations, methods, size, **settings)]
+    return or_usage_error(with_variations, made, start or [], variations or [], notify)
 
 
-def asked_reference(reference: str | None) -> str | None:
-    """Return the row that ``--reference`` means, with ``module:ATTRIBUTE`` replaced by the name of the method.
+def requested_reference(reference: str | None) -> str | None:
+    """Return the row that ``--reference`` names, with ``module:ATTRIBUTE`` replaced by the name of the method.
 
     Raises:
         typer.BadParameter: the method cannot be loaded.
@@ -94,10 +101,10 @@ def asked_reference(reference: str | None) -> str | None:
     from ppdm_bench.configuration import find_method
 
     method, space, variant = reference.partition(" ")
-    return as_usage(find_method, method).name + space + variant
+    return or_usage_error(find_method, method).name + space + variant
 
 
-def asked_subjects(
+def requested_subjects(
     manifest: Path | None,
     task: str | None,
     resample: bool,
@@ -108,11 +115,11 @@ def asked_subjects(
     """Return the subjects of a command: the pairs of one manifest, or synthetic subjects of one task.
 
     Raises:
-        typer.BadParameter: both or neither were given, an option of the other one, or an intensity that is none.
+        typer.BadParameter: both or neither were given, an option is for the other one, or an intensity is invalid.
     """
     if (manifest is None) == (task is None):
         raise typer.BadParameter("give one source of pairs: --manifest pairs.csv, or --task with a name")
-    intensities = asked_intensities(source_intensity, target_intensity)
+    intensities = requested_intensities(source_intensity, target_intensity)
     _check_sources(manifest is not None, task is not None, resample, phantoms)
     if task is not None and intensities:
         name = next(iter(intensities)).replace("_", "-")
@@ -123,10 +130,10 @@ def asked_subjects(
     given = {name: value for name, value in phantoms.items() if value is not None}
     if manifest is not None:
         return ManifestSubjects(manifest, resample, **intensities)
-    return as_usage(PhantomSubjects, task, **given)
+    return or_usage_error(PhantomSubjects, task, **given)
 
 
-def asked_intensities(source: str | None, target: str | None) -> "dict[str, HounsfieldWindow]":
+def requested_intensities(source: str | None, target: str | None) -> "dict[str, HounsfieldWindow]":
     """Read ``--source-intensity`` and ``--target-intensity``; an option that was not given is left out.
 
     Raises:
@@ -142,8 +149,8 @@ def asked_intensities(source: str | None, target: str | None) -> "dict[str, Houn
     }
 
 
-def read_places(places: Sequence[Path], sources: Sequence[str] | None) -> tuple[Path | dict[str, Path], Path]:
-    """Return the input of a translation, or the named inputs of ``--source``, and its output.
+def input_and_output(places: Sequence[Path], sources: Sequence[str] | None) -> tuple[Path | dict[str, Path], Path]:
+    """Return the input of a translation, or its named inputs (``--source``), and its output.
 
     Raises:
         typer.BadParameter: a text is not NAME=FILE, a name is repeated, or there are too few or too many paths.
@@ -164,7 +171,7 @@ def _read_named(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def asked_sets(
+def requested_sets(
     tasks: Sequence[str] | None,
     manifests: Sequence[Path] | None,
     resample: bool,
@@ -174,7 +181,8 @@ def asked_sets(
     """Return the data sets of a comparison: synthetic subjects of each task, and the pairs of each manifest.
 
     Args:
-        tasks, manifests, resample: the options; without tasks and manifests, those of the default or the paper's three.
+        tasks, manifests, resample: the options; without tasks and manifests, the tasks in ``default``, else the three
+            of the paper.
         default: values of options that were not given.
         phantoms: options of the synthetic subjects; None if not given.
 
@@ -188,12 +196,12 @@ def asked_sets(
     _check_sources(bool(manifests), bool(names), resample, phantoms)
     made = {name: default.get(name) if value is None else value for name, value in phantoms.items()}
     made = {name: value for name, value in made.items() if value is not None}
-    sets = [as_usage(PhantomSubjects, name, **made) for name in names]
-    return as_usage(distinct_sets, [*sets, *(ManifestSubjects(path, resample) for path in manifests or [])])
+    sets = [or_usage_error(PhantomSubjects, name, **made) for name in names]
+    return or_usage_error(distinct_sets, [*sets, *(ManifestSubjects(path, resample) for path in manifests or [])])
 
 
 def _check_sources(manifest: bool, task: bool, resample: bool, phantoms: Mapping[str, int | str | None]) -> None:
-    """Check that options of manifests and of synthetic subjects have such a source."""
+    """Check that no option is given for a source of pairs that is not used."""
     given = [name for name, value in phantoms.items() if value is not None]
     if given and not task:
         raise typer.BadParameter(f"--{given[0].replace('_', '-')} is for synthetic subjects; give it with --task")
@@ -201,8 +209,8 @@ def _check_sources(manifest: bool, task: bool, resample: bool, phantoms: Mapping
         raise typer.BadParameter("synthetic volumes of a subject share one grid; give --resample with --manifest")
 
 
-def asked_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str, Any] | None:
-    """Read the parameters of the cluster jobs; None without a launcher.
+def requested_jobs(launcher: str | None, options: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return the parameters of the cluster jobs; None without a launcher.
 
     Raises:
         typer.BadParameter: a parameter cannot be read, or there are parameters without a launcher.

@@ -1,4 +1,4 @@
-"""Check that unpuzzling restores every bit that the puzzle rearranged; fast enough to run with every ``claims``."""
+"""Check that unpuzzling restores every bit that the puzzle rearranged; it is fast and runs with every ``claims``."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ _DTYPES = {
 def check_reversibility() -> list[Record]:
     """Puzzle and unpuzzle random bits for every shape, factor and dtype; each record counts the changed voxels.
 
-    Sizes that the factor does not divide are padded and cropped, as in a method.
+    A size that the factor does not divide is padded before and cropped after, as in a method.
     """
     return [_record(shape, factor, dtype) for shape in _SHAPES for factor in _FACTORS for dtype in _DTYPES]
 

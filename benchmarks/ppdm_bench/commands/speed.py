@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import asked_configurations, asked_settings, asked_sizes
-from ppdm_bench.commands.terminal import alone_in, notify, report_results, with_earlier
+from ppdm_bench.commands.requested import requested_configurations, requested_settings, requested_sizes
+from ppdm_bench.commands.terminal import locked_folder, notify, report_results, with_earlier_records
 from ppdm_bench.commands.values import (
-    as_usage,
     comma_separated,
     one_of,
+    or_usage_error,
     read_evaluations,
     read_names,
     read_option,
-    time_limit,
+    seconds_option,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def speed(
     start: options.Start = None,
     device: Annotated[
         Literal["auto", "cuda", "cpu", "predict"],
-        typer.Option(help="Device; auto: a GPU if there is one; predict: times for the card of --gpu, without it."),
+        typer.Option(help="Device; auto: a GPU if there is one; predict: predict the times for the card of --gpu."),
     ] = "auto",
     gpu: options.Gpu = None,
     quick: Annotated[
@@ -61,45 +61,45 @@ def speed(
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Also time what is predicted not to fit the GPU. Default: skip it.")
     ] = False,
-    timeout: Annotated[float, time_limit("Time limit for one phase of one configuration, in seconds.")] = 600,
+    timeout: Annotated[float, seconds_option("Time limit for one phase of one configuration, in seconds.")] = 600,
     columns: options.Columns = None,
     out: options.Results = Path("runs/speed"),
     json: options.Json = False,
 ) -> None:
-    """Time training steps and volumes. The same command again repeats nothing."""
+    """Time training steps and volumes. Run the same command again to add what is missing."""
     chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
     wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
     counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
-    sizes, spacing = asked_sizes(res, shape, like)
-    wanted = asked_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
+    sizes, spacing = requested_sizes(res, shape, like)
+    settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print
         from ppdm_bench.timing.clock import FULL, QUICK
         from ppdm_bench.timing.command import TimingPlan
         from ppdm_bench.timing.timing_output import collect, failures, present
 
-        asked = asked_configurations(method, sizes, wanted, start, vary)
-        where, sheet, card = _place(device, gpu, [one.precision for one in asked], no_gate)
+        configurations = requested_configurations(method, sizes, settings, start, vary)
+        where, sheet, card = _device_and_card(device, gpu, [one.precision for one in configurations], no_gate)
         protocol = QUICK if quick else FULL
-        plan = TimingPlan(asked, phases, where, counts, protocol, spacing, timeout, card, sheet)
-        with alone_in(out) as folder:
+        plan = TimingPlan(configurations, phases, where, counts, protocol, spacing, timeout, card, sheet)
+        with locked_folder(out) as folder:
             if quick and sheet is None:
                 often = f"{protocol.repetitions} repetitions or {protocol.seconds:g} s"
                 notify(f"quick: {often}; these are rough times, not a result")
             records = collect(plan, folder)
-            text, written = present(with_earlier(records, folder), folder, chosen)
+            text, written = present(with_earlier_records(records, folder), folder, chosen)
     raise typer.Exit(report_results(text, records, written, failures(records), json))
 
 
-def _place(
+def _device_and_card(
     device: str, gpu: str | None, precisions: Sequence[str], no_gate: bool
 ) -> tuple[str, "Sheet | None", "Target | None"]:
-    """Return the device of measurements, the data sheet of a prediction, and the card that a case must fit."""
+    """Return the measuring device, the data sheet for a prediction, and the card whose memory each case must fit."""
     from ppdm_bench.devices import predicted_sheet, training_device
     from ppdm_bench.predictor.cards import card_named
     from ppdm_bench.predictor.target import Target
 
-    sheet = as_usage(predicted_sheet, device, gpu, precisions)
+    sheet = or_usage_error(predicted_sheet, device, gpu, precisions)
     if sheet is not None:
         card = card_named(sheet.name)
         return "predict", sheet, None if no_gate or card is None else card.target()

@@ -1,4 +1,4 @@
-"""Terminal output that commands share: progress bars, errors, warnings, and the check of the output folder."""
+"""Output that commands share: progress bars, messages, errors, and the output folder."""
 
 import os
 import signal
@@ -26,29 +26,30 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def leads() -> bool:
-    """Whether this process prints and shows progress: only the first one under torchrun does."""
+def is_first_process() -> bool:
+    """Whether this process prints and shows progress: under torchrun, only the first process does."""
     return not under_torchrun() or os.environ["RANK"] == "0"
 
 
 def notify(sentence: str) -> None:
     """Print a message for people on stderr; stdout has only results."""
-    if leads():
+    if is_first_process():
         print(f"ppdm-bench: {sentence}", file=sys.stderr)
 
 
 def fail(error: Exception, code: int, trace: bool) -> int:
-    """Report why a command ends, and return the exit code.
+    """Report the error that ends a command, and return the exit code.
 
-    Under torchrun, an expected error occurs in all processes, and only the first one reports it. The others exit with
-    0, because torchrun would otherwise end the first before it has reported. Any process reports an unexpected error.
+    Under torchrun, an expected error occurs in all processes, and only the first process reports it. The others exit
+    with 0; otherwise torchrun would end the first process before it has reported. Every process reports an unexpected
+    error.
     """
     expected = hasattr(error, "format_message") or isinstance(error, ValueError | OSError)
-    if expected and not leads():
+    if expected and not is_first_process():
         return 0
     if trace:
         traceback.print_exception(error)
-    if not (sentence := in_words(error)):  # no command was given, and the help was shown
+    if not (sentence := error_text(error)):  # no command was given, and the help was shown
         return 0
     print(f"ppdm-bench: {sentence}", file=sys.stderr)
     return code
@@ -66,14 +67,14 @@ def report_results(
     text: str, records: "Sequence[Record]", written: Sequence[Path], failed: Sequence[str], json: bool
 ) -> int:
     """Print the tables, or with ``json`` the records; report files and failures, and return the exit code."""
-    from ppdm_bench.records import write_json_array
+    from ppdm_bench.records import to_json_array
 
-    print(write_json_array(records) if json else text)
+    print(to_json_array(records) if json else text)
     return report_outcome(written, failed, sys.stderr if json else sys.stdout)
 
 
-def in_words(error: BaseException) -> str:
-    """The message of an error for people; an unexpected error is reported as a bug."""
+def error_text(error: BaseException) -> str:
+    """Return the message of an error for people; an unexpected error is reported as a bug."""
     if hasattr(error, "format_message"):  # an error of Typer
         return str(error.format_message()).replace("Value error, ", "")  # pydantic's prefix, in some versions of typer
     if isinstance(error, ValueError | RuntimeError | OSError) and str(error):
@@ -84,15 +85,15 @@ def in_words(error: BaseException) -> str:
 def show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """Show a warning as one sentence, without its line of code; for ``warnings.showwarning``."""
+    """Report a warning as one sentence, without the line of code; a replacement for ``warnings.showwarning``."""
     notify(f"warning: {message}")
 
 
-def writable(folder: Path) -> Path:
-    """Make the folder and check that a file can be written in it, before a long run.
+def ensure_writable(folder: Path) -> Path:
+    """Create the folder and check, before a long run, that a file can be written in it; return the folder.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +106,11 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
-    """Return the records that the folder's tables and figures show: those of earlier runs, then these.
+def with_earlier_records(records: "Sequence[Record]", folder: Path) -> "list[Record]":
+    """Return the records that the tables and figures of a folder show: those of earlier runs, then these.
 
-    Of two answers to one question the later one counts, in the place of the first. If earlier runs add configurations,
-    a message reports how many.
+    Of two records of one measurement, the later one counts, in the place of the first. If earlier runs add
+    configurations, a message reports how many.
     """
     from ppdm_bench.isolation.sweep import RECORDS
     from ppdm_bench.records import RecordFile
@@ -120,25 +121,25 @@ def with_earlier(records: "Sequence[Record]", folder: Path) -> "list[Record]":
         several = "s" if len(others) > 1 else ""
         notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
     names = ("config_id", "kind", "phase", "metric", "stat", "steps", "device", "gpu")
-    answers = {}
+    latest = {}
     for record in (*earlier, *records):
-        answers[*(getattr(record, name) for name in names), record.env.get("torch")] = record
-    return list(answers.values())
+        latest[*(getattr(record, name) for name in names), record.env.get("torch")] = record
+    return list(latest.values())
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[Path]:
-    """Make the folder, check that it can be written, and lock it: two runs would overwrite each other's tables.
+def locked_folder(folder: Path) -> Iterator[Path]:
+    """Create the folder, check that it can be written, and lock it: two runs would overwrite each other's tables.
 
-    If another run holds the lock, this one reports that and waits. The operating system releases the lock of a process
-    that ends, also of a killed one.
+    If another run holds the lock, this run reports it and waits. The operating system releases the lock when a process
+    ends or is killed.
 
     Raises:
-        OSError: the folder cannot be made or written.
+        OSError: the folder cannot be created or written.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(writable(folder) / LOCK)
+    lock = FileLock(ensure_writable(folder) / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -173,16 +174,16 @@ def progress() -> "Iterator[Progress]":
         TextColumn("{task.description}"),
         console=console,
         transient=True,
-        disable=not (console.is_terminal and leads()),
+        disable=not (console.is_terminal and is_first_process()),
     ) as bar:
         yield bar
 
 
 class OverallProgress:
-    """One progress bar for tasks of different length, with the remaining time.
+    """One progress bar for parts of different duration, with the remaining time.
 
-    The estimate assumes that duration is proportional to weight. Parts that took no time, because an earlier run had
-    done them, do not count.
+    The estimate assumes that the duration of a part is proportional to its weight. Parts that an earlier run has done
+    take almost no time and do not count.
 
     Args:
         bar: the bar that shows it.
@@ -194,7 +195,7 @@ class OverallProgress:
     def __init__(self, bar: "Progress", weights: Sequence[float]) -> None:
         self._weights, self._at = list(weights), 0
         self._began = time.monotonic()  # start of the current part
-        self._done = self._took = 0.0  # weight and seconds of parts that took time
+        self._done = self._took = 0.0  # weight and seconds of finished parts that count
         self._share, self._shown_at = 0.0, self._began
         self._bar, self._shown = bar, bar.add_task("", total=len(weights), left=self.seconds_left)
 
@@ -204,7 +205,7 @@ class OverallProgress:
         self._bar.update(self._shown, completed=self._at + share, description=text)
 
     def ended(self) -> None:
-        """Note that the current part is done, and the next one begins."""
+        """Mark the current part as done; the next one begins."""
         now = time.monotonic()
         if now - self._began > self.NO_TIME:
             self._took += now - self._began

@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import asked_subjects
+from ppdm_bench.commands.requested import requested_subjects
 from ppdm_bench.commands.terminal import INTERRUPTED, notify
-from ppdm_bench.commands.values import as_usage, integer, number, read_factor, read_flips, read_option, read_pace
+from ppdm_bench.commands.values import (
+    integer_option,
+    number_option,
+    or_usage_error,
+    read_factor,
+    read_flip_axes,
+    read_interval,
+    read_option,
+)
 
 
 def train(
@@ -42,19 +50,19 @@ def train(
         str | None, typer.Option(help="Puzzle factor, such as 4 or 1x2x2; default: the method's.")
     ] = None,
     width: options.Width = None,
-    steps: Annotated[int | None, integer("Training steps (updates of the weights); default: 1000.")] = None,
+    steps: Annotated[int | None, integer_option("Training steps (updates of the weights); default: 1000.")] = None,
     minutes: Annotated[
         float | None,
-        number(
+        number_option(
             "minutes",
-            "Training time instead of --steps; the learning rate then follows the clock, so no two runs are "
+            "Training time instead of --steps; the learning rate then follows the clock, so that no two runs are "
             "equal. Default: none.",
         ),
     ] = None,
     batch_size: options.BatchSize = 1,
-    accumulate: Annotated[int, integer("Gradient accumulation steps.")] = 1,
+    accumulate: Annotated[int, integer_option("Gradient accumulation steps.")] = 1,
     learning_rate: Annotated[
-        float | None, number("a rate", "Learning rate after the warm-up; default: the method's.")
+        float | None, number_option("a rate", "Learning rate after the warm-up; default: the method's.")
     ] = None,
     augment: Annotated[
         str, typer.Option(help="Augmentation: none, flip (left-right), or flip:dhw for chosen axes.")
@@ -65,9 +73,9 @@ def train(
     ] = "fp32",
     checkpointing: options.Checkpointing = "none",
     start: options.Start = None,
-    seed: Annotated[int, integer("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
+    seed: Annotated[int, integer_option("Random seed. On the CPU, the same seed gives the same weights.", 0)] = 0,
     validate_every: Annotated[
-        int | None, integer("Steps between validation losses on the split val; default: no validation.")
+        int | None, integer_option("Steps between validation losses on the split val; default: no validation.")
     ] = None,
     save_every: Annotated[
         str, typer.Option(help="Checkpoint interval: steps such as 200, or minutes such as 5min.")
@@ -76,8 +84,8 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Resume the run in --out, if there is one. Give the same command again; a finished run also continues "
-            "to more --steps.",
+            help="Resume the run in --out, if there is one. Repeat the other options; with more --steps, a finished "
+            "run continues too.",
         ),
     ] = False,
     init_from: Annotated[
@@ -87,7 +95,7 @@ def train(
             help="Start from the weights of this run (folder or .safetensors file); default: random weights.",
         ),
     ] = None,
-    threads: Annotated[int | None, integer("CPU threads; default: PyTorch's, usually one per core.")] = None,
+    threads: Annotated[int | None, integer_option("CPU threads; default: PyTorch's, usually one per core.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write the losses to OUT/tensorboard, for TensorBoard.")
     ] = False,
@@ -95,10 +103,10 @@ def train(
 ) -> None:
     """Train a method on pairs of scans, or on synthetic subjects."""
     r = read_option("--factor", read_factor, factor) if factor is not None else None
-    axes = read_option("--augment", read_flips, augment)
-    save_steps, save_minutes = read_option("--save-every", read_pace, save_every)
+    axes = read_option("--augment", read_flip_axes, augment)
+    save_steps, save_minutes = read_option("--save-every", read_interval, save_every)
     phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
-    source = asked_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
+    source = requested_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
     if steps is not None and minutes is not None:
         raise typer.BadParameter("give one budget: --steps or --minutes")
     if minutes is None:
@@ -109,22 +117,22 @@ def train(
     from ppdm.training.on_manifest import with_sources_of
     from ppdm.training.run import Run
     from ppdm.training.schedule import Schedule
-    from ppdm_bench.commands.training_run import watched_run
-    from ppdm_bench.configuration import Configuration, around
+    from ppdm_bench.commands.training_run import train_with_progress
+    from ppdm_bench.configuration import Configuration, with_variations
 
-    asked = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
-    (asked,) = as_usage(around, [asked], start or [], [], notify)
-    resolved = as_usage(asked.resolve)
+    configuration = Configuration(method, (1, 1, 1), preset, r, width, precision, checkpointing, batch_size)
+    (configuration,) = or_usage_error(with_variations, [configuration], start or [], [], notify)
+    resolved = or_usage_error(configuration.resolve)
     if learning_rate is not None:
         resolved = replace(resolved, optimisation=replace(resolved.optimisation, learning_rate=learning_rate))
-    resolved = as_usage(with_sources_of, resolved, source.sources(), bridge_from)
+    resolved = or_usage_error(with_sources_of, resolved, source.sources(), bridge_from)
     flips = Flip(axes) if axes else None
-    schedule = as_usage(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
-    pace: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
-    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **pace)
+    schedule = or_usage_error(Schedule, steps, minutes, batch_size, accumulate, flips, seed, validate_every)
+    save_interval: dict[str, Any] = {"save_steps": save_steps, "save_minutes": save_minutes}
+    run = Run(out, resume=resume, asked=source.describe(), notes=source.notes(), **save_interval)
     board = out / "tensorboard" if tensorboard else None
     try:
-        result = watched_run(resolved, source, schedule, run, device, threads, board, init_from)
+        result = train_with_progress(resolved, source, schedule, run, device, threads, board, init_from)
     except Interrupted as stopped:
         notify(f"{stopped}; the same command with --resume continues from there")
         raise typer.Exit(INTERRUPTED) from None

@@ -1,4 +1,4 @@
-"""A training run in its folder, and its progress."""
+"""Training of a run in its folder, with progress and advice."""
 
 import math
 import os
@@ -23,14 +23,14 @@ from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
 from ppdm.training.tensorboard import TensorBoard
-from ppdm_bench.commands.pair_sources import Progress, Subjects
-from ppdm_bench.commands.terminal import notify, progress, writable
+from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects
+from ppdm_bench.commands.terminal import ensure_writable, notify, progress
 from ppdm_bench.devices import training_device
 
 CURVE = "loss.png"
 
 
-def watched_run(
+def train_with_progress(
     method: Method,
     subjects: Subjects,
     schedule: Schedule,
@@ -40,13 +40,13 @@ def watched_run(
     board: Path | None,
     init_from: Path | None,
 ) -> str:
-    """Train with a progress bar and advice, and return the result in words; empty in all processes but the first.
+    """Train with a progress bar and advice; return a summary, which is empty in all processes except the first.
 
     Args:
         method, subjects, schedule, run, init_from: as for :func:`train_run`.
         device: auto, cuda or cpu.
-        threads: CPU threads; None uses PyTorch's number.
-        board: folder for TensorBoard; None writes none.
+        threads: CPU threads; None keeps PyTorch's default.
+        board: folder for TensorBoard; None writes nothing.
 
     Raises:
         Interrupted: a signal was received.
@@ -83,7 +83,7 @@ def train_run(
     schedule: Schedule,
     run: Run,
     device: str,
-    preparing: Progress = lambda done, total: None,
+    preparing: ProgressCallback = lambda done, total: None,
     show: Callable[[StepReport], None] = lambda report: None,
     *,
     init_from: Path | None = None,
@@ -100,17 +100,17 @@ def train_run(
         schedule: duration, batches and seed.
         run: the folder, created after the pairs are checked: ``model.safetensors``, ``model.json``, ``log.jsonl``,
             ``options.json``, ``best`` (the model with the lowest validation loss, if there is a validation), and
-            checkpoints during the training.
+            checkpoints.
         device: device on which the network is trained.
         preparing: called with the number of phantoms that exist and the number required.
         show: called after every step.
         init_from: a run, or the .safetensors file in it, whose weights replace the random initial weights.
-        standalone: whether this is a run of its own, not one of many trials: it then also keeps its last checkpoint, so
-            that it can be given more steps, and gets a picture of its losses, ``loss.png``.
+        standalone: whether this is a run of ``train`` and not one of many trials. It then keeps its last checkpoint, so
+            that it can continue with more steps, and its losses are plotted in ``loss.png``.
         keep_after: numbers of steps after which the model is kept, see :func:`ppdm.training.on_manifest.kept_model`.
 
     Raises:
-        RunError: the folder holds a run that must not be resumed, or was started with other options.
+        RunError: the folder contains a run that must not be resumed, or that was started with other options.
         Interrupted: Ctrl-C or SIGTERM was received; there is a checkpoint to resume from.
         OSError: the folder cannot be written.
         ValueError: a manifest, a volume or the training is invalid; the message gives the cause.
@@ -127,7 +127,7 @@ def train_run(
     with ExitStack() as opened:
         ranks.by_first(lambda: _lock(run, opened))
         try:
-            with _stoppable() as stop:
+            with _stop_requested() as stop:
                 done = train_sets(method, pairs, held, schedule, run, **options, stop=stop)
         except Interrupted:
             if standalone and ranks.is_first:
@@ -142,7 +142,7 @@ def train_run(
 
 
 class ProgressLines:
-    """Progress as lines of text, for logs of batch jobs: one line per half minute of training.
+    """Progress as lines of text, for the logs of batch jobs: by default one line per half minute of training.
 
     Args:
         write: called with each line.
@@ -153,7 +153,7 @@ class ProgressLines:
         self._write, self._interval, self._due = write, interval, interval
 
     def __call__(self, report: StepReport) -> None:
-        """Write a line, if one is due by the time of training."""
+        """Write a line if the interval has passed since the last one."""
         if report.seconds < self._due:
             return
         self._due = report.seconds + self._interval
@@ -166,18 +166,18 @@ class ProgressLines:
 
 
 def use_threads(threads: int | None, device: str) -> str:
-    """Set the number of CPU threads, if one is given; return advice if the machine is too loaded for them."""
+    """Set the number of CPU threads, if one is given; return advice if more threads than idle cores are used."""
     if threads is not None:
         torch.set_num_threads(threads)
     return advice_on_threads(torch.get_num_threads(), os.getloadavg()[0], available_cores()) if device == "cpu" else ""
 
 
 def advice_on_threads(threads: int, load: float, cores: int) -> str:
-    """Return a sentence if training would use more threads than there are idle cores; empty otherwise.
+    """Return a sentence if training would use more threads than there are idle cores; else an empty string.
 
     Args:
         threads: threads of the training.
-        load: mean number of processes that ran or waited in the last minute.
+        load: mean number of running and waiting processes in the last minute.
         cores: processor cores.
     """
     idle = max(1, math.floor(cores - load))
@@ -190,7 +190,7 @@ def advice_on_threads(threads: int, load: float, cores: int) -> str:
 
 
 def advice_on_validation(schedule: Schedule) -> str:
-    """Return a sentence if the budget is too small for the asked validations; else an empty string."""
+    """Return a sentence if the training ends before the first requested validation; else an empty string."""
     every, steps = schedule.validate_every, schedule.steps
     if every is None or steps is None or every <= steps:
         return ""
@@ -201,7 +201,7 @@ def advice_on_validation(schedule: Schedule) -> str:
 
 
 def memory_in_use(device: str) -> str:
-    """The memory of this process: allocated on the GPU, or resident on the CPU."""
+    """Return the memory of this process in words: allocated on the GPU, or resident on the CPU."""
     if device == "cuda":
         return f"{torch.cuda.memory_allocated() / 2**30:.2f} GiB allocated"
     counted = Path("/proc/self/statm")
@@ -212,7 +212,7 @@ def memory_in_use(device: str) -> str:
 
 
 def _draw_losses(run: Run) -> None:
-    """Draw the picture of the losses; a failure does not affect the run."""
+    """Plot the losses; if the file cannot be written, warn and continue."""
     try:
         save_loss_curve(run.log, run.folder / CURVE)
     except OSError as error:
@@ -220,7 +220,7 @@ def _draw_losses(run: Run) -> None:
 
 
 def _lock(run: Run, opened: ExitStack) -> None:
-    writable(run.folder)
+    ensure_writable(run.folder)
     opened.enter_context(run)
 
 
@@ -237,8 +237,8 @@ def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C or SIGTERM arrived. The first one ends the current step, the second one the process."""
+def _stop_requested() -> Iterator[Callable[[], bool]]:
+    """Yield a function that reports whether Ctrl-C or SIGTERM arrived; a second signal ends the process at once."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.requested import read_places
+from ppdm_bench.commands.requested import input_and_output
 from ppdm_bench.commands.terminal import notify, progress
-from ppdm_bench.commands.values import as_usage, integer, read_block, read_option
+from ppdm_bench.commands.values import integer_option, or_usage_error, read_block, read_option
 
 
 def translate(
@@ -17,8 +17,8 @@ def translate(
         list[Path],
         typer.Argument(
             metavar="INPUT OUTPUT",
-            help="INPUT: a scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans; left out with --source. OUTPUT: "
-            "a file, or a folder; subfolders are mirrored.",
+            help="INPUT: a scan (NIfTI, MetaImage, NRRD, DICOM), or a folder of scans; leave it out with --source. "
+            "OUTPUT: a file, or a folder, in which the subfolders of INPUT are repeated.",
         ),
     ],
     sources: Annotated[
@@ -31,13 +31,13 @@ def translate(
         ),
     ] = None,
     resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
-    evaluations: Annotated[int | None, integer("Network evaluations per volume; default: the method's.")] = None,
+    evaluations: Annotated[int | None, integer_option("Network evaluations per volume; default: the method's.")] = None,
     seed: options.SampleSeed = 0,
     samples: Annotated[
         int | None,
-        integer(
-            "Draws per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
-            "NAME_std beside it their standard deviation. Default: one draw.",
+        integer_option(
+            "Samples per volume, 2 or more, of a method whose sampling uses noise: OUTPUT is their mean, and "
+            "NAME_std beside it their standard deviation. Default: one sample.",
             2,
         ),
     ] = None,
@@ -69,9 +69,9 @@ def translate(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
-    """Translate scans with a trained method: geometry of the input, units of the target."""
+    """Translate scans with a trained method. The result has the geometry of the input and the units of the target."""
     seen = read_option("--block", read_block, block) if block is not None else None
-    source, output = read_places(places, sources)
+    source, output = input_and_output(places, sources)
 
     from ppdm.checkpoint import load
     from ppdm.data.formats import is_dicom_scan
@@ -82,7 +82,7 @@ def translate(
 
     trained = load(checkpoint, device=training_device(device))
     if samples is not None:
-        as_usage(check_samples, as_usage(adapt, trained, steps=evaluations).method, samples)
+        or_usage_error(check_samples, or_usage_error(adapt, trained, steps=evaluations).method, samples)
     with progress() as bar:
         task = bar.add_task("translating")
         made = translate_files(

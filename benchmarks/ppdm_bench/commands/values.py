@@ -1,7 +1,7 @@
-"""Readers of the values of options that Typer has no type for.
+"""Readers of option values for which Typer has no type.
 
-A text that cannot be read is a ``ValueError``, or a usage error of Typer if Typer itself calls the reader. Every error
-states the value that was given and the values that are expected.
+A reader raises ``ValueError`` for a text that it cannot read, or a usage error of Typer if Typer itself calls it. Every
+error states the value that was given and the values that are expected.
 """
 
 import re
@@ -29,7 +29,7 @@ def read_option(name: str, read: Callable[[str], T], text: str) -> T:
         raise typer.BadParameter(sentence, param_hint=f"'{name}'") from error
 
 
-def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+def or_usage_error(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a function that checks several options together. Its ``ValueError`` becomes a usage error."""
     try:
         return call(*arguments, **options)
@@ -38,7 +38,7 @@ def as_usage(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
 
 
 def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
-    """Return a reader of comma-separated values. It drops blanks; a repeated value counts once, with a warning."""
+    """Return a reader of comma-separated values. Empty parts do not count; a repeated value causes a warning."""
 
     def read_all(text: str) -> list[T]:
         values = [read(part.strip()) for part in text.split(",") if part.strip()]
@@ -71,7 +71,7 @@ def one_of(*allowed: str) -> Callable[[str], str]:
     return read
 
 
-def count(least: int = 1) -> Callable[[str | int], int]:
+def whole_number(least: int = 1) -> Callable[[str | int], int]:
     """Return a reader of integers from ``least`` upwards."""
 
     def read(given: str | int) -> int:
@@ -84,7 +84,7 @@ def count(least: int = 1) -> Callable[[str | int], int]:
 
 
 def read_evaluations(text: str) -> int | None:
-    """Read a number of network evaluations; ``own`` gives None, the method's number."""
+    """Read a number of network evaluations; ``own`` gives None, which means the method's own number."""
     if text == "own":
         return None
     if not re.fullmatch(_POSITIVE, text):
@@ -100,7 +100,7 @@ def read_seconds(given: str | float) -> float:
     return float(text)
 
 
-def positive(what: str) -> Callable[[str | float], float]:
+def positive_number(what: str) -> Callable[[str | float], float]:
     """Return a reader of positive numbers, such as minutes."""
 
     def read(given: str | float) -> float:
@@ -112,7 +112,7 @@ def positive(what: str) -> Callable[[str | float], float]:
     return read
 
 
-def read_pace(text: str) -> tuple[int | None, float | None]:
+def read_interval(text: str) -> tuple[int | None, float | None]:
     """Read an interval: a number of steps (``200``) or of minutes (``5min``)."""
     if re.fullmatch(_POSITIVE, text):
         return int(text), None
@@ -122,12 +122,12 @@ def read_pace(text: str) -> tuple[int | None, float | None]:
     return None, float(match[1])
 
 
-def read_flips(text: str) -> str:
+def read_flip_axes(text: str) -> str:
     """Read the flipped axes: ``none``, ``flip`` (left-right), or chosen axes such as ``flip:dhw``."""
     match = re.fullmatch(r"none|flip(?::([dhw]{1,3}))?", text)
     axes = "" if not match or text == "none" else match[1] or "d"
     if not match or len(set(axes)) < len(axes):
-        raise ValueError(f"expected none, flip (left and right) or flip:dhw with the axes that are meant, got {text!r}")
+        raise ValueError(f"expected none, flip (left and right), or flip: and axes such as flip:dhw, got {text!r}")
     return axes
 
 
@@ -138,8 +138,8 @@ def _read_axes(text: str, number: str, expected: str, *counts: int, several: boo
 
     Args:
         text, number: the text, and the regular expression of one number.
-        expected: description of the expected text, for the error.
-        counts: allowed numbers of axes.
+        expected: the expected text in words, for the error.
+        counts: allowed numbers of values, such as 1 and 3.
         several: whether the option can have alternatives.
     """
     parts = text.split("x")
@@ -174,7 +174,7 @@ def read_block(text: str) -> int | tuple[int, int, int]:
     return _one_or_three(_read_axes(text, _NUMBER, expected, 1, 3))
 
 
-def read_lengths(text: str) -> tuple[float, float, float]:
+def read_spacing(text: str) -> tuple[float, float, float]:
     """Read a voxel size in mm: ``2``, or one per axis: ``2x2x4``."""
     expected = "one or three positive lengths in mm such as 2 or 2x2x4"
     parts = _read_axes(text, rf"(?=.*[1-9]){_DECIMAL}", expected, 1, 3)
@@ -203,23 +203,23 @@ def read_budget(text: str) -> int:
     return size
 
 
-def integer(description: str, least: int = 1) -> Any:
-    """Return an option for an integer from ``least`` upwards. Typer's own ``min`` does not repeat the value given."""
-    return typer.Option(parser=count(least), metavar="N", help=description)
+def integer_option(description: str, least: int = 1) -> Any:
+    """Return an option for an integer from ``least`` upwards; errors of Typer's own ``min`` omit the given value."""
+    return typer.Option(parser=whole_number(least), metavar="N", help=description)
 
 
-def number(what: str, description: str) -> Any:
-    """Return an option for a positive number, such as ``minutes`` or ``a rate``."""
-    return typer.Option(parser=positive(what), metavar=what.split()[-1].upper(), help=description)
+def number_option(what: str, description: str) -> Any:
+    """Return an option for a positive number; ``what`` names it in errors, such as ``minutes`` or ``a rate``."""
+    return typer.Option(parser=positive_number(what), metavar=what.split()[-1].upper(), help=description)
 
 
-def time_limit(description: str) -> Any:
+def seconds_option(description: str) -> Any:
     """Return an option for a time limit in seconds."""
     return typer.Option(parser=read_seconds, metavar="SECONDS", help=description)
 
 
-def completed(*words: str) -> Callable[[str], list[str]]:
-    """Return a completion with these words; in a comma-separated list it completes the last value."""
+def completion(*words: str) -> Callable[[str], list[str]]:
+    """Return a shell completion with these words; in a comma-separated list it completes the last value."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
@@ -228,8 +228,8 @@ def completed(*words: str) -> Callable[[str], list[str]]:
     return complete
 
 
-def _known_methods(incomplete: str) -> list[str]:
-    """Complete a method's name. The registry imports PyTorch, so it is read only when a shell asks for completion."""
+def complete_method(incomplete: str) -> list[str]:
+    """Complete the name of a method. The import is here, because the registry of methods imports PyTorch."""
     from ppdm_baselines import METHODS
 
     return [name for name in METHODS if name.startswith(incomplete)]

@@ -30,11 +30,11 @@ class Candidate:
     """A source of predictions, one for each case.
 
     Attributes:
-        method, variant: names in the records; candidates with equal names differ only in their steps.
+        method, variant: names in the records; candidates with the same names differ only in their steps.
         predict: returns the prediction of a case, (D, H, W), in the units of its target.
         options: all settings that affect the predictions, without the case, as JSON values.
         steps: network evaluations for one volume; None without a network.
-        own_steps: the number that its method uses unless another is asked for.
+        own_steps: the number of network evaluations that the method uses by default.
         precision: precision of the network's arithmetic.
         device: device on which predictions are made.
         seed: seed of the noise.
@@ -42,7 +42,7 @@ class Candidate:
         untouched: whether the prediction is the unchanged input.
         origin: run or folder from which the candidate comes.
         ceiling: returns the target of a case after encoding and decoding by a learned representation; None without one.
-        deviation: returns the standard deviation of the draws whose mean is the prediction; None for one draw.
+        deviation: returns the standard deviation of the samples whose mean is the prediction; None for one sample.
     """
 
     method: str
@@ -72,15 +72,15 @@ class Candidate:
         return ", ".join(filter(None, (self.label, evaluations)))
 
 
-def the_input(scaling: Scaling) -> Candidate:
-    """The source itself, see :func:`ppdm.evaluation.evaluate.untranslated`."""
+def input_candidate(scaling: Scaling) -> Candidate:
+    """Return the candidate whose prediction is the source, see :func:`ppdm.evaluation.evaluate.untranslated`."""
     return Candidate(INPUT, "", partial(untranslated, scaling), {"scaling": scaling.to_dict()}, untouched=True)
 
 
-def to_picture(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """For every method and variant except the input, the candidate with the method's own number of evaluations.
+def candidates_to_draw(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return one candidate for every method and variant except the input.
 
-    If this number was not asked for, it is the candidate with the most network evaluations.
+    It is the candidate with the method's own number of network evaluations or, if there is none, with the most.
     """
     alike = grouped((one for one in candidates if not one.untouched), lambda one: one.label)
     return [max(several, key=lambda one: (one.steps == one.own_steps, one.steps or 0)) for several in alike.values()]
@@ -88,7 +88,7 @@ def to_picture(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 @dataclass(frozen=True, eq=False)
 class RunToScore:
-    """A run that was read, with the name of its rows.
+    """A loaded run, with its name in tables.
 
     Attributes:
         place: its folder, or its file of weights.
@@ -106,29 +106,30 @@ class RunToScore:
 def read_runs(
     runs: Sequence[Path], device: str, known: Sequence[Method] = (), earlier: Sequence[Record] = ()
 ) -> list[RunToScore]:
-    """Read the checkpoints of runs, and name their rows.
+    """Load the checkpoints of runs, and name their rows.
 
-    A row is named by what differs from the registered method (:func:`ppdm_bench.configuration.variant_of`) and by the
-    seed of the training unless it is 0 (:func:`row_name`). If two runs then have one name, their folders tell them
-    apart.
+    The name of a row consists of the differences from the registered method
+    (:func:`ppdm_bench.configuration.variant_of`) and the seed of the training unless it is 0 (:func:`row_name`). If two
+    runs then have the same name, the names of their folders are added.
 
     Args:
         runs: folders, or files of weights.
         device: cuda or cpu.
         known: methods that count as registered, such as a user's own.
-        earlier: records of the same tables, whose names stand for their weights.
+        earlier: records in the same tables; a run with other weights gets another name.
 
     Raises:
         CheckpointError: a checkpoint cannot be read.
     """
     loaded = [load(run, device=device) for run in runs]
-    found = [RunToScore(run, one, _digest(one.network)) for run, one in zip(runs, loaded, strict=True)]
+    found = [RunToScore(run, one, _weights_digest(one.network)) for run, one in zip(runs, loaded, strict=True)]
     places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
     labels = [(one.method.name, row_name(one.method, one.seed, known)) for one in loaded]
     weights = {one.weights for one in found}
     taken = {(r.method, r.variant) for r in earlier if r.options.get("weights") not in {None, *weights}}
     return [
-        replace(one, variant=variant) for one, variant in zip(found, _told_apart(labels, places, [*taken]), strict=True)
+        replace(one, variant=variant)
+        for one, variant in zip(found, _unique_variants(labels, places, [*taken]), strict=True)
     ]
 
 
@@ -143,24 +144,24 @@ def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
     return f"{variant_of(method, known)} {f's{seed}' if seed else ''}".strip()
 
 
-def of_run(
+def run_candidates(
     run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None = None
 ) -> list[Candidate]:
-    """One candidate for each distinct number of network evaluations; None selects the method's own number.
+    """Return one candidate for each distinct number of network evaluations; None selects the method's own number.
 
-    With ``samples``, a method that uses noise in sampling predicts the mean of so many draws, and is
-    named by it: `r=2 mean of 8`.
+    With ``samples``, a method whose sampling uses noise predicts the mean of so many samples, and its variant says so:
+    `r=2 mean of 8`.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.
     """
     counts = dict.fromkeys(run.trained.method.sampling.steps if k is None else k for k in steps)
     adapted = [adapt(run.trained, steps=k, precision=precision) for k in counts]
-    made = [_of_trained(run, one, seed) for one in adapted]
+    made = [_trained_candidate(run, one, seed) for one in adapted]
     if samples is None:
         return made
     return [
-        _in_draws(candidate, _Draws(one, samples, seed)) if one.method.is_random else candidate
+        _with_samples(candidate, _Samples(one, samples, seed)) if one.method.is_random else candidate
         for candidate, one in zip(made, adapted, strict=True)
     ]
 
@@ -168,7 +169,7 @@ def of_run(
 def read_folders(
     predictions: Sequence[Path], targets: Path, beside: Mapping[str, Path | None], suv_factor: float | None
 ) -> tuple[list[CaseFiles], list[Candidate]]:
-    """Cases and candidates from folders; files match by name without suffix.
+    """Return cases and candidates from folders; files are matched by their names without suffix.
 
     Args:
         predictions, targets: the folders.
@@ -184,39 +185,39 @@ def read_folders(
         role: scans_in(folder) for role, folder in beside.items() if folder is not None
     }
     for role, found in others.items():
-        _refuse_gaps(beside[role] or targets, found, targets, wanted, both=False)
+        _require_counterparts(beside[role] or targets, found, targets, wanted, both=False)
     roles: dict[str, dict[str, Any]] = {name: {role: found[name] for role, found in others.items()} for name in wanted}
     cases = [CaseFiles(name, path, suv_factor=suv_factor, **roles[name]) for name, path in wanted.items()]
     made = [scans_in(folder) for folder in predictions]
     for folder, files in zip(predictions, made, strict=True):
-        _refuse_gaps(folder, files, targets, wanted, both=True)
+        _require_counterparts(folder, files, targets, wanted, both=True)
     labels = [(folder.absolute().name, "") for folder in predictions]
-    variants = _told_apart(labels, [folder.absolute().parent.name for folder in predictions])
-    return cases, [_made_before(*each) for each in zip(predictions, variants, made, strict=True)]
+    variants = _unique_variants(labels, [folder.absolute().parent.name for folder in predictions])
+    return cases, [_existing_predictions(*each) for each in zip(predictions, variants, made, strict=True)]
 
 
 def read_predictions(
     folders: Sequence[Path], cases: Sequence[CaseFiles], taken: Sequence[tuple[str, str]]
 ) -> list[Candidate]:
-    """Candidates from folders of existing predictions, with one file per case: ``<case>.nii.gz`` or ``<case>.nii``.
+    """Return candidates from folders of predictions, with one file per case: ``<case>.nii.gz`` or ``<case>.nii``.
 
     Files of other cases are ignored, so that a folder may hold predictions of all splits.
 
     Args:
         folders: the folders.
-        cases: the cases; a case ``subject/scan`` has its file in a folder of the subject.
+        cases: the cases; the file of a case ``subject/scan`` is in a subfolder with the name of the subject.
         taken: method and variant of the other candidates.
 
     Raises:
         CaseError: a path is not a folder, or a case has no file.
     """
-    made = [_predicted(folder, cases) for folder in folders]
+    made = [_prediction_files(folder, cases) for folder in folders]
     labels = [(folder.absolute().name, "") for folder in folders]
-    variants = _told_apart(labels, [folder.absolute().parent.name for folder in folders], taken)
-    return [_made_before(*each) for each in zip(folders, variants, made, strict=True)]
+    variants = _unique_variants(labels, [folder.absolute().parent.name for folder in folders], taken)
+    return [_existing_predictions(*each) for each in zip(folders, variants, made, strict=True)]
 
 
-def _predicted(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
+def _prediction_files(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
     if not folder.is_dir():
         raise CaseError(f"{folder} is not a folder; name one that holds .nii or .nii.gz files.")
     places = {case.name: [folder / f"{case.name}{suffix}" for suffix in (".nii.gz", ".nii")] for case in cases}
@@ -234,7 +235,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def scans_in(folder: Path) -> dict[str, Path]:
-    """The scans of a folder by their names without suffix, sorted; a subfolder with a DICOM series is one.
+    """Return the scans of a folder by name without suffix, sorted; a subfolder with a DICOM series is one scan.
 
     Raises:
         CaseError: the path is not a folder, the folder has no scan, or two scans have the same name.
@@ -246,11 +247,11 @@ def scans_in(folder: Path) -> dict[str, Path]:
         raise CaseError(f"{folder} holds no scan ({SCANS}); name the folder that does.")
     for first, *others in found.values():
         if others:
-            raise CaseError(f"{folder} has {first.name} and {others[0].name}; keep one of the two.")
+            raise CaseError(f"{folder} has both {first.name} and {others[0].name}; remove one of the two.")
     return {name: path for name, (path,) in found.items()}
 
 
-def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
+def _trained_candidate(run: RunToScore, trained: Trained, seed: int) -> Candidate:
     method = trained.method
     return Candidate(
         method.name,
@@ -272,8 +273,8 @@ def _of_trained(run: RunToScore, trained: Trained, seed: int) -> Candidate:
     )
 
 
-class _Draws:
-    """Mean and deviation of several draws; those of the last case are kept, so that both are computed once."""
+class _Samples:
+    """Mean and standard deviation of several samples. The last case is cached, so that it is sampled once for both."""
 
     def __init__(self, trained: Trained, samples: int, seed: int) -> None:
         self.samples = samples
@@ -281,23 +282,23 @@ class _Draws:
         self._last: tuple[EvaluationCase, tuple[Tensor, Tensor]] | None = None
 
     def moments(self, case: EvaluationCase) -> tuple[Tensor, Tensor]:
-        """The mean and the standard deviation of a case."""
+        """Return the mean and the standard deviation of the samples of a case."""
         if self._last is None or self._last[0] is not case:
             self._last = case, self._compute(case)
         return self._last[1]
 
 
-def _in_draws(candidate: Candidate, draws: _Draws) -> Candidate:
+def _with_samples(candidate: Candidate, several: _Samples) -> Candidate:
     return replace(
         candidate,
-        variant=f"{candidate.variant} mean of {draws.samples}".strip(),
-        predict=lambda case: draws.moments(case)[0],
-        deviation=lambda case: draws.moments(case)[1],
-        options={**candidate.options, "samples": draws.samples},
+        variant=f"{candidate.variant} mean of {several.samples}".strip(),
+        predict=lambda case: several.moments(case)[0],
+        deviation=lambda case: several.moments(case)[1],
+        options={**candidate.options, "samples": several.samples},
     )
 
 
-def _made_before(folder: Path, variant: str, files: Mapping[str, Path]) -> Candidate:
+def _existing_predictions(folder: Path, variant: str, files: Mapping[str, Path]) -> Candidate:
     def read(case: EvaluationCase) -> Tensor:
         return read_prediction(files[case.name], case)
 
@@ -305,18 +306,18 @@ def _made_before(folder: Path, variant: str, files: Mapping[str, Path]) -> Candi
     return Candidate(name, variant, read, {"predictions": name}, files=files, origin=folder)
 
 
-def _digest(network: nn.Module) -> str:
-    """Digest of the weights, 12 hexadecimal digits."""
+def _weights_digest(network: nn.Module) -> str:
+    """Return the digest of the weights, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
-def _told_apart(
+def _unique_variants(
     labels: Sequence[tuple[str, str]], places: Sequence[str], taken: Sequence[tuple[str, str]] = ()
 ) -> list[str]:
-    """Unique variants: a shared label is extended by the place of the run and, if still not unique, by a number."""
+    """Return unique variants: a shared label is extended by the place of the run and, if necessary, by a number."""
     shared = Counter([*labels, *taken])
     seen = Counter([(INPUT, ""), *taken])
     variants = []
@@ -327,7 +328,7 @@ def _told_apart(
     return variants
 
 
-def _refuse_gaps(
+def _require_counterparts(
     folder: Path, found: Mapping[str, Path], targets: Path, wanted: Mapping[str, Path], both: bool
 ) -> None:
     """Raise an error if a target has no counterpart or, with ``both``, if a file in ``found`` has no target."""
@@ -337,5 +338,5 @@ def _refuse_gaps(
         if names:
             raise CaseError(
                 f"{len(names)} of the files in {there} have no counterpart in {absent} ({_few(names)}); files are "
-                "matched by their names, so give each its counterpart or take it away."
+                "matched by name, so add the missing files or remove these."
             )

@@ -1,4 +1,4 @@
-"""Set up a comparison from the user's options: runs on pairs, or folders of predictions against a folder of targets."""
+"""Evaluation plans from the user's options: runs on pairs, or folders of predictions with a folder of targets."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,27 +16,27 @@ from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.metrics.hounsfield import SPAN
 from ppdm.pixel_puzzle import Factor
-from ppdm_bench.commands.pair_sources import Progress, Subjects, require_pairs
-from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects, require_pairs
 from ppdm_bench.evaluation.candidates import (
     Candidate,
-    of_run,
+    input_candidate,
     read_folders,
     read_predictions,
     read_runs,
-    the_input,
+    run_candidates,
 )
+from ppdm_bench.evaluation.scoring import EvaluationPlan
 from ppdm_bench.records import Record
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """Measuring options.
+class MetricOptions:
+    """Options of the metrics.
 
     Attributes:
-        convention: convention of a challenge, a name in :data:`ppdm.metrics.PRESETS`; if absent, the project's own.
-        span: data range; if absent, that of the scaling. Only for the project's own convention.
-        grids: lattices on which seams are measured; if absent, those of the methods. Only for the project's own
+        convention: convention of a challenge, a name in :data:`ppdm.metrics.PRESETS`; None means the project's own.
+        span: data range; None means that of the scaling. Only for the project's own convention.
+        grids: block grids on which seams are measured; None means those of the methods. Only for the project's own
             convention.
 
     Raises:
@@ -58,15 +58,15 @@ class Measuring:
     def preset(
         self, spans: Mapping[str, float], grids: Sequence[Factor], unit: str = ""
     ) -> tuple[Preset, float | None]:
-        """The metrics and their data range.
+        """Return the metrics and their data range.
 
         Args:
             spans: data range of each run's scaling, by the name of the run.
-            grids: the lattices of the methods.
-            unit: unit of the targets; the metrics of HU have a fixed data range.
+            grids: the block grids of the methods.
+            unit: unit of the targets; for HU the data range is fixed.
 
         Raises:
-            CaseError: the ranges differ, and the user specified none; or one was specified for HU.
+            CaseError: the data ranges of the runs differ, and the user gave none; or the user gave one for HU.
         """
         if self.convention is not None:
             return PRESETS[self.convention], None
@@ -88,9 +88,10 @@ class RunSampling:
     Attributes:
         device: cuda or cpu.
         steps: numbers of network evaluations, one candidate for each; None selects the method's own number.
-        precision: precision of the network; if absent, that of the training.
+        precision: precision of the network; None means that of the training.
         seed: seed of the noise.
-        samples: draws per volume of methods that use noise in sampling, whose mean is scored; None for one.
+        samples: number of samples per volume whose mean is scored, for methods whose sampling uses noise; None means
+            one sample.
     """
 
     device: str = "cpu"
@@ -99,16 +100,16 @@ class RunSampling:
     seed: int = 0
     samples: int | None = None
 
-    def draws(self, method: Method) -> bool:
-        """Whether several draws are asked for and differ, at any of the numbers of network evaluations."""
+    def samples_differ(self, method: Method) -> bool:
+        """Whether several samples are requested and differ, for any of the numbers of network evaluations."""
         counts = [method.sampling.steps if count is None else count for count in self.steps]
         points = (replace(method, sampling=replace(method.sampling, steps=count)) for count in counts)
         return self.samples is not None and any(point.is_random for point in points)
 
 
-NOTHING_TO_DRAW = (
-    "--samples is for methods whose sampling uses noise, and none of these does: every draw would be the same; leave "
-    "it out, or train with --set sampling.stochastic=true"
+SAMPLES_NEED_NOISE = (
+    "--samples is for methods whose sampling uses noise, and none of these does: all samples would be equal; leave it "
+    "out, or train with --set sampling.stochastic=true"
 )
 
 
@@ -116,27 +117,29 @@ def compare_runs(
     runs: Sequence[Path],
     source: Subjects,
     split: str,
-    how: Measuring,
+    how: MetricOptions,
     sampling: RunSampling,
-    progress: Progress,
+    progress: ProgressCallback,
     predictions: Sequence[Path] = (),
     known: Sequence[Method] = (),
     earlier: Sequence[Record] = (),
-) -> Assessment:
-    """Compare runs and folders of existing predictions with one another and with the input, on the pairs of a split.
+) -> EvaluationPlan:
+    """Plan a comparison of runs, folders of existing predictions, and the input, on the pairs of a split.
 
     The data range is that of the runs; without runs it is computed from the targets, as in :func:`compare_folders`.
 
     Args:
-        runs, predictions: what is compared.
+        runs, predictions: folders of runs and of predictions.
         source, split: the pairs.
-        how, sampling: options.
+        how, sampling: options of the metrics and of the sampling.
         progress: called with the number of phantoms that exist and the number required.
         known, earlier: as for :func:`ppdm_bench.evaluation.candidates.read_runs`.
 
     Raises:
         CaseError: there are no pairs, or runs, predictions and pairs are incompatible.
-        CheckpointError, ManifestError, TranslationError: see the modules that define them.
+        CheckpointError: a run cannot be read.
+        ManifestError: the manifest is invalid.
+        TranslationError: a method does not support the sampling settings.
     """
     loaded = read_runs(runs, sampling.device, known, earlier)
     everything = source.pairs(progress)
@@ -149,13 +152,13 @@ def compare_runs(
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
     preset, span = how.preset(spans, lattices(trained.method for trained in methods), cases[0].unit)
-    candidates = [the_input(scaling)]
+    candidates = [input_candidate(scaling)]
     for run in loaded:
-        candidates += of_run(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
+        candidates += run_candidates(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
     taken = list(dict.fromkeys((candidate.method, candidate.variant) for candidate in candidates))
     candidates += read_predictions(predictions, cases, taken)
     data = {**source.identify(), "split": split}
-    return Assessment(cases, candidates, preset, span, source.task, data, source.resample)
+    return EvaluationPlan(cases, candidates, preset, span, source.task, data, source.resample)
 
 
 def compare_folders(
@@ -163,13 +166,13 @@ def compare_folders(
     targets: Path,
     beside: Mapping[str, Path | None],
     suv_factor: float | None,
-    how: Measuring,
+    how: MetricOptions,
     intensities: Mapping[str, HounsfieldWindow] | None = None,
-) -> Assessment:
-    """Compare folders of predictions with a folder of targets, and with the sources if there are any.
+) -> EvaluationPlan:
+    """Plan a comparison of folders of predictions with a folder of targets; given sources are candidates too.
 
-    The data range is computed from the targets as for training: one range for all, the median of their percentile
-    ranges; for PET it is 20 SUV, for CT (by its ``intensities``) 4024 HU.
+    The data range is computed from the targets as for training: it is the median of their percentile ranges. For PET it
+    is 20 SUV, for CT (which ``intensities`` declare) 4024 HU.
 
     Raises:
         CaseError: the files do not match.
@@ -181,29 +184,29 @@ def compare_folders(
     scaling = _scaling(cases)
     preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), cases[0].unit)
     if beside.get("source") is not None:
-        candidates.insert(0, the_input(scaling))
+        candidates.insert(0, input_candidate(scaling))
     name = targets.absolute().name
-    return Assessment(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
+    return EvaluationPlan(cases, candidates, preset, span, name, {"targets": name, "suv_factor": suv_factor})
 
 
-def reference_label(candidates: Sequence[Candidate], asked: str | None, earlier: Sequence[Record] = ()) -> str:
-    """Label of the reference for differences, given by label or by the path of its run or folder.
+def reference_label(candidates: Sequence[Candidate], reference: str | None, earlier: Sequence[Record] = ()) -> str:
+    """Return the label of the row that differences are taken from; ``reference`` is its label, run or folder.
 
-    It may be the label of earlier records that the tables show too. Without ``asked``, it is the first candidate.
+    It may also be a label of earlier records that the tables show. Without ``reference``, it is the first candidate.
 
     Raises:
         ValueError: no candidate has this label or path.
     """
-    if asked is None:
+    if reference is None:
         return candidates[0].label
     for candidate in candidates:
-        if asked == candidate.label or (candidate.origin is not None and Path(asked) == candidate.origin):
+        if reference == candidate.label or (candidate.origin is not None and Path(reference) == candidate.origin):
             return candidate.label
     before = [record.label for record in earlier if record.subject]
-    if asked in before:
-        return asked
+    if reference in before:
+        return reference
     known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
-    raise ValueError(f"there is no {asked!r} to take differences from; there are {known}")
+    raise ValueError(f"there is no {reference!r} to take differences from; there are {known}")
 
 
 def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]:

@@ -1,27 +1,27 @@
-"""Output of ``ppdm-bench evaluate``: records during the run, then tables and pictures made from them."""
+"""Output of ``ppdm-bench evaluate`` and ``quality``: records during the run, then tables and pictures from them."""
 
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
 from ppdm_bench.commands.terminal import notify
-from ppdm_bench.evaluation.assessment import Assessment, carry_out
 from ppdm_bench.evaluation.pictures import draw_extremes
-from ppdm_bench.evaluation.snapshots import keep_snapshot
+from ppdm_bench.evaluation.scoring import EvaluationPlan, carry_out
+from ppdm_bench.evaluation.snapshots import save_snapshot
 from ppdm_bench.grouping import grouped
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
-from ppdm_bench.report.figures.quality import MANY, evaluations_figure, subjects_figure
+from ppdm_bench.report.figures.quality import MAX_CONFIGURATIONS, evaluations_figure, subjects_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper.learning import show as learning_curves
-from ppdm_bench.report.scores import configuration_of, is_of_curve, setting
+from ppdm_bench.report.scores import configuration_of, data_and_convention, is_of_curve
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 from ppdm_bench.report.tables.render import to_csv, to_markdown
 
 
-def collect(plan: Assessment, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
+def collect(plan: EvaluationPlan, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
     """Carry out the plan; the records of each prediction are written to disk before the next prediction.
 
     A record with content identical to one in the file is not written again.
@@ -49,46 +49,48 @@ def earlier_records(folder: Path) -> list[Record]:
     ]
 
 
-def with_earlier(records: Sequence[Record], earlier: Sequence[Record]) -> list[Record]:
+def with_earlier_scores(records: Sequence[Record], earlier: Sequence[Record]) -> list[Record]:
     """Return the scores that tables and figures show: those of earlier commands, then these.
 
-    Of two scores of one configuration, subject and metric the later one counts, in the place of the first. Earlier
-    configurations are left out if they were scored on other data, by another convention, or on files of other content,
-    because their numbers cannot be compared; a message reports how many are shown and how many are not.
+    Of two scores of one configuration, subject and metric, the later one counts, in the place of the first. Earlier
+    configurations with other data, another convention or changed files are left out, because their numbers cannot be
+    compared. A message reports how many are shown and how many are not.
     """
-    now = {setting(record) for record in records}
-    files = {record.subject: _files(record) for record in records}
+    now = {data_and_convention(record) for record in records}
+    files = {record.subject: _files_digest(record) for record in records}
     known = {configuration_of(record) for record in records}
     groups = {key: group for key, group in grouped(earlier, configuration_of).items() if key not in known}
 
     def is_comparable(group: Sequence[Record]) -> bool:
-        return all(setting(r) in now and files.get(r.subject) in (_files(r), None, "") for r in group)
+        return all(
+            data_and_convention(r) in now and files.get(r.subject) in (_files_digest(r), None, "") for r in group
+        )
 
     shown = {key: group for key, group in groups.items() if is_comparable(group)}
     for keys, what in (
         (shown, "also show {} of earlier commands in this folder"),
         (
             groups.keys() - shown,
-            "do not show {} of earlier commands in this folder, which are of other data or another "
-            "convention; their records stay",
+            "do not show {} of earlier commands in this folder, which have other data or another convention; their "
+            "records stay",
         ),
     ):
         if keys:
             notify("tables and figures " + what.format(f"{len(keys)} row{'s' * (len(keys) > 1)}"))
-    answers = {}
+    latest = {}
     for record in (*earlier, *records):
         if (key := configuration_of(record)) in known or key in shown:
-            answers[key, record.subject, record.metric] = record
-    return list(answers.values())
+            latest[key, record.subject, record.metric] = record
+    return list(latest.values())
 
 
-def _files(record: Record) -> str:
-    """Digest of the files of a case, without that of the prediction."""
+def _files_digest(record: Record) -> str:
+    """Return the digest of the files of a case, without that of the prediction."""
     return str(record.options.get("files", "")).partition("+")[0]
 
 
 def present(
-    plan: Assessment,
+    plan: EvaluationPlan,
     records: Sequence[Record],
     reference: str,
     folder: Path,
@@ -100,15 +102,15 @@ def present(
     Args:
         plan: the evaluation that was carried out.
         records: its records.
-        reference: label of the configuration that the others are compared with.
+        reference: label of the row from which differences are taken.
         folder: output folder.
-        earlier: scores of earlier commands, see :func:`with_earlier`.
+        earlier: scores of earlier commands, see :func:`with_earlier_scores`.
         look: as for :func:`tabulate`.
     """
-    text, written = tabulate(with_earlier(records, earlier), reference, folder, **look)
+    text, written = tabulate(with_earlier_scores(records, earlier), reference, folder, **look)
     if any(record.value is not None for record in records):
         written += draw_extremes(plan, records, folder)
-        written += keep_snapshot(plan, records, folder)
+        written += save_snapshot(plan, records, folder)
     return text, [folder / RECORDS, *written]
 
 
@@ -124,7 +126,7 @@ def tabulate(
 
     Args:
         records: records of this run; those of learning curves are left out.
-        reference: label of the configuration that the others are compared with.
+        reference: label of the row from which differences are taken.
         folder: output folder.
         metrics: metrics of the tables for people; empty: all.
         columns: columns of the printed table; empty: those that fit.
@@ -141,13 +143,13 @@ def tabulate(
 def _figures(records: Sequence[Record], title: str, folder: Path) -> list[Path]:
     labels = {(record.method, record.variant) for record in records if record.steps}
     written = [*save(subjects_figure(records, title), folder / "subjects")]
-    if len(labels) <= MANY and len({record.steps for record in records if record.steps}) > 1:
+    if len(labels) <= MAX_CONFIGURATIONS and len({record.steps for record in records if record.steps}) > 1:
         written += save(evaluations_figure(records, title), folder / "evaluations")
     return written
 
 
 def draw_curves(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Write table and figure of the learning curves in records, if there are some."""
+    """Write the table and the figure of learning curves, if the records have any; return the written files."""
     if not any(is_of_curve(record) and record.value is not None for record in records):
         return []
     shown = learning_curves(Library((*records,)))
@@ -159,7 +161,7 @@ def draw_curves(records: Sequence[Record], folder: Path) -> list[Path]:
 
 
 def failures(records: Sequence[Record]) -> list[str]:
-    """Failed results: one sentence for each reason, with the affected cases, methods and metrics."""
+    """Return one sentence for each reason of failure, with the affected cases, methods and metrics."""
     met = grouped((record for record in records if record.status != "ok"), lambda record: record.reason)
     return [f"{_where(found)}: {reason}" for reason, found in met.items()]
 

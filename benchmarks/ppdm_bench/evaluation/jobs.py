@@ -1,4 +1,4 @@
-"""Trials on a cluster: each is trained in its own job, in the same folder as without a cluster."""
+"""Trials on a cluster: each trial is trained in its own job, in the same folder as without a cluster."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ def train_in_jobs(
     """Train each trial in a job; a finished trial is not trained again, an interrupted one resumes.
 
     Args:
-        wanted: the trials.
+        wanted: the trials to train.
         out: folder of all trials, accessible to all machines.
         device: device of each job: auto, cuda or cpu.
         options: parameters of submitit, see :func:`ppdm_bench.isolation.slurm.spread`.
@@ -34,7 +34,7 @@ def train_in_jobs(
     """
     out = out.absolute()
     outcomes: dict[int, Outcome] = {}
-    for ended in spread([partial(_trained, trial, out, device) for trial in wanted], out, options):
+    for ended in spread([partial(_train, trial, out, device) for trial in wanted], out, options):
         trial = wanted[ended.number]
         fault = f"{trial.subjects.task}, {trial.label}: {ended.fault}"
         outcomes[ended.number] = ended.found or Outcome(trial, trial.folder(out), fault, lost=True)
@@ -42,8 +42,8 @@ def train_in_jobs(
     return [outcomes[number] for number in sorted(outcomes)]
 
 
-def _trained(trial: Trial, out: Path, device: str) -> Outcome:
-    """The work of one job."""
+def _train(trial: Trial, out: Path, device: str) -> Outcome:
+    """Do the work of one job."""
     (outcome,) = carry_out_trials(
         [trial], out, training_device(device), lambda made, total: None, lambda trial, report: None
     )

@@ -1,4 +1,4 @@
-"""Picture data of the first subject: slices and error spectra of every candidate, from which figures are made later."""
+"""Picture data of the first subject for later figures: slices and error spectra of every candidate."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,19 +10,19 @@ from torch import Tensor
 from ppdm.evaluation.subjects import EvaluationCase, read_case
 from ppdm.metrics.texture import error_spectrum
 from ppdm_bench.environment import environment
-from ppdm_bench.evaluation.assessment import Assessment
-from ppdm_bench.evaluation.candidates import Candidate, to_picture
+from ppdm_bench.evaluation.candidates import Candidate, candidates_to_draw
+from ppdm_bench.evaluation.scoring import EvaluationPlan
 from ppdm_bench.records import Record, RecordError
 from ppdm_bench.report.figures.orientation import centre_of_mass
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, read_snapshot, sections, write_snapshot
 
 
-def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> list[Path]:
+def save_snapshot(plan: EvaluationPlan, records: Sequence[Record], folder: Path) -> list[Path]:
     """Write ``snapshot.npz``: the first case of the plan, predicted by every candidate that has a score for it.
 
-    The first case is used because this choice does not depend on the results; a case chosen by its result would favour
-    or disadvantage a candidate. Of several numbers of network evaluations, the method's own is used, else the largest.
-    The predictions that an earlier file has of the same case stay in it.
+    The first case is used because this choice does not depend on the results. A candidate with several numbers of
+    network evaluations is drawn at the method's own number, else at the largest. Predictions of the same case in an
+    existing file are kept.
 
     Args:
         plan: the evaluation that was carried out.
@@ -34,7 +34,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
     """
     first = plan.cases[0]
     scored = {(r.method, r.variant, r.steps): r for r in records if r.subject == first.name and r.value is not None}
-    wanted = [c for c in to_picture(plan.candidates) if (c.method, c.variant, c.steps) in scored]
+    wanted = [c for c in candidates_to_draw(plan.candidates) if (c.method, c.variant, c.steps) in scored]
     if not wanted:
         return []
     case = read_case(first, resample=plan.resample)
@@ -49,7 +49,7 @@ def keep_snapshot(plan: Assessment, records: Sequence[Record], folder: Path) -> 
         views.append(_view(candidate, record, plan.predict(candidate, case), case, at))
     d, h, w = target.shape
     snapshot = Snapshot(plan.task, first.name, case.grid.spacing, (d, h, w), case.unit, views)
-    with suppress(RecordError):  # there is none, or it is damaged
+    with suppress(RecordError):  # there is no earlier file, or it is damaged
         snapshot = snapshot.with_earlier(read_snapshot(folder / SUFFIX))
     return [write_snapshot(snapshot, folder / SUFFIX)]
 

@@ -1,4 +1,4 @@
-"""Trials: methods and their variations, trained on tasks with one budget, each in its own folder."""
+"""Trials: trainings of methods and their variations on tasks with one budget, each in its own folder."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +11,12 @@ from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule, parts
 from ppdm_bench.commands.pair_sources import Subjects
 from ppdm_bench.commands.training_run import train_run
-from ppdm_bench.configuration import find_method
-from ppdm_bench.evaluation.assessment import Assessment
+from ppdm_bench.configuration import find_method, with_width
 from ppdm_bench.evaluation.candidates import Candidate
+from ppdm_bench.evaluation.scoring import EvaluationPlan
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import Record, RecordFile
-from ppdm_bench.variation import Assignment, moved, read_one, settled, vary, written
+from ppdm_bench.variation import Assignment, assignments_text, effective, parse_assignments, vary, with_assignments
 
 RUNS = "runs"
 
@@ -27,11 +27,11 @@ class Trial:
 
     Attributes:
         variation: difference from the registered method, such as ``kernel.gamma=1``; empty for the method itself.
-        method: the point in the design space.
+        method: the varied method.
         subjects: the training data.
         schedule: duration and seed of the training.
-        seconds: training time from which the steps of the schedule were computed, if they were.
-        parts: number of equal parts of the steps, after each of which the model is kept and scored; 0 for none.
+        seconds: training time from which the steps of the schedule were computed; None if they were given.
+        parts: number of equal parts of the training, after each of which the model is kept and scored; 0 for none.
     """
 
     variation: str
@@ -43,17 +43,17 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Name that distinguishes it from other trials of its task."""
+        """Method and variation."""
         return f"{self.method.name} {self.variation}".strip()
 
     @property
     def budget(self) -> dict[str, dict[str, float]]:
-        """Option of its records that states the training time, if the steps were computed from one."""
+        """The option of records that states the training time; empty if the steps were not computed from one."""
         return {} if self.seconds is None else {"budgets": {"time": self.seconds}}
 
     @property
     def kept_after(self) -> dict[int, float]:
-        """The steps after which the model is kept, with their shares: those in the last stage, without the end."""
+        """The steps after which the model is kept, and their shares of all steps: only those within the last stage."""
         steps, first = self.schedule.steps, parts(self.method)[-1].begin
         if steps is None:
             return {}
@@ -61,7 +61,7 @@ class Trial:
         return {step: share for share in shares if share > first and 0 < (step := round(share * steps)) < steps}
 
     def folder(self, out: Path) -> Path:
-        """Folder of the run; tables distinguish runs of one method by its last part."""
+        """Return the folder of the run; tables distinguish runs of one method by the name of this folder."""
         seed = f" s{self.schedule.seed}" if self.schedule.seed else ""
         name = re.sub(r"[^A-Za-z0-9_.=,+()-]+", "-", f"{self.variation or 'default'}{seed}").strip("-")
         return out / self.subjects.task / RUNS / self.method.name / name
@@ -72,8 +72,8 @@ class Outcome:
     """Result of a trial: its run, or the reason why there is none.
 
     Attributes:
-        lost: whether its cluster job was lost, which is no result of the trial.
-        note: what the user should know about a training that ended; empty if there is nothing.
+        lost: whether its cluster job was lost, which says nothing about the trial.
+        note: advice about a finished training; empty if there is none.
     """
 
     trial: Trial
@@ -83,7 +83,7 @@ class Outcome:
     note: str = ""
 
 
-def trials(
+def plan_trials(
     tasks: Sequence[Subjects],
     methods: Sequence[str],
     variations: Sequence[str],
@@ -92,7 +92,7 @@ def trials(
     width: int | None = None,
     starts: Sequence[str] = (),
 ) -> list[Trial]:
-    """Trials of every method and every variation of it, on every task with every seed, without duplicates.
+    """Return a trial of every method and each of its variations, on every task with every seed, without duplicates.
 
     Args:
         tasks: the training data of each task.
@@ -100,14 +100,14 @@ def trials(
         variations: ``name=a,b``, applied to each method, one at a time.
         schedule: the budget of every trial.
         seeds: seeds of weights, order, times and noise.
-        width: channels of the finest level; if absent, each method's own.
+        width: channels of the finest level; None means each method's own.
         starts: ``name=value``, set in each method before the variations are applied.
 
     Raises:
         ValueError: a method or a variation does not exist.
     """
-    start = settled(one for text in starts for one in read_one(text))
-    points = [point for name in methods for point in _points(_sized(find_method(name), width), start, variations)]
+    start = effective(one for text in starts for one in parse_assignments(text))
+    points = [point for name in methods for point in _points(with_width(find_method(name), width), start, variations)]
     return [
         Trial(variation, method, subjects, replace(schedule, seed=seed))
         for subjects in tasks
@@ -117,10 +117,10 @@ def trials(
 
 
 def check_resumable(wanted: Sequence[Trial], out: Path) -> None:
-    """Check that no trial has a run in its folder that was trained on other data, before any trial is trained.
+    """Check before any training that no folder of a trial has a run on other data.
 
     Raises:
-        RunError: a trial has one.
+        RunError: a folder has such a run.
     """
     for trial in wanted:
         Run(trial.folder(out), resume=True, asked=trial.subjects.identify()).check({})
@@ -138,7 +138,7 @@ def carry_out_trials(
     A trial that cannot be trained, such as one that diverges, is reported and does not affect the others.
 
     Args:
-        wanted: the trials.
+        wanted: the trials to train.
         out: folder of all trials.
         device: device for the training.
         preparing: called with the number of phantoms that exist and the number required.
@@ -169,7 +169,7 @@ def carry_out_trials(
             yield Outcome(trial, folder, note=note and f"{trial.subjects.task}, {trial.label}: {note}")
 
 
-def with_budgets(plan: Assessment, outcomes: Sequence[Outcome]) -> Assessment:
+def with_budgets(plan: EvaluationPlan, outcomes: Sequence[Outcome]) -> EvaluationPlan:
     """Return the plan of ``quality`` with the budget of each training in the options of its candidate."""
     budgets = {outcome.run: outcome.trial.budget for outcome in outcomes}
     known = [
@@ -179,8 +179,8 @@ def with_budgets(plan: Assessment, outcomes: Sequence[Outcome]) -> Assessment:
     return replace(plan, candidates=known, command="quality")
 
 
-def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
-    """Record the training cost of each run of a plan, unless it is already recorded.
+def record_costs(plan: EvaluationPlan, folder: Path) -> list[Record]:
+    """Record the training cost of each run of a plan, unless the folder already has it.
 
     The records are ``train_seconds``, ``train_steps`` and, after a training on several GPUs, ``train_peak_allocated``.
 
@@ -189,7 +189,7 @@ def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
         folder: folder of its records.
 
     Returns:
-        These records, as in the file.
+        The records of all costs, as in the file.
     """
     file = RecordFile(folder / RECORDS)
     known = {(record.config_id, record.metric): record for record in file.read() if not record.subject}
@@ -199,7 +199,7 @@ def keep_costs(plan: Assessment, folder: Path) -> list[Record]:
     return [known.get((record.config_id, record.metric), record) for record in costs]
 
 
-def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
+def _costs(plan: EvaluationPlan, candidate: Candidate) -> Iterator[Record]:
     assert candidate.origin is not None
     steps, seconds, peaks = last_step(candidate.origin / LOG)
     options = {key: value for key, value in candidate.options.items() if key != "sampling_seed"}
@@ -215,15 +215,11 @@ def _costs(plan: Assessment, candidate: Candidate) -> Iterator[Record]:
         yield Record(**about, metric=metric, value=value, unit=unit, stat=stat, n=n, samples=samples)
 
 
-def _sized(method: Method, width: int | None) -> Method:
-    return method if width is None or method.width is None else method.with_network(width=width)
-
-
 def _points(method: Method, start: Sequence[Assignment], variations: Sequence[str]) -> Iterator[tuple[str, Method]]:
-    """The start method and its variations, without duplicates, each with a distinguishing label."""
-    method = moved(method, start) if start else method
+    """Yield the start method and its variations without duplicates, each with a label."""
+    method = with_assignments(method, start) if start else method
     seen = {}
     for label, point in [("", method), *((p.label, p.method) for text in variations for p in vary(method, text))]:
         if point not in seen:
             seen[point] = label
-            yield "+".join(filter(None, (written(start), label))), point
+            yield "+".join(filter(None, (assignments_text(start), label))), point

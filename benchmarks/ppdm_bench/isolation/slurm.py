@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ppdm_bench.commands.terminal import in_words
+from ppdm_bench.commands.terminal import error_text
 
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class Attempt(Generic[T]):
         try:
             return self.work(), ""
         except (ValueError, OSError, RuntimeError) as error:
-            return None, in_words(error)
+            return None, error_text(error)
 
 
 def spread(works: Sequence[Callable[[], T]], folder: Path, options: Mapping[str, Any]) -> Iterator[JobResult[T]]:

@@ -154,7 +154,7 @@ class Ledger:
 
     Args:
         folder: folder of ``records.jsonl``; lock it against other processes with
-            :func:`ppdm_bench.commands.terminal.alone_in`.
+            :func:`ppdm_bench.commands.terminal.locked_folder`.
 
     Raises:
         RecordError: the existing records cannot be read.

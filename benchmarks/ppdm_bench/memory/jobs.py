@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ppdm_bench.commands.terminal import alone_in, progress
+from ppdm_bench.commands.terminal import locked_folder, progress
 from ppdm_bench.configuration import Configuration
-from ppdm_bench.devices import choose
+from ppdm_bench.devices import measuring_device
 from ppdm_bench.isolation.slurm import JOBS, JobResult, spread
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import MemoryPlan, Spacing
@@ -43,13 +43,13 @@ class JobOptions:
 
 def run_job(request: JobOptions, configuration: Mapping[str, Any], folder: Path) -> list[Record]:
     """Run one job; it reuses valid results of an earlier job in the same folder."""
-    where, target = choose(request.device, request.budget, request.gpu)
+    where, target = measuring_device(request.device, request.budget, request.gpu)
     target = with_constants(request.constants, target)
     asked = [Configuration.from_dict(dict(configuration))]
     sheet = find_sheet(request.gpu) if request.times and request.gpu else None
     how = (request.spacing, request.timeout, request.budget, request.gate, sheet)
     plan = MemoryPlan(asked, request.phases, where, target, *how)
-    with alone_in(folder):
+    with locked_folder(folder):
         return collect(plan, folder)
 
 

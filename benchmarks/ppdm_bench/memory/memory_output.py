@@ -12,7 +12,7 @@ from ppdm_bench.memory.explain import costs, explain, stem
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.breakdown import breakdown_figure
-from ppdm_bench.report.figures.memory import headline, memory_figure
+from ppdm_bench.report.figures.memory import memory_figure, overview_records
 from ppdm_bench.report.figures.memory_timeline import save_timeline, timeline_page
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.figures.time_by_operator import save_times, times_page
@@ -81,7 +81,7 @@ def present(
     written = [folder / RECORDS, *page.save(folder / "memory", columns)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += save(memory_figure(records, reference=REFERENCE), folder / "memory")
-        if chosen := headline(records):
+        if chosen := overview_records(records):
             written += save(memory_figure(chosen, reference=REFERENCE), folder / "overview")
     if any(record.metric == "activations" for record in records):
         written += save(breakdown_figure(records), folder / "breakdown")

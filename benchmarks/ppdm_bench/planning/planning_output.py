@@ -20,7 +20,7 @@ from ppdm_bench.predictor.target import GIB, Target
 from ppdm_bench.records import PURPOSES, Record, config_id
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.largest_cube import budget_figure
-from ppdm_bench.report.tables.budget import gather, plan_page
+from ppdm_bench.report.tables.budget import gather_plan, plan_page
 from ppdm_bench.report.tables.render import Page
 
 
@@ -126,7 +126,7 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
     shown = [*(one for one in ledger.earlier if one.command == "plan" and _request(one) in requests), *records]
     page = _page(shown)
     written = [folder / RECORDS, *page.save(folder / "plan", columns)]
-    lines = gather(shown)
+    lines = gather_plan(shown)
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
     return page.to_text(columns), written
@@ -134,7 +134,7 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
 
 def _page(records: Sequence[Record]) -> Page:
     """Return the page: table, summary, durations and host memory."""
-    page = plan_page(gather(records), durations_of(records))
+    page = plan_page(gather_plan(records), durations_of(records))
     times, host = duration_table(records), host_sentence(records)
     return replace(page, parts=[*page.parts, *([times] if times else []), *([host] if host else [])])
 

@@ -1,4 +1,4 @@
-"""Atomic writing: a file is written under another name, then moved to its place."""
+"""Atomic writing: a file is written under a temporary name and then renamed."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write `content` to `path` so that no reader ever sees a part of it; create the folder if it is missing.
+    """Write `content` to `path` so that no reader ever sees a partial file; create the folder if it is missing.
 
     Raises:
-        OSError: the place cannot be written; the old file is unchanged.
+        OSError: the file cannot be written; an existing file is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path

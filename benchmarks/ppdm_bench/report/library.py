@@ -1,4 +1,4 @@
-"""Records of several files and the picture data beside them, each with the file that it comes from."""
+"""Records and picture data from several files, and the file of each record."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ _RECORDS = (".jsonl", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Library:
-    """Everything that figures and claims are made from.
+    """All records and picture data from which figures and claims are made.
 
     Attributes:
-        records: in the order of the files; of two equal records the first.
+        records: the records in the order of the files; of equal records only the first.
         snapshots: picture data.
-        places: the file of each record, by the identity of the record in memory.
+        file_of: the file of each record, by the ``id`` of the record object.
     """
 
     records: tuple[Record, ...]
     snapshots: tuple[Snapshot, ...] = ()
-    places: dict[int, str] = field(default_factory=dict)
+    file_of: dict[int, str] = field(default_factory=dict)
 
     @cached_property
     def points(self) -> tuple[Scores, ...]:
-        """The scores of all records of quality, which many figures and claims need."""
+        """The scores from all records of quality; cached, because many figures and claims need them."""
         return tuple(by_design(self.records))
 
     def reference(self, record: Record) -> str:
-        """Return the source of a record: its file, and the configuration in the file."""
-        return f"{self.places.get(id(record), '')}#{record.config_id or '-'}"
+        """Return the source of a record: its file and the identifier of its configuration."""
+        return f"{self.file_of.get(id(record), '')}#{record.config_id or '-'}"
 
     def references(self, records: Iterable[Record]) -> tuple[str, ...]:
         """Return the sources of several records, each once."""
@@ -48,28 +48,28 @@ class Library:
 
 
 def read_library(paths: Sequence[Path]) -> Library:
-    """Read record files, and the folders in which they and picture data lie.
+    """Read record files, and folders with record files and picture data.
 
-    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) that begins with a record is read, so that logs are ignored. The
-    name of a file starts with the folder that was given, so that no table has paths of this machine.
+    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) whose first line is a record is read; logs are ignored. The name
+    of a file begins with the name of the given folder, so that tables contain no absolute paths.
 
     Raises:
-        RecordError: a path is not there, a file cannot be read, or nothing is found.
+        RecordError: a path does not exist, a file cannot be read, or there are no records.
     """
     found = [(name, path) for root in paths for name, path in _files(root)]
-    places: dict[int, str] = {}
+    file_of: dict[int, str] = {}
     records: dict[str, Record] = {}
     for name, path in found:
         if path.name.endswith(_RECORDS):
             for record in RecordFile(path).read():
                 if records.setdefault(record.to_json(), record) is record:
-                    places[id(record)] = name
+                    file_of[id(record)] = name
     snapshots = tuple(read_snapshot(path, name) for name, path in found if path.name.endswith(SUFFIX))
     if not records:
         raise RecordError(
-            f"there is no record in {', '.join(map(str, paths))}; name a .jsonl file or a folder that holds one"
+            f"there is no record in {', '.join(map(str, paths))}; give a .jsonl file of records, or a folder with one"
         )
-    return Library(tuple(records.values()), snapshots, places)
+    return Library(tuple(records.values()), snapshots, file_of)
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -80,7 +80,7 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
             if path.name.endswith(SUFFIX) or (path.name.endswith(_RECORDS) and _holds_records(path)):
                 yield f"{root.resolve().name}/{path.relative_to(root).as_posix()}", path
     else:
-        raise RecordError(f"{root} is not there; name a file of records or a folder that holds some")
+        raise RecordError(f"{root} does not exist; give a file of records, or a folder with such files")
 
 
 def _holds_records(path: Path) -> bool:
@@ -97,10 +97,13 @@ _CALL = re.compile(r"\(\) (got an unexpected|got multiple|missing \d+ required|t
 
 
 @contextmanager
-def believed(what: str) -> Iterator[None]:
-    """Make something from the options of records; options of an unexpected form become a ``RecordError``.
+def reporting_altered_records(what: str) -> Iterator[None]:
+    """Convert errors that options of an unexpected form cause into a ``RecordError``.
 
-    A mistake in the code, such as a name that does not exist or a call with a wrong argument, is raised as it is.
+    Errors of the code itself, such as a missing attribute or a call with a wrong argument, are not converted.
+
+    Args:
+        what: what is made from the records, for the message.
 
     Raises:
         RecordError: the records were altered, or another version wrote them.
@@ -108,31 +111,31 @@ def believed(what: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        if not _is_about_data(error):
+        if not _is_caused_by_data(error):
             raise
         raise RecordError(
-            f"{what}: a record's options are not of the form that a command writes ({type(error).__name__}: {error}); "
-            "its file was altered, or another version wrote it: make it again, or leave it out"
+            f"{what}: the options of a record do not have the form that a command writes ({type(error).__name__}: "
+            f"{error}); its file was altered, or another version wrote it: generate it again, or leave it out"
         ) from error
 
 
-def _is_about_data(error: Exception) -> bool:
-    """Whether JSON data can have caused an error: no object of ours, no module and no signature is at fault."""
+def _is_caused_by_data(error: Exception) -> bool:
+    """Whether data caused the error: not an attribute of an object of the code, and not a call with wrong arguments."""
     if isinstance(error, AttributeError):
         return error.name is not None and isinstance(error.obj, _JSON)
     return not _CALL.search(str(error))
 
 
 def provenance(records: Iterable[Record]) -> str:
-    """Return the origin of records in words: commands, commits, versions, devices."""
+    """Return the origin of records in words: their commands, commits, versions and devices."""
     records = list(records)
     words = [
-        _said("command", (f"`{r.command}`" for r in records if r.command)),
-        _said("commit", (_commit(r) for r in records if r.env.get("commit"))),
-        _said("torch", (str(r.env["torch"]) for r in records if r.env.get("torch"))),
-        _said("device", (str(r.env.get("gpu") or r.device) for r in records if r.device and r.kind == "measured")),
-        _said("CPU", (str(r.env["cpu"]) for r in records if r.env.get("cpu"))),
-        _said("source", (r.source for r in records if r.source)),
+        _listed("command", (f"`{r.command}`" for r in records if r.command)),
+        _listed("commit", (_commit(r) for r in records if r.env.get("commit"))),
+        _listed("torch", (str(r.env["torch"]) for r in records if r.env.get("torch"))),
+        _listed("device", (str(r.env.get("gpu") or r.device) for r in records if r.device and r.kind == "measured")),
+        _listed("CPU", (str(r.env["cpu"]) for r in records if r.env.get("cpu"))),
+        _listed("source", (r.source for r in records if r.source)),
     ]
     return "; ".join(filter(None, words)) + "."
 
@@ -141,6 +144,6 @@ def _commit(record: Record) -> str:
     return str(record.env["commit"])[:10] + (" with changes" if record.env.get("dirty") else "")
 
 
-def _said(name: str, values: Iterable[str]) -> str:
+def _listed(name: str, values: Iterable[str]) -> str:
     distinct = sorted(set(values))
     return f"{name} {', '.join(distinct)}" if distinct else ""

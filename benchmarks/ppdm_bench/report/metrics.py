@@ -1,14 +1,14 @@
-"""Metrics of quality: names for people, and the better direction: more, less, or nearer to an ideal."""
+"""Metrics of quality: their names for people, and which values are better: more, less, or nearer to an ideal."""
 
 from __future__ import annotations
 
 import re
 
-UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric a region, such as suv_mean_bias_liver
+UPTAKE = ("suv_mean_bias", "suv_max_bias")  # one metric per region, such as suv_mean_bias_liver
 
-SEAMS = ("border_ratio", "seam_index")  # one metric a block grid, such as border_ratio_r2; what sees more is first
+SEAMS = ("border_ratio", "seam_index")  # one metric per block grid, such as border_ratio_r2; the more sensitive first
 
-# More is better for names that begin with one of these; less for all others that have no ideal.
+# More is better if the name begins with one of these; for other metrics without an ideal value, less is better.
 _HIGHER = (
     "psnr",
     "reconstruction_psnr",
@@ -24,7 +24,7 @@ _IDEAL = {"sharpness": 1.0, "border_ratio": 0.0, **dict.fromkeys(UPTAKE, 0.0)}
 
 
 def base(metric: str) -> str:
-    """Return the name of a metric without lattice or region."""
+    """Return the name of a metric without its block grid or region."""
     return next((name for name in (*SEAMS, *UPTAKE) if metric.startswith(name)), metric)
 
 
@@ -34,7 +34,7 @@ def is_higher_better(metric: str) -> bool:
 
 
 def ideal(metric: str) -> float | None:
-    """Return the best value; None if more is always better, or less."""
+    """Return the ideal value; None if more, or less, is always better."""
     return _IDEAL.get(base(metric))
 
 
@@ -48,7 +48,7 @@ def loss(metric: str, was: float, now: float) -> float:
 
 _NAMES = {
     "psnr": "PSNR",
-    "reconstruction_psnr": "ceiling PSNR",  # of the target, encoded and decoded by a learned representation
+    "reconstruction_psnr": "ceiling PSNR",  # of the encoded and decoded target, the limit of a latent method
     "ssim": "SSIM",
     "ms_ssim": "MS-SSIM",
     "nmae": "NMAE",
@@ -62,16 +62,16 @@ _NAMES = {
 
 
 def metric_name(metric: str, unit: str = "") -> str:
-    """Return a metric for people, with an arrow to the better direction: ``PSNR dB ↑``, ``seam index r=4 dB ↓``."""
-    lattice = re.fullmatch(rf"(?:{'|'.join(SEAMS)})_r(.+)", metric)
-    which = f" r={lattice[1].replace('x', '×')}" if lattice else f" {region(metric)}" if is_regional(metric) else ""
+    """Return a metric for people, with an arrow in the better direction: ``PSNR dB ↑``, ``seam index r=4 dB ↓``."""
+    grid = re.fullmatch(rf"(?:{'|'.join(SEAMS)})_r(.+)", metric)
+    which = f" r={grid[1].replace('x', '×')}" if grid else f" {region(metric)}" if is_regional(metric) else ""
     name = _NAMES.get(base(metric), base(metric).replace("_", " ")) + which
     arrow = "↑" if is_higher_better(metric) else f"→{best:g}" if (best := ideal(metric)) is not None else "↓"
     return " ".join(filter(None, (name, unit if unit != "1" else "", arrow)))
 
 
 def is_regional(metric: str) -> bool:
-    """Whether a metric refers to one labelled region, so that there are many of its kind."""
+    """Whether a metric refers to one labelled region, so that there are many metrics of its kind."""
     return metric.startswith(UPTAKE)
 
 

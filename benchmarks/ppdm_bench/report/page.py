@@ -1,6 +1,6 @@
-"""The report as one HTML page: figures, sortable tables, environments, and every record one click away.
+"""The report as one HTML page: figures, sortable tables, environments, and links from each row to its records.
 
-Nothing is loaded from elsewhere, and the same records give the same bytes.
+The page loads no other files, and the same records give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Shown
+from ppdm_bench.report.paper_figure import FigureContent
 from ppdm_bench.report.tables.render import Table, TableRow
 
-Section = tuple[str, str, Shown, bytes]
+Section = tuple[str, str, FigureContent, bytes]
 
-# Fields of a record that differ within a configuration.
+# Fields of a record that may differ within a configuration; the page shows the others once.
 _SHOWN = ("metric", "value", "unit", "stat", "phase", "kind", "status", "steps", "subject", "seed", "created", "reason")
 
 _STYLE = """
@@ -61,16 +61,16 @@ addEventListener('hashchange', open); open();
 
 
 def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -> str:
-    """Return the page.
+    """Return the page as HTML.
 
     Args:
-        library: the source of everything; the page contains the records that a table refers to.
-        sections: name, title, exhibit and picture (PNG).
+        library: all records; the page contains those to which a table refers.
+        sections: name, title, content and picture (PNG) of each figure.
         absent: figures that could not be drawn, one sentence each.
     """
     names = "".join(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>' for name, title, _, _ in sections)
     wanted = dict.fromkeys(
-        source for _, _, shown, _ in sections for line in shown.table.lines for source in line.sources
+        source for _, _, shown, _ in sections for line in shown.table.rows for source in line.sources
     )
     groups = {
         source: group for source, group in grouped(library.records, library.reference).items() if source in wanted
@@ -108,7 +108,7 @@ def _section(section: Section, groups: dict[str, list[Record]]) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return text as HTML with its `code`."""
+    """Return text as HTML; text between backticks becomes code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
@@ -116,7 +116,7 @@ def _table(table: Table, groups: dict[str, list[Record]]) -> str:
     classes = [' class="number"' if heading.number else "" for heading in table.headings]
     heads = "".join(f"<th{c}>{escape(h.text)}</th>" for c, h in zip(classes, table.headings, strict=True))
     rows = []
-    for line, cells in zip(table.lines, table.shown(), strict=True):
+    for line, cells in zip(table.rows, table.texts(), strict=True):
         shown = "".join(
             f'<td{c} data-value="{escape(_raw(value))}">{escape(cell)}</td>'
             for c, value, cell in zip(classes, line.cells, cells, strict=True)

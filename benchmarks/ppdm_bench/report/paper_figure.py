@@ -1,4 +1,4 @@
-"""An exhibit of a paper: a figure in each width, its table, and a caption that names its sources."""
+"""A figure of the paper: drawn in each width, with its table and a caption that names its sources."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Table, to_csv, to_latex, to_markdown
 
 
-class Missing(ValueError):
-    """Records that a figure needs are missing; the message names them and the command that makes them."""
+class MissingRecords(ValueError):
+    """Records for a figure are missing; the message names them and the command that makes them."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An exhibit made from records.
+class FigureContent:
+    """The content of a figure, made from records.
 
     Attributes:
         table: the values of the figure, and more.
-        draw: draws the figure in a width.
-        about: the caption: content, method, data, number of subjects and seeds.
-        records: source of the values.
+        draw: returns the figure in a width.
+        about: the caption without its sources: content, method, data, number of subjects and seeds.
+        records: the records of the values.
         notes: other sources, such as picture data.
     """
 
@@ -40,26 +40,26 @@ class Shown:
 
     @property
     def caption(self) -> str:
-        """The caption with the sources; a record behind several values counts once."""
+        """The caption with its sources; a record of several values counts once."""
         records = {id(record): record for record in self.records}.values()
         made = f"Made from {len(records)} records: {provenance(records)}" if records else ""
         return "\n\n".join(filter(None, (self.about, made, self.notes)))
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One entry of the list of figures.
+class PaperFigure:
+    """One figure of the paper.
 
     Attributes:
         name: stem of its files.
         title: title for people.
-        show: makes the exhibit from a library; raises `Missing` if records are missing.
-        columns: the widths in which it is legible.
+        show: returns the content of the figure; raises `MissingRecords` if records are missing.
+        columns: the widths in which the figure is legible.
     """
 
     name: str
     title: str
-    show: Callable[[Library], Shown]
+    show: Callable[[Library], FigureContent]
     columns: tuple[Column, ...] = ("single", "double")
 
     def widths(self, asked: Sequence[Column]) -> Sequence[Column]:
@@ -67,27 +67,29 @@ class Exhibit:
         return [column for column in asked if column in self.columns] or self.columns
 
 
-def written(exhibit: Exhibit, shown: Shown, folder: Path, columns: Sequence[Column]) -> dict[str, Path]:
-    """Write figure (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; return them by their ending.
+def write_paper_figure(
+    figure: PaperFigure, content: FigureContent, folder: Path, columns: Sequence[Column]
+) -> dict[str, Path]:
+    """Write pictures (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; return them by file ending.
 
     Args:
-        exhibit, shown: exhibit to write.
+        figure, content: the figure to write.
         folder: output folder.
         columns: requested widths.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    stem = folder / exhibit.name
+    stem = folder / figure.name
     files: dict[str, Path] = {}
-    for column in exhibit.widths(columns):
-        beside = stem.with_name(f"{stem.name}-{column}")
-        files[f"{column}.png"], files[f"{column}.pdf"] = style.save(shown.draw(column), beside)
+    for column in figure.widths(columns):
+        picture = stem.with_name(f"{stem.name}-{column}")
+        files[f"{column}.png"], files[f"{column}.pdf"] = style.save(content.draw(column), picture)
     texts: Mapping[str, str] = {
-        "csv": to_csv(shown.table),
-        "md": to_markdown(shown.table),
-        "tex": to_latex(shown.table),
-        "caption.md": f"**{exhibit.title}.** {shown.caption}\n",
+        "csv": to_csv(content.table),
+        "md": to_markdown(content.table),
+        "tex": to_latex(content.table),
+        "caption.md": f"**{figure.title}.** {content.caption}\n",
     }
     for end, text in texts.items():
         files[end] = replace_file(stem.with_name(f"{stem.name}.{end}"), text.encode())

@@ -1,4 +1,4 @@
-"""All figures of a paper, in their order."""
+"""All figures of the paper, in their order."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ppdm_bench.report.paper import (
     resolution,
     seam,
 )
-from ppdm_bench.report.paper_figure import Exhibit
+from ppdm_bench.report.paper_figure import PaperFigure
 
-EXHIBITS = (
-    Exhibit("memory-resolution", "Peak memory against resolution", resolution.show),
-    Exhibit("memory-breakdown", "Parts of the peak memory", breakdown.show),
-    Exhibit("quality-memory", "Quality against the largest peak of memory", quality_cost.show_memory),
-    Exhibit("quality-seconds", "Quality against time per volume", quality_cost.show_seconds),
-    Exhibit("quality-evaluations", "Quality against network evaluations", quality_cost.show_evaluations),
-    Exhibit("learning-curves", "Learning curves", learning.show),
-    Exhibit("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
-    Exhibit("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
-    Exhibit("seam-index", "Seams with and without the puzzle-gradient loss", seam.show),
-    Exhibit("grid-artefact", "The grid, its spectrum and the puzzle-gradient loss", grid.show),
-    Exhibit("gallery", "Every method on one subject of each task", gallery.show),
-    Exhibit("prediction", "Predicted against measured and published peaks", agreement.show),
+PAPER_FIGURES = (
+    PaperFigure("memory-resolution", "Peak memory against resolution", resolution.show),
+    PaperFigure("memory-breakdown", "Parts of the peak memory", breakdown.show),
+    PaperFigure("quality-memory", "Quality against the largest peak of memory", quality_cost.show_memory),
+    PaperFigure("quality-seconds", "Quality against time per volume", quality_cost.show_seconds),
+    PaperFigure("quality-evaluations", "Quality against network evaluations", quality_cost.show_evaluations),
+    PaperFigure("learning-curves", "Learning curves", learning.show),
+    PaperFigure("ablation", "Puzzle factor, puzzle-gradient loss and bridge", ablation.show_axes, ("double",)),
+    PaperFigure("puzzle-or-bridge", "The puzzle or the bridge?", ablation.show_space, ("double",)),
+    PaperFigure("seam-index", "Seams with and without the puzzle-gradient loss", seam.show),
+    PaperFigure("grid-artefact", "The grid, its spectrum and the puzzle-gradient loss", grid.show),
+    PaperFigure("gallery", "Every method on one subject of each task", gallery.show),
+    PaperFigure("prediction", "Predicted against measured and published peaks", agreement.show),
 )

@@ -1,6 +1,6 @@
-"""Long-form records gathered into rows, one per configuration and kind, for tables and figures of memory.
+"""Rows from records of memory, one per configuration and kind, for tables and figures.
 
-A row never holds records of two kinds, so a predicted number cannot enter a measured series.
+A row never contains records of two kinds, so that predicted and measured numbers cannot be mixed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PeakRow:
         kind: `measured`, `predicted` or `published`.
         method, variant: as in the records.
         settings: the other settings of the configuration, by name, without the phase.
-        records: by (phase, metric); of a metric that was recorded twice, the later record.
+        records: records by (phase, metric); of two records of one metric, the later one.
     """
 
     kind: str
@@ -38,28 +38,28 @@ class PeakRow:
         """Method and variant: `ppdm r=4`."""
         return f"{self.method} {self.variant}".strip()
 
-    def words(self, settings: Iterable[str]) -> str:
-        """Return some of its settings in words."""
+    def settings_text(self, settings: Iterable[str]) -> str:
+        """Return these settings in words."""
         return ", ".join(filter(None, (setting_text(name, self.settings[name]) for name in settings)))
 
     @property
     def on_cpu(self) -> bool:
-        """Whether it is for the CPU."""
+        """Whether the records are for the CPU."""
         return str(self.settings["device"]).startswith("cpu")
 
     @property
     def phases(self) -> list[str]:
         """The phases with a recorded peak, training and sampling first."""
-        return _ordered(phase for phase, metric in self.records if metric in PEAKS)
+        return _ordered_phases(phase for phase, metric in self.records if metric in PEAKS)
 
     def of_phase(self, phase: str) -> list[Record]:
         """Return the records of a phase."""
         return [record for (p, _), record in self.records.items() if p == phase]
 
     def value(self, phase: str, metric: str) -> float | None:
-        """Return the value of a metric, or None.
+        """Return the value of a metric; None without one, and for a measured run that failed.
 
-        The memory of a run that failed is not its peak. A prediction has a value even if it exceeds the card.
+        A failed run did not reach its peak. A prediction has a value even if it exceeds the memory of the card.
         """
         record = self.records.get((phase, metric))
         if record is None or (record.status != "ok" and self.kind == "measured"):
@@ -67,12 +67,12 @@ class PeakRow:
         return record.value
 
     def largest_phase(self, purpose: str = "") -> str | None:
-        """Return the phase with the largest peak, of those that serve a purpose (training, sampling) or of all."""
+        """Return the phase with the largest peak, of all phases or of those of a purpose (``train``, ``sample``)."""
         phases = [p for p in self.phases if self.value(p, "peak_allocated") and purpose in ("", PURPOSES.get(p, p))]
         return max(phases, key=lambda phase: self.value(phase, "peak_allocated") or 0, default=None)
 
     def outcome(self, phase: str) -> tuple[str, str]:
-        """Return status and reason of a phase: of the first peak that is not ok, else of one that has a note.
+        """Return status and reason of a phase: those of the first failed peak, else of one with a reason.
 
         Both are empty if the phase was not run.
         """
@@ -81,18 +81,18 @@ class PeakRow:
         return (first.status, first.reason) if first else ("", "")
 
     def verified(self, phase: str) -> bool | None:
-        """Return whether a phase ran again within the memory predicted for it; None if unknown."""
+        """Return whether a repeated run fitted the predicted memory; None if there was no repetition."""
         record = self.records.get((phase, "verified_at"))
         return None if record is None or record.status not in ("ok", "oom") else record.status == "ok"
 
     def parameters(self) -> float | None:
-        """Return the number of parameters: of the configuration, else of its first phase that has one."""
+        """Return the number of parameters: that of the configuration, else of the first phase that has one."""
         values = (self.value(phase, "parameters") for phase in ("", *self.phases))
         return next((v for v in values if v is not None), None)
 
 
 def gather_peaks(records: Iterable[Record]) -> list[PeakRow]:
-    """Return one row for each configuration and kind with a peak, in the order of the records."""
+    """Return one row for each configuration and kind that has a peak, in the order of the records."""
     rows: dict[tuple[object, ...], PeakRow] = {}
     for record in records:
         settings = settings_of(record)
@@ -103,7 +103,7 @@ def gather_peaks(records: Iterable[Record]) -> list[PeakRow]:
 
 
 def settings_of(record: Record) -> dict[str, object]:
-    """Return the settings of a record's configuration, besides method, variant and phase."""
+    """Return the settings of the configuration of a record, without method, variant and phase."""
     width = record.options.get("width")
     found = {
         "width": width if isinstance(width, int) else None,
@@ -115,44 +115,46 @@ def settings_of(record: Record) -> dict[str, object]:
 
 def all_phases(rows: Sequence[PeakRow]) -> list[str]:
     """Return the phases of all rows, training and sampling first."""
-    return _ordered(phase for row in rows for phase in row.phases)
+    return _ordered_phases(phase for row in rows for phase in row.phases)
 
 
 def phase_name(phase: str) -> str:
-    """Return a phase for people: ``autoencoder training``."""
+    """Return the name of a phase for people: ``autoencoder training``."""
     return _PHASES.get(phase, phase)
 
 
-def _ordered(phases: Iterable[str]) -> list[str]:
+def _ordered_phases(phases: Iterable[str]) -> list[str]:
     found = dict.fromkeys(phases)
     return [*(phase for phase in PHASES if phase in found), *(phase for phase in found if phase not in PHASES)]
 
 
-def varying(rows: Sequence[PeakRow]) -> list[str]:
-    """Return the settings that distinguish rows of one kind.
+def varying_settings(rows: Sequence[PeakRow]) -> list[str]:
+    """Return the settings in which rows of one kind differ.
 
-    Prediction and measurement may come from different machines, which does not make them different configurations.
+    Rows of two kinds are not compared: a prediction may come from another machine than the measurement of the same
+    configuration.
     """
     kinds = {row.kind for row in rows}
     groups = [[row.settings for row in rows if row.kind == kind] for kind in kinds]
     return [name for name in (*SETTINGS, *CONDITIONS) if any(len({s[name] for s in group}) > 1 for group in groups)]
 
 
-def common(rows: Sequence[PeakRow]) -> str:
-    """Return the common settings of all rows in words: `256×256×256, batch size 1, fp32`."""
+def common_settings(rows: Sequence[PeakRow]) -> str:
+    """Return the settings that all rows share, in words: `256×256×256, batch size 1, fp32`."""
     shared = [name for name in SETTINGS if len({row.settings[name] for row in rows}) == 1]
-    return rows[0].words(shared) if rows else ""
+    return rows[0].settings_text(shared) if rows else ""
 
 
 def reference_of(row: PeakRow, rows: Iterable[PeakRow], method: str) -> PeakRow | None:
-    """Return the row of the reference `method` that `row` is compared with, or None.
+    """Return the row of the reference `method` with which `row` is compared; None if there is none.
 
-    It agrees in kind and in every setting except width, and uses no checkpointing: a saving is relative to the plain
-    method, also for a row with checkpointing. Of several, the one of the same variant and width wins, else the first.
+    It has the same kind and the same settings, except width, and uses no checkpointing: a row with checkpointing is
+    compared with the plain reference too. Of several rows, one of the same variant and width is preferred, else the
+    first.
     """
     free = ("width", "checkpointing")
     plain = [other for other in rows if other.method == method and other.settings["checkpointing"] == "none"]
-    candidates = [other for other in plain if other.kind == row.kind and _agree(row, other, free)]
+    candidates = [other for other in plain if other.kind == row.kind and _equal_settings(row, other, free)]
     return max(
         candidates,
         key=lambda other: (other.variant == row.variant, other.settings["width"] == row.settings["width"]),
@@ -161,17 +163,16 @@ def reference_of(row: PeakRow, rows: Iterable[PeakRow], method: str) -> PeakRow 
 
 
 def prediction_of(row: PeakRow, rows: Iterable[PeakRow]) -> PeakRow | None:
-    """Return the predicted row of the configuration of the measured `row`, or None; the later of several.
+    """Return the predicted row for the configuration of the measured `row`, the last of several; None without one.
 
-    Both must be for a GPU, or both for the CPU. A published value is never compared with a prediction for our own
-    network.
+    Both must be for a GPU, or both for the CPU. A published row has none: its network is not one of this project.
     """
     if row.kind != "measured":
         return None
     same = [r for r in rows if r.kind == "predicted" and (r.method, r.variant) == (row.method, row.variant)]
     free = ("device", "gpu", "torch")
-    return next((r for r in reversed(same) if _agree(row, r, free) and r.on_cpu == row.on_cpu), None)
+    return next((r for r in reversed(same) if _equal_settings(row, r, free) and r.on_cpu == row.on_cpu), None)
 
 
-def _agree(one: PeakRow, other: PeakRow, free: tuple[str, ...]) -> bool:
+def _equal_settings(one: PeakRow, other: PeakRow, free: tuple[str, ...]) -> bool:
     return all(value == other.settings[name] for name, value in one.settings.items() if name not in free)

@@ -1,8 +1,8 @@
-"""Records of quality gathered into scores: the values of one configuration by metric, seed and scan.
+"""Scores from records of quality: the values of one configuration by metric, seed and scan.
 
-Where a subject has several scans (named ``subject/scan``), the subject's value is their mean: n counts subjects, which
-are independent, and not scans. A configuration is identified by the fields of its method, not by its name: a figure or
-a claim that asks for a bridge, or for a full-3-D model, finds every such method.
+If a subject has several scans (named ``subject/scan``), the subject's value is their mean: n counts subjects, which are
+independent, and not scans. A configuration is identified by the fields of its method and not by its name, so that a
+figure or a claim about bridges, or about full-3-D models, finds every such method.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_higher_better
 from ppdm_bench.units import plural, shape_text
 
-# The axes of a design; the other fields of a method are its training, sampling and size.
+# The axes of a design; the other fields of a method concern its training, sampling and size.
 DESIGN = ("representation", "window", "kernel", "target", "loss")
 
-Scan = tuple[int | None, str]  # seed of the training, if seeds are kept apart, and name of the scan
+Scan = tuple[int | None, str]  # seed of the training (None if seeds are not distinguished), and name of the scan
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
@@ -33,14 +33,14 @@ class Scores:
     Attributes:
         task, shape, method, variant, precision: of the first record.
         data: data set and convention as JSON; equal for scores that can be compared.
-        design: the resolved method, empty if nothing was trained.
-        evaluations: of the network per volume, None without a network.
-        train_steps: training steps, None without training.
-        seconds: training time from which the steps were computed by the step time of the method, if they were.
+        design: the resolved method; empty if nothing was trained.
+        evaluations: network evaluations per volume; None without a network.
+        train_steps: training steps; None without training.
+        seconds: training time that determined the training steps; None if the steps were given.
         scans: values by metric and scan.
         failed: scans without a value, by metric.
-        units: by metric.
-        records: what the scores are made from.
+        units: units by metric.
+        records: the records of the values.
     """
 
     task: str
@@ -59,15 +59,24 @@ class Scores:
     records: list[Record] = field(default_factory=list)
 
     @classmethod
-    def like(cls, record: Record) -> Scores:
+    def empty_for(cls, record: Record) -> Scores:
         """Return empty scores of the configuration of a record."""
         steps = (record.options.get("training") or {}).get("steps")
         seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, setting(record), record.shape, *named, resolved(record), record.steps, steps, seconds)
+        return cls(
+            record.task,
+            data_and_convention(record),
+            record.shape,
+            *named,
+            resolved_method(record),
+            record.steps,
+            steps,
+            seconds,
+        )
 
     def add(self, record: Record, seed: int | None = None) -> None:
-        """Add the value of a record; of two records of one scan the later counts."""
+        """Add the value of a record; of two records of one scan, the later one counts."""
         scan = (seed, record.subject)
         self.records.append(record)
         self.units[record.metric] = record.unit
@@ -86,7 +95,7 @@ class Scores:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the data are phantoms; those of scans name a manifest or a folder."""
+        """Whether the data are phantoms; records of real scans name a manifest or a folder."""
         data = json.loads(self.data)[1]
         return not (isinstance(data, dict) and {"manifest", "targets"} & data.keys())
 
@@ -97,53 +106,53 @@ class Scores:
         return width if isinstance(width, int) else None
 
     @property
-    def trained(self) -> tuple[Hashable, ...]:
-        """Data, budget, name and design: all that distinguishes scores, except the number of evaluations."""
-        return self.data, self.train_steps, self.label, _apart_from_steps(self.design)
+    def training_key(self) -> tuple[Hashable, ...]:
+        """What identifies a training: data, budget, name and design, without the number of evaluations."""
+        return self.data, self.train_steps, self.label, _design_without_steps(self.design)
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of its trainings."""
+        """The seeds of the trainings."""
         return sorted({seed for scans in self.scans.values() for seed, _ in scans if seed is not None})
 
-    def of(self, seeds: Collection[int]) -> Scores:
-        """Return the scores of these seeds alone."""
+    def with_seeds(self, seeds: Collection[int]) -> Scores:
+        """Return the scores of these seeds only."""
         scans = {
             name: {scan: v for scan, v in values.items() if scan[0] in seeds} for name, values in self.scans.items()
         }
         return replace(self, scans=scans, records=[record for record in self.records if seed_of(record) in seeds])
 
-    def subjects(self, metric: str) -> dict[str, float]:
+    def subject_means(self, metric: str) -> dict[str, float]:
         """Return the value of each subject: the mean over its scans and seeds."""
         return by_subject(self.scans.get(metric, {}))
 
-    def of_seeds(self, metric: str) -> dict[int, float]:
+    def means_by_seed(self, metric: str) -> dict[int, float]:
         """Return the mean over scans for each seed."""
         values = self.scans.get(metric, {}).items()
         return _means((seed, value) for (seed, _), value in values if seed is not None)
 
     def mean(self, metric: str) -> float | None:
         """Return the mean over subjects, None without values."""
-        values = self.subjects(metric)
+        values = self.subject_means(metric)
         return fmean(values.values()) if values else None
 
     def ranked(self, metric: str) -> list[tuple[str, float]]:
-        """Return all scans with their values, the best first; none if the metric has an ideal value in between."""
+        """Return all scans with their values, the best first; empty if neither more nor less is always better."""
         if ideal(metric) is not None:
             return []
         values = [(name, value) for (_, name), value in self.scans[metric].items()]
         return sorted(values, key=lambda scan: scan[1], reverse=is_higher_better(metric))
 
     @property
-    def ranking(self) -> str:
-        """The metric by which subjects are ranked: PSNR, else the first that has values, else none."""
+    def ranking_metric(self) -> str:
+        """The metric by which subjects are ranked: PSNR, else the first metric with values; empty if there is none."""
         return next((m for m in ("psnr", *self.scans) if self.scans.get(m) and ideal(m) is None), "")
 
     @property
-    def standing(self) -> float:
-        """The mean over subjects of the metric of the ranking, with a sign so that more is better."""
-        mean = fmean(self.subjects(self.ranking).values())
-        return mean if is_higher_better(self.ranking) else -mean
+    def ranking_value(self) -> float:
+        """The mean over subjects of the ranking metric, negated if less is better, so that more is better."""
+        mean = fmean(self.subject_means(self.ranking_metric).values())
+        return mean if is_higher_better(self.ranking_metric) else -mean
 
     def of_metric(self, metric: str) -> list[Record]:
         """Return the records of a metric."""
@@ -151,9 +160,9 @@ class Scores:
 
 
 def of_common_seeds(one: Scores, other: Scores) -> tuple[Scores, Scores]:
-    """Return both with the seeds that both have, so that neither is a mean over more trainings; else as they are."""
+    """Return both with their common seeds, so that both are means over the same seeds; unchanged if there are none."""
     common = {*one.seeds} & {*other.seeds}
-    return (one.of(common), other.of(common)) if common else (one, other)
+    return (one.with_seeds(common), other.with_seeds(common)) if common else (one, other)
 
 
 def by_subject(values: Mapping[Scan, float]) -> dict[str, float]:
@@ -175,50 +184,50 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
         ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
     """
     records = [record for record in records if record.subject]
-    if len(settings := {setting(record) for record in records}) > 1:
+    if len(settings := {data_and_convention(record) for record in records}) > 1:
         raise ValueError(
-            f"the records are of {len(settings)} data sets or conventions, and numbers of different ones cannot be "
-            "compared; take those of one, see ppdm_bench.report.scores.setting"
+            f"the records are of {len(settings)} data sets or conventions, whose numbers cannot be compared; select "
+            "the records of one, see ppdm_bench.report.scores.data_and_convention"
         )
     found: dict[tuple[object, ...], Scores] = {}
     for record in records:
         key = (record.method, record.variant, record.steps, record.precision)
-        found.setdefault(key, Scores.like(record)).add(record)
+        found.setdefault(key, Scores.empty_for(record)).add(record)
     return list(found.values())
 
 
 def by_design(records: Iterable[Record]) -> list[Scores]:
-    """Return the scores of each design, training budget and data set, all seeds together, in the order of the records.
+    """Return the scores of each design, training budget and data set, with all seeds, in the order of the records.
 
-    Records without a subject, those of learning curves, and scores without a value, are left out, and means of several
-    draws where single draws were scored too: their evaluations are not those of one translation.
+    Records without a subject, records of learning curves, and scores without a value are left out. Means of several
+    samples are left out if single samples were scored too: they cost a multiple of the network evaluations.
     """
     found: dict[tuple[Any, ...], Scores] = {}
     for record in records:
         if record.subject and record.kind == "measured" and not is_of_curve(record):
-            one = Scores.like(record)
+            one = Scores.empty_for(record)
             named = () if one.design else (one.method, one.variant)
             draws = record.options.get("samples")
-            key = (one.data, _apart_from_steps(one.design), one.evaluations, one.train_steps, named, draws)
+            key = (one.data, _design_without_steps(one.design), one.evaluations, one.train_steps, named, draws)
             found.setdefault(key, one).add(record, seed_of(record))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]
 
 
 def seed_of(record: Record) -> int | None:
-    """Return the seed of the training; None without one."""
+    """Return the seed of the training; None without a training."""
     return (record.options.get("training") or {}).get("seed")
 
 
 def is_of_curve(record: Record) -> bool:
-    """Whether it is the score of a model on the way of a training (``quality --curve``), or of its end beside them."""
+    """Whether a record is a point of a learning curve (``quality --curve``)."""
     return "curve" in record.options
 
 
-def setting(record: Record) -> str:
+def data_and_convention(record: Record) -> str:
     """Return data set and convention as JSON: equal for records whose numbers can be compared.
 
-    The list of metrics is left out: it grows with the lattices of the methods and changes no value.
+    The list of metrics is left out: it depends on the block grids of the methods and does not change any value.
     """
     convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
@@ -226,23 +235,23 @@ def setting(record: Record) -> str:
 
 
 def configuration_of(record: Record) -> str:
-    """Return what identifies the configuration of a score: all options but the case, and the name of predictions.
+    """Return what identifies the configuration of a score: all options except those of the case.
 
-    Runs are identified by their weights, so that a run keeps its identity under another name.
+    Runs are identified by their weights and not by their name, existing predictions by their name.
     """
     options = {name: value for name, value in record.options.items() if name not in ("convention", "files")}
     name = "" if "weights" in options else record.label
-    return json.dumps([setting(record), options, name], sort_keys=True)
+    return json.dumps([data_and_convention(record), options, name], sort_keys=True)
 
 
-def _apart_from_steps(design: Mapping[str, Any]) -> str:
+def _design_without_steps(design: Mapping[str, Any]) -> str:
     sampling = {name: value for name, value in (design.get("sampling") or {}).items() if name != "steps"}
     return json.dumps({**design, "sampling": sampling}, sort_keys=True)
 
 
 def best_evaluations(items: Iterable[Scores], key: Callable[[Scores], Hashable]) -> list[Scores]:
-    """Return for each key the scores at the best number of network evaluations; of equal ones, the first."""
-    return [max(alike, key=lambda one: one.standing) for alike in grouped(items, key).values()]
+    """Return for each key the scores at the best number of network evaluations; of equally good ones, the first."""
+    return [max(alike, key=lambda one: one.ranking_value) for alike in grouped(items, key).values()]
 
 
 def most_evaluations(
@@ -251,9 +260,9 @@ def most_evaluations(
     """Return for each key the first of the items whose scores have the most network evaluations.
 
     Args:
-        items: scores, or what has scores.
-        key: distinguishes items that are not compared.
-        of: from an item to its scores.
+        items: scores, or objects that have scores.
+        key: items with different keys do not compete.
+        of: returns the scores of an item.
     """
     most: dict[Hashable, T] = {}
     for item in items:
@@ -264,7 +273,7 @@ def most_evaluations(
 
 
 def reference_of(series: Scores, everything: Sequence[Scores], label: str) -> Scores | None:
-    """Return the scores of a label that others are compared with: those at as many evaluations, else the first."""
+    """Return the scores of the reference label: with the same number of evaluations, else the first."""
     if series.label == label:
         return None
     candidates = [other for other in everything if other.label == label]
@@ -272,7 +281,7 @@ def reference_of(series: Scores, everything: Sequence[Scores], label: str) -> Sc
 
 
 def names_of(everything: Sequence[Scores]) -> list[str]:
-    """Return distinct names: the label, with evaluations and precision where one label has several."""
+    """Return distinct names: the label, with evaluations and precision if scores of one label differ in them."""
     names = []
     for series in everything:
         same = [other for other in everything if other.label == series.label]
@@ -286,53 +295,53 @@ def names_of(everything: Sequence[Scores]) -> list[str]:
 
 
 def unit_in(everything: Sequence[Scores], metric: str) -> str:
-    """Return the unit of a metric, which not all scores may have."""
+    """Return the unit of a metric, from the first scores that have the metric."""
     return next((series.units[metric] for series in everything if metric in series.units), "")
 
 
-def resolved(record: Record) -> dict[str, Any]:
-    """Return the method of a record with all of its fields; empty if there is none."""
+def resolved_method(record: Record) -> dict[str, Any]:
+    """Return the method of a record with all of its fields; empty if the record has none."""
     found = record.options.get("resolved")
     return found if isinstance(found, dict) else {}
 
 
 def design_of(content: Mapping[str, Any], *, without: Sequence[str] = ()) -> str:
-    """Return the axes of a resolved method as JSON, except those named; empty for none."""
+    """Return the axes of a resolved method as JSON, except those in ``without``; empty if it has no axes."""
     axes = {name: content[name] for name in DESIGN if name in content and name not in without}
     return json.dumps(axes, sort_keys=True) if axes else ""
 
 
-def alike(one: Scores, other: Scores) -> bool:
-    """Whether two scores can be compared: one data set, one budget of steps or of time, one width of the network."""
+def is_comparable(one: Scores, other: Scores) -> bool:
+    """Whether two scores can be compared: same data set, same budget of steps or time, same width of the network."""
     same_budget = one.train_steps == other.train_steps or (one.seconds is not None and one.seconds == other.seconds)
     return same_budget and (one.data, one.width) == (other.data, other.width)
 
 
 def is_bridge(design: Mapping[str, Any]) -> bool:
-    """Whether sampling starts from the source: true for every kernel that does not end in noise."""
+    """Whether sampling starts from the source, as for every kernel except Gaussian diffusion."""
     kernel = (design.get("kernel") or {}).get("type", "")
     return bool(kernel) and kernel != "gaussian"
 
 
 def factor_text(design: Mapping[str, Any]) -> str:
-    """Return the puzzle's factor as in names of metrics: `2`, `1x2x2`; empty without a puzzle."""
+    """Return the puzzle factor as in the names of metrics: `2`, `1x2x2`; empty without a puzzle."""
     space = design.get("representation") or {}
     factor = space.get("factor") if space.get("type") == "puzzle" else None
     return "x".join(map(str, factor)) if isinstance(factor, list) else str(factor) if factor else ""
 
 
 def seam_metric(factor: str, measure: str) -> str:
-    """Return a measure of seams on the lattice of a puzzle of this factor; empty without a lattice."""
+    """Return the metric of seams on the block grid of this factor; empty if the factor makes no blocks."""
     return f"{measure}_r{factor}" if factor not in ("", "1", "1x1x1") else ""
 
 
 def group_title(points: Sequence[Scores]) -> str:
-    """Return what scores of one data set share, in words: `mri-t1t2, 3 subjects of val, 36×48×44`."""
+    """Return the data of scores in words, for a title: `mri-t1t2, 3 subjects of val, 36×48×44`."""
     first = points[0]
     split = (json.loads(first.data)[1] or {}).get("split", "")
     metrics = {metric for point in points for metric in point.scans}
-    names = {s for point in points for s in point.subjects("psnr")}
-    names = names or {s for point in points for metric in metrics for s in point.subjects(metric)}
+    names = {s for point in points for s in point.subject_means("psnr")}
+    names = names or {s for point in points for metric in metrics for s in point.subject_means(metric)}
     where = plural(len(names), "subject") + (f" of {split}" if split else "")
     shapes = {record.shape for point in points for record in point.records if record.shape}
     size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)

@@ -1,7 +1,7 @@
 """Picture data: slices of one subject for several methods, and the spectra of their errors.
 
-Whole volumes are too large for a repository, so an evaluation keeps three slices of each. A file contains only numbers
-and JSON, and reading it executes nothing.
+Whole volumes are too large for a repository, so that an evaluation keeps three slices of each. A file contains only
+numbers and JSON; reading it executes no code.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.orientation import PLANES, PlaneName
 
 SUFFIX = "snapshot.npz"
-_LARGEST = 1 << 26  # bytes of all arrays of a file; a usual file has a few hundred thousand
-_LEVELS = 65535  # levels of a slice over its range, finer than any figure shows
+_MAX_BYTES = 1 << 26  # of all arrays of a file; a usual file has a few hundred thousand
+_LEVELS = 65535  # quantization levels of a slice over its range of values; a figure shows fewer
 
-_FIELDS = ("role", "label", "config_id", "steps", "design", "env")  # of a view, as they are stored
+_FIELDS = ("role", "label", "config_id", "steps", "design", "env")  # fields of a view that are stored as they are
 
 Role = Literal["input", "target", "prediction"]
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """Pictures of one volume.
+    """The slices of one volume.
 
     Attributes:
         role: input, target or prediction.
         label: method and variant.
-        sections: pictures, rows from the top, by plane.
-        spectra: mean power of the error's lines along D, H, W at k/n cycles per voxel, k = 0 … n/2; for predictions.
-        config_id, steps, design: from the records of the prediction; design is the resolved method.
+        sections: slices by plane, with their rows from top to bottom.
+        spectra: of a prediction, the mean power spectrum of the error along D, H, W at k/n cycles per voxel,
+            k = 0 … n/2.
+        config_id, steps, design: as in the records of the prediction; design is the resolved method.
         env: environment of the prediction.
         unit: of an input that has another unit than the target; HU, or empty.
     """
@@ -74,7 +75,7 @@ class Snapshot:
         shape: voxels along D, H, W.
         unit: SUV, HU, or empty.
         views: input and target first.
-        place: the file.
+        place: name of the file.
     """
 
     task: str
@@ -97,7 +98,7 @@ class Snapshot:
         return [view for view in self.views if view.role == role]
 
     def with_earlier(self, earlier: Snapshot) -> Snapshot:
-        """Return this snapshot with the predictions of an earlier one of the same volume; new labels come last."""
+        """Return this snapshot with the predictions of an earlier one of the same volume; new predictions come last."""
         same = ("task", "subject", "spacing", "shape", "unit")
         if any(getattr(self, name) != getattr(earlier, name) for name in same) or not _same_target(self, earlier):
             return self
@@ -113,7 +114,7 @@ def _same_target(one: Snapshot, other: Snapshot) -> bool:
 
 
 def sections(volume: np.ndarray, at: Sequence[int]) -> dict[PlaneName, np.ndarray]:
-    """Return the three pictures of a volume (D, H, W) through the voxel `at`."""
+    """Return the three slices of a volume (D, H, W) through the voxel `at`."""
     return {name: plane.picture(volume, at[plane.through]) for name, plane in PLANES.items()}
 
 
@@ -128,7 +129,7 @@ def write_snapshot(snapshot: Snapshot, path: Path) -> Path:
     for number, view in enumerate(snapshot.views):
         ranges: dict[str, list[float]] = {}
         for plane, picture in view.sections.items():
-            arrays[f"{number}_{plane}"], ranges[plane] = _coarse(picture)
+            arrays[f"{number}_{plane}"], ranges[plane] = _quantized(picture)
         for axis, spectrum in enumerate(view.spectra):
             arrays[f"{number}_spectrum{axis}"] = np.asarray(spectrum, dtype=np.float32)
         about = {name: getattr(view, name) for name in _FIELDS} | {"ranges": ranges, "spectra": len(view.spectra)}
@@ -146,7 +147,7 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
     """Read what :func:`write_snapshot` wrote.
 
     Raises:
-        RecordError: the file is not one of picture data.
+        RecordError: the file contains no picture data.
     """
     try:
         arrays = _arrays(path)
@@ -155,7 +156,7 @@ def read_snapshot(path: Path, place: str = "") -> Snapshot:
         spacing, shape = tuple(about["spacing"]), tuple(about["shape"])
         return Snapshot(about["task"], about["subject"], spacing, shape, about["unit"], views, place)
     except _DAMAGE as error:
-        raise RecordError(f"{path} holds no picture data ({error}); remove it, or evaluate again") from None
+        raise RecordError(f"{path} contains no picture data ({error}); remove it, or evaluate again") from None
 
 
 # Exceptions that the readers of zip files, NumPy headers and JSON raise for damaged files.
@@ -166,18 +167,18 @@ _DAMAGE = (
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a file; a size that a header claims is not trusted."""
+    """Return the arrays of a file, without trusting the sizes in its headers."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        if sum(member.file_size for member in members) > _LARGEST:
-            raise ValueError(f"it claims more than {_LARGEST >> 20} MiB")
+        if sum(member.file_size for member in members) > _MAX_BYTES:
+            raise ValueError(f"it claims more than {_MAX_BYTES >> 20} MiB")
         return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """Return an array as NumPy wrote it; `numpy.load` would allocate any shape that the header claims."""
+    """Return an array as NumPy wrote it; `numpy.load` would allocate any shape that a damaged header states."""
     with archive.open(member) as stream:
-        content = BytesIO(stream.read(member.file_size))  # without a size, more would be expanded than is announced
+        content = BytesIO(stream.read(member.file_size))  # without a size, it could expand to more than is announced
     if np.lib.format.read_magic(content) != (1, 0):
         raise ValueError("its arrays are of another version of NumPy's format")
     shape, by_column, dtype = np.lib.format.read_array_header_1_0(content)
@@ -186,14 +187,14 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 
 def _view(arrays: Mapping[str, np.ndarray], number: int, about: Mapping[str, Any]) -> View:
-    pictures = {plane: _fine(arrays[f"{number}_{plane}"], about["ranges"][plane]) for plane in PLANES}
+    pictures = {plane: _dequantized(arrays[f"{number}_{plane}"], about["ranges"][plane]) for plane in PLANES}
     spectra = [arrays[f"{number}_spectrum{axis}"].astype(np.float64) for axis in range(about["spectra"])]
     return View(
         **{name: about[name] for name in _FIELDS}, sections=pictures, spectra=spectra, unit=about.get("unit", "")
     )
 
 
-def _coarse(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
+def _quantized(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
     low, high = float(picture.min()), float(picture.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("a picture needs finite values")
@@ -201,7 +202,7 @@ def _coarse(picture: np.ndarray) -> tuple[np.ndarray, list[float]]:
     return np.round((picture.astype(np.float64) - low) * scale).astype(np.uint16), [low, high]
 
 
-def _fine(levels: np.ndarray, ends: Sequence[float]) -> np.ndarray:
+def _dequantized(levels: np.ndarray, ends: Sequence[float]) -> np.ndarray:
     if levels.ndim != 2:
         raise ValueError(f"a picture has two axes, got shape {levels.shape}")
     low, high = map(float, ends)

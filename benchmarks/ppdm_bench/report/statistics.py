@@ -1,4 +1,4 @@
-"""Statistics of tables: means over subjects, and paired differences between two methods."""
+"""Statistics for tables: means over subjects, and paired differences between two methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-ENOUGH = 6  # subjects; with fewer, the Wilcoxon test cannot reach 0.05
+ENOUGH_SUBJECTS = 6  # with fewer, the p of the Wilcoxon test cannot be below 0.05
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def paired_difference(
 
 
 def common_difference(values: Mapping[K, float], reference: Mapping[K, float]) -> Difference | None:
-    """Return the paired difference over the subjects that both have; None if there are none."""
+    """Return the paired difference over the common subjects; None if there are none."""
     both = [subject for subject in values if subject in reference]
     return paired_difference([values[s] for s in both], [reference[s] for s in both]) if both else None
 
 
 def signed_rank_p(differences: np.ndarray) -> float:
-    """Return the two-sided p of the Wilcoxon signed-rank test; pairs without a difference are left out, as by Wilcoxon.
+    """Return the two-sided p of the Wilcoxon signed-rank test; as in its definition, equal pairs are left out.
 
-    It is exact for up to 50 pairs without ties, and 1 if no pair differs.
+    It is exact for up to 50 pairs without ties, and 1 if all pairs are equal.
     """
     nonzero = differences[differences != 0]
     if not nonzero.size:
@@ -105,7 +105,7 @@ def signed_rank_p(differences: np.ndarray) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """Return the smallest p of the signed-rank test of n pairs: 2 of 2ⁿ outcomes have all signs equal."""
+    """Return the smallest possible p of the signed-rank test of n pairs: in 2 of 2ⁿ outcomes, all signs are equal."""
     return min(1.0, math.ldexp(1.0, 1 - n))
 
 

@@ -1,4 +1,4 @@
-"""Records of speed gathered per configuration: the time of a training step, and of a volume by evaluations."""
+"""Rows from records of speed, one per configuration: times per training step, and per volume by evaluations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import quantiles
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.rows import PeakRow, settings_of
-from ppdm_bench.report.scores import resolved
+from ppdm_bench.report.scores import resolved_method
 
 _TIMES = ("step_seconds", "volume_seconds")
 _ESTIMATE = "volume_seconds_estimate"
@@ -19,13 +19,13 @@ _COUNTED = ("step_flops", "volume_flops")
 
 @dataclass(frozen=True)
 class Timing:
-    """The time of a training step, or of a volume with a number of evaluations.
+    """The time of a training step, or of a volume with one number of network evaluations.
 
     Attributes:
         record: the measured time, or the reason why there is none.
-        flops: number of operations.
+        flops: number of floating-point operations.
         share: rate relative to that of matrix products, from 0 to 1.
-        estimate: seconds that were extrapolated instead of measured.
+        estimate: the record of an extrapolated time, if the measurement did not finish.
     """
 
     record: Record
@@ -35,7 +35,7 @@ class Timing:
 
     @property
     def seconds(self) -> float | None:
-        """The median over repetitions, None if it did not finish."""
+        """The median over repetitions; None if the measurement did not finish."""
         return self.record.value if self.record.status == "ok" else None
 
     @property
@@ -53,7 +53,7 @@ class Timing:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Seconds between which a predicted time is expected, from published timings."""
+        """The range in seconds in which a predicted time is expected; None for a measured time."""
         predicted = self.record.options.get("predicted_time") if self.is_predicted else None
         return (predicted["interval"][0], predicted["interval"][1]) if predicted and self.seconds is not None else None
 
@@ -72,20 +72,21 @@ class Timing:
 
 
 @dataclass
-class Pace:
+class TimingRow:
     """The times of one configuration.
 
     Attributes:
-        row: its name and settings.
+        configuration: name and settings, as a row without records.
         own: the method's own number of network evaluations per volume, if known.
-        step: training step, if requested.
-        volumes: by network evaluations, ascending.
+        repetitions: the requested minimum number; None if the records do not have it.
+        step: time of the training step, if requested.
+        volumes: time per volume by network evaluations, ascending.
         ceilings: rates of matrix products, one record per process.
-        firsts: by phase, seconds of the first call, in which a network is compiled; older records have none.
-        repetitions: the requested minimum, None if a record does not have it.
+        firsts: seconds of the first call by phase, which include the compilation of the network; older records have
+            none.
     """
 
-    row: PeakRow
+    configuration: PeakRow
     own: int | None
     repetitions: int | None
     step: Timing | None = None
@@ -100,39 +101,40 @@ class Pace:
         return [*steps, *(("sample", k, timing) for k, timing in self.volumes.items())]
 
 
-def gather_times(records: Iterable[Record]) -> list[Pace]:
+def gather_times(records: Iterable[Record]) -> list[TimingRow]:
     """Return the times of each configuration, in the order of the records; other records are ignored.
 
-    Of a measurement that was recorded twice, the later record counts.
+    Of two records of one measurement, the later one counts.
 
     Raises:
-        ValueError: no record is of a time.
+        ValueError: no record has a time.
     """
     metrics = (*_TIMES, _ESTIMATE, _FIRST, *_COUNTED, "flops_share", "matmul_flops_per_second")
     mine = (record for record in records if record.metric in metrics)
     groups = grouped(mine, lambda record: (record.method, record.variant, *settings_of(record).values())).values()
-    found = [_pace(group) for group in groups if any(record.metric in _TIMES for record in group)]
+    found = [_timing_row(group) for group in groups if any(record.metric in _TIMES for record in group)]
     if not found:
         raise ValueError("there is nothing to show: no record has a time (metric step_seconds or volume_seconds)")
     return found
 
 
-def _pace(group: list[Record]) -> Pace:
+def _timing_row(group: list[Record]) -> TimingRow:
     first = group[0]
-    row = PeakRow("measured", first.method, first.variant, settings_of(first), {})
-    own = (resolved(first).get("sampling") or {}).get("steps")
-    pace = Pace(row, own if isinstance(own, int) else None, first.options.get("protocol", {}).get("repetitions"))
+    configuration = PeakRow("measured", first.method, first.variant, settings_of(first), {})
+    steps = (resolved_method(first).get("sampling") or {}).get("steps")
+    own = steps if isinstance(steps, int) else None
+    row = TimingRow(configuration, own, first.options.get("protocol", {}).get("repetitions"))
     latest = {(record.metric, record.steps): record for record in group}
     for (metric, steps), record in sorted(latest.items(), key=lambda item: item[0][1] or 0):
         if metric in _TIMES:
             timing = _timing(record, latest)
             if steps is None and metric == "step_seconds":
-                pace.step = timing
+                row.step = timing
             elif steps is not None:
-                pace.volumes[steps] = timing
-    pace.firsts = {r.phase: r.value for r in group if r.metric == _FIRST and r.value is not None}
-    pace.ceilings = [r for r in group if r.metric == "matmul_flops_per_second" and r.value]
-    return pace
+                row.volumes[steps] = timing
+    row.firsts = {r.phase: r.value for r in group if r.metric == _FIRST and r.value is not None}
+    row.ceilings = [r for r in group if r.metric == "matmul_flops_per_second" and r.value]
+    return row
 
 
 def _timing(record: Record, latest: dict[tuple[str, int | None], Record]) -> Timing:

@@ -16,9 +16,9 @@ from ppdm.loss import Loss
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.training.schedule import Schedule
 from ppdm_bench.ablation import step_time
-from ppdm_bench.ablation.cells import cells
-from ppdm_bench.ablation.memory import peaks
-from ppdm_bench.ablation.plan import Ablation, works
+from ppdm_bench.ablation.cells import plan_cells
+from ppdm_bench.ablation.memory import record_peaks
+from ppdm_bench.ablation.plan import Ablation, plan_trainings
 from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
@@ -35,7 +35,7 @@ PAIR = (*SMALL, "--configurations", "none", "--vary", "kernel=i2sb")
 
 
 def by_label(grids, base=TINY, variations=()):
-    return {cell.label: cell for cell in cells(base, grids, variations)}
+    return {cell.label: cell for cell in plan_cells(base, grids, variations)}
 
 
 def test_one_axis_at_a_time():
@@ -56,7 +56,7 @@ def test_each_with_each_but_cells_without_borders():
     left_out = [cell for cell in found.values() if cell.reason]
     assert len(left_out) == 4
     assert all(
-        "r=1" in cell.label and "loss=cell" in cell.label and "would be loss=all" in cell.reason for cell in left_out
+        "r=1" in cell.label and "loss=cell" in cell.label and "would equal loss=all" in cell.reason for cell in left_out
     )
     assert found["r=4 loss=off bridge=noise"].method == replace(
         TINY, representation=Puzzle(4), loss=Loss(TINY.loss.p, 0.0, "off"), kernel=Gaussian("cosine"), target="x0"
@@ -101,13 +101,13 @@ def test_what_a_table_tells_a_cell_apart_by():
 
 def test_variations_are_refused_in_words():
     with pytest.raises(VariationError, match=r"has no kernel\.beta"):
-        cells(TINY, [], ["kernel.beta=1"])
+        plan_cells(TINY, [], ["kernel.beta=1"])
 
 
 def ablation(**changes):
     plan = Ablation(
         base=TINY,
-        cells=cells(TINY, ["one", "space"]),
+        cells=plan_cells(TINY, ["one", "space"]),
         sets=[PhantomSubjects("mri-t1t2", 5, 16), PhantomSubjects("pet-joint", 5, 16)],
         schedule=Schedule(steps=100, batch_size=2),
         seeds=[0, 1],
@@ -130,7 +130,7 @@ def paced(plan, **seconds):
 
 def test_equal_time_is_what_the_method_itself_takes_and_shared_where_steps_are_the_same():
     plan = ablation()
-    found = works(plan, paced(plan, r1=1.0, r4=0.05))
+    found = plan_trainings(plan, paced(plan, r1=1.0, r4=0.05))
     mine = [work for work in found if work.trial.subjects.task == "mri-t1t2" and work.trial.schedule.seed == 0]
     assert len(found) == 4 * len(mine)
     budgets = {(work.cell.label, work.trial.schedule.steps): dict(work.budgets) for work in mine}
@@ -151,14 +151,14 @@ def test_a_lattice_is_only_measured_where_the_volumes_have_room_for_it():
 
 def test_minutes_are_for_every_cell():
     plan = ablation(minutes=0.5)
-    found = works(plan, paced(plan, r8=0.2))
+    found = plan_trainings(plan, paced(plan, r8=0.2))
     steps = {work.trial.schedule.steps for work in found if work.cell.label == "r=8" and "time" in work.budgets}
     assert steps == {150}
 
 
 def test_what_does_not_fit_into_memory_is_not_trained():
     plan = ablation()
-    found = works(plan, paced(plan, r1=None))
+    found = plan_trainings(plan, paced(plan, r1=None))
     assert not [work for work in found if work.cell.levels[0] == "r=1"]
 
 
@@ -220,7 +220,7 @@ JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
 def same_pace(monkeypatch):
     """A step that takes the same time whenever it is measured, so that equal time is the same number of steps."""
     pytest.importorskip("submitit")
-    monkeypatch.setattr(step_time, "_step", lambda *_: 0.5)
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.5)
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
 
     # On another machine the same command goes on with the pace and the steps that it began with.
     monkeypatch.setattr(step_time, "environment", lambda: {"cpu": "another"})
-    monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("the pace was measured again"))
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: pytest.fail("the pace was measured again"))
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", lambda *_, **__: pytest.fail("it was trained again"))
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert (code, "2 of them done" in err) == (0, True), err
@@ -279,20 +279,22 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
     def lost(*_):
         raise OSError("the node is gone")
 
-    monkeypatch.setattr(step_time, "_step", lost)
+    monkeypatch.setattr(step_time, "_time_step", lost)
     sentence = refused(1, *PAIR, *JOBS).splitlines()[-1]
-    assert sentence.endswith("the pace of the cells was not measured: the node is gone; the same command tries again")
+    assert sentence.endswith(
+        "the step times of the cells were not measured: the node is gone; the same command tries again"
+    )
 
 
 def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
-    wanted = cells(TINY, [], ["kernel=i2sb"])
+    wanted = plan_cells(TINY, [], ["kernel=i2sb"])
     times = StepTimes(wanted, "b", (8, 8, 8), 1)
     records = [*times.measure("cpu", RecordFile(tmp_path / "r")).values()]
     assert times.of_one_machine("auto", records) == {one.config_id: one for one in records}
     assert not times.of_one_machine("cuda", records)
     elsewhere = replace(records[1], env=records[1].env | {"cpu": "another"})
     assert not times.of_one_machine("auto", [records[0], elsewhere])
-    more = replace(times, cells=[*wanted, *cells(TINY, [], ["kernel=linear"])[1:]])
+    more = replace(times, cells=[*wanted, *plan_cells(TINY, [], ["kernel=linear"])[1:]])
     assert not more.of_one_machine("auto", records)
 
 
@@ -310,7 +312,7 @@ def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
 
 @pytest.mark.slow
 def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
-    found = next(peaks(cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
+    found = next(record_peaks(plan_cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
     peak = next(record for record in found if record.metric == "peak_allocated")
     assert peak.value > 10_000
     assert peak.options["cell"]["default"]
@@ -319,8 +321,10 @@ def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
 
 def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     steps = []
-    monkeypatch.setattr(step_time, "_step", lambda training, *_: steps.append(training.method) or float(len(steps)))
-    wanted = [*cells(TINY, []), *cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
+    monkeypatch.setattr(
+        step_time, "_time_step", lambda training, *_: steps.append(training.method) or float(len(steps))
+    )
+    wanted = [*plan_cells(TINY, []), *plan_cells(TINY, [], ["optimisation.learning_rate=1e-5", "kernel=i2sb"])[1:]]
     file = RecordFile(tmp_path / "records.jsonl")
     times = StepTimes(wanted, "b", (8, 8, 8), 1)
     found = times.by_label(times.measure("cpu", file))
@@ -339,8 +343,8 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(step_time, "_step", full)
-    (found,) = StepTimes(cells(TINY, []), "b", (8, 8, 8), 1).measure("cpu", RecordFile(tmp_path / "r")).values()
+    monkeypatch.setattr(step_time, "_time_step", full)
+    (found,) = StepTimes(plan_cells(TINY, []), "b", (8, 8, 8), 1).measure("cpu", RecordFile(tmp_path / "r")).values()
     assert (found.status, found.value) == ("oom", None)
 
 

@@ -20,7 +20,7 @@ from processes import ended, wait_until
 
 from ppdm_baselines import METHODS, PRESETS
 from ppdm_bench import cli
-from ppdm_bench.commands.terminal import with_earlier
+from ppdm_bench.commands.terminal import with_earlier_records
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import PHASES, Record, RecordFile
 
@@ -126,7 +126,7 @@ def test_the_later_answer_to_a_question_counts_in_the_place_of_the_first(tmp_pat
     RecordFile(tmp_path / "records.jsonl").append(
         [peak(1, command="memory"), peak(2, "b", command="memory"), peak(3, "c", command="speed")]
     )
-    shown = with_earlier([peak(4, command="memory")], tmp_path)
+    shown = with_earlier_records([peak(4, command="memory")], tmp_path)
     assert [(record.config_id, record.value) for record in shown] == [("a", 4), ("b", 2)]
     assert "1 configuration of earlier runs" in capsys.readouterr().err
 
@@ -681,7 +681,7 @@ def commands():
     return typer.main.get_command(cli.app).commands
 
 
-@pytest.mark.parametrize("command", sorted({*commands()} - {*cli.SHARED, *cli.SILENT}))
+@pytest.mark.parametrize("command", sorted({*commands()} - {*cli.DISTRIBUTED, *cli.READ_ONLY}))
 def test_under_torchrun_no_two_processes_write_the_same_files(rank, command):
     code, out, err = run(command, "--out", "out")
     told = "start it without torchrun, which is for train and quality" in err and command in err
@@ -694,7 +694,7 @@ def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     assert run("env")[0] == 0
     assert run("--help")[0] == 0
-    assert {*cli.SHARED, *cli.SILENT} <= {*commands()}
+    assert {*cli.DISTRIBUTED, *cli.READ_ONLY} <= {*commands()}
 
 
 def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_announced(trained, tmp_path):

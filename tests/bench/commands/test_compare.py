@@ -223,7 +223,7 @@ def test_nothing_in_common_has_an_exit_code_of_its_own(sets):
 
 def test_refusals(sets, tmp_path):
     old, new = sets([record()], [record()])
-    assert "holds no records" in refused(1, "compare", old, tmp_path / "none")
+    assert "contains no records" in refused(1, "compare", old, tmp_path / "none")
     assert "a share such as 5%" in refused(2, "compare", old, new, "--threshold", "much")
 
 

@@ -19,7 +19,7 @@ from ppdm.data.normalise import Range
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
-from ppdm_bench.evaluation import assessment, candidates, pictures
+from ppdm_bench.evaluation import candidates, pictures, scoring
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.metrics import metric_name
@@ -114,7 +114,7 @@ def test_pictures_are_of_a_methods_own_number_of_evaluations_or_else_of_the_larg
 
     asked = [candidate("a", 1, 2), candidate("a", 2, 2), candidate("a", 4, 2), candidate("b", 1, 250)]
     asked += [candidate("b", 25, 250), replace(candidate("c", None, None), untouched=True)]
-    assert [(one.variant, one.steps) for one in candidates.to_picture(asked)] == [("a", 2), ("b", 25)]
+    assert [(one.variant, one.steps) for one in candidates.candidates_to_draw(asked)] == [("a", 2), ("b", 25)]
 
 
 def test_a_record_for_every_configuration_subject_and_metric(done):
@@ -292,7 +292,7 @@ def test_rows_of_other_data_are_left_out_with_a_message(data, tmp_path):
     write(tmp_path / f"{SUBJECTS[0]}-b.nii.gz", scan(5))
     code, _, err = run("evaluate", data / "still", *words)
     assert code == 0, err
-    assert "do not show 2 rows of earlier commands in this folder, which are of other data" in err
+    assert "do not show 2 rows of earlier commands in this folder, which have other data" in err
     assert {row["name"] for row in table(tmp_path / "out")} == {"input", f"{NAME} still"}
     assert {view.label for view in read_snapshot(tmp_path / "out" / "snapshot.npz").of("prediction")} == {
         f"{NAME} still"
@@ -367,7 +367,7 @@ def test_files_without_counterpart_are_named(data, tmp_path):
     write(tmp_path / "pred" / "s3.nii", scan(0))
     assert "(s9)" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     write(tmp_path / "pred" / "s3.nii.gz", scan(0))
-    assert "s3.nii and s3.nii.gz; keep one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
+    assert "s3.nii and s3.nii.gz; remove one" in refused(1, "evaluate", "--predictions", tmp_path / "pred", *words)
     (tmp_path / "none").mkdir()
     assert "holds no scan" in refused(1, "evaluate", "--predictions", tmp_path / "none", *words)
     assert "is not a folder" in refused(1, "evaluate", "--predictions", tmp_path / "nowhere", *words)
@@ -430,8 +430,8 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
             (tmp_path / kind).mkdir(exist_ok=True)
             (tmp_path / kind / f"{name}.nii.gz").write_bytes((data / kind / f"{name}.nii.gz").read_bytes())
     scored = []
-    original = assessment.scores
-    monkeypatch.setattr(assessment, "scores", lambda *given: scored.append(given[2].name) or original(*given))
+    original = scoring.scores
+    monkeypatch.setattr(scoring, "scores", lambda *given: scored.append(given[2].name) or original(*given))
     words = (
         "evaluate",
         "--predictions",
@@ -461,7 +461,7 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
 @pytest.mark.parametrize(("room", "again"), [(1 << 20, 0), (0, 3)], ids=["kept", "no room"])
 def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_path, monkeypatch):
     """Of the run with one and two evaluations: the best, the worst and the first subject are drawn with two."""
-    monkeypatch.setattr(assessment, "KEPT", room)
+    monkeypatch.setattr(scoring, "CACHE_BYTES", room)
     made = []
     original = candidates.predict
     monkeypatch.setattr(
@@ -539,7 +539,7 @@ def test_what_is_no_run_is_refused(data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "give what is evaluated: runs, folders of --predictions, or both"),
+        ((), "there is nothing to evaluate: give runs, folders of --predictions, or both"),
         (("RUN", "--predictions", "p", "--targets", "t"), "--targets is for --predictions only; with runs"),
         (("--predictions", "p", "--targets", "t", "--task", "pet-joint"), "only; with --manifest and --task, it comes"),
         (("RUN",), "--manifest pairs.csv, or --task with a name"),
@@ -551,7 +551,7 @@ def test_what_is_no_run_is_refused(data, tmp_path):
         ),
         (("RUN", "--task", "pet-joint", "--resample"), "give --resample with --manifest"),
         (("RUN", "--task", "ct"), "'ct' is not one of"),
-        (("--predictions", "p"), "give the targets of the predictions: --targets, --manifest or --task"),
+        (("--predictions", "p"), "the predictions have no targets: give --targets, --manifest or --task"),
         (
             ("--predictions", "p", "--targets", "t", "--evaluations", "4"),
             "--evaluations is for runs, and only --predictions were given",

@@ -112,7 +112,7 @@ def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, t
     assert "c: the process was ended by signal 9" in err
     code, out, err = run("gpu", "--list", "--device", "cpu", "--out", tmp_path)
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["failed", "begun", "failed", "done"]
-    assert "3 of them are left to do" in out
+    assert "the parts that are left take 3 min" in out
     ran.clear()
     codes.clear()
     assert run("gpu", "--device", "cpu", "--out", tmp_path)[0] == 0
@@ -131,7 +131,7 @@ def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path)
     ran.clear()
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path / "other", "--minutes", "0.9")
     assert (code, ran) == (1, [])
-    assert "no part fits into 0.9 minutes: a takes about 1.0 min; give more --minutes" in err
+    assert "no part fits into 0.9 minutes: a takes about 1.0 min; increase --minutes" in err
 
 
 def test_a_piece_that_is_asked_for_is_done_again(done, tmp_path):

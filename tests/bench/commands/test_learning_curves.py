@@ -72,7 +72,7 @@ def test_models_on_the_way_are_scored_on_val_and_stand_in_no_other_table(place):
     assert all(row["psnr_0.333"] and row["psnr_0.667"] and row["psnr_1.000"] and row["late_gain_db"] for row in rows)
     assert "s2" not in (place / "out" / "pairs" / "quality.md").read_text()
     library = read_library([place / "out"])
-    assert {subject for point in library.points for subject in point.subjects("psnr")} == {"s4", "s5"}
+    assert {subject for point in library.points for subject in point.subject_means("psnr")} == {"s4", "s5"}
 
 
 def test_the_same_command_again_adds_nothing(place, monkeypatch):
@@ -94,7 +94,7 @@ def test_a_run_without_kept_models_says_so(place):
 
 
 def test_minutes_become_steps_by_the_step_times_of_a_file(place, monkeypatch):
-    monkeypatch.setattr(step_time, "_step", lambda *_: 0.75)
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.75)
     paced = (*QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--evaluations", "1")
     code, _, err = run(*paced, "--curve", 2)
     assert code == 0, err
@@ -106,14 +106,14 @@ def test_minutes_become_steps_by_the_step_times_of_a_file(place, monkeypatch):
 
 
 def test_time_for_fewer_steps_than_parts_is_refused(place, monkeypatch):
-    monkeypatch.setattr(step_time, "_step", lambda *_: 0.75)
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.75)
     sentence = refused(2, *QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--curve", 5)
-    assert "has time for 4 steps, too few for 5 validations (--curve); give more --minutes" in sentence
+    assert "has 4 steps, too few for 5 validations (--curve); increase --minutes" in sentence
     assert not (place / "out").exists()
 
 
 def test_step_times_of_another_machine_count(place, monkeypatch):
-    monkeypatch.setattr(step_time, "_step", lambda *_: 1.0)
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: 1.0)
     paced = (*QUALITY, "--minutes", 0.05, "--evaluations", "1", "--paces")
     assert run(*paced, "here.jsonl")[0] == 0
     there = [
@@ -121,10 +121,10 @@ def test_step_times_of_another_machine_count(place, monkeypatch):
     ]
     assert {record.command for record in there} == {"quality"}  # not those of an ablation
     RecordFile(place / "there.jsonl").append(there)
-    monkeypatch.setattr(step_time, "_step", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(step_time, "_time_step", lambda *_: pytest.fail("it was measured again"))
     asked = []
     monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given[2].steps) or "")
-    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
     assert run(*paced, "there.jsonl")[0] == 0
     assert asked == [3]
 

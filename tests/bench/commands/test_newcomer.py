@@ -10,7 +10,7 @@ import typer
 from commands import refused, run
 
 from ppdm_bench import cli
-from ppdm_bench.commands.order import ORDER, current_names
+from ppdm_bench.commands.command_names import ORDER, current_names
 
 # Typer's own switch, which main() sets where a shell is named; here so that it is as before afterwards.
 DETECTION = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"

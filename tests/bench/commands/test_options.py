@@ -7,16 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppdm_bench.commands.values import (
-    as_usage,
     comma_separated,
     one_of,
+    or_usage_error,
     read_block,
     read_budget,
     read_dose,
     read_factor,
-    read_lengths,
     read_option,
     read_shape,
+    read_spacing,
 )
 from ppdm_bench.predictor.target import GIB, MIB
 
@@ -68,7 +68,7 @@ def test_what_is_no_budget(text):
         read_budget(text)
 
 
-@pytest.mark.parametrize("read", [read_shape, read_block, read_lengths])
+@pytest.mark.parametrize("read", [read_shape, read_block, read_spacing])
 def test_commas_between_axes_are_read_with_a_notice(read, capsys):
     assert read("160, 192,160") == (160, 192, 160)
     assert "write 160x192x160 instead of 160, 192,160" in capsys.readouterr().err
@@ -99,22 +99,22 @@ def test_faults_of_usage_name_their_option():
         read_option("--factor", read_factor, "0")
     assert "'--factor'" in fault.value.format_message()
     with pytest.raises(typer.BadParameter, match="three positive"):
-        as_usage(read_shape, "1")
-    assert as_usage(read_shape, "1x2x3") == (1, 2, 3)
+        or_usage_error(read_shape, "1")
+    assert or_usage_error(read_shape, "1x2x3") == (1, 2, 3)
 
 
 @few
 @given(st.integers(1, 10**4), st.integers(1, 99))
 def test_lengths_are_one_for_all_axes_or_three(whole, hundredths):
     text = f"{whole}.{hundredths:02d}"
-    assert read_lengths(text) == (float(text),) * 3
-    assert read_lengths(f"{text}x2x.5") == (float(text), 2.0, 0.5)
+    assert read_spacing(text) == (float(text),) * 3
+    assert read_spacing(f"{text}x2x.5") == (float(text), 2.0, 0.5)
 
 
 @pytest.mark.parametrize("text", ["", "2x2", "0", "2x0x2", "2,2", "-1", "nan", "inf", "1e3", "2mm"])
 def test_lengths_that_are_none(text):
     with pytest.raises(ValueError, match="one or three positive lengths in mm"):
-        read_lengths(text)
+        read_spacing(text)
 
 
 @few

@@ -20,7 +20,7 @@ from ppdm_bench.predictor.cards import find_card
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target
 from ppdm_bench.records import RecordFile
-from ppdm_bench.report.tables.budget import gather
+from ppdm_bench.report.tables.budget import gather_plan
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +141,7 @@ def lines(monkeypatch, tmp_path):
         [Configuration("ppdm", (64,) * 3), Configuration("ddpm3d", (160,) * 3)], ["train"], target_of(250)
     )
     records = collect(plan, workers=1)
-    return records, gather(records), tmp_path
+    return records, gather_plan(records), tmp_path
 
 
 def test_records_hold_both_predictions_behind_a_largest_value(lines):
@@ -312,7 +312,7 @@ def test_each_single_option_that_suffices_is_found(monkeypatch):
     records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "none"), ("fp32", "block")}
-    (line,) = gather(records)
+    (line,) = gather_plan(records)
     assert line.options == ["bf16", "block checkpointing"]
 
 
@@ -326,7 +326,7 @@ def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
     records = collect(CapacityPlan([Configuration("ppdm", (64,) * 3)], ["train"], target_of(250)), workers=1)
     fitting = {(r.precision, r.checkpointing) for r in records if r.metric == "fits" and r.value}
     assert fitting == {("bf16", "norm")}
-    (line,) = gather(records)
+    (line,) = gather_plan(records)
     assert line.options == ["bf16 and norm checkpointing"]
 
 
@@ -387,7 +387,7 @@ def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
 
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", by_phase)
     latent = Configuration("latent", (64,) * 3)
-    train, sample = gather(collect(CapacityPlan([latent], None, target_of(200)), workers=1))
+    train, sample = gather_plan(collect(CapacityPlan([latent], None, target_of(200)), workers=1))
     assert (train.purpose, train.fits, train.cube, train.largest_phase) == ("train", False, 32, "autoencoder_train")
     assert (train.value("needs"), train.options) == (300 * MIB + MARGIN, ["bf16"])
     assert (sample.purpose, sample.fits, sample.value("needs")) == ("sample", True, 60 * MIB + MARGIN)

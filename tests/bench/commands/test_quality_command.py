@@ -154,7 +154,7 @@ def test_records_as_json():
 def test_quick_says_so(monkeypatch):
     asked = []
     monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given) or "")
-    monkeypatch.setattr("ppdm_bench.commands.quality._evaluated", lambda *_: None)
+    monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
     code, _, err = run("quality", "--quick", "--device", "cpu", "--out", "out")
     assert code == 0
     assert "quick profile" in err
@@ -179,7 +179,7 @@ def test_every_method_on_every_task_by_default(monkeypatch):
 
 
 def test_folders_differ_wherever_trials_do():
-    made = trials.trials(
+    made = trials.plan_trials(
         [PhantomSubjects("mri-t1t2"), PhantomSubjects("pet-joint")],
         ["ppdm"],
         ["kernel=i2sb,gaussian(schedule=flow)"],
@@ -193,7 +193,7 @@ def test_folders_differ_wherever_trials_do():
 
 def test_points_are_near_the_one_that_is_started_from():
     starts = ["kernel.gamma=1", "network.multipliers=[1,2]", "kernel.gamma=0.25"]
-    made = trials.trials(
+    made = trials.plan_trials(
         [PhantomSubjects("mri-t1t2")], ["ppdm"], ["kernel=i2sb"], trials.Schedule(steps=1), [0], 8, starts
     )
     start = "network.multipliers=[1,2]+kernel.gamma=0.25"

@@ -128,7 +128,7 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
 
 def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):
     words = ("evaluate", "plain", "--manifest", pairs, "--out", "scored", "--device", "cpu")
-    assert "none of these does: every draw would be the same" in refused(2, *words, "--samples", 3)
+    assert "none of these does: all samples would be equal" in refused(2, *words, "--samples", 3)
     assert "expected a whole number of at least 2, got '0'" in refused(2, *words, "--samples", 0)
     assert not Path("scored").exists()
     with pytest.raises(TranslationError, match="has nothing to draw"):
@@ -137,7 +137,7 @@ def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):
     assert "--samples is for runs, and only --predictions were given" in refused(2, *alone)
     monkeypatch.setattr("ppdm_bench.evaluation.trials.carry_out_trials", lambda *_: pytest.fail("it trained"))
     method = ("quality", "--method", "tiny_training:TINY", "--task", "mri-t1t2", "--out", "trials")
-    assert "none of these does: every draw would be the same" in refused(2, *method, "--samples", 2)
+    assert "none of these does: all samples would be equal" in refused(2, *method, "--samples", 2)
     assert not Path("trials").exists()
 
 

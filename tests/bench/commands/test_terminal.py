@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ppdm_bench.commands import terminal
-from ppdm_bench.commands.terminal import LOCK, OverallProgress, alone_in, progress
+from ppdm_bench.commands.terminal import LOCK, OverallProgress, locked_folder, progress
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_bar_shows_what_is_left(monkeypatch, clock):
 def test_a_folder_is_held_alone_and_let_go(tmp_path, capsys):
     from filelock import FileLock, Timeout
 
-    with alone_in(tmp_path / "a" / "b") as folder, pytest.raises(Timeout):
+    with locked_folder(tmp_path / "a" / "b") as folder, pytest.raises(Timeout):
         FileLock(folder / LOCK).acquire(timeout=0)
     FileLock(folder / LOCK).acquire(timeout=0)
     assert capsys.readouterr().err == ""

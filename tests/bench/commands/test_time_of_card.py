@@ -21,7 +21,7 @@ from ppdm_bench.predictor.timing import LIMITS
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.time_by_operator import save_times, time_figure, times_page
-from ppdm_bench.report.tables.budget import gather
+from ppdm_bench.report.tables.budget import gather_plan
 from ppdm_bench.report.tables.speed import speed_page, speed_table
 from ppdm_bench.report.timings import gather_times
 from ppdm_bench.timing.clock import FULL
@@ -121,11 +121,11 @@ def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records:
     assert found[1].value == pytest.approx(one + (own - 1) * (four - one) / 3)
     table = duration_table(found)
     assert table is not None
-    ((name, hours, seconds),) = table.shown()
+    ((name, hours, seconds),) = table.texts()
     assert name == TINY.label
     assert hours.startswith(significant(found[0].value) + " (")
     assert seconds.startswith(significant(found[1].value) + " (")
-    assert gather(found) == []  # they are no answers about memory
+    assert gather_plan(found) == []  # they are no answers about memory
     assert duration_table([]) is None
 
 
@@ -194,8 +194,8 @@ def test_a_time_that_cannot_be_predicted_is_a_failure(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--time"], 'name it, such as --gpu "A100 80GB"'),
-        (["--time", "--gpu", "A100 80GB", "--explain", "ppdm"], "--explain shows it by operator"),
+        (["--time"], 'name one, such as --gpu "A100 80GB"'),
+        (["--time", "--gpu", "A100 80GB", "--explain", "ppdm"], "leave it out, --explain predicts times too"),
         (["--time", "--gpu", "T4", "--precision", "bf16"], "T4 does not compute in bf16"),
         (["--time", "--gpu", "T44"], "did you mean"),
     ],

@@ -13,7 +13,7 @@ from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.training_run import memory_in_use
-from ppdm_bench.commands.values import positive, read_flips, read_pace
+from ppdm_bench.commands.values import positive_number, read_flip_axes, read_interval
 
 pytestmark = pytest.mark.slow
 
@@ -135,26 +135,26 @@ def test_memory_is_that_of_the_process():
     [("200", (200, None)), ("1", (1, None)), ("5min", (None, 5.0)), ("0.5min", (None, 0.5)), (".5 min", (None, 0.5))],
 )
 def test_paces(text, pace):
-    assert read_pace(text) == pace
+    assert read_interval(text) == pace
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "min", "0min", "5m", "5 steps", "nan min"])
 def test_refuses_paces(text):
     with pytest.raises(ValueError, match="steps such as 200"):
-        read_pace(text)
+        read_interval(text)
 
 
 @pytest.mark.parametrize(("text", "axes"), [("none", ""), ("flip", "d"), ("flip:h", "h"), ("flip:wd", "wd")])
 def test_flips(text, axes):
-    assert read_flips(text) == axes
+    assert read_flip_axes(text) == axes
 
 
 @pytest.mark.parametrize("text", ["", "flip:", "flip:x", "flip:hh", "flip:dhwd", "mirror"])
 def test_refuses_flips(text):
-    with pytest.raises(ValueError, match="flip:dhw with the axes"):
-        read_flips(text)
+    with pytest.raises(ValueError, match="flip: and axes such as flip:dhw"):
+        read_flip_axes(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3.0), ("1e-4", 1e-4), (".5", 0.5), (2.5, 2.5), ("1e+30", 1e30)])
 def test_positive_numbers(text, value):
-    assert positive("a rate")(text) == value
+    assert positive_number("a rate")(text) == value

@@ -66,7 +66,7 @@ def test_a_finished_run_is_given_more_steps(words):
 
 
 def test_an_interrupted_run_has_a_picture_too(words, monkeypatch):
-    monkeypatch.setattr("ppdm_bench.commands.training_run._stoppable", lambda: stopping())
+    monkeypatch.setattr("ppdm_bench.commands.training_run._stop_requested", lambda: stopping())
     assert run(*words, "--out", "run")[0] == 130
     assert Path("run/loss.png").exists()
 

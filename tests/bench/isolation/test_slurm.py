@@ -10,7 +10,7 @@ from processes import ended, wait_until
 from spreading import dies, doubled, hangs
 from spreading import refused as refuses
 
-from ppdm_bench.commands.requested import asked_jobs
+from ppdm_bench.commands.requested import requested_jobs
 from ppdm_bench.isolation.slurm import LauncherError, spread
 from ppdm_bench.records import RecordFile
 
@@ -82,10 +82,10 @@ def test_jobs_are_not_made_under_torchrun(monkeypatch):
 
 
 def test_parameters_are_numbers_where_they_are_written_so():
-    asked = asked_jobs("submitit", ["timeout_min=60", "mem_gb=7.5", "slurm_partition=gpu", "slurm_comment=a=b"])
+    asked = requested_jobs("submitit", ["timeout_min=60", "mem_gb=7.5", "slurm_partition=gpu", "slurm_comment=a=b"])
     assert asked == {"timeout_min": 60, "mem_gb": 7.5, "slurm_partition": "gpu", "slurm_comment": "a=b"}
     assert type(asked["timeout_min"]) is int
-    assert asked_jobs(None, None) is None
+    assert requested_jobs(None, None) is None
 
 
 def content(folder):

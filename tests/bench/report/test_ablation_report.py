@@ -55,7 +55,7 @@ def test_seeds_are_rows_for_programs_and_averaged_for_people():
     assert list(frame["psnr_difference"].dropna()) == pytest.approx([1, 3])
     pooled = next(row for row in gather_ablation(records, pooled=True) if row.label == "r=4")
     assert pooled.seeds == (0, 1)
-    assert pooled.series.subjects("psnr") == pytest.approx({"s1": 22, "s2": 23, "s3": 24})
+    assert pooled.scores.subject_means("psnr") == pytest.approx({"s1": 22, "s2": 23, "s3": 24})
     assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in ablation_page(records).to_markdown()
 
 

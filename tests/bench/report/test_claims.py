@@ -8,7 +8,7 @@ from commands import run
 from evidence import FULL_3D, PPDM, TASKS, WAVELET, kept, of_scans, peak, scores, timing
 
 from ppdm import Method
-from ppdm_bench.commands.claims import _checked_again
+from ppdm_bench.commands.claims import _record_reversibility
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.rules import CLAIMS
@@ -315,10 +315,10 @@ def test_the_page_names_own_data_where_there_are_some(tmp_path):
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])
 def test_records_of_reversibility_change_only_with_their_results(tmp_path, change, kept_as_is):
     file = RecordFile(tmp_path / "claims" / "reversibility.jsonl")
-    _checked_again(file)
+    _record_reversibility(file)
     altered = [replace(record, **change) for record in file.read()]
     file.path.unlink()
     file.append(altered)
     before = file.path.read_bytes()
-    _checked_again(file)
+    _record_reversibility(file)
     assert (file.path.read_bytes() == before) == kept_as_is

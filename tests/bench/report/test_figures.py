@@ -20,8 +20,8 @@ from ppdm_bench.records import RecordError
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
 from ppdm_bench.report.paper import gallery
-from ppdm_bench.report.paper_figure import Missing
-from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.paper_figure import MissingRecords
+from ppdm_bench.report.paper_registry import PAPER_FIGURES
 from ppdm_bench.report.snapshot import Snapshot, View, read_snapshot, sections, write_snapshot
 from ppdm_bench.report.tables.render import Heading, Table, TableRow, escape_latex, to_csv, to_latex, to_markdown
 
@@ -112,7 +112,7 @@ def folder(tmp_path_factory):
 
 
 def test_every_figure_has_a_table_and_a_caption(folder):
-    for exhibit in EXHIBITS:
+    for exhibit in PAPER_FIGURES:
         (column,) = exhibit.widths(["single"])
         with Image.open(folder / "once" / f"{exhibit.name}-{column}.png") as picture:
             assert picture.width == {"single": 3.5, "double": 7.16}[column] * 300
@@ -129,7 +129,7 @@ def test_every_figure_has_a_table_and_a_caption(folder):
 
 def test_every_figure_comes_in_two_columns_width(folder):
     library = read_library([folder / "set"])
-    for exhibit in EXHIBITS:
+    for exhibit in PAPER_FIGURES:
         assert exhibit.show(library).draw("double").get_figwidth() == 7.16
 
 
@@ -161,7 +161,7 @@ def test_the_same_records_give_the_same_bytes_without_torch(folder):
     for path in again:
         assert (folder / "once" / path.name).read_bytes() == path.read_bytes(), path.name
     library = read_library([folder / "set"])
-    shown = [(e.name, e.title, e.show(library), b"") for e in EXHIBITS]
+    shown = [(e.name, e.title, e.show(library), b"") for e in PAPER_FIGURES]
     assert page(library, shown, []) == (folder / "twice" / "page.html").read_text()
 
 
@@ -193,7 +193,7 @@ def test_the_page_is_whole_and_each_row_leads_to_its_records(folder):
     assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
     assert len(found.links) > 20
     assert all(source.startswith("data:image/png;base64,") for source in found.resources)
-    assert len(found.resources) == len(EXHIBITS)
+    assert len(found.resources) == len(PAPER_FIGURES)
     assert not re.search(r"https?://", text)
     assert "set/records.jsonl#" in text
 
@@ -214,13 +214,13 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path):
 
 
 def test_every_figure_says_what_it_needs():
-    for exhibit in EXHIBITS:
-        with pytest.raises(Missing, match="ppdm-bench"):
+    for exhibit in PAPER_FIGURES:
+        with pytest.raises(MissingRecords, match="ppdm-bench"):
             exhibit.show(Library(()))
 
 
 def test_bad_places_are_refused(tmp_path):
-    assert "is not there" in refused(1, "figures", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert "does not exist" in refused(1, "figures", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert "no record" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
     (tmp_path / "snapshot.npz").write_bytes(b"PK\x03\x04 nonsense")
     assert "no picture data" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
@@ -305,17 +305,17 @@ def test_published_peaks_are_told_apart_by_what_is_stated_of_them(tmp_path):
     unstated = replace(stated, config_id="other", source="two", env={"gpu": "not stated", "torch": "2.9.0"})
     found = [replace(stated, source=f"source {n}", config_id=f"{n}") for n in range(9)] + [unstated]
     predicted = [replace(r, kind="predicted", source="", command="", value=r.value + 1) for r in found]
-    exhibit = next(one for one in EXHIBITS if one.name == "prediction")
+    exhibit = next(one for one in PAPER_FIGURES if one.name == "prediction")
     shown = exhibit.show(Library((*found, *predicted)))
     [legend] = shown.draw("double").legends
     labels = [text.get_text().partition(" (")[0] for text in legend.get_texts()]
     groups = ["published, GPU and release stated", "published, GPU and release partly unstated"]
     assert labels == [*groups, "bar: rounding of the published value"]
-    assert len({line.cells[7] for line in shown.table.lines}) == 10  # the table names every source
+    assert len({line.cells[7] for line in shown.table.rows}) == 10  # the table names every source
 
 
 def exhibit(name, records, snapshots=(), places=None):
-    shown = next(one for one in EXHIBITS if one.name == name).show(
+    shown = next(one for one in PAPER_FIGURES if one.name == name).show(
         Library(tuple(records), tuple(snapshots), places or {})
     )
     return shown, shown.draw("double")
@@ -331,7 +331,7 @@ def test_a_method_has_the_memory_of_its_largest_phase():
     records += [peak(PPDM, 64, 6 << 30, phase="autoencoder_train"), peak(FULL_3D, 64, 2 << 30, phase="sample")]
     shown, figure = exhibit("quality-memory", records)
     columns = [heading.key for heading in shown.table.headings]
-    rows = [dict(zip(columns, line.cells, strict=True)) for line in shown.table.lines]
+    rows = [dict(zip(columns, line.cells, strict=True)) for line in shown.table.rows]
     assert [(row["peak_bytes"], row["phase"]) for row in rows] == [(6 << 30, "autoencoder_train"), (4 << 30, "train")]
     assert "largest peak over all phases" in shown.about
     (axes,) = figure.axes
@@ -347,21 +347,21 @@ def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
     records += [peak(method, 64, size << 30) for method, size in zip(small[: 1 + complete], (2, 9), strict=False)]
     shown, _ = exhibit("quality-memory", records)
     at = [heading.key for heading in shown.table.headings].index("peak_bytes")
-    assert [line.cells[at] for line in shown.table.lines] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
+    assert [line.cells[at] for line in shown.table.rows] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
 
 
 def test_a_method_has_its_best_number_of_evaluations_beside_its_memory():
     records = [r for steps, gain in ((1, 5), (2, 7), (4, 6)) for r in scores(PPDM, TASKS[0], [gain] * 2, steps=steps)]
     shown, _ = exhibit("quality-memory", [*records, peak(PPDM, 64, 1 << 30)])
     at = [heading.key for heading in shown.table.headings].index("evaluations")
-    assert [line.cells[at] for line in shown.table.lines] == [2]
+    assert [line.cells[at] for line in shown.table.rows] == [2]
 
 
 def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():
     wide = [peak(PPDM.with_network(width=width), size, size << 20) for width in (16, 64) for size in (32, 64)]
     shown, _ = exhibit("memory-resolution", [*wide, peak(PPDM, 96, 96 << 20)])
     assert "32³, 64³, 96³ voxels" in shown.about
-    assert len(shown.table.lines) == 5
+    assert len(shown.table.rows) == 5
     assert "width 64" in shown.about
 
 
@@ -377,7 +377,7 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     shown, figure = exhibit("quality-evaluations", [*records, *single])
     assert [axes.get_title().split(",")[0] for axes in figure.axes] == list(TASKS[:2])
     assert [labels(axes) for axes in figure.axes] == [["ppdm r=2", "ddpm3d"]] * 2
-    assert len(shown.table.lines) == 14  # the table has all
+    assert len(shown.table.rows) == 14  # the table has all
     assert "2 of 3" in shown.about
 
 
@@ -393,7 +393,7 @@ def test_seams_are_drawn_by_the_border_ratio_and_without_it_by_the_seam_index():
         shown, figure = exhibit("seam-index", [r for r in records if wanted == ratio[1] or r.metric == wanted])
         assert {axes.get_ylabel() for axes in figure.axes} == {label}
         assert all(axes.get_ylim()[0] < -2 and axes.get_ylim()[1] > 6 for axes in figure.axes)
-        assert {line.cells[4] for line in shown.table.lines} == {wanted}
+        assert {line.cells[4] for line in shown.table.rows} == {wanted}
         assert label.split(" (")[0].capitalize() in shown.about
 
 
@@ -435,7 +435,7 @@ def test_time_of_a_task_belongs_to_its_own_volumes():
     about = records[0].options
     timed = [replace(r, shape=(), task=TASKS[0], options=about | r.options) for r in timed]
     shown, figure = exhibit("quality-seconds", [*records, *timed])
-    assert {line.cells[0] for line in shown.table.lines} == {TASKS[0]}
+    assert {line.cells[0] for line in shown.table.rows} == {TASKS[0]}
     assert [axes.get_xlabel() for axes in figure.axes] == ["time per volume (s)"]
 
 

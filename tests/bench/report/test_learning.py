@@ -39,7 +39,7 @@ def test_each_method_is_drawn_at_its_best_evaluations_over_its_time():
     for steps, end in ((1, 21), (4, 22)):
         records += curve(PPDM, "t", [10, 20, end], seconds=120, steps=steps)
     shown = show(Library((*records,)))
-    assert [line.cells[3] for line in shown.table.lines] == [4, 1, 4]  # the table has all
+    assert [line.cells[3] for line in shown.table.rows] == [4, 1, 4]  # the table has all
     figure = shown.draw("single")
     (axes,) = figure.axes
     curves = [line for line in axes.lines if len(line.get_xdata()) == 3]

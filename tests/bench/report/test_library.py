@@ -5,7 +5,7 @@ import math
 import pytest
 
 from ppdm_bench.records import Record, RecordError
-from ppdm_bench.report.library import believed
+from ppdm_bench.report.library import reporting_altered_records
 
 RECORD = Record(metric="psnr", value=1.0, kind="measured", options={"plan": None})
 
@@ -26,19 +26,22 @@ def _an_option_that_is_missing():
     "use", [_options_of_another_form, _an_option_without_a_method, _an_option_that_is_missing], ids=lambda f: f.__name__
 )
 def test_options_of_another_form_are_a_fault_of_the_records(use):
-    with pytest.raises(RecordError, match="a figure: a record's options are not of the form"), believed("a figure"):
+    with (
+        pytest.raises(RecordError, match="a figure: the options of a record do not have the form"),
+        reporting_altered_records("a figure"),
+    ):
         use()
 
 
 def test_a_name_that_does_not_exist_is_a_fault_of_the_code():
-    with pytest.raises(AttributeError, match="metrik"), believed("a figure"):
+    with pytest.raises(AttributeError, match="metrik"), reporting_altered_records("a figure"):
         RECORD.metrik  # noqa: B018
-    with pytest.raises(AttributeError, match="squareroot"), believed("a figure"):
+    with pytest.raises(AttributeError, match="squareroot"), reporting_altered_records("a figure"):
         math.squareroot(2)
 
 
 def test_a_wrong_argument_is_a_fault_of_the_code():
-    with pytest.raises(TypeError, match="unexpected keyword"), believed("a figure"):
+    with pytest.raises(TypeError, match="unexpected keyword"), reporting_altered_records("a figure"):
         Record.from_json(txt="{}")
-    with pytest.raises(TypeError, match="missing 1 required"), believed("a figure"):
+    with pytest.raises(TypeError, match="missing 1 required"), reporting_altered_records("a figure"):
         Record.from_json()

@@ -115,5 +115,5 @@ def test_a_run_is_kept_with_its_table_and_compared_with_the_one_it_replaces(tmp_
 
 
 def test_what_is_no_run_is_refused():
-    with pytest.raises(ValueError, match="pytest-benchmark wrote of benchmarks/micro"):
+    with pytest.raises(ValueError, match="pytest-benchmark wrote for benchmarks/micro"):
         micro.trimmed({"benchmarks": []})

@@ -82,10 +82,10 @@ def test_numbers_are_shown_as_people_read_them() -> None:
 
 
 def test_a_long_name_is_broken_where_it_may_be() -> None:
-    assert style.folded("ppdm r=2", 8) == "ppdm r=2"
+    assert style.wrap_label("ppdm r=2", 8) == "ppdm r=2"
     name = "ppdm r=2 network.compile=true+network.channels_last=true"
-    assert style.folded(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
-    assert style.folded("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
+    assert style.wrap_label(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
+    assert style.wrap_label("kernel.gamma=0.25", 4) == "kernel.gamma=0.25"
 
 
 # The table

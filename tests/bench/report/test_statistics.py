@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppdm_bench.report.statistics import ENOUGH, paired_difference, signed_rank_p, smallest_p, summary
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, paired_difference, signed_rank_p, smallest_p, summary
 
 
 def test_mean_and_sample_standard_deviation():
@@ -107,4 +107,4 @@ def test_the_smallest_p_is_reached_when_all_signs_agree(n):
 
 
 def test_enough_subjects_are_the_fewest_that_reach_five_percent():
-    assert smallest_p(ENOUGH) <= 0.05 < smallest_p(ENOUGH - 1)
+    assert smallest_p(ENOUGH_SUBJECTS) <= 0.05 < smallest_p(ENOUGH_SUBJECTS - 1)

@@ -29,8 +29,8 @@ def test_a_logarithmic_axis_has_two_to_nine_plain_numbers(limits: tuple[float, f
 
 
 def test_labels_of_a_logarithmic_axis_keep_a_distance() -> None:
-    assert style.spaced([4, 1, 5, 2, 2, 250]) == [1, 2, 4, 250]
-    assert style.spaced([64, 96, 128], 1.15) == [64, 96, 128]
+    assert style.spaced_ticks([4, 1, 5, 2, 2, 250]) == [1, 2, 4, 250]
+    assert style.spaced_ticks([64, 96, 128], 1.15) == [64, 96, 128]
 
 
 def test_labels_at_one_place_move_apart_and_others_stay() -> None:

@@ -160,8 +160,6 @@ def test_a_pet_pair_shares_one_window_and_an_mri_pair_does_not():
         windows[colours] = [shown[i].images[0].get_clim() for i in (0, 1)]
     assert windows["pet"][0] == windows["pet"][1] == DisplayedVolume(target, "t", "pet").limits
     assert windows["gray"] == [DisplayedVolume(source, "s").limits, DisplayedVolume(target, "t").limits]
-    given = pictures(draw_pair({"source": source}, target, SPACING, title="t", colours="pet", ranges=((0, 1), (0, 2))))
-    assert [given[i].images[0].get_clim() for i in (0, 1)] == [(0, 1), (0, 2)]
 
 
 def test_a_pet_source_far_below_its_target_has_a_window_of_its_own():
@@ -192,11 +190,8 @@ def test_a_pair_is_cut_through_the_middle_of_the_target():
     target = np.zeros(SHAPE, np.float32)
     target[7, 1, 3] = 5
 
-    def cut(**options):
-        figure = draw_pair({"source": ramp()}, target, SPACING, title="t", ranges=((0, 1), (0, 1)), **options)
-        return [text.split(", ")[1] for text in written(figure)[:3]]
-
-    assert cut() == ["4/5", "2/7", "8/9"]
+    figure = draw_pair({"source": ramp()}, target, SPACING, title="t")
+    assert [text.split(", ")[1] for text in written(figure)[:3]] == ["4/5", "2/7", "8/9"]
 
 
 def test_the_centre_of_mass_ignores_what_is_negative():

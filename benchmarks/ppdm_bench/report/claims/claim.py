@@ -35,12 +35,12 @@ class Effect:
     """One number that a rule uses.
 
     Attributes:
-        what: in words.
+        what: the quantity in words.
         kind: measured or predicted, never both.
         value, low, high: the effect and its interval, which `n` describes.
         unit: dB, ×, …
         n: number of subjects, settings or repetitions, and the kind of the interval.
-        passed: the verdict of the rule; None if the effect decides nothing.
+        passed: whether the effect fulfils the rule; None if it decides nothing.
         sources: files and configurations of the records.
     """
 
@@ -60,8 +60,8 @@ class Finding:
     """The result of a rule.
 
     Attributes:
-        verdict: verdict of the rule.
-        why: its reason in a sentence.
+        verdict: supported, not supported or not measured.
+        why: the reason in one sentence.
         effects: the numbers that the rule used.
         scope: data, sizes and budgets for which the verdict holds.
     """
@@ -94,14 +94,14 @@ class Claim:
     decide: Callable[[Evidence], Finding]
 
 
-def concluded(effects: Sequence[Effect], missing: Sequence[str], scope: str) -> Finding:
-    """Return the finding of a rule by which all effects must pass and nothing may be missing.
+def require_all(effects: Sequence[Effect], missing: Sequence[str], scope: str) -> Finding:
+    """Return the finding of a rule that requires all deciding effects to pass, and no record to be missing.
 
     A single failed effect decides, even if records are missing.
 
     Args:
         effects: deciding effects and others.
-        missing: further requirements of the rule, in words.
+        missing: records that the rule needs and that are missing, in words.
         scope: data, sizes and budgets of the effects.
     """
     deciding = [effect for effect in effects if effect.passed is not None]

@@ -7,8 +7,8 @@ from math import prod
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Evidence
-from ppdm_bench.report.claims.effects import is_full_3d, is_space_of
-from ppdm_bench.report.scores import factor_text, resolved
+from ppdm_bench.report.claims.effects import has_cost_of, is_full_3d
+from ppdm_bench.report.scores import factor_text, resolved_method
 from ppdm_bench.units import shape_text
 
 
@@ -21,7 +21,7 @@ class Ratios:
         factor: factor only.
         kind: kind of both sides.
         where: device in words.
-        on_cpu: whether the device is the CPU, where small volumes represent large ones.
+        on_cpu: whether the device is the CPU, on which only small volumes are measured.
         ratios: one per setting.
         settings: the settings in words.
         sources: records of both sides.
@@ -48,12 +48,13 @@ def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> 
     found = [r for r in evidence.library.records if r.command == "memory" and r.metric == metric and r.phase == "train"]
     # A prediction has a complete value even if it exceeds the memory of the card.
     found = [r for r in found if r.value and (r.status == "ok" or r.kind == "predicted")]
-    against = {_setting(r): r for r in found if is_full_3d(resolved(r))}
+    against = {_setting(r): r for r in found if is_full_3d(resolved_method(r))}
     groups: dict[tuple[str, str, str], list[tuple[Record, Record]]] = {}
     for own in found:
-        other = against.get(_setting(own))
-        if other is not None and is_space_of(resolved(own), evidence.method) and factor_text(resolved(own)) != "1":
-            groups.setdefault((factor_text(resolved(own)), own.kind, _where(own)), []).append((own, other))
+        method = resolved_method(own)
+        other, factor = against.get(_setting(own)), factor_text(method)
+        if other is not None and has_cost_of(method, evidence.method) and factor != "1":
+            groups.setdefault((factor, own.kind, _where(own)), []).append((own, other))
     for pairs in groups.values() if largest else ():
         most = max(prod(own.shape) for own, _ in pairs)
         pairs[:] = [pair for pair in pairs if prod(pair[0].shape) == most]
@@ -79,7 +80,7 @@ def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Rec
 
 
 def _setting(record: Record) -> tuple[object, ...]:
-    width = (resolved(record).get("network") or {}).get("width")
+    width = (resolved_method(record).get("network") or {}).get("width")
     names = ("shape", "batch_size", "precision", "checkpointing", "channels_last", "compile", "kind", "device")
     return (
         *(getattr(record, name) for name in names),

@@ -10,12 +10,12 @@ from ppdm_bench.report.claims.claim import Claim, Effect, Finding
 from ppdm_bench.report.library import Library, provenance
 from ppdm_bench.report.tables.render import Heading, Table, TableRow, to_markdown
 
-Decided = Sequence[tuple[Claim, Finding]]
+Verdicts = Sequence[tuple[Claim, Finding]]
 
-_SHOWN = 4  # references that a row lists; the others are counted
+_SHOWN_REFERENCES = 4  # a row lists so many references of a file, and counts the others
 
 
-def effects_table(decided: Decided) -> Table:
+def effects_table(decided: Verdicts) -> Table:
     """Return a row for each effect of each claim; a claim without effects has one row."""
     headings = [Heading(name) for name in ("claim", "verdict", "effect", "kind")]
     headings += [Heading(name, number=True) for name in ("value", "low", "high")]
@@ -34,7 +34,7 @@ def effects_table(decided: Decided) -> Table:
     return Table(headings, lines)
 
 
-def to_claims_text(decided: Decided) -> str:
+def to_claims_text(decided: Verdicts) -> str:
     """Return the verdict and the reason of each claim, one line each."""
     width = max(len(claim.key) for claim, _ in decided)
     lines = []
@@ -44,7 +44,7 @@ def to_claims_text(decided: Decided) -> str:
     return "\n".join(lines)
 
 
-def to_claims_markdown(decided: Decided, library: Library) -> str:
+def to_claims_markdown(decided: Verdicts, library: Library) -> str:
     """Return the verdicts, then the rule, effects, records and scope of each claim."""
     summary = Table(
         [Heading(name) for name in ("claim", "verdict", "decided by")],
@@ -58,18 +58,19 @@ def to_claims_markdown(decided: Decided, library: Library) -> str:
         "small budgets. *Not supported* means that the records do not show the claim; it does not prove the contrary. "
         "*Not measured* means that records are missing. Predicted and measured numbers have separate rows.",
         to_markdown(summary).rstrip(),
-        *(_claim(claim, finding) for claim, finding in decided),
-        f"{len(library.records)} records were read. Those that decide: {provenance(_deciding(decided, library))}",
+        *(_claim_section(claim, finding) for claim, finding in decided),
+        f"{len(library.records)} records were read. "
+        f"Those that decide: {provenance(_deciding_records(decided, library))}",
     ]
     return "\n\n".join(blocks) + "\n"
 
 
-def _deciding(decided: Decided, library: Library) -> list[Record]:
+def _deciding_records(decided: Verdicts, library: Library) -> list[Record]:
     named = {source for _, finding in decided for effect in finding.effects for source in effect.sources}
     return [record for record in library.records if library.reference(record) in named]
 
 
-def _claim(claim: Claim, finding: Finding) -> str:
+def _claim_section(claim: Claim, finding: Finding) -> str:
     blocks = [
         f"## {claim.sentence}",
         f"**{finding.verdict[0].upper()}{finding.verdict[1:]}**: {finding.why}.",
@@ -78,18 +79,18 @@ def _claim(claim: Claim, finding: Finding) -> str:
     if finding.effects:
         headings = [Heading("effect"), Heading("kind"), Heading("value", number=True)]
         headings += [Heading(name) for name in ("interval", "of", "rule", "records")]
-        blocks.append(to_markdown(Table(headings, [_line(effect) for effect in finding.effects])).rstrip())
+        blocks.append(to_markdown(Table(headings, [_effect_row(effect) for effect in finding.effects])).rstrip())
     if finding.scope:
         blocks.append(f"*Scope.* {finding.scope}.")
     return "\n\n".join(blocks)
 
 
-def _line(effect: Effect) -> TableRow:
+def _effect_row(effect: Effect) -> TableRow:
     ends = (effect.low, effect.high)
     interval = "–" if None in ends else " to ".join(_number(end, effect.unit) for end in ends if end is not None)
-    said = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
+    rule = {True: "passes", False: "fails", None: "decides nothing"}[effect.passed]
     value = _number(effect.value, effect.unit) + ("×" if effect.unit == "×" else f" {effect.unit}")
-    return TableRow((effect.what, effect.kind, value, interval, effect.n, said, _references(effect.sources)))
+    return TableRow((effect.what, effect.kind, value, interval, effect.n, rule, _references(effect.sources)))
 
 
 def _number(value: float, unit: str) -> str:
@@ -98,10 +99,10 @@ def _number(value: float, unit: str) -> str:
 
 
 def _references(sources: Sequence[str]) -> str:
-    """Return configurations by file, and the number of those left out."""
-    said = []
+    """Return the configurations of each file, and the number of those that are left out."""
+    parts = []
     for file, found in grouped(sources, lambda source: source.partition("#")[0]).items():
         names = [source.partition("#")[2] for source in found]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        said.append(f"`{file}`: {', '.join(names[:_SHOWN])}{more}")
-    return "; ".join(said)
+        more = f" and {len(names) - _SHOWN_REFERENCES} more" if len(names) > _SHOWN_REFERENCES else ""
+        parts.append(f"`{file}`: {', '.join(names[:_SHOWN_REFERENCES])}{more}")
+    return "; ".join(parts)

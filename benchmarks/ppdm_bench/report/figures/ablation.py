@@ -1,4 +1,4 @@
-"""Small multiples of an ablation: one column per axis, one row per quantity."""
+"""Results of an ablation as small panels: one column per axis, one row per quantity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import AblationRow, difference, gather_ablation, most_evaluations, seam_measures
+from ppdm_bench.report.ablation_rows import (
+    AblationRow,
+    difference,
+    gather_ablation,
+    rows_with_most_evaluations,
+    seam_measures,
+)
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT, Marker
@@ -31,7 +37,7 @@ _DIFFERENCES = ("psnr", "ssim", "sharpness")
 
 
 class PlottedValue(NamedTuple):
-    """A value with its interval, if it has one; predicted values are hollow."""
+    """A value with its interval, if it has one; predicted values have hollow markers."""
 
     value: float
     low: float | None = None
@@ -43,11 +49,11 @@ Quantity = Callable[[AblationRow], list[PlottedValue]]
 
 
 def ablation_figure(records: Sequence[Record]) -> Figure:
-    """Return small multiples: one column per axis, one row per quantity, one marker per task.
+    """Return small panels: one column per axis, one row per quantity, one marker per task.
 
-    Quality is the difference from the default at equal steps, subject by subject, with its bootstrap interval; tasks
-    with different values therefore share a scale. Seams are those of the block grid of the representation.
-    Memory is the peak of training: predicted markers are hollow, measured ones filled.
+    Quality is the paired difference from the default at equal steps, with its bootstrap interval, so that tasks with
+    different values share a scale. Seams are measured on the block grid of the representation. Memory is the peak of
+    training: predicted markers are hollow, measured ones filled.
 
     Args:
         records: long-form records of ``ablate``.
@@ -57,7 +63,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
     """
     rows = [
         row
-        for row in most_evaluations(gather_ablation(records, pooled=True))
+        for row in rows_with_most_evaluations(gather_ablation(records, pooled=True))
         if row.status == "ok" and row.budget == "steps"
     ]
     columns = _columns(rows)
@@ -105,18 +111,18 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
 
 
 def _columns(rows: Sequence[AblationRow]) -> dict[str, dict[str, list[AblationRow]]]:
-    """Return for each axis the rows by level that differ from the default only there; variations are an axis too."""
+    """Return for each axis, by level, the rows that differ from the default only there; variations are an axis too."""
     default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
     if default is None:
         return {}
     columns: dict[str, dict[str, list[AblationRow]]] = {}
     for row in rows:
         levels = row.cell["levels"]
-        moved = [axis for axis in default if levels and levels[axis] != default[axis]]
+        changed = [axis for axis in default if levels and levels[axis] != default[axis]]
         if not levels:
             columns.setdefault("", {}).setdefault(row.label, []).append(row)
-        elif len(moved) < 2:
-            for axis in moved or default:
+        elif len(changed) < 2:
+            for axis in changed or default:
                 columns.setdefault(axis, {}).setdefault(levels[axis], []).append(row)
     return {
         axis: {level: found[level] for level in sorted_levels(axis, found)}
@@ -156,7 +162,7 @@ def _memory(row: AblationRow) -> list[PlottedValue]:
 
 
 def _seconds(row: AblationRow) -> list[PlottedValue]:
-    """As timed before the trainings, in turn, and so comparable; else as trained."""
+    """Return the step time measured before all trainings, whose values are comparable; else that of the training."""
     seconds = row.costs.get("step_seconds", row.step_seconds)
     return [] if seconds is None else [PlottedValue(seconds)]
 
@@ -174,7 +180,7 @@ def _draw(
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if high < 3 * low:  # room for two labels at least
+    if high < 3 * low:  # make room for at least two labels
         axes.set_ylim(low / 1.3, high * 1.3)
     style.log_ticks(axes.yaxis, most=5)  # a row is one inch high
 

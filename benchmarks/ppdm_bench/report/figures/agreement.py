@@ -26,7 +26,7 @@ from ppdm_bench.report.rows import gather_peaks, prediction_of
 from ppdm_bench.report.tables.render import Columns, Heading, Table, TableRow, table_of, to_markdown
 from ppdm_bench.units import GIB, shape_text
 
-# The published counters and their names in tables and legends.
+# The published memory counters and their names in tables and legends.
 COUNTERS = {
     "peak_allocated": "allocated",
     "peak_reserved": "reserved",
@@ -35,8 +35,8 @@ COUNTERS = {
 }
 UNSTATED = "not stated"
 
-_LINEAR = 5.0  # percent; the scale of larger errors is logarithmic, so that 0.1 % is visible too
-_HALF_DIGITS = (0.05, 0.005, 0.0005)  # GiB: half of the last digit of a published value
+_LINEAR = 5.0  # percent; with larger errors, the scale is logarithmic, so that 0.1 % stays visible
+_HALF_DIGITS = (0.05, 0.005, 0.0005)  # GiB: half of the last digit of a value with one, two or three decimals
 
 Look = Literal["gpu", "origin"]
 
@@ -48,8 +48,8 @@ class ComparedPeak:
     Attributes:
         found: the measured or published record; its status is `oom` if the run was out of memory.
         predicted: the predicted record of the same metric.
-        context: the other predicted records of the configuration and phase, by metric.
-        verified: whether the run was repeated within the predicted memory; None if it was not tried.
+        context: all predicted records of the configuration and phase, by metric.
+        verified: whether a repeated run fitted the predicted memory; None if there was no repetition.
     """
 
     found: Record
@@ -79,7 +79,7 @@ class ComparedPeak:
 
     @property
     def rounding(self) -> float:
-        """Half of the last published digit in percent of the value; 0 if the value is in bytes."""
+        """Half of the last published digit, in percent of the value; 0 if the value was published in bytes."""
         if self.found.kind != "published" or not self.finished:
             return 0.0
         value = self.found_gib
@@ -93,12 +93,12 @@ class ComparedPeak:
 
     @property
     def gpu(self) -> str:
-        """The GPU, else the device, else the source."""
+        """The GPU; if unknown, the device, else the source."""
         return str(self.found.env.get("gpu") or self.found.device or self.found.source or UNSTATED)
 
     @property
     def stated(self) -> bool:
-        """Whether the source states both GPU and release."""
+        """Whether the source states both the GPU and the release of PyTorch."""
         return not any(text.startswith(UNSTATED) for text in (self.gpu, str(self.found.env.get("torch", ""))))
 
     @property
@@ -115,7 +115,7 @@ Groups = Mapping[str, Sequence[ComparedPeak]]
 
 
 def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_allocated",)) -> list[ComparedPeak]:
-    """Return the measured peaks that have a prediction of their configuration and phase."""
+    """Return the measured peaks for whose configuration and phase there is a prediction."""
     rows = gather_peaks(records)
     pairs = []
     for row in rows:
@@ -131,7 +131,7 @@ def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_al
 def published_pairs(records: Sequence[Record]) -> list[ComparedPeak]:
     """Return the published values that have a prediction.
 
-    A run published as out of memory is left out if the refused request was published too.
+    A run that was published as out of memory is left out if its refused request was published too.
     """
     predicted: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
@@ -155,7 +155,7 @@ def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
         records: published records and their predictions, with the same config_id, phase and metric
             (:data:`COUNTERS`). A run published as out of memory has the status `oom`; its prediction also has a record
             of `peak_reserved`. The capacity of the GPU is `env["capacity"]` in bytes, else part of its name.
-        look: the property that colours distinguish: the GPU, or the counter and whether all conditions are stated.
+        look: what colours distinguish: the GPU (`gpu`), or counter and completeness of the source (`origin`).
 
     Raises:
         ValueError: no published peak has a prediction.
@@ -184,7 +184,7 @@ def measured_figure(records: Iterable[Record]) -> Figure:
     Raises:
         ValueError: no measured peak has a prediction.
     """
-    pairs = _compared(records)
+    pairs = _require_measured_pairs(records)
     groups = grouped(pairs, lambda pair: pair.found.method)
     title = f"Predicted against measured peak memory{_machines(pairs)}."
     labels = {name: f"{name} ({len(own)})" for name, own in groups.items()}
@@ -201,19 +201,20 @@ def agreement_figure(
     legend_columns: int = 3,
     summary: bool = False,
 ) -> Figure:
-    """Return predicted against found peaks, with the line of equality, and the relative errors.
+    """Return predicted against measured or published peaks, with the line of equality and the relative errors.
 
-    Every metric of the pairs has a panel of errors. A grey bar is the rounding of a published value. Runs published as
-    out of memory have a panel of their own: predicted allocated and reserved memory, and the capacity of the GPU.
+    With measured peaks, every metric has its own panel of errors. A grey bar is the rounding of a published value. Runs
+    that were published as out of memory have their own panel: predicted allocated and reserved memory, and the capacity
+    of the GPU.
 
     Args:
-        groups: pairs by group; each group has a marker.
+        groups: pairs by group; each group has its own marker.
         title: text above the figure.
-        against: what the predictions are compared with: measured, published.
+        against: kind of the values with which predictions are compared: measured, published.
         labels: entries of the legend, by group.
         column: width of the figure; in a single column the panels are stacked.
         legend_columns: columns of the legend.
-        summary: whether the number of pairs, the median and the largest error are written into the first panel.
+        summary: whether the first panel states the number of pairs, the median error and the largest error.
     """
     pairs = [pair for own in groups.values() for pair in own]
     finished, failed = ([p for p in pairs if p.finished is ok] for ok in (True, False))
@@ -246,7 +247,7 @@ def agreement_figure(
 
 
 def agreement_table(records: Iterable[Record]) -> str:
-    """Return the pairs as Markdown, one row per published value, followed by the summary of the figure.
+    """Return the pairs as Markdown: one row per published value, then the summary as in the figure.
 
     Args:
         records: as for :func:`validation_figure`.
@@ -273,7 +274,7 @@ def agreement_table(records: Iterable[Record]) -> str:
 
 
 def measured_table(records: Iterable[Record]) -> str:
-    """Return the errors as Markdown: one row per method and size, then all together.
+    """Return the errors as Markdown: one row per method and size, then one row for all.
 
     Args:
         records: as for :func:`measured_figure`.
@@ -281,7 +282,7 @@ def measured_table(records: Iterable[Record]) -> str:
     Raises:
         ValueError: no measured peak has a prediction.
     """
-    pairs = _compared(records)
+    pairs = _require_measured_pairs(records)
     groups = grouped(pairs, lambda pair: (pair.found.method, shape_text(pair.found.shape)))
     parts = ("n", "median absolute error", "lowest", "highest")
     head = ["method", "volume", *(f"{COUNTERS[metric]} {part}" for metric in _MEASURED for part in parts), "verified"]
@@ -298,7 +299,7 @@ _MEASURED_NOTE = (
 )
 
 
-def _compared(records: Iterable[Record]) -> list[ComparedPeak]:
+def _require_measured_pairs(records: Iterable[Record]) -> list[ComparedPeak]:
     pairs = measured_pairs(records, _MEASURED)
     if not pairs:
         raise ValueError("there is nothing to compare: no measured peak has a prediction of its configuration")
@@ -314,7 +315,7 @@ def _gib(record: Record | None) -> float | None:
 
 
 def _run(record: Record) -> str:
-    """Return the name of a published run: method (of several), variant, size, checkpointing and step."""
+    """Return the name of a published run: source, variant, size, checkpointing and step."""
     size = "×".join(map(str, record.shape))
     recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
     step = f"step {record.options['step']}" if len(record.options.get("step", "")) == 1 else ""
@@ -363,7 +364,7 @@ def _scatter(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: s
 
 
 def _write_summary(axes: Axes, pairs: Sequence[ComparedPeak]) -> None:
-    """Write into two corners, which only very large errors reach."""
+    """Write the summary into two corners, which only very large errors reach."""
     corners: Sequence[dict[str, Any]] = ({"x": 0.04, "y": 0.96, "va": "top"}, {"x": 0.97, "y": 0.04, "ha": "right"})
     for corner, part in zip(corners, _summary(pairs), strict=False):
         axes.text(s="\n".join(part), transform=axes.transAxes, fontsize=SMALL, linespacing=1.35, **corner)
@@ -395,7 +396,7 @@ def _errors(axes: Axes, groups: Groups, marks: Mapping[str, Marker], against: st
 
 
 def _out_of_memory(axes: Axes, groups: Groups, marks: Mapping[str, Marker]) -> None:
-    """Draw each run: predicted allocated memory (line), reserved memory (marker) and capacity (dashed)."""
+    """Draw for each run the predicted allocated (line) and reserved memory (marker), and the capacity (dashed)."""
     failed = [(pair, marks[name]) for name, own in groups.items() for pair in own if not pair.finished]
     tops = []
     for place, (pair, marker) in enumerate(failed, start=1):

@@ -16,12 +16,12 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import few_names
 from ppdm_bench.report.figures.style import SMALL, Column
-from ppdm_bench.report.rows import PeakRow, common, gather_peaks, phase_name, varying
+from ppdm_bench.report.rows import PeakRow, common_settings, gather_peaks, phase_name, varying_settings
 from ppdm_bench.units import GIB, significant
 
-_MOST = 18  # stacks
+_MAX_STACKS = 18
 
-# From permanent to short-lived memory; the last part is the rest of the peak.
+# The parts from permanent to short-lived memory; the last one is the rest of the peak.
 PARTS = {
     "params": ("parameters", style.BLUE),
     "grads": ("gradients", style.SKY),
@@ -35,7 +35,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """The parts of one peak in GiB; their sum is the peak."""
+    """A stacked bar: the parts of one peak in GiB, whose sum is the peak."""
 
     label: str
     kind: str
@@ -65,12 +65,12 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
     characters = 26 if column == "single" else 48
     stacks = _stacks(rows, characters)
     everything = len(stacks)
-    if everything > _MOST:
-        rows = _few(rows)
+    if everything > _MAX_STACKS:
+        rows = _reduced(rows)
         stacks = _stacks(rows, characters)
     if not stacks:
         raise ValueError(
-            "there is nothing to draw: no record holds a breakdown of the peak (metrics params, activations, ...)"
+            "there is nothing to draw: no record has a breakdown of the peak (metrics params, activations, ...)"
         )
     shares = (False, True) if column == "double" else (True,)
     lines = max(stack.label.count("\n") for stack in stacks) + 1
@@ -78,31 +78,31 @@ def breakdown_figure(records: Iterable[Record], *, column: Column = "double") ->
     panels = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for axes, share in zip(panels, shares, strict=True):
         _draw(axes, stacks, share, labelled=axes is panels[0])
-    shared = common(rows)
+    shared = common_settings(rows)
     omitted = f" The records have {everything - len(stacks)} more peaks." if everything > len(stacks) else ""
     style.title(figure, f"Parts of the peak of allocated memory{f': {shared}' if shared else ''}.{omitted}")
     style.legend(figure, _legend(stacks), columns=5 if column == "double" else 2)
     return figure
 
 
-def _few(rows: Sequence[PeakRow]) -> list[PeakRow]:
+def _reduced(rows: Sequence[PeakRow]) -> list[PeakRow]:
     names, first = few_names(grouped(rows, lambda row: row.name)), rows[0].settings["checkpointing"]
     return [row for row in rows if row.name in names and row.settings["checkpointing"] == first]
 
 
 def _stacks(rows: Sequence[PeakRow], characters: int) -> list[Stack]:
-    """Return the stacks in the order of the rows; stacks that differ only in kind are neighbours."""
-    differing = varying(rows)
+    """Return the stacks in the order of the rows; stacks that differ only in kind are adjacent."""
+    differing = varying_settings(rows)
     stacks = []
     for row, phase in ((one, phase) for one in rows for phase in one.phases):
         if parts := _parts(row, phase):
-            label = ", ".join(filter(None, (row.name, phase_name(phase), row.words(differing))))
-            stacks.append(Stack(style.folded(label, characters), row.kind, parts))
+            label = ", ".join(filter(None, (row.name, phase_name(phase), row.settings_text(differing))))
+            stacks.append(Stack(style.wrap_label(label, characters), row.kind, parts))
     return [stack for group in grouped(stacks, lambda stack: stack.label).values() for stack in group]
 
 
 def _parts(row: PeakRow, phase: str) -> dict[str, float]:
-    """Return the parts in GiB in the order of PARTS; the rest of the peak is a part of its own."""
+    """Return the parts in GiB in the order of PARTS, with the rest of the peak as the last part."""
     values = {part: row.value(phase, part) for part in PARTS}
     parts = {part: value / GIB for part, value in values.items() if value}
     peak, whole = (row.value(phase, "peak_allocated") or 0) / GIB, sum(parts.values())
@@ -111,7 +111,7 @@ def _parts(row: PeakRow, phase: str) -> dict[str, float]:
             f"the breakdown of {row.name}, {phase}, adds up to {significant(whole, 4)} GiB, more than its peak of "
             f"{significant(peak, 4)} GiB: the records contradict each other"
         )
-    # A difference of 0.1 % is rounding and would be invisible.
+    # A rest of 0.1 % is due to rounding and would be invisible.
     return parts | ({"other": peak - whole} if parts and peak > 1.001 * whole else {})
 
 

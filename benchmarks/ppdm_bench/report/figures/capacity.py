@@ -13,29 +13,29 @@ from ppdm_bench.records import Record
 from ppdm_bench.report.figures.style import DASHED, GREY
 from ppdm_bench.report.rows import PeakRow, gather_peaks
 
-# Nominal memory of GPUs in GB, the most common first. A card with "24 GB" has 24 GiB; ECC and the driver need a part.
+# Nominal memory of GPUs in GB, the most common first. A "24 GB" card has 24 GiB, minus a part for ECC and the driver.
 CARDS = (24, 80, 40, 16, 8, 141, 12, 48)
 
-_MOST = 8  # names in a figure; the table has all
+_MAX_NAMES = 8  # in a figure; the table has all names
 
 
 def few_names(groups: Mapping[str, Sequence[PeakRow]]) -> list[str]:
-    """Return the names of at most eight groups of rows: two of one method and one of every other."""
-    if len(groups) <= _MOST:
+    """Return the names of at most eight groups: two of the first method with several groups, one of every other."""
+    if len(groups) <= _MAX_NAMES:
         return list(groups)
     by_method = grouped(groups, lambda name: groups[name][0].method)
     several = next((method for method, names in by_method.items() if len(names) > 1), "")
     chosen = {name for method, names in by_method.items() for name in names[: 2 if method == several else 1]}
-    return [name for name in groups if name in chosen][:_MOST]
+    return [name for name in groups if name in chosen][:_MAX_NAMES]
 
 
 def cards_with_room(axes: Axes, axis: Literal[0, 1], gap: float) -> list[int]:
-    """Return the cards whose names have room beside one another, the most common first.
+    """Return the cards whose names do not overlap on an axis, the most common first.
 
     Args:
         axes: axes with final limits, logarithmic along the axis.
         axis: 0 for x, 1 for y.
-        gap: distance between names in points.
+        gap: least distance between names in points.
     """
     low, high = (axes.get_xlim, axes.get_ylim)[axis]()
     places: dict[int, float] = {}
@@ -58,17 +58,17 @@ def size_of(row: PeakRow) -> int:
     return int(shape[0])
 
 
-def cubic(records: Iterable[Record]) -> list[PeakRow]:
+def cubic_rows(records: Iterable[Record]) -> list[PeakRow]:
     """Return the rows of ``ppdm-bench memory`` for cubes."""
     rows = gather_peaks(record for record in records if record.command == "memory")
     return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
 
 
-def largest_set(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[PeakRow]:
-    """Return the rows of the setting with the most sizes; of equal ones, with the most rows, then the fewest options.
+def setting_with_most_sizes(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[PeakRow]:
+    """Return the rows of the setting with the most sizes; of equal ones, a GPU, more rows, and fewer options win.
 
-    A setting is precision, checkpointing, batch size, preset, memory format, compilation, CPU or GPU, and, with
-    `of_one_width`, the width that was asked for. Rows of different settings are not points of one curve.
+    A setting is precision, checkpointing, batch size, preset, memory format, compilation, CPU or GPU and, with
+    `of_one_width`, the requested width. Rows of different settings are not points of one curve.
     """
 
     names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * of_one_width]

@@ -1,6 +1,6 @@
-"""A grid of pictures with one common scale and space for labels.
+"""A grid of pictures with a common scale and room for labels.
 
-Lengths on paper are in inches, sizes of the pictured objects in mm.
+Lengths on paper are in inches, sizes of the shown volumes in mm.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, WIDTHS, Column
 
-TALLEST = 9.0  # height of a page
-LEAST = 0.2  # height of a row
+MAX_HEIGHT = 9.0  # of a figure on a page
+MIN_ROW_HEIGHT = 0.2
 EDGE, GAP, LINE = 0.05, 0.04, 0.15  # LINE: height of a line of text
 FOOT = 0.19
 NAME = 0.18  # width of the name of a row
@@ -32,8 +32,8 @@ class ImageGrid:
         column: width of the figure.
         widths, heights: sizes of columns and rows in mm.
         names: whether rows have names on their left.
-        bars: whether there is space for colour bars on the right.
-        captions: whether only the first row or every row has a line of text above its pictures.
+        bars: whether there is room for colour bars on the right.
+        captions: which rows have a line of text above their pictures: the first or every row.
 
     Attributes:
         figure: the figure.
@@ -61,8 +61,8 @@ class ImageGrid:
         room = self._width - left - EDGE - (BAR_GAP + BAR + BAR_TEXT) * bars - GAP * (len(widths) - 1)
         head = LINE * (1 + self.figure.get_suptitle().count("\n"))
         fixed = head + sum(lines) + GAP * (len(heights) - 1) + FOOT
-        tallest = (1 - _TOP) * TALLEST - fixed
-        if tallest < LEAST * len(heights):
+        tallest = (1 - _TOP) * MAX_HEIGHT - fixed
+        if tallest < MIN_ROW_HEIGHT * len(heights):
             raise ValueError(f"{len(heights)} rows of pictures do not fit on a page; show fewer, or more in a row")
         self._scale = min(room / sum(widths), tallest / sum(heights))
         self._widths = [size * self._scale for size in widths]
@@ -75,7 +75,7 @@ class ImageGrid:
         self._bottoms = [self._height - top - row for top, row in zip(tops, rows, strict=True)]
 
     def cell(self, row: int, column: int, size: tuple[float, float]) -> Axes:
-        """Return framed axes without ticks in the middle of a cell, for a picture of `size` (width, height) in mm."""
+        """Return framed axes without ticks, centred in a cell, for a picture of `size` (width, height) in mm."""
         width, height = (length * self._scale for length in size)
         x = self._lefts[column] + (self._widths[column] - width) / 2
         y = self._bottoms[row] + (self._heights[row] - height) / 2
@@ -116,11 +116,11 @@ class ImageGrid:
 
 
 def _starts(first: float, sizes: Sequence[float]) -> list[float]:
-    """Return the start of each size, with gaps between them."""
+    """Return the start of each of several adjacent lengths, with gaps between them."""
     return [first + GAP * i + end - size for i, (size, end) in enumerate(zip(sizes, accumulate(sizes), strict=True))]
 
 
 def _shortened(text: str, inches: float) -> str:
-    """Return the text, or only its two ends if it is too long."""
+    """Return the text; if it is too long, without its middle."""
     room = max(3, int(inches * _CHARACTERS))
     return text if len(text) <= room else f"{text[: room // 2]}…{text[len(text) - (room - 1) // 2 :]}"

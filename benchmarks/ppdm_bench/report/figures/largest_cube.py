@@ -1,4 +1,4 @@
-"""Bars of the largest cube that fits into a budget of memory, by method and purpose."""
+"""Bars of the largest cube that fits into a memory budget, by method and purpose."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     """
     drawn = [line for line in lines if line.cube is not None]
     if not drawn:
-        raise ValueError("there is nothing to draw: no record holds a largest resolution")
+        raise ValueError("there is nothing to draw: no record has a largest resolution")
     methods = list(dict.fromkeys(line.method for line in drawn))
     purposes = list(dict.fromkeys(line.purpose for line in drawn))
     height, places = 0.86, {method: place * (len(purposes) + 0.7) for place, method in enumerate(methods)}
@@ -38,23 +38,23 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
         axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.purpose)))
         style.write_beside(axes, edge, place, f"{edge:.0f}³" if edge else "none", 3, **style.ON_WHITE)
     middle = (len(purposes) - 1) / 2
-    names = [style.folded(method, 40) for method in methods]
+    names = [style.wrap_label(method, 40) for method in methods]
     axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(places.values()) + len(purposes) - 0.2, -0.8)
-    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _wanted(drawn)) or 1)
+    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _requested_edge(drawn)) or 1)
     axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
-    for edge in _wanted(drawn):
+    for edge in _requested_edge(drawn):
         axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
     handles = [Patch(facecolor=_colour(purpose), label=_NAMES.get(purpose, purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
     asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
-    style.legend(figure, [*handles, *(asked if _wanted(drawn) else [])], columns=5)
+    style.legend(figure, [*handles, *(asked if _requested_edge(drawn) else [])], columns=5)
     return figure
 
 
-def _wanted(lines: Sequence[PlanLine]) -> list[float]:
+def _requested_edge(lines: Sequence[PlanLine]) -> list[float]:
     shape = set(lines[0].record.shape)
     return [float(shape.pop())] if len(shape) == 1 else []
 

@@ -1,4 +1,4 @@
-"""Dots of peak memory: the phases of every method on a logarithmic axis."""
+"""Peak memory of every method and phase as dots on a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ppdm_bench.report.rows import (
     STATUS_NAMES,
     PeakRow,
     all_phases,
-    common,
+    common_settings,
     gather_peaks,
     phase_name,
     reference_of,
-    varying,
+    varying_settings,
 )
 from ppdm_bench.units import GIB, ratio, significant
 
@@ -36,7 +36,7 @@ _LINE = 0.145  # inches
 
 @dataclass(frozen=True)
 class Dot:
-    """One peak, at a distance from the top in lines; a line has the dots of one name, phase and kind."""
+    """One peak at a vertical place, in lines from the top; a line has the dots of one name, phase and kind."""
 
     row: PeakRow
     phase: str
@@ -44,13 +44,13 @@ class Dot:
 
     @property
     def size(self) -> float | None:
-        """The peak in GiB, None if the run failed."""
+        """The peak in GiB; None if the run failed."""
         peak = self.row.value(self.phase, "peak_allocated")
         return None if peak is None else peak / GIB
 
     @property
     def outcome(self) -> str:
-        """How the run ended."""
+        """The status of the run."""
         return self.row.outcome(self.phase)[0]
 
 
@@ -63,14 +63,14 @@ def memory_figure(records: Iterable[Record], *, reference: str = "") -> Figure:
 
     Args:
         records: long-form records; those that are not about memory are ignored.
-        reference: the method in the denominator of the ratios (see `rows.reference_of`); empty: no ratios.
+        reference: the method to which ratios refer (see `rows.reference_of`); empty for no ratios.
 
     Raises:
         ValueError: no record has a peak.
     """
     rows = gather_peaks(record for record in records if record.metric == "peak_allocated")
     if not rows:
-        raise ValueError("there is nothing to draw: no record holds a peak of memory (metric peak_allocated)")
+        raise ValueError("there is nothing to draw: no record has a peak of memory (metric peak_allocated)")
     groups = _named(rows, characters=40)
     shown = few_names(groups)
     lines, names = _places({name: groups[name] for name in shown})
@@ -93,10 +93,10 @@ def memory_figure(records: Iterable[Record], *, reference: str = "") -> Figure:
     return figure
 
 
-def headline(records: Sequence[Record]) -> list[Record]:
-    """Return the records for a figure at a glance, or none if it would be the same figure.
+def overview_records(records: Sequence[Record]) -> list[Record]:
+    """Return the records for a smaller figure, or none if it would show the same as the complete one.
 
-    These records have the first kind of checkpointing, two variants of the first method and one of every other method.
+    They have the first kind of checkpointing, two variants of the first method, and one of every other method.
     """
     first = records[0]
     variants: dict[str, dict[str, None]] = {}
@@ -108,13 +108,13 @@ def headline(records: Sequence[Record]) -> list[Record]:
 
 
 def _named(rows: Sequence[PeakRow], characters: int) -> dict[str, list[PeakRow]]:
-    """Return the rows by name; settings other than checkpointing that differ are part of the name."""
-    differing = [name for name in varying(rows) if name != "checkpointing"]
-    return grouped(rows, lambda row: style.folded_row(row, differing, characters))
+    """Return the rows by name; the name has the settings in which rows differ, except checkpointing."""
+    differing = [name for name in varying_settings(rows) if name != "checkpointing"]
+    return grouped(rows, lambda row: style.wrap_row_label(row, differing, characters))
 
 
 def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[list[Dot]], list[tuple[float, str]]]:
-    """Return the dots of each name, phase and kind from the top, and the places of the names."""
+    """Return the lines of dots from the top, and the vertical places of the names."""
     lines: list[list[Dot]] = []
     names: list[tuple[float, str]] = []
     top = 0.0
@@ -135,7 +135,7 @@ def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[list[Dot]], list[tup
 
 
 def _title(rows: Sequence[PeakRow], reference: str, omitted: int) -> str:
-    shared = common(rows)
+    shared = common_settings(rows)
     what = f"Peak of live tensor memory (peak_allocated): {shared}." if shared else "Peak of live tensor memory."
     compared = f" In brackets: ratio to {reference} without checkpointing." if reference else ""
     return what + compared + (f" The table has {omitted} more rows." if omitted else "")
@@ -155,7 +155,7 @@ def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
 
 
 def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
-    """Draw the dots of a line and the labels of its ends; return the labels on the right with their sizes."""
+    """Draw the dots of a line and the labels of its ends; return the right label with its size in GiB."""
     found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
     left, place = axes.get_xlim()[0], dots[0].place
     if found:
@@ -197,9 +197,9 @@ def _write(axes: Axes, dot: Dot, text: str, ha: str) -> Text:
 
 
 def _make_room(figure: Figure, axes: Axes, labelled: Sequence[tuple[float, Text]]) -> None:
-    """Move the right end of the axis so that every label ends inside the axes.
+    """Extend the axis to the right so that every label ends inside the axes.
 
-    The width of the axes is final once names and legend have their places; it does not depend on the limits.
+    The width of the axes depends on names and legend, which are complete, and not on the limits.
     """
     figure.draw_without_rendering()
     transform = axes.xaxis.get_transform()

@@ -1,4 +1,4 @@
-"""Live memory over one step and its largest blocks: a figure, a table and a CSV file."""
+"""Live memory over one step, and the largest blocks at its peak: a figure, a table and a CSV file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ppdm_bench.units import GIB, shape_text
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
 _TINY = 6.0  # points
-_WIDE = 0.0095  # of the time axis per character of a label; narrower bands have their label below
+_CHARACTER = 0.0095  # share of the time axis per character; a label that is wider than its band is written below it
 
 
 @dataclass(frozen=True)
@@ -49,15 +49,16 @@ class TimelineBlock:
 
 @dataclass(frozen=True)
 class MemoryTimeline:
-    """Live bytes after every allocation and free of one step, without blocks that are too small to be visible.
+    """Live bytes after every event (allocation or free) of one or several steps, without blocks too small to see.
 
     Attributes:
         name: the configuration in words.
         live: bytes by part of the memory (the keys of :data:`PARTS`), one value per event.
         spans: passes and parts of the network in order, without gaps.
-        peak: the event at the peak; ``peak_size``: live bytes after it.
-        blocks: the largest blocks at the peak, largest first.
-        steps: training steps that it covers; of several, ``spans`` have the number of the step as their part.
+        peak: number of the event at the peak.
+        peak_size: live bytes after this event.
+        blocks: the largest blocks at the peak, the largest first.
+        steps: number of training steps; with several, the part of a span is the number of its step.
     """
 
     name: str
@@ -70,12 +71,12 @@ class MemoryTimeline:
 
     @property
     def at_peak(self) -> Span:
-        """Pass and part of the network at the peak."""
+        """The span of the peak."""
         return next(span for span in self.spans if span.start <= self.peak < span.end)
 
 
 def timeline_figure(timeline: MemoryTimeline) -> Figure:
-    """Return live memory over one step, stacked by category, below bands of passes and parts (two columns wide).
+    """Return live memory over the steps, stacked by category, below bands of passes and parts (two columns wide).
 
     Raises:
         ValueError: no memory was alive.
@@ -100,7 +101,7 @@ def timeline_figure(timeline: MemoryTimeline) -> Figure:
 
 
 def timeline_page(timeline: MemoryTimeline) -> Page:
-    """Return the table of the largest blocks, with the place of the peak."""
+    """Return the table of the largest blocks, with the pass and the part of the network at the peak."""
     peak, span = timeline.peak_size, timeline.at_peak
     headings = [
         Heading("rank", number=True),
@@ -133,7 +134,7 @@ def save_timeline(timeline: MemoryTimeline, stem: Path) -> list[Path]:
 
 
 def _light(colour: str) -> tuple[float, float, float]:
-    """Return the colour at two thirds on white, because the colours of predicted values are lighter than measured."""
+    """Return a lighter colour, because colours of predicted values are lighter than those of measured values."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 if colour[0] == "#" else 0.75 for i in (1, 3, 5))
     return 0.35 + 0.65 * red, 0.35 + 0.65 * green, 0.35 + 0.65 * blue
 
@@ -165,7 +166,7 @@ def _mark_peak(axes: Axes, timeline: MemoryTimeline) -> None:
 
 
 def _bands(axes: Axes, spans: Sequence[Span], row: str) -> None:
-    """Draw two rows of bands, passes above parts of the network (darker is deeper), and the labels of narrow bands."""
+    """Draw two rows of bands, passes above parts of the network (darker for deeper levels), with their labels."""
     axes.set_ylim(0, 3)
     axes.axis("off")
     end = spans[-1].end
@@ -176,7 +177,7 @@ def _bands(axes: Axes, spans: Sequence[Span], row: str) -> None:
             colour = _depth(span.part) if parts else "0.93"
             box: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "linewidth": 0.5}
             axes.add_patch(Rectangle((span.start, bottom), span.end - span.start, height, **box))
-            if (span.end - span.start) / end > _WIDE * len(label):
+            if (span.end - span.start) / end > _CHARACTER * len(label):
                 axes.text(middle, bottom + height / 2, label, ha="center", va="center", fontsize=SMALL)
             else:
                 narrow[middle, label] = bottom  # one label if pass and part are the same
@@ -206,7 +207,7 @@ def _merged(spans: Sequence[Span], parts: bool) -> list[Span]:
 
 
 def _short(part: str) -> str:
-    """Return a short label: ``encoder level 2`` is E2."""
+    """Return a short label for a part of the network, such as E2 for ``encoder level 2``."""
     way, _, level = part.partition(" level ")
     if part == "middle":
         return "M"

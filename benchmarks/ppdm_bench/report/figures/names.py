@@ -1,4 +1,4 @@
-"""Plain words for the labels of configurations in figures: `loss.gradient=3.0` is `gradient loss weight 3`."""
+"""Plain words for the labels of configurations in figures: `loss.gradient=3.0` becomes `gradient loss weight 3`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from ppdm_bench.report.metrics import metric_name
 
-# Complete settings, or fields with the text before their value.
+# Words for complete settings, and for fields, whose value follows.
 _SETTINGS = {
     "loss.mode=off": "no gradient loss",
     "loss.mode=cell": "gradient loss within blocks",
@@ -33,7 +33,7 @@ _FIELDS = {
 
 
 def plain_label(label: str) -> str:
-    """Return the label of a configuration with plain words for its settings."""
+    """Return the label of a configuration with its settings in plain words."""
     words = [", ".join(filter(None, map(_setting, _settings(word)))) for word in label.split(" ")]
     return re.sub(r"(?<=\d)x(?=\d)", "×", " ".join(words)).replace("haar", "Haar")
 
@@ -44,14 +44,14 @@ def metric_label(metric: str, unit: str) -> str:
 
 
 def without_common_words(labels: Sequence[str]) -> list[str]:
-    """Return the labels without the words that all begin with; a label of only these words stays complete."""
+    """Return the labels without the words with which all begin; a label of only these words stays complete."""
     split = [label.split(" ") for label in labels]
     common = sum(1 for _ in takewhile(lambda words: len(set(words)) == 1, zip(*split, strict=False)))
     return [" ".join(words[common:]) or " ".join(words) for words in split]
 
 
 def _settings(word: str) -> list[str]:
-    """Return the settings of a word; without the gradient loss, its weight of zero says nothing more."""
+    """Return the settings of a word; with the gradient loss off, its weight is omitted."""
     settings = word.split("+")
     off = "loss.mode=off" in settings
     return [one for one in settings if not (off and one.startswith("loss.gradient="))]

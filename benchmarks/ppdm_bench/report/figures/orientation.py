@@ -27,7 +27,7 @@ class Plane:
         name: axial, coronal or sagittal.
         through: the axis perpendicular to the plane.
         across, up: the horizontal and the vertical axis of the picture.
-        left, right, top, bottom: letters of the patient's directions at the sides of the picture.
+        left, right, top, bottom: the patient's directions at the sides of the picture, as letters.
     """
 
     name: PlaneName
@@ -60,7 +60,7 @@ PLANES: dict[PlaneName, Plane] = {
 
 
 def centre_of_mass(array: np.ndarray) -> tuple[int, int, int]:
-    """Return the voxel at the centre of the positive values of (D, H, W); without any, at the centre of the array."""
+    """Return the voxel at the centre of mass of the positive values of (D, H, W); without any, the central voxel."""
     weights = np.clip(array, 0, None).astype(np.float64)
     total = weights.sum()
     if not total > 0:

@@ -1,4 +1,4 @@
-"""Quality of every representation with and without a bridge: does the puzzle or the bridge matter?"""
+"""Quality of every representation with and without a bridge: which matters more, the puzzle or the bridge?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.ablation_rows import BUDGETS, AblationRow, gather_ablation, most_evaluations
+from ppdm_bench.report.ablation_rows import BUDGETS, AblationRow, gather_ablation, rows_with_most_evaluations
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.ablation import level_name, sorted_levels
 from ppdm_bench.report.figures.names import metric_label
@@ -21,7 +21,7 @@ from ppdm_bench.units import plural
 
 _BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
 _NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
-_SHIFTS = {"brownian": -0.15, "noise": 0.15}  # of the category, so that the markers do not overlap
+_SHIFTS = {"brownian": -0.15, "noise": 0.15}  # horizontal, so that the markers do not overlap
 
 
 def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "ssim")) -> Figure:
@@ -34,7 +34,9 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     Raises:
         ValueError: fewer than two representations have values both with and without a bridge.
     """
-    rows = _compared([row for row in most_evaluations(gather_ablation(records, pooled=True)) if row.status == "ok"])
+    rows = _compared(
+        [row for row in rows_with_most_evaluations(gather_ablation(records, pooled=True)) if row.status == "ok"]
+    )
     places = list(dict.fromkeys((row.task, row.budget, row.amount) for row in rows))
     spaces = sorted_levels("space", {row.cell["levels"]["space"] for row in rows})
     figure = style.new_figure("double", height=0.75 + 1.45 * len(metrics))
@@ -45,7 +47,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
             style.plain_axes(axes, "y")
             _draw(axes, some, spaces, metric)
         _share_task_scales(line, places)
-        line[0].set_ylabel(metric_label(metric, rows[0].series.units.get(metric, "")), fontsize=SMALL)
+        line[0].set_ylabel(metric_label(metric, rows[0].scores.units.get(metric, "")), fontsize=SMALL)
     for axes, (task, budget, amount) in zip(grid[0], places, strict=True):
         much = f"{amount:.0f} steps" if budget == "steps" else f"{amount:.3g} s"
         axes.set_title(f"{task}\n{BUDGETS[budget]} ({much})", fontsize=TEXT)
@@ -67,7 +69,7 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
 
 
 def _compared(rows: Sequence[AblationRow]) -> list[AblationRow]:
-    """Return the rows of all representations with and without a bridge; all other levels are those of the default."""
+    """Return the rows with and without a bridge of all representations that have both, at the default loss."""
     default: dict[str, str] = next((row.cell["levels"] for row in rows if row.cell["default"]), {})
     some = [r for r in rows if r.cell["levels"] and r.cell["levels"]["loss"] == default.get("loss")]
     some = [row for row in some if row.cell["levels"]["bridge"] in _BRIDGES]
@@ -80,7 +82,7 @@ def _compared(rows: Sequence[AblationRow]) -> list[AblationRow]:
 
 def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric: str) -> None:
     for row in rows:
-        values = [*row.series.subjects(metric).values()]
+        values = [*row.scores.subject_means(metric).values()]
         if values:
             bridge = row.cell["levels"]["bridge"]
             x = spaces.index(row.cell["levels"]["space"]) + _SHIFTS[bridge]
@@ -92,7 +94,7 @@ def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric
 
 
 def _share_task_scales(line: Sequence[Axes], places: Sequence[tuple[Any, ...]]) -> None:
-    """Give the panels of one task one scale, because its budgets are compared."""
+    """Give all panels of a task the same scale, because its budgets are compared."""
     for task in dict.fromkeys(place[0] for place in places):
         panels = [axes for axes, place in zip(line, places, strict=True) if place[0] == task]
         ends = [end for axes in panels for end in axes.get_ylim()]

@@ -19,9 +19,9 @@ from ppdm_bench.report.scores import Scores, best_evaluations, by_configuration,
 if TYPE_CHECKING:
     import pandas as pd
 
-MANY = 6  # configurations; colours and a legend cannot distinguish more
+MAX_CONFIGURATIONS = 6  # colours and a legend cannot distinguish more
 
-_FIRST = ("psnr", "ssim", "sharpness", *SEAMS)  # error, structure, and artefacts that an average hides
+_FIRST = ("psnr", "ssim", "sharpness", *SEAMS)  # the metrics that come first
 _COLUMNS = 4
 _ROW, _FRAME = 0.17, 0.95  # inches
 
@@ -29,9 +29,10 @@ _ROW, _FRAME = 0.17, 0.95  # inches
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     """Return one row per configuration and one column per metric, with a dot per subject and a bar at the mean.
 
-    Of a configuration, only the number of network evaluations with the best mean is shown. With more than six
-    configurations, those without a network (such as the input) are left out: their values would compress the scale of
-    all others. Grey lines are the mean of the first row with a network and, dashed, of the input.
+    Each configuration is shown at the number of network evaluations with the best mean. With more than six
+    configurations, those without a network (such as the input) are left out, because their values would compress the
+    scale of all others. The solid grey line is the mean of the first row with a network, the dashed one that of the
+    input.
 
     Args:
         records: long-form records of one data set; those without a subject are ignored.
@@ -45,7 +46,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     everything, metrics = with_values(records)
     shown = best_evaluations(everything, lambda series: (series.label, series.precision))
     networks = [series for series in shown if series.evaluations is not None]
-    shown = networks if len(networks) > MANY else shown
+    shown = networks if len(networks) > MAX_CONFIGURATIONS else shown
     columns = [metric for first in _FIRST for metric in metrics if metric.startswith(first)]
     columns = list(dict.fromkeys([*columns, *metrics]))[:_COLUMNS]
     names = without_common_words([series.label for series in shown])
@@ -108,7 +109,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
             axes.axhline(mean, color=colours[str(label)], linewidth=1.0, linestyle=style.DASHED)
         axes.set(xscale="log", ylabel="")
         style.plain_axes(axes, "y", "network evaluations")
-        style.log_ticks(axes.xaxis, style.spaced(steps))
+        style.log_ticks(axes.xaxis, style.spaced_ticks(steps))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
@@ -122,14 +123,14 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
 
 
 def with_values(records: Iterable[Record]) -> tuple[list[Scores], list[str]]:
-    """Return the series, and the metrics that have values.
+    """Return the scores, and the metrics that have values.
 
     Raises:
         ValueError: no record has a value.
     """
     everything = by_configuration(records)
     found = (m for series in everything for m, scans in series.scans.items() if scans and not is_regional(m))
-    metrics = list(dict.fromkeys(found))  # regional metrics are too many for figures and stay in the table
+    metrics = list(dict.fromkeys(found))  # without regional metrics, which are too many for a figure
     if not metrics:
         raise ValueError("there is nothing to draw: no record has a subject and a value")
     return everything, metrics
@@ -143,6 +144,6 @@ def _frame(shown: Sequence[Scores], metric: str) -> pd.DataFrame:
     values = [
         (row, series.label, series.evaluations, subject, value)
         for row, series in enumerate(shown)
-        for subject, value in series.subjects(metric).items()
+        for subject, value in series.subject_means(metric).items()
     ]
     return pd.DataFrame(values, columns=columns)

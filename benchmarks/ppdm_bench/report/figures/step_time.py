@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, TEXT
-from ppdm_bench.report.rows import common, varying
-from ppdm_bench.report.timings import Pace, gather_times
+from ppdm_bench.report.rows import common_settings, varying_settings
+from ppdm_bench.report.timings import TimingRow, gather_times
 from ppdm_bench.units import significant
 
 
@@ -21,8 +21,8 @@ def speed_figure(records: Iterable[Record]) -> Figure:
     """Return bars of the time per training step, and the time per volume against network evaluations (log-log).
 
     Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. Times
-    predicted for a card are hollow, with the range in which they are expected. A configuration without a time per step
-    has a name and no bar.
+    that are predicted for a card are hollow, with their expected range. A configuration without a time per step has a
+    name, but no bar.
 
     Args:
         records: long-form records; those that are not about time are ignored.
@@ -30,43 +30,43 @@ def speed_figure(records: Iterable[Record]) -> Figure:
     Raises:
         ValueError: no record has a time.
     """
-    paces = gather_times(records)
-    differing = varying([pace.row for pace in paces])
-    names = [style.folded_row(pace.row, differing, 30) for pace in paces]
+    rows = gather_times(records)
+    differing = varying_settings([row.configuration for row in rows])
+    names = [style.wrap_row_label(row.configuration, differing, 30) for row in rows]
     figure = style.new_figure("double", height=max(2.6, 1.1 + 0.2 * sum(name.count("\n") + 1 for name in names)))
     bars, curves = figure.subplots(1, 2, width_ratios=(1, 1.15))
     style.plain_axes(bars, "x", "time per training step (s)")
     style.plain_axes(curves, "both", "network evaluations (log axis)", "time per volume (s, log axis)")
-    for place, pace in enumerate(paces):
-        _draw_bar(bars, place, pace)
-        _draw_curve(curves, place, pace)
-    bars.set(ylim=(len(paces) - 0.4, -0.6))
-    bars.set_yticks(range(len(paces)), names, fontsize=SMALL)
+    for place, row in enumerate(rows):
+        _draw_bar(bars, place, row)
+        _draw_curve(curves, place, row)
+    bars.set(ylim=(len(rows) - 0.4, -0.6))
+    bars.set_yticks(range(len(rows)), names, fontsize=SMALL)
     ends = [
         max(step.seconds, *(step.quartiles or step.interval or ()))
-        for pace in paces
-        if (step := pace.step) and step.seconds
+        for row in rows
+        if (step := row.step) and step.seconds
     ]
     bars.set_xlim(0, 1.22 * max(ends, default=1))  # room for the labels
-    if not any(pace.step for pace in paces):  # the names and colours stay
+    if not any(row.step for row in rows):  # names and colours are still needed for the other panel
         bars.set_xticks([])
         bars.set_xlabel("no training step was timed", fontsize=TEXT)
-    if any(timing.seconds for pace in paces for timing in pace.volumes.values()):
-        _log_axes(curves, sorted({k for pace in paces for k in pace.volumes}))
+    if any(timing.seconds for row in rows for timing in row.volumes.values()):
+        _log_axes(curves, sorted({k for row in rows for k in row.volumes}))
     else:  # a logarithmic axis needs values
         curves.set_axis_off()
         curves.text(0.5, 0.5, "no volume was timed", transform=curves.transAxes, ha="center", fontsize=TEXT)
-    style.title(figure, _title(paces))
-    if any(timing.estimate for pace in paces for timing in pace.volumes.values()):
+    style.title(figure, _title(rows))
+    if any(timing.estimate for row in rows for timing in row.volumes.values()):
         hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=style.DASHED)
         hollow.set_label("estimated from fewer evaluations")
         style.legend(figure, [hollow], columns=1)
     return figure
 
 
-def _title(paces: Sequence[Pace]) -> str:
-    shared = common([pace.row for pace in paces])
-    if cards := dict.fromkeys(t.record.gpu for pace in paces for _, _, t in pace.timings if t.is_predicted):
+def _title(rows: Sequence[TimingRow]) -> str:
+    shared = common_settings([row.configuration for row in rows])
+    if cards := dict.fromkeys(t.record.gpu for row in rows for _, _, t in row.timings if t.is_predicted):
         return (
             f"Predicted time per training step and per volume on {' and '.join(cards)}, with the same colours: "
             f"{shared}. Lines: expected range."
@@ -75,13 +75,13 @@ def _title(paces: Sequence[Pace]) -> str:
 
 
 def _look(place: int) -> dict[str, Any]:
-    again, number = divmod(place, len(SERIES))  # a colour is used again with another marker
+    again, number = divmod(place, len(SERIES))  # after the last colour, colours repeat with another marker
     return {"color": SERIES[number], "marker": MARKERS[again % len(MARKERS)]}
 
 
-def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
+def _draw_bar(axes: Axes, place: int, row: TimingRow) -> None:
     """Draw a bar with its value, and the marker of the configuration in the other panel."""
-    look, timing = _look(place), pace.step
+    look, timing = _look(place), row.step
     seconds = timing.seconds if timing else None
     end = 0.0
     if timing is not None and seconds is not None:
@@ -95,16 +95,16 @@ def _draw_bar(axes: Axes, place: int, pace: Pace) -> None:
     style.write_beside(axes, right, place, text, 6)
 
 
-def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
+def _draw_curve(axes: Axes, place: int, row: TimingRow) -> None:
     look = _look(place)
-    run = {k: timing for k, timing in pace.volumes.items() if timing.seconds is not None}
+    run = {k: timing for k, timing in row.volumes.items() if timing.seconds is not None}
     times = [timing.seconds or 0 for timing in run.values()]
     hollow = {"markerfacecolor": "white"} if any(timing.is_predicted for timing in run.values()) else {}
     axes.plot(list(run), times, markersize=4, linewidth=1.2, **look | hollow)
     for k, timing in run.items():
         if ends := timing.quartiles or timing.interval:
             axes.plot([k, k], ends, color=look["color"], linewidth=0.8)
-    guesses = {k: t.estimate.value for k, t in pace.volumes.items() if t.estimate and t.estimate.value}
+    guesses = {k: t.estimate.value for k, t in row.volumes.items() if t.estimate and t.estimate.value}
     if guesses:
         path = [*list(zip(run, times, strict=True))[-1:], *guesses.items()]
         axes.plot(*zip(*path, strict=True), color=look["color"], linewidth=0.9, linestyle=style.DASHED)
@@ -114,8 +114,8 @@ def _draw_curve(axes: Axes, place: int, pace: Pace) -> None:
 def _log_axes(axes: Axes, counts: Sequence[int]) -> None:
     axes.set(xscale="log", yscale="log")
     if len(counts) > 1:
-        style.log_ticks(axes.xaxis, style.spaced(counts))
-    else:  # a logarithmic scale would place its ticks elsewhere
+        style.log_ticks(axes.xaxis, style.spaced_ticks(counts))
+    else:  # the ticks of a logarithmic scale would not include the only count
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xticks([], minor=True)
     style.log_ticks(axes.yaxis)

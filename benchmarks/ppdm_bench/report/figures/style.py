@@ -37,10 +37,10 @@ WIDTHS = {"single": 3.5, "double": 7.16}  # inches: one column and the full widt
 TEXT = 7.5  # points; SMALL is the smallest readable size on paper
 SMALL = 7.0
 
-# Of seaborn's palette "colorblind", for all types of colour vision.
+# From seaborn's palette "colorblind", which suits all types of colour vision.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc"
 BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9"
-# Colours of things without a fixed colour, the most distinct first and without light ones.
+# Colours of series, the most distinct first, without light colours.
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
@@ -48,15 +48,15 @@ PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "d
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
 HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
-ON_WHITE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}  # of text over lines
+ON_WHITE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}  # for text over lines
 
 # Fill patterns of bars by the kind of value, independent of the colour.
 HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 
-_MOST_COLOURS = 8192  # in a drawing
-_MOST_TICKS = 9
-_APART = 8.0  # points between the centres of neighbouring labels
-_DIGITS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of ticks on a logarithmic axis
+_MAX_COLOURS = 8192  # a picture with more colours is not reduced to a palette
+_MAX_TICKS = 9
+_LABEL_DISTANCE = 8.0  # points between the centres of adjacent labels
+_TICK_DIGITS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of ticks on a logarithmic axis
 
 # Text stays text in PDF files (TrueType instead of Type 3), as publishers require. The font comes with matplotlib.
 _STYLE: dict[Any, Any] = {"pdf.fonttype": 42, "font.family": "DejaVu Sans", "hatch.linewidth": 0.6}
@@ -70,7 +70,7 @@ class Marker(NamedTuple):
 
 
 def markers(names: Iterable[str]) -> dict[str, Marker]:
-    """Assign a marker to every distinct name; after eight names the colours repeat, with other shapes."""
+    """Assign a marker to every distinct name; after eight names, the colours repeat with other shapes."""
     count, shapes = len(SERIES), len(MARKERS)
     return {
         name: Marker(MARKERS[(n + n // count) % shapes], SERIES[n % count])
@@ -89,9 +89,9 @@ def markers_of_colours(colours: Mapping[str, str]) -> dict[str, Marker]:
 
 
 def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
-    """Assign a marker to every method with a resolved design, the same in all figures of a paper.
+    """Assign a marker to every method with a resolved design, the same in all figures of the paper.
 
-    Methods with results of the most commands come first: they are compared most often and should share no colour.
+    Methods with results of most commands come first: they are compared most often and should not share a colour.
     """
     commands = defaultdict[str, set[str]](set)
     for record in records:
@@ -114,7 +114,7 @@ def new_figure(column: Column, height: float) -> Figure:
 
 
 def panels(column: Column, number: int, height: float, head: float, across: int = 2) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a `number` of panels: one below the other in a single column, else up to `across` in a row.
+    """Return a figure with `number` panels: one below the other in a single column, else up to `across` in a row.
 
     Args:
         column: width of the figure.
@@ -135,8 +135,8 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(textwrap.fill(text, characters), x=0.012, ha="left", fontsize=TEXT)
 
 
-def folded(name: str, characters: int) -> str:
-    """Break a name at blanks and after plus signs into lines of at most `characters` where possible."""
+def wrap_label(name: str, characters: int) -> str:
+    """Break a name at blanks and after plus signs into lines of at most `characters`, if possible."""
     lines = [""]
     for piece in re.findall(r"[^ +]+[ +]*", name):
         if lines[-1] and len(lines[-1] + piece.rstrip()) > characters:
@@ -145,9 +145,9 @@ def folded(name: str, characters: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def folded_row(row: PeakRow, settings: Iterable[str], characters: int) -> str:
-    """Return the name of a row and some of its settings in lines of at most `characters` where possible."""
-    return "\n".join((folded(row.name, characters), *textwrap.wrap(row.words(settings), characters)))
+def wrap_row_label(row: PeakRow, settings: Iterable[str], characters: int) -> str:
+    """Return the name of a row and these settings in lines of at most `characters`, if possible."""
+    return "\n".join((wrap_label(row.name, characters), *textwrap.wrap(row.settings_text(settings), characters)))
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
@@ -180,10 +180,10 @@ def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str 
         axes.set_ylabel(y, fontsize=TEXT)
 
 
-def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}", most: int = _MOST_TICKS) -> None:
-    """Label a logarithmic axis with plain numbers: at `places`, else at up to `most` round values within its limits."""
+def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}", most: int = _MAX_TICKS) -> None:
+    """Label a logarithmic axis with plain numbers: at `places`, else at up to `most` round numbers."""
     low, high = sorted(axis.get_view_interval())
-    for digits in () if places else _DIGITS:
+    for digits in () if places else _TICK_DIGITS:
         places = [p for power in range(-9, 10) for d in digits if low <= (p := d * 10.0**power) <= high]
         if len(places) <= most:
             break
@@ -194,7 +194,7 @@ def log_ticks(axis: Axis, places: Sequence[float] = (), text: str = "{x:g}", mos
     axis.set_minor_locator(NullLocator())
 
 
-def spaced(values: Iterable[float], ratio: float = 1.5) -> list[float]:
+def spaced_ticks(values: Iterable[float], ratio: float = 1.5) -> list[float]:
     """Return the sorted values without those whose labels would overlap on a logarithmic axis."""
     kept: list[float] = []
     for value in sorted(set(values)):
@@ -204,7 +204,7 @@ def spaced(values: Iterable[float], ratio: float = 1.5) -> list[float]:
 
 
 def hollow_points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
-    """Draw unfilled markers, the sign of predictions."""
+    """Draw unfilled markers, which stand for predictions."""
     axes.plot(x, y, marker=marker.shape, color=marker.colour, **HOLLOW)
 
 
@@ -216,13 +216,13 @@ def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
 def write_beside(
     axes: Axes, x: float, y: float, text: str, right: float, above: float = 0.0, **style: Any
 ) -> Annotation:
-    """Write a text some points right of and above a data point; negative: left and below."""
+    """Write a text beside a data point, `right` and `above` it in points; negative numbers mean left and below."""
     look = {"va": "center_baseline", "fontsize": SMALL, "annotation_clip": False, **style}
     return axes.annotate(text, (x, y), (right, above), textcoords="offset points", **look)
 
 
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
-    """Write a name right of a data point, with a thin line of the colour to it; see :func:`move_apart`."""
+    """Write a name to the right of a data point, and connect both by a thin line; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
     return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line)
 
@@ -231,7 +231,7 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
     """Move the labels of each panel up and down so that they do not overlap.
 
     Args:
-        figure: the complete figure; its layout must be final.
+        figure: the complete figure, whose layout is final.
         panels: the labels of each panel.
     """
     figure.draw_without_rendering()
@@ -239,7 +239,7 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
     for labels in panels:
         columns: list[list[tuple[float, Annotation]]] = []  # labels that overlap horizontally
         right = float("-inf")
-        boxes = [(Text.get_window_extent(label), label) for label in labels]  # without the lines to the points
+        boxes = [(Text.get_window_extent(label), label) for label in labels]  # of the text only, without its line
         for box, label in sorted(boxes, key=lambda one: one[0].x0):
             if box.x0 > right:
                 columns.append([])
@@ -247,22 +247,26 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
             right = max(right, box.x1)
         for column in columns:
             column.sort(key=lambda one: one[0])
-            for (height, label), place in zip(column, _apart([height for height, _ in column]), strict=True):
+            for (height, label), place in zip(column, _spread([height for height, _ in column]), strict=True):
                 label.xyann = (label.xyann[0], place - height)
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
-    """Return places with a minimum distance for sorted heights; each cluster keeps its mean."""
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Return sorted heights moved to a minimum distance; each cluster of moved heights keeps its mean."""
     clusters: list[list[float]] = []
     for height in heights:
         clusters.append([height])
         while len(clusters) > 1 and _top(clusters[-2]) > 2 * fmean(clusters[-1]) - _top(clusters[-1]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    return [fmean(cluster) + _APART * (n - (len(cluster) - 1) / 2) for cluster in clusters for n in range(len(cluster))]
+    return [
+        fmean(cluster) + _LABEL_DISTANCE * (n - (len(cluster) - 1) / 2)
+        for cluster in clusters
+        for n in range(len(cluster))
+    ]
 
 
 def _top(cluster: Sequence[float]) -> float:
-    return fmean(cluster) + _APART * len(cluster) / 2
+    return fmean(cluster) + _LABEL_DISTANCE * len(cluster) / 2
 
 
 def bar_style(kind: str, colour: str) -> dict[str, Any]:
@@ -279,7 +283,7 @@ def kind_patches(kinds: Sequence[str]) -> list[Patch]:
 def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `<stem>.png` (300 dpi) and `<stem>.pdf` and return the two paths.
 
-    Each file is written completely or not at all. It has no date or version: the same figure gives the same bytes.
+    Each file is written atomically and contains no date or version, so that the same figure gives the same bytes.
 
     Raises:
         OSError: a file cannot be written.
@@ -300,16 +304,16 @@ def _rendered(figure: Figure, file_format: str) -> bytes:
 
 
 def _compressed(png: BytesIO, palette: bool) -> bytes:
-    """Return the picture without transparency; as a drawing with a palette it has less than half the bytes.
+    """Return the picture without transparency; a palette more than halves the bytes of a drawing.
 
     Most of the hundreds or thousands of colours of a drawing are shades at the edges of letters and lines. Pictures
-    with a colour map keep all colours, because a palette of 256 would change the values that they show.
+    with a colour map keep all colours, because a palette of 256 colours would change the values that they show.
     """
     from PIL import Image
 
     with Image.open(png) as opened:
         picture = opened.convert("RGB")
-    if palette and picture.getcolors(_MOST_COLOURS) is not None:
+    if palette and picture.getcolors(_MAX_COLOURS) is not None:
         picture = picture.quantize(256, dither=Image.Dither.NONE)
     buffer = BytesIO()
     picture.save(buffer, format="png", dpi=(300, 300))

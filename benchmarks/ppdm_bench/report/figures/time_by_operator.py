@@ -1,4 +1,4 @@
-"""Predicted time of one step by operator and by what limits it: a figure, a table and a CSV file."""
+"""Predicted time of one step by operator and limit (arithmetic, bandwidth, launches): figure, table and CSV file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ppdm_bench.report.figures.style import SMALL
 from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
 from ppdm_bench.units import significant
 
-ROWS = 12  # operators of the figure; the others are summed up
+ROWS = 12  # operators in the figure; the others are summed up
 LIMITS = {"arithmetic": style.BLUE, "bandwidth": style.ORANGE, "launches": style.GREEN}
 
 
 class Cost(NamedTuple):
-    """Seconds of an operator within one pass of a step, by what limits it."""
+    """Seconds of an operator within one pass of a step, for one limit."""
 
     operator: str
     stage: str
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
 
 
 def time_figure(name: str, costs: Sequence[Cost]) -> Figure:
-    """Return bars of the operators that take longest, divided by what limits them; hollow, because predicted.
+    """Return bars of the operators that take longest, divided by limit; they are hollow, because predicted.
 
     Raises:
         ValueError: no operator takes any time.
@@ -83,7 +83,7 @@ def times_page(name: str, costs: Sequence[Cost]) -> Page:
 
 
 def _ranked(costs: Sequence[Cost]) -> list[tuple[str, list[Cost]]]:
-    """Costs by operator and pass, the longest first; those after the first `ROWS` together."""
+    """Return the costs by operator and pass, the longest first; those after the first `ROWS` are one item."""
     of_operator = grouped(costs, lambda cost: f"{cost.operator}, {cost.stage}")
     ranked = sorted(of_operator.items(), key=lambda item: -sum(cost.seconds for cost in item[1]))
     others = [cost for _, those in ranked[ROWS:] for cost in those]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -39,7 +40,7 @@ _PERCENTILES = {"gray": (0.5, 99.5), "pet": (0.0, 99.8), "error": (0.0, 99.5)}
 
 @dataclass(frozen=True, eq=False)
 class DisplayedVolume:
-    """A volume with its name, colours and window.
+    """A volume to draw, with its name, colours and window.
 
     Attributes:
         array: finite values (D, H, W).
@@ -50,7 +51,7 @@ class DisplayedVolume:
         unit: unit of the values; a volume with a unit has a colour bar.
 
     Raises:
-        ValueError: the array is no finite volume, or the window does not suit the colours.
+        ValueError: the array is not a finite volume, or the window does not suit the colours.
     """
 
     array: np.ndarray
@@ -70,7 +71,7 @@ class DisplayedVolume:
 
     @cached_property
     def limits(self) -> Window:
-        """The window, given or computed."""
+        """The given window, or the default."""
         if self.window is not None:
             return self.window
         values = np.abs(self.array) if self.colours == "error" else self.array
@@ -82,7 +83,7 @@ class DisplayedVolume:
 
     @property
     def beyond(self) -> tuple[bool, bool]:
-        """Whether values lie below and above the window."""
+        """Whether values lie below the window, and above it."""
         low, high = self.limits
         return bool(self.array.min() < low), bool(self.array.max() > high)
 
@@ -90,6 +91,15 @@ class DisplayedVolume:
 def ct_rows(array: np.ndarray, name: str) -> list[DisplayedVolume]:
     """Return a volume in HU in each window of CT, with a colour bar."""
     return [DisplayedVolume(array, f"{name}, {tissue}", "gray", window, "HU") for tissue, window in HU_WINDOWS.items()]
+
+
+def with_window_of(target: DisplayedVolume, source: DisplayedVolume) -> DisplayedVolume:
+    """Return a PET source with the window of its target; MRI keeps its own window.
+
+    A PET source that reaches less than half of the window keeps its own too: it has no attenuation correction.
+    """
+    is_shared = target.colours == "pet" and source.limits[1] > target.limits[1] / 2
+    return replace(source, window=target.limits) if is_shared else source
 
 
 def draw_pair(
@@ -100,29 +110,24 @@ def draw_pair(
     title: str,
     colours: Colours = "gray",
     unit: str = "",
-    ranges: tuple[Window, Window] | None = None,
     in_hu: tuple[bool, bool] = (False, False),
 ) -> Figure:
-    """Return the montage of a pair through the centre of the target.
+    """Return the montage of a pair, with slices through the centre of the target.
 
     Args:
         sources: volumes (D, H, W) of one shape, by name.
         target: volume (D, H, W) of the same shape.
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
-        colours, unit: as for :class:`DisplayedVolume`, for all volumes.
-        ranges: windows of source and target. By default each MRI volume has its own window; two PET volumes share the
-            window of the target, unless the source reaches less than half of it (no attenuation correction).
-        in_hu: whether source and target are CT, which is shown in the windows of soft tissue and of bone.
+        colours, unit: as for :class:`DisplayedVolume`, for all volumes; see :func:`with_window_of` for their windows.
+        in_hu: whether the sources, and the target, are CT, which is drawn in the windows of soft tissue and of bone.
 
     Raises:
         ValueError: as for :func:`draw_montage`.
     """
-    windows = ranges or (None, None)
-    last = DisplayedVolume(target, "target", colours, windows[1], unit)
-    rows = [DisplayedVolume(array, name, colours, windows[0], unit) for name, array in sources.items()]
-    if ranges is None and colours == "pet":
-        rows = [replace(row, window=last.limits) if row.limits[1] > last.limits[1] / 2 else row for row in rows]
+    last = DisplayedVolume(target, "target", colours, None, unit)
+    rows = [DisplayedVolume(array, name, colours, None, unit) for name, array in sources.items()]
+    rows = [with_window_of(last, row) for row in rows]
     shown = [(row, in_hu[0]) for row in rows] + [(last, in_hu[1])]
     rows = [row for one, ct in shown for row in (ct_rows(one.array, one.name) if ct else [one])]
     return draw_montage(rows, spacing, title=title, at=centre_of_mass(target - last.limits[0]))
@@ -137,7 +142,7 @@ def draw_montage(
         rows: volumes of one shape.
         spacing: spacing along D, H, W in mm.
         title: text above the figure.
-        at: voxel (d, h, w) on all planes; by default the middle.
+        at: voxel (d, h, w) through which all slices run; by default the middle.
 
     Raises:
         ValueError: there are no rows, the shapes differ, the spacing is not positive, the voxel is outside, or the rows
@@ -184,7 +189,7 @@ def contact_sheet(
     plane: PlaneName = "axial",
     colours: Colours = "gray",
 ) -> Figure:
-    """Return the middle slice of every volume with its name above.
+    """Return the middle slice of every volume, with its name above it.
 
     Args:
         volumes: arrays (D, H, W); their shapes may differ.
@@ -236,7 +241,7 @@ def write_directions(axes: Axes, plane: Plane, colours: Colours) -> None:
 
 
 def write_on_image(axes: Axes, x: float, y: float, text: str, colours: Colours, **style: Any) -> None:
-    """Write on a picture at a fraction of its width and height, with an outline that is readable on any background."""
+    """Write at a fraction of the width and height of a picture, with an outline, to be legible on any background."""
     ink, outline = ("white", "black") if colours == "gray" else ("black", "white")
     written = axes.text(x, y, text, transform=axes.transAxes, color=ink, **{"fontsize": SMALL, **style})
     written.set_path_effects([withStroke(linewidth=1.4, foreground=outline)])
@@ -249,22 +254,27 @@ def colour_bar(
     beyond: tuple[bool, bool] = (False, False),
     orientation: Literal["vertical", "horizontal"] = "vertical",
 ) -> None:
-    """Draw the scale of a colour map into the axes.
+    """Draw a colour bar into the axes.
 
     Args:
         axes: empty axes.
         limits: values at the two ends.
         colours: name of the colour map.
-        beyond: whether values lie below and above the limits; such an end is pointed.
+        beyond: whether values lie below the limits, and above them; such an end of the scale is pointed.
         orientation: direction of the scale.
     """
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
     scale = ScalarMappable(Normalize(*limits), COLOUR_MAPS[colours])
     bar = axes.figure.colorbar(scale, cax=axes, extend=extend, extendfrac=0.06, orientation=orientation)
-    bar.locator = MaxNLocator(4 if orientation == "vertical" else 2, steps=[1, 2, 5, 10], symmetric=colours == "error")
+    style_colour_bar(bar, 4 if orientation == "vertical" else 2, symmetric=colours == "error")
+
+
+def style_colour_bar(bar: Colorbar, ticks: int, *, symmetric: bool) -> None:
+    """Give a colour bar up to so many intervals between ticks, at round numbers, and thin lines."""
+    bar.locator = MaxNLocator(ticks, steps=[1, 2, 5, 10], symmetric=symmetric)
     bar.update_ticks()
     bar.outline.set_linewidth(0.5)
-    axes.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
 
 
 def _check_spacing(spacing: Spacing) -> None:

@@ -14,13 +14,13 @@ from ppdm_bench.report.ablation_rows import (
     AblationRow,
     difference,
     gather_ablation,
-    most_evaluations,
+    rows_with_most_evaluations,
     seam_measures,
 )
 from ppdm_bench.report.figures.ablation import ablation_figure
 from ppdm_bench.report.figures.puzzle_or_bridge import space_figure
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.report.tables.render import Best, Columns, Heading, Table, table_of
 from ppdm_bench.units import gib
@@ -28,7 +28,7 @@ from ppdm_bench.units import gib
 _METRICS = ("psnr", "ssim", "sharpness")
 
 
-def show_axes(library: Library) -> Shown:
+def show_axes(library: Library) -> FigureContent:
     """Return the ablation along the axes of the paper."""
     about = (
         "Quality: difference from the default at equal steps, subject by subject, with its bootstrap interval; seams "
@@ -38,25 +38,25 @@ def show_axes(library: Library) -> Shown:
     return _shown(library, ablation_figure, about)
 
 
-def show_space(library: Library) -> Shown:
+def show_space(library: Library) -> FigureContent:
     """Return every representation with and without a bridge, at equal steps and at equal time."""
     about = "Does the puzzle or the bridge matter? Each representation with and without the Brownian bridge."
     return _shown(library, space_figure, about)
 
 
-def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: str) -> Shown:
+def _shown(library: Library, draw: Callable[[Sequence[Record]], Figure], about: str) -> FigureContent:
     records = [record for record in library.records if record.command == COMMAND]
     try:
         draw(records)
     except (ValueError, IndexError):
-        raise Missing("cells of an ablation; `ppdm-bench ablate` makes them") from None
-    rows = most_evaluations(gather_ablation(records, pooled=True))
+        raise MissingRecords("cells of an ablation; `ppdm-bench ablate` makes them") from None
+    rows = rows_with_most_evaluations(gather_ablation(records, pooled=True))
     about = f"{headline(records)} {about}"
-    synthetic = [row for row in rows if row.series.is_synthetic]
+    synthetic = [row for row in rows if row.scores.is_synthetic]
     if synthetic:
         which = "" if len(synthetic) == len(rows) else f" ({', '.join(dict.fromkeys(row.task for row in synthetic))})"
         about += f" The data are synthetic phantoms{which}: they show a direction, not a proof."
-    return Shown(_table(rows, records, library), lambda _: draw(records), about, records)
+    return FigureContent(_table(rows, records, library), lambda _: draw(records), about, records)
 
 
 def _table(rows: Sequence[AblationRow], records: Sequence[Record], library: Library) -> Table:
@@ -78,7 +78,7 @@ def _table(rows: Sequence[AblationRow], records: Sequence[Record], library: Libr
         **change("psnr_difference", "PSNR difference, dB", "mean"),
         **change("psnr_low", "from", "low"),
         **change("psnr_high", "to", "high"),
-        Heading("n", "subjects", number=True): lambda row: len(row.series.subjects("psnr")) or None,
+        Heading("n", "subjects", number=True): lambda row: len(row.scores.subject_means("psnr")) or None,
         Heading("status"): lambda row: row.status,
     }
     return table_of(rows, columns, ("task", "budget"), lambda row: _sources(row, records, library))
@@ -92,7 +92,7 @@ def _heading(metric: str) -> Heading:
 
 
 def _mean(row: AblationRow, metric: str) -> float | None:
-    return row.series.mean(row.metric(metric))
+    return row.scores.mean(row.metric(metric))
 
 
 def _sources(row: AblationRow, records: Sequence[Record], library: Library) -> tuple[str, ...]:

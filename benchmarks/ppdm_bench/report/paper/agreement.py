@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from ppdm_bench.report.figures.agreement import ComparedPeak, agreement_figure, measured_pairs, published_pairs
 from ppdm_bench.report.figures.style import Column
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import gib, shape_text
 
 
-def show(library: Library) -> Shown:
-    """Return all pairs of allocated memory."""
+def show(library: Library) -> FigureContent:
+    """Return predicted against measured and published peaks of allocated memory."""
     published = [p for p in published_pairs(library.records) if p.found.metric == "peak_allocated" and p.finished]
     pairs = [*measured_pairs(record for record in library.records if record.command == "memory"), *published]
     if not pairs:
-        raise Missing(
+        raise MissingRecords(
             "peaks that were both predicted and measured or published; `ppdm-bench memory --device cpu` or "
             "benchmarks/harness/validate.sh makes them"
         )
@@ -48,7 +48,7 @@ def show(library: Library) -> Shown:
             legend_columns=1,
         )
 
-    return Shown(_table(pairs, library), draw, about, records)
+    return FigureContent(_table(pairs, library), draw, about, records)
 
 
 def _table(pairs: Sequence[ComparedPeak], library: Library) -> Table:
@@ -77,7 +77,7 @@ def _origin(pair: ComparedPeak) -> str:
 
 
 def _group(pair: ComparedPeak) -> str:
-    """Return a coarser origin, because there are more sources than markers."""
+    """Return a coarser origin than :func:`_origin`, because there are more sources than markers."""
     if pair.found.kind == "published":
         return f"published, GPU and release {'stated' if pair.stated else 'partly unstated'}"
     return _origin(pair)

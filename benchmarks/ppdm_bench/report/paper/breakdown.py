@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppdm_bench.report.figures.breakdown import PARTS, breakdown_figure
-from ppdm_bench.report.figures.capacity import cubic, largest_set, size_of
+from ppdm_bench.report.figures.capacity import cubic_rows, setting_with_most_sizes, size_of
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PeakRow, common, phase_name
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
+from ppdm_bench.report.rows import PeakRow, common_settings, phase_name
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import gib
 
 
-def show(library: Library) -> Shown:
+def show(library: Library) -> FigureContent:
     """Return the parts of every peak of one setting and size."""
-    rows = [row for row in cubic(library.records) if any(metric == "activations" for _, metric in row.records)]
-    rows = largest_set(rows)
+    rows = [row for row in cubic_rows(library.records) if any(metric == "activations" for _, metric in row.records)]
+    rows = setting_with_most_sizes(rows)
     largest = max((size_of(row) for row in rows), default=0)
     rows = [row for row in rows if size_of(row) == largest]
     if not rows:
-        raise Missing("the parts of a peak (params, activations, ...); `ppdm-bench memory --res 256` makes them")
+        raise MissingRecords("the parts of a peak (params, activations, ...); `ppdm-bench memory --res 256` makes them")
     records = [r for row in rows for r in row.records.values() if r.metric in (*PARTS, "peak_allocated")]
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
-        f"The parts of live tensor memory at its peak; {common(rows)}; {kinds} (predicted stacks are hatched). The "
-        "figure uses no images and no seeds."
+        f"The parts of live tensor memory at its peak; {common_settings(rows)}; {kinds} (predicted stacks are "
+        "hatched). The figure uses no images and no seeds."
     )
-    return Shown(_table(rows, library), lambda column: breakdown_figure(records, column=column), about, records)
+    return FigureContent(_table(rows, library), lambda column: breakdown_figure(records, column=column), about, records)
 
 
 def _table(rows: Sequence[PeakRow], library: Library) -> Table:

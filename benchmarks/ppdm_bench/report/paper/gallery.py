@@ -26,7 +26,7 @@ from ppdm_bench.report.figures.volumes import (
     write_on_image,
 )
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.snapshot import Snapshot, View
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
@@ -34,22 +34,22 @@ _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "single": ("axial", "coronal"),
     "double": ("axial", "coronal", "sagittal"),
 }
-MOST = 12  # predictions on a page
+MAX_PREDICTIONS = 12  # on a page
 _ROWS = 9  # more rows than these become two blocks side by side, if there is a single task
 _SPACE = 0.15  # between the blocks, relative to a picture
-_HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # of the colour bars in a cell, by their number
+_HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # vertical places of one or two colour bars in a cell
 
-Scores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
+ViewScores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
 
 
-def show(library: Library) -> Shown:
-    """Return the snapshot of each task with the most methods, then with the most variants."""
+def show(library: Library) -> FigureContent:
+    """Return the pictures of each task, from the snapshot with the most methods, then the most variants."""
     best = [max(same, key=_breadth) for same in grouped(library.snapshots, lambda snapshot: snapshot.task).values()]
     shown = [snapshot for snapshot in best if _methods(snapshot)]
-    # Beside a task that compares methods, a task with variants of one method would only add rows.
+    # If a task compares methods, a task with variants of only one method would just add rows.
     shown = [snapshot for snapshot in shown if _breadth(snapshot)[0] > 1] or shown
     if not shown:
-        raise Missing("picture data (snapshot.npz); `ppdm-bench quality` writes them beside its records")
+        raise MissingRecords("picture data (snapshot.npz); `ppdm-bench quality` writes them beside its records")
     scores, records = _scores(shown, library)
     subjects = "; ".join(f"{s.task}, {s.subject}: {', '.join(_text(view) for view in _methods(s))}" for s in shown)
     worse = ", ".join(dict.fromkeys(view.label for s in shown for view in _worse(s, scores)))
@@ -62,7 +62,9 @@ def show(library: Library) -> Shown:
         "the tables."
     )
     notes = "Made from picture data: " + ", ".join(snapshot.place for snapshot in shown) + "."
-    return Shown(_table(shown, scores), lambda column: _figure(shown, scores, column), about, records, notes=notes)
+    return FigureContent(
+        _table(shown, scores), lambda column: _figure(shown, scores, column), about, records, notes=notes
+    )
 
 
 def _breadth(snapshot: Snapshot) -> tuple[int, int]:
@@ -76,10 +78,10 @@ def _method(view: View) -> str:
 
 
 def _methods(snapshot: Snapshot) -> list[View]:
-    """Return the first design of each method, and further designs as far as there is room."""
+    """Return the first design of each method, and further designs if there is room."""
     views = snapshot.of("prediction")
     first = {id(own[0]) for own in grouped(views, _method).values()}
-    chosen = {id(view) for view in sorted(views, key=lambda view: id(view) not in first)[:MOST]}
+    chosen = {id(view) for view in sorted(views, key=lambda view: id(view) not in first)[:MAX_PREDICTIONS]}
     return [view for view in views if id(view) in chosen]
 
 
@@ -87,12 +89,12 @@ def _text(view: View) -> str:
     return plain_label(view.label) + ("" if view.steps is None else f" ({view.steps})")
 
 
-def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[Record]]:
+def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[ViewScores, list[Record]]:
     """Return PSNR and training steps of the views, and the records of the PSNR.
 
     The records of a snapshot lie in its folder; those of the input have the method `input`.
     """
-    scores: Scores = {}
+    scores: ViewScores = {}
     found: list[Record] = []
     for snapshot in shown:
         folder = snapshot.place.rpartition("/")[0]
@@ -101,7 +103,7 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
             for r in library.records
             if r.metric == "psnr"
             and (r.task, r.subject) == (snapshot.task, snapshot.subject)
-            and library.places[id(r)].rpartition("/")[0] == folder
+            and library.file_of[id(r)].rpartition("/")[0] == folder
         ]
         for view in (*snapshot.of("input"), *_methods(snapshot)):
             asked = view.config_id, view.steps
@@ -114,7 +116,7 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[Scores, list[R
     return scores, found
 
 
-def _worse(snapshot: Snapshot, scores: Scores) -> list[View]:
+def _worse(snapshot: Snapshot, scores: ViewScores) -> list[View]:
     """Return the predictions with a lower PSNR than the input."""
     (limit, _) = next((scores[id(view)] for view in snapshot.of("input") if id(view) in scores), (None, None))
     own = [(view, scores.get(id(view), (None, None))[0]) for view in _methods(snapshot)]
@@ -125,7 +127,7 @@ def _error(snapshot: Snapshot, view: View, plane: PlaneName) -> np.ndarray:
     return view.sections[plane] - snapshot.of("target")[0].sections[plane]
 
 
-def _table(shown: Sequence[Snapshot], scores: Scores) -> Table:
+def _table(shown: Sequence[Snapshot], scores: ViewScores) -> Table:
     columns: Columns[tuple[Snapshot, View]] = {
         Heading("task"): lambda row: row[0].task,
         Heading("subject"): lambda row: row[0].subject,
@@ -145,7 +147,7 @@ def _mean_error(row: tuple[Snapshot, View], plane: PlaneName) -> float:
     return float(np.abs(_error(*row, plane)).mean())
 
 
-def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure:
+def _figure(shown: Sequence[Snapshot], scores: ViewScores, column: Column) -> Figure:
     """Draw pairs of columns, a picture and its error: all planes of a single task, else the axial slice of each task.
 
     CT has a column for each of its windows beside the error. Rows are the input, the target, and the predictions by
@@ -157,7 +159,7 @@ def _figure(shown: Sequence[Snapshot], scores: Scores, column: Column) -> Figure
     planes = _PLANES[column][: -1 if in_blocks else None] if len(shown) == 1 else ("axial",)
     places = [(s, plane) for s in shown for plane in planes]
     sizes = [PLANES[plane].size(s.shape, s.spacing) for s, plane in places]
-    # Each group of columns has its own scale: beside a torso, a head would be small.
+    # Each group of columns has its own scale; with one scale, a head would be small beside a torso.
     sizes = [(width / height, 1.0) for width, height in sizes] if len(shown) > 1 else sizes
     counts = [len(_windows(s, s.of("target")[0])) + 1 for s, _ in places]
     starts = [0, *accumulate(counts)]
@@ -235,9 +237,9 @@ def _bars(
 
 
 def _keep_labels_apart(bar: Axes) -> None:
-    """Keep room between the labels of a horizontal bar: show all, else the first and the last, else the last.
+    """Show all labels of a horizontal bar if they do not overlap, else the first and the last, else only the last.
 
-    The pointed ends take some of the length when the bar is drawn, so that more room is asked for than is needed.
+    The pointed ends shorten the bar when it is drawn, so that the labels need more room than they have here.
     """
     low, high = bar.get_xlim()
     ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
@@ -250,7 +252,7 @@ def _keep_labels_apart(bar: Axes) -> None:
     bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−") if value in kept else "")
 
 
-def _score_words(view: View, scores: Scores) -> list[str]:
+def _score_words(view: View, scores: ViewScores) -> list[str]:
     """Return training steps and PSNR of a view in words, as far as they are known."""
     psnr, steps = scores.get(id(view), (None, None))
     return ([f"{steps} steps"] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
@@ -263,7 +265,7 @@ def _write_score(axes: Axes, view: View, words: Sequence[str], colours: Colours)
 
 
 def _windows(snapshot: Snapshot, view: View) -> dict[str, tuple[float, float]]:
-    """Return the windows of a view, by tissue: two for CT, else that of the target; MRI inputs have their own."""
+    """Return the windows of a view by tissue: two for CT; an MRI input has its own, other views that of the target."""
     if (view.unit if view.role == "input" else snapshot.unit) == "HU":
         return {tissue.split()[0]: window for tissue, window in HU_WINDOWS.items()}  # the columns are narrow
     if view.role == "input" and snapshot.unit != "SUV":
@@ -279,6 +281,6 @@ def _ends(view: View) -> tuple[float, float]:
 
 
 def _reach(snapshot: Snapshot) -> float:
-    """Return the end of the scale of errors."""
+    """Return the limit of the scale of errors."""
     errors = [np.abs(_error(snapshot, view, plane)).ravel() for view in _methods(snapshot) for plane in PLANES]
     return float(np.percentile(np.concatenate(errors), 99.5)) or 1.0

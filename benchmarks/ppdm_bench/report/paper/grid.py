@@ -11,25 +11,24 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.orientation import CONVENTION, PLANES
 from ppdm_bench.report.figures.style import SMALL, TEXT, Column
-from ppdm_bench.report.figures.volumes import COLOUR_MAPS, write_directions
+from ppdm_bench.report.figures.volumes import COLOUR_MAPS, style_colour_bar, write_directions
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.losses import gradient_of, same_but_for_loss
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.loss_pairs import gradient_of, same_but_for_loss
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.snapshot import Snapshot, View
 from ppdm_bench.report.tables.render import Heading, Table, TableRow
 
-_BLOCKS = 12  # of the puzzle along an axis of a magnified picture
-_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # along D, H, W
+_BLOCKS = 12  # blocks of the puzzle along each side of a magnified picture
+_DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # line styles of the axes D, H, W
 
 
 @dataclass(frozen=True)
-class LossPair:
-    """One subject without (`off`) and with (`on`) the loss."""
+class ErrorPair:
+    """The predictions of one subject without (`off`) and with (`on`) the loss."""
 
     snapshot: Snapshot
     on: View
@@ -41,12 +40,12 @@ class LossPair:
         return _factor(self.on)
 
 
-def show(library: Library) -> Shown:
-    """Return one row per task."""
-    cases = [case for snapshot in library.snapshots for case in _cases(snapshot)[:1]]
+def show(library: Library) -> FigureContent:
+    """Return errors and spectra without and with the loss, one row per task."""
+    cases = [case for snapshot in library.snapshots for case in _error_pairs(snapshot)[:1]]
     cases = list({case.snapshot.task: case for case in cases}.values())
     if not cases:
-        raise Missing(
+        raise MissingRecords(
             "picture data (snapshot.npz) of a method trained with the puzzle-gradient loss and of the same without it; "
             "`ppdm-bench quality --vary loss.mode=off+loss.gradient=0` writes them beside its records"
         )
@@ -62,13 +61,13 @@ def show(library: Library) -> Shown:
         f"{subjects}. {CONVENTION}"
     )
     notes = "Made from picture data: " + ", ".join(dict.fromkeys(case.snapshot.place for case in cases)) + "."
-    return Shown(_table(cases), lambda column: _figure(cases, column), about, [], notes=notes)
+    return FigureContent(_table(cases), lambda column: _figure(cases, column), about, [], notes=notes)
 
 
-def _cases(snapshot: Snapshot) -> list[LossPair]:
+def _error_pairs(snapshot: Snapshot) -> list[ErrorPair]:
     views = [view for view in snapshot.of("prediction") if view.spectra and max(_factor(view)) > 1]
     return [
-        LossPair(snapshot, on, off)
+        ErrorPair(snapshot, on, off)
         for off in views
         if not gradient_of(off.design)
         for on in views
@@ -89,7 +88,7 @@ def _relative(view: View, axis: int) -> tuple[np.ndarray, np.ndarray]:
     return frequencies, 10 * np.log10(np.maximum(power / power.mean(), 1e-8))
 
 
-def _table(cases: Sequence[LossPair]) -> Table:
+def _table(cases: Sequence[ErrorPair]) -> Table:
     """Return a row for each frequency of each curve."""
     lines = []
     for case in cases:
@@ -106,12 +105,12 @@ def _table(cases: Sequence[LossPair]) -> Table:
     return Table([*headings, Heading("power_db", "power, dB", "{:.2f}".format, True)], lines)
 
 
-def _divided(case: LossPair) -> list[tuple[int, str]]:
-    """Return number and name of the axes that the puzzle divides."""
+def _divided(case: ErrorPair) -> list[tuple[int, str]]:
+    """Return the numbers and names of the axes that the puzzle divides."""
     return [(axis, name) for axis, name in enumerate("DHW") if case.factor[axis] > 1]
 
 
-def _figure(cases: Sequence[LossPair], column: Column) -> Figure:
+def _figure(cases: Sequence[ErrorPair], column: Column) -> Figure:
     figure = style.new_figure(column, height=0.95 + (2.0 if column == "double" else 3.5) * len(cases))
     double = column == "double"
     grid = (
@@ -135,7 +134,7 @@ def _figure(cases: Sequence[LossPair], column: Column) -> Figure:
     return figure
 
 
-def _magnified(off: Axes, on: Axes, case: LossPair) -> None:
+def _magnified(off: Axes, on: Axes, case: ErrorPair) -> None:
     target = case.snapshot.of("target")[0].sections["axial"]
     errors = [view.sections["axial"] - target for view in (case.off, case.on)]
     size = [_BLOCKS * r for r in (case.factor[1], case.factor[0])]
@@ -151,10 +150,7 @@ def _magnified(off: Axes, on: Axes, case: LossPair) -> None:
         write_directions(axes, PLANES["axial"], "error")
     scale = ScalarMappable(Normalize(-reach, reach), COLOUR_MAPS["error"])
     bar = on.figure.colorbar(scale, ax=[off, on], location="right", extend="both", aspect=18, pad=0.02, shrink=0.9)
-    bar.locator = MaxNLocator(4, steps=[1, 2, 5, 10], symmetric=True)
-    bar.update_ticks()
-    bar.outline.set_linewidth(0.5)
-    bar.ax.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+    style_colour_bar(bar, 4, symmetric=True)
     bar.set_label(f"prediction − target ({case.snapshot.unit or 'a.u.'})", fontsize=SMALL)
     off.set_ylabel(f"{case.snapshot.task}\n{case.snapshot.subject}", fontsize=SMALL)
 
@@ -164,7 +160,7 @@ def _middle(n: int, wanted: int) -> slice:
     return slice((n - size) // 2, (n - size) // 2 + size)
 
 
-def _spectrum(axes: Axes, case: LossPair) -> None:
+def _spectrum(axes: Axes, case: ErrorPair) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
     for view, colour, name in ((case.off, style.VERMILION, "without"), (case.on, style.BLUE, "with")):
         for axis, letter in _divided(case):

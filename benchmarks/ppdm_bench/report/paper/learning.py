@@ -18,12 +18,12 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
-THIRD = 1 / 3  # of the training, at whose gain the table looks
+THIRD = 1 / 3  # of the training; the table has the gain in the last third
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Curve:
     """Mean quality of one design at several shares of its training, over subjects and seeds.
 
     Attributes:
-        scores: the scores at each share of the steps, in rising order.
+        scores: the scores by share of the steps, in ascending order.
         total: steps of the whole training.
-        seconds: its training time by the step time of the method; None if the budget was one of steps.
+        seconds: training time, from the step time of the method; None if the budget was a number of steps.
     """
 
     scores: dict[float, Scores]
@@ -53,7 +53,7 @@ class Curve:
     @property
     def means(self) -> dict[float, float]:
         """Mean over subjects, by share."""
-        return {share: fmean(one.subjects(METRIC).values()) for share, one in self.scores.items()}
+        return {share: fmean(one.subject_means(METRIC).values()) for share, one in self.scores.items()}
 
     @property
     def end(self) -> float:
@@ -62,12 +62,12 @@ class Curve:
 
     @property
     def late_gain(self) -> float | None:
-        """Gain in dB from the last score before the last third of the training, or at its start, to the end."""
+        """Gain in dB over the last third, from the last score at or before its start; None for an incomplete curve."""
         early = [mean for share, mean in self.means.items() if share <= 1 - THIRD + 1e-6]
         return self.end - early[-1] if early and max(self.scores) == 1 else None
 
     def place(self, share: float, in_seconds: bool) -> float:
-        """Place on the horizontal axis: minutes or steps."""
+        """Return the place of a share on the horizontal axis, in minutes or steps."""
         return share * self.seconds / 60 if in_seconds and self.seconds is not None else share * self.total
 
 
@@ -77,19 +77,19 @@ def curves_of(records: Sequence[Record]) -> list[Curve]:
     about: dict[str, tuple[int, float | None]] = {}
     scored = [one for one in records if is_of_curve(one) and one.metric == METRIC and one.value is not None]
     for record in sorted(scored, key=lambda one: one.options["curve"]["share"]):
-        curve, one = record.options["curve"], Scores.like(record)
+        curve, one = record.options["curve"], Scores.empty_for(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
         about[key] = int(curve["of"]), one.seconds
         found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed_of(record))
     return [Curve(scores, *about[key]) for key, scores in found.items()]
 
 
-def show(library: Library) -> Shown:
+def show(library: Library) -> FigureContent:
     """Return the learning curves of every data set, each method at its best number of evaluations."""
     curves = [curve for curve in curves_of(library.records) if curve.total]
     inputs = {curve.last.data: curve.end for curve in curves_of(library.records) if not curve.total}
     if not curves:
-        raise Missing("scores during training; `ppdm-bench quality --curve 6` makes them")
+        raise MissingRecords("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
     panels = list(grouped(best, lambda curve: curve.last.data).values())
     timed = all(curve.seconds is not None for curve in curves)
@@ -108,7 +108,7 @@ def show(library: Library) -> Shown:
     methods = style.method_markers(library.records)  # a method has one colour in all figures
     marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in curves})
     records = [record for curve in curves for record in curve.records]
-    return Shown(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
+    return FigureContent(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 
 
 def _apart_from_evaluations(curve: Curve) -> str:
@@ -132,7 +132,7 @@ def _table(curves: Sequence[Curve], library: Library) -> Table:
         Heading("width", number=True): lambda curve: curve.last.width,
         Heading("train_steps", "training steps", number=True): lambda curve: curve.total,
         Heading("train_seconds", "training time, s", "{:.0f}".format, True): lambda curve: curve.seconds,
-        Heading("subjects", number=True): lambda curve: len(curve.last.subjects(METRIC)),
+        Heading("subjects", number=True): lambda curve: len(curve.last.subject_means(METRIC)),
         Heading("seeds", number=True): lambda curve: len(curve.last.seeds),
     }
     for share in sorted({share for curve in curves for share in curve.scores}):

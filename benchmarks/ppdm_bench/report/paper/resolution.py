@@ -10,25 +10,31 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.capacity import cards_entry, cards_with_room, cubic, largest_set, size_of
+from ppdm_bench.report.figures.capacity import (
+    cards_entry,
+    cards_with_room,
+    cubic_rows,
+    setting_with_most_sizes,
+    size_of,
+)
 from ppdm_bench.report.figures.style import MARKERS, SMALL, TEXT, Column, Marker
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.paper_figure import Missing, Shown
-from ppdm_bench.report.rows import PeakRow, all_phases, common, phase_name
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
+from ppdm_bench.report.rows import PeakRow, all_phases, common_settings, phase_name
 from ppdm_bench.report.tables.render import Best, Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib
 
 _PANELS = ("train", "sample")
-_ALIKE = 1.06  # ratio of values whose curves cover one another
+_OVERLAP = 1.06  # curves whose values differ by less than this ratio cover one another
 
 
-def show(library: Library) -> Shown:
-    """Return the curves of all methods for one setting; the table has every setting."""
-    everything = cubic(library.records)
-    rows = largest_set(everything)
+def show(library: Library) -> FigureContent:
+    """Return the memory of all methods against resolution for one setting; the table has every setting."""
+    everything = cubic_rows(library.records)
+    rows = setting_with_most_sizes(everything)
     sizes = sorted({size_of(row) for row in rows})
     if len(sizes) < 2:
-        raise Missing(
+        raise MissingRecords(
             "peak memory at two cubic sizes or more; `ppdm-bench memory --res 64`, then 128, with one --out makes it"
         )
     records = [r for row in rows for r in row.records.values() if r.metric in ("peak_allocated", "peak_reserved")]
@@ -36,14 +42,14 @@ def show(library: Library) -> Shown:
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
         "Peak of live tensor memory (peak_allocated) of one training step and of one sampling run on cubes of "
-        f"{cubes} voxels; {common(rows)}. Values are {kinds}: predicted markers are hollow, measured ones filled. "
-        "For a latent method, training includes the training of its autoencoder, and sampling includes decoding: the "
-        "largest peak counts. Overlapping curves share a dashed line with alternating colours. Dashed grey lines: "
-        "nominal memory of common GPUs, part of which the driver and the CUDA context need. The figure uses no images "
-        "and no seeds: memory depends only on sizes."
+        f"{cubes} voxels; {common_settings(rows)}. Values are {kinds}: predicted markers are hollow, measured ones "
+        "filled. For a latent method, training includes the training of its autoencoder, and sampling includes "
+        "decoding: the largest peak counts. Overlapping curves share a dashed line with alternating colours. Dashed "
+        "grey lines: nominal memory of common GPUs, part of which the driver and the CUDA context need. The figure "
+        "uses no images and no seeds: memory depends only on sizes."
     )
     marks = _marks(rows, library)
-    return Shown(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
+    return FigureContent(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
 
 
 def _table(rows: Sequence[PeakRow], library: Library) -> Table:
@@ -83,12 +89,12 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
         labels.append(_draw(axes, rows, phase, marks))
         axes.set_xlim(sizes[0] / 1.2, sizes[-1] * 1.08)
         axes.set_title(phase_name(phase), fontsize=TEXT)
-        style.log_ticks(axes.xaxis, style.spaced(sizes, 1.15), "{x:.0f}³")
+        style.log_ticks(axes.xaxis, style.spaced_ticks(sizes, 1.15), "{x:.0f}³")
     ends = [end for axes in panels for end in axes.get_ylim()]
     for axes in panels:  # one scale, so that the phases can be compared
         axes.set_ylim(min(ends), max(ends))
         style.log_ticks(axes.yaxis)
-    style.title(figure, f"Peak allocated memory against resolution: {common(rows)}.")
+    style.title(figure, f"Peak allocated memory against resolution: {common_settings(rows)}.")
     fills = {"measured": {"markerfacecolor": "0.4"}, "predicted": {}, "published": {"markerfacecolor": "0.85"}}
     entries: list[Any] = [
         style.points_entry(kind, Marker("o", "0.4"), **fills[kind]) for kind in dict.fromkeys(row.kind for row in rows)
@@ -101,7 +107,7 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
 
 
 def _marks(rows: Sequence[PeakRow], library: Library) -> dict[str, Marker]:
-    """Return a marker for each curve: the colour of its method, and a shape of its own."""
+    """Return a marker for each curve, with the colour of its method and its own shape."""
     colours = style.method_markers(library.records)
     names = dict.fromkeys((row.name, row.method) for row in rows)
     return {
@@ -113,7 +119,7 @@ def _marks(rows: Sequence[PeakRow], library: Library) -> dict[str, Marker]:
 def _draw(axes: Axes, rows: Sequence[PeakRow], phase: str, marks: Mapping[str, Marker]) -> list[Annotation]:
     """Draw a curve for each name and kind, and return the labels at their ends.
 
-    Of a method with several phases of one purpose, the largest counts: a latent method must train its autoencoder too.
+    For a method with several phases of one purpose, the largest counts: a latent method must train its autoencoder too.
     """
     curves: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
@@ -121,7 +127,7 @@ def _draw(axes: Axes, rows: Sequence[PeakRow], phase: str, marks: Mapping[str, M
             curves.setdefault((row.name, row.kind), {})[size_of(row)] = value / GIB
     groups: list[list[tuple[str, str]]] = []
     for key, values in curves.items():
-        group = next((own for own in groups if _alike(values, curves[own[0]])), None)
+        group = next((own for own in groups if _overlap(values, curves[own[0]])), None)
         groups.append([key]) if group is None else group.append(key)
     labels = []
     for group in groups:
@@ -144,14 +150,14 @@ def _draw(axes: Axes, rows: Sequence[PeakRow], phase: str, marks: Mapping[str, M
     return labels
 
 
-def _alike(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
+def _overlap(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return one.keys() == other.keys() and all(
-        max(one[size], other[size]) < _ALIKE * min(one[size], other[size]) for size in one
+        max(one[size], other[size]) < _OVERLAP * min(one[size], other[size]) for size in one
     )
 
 
 def _cards(axes: Axes) -> None:
-    """Draw lines at the memory of common GPUs, as many as have room for their names."""
+    """Draw lines at the memory of common GPUs, if there is room for their names."""
     for card in cards_with_room(axes, 1, gap=7.5):
         axes.axhline(card, color=style.GREY, linewidth=0.5, linestyle=style.DASHED, zorder=0.8)
         white: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}

@@ -14,9 +14,9 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import SMALL, Column
 from ppdm_bench.report.library import Library
-from ppdm_bench.report.losses import WITHOUT_SEAMS, Toggled, gradient_of, loss_pairs
+from ppdm_bench.report.loss_pairs import SEAMLESS_DB, LossPair, gradient_of, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
-from ppdm_bench.report.paper_figure import Missing, Shown
+from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.scores import by_origin, group_title, most_evaluations, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
@@ -29,13 +29,13 @@ _ABOUT = {
 }
 
 
-def show(library: Library) -> Shown:
-    """Return the pairs that differ only in the loss, with the most evaluations; by the border ratio if there is one."""
+def show(library: Library) -> FigureContent:
+    """Return seams of pairs that differ only in the loss, at the most evaluations; by the border ratio if recorded."""
     everything = loss_pairs(library.points)
-    # The border ratio sees all seams that the seam index sees, and others.
+    # The border ratio detects all seams that the seam index detects, and others.
     everything = [pair for pair in everything if pair.measure == SEAMS[0]] or everything
     if not everything:
-        raise Missing(
+        raise MissingRecords(
             "a method trained with the puzzle-gradient loss and the same without it, scored by a measure of seams; "
             "`ppdm-bench ablate` makes them"
         )
@@ -51,12 +51,12 @@ def show(library: Library) -> Shown:
         f"{data}; {seeds_text(scores for pair in pairs for scores in (pair.on, pair.off))}."
     )
     records = [record for pair in pairs for record in pair.records]
-    return Shown(_table(pairs, library), lambda column: _figure(pairs, column), about, records)
+    return FigureContent(_table(pairs, library), lambda column: _figure(pairs, column), about, records)
 
 
-def _table(pairs: Sequence[Toggled], library: Library) -> Table:
+def _table(pairs: Sequence[LossPair], library: Library) -> Table:
     decibel = "{:.2f}".format
-    columns: Columns[Toggled] = {
+    columns: Columns[LossPair] = {
         Heading("task"): lambda pair: pair.on.task,
         Heading("with", "with the loss"): lambda pair: pair.on.label,
         Heading("gradient_weight", "weight", "{:g}".format, True): lambda pair: gradient_of(pair.on.design),
@@ -73,7 +73,7 @@ def _table(pairs: Sequence[Toggled], library: Library) -> Table:
     return table_of(pairs, columns, sources=lambda pair: library.references(pair.records))
 
 
-def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
+def _figure(pairs: Sequence[LossPair], column: Column) -> Figure:
     groups = grouped(pairs, lambda pair: (pair.on.data, pair.measure))
     figure, grid = style.panels(column, len(groups), 1.7, head=0.8, across=3)
     for axes, group in zip(grid, groups.values(), strict=True):
@@ -92,10 +92,10 @@ def _figure(pairs: Sequence[Toggled], column: Column) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
+def _draw(axes: Axes, pairs: Sequence[LossPair]) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
     for place, pair in enumerate(pairs):
-        on, off = pair.on.subjects(pair.metric), pair.off.subjects(pair.metric)
+        on, off = pair.on.subject_means(pair.metric), pair.off.subject_means(pair.metric)
         for subject in on:
             if subject in off:
                 ends = [place - 0.18, place + 0.18]
@@ -106,14 +106,14 @@ def _draw(axes: Axes, pairs: Sequence[Toggled]) -> None:
         ):
             axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
             axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
-    axes.axhline(WITHOUT_SEAMS, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
+    axes.axhline(SEAMLESS_DB, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
     low, high = axes.dataLim.intervaly
-    high = 1.1 * max(high, 1.15 * WITHOUT_SEAMS)  # so that noise is not magnified
+    high = 1.1 * max(high, 1.15 * SEAMLESS_DB)  # a smaller range would magnify noise
     axes.set(xticks=range(len(pairs)), xlim=(-0.6, len(pairs) - 0.4), ylim=(1.1 * min(low, 0) - 0.05 * high, high))
-    axes.set_xticklabels([_named(pair) for pair in pairs], fontsize=SMALL)
+    axes.set_xticklabels([_pair_label(pair) for pair in pairs], fontsize=SMALL)
 
 
-def _named(pair: Toggled) -> str:
-    lattice = pair.lattice.replace("x", "×")
+def _pair_label(pair: LossPair) -> str:
+    block_grid = pair.block_grid.replace("x", "×")
     where = {"all": "all voxels", "cell": "within blocks"}.get(pair.on.design["loss"]["mode"], "")
-    return f"r={lattice}, w={gradient_of(pair.on.design):g}\n{where}"
+    return f"r={block_grid}, w={gradient_of(pair.on.design):g}\n{where}"

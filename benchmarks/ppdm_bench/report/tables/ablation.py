@@ -1,4 +1,4 @@
-"""The tables of an ablation: a wide one with one row per cell as data, and one for people with its seeds pooled."""
+"""The tables of an ablation: one row per cell and seed as data, and one row per cell for people."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ppdm_bench.report.ablation_rows import (
     AblationRow,
     difference,
     gather_ablation,
-    most_evaluations,
+    rows_with_most_evaluations,
     seam_measures,
 )
 from ppdm_bench.report.metrics import metric_name
-from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, summary
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, table_of
 from ppdm_bench.units import gib, plural, shape_text, significant
@@ -23,7 +23,7 @@ from ppdm_bench.units import gib, plural, shape_text, significant
 if TYPE_CHECKING:
     import pandas as pd
 
-_COMPARED = ("psnr", "ssim")  # in the tables for people; the data have every difference
+_COMPARED = ("psnr", "ssim")  # metrics with differences in the tables for people; the data have all differences
 _OUTCOME = ("status", "reason")
 _COUNTS = ("train_steps", "seed", "evaluations", "n")
 _TEXTS = (
@@ -35,17 +35,17 @@ _DIFFERENCE = {"difference": "mean", "low": "low", "high": "high", "p": "p"}
 
 
 def ablation_table(records: Iterable[Record]) -> pd.DataFrame:
-    """Return the wide table: one row per cell, task, budget, seed and number of evaluations.
+    """Return the table as data: one row per cell, task, budget, seed and number of evaluations.
 
     Columns: cell and whether it is the default; its levels (space, loss, bridge) and settings (representation, factor,
     kernel, target); task, shape, budget (steps or time), amount (steps, or seconds); train_steps, seed, evaluations, n
-    (subjects); step_seconds as trained, pace_seconds as measured in turn, train_seconds, volume_seconds; peak_allocated
-    in bytes by phase and kind, at the shape of the volumes, and of other shapes with these behind; then for each metric
-    the mean, `_sd`, and the difference from the default, subject by subject, with its interval (`_difference`, `_low`,
-    `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason.
+    (subjects); step_seconds during the training, pace_seconds as measured before it, train_seconds, volume_seconds;
+    peak_allocated in bytes by phase and kind, at the shape of the volumes, and at other shapes, which end the name;
+    then for each metric the mean, `_sd`, and the paired difference from the default with its interval (`_difference`,
+    `_low`, `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason.
 
     Args:
-        records: long-form; those of other commands are ignored.
+        records: long-form records; those of other commands are ignored.
     """
     rows = gather_ablation(records)
     lines = [_line(row, rows) for row in rows]
@@ -60,15 +60,15 @@ def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
     line |= {name: row.cell.get(name, "") for name in ("representation", "factor", "loss", "kernel", "target")}
     line |= {"task": row.task, "shape": "x".join(map(str, row.shape)), "budget": row.budget, "amount": row.amount}
     line |= {"train_steps": row.costs.get("train_steps"), "seed": row.seeds[0], "evaluations": row.evaluations}
-    line["n"] = len(row.series.subjects("psnr"))
+    line["n"] = len(row.scores.subject_means("psnr"))
     line |= {"step_seconds": row.step_seconds, "pace_seconds": row.costs.get("step_seconds")}
     line |= {name: row.costs.get(name) for name in ("train_seconds", "volume_seconds")}
     line |= {f"{phase}_peak_allocated_{kind}": row.peak(phase, kind) for phase, kind in _PEAKS}
     for shape, phase, kind, metric in row.peaks:
         if shape != row.shape and metric == "peak_allocated":
             line[f"{phase}_{metric}_{kind}_{'x'.join(map(str, shape))}"] = row.peak(phase, kind, shape)
-    for metric in row.series.scans:
-        values = [*row.series.subjects(metric).values()]
+    for metric in row.scores.scans:
+        values = [*row.scores.subject_means(metric).values()]
         found, against = summary(values) if values else None, difference(row, rows, metric)
         line |= {metric: found and found.mean, f"{metric}_sd": found and found.sd}
         line |= {f"{metric}_{name}": against and getattr(against, field) for name, field in _DIFFERENCE.items()}
@@ -82,13 +82,13 @@ def _dtype(column: str) -> str:
 
 
 def headline(records: Sequence[Record]) -> str:
-    """Return what the cells have in common, in words."""
+    """Return in words what all cells share."""
     rows = gather_ablation(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
-    subjects = {len(row.series.subjects("psnr")) for row in rows} - {0}
+    subjects = {len(row.scores.subject_means("psnr")) for row in rows} - {0}
     shapes = {shape for row in rows for shape in row.shapes}
     words = [
-        f"Ablation of {rows[0].series.method}" if rows else "Ablation",
+        f"Ablation of {rows[0].scores.method}" if rows else "Ablation",
         shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
         f"{max(subjects)} subjects per task" if subjects else "",
         plural(len(seeds), "seed") if seeds else "",
@@ -97,9 +97,9 @@ def headline(records: Sequence[Record]) -> str:
 
 
 def ablation_page(records: Sequence[Record]) -> Page:
-    """Return one table for each task and budget, its seeds pooled, at the most network evaluations."""
+    """Return one table for each task and budget: means over seeds, at the most network evaluations."""
     everything = gather_ablation(records, pooled=True)
-    rows = most_evaluations([row for row in everything if row.status == "ok"])
+    rows = rows_with_most_evaluations([row for row in everything if row.status == "ok"])
     mean = "Mean ± sd over subjects, seeds averaged; in brackets the difference from the default."
     parts: list[str | Table] = [f"{headline(records)} {mean}"]
     for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
@@ -112,15 +112,15 @@ def ablation_page(records: Sequence[Record]) -> Page:
         n = some[0].evaluations or 0
         head = f"{task}, {BUDGETS[budget]}: {much}; {plural(n, 'network evaluation')} per volume."
         parts += [head, table_of(some, _columns(some))]
-    fewest = min((len(row.series.subjects("psnr")) for row in rows), default=ENOUGH)
+    fewest = min((len(row.scores.subject_means("psnr")) for row in rows), default=ENOUGH_SUBJECTS)
     few = f"With {plural(fewest, 'subject')}, an interval covers less than 95 %."
     missing = {(row.label, row.status, row.reason) for row in everything if row.status != "ok"}
     reasons = [f"{label}: {status}: {reason}." for label, status, reason in sorted(missing)]
-    return Page([*parts, *[few] * (fewest < ENOUGH), *reasons], ablation_table(records))
+    return Page([*parts, *[few] * (fewest < ENOUGH_SUBJECTS), *reasons], ablation_table(records))
 
 
 def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
-    """The columns of one task and budget for people."""
+    """Return the columns for people of one task and budget."""
     timed = "s per step: median of steps measured in turn before training."
     largest = ", at the largest volume" if len(rows[0].shapes) > 1 else ""
     memory = f"GiB: peak_allocated on CUDA, predicted{largest}."
@@ -134,7 +134,7 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         Heading("sample_gib", "GiB sample", gib, number=True, rank=1, best="min"): lambda row: _peak(row, "sample"),
     }
     for metric in ("psnr", "ssim", "sharpness"):
-        unit = rows[0].series.units.get(metric, "")
+        unit = rows[0].scores.units.get(metric, "")
         resampled = f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
         note = resampled * (metric in _COMPARED)
         columns[Heading(metric, metric_name(metric, unit), rank=int(metric != "psnr"), note=note)] = _quality(
@@ -142,8 +142,8 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         )
     for measure in seam_measures(rows):
         name = metric_name(measure, "dB")
-        lattice = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
-        columns[Heading(measure, name, rank=1, note=lattice)] = _quality(rows, measure)
+        note = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
+        columns[Heading(measure, name, rank=1, note=note)] = _quality(rows, measure)
     return columns
 
 
@@ -152,14 +152,14 @@ def _peak(row: AblationRow, phase: str) -> float | None:
 
 
 def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], TextCell | None]:
-    """Return a function from a row to the mean of a metric with its sd and its difference from the default."""
+    """Return a function that gives the mean of a metric for a row, with its sd and its difference from the default."""
 
     def cell(row: AblationRow) -> TextCell | None:
         metric = row.metric(name)
-        values = [*row.series.subjects(metric).values()]
+        values = [*row.scores.subject_means(metric).values()]
         if not values:
             return None
-        unit, found = row.series.units[metric], summary(values)
+        unit, found = row.scores.units[metric], summary(values)
         text = number(found.mean, unit) + ("" if found.sd is None else f" ± {number(found.sd, unit)}")
         if metric in _COMPARED and (against := difference(row, rows, metric)) is not None:
             parts = filter(None, (signed(against.mean, unit), interval(against.low, against.high, unit)))

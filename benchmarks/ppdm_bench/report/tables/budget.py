@@ -1,6 +1,6 @@
-"""The table of ``plan``: what fits into a budget of memory, ranked, and the same in words.
+"""The table of ``plan``: which methods fit into a memory budget, ranked, and the same in words.
 
-A method is judged over all phases of a purpose. For training, a learned representation must be trained too.
+A method fits for a purpose if all of its phases fit: to train a latent method, its autoencoder must be trained too.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from ppdm_bench.records import PURPOSES, Record
 from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
 from ppdm_bench.units import GIB, gib, setting_text, shape_text
 
-_DO = {"train": "train", "sample": "sample from"}
+_VERBS = {"train": "train", "sample": "sample from"}
 
-# From the mildest to the strongest; see ppdm.network.options.CHECKPOINTING, which this module must not import.
+# From the weakest to the strongest; a copy of ppdm.network.options.CHECKPOINTING, which this module must not import.
 _CHECKPOINTING = ("none", "norm", "block", "conv")
 
-# Columns of the data. The value of a metric is whole: bytes, voxels, a factor, or 1 for yes.
+# Columns of the data. All metrics are integers: bytes, voxels, a factor, or 1 for yes.
 _METRICS = ("needs", "fits", "largest_resolution", "smallest_factor", "largest_batch")
 _DTYPES = {
     **dict.fromkeys(("method", "purpose", "shape"), "object"),
@@ -28,7 +28,7 @@ _DTYPES = {
     **dict.fromkeys(("largest_phase", "fits_with", "kind", "status"), "object"),
 }
 
-_ENDS = ("", "_low", "_high")  # of the columns of a predicted duration
+_ENDS = ("", "_low", "_high")  # suffixes of the columns of a predicted duration
 
 Option = tuple[str, str]  # precision and checkpointing
 
@@ -39,7 +39,7 @@ class PlanLine:
 
     Attributes:
         purpose: ``train`` or ``sample``.
-        asked: the requested option; the others save memory.
+        asked: the requested option; all others save memory.
         phases: records by phase, option and metric.
     """
 
@@ -49,11 +49,11 @@ class PlanLine:
     phases: dict[str, dict[Option, dict[str, Record]]] = field(default_factory=dict)
 
     def found(self, metric: str) -> dict[str, Record]:
-        """The records of a metric for the requested configuration, by phase."""
+        """Return the records of a metric for the requested option, by phase."""
         return {phase: of[self.asked][metric] for phase, of in self.phases.items() if metric in of[self.asked]}
 
     def value(self, metric: str) -> float | None:
-        """The value for the requested configuration: that of the phase that limits the method; None if unknown."""
+        """Return the value for the requested option in the phase that limits the method; None if it is unknown."""
         values = [record.value for record in self.found(metric).values() if record.value is not None]
         if (metric == "fits" and len(values) < len(self.phases)) or not values:
             return None
@@ -63,7 +63,7 @@ class PlanLine:
 
     @property
     def fits(self) -> bool:
-        """Whether the requested configuration fits in every phase."""
+        """Whether every phase fits with the requested option."""
         return bool(self.value("fits"))
 
     @property
@@ -73,22 +73,22 @@ class PlanLine:
 
     @property
     def needs(self) -> dict[str, float]:
-        """The need of each phase; 0 if unknown."""
+        """The memory that each phase needs; 0 if unknown."""
         return {phase: _value(of[self.asked].get("needs")) for phase, of in self.phases.items()}
 
     @property
     def largest_phase(self) -> str:
-        """The phase that needs most."""
+        """The phase that needs the most memory."""
         return max(self.needs, key=self.needs.__getitem__)
 
     @property
     def tried(self) -> list[Option]:
-        """The options that save memory."""
+        """The predicted options that save memory."""
         return [*dict.fromkeys(option for of in self.phases.values() for option in of if option != self.asked)]
 
     @property
     def options(self) -> list[str]:
-        """Each option that suffices by itself, or else each combination, in words."""
+        """Each option with which the method fits, without unnecessary parts, in words."""
         if self.fits:
             return []
         enough = [one for one in self.tried if all(self._suffices(one, phase) for phase in self.phases)]
@@ -98,11 +98,11 @@ class PlanLine:
         return [*words, f"a factor of {factor:.0f}"] if factor else words
 
     def _suffices(self, option: Option, phase: str) -> bool:
-        """Whether a phase fits with an option, or already with a part of it."""
+        """Whether a phase fits with an option, or with a part of it."""
         return any(of["fits"].value for part, of in self.phases[phase].items() if self._includes(option, part))
 
     def _includes(self, option: Option, part: Option) -> bool:
-        """Whether an option saves at least as much as its part: the same precision, and as much recomputation."""
+        """Whether ``part`` is contained in an option: its precision, and no more recomputation."""
         strength, enough = (_CHECKPOINTING.index(checkpointing) for _, checkpointing in (part, option))
         return part[0] in (self.asked[0], option[0]) and strength <= enough
 
@@ -114,14 +114,14 @@ class PlanLine:
 
     @property
     def record(self) -> Record:
-        """The record of a verdict, which holds the request; one without an answer comes first."""
+        """The record of a verdict, which has the request in its options; a failed one if there is one."""
         return min(self.found("fits").values(), key=lambda record: record.status == "ok")
 
     @property
     def notes(self) -> list[str]:
-        """Reasons for answers that need one, and the phase that limits a method with several."""
+        """The reasons of the records, and the needs of all phases of a method with several phases."""
         found = [(p, r) for p, of in self.phases.items() for group in of.values() for r in group.values()]
-        # A value of 0 is shown as "none" in its column.
+        # The table shows a value of 0 as "none", which needs no note.
         noted = [(phase, record) for phase, record in found if record.reason and record.value != 0]
         notes = [f"{self.method}, {phase}, {r.metric.replace('_', ' ')}: {r.reason}" for phase, r in noted]
         if len(self.phases) > 1 and self.value("needs") is not None:
@@ -130,8 +130,8 @@ class PlanLine:
         return notes
 
 
-def gather(records: Iterable[Record]) -> list[PlanLine]:
-    """Return one line per method and purpose, ranked: those that fit first, then by larger cube and smaller need."""
+def gather_plan(records: Iterable[Record]) -> list[PlanLine]:
+    """Return one line per method and purpose: those that fit first, then by the largest cube and the smallest need."""
     lines: dict[tuple[str, ...], PlanLine] = {}
     for record in records:
         if record.command != "plan" or "budget" not in record.options["plan"]:
@@ -156,12 +156,11 @@ def gather(records: Iterable[Record]) -> list[PlanLine]:
 
 
 def plan_page(lines: Sequence[PlanLine], durations: Sequence[Record] = ()) -> Page:
-    """Return the request, the answer in words and the table; as data in bytes and voxels.
+    """Return the request, the answer in words and the table; the data are in bytes and voxels.
 
     Args:
-        lines: from :func:`gather`.
-        durations: predicted hours of training and seconds per volume, for columns of the data; each has a range in
-            which it is expected.
+        lines: from :func:`gather_plan`.
+        durations: records of predicted hours of training and seconds per volume; the data have them with their ranges.
     """
     if not lines:
         return Page(["Nothing was asked."], data_frame([], _DTYPES))
@@ -175,7 +174,7 @@ def plan_page(lines: Sequence[PlanLine], durations: Sequence[Record] = ()) -> Pa
 
 
 def _columns(record: Record) -> Columns[PlanLine]:
-    """The columns for people."""
+    """Return the columns for people."""
     step = record.options["plan"]["step"]
     needs = (
         "Needs: memory that the card must have (GiB, 2³⁰ bytes), with the CUDA context and a margin for the error of "
@@ -209,13 +208,13 @@ def _verdict(line: PlanLine) -> str:
 
 
 def _largest(line: PlanLine, metric: str, unit: str = "") -> str | None:
-    """Return a largest value; it is a lower bound if no larger value was predicted not to fit."""
+    """Return a largest value in words; it is a lower bound (≥) if every predicted value fits."""
     value = line.value(metric)
     if not value:
         return None if value is None else "none"
     found = line.found(metric).values()
-    looks = [look for record in found if record.value == value for look in record.options["verified"]]
-    return f"{'≥ ' if all(look['fits'] for look in looks) else ''}{value:.0f}{unit}"
+    tried = [one for record in found if record.value == value for one in record.options["verified"]]
+    return f"{'≥ ' if all(one['fits'] for one in tried) else ''}{value:.0f}{unit}"
 
 
 def _data(line: PlanLine) -> dict[str, Any]:
@@ -233,7 +232,7 @@ def _data(line: PlanLine) -> dict[str, Any]:
 
 
 def _time(record: Record | None) -> dict[str, float | None]:
-    """A predicted duration, and the ends of the range in which it is expected."""
+    """Return a predicted duration and the ends of its range, as columns of the data."""
     if record is None:
         return {}
     values = (record.value, *record.options["predicted_time"]["interval"])
@@ -267,18 +266,20 @@ def sentences(lines: Sequence[PlanLine]) -> list[str]:
 
 
 def _sentence(lines: Sequence[PlanLine]) -> str:
-    """The methods that fit, those that fit with each option, and the largest cubes of the others."""
+    """Return the methods that fit, those that fit with each option, and the largest cubes of the others, in words."""
     record, purpose = lines[0].record, lines[0].purpose
     able = [line.method for line in lines if line.fits]
-    parts = [f"you can {_DO.get(purpose, purpose)}: {', '.join(able) or 'no method as asked'}"]
+    parts = [f"you can {_VERBS.get(purpose, purpose)}: {', '.join(able) or 'no method as asked'}"]
     for how in dict.fromkeys(how for line in lines for how in line.options):
         parts.append(f"with {how}: {', '.join(line.method for line in lines if how in line.options)}")
-    parts += [_reach(line) for line in lines if not line.fits and not line.options and line.cube is not None]
+    parts += [
+        _largest_cube_text(line) for line in lines if not line.fits and not line.options and line.cube is not None
+    ]
     return f"On {_budget(record)} at {_size(record)} " + "; ".join(parts) + "."
 
 
-def _reach(line: PlanLine) -> str:
-    """The largest cube of a method that does not fit, without and with its options."""
+def _largest_cube_text(line: PlanLine) -> str:
+    """Return the largest cubes of a method that does not fit, without and with its options, in words."""
     text = f"{line.method} fits up to {line.cube:.0f}³" if line.cube else f"{line.method} does not fit at any size"
     for option in line.tried:
         phases = line.phases.values()

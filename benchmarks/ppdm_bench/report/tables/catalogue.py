@@ -10,7 +10,7 @@ from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow
 
 
 def _text(value: Any) -> str:
-    """A large number in millions; in descriptions, numbers with few digits: ``Brownian(gamma=1.414)``."""
+    """Return a large number in millions, or a description with rounded numbers: ``Brownian(gamma=1.414)``."""
     if isinstance(value, int) and value > 100_000:
         return f"{value / 1e6:.1f} M"
     return re.sub(r"\d+\.\d{5,}", lambda number: f"{float(number[0]):.4g}", str(value))

@@ -1,9 +1,9 @@
-"""Comparison of two sets of records: what became worse, what became better, and what only one of them has.
+"""Comparison of two sets of records: what became worse, what became better, and what only one set has.
 
-Records are matched by the question, not by the commit that answered it. Evaluations are matched by method and subject:
-first with all their options, then with fewer (see `_LEVELS`), as long as the match is unambiguous. Predictions are
-exact, and so is memory counted on the CPU; GPU memory has a tolerance; times are compared as distributions; quality is
-compared subject by subject.
+Records of the same measurement are matched, whichever commit made them. Evaluations are matched by method and subject:
+first with all their options, then with fewer (see `_LEVELS`), as long as the match is unambiguous. Predictions and
+memory on the CPU are compared exactly, GPU memory with a tolerance, times as distributions, and quality subject by
+subject.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from ppdm_bench.units import gib, significant
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
 
-# What says how a thing was done, not how well; and a time that was taken once.
+# Metrics without a better direction, and a time that was measured only once.
 _NEUTRAL = ("parameters", "train_steps", "first_call_seconds")
-# Options that differ between commits or between subjects, although the question is the same.
+# Options that may differ between commits or subjects, although the measurement is the same.
 _NOT_ASKED = ("resolved", "weights", "verified", "files")
 
 _ENVIRONMENT = ["gpu", "cpu", "threads", "torch", "cuda", "driver", "python", "platform", "ppdm", "commit", "capacity"]
 Key = tuple[Any, ...]
-Group = dict[str, Record]  # all records of one number by subject: a single record, or one per subject
+Group = dict[str, Record]  # all records of one number by subject: one record, or one for each subject
 
-# Fields by which evaluations are matched that have no counterpart with equal options, from many to few. Metrics of
+# Evaluations without a counterpart of equal options are matched by these fields, the longest list first. Metrics of
 # different conventions or data ranges are never compared.
 _LEVELS = (
     ("task", "method", "variant", "steps", "seed", "training_seed"),
@@ -59,12 +59,12 @@ class Change:
     """The change of one number between two sets of records.
 
     Attributes:
-        verdict: one of :data:`VERDICTS`; ``unclear`` differs by more than the threshold, but not beyond the noise.
-        old, new: values: of quality the means over the subjects that both have.
-        share: new / old − 1; None where old is 0, or where rows began or ceased to fail.
-        how: by what it was decided.
-        record: one of the records behind it, from the new set if that has one.
-        subjects: subjects of an evaluation; those of both sets are compared.
+        verdict: one of :data:`VERDICTS`; ``unclear`` is a difference above the threshold, but within the noise.
+        old, new: the two values; for quality, means over the common subjects.
+        share: new / old − 1; None if old is 0, or if a measurement failed in one set only.
+        how: the criterion of the verdict, in words.
+        record: one of the records, from the new set if possible.
+        subjects: the subjects of an evaluation.
     """
 
     label: str
@@ -80,20 +80,20 @@ class Change:
 
     @property
     def compared(self) -> bool:
-        """Whether both sets have it."""
+        """Whether both sets have the number."""
         return self.verdict not in ("only old", "only new")
 
 
-def read_set(path: Path) -> list[Record]:
-    """The records of a file, or of all ``records.jsonl`` (also compressed, ``.gz``) of a folder and below.
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a file, or of all ``records.jsonl`` (also ``.gz``) in a folder and its subfolders.
 
     Raises:
-        RecordError: there is none, or it cannot be read.
+        RecordError: there are no records, or a file cannot be read.
     """
     files = sorted(path.rglob("records.jsonl*")) if path.is_dir() else [path] * path.exists()
     records = [record for file in files for record in RecordFile(file).read()]
     if not records:
-        raise RecordError(f"{path} holds no records; give a records.jsonl, or a folder with such files")
+        raise RecordError(f"{path} contains no records; give a records.jsonl, or a folder with such files")
     return records
 
 
@@ -108,11 +108,11 @@ def environments(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
 
 
 def changes(old: Iterable[Record], new: Iterable[Record], threshold: float = 0.05) -> list[Change]:
-    """Return every number of either set with its verdict, the worse ones first.
+    """Return every number of the two sets with its verdict, the worse ones first.
 
     Args:
         old, new: records; of repeated records, the last one counts.
-        threshold: relative difference from which on a time or a mean counts.
+        threshold: relative difference; smaller differences of a time or a mean do not count.
     """
     pairs = _matched(_groups(old), _groups(new))
     found = [_compared(one, other, threshold) if one and other else _unmatched(one, other) for one, other in pairs]
@@ -131,7 +131,7 @@ def _first(group: Group) -> Record:
 
 
 def _matched(before: dict[Key, Group], after: dict[Key, Group]) -> list[tuple[Group, Group]]:
-    """Pair the groups of both sets: by all options, then evaluations by fewer fields; the rest has an empty partner."""
+    """Pair the groups of both sets by all options, then evaluations by fewer fields; others get an empty partner."""
     pairs: list[tuple[Group, Group]] = []
     for level in (None, *_LEVELS):
         old, new = (groups if level is None else _unique(groups, level) for groups in (before, after))
@@ -143,7 +143,7 @@ def _matched(before: dict[Key, Group], after: dict[Key, Group]) -> list[tuple[Gr
 
 
 def _unique(groups: dict[Key, Group], level: tuple[str, ...]) -> dict[Key, Group]:
-    """The groups of evaluations that no other group equals in these fields."""
+    """Return the groups of evaluations whose values of these fields no other group has."""
     scored = (group for group in groups.values() if _first(group).subject)
     found = grouped(scored, lambda group: _evaluation(_first(group), level))
     return {key: same[0] for key, same in found.items() if len(same) == 1}
@@ -157,7 +157,7 @@ def _evaluation(record: Record, level: tuple[str, ...]) -> Key:
 
 
 def _key(record: Record) -> Key:
-    """The question that a record answers, without the options that differ between commits (unlike ``config_id``)."""
+    """Return what identifies a measurement, without the options that differ between commits (unlike ``config_id``)."""
     options = {name: value for name, value in record.options.items() if name not in _NOT_ASKED}
     return (
         *(record.kind, record.command, record.method, record.variant, record.task),
@@ -268,10 +268,10 @@ def _distributions(first: Record, second: Record, threshold: float) -> tuple[str
 
 
 def to_records(found: Iterable[Change]) -> list[Record]:
-    """Return one record per change: that of the new set, with the value new / old − 1.
+    """Return one record per change: the record of the new set, with the value new / old − 1.
 
-    Under ``compare`` the options hold the verdict, both values with their unit, and by what it was decided. Without
-    both values the status is ``skipped`` and the reason says the verdict.
+    The option ``compare`` contains the verdict, its criterion, and both values with their unit. If a value is missing,
+    the status is ``skipped``, and the reason states the verdict.
     """
     return [_as_record(change) for change in found if change.record]
 
@@ -282,12 +282,12 @@ def _as_record(change: Change) -> Record:
     numbers["by"] = change.how
     if change.subjects != Subjects():
         numbers["subjects"] = asdict(change.subjects)
-    said = change.verdict + (f": {change.how}" if change.how else "")
-    # UNITS fixes what is measured in bytes; a share of such a metric is another one.
+    reason = change.verdict + (f": {change.how}" if change.how else "")
+    # A metric has a fixed unit (UNITS), so that its relative change needs another name.
     return replace(
         change.record,
         status="skipped" if change.share is None else "ok",
-        reason=said if change.share is None else "",
+        reason=reason if change.share is None else "",
         command="compare",
         metric=f"{change.metric}_change",
         value=change.share,
@@ -300,7 +300,7 @@ def _as_record(change: Change) -> Record:
 
 
 def changes_page(found: Sequence[Change], notes: Sequence[str]) -> Page:
-    """Return the differences of the environments, the subjects, one row per change, and the count of each verdict."""
+    """Return the differences between the environments, the subjects, the changes, and the count of each verdict."""
     shown = [change for change in found if change.verdict != "unchanged"]
     counts = {verdict: sum(change.verdict == verdict for change in found) for verdict in VERDICTS}
     environment = "Environments differ: " + "; ".join(notes) if notes else "The environments are the same."
@@ -310,7 +310,7 @@ def changes_page(found: Sequence[Change], notes: Sequence[str]) -> Page:
 
 
 def _subject_lines(found: Sequence[Change]) -> list[str]:
-    """Name the subjects that were compared, and those that were compared nowhere."""
+    """Return the compared subjects, and those of one set that were never compared, in words."""
     both = dict.fromkeys(name for change in found for name in change.subjects.both)
     only_old = dict.fromkeys(name for change in found for name in change.subjects.only_old if name not in both)
     only_new = dict.fromkeys(name for change in found for name in change.subjects.only_new if name not in both)

@@ -1,4 +1,4 @@
-"""The table of peak memory: one row per configuration, as data in bytes, and for people in GiB."""
+"""The table of peak memory, with one row per configuration: data in bytes, and text in GiB for people."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ppdm_bench.records import PHASES, Record
-from ppdm_bench.report.rows import STATUS_NAMES, PeakRow, all_phases, gather_peaks, prediction_of, reference_of, varying
-from ppdm_bench.report.tables.render import NOTHING, Heading, Page, Table, TableRow, TextCell, data_frame, frame_rows
+from ppdm_bench.report.rows import (
+    STATUS_NAMES,
+    PeakRow,
+    all_phases,
+    gather_peaks,
+    prediction_of,
+    reference_of,
+    varying_settings,
+)
+from ppdm_bench.report.tables.render import NO_VALUE, Heading, Page, Table, TableRow, TextCell, data_frame, frame_rows
 from ppdm_bench.units import count, gib, ratio, setting_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Columns that every table has. Task and width are added if they are known, other conditions if they distinguish rows.
+# Columns of every table. Task and width are added if they are known, other conditions if rows differ in them.
 _BASE = ("shape", "batch_size", "precision", "checkpointing")
 
 
 @dataclass(frozen=True)
-class _Compared:
-    """A row, and the rows that it is compared with."""
+class _ComparedRow:
+    """A row, the rows with which it is compared, and the budget in bytes."""
 
     row: PeakRow
     reference: PeakRow | None
@@ -33,11 +41,11 @@ class _Column(NamedTuple):
     """A column of every phase.
 
     Attributes:
-        name: in the data, behind the phase; without `value`, the metric that it shows.
-        heading: for people, behind the phase; empty for a column of the data only.
+        name: name in the data, after the phase; without `value`, also the metric whose value is shown.
+        heading: heading for people, after the phase; empty for a column that only the data have.
         show: formats a value for people.
-        dtype: of the data.
-        value: of a phase, None if there is none.
+        dtype: type in the data.
+        value: returns the value of a row in a phase, None if there is none; by default the value of the metric.
         rank, note: as in `Heading`.
         always: whether the data have the column even if no row has a value.
     """
@@ -46,12 +54,12 @@ class _Column(NamedTuple):
     heading: str = ""
     show: Callable[[Any], str] = gib
     dtype: str = "Int64"
-    value: Callable[[_Compared, str], Any] | None = None
+    value: Callable[[_ComparedRow, str], Any] | None = None
     rank: int = 0
     note: str = ""
     always: bool = False
 
-    def of(self, compared: _Compared, phase: str) -> Any:
+    def of(self, compared: _ComparedRow, phase: str) -> Any:
         """Return the value in a phase."""
         if self.value is not None:
             return self.value(compared, phase)
@@ -66,13 +74,13 @@ def _quotient(row: PeakRow | None, divisor: PeakRow | None, phase: str) -> float
     return above / below if above is not None and below else None
 
 
-def _error(compared: _Compared, phase: str) -> float | None:
+def _error(compared: _ComparedRow, phase: str) -> float | None:
     found = _quotient(compared.prediction, compared.row, phase)
     return None if found is None else found - 1
 
 
-def _fits(compared: _Compared, phase: str) -> bool | None:
-    """Whether a phase fits the budget: by the need of a prediction, else by the memory that a measured run took."""
+def _fits(compared: _ComparedRow, phase: str) -> bool | None:
+    """Whether a phase fits the budget: by the predicted need, else by the memory of the measured run."""
     row, budget = compared.row, compared.budget
     if budget is None:
         return None
@@ -80,19 +88,19 @@ def _fits(compared: _Compared, phase: str) -> bool | None:
         return needs <= budget
     record = row.records.get((phase, "peak_allocated"))
     if record is not None and record.env.get("capacity") == budget and record.status in ("ok", "oom"):
-        return record.status == "ok"  # it ran within this budget
+        return record.status == "ok"  # the run was limited to this budget
     values = (row.value(phase, metric) for metric in ("peak_process", "peak_reserved", "peak_allocated"))
     peak = next((value for value in values if value is not None), None)
     return None if peak is None else peak <= budget
 
 
-def _seconds(compared: _Compared, phase: str, which: str) -> float | None:
-    """The predicted time of a step or a volume, or an end of the range in which it is expected."""
+def _seconds(compared: _ComparedRow, phase: str, which: str) -> float | None:
+    """Return the predicted time of a step or a volume (`value`), or an end of its range (`low`, `high`)."""
     record = compared.row.records.get((phase, {"train": "step_seconds", "sample": "volume_seconds"}.get(phase, "")))
-    told = None if record is None else record.options.get("predicted_time")
-    if record is None or told is None:
+    predicted = None if record is None else record.options.get("predicted_time")
+    if record is None or predicted is None:
         return None
-    return record.value if which == "value" else float(told["interval"][which == "high"])
+    return record.value if which == "value" else float(predicted["interval"][which == "high"])
 
 
 def _yes_or_no(true: bool) -> str:
@@ -142,28 +150,27 @@ _COLUMNS = (
 
 
 def memory_table(records: Iterable[Record], *, reference: str = "", budget: int | None = None) -> pd.DataFrame:
-    """Return the wide table of peak memory: one row per configuration and kind, in the order of the records.
+    """Return the table of peak memory as data: one row per configuration and kind, in the order of the records.
 
     Columns: method, variant, the settings, kind, parameters; then for every phase (`train`, `sample`, ...) `<phase>_`
-    followed by `peak_allocated`, `needs`, `peak_reserved`, `peak_process` and `peak_host` where recorded (bytes),
-    `assumed` (bytes of a predicted peak that rest on a rule which no published counter has shown yet), `seconds` (the
-    predicted time of a step or a volume, between `seconds_low` and `seconds_high`), `ratio` (of
-    peak_allocated to the reference's), `prediction_error` (predicted / measured - 1, on the measured row), `verified`
-    (whether it ran again within the memory predicted), `fits`, `status`, `reason`.
-    A phase that was not run has an empty status.
+    followed by `peak_allocated`, `needs`, `peak_reserved`, `peak_process`, `peak_host` if recorded (bytes), `assumed`
+    (bytes of a predicted peak that follow a rule which no published measurement confirms yet), `seconds` (the predicted
+    time of a step or a volume, between `seconds_low` and `seconds_high`), `ratio` (peak_allocated relative to that of
+    the reference), `prediction_error` (predicted / measured - 1, in the measured row), `verified` (whether a repeated
+    run fitted the predicted memory), `fits`, `status`, `reason`. A phase that was not run has an empty status.
 
     Args:
         records: long-form records; those that are not about memory are ignored.
-        reference: the method that ratios refer to, at the same settings and kind and without checkpointing;
-            `ratio_reference` names its row. Empty: no ratios.
-        budget: bytes of the card. A prediction fits if its need is at most that, a measurement if its process took at
-            most that.
+        reference: the method to which ratios refer, with the same settings and kind and without checkpointing;
+            `ratio_reference` names its row. Empty for no ratios.
+        budget: memory of the card in bytes. A prediction fits if it needs no more, a measurement if its process took no
+            more.
     """
     rows = gather_peaks(records)
-    compared = [_Compared(row, reference_of(row, rows, reference), prediction_of(row, rows), budget) for row in rows]
+    compared = [_ComparedRow(row, reference_of(row, rows, reference), prediction_of(row, rows), budget) for row in rows]
     always = {"ratio": bool(reference), "fits": budget is not None}
     known = [name for name in ("task", "width") if any(row.settings[name] for row in rows)]
-    settings = [*_BASE, *(name for name in dict.fromkeys((*known, *varying(rows))) if name not in _BASE)]
+    settings = [*_BASE, *(name for name in dict.fromkeys((*known, *varying_settings(rows))) if name not in _BASE)]
     dtypes = dict.fromkeys(("method", "variant", *settings, "kind"), "object")
     dtypes |= {name: "Int64" for name in ("batch_size", "width", "parameters") if name in (*settings, "parameters")}
     lines = [_about(one) for one in compared]
@@ -177,7 +184,7 @@ def memory_table(records: Iterable[Record], *, reference: str = "", budget: int 
     return data_frame(lines, dtypes | {"ratio_reference": "object"} if reference else dtypes)
 
 
-def _about(compared: _Compared) -> dict[str, Any]:
+def _about(compared: _ComparedRow) -> dict[str, Any]:
     row, against = compared.row, compared.reference
     return {
         **row.settings,
@@ -191,7 +198,7 @@ def _about(compared: _Compared) -> dict[str, Any]:
 
 
 def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
-    """Return the table for people, in GiB, between the settings that all rows share and what failed.
+    """Return the table for people in GiB, with the shared settings as title and the failures as remarks.
 
     Args:
         frame: from :func:`memory_table`.
@@ -209,7 +216,7 @@ def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
 
 
 def _phase_headings(frame: pd.DataFrame, phase: str, assumed: bool) -> list[Heading]:
-    measured = bool((frame["kind"] == "measured").any())  # predicted, it is another column plus a constant
+    measured = bool((frame["kind"] == "measured").any())  # a predicted peak_process is peak_reserved plus a constant
     shown = {"peak_process": measured, "assumed": assumed}
     against = " or ".join(dict.fromkeys(filter(None, frame.get("ratio_reference", ()))))
     notes = {
@@ -241,7 +248,7 @@ def _cell(line: dict[str, Any], key: str) -> Any:
         return line[key]
     failure = STATUS_NAMES.get(line[key.replace("peak_allocated", "status")], "")
     words = ("" if line[key] is None else gib(line[key]), failure)
-    return TextCell(line[key], " ".join(filter(None, words)) or NOTHING)
+    return TextCell(line[key], " ".join(filter(None, words)) or NO_VALUE)
 
 
 def _phases_of(frame: pd.DataFrame) -> list[str]:
@@ -259,7 +266,7 @@ def _setting(value: object) -> str:
 
 
 def _title(frame: pd.DataFrame, settings: Sequence[str]) -> str:
-    """The settings that all rows share."""
+    """Return the settings that all rows share, in words."""
     values = {name: set(frame[name].tolist()) for name in settings if frame[name].notna().all()}
     shared = {name: next(iter(found)) for name, found in values.items() if len(found) == 1}
     words = ["Peak memory", *(_setting(setting_text(name, value)) for name, value in shared.items())]
@@ -267,7 +274,7 @@ def _title(frame: pd.DataFrame, settings: Sequence[str]) -> str:
 
 
 def _remarks(frame: pd.DataFrame, lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Remarks below the table: how much is assumed, and what failed and why, one sentence per phase and row."""
+    """Return the remarks below the table: how much is assumed, and a sentence for each failed phase of a row."""
     phases, sized = _phases_of(frame), frame["shape"].nunique() > 1
     shares = [
         line[f"{phase}_assumed"] / line[f"{phase}_peak_allocated"]

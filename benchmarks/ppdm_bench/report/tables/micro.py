@@ -1,4 +1,4 @@
-"""A run of the micro-benchmarks: trimmed for saving, as a table, and compared with the saved run.
+"""A run of the micro-benchmarks: a smaller copy to save, a table, and a comparison with the saved run.
 
 ``python -m ppdm_bench.report.tables.micro RUN.json --saved KEPT.json --out FOLDER`` reads what pytest-benchmark wrote.
 """
@@ -15,18 +15,18 @@ from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.tables.render import Heading, Page, table_of
 from ppdm_bench.units import significant
 
-Run = dict[str, Any]
+MicroRun = dict[str, Any]
 Quartiles = Sequence[float]
 
-THRESHOLD = 0.1  # a smaller change is not reported, however sure it is
+THRESHOLD = 0.1  # smaller changes are not reported
 _SAME_MACHINE = ("cpu", "threads", "torch")
 
 
-def trimmed(run: Mapping[str, Any]) -> Run:
-    """Return the part of a run that is saved: the quartiles of each benchmark and of compared libraries.
+def trimmed(run: Mapping[str, Any]) -> MicroRun:
+    """Return the part of a run to save: the quartiles of each benchmark and of the libraries compared with it.
 
     Raises:
-        ValueError: it is no run of these benchmarks.
+        ValueError: the run is not one of these benchmarks.
     """
     try:
         return {
@@ -35,7 +35,9 @@ def trimmed(run: Mapping[str, Any]) -> Run:
             "benchmarks": {f"{b['group']}: {_name(b)}": _benchmark(b) for b in run["benchmarks"]},
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected the JSON that pytest-benchmark wrote of benchmarks/micro, but {error!r}") from None
+        raise ValueError(
+            f"expected JSON that pytest-benchmark wrote for benchmarks/micro, but reading it failed: {error!r}"
+        ) from None
 
 
 def _name(benchmark: Mapping[str, Any]) -> str:
@@ -63,7 +65,7 @@ _NOTE = (
 )
 
 
-def micro_page(run: Run) -> Page:
+def micro_page(run: MicroRun) -> Page:
     """Return the table of a run: one row for each benchmark and each library that it is compared with."""
     env = run["environment"]
     commit = f"{str(env['commit'])[:10] or 'unknown'}{' and changes' if env['dirty'] else ''}"
@@ -92,22 +94,22 @@ def _range(values: Quartiles, unit: str = "") -> str:
     return f"{middle} ({low} to {high})"
 
 
-def compare(run: Run, saved: Run) -> list[str]:
-    """Report what became slower or faster than in a saved run, one sentence each.
+def compare(run: MicroRun, saved: MicroRun) -> list[str]:
+    """Return one sentence for each benchmark that became slower or faster than in a saved run.
 
-    A change is reported if it is above 10 % and the interquartile ranges do not overlap. Times of another machine, or
-    of another PyTorch, cannot be compared: of those, only the ratios to the other libraries are.
+    A change is reported if it is above 10 % and the interquartile ranges do not overlap. Times of another machine or
+    another PyTorch cannot be compared; then only the ratios to the other libraries are.
     """
     differing = [n for n in _SAME_MACHINE if run["environment"][n] != saved["environment"][n]]
     both = [name for name in run["benchmarks"] if name in saved["benchmarks"]]
     found = [line for name in both for line in _changes(name, run, saved, times=not differing)]
     what = f"ratios only, because the {', '.join(differing)} differs" if differing else "times and ratios"
     gone = [name for name in saved["benchmarks"] if name not in run["benchmarks"]]
-    told = [f"Against the saved run ({what}): {len(found) or 'no'} changes in {len(both)} benchmarks."]
-    return [*told, *found, *(f"{name}: not in this run" for name in gone)]
+    summary = [f"Against the saved run ({what}): {len(found) or 'no'} changes in {len(both)} benchmarks."]
+    return [*summary, *found, *(f"{name}: not in this run" for name in gone)]
 
 
-def _changes(name: str, run: Run, saved: Run, times: bool) -> list[str]:
+def _changes(name: str, run: MicroRun, saved: MicroRun, times: bool) -> list[str]:
     now, then = run["benchmarks"][name], saved["benchmarks"][name]
     pairs = [("", now["seconds"], then["seconds"])] if times else []
     pairs += [
@@ -128,10 +130,10 @@ def _change(now: Quartiles, then: Quartiles) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Trim a run, write it with its table into a folder, print the table and what differs from the saved run.
+    """Save a run and its table in a folder; print the table and the changes since the saved run.
 
     Raises:
-        ValueError: the run is none of these benchmarks.
+        ValueError: the run is not one of these benchmarks.
         OSError: a file cannot be read or written.
     """
     parser = argparse.ArgumentParser(prog="ppdm_bench.report.tables.micro", description=__doc__)
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
     asked = parser.parse_args(arguments)
     run = trimmed(json.loads(asked.run.read_text()))
-    # Before anything is written: the saved run may be the one that this replaces.
+    # Read before anything is written: the new run may replace the saved one.
     saved = json.loads(asked.saved.read_text()) if asked.saved and asked.saved.exists() else None
     page = micro_page(run)
     replace_file(asked.out / "bench.json", (json.dumps(run, indent=1) + "\n").encode())

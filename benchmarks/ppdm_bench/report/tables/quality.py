@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
 from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
-from ppdm_bench.report.statistics import ENOUGH, RESAMPLES, common_difference, smallest_p, summary
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, smallest_p, summary
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
 from ppdm_bench.units import plural, shape_text
 
@@ -38,7 +38,7 @@ def quality_table(records: Iterable[Record], *, reference: str = "") -> pd.DataF
 
     Args:
         records: long-form records of one data set; those without a subject are ignored.
-        reference: method and variant that the others are compared with; empty: none.
+        reference: method and variant with which the others are compared; empty for no comparison.
 
     Raises:
         ValueError: the records are of several data sets or conventions.
@@ -53,12 +53,12 @@ def quality_table(records: Iterable[Record], *, reference: str = "") -> pd.DataF
 
 
 def headline(records: Sequence[Record]) -> str:
-    """Return what the records of subjects have in common, in words: the data, the convention, the data range."""
+    """Return in words what the records with a subject share: the data, the convention, the data range."""
     scored = [record for record in records if record.subject]
     first = scored[0]
     shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
-    # The name of the project's own convention reads as a method over predictions of other tools.
+    # Above predictions of other tools, the name of the project's own convention would look like the name of a method.
     foreign = convention.get("preset", "").startswith("ppdm") and any(
         "predictions" in record.options for record in scored
     )
@@ -77,9 +77,9 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
     """Return the tables for people: means, then differences from the reference.
 
     Args:
-        frame: from :func:`quality_table`; the page has all of it as data.
-        title: what the records have in common, see :func:`headline`.
-        metrics: those to show; empty: all. One without values is reported below the tables.
+        frame: from :func:`quality_table`; it becomes the data of the page.
+        title: what the records share, see :func:`headline`.
+        metrics: metrics to show; empty for all. A metric without values is reported below the tables.
     """
     everything = frame_rows(frame)
     there = dict.fromkeys(row["metric"] for row in everything)
@@ -99,7 +99,7 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
 
 
 def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
-    values, ranked = series.subjects(metric), series.ranked(metric)
+    values, ranked = series.subject_means(metric), series.ranked(metric)
     found = summary(list(values.values())) if values else None
     return {
         "method": series.method,
@@ -118,7 +118,7 @@ def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
 
 
 def _compared(values: dict[str, float], metric: str, against: Scores | None) -> _Row:
-    found = against and common_difference(values, against.subjects(metric))
+    found = against and common_difference(values, against.subject_means(metric))
     if not against or not found:
         return {"reference": ""}
     difference = {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p}
@@ -126,7 +126,7 @@ def _compared(values: dict[str, float], metric: str, against: Scores | None) -> 
 
 
 def _means(rows: Sequence[_Row]) -> Table:
-    """A row per configuration, a column per metric."""
+    """Return a table with one row per configuration and one column per metric."""
     cells: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = row["name"]
@@ -152,7 +152,7 @@ def _mean(row: _Row) -> tuple[float | None, str]:
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:
-    """Return an interval for people; empty without one."""
+    """Return an interval for people; empty if an end is missing."""
     return "" if low is None or high is None else f"{signed(low, unit)} to {signed(high, unit)}"
 
 
@@ -177,10 +177,10 @@ _DIFFERENCE: Columns[_Row] = {
 
 def _remarks(rows: Sequence[_Row], compared: Sequence[_Row]) -> list[str]:
     remarks = []
-    if compared and (n := min(row["pairs"] for row in compared)) < ENOUGH:
+    if compared and (n := min(row["pairs"] for row in compared)) < ENOUGH_SUBJECTS:
         remarks.append(
-            f"With {plural(n, 'subject')}, p cannot fall below {_p(smallest_p(n))} (0.05 needs {ENOUGH} subjects), and "
-            "the interval, if there is one, covers less than 95 %."
+            f"With {plural(n, 'subject')}, p cannot fall below {_p(smallest_p(n))} (0.05 needs {ENOUGH_SUBJECTS} "
+            "subjects), and the interval, if there is one, covers less than 95 %."
         )
     if failed := sum(row["failed"] for row in rows):
         remarks.append(f"{plural(failed, 'value')} could not be computed; the records give the reasons.")
@@ -188,12 +188,12 @@ def _remarks(rows: Sequence[_Row], compared: Sequence[_Row]) -> list[str]:
 
 
 def number(value: float, unit: str) -> str:
-    """Return a value with the usual decimals of its unit."""
+    """Return a value with the number of decimals that is usual for its unit."""
     digits = {"dB": 2, "%": 1, "1": 4, "HU": 1}.get(unit)
     return (f"{value:.4g}" if digits is None else f"{value:.{digits}f}").replace("-", "−")
 
 
 def signed(value: float, unit: str) -> str:
-    """Return a value with the usual decimals of its unit, and its sign."""
+    """Return a value with its sign and the number of decimals that is usual for its unit."""
     size = number(abs(value), unit)
     return ("" if not float(size) else "+" if value > 0 else "−") + size

@@ -1,7 +1,7 @@
 """The renderer of all tables: CSV for programs, Markdown and aligned text for people, LaTeX for a paper.
 
-A table module defines columns. A ``Heading`` says how a value is shown, how important its column is, and what explains
-it; a ``Page`` puts tables between paragraphs and writes them.
+A table module defines columns. A ``Heading`` states how values are shown, how important the column is, and which note
+explains it. A ``Page`` puts tables between paragraphs and writes them.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from ppdm_bench.report.atomic_io import replace_file
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTHING = "–"
-ROWS_OF_A_PAGE = 50  # at 10 points
-TERMINAL = 100  # columns of a terminal
-_NARROWEST = 22  # characters to which a column of words is folded before another column is left out
-_WIDEST_WORD = 40  # characters of a word that is not broken
-_IN_LATEX = 1  # the highest rank of a column that LaTeX has
+NO_VALUE = "–"
+ROWS_PER_PAGE = 50  # at 10 points
+TERMINAL_WIDTH = 100  # columns of a terminal
+_MIN_TEXT_WIDTH = 22  # characters; a column of words is wrapped to this width before another column is left out
+_MAX_WORD_WIDTH = 40  # characters; a longer word is broken
+_MAX_RANK_IN_LATEX = 1  # LaTeX leaves out columns of a higher rank
 
 T = TypeVar("T")
-Columns = dict["Heading", Callable[[T], Any]]  # a function from an object to its value, by heading
+Columns = dict["Heading", Callable[[T], Any]]  # by heading, a function that returns the value of an object
 Best = Literal["", "max", "min"]
 
 
 class TextCell(NamedTuple):
-    """A value with its own text, where the format of its column is not enough."""
+    """A value with its own text, for cells that the format of the column cannot express."""
 
     value: Any
     text: str
@@ -46,13 +46,14 @@ class Heading:
     """A column.
 
     Attributes:
-        key: its name in CSV, where values are raw.
-        text: its name for people, with the unit; by default the key in words.
+        key: name in CSV, whose values are raw.
+        text: name for people, with the unit; by default the key in words.
         show: formats a value for people.
-        number: whether it holds numbers, which are aligned to the right.
-        rank: 0 for what a reader needs first; a terminal leaves out the highest ranks first, LaTeX those above 1.
+        number: whether the values are numbers, which are aligned to the right.
+        rank: importance, 0 for the most important columns; a terminal leaves out the highest ranks first, LaTeX those
+            above 1.
         best: which value LaTeX sets in bold; by default the arrow in `text` decides.
-        note: the sentence that explains the column, shown below the table while the column is shown.
+        note: a sentence below the table that explains the column; shown only if the column is shown.
     """
 
     key: str
@@ -67,20 +68,20 @@ class Heading:
         object.__setattr__(self, "text", self.text or self.key.replace("_", " "))
 
     def cell(self, value: Any) -> str:
-        """Return a value for people: a negative number with a minus sign, and a dash if there is no value."""
+        """Return a value for people: negative numbers have a minus sign, and a dash means that there is no value."""
         if value is None or value == "":
-            return NOTHING
+            return NO_VALUE
         shown = value.text if isinstance(value, TextCell) else self.show(value)
         return f"−{shown[1:]}" if self.number and shown.startswith("-") else shown
 
     def is_called(self, name: str) -> bool:
-        """Whether a name, as one types it on a command line, is that of the column."""
-        return _typed(name) in (_typed(self.key), _typed(self.text))
+        """Whether a name that a user typed is that of the column."""
+        return _normalized(name) in (_normalized(self.key), _normalized(self.text))
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row: one value per column (None if there is none), and the records that it comes from."""
+    """A row: one value per column (None if there is none), and the sources of the values."""
 
     cells: tuple[Any, ...]
     sources: tuple[str, ...] = ()
@@ -91,34 +92,34 @@ class Table:
     """Rows under headings.
 
     Attributes:
-        within: keys of columns; LaTeX marks the best of the rows that agree in them.
+        within: keys of columns; LaTeX marks the best value among the rows that are equal in these columns.
 
     Raises:
         ValueError: the number of cells in a row differs from the number of headings.
     """
 
     headings: Sequence[Heading]
-    lines: Sequence[TableRow]
+    rows: Sequence[TableRow]
     within: Collection[str] = ()
 
     def __post_init__(self) -> None:
-        if wrong := [line for line in self.lines if len(line.cells) != len(self.headings)]:
+        if wrong := [line for line in self.rows if len(line.cells) != len(self.headings)]:
             raise ValueError(f"a row has {len(wrong[0].cells)} cells under {len(self.headings)} headings")
 
-    def shown(self) -> list[list[str]]:
-        """Return the cells for people."""
-        return [[h.cell(value) for h, value in zip(self.headings, line.cells, strict=True)] for line in self.lines]
+    def texts(self) -> list[list[str]]:
+        """Return the texts of all cells, for people."""
+        return [[h.cell(value) for h, value in zip(self.headings, line.cells, strict=True)] for line in self.rows]
 
-    def only(self, headings: Sequence[Heading]) -> Table:
-        """Return the table with these of its columns, in this order."""
+    def select(self, headings: Sequence[Heading]) -> Table:
+        """Return the table with only these columns, in this order."""
         places = [self.headings.index(heading) for heading in headings]
-        lines = [TableRow(tuple(line.cells[place] for place in places), line.sources) for line in self.lines]
+        lines = [TableRow(tuple(line.cells[place] for place in places), line.sources) for line in self.rows]
         return Table(headings, lines, self.within)
 
     def without_empty(self) -> Table:
         """Return the table without columns in which every cell is a dash."""
-        rows = self.shown()
-        return self.only([h for place, h in enumerate(self.headings) if {row[place] for row in rows} != {NOTHING}])
+        rows = self.texts()
+        return self.select([h for place, h in enumerate(self.headings) if {row[place] for row in rows} != {NO_VALUE}])
 
 
 def table_of(
@@ -127,34 +128,34 @@ def table_of(
     within: Collection[str] = (),
     sources: Callable[[T], tuple[str, ...]] = lambda row: (),
 ) -> Table:
-    """Return a table of objects: each column has a heading and a function from an object to its value.
+    """Return a table of objects: one row for each object.
 
     Args:
-        rows: one object for each row.
-        columns: a function from an object to its value, by heading.
+        rows: the objects.
+        columns: by heading, a function that returns the value of an object.
         within: as for :class:`Table`.
-        sources: a function from an object to the records that it comes from.
+        sources: returns the sources of an object.
     """
     lines = [TableRow(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
     return Table([*columns], lines, within)
 
 
 def data_frame(lines: Sequence[Mapping[str, Any]], dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """Return rows as a frame with these columns; a value that a row does not have is missing."""
+    """Return rows as a data frame with these columns and types; absent values are missing values."""
     import pandas as pd
 
     return pd.DataFrame({c: pd.Series([line.get(c) for line in lines], dtype=t) for c, t in dtypes.items()})
 
 
 def frame_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return the rows of a frame; a missing value is None."""
+    """Return the rows of a data frame; missing values are None."""
     rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
 @dataclass(frozen=True)
 class Page:
-    """The output of a command: paragraphs and tables in reading order, and the same content as data."""
+    """The output of a command: paragraphs and tables in reading order, and the content as data."""
 
     parts: Sequence[str | Table]
     data: pd.DataFrame | None = None
@@ -168,15 +169,16 @@ class Page:
         return "\n\n".join(_rendered(self.parts, lambda table: to_markdown(table).rstrip("\n"))) + "\n"
 
     def to_latex(self, columns: Sequence[str] = ()) -> str:
-        """Return the tables, each with the chosen columns or else those of a paper."""
+        """Return the tables, each with the chosen columns or else the important ones (see :func:`to_latex`)."""
         return "\n".join(to_latex(_chosen(part, columns)) for part in self.parts if isinstance(part, Table))
 
-    def to_text(self, columns: Sequence[str] = (), width: int = TERMINAL) -> str:
+    def to_text(self, columns: Sequence[str] = (), width: int = TERMINAL_WIDTH) -> str:
         """Return paragraphs and tables for a terminal.
 
         Args:
-            columns: names of columns to show beside the first; empty: those that fit. A table without any of them
-                stays as it is. A name that no table has is reported below, because records may have taken hours.
+            columns: names of columns to show beside the first; empty for those that fit. A table without any of them is
+                shown as without ``columns``. An unknown name is reported below the tables and is not an error, because
+                the records may have taken hours.
             width: characters per line of a table.
         """
         fitted = [self._fitted(part, columns, width) if isinstance(part, Table) else part for part in self.parts]
@@ -192,17 +194,17 @@ class Page:
         return "\n".join([*texts, *remarks]) + "\n"
 
     def save(self, stem: Path, columns: Sequence[str] = ()) -> list[Path]:
-        """Write `<stem>.csv`, `<stem>.md` and `<stem>.tex`, each completely or not at all, and return their paths."""
+        """Write `<stem>.csv`, `<stem>.md` and `<stem>.tex` atomically, and return their paths."""
         texts = {".csv": self.to_csv(), ".md": self.to_markdown(), ".tex": self.to_latex(columns)}
         return [replace_file(stem.with_name(stem.name + end), text.encode()) for end, text in texts.items() if text]
 
     def _fitted(self, table: Table, columns: Sequence[str], width: int) -> Table:
         chosen = _chosen(table, columns)
-        return _fitting(table, width) if chosen is table else chosen
+        return _without_least_important(table, width) if chosen is table else chosen
 
 
 def _rendered(parts: Sequence[str | Table], render: Callable[[Table], str]) -> Iterator[str]:
-    """Render the parts; the notes of all shown columns follow the last table."""
+    """Yield the rendered parts; the notes of all shown columns follow the last table."""
     tables = [part for part in parts if isinstance(part, Table)]
     notes = dict.fromkeys(heading.note for table in tables for heading in table.headings if heading.note)
     for part in parts:
@@ -212,30 +214,30 @@ def _rendered(parts: Sequence[str | Table], render: Callable[[Table], str]) -> I
 
 
 def _chosen(table: Table, columns: Sequence[str]) -> Table:
-    """Return the first column and those with these names; a table that has none of them stays as it is."""
+    """Return the table with its first column and those with these names; unchanged if it has none of them."""
     found = dict.fromkeys(heading for name in columns for heading in table.headings[1:] if heading.is_called(name))
-    return table.only([table.headings[0], *found]) if found else table
+    return table.select([table.headings[0], *found]) if found else table
 
 
-def _typed(name: str) -> str:
-    """A name without case, units, spaces, arrows and other signs."""
+def _normalized(name: str) -> str:
+    """Return a name in lower case, without units, spaces, arrows and other signs."""
     return re.sub(r"[^\w/=]|_", "", re.sub(r"\b(gib|db)\b", "", name.lower()))
 
 
 def to_csv(table: Table) -> str:
-    """Return raw values, floats with six significant digits, and the sources of each row."""
+    """Return the table as CSV: raw values (floats with six significant digits) and the sources of each row."""
     buffer = StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*(heading.key for heading in table.headings), "records"])
-    for line in table.lines:
+    for line in table.rows:
         writer.writerow([*map(_raw, line.cells), " ".join(line.sources)])
     return buffer.getvalue()
 
 
 def to_markdown(table: Table) -> str:
-    """Return the table for people."""
+    """Return the table as Markdown."""
     rule = ["---:" if heading.number else "---" for heading in table.headings]
-    rows = [[heading.text for heading in table.headings], rule, *table.shown()]
+    rows = [[heading.text for heading in table.headings], rule, *table.texts()]
     return "\n".join("| " + " | ".join(map(_in_one_line, row)) + " |" for row in rows) + "\n"
 
 
@@ -243,9 +245,9 @@ def _in_one_line(cell: str) -> str:
     return " ".join(cell.split()).replace("|", "\\|")
 
 
-def to_text(table: Table, width: int = TERMINAL) -> str:
-    """Return the table as aligned text; headings and words are folded where the table is wider than `width`."""
-    rows = [[heading.text for heading in table.headings], *table.shown()]
+def to_text(table: Table, width: int = TERMINAL_WIDTH) -> str:
+    """Return the table as aligned text; if it is wider than `width`, headings and words are wrapped."""
+    rows = [[heading.text for heading in table.headings], *table.texts()]
     widths = _widths(table, width)
     pads = [str.rjust if heading.number else str.ljust for heading in table.headings]
     lines = []
@@ -261,17 +263,17 @@ def to_text(table: Table, width: int = TERMINAL) -> str:
 
 
 def _widths(table: Table, width: int) -> list[int]:
-    """Characters of each column: as wide as its cells; if that is too wide, headings and then words are folded."""
-    rows = table.shown()
+    """Return the width of each column: that of its cells; in too wide a table, headings and then words are wrapped."""
+    rows = table.texts()
     cells = [max((len(row[place]) for row in rows), default=0) for place in range(len(table.headings))]
     widths = [max(len(h.text), size) for h, size in zip(table.headings, cells, strict=True)]
-    if _total(widths) > width:
+    if _total_width(widths) > width:
         longest = [max(map(len, h.text.split()), default=1) for h in table.headings]
         widths = [max(word, size) for word, size in zip(longest, cells, strict=True)]
     words = [max((len(word) for row in rows for word in row[place].split()), default=0) for place in range(len(cells))]
-    least = [min(max(_NARROWEST, word), _WIDEST_WORD, size) for word, size in zip(words, widths, strict=True)]
+    least = [min(max(_MIN_TEXT_WIDTH, word), _MAX_WORD_WIDTH, size) for word, size in zip(words, widths, strict=True)]
     foldable = [place for place, heading in enumerate(table.headings) if not heading.number]
-    while (excess := _total(widths) - width) > 0:
+    while (excess := _total_width(widths) - width) > 0:
         wide = [place for place in foldable if widths[place] > least[place]]
         if not wide:
             break
@@ -281,37 +283,37 @@ def _widths(table: Table, width: int) -> list[int]:
     return widths
 
 
-def _total(widths: Sequence[int]) -> int:
+def _total_width(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def _fitting(table: Table, width: int) -> Table:
-    """Drop columns until the table fits: the highest rank first; within a rank, the last column first."""
-    while _total(_widths(table, width)) > width:
+def _without_least_important(table: Table, width: int) -> Table:
+    """Drop columns until the table fits: those of the highest rank first, and within a rank from right to left."""
+    while _total_width(_widths(table, width)) > width:
         least = max(table.headings, key=lambda heading: (heading.rank, table.headings.index(heading)))
         if not least.rank:
             break
-        table = table.only([heading for heading in table.headings if heading != least])
+        table = table.select([heading for heading in table.headings if heading != least])
     return table
 
 
 def to_latex(table: Table) -> str:
     """Return the table in the style of booktabs, with the best value of a column in bold.
 
-    It is a `tabular`, to be put into a `table` with the caption of the figure. With more rows than a page holds it is a
-    `longtable`, which breaks over pages and repeats its head on each. A column in which all rows are equal becomes a
-    comment, so that no word is repeated in every row.
+    It is a `tabular`, to be put into a `table` with a caption. With more rows than fit on a page, it is a `longtable`,
+    which continues on the next page and repeats its head there. A column with the same words in all rows becomes a
+    comment.
     """
-    table, shared = _apart_from_shared(table.only([h for h in table.headings if h.rank <= _IN_LATEX]))
+    table, shared = _split_constant_columns(table.select([h for h in table.headings if h.rank <= _MAX_RANK_IN_LATEX]))
     align = "".join("r" if heading.number else "l" for heading in table.headings)
     head = [r"\toprule", " & ".join(escape_latex(heading.text) for heading in table.headings) + r" \\", r"\midrule"]
-    best = _best(table)
+    best = _best_places(table)
     rows = [
         " & ".join(_latex_cell(cell, (x, y) in best) for x, cell in enumerate(row)) + r" \\"
-        for y, row in enumerate(table.shown())
+        for y, row in enumerate(table.texts())
     ]
     comments, kind = [r"% \usepackage{booktabs}"], "tabular"
-    if len(rows) > ROWS_OF_A_PAGE:
+    if len(rows) > ROWS_PER_PAGE:
         comments, kind = [*comments, r"% \usepackage{longtable}"], "longtable"
         head.append(r"\endhead")
     comments += [f"% in all rows: {escape_latex(shared)}"] * bool(shared)
@@ -319,28 +321,28 @@ def to_latex(table: Table) -> str:
     return "\n".join([*comments, begin, *head, *rows, r"\bottomrule", end]) + "\n"
 
 
-def _apart_from_shared(table: Table) -> tuple[Table, str]:
-    """Separate the columns of words in which all rows are equal."""
-    rows = table.shown()
+def _split_constant_columns(table: Table) -> tuple[Table, str]:
+    """Return the table without the columns of words in which all rows are equal, and these words."""
+    rows = table.texts()
     shared = {
         heading: rows[0][place]
         for place, heading in enumerate(table.headings)
         if place and not heading.best and len(rows) > 1 and len({row[place] for row in rows}) == 1
     }
-    words = [f"{heading.text} {cell}" for heading, cell in shared.items() if cell != NOTHING]
-    return table.only([heading for heading in table.headings if heading not in shared]), ", ".join(words)
+    words = [f"{heading.text} {cell}" for heading, cell in shared.items() if cell != NO_VALUE]
+    return table.select([heading for heading in table.headings if heading not in shared]), ", ".join(words)
 
 
-def _best(table: Table) -> set[tuple[int, int]]:
-    """Places (column, row) of the best values, of at least two, among the rows that agree in `within`."""
+def _best_places(table: Table) -> set[tuple[int, int]]:
+    """Return the places (column, row) of the best of two or more values, among rows that are equal in `within`."""
     keys = [heading.key for heading in table.headings]
     within = [keys.index(key) for key in table.within if key in keys]
-    groups = grouped(range(len(table.lines)), lambda y: tuple(table.lines[y].cells[place] for place in within))
-    found, shown = set(), table.shown()
+    groups = grouped(range(len(table.rows)), lambda y: tuple(table.rows[y].cells[place] for place in within))
+    found, shown = set(), table.texts()
     for x, heading in enumerate(table.headings):
         choose = {"max": max, "↑": max, "min": min, "↓": min}.get(heading.best or heading.text[-1:])
         for places in groups.values() if choose else ():
-            values = {y: value for y in places if (value := _value(table.lines[y].cells[x])) is not None}
+            values = {y: value for y in places if (value := _value(table.rows[y].cells[x])) is not None}
             if choose and len(values) > 1:
                 best = choose(values, key=lambda y: values[y])
                 found |= {(x, y) for y in values if shown[y][x] == shown[best][x]}
@@ -374,7 +376,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Return text that LaTeX prints as it is; a sign unknown to it becomes its nearest in ASCII, or its code."""
+    """Escape text for LaTeX; a character that it does not know becomes the nearest in ASCII, or its code."""
     return "".join(_LATEX.get(sign) or _ascii(sign) for sign in " ".join(text.split()))
 
 

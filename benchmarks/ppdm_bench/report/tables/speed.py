@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
-from ppdm_bench.report.rows import common, varying
+from ppdm_bench.report.rows import common_settings, varying_settings
 from ppdm_bench.report.tables.render import Columns, Heading, Page, data_frame, table_of
-from ppdm_bench.report.timings import Pace, Timing, gather_times
+from ppdm_bench.report.timings import Timing, TimingRow, gather_times
 from ppdm_bench.units import count, setting_text, significant
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_ENOUGH = 10  # repetitions that the protocol asks for
+_MIN_REPETITIONS = 10  # required by the protocol
 _FAILURES = {"oom": "OOM", "skipped": "not run"}
 
 _DTYPES = {
@@ -32,17 +32,17 @@ _DTYPES = {
 }
 
 
-def speed_table(paces: Iterable[Pace]) -> pd.DataFrame:
-    """Return a row for the training step of each configuration, and for a volume of each number of evaluations.
+def speed_table(rows: Iterable[TimingRow]) -> pd.DataFrame:
+    """Return one row for the training step of a configuration, and one for a volume per number of evaluations.
 
-    Columns: method, variant, settings, phase, evaluations (of the network, for a volume), kind, n (repetitions),
-    seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, of the first volume, which has one
-    evaluation), per_second (steps; volumes, all of a batch counted), flop (convolutions and matrix products),
-    flop_per_second, share (of the rate of matrix products), status, reason. An estimated time has its own row, of kind
-    `predicted`. A time predicted for a card has low and high, between which it is expected, and the shares of
-    arithmetic, bandwidth and launches instead.
+    Columns: method, variant, settings, phase, evaluations (network evaluations of a volume), kind, n (repetitions),
+    seconds (median), q1 and q3 (quartiles), first_call (seconds of the first step, or of the first volume, which has
+    one evaluation), per_second (steps, or volumes: a batch has several), flop (convolutions and matrix products),
+    flop_per_second, share (relative to the rate of matrix products), status, reason. An estimated time has its own row
+    of kind `predicted`. A time predicted for a card has instead low and high, the range in which it is expected, and
+    the shares of arithmetic, bandwidth and launches.
     """
-    return data_frame([line for pace in paces for found in pace.timings for line in _lines(pace, *found)], _DTYPES)
+    return data_frame([line for row in rows for found in row.timings for line in _lines(row, *found)], _DTYPES)
 
 
 def speed_page(records: Iterable[Record]) -> Page:
@@ -54,14 +54,14 @@ def speed_page(records: Iterable[Record]) -> Page:
     Raises:
         ValueError: no record has a time.
     """
-    paces = gather_times(records)
-    table = table_of(paces, _columns(paces)).without_empty()  # no column for what nobody asked for
-    return Page([_title(paces), table, *_remarks(paces)], speed_table(paces))
+    rows = gather_times(records)
+    table = table_of(rows, _columns(rows)).without_empty()  # no columns for phases that were not requested
+    return Page([_title(rows), table, *_remarks(rows)], speed_table(rows))
 
 
-def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> list[dict[str, Any]]:
-    settings = pace.row.settings
-    about = settings | {"method": pace.row.method, "variant": pace.row.variant, "phase": phase}
+def _lines(row: TimingRow, phase: str, evaluations: int | None, timing: Timing) -> list[dict[str, Any]]:
+    settings = row.configuration.settings
+    about = settings | {"method": row.configuration.method, "variant": row.configuration.variant, "phase": phase}
     about |= {"evaluations": evaluations, "shape": "x".join(map(str, timing.record.shape))}
     first, third = timing.quartiles or (None, None)
     measured = about | {
@@ -69,7 +69,7 @@ def _lines(pace: Pace, phase: str, evaluations: int | None, timing: Timing) -> l
         "seconds": timing.seconds,
         "q1": first,
         "q3": third,
-        "first_call": pace.firsts.get(phase),
+        "first_call": row.firsts.get(phase),
         "per_second": _per_second(phase, timing),
         "flop": timing.flops,
         "flop_per_second": timing.rate,
@@ -89,60 +89,60 @@ def _per_second(phase: str, timing: Timing) -> float | None:
     return (1 if phase == "train" else timing.record.batch_size or 1) / timing.seconds
 
 
-def _title(paces: Sequence[Pace]) -> str:
-    record = (paces[0].step or next(iter(paces[0].volumes.values()))).record
+def _title(rows: Sequence[TimingRow]) -> str:
+    record = (rows[0].step or next(iter(rows[0].volumes.values()))).record
     env = record.env
     where = record.gpu or ", ".join(filter(None, (env.get("cpu", ""), f"{env.get('threads', '?')} threads")))
-    several = len({pace.row.settings["gpu"] for pace in paces}) > 1
+    several = len({row.configuration.settings["gpu"] for row in rows}) > 1
     kind = "Predicted time" if record.kind == "predicted" else "Time"
-    return f"{kind}{'' if several else f' on {where}'}: {common([pace.row for pace in paces])}."
+    return f"{kind}{'' if several else f' on {where}'}: {common_settings([row.configuration for row in rows])}."
 
 
-def _columns(paces: Sequence[Pace]) -> Columns[Pace]:
-    """The columns for people; the first calls are of interest only where a network is compiled in them."""
-    first = any(pace.firsts and pace.row.settings["compile"] for pace in paces)
+def _columns(rows: Sequence[TimingRow]) -> Columns[TimingRow]:
+    """Return the columns for people; first calls are shown only if they compile a network."""
+    first = any(row.firsts and row.configuration.settings["compile"] for row in rows)
     compiled = "First: the call that compiles the network, once per process; the first volume has one evaluation."
-    measured = any(not timing.is_predicted for pace in paces for _, _, timing in pace.timings)
+    measured = any(not timing.is_predicted for row in rows for _, _, timing in row.timings)
     medians = "Medians; steps/s with quartiles, all quartiles in the CSV." if measured else ""
     own = "ev.: network evaluations per volume; own: the number of the method."
     flop = "FLOP: convolutions and matrix products, counted; recomputation by checkpointing counts again."
     limits = "Limited by: shares of the predicted time that wait for arithmetic, for memory, or for launches."
     return {
-        Heading("method"): lambda pace: pace.row.name,
-        **{Heading(name): _setting(name) for name in varying([pace.row for pace in paces])},
-        Heading("steps_per_second", "steps/s", note=medians): lambda pace: _steps_per_second(pace.step),
+        Heading("method"): lambda row: row.configuration.name,
+        **{Heading(name): _setting(name) for name in varying_settings([row.configuration for row in rows])},
+        Heading("steps_per_second", "steps/s", note=medians): lambda row: _steps_per_second(row.step),
         Heading("first_step", "first step, s", rank=2, note=compiled): _first("train", first),
-        Heading("training_limits", "training limited by", rank=1, note=limits): lambda pace: _limits(pace.step),
-        Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop): lambda pace: _rate(pace.step),
+        Heading("training_limits", "training limited by", rank=1, note=limits): lambda row: _limits(row.step),
+        Heading("training_flops", "training FLOP/s (share)", rank=2, note=flop): lambda row: _rate(row.step),
         Heading("first_volume", "first volume, s", rank=2): _first("sample", first),
-        **{Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1): _seconds(k) for k in _asked_of_all(paces)},
-        Heading("seconds_own", "s/volume, own ev.", note=own): lambda pace: (
-            f"{_volume(pace.volumes[pace.own])} ({pace.own})" if pace.own in pace.volumes else None
+        **{Heading(f"seconds_{k}", f"s/volume, {k} ev.", rank=1): _seconds(k) for k in _asked_of_all(rows)},
+        Heading("seconds_own", "s/volume, own ev.", note=own): lambda row: (
+            f"{_volume(row.volumes[row.own])} ({row.own})" if row.own in row.volumes else None
         ),
         Heading("volumes_per_second", "volumes/s, own ev.", rank=1): _volumes_per_second,
-        Heading("sampling_limits", "sampling limited by", rank=2): lambda pace: _limits(
-            next(reversed(pace.volumes.values()), None)
+        Heading("sampling_limits", "sampling limited by", rank=2): lambda row: _limits(
+            next(reversed(row.volumes.values()), None)
         ),
         Heading("sampling_flops", "sampling FLOP/s (share)", rank=2, note=flop): _sampling_rate,
     }
 
 
-def _asked_of_all(paces: Sequence[Pace]) -> list[int]:
-    """The numbers of evaluations that every sampled configuration has."""
-    sampled = [set(pace.volumes) for pace in paces if pace.volumes]
+def _asked_of_all(rows: Sequence[TimingRow]) -> list[int]:
+    """Return the numbers of evaluations that all sampled configurations share."""
+    sampled = [set(row.volumes) for row in rows if row.volumes]
     return sorted(set.intersection(*sampled)) if sampled else []
 
 
-def _setting(name: str) -> Callable[[Pace], str]:
-    return lambda pace: setting_text(name, pace.row.settings[name])
+def _setting(name: str) -> Callable[[TimingRow], str]:
+    return lambda row: setting_text(name, row.configuration.settings[name])
 
 
-def _first(phase: str, shown: bool) -> Callable[[Pace], str | None]:
-    return lambda pace: significant(pace.firsts[phase]) if shown and phase in pace.firsts else None
+def _first(phase: str, shown: bool) -> Callable[[TimingRow], str | None]:
+    return lambda row: significant(row.firsts[phase]) if shown and phase in row.firsts else None
 
 
-def _seconds(evaluations: int) -> Callable[[Pace], str | None]:
-    return lambda pace: _volume(pace.volumes.get(evaluations))
+def _seconds(evaluations: int) -> Callable[[TimingRow], str | None]:
+    return lambda row: _volume(row.volumes.get(evaluations))
 
 
 def _steps_per_second(timing: Timing | None) -> str | None:
@@ -159,15 +159,15 @@ def _volume(timing: Timing | None) -> str | None:
     return _failed(timing) if timing is None or timing.seconds is None else significant(timing.seconds)
 
 
-def _volumes_per_second(pace: Pace) -> str | None:
-    timing = pace.volumes.get(pace.own or 0)
+def _volumes_per_second(row: TimingRow) -> str | None:
+    timing = row.volumes.get(row.own or 0)
     rate = None if timing is None else _per_second("sample", timing)
     return None if rate is None else significant(rate)
 
 
-def _sampling_rate(pace: Pace) -> str | None:
-    """The rate in the timed volume with the most evaluations, where everything else weighs least."""
-    return _rate(next((timing for timing in reversed(pace.volumes.values()) if timing.seconds is not None), None))
+def _sampling_rate(row: TimingRow) -> str | None:
+    """Return the rate for the volume with the most evaluations, in which other work has the smallest share."""
+    return _rate(next((timing for timing in reversed(row.volumes.values()) if timing.seconds is not None), None))
 
 
 def _limits(timing: Timing | None) -> str | None:
@@ -184,14 +184,14 @@ def _failed(timing: Timing | None) -> str | None:
     return None if timing is None else _FAILURES.get(timing.record.status, timing.record.status)
 
 
-def _remarks(paces: Sequence[Pace]) -> list[str]:
+def _remarks(rows: Sequence[TimingRow]) -> list[str]:
     remarks = []
-    if ceilings := [record for pace in paces for record in pace.ceilings]:
+    if ceilings := [record for row in rows for record in row.ceilings]:
         rates = [record.value for record in ceilings if record.value is not None]
         what = "; ".join(dict.fromkeys(record.reason for record in ceilings))
         ends = " to ".join(dict.fromkeys(count(rate) for rate in (min(rates), max(rates))))
         remarks.append(f"Share: of {ends}FLOP/s, the rate of a {what}, measured in the same process.")
-    timings = [(pace.row.name, phase, timing) for pace in paces for phase, _, timing in pace.timings]
+    timings = [(row.configuration.name, phase, timing) for row in rows for phase, _, timing in row.timings]
     if any(timing.interval for _, _, timing in timings):
         remarks.append(
             "Predicted from data sheets and published timings of other networks; nothing was measured. In brackets: "
@@ -199,7 +199,9 @@ def _remarks(paces: Sequence[Pace]) -> list[str]:
         )
     if estimates := dict.fromkeys(timing.estimate.reason for _, _, timing in timings if timing.estimate):
         remarks.append(f"est.: an estimate. {'; '.join(estimates)}.")
-    if any(pace.repetitions is not None and pace.repetitions < _ENOUGH for pace in paces):
-        remarks.append(f"Quick: fewer than the {_ENOUGH} repetitions of the protocol; a first look, not a result.")
+    if any(row.repetitions is not None and row.repetitions < _MIN_REPETITIONS for row in rows):
+        remarks.append(
+            f"Quick: fewer than the {_MIN_REPETITIONS} repetitions of the protocol; a first look, not a result."
+        )
     failed = [(name, phase, timing.record) for name, phase, timing in timings if timing.record.status != "ok"]
     return [*remarks, *dict.fromkeys(f"{name}, {phase}: {record.reason}." for name, phase, record in failed)]

@@ -1,4 +1,4 @@
-"""Trainings of equal time that do not depend on the load of the machine: minutes become steps by step times."""
+"""Trainings of equal time that do not depend on the load of the machine: step times convert minutes to steps."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,15 +12,17 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import RecordFile
 
 
-def paced(wanted: Sequence[Trial], paces: Path, device: str, tell: Callable[[str], None]) -> list[Trial]:
-    """Return the trials with steps in place of minutes: as many as fit at the step time of the method.
+def with_steps_for_minutes(
+    wanted: Sequence[Trial], file: Path, device: str, show_progress: Callable[[str], None]
+) -> list[Trial]:
+    """Return the trials with as many steps as fit into their minutes at the step time of the method.
 
     Args:
         wanted: trials with a budget of minutes.
-        paces: file of records ``step_seconds``. Those that are there count, whichever machine made them, so that a
-            training has the same steps everywhere; missing ones are measured and added.
-        device: device on which missing ones are measured: cuda or cpu.
-        tell: called with a text on the next measurement.
+        file: file of records ``step_seconds``. Records of any machine are used, so that a training has the same number
+            of steps everywhere; missing records are measured and added.
+        device: device on which missing records are measured: cuda or cpu.
+        show_progress: called with a text on the next measurement.
 
     Raises:
         ValueError: a training step does not fit into the memory of the device.
@@ -28,23 +30,23 @@ def paced(wanted: Sequence[Trial], paces: Path, device: str, tell: Callable[[str
     steps = {}
     for subjects, trials in grouped(wanted, lambda trial: trial.subjects).items():
         sources, shapes = subjects.sources(), subjects.shapes("train")
-        # Trials can share a label, such as those of two widths.
+        # Not by label: two trials that differ in width have one label.
         cells = {trial.method: Cell(trial.label, with_sources_of(trial.method, sources)) for trial in trials}
         size = trials[0].schedule.batch_size
         times = StepTimes(tuple(cells.values()), "", shapes[len(shapes) // 2], size, command="quality")
-        found = times.measure(device, RecordFile(paces), tell, of_any_machine=True)
+        found = times.measure(device, RecordFile(file), show_progress, of_any_machine=True)
         for method, cell in cells.items():
             record = times.of(cell, found)
             if record.value is None:
                 fault = f"{cell.label} on {subjects}: {record.reason}"
-                raise ValueError(f"{fault}; leave it out, or choose smaller volumes")
+                raise ValueError(f"{fault}; leave this method out, or choose smaller volumes")
             steps[subjects, method] = record.value
     return [_in_steps(trial, steps[trial.subjects, trial.method]) for trial in wanted]
 
 
-def _in_steps(trial: Trial, pace: float) -> Trial:
+def _in_steps(trial: Trial, step_seconds: float) -> Trial:
     assert trial.schedule.minutes is not None
     seconds = 60 * trial.schedule.minutes
     least = len(trial.method.stages)
-    schedule = replace(trial.schedule, minutes=None, steps=max(least, round(seconds / pace)))
+    schedule = replace(trial.schedule, minutes=None, steps=max(least, round(seconds / step_seconds)))
     return replace(trial, schedule=schedule, seconds=seconds)

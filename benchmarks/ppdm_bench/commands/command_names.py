@@ -1,4 +1,4 @@
-"""Order of the commands in the help, and old names of options.
+"""The order of the commands in the help, and renamed options.
 
 An old name is accepted for one release with a notice; the help shows only the new one.
 """
@@ -23,7 +23,7 @@ class Renamed(NamedTuple):
 
     Attributes:
         old, new: names with their dashes.
-        values: regular expression; only values that match it belong to the new name.
+        values: regular expression; the option is renamed only if its value matches.
     """
 
     old: str
@@ -43,7 +43,7 @@ RENAMED = {
 
 
 class OrderedGroup(TyperGroup):
-    """Commands in the order in which a user needs them."""
+    """The commands in the order in which a user needs them."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
@@ -57,7 +57,7 @@ class Command(TyperCommand):
 
 
 def current_names(command: str, words: Sequence[str]) -> list[str]:
-    """Replace old names of options by the current ones, each with a notice."""
+    """Replace old option names by the current ones; report each replacement."""
     made = []
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")

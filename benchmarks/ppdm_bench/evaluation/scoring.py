@@ -1,8 +1,8 @@
-"""Evaluation of every candidate on every case: predict, score and record, one case after the other."""
+"""Scoring of every candidate on every case: predict, score and record, one case after the other."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,20 +13,20 @@ from ppdm.evaluation.evaluate import Score, deviation_score, reconstruction_scor
 from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
 from ppdm.metrics import Preset
 from ppdm_bench.environment import provenance
-from ppdm_bench.evaluation.candidates import Candidate, to_picture
+from ppdm_bench.evaluation.candidates import Candidate, candidates_to_draw
 from ppdm_bench.records import Record
 
-KEPT = 1 << 30  # bytes of predictions that are cached for pictures
+CACHE_BYTES = 1 << 30  # bytes of predictions that are cached for pictures
 
 
 @dataclass(frozen=True)
-class Assessment:
-    """An evaluation to carry out.
+class EvaluationPlan:
+    """An evaluation to carry out: what is scored, on which cases, and by which metrics.
 
     Attributes:
         cases, candidates: every candidate is evaluated on every case.
         preset: the metrics.
-        span: data range for which the preset was made; None if the preset defines its own.
+        span: data range of the preset; None if the preset defines its own.
         task: name of the data in the records.
         data: origin of the cases, as JSON values.
         resample: whether targets on other grids are interpolated onto those of their sources.
@@ -46,27 +46,27 @@ class Assessment:
     )
 
     def predict(self, candidate: Candidate, case: EvaluationCase) -> Tensor:
-        """The prediction of a case, (D, H, W); the caller must not modify it.
+        """Return the prediction of a case, (D, H, W); the caller must not modify it.
 
-        Pictures reuse some of the scored predictions, each of which may take a thousand network evaluations. Therefore
-        the predictions with the most evaluations of each candidate are cached, up to `KEPT` bytes in total.
+        A prediction may take a thousand network evaluations, and pictures need some predictions again. Therefore the
+        predictions that :func:`candidates_to_draw` selects are cached, up to `CACHE_BYTES` in total.
         """
         key = (candidate.label, candidate.steps, case.name)
         if key in self._made:
             return self._made[key]
         made = candidate.predict(case)
-        pictured = any(candidate is one for one in to_picture(self.candidates))
-        if pictured and sum(x.nbytes for x in (*self._made.values(), made)) <= KEPT:
+        pictured = any(candidate is one for one in candidates_to_draw(self.candidates))
+        if pictured and sum(x.nbytes for x in (*self._made.values(), made)) <= CACHE_BYTES:
             self._made[key] = made
         return made
 
     @property
     def convention(self) -> dict[str, Any]:
-        """The measuring convention, as JSON values."""
+        """The convention of the metrics, as JSON values."""
         return {"preset": self.preset.name, "data_range": self.span, "metrics": [*self.preset.metrics]}
 
     def fields(self, candidate: Candidate, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields shared by all records of a candidate's predictions; they are identified by ``options``."""
+        """Return the fields that all records of a candidate share; ``options`` determine their identifier."""
         return {
             **provenance(options),
             "command": self.command,
@@ -83,40 +83,29 @@ class Assessment:
 
 
 def carry_out(
-    plan: Assessment, progress: Callable[[str], None] = lambda _: None, known: Sequence[Record] = ()
+    plan: EvaluationPlan, progress: Callable[[str], None] = lambda _: None, known: Sequence[Record] = ()
 ) -> Iterator[list[Record]]:
-    """Score every candidate on every case, case by case, and yield the records of each pair when it is done.
+    """Score every candidate on every case, case by case, and yield the records of each prediction when it is scored.
 
-    A failure to read, translate or score becomes a record with the reason and does not affect other results.
+    If reading, translation or scoring fails, a record gives the reason, and the other predictions are scored.
 
     Args:
         plan: the evaluation to carry out.
         progress: called with a text on the next prediction.
-        known: records of earlier runs. They are reused for a candidate that was scored on files of the same content, by
-            the same code in the same environment.
+        known: records of earlier runs. They are reused if the same code in the same environment scored the candidate on
+            files with the same content.
     """
     for files in plan.cases:
-        read = _Once(partial(read_case, files, resample=plan.resample))
+        read = cache(partial(read_case, files, resample=plan.resample))
         for candidate in plan.candidates:
             progress(f"{files.name}: {candidate.text}")
-            common = _common(plan, candidate, files)
-            yield _scored_before(common, known) or _score(plan, candidate, read, common)
+            common = _common_fields(plan, candidate, files)
+            yield _earlier_scores(common, known) or _score(plan, candidate, read, common)
 
 
-class _Once:
-    """A case that is read on first use."""
-
-    def __init__(self, read: Callable[[], EvaluationCase]) -> None:
-        self._read = read
-        self._case: EvaluationCase | None = None
-
-    def __call__(self) -> EvaluationCase:
-        if self._case is None:
-            self._case = self._read()
-        return self._case
-
-
-def _score(plan: Assessment, candidate: Candidate, read: _Once, common: dict[str, Any]) -> list[Record]:
+def _score(
+    plan: EvaluationPlan, candidate: Candidate, read: Callable[[], EvaluationCase], common: dict[str, Any]
+) -> list[Record]:
     try:
         case = read()
         prediction = plan.predict(candidate, case)
@@ -139,11 +128,11 @@ def _record(score: Score, unit: str, common: dict[str, Any]) -> Record:
     return Record(metric=score.metric, unit=unit_of(score.metric, unit), **common | outcome)
 
 
-def _without_value(plan: Assessment, common: dict[str, Any]) -> list[Record]:
+def _without_value(plan: EvaluationPlan, common: dict[str, Any]) -> list[Record]:
     return [Record(metric=metric, unit=unit_of(metric, plan.preset.unit), **common) for metric in plan.preset.metrics]
 
 
-def _scored_before(common: Mapping[str, Any], known: Sequence[Record]) -> list[Record]:
+def _earlier_scores(common: Mapping[str, Any], known: Sequence[Record]) -> list[Record]:
     if common["env"]["dirty"] or not common["options"]["files"]:  # code or files may have changed
         return []
     same = [record for record in known if _identity(vars(record)) == _identity(common)]
@@ -154,16 +143,16 @@ def _identity(fields: Mapping[str, Any]) -> list[Any]:
     return [*(fields[name] for name in ("config_id", "subject", "device", "env")), fields["options"].get("files")]
 
 
-def _common(plan: Assessment, candidate: Candidate, files: CaseFiles) -> dict[str, Any]:
+def _common_fields(plan: EvaluationPlan, candidate: Candidate, files: CaseFiles) -> dict[str, Any]:
     about = {"data": dict(plan.data), "convention": plan.convention, "sampling_seed": candidate.seed}
     common = plan.fields(candidate, {**candidate.options, **about})
-    # The digest does not belong to the configuration, so that all cases of a candidate share their identifier.
-    options = common["options"] | {"files": _digest(candidate, files)}
+    # The digest is added after the identifier, so that all cases of a candidate share the identifier.
+    options = common["options"] | {"files": _files_digest(candidate, files)}
     return common | {"n": 1, "subject": files.name, "options": options}
 
 
-def _digest(candidate: Candidate, files: CaseFiles) -> str:
-    """Digest of the case's files, for a prediction file ``+`` and one of both; empty if a file cannot be read."""
+def _files_digest(candidate: Candidate, files: CaseFiles) -> str:
+    """Return the digest of the files of a case, ``+`` and one with the prediction file; empty if one is unreadable."""
     prediction = candidate.files.get(files.name)
     try:
         return files.digest() + (f"+{files.digest(prediction)}" if prediction else "")
