@@ -31,7 +31,6 @@ from ppdm_bench.report.tables.quality import headline, quality_page, quality_tab
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 COLUMNS: Sequence[style.Column] = ("single", "double")  # the defaults of `ppdm-bench figures`
-PICTURE = ("png", "pdf")
 
 
 @dataclass(frozen=True)
@@ -93,18 +92,18 @@ def everything() -> list[Output]:
     return [
         Output(
             "memory",
-            _files("memory/memory", "csv", "md", *PICTURE)
-            + _files("memory/overview", *PICTURE)
-            + _files("memory/breakdown", *PICTURE),
+            _files("memory/memory", "csv", "md", "png")
+            + _files("memory/overview", "png")
+            + _files("memory/breakdown", "png"),
             _memory,
         ),
-        Output("plan", _files("plan/plan", "csv", "md", *PICTURE), _plan),
+        Output("plan", _files("plan/plan", "csv", "md", "png"), _plan),
         Output("methods", ["methods/published.md"], _methods),
         *(
-            Output(f"validation/{name}", _files(f"validation/{name}", "md", *PICTURE), partial(_published, name))
+            Output(f"validation/{name}", _files(f"validation/{name}", "md", "png"), partial(_published, name))
             for name in ("published", "cudnn")
         ),
-        Output("validation/timings", _files("validation/timings", "md", *PICTURE), _timings),
+        Output("validation/timings", _files("validation/timings", "md", "png"), _timings),
         Output("validation/reference", ["validation/reference.md"], _reference),
         *(
             Output(name, _files(f"{name}/memory", "csv", "md"), partial(_memory_table, name))
@@ -113,7 +112,7 @@ def everything() -> list[Output]:
         *(
             Output(
                 f"speed/{file.parent.name}",
-                _files(f"speed/{file.parent.name}/speed", "csv", "md", *PICTURE),
+                _files(f"speed/{file.parent.name}/speed", "csv", "md", "png"),
                 _speed(file),
             )
             for file in sorted(RESULTS.glob("speed/*/records.jsonl*"))
@@ -121,7 +120,7 @@ def everything() -> list[Output]:
         *_quality_outputs(),
         Output(
             "ablations",
-            _files("ablations/ablation", "csv", "md", *PICTURE) + _files("ablations/puzzle_or_bridge", *PICTURE),
+            _files("ablations/ablation", "csv", "md", "png") + _files("ablations/puzzle_or_bridge", "png"),
             _ablations,
         ),
         Output("blocks", _files("blocks/blocks", "md", "png"), _blocks),
@@ -138,17 +137,17 @@ def _quality_outputs() -> Iterator[Output]:
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
-        files = _files(f"{name}/quality", "csv", "md") + _files(f"{name}/subjects", *PICTURE)
+        files = _files(f"{name}/quality", "csv", "md") + _files(f"{name}/subjects", "png")
         yield Output(name, files, partial(_quality, name, "ppdm r=2 default"))
     for task in tasks:
         name = f"sweep/full-3d/{task}"
         yield Output(name, _files(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
     for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
         name = file.parent.relative_to(RESULTS).as_posix()
-        files = [*_files(f"{name}/quality", "csv", "md"), *_files(f"{name}/subjects", *PICTURE)]
+        files = [*_files(f"{name}/quality", "csv", "md"), *_files(f"{name}/subjects", "png")]
         yield Output(name, files, partial(_quality, name, "input"))
         if any(map(is_of_curve, _records(file))):
-            yield Output(f"{name}/curves", _files(f"{name}/curves", "csv", "md", *PICTURE), partial(_curves, name))
+            yield Output(f"{name}/curves", _files(f"{name}/curves", "csv", "md", "png"), partial(_curves, name))
     name = "quality/quick"
     yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
     for task in tasks:
@@ -161,7 +160,7 @@ def _files(stem: str, *ends: str) -> list[str]:
 
 def _exhibit_files(exhibit: PaperFigure) -> list[str]:
     stem = f"figures/{exhibit.name}"
-    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", *PICTURE)]
+    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", "png", "pdf")]
     return [*pictures, *_files(stem, "csv", "md", "tex", "caption.md")]
 
 
