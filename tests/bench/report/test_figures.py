@@ -136,16 +136,16 @@ def test_every_figure_comes_in_two_columns_width(folder):
 _AGAIN = """
 import sys
 from pathlib import Path
-from ppdm_bench.report.paper_figure import written
+from ppdm_bench.report.paper_figure import write_paper_figure
 from ppdm_bench.report.library import read_library
 from ppdm_bench.report.page import page
-from ppdm_bench.report.paper_registry import EXHIBITS
+from ppdm_bench.report.paper_registry import PAPER_FIGURES
 
 source, folder = map(Path, sys.argv[1:])
 library = read_library([source])
-shown = [(e.name, e.title, e.show(library), b"") for e in EXHIBITS]
-for exhibit, (_, _, made, _) in list(zip(EXHIBITS, shown))[-4:]:
-    written(exhibit, made, folder, ["single"])
+shown = [(e.name, e.title, e.show(library), b"") for e in PAPER_FIGURES]
+for exhibit, (_, _, made, _) in list(zip(PAPER_FIGURES, shown))[-4:]:
+    write_paper_figure(exhibit, made, folder, ["single"])
 (folder / "page.html").write_text(page(library, shown, []))
 assert "torch" not in sys.modules
 """
