@@ -29,6 +29,7 @@ from ppdm.method import Method
 from ppdm.training import loop, session
 from ppdm.training.augment import Flip
 from ppdm.training.distributed import Ranks, joined
+from ppdm.training.log import StepReport
 from ppdm.training.run import Run
 from ppdm.training.trainer import Training
 from ppdm.window import Patch
@@ -116,7 +117,7 @@ def fitted(folder: Path, method: Method) -> list[Any]:
         return update(self, rate)
 
     Training.update = watched  # type: ignore[method-assign]
-    reports: list[loop.StepReport] = []
+    reports: list[StepReport] = []
     with joined() as ranks:
         network = loop.fit(
             method, PAIRS, validation=HELD, validate_every=2, progress=reports.append, log=folder / "log", **OPTIONS

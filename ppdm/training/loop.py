@@ -18,7 +18,6 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ppdm.arrays import Array
 from ppdm.checkpoint import CheckpointError, load, versions
 from ppdm.method import Method
 from ppdm.sources import described_sources
@@ -27,38 +26,11 @@ from ppdm.training.batches import ArrayPair, ReadAhead, Survey, stacked, survey
 from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class
-from ppdm.training.run import Run, RunError
-from ppdm.training.schedule import (
-    Schedule,
-    TrainingError,
-    batch_indices,
-    learning_rate,
-    step_generator,
-    timed_learning_rate,
-)
+from ppdm.training.run import Run
+from ppdm.training.schedule import Schedule, TrainingError, batch_indices
 from ppdm.training.session import Session
 from ppdm.training.state import State
-from ppdm.training.trainer import Training, average_decay
-
-__all__ = [
-    "Array",
-    "ArrayPair",
-    "Flip",
-    "Interrupted",
-    "Run",
-    "RunError",
-    "Schedule",
-    "StepReport",
-    "Training",
-    "TrainingError",
-    "average_decay",
-    "batch_indices",
-    "fit",
-    "learning_rate",
-    "step_generator",
-    "timed_learning_rate",
-    "train",
-]
+from ppdm.training.trainer import Training
 
 
 class Interrupted(KeyboardInterrupt):

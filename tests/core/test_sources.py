@@ -18,7 +18,7 @@ from ppdm.network.options import UNetOptions
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.slices import Slices
 from ppdm.training.augment import Flip
-from ppdm.training.loop import TrainingError
+from ppdm.training.schedule import TrainingError
 from ppdm.window import Patch, Whole
 
 NAMES = ("t1n", "t1c", "t2w")

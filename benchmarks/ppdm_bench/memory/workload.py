@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppdm.method import DIFFUSION, REPRESENTATION, Method, decode, sample
-from ppdm.training.loop import Training
+from ppdm.training.trainer import Training
 
 # Two network evaluations have the same peak as a full sampling run, because each evaluation frees its memory.
 EVALUATIONS = 2

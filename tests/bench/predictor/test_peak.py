@@ -21,7 +21,7 @@ from torch.amp.autocast_mode import autocast
 from ppdm.method import Method, sample
 from ppdm.model import PPDM
 from ppdm.network.options import CHECKPOINTING
-from ppdm.training.loop import Training
+from ppdm.training.trainer import Training
 from ppdm_baselines import METHODS
 from ppdm_bench.predictor.peak import Peak, PredictionError, measure_peak, predict_peak
 from ppdm_bench.predictor.target import GIB, MARGIN, MIB, Target

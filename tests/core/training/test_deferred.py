@@ -16,9 +16,9 @@ from ppdm.training.augment import Flip
 from ppdm.training.deferred import READING_INTERVAL, PendingReports, reading_interval
 from ppdm.training.distributed import RankLostError
 from ppdm.training.log import StepReport
-from ppdm.training.loop import Interrupted, TrainingError, fit, train
+from ppdm.training.loop import Interrupted, fit, train
 from ppdm.training.run import Run
-from ppdm.training.schedule import Schedule, step_generator
+from ppdm.training.schedule import Schedule, TrainingError, step_generator
 from ppdm.training.state import read_state
 from ppdm.training.trainer import Training
 from ppdm.training.validation import DRAWS

@@ -10,7 +10,8 @@ from tiny_training import TINY, pair, same
 from waiting import Waits
 
 from ppdm.training.distributed import Ranks
-from ppdm.training.loop import Interrupted, Run, fit, train
+from ppdm.training.loop import Interrupted, fit, train
+from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule, TrainingError
 from ppdm.training.trainer import Training
 from ppdm_baselines import METHODS

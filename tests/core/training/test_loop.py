@@ -13,17 +13,18 @@ from tiny_training import DDPM, TINY, pair, same, tuned, weights
 
 from ppdm.method import Method, Optimisation, training_loss
 from ppdm.network import layers
-from ppdm.training.loop import (
-    StepReport,
-    Training,
+from ppdm.training.log import StepReport
+from ppdm.training.loop import fit
+from ppdm.training.schedule import (
+    Schedule,
     TrainingError,
-    average_decay,
     batch_indices,
-    fit,
     learning_rate,
     step_generator,
+    timed_learning_rate,
+    validation_generator,
 )
-from ppdm.training.schedule import Schedule, timed_learning_rate, validation_generator
+from ppdm.training.trainer import Training, average_decay
 from ppdm.training.validation import DRAWS, validation_loss
 from ppdm_baselines import METHODS
 

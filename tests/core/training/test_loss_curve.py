@@ -10,8 +10,9 @@ from PIL import Image
 from tiny_training import TINY, pair
 
 from ppdm.training.log import StepReport
-from ppdm.training.loop import TrainingError, fit
+from ppdm.training.loop import fit
 from ppdm.training.loss_curve import save_loss_curve
+from ppdm.training.schedule import TrainingError
 from ppdm.training.tensorboard import TensorBoard
 
 PAIRS = [pair(i) for i in range(2)]

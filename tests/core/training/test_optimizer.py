@@ -11,9 +11,9 @@ from tiny_training import TINY, pair, same, tuned
 
 from ppdm.method import Method, Optimisation
 from ppdm.training import optimizer
-from ppdm.training.loop import Interrupted, TrainingError, fit, train
+from ppdm.training.loop import Interrupted, fit, train
 from ppdm.training.run import Run
-from ppdm.training.schedule import Schedule, step_generator
+from ppdm.training.schedule import Schedule, TrainingError, step_generator
 from ppdm.training.trainer import Training
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.peak import predict_peak

@@ -10,8 +10,8 @@ from tiny_training import TINY, pair, same
 
 from ppdm.training.augment import Flip
 from ppdm.training.batches import ReadAhead, batch, moved, stacked
-from ppdm.training.loop import Interrupted, TrainingError, fit, train
-from ppdm.training.schedule import Schedule, batch_indices, learning_rate, step_generator
+from ppdm.training.loop import Interrupted, fit, train
+from ppdm.training.schedule import Schedule, TrainingError, batch_indices, learning_rate, step_generator
 from ppdm.training.trainer import Training
 from ppdm_baselines import METHODS
 

@@ -23,9 +23,9 @@ from ppdm.checkpoint import CheckpointError
 from ppdm.checkpoint import load as load_model
 from ppdm.training.augment import Flip
 from ppdm.training.log import Log
-from ppdm.training.loop import Interrupted, TrainingError, fit, train
+from ppdm.training.loop import Interrupted, fit, train
 from ppdm.training.run import Run, RunError
-from ppdm.training.schedule import Schedule
+from ppdm.training.schedule import Schedule, TrainingError
 from ppdm.training.state import read_state
 from ppdm.training.trainer import Training
 
