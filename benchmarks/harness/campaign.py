@@ -99,7 +99,7 @@ class Job:
     @property
     def part(self) -> tuple[object, ...]:
         """Key of the jobs that are gathered together: a tier whose points are compared, or all jobs of a method."""
-        together = self.tier in ("claims", "factors", "gallery")
+        together = self.tier in ("claims", "factors")
         return (self.tier,) if together else (self.tier, self.method, self.settings)
 
     @property
@@ -266,9 +266,11 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
         rows = dict.fromkeys([*there, *(row for job in mine for row in _rows(job, folder))])
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
-        if pictured := [job for job in mine if job.tier == "gallery"]:
-            pictures = [read_snapshot(_folder(job, folder) / SUFFIX) for job in pictured]
-            write_snapshot(reduce(lambda before, new: new.with_earlier(before), pictures), place.with_name(SUFFIX))
+        pictured = [_folder(job, folder) / SUFFIX for job in mine if job.tier == "gallery"]
+        if pictured:
+            kept = place.with_name(SUFFIX)
+            pictures = [read_snapshot(file) for file in ([kept] if kept.exists() else []) + pictured]
+            write_snapshot(reduce(lambda before, new: new.with_earlier(before), pictures), kept)
     replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
     names = [*before, *(job.name for job in closed)]
     replace_file(results / "jobs.txt", "".join(f"{name}\n" for name in names).encode())
