@@ -152,7 +152,7 @@ def translate(
         seconds, deviation = time.perf_counter() - started, next(iter(places[1:]), None)
         results.append(Translation(scans[0], places[0], seconds, fault, deviation))
     return results + [
-        Translation(each, output, 0.0, f"{each} cannot be listed; check its rights.") for each in unlistable
+        Translation(each, output, 0.0, f"{each} cannot be listed; check its permissions.") for each in unlistable
     ]
 
 

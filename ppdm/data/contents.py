@@ -165,7 +165,7 @@ def _without_uptake(high: float, suv_factor: float) -> str:
     if high <= 0:
         return f"no voxel lies above 0 (the largest is {high:g}), expected an uptake; {_MEND}"
     if not 0 < suv < np.inf:
-        return f"its largest value {high:g} times the suv_factor {suv_factor:g} is no SUV; check the factor."
+        return f"its largest value {high:g} times the suv_factor {suv_factor:g} is not an SUV; check the factor."
     return ""
 
 

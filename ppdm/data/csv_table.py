@@ -81,7 +81,7 @@ class CsvTable:
         """Return the number in a cell.
 
         Raises:
-            ValueError: the cell is no number.
+            ValueError: the cell is not a number.
         """
         return float(cell.replace(",", ".") if self.decimal_comma and _DECIMAL_COMMA.fullmatch(cell) else cell)
 

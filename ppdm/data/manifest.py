@@ -84,7 +84,7 @@ class Pair:
         if not self.subject or self.subject.startswith(".") or set(self.subject) & set("/\\\0"):
             raise ManifestError(f"subject {self.subject!r} cannot name a file; use letters, digits, '-' and '_'")
         if self.split not in SPLITS:
-            raise ManifestError(f"split {self.split!r} is none of {', '.join(SPLITS)}")
+            raise ManifestError(f"split {self.split!r} is not one of {', '.join(SPLITS)}")
         if self.suv_factor is not None and not (math.isfinite(self.suv_factor) and self.suv_factor > 0):
             raise ManifestError(f"suv_factor {self.suv_factor} is not a positive number")
         if self.suv_factor is not None and (self.source_intensity or self.target_intensity):
@@ -299,7 +299,7 @@ def _faults_of_path(column: str, cell: str, folder: Path, is_required: bool) -> 
         if is_required:
             yield f"{column} is empty"
     elif os.path.normpath(cell).split(os.sep)[0] == os.pardir:
-        yield f"{column} {cell} leaves the manifest's folder; write an absolute path if that is meant"
+        yield f"{column} {cell} leaves the manifest's folder; write an absolute path if this is intended"
     elif not os.path.isfile(place := _resolve(cell, folder)) and not is_dicom_scan(place):
         if os.path.isdir(place):
             yield f"{column} {cell} is a folder without DICOM files, expected one scan: {SCANS}"

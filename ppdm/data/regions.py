@@ -134,8 +134,8 @@ def read_names(labels: Path) -> dict[int, str] | None:
         raise RegionError(str(error)) from None
     if fault := next(iter([*filter(None, [table.fault]), *table.faults_of_header(_HEADER, ())]), ""):
         raise RegionError(
-            f"{path} is no table of regions ({fault}); expected the columns index (a whole number) and name, separated "
-            "by tabs."
+            f"{path} is not a table of regions ({fault}); expected the columns index (a whole number) and name, "
+            "separated by tabs."
         )
     names: dict[int, str] = {}
     for line, cells in table.rows:
@@ -143,7 +143,7 @@ def read_names(labels: Path) -> dict[int, str] | None:
             row = table.row(cells)
             number, name = int(row["index"]), _plain(row["name"], row["index"])
         except ValueError as error:
-            raise RegionError(f"{path} is no table of regions (line {line}: {error}).") from None
+            raise RegionError(f"{path} is not a table of regions (line {line}: {error}).") from None
         if number in names or name in names.values() or not name:
             raise RegionError(
                 f"{path}, line {line}, names a region twice, or not at all ({number}, {row['name']!r}); give each "

@@ -142,7 +142,7 @@ def check_writable(folder: Path) -> None:
         TranslationError: it cannot.
     """
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise TranslationError(f"{folder} cannot be written to; change its rights, or name another folder.")
+        raise TranslationError(f"{folder} cannot be written to; change its permissions, or name another folder.")
 
 
 def _wanted(names: Sequence[str]) -> str:
@@ -155,7 +155,7 @@ def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
     if not suffix_of(output.name):
         raise TranslationError(f"{output} must end in {', '.join(SUFFIXES)}; rename the output.")
     if suffix and suffix_of(output.name) != suffix:
-        raise TranslationError(f"{output} does not end in {suffix}, the format asked for; rename it or leave that out.")
+        raise TranslationError(f"{output} does not end in {suffix}, the requested format; rename it or omit that.")
     if not output.parent.is_dir():
         raise TranslationError(f"{output} cannot be written: {output.parent} is not a folder; make it first.")
     return output

@@ -129,7 +129,7 @@ def similarity(
     if min(pair.target.shape[2:]) < size:
         raise MetricError(
             f"SSIM's window of {size}×{size}×{size} voxels does not fit into {tuple(pair.target.shape[2:])}; "
-            "give larger volumes, or a smaller window and say so, because the value is then not comparable."
+            "give larger volumes, or a smaller window, whose values are not comparable."
         )
     constants = [(each * span) ** 2 for each in k]
     chosen = local or _similarity_map

@@ -159,7 +159,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             )
         return
     if unknown := [entry.name for entry in folder.iterdir() if entry.name != _LOCK]:
-        raise GenerationError(f"{folder} is not empty (it holds {unknown[0]!r}) and is no set; give another folder")
+        raise GenerationError(f"{folder} is not empty (it holds {unknown[0]!r}) and is not a set; give another folder")
     write_together({path: (json.dumps(origin, indent=1) + "\n").encode()})
 
 

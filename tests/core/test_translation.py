@@ -304,7 +304,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(folder, tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refuse)
     results = translate(trained(), folder, tmp_path / "out")
-    assert [r.fault for r in results if r.fault] == [f"{folder / 'closed'} cannot be listed; check its rights."]
+    assert [r.fault for r in results if r.fault] == [f"{folder / 'closed'} cannot be listed; check its permissions."]
     assert len(contents(tmp_path / "out")) == 3
 
 
@@ -314,7 +314,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_computation(folde
     access = os.access  # root may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "locked") and access(path, mode))
     source = folder / "a.nii" if output.endswith(".nii") else folder
-    with pytest.raises(TranslationError, match="locked cannot be written to; change its rights"):
+    with pytest.raises(TranslationError, match="locked cannot be written to; change its permissions"):
         translate(trained(), source, tmp_path / output, progress=lambda *_: pytest.fail("it began"))
 
 

@@ -109,7 +109,7 @@ def _listed(folder: Path) -> tuple[list[str], list[str]]:
     if not images:
         seen = f"{len(others)} other files, such as {_examples(others)}" if others else "no file at all"
         raise LayoutError(f"{folder} holds no scan ({SCANS}) but {seen}; name another folder, or convert them.")
-    return images, [f"{name} could not be listed and was skipped; check its rights." for name in unlistable]
+    return images, [f"{name} could not be listed and was skipped; check its permissions." for name in unlistable]
 
 
 def _read(name: str, layout: Layout) -> _Scan | None:
@@ -192,7 +192,7 @@ def _one(kind: str, key: Sequence[str], scans: list[_Scan], layout: Layout, note
         names = _examples([scan.name for scan in exact])
         notes[f"{effect}, having several files of {kind} (name it in full, or remove some)"].append(f"{who} ({names})")
     elif len(fits) > 1:
-        notes[f"with several files of {kind}, of which that of exactly this name was taken"].append(who)
+        notes[f"with several files of {kind}; the file with exactly this name was used"].append(who)
     return exact[0].name if len(exact) == 1 else None
 
 

@@ -29,7 +29,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
             warnings.simplefilter("ignore")  # Python warns of syntax that may change in the future
             expression = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise LayoutError(f"The pattern {pattern!r} is no regular expression of Python: {error}.") from None
+        raise LayoutError(f"The pattern {pattern!r} is not a Python regular expression: {error}.") from None
     if missing := [name for name in ("subject", "kind") if name not in expression.groupindex]:
         raise LayoutError(
             f"The pattern {pattern!r} has no group named {' and '.join(missing)}; write it as "

@@ -7,6 +7,7 @@ import pytest
 from commands import refused, run
 from tiny_training import pair
 
+import ppdm_bench.evaluation.jobs  # noqa: F401  it must not be imported while a test replaces carry_out_trials
 from ppdm.data.volume import Volume, read_volume, write_volume
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import ManifestSubjects

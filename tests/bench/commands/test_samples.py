@@ -13,6 +13,7 @@ from scipy.stats import spearmanr
 from tiny_training import TINY
 
 import ppdm
+import ppdm_bench.evaluation.jobs  # noqa: F401  it must not be imported while a test replaces carry_out_trials
 from ppdm.checkpoint import load, save
 from ppdm.data.volume import read_volume
 from ppdm.translation import TranslationError, translate_volume

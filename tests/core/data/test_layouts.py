@@ -76,7 +76,7 @@ def test_bids_takes_any_kinds_and_a_name_in_full_goes_first(tmp_path):
     assert rows == [("sub-1", "sub-1/anat/sub-1_FLAIR.nii", "sub-1/anat/sub-1_run-2_T2w.nii")]
     rows, remarks = found(tmp_path, "bids", target="FLAIR")
     assert rows == [("sub-1", "sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_FLAIR.nii")]
-    assert remarks == ["1 visit with several files of T1w, of which that of exactly this name was taken: sub-1"]
+    assert remarks == ["1 visit with several files of T1w; the file with exactly this name was used: sub-1"]
 
 
 def test_bids_pet_pairs_reconstructions_and_wants_the_doses(tmp_path):
@@ -326,7 +326,7 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path, monkeypatch):
         return scandir(place)
 
     monkeypatch.setattr(os, "scandir", closed)
-    assert found(tmp_path, OWN)[1] == [f"{tmp_path / 's2'} could not be listed and was skipped; check its rights."]
+    assert found(tmp_path, OWN)[1] == [f"{tmp_path / 's2'} could not be listed and was skipped; check its permissions."]
 
 
 # Patterns of one's own
@@ -357,8 +357,8 @@ def test_a_pattern_of_ones_own_may_have_sessions_and_splits(tmp_path):
     [
         (r"(?P<kind>.*)\.nii", "has no group named subject; write it as"),
         (r"x\.nii", "has no group named subject and kind"),
-        (r"(?P<subject>(?P<kind>x)", "is no regular expression of Python"),
-        (r"(?P<subject>a)(?P<kind>b){999999999999999999999}", "is no regular expression of Python"),
+        (r"(?P<subject>(?P<kind>x)", "is not a Python regular expression"),
+        (r"(?P<subject>a)(?P<kind>b){999999999999999999999}", "is not a Python regular expression"),
         ("(?P<subject>a)(?P<kind>b)" + "x" * 1000, "A pattern of 1025 characters is refused"),
         (r"(?P<subject>a)(?P<kind>[[b])", "none is named like those of layout bids"),
     ],
@@ -430,7 +430,7 @@ def test_names_that_cannot_be_a_pair_are_refused(tmp_path):
     tree(tmp_path, "x/y/a.nii", "x/y/b.nii")
     assert "subject 'x/y' cannot name a file" in complaint(tmp_path, OWN, pattern=r"(?P<subject>.*)/(?P<kind>.)\.nii")
     pattern = r"(?P<split>\w+)/(?P<subject>.*)/(?P<kind>.)\.nii"
-    assert "split 'x' is none of train, val, test" in complaint(tmp_path, OWN, pattern=pattern)
+    assert "split 'x' is not one of train, val, test" in complaint(tmp_path, OWN, pattern=pattern)
 
 
 def test_the_table_of_doses_must_know_every_visit(tmp_path):

@@ -139,7 +139,7 @@ def test_a_path_with_dots_that_stays_inside_is_fine(folder):
     [
         (",train,a.nii,b.nii,,", "line 2: subject '' cannot name a file"),
         ("../s1,train,a.nii,b.nii,,", "line 2: subject '../s1' cannot name a file"),
-        ("s1,training,a.nii,b.nii,,", "line 2: split 'training' is none of train, val, test"),
+        ("s1,training,a.nii,b.nii,,", "line 2: split 'training' is not one of train, val, test"),
         ("s1,train,,b.nii,,", "line 2: source is empty"),
         ("s1,train,a.nii,,,", "line 2: target is empty"),
         ("s1,train,gone.nii,b.nii,,", "line 2: source gone.nii is not a file"),
@@ -285,7 +285,7 @@ def test_sound_rows_are_returned_beside_all_faults(folder):
     assert len(faults) == 24
     assert faults[-2:] == [
         "line 14: source gone.nii is not a file",
-        "line 14: split 'dev' is none of train, val, test",
+        "line 14: split 'dev' is not one of train, val, test",
     ]
 
 

@@ -156,7 +156,7 @@ def test_negative_labels_are_refused(tmp_path):
     ("fraction", "table", "size", "said"),
     [
         (0.5, None, SHAPE, "holds values that are not whole numbers"),
-        (1, "index,name\n4,liver\n", SHAPE, "labels.tsv is no table of regions"),
+        (1, "index,name\n4,liver\n", SHAPE, "labels.tsv is not a table of regions"),
         (1, None, (3, 3, 3), "must share one grid"),
     ],
 )
