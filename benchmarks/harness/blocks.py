@@ -301,10 +301,11 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         "# Sampling in blocks: quality, and visibility of block borders\n",
         "`benchmarks/harness/blocks.py` wrote this page and defines the columns. Values are means over test phantoms, "
-        "with four network evaluations; `blocks.csv` contains the value of every subject. *volume* is the longest axis "
-        "of the volume and *block* the edge of the blocks that the network processes, in voxels. *overlap* is the "
-        "requested overlap; two blocks of two thirds of an axis always overlap by half. *blend* is the weighting of "
-        "predictions where blocks overlap: equal (mean) or decreasing towards the border (ramp).\n\n"
+        "with two network evaluations, the models' own number; `blocks.csv` contains the value of every subject. "
+        "*volume* is the longest axis of the volume and *block* the edge of the blocks that the network processes, in "
+        "voxels. *overlap* is the requested overlap; two blocks of two thirds of an axis always overlap by half. "
+        "*blend* is the weighting of predictions where blocks overlap: equal (mean) or decreasing towards the border "
+        "(ramp).\n\n"
         "![Seams and PSNR](blocks.png)\n",
         "| model | volume | block | overlap | blend | blocks | PSNR dB | SSIM | difference % | seam |",
         "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",

@@ -21,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,6 +33,7 @@ from ppdm_bench.commands.pair_sources import ManifestSubjects, PhantomSubjects, 
 from ppdm_bench.evaluation.steps_for_minutes import with_steps_for_minutes
 from ppdm_bench.evaluation.trials import plan_trials
 from ppdm_bench.report.atomic_io import replace_file
+from ppdm_bench.report.snapshot import SUFFIX, read_snapshot, write_snapshot
 
 # Width 16 and batches of one pair in bf16 give the most updates per minute on processors with AVX-512 BF16.
 BASE = ("network.precision=bf16",)
@@ -97,7 +99,7 @@ class Job:
     @property
     def part(self) -> tuple[object, ...]:
         """Key of the jobs that are gathered together: a tier whose points are compared, or all jobs of a method."""
-        together = self.tier in ("claims", "factors")
+        together = self.tier in ("claims", "factors", "gallery")
         return (self.tier,) if together else (self.tier, self.method, self.settings)
 
     @property
@@ -130,7 +132,7 @@ def jobs(real: Path | None) -> list[Job]:
         Data(PhantomSubjects("pet-joint", SUBJECTS, 32), 3.0),
         Data(PhantomSubjects("pet-denoise", SUBJECTS, 48), 4.0),  # at 32³ there is almost no noise to remove
     ]
-    large = [Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)]
+    large = Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)
     patients = [] if real is None else [Data(ManifestSubjects(real), 6.0)]
     everywhere = [*phantoms, *patients]
     made = []
@@ -147,7 +149,10 @@ def jobs(real: Path | None) -> list[Job]:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
         made += [Job("factors", data, "ppdm", settings, width=width) for data in small]
-    made += [Job("gallery", data, name) for name in METHODS for data in large]
+    for name in METHODS:
+        made.append(Job("gallery", large, name))
+        if METHODS[name].sampling.steps > MORE:
+            made.append(Job("gallery", large, name, evaluations=str(MORE)))
     return made + repetitions("more seeds", REST, everywhere)
 
 
@@ -248,7 +253,8 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
 
     What is compared is added together, when all of it is done, so that no claim is decided while the best scores of a
     method are missing. Jobs in ``jobs.txt`` are not added again. Of learning curves, only PSNR is copied, because the
-    figure shows nothing else and the curves would be the largest part of the records.
+    figure shows nothing else and the curves would be the largest part of the records. The pictures of the tier
+    ``gallery`` become one file.
     """
     before = _gathered(results)
     open_parts = {job.part for job in wanted if not is_done(job, folder)}
@@ -260,6 +266,9 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
         rows = dict.fromkeys([*there, *(row for job in mine for row in _rows(job, folder))])
         place.parent.mkdir(parents=True, exist_ok=True)
         replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
+        if pictured := [job for job in mine if job.tier == "gallery"]:
+            pictures = [read_snapshot(_folder(job, folder) / SUFFIX) for job in pictured]
+            write_snapshot(reduce(lambda before, new: new.with_earlier(before), pictures), place.with_name(SUFFIX))
     replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
     names = [*before, *(job.name for job in closed)]
     replace_file(results / "jobs.txt", "".join(f"{name}\n" for name in names).encode())
@@ -272,9 +281,13 @@ def _gathered(results: Path) -> list[str]:
     return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
+def _folder(job: Job, folder: Path) -> Path:
+    """Return the folder of the results of a job."""
+    return folder / "runs" / job.run / job.data.subjects.task
+
+
 def _rows(job: Job, folder: Path) -> Iterator[bytes]:
-    file = folder / "runs" / job.run / job.data.subjects.task / "records.jsonl"
-    for row in file.read_bytes().splitlines(keepends=True):
+    for row in (_folder(job, folder) / "records.jsonl").read_bytes().splitlines(keepends=True):
         record = json.loads(row)
         if "curve" not in record["options"] or record["metric"] == "psnr":
             yield row

@@ -6,10 +6,12 @@ import subprocess
 from dataclasses import replace
 
 import campaign
+import numpy as np
 import pytest
 from commands import run
 
 from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.report.snapshot import SUFFIX, Snapshot, View, read_snapshot, sections, write_snapshot
 
 PHANTOMS = campaign.jobs(None)
 
@@ -121,6 +123,21 @@ def test_what_was_gathered_is_neither_made_nor_gathered_again(jobs, tmp_path):
     campaign.gather(made, later, tmp_path / "results")
     assert (tmp_path / "results" / "jobs.txt").read_text().splitlines() == [job.name for job in made]
     assert len(_rows(tmp_path / "results")) == 3  # equal rows once
+
+
+def test_the_pictures_of_the_gallery_become_one_file(jobs, tmp_path):
+    made = [replace(job, tier="gallery") for job in jobs[0]]
+    (tmp_path / "paces.jsonl").write_text("{}\n")
+    target = sections(np.arange(8.0**3).reshape(8, 8, 8), (4, 4, 4))
+    for job in made:
+        campaign.carry_out(job, tmp_path)
+        campaign.carry_out(job, tmp_path)  # the second one fails at first
+        views = [View("target", "target", target), View("prediction", job.method, target)]
+        about = ("mri-t1t2", "test-000", (1.0, 1.0, 1.0), (8, 8, 8), "")
+        write_snapshot(Snapshot(*about, views), tmp_path / "runs" / job.run / "mri-t1t2" / SUFFIX)
+    campaign.gather(made, tmp_path, tmp_path / "results")
+    whole = read_snapshot(tmp_path / "results" / "mri-t1t2-16" / SUFFIX)
+    assert [view.label for view in whole.of("prediction")] == ["ppdm", "wavelet"]
 
 
 def _rows(results):

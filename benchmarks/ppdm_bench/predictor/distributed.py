@@ -16,7 +16,7 @@ from torch.nn.parallel import comm
 from torch.nn.parallel import distributed as ddp
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ppdm_bench.predictor.known_values import tensors_in
+from ppdm_bench.predictor.operator_traits import tensors_in
 from ppdm_bench.predictor.sizes import PredictionError
 
 

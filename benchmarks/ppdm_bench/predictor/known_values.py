@@ -16,11 +16,9 @@ A value has one of five kinds:
 - unknown: all others. Code reads a placeholder instead (:func:`placeholder`).
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +26,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ppdm_bench.predictor.lines import Line
+from ppdm_bench.predictor.operator_traits import (
+    COPIES,
+    QUESTIONS,
+    Traits,
+    address_of,
+    is_finite_check,
+    tensors_in,
+    traits_of,
+)
 
 aten = torch.ops.aten
 
@@ -72,27 +79,6 @@ class UnknownRead(NamedTuple):
         return self.kind == "branch"
 
 
-class _Traits(NamedTuple):
-    """Properties of an operator.
-
-    Attributes:
-        runs_on_real: whether it may also run on real tensors.
-        random: whether its result is random.
-        reads: whether its result is a Python value read from tensors, such as that of ``item`` or ``torch.equal``.
-        has_dynamic_shape: whether the shape of its result depends on values.
-        written: position and name of each argument that it writes to.
-        fill_value: the number with which it fills its result, or position and name of the argument that holds this
-            number; None if the result depends on the inputs' values.
-    """
-
-    runs_on_real: bool
-    random: bool
-    reads: bool
-    has_dynamic_shape: bool
-    written: tuple[tuple[int, str], ...]
-    fill_value: float | tuple[int, str] | None
-
-
 class KnownValues:
     """The known values of one prediction.
 
@@ -134,7 +120,7 @@ class KnownValues:
     def add_argument(self, fake: Tensor, x: Tensor) -> None:
         """Provide the values of a real tensor, represented by a fake one, to the next operator."""
         if fake.numel() <= LIMIT and x.untyped_storage().nbytes() <= 16 * LIMIT:
-            self._arguments[_address(fake)] = x.untyped_storage()
+            self._arguments[address_of(fake)] = x.untyped_storage()
 
     def clear_arguments(self) -> None:
         """Remove the values provided by :meth:`add_argument`."""
@@ -142,11 +128,11 @@ class KnownValues:
 
     def follows(self, x: Tensor) -> bool:
         """Whether this object has an entry for a fake tensor, even if its value is unknown."""
-        return _address(x) in self._known
+        return address_of(x) in self._known
 
     def is_known(self, x: Tensor) -> bool:
         """Whether the values of a fake tensor are known, so that a size may depend on them."""
-        known = self._known.get(_address(x))
+        known = self._known.get(address_of(x))
         return known is not None and known.uncertainty < ANSWERED
 
     def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
@@ -192,7 +178,7 @@ class KnownValues:
     def _run(self, op: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], fake_run: Callable[..., Any]) -> Any:
         if op is aten.lift_fresh.default or op is aten.lift_fresh_copy.default:
             return self._lift(fake_run(op, args, kwargs), args[0])
-        traits = _traits(op)
+        traits = traits_of(op)
         if not traits.runs_on_real:
             out = fake_run(op, args, kwargs)
             self._forget_written(traits, args, kwargs)
@@ -206,14 +192,14 @@ class KnownValues:
         if inputs is not None and self._run_on_known(op, traits, args, kwargs, inputs, out):
             return out
         self._forget_written(traits, args, kwargs)
-        if inputs is None and op in _QUESTIONS and type(out) is FakeTensor:
+        if inputs is None and op in QUESTIONS and type(out) is FakeTensor:
             self._answer_question(op, args, kwargs, tensors, out)
         return out
 
     def _answer_question(self, op: Any, args: Any, kwargs: Any, tensors: Sequence[Tensor], out: FakeTensor) -> None:
         """Compute a boolean result from unknown numbers, each of which counts as 1."""
         with _real_computation():
-            if op in _FINITE and _is_finite_check(op, args):
+            if is_finite_check(op, args):
                 self._store(out, torch.tensor(True), ASSUMED)
                 return
             ones = {}
@@ -237,7 +223,7 @@ class KnownValues:
     def _inputs(self, tensors: Sequence[Tensor]) -> "_Inputs | None":
         """Values of an operator's tensors; None if any value is unknown."""
         for x in tensors:
-            address = _address(x)
+            address = address_of(x)
             if self._known.get(address) is None and (address in self._known or address not in self._arguments):
                 return None
         with _real_computation():
@@ -250,7 +236,7 @@ class KnownValues:
         return _Inputs(values, max((uncertainty for _, uncertainty in found), default=KNOWN))
 
     def _value(self, x: Tensor) -> tuple[Tensor, int] | None:
-        address = _address(x)
+        address = address_of(x)
         if address in self._known:
             known = self._known[address]
         else:
@@ -271,7 +257,7 @@ class KnownValues:
                 self._store(out, value, uncertainty=KNOWN)
         return out
 
-    def _read(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
+    def _read(self, op: Any, traits: Traits, args: Any, kwargs: Any, inputs: "_Inputs | None", fake_run: Any) -> Any:
         """Result of an operator whose value or shape depends on its inputs' values."""
         if inputs is None or not inputs.are_small():
             self._record_read(True)
@@ -293,7 +279,7 @@ class KnownValues:
                 self._store(fake, real, uncertainty=KNOWN)
         return fake
 
-    def _fill(self, traits: _Traits, args: Any, kwargs: Any, out: Any) -> bool:
+    def _fill(self, traits: Traits, args: Any, kwargs: Any, out: Any) -> bool:
         """Store the value of a result that holds one repeated number; False if the number is not known."""
         if type(out) is not FakeTensor or out.fake_device != CPU or not _covers_storage(out):
             return False
@@ -312,10 +298,10 @@ class KnownValues:
             self._store(out, value, uncertainty=KNOWN)
         return True
 
-    def _run_on_known(self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
+    def _run_on_known(self, op: Any, traits: Traits, args: Any, kwargs: Any, inputs: "_Inputs", out: Any) -> bool:
         """Run an operator on the known values after the fake run, and store the result; False if it stays unknown."""
         results = tensors_in(out)
-        if not traits.written and results and all(self._known.get(_address(x)) is not None for x in results):
+        if not traits.written and results and all(self._known.get(address_of(x)) is not None for x in results):
             return True  # views of storages whose values are already known
         if not all(type(x) is FakeTensor and x.fake_device == CPU for x in results) or not inputs.are_small():
             return False
@@ -325,9 +311,9 @@ class KnownValues:
         if traits.random and not (small and all(_may_be_sampled(x) for x in results)):
             return False
         with _real_computation():
-            if not small or any(self._is_uniform(x) for x in _written(traits, args, kwargs)):
+            if not small or any(self._is_uniform(x) for x in traits.written_tensors(args, kwargs)):
                 return self._run_on_one_element(op, traits, args, kwargs, inputs, results)
-            self._unshare([*_written(traits, args, kwargs), *results], inputs)
+            self._unshare([*traits.written_tensors(args, kwargs), *results], inputs)
             try:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
@@ -337,11 +323,11 @@ class KnownValues:
             if len(real_results) != len(results):
                 return False
             if uncertainty:
-                for x in _written(traits, args, kwargs):
-                    self._raise_uncertainty(_address(x), uncertainty)
+                for x in traits.written_tensors(args, kwargs):
+                    self._raise_uncertainty(address_of(x), uncertainty)
             fresh = set[int]()
             for x, real_result in zip(results, real_results, strict=True):
-                address = _address(x)
+                address = address_of(x)
                 if address in fresh or self._known.get(address) is None:
                     fresh.add(address)
                     self._store(x, real_result, uncertainty)
@@ -350,20 +336,20 @@ class KnownValues:
     def _unshare(self, tensors: Sequence[Tensor], inputs: "_Inputs") -> None:
         """Copy each real storage that an operator writes to or returns a view of."""
         for x in tensors:
-            address = _address(x)
+            address = address_of(x)
             if address in self._arguments and address not in self._known:
                 self._known[address] = _Known(_copy(self._arguments[address]), KNOWN)
             if id(x) in inputs.values and (found := self._value(x)) is not None:
                 inputs.values[id(x)] = found[0]
 
     def _run_on_one_element(
-        self, op: Any, traits: _Traits, args: Any, kwargs: Any, inputs: "_Inputs", results: list[Tensor]
+        self, op: Any, traits: Traits, args: Any, kwargs: Any, inputs: "_Inputs", results: list[Tensor]
     ) -> bool:
         """Run an operator on one element of each tensor; False if a tensor has different elements."""
-        same = (torch.Tag.pointwise in op.tags or op in _COPIES) and len(results) == 1
+        same = (torch.Tag.pointwise in op.tags or op in COPIES) and len(results) == 1
         if not same or not all(stride == 0 for x in inputs.values.values() for stride in x.stride()):
             return False
-        if any(not _covers_storage(x) for x in (*results, *_written(traits, args, kwargs))):
+        if any(not _covers_storage(x) for x in (*results, *traits.written_tensors(args, kwargs))):
             return False
         ones = _Inputs({name: _one(x) for name, x in inputs.values.items()}, inputs.uncertainty)
         try:
@@ -377,7 +363,7 @@ class KnownValues:
 
     def _store(self, x: Tensor, value: Tensor, uncertainty: int) -> None:
         """Store the values of a tensor; a scalar ``value`` is the value of all its elements."""
-        address = _address(x)
+        address = address_of(x)
         size = x.untyped_storage().nbytes()
         if value.dtype is not x.dtype or (value.dim() and value.shape != x.shape):
             self._known[address] = None
@@ -393,17 +379,17 @@ class KnownValues:
             _view(known.values, x).copy_(value)  # type: ignore[arg-type]
 
     def _is_uniform(self, x: Tensor) -> bool:
-        known = self._known.get(_address(x))
+        known = self._known.get(address_of(x))
         return known is not None and isinstance(known.values, Tensor)
 
     def _raise_uncertainty(self, address: int, uncertainty: int) -> None:
         if (known := self._known.get(address)) is not None:
             self._known[address] = known._replace(uncertainty=max(known.uncertainty, uncertainty))
 
-    def _forget_written(self, traits: _Traits, args: Any, kwargs: Any) -> None:
+    def _forget_written(self, traits: Traits, args: Any, kwargs: Any) -> None:
         """Mark as unknown all storages that an operator wrote to."""
-        for x in _written(traits, args, kwargs):
-            address = _address(x)
+        for x in traits.written_tensors(args, kwargs):
+            address = address_of(x)
             if address in self._known or address in self._arguments:
                 self._known[address] = None
 
@@ -448,91 +434,6 @@ def _placeholder(dtype: torch.dtype) -> Any:
     return False if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
 
 
-# --- operators
-
-# Operators whose result holds one repeated number, or uninitialised memory, for any values of the inputs.
-_FILL_VALUES: Mapping[str, float | tuple[int, str]] = {
-    "empty": 0,
-    "empty_like": 0,
-    "empty_strided": 0,
-    "empty_permuted": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "zeros": 0,
-    "zeros_like": 0,
-    "new_zeros": 0,
-    "zero": 0,
-    "zero_": 0,
-    "ones": 1,
-    "ones_like": 1,
-    "new_ones": 1,
-    "full": (1, "fill_value"),
-    "full_like": (1, "fill_value"),
-    "new_full": (2, "fill_value"),
-    "fill": (1, "value"),
-    "fill_": (1, "value"),
-}
-_FINITE = {aten.eq.Tensor, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar}
-_QUESTIONS = {
-    *(
-        getattr(getattr(aten, name), form)
-        for name in ("eq", "ne", "lt", "le", "gt", "ge")
-        for form in ("Scalar", "Tensor")
-    ),
-    *(getattr(aten, name).default for name in ("logical_and", "logical_or", "logical_xor", "logical_not")),
-    *(getattr(getattr(aten, name), form) for name in ("any", "all") for form in ("default", "dim", "dims")),
-    *(getattr(aten, f"bitwise_{name}").Tensor for name in ("and", "or", "xor")),
-    aten.bitwise_not.default,
-    aten.isnan.default,
-    aten.isinf.default,
-    aten.isposinf.default,
-    aten.isneginf.default,
-}
-_COPIES = {aten.clone.default, aten._to_copy.default}
-_RUNNING = {"running_mean", "running_var"}  # normalisation writes to these, but its schema does not declare it
-
-
-@cache
-def _traits(op: Any) -> _Traits:
-    runs_on_real = isinstance(op, torch._ops.OpOverload) and op.namespace in ("aten", "prims")
-    if not isinstance(op, torch._ops.OpOverload):
-        return _Traits(False, False, False, False, (), None)
-    name = op._schema.name.partition("::")[2]
-    arguments = list(enumerate(op._schema.arguments))
-    written = [
-        (position, argument.name)
-        for position, argument in arguments
-        if (argument.alias_info is not None and argument.alias_info.is_write)
-        or (argument.name in _RUNNING and "backward" not in name)
-    ]
-    returns_tensor = any("Tensor" in str(each.type) for each in op._schema.returns)
-    has_dynamic_shape = torch.Tag.dynamic_output_shape in op.tags
-    return _Traits(
-        runs_on_real=runs_on_real and name not in ("set_", "record_stream"),
-        random=torch.Tag.nondeterministic_seeded in op.tags,
-        reads=torch.Tag.data_dependent_output in op.tags and not has_dynamic_shape and not returns_tensor,
-        has_dynamic_shape=has_dynamic_shape,
-        written=tuple(written),
-        fill_value=None if any(argument.is_out for _, argument in arguments) else _FILL_VALUES.get(name),
-    )
-
-
-def _is_finite_check(op: Any, args: Sequence[Any]) -> bool:
-    """Whether a comparison is part of ``torch.isfinite``, which PyTorch decomposes into comparisons."""
-    x, other = args[0], args[1]
-    if op is not aten.eq.Tensor:
-        return isinstance(other, float) and other == math.inf
-    alike = (x.shape, x.stride(), x.storage_offset()) == (other.shape, other.stride(), other.storage_offset())
-    return alike and _address(x) == _address(other)
-
-
-def _written(traits: _Traits, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    """Tensors that an operator writes to."""
-    for position, name in traits.written:
-        value = args[position] if position < len(args) else kwargs.get(name)
-        yield from tensors_in(value)
-
-
 def _may_be_sampled(x: Tensor) -> bool:
     return x.numel() <= (_SAMPLED_LIMIT if x.is_floating_point() else LIMIT)
 
@@ -557,10 +458,6 @@ class _real_computation:
         self._inference.__exit__(*error)
 
 
-def _address(x: Tensor) -> int:
-    return x.untyped_storage()._cdata if x.layout is torch.strided else 0
-
-
 def _view(storage: torch.UntypedStorage, x: Tensor) -> Tensor:
     """View of a real storage with the shape, strides and offset of a fake tensor."""
     return torch.empty(0, dtype=x.dtype).set_(storage, int(x.storage_offset()), x.shape, x.stride())
@@ -582,13 +479,6 @@ def _covers_storage(x: Tensor) -> bool:
 
 def _without_pinning(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != "pin_memory"}
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples and lists, such as an operator's arguments or its result."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [x for each in value for x in tensors_in(each)] if isinstance(value, tuple | list) else []
 
 
 def _flattened(out: Any) -> Iterator[Any]:

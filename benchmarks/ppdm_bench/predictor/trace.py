@@ -37,8 +37,9 @@ from ppdm_bench.predictor.fake_storage import FakeStorages, fake_patches, run_as
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
 from ppdm_bench.predictor.kernels import KernelWork, at_site, kernels_of
-from ppdm_bench.predictor.known_values import KnownValues, tensors_in
+from ppdm_bench.predictor.known_values import KnownValues
 from ppdm_bench.predictor.modules import Modules, Site
+from ppdm_bench.predictor.operator_traits import tensors_in
 from ppdm_bench.predictor.sizes import PredictionError, SizeGuard
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timeline import Place, Timeline

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 
 import ablated
 import numpy as np
@@ -476,6 +477,26 @@ def test_labels_of_a_narrow_scale_do_not_touch(scale, expected):
     low, high = bar.get_xlim()
     ticks = zip(bar.get_xticks(), bar.get_xticklabels(), strict=True)
     assert [label.get_text() for value, label in ticks if low <= value <= high] == expected
+
+
+@pytest.mark.parametrize(("column", "planes", "words"), [("double", 2, "90 steps, "), ("single", 1, "")])
+def test_many_methods_are_shown_in_two_blocks_without_overlap(column, planes, words):
+    whole = snapshot()
+    *others, first, _ = whole.views
+    predictions = [replace(first, label=f"method{n}", config_id=f"{n}") for n in range(12)]
+    records = [
+        replace(r, config_id=view.config_id)
+        for view in predictions
+        for r in scores(PPDM, "mri-t1t2", [17.25], train_steps=90)
+    ]
+    places = {id(record): "/records.jsonl" for record in records}
+    shown = gallery.show(Library(tuple(records), (replace(whole, views=[*others, *predictions]),), places))
+    figure = shown.draw(column)
+    pictures = [axes for axes in figure.axes if axes.images]
+    assert len(pictures) == (2 + 2 * 12) * planes
+    boxes = [axes.get_window_extent() for axes in pictures]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert {f"method{n}, {words}17.2 dB" for n in range(12)} < {text.get_text() for text in figure.texts}
 
 
 def test_pictures_have_scores_directions_and_colour_bars():

@@ -75,3 +75,12 @@ def test_of_each_configuration_the_most_evaluations_are_selected_in_order() -> N
         SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
     ]
     assert most_evaluations(results, lambda r: r.label) == [results[2], results[4]]
+
+
+def test_names_that_share_a_colour_have_different_shapes() -> None:
+    colours = {f"name {n}": style.SERIES[0] if n in (2, 10, 11) else style.SERIES[1] for n in range(12)}
+    found = style.markers_of_colours(colours)
+    assert {name: marker.colour for name, marker in found.items()} == colours
+    blue = [marker.shape for marker in found.values() if marker.colour == style.SERIES[0]]
+    assert len({*blue}) == 3
+    assert found["name 2"].shape == style.markers(colours)["name 2"].shape  # a shape changes only if it is taken

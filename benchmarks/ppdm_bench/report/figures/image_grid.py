@@ -90,10 +90,12 @@ class ImageGrid:
         self._write(x, bottom + height, unit, ha="left", va="top")
         return self._axes(x, bottom + 0.06 * height, BAR, max(0.94 * height - LINE, 0.1 * height))
 
-    def caption(self, row: int, column: int, text: str) -> None:
-        """Write a line of text above a cell."""
-        x, y = self._lefts[column] + self._widths[column] / 2, self._bottoms[row] + self._heights[row]
-        self._write(x, y + 0.03, _shortened(text, self._widths[column] + GAP), ha="center", va="bottom")
+    def caption(self, row: int, column: int, text: str, columns: int = 1) -> None:
+        """Write a line of text above a cell, or above this number of cells side by side."""
+        left, last = self._lefts[column], column + columns - 1
+        width = self._lefts[last] + self._widths[last] - left
+        y = self._bottoms[row] + self._heights[row]
+        self._write(left + width / 2, y + 0.03, _shortened(text, width + GAP), ha="center", va="bottom")
 
     def name(self, row: int, text: str) -> None:
         """Write the name of a row vertically beside its first picture."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from statistics import fmean
@@ -76,6 +76,16 @@ def markers(names: Iterable[str]) -> dict[str, Marker]:
         name: Marker(MARKERS[(n + n // count) % shapes], SERIES[n % count])
         for n, name in enumerate(dict.fromkeys(names))
     }
+
+
+def markers_of_colours(colours: Mapping[str, str]) -> dict[str, Marker]:
+    """Assign a marker to every name, in the colour that is given for it; names of one colour have different shapes."""
+    found: dict[str, Marker] = {}
+    for name, marker in markers(colours).items():
+        taken = {other.shape for other in found.values() if other.colour == colours[name]}
+        free = [shape for shape in (marker.shape, *MARKERS) if shape not in taken]
+        found[name] = Marker(free[0] if free else marker.shape, colours[name])
+    return found
 
 
 def method_markers(records: Iterable[Record]) -> dict[str, Marker]:

@@ -34,7 +34,9 @@ _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "single": ("axial", "coronal"),
     "double": ("axial", "coronal", "sagittal"),
 }
-MAX_PREDICTIONS = 7  # on a page
+MAX_PREDICTIONS = 12  # on a page
+_ROWS = 9  # more rows become two blocks side by side, if there is a single task
+_SPACE = 0.15  # between the blocks, relative to a picture
 _HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # vertical places of one or two colour bars in a cell
 
 ViewScores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
@@ -149,45 +151,61 @@ def _figure(shown: Sequence[Snapshot], scores: ViewScores, column: Column) -> Fi
     """Draw pairs of columns, a picture and its error: all planes of a single task, else the axial slice of each task.
 
     CT has a column for each of its windows beside the error. Rows are the input, the target, and the predictions by
-    label. The empty cells beside input and target have the colour bars.
+    label; many rows of a single task become two blocks of fewer planes. The empty cells beside input and target have
+    the colour bars.
     """
-    places = [(s, plane) for s in shown for plane in (_PLANES[column] if len(shown) == 1 else ("axial",))]
+    rows = list(dict.fromkeys(view.label for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))))
+    in_blocks = len(shown) == 1 and len(rows) > _ROWS
+    planes = _PLANES[column][: -1 if in_blocks else None] if len(shown) == 1 else ("axial",)
+    places = [(s, plane) for s in shown for plane in planes]
     sizes = [PLANES[plane].size(s.shape, s.spacing) for s, plane in places]
     # Each group of columns has its own scale; with one scale, a head would be small beside a torso.
     sizes = [(width / height, 1.0) for width, height in sizes] if len(shown) > 1 else sizes
     counts = [len(_windows(s, s.of("target")[0])) + 1 for s, _ in places]
     starts = [0, *accumulate(counts)]
-    rows = list(dict.fromkeys(view.label for s in shown for view in (*s.of("input"), *s.of("target"), *_methods(s))))
+    widths = [width for (width, _), count in zip(sizes, counts, strict=True) for _ in range(count)]
+    length = -(-len(rows) // 2) if in_blocks else len(rows)
+    no_room = in_blocks and column == "single"
     grid = ImageGrid(
-        "Every method on one subject of each task, with training steps and PSNR.",
+        f"Every method on one subject of each task, with {'' if no_room else 'training steps and '}PSNR.",
         column,
-        [width for (width, _), count in zip(sizes, counts, strict=True) for _ in range(count)],
-        [max(height for _, height in sizes)] * len(rows),
-        names=True,
+        [*widths, _SPACE * widths[0], *widths] if in_blocks else widths,
+        [max(height for _, height in sizes)] * length,
+        names=not in_blocks,
         bars=False,
-        captions="first",
+        captions="every" if in_blocks else "first",
     )
-    for row, label in enumerate(rows):
+
+    def place_of(label: str, number: int) -> tuple[int, int]:
+        """Return row and column of the picture with this number in the row of a label."""
+        block, row = divmod(rows.index(label), length)
+        return row, block * (len(widths) + 1) + number
+
+    for row, label in enumerate([] if in_blocks else rows):
         grid.name(row, plain_label(label))
     for place, ((snapshot, plane), size) in enumerate(zip(places, sizes, strict=True)):
         first, last = starts[place], starts[place + 1] - 1
-        grid.caption(0, first, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
+        if not in_blocks:
+            grid.caption(0, first, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
         colours: Colours = "pet" if snapshot.unit == "SUV" else "gray"
         for view in (*snapshot.of("input"), *snapshot.of("target"), *_methods(snapshot)):
-            row = rows.index(view.label)
+            words = _score_words(view, scores) if place == 0 or len(shown) > 1 else []
+            if in_blocks and place == 0:
+                text = ", ".join([plain_label(view.label), *(words[-1:] if no_room else words)])
+                grid.caption(*place_of(view.label, 0), text, columns=len(widths))
             for number, (tissue, limits) in enumerate(_windows(snapshot, view).items()):
-                axes = grid.cell(row, first + number, size)
+                axes = grid.cell(*place_of(view.label, first + number), size)
                 draw_picture(axes, view.sections[plane], colours, limits, size)
                 if view.role != "prediction":
                     write_directions(axes, PLANES[plane], colours)
                 if tissue and view.role == "target":
                     write_on_image(axes, 0.02, 0.14, tissue, colours, ha="left", va="bottom")
-                if number == 0 and (place == 0 or len(shown) > 1):
-                    _write_score(axes, view, scores, colours)
+                if words and number == 0 and not in_blocks:
+                    _write_score(axes, view, words, colours)
             if view.role == "prediction":
                 reach = _reach(snapshot)
                 picture = _error(snapshot, view, plane)
-                draw_picture(grid.cell(row, last, size), picture, "error", (-reach, reach), size)
+                draw_picture(grid.cell(*place_of(view.label, last), size), picture, "error", (-reach, reach), size)
         if place == 0 or len(shown) > 1:
             _bars(grid, snapshot, rows, last, size, colours)
     grid.footnote(CONVENTION)
@@ -234,13 +252,16 @@ def _keep_labels_apart(bar: Axes) -> None:
     bar.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "−") if value in kept else "")
 
 
-def _write_score(axes: Axes, view: View, scores: ViewScores, colours: Colours) -> None:
+def _score_words(view: View, scores: ViewScores) -> list[str]:
+    """Return training steps and PSNR of a view in words, as far as they are known."""
     psnr, steps = scores.get(id(view), (None, None))
-    words = ([f"{steps} steps"] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
+    return ([f"{steps} steps"] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
+
+
+def _write_score(axes: Axes, view: View, words: Sequence[str], colours: Colours) -> None:
     ground = {"facecolor": "black" if colours == "gray" else "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8}
     place: dict[str, Any] = {"ha": "left", "va": "bottom", "linespacing": 1.1, "fontsize": 6, "bbox": ground}
-    if words:
-        write_on_image(axes, 0.02, 0.02 if view.role == "prediction" else 0.14, "\n".join(words), colours, **place)
+    write_on_image(axes, 0.02, 0.02 if view.role == "prediction" else 0.14, "\n".join(words), colours, **place)
 
 
 def _windows(snapshot: Snapshot, view: View) -> dict[str, tuple[float, float]]:

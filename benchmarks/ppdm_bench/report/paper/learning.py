@@ -106,8 +106,7 @@ def show(library: Library) -> FigureContent:
         f"{seeds_text(curve.last for curve in curves)}."
     )
     methods = style.method_markers(library.records)  # a method has one colour in all figures
-    shapes = style.markers(curve.last.label for curve in curves)
-    marks = {c.last.label: Marker(shapes[c.last.label].shape, methods[c.last.method].colour) for c in curves}
+    marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in curves})
     records = [record for curve in curves for record in curve.records]
     return FigureContent(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 

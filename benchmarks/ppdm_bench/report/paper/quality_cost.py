@@ -127,7 +127,8 @@ def show_seconds(library: Library) -> FigureContent:
         f"({device}); a line joins the numbers of network evaluations of one design. Up and to the left is "
         f"better. {_scope(points)}"
     )
-    return _shown(library, cost_points, about, f"time per volume{size} (s)", "volume_seconds")
+    card = f", {device}" if kind == "predicted" else ""
+    return _shown(library, cost_points, about, f"time per volume{size}{card} (s)", "volume_seconds")
 
 
 def _device(record: Record) -> tuple[str, str]:
@@ -307,7 +308,7 @@ def _figure(
     methods = {point.name: point.scores.method for panel in panels for point in panel}
     marks = style.markers(methods)
     if len(set(methods.values())) > 1:  # variants of one method share its colour
-        marks = {name: Marker(mark.shape, colours[methods[name]]) for name, mark in marks.items()}
+        marks = style.markers_of_colours({name: colours[method] for name, method in methods.items()})
     labels: list[list[Annotation]] = []
     for axes, panel in zip(grid, panels, strict=True):
         style.plain_axes(axes, "both", axis, "PSNR (dB)")
