@@ -35,7 +35,7 @@ _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "double": ("axial", "coronal", "sagittal"),
 }
 MAX_PREDICTIONS = 12  # on a page
-_ROWS = 9  # more rows than these become two blocks side by side, if there is a single task
+_ROWS = 9  # more rows become two blocks side by side, if there is a single task
 _SPACE = 0.15  # between the blocks, relative to a picture
 _HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # vertical places of one or two colour bars in a cell
 
