@@ -333,7 +333,7 @@ def test_a_factor_that_makes_no_suv_is_found_by_the_check(sound, factor):
     values = np.asarray(nib.load(sound.target).dataobj) * 100
     save_nifti(sound.target, values)
     pair = Pair("s", "test", sound.source, sound.target, suv_factor=factor)
-    assert any("no SUV; check the factor" in fault for fault in check_pair(pair).faults)
+    assert any("is not an SUV; check the factor" in fault for fault in check_pair(pair).faults)
 
 
 def test_whole_numbers_keep_their_shape_and_type():
