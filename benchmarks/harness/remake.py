@@ -148,8 +148,6 @@ def _quality_outputs() -> Iterator[Output]:
         yield Output(name, files, partial(_quality, name, "input"))
         if any(map(is_of_curve, _records(file))):
             yield Output(f"{name}/curves", _files(f"{name}/curves", "csv", "md", "png"), partial(_curves, name))
-    name = "quality/quick"
-    yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
     for task in tasks:
         yield Output(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
 
