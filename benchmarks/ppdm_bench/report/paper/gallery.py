@@ -188,6 +188,7 @@ def _figure(shown: Sequence[Snapshot], scores: ViewScores, column: Column) -> Fi
         if not in_blocks:
             grid.caption(0, first, plane if len(shown) == 1 else f"{snapshot.task}, {plane}")
         colours: Colours = "pet" if snapshot.unit == "SUV" else "gray"
+        reach = _reach(snapshot)
         for view in (*snapshot.of("input"), *snapshot.of("target"), *_methods(snapshot)):
             words = _score_words(view, scores) if place == 0 or len(shown) > 1 else []
             if in_blocks and place == 0:
@@ -203,20 +204,25 @@ def _figure(shown: Sequence[Snapshot], scores: ViewScores, column: Column) -> Fi
                 if words and number == 0 and not in_blocks:
                     _write_score(axes, view, words, colours)
             if view.role == "prediction":
-                reach = _reach(snapshot)
                 picture = _error(snapshot, view, plane)
                 draw_picture(grid.cell(*place_of(view.label, last), size), picture, "error", (-reach, reach), size)
         if place == 0 or len(shown) > 1:
-            _bars(grid, snapshot, rows, last, size, colours)
+            _bars(grid, snapshot, rows, last, size, colours, reach)
     grid.footnote(CONVENTION)
     return grid.figure
 
 
 def _bars(
-    grid: ImageGrid, snapshot: Snapshot, rows: Sequence[str], column: int, size: tuple[float, float], colours: Colours
+    grid: ImageGrid,
+    snapshot: Snapshot,
+    rows: Sequence[str],
+    column: int,
+    size: tuple[float, float],
+    colours: Colours,
+    reach: float,
 ) -> None:
     """Draw the colour bars of values and errors into the empty cells beside input and target."""
-    target, reach = snapshot.of("target")[0], _reach(snapshot)
+    target = snapshot.of("target")[0]
     unit = snapshot.unit or "a.u."
     cells = [rows.index(view.label) for view in (*snapshot.of("input"), target)][-2:]
     values = [
