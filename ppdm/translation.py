@@ -102,8 +102,8 @@ def translate(
         resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
-        samples: number of draws, 2 or more, for methods that use noise in sampling: the output is their mean, and a
-            file beside it, ``NAME_std`` with the same suffix, their standard deviation (:func:`translate_draws`).
+        samples: number of samples, 2 or more, for methods that use noise in sampling: the output is their mean, and a
+            file beside it, ``NAME_std`` with the same suffix, their standard deviation (:func:`translate_samples`).
         device: device for the computation; the network's current device if absent.
         precision: ``fp32``, ``bf16`` or ``fp16``; the training precision if absent.
         block, overlap: as for :func:`adapt`: sample in blocks if a volume does not fit in the device's memory.
@@ -120,9 +120,9 @@ def translate(
         listed.
 
     Raises:
-        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, there is
-            nothing to draw, an output exists or would replace the input, or options are out of range; for a single
-            scan, also every error in the scan itself.
+        TranslationError: input or output is missing or unsuitable, the sources are not those of the method, several
+            samples would be equal, an output exists or would replace the input, or options are out of range; for a
+            single scan, also every error in the scan itself.
         VolumeError: a single scan cannot be read or written, or the output needs SimpleITK.
     """
     output, ending = user_path(output_path), checked_suffix(suffix)
@@ -204,7 +204,7 @@ def translate_volume(
     return result
 
 
-def translate_draws(
+def translate_samples(
     trained: Trained,
     source: Array,
     samples: int,
@@ -213,23 +213,23 @@ def translate_draws(
     suv_factor: float | None = None,
     progress: OnEvaluation = no_callback,
 ) -> tuple[Tensor, Tensor]:
-    """Translate one volume several times; return the mean and the standard deviation of the draws, voxel by voxel.
+    """Translate one volume several times; return the mean and the standard deviation of the samples, voxel by voxel.
 
-    Draw 0 is that of :func:`translate_volume` with the same seed; each further draw has a seed that follows from the
-    seed and its number. The moments are updated draw by draw in float64 (Welford, Technometrics 4(3), 1962), so four
-    such volumes are in memory at most, whatever the number of draws.
+    Sample 0 is that of :func:`translate_volume` with the same seed; each further sample has a seed that follows from
+    the seed and its number. The moments are updated sample by sample in float64 (Welford, Technometrics 4(3), 1962), so
+    at most four such volumes are in memory, whatever the number of samples.
 
     Args:
         trained, source, seed, suv_factor: as for :func:`translate_volume`.
-        samples: number of draws, 2 or more.
-        progress: called after every network evaluation of every draw.
+        samples: number of samples, 2 or more.
+        progress: called after every network evaluation of every sample.
 
     Returns:
         Mean and standard deviation (with n − 1), each (D, H, W) float32 on the CPU, in the target's physical units.
 
     Raises:
         TranslationError, IntensityError: as for :func:`translate_volume`; also if the method uses no noise in sampling,
-            or there are fewer than two draws.
+            or there are fewer than two samples.
     """
     check_samples(trained.method, samples)
     mean = torch.zeros(source.shape[-3:], dtype=torch.float64)
@@ -242,28 +242,28 @@ def translate_draws(
     return mean.float(), squares.div_(samples - 1).sqrt_().float()
 
 
-def seed_of(seed: int, draw: int) -> int:
-    """Return the seed of a draw: for draw 0 the seed itself, for others a number below 2**63 derived from both."""
-    return seed if draw == 0 else int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0]) >> 1
+def seed_of(seed: int, sample: int) -> int:
+    """Return the seed of a sample: for sample 0 the seed itself, for others a number below 2**63 derived from both."""
+    return seed if sample == 0 else int(np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def check_samples(method: Method, samples: int | None) -> None:
     """Check that a method can be sampled several times; None means once, which is always possible.
 
     Raises:
-        TranslationError: there are fewer than two draws, or all are equal, because sampling uses no noise.
+        TranslationError: there are fewer than two samples, or all are equal, because sampling uses no noise.
     """
     if samples is None:
         return
     if type(samples) is not int or samples < 2:
         raise TranslationError(
-            f"A mean and a standard deviation need 2 draws or more, got {samples!r} (samples, --samples); leave it out "
-            "for a single draw."
+            f"A mean and a standard deviation need 2 samples or more, got {samples!r} (samples, --samples); leave it "
+            "out for a single translation."
         )
     if not method.is_random:
         count = f"{method.sampling.steps} step{'s' if method.sampling.steps > 1 else ''}"
         raise TranslationError(
-            f"{method.name} has nothing to draw: its sampling in {count} uses no noise, so every draw is the same "
+            f"{method.name} is not random: its sampling in {count} uses no noise, so every sample is the same "
             "(samples, --samples); choose a method whose sampling uses noise, such as one with "
             "sampling.stochastic=true."
         )
@@ -392,7 +392,7 @@ def _translate_file(
         if samples is None:
             results: tuple[Tensor, ...] = (translate_volume(trained, data, **options),)
         else:
-            results = translate_draws(trained, data, samples, **options)
+            results = translate_samples(trained, data, samples, **options)
     except (TranslationError, IntensityError) as error:
         raise TranslationError(f"{source}: {error}") from None
     except torch.OutOfMemoryError as error:

@@ -12,8 +12,8 @@ The conventions below are fixed before any prediction is made, so that numbers a
   peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
   different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
-- With several draws, their mean is scored. A further score shows whether their standard deviation is large where the
-  error is large (:func:`deviation_score`). Methods that use no noise in sampling have a single draw and no such score.
+- With several samples, their mean is scored. A further score shows whether their standard deviation is large where the
+  error is large (:func:`deviation_score`). Methods that use no noise in sampling have one sample and no such score.
 - If a representation is learned, the PSNR of encoded and decoded targets is reported too (:func:`reconstruct_target`).
 - The untranslated input is scored too (:func:`untranslated`), as a baseline.
 """
@@ -49,7 +49,7 @@ from ppdm.metrics.hounsfield import SPAN
 from ppdm.metrics.uncertainty import DEVIATION_RANK, deviation_rank
 from ppdm.pixel_puzzle import Factor
 from ppdm.sources import described_sources
-from ppdm.translation import other_spacing, reconstruct_volume, translate_draws, translate_volume
+from ppdm.translation import other_spacing, reconstruct_volume, translate_samples, translate_volume
 
 PSNR, SEAM, BORDER = "psnr", "seam_index", "border_ratio"
 RECONSTRUCTION = "reconstruction_"  # prefix of the metrics of an encoded and decoded target
@@ -67,15 +67,15 @@ def predict(trained: Trained, case: EvaluationCase, seed: int = 0) -> Tensor:
     return translate_volume(trained, source, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
-def predict_draws(trained: Trained, case: EvaluationCase, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def predict_samples(trained: Trained, case: EvaluationCase, samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Translate a case's source several times; return the mean and the standard deviation, each as :func:`predict`.
 
     Raises:
         CaseError: the case has no source.
-        IntensityError, TranslationError: as for :func:`ppdm.translation.translate_draws`.
+        IntensityError, TranslationError: as for :func:`ppdm.translation.translate_samples`.
     """
     source = _source_for(trained, case)
-    return translate_draws(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
+    return translate_samples(trained, source, samples, seed=seed, suv_factor=1.0 if case.in_suv else None)
 
 
 def reconstruct_target(trained: Trained, case: EvaluationCase) -> Tensor:
@@ -179,7 +179,7 @@ def reconstruction_scores(preset: Preset, reconstruction: Tensor, case: Evaluati
 
 
 def deviation_score(deviation: Tensor, prediction: Tensor, case: EvaluationCase) -> Score:
-    """Return the rank correlation of the deviation over draws and the error, ``deviation_rank``, inside the mask."""
+    """Return the rank correlation of the deviation over samples and the error, ``deviation_rank``, inside the mask."""
     return _score(DEVIATION_RANK, partial(deviation_rank, deviation, prediction, case.target, case.mask))
 
 

@@ -16,7 +16,7 @@ from ppdm.evaluation.evaluate import (
     in_units_of,
     lattices,
     predict,
-    predict_draws,
+    predict_samples,
     scores,
 )
 from ppdm.evaluation.subjects import files_of, read_case
@@ -44,7 +44,7 @@ def evaluate(
         split: split of the pairs that are scored.
         evaluations: network evaluations per volume; the method's own if absent.
         seed: random seed of stochastic methods.
-        samples: draws per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
+        samples: samples per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
             ``deviation_rank`` shows whether their standard deviation is large where the error is large.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
         compared: other methods of a comparison, so that seams are measured at the lattices of all.
@@ -58,7 +58,7 @@ def evaluate(
         CheckpointError: there is no trained method in the folder.
         ManifestError: the manifest has faults, or no pairs in the split.
         CaseError, VolumeError, IntensityError, TranslationError: a scan cannot be read or translated, or there is
-            nothing to draw.
+            several samples would be equal.
     """
     one = trained if isinstance(trained, Trained) else load(trained, device)
     if evaluations is not None:
@@ -76,7 +76,7 @@ def evaluate(
         if samples is None:
             values = scores(preset, predict(one, case, seed), case)
         else:
-            prediction, deviation = predict_draws(one, case, samples, seed)
+            prediction, deviation = predict_samples(one, case, samples, seed)
             values = [*scores(preset, prediction, case), deviation_score(deviation, prediction, case)]
         found[files.name] = {score.metric: score.value for score in values if score.value is not None}
     return found

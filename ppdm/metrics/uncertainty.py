@@ -12,7 +12,7 @@ DEVIATION_RANK = "deviation_rank"
 
 
 def deviation_rank(deviation: Tensor, prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Spearman's rank correlation of the deviation over several draws and the absolute error of their mean.
+    """Spearman's rank correlation of the deviation over several samples and the absolute error of their mean.
 
     1 if the voxels with a larger deviation always have a larger error, about 0 if they are unrelated, -1 at the lowest;
     higher is better. It is Pearson's correlation of the ranks of ``s`` and of ``|p − g|``, in which equal values have
@@ -20,7 +20,7 @@ def deviation_rank(deviation: Tensor, prediction: Tensor, target: Tensor, mask: 
     it may be too small or too large everywhere.
 
     Args:
-        deviation: standard deviation of the draws, (D, H, W).
+        deviation: standard deviation of the samples, (D, H, W).
         prediction, target, mask: as for :func:`ppdm.metrics.pair.checked`, (D, H, W). With a mask, only voxels inside
             count. Without one, the background, where both are small, makes the value high.
 
@@ -46,6 +46,6 @@ def deviation_rank(deviation: Tensor, prediction: Tensor, target: Tensor, mask: 
     if not norm > 0:
         raise MetricError(
             "The rank correlation is not defined: the deviation or the error is the same at every voxel; give a larger "
-            "region, or other draws."
+            "region, or other samples."
         )
     return (a * b).sum() / norm

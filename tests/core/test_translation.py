@@ -17,7 +17,7 @@ from ppdm.data.pairs import TrainingSet
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
 from ppdm.training.loop import fit
-from ppdm.translation import TranslationError, adapt, seed_of, translate, translate_draws, translate_volume
+from ppdm.translation import TranslationError, adapt, seed_of, translate, translate_samples, translate_volume
 from ppdm_baselines import METHODS
 
 TINY = PPDM.with_network(width=8, multipliers=(1, 2))
@@ -451,7 +451,7 @@ def test_refuses_options(tmp_path, options, sentence):
     assert os.listdir(tmp_path) == ["in.nii"]
 
 
-# Several draws
+# Several samples
 
 RANDOM = replace(TINY, sampling=replace(TINY.sampling, stochastic=True))
 
@@ -473,7 +473,7 @@ def test_the_moments_keep_their_precision_far_from_zero(tmp_path):
     # A deviation of about 1 at values of 1e6: sums of squares in float32 would lose it.
     far = trained(RANDOM, PercentileScaling(Range(1e6, 1e6 + 8)), noisy=True)
     draws = [translate_volume(far, torch.from_numpy(scan()), seed=seed_of(0, k)).double() for k in range(8)]
-    mean, deviation = translate_draws(far, torch.from_numpy(scan()), 8)
+    mean, deviation = translate_samples(far, torch.from_numpy(scan()), 8)
     torch.testing.assert_close(mean.double(), torch.stack(draws).mean(0), rtol=1e-7, atol=0)
     torch.testing.assert_close(deviation.double(), torch.stack(draws).std(0), rtol=1e-5, atol=0)
 
@@ -531,15 +531,15 @@ def test_a_translation_that_cannot_be_written_leaves_no_deviation(tmp_path, monk
 
 
 @pytest.mark.parametrize("samples", [0, 1, -3, 2.0, True])
-def test_a_deviation_needs_two_draws(tmp_path, samples):
-    with pytest.raises(TranslationError, match=r"need 2 draws or more, got"):
+def test_a_deviation_needs_two_samples(tmp_path, samples):
+    with pytest.raises(TranslationError, match=r"need 2 samples or more, got"):
         translate(trained(RANDOM), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=samples)
     assert os.listdir(tmp_path) == ["in.nii"]
 
 
 @pytest.mark.parametrize("method", [TINY, replace(RANDOM, sampling=replace(RANDOM.sampling, steps=1))])
 def test_a_method_without_noise_has_nothing_to_draw(tmp_path, method):
-    with pytest.raises(TranslationError, match=r"nothing to draw: its sampling in . steps? uses no noise"):
+    with pytest.raises(TranslationError, match=r"is not random: its sampling in . steps? uses no noise"):
         translate(trained(method), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=2)
     assert os.listdir(tmp_path) == ["in.nii"]
 

@@ -15,7 +15,7 @@ from ppdm.checkpoint import Trained, load
 from ppdm.data.formats import SCANS
 from ppdm.data.formats import scans_in as scans_by_name
 from ppdm.data.scaling import Scaling
-from ppdm.evaluation.evaluate import predict, predict_draws, reconstruct_target, untranslated
+from ppdm.evaluation.evaluate import predict, predict_samples, reconstruct_target, untranslated
 from ppdm.evaluation.subjects import CaseError, CaseFiles, EvaluationCase, read_prediction
 from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
@@ -278,7 +278,7 @@ class _Samples:
 
     def __init__(self, trained: Trained, samples: int, seed: int) -> None:
         self.samples = samples
-        self._compute = partial(predict_draws, trained, samples=samples, seed=seed)
+        self._compute = partial(predict_samples, trained, samples=samples, seed=seed)
         self._last: tuple[EvaluationCase, tuple[Tensor, Tensor]] | None = None
 
     def moments(self, case: EvaluationCase) -> tuple[Tensor, Tensor]:

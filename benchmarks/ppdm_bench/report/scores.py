@@ -207,8 +207,8 @@ def by_design(records: Iterable[Record]) -> list[Scores]:
         if record.subject and record.kind == "measured" and not is_of_curve(record):
             one = Scores.empty_for(record)
             named = () if one.design else (one.method, one.variant)
-            draws = record.options.get("samples")
-            key = (one.data, _design_without_steps(one.design), one.evaluations, one.train_steps, named, draws)
+            samples = record.options.get("samples")
+            key = (one.data, _design_without_steps(one.design), one.evaluations, one.train_steps, named, samples)
             found.setdefault(key, one).add(record, seed_of(record))
     valid = {key: one for key, one in found.items() if any(one.scans.values())}
     return [one for key, one in valid.items() if key[-1] is None or (*key[:-1], None) not in valid]

@@ -1,4 +1,4 @@
-"""Several draws through the commands: their mean, their deviation, and whether it tells where the error is."""
+"""Several samples through the commands: their mean, their deviation, and whether it tells where the error is."""
 
 import csv
 from dataclasses import replace
@@ -34,37 +34,37 @@ def folder(tmp_path, monkeypatch, unrendered):
 
 @pytest.fixture
 def pairs(folder):
-    """Pairs, a run that draws noise and one that does not; the network of the first has weights everywhere."""
+    """Pairs, a run that samples noise and one that does not; the network of the first has weights everywhere."""
     path = manifest(folder, "")
-    trained = ppdm.train(path, "drawing", method=RANDOM, steps=2)
+    trained = ppdm.train(path, "random", method=RANDOM, steps=2)
     with torch.no_grad():
         for parameter in trained.network.parameters():
             parameter.normal_(std=0.05)
-    save("drawing", trained)
+    save("random", trained)
     assert run(*TRAIN, "--manifest", path, "--out", "plain")[0] == 0
     return path
 
 
-def test_a_translation_in_draws_has_a_deviation_beside_it(pairs):
-    code, out, err = run("translate", "drawing", "2source.nii.gz", "made.nii.gz", "--samples", 3, "--seed", 5)
+def test_a_translation_of_several_samples_has_a_deviation_beside_it(pairs):
+    code, out, err = run("translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3, "--seed", 5)
     assert (code, err) == (0, "")
     assert out.startswith("made.nii.gz, made_std.nii.gz  (")
     mean, deviation = (read_volume(Path(name)).data for name in ("made.nii.gz", "made_std.nii.gz"))
-    assert run("translate", "drawing", "2source.nii.gz", "one.nii.gz", "--seed", 5)[0] == 0
+    assert run("translate", "random", "2source.nii.gz", "one.nii.gz", "--seed", 5)[0] == 0
     first = read_volume(Path("one.nii.gz")).data
-    # The first of three draws is that of the seed: nowhere more than 2/√3 deviations from their mean.
+    # The first of three samples is that of the seed: nowhere more than 2/√3 deviations from their mean.
     assert (np.abs(first - mean) <= 1.1548 * deviation + 1e-3).all()
     assert deviation.mean() > 0
-    assert "2 outputs exist" in refused(1, "translate", "drawing", "2source.nii.gz", "made.nii.gz", "--samples", 3)
+    assert "2 outputs exist" in refused(1, "translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3)
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("drawing", "--samples", 0), "expected a whole number of at least 2, got '0'"),
-        (("drawing", "--samples", 1), "expected a whole number of at least 2, got '1'"),
-        (("plain", "--samples", 4), "has nothing to draw: its sampling in 2 steps uses no noise"),
-        (("drawing", "--samples", 4, "--evaluations", 1), "nothing to draw: its sampling in 1 step uses no noise"),
+        (("random", "--samples", 0), "expected a whole number of at least 2, got '0'"),
+        (("random", "--samples", 1), "expected a whole number of at least 2, got '1'"),
+        (("plain", "--samples", 4), "is not random: its sampling in 2 steps uses no noise"),
+        (("random", "--samples", 4, "--evaluations", 1), "is not random: its sampling in 1 step uses no noise"),
     ],
 )
 def test_translate_refuses_with_a_sentence(pairs, words, sentence):
@@ -76,7 +76,7 @@ def test_translate_refuses_with_a_sentence(pairs, words, sentence):
 def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     words = (
         "evaluate",
-        "drawing",
+        "random",
         "plain",
         "--manifest",
         pairs,
@@ -96,43 +96,43 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     assert ranked[0].options["samples"] == 3
     assert ranked[0].method == RANDOM.name
     # The same from the files that translate writes.
-    assert run("translate", "drawing", "2source.nii.gz", "made.nii.gz", "--samples", 3)[0] == 0
+    assert run("translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3)[0] == 0
     mean, deviation, target = (read_volume(Path(f"{name}.nii.gz")).data for name in ("made", "made_std", "2target"))
     inside = body()[0]
     wanted = spearmanr(deviation[inside], np.abs(mean - target)[inside]).statistic
     assert ranked[0].value == pytest.approx(wanted, abs=1e-3)
     # And from Python.
-    values = ppdm.evaluate("drawing", pairs, samples=3)["s2"]
+    values = ppdm.evaluate("random", pairs, samples=3)["s2"]
     assert values["deviation_rank"] == pytest.approx(ranked[0].value)
     assert values["psnr"] == pytest.approx(found["psnr"].value)
-    # Without the option, a single draw is scored, under another identifier.
+    # Without the option, a single sample is scored, under another identifier.
     assert run(*words)[0] == 0
     again = RecordFile(Path("scored/records.jsonl")).read()
     singles = [r for r in again if r.method == RANDOM.name and r.metric == "psnr" and "samples" not in r.options]
     assert [record.config_id == ranked[0].config_id for record in singles] == [False]
     source = read_volume(Path("2source.nii.gz")).data
-    one = translate_volume(load("drawing"), torch.from_numpy(source))
+    one = translate_volume(load("random"), torch.from_numpy(source))
     assert singles[0].value != found["psnr"].value
     assert not np.allclose(one.numpy(), mean)
-    # The table has both, each with its own value; figures and claims take the single draw.
+    # The table has both, each with its own value; figures and claims take the single sample.
     with open("scored/quality.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == RANDOM.name and row["metric"] == "psnr"]
-    several, one_draw = found["psnr"], singles[0]
-    assert several.variant == f"{one_draw.variant} mean of 3"
+    several, one_sample = found["psnr"], singles[0]
+    assert several.variant == f"{one_sample.variant} mean of 3"
     assert [(row["variant"], float(row["mean"])) for row in rows] == [
         (several.variant, pytest.approx(several.value)),
-        (one_draw.variant, pytest.approx(one_draw.value)),
+        (one_sample.variant, pytest.approx(one_sample.value)),
     ]
     assert [one.label for one in by_design([several])] == [several.label]
-    assert [one.label for one in by_design([several, one_draw])] == [one_draw.label]
+    assert [one.label for one in by_design([several, one_sample])] == [one_sample.label]
 
 
-def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):
+def test_methods_that_are_not_random_are_refused(pairs, monkeypatch):
     words = ("evaluate", "plain", "--manifest", pairs, "--out", "scored", "--device", "cpu")
     assert "none of these does: all samples would be equal" in refused(2, *words, "--samples", 3)
     assert "expected a whole number of at least 2, got '0'" in refused(2, *words, "--samples", 0)
     assert not Path("scored").exists()
-    with pytest.raises(TranslationError, match="has nothing to draw"):
+    with pytest.raises(TranslationError, match="is not random"):
         ppdm.evaluate("plain", pairs, samples=2)
     alone = ("evaluate", "--predictions", "made", "--manifest", pairs, "--samples", 2)
     assert "--samples is for runs, and only --predictions were given" in refused(2, *alone)
@@ -143,7 +143,7 @@ def test_methods_that_cannot_be_drawn_from_are_refused(pairs, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_anatomies")
-def test_quality_scores_means_of_draws(folder, monkeypatch):
+def test_quality_scores_means_of_samples(folder, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
     words = ("quality", "--method", "tiny_training:DDPM", "--task", "mri-t1t2", "--subjects", 3, "--size", 12)
     more = ("--steps", 1, "--evaluations", 2, "--out", "trials", "--device", "cpu", "--samples", 2)
