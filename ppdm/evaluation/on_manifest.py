@@ -57,7 +57,7 @@ def evaluate(
     Raises:
         CheckpointError: there is no trained method in the folder.
         ManifestError: the manifest has faults, or no pairs in the split.
-        CaseError, VolumeError, IntensityError, TranslationError: a scan cannot be read or translated, or there is
+        CaseError, VolumeError, IntensityError, TranslationError: a scan cannot be read or translated, or
             several samples would be equal.
     """
     one = trained if isinstance(trained, Trained) else load(trained, device)
