@@ -8,9 +8,9 @@ The conventions below are fixed before any prediction is made, so that numbers a
 - CT has metrics of its own, in HU and with a fixed data range (:func:`ppdm.metrics.ct_preset`).
 - Metrics are computed inside the case's mask (above 0) if it has one, else in the whole volume. The seam index needs
   whole lines of voxels, so it is always computed in the whole volume.
-- The seam index is computed at the same lattices for all compared methods (:func:`lattices`). A grid of period 4 has
-  peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
-  different lattices are not comparable. The border ratio is computed at the same lattices, inside the mask.
+- The seam index is computed on the same block grids for all compared methods (:func:`block_grids`). A grid of period 4
+  has peaks at a quarter and at half of the sampling frequency, a grid of period 2 only at half. Therefore indices of
+  different block grids are not comparable. The border ratio is computed on the same grids, inside the mask.
 - In PET, the bias of uptake is computed in every labelled region, and in each connected component of a lesion label.
 - With several samples, their mean is scored. A further score shows whether their standard deviation is large where the
   error is large (:func:`deviation_score`). Methods that use no noise in sampling have one sample and no such score.
@@ -118,10 +118,10 @@ def data_range(scaling: Scaling) -> float:
     return scaling.target.high - scaling.target.low if isinstance(scaling, PercentileScaling) else scaling.ceiling
 
 
-def lattices(methods: Iterable[Method]) -> list[Factor]:
-    """Return the lattices at which the output of any of the methods may show a grid; 2 if no method has a lattice.
+def block_grids(methods: Iterable[Method]) -> list[Factor]:
+    """Return the block grids that the output of any of the methods may show; 2 if no method has one.
 
-    A lattice is the grid of puzzle cells, given by its puzzle factor.
+    A block grid is the grid of puzzle cells, given by its puzzle factor.
     """
     cells = dict.fromkeys(method.representation.cell for method in methods)
     found: list[Factor] = [cell[0] if len(set(cell)) == 1 else cell for cell in cells if max(cell) > 1]
@@ -129,11 +129,11 @@ def lattices(methods: Iterable[Method]) -> list[Factor]:
 
 
 def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> Preset:
-    """Return the project's preset, with a seam index and a border ratio per lattice, such as ``border_ratio_r1x2x2``.
+    """Return the project's preset, with seam index and border ratio per block grid, such as ``border_ratio_r1x2x2``.
 
     Args:
         span: data range of PSNR and SSIM.
-        grids: lattices of both.
+        grids: block grids of both.
         unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
     preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)

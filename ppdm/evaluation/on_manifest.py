@@ -9,12 +9,12 @@ import torch
 from ppdm.checkpoint import Trained, load
 from ppdm.data.manifest import ManifestError, read_manifest
 from ppdm.evaluation.evaluate import (
+    block_grids,
     check_kind,
     convention,
     data_range,
     deviation_score,
     in_units_of,
-    lattices,
     predict,
     predict_samples,
     scores,
@@ -47,7 +47,7 @@ def evaluate(
         samples: samples per volume, 2 or more, of a method that uses noise in sampling; their mean is scored, and
             ``deviation_rank`` shows whether their standard deviation is large where the error is large.
         resample: whether to interpolate volumes on other grids onto the grids of their (first) sources.
-        compared: other methods of a comparison, so that seams are measured at the lattices of all.
+        compared: other methods of a comparison, so that seams are measured on the block grids of all.
         device: device of the network, if ``trained`` is a folder.
 
     Returns:
@@ -69,7 +69,7 @@ def evaluate(
     check_kind(one, cases, one.method.name)
     check_samples(one.method, samples)
     cases = in_units_of([one], cases)
-    preset = convention(data_range(one.scaling), lattices([one.method, *compared]), cases[0].unit)
+    preset = convention(data_range(one.scaling), block_grids([one.method, *compared]), cases[0].unit)
     found: dict[str, dict[str, float]] = {}
     for files in cases:
         case = read_case(files, resample=resample)

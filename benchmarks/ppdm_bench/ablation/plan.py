@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ppdm import Method
-from ppdm.evaluation.evaluate import lattices
+from ppdm.evaluation.evaluate import block_grids
 from ppdm.metrics.texture import MIN_CELLS
 from ppdm.pixel_puzzle import Factor
 from ppdm.training.schedule import Schedule
@@ -79,13 +79,13 @@ class Ablation:
     @property
     def grids(self) -> list[Factor]:
         """The block grids for the seams of every cell: those of all cells for which the volumes are large enough."""
-        found = lattices(cell.method for cell in self.present)
+        found = block_grids(cell.method for cell in self.present)
         return [factor for factor in found if self._has_room(factor)] or [2]
 
     @property
     def too_large(self) -> list[Factor]:
         """The block grids for which the volumes are too small to compute the seam index."""
-        return [factor for factor in lattices(cell.method for cell in self.present) if not self._has_room(factor)]
+        return [factor for factor in block_grids(cell.method for cell in self.present) if not self._has_room(factor)]
 
     def _has_room(self, factor: Factor) -> bool:
         sizes = [shape for one in self.sets for split in (self.split, "train") for shape in one.shapes(split)]

@@ -11,7 +11,7 @@ from ppdm.checkpoint import Trained
 from ppdm.data.normalise import HounsfieldWindow, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
-from ppdm.evaluation.evaluate import check_kind, convention, data_range, in_units_of, lattices
+from ppdm.evaluation.evaluate import block_grids, check_kind, convention, data_range, in_units_of
 from ppdm.evaluation.subjects import CaseError, CaseFiles, files_of
 from ppdm.metrics import PRESETS, Preset
 from ppdm.metrics.hounsfield import SPAN
@@ -151,7 +151,7 @@ def compare_runs(
     cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
     spans = _spans(runs, methods) or {str(source): data_range(scaling)}
-    preset, span = how.preset(spans, lattices(trained.method for trained in methods), cases[0].unit)
+    preset, span = how.preset(spans, block_grids(trained.method for trained in methods), cases[0].unit)
     candidates = [input_candidate(scaling)]
     for run in loaded:
         candidates += run_candidates(run, sampling.steps, sampling.precision, sampling.seed, sampling.samples)
@@ -182,7 +182,7 @@ def compare_folders(
     windows: dict[str, Any] = dict(intensities or {})
     cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
-    preset, span = how.preset({str(targets): data_range(scaling)}, lattices([]), cases[0].unit)
+    preset, span = how.preset({str(targets): data_range(scaling)}, block_grids([]), cases[0].unit)
     if beside.get("source") is not None:
         candidates.insert(0, input_candidate(scaling))
     name = targets.absolute().name

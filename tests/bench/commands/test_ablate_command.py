@@ -143,7 +143,7 @@ def test_equal_time_is_what_the_method_itself_takes_and_shared_where_steps_are_t
     assert all(work.seconds > work.trial.schedule.steps * 0.05 for work in found)
 
 
-def test_a_lattice_is_only_measured_where_the_volumes_have_room_for_it():
+def test_a_block_grid_is_only_measured_where_the_volumes_have_room_for_it():
     assert ablation().grids == [2, 4, (1, 2, 2)]
     assert ablation().too_large == [8]
     assert not ablation(sets=[PhantomSubjects("mri-t1t2", 5, 32)]).too_large

@@ -268,7 +268,7 @@ def test_rows_of_earlier_commands_stay(data, tmp_path):
     assert f"Difference from {NAME}, subject by subject" in text
     assert {row["name"] for row in table(out)} == {"input", NAME, f"{NAME} still"}
 
-    # A method with another lattice, and predictions of another tool; a run that was scored is one row.
+    # A method with another block grid, and predictions of another tool; a run that was scored is one row.
     four = "ppdm r=1x1x3 network.multipliers=[1]"
     code, _, err = run("evaluate", tmp_path / "four", data / "still", "--predictions", data / "pred", *same)
     assert code == 0, err
@@ -299,7 +299,7 @@ def test_rows_of_other_data_are_left_out_with_a_message(data, tmp_path):
     }
 
 
-def test_all_are_held_against_the_lattices_of_all(data, tmp_path):
+def test_all_are_held_against_the_block_grids_of_all(data, tmp_path):
     make_run(tmp_path / "four", METHOD.with_factor((1, 1, 3)))
     words = (data / "noisy", tmp_path / "four", "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
     assert run("evaluate", *words)[0] == 0

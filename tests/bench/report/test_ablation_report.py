@@ -85,7 +85,7 @@ def test_cells_around_another_method_and_data_of_another_size_stay_out():
     ("label", "metric"),
     [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", "")],
 )
-def test_the_lattice_of_a_cell(label, metric):
+def test_the_block_grid_of_a_cell(label, metric):
     assert gather_ablation(one(label))[0].metric("seam_index") == metric
 
 
@@ -95,9 +95,9 @@ def test_columns_of_seams_are_those_that_the_records_have():
         replace(r, metric=r.metric.replace("seam_index", "border_ratio")) for r in old if "seam_index" in r.metric
     ]
     text, both = (ablation_page(records).to_markdown() for records in (old, [*old, *border]))
-    assert "Seam index: at the lattice" in text
+    assert "Seam index: on the block grid" in text
     assert "border" not in text
-    assert "Border ratio: at the lattice of the cell's own representation." in both
+    assert "Border ratio: on the block grid of the cell's own representation." in both
     names = [[axes.get_ylabel() for axes in ablation_figure(records).axes] for records in (old, [*old, *border])]
     assert "Δ seam\nindex (dB) ↓" in names[0]
     assert "Δ border\nratio (dB)" in names[1]

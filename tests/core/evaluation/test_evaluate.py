@@ -14,10 +14,10 @@ from ppdm.data.normalise import Range, percentile_range
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, write_volume
 from ppdm.evaluation.evaluate import (
+    block_grids,
     check_kind,
     convention,
     data_range,
-    lattices,
     predict,
     scores,
     unit_of,
@@ -210,16 +210,16 @@ def test_psnr_is_taken_in_the_mask_and_over_the_data_range():
     assert wider["nmae"] == found["nmae"]
 
 
-def test_lattices_are_those_of_the_methods_each_once():
+def test_block_grids_are_those_of_the_methods_each_once():
     by_name = [METHODS[name] for name in METHODS]
-    assert lattices([PPDM, PPDM.with_factor(4), PPDM]) == [2, 4]
-    assert lattices([PPDM.with_factor((1, 2, 2))]) == [(1, 2, 2)]
-    assert lattices([]) == [2]
-    assert lattices(m for m in by_name if max(m.representation.cell) == 1) == [2]
+    assert block_grids([PPDM, PPDM.with_factor(4), PPDM]) == [2, 4]
+    assert block_grids([PPDM.with_factor((1, 2, 2))]) == [(1, 2, 2)]
+    assert block_grids([]) == [2]
+    assert block_grids(m for m in by_name if max(m.representation.cell) == 1) == [2]
 
 
-def test_every_prediction_is_scored_at_every_lattice():
-    """A grid of period 4 is seen at its own lattice, and noise at none."""
+def test_every_prediction_is_scored_on_every_block_grid():
+    """A grid of period 4 is seen on its own block grid, and noise at none."""
     noise = np.random.default_rng(5).normal(size=(32, 32, 32)).astype(np.float32)
     target = scan(1, (32, 32, 32))
     grid = np.zeros(32, np.float32)
@@ -228,7 +228,7 @@ def test_every_prediction_is_scored_at_every_lattice():
     plain, gridded = (values(preset, target + error, case(target)) for error in (noise, noise + grid[:, None, None]))
     assert {"seam_index_r2", "seam_index_r4", "seam_index_r1x1x4"} <= set(plain)
     assert plain["seam_index_r4"] < 1 < 5 < gridded["seam_index_r4"]
-    assert gridded["seam_index_r1x1x4"] < 1  # the grid runs along D, this lattice along W
+    assert gridded["seam_index_r1x1x4"] < 1  # the grid runs along D, this block grid along W
     assert gridded["border_ratio_r4"] > plain["border_ratio_r4"]
     assert gridded["border_ratio_r1x1x4"] == pytest.approx(plain["border_ratio_r1x1x4"], abs=1e-3)
 

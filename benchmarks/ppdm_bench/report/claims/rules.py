@@ -313,7 +313,7 @@ CLAIMS = (
     Claim(
         "grid",
         "The puzzle-gradient loss suppresses grid artefacts.",
-        "On every task and lattice on which the method without the loss has seams (a mean border ratio above "
+        "On every task and block grid on which the method without the loss has seams (a mean border ratio above "
         f"{SEAMLESS_DB:g} dB), the difference with the loss − without lies below 0 dB with its whole "
         "interval (bootstrap over subjects, 95 %). If there are no seams on any of the tasks, there is nothing to "
         "suppress, and the claim is not supported. Why the border ratio: the rule was first based on the seam index, "

@@ -142,7 +142,7 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         )
     for measure in seam_measures(rows):
         name = metric_name(measure, "dB")
-        note = f"{name.partition(' dB')[0].capitalize()}: at the lattice of the cell's own representation."
+        note = f"{name.partition(' dB')[0].capitalize()}: on the block grid of the cell's own representation."
         columns[Heading(measure, name, rank=1, note=note)] = _quality(rows, measure)
     return columns
 
