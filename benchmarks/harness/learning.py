@@ -39,6 +39,11 @@ FORMER = 1e-3  # PPDM's former learning rate at every width, before the rule 0.0
 RUNS = "runs"
 CASE = ("method", "factor", "width", "task", "learning_rate", "steps")
 COLUMNS = (*CASE, "loss", "zeros_loss", "source_loss")
+ABOUT = (
+    f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} in {PRECISION} at {SIZE}³, divided by the loss "
+    "of an output of zeros, by task and width. Lower is better. Bold: the network learnt nothing; its loss is that of "
+    "zeros or of returning the source. †: the loss is still above that of returning the source."
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def has_learnt(row: Mapping[str, str]) -> bool:
     return loss < (1 - NEAR) * zeros and abs(loss / source - 1) > NEAR
 
 
-def table(rows: Sequence[Mapping[str, str]]) -> str:
+def to_markdown(rows: Sequence[Mapping[str, str]]) -> str:
     """The losses as a Markdown table: one line per method and rate, one column per task and width."""
     heads = [(task, str(width)) for task in TASKS for width in WIDTHS]
     lines: dict[tuple[str, str], dict[tuple[str, str], str]] = {}
@@ -112,12 +117,12 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
     text.append("|" + "---|" * (len(heads) + 2))
     for (name, rate), cells in sorted(lines.items()):
         text.append(f"| {name} | {rate} | " + " | ".join(cells.get(head, "–") for head in heads) + " |")
-    return "\n".join(text) + "\n"
+    return "\n".join([ABOUT, "", *text]) + "\n"
 
 
 def _cell(row: Mapping[str, str]) -> str:
     loss, zeros, source = (float(row[name]) for name in COLUMNS[-3:])
-    text = f"{loss / zeros:.2g}"
+    text = f"{loss / zeros:.2f}"
     text = text if has_learnt(row) else f"**{text}**"
     above = " †" if loss > (1 + NEAR) * source else ""
     return text + above + (f" ({int(row['steps']):,} steps)" if row["steps"] != str(STEPS) else "")
@@ -152,12 +157,7 @@ def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    about = (
-        f"Loss of the averaged weights after {STEPS} steps of batch {BATCH} in {PRECISION} at {SIZE}³, divided by the "
-        "loss of an output of zeros, by task and width. Lower is better. Bold: the network learnt nothing; its loss is "
-        "that of zeros or of returning the source. †: the loss is still above that of returning the source.\n\n"
-    )
-    contents = {results / "learning.csv": text.getvalue(), results / "learning.md": about + table(rows)}
+    contents = {results / "learning.csv": text.getvalue(), results / "learning.md": to_markdown(rows)}
     results.mkdir(parents=True, exist_ok=True)
     write_together({path: content.encode() for path, content in contents.items()})
 

@@ -10,6 +10,7 @@ file with the output of this script.
 """
 
 import argparse
+import csv
 import gc
 import json
 import tempfile
@@ -125,6 +126,7 @@ def everything() -> list[Output]:
         ),
         Output("blocks", _files("blocks/blocks", "md", "png"), _blocks),
         Output("bench", ["bench/bench.md"], _bench),
+        Output("learning", ["learning/learning.md"], _learning),
         Output("harness/fuzz", ["harness/fuzz.md"], _fuzz),
         Output("harness/soak", _files("harness/soak", "md", "png"), _soak),
         Output("claims", ["CLAIMS.md", "claims/claims.csv"], _claims),
@@ -277,6 +279,13 @@ def _blocks(results: Path, to: Path) -> None:
 def _bench(results: Path, to: Path) -> None:
     run = json.loads((results / "bench/bench.json").read_text())
     replace_file(to / "bench/bench.md", micro_page(run).to_markdown().encode())
+
+
+def _learning(results: Path, to: Path) -> None:
+    import learning
+
+    with (results / "learning/learning.csv").open() as stream:
+        replace_file(to / "learning/learning.md", learning.to_markdown(list(csv.DictReader(stream))).encode())
 
 
 def _fuzz(results: Path, to: Path) -> None:
