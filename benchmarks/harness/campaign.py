@@ -38,6 +38,7 @@ from ppdm_bench.report.snapshot import SUFFIX, read_snapshot, write_snapshot
 # Width 16 and batches of one pair in bf16 give the most updates per minute on processors with AVX-512 BF16.
 BASE = ("network.precision=bf16",)
 WIDTH, PARTS, EVALUATIONS, MORE = 16, 6, "1,2,4", 25
+SHORTEST = 3.0  # minutes
 SUBJECTS = 54  # eight of them for the scores, eight for the learning curves
 LEVELS = "network.multipliers=[1,2,4]"  # three levels, so that factor 8 needs no padding at 32 voxels
 
@@ -128,8 +129,8 @@ class Job:
 def jobs(real: Path | None) -> list[Job]:
     """All jobs in order of their tier; within a tier, one method after another on all data."""
     phantoms = [
-        Data(PhantomSubjects("mri-t1t2", SUBJECTS, 32), 3.0),
-        Data(PhantomSubjects("pet-joint", SUBJECTS, 32), 3.0),
+        Data(PhantomSubjects("mri-t1t2", SUBJECTS, 32), SHORTEST),
+        Data(PhantomSubjects("pet-joint", SUBJECTS, 32), SHORTEST),
         Data(PhantomSubjects("pet-denoise", SUBJECTS, 48), 4.0),  # at 32³ there is almost no noise to remove
     ]
     large = Data(PhantomSubjects("mri-t1t2", SUBJECTS, 64), 8.0)
@@ -138,22 +139,30 @@ def jobs(real: Path | None) -> list[Job]:
     made = []
     for tier, points in (("claims", FIRST), ("methods", REST)):
         for point in points:
-            made += [Job(tier, data, *point) for data in everywhere]
-            if METHODS[point[0]].sampling.steps > MORE:
-                # Hundreds of evaluations are slow on the other data.
-                small = [data for data in everywhere if data.minutes == min(one.minutes for one in everywhere)]
-                more = [f"{MORE},own" if data in small else str(MORE) for data in everywhere]
-                made += [Job(tier, data, *point, evaluations=text) for data, text in zip(everywhere, more, strict=True)]
+            made += with_more_evaluations([Job(tier, data, *point) for data in everywhere])
     made += repetitions("seeds", FIRST, everywhere)
     for factor, width in FACTORS:
         settings = (f"representation=puzzle(factor={factor})", LEVELS)
         small = phantoms if factor < 8 else phantoms[:2]  # 48 voxels would be padded to 64
         made += [Job("factors", data, "ppdm", settings, width=width) for data in small]
     for name in METHODS:
-        made.append(Job("gallery", large, name))
-        if METHODS[name].sampling.steps > MORE:
-            made.append(Job("gallery", large, name, evaluations=str(MORE)))
+        made += with_more_evaluations([Job("gallery", large, name)])
     return made + repetitions("more seeds", REST, everywhere)
+
+
+def with_more_evaluations(trainings: Sequence[Job]) -> list[Job]:
+    """The trainings, and additional scores of those whose method has more network evaluations by default.
+
+    Hundreds of evaluations are slow, so the default is used only on the data with the shortest trainings.
+    """
+    return [
+        *trainings,
+        *(
+            replace(job, evaluations=f"{MORE},own" if job.data.minutes == SHORTEST else str(MORE))
+            for job in trainings
+            if METHODS[job.method].sampling.steps > MORE
+        ),
+    ]
 
 
 def repetitions(tier: str, points: Sequence[tuple[str, tuple[str, ...]]], everywhere: Sequence[Data]) -> list[Job]:
