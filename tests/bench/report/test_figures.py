@@ -16,6 +16,7 @@ from evidence import ENV, FULL_3D, PPDM, TASKS, WAVELET, curve, kept, of_scans, 
 from PIL import Image
 
 from ppdm import Method
+from ppdm.representation import Puzzle
 from ppdm_bench.records import RecordError
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
@@ -28,6 +29,17 @@ from ppdm_bench.report.tables.render import Heading, Table, TableRow, escape_lat
 pytestmark = pytest.mark.slow
 
 OFF = Method.from_dict(PPDM.to_dict() | {"loss": {"p": 2, "gradient": 0.0, "mode": "off"}})
+
+
+def factor_records():
+    """Scores, memory and time of three factors and widths; the wider the network, the better and the costlier."""
+    for factor, width in ((1, 16), (2, 16), (2, 32), (4, 16), (4, 32)):
+        small = PPDM.with_network(width=width)
+        method = replace(small, representation=Puzzle(factor))
+        for record in scores(method, TASKS[0], [30 + width / 16 - factor] * 2, train_steps=3200 // width * factor):
+            yield replace(record, options=record.options | {"budgets": {"time": 180.0}})
+        yield peak(method, 64, width << 30)
+        yield timing(method, 4, [width / factor])
 
 
 def evidence():
@@ -48,6 +60,7 @@ def evidence():
     yield from (replace(record, env=ENV) for record in ablated.everything(tasks=TASKS[:1]))
     for method, base in ((PPDM, 30), (FULL_3D, 25)):
         yield from curve(method, TASKS[0], [base, base + 1, base + 1.2], seconds=180)
+    yield from factor_records()
     yield timing(PPDM, 4, [1.0, 1.1, 1.2])
     yield timing(FULL_3D, 4, [9.0, 9.1, 9.2])
 
@@ -355,6 +368,40 @@ def test_a_method_has_its_best_number_of_evaluations_beside_its_memory():
     shown, _ = exhibit("quality-memory", [*records, peak(PPDM, 64, 1 << 30)])
     at = [heading.key for heading in shown.table.headings].index("evaluations")
     assert [line.cells[at] for line in shown.table.rows] == [2]
+
+
+def test_factors_and_widths_are_shown_beside_the_cost_of_their_own_networks():
+    other = scores(PPDM.with_network(multipliers=(1, 2)), TASKS[0], [40.0, 41.0])  # another design is left out
+    shown, figure = exhibit("factors", [*factor_records(), *other])
+    columns = ("factor", "width", "train_steps", "psnr", "peak_bytes", "volume_seconds")
+    places = [[heading.key for heading in shown.table.headings].index(name) for name in columns]
+    assert [tuple(line.cells[place] for place in places) for line in shown.table.rows] == [
+        ("1", 16, 200, 30.0, 16 << 30, 16.0),
+        ("2", 16, 400, 29.0, 16 << 30, 8.0),
+        ("2", 32, 200, 30.0, 32 << 30, 16.0),
+        ("4", 16, 800, 27.0, 16 << 30, 4.0),
+        ("4", 32, 400, 28.0, 32 << 30, 8.0),
+    ]
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "largest peak at 64³ (GiB)",
+        "time per volume, cpu, None threads (s)",
+    ]
+    frontiers = [axes.lines[0].get_xydata().tolist() for axes in figure.axes]
+    assert frontiers == [[[16, 30]], [[4, 27], [8, 29], [16, 30]]]
+    faces = [
+        [line.get_markerfacecolor() == "white" for line in axes.lines if line.get_marker() != "None"]
+        for axes in figure.axes
+    ]
+    assert [set(found) for found in faces] == [{True}, {False}]  # memory is predicted here, and time is measured
+
+
+def test_factors_of_one_width_are_no_figure():
+    one_width = [r for r in factor_records() if r.metric != "psnr" or r.options["resolved"]["network"]["width"] == 16]
+    with pytest.raises(MissingRecords, match="several puzzle factors and widths"):
+        exhibit("factors", one_width)
+    costless = [r for r in factor_records() if r.metric != "volume_seconds"]
+    with pytest.raises(MissingRecords, match="memory and time per volume of the networks"):
+        exhibit("factors", costless)
 
 
 def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():

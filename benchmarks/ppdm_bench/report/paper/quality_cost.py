@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,85 +11,37 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
-from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.capacity import cubic_rows, setting_with_most_sizes, size_of
-from ppdm_bench.report.figures.names import plain_label
+from ppdm_bench.report.figures.capacity import size_of
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
+from ppdm_bench.report.paper.cost import (
+    METRIC,
+    CostPoint,
+    device_of_time,
+    rows_of_largest_cube,
+    trained_points,
+    undominated,
+    with_largest_peaks,
+    with_times_of_one_device,
+)
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.rows import common_settings, phase_name
-from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, factor_text, group_title, resolved_method
+from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, group_title
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib, plural, shape_text, significant
-
-METRIC = "psnr"
-
-
-@dataclass(frozen=True)
-class CostPoint:
-    """A point of the figure: quality and cost of one configuration.
-
-    Attributes:
-        scores: the quality.
-        cost: value on the horizontal axis.
-        cost_record: the record of the cost; None for network evaluations.
-    """
-
-    scores: Scores
-    cost: float
-    cost_record: Record | None = None
-
-    @property
-    def kind(self) -> str:
-        """Kind of the cost, measured or predicted."""
-        return self.cost_record.kind if self.cost_record else "measured"
-
-    @property
-    def records(self) -> list[Record]:
-        """The records of quality and cost."""
-        return [*self.scores.of_metric(METRIC), *filter(None, [self.cost_record])]
-
-    @property
-    def quality(self) -> float:
-        """Mean over subjects."""
-        return self.scores.mean(METRIC) or 0.0
-
-    @property
-    def name(self) -> str:
-        """Method and representation, as written in the figure."""
-        variant = self.scores.variant.replace("default", "").strip()
-        factor = factor_text(self.scores.design)
-        return plain_label(f"{self.scores.method} {variant or (factor and f'r={factor}')}".strip())
-
-    @property
-    def space(self) -> str:
-        """The fields on which the cost depends: method, representation and window."""
-        return _space(self.scores.method, self.scores.design)
-
-    @property
-    def curve(self) -> str:
-        """The fields that points of one curve share: a design with a training budget."""
-        p = self.scores
-        fields = [p.label, p.train_steps, p.design.get("kernel"), p.design.get("loss"), p.design.get("target")]
-        return json.dumps(fields)
 
 
 def show_memory(library: Library) -> FigureContent:
     """Return quality against the largest peak of memory over all phases of a method."""
-    points = best_evaluations(_trained(library), lambda point: point.training_key)
-    rows = setting_with_most_sizes(cubic_rows(library.records), of_one_width=False)
-    largest = max((size_of(row) for row in rows), default=0)
-    rows = [row for row in rows if size_of(row) == largest]
-    peaks = [row.records[phase, "peak_allocated"] for row in rows if (phase := row.largest_phase())]
-    sets = grouped(points, lambda point: point.data).values()
-    by_point = {id(point): peak for same in sets for point, peak in _with_peaks(same, peaks)}
-    found = [(point, by_point[id(point)]) for point in points if id(point) in by_point]
-    cost_points = [CostPoint(point, (peak.value or 0.0) / GIB, peak) for point, peak in found]
+    points = best_evaluations(trained_points(library), lambda point: point.training_key)
+    rows = rows_of_largest_cube(library)
+    cost_points = with_largest_peaks(points, rows)
     if not cost_points:
         raise MissingRecords(
             "peak training memory of the methods whose quality was recorded; `ppdm-bench memory --res 256` makes it"
         )
+    largest = size_of(rows[0])
     about = (
         f"PSNR against the peak of memory (peak_allocated) at {largest}³ voxels, {common_settings(rows)}. The memory "
         "of a method is its largest peak over all phases: training, sampling, and for a latent method the training of "
@@ -109,18 +59,16 @@ def show_memory(library: Library) -> FigureContent:
 
 def show_seconds(library: Library) -> FigureContent:
     """Return quality against time per volume, for the device and size with the most times of scored methods."""
-    points = _trained(library)
-    times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
-    alike = grouped(times, lambda record: (*_device(record), record.shape))
-    timed = {key: _with_times(points, same) for key, same in alike.items()}
-    # The most scores win, then measured times, then the largest volumes, whose time matters most.
-    best = max(timed, key=lambda key: (len(timed[key]), key[0] == "measured", key[2]), default=None)
-    if best is None or not timed[best]:
+    points = trained_points(library)
+    cost_points = with_times_of_one_device(library, points)
+    if not cost_points:
         raise MissingRecords(
             "seconds per volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` "
             "makes them"
         )
-    cost_points, (kind, device, shape) = timed[best], best
+    first = cost_points[0].cost_record
+    assert first is not None
+    (kind, device), shape = device_of_time(first), first.shape
     size = f" of {shape_text(shape)}" if shape else ""
     about = (
         f"PSNR against the {kind} time of one translation{f'{size} voxels' if size else ''} "
@@ -131,32 +79,9 @@ def show_seconds(library: Library) -> FigureContent:
     return _shown(library, cost_points, about, f"time per volume{size}{card} (s)", "volume_seconds")
 
 
-def _device(record: Record) -> tuple[str, str]:
-    """Return the kind of a time, and its device."""
-    return record.kind, record.gpu or f"{record.device}, {record.env.get('threads')} threads"
-
-
-def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[CostPoint]:
-    """Return the points for whose network there is a time; all `times` have one volume size."""
-    found: dict[tuple[str, str, int | None], Record] = {}
-    for record in times:
-        data = "" if record.shape else _data(record.task, record.options.get("data"))
-        design = resolved_method(record)
-        found[data, _space(record.method, design) + _network(design), record.steps] = record
-    sized = bool(times[0].shape)
-    cost_points = []
-    for point in points:
-        data = "" if sized else _data(*json.loads(point.data)[:2])
-        space = _space(point.method, point.design) + _network(point.design)
-        timed = found.get((data, space, point.evaluations))
-        if timed is not None and timed.value is not None:
-            cost_points.append(CostPoint(point, float(timed.value), timed))
-    return cost_points
-
-
 def show_evaluations(library: Library) -> FigureContent:
     """Return quality against network evaluations."""
-    points = [point for point in _trained(library) if point.evaluations]
+    points = [point for point in trained_points(library) if point.evaluations]
     if len({point.evaluations for point in points}) < 2:
         raise MissingRecords(
             "quality at two numbers of network evaluations; `ppdm-bench quality --evaluations 1,2,4,10` makes it"
@@ -167,46 +92,6 @@ def show_evaluations(library: Library) -> FigureContent:
         f"evaluations of one design. {_scope(points)}"
     )
     return _shown(library, cost_points, about, "network evaluations per volume", "")
-
-
-def _trained(library: Library) -> list[Scores]:
-    points = [p for p in library.points if p.design and p.subject_means(METRIC)]
-    if not points:
-        raise MissingRecords("quality of trained methods (psnr by subject); `ppdm-bench quality` makes it")
-    return points
-
-
-def _with_peaks(points: Sequence[Scores], peaks: Sequence[Record]) -> list[tuple[Scores, Record]]:
-    """Return the points of a data set with their peaks: those of their networks if all have one, else of the space."""
-    own: dict[str, Record] = {}
-    first: dict[str, Record] = {}
-    for method, peak in [*((peak.method, peak) for peak in peaks), *(("", peak) for peak in peaks)]:
-        design = resolved_method(peak)
-        own.setdefault(_space(method, design) + _network(design), peak)
-        first.setdefault(_space(method, design), peak)
-    exact, near = [], []
-    for point in points:
-        names = [_space(method, point.design) for method in (point.method, "")]
-        exact += [(point, own[key]) for name in names if (key := name + _network(point.design)) in own][:1]
-        near += [(point, first[name]) for name in names if name in first][:1]
-    return exact if len(exact) == len(points) else near
-
-
-def _network(design: Mapping[str, Any]) -> str:
-    """Return the architecture of the network, without its precision and checkpointing."""
-    network = {**(design.get("network") or {})}
-    for name in ("precision", "checkpointing", "channels_last", "compile"):
-        network.pop(name, None)
-    return json.dumps(network, sort_keys=True)
-
-
-def _space(method: str, design: Mapping[str, Any]) -> str:
-    """Return the fields on which memory and time depend at one size: method, representation and window."""
-    return json.dumps([method, design.get("representation"), (design.get("window") or {}).get("type")], sort_keys=True)
-
-
-def _data(task: str, data: Any) -> str:
-    return json.dumps([task, data], sort_keys=True)
 
 
 def _scope(points: Sequence[Scores]) -> str:
@@ -331,7 +216,7 @@ def _figure(
 def _draw(axes: Axes, panel: Sequence[CostPoint], marks: dict[str, Marker], frontier: bool) -> list[Annotation]:
     """Draw the curves and return their labels."""
     if frontier:
-        best = _undominated(panel)
+        best = undominated(panel)
         axes.plot([s.cost for s in best], [s.quality for s in best], color="0.7", linewidth=0.9, zorder=1)
     labels = []
     for name, points in grouped(panel, lambda point: point.name).items():
@@ -342,12 +227,3 @@ def _draw(axes: Axes, panel: Sequence[CostPoint], marks: dict[str, Marker], fron
         axes.plot(costs, values, color=marker.colour, marker=marker.shape, zorder=2, **look)
         labels.append(style.end_label(axes, costs[-1], values[-1], name, marker.colour))
     return labels
-
-
-def _undominated(points: Sequence[CostPoint]) -> list[CostPoint]:
-    """Return the points for which no other point is better in cost and quality, the cheapest first."""
-    best: list[CostPoint] = []
-    for point in sorted(points, key=lambda s: (s.cost, -s.quality)):
-        if not best or point.quality > best[-1].quality:
-            best.append(point)
-    return best
